@@ -1,0 +1,1 @@
+"""evomerge: find the best way to merge language models."""

@@ -1,0 +1,57 @@
+"""Ids, errors, random streams and the records that every other package exchanges.
+
+Imports nothing of evomerge and nothing heavier than NumPy.
+"""
+
+from evomerge.core.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineError,
+    EvaluationError,
+    EvomergeError,
+    JournalError,
+    RecipeError,
+    SpaceError,
+)
+from evomerge.core.files import atomic_write_bytes, atomic_write_json, atomic_write_text, fsync_folder
+from evomerge.core.jsonable import Json, canonical_json, fingerprint
+from evomerge.core.random_streams import random_stream
+from evomerge.core.records import (
+    Candidate,
+    Direction,
+    Evaluation,
+    EvaluationRequest,
+    Objective,
+    Split,
+    Status,
+    VectorGenome,
+    to_losses,
+)
+
+__all__ = [
+    "Candidate",
+    "CheckpointError",
+    "ConfigError",
+    "Direction",
+    "EngineError",
+    "Evaluation",
+    "EvaluationError",
+    "EvaluationRequest",
+    "EvomergeError",
+    "JournalError",
+    "Json",
+    "Objective",
+    "RecipeError",
+    "SpaceError",
+    "Split",
+    "Status",
+    "VectorGenome",
+    "atomic_write_bytes",
+    "atomic_write_json",
+    "atomic_write_text",
+    "canonical_json",
+    "fingerprint",
+    "fsync_folder",
+    "random_stream",
+    "to_losses",
+]

@@ -1,0 +1,36 @@
+"""The error tree. Every error a user can cause is an `EvomergeError`; the CLI prints it without a traceback (exit code 2).
+
+A message says what is wrong, where (file, key, tensor), what was expected, what was found, and what to do.
+"""
+
+
+class EvomergeError(Exception):
+    """Base of all errors that evomerge raises on purpose."""
+
+
+class ConfigError(EvomergeError):
+    """The configuration is wrong: an unknown key, a value out of range, a file that is not there."""
+
+
+class SpaceError(EvomergeError):
+    """A search space is empty, contradictory, or a point does not fit it."""
+
+
+class RecipeError(EvomergeError):
+    """A recipe cannot be read, written, or applied to the models it names."""
+
+
+class CheckpointError(EvomergeError):
+    """A model folder or a safetensors file is damaged, incomplete or unsafe."""
+
+
+class EngineError(EvomergeError):
+    """An inference engine could not start, could not take the weights, or answered nonsense."""
+
+
+class EvaluationError(EvomergeError):
+    """A task cannot be loaded or a candidate cannot be scored."""
+
+
+class JournalError(EvomergeError):
+    """A run directory or its journal is damaged, locked, or from another run."""

@@ -1,0 +1,47 @@
+"""Replacing files so that a crash at any instant leaves either the old content or the new one."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from evomerge.core.jsonable import Json
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes renames and new names inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` by `content`: written beside it, fsynced, renamed.
+
+    Raises:
+        OSError: the folder is missing, read-only or full; `path` is then untouched.
+    """
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.fchmod(stream.fileno(), 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """`atomic_write_bytes` of UTF-8 text."""
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_json(path: Path, value: Json) -> None:
+    """Replaces `path` by indented JSON with sorted keys (byte-identical for equal values)."""
+    atomic_write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")

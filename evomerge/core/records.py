@@ -1,0 +1,132 @@
+"""The records that travel between packages: candidates, evaluation requests, evaluations, objectives."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.core.errors import EvaluationError
+from evomerge.core.jsonable import Json
+
+
+class Split(StrEnum):
+    """The three disjoint parts of a task's items."""
+
+    SEARCH = "search"
+    """fitness: seen by the strategy"""
+    SELECT = "select"
+    """re-ranks the finalists"""
+    REPORT = "report"
+    """touched once, at the end"""
+
+
+class Status(StrEnum):
+    """How an evaluation ended."""
+
+    OK = "ok"
+    INFEASIBLE = "infeasible"
+    """the candidate breaks a constraint; nothing was run"""
+    FAILED = "failed"
+    """something broke while it ran; `Evaluation.error` says what"""
+
+
+class Direction(StrEnum):
+    """Whether a higher or a lower score is better."""
+
+    MAXIMIZE = "maximize"
+    MINIMIZE = "minimize"
+
+
+@dataclass(frozen=True, slots=True)
+class VectorGenome:
+    """A point of the search space in unit coordinates: `values` has shape (d,), every entry in [0, 1]."""
+
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One proposal of a strategy. `id` is unique within a run; `parents` are ids of the candidates it came from."""
+
+    id: str
+    genome: VectorGenome
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A named score to be optimised; `name` is a task's name or `cost.<key>`."""
+
+    name: str
+    direction: Direction = Direction.MAXIMIZE
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """What a worker is asked to score.
+
+    Attributes:
+        candidate_id: whose score this is.
+        split: which items to use.
+        recipe: the recipe as JSON (`Recipe.to_json`); None for the synthetic evaluation.
+        values: unit coordinates (d,); None for baselines outside the space.
+        attempt: 0 for the first try of this request.
+    """
+
+    candidate_id: str
+    split: Split
+    recipe: Mapping[str, Json] | None = None
+    values: tuple[float, ...] | None = None
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The result of one request.
+
+    Attributes:
+        candidate_id: as in the request.
+        split: as in the request.
+        status: only `OK` evaluations have scores.
+        scores: task name -> mean score over the items (higher or lower is better as its `Objective` says).
+        stderr: task name -> standard error of that mean.
+        item_scores: task name -> (n_items,) float32, in the task's fixed item order.
+        cost: named costs of this evaluation (`items`, `generated_tokens`, ... and times in `*_s`).
+        error: why it failed, else None.
+    """
+
+    candidate_id: str
+    split: Split
+    status: Status
+    scores: Mapping[str, float] = field(default_factory=dict)
+    stderr: Mapping[str, float] = field(default_factory=dict)
+    item_scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    def value(self, name: str) -> float:
+        """The score called `name`, or the cost where `name` starts with `cost.`.
+
+        Raises:
+            EvaluationError: there is no such score or cost.
+        """
+        try:
+            return self.cost[name.removeprefix("cost.")] if name.startswith("cost.") else self.scores[name]
+        except KeyError:
+            known = sorted([*self.scores, *(f"cost.{key}" for key in self.cost)])
+            raise EvaluationError(
+                f"candidate {self.candidate_id} has no score {name!r}; it has: {', '.join(known) or 'none'}"
+            ) from None
+
+
+def to_losses(objectives: Sequence[Objective], evaluations: Sequence[Evaluation]) -> NDArray[np.float64]:
+    """Scores as losses to be minimised: (n, m), NaN in the rows that are not `OK`. The only place where a sign flips."""
+    losses = np.full((len(evaluations), len(objectives)), np.nan)
+    for row, evaluation in enumerate(evaluations):
+        if evaluation.status is Status.OK:
+            for column, objective in enumerate(objectives):
+                value = evaluation.value(objective.name)
+                losses[row, column] = -value if objective.direction is Direction.MAXIMIZE else value
+    return losses

@@ -1,0 +1,88 @@
+"""`MergePlan`: what to compute for which output tensor. Names and numbers only; no tensor is touched here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInput:
+    """One input of a step: tensor `tensor` of the model `source`, with the method's per-source parameters resolved to scalars."""
+
+    source: str
+    tensor: str
+    parameters: Mapping[str, float | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStep:
+    """One output tensor.
+
+    Attributes:
+        output: its name in the merged checkpoint.
+        shape: its shape.
+        method: merge method.
+        inputs: the sources in recipe order.
+        base: the base model's tensor, where the method has a base.
+        parameters: the method's global parameters resolved to scalars.
+    """
+
+    output: str
+    shape: tuple[int, ...]
+    method: str
+    inputs: tuple[TensorInput, ...]
+    base: TensorInput | None
+    parameters: Mapping[str, float | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """All steps of one merge.
+
+    Attributes:
+        steps: in the order they are computed.
+        n_layers: transformer layers of the result.
+        output_bytes: size of the result in `dtype`.
+        dtype: what results are rounded to, once ("bfloat16", "float16", "float32").
+        math_dtype: what the arithmetic runs in.
+        seed: keys random masks.
+    """
+
+    steps: tuple[TensorStep, ...]
+    n_layers: int
+    output_bytes: int
+    dtype: str
+    math_dtype: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where a part of a checkpoint tensor lives in an engine.
+
+    Attributes:
+        index: which part of the checkpoint tensor, one slice per dimension.
+        view: a writable view of a live parameter, of that part's shape.
+    """
+
+    index: tuple[slice, ...]
+    view: "torch.Tensor"
+
+
+class WeightTarget(Protocol):
+    """Something merged tensors are written into: an engine's live parameters."""
+
+    def names(self) -> Sequence[str]:
+        """Checkpoint tensor names that the target holds; a merge must write every one."""
+        ...
+
+    def regions(self, tensor: str) -> Sequence[Region]:
+        """The places of `tensor`; together they cover every element that the engine uses.
+
+        Raises:
+            KeyError: the target has no such tensor.
+        """
+        ...
