@@ -1,0 +1,1 @@
+"""Conformance suites, fakes and tiny models for tests, of this project and of plugins."""
