@@ -27,6 +27,7 @@ from evomerge.core.records import (
     VectorGenome,
     to_losses,
 )
+from evomerge.core.safe_yaml import load_yaml, load_yaml_documents
 
 __all__ = [
     "Candidate",
@@ -52,6 +53,8 @@ __all__ = [
     "canonical_json",
     "fingerprint",
     "fsync_folder",
+    "load_yaml",
+    "load_yaml_documents",
     "random_stream",
     "to_losses",
 ]

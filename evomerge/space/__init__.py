@@ -1,0 +1,5 @@
+"""Search spaces: named parameters, their bounds, and the unit cube that strategies see."""
+
+from evomerge.space.search_space import MAX_DIMENSION, Parameter, SearchSpace
+
+__all__ = ["MAX_DIMENSION", "Parameter", "SearchSpace"]

@@ -1,0 +1,294 @@
+"""`RecipeTemplate`: a merge with holes, the search space of its holes, and the recipe that a point of the space fills in.
+
+Also the recipes every search is compared with: each source alone, the uniform average, task arithmetic.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+
+from evomerge.core import RecipeError, SpaceError
+from evomerge.recipe.methods import BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
+from evomerge.recipe.recipe import Parameters, ParameterValue, Recipe, Setting, Slice, Source
+from evomerge.space import Parameter, SearchSpace
+
+MODULE_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "attention": ("self_attn",),
+        "mlp": ("mlp",),
+        "embeddings": ("embed_tokens", "lm_head"),
+        "norms": ("norm",),
+        "rest": (),
+    }
+)
+"""module group -> substrings of tensor names (mergekit filters); "rest" is whatever the groups before it leave"""
+
+AXES = ("expert", "layer_group", "module_group")
+"""what a parameter can vary over, in the order of a parameter's key"""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchedParameter:
+    """A parameter of the method that the search varies within [low, high], one value for every combination of the axes in `per`."""
+
+    name: str
+    low: float
+    high: float
+    per: tuple[str, ...]
+
+
+class RecipeTemplate:
+    """A merge whose searched parameters are left open.
+
+    Args:
+        method: merge method.
+        base: base model folder; None where there is none.
+        experts: name -> folder of the models to be merged.
+        searched: the open parameters.
+        fixed: parameters with one value for the whole search.
+        n_layers: transformer layers of every model.
+        layer_groups: consecutive [first, last) ranges that cover [0, n_layers); one group = a whole-model recipe.
+        module_groups: keys of `MODULE_GROUPS`; empty = no distinction.
+        out_dtype: what merged weights are rounded to.
+        seed: keys the random masks; one seed for the whole search (common random numbers).
+
+    Raises:
+        RecipeError: the method does not take these models or parameters.
+        SpaceError: groups or bounds that make no space.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str,
+        base: str | None,
+        experts: Mapping[str, str],
+        searched: Sequence[SearchedParameter],
+        fixed: Mapping[str, ParameterValue],
+        n_layers: int,
+        layer_groups: Sequence[tuple[int, int]],
+        module_groups: Sequence[str],
+        out_dtype: str | None,
+        seed: int,
+    ) -> None:
+        self._spec = method_spec(method)
+        self._base, self._experts = base, dict(experts)
+        self._searched, self._fixed = tuple(searched), dict(fixed)
+        self._layer_groups, self._module_groups = tuple(layer_groups), tuple(module_groups)
+        self._out_dtype, self._seed = out_dtype, seed
+        _check_models(self._spec, base, self._experts)
+        _check_groups(self._layer_groups, self._module_groups, n_layers)
+        for searched_parameter in self._searched:
+            _check_searched(self._spec, searched_parameter)
+        for name in self._fixed:
+            self._spec.parameter(name)
+        self._check_complete()
+        self.space = SearchSpace(
+            [
+                Parameter(key, searched_parameter.low, searched_parameter.high)
+                for searched_parameter in self._searched
+                for key in self._keys(searched_parameter)
+            ]
+        )
+
+    def recipe(self, values: Mapping[str, float], name: str | None = None) -> Recipe:
+        """The recipe of decoded parameter values (`space.decode`)."""
+        whole_model = len(self._layer_groups) == 1
+        slices = []
+        for group in self._layer_groups:
+            layer_range = None if whole_model else group
+            sources = tuple(
+                Source(path, layer_range, self._settings(values, Scope.MODEL, group, expert))
+                for expert, path in self._experts.items()
+            )
+            if self._spec.base is BaseRole.ENDPOINT and self._base is not None:
+                sources = (Source(self._base, layer_range), *sources)
+            elif self._base_is_sliced(whole_model) and self._base is not None:
+                sources = (*sources, Source(self._base, layer_range))
+            slices.append(Slice(sources, self._settings(values, Scope.GLOBAL, group, None)))
+        return Recipe(
+            method=self._spec.name,
+            slices=tuple(slices),
+            base=self._base if self._spec.base is not BaseRole.SOURCE else None,
+            out_dtype=self._out_dtype,
+            seed=0 if self._spec.deterministic else self._seed,
+            name=name,
+        )
+
+    def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
+        """name -> recipe: `source:<name>` for base and experts, `uniform`, and `task_arithmetic:<weight>` where there is a base."""
+        sources = dict(self._experts) if self._base is None else {"base": self._base, **self._experts}
+        recipes = {f"source:{name}": self._plain("linear", {path: 1.0}) for name, path in sources.items()}
+        recipes["uniform"] = self._plain("linear", dict.fromkeys(self._experts.values(), 1.0))
+        if self._base is not None:
+            for weight in task_arithmetic_weights:
+                weights = dict.fromkeys(self._experts.values(), weight)
+                recipes[f"task_arithmetic:{weight:g}"] = self._plain("task_arithmetic", weights)
+        return recipes
+
+    def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
+        """For each baseline that is a point of this space, its parameter values."""
+        if not any(parameter.name == "weight" for parameter in self._searched):
+            return {}
+        normalised = bool(self._fixed.get("normalize", self._spec.parameter("normalize").default))
+        wanted = {f"source:{name}": {other: float(other == name) for other in self._experts} for name in self._experts}
+        if self._spec.base is BaseRole.REQUIRED and not normalised:
+            wanted["source:base"] = dict.fromkeys(self._experts, 0.0)
+        if self._spec.name in ("linear", "task_arithmetic"):
+            # a method that elects signs does not reproduce these two at any point of its space
+            share = 1.0 if normalised else 1.0 / len(self._experts)
+            wanted["uniform"] = dict.fromkeys(self._experts, share)
+            if self._spec.name == "task_arithmetic" and not normalised:
+                wanted |= {f"task_arithmetic:{w:g}": dict.fromkeys(self._experts, w) for w in task_arithmetic_weights}
+        points = {name: self._point(weights) for name, weights in wanted.items()}
+        return {name: values for name, values in points.items() if values is not None}
+
+    def _point(self, weights: Mapping[str, float]) -> dict[str, float] | None:
+        """Values with these weights everywhere and every other parameter at its neutral value; None where the bounds exclude it."""
+        values: dict[str, float] = {}
+        for parameter in self._searched:
+            for key, expert in self._keys(parameter).items():
+                if parameter.name == "weight" and expert is None:
+                    return None
+                neutral = (
+                    weights[expert]
+                    if parameter.name == "weight" and expert is not None
+                    else self._spec.parameter(parameter.name).default
+                )
+                if not isinstance(neutral, float) or not parameter.low <= neutral <= parameter.high:
+                    return None
+                values[key] = neutral
+        return values
+
+    def _keys(self, parameter: SearchedParameter) -> dict[str, str | None]:
+        """Names of the parameter's coordinates -> the expert of each (None where it does not vary over experts)."""
+        experts: list[str | None] = list(self._experts) if "expert" in parameter.per else [None]
+        layers: list[tuple[int, int] | None] = list(self._layer_groups) if "layer_group" in parameter.per else [None]
+        modules: list[str | None] = list(self._module_groups) or [None] if "module_group" in parameter.per else [None]
+        return {
+            _key(parameter.name, expert, layer, module): expert
+            for expert in experts
+            for layer in layers
+            for module in modules
+        }
+
+    def _settings(
+        self, values: Mapping[str, float], scope: Scope, group: tuple[int, int], expert: str | None
+    ) -> Parameters:
+        """All parameters of one scope for one layer group (and expert), as filtered settings."""
+        settings: dict[str, tuple[Setting, ...]] = {
+            name: (Setting(value),) for name, value in self._fixed.items() if self._spec.parameter(name).scope is scope
+        }
+        for parameter in self._searched:
+            if self._spec.parameter(parameter.name).scope is not scope:
+                continue
+            layer = group if "layer_group" in parameter.per else None
+            owner = expert if "expert" in parameter.per else None
+            if "module_group" in parameter.per and self._module_groups:
+                settings[parameter.name] = tuple(
+                    Setting(values[_key(parameter.name, owner, layer, module)], text)
+                    for module in self._module_groups
+                    for text in (MODULE_GROUPS[module] or (None,))
+                )
+            else:
+                settings[parameter.name] = (Setting(values[_key(parameter.name, owner, layer, None)]),)
+        return settings
+
+    def _plain(self, method: str, weights: Mapping[str, float]) -> Recipe:
+        sources = tuple(Source(path, None, {"weight": (Setting(weight),)}) for path, weight in weights.items())
+        base = self._base if method == "task_arithmetic" else None
+        return Recipe(method=method, slices=(Slice(sources),), base=base, out_dtype=self._out_dtype)
+
+    def _base_is_sliced(self, whole_model: bool) -> bool:
+        """mergekit wants a required base listed in every slice, so that it knows which of its layers to use."""
+        return self._spec.base is BaseRole.REQUIRED and not whole_model
+
+    def _check_complete(self) -> None:
+        given = {parameter.name for parameter in self._searched} | set(self._fixed)
+        for spec in self._spec.parameters:
+            if spec.default is None and spec.name not in given:
+                raise RecipeError(
+                    f"merge method {self._spec.name!r} needs {spec.name!r}: search it or fix it (space.fixed.{spec.name})"
+                )
+        twice = {parameter.name for parameter in self._searched} & set(self._fixed)
+        if twice:
+            raise RecipeError(f"{', '.join(sorted(twice))}: both searched and fixed; remove one")
+
+
+def default_searched(spec: MethodSpec, axes: Sequence[str]) -> list[SearchedParameter]:
+    """What a search over `spec` varies unless told otherwise: its `search_default` parameters over all of `axes` they can have."""
+    return [
+        SearchedParameter(parameter.name, parameter.search_low, parameter.search_high, allowed_axes(parameter, axes))
+        for parameter in spec.parameters
+        if parameter.search_default and parameter.search_low is not None and parameter.search_high is not None
+    ]
+
+
+def allowed_axes(spec: ParameterSpec, axes: Sequence[str]) -> tuple[str, ...]:
+    """`axes` without "expert" for parameters that the whole merge shares."""
+    return tuple(axis for axis in axes if axis != "expert" or spec.scope is Scope.MODEL)
+
+
+def even_layer_groups(n_layers: int, n_groups: int) -> list[tuple[int, int]]:
+    """`n_groups` consecutive ranges of nearly equal size over `n_layers`.
+
+    Raises:
+        SpaceError: not between 1 and `n_layers` groups.
+    """
+    if not 1 <= n_groups <= n_layers:
+        raise SpaceError(f"layer_groups: {n_groups} groups cannot be made of {n_layers} layers")
+    edges = [round(index * n_layers / n_groups) for index in range(n_groups + 1)]
+    return list(pairwise(edges))
+
+
+def _key(name: str, expert: str | None, layer: tuple[int, int] | None, module: str | None) -> str:
+    parts = [expert, f"{layer[0]}-{layer[1] - 1}" if layer else None, module]
+    inner = ",".join(part for part in parts if part is not None)
+    return f"{name}[{inner}]" if inner else name
+
+
+def _check_models(spec: MethodSpec, base: str | None, experts: Mapping[str, str]) -> None:
+    if spec.base is not BaseRole.SOURCE and base is None:
+        raise RecipeError(f"merge method {spec.name!r} needs a base model: set models.base")
+    low, high = spec.min_sources, spec.max_sources
+    if len(experts) < low or (high is not None and len(experts) > high):
+        wanted = f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+        raise RecipeError(
+            f"merge method {spec.name!r} takes {wanted} expert(s), got {len(experts)}: {', '.join(experts) or 'none'}"
+        )
+
+
+def _check_groups(layer_groups: Sequence[tuple[int, int]], module_groups: Sequence[str], n_layers: int) -> None:
+    edges = [0, *(last for _, last in layer_groups)]
+    starts = [first for first, _ in layer_groups]
+    if starts != edges[:-1] or edges[-1] != n_layers or any(first >= last for first, last in layer_groups):
+        raise SpaceError(
+            f"layer_groups {[list(group) for group in layer_groups]} must be consecutive [first, last) ranges that cover 0 to {n_layers}"
+        )
+    unknown = [group for group in module_groups if group not in MODULE_GROUPS]
+    if unknown:
+        raise SpaceError(f"module_groups: unknown {unknown}; known: {', '.join(MODULE_GROUPS)}")
+    if len(set(module_groups)) != len(module_groups):
+        raise SpaceError(f"module_groups {list(module_groups)}: a group stands twice")
+    if module_groups and module_groups[-1] != "rest":
+        raise SpaceError(
+            f"module_groups {list(module_groups)} must end with 'rest', so that every tensor belongs to a group"
+        )
+
+
+def _check_searched(spec: MethodSpec, searched: SearchedParameter) -> None:
+    parameter = spec.parameter(searched.name)
+    if isinstance(parameter.default, bool):
+        raise SpaceError(
+            f"parameter {searched.name!r} is a switch and cannot be searched; fix it (space.fixed.{searched.name})"
+        )
+    if (parameter.low is not None and searched.low < parameter.low) or (
+        parameter.high is not None and searched.high > parameter.high
+    ):
+        raise SpaceError(
+            f"parameter {searched.name!r}: bounds [{searched.low}, {searched.high}] outside what {spec.name} admits: [{parameter.low}, {parameter.high}]"
+        )
+    wrong = [axis for axis in searched.per if axis not in allowed_axes(parameter, AXES)]
+    if wrong:
+        raise SpaceError(f"parameter {searched.name!r} of {spec.name} cannot vary per {', '.join(wrong)}")

@@ -1,0 +1,97 @@
+"""`SearchSpace`: named, bounded real parameters and the map between their values and the unit cube.
+
+Knows nothing of recipes or models: a strategy sees its dimension, a recipe template its names.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.core import SpaceError, fingerprint
+
+MAX_DIMENSION = 20_000
+"""Published data-flow spaces have 4,288 coordinates; above this every strategy here is the wrong tool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A real parameter with values in [low, high]."""
+
+    name: str
+    low: float
+    high: float
+
+
+class SearchSpace:
+    """An ordered set of parameters; point x in [0, 1]^d <-> value low + x (high - low) of each.
+
+    Raises:
+        SpaceError: no parameters, too many, a name twice, or bounds that are not finite with low < high.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        if not parameters:
+            raise SpaceError(
+                "the search space has no parameters: nothing would be searched. Give at least one parameter with low < high"
+            )
+        if len(parameters) > MAX_DIMENSION:
+            raise SpaceError(
+                f"the search space has {len(parameters)} parameters; the limit is {MAX_DIMENSION}. Use fewer layer or module groups"
+            )
+        seen: set[str] = set()
+        for parameter in parameters:
+            if parameter.name in seen:
+                raise SpaceError(f"parameter {parameter.name!r} stands twice in the search space")
+            seen.add(parameter.name)
+            if not (np.isfinite(parameter.low) and np.isfinite(parameter.high) and parameter.low < parameter.high):
+                raise SpaceError(
+                    f"parameter {parameter.name!r}: bounds [{parameter.low}, {parameter.high}] must be finite with low < high"
+                )
+        self.parameters = tuple(parameters)
+        self._low = np.array([parameter.low for parameter in parameters])
+        self._width = np.array([parameter.high - parameter.low for parameter in parameters])
+
+    @property
+    def dimension(self) -> int:
+        """Number of parameters d."""
+        return len(self.parameters)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for spaces with the same names and bounds in the same order."""
+        return fingerprint([[parameter.name, parameter.low, parameter.high] for parameter in self.parameters])
+
+    def encode(self, values: Mapping[str, float]) -> NDArray[np.float64]:
+        """The point (d,) in [0, 1]^d of `values`.
+
+        Raises:
+            SpaceError: a parameter is missing, unknown, or out of its bounds.
+        """
+        names = [parameter.name for parameter in self.parameters]
+        if set(values) != set(names):
+            missing, unknown = sorted(set(names) - set(values)), sorted(set(values) - set(names))
+            raise SpaceError(f"values do not fit the space; missing: {missing or 'none'}; unknown: {unknown or 'none'}")
+        point = (np.array([values[name] for name in names]) - self._low) / self._width
+        outside = ~((point >= 0) & (point <= 1))
+        if outside.any():
+            worst = self.parameters[int(np.argmax(outside))]
+            raise SpaceError(
+                f"parameter {worst.name!r}: value {values[worst.name]} outside [{worst.low}, {worst.high}]"
+            )
+        return np.asarray(point, dtype=np.float64)
+
+    def decode(self, point: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
+        """Parameter values at `point` (d,) in [0, 1]^d.
+
+        Raises:
+            SpaceError: wrong length, or a coordinate outside [0, 1] or NaN.
+        """
+        array = np.asarray(point, dtype=np.float64)
+        if array.shape != (self.dimension,):
+            raise SpaceError(f"a point of this space has shape ({self.dimension},), got {array.shape}")
+        if not ((array >= 0) & (array <= 1)).all():
+            raise SpaceError("every coordinate of a point must lie in [0, 1]")
+        values = self._low + array * self._width
+        return {parameter.name: float(value) for parameter, value in zip(self.parameters, values, strict=True)}
