@@ -1,0 +1,51 @@
+"""The knee of a front: the member that gives up least on every objective. Losses in, one index out."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from evomerge.archive.front import Front
+from evomerge.core import Evaluation, EvaluationError
+
+
+def knee(front: Front) -> Evaluation:
+    """The member of `front` that lies farthest below the plane through its extreme members.
+
+    Losses are first scaled to [0, 1] between the front's best and worst value per objective. Ties go to the smallest
+    candidate id. With one objective it is the best member.
+
+    Raises:
+        EvaluationError: the front is empty.
+    """
+    members = front.members
+    if not members:
+        raise EvaluationError("the front is empty: no evaluation ended well, so there is no knee to pick")
+    return members[knee_index(front.losses)]
+
+
+def knee_index(losses: ArrayLike) -> int:
+    """The row of `losses` (n, m) farthest below the plane through the extreme rows; the first of equals.
+
+    The rows must be a non-dominated set. The extreme row of an objective is the one closest to that objective's axis
+    (as in NSGA-III, 10.1109/TEVC.2013.2281535); where the extremes do not span a plane, the plane through the unit
+    points of the scaled axes is used.
+    """
+    points = np.asarray(losses, dtype=np.float64)
+    best, worst = points.min(axis=0), points.max(axis=0)
+    spread = np.where(worst > best, worst - best, 1.0)
+    scaled = (points - best) / spread
+    normal = _plane_normal(scaled)
+    # rounding must not decide between rows that are equally far
+    distance = np.round((1.0 - scaled @ normal) / np.linalg.norm(normal), 12)
+    return int(np.argmax(distance))
+
+
+def _plane_normal(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The vector a (m,) of the plane a.x = 1 through the extreme rows of `scaled` (n, m)."""
+    n_objectives = scaled.shape[1]
+    weights = np.where(np.eye(n_objectives, dtype=bool), 1.0, 1e6)
+    extremes = scaled[np.argmin((scaled[:, None, :] * weights[None]).max(axis=2), axis=0)]
+    ones = np.ones(n_objectives)
+    if np.linalg.matrix_rank(extremes) < n_objectives:
+        return ones
+    normal = np.linalg.solve(extremes, ones)
+    return normal if bool((normal > 0.0).all()) else ones
