@@ -1,0 +1,124 @@
+"""YAML file + `--set` overrides -> `SearchConfig`, with every error of the file at once."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from evomerge.config.schema import SearchConfig
+from evomerge.core import ConfigError, load_yaml
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+    """Reads a configuration file; model, task and data paths become absolute (relative ones count from the file).
+
+    Args:
+        path: YAML file.
+        overrides: `a.b=value` settings, the value read as YAML.
+
+    Raises:
+        ConfigError: no such file, not YAML, or wrong; the message lists every wrong key with the nearest valid one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"no such configuration file: {path}") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"{path}: not readable: {problem}") from None
+    data = load_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
+    return parse_config(data, folder=path.resolve().parent, where=str(path), overrides=overrides)
+
+
+def parse_config(
+    data: dict[str, Any], *, folder: Path, where: str = "config", overrides: Sequence[str] = ()
+) -> SearchConfig:
+    """As `load_config`, from plain data; `folder` is what relative paths count from."""
+    for override in overrides:
+        _apply(data, override)
+    try:
+        config = SearchConfig.model_validate(data)
+    except ValidationError as problem:
+        lines = [_describe(error) for error in problem.errors()]
+        raise ConfigError(
+            f"{where}: {len(lines)} problem{'s' if len(lines) > 1 else ''}\n"
+            + "\n".join(f"  - {line}" for line in lines)
+        ) from None
+    return _absolute(config, folder)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override!r}: expected key=value, e.g. --set budget.evaluations=200")
+    node: Any = data
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if isinstance(node, str) and parent in ("strategy", "base"):
+            raise ConfigError(
+                f"--set {override!r}: {parent} is given in its short form ({node!r}); write it as a mapping first"
+            )
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {parent} is not a mapping")
+    node[last] = load_yaml(text, f"--set {key}") if text.strip() else None
+
+
+def _describe(error: Any) -> str:
+    """One line for one pydantic error: where, what, and the nearest valid key of an unknown one."""
+    location = [str(part) for part in error["loc"] if part not in ("lm_eval", "synthetic", "function-after", "int")]
+    place = ".".join(location) or "config"
+    if error["type"] == "extra_forbidden":
+        near = get_close_matches(location[-1], _keys_beside(error["loc"]), n=1)
+        return f"{place}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
+    message = error["msg"].removeprefix("Value error, ")
+    value = error.get("input")
+    shown = (
+        f" (got {value!r})"
+        if isinstance(value, str | int | float | bool | type(None)) and error["type"] not in ("missing", "value_error")
+        else ""
+    )
+    return f"{place}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _keys_beside(location: Sequence[Any]) -> list[str]:
+    """Valid keys of the model that the last part of `location` was given to."""
+    models: list[type[BaseModel]] = [SearchConfig]
+    for part in location[:-1]:
+        fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        if fields:
+            models = [found for field in fields for found in _models_in(field)]
+    return [name for model in models for name in model.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _absolute(config: SearchConfig, folder: Path) -> SearchConfig:
+    """The config with model folders and task files as absolute paths; names known to lm-eval stay as they are."""
+    changes: dict[str, Any] = {}
+    if config.models is not None:
+        base = config.models.base
+        changes["models"] = config.models.model_copy(
+            update={
+                "base": base and base.model_copy(update={"path": str(folder / base.path)}),
+                "experts": {
+                    name: model.model_copy(update={"path": str(folder / model.path)})
+                    for name, model in config.models.experts.items()
+                },
+            }
+        )
+    changes["tasks"] = tuple(
+        task.model_copy(update={"task": str(folder / task.task)}) if task.task.endswith((".yaml", ".yml")) else task
+        for task in config.tasks
+    )
+    if config.method is not None:
+        changes["space"] = config.space.model_copy(update={"method": config.method})
+        changes["method"] = None
+    return config.model_copy(update=changes)

@@ -1,0 +1,280 @@
+"""What a search configuration may say: the schema, its defaults, and nothing else.
+
+Read only by the composition root (`evomerge.build`) and the CLI. Validated once, never changed.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
+
+
+class ModelConfig(_Strict):
+    """One model. In YAML a plain path will do."""
+
+    path: str
+    """folder of a Hugging Face checkpoint, relative to the config file"""
+
+
+def _path_only(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class ModelsConfig(_Strict):
+    """The models to be merged."""
+
+    base: ModelConfig | None = None
+    """the common ancestor; task-vector methods and task-arithmetic baselines need it"""
+    experts: dict[str, ModelConfig] = Field(min_length=1)
+    """name -> model; the names appear in parameters, tables and files"""
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _base_path(cls, value: Any) -> Any:
+        return _path_only(value)
+
+    @field_validator("experts", mode="before")
+    @classmethod
+    def _expert_paths(cls, value: Any) -> Any:
+        return {key: _path_only(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("experts")
+    @classmethod
+    def _names(cls, value: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
+        for name in value:
+            if not name or name == "base" or not name.replace("-", "_").replace(".", "_").isidentifier():
+                raise ValueError(
+                    f"expert name {name!r} must be a word of letters, digits, '_', '-', '.' and not 'base'"
+                )
+        return value
+
+
+Axis = Literal["expert", "layer_group", "module_group"]
+
+
+class ParameterConfig(_Strict):
+    """How one merge parameter is searched. What is left out follows from the method."""
+
+    low: float | None = None
+    high: float | None = None
+    per: tuple[Axis, ...] | None = None
+    """the axes it has separate values for; default: every axis that the space declares"""
+
+
+class SpaceConfig(_Strict):
+    """The search space."""
+
+    method: str = "task_arithmetic"
+    """a merge method (`evomerge validate --methods` lists them)"""
+    parameters: dict[str, ParameterConfig] | None = None
+    """what is searched; default: the method's usual parameters"""
+    fixed: dict[str, float | bool] = Field(default_factory=dict)
+    """parameters with one value, e.g. {normalize: false}"""
+    layer_groups: int | tuple[tuple[int, int], ...] = 1
+    """number of equal groups of consecutive layers, or explicit [first, last) ranges"""
+    module_groups: tuple[str, ...] = ()
+    """e.g. [attention, mlp, rest]; empty = all tensors of a layer share a value"""
+    out_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """what merged weights are rounded to; default: the base model's dtype"""
+
+
+class TaskConfig(_Strict):
+    """One task. In YAML the path of a task file or a name known to lm-eval will do."""
+
+    task: str
+    name: str | None = None
+    """what its objective is called; default: the task's own name"""
+    metric: str | None = None
+    """default: the task's first metric"""
+    splits: dict[Literal["search", "select", "report"], str] = Field(default_factory=dict)
+    """our split -> the data set's split; default: the same names"""
+    limit: int | None = Field(default=None, ge=1)
+    """use only the first so many items of every split"""
+
+
+class ObjectiveConfig(_Strict):
+    """One objective. In YAML the name will do."""
+
+    name: str
+    """a task's name or cost.<key>, e.g. cost.generated_tokens"""
+    direction: Literal["maximize", "minimize"] | None = None
+    """default: maximize for tasks, minimize for costs"""
+    reference: float | None = None
+    """the worst score that still counts in the hypervolume; default 0 for tasks, the worst baseline for costs"""
+
+
+class StrategyConfig(_Strict):
+    """The search strategy; every other key is an option of that strategy (checked by it)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: str = "cma_es"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys besides `name`."""
+        return dict(self.model_extra or {})
+
+
+class LmEvalConfig(_Strict):
+    """Scores candidates on lm-eval tasks with a running engine."""
+
+    kind: Literal["lm_eval"] = "lm_eval"
+    trust_task_code: bool = False
+    """run Python code that task files name (`!function`)"""
+
+
+class SyntheticConfig(_Strict):
+    """Scores candidates with a test function instead of models: to test and plan runs."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    function: str = "sphere"
+    dimension: int = Field(default=4, ge=1)
+    n_items: int = Field(default=100, ge=2)
+    item_noise: float = Field(default=0.0, ge=0)
+    delay_s: float = Field(default=0.0, ge=0)
+    failure_rate: float = Field(default=0.0, ge=0, le=1)
+
+
+class EngineConfig(_Strict):
+    """The inference engine of a worker."""
+
+    kind: Literal["auto", "vllm", "transformers"] = "auto"
+    """auto: vllm where it is installed"""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """what the engine computes in; auto: float32 on CPU, the model's own on a GPU"""
+    max_model_len: int | None = Field(default=None, ge=8)
+    """longest sequence in tokens; default: the model's"""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """handed to the engine as they are"""
+
+
+class ClusterConfig(_Strict):
+    """Where candidates are evaluated."""
+
+    kind: Literal["ray", "local"] = "ray"
+    """local: inside this process, one thread a worker"""
+    workers: int | Literal["auto"] = "auto"
+    """auto: one per GPU, else one per CPU core"""
+    gpus_per_worker: float = Field(default=1, ge=0)
+    """ignored where the cluster has no GPU"""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    address: str | None = None
+    """a running Ray cluster ("auto", "ray://host:10001"); default: start a local one"""
+    max_attempts: int = Field(default=2, ge=1)
+    """tries of an evaluation whose worker dies or hangs before it counts as failed"""
+    evaluation_timeout_s: float = Field(default=3600, gt=0)
+    startup_timeout_s: float = Field(default=1800, gt=0)
+
+    @field_validator("workers")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1 or 'auto'")
+        return value
+
+
+class BudgetConfig(_Strict):
+    """When to stop asking; whatever is reached first."""
+
+    evaluations: int | None = Field(default=None, ge=1)
+    """candidates scored on the search split, baselines included"""
+    items: int | None = Field(default=None, ge=1)
+    """items scored on the search split"""
+    hours: float | None = Field(default=None, gt=0)
+    """wall time, all sessions of the run together"""
+
+    @model_validator(mode="after")
+    def _something(self) -> "BudgetConfig":
+        if self.evaluations is None and self.items is None and self.hours is None:
+            raise ValueError("give at least one of evaluations, items, hours")
+        return self
+
+
+class BaselinesConfig(_Strict):
+    """What every search is compared with, evaluated first."""
+
+    sources: bool = True
+    uniform: bool = True
+    task_arithmetic: tuple[float, ...] = (0.3, 0.5, 0.8, 1.0)
+    """weights of the task vectors; needs a base"""
+
+
+class FinalsConfig(_Strict):
+    """What happens after the search: finalists are ranked on `select`, the best is scored on `report`."""
+
+    finalists: int = Field(default=8, ge=0)
+    """how many of the best candidates (mean of the objectives, and the front) are ranked on `select`; 0 = no finals"""
+
+
+class SearchConfig(_Strict):
+    """A search."""
+
+    name: str | None = None
+    """names the run directory; default: the config file's name"""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    models: ModelsConfig | None = None
+    method: str | None = None
+    """short for space.method"""
+    space: SpaceConfig = SpaceConfig()
+    tasks: tuple[TaskConfig, ...] = ()
+    objectives: tuple[ObjectiveConfig, ...] = ()
+    """default: every task"""
+    strategy: StrategyConfig = StrategyConfig()
+    evaluation: Annotated[LmEvalConfig | SyntheticConfig, Field(discriminator="kind")] = LmEvalConfig()
+    engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    budget: BudgetConfig
+    baselines: BaselinesConfig = BaselinesConfig()
+    finals: FinalsConfig = FinalsConfig()
+    deterministic: bool = False
+    """results are applied in the order of submission: the same front on every run, at the price of some waiting"""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _task_names(cls, value: Any) -> Any:
+        return (
+            [{"task": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+        )
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _objective_names(cls, value: Any) -> Any:
+        return (
+            [{"name": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+        )
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _strategy_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("evaluation", mode="before")
+    @classmethod
+    def _evaluation_kind(cls, value: Any) -> Any:
+        return {"kind": "lm_eval", **value} if isinstance(value, dict) else value
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str | None) -> str | None:
+        if value is not None and (
+            not value.strip() or value.startswith(".") or not value.isprintable() or "/" in value or "\\" in value
+        ):
+            raise ValueError(f"{value!r} must be printable, without path separators, and not start with a dot")
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> "SearchConfig":
+        if isinstance(self.evaluation, LmEvalConfig):
+            if self.models is None:
+                raise ValueError("models: is missing (what should be merged?)")
+            if not self.tasks:
+                raise ValueError("tasks: is missing (what should the merged model be good at?)")
+        elif self.models is not None or self.tasks:
+            raise ValueError("the synthetic evaluation takes no models and no tasks")
+        if self.method is not None and "method" in self.space.model_fields_set and self.method != self.space.method:
+            raise ValueError(f"method is {self.method!r} but space.method is {self.space.method!r}; give one")
+        return self
