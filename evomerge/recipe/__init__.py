@@ -1,7 +1,8 @@
 """Recipes: what determines a merged model, and their file formats."""
 
+from evomerge.recipe.files import read_recipe, recipe_from_yaml, recipe_to_yaml, write_recipe
 from evomerge.recipe.methods import METHODS, BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
-from evomerge.recipe.recipe import Parameters, Recipe, Setting, Slice, Source
+from evomerge.recipe.recipe import DTYPES, Parameters, Recipe, Setting, Slice, Source
 from evomerge.recipe.template import (
     AXES,
     MODULE_GROUPS,
@@ -11,9 +12,11 @@ from evomerge.recipe.template import (
     default_searched,
     even_layer_groups,
 )
+from evomerge.recipe.validation import check_recipe, check_setting
 
 __all__ = [
     "AXES",
+    "DTYPES",
     "METHODS",
     "MODULE_GROUPS",
     "BaseRole",
@@ -28,7 +31,13 @@ __all__ = [
     "Slice",
     "Source",
     "allowed_axes",
+    "check_recipe",
+    "check_setting",
     "default_searched",
     "even_layer_groups",
     "method_spec",
+    "read_recipe",
+    "recipe_from_yaml",
+    "recipe_to_yaml",
+    "write_recipe",
 ]

@@ -5,6 +5,7 @@ Knows nothing of tensors, so that a search space can be derived and a config che
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -65,6 +66,7 @@ class MethodSpec:
         min_sources, max_sources: how many models besides a required or endpoint base it takes (None = any number).
         deterministic: False where random masks make the result depend on the recipe's seed.
         paper: where it comes from.
+        inert: parameters that mergekit takes here and that change nothing in the result; recipes may hold them.
     """
 
     name: str
@@ -74,6 +76,7 @@ class MethodSpec:
     min_sources: int = 1
     max_sources: int | None = None
     deterministic: bool = True
+    inert: tuple[str, ...] = ()
 
     def parameter(self, name: str) -> ParameterSpec:
         """The parameter called `name`.
@@ -85,7 +88,9 @@ class MethodSpec:
             if spec.name == name:
                 return spec
         known = ", ".join(spec.name for spec in self.parameters)
-        raise RecipeError(f"merge method {self.name!r} has no parameter {name!r}; it has: {known}")
+        near = get_close_matches(name, [spec.name for spec in self.parameters], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        raise RecipeError(f"merge method {self.name!r} has no parameter {name!r}{hint} It has: {known}")
 
 
 def _weight(default: float | None = None, high: float = 1.5) -> ParameterSpec:
@@ -116,12 +121,14 @@ METHODS: Mapping[str, MethodSpec] = MappingProxyType(
                 (_weight(), _LAMBDA, _normalize(False)),
                 BaseRole.REQUIRED,
                 "arXiv 2212.04089",
+                inert=("int8_mask", "density", "rescale"),
             ),
             MethodSpec(
                 "ties",
-                (_weight(), _DENSITY, _LAMBDA, _normalize(True)),
+                (_weight(), _DENSITY, _LAMBDA, _normalize(True), _rescale(False)),
                 BaseRole.REQUIRED,
                 "arXiv 2306.01708",
+                inert=("int8_mask",),
             ),
             MethodSpec(
                 "dare_ties",
@@ -129,6 +136,7 @@ METHODS: Mapping[str, MethodSpec] = MappingProxyType(
                 BaseRole.REQUIRED,
                 "arXiv 2311.03099",
                 deterministic=False,
+                inert=("int8_mask",),
             ),
             MethodSpec("slerp", (_T,), BaseRole.ENDPOINT, "Shoemake, SIGGRAPH 1985", max_sources=1),
         )
@@ -142,8 +150,6 @@ def method_spec(name: str) -> MethodSpec:
     Raises:
         RecipeError: there is no such method; the message names the nearest one.
     """
-    from difflib import get_close_matches
-
     try:
         return METHODS[name]
     except KeyError:

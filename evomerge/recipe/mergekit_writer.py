@@ -1,0 +1,89 @@
+"""`Recipe` -> a mergekit document that real mergekit reads as the same merge.
+
+What mergekit's format cannot say (seed, name) is not in it; `files.write_recipe` keeps that beside the document.
+"""
+
+from typing import Any
+
+from evomerge.recipe.methods import BaseRole, method_spec
+from evomerge.recipe.recipe import Parameters, Recipe, Setting, Source
+
+
+def recipe_to_mergekit(recipe: Recipe) -> dict[str, Any]:
+    """The document, as plain dicts and lists in mergekit's usual key order.
+
+    mergekit needs a required base listed among the sources of every slice and computes in the sources' dtype unless told
+    otherwise, so both are written out.
+    """
+    document: dict[str, Any] = {"merge_method": recipe.method}
+    if recipe.base is not None:
+        document["base_model"] = _reference(_base_source(recipe))
+    if recipe.whole_model:
+        piece = recipe.slices[0]
+        document["models"] = [_entry(source) for source in piece.sources]
+        # the models form has no slice level: a slice's settings are tried before the global ones
+        parameters: Parameters = _joined(piece.parameters, recipe.parameters)
+    else:
+        document["slices"] = [
+            {"sources": [_entry(source) for source in _with_base(recipe, piece.sources)]}
+            | _optional("parameters", _parameters(piece.parameters))
+            for piece in recipe.slices
+        ]
+        parameters = recipe.parameters
+    document |= _optional("parameters", _parameters(parameters))
+    if recipe.dtype is not None or recipe.out_dtype is not None:
+        document["dtype"] = recipe.dtype or "float32"
+    document |= _optional("out_dtype", recipe.out_dtype)
+    if recipe.tokenizer_source is not None:
+        document["tokenizer_source"] = _reference(Source(recipe.tokenizer_source))
+    return document
+
+
+def _base_source(recipe: Recipe) -> Source:
+    """The base as a source: as it is listed where it is, else by its path."""
+    listed = [source for piece in recipe.slices for source in piece.sources if source.key == recipe.base]
+    return listed[0] if listed else Source(recipe.base or "")
+
+
+def _with_base(recipe: Recipe, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    if recipe.base is None or method_spec(recipe.method).base is BaseRole.SOURCE:
+        return sources
+    if any(source.key == recipe.base for source in sources):
+        return sources
+    return (*sources, Source(recipe.base, sources[0].layer_range))
+
+
+def _entry(source: Source) -> dict[str, Any]:
+    entry: dict[str, Any] = {"model": _reference(source)}
+    if source.layer_range is not None:
+        entry["layer_range"] = list(source.layer_range)
+    return entry | _optional("parameters", _parameters(source.parameters))
+
+
+def _reference(source: Source) -> Any:
+    if not any(mark in text for text in (source.model, source.lora or "") for mark in "@+"):
+        return source.key
+    reference: dict[str, Any] = {"model": {"path": source.model} | _optional("revision", source.revision)}
+    return reference | ({"lora": {"path": source.lora}} if source.lora else {})
+
+
+def _parameters(parameters: Parameters) -> dict[str, Any]:
+    return {name: _settings(settings) for name, settings in parameters.items()}
+
+
+def _settings(settings: tuple[Setting, ...]) -> Any:
+    if len(settings) == 1 and settings[0].filter is None:
+        return _value(settings[0])
+    return [_optional("filter", setting.filter) | {"value": _value(setting)} for setting in settings]
+
+
+def _value(setting: Setting) -> Any:
+    return list(setting.value) if isinstance(setting.value, tuple) else setting.value
+
+
+def _joined(first: Parameters, then: Parameters) -> dict[str, tuple[Setting, ...]]:
+    return {name: (*first.get(name, ()), *then.get(name, ())) for name in dict.fromkeys([*first, *then])}
+
+
+def _optional(key: str, value: Any) -> dict[str, Any]:
+    return {} if value is None or value == {} else {key: value}

@@ -1,0 +1,93 @@
+"""Checks of a recipe that need no model: parameters known to the method, at a level that can carry them, of the right type and range."""
+
+from collections.abc import Sequence
+from itertools import chain
+
+from evomerge.core import RecipeError
+from evomerge.recipe.methods import BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
+from evomerge.recipe.recipe import Parameters, Recipe, Setting, Slice
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuses a recipe that no models could satisfy.
+
+    Raises:
+        RecipeError: an unknown method or parameter, a per-model-only or global-only parameter at the wrong level, a value of
+            the wrong type or outside the method's range, the wrong number of sources, a missing base.
+    """
+    spec = method_spec(recipe.method)
+    if spec.base in (BaseRole.REQUIRED, BaseRole.ENDPOINT) and recipe.base is None:
+        raise RecipeError(f"merge method {spec.name!r} needs a base model: set base_model")
+    _check_parameters(spec, recipe.parameters, "parameters", on_source=False)
+    for index, piece in enumerate(recipe.slices):
+        where = f"slices[{index}]"
+        _check_parameters(spec, piece.parameters, f"{where}.parameters", on_source=False)
+        for source in piece.sources:
+            _check_parameters(spec, source.parameters, f"{where}.sources[{source.key}].parameters", on_source=True)
+        _check_sources(spec, piece, recipe.base, where)
+
+
+def _check_sources(spec: MethodSpec, piece: Slice, base: str | None, where: str) -> None:
+    keys = [source.key for source in piece.sources]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise RecipeError(f"{where}: model {twice[0]} stands twice; list each model once in a slice")
+    lengths = {
+        source.layer_range[1] - source.layer_range[0] for source in piece.sources if source.layer_range is not None
+    }
+    if len(lengths) > 1:
+        ranges = ", ".join(f"{source.key} {list(source.layer_range or ())}" for source in piece.sources)
+        raise RecipeError(f"{where}: all sources must have the same number of layers, got {ranges}")
+    n_sources = len(keys) if spec.base is BaseRole.SOURCE else sum(key != base for key in keys)
+    low, high = spec.min_sources, spec.max_sources
+    if n_sources < low or (high is not None and n_sources > high):
+        wanted = f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+        beside = "" if spec.base is BaseRole.SOURCE else " besides the base"
+        raise RecipeError(f"{where}: merge method {spec.name!r} takes {wanted} model(s){beside}, got {n_sources}")
+
+
+def _check_parameters(spec: MethodSpec, parameters: Parameters, where: str, *, on_source: bool) -> None:
+    for name, settings in parameters.items():
+        if name in spec.inert:
+            continue
+        try:
+            parameter = spec.parameter(name)
+        except RecipeError as problem:
+            raise RecipeError(f"{where}: {problem}") from None
+        if on_source and parameter.scope is Scope.GLOBAL:
+            raise RecipeError(
+                f"{where}.{name}: {name!r} holds for the whole merge; set it for the slice or globally, not for one model"
+            )
+        for setting in settings:
+            check_setting(parameter, setting, f"{where}.{name}")
+
+
+def check_setting(parameter: ParameterSpec, setting: Setting, where: str) -> None:
+    """Refuses a value of the wrong type or outside [low, high].
+
+    Raises:
+        RecipeError: naming `where`, what was expected and what was found.
+    """
+    values: Sequence[float | bool | str] = setting.value if isinstance(setting.value, tuple) else (setting.value,)
+    if isinstance(parameter.default, bool):
+        if any(value not in (0.0, 1.0) or isinstance(value, str) for value in values):
+            raise RecipeError(f"{where}: expected true or false, got {setting.value!r}")
+        return
+    for value in values:
+        if isinstance(value, bool | str):
+            raise RecipeError(f"{where}: expected a number, got {value!r}")
+        if (parameter.low is not None and value < parameter.low) or (
+            parameter.high is not None and value > parameter.high
+        ):
+            raise RecipeError(f"{where}: {value!r} is outside [{parameter.low}, {parameter.high}]")
+
+
+def all_filters(recipe: Recipe) -> tuple[str, ...]:
+    """Every filter text in the recipe, each once, in order of appearance."""
+    levels = chain(
+        [recipe.parameters],
+        (piece.parameters for piece in recipe.slices),
+        (source.parameters for piece in recipe.slices for source in piece.sources),
+    )
+    texts = (setting.filter for level in levels for settings in level.values() for setting in settings)
+    return tuple(dict.fromkeys(text for text in texts if text is not None and text != "*"))

@@ -1,0 +1,263 @@
+"""Recipe files: our own form is lossless, mergekit's form reads as the same merge, hostile files are refused."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.core import RecipeError
+from evomerge.core.safe_yaml import load_yaml
+from evomerge.recipe import (
+    METHODS,
+    BaseRole,
+    Recipe,
+    Scope,
+    Setting,
+    Slice,
+    Source,
+    check_recipe,
+    read_recipe,
+    recipe_from_yaml,
+    recipe_to_yaml,
+    write_recipe,
+)
+from evomerge.recipe.mergekit_reader import recipe_from_mergekit
+from evomerge.recipe.mergekit_writer import recipe_to_mergekit
+
+paths = st.sampled_from(["/m/base", "/m/a", "/m/b b", "/m/c+d", "/m/e@f", "org/model", "/m/ü"])
+filters = st.one_of(st.none(), st.sampled_from(["mlp", "self_attn", "*", "layers.1", "yes", "1"]))
+
+
+def values(spec):
+    if isinstance(spec.default, bool):
+        return st.booleans()
+    low = -2.0 if spec.low is None else spec.low
+    high = 2.0 if spec.high is None else spec.high
+    number = st.floats(low, high, allow_nan=False)
+    return st.one_of(number, st.lists(number, min_size=1, max_size=4).map(tuple))
+
+
+@st.composite
+def parameters(draw, method, scopes):
+    names = [spec for spec in METHODS[method].parameters if spec.scope in scopes]
+    chosen = draw(st.lists(st.sampled_from(names), unique_by=lambda spec: spec.name)) if names else []
+    return {
+        spec.name: tuple(draw(st.lists(st.builds(Setting, values(spec), filters), min_size=1, max_size=3)))
+        for spec in chosen
+    }
+
+
+@st.composite
+def recipes(draw, canonical=False):
+    method = draw(st.sampled_from(sorted(METHODS)))
+    spec = METHODS[method]
+    n_sources = draw(st.integers(max(2, spec.min_sources), spec.max_sources or 4)) if spec.max_sources != 1 else 1
+    models = draw(st.lists(paths, min_size=n_sources + 1, max_size=n_sources + 1, unique=True))
+    base, models = models[0], models[1:]
+    if spec.base is BaseRole.SOURCE and draw(st.booleans()):
+        base = None
+    whole = draw(st.booleans())
+    both = (Scope.MODEL, Scope.GLOBAL)
+    slices = []
+    for _ in range(1 if whole else draw(st.integers(1, 3))):
+        first = draw(st.integers(0, 5))
+        layers = None if whole else (first, first + 2)
+        listed = list(models)
+        if base is not None and not whole and spec.base is not BaseRole.SOURCE:
+            listed.append(base)
+        sources = tuple(Source(m, layers, draw(parameters(method, (Scope.MODEL,)))) for m in listed)
+        slices.append(Slice(sources, {} if whole and canonical else draw(parameters(method, both))))
+    out_dtype = draw(st.sampled_from(["bfloat16", "float16", "float32"] + ([] if canonical else [None])))
+    return Recipe(
+        method,
+        tuple(slices),
+        base,
+        draw(parameters(method, both)),
+        draw(st.sampled_from([None, "float32", "bfloat16"])),
+        out_dtype,
+        0 if canonical else draw(st.integers(0, 2**63)),
+        draw(st.one_of(st.none(), st.sampled_from(models))),
+        None if canonical else draw(st.one_of(st.none(), st.text(max_size=8))) or None,
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(recipes())
+def test_file_and_json_are_lossless(recipe):
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert recipe_from_yaml(recipe_to_yaml(recipe)) == recipe
+
+
+@settings(max_examples=60, deadline=None)
+@given(recipes(canonical=True))
+def test_mergekit_form_alone_is_the_identity(recipe):
+    """Without the trailing comment: everything that mergekit's format can say comes back."""
+    read = recipe_from_mergekit(recipe_to_mergekit(recipe), "x")
+    assert read == recipe
+    text = recipe_to_yaml(recipe)
+    body = text[: text.index("# evomerge-recipe")]
+    assert recipe_from_yaml(body) == recipe
+
+
+def test_fingerprint_ignores_the_name_alone():
+    recipe = Recipe("linear", (Slice((Source("/a", None, {"weight": (Setting(1.0),)}),)),))
+    assert recipe.fingerprint() == dataclasses.replace(recipe, name="x").fingerprint()
+    assert recipe.fingerprint() != dataclasses.replace(recipe, seed=1).fingerprint()
+    assert Setting(1) == Setting(1.0)
+
+
+def test_changed_yaml_counts_more_than_the_comment():
+    recipe = Recipe("slerp", (Slice((Source("/a"),)),), "/b", {"t": (Setting(0.5),)}, seed=7)
+    text = recipe_to_yaml(recipe).replace("t: 0.5", "t: 0.25")
+    assert recipe_from_yaml(text).parameters == {"t": (Setting(0.25),)}
+    assert recipe_from_yaml(text).seed == 0
+
+
+MERGEKIT = """
+slices:
+  - sources:
+      - model: {model: {path: a}}
+        layer_range: [0, 4]
+      - model: b
+        layer_range: [0, 4]
+        parameters:
+          density: [0.2, 5e-1]
+          weight:
+            - {filter: mlp, value: 1e-3}
+            - value: 1
+merge_method: ties
+base_model: a
+parameters: {normalize: true, int8_mask: true}
+dtype: float32
+out_dtype: bfloat16
+"""
+
+
+def test_reads_mergekit(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    (tmp_path / "r.yml").write_text(MERGEKIT)
+    recipe = read_recipe(tmp_path / "r.yml")
+    assert recipe.base == str(tmp_path / "a")
+    assert recipe.slices[0].sources[1].parameters == {
+        "density": (Setting((0.2, 0.5)),),
+        "weight": (Setting(0.001, "mlp"), Setting(1.0)),
+    }
+    assert (recipe.dtype, recipe.out_dtype) == (None, "bfloat16")
+
+
+def test_relative_folders_try_file_then_working_directory(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "a").mkdir(parents=True)
+    there.mkdir()
+    monkeypatch.chdir(here)
+    file = there / "r.yml"
+    file.write_text("models: [{model: a, parameters: {weight: 1}}]\nmerge_method: linear\n")
+    assert read_recipe(file).slices[0].sources[0].model == str(here / "a")
+    (there / "a").mkdir()
+    assert read_recipe(file).slices[0].sources[0].model == str(there / "a")
+    file.write_text("models: [{model: zz, parameters: {weight: 1}}]\nmerge_method: linear\n")
+    with pytest.raises(RecipeError, match=r"zz.*there/zz and .*here/zz"):
+        read_recipe(file)
+
+
+GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"merge_methd": "x"}, "did you mean 'merge_method'"),
+        ({"merge_method": "tie"}, "did you mean 'ties'"),
+        ({"parameters": {"wieght": 1}}, "did you mean 'weight'"),
+        ({"parameters": {"weight": float("nan")}}, "finite"),
+        ({"parameters": {"weight": "abc"}}, "number"),
+        ({"parameters": {"weight": []}}, "empty"),
+        ({"parameters": {"weight": [1, True]}}, "finite"),
+        ({"parameters": {"weight": {"valeu": 1}}}, "did you mean 'value'"),
+        ({"parameters": {"normalize": 3}}, "true or false"),
+        ({"models": [{"model": "a"}, {"model": "a"}]}, "twice"),
+        ({"models": [{"model": "a", "parameters": {"normalize": True}}]}, "whole merge"),
+        ({"models": []}, "at least one"),
+        ({"models": "a"}, "list"),
+        ({"slices": []}, "exactly one"),
+        ({"models": None}, "exactly one"),
+        ({"modules": {}}, "not supported"),
+        ({"chat_template": "auto"}, "not supported"),
+        ({"tokenizer_source": "union"}, "not supported"),
+        ({"dtype": "int4"}, "unknown dtype"),
+        ({"merge_method": "ties"}, "needs a base model"),
+        ({"merge_method": "slerp", "base_model": "b", "parameters": {"t": 2.0}}, "outside"),
+    ],
+)
+def test_bad_documents_are_named(change, message):
+    document = {**GOOD, **change}
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe_from_mergekit(document, "file.yml"))
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]" for i in range(10)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB,
+        "!!python/object/apply:os.system ['true']",
+        "models: 1\nmodels: 2",
+        "[",
+        "\x00",
+        "- 1",
+        "",
+        "a: " * 5,
+        "[" * 5000,
+    ],
+)
+def test_hostile_yaml(text, tmp_path):
+    file = tmp_path / "r.yml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=r"r\.yml"):
+        read_recipe(file)
+
+
+def test_unreadable_files(tmp_path: Path):
+    for make in (lambda p: p.write_bytes(b"\xff\xfe"), lambda p: p.mkdir(), lambda p: None):
+        file = tmp_path / f"r{len(list(tmp_path.iterdir()))}.yml"
+        make(file)
+        with pytest.raises(RecipeError):
+            read_recipe(file)
+
+
+def test_damaged_comment_is_an_error():
+    recipe = Recipe("slerp", (Slice((Source("/a"),)),), "/b", {"t": (Setting(0.5),)})
+    with pytest.raises(RecipeError, match="damaged"):
+        recipe_from_yaml(recipe_to_yaml(recipe)[:-20])
+
+
+def test_written_file_is_plain_mergekit(tmp_path):
+    recipe = Recipe("ties", (Slice((Source("/a", (0, 2)),)),), "/b", {"weight": (Setting(0.5),)}, out_dtype="bfloat16")
+    write_recipe(recipe, tmp_path / "r.yml")
+    document = load_yaml((tmp_path / "r.yml").read_text(), "r", RecipeError)
+    assert document["dtype"] == "float32"
+    assert [source["model"] for source in document["slices"][0]["sources"]] == ["/a", "/b"]
+    assert set(document) == {"merge_method", "base_model", "slices", "parameters", "dtype", "out_dtype"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"method": "linear"}, "'slices' is missing"),
+        ({"method": "linear", "slices": [], "versoin": 1}, "did you mean 'version'"),
+        ({"method": "linear", "slices": [], "version": 99}, "upgrade"),
+        ({"method": "linear", "slices": []}, "at least one slice"),
+        ({"method": 3, "slices": []}, "expected text"),
+        ({"method": "linear", "slices": [{"sources": [{"model": "a", "layer_range": [3, 1]}]}]}, "layer_range"),
+    ],
+)
+def test_bad_json(data, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_json(data)
