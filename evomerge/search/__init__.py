@@ -1,0 +1,47 @@
+"""The search loop, its journal and run directory, the finals, and what is reported of them.
+
+Sees strategies and evaluations; never tensors, engines or Ray.
+"""
+
+from evomerge.search.budget import Budget
+from evomerge.search.finals import run_finals
+from evomerge.search.front_files import FrontFiles, best_so_far, front_csv, front_json, front_of, pick
+from evomerge.search.journal import Journal, event, read_journal
+from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, StopRequest, WorkerPool
+from evomerge.search.recorder import RunRecorder, open_items, with_items
+from evomerge.search.run_directory import RunDirectory, RunLock
+from evomerge.search.state import Entry, RunState, utility
+from evomerge.search.summary import Z_95, mean_with_error, overhead, summarize, tuned_task_arithmetic
+
+__all__ = [
+    "Z_95",
+    "Baseline",
+    "Budget",
+    "Entry",
+    "FrontFiles",
+    "Interrupted",
+    "Journal",
+    "Observer",
+    "RunDirectory",
+    "RunLock",
+    "RunRecorder",
+    "RunState",
+    "SearchLoop",
+    "StopRequest",
+    "WorkerPool",
+    "best_so_far",
+    "event",
+    "front_csv",
+    "front_json",
+    "front_of",
+    "mean_with_error",
+    "open_items",
+    "overhead",
+    "pick",
+    "read_journal",
+    "run_finals",
+    "summarize",
+    "tuned_task_arithmetic",
+    "utility",
+    "with_items",
+]

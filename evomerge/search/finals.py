@@ -1,0 +1,74 @@
+"""The finals: finalists are ranked on items the search never saw, and the winner is scored once on the report items.
+
+Choosing by the score that was optimised rewards luck; the three splits keep the reported number honest.
+"""
+
+from collections.abc import Sequence
+
+from evomerge.core import EvaluationError, Split, Status
+from evomerge.search.front_files import front_of
+from evomerge.search.journal import event
+from evomerge.search.loop import SearchLoop
+from evomerge.search.recorder import RunRecorder
+from evomerge.search.state import RunState, utility
+
+
+def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> RunState:
+    """Ranks on `select`, scores the winner and every baseline on `report`, and marks the run finished.
+
+    What has been evaluated on these splits before is not evaluated again.
+
+    Raises:
+        EvaluationError: nothing was evaluated well on the search or the select split.
+        Interrupted: a stop was requested.
+    """
+    state = recorder.state
+    if state.finished:
+        return state
+    finalists = choose_finalists(state, n_finalists)
+    if tuple(finalists) != state.finalists:
+        recorder.record(event("finalists", ids=finalists))
+    baselines = [entry.id for entry in state.baselines]
+    loop.evaluate_all([*baselines, *finalists], Split.SELECT)
+    best = best_on_select(state, [*finalists, *baselines])
+    if best != state.best_id:
+        recorder.record(event("best", id=best))
+    loop.evaluate_all(list(dict.fromkeys([*baselines, best])), Split.REPORT)
+    recorder.record(event("finished"))
+    return state
+
+
+def choose_finalists(state: RunState, count: int) -> list[str]:
+    """The `count` best on the search split: half by the mean of the objectives, the rest from the front, then by the mean.
+
+    Raises:
+        EvaluationError: no evaluation ended well.
+    """
+    ranked = sorted(state.evaluated(), key=lambda item: (-utility(state.objectives, item), item.candidate_id))
+    if not ranked:
+        raise EvaluationError("no candidate was evaluated well, so there is nothing to choose from")
+    names = [item.candidate_id for item in ranked]
+    on_front = {member.candidate_id for member in front_of(state).members}
+    first = names[: (count + 1) // 2]
+    return list(dict.fromkeys([*first, *(name for name in names if name in on_front), *names]))[:count]
+
+
+def best_on_select(state: RunState, names: Sequence[str]) -> str:
+    """The one with the highest mean of the objectives on `select`; of equals the better on `search`, then the smaller id.
+
+    Raises:
+        EvaluationError: every one failed there.
+    """
+    results = [state.evaluations[name, Split.SELECT] for name in dict.fromkeys(names)]
+    good = [result for result in results if result.status is Status.OK]
+    if not good:
+        raise EvaluationError(f"every finalist failed on the select split; the first: {results[0].error}")
+    ranked = sorted(
+        good,
+        key=lambda item: (
+            -utility(state.objectives, item),
+            -utility(state.objectives, state.evaluations[item.candidate_id, Split.SEARCH]),
+            item.candidate_id,
+        ),
+    )
+    return ranked[0].candidate_id

@@ -1,0 +1,157 @@
+"""Keeps `front.json`, `front.csv` and `best.yaml` of a run true while it goes on; each is replaced atomically."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from evomerge.archive import Front
+from evomerge.core import (
+    Direction,
+    Evaluation,
+    JournalError,
+    Json,
+    Objective,
+    Split,
+    Status,
+    atomic_write_json,
+    atomic_write_text,
+)
+from evomerge.recipe import Recipe, write_recipe
+from evomerge.search.run_directory import RunDirectory
+from evomerge.search.state import Entry, RunState, utility
+
+
+def reference_losses(state: RunState) -> list[float] | None:
+    """The hypervolume's reference point as losses (m,): configured, else score 0 for tasks and the worst baseline for costs.
+
+    None while a cost has neither.
+    """
+    losses = []
+    for objective, item in zip(state.objectives, state.run["objectives"], strict=True):
+        sign = -1.0 if objective.direction is Direction.MAXIMIZE else 1.0
+        if item["reference"] is not None:
+            losses.append(sign * item["reference"])
+        elif not objective.name.startswith("cost."):
+            losses.append(0.0)
+        else:
+            known = [
+                sign * state.evaluations[entry.id, Split.SEARCH].value(objective.name)
+                for entry in state.baselines
+                if state.evaluations.get((entry.id, Split.SEARCH)) is not None
+                and state.evaluations[entry.id, Split.SEARCH].status is Status.OK
+            ]
+            if not known:
+                return None
+            losses.append(max(known))
+    return losses
+
+
+def front_of(state: RunState) -> Front:
+    """The non-dominated evaluations of the search split, baselines included."""
+    front = Front(state.objectives)
+    for evaluation in state.evaluated():
+        front.add(evaluation)
+    return front
+
+
+def front_json(state: RunState, front: Front) -> dict[str, Json]:
+    """What `front.json` says: objectives, members by id with scores and standard errors, hypervolume. No times, no paths."""
+    reference = reference_losses(state)
+    names = [objective.name for objective in state.objectives]
+    return {
+        "objectives": [dict(item) for item in state.run["objectives"]],
+        "split": Split.SEARCH.value,
+        "members": [_member(member, names) for member in front.members],
+        "hypervolume": None if reference is None else front.hypervolume(np.array(reference)),
+    }
+
+
+class FrontFiles:
+    """An observer that rewrites the files when an evaluation changes them.
+
+    Args:
+        directory: the run.
+        state: what is known already.
+        recipe_of: the recipe of an entry; None where there is none (synthetic evaluation).
+    """
+
+    def __init__(self, directory: RunDirectory, state: RunState, recipe_of: Callable[[Entry], Recipe | None]) -> None:
+        self._directory, self._recipe_of = directory, recipe_of
+        self._front = front_of(state)
+        self._best = max((utility(state.objectives, item) for item in state.evaluated()), default=-np.inf)
+
+    def __call__(self, state: RunState, evaluation: Evaluation) -> None:
+        """Takes a new evaluation in."""
+        if evaluation.split is not Split.SEARCH or evaluation.status is not Status.OK:
+            return
+        if self._front.add(evaluation):
+            self.write_front(state)
+        value = utility(state.objectives, evaluation)
+        if value > self._best:
+            self._best = value
+            self.write_best(state.entries[evaluation.candidate_id])
+
+    def write_front(self, state: RunState) -> None:
+        """Rewrites `front.json` and `front.csv`."""
+        content = front_json(state, self._front)
+        atomic_write_json(self._directory.front_json, content)
+        atomic_write_text(self._directory.front_csv, front_csv(state.objectives, self._front.members))
+
+    def write_best(self, entry: Entry) -> None:
+        """Rewrites `best.yaml`."""
+        recipe = self._recipe_of(entry)
+        if recipe is not None:
+            write_recipe(recipe, self._directory.best)
+
+
+def front_csv(objectives: Sequence[Objective], members: Sequence[Evaluation]) -> str:
+    """One line a member: id, scores, standard errors."""
+    names = [objective.name for objective in objectives]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["id", *names, *(f"{name}_stderr" for name in names)])
+    for member in members:
+        row = [member.value(name) for name in names]
+        writer.writerow([member.candidate_id, *row, *(member.stderr.get(name, "") for name in names)])
+    return stream.getvalue()
+
+
+def pick(state: RunState, choice: str) -> Entry:
+    """The entry a user means by `best`, `knee` or `id:<id>`.
+
+    `best` is the winner of the finals, or of the search split while there have been none; `id:42` means `id:c000042`.
+
+    Raises:
+        JournalError: nothing has been evaluated, or there is no such candidate.
+    """
+    from evomerge.archive import knee
+    from evomerge.strategy import candidate_id
+
+    if choice.startswith("id:"):
+        wanted = choice.removeprefix("id:")
+        name = candidate_id(int(wanted)) if wanted.isdecimal() else wanted
+        if name not in state.entries:
+            raise JournalError(f"no candidate {name!r} in this run; `evomerge front` lists the best")
+        return state.entries[name]
+    if choice not in ("best", "knee"):
+        raise JournalError(f"cannot pick {choice!r}: expected best, knee or id:<candidate>")
+    if not state.evaluated():
+        raise JournalError("no candidate of this run has been evaluated yet")
+    if choice == "knee":
+        return state.entries[knee(front_of(state)).candidate_id]
+    return state.entries[state.best_id or best_so_far(state)]
+
+
+def best_so_far(state: RunState) -> str:
+    """The id of the best evaluation on the search split; of equals the first."""
+    return max(state.evaluated(), key=lambda item: utility(state.objectives, item)).candidate_id
+
+
+def _member(evaluation: Evaluation, names: Sequence[str]) -> Mapping[str, Json]:
+    return {
+        "id": evaluation.candidate_id,
+        "scores": {name: evaluation.value(name) for name in names},
+        "stderr": {name: evaluation.stderr[name] for name in names if name in evaluation.stderr},
+    }

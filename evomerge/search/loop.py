@@ -1,0 +1,268 @@
+"""`SearchLoop`: the ask/evaluate/tell loop. Steady state, no barriers: a free worker always gets the next candidate.
+
+Sees strategies, requests and evaluations; never a model, a tensor or a Ray handle. Everything it does is in the journal before it
+acts on it, so `SearchLoop.run` on an old run directory goes on where the last process stopped.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from evomerge.core import (
+    Candidate,
+    Evaluation,
+    EvaluationError,
+    EvaluationRequest,
+    JournalError,
+    Json,
+    Split,
+    Status,
+)
+from evomerge.search.budget import Budget
+from evomerge.search.journal import event
+from evomerge.search.recorder import RunRecorder
+from evomerge.search.state import Entry, RunState
+from evomerge.strategy import Strategy
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.25
+"""How long a wait for results lasts before the loop looks at interrupts."""
+
+
+class WorkerPool(Protocol):
+    """Evaluates requests somewhere else, in any order. Retries what its workers lose; never raises for a bad candidate."""
+
+    def submit(self, request: EvaluationRequest) -> None:
+        """Queues a request."""
+        ...
+
+    def next_done(self, timeout_s: float) -> Evaluation | None:
+        """The next finished evaluation, or None when none finishes in time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A recipe every search is compared with; `values` are its unit coordinates where it lies in the space."""
+
+    id: str
+    recipe: Mapping[str, Json] | None
+    values: tuple[float, ...] | None
+
+
+Observer = Callable[[RunState, Evaluation], None]
+"""called after every recorded evaluation"""
+
+
+class Interrupted(Exception):  # noqa: N818  (like KeyboardInterrupt, it is no error)
+    """The user asked to stop; everything finished is recorded."""
+
+
+class StopRequest:
+    """What signal handlers set. `drain`: ask nothing more, take in what runs. `now`: leave at the next poll."""
+
+    def __init__(self) -> None:
+        self.drain = False
+        self.now = False
+
+
+class SearchLoop:
+    """One run.
+
+    Args:
+        strategy: fresh, made with the run's seed; its past is replayed from the journal.
+        pool: where evaluations happen.
+        recorder: the run's records.
+        make_recipe: candidate -> recipe as JSON (None for the synthetic evaluation).
+        baselines: evaluated before the first ask.
+        budget: when to stop asking.
+        in_flight: how many proposals may be pending.
+        deterministic: tell results in the order of asking, whatever order they arrive in.
+        observers: called after every evaluation.
+        stop: set by signal handlers.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: Strategy,
+        pool: WorkerPool,
+        recorder: RunRecorder,
+        make_recipe: Callable[[Candidate], Mapping[str, Json] | None],
+        baselines: Sequence[Baseline],
+        budget: Budget,
+        in_flight: int,
+        deterministic: bool,
+        observers: Sequence[Observer] = (),
+        stop: StopRequest | None = None,
+    ) -> None:
+        self._strategy, self._pool, self._recorder = strategy, pool, recorder
+        self._make_recipe, self._baselines, self._budget = make_recipe, tuple(baselines), budget
+        self._in_flight, self._deterministic = in_flight, deterministic
+        self._observers, self._stop = tuple(observers), stop or StopRequest()
+        self._started = time.monotonic()
+        self._elapsed_before = recorder.state.elapsed_s
+        self._submitted: set[tuple[str, Split]] = set()
+        self._arrived: dict[str, Evaluation] = {}
+
+    @property
+    def state(self) -> RunState:
+        """What the run knows."""
+        return self._recorder.state
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall time of the run, all sessions together."""
+        return self._elapsed_before + time.monotonic() - self._started
+
+    def run(self) -> RunState:
+        """Baselines, then the search, until the budget or the strategy says stop.
+
+        Raises:
+            Interrupted: a stop was requested; the run can be resumed.
+            EvaluationError: every baseline failed.
+            JournalError: the records cannot be written, or the strategy does not reproduce the recorded proposals.
+        """
+        self._restore_strategy()
+        self._run_baselines()
+        while True:
+            # Asking comes before telling, so that a run killed between the two goes on in the same order.
+            asked = self._ask_while_free()
+            if self._tell_next():
+                continue
+            if not self.state.pending:
+                reasons = self._why_stop()
+                if reasons or not asked:
+                    reasons = reasons or {"strategy": "proposes nothing and nothing is pending"}
+                    if dict(self.state.stopped) != reasons:
+                        self._recorder.record(event("stopped", reasons=reasons))
+                    return self.state
+            self._wait()
+
+    def evaluate_all(self, identifiers: Sequence[str], split: Split) -> None:
+        """Evaluates the entries that have no result on `split` yet, and returns when all have.
+
+        Raises:
+            Interrupted: a stop was requested.
+        """
+        missing = [name for name in identifiers if (name, split) not in self.state.evaluations]
+        queue = list(reversed(missing))
+        while any((name, split) not in self.state.evaluations for name in missing):
+            while queue and len(self._submitted) < self._in_flight and not self._stop.drain:
+                self._submit(self.state.entries[queue.pop()], split)
+            self._wait()
+
+    def _restore_strategy(self) -> None:
+        """Replays the recorded seeds, asks and tells; the asks must come out as recorded."""
+        for record in self._recorder.events:
+            if record["event"] == "seeded":
+                self._seed_strategy(record["ids"])
+            elif record["event"] == "told":
+                self._strategy.tell([self._recorder.evaluation(name) for name in record["ids"]])
+            elif record["event"] == "asked":
+                found = self._strategy.ask(1)
+                wanted = (record["id"], tuple(record["values"]))
+                got = (found[0].id, found[0].genome.values) if found else None
+                if got != wanted:
+                    raise JournalError(
+                        f"record {record['seq']}: the strategy proposes {got} where {wanted} was recorded; "
+                        "install the library versions that resolved.json names, and resume again"
+                    )
+
+    def _run_baselines(self) -> None:
+        known = self.state.entries
+        new = [baseline for baseline in self._baselines if baseline.id not in known]
+        if new:
+            self._recorder.record(
+                *(event("baseline", id=item.id, recipe=item.recipe, values=item.values) for item in new)
+            )
+        names = [entry.id for entry in self.state.baselines]
+        self.evaluate_all(names, Split.SEARCH)
+        results = [self.state.evaluations[name, Split.SEARCH] for name in names]
+        if results and not any(result.status is Status.OK for result in results):
+            raise EvaluationError(
+                f"every baseline failed, so no candidate can do better; the first: {results[0].error}"
+            )
+        if not self.state.seeded:
+            inside = [name for name in names if known[name].values is not None]
+            self._recorder.record(event("seeded", ids=inside))
+            self._seed_strategy(inside)
+
+    def _seed_strategy(self, identifiers: Sequence[str]) -> None:
+        usable = [name for name in identifiers if self.state.evaluations[name, Split.SEARCH].status is Status.OK]
+        self._strategy.seed(
+            [self.state.entries[name].candidate() for name in usable],
+            [self._recorder.evaluation(name) for name in usable],
+        )
+
+    def _ask_while_free(self) -> bool:
+        """Asks until the workers are busy; False where the strategy had nothing to propose. Resubmits what a crash left open."""
+        for entry in self.state.pending.values():
+            if (entry.id, Split.SEARCH) not in self.state.evaluations:
+                self._submit(entry, Split.SEARCH)
+        while len(self.state.pending) < self._in_flight and not self._why_stop():
+            if self._stop.drain:
+                break
+            started = time.perf_counter()
+            proposals = self._strategy.ask(1)
+            if not proposals:
+                return False
+            candidate = proposals[0]
+            self._recorder.record(
+                event(
+                    "asked",
+                    id=candidate.id,
+                    values=candidate.genome.values,
+                    parents=candidate.parents,
+                    ask_s=round(time.perf_counter() - started, 6),
+                )
+            )
+            self._submit(self.state.entries[candidate.id], Split.SEARCH)
+        return True
+
+    def _why_stop(self) -> dict[str, Json]:
+        return {**self._budget.reasons_to_stop(self.state, self.elapsed_s), **self._strategy.stop_reasons()}
+
+    def _submit(self, entry: Entry, split: Split) -> None:
+        if (entry.id, split) in self._submitted:
+            return
+        recipe = entry.recipe
+        if recipe is None and entry.values is not None:
+            recipe = self._make_recipe(entry.candidate())
+        self._pool.submit(EvaluationRequest(entry.id, split, recipe, entry.values))
+        self._submitted.add((entry.id, split))
+
+    def _wait(self) -> None:
+        """Records the next result, if one comes soon.
+
+        Raises:
+            Interrupted: a stop was requested, and nothing that runs is waited for any more.
+        """
+        if self._stop.now or (self._stop.drain and not self._submitted):
+            raise Interrupted
+        evaluation = self._pool.next_done(POLL_S)
+        if evaluation is None:
+            return
+        self._submitted.discard((evaluation.candidate_id, evaluation.split))
+        self._recorder.record_evaluation(evaluation, self.elapsed_s)
+        if evaluation.status is Status.FAILED:
+            logger.warning("%s failed on %s: %s", evaluation.candidate_id, evaluation.split, evaluation.error)
+        if not self.state.entries[evaluation.candidate_id].baseline and evaluation.split is Split.SEARCH:
+            self._arrived[evaluation.candidate_id] = evaluation
+        for observer in self._observers:
+            observer(self.state, evaluation)
+
+    def _tell_next(self) -> bool:
+        """Tells one result: the oldest candidate's (`deterministic`), or the oldest that is there. False where none is."""
+        for entry in self.state.pending.values():
+            if (entry.id, Split.SEARCH) in self.state.evaluations:
+                evaluation = self._arrived.pop(entry.id, None) or self._recorder.evaluation(entry.id)
+                self._recorder.record(event("told", ids=[entry.id]))
+                self._strategy.tell([evaluation])
+                return True
+            if self._deterministic:
+                return False
+        return False

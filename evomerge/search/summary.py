@@ -1,0 +1,128 @@
+"""`summary.json`: what a run found, with standard errors and paired comparisons. Numbers only; the CLI makes the table."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from evomerge.core import Direction, Evaluation, Json, Objective, Split, Status
+from evomerge.search.front_files import front_json, front_of
+from evomerge.search.state import Entry, RunState, utility
+
+Z_95 = 1.959964
+"""Two-sided 95% quantile of the normal distribution."""
+
+ReadItems = Callable[[str, Split], Evaluation]
+"""(id, split) -> the evaluation with its item scores"""
+
+
+def summarize(state: RunState, read_items: ReadItems) -> dict[str, Json]:
+    """The content of `summary.json`; see docs/run-directory.md for every key."""
+    front = front_json(state, front_of(state))
+    members = front["members"]
+    return {
+        "evaluations": state.n_evaluations[Split.SEARCH],
+        "items": int(sum(item.cost.get("items", 0) for item in state.evaluations.values())),
+        "wall_s": state.elapsed_s,
+        "splits": {split.value: _split(state, split) for split in Split},
+        "best_id": state.best_id,
+        "front": members,
+        "hypervolume": front["hypervolume"],
+        "details": {split.value: _details(state, split) for split in Split},
+        "comparisons": _comparisons(state, read_items),
+        "overhead": overhead(state),
+        "failed": sum(item.status is Status.FAILED for item in state.evaluations.values()),
+    }
+
+
+def overhead(state: RunState) -> dict[str, Json]:
+    """Where the time of a candidate goes (mean seconds on the search split), and the share that is neither engine nor scoring."""
+    evaluations = [item for item in state.evaluated() if "total_s" in item.cost]
+    if not evaluations:
+        return {}
+    names = sorted({name for item in evaluations for name in item.cost if name.endswith("_s")} - {"total_s"})
+    means = {name: float(np.mean([item.cost.get(name, 0.0) for item in evaluations])) for name in names}
+    total = float(np.mean([item.cost["total_s"] for item in evaluations]))
+    ask = state.ask_s / max(1, len(state.proposed))
+    other = ask + total - means.get("engine_s", 0.0) - means.get("score_s", 0.0)
+    return {"candidate_s": ask + total, "ask_s": ask, **means, "share": other / (ask + total)}
+
+
+def mean_with_error(objectives: tuple[Objective, ...], evaluation: Evaluation) -> tuple[float, float]:
+    """`utility` and its standard error (items of different tasks are independent)."""
+    errors = [evaluation.stderr[item.name] for item in objectives if item.name in evaluation.stderr]
+    return utility(objectives, evaluation), float(np.sqrt(np.sum(np.square(errors)))) / max(1, len(errors))
+
+
+def _split(state: RunState, split: Split) -> dict[str, Json]:
+    def scores(name: str) -> dict[str, Json]:
+        evaluation = state.evaluations.get((name, split))
+        if evaluation is None or evaluation.status is not Status.OK:
+            return {}
+        return {objective.name: evaluation.value(objective.name) for objective in state.objectives}
+
+    sources = [entry for entry in state.baselines if _source_name(entry) is not None]
+    others = [entry for entry in state.baselines if _source_name(entry) is None]
+    return {
+        "sources": {str(_source_name(entry)): scores(entry.id) for entry in sources},
+        "baselines": {entry.id: scores(entry.id) for entry in others},
+        "best": scores(state.best_id) if state.best_id else {},
+    }
+
+
+def _details(state: RunState, split: Split) -> dict[str, Json]:
+    """id -> scores, standard errors, and the mean of the objectives with its standard error."""
+    names = [entry.id for entry in state.baselines]
+    names += [name for name in dict.fromkeys([*state.finalists, state.best_id]) if name and name not in names]
+    details: dict[str, Json] = {}
+    for name in names:
+        evaluation = state.evaluations.get((name, split))
+        if evaluation is not None and evaluation.status is Status.OK:
+            mean, error = mean_with_error(state.objectives, evaluation)
+            details[name] = {
+                "scores": {item.name: evaluation.value(item.name) for item in state.objectives},
+                "stderr": dict(evaluation.stderr),
+                "mean": mean,
+                "mean_stderr": error,
+            }
+    return details
+
+
+def _comparisons(state: RunState, read_items: ReadItems) -> dict[str, Json]:
+    """Baseline id -> paired difference best - baseline of the mean over tasks on `report`, with its 95% interval."""
+    if state.best_id is None or (state.best_id, Split.REPORT) not in state.item_rows:
+        return {}
+    best = read_items(state.best_id, Split.REPORT)
+    result: dict[str, Json] = {}
+    for entry in state.baselines:
+        if entry.id != state.best_id and (entry.id, Split.REPORT) in state.item_rows:
+            difference, error = paired_difference(state.objectives, best, read_items(entry.id, Split.REPORT))
+            result[entry.id] = {
+                "difference": difference,
+                "low": difference - Z_95 * error,
+                "high": difference + Z_95 * error,
+            }
+    return result
+
+
+def paired_difference(objectives: tuple[Objective, ...], first: Evaluation, second: Evaluation) -> tuple[float, float]:
+    """Mean over tasks of `first` - `second` (positive: first is better) and its standard error, item by item."""
+    means, variances = [], []
+    for objective in objectives:
+        if objective.name in first.item_scores:
+            sign = 1.0 if objective.direction is Direction.MAXIMIZE else -1.0
+            difference = sign * (
+                first.item_scores[objective.name].astype(np.float64) - second.item_scores[objective.name]
+            )
+            means.append(difference.mean())
+            variances.append(difference.var(ddof=1) / len(difference))
+    return float(np.mean(means)), float(np.sqrt(np.sum(variances))) / len(means)
+
+
+def _source_name(entry: Entry) -> str | None:
+    return entry.id.removeprefix("source:") if entry.id.startswith("source:") else None
+
+
+def tuned_task_arithmetic(details: Mapping[str, Mapping[str, float]]) -> str | None:
+    """The id of the task-arithmetic baseline with the best mean in `details` (the search split's)."""
+    names = [name for name in details if name.startswith("task_arithmetic:")]
+    return max(names, key=lambda name: details[name]["mean"], default=None)
