@@ -2,7 +2,8 @@
 
 from evomerge.recipe.files import read_recipe, recipe_from_yaml, recipe_to_yaml, write_recipe
 from evomerge.recipe.methods import METHODS, BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
-from evomerge.recipe.recipe import DTYPES, Parameters, Recipe, Setting, Slice, Source
+from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, Source
+from evomerge.recipe.recipe import DTYPES, Recipe
 from evomerge.recipe.template import (
     AXES,
     MODULE_GROUPS,
@@ -22,6 +23,7 @@ __all__ = [
     "BaseRole",
     "MethodSpec",
     "ParameterSpec",
+    "ParameterValue",
     "Parameters",
     "Recipe",
     "RecipeTemplate",

@@ -16,7 +16,8 @@ from evomerge.core import RecipeError, atomic_write_text, canonical_json
 from evomerge.core.safe_yaml import MAX_YAML_BYTES, load_yaml
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
 from evomerge.recipe.mergekit_writer import recipe_to_mergekit
-from evomerge.recipe.recipe import Recipe, Source
+from evomerge.recipe.parts import Source
+from evomerge.recipe.recipe import Recipe
 from evomerge.recipe.validation import check_recipe
 
 logger = logging.getLogger(__name__)

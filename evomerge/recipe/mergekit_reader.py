@@ -9,7 +9,8 @@ from typing import Any
 
 from evomerge.core import RecipeError
 from evomerge.recipe.methods import ParameterSpec, method_spec
-from evomerge.recipe.recipe import DTYPES, Parameters, Recipe, Setting, Slice, Source
+from evomerge.recipe.parts import Parameters, Setting, Slice, Source
+from evomerge.recipe.recipe import DTYPES, Recipe
 
 _TOP = (
     "models",

@@ -6,7 +6,8 @@ What mergekit's format cannot say (seed, name) is not in it; `files.write_recipe
 from typing import Any
 
 from evomerge.recipe.methods import BaseRole, method_spec
-from evomerge.recipe.recipe import Parameters, Recipe, Setting, Source
+from evomerge.recipe.parts import Parameters, Setting, Source
+from evomerge.recipe.recipe import Recipe
 
 
 def recipe_to_mergekit(recipe: Recipe) -> dict[str, Any]:

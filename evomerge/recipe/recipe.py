@@ -4,81 +4,25 @@ Knows nothing of tensors, files on disk or searches. Its structure is mergekit's
 levels), so every recipe that has a mergekit form writes and reads back unchanged.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from evomerge.core import Json, RecipeError, fingerprint
-
-ParameterValue = float | bool | str
+from evomerge.recipe.parts import Parameters, Slice
+from evomerge.recipe.recipe_json import (
+    FORMAT_VERSION,
+    checked_object,
+    integer,
+    optional_text,
+    parameters_from_json,
+    parameters_to_json,
+    slices_from_json,
+    slices_to_json,
+    text,
+)
 
 DTYPES = ("bfloat16", "float16", "float32")
 """What arithmetic can run in and weights can be written as."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One conditional value of a parameter.
-
-    Attributes:
-        value: a scalar, or a gradient over depth (a tuple, interpolated linearly over the slice's layers).
-        filter: substring of the tensor names it holds for; None or "*" = all.
-    """
-
-    value: ParameterValue | tuple[float, ...]
-    filter: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.filter == "":  # in every name, as "*"
-            object.__setattr__(self, "filter", None)
-        if isinstance(self.value, tuple):
-            if not self.value:
-                raise RecipeError("a parameter's gradient is an empty list; give at least one number")
-            object.__setattr__(self, "value", tuple(_finite(entry) for entry in self.value))
-        elif not isinstance(self.value, bool | str):
-            object.__setattr__(self, "value", _finite(self.value))
-
-
-Parameters = Mapping[str, tuple[Setting, ...]]
-"""parameter name -> settings in order; the first whose filter matches wins, no match falls through to the next level"""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One model (or a range of its layers) in a slice.
-
-    Attributes:
-        model: a folder (later also a hub id).
-        layer_range: layers [first, last) of the model; None = all of them (mergekit's `models:` form).
-        parameters: settings for this source alone.
-        revision: pinned hub revision.
-        lora: adapter folder merged into the model before anything else.
-    """
-
-    model: str
-    layer_range: tuple[int, int] | None = None
-    parameters: Parameters = field(default_factory=dict)
-    revision: str | None = None
-    lora: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.layer_range is not None:
-            first, last = self.layer_range
-            if not 0 <= first < last:
-                raise RecipeError(f"layer_range [{first}, {last}] of {self.model}: expected 0 <= first < last")
-
-    @property
-    def key(self) -> str:
-        """What plans and weight pools call this model: mergekit's `model@revision+lora`."""
-        return self.model + (f"@{self.revision}" if self.revision else "") + (f"+{self.lora}" if self.lora else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Consecutive output layers made from the same ranges of sources."""
-
-    sources: tuple[Source, ...]
-    parameters: Parameters = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +78,18 @@ class Recipe:
 
     def to_json(self) -> dict[str, Json]:
         """A lossless JSON form; `from_json` reverses it."""
-        from evomerge.recipe.recipe_json import recipe_to_json
-
-        return recipe_to_json(self)
+        return {
+            "version": FORMAT_VERSION,
+            "method": self.method,
+            "slices": slices_to_json(self.slices),
+            "base": self.base,
+            "parameters": parameters_to_json(self.parameters),
+            "dtype": self.dtype,
+            "out_dtype": self.out_dtype,
+            "seed": self.seed,
+            "tokenizer_source": self.tokenizer_source,
+            "name": self.name,
+        }
 
     @staticmethod
     def from_json(data: Mapping[str, Json]) -> "Recipe":
@@ -145,16 +98,25 @@ class Recipe:
         Raises:
             RecipeError: a missing, unknown or ill-typed key, named.
         """
-        from evomerge.recipe.recipe_json import recipe_from_json
-
-        return recipe_from_json(data)
+        known = ("version", *(key for key in Recipe.__dataclass_fields__))
+        fields = checked_object(data, "recipe", known, required=("method", "slices"))
+        version = fields.get("version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise RecipeError(
+                f"recipe: format version {version!r}; this evomerge reads version {FORMAT_VERSION}: upgrade evomerge"
+            )
+        return Recipe(
+            method=text(fields["method"], "method"),
+            slices=slices_from_json(fields["slices"], "slices"),
+            base=optional_text(fields.get("base"), "base"),
+            parameters=parameters_from_json(fields.get("parameters", {}), "parameters"),
+            dtype=optional_text(fields.get("dtype"), "dtype"),
+            out_dtype=optional_text(fields.get("out_dtype"), "out_dtype"),
+            seed=integer(fields.get("seed", 0), "seed"),
+            tokenizer_source=optional_text(fields.get("tokenizer_source"), "tokenizer_source"),
+            name=optional_text(fields.get("name"), "name"),
+        )
 
     def fingerprint(self) -> str:
         """Equal for recipes that give the same weights from the same model folders; `name` does not count."""
         return fingerprint({key: value for key, value in self.to_json().items() if key != "name"})
-
-
-def _finite(value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RecipeError(f"a parameter's value must be a finite number, got {value!r}")
-    return float(value)

@@ -1,4 +1,4 @@
-"""`Recipe` as JSON and back: lossless, versioned, every key checked.
+"""The parts of a recipe as JSON and back: lossless, every key checked.
 
 Knows nothing of YAML or files.
 """
@@ -8,81 +8,40 @@ from difflib import get_close_matches
 from typing import Any
 
 from evomerge.core import Json, RecipeError
-from evomerge.recipe.recipe import Parameters, Recipe, Setting, Slice, Source
+from evomerge.recipe.parts import Parameters, Setting, Slice, Source
 
 FORMAT_VERSION = 1
 """Of the JSON form; raised when a key changes its meaning. Readers refuse newer versions."""
 
-_RECIPE_KEYS = (
-    "version",
-    "method",
-    "slices",
-    "base",
-    "parameters",
-    "dtype",
-    "out_dtype",
-    "seed",
-    "tokenizer_source",
-    "name",
-)
+
+def slices_to_json(slices: Sequence[Slice]) -> list[Json]:
+    """What `slices_from_json` reads."""
+    return [
+        {
+            "sources": [_source_to_json(source) for source in piece.sources],
+            "parameters": parameters_to_json(piece.parameters),
+        }
+        for piece in slices
+    ]
 
 
-def recipe_to_json(recipe: Recipe) -> dict[str, Json]:
-    """See `Recipe.to_json`."""
-    return {
-        "version": FORMAT_VERSION,
-        "method": recipe.method,
-        "slices": [
-            {
-                "sources": [_source_to_json(source) for source in piece.sources],
-                "parameters": _parameters_to_json(piece.parameters),
-            }
-            for piece in recipe.slices
-        ],
-        "base": recipe.base,
-        "parameters": _parameters_to_json(recipe.parameters),
-        "dtype": recipe.dtype,
-        "out_dtype": recipe.out_dtype,
-        "seed": recipe.seed,
-        "tokenizer_source": recipe.tokenizer_source,
-        "name": recipe.name,
-    }
-
-
-def recipe_from_json(data: Mapping[str, Json]) -> Recipe:
-    """See `Recipe.from_json`."""
-    fields = _object(data, "recipe", _RECIPE_KEYS, required=("method", "slices"))
-    version = fields.get("version", FORMAT_VERSION)
-    if version != FORMAT_VERSION:
-        raise RecipeError(
-            f"recipe: format version {version!r}; this evomerge reads version {FORMAT_VERSION}: upgrade evomerge"
-        )
-    return Recipe(
-        method=_text(fields["method"], "method"),
-        slices=tuple(
-            _slice_from_json(entry, f"slices[{index}]") for index, entry in enumerate(_list(fields["slices"], "slices"))
-        ),
-        base=_optional_text(fields.get("base"), "base"),
-        parameters=_parameters_from_json(fields.get("parameters", {}), "parameters"),
-        dtype=_optional_text(fields.get("dtype"), "dtype"),
-        out_dtype=_optional_text(fields.get("out_dtype"), "out_dtype"),
-        seed=_integer(fields.get("seed", 0), "seed"),
-        tokenizer_source=_optional_text(fields.get("tokenizer_source"), "tokenizer_source"),
-        name=_optional_text(fields.get("name"), "name"),
-    )
+def slices_from_json(data: Json, where: str) -> tuple[Slice, ...]:
+    """Raises RecipeError naming the ill-typed, unknown or missing key."""
+    return tuple(_slice_from_json(entry, f"{where}[{index}]") for index, entry in enumerate(_list(data, where)))
 
 
 def _source_to_json(source: Source) -> Json:
     return {
         "model": source.model,
         "layer_range": None if source.layer_range is None else list(source.layer_range),
-        "parameters": _parameters_to_json(source.parameters),
+        "parameters": parameters_to_json(source.parameters),
         "revision": source.revision,
         "lora": source.lora,
     }
 
 
-def _parameters_to_json(parameters: Parameters) -> dict[str, Json]:
+def parameters_to_json(parameters: Parameters) -> dict[str, Json]:
+    """What `parameters_from_json` reads."""
     return {
         name: [
             {
@@ -96,30 +55,33 @@ def _parameters_to_json(parameters: Parameters) -> dict[str, Json]:
 
 
 def _slice_from_json(data: Json, where: str) -> Slice:
-    fields = _object(data, where, ("sources", "parameters"), required=("sources",))
+    fields = checked_object(data, where, ("sources", "parameters"), required=("sources",))
     sources = tuple(
         _source_from_json(entry, f"{where}.sources[{index}]")
         for index, entry in enumerate(_list(fields["sources"], f"{where}.sources"))
     )
-    return Slice(sources, _parameters_from_json(fields.get("parameters", {}), f"{where}.parameters"))
+    return Slice(sources, parameters_from_json(fields.get("parameters", {}), f"{where}.parameters"))
 
 
 def _source_from_json(data: Json, where: str) -> Source:
-    fields = _object(data, where, ("model", "layer_range", "parameters", "revision", "lora"), required=("model",))
+    fields = checked_object(
+        data, where, ("model", "layer_range", "parameters", "revision", "lora"), required=("model",)
+    )
     layer_range = fields.get("layer_range")
     if layer_range is not None:
         first, last = _pair(layer_range, f"{where}.layer_range")
         layer_range = (first, last)
     return Source(
-        model=_text(fields["model"], f"{where}.model"),
+        model=text(fields["model"], f"{where}.model"),
         layer_range=layer_range,
-        parameters=_parameters_from_json(fields.get("parameters", {}), f"{where}.parameters"),
-        revision=_optional_text(fields.get("revision"), f"{where}.revision"),
-        lora=_optional_text(fields.get("lora"), f"{where}.lora"),
+        parameters=parameters_from_json(fields.get("parameters", {}), f"{where}.parameters"),
+        revision=optional_text(fields.get("revision"), f"{where}.revision"),
+        lora=optional_text(fields.get("lora"), f"{where}.lora"),
     )
 
 
-def _parameters_from_json(data: Json, where: str) -> dict[str, tuple[Setting, ...]]:
+def parameters_from_json(data: Json, where: str) -> dict[str, tuple[Setting, ...]]:
+    """Raises RecipeError naming the ill-typed, unknown or missing key."""
     if not isinstance(data, Mapping):
         raise RecipeError(f"recipe {where}: expected an object, got {data!r}")
     return {
@@ -132,16 +94,17 @@ def _parameters_from_json(data: Json, where: str) -> dict[str, tuple[Setting, ..
 
 
 def _setting_from_json(data: Json, where: str) -> Setting:
-    fields = _object(data, where, ("value", "filter"), required=("value",))
+    fields = checked_object(data, where, ("value", "filter"), required=("value",))
     value = fields["value"]
     if isinstance(value, list | tuple):
         value = tuple(value)
     elif not isinstance(value, bool | int | float | str):
         raise RecipeError(f"recipe {where}.value: expected a number, switch, text or list of numbers, got {value!r}")
-    return Setting(value, _optional_text(fields.get("filter"), f"{where}.filter"))
+    return Setting(value, optional_text(fields.get("filter"), f"{where}.filter"))
 
 
-def _object(data: Json, where: str, known: Sequence[str], required: Sequence[str] = ()) -> dict[str, Any]:
+def checked_object(data: Json, where: str, known: Sequence[str], required: Sequence[str] = ()) -> dict[str, Any]:
+    """`data` as a mapping with no key outside `known` and all of `required`; else RecipeError."""
     if not isinstance(data, Mapping):
         raise RecipeError(f"recipe {where}: expected an object, got {data!r}")
     for key in data:
@@ -165,20 +128,23 @@ def _pair(data: Json, where: str) -> tuple[int, int]:
     values = _list(data, where)
     if len(values) != 2:
         raise RecipeError(f"recipe {where}: expected [first, last), got {data!r}")
-    return _integer(values[0], where), _integer(values[1], where)
+    return integer(values[0], where), integer(values[1], where)
 
 
-def _text(data: Json, where: str) -> str:
+def text(data: Json, where: str) -> str:
+    """`data` as text that is not empty; else RecipeError."""
     if not isinstance(data, str) or not data:
         raise RecipeError(f"recipe {where}: expected text, got {data!r}")
     return data
 
 
-def _optional_text(data: Json, where: str) -> str | None:
-    return None if data is None else _text(data, where)
+def optional_text(data: Json, where: str) -> str | None:
+    """`data` as text, or None; else RecipeError."""
+    return None if data is None else text(data, where)
 
 
-def _integer(data: Json, where: str) -> int:
+def integer(data: Json, where: str) -> int:
+    """`data` as a whole number; else RecipeError."""
     if isinstance(data, bool) or not isinstance(data, int):
         raise RecipeError(f"recipe {where}: expected a whole number, got {data!r}")
     return data

@@ -10,7 +10,8 @@ from types import MappingProxyType
 
 from evomerge.core import RecipeError, SpaceError
 from evomerge.recipe.methods import BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
-from evomerge.recipe.recipe import Parameters, ParameterValue, Recipe, Setting, Slice, Source
+from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, Source
+from evomerge.recipe.recipe import Recipe
 from evomerge.space import Parameter, SearchSpace
 
 MODULE_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(

@@ -5,7 +5,8 @@ from itertools import chain
 
 from evomerge.core import RecipeError
 from evomerge.recipe.methods import BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
-from evomerge.recipe.recipe import Parameters, Recipe, Setting, Slice
+from evomerge.recipe.parts import Parameters, Setting, Slice
+from evomerge.recipe.recipe import Recipe
 
 
 def check_recipe(recipe: Recipe) -> None:

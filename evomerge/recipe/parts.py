@@ -1,0 +1,80 @@
+"""What a recipe is made of: settings of parameters, sources, slices. Plain data that checks itself."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from evomerge.core import RecipeError
+
+ParameterValue = float | bool | str
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One conditional value of a parameter.
+
+    Attributes:
+        value: a scalar, or a gradient over depth (a tuple, interpolated linearly over the slice's layers).
+        filter: substring of the tensor names it holds for; None or "*" = all.
+    """
+
+    value: ParameterValue | tuple[float, ...]
+    filter: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.filter == "":  # in every name, as "*"
+            object.__setattr__(self, "filter", None)
+        if isinstance(self.value, tuple):
+            if not self.value:
+                raise RecipeError("a parameter's gradient is an empty list; give at least one number")
+            object.__setattr__(self, "value", tuple(_finite(entry) for entry in self.value))
+        elif not isinstance(self.value, bool | str):
+            object.__setattr__(self, "value", _finite(self.value))
+
+
+Parameters = Mapping[str, tuple[Setting, ...]]
+"""parameter name -> settings in order; the first whose filter matches wins, no match falls through to the next level"""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One model (or a range of its layers) in a slice.
+
+    Attributes:
+        model: a folder (later also a hub id).
+        layer_range: layers [first, last) of the model; None = all of them (mergekit's `models:` form).
+        parameters: settings for this source alone.
+        revision: pinned hub revision.
+        lora: adapter folder merged into the model before anything else.
+    """
+
+    model: str
+    layer_range: tuple[int, int] | None = None
+    parameters: Parameters = field(default_factory=dict)
+    revision: str | None = None
+    lora: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.layer_range is not None:
+            first, last = self.layer_range
+            if not 0 <= first < last:
+                raise RecipeError(f"layer_range [{first}, {last}] of {self.model}: expected 0 <= first < last")
+
+    @property
+    def key(self) -> str:
+        """What plans and weight pools call this model: mergekit's `model@revision+lora`."""
+        return self.model + (f"@{self.revision}" if self.revision else "") + (f"+{self.lora}" if self.lora else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Consecutive output layers made from the same ranges of sources."""
+
+    sources: tuple[Source, ...]
+    parameters: Parameters = field(default_factory=dict)
+
+
+def _finite(value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RecipeError(f"a parameter's value must be a finite number, got {value!r}")
+    return float(value)
