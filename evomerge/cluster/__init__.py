@@ -1,0 +1,6 @@
+"""Worker pools: threads of this process, or Ray actors. Ray is imported only by `evomerge.cluster.ray_pool`."""
+
+from evomerge.cluster.local_pool import LocalPool
+from evomerge.cluster.worker import Evaluator, make_evaluator
+
+__all__ = ["Evaluator", "LocalPool", "make_evaluator"]

@@ -1,0 +1,66 @@
+"""Workers inside this process, one thread each: for tests, for the synthetic evaluation, and for one light engine."""
+
+import queue
+import threading
+from collections.abc import Mapping
+
+from evomerge.cluster.worker import make_evaluator
+from evomerge.core import Evaluation, EvaluationRequest, Json, Status
+
+
+class LocalPool:
+    """A pool of threads.
+
+    Args:
+        factory, settings: how a thread makes its evaluator (`make_evaluator`).
+        n_workers: threads.
+
+    An evaluator that cannot be made is reported by `next_done`, since threads start in the background.
+    """
+
+    def __init__(self, factory: str, settings: Mapping[str, Json], n_workers: int) -> None:
+        self._factory, self._settings = factory, settings
+        self._requests: queue.SimpleQueue[EvaluationRequest | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Evaluation | Exception] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"worker-{index}", daemon=True) for index in range(n_workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, request: EvaluationRequest) -> None:
+        """Queues a request."""
+        self._requests.put(request)
+
+    def next_done(self, timeout_s: float) -> Evaluation | None:
+        """The next finished evaluation, or None. Raises what kept a worker from starting."""
+        try:
+            result = self._results.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def close(self) -> None:
+        """Lets the threads end after what they are doing; does not wait for them."""
+        for _ in self._threads:
+            self._requests.put(None)
+
+    def _work(self) -> None:
+        try:
+            evaluator = make_evaluator(self._factory, self._settings)
+        except Exception as problem:  # noqa: BLE001  (the pool boundary: the driver must hear of it)
+            self._results.put(problem)
+            return
+        while (request := self._requests.get()) is not None:
+            try:
+                self._results.put(evaluator.evaluate(request))
+            except Exception as problem:  # noqa: BLE001  (the pool boundary)
+                self._results.put(failed(request, f"{type(problem).__name__}: {problem}"))
+        evaluator.close()
+
+
+def failed(request: EvaluationRequest, reason: str) -> Evaluation:
+    """The evaluation of a request that could not be finished."""
+    return Evaluation(request.candidate_id, request.split, Status.FAILED, error=reason)

@@ -1,0 +1,25 @@
+"""What runs inside a worker: an evaluator made by a factory that is named by data, so that workers need nothing of the driver's memory."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Protocol, cast
+
+from evomerge.core import Evaluation, EvaluationRequest, Json
+
+
+class Evaluator(Protocol):
+    """Scores candidates. A bad candidate is a FAILED evaluation, never an exception."""
+
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        """The evaluation of one request."""
+        ...
+
+    def close(self) -> None:
+        """Frees what it holds."""
+        ...
+
+
+def make_evaluator(factory: str, settings: Mapping[str, Json]) -> Evaluator:
+    """Calls `factory` ("package.module:function") with `settings`."""
+    module, _, name = factory.partition(":")
+    return cast(Evaluator, getattr(import_module(module), name)(settings))
