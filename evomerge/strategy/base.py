@@ -1,0 +1,100 @@
+"""What a strategy is: ask, tell, seed, recommend, state. It sees vectors and Evaluations, never a recipe or a tensor."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from evomerge.core import Candidate, Evaluation, Json, VectorGenome
+
+_ID_DIGITS = 6
+
+
+def candidate_id(index: int) -> str:
+    """The id of the `index`-th proposal of a run, counted from 1: `c000001`; longer than six digits where needed."""
+    return f"c{index:0{_ID_DIGITS}d}"
+
+
+class Strategy(Protocol):
+    """Proposes candidates and learns from their evaluations. Deterministic given its seed and the order of calls.
+
+    Restored from `state_dict` in another process, it cannot be told from the original by any public method.
+    """
+
+    def ask(self, n: int) -> Sequence[Candidate]:
+        """Up to `n` new candidates, also while earlier ones are pending; fewer or none where it must wait for them.
+
+        An empty answer leaves the state as it was: no random number is drawn.
+        """
+        ...
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Takes results in any order, matched by candidate id. Nothing is learned when one of them is refused.
+
+        Raises:
+            EvaluationError: an id was never asked, or was told before, or an objective has no score.
+        """
+        ...
+
+    def seed(self, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation]) -> None:
+        """Takes points that were evaluated beforehand (baselines inside the space), before the first ask.
+
+        Raises:
+            EvaluationError: something was asked already, ids do not match or look like an asked id.
+            SpaceError: a genome does not fit the space.
+        """
+        ...
+
+    def stop_reasons(self) -> Mapping[str, Json]:
+        """Why asking further is pointless, reason -> detail; empty: go on."""
+        ...
+
+    def recommend(self) -> Candidate:
+        """The evaluated candidate it would use now.
+
+        Raises:
+            EvaluationError: no evaluation has ended well yet.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Json]:
+        """Everything needed to go on elsewhere, as JSON."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """Restores a `state_dict` into a fresh strategy that was made with the same arguments.
+
+        Raises:
+            JournalError: the state is of another strategy, or cannot be reproduced with the installed libraries.
+        """
+        ...
+
+
+class StrategyOptions(BaseModel):
+    """Base of every strategy's options: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A genome to be evaluated and the ids of the candidates it was made from."""
+
+    genome: VectorGenome
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One finished evaluation as an algorithm sees it.
+
+    Attributes:
+        candidate: what was evaluated.
+        losses: (m,), to be minimised; None where the evaluation FAILED, was INFEASIBLE, or a loss is not finite.
+        stderr: (m,), standard errors of the losses, 0.0 where unknown; None with `losses`.
+    """
+
+    candidate: Candidate
+    losses: tuple[float, ...] | None
+    stderr: tuple[float, ...] | None

@@ -1,0 +1,121 @@
+"""One run of pycma, from a mean and a step size to convergence, with its random numbers from a stream of ours."""
+
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import cma
+import numpy as np
+from cma.restricted_gaussian_sampler import GaussVkDSampler
+from cma.sigma_adaptation import CMAAdaptSigmaCSA
+from numpy.typing import NDArray
+
+from evomerge.core import Json
+
+Variant = Literal["full", "sep", "vkd"]
+
+
+class CmaRun:
+    """Samples points of [0, 1]^d one at a time and updates its distribution with every `population_size` results.
+
+    Args:
+        mean: first mean (d,), in [0, 1].
+        sigma: first step size.
+        population_size: results per update, >= 3.
+        variant: `full`, `sep` or `vkd`.
+        generator: source of all normal numbers.
+    """
+
+    def __init__(
+        self,
+        mean: NDArray[np.float64],
+        sigma: float,
+        population_size: int,
+        variant: Variant,
+        generator: np.random.Generator,
+    ) -> None:
+        self._population_size = population_size
+        self._strict = variant == "vkd"
+        self._queue: deque[NDArray[np.float64]] = deque()
+        self._n_sampled = 0
+        self._sent: dict[int, tuple[NDArray[np.float64], int]] = {}
+        self._batch: list[tuple[int, float | None]] = []
+        # pycma does not take one dimension; a second one that nobody sees is neutral
+        self._padding = 1 if len(mean) == 1 else 0
+        self._waiting = False
+        start = np.append(mean, np.full(self._padding, 0.5))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._es = cma.CMAEvolutionStrategy(start, sigma, self._pycma_options(variant, generator))
+
+    def _pycma_options(self, variant: Variant, generator: np.random.Generator) -> dict[str, Any]:
+        def normal(*shape: int) -> NDArray[np.float64]:
+            return generator.standard_normal(shape)
+
+        options: dict[str, Any] = {
+            "bounds": [0.0, 1.0],
+            "popsize": self._population_size,
+            "seed": np.nan,  # leave numpy's global generator alone
+            "randn": normal,
+            "verbose": -9,
+            "verb_log": 0,
+            "verb_disp": 0,
+            "signals_filename": None,  # pycma would read a file of the working directory
+            # mirrored samples and the two-point rule, its defaults at some sizes, need whole generations
+            "CMA_mirrors": 0,
+            "AdaptSigma": CMAAdaptSigmaCSA,
+        }
+        if variant == "sep":
+            options["CMA_diagonal"] = True
+        if variant == "vkd":
+            options = GaussVkDSampler.extend_cma_options(options)
+            options["CMA_sampler_options"] = {"randn": normal}
+        return options
+
+    def sample(self) -> tuple[int, tuple[float, ...]] | None:
+        """A number to tell it by and a point of the current distribution (d,).
+
+        None where `vkd` waits for the rest of its generation.
+        """
+        if self._strict and not self._queue and self._waiting:
+            return None
+        if not self._queue:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._queue.extend(self._es.ask(self._population_size if self._strict else 1))
+            self._waiting = True
+        point = self._queue.popleft()
+        self._n_sampled += 1
+        self._sent[self._n_sampled] = (point, self._es.countiter)
+        inside = np.clip(point[: len(point) - self._padding], 0.0, 1.0)
+        return self._n_sampled, tuple(inside.tolist())
+
+    def tell(self, number: int, loss: float | None) -> None:
+        """Takes the loss of the point sampled as `number`; None ranks last in its batch."""
+        self._batch.append((number, loss))
+        if len(self._batch) == self._population_size:
+            self._update()
+            self._batch.clear()
+            self._waiting = False
+
+    def _update(self) -> None:
+        sent = [self._sent.pop(number) for number, _ in self._batch]
+        losses = [loss for _, loss in self._batch if loss is not None]
+        if not losses:
+            return
+        last = max(losses) + ((max(losses) - min(losses)) or 1.0)
+        late = [row for row, (_, generation) in enumerate(sent) if generation < self._es.countiter]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._es.tell(
+                [point for point, _ in sent],
+                [last if loss is None else loss for _, loss in self._batch],
+                check_points=late or None,
+            )
+
+    def stop_reasons(self) -> Mapping[str, Json]:
+        """pycma's termination criteria that are met."""
+        if self._es.countiter == 0:
+            return {}
+        return {str(reason): str(value) for reason, value in self._es.stop().items()}

@@ -1,0 +1,139 @@
+"""`nsga2`: Pareto search in steady state, with pymoo's operators and survival rules.
+
+No generations: each ask mates two members of the current population (binary tournament, simulated binary crossover,
+polynomial mutation), each result enters at once and the survival rule drops one member. So any number of evaluations
+can be pending. The first members are the seeds, then the points of a scrambled Sobol sequence.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from pymoo.algorithms.moo.nsga2 import binary_tournament
+from pymoo.core.individual import Individual
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.operators.crossover.sbx import SBX
+from pymoo.operators.mutation.pm import PM
+from pymoo.operators.selection.tournament import TournamentSelection
+from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
+
+from evomerge.core import VectorGenome, random_stream
+from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+from evomerge.strategy.replay import ReplayStrategy
+from evomerge.strategy.sampling import SobolStream
+
+_MAX_MATINGS = 50
+"""Tries for an offspring that was not proposed before; then a Sobol point is taken."""
+
+
+class ParetoEvolutionOptions(StrategyOptions):
+    """Options of the population-based Pareto strategies."""
+
+    population_size: int = Field(
+        20, ge=4, description="members; 16 to 24 suit expensive evaluations, pymoo's 100 suits thousands of them"
+    )
+    crossover_probability: float = Field(0.9, gt=0.0, le=1.0, description="of mixing two parents (Deb 2002)")
+    crossover_eta: float = Field(
+        15.0, gt=1.0, description="SBX distribution index: higher stays nearer the parents (Deb 2002)"
+    )
+    mutation_eta: float = Field(20.0, gt=1.0, description="polynomial mutation's distribution index (Deb 2002)")
+    mutation_probability: float | None = Field(
+        None, gt=0.0, le=1.0, description="per coordinate; None: 1/d, at most 0.5 (Deb 2002)"
+    )
+
+
+class ParetoEvolution(ReplayStrategy):
+    """A steady-state evolutionary search; subclasses choose the survival rule.
+
+    FAILED and INFEASIBLE candidates never enter the population. Seeds are its first members.
+    """
+
+    options_type: ClassVar[type[StrategyOptions]] = ParetoEvolutionOptions
+    options: ParetoEvolutionOptions
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        options = self.options
+        self._generator = random_stream(self.random_seed, self.name, "mating")
+        self._initial = SobolStream(self.dimension, random_stream(self.random_seed, self.name, "sobol"))
+        self._problem = Problem(n_var=self.dimension, n_obj=len(self.objectives), xl=0.0, xu=1.0)
+        self._selection = TournamentSelection(func_comp=binary_tournament)
+        # what pymoo's tournament wants to know of its algorithm
+        self._rules = SimpleNamespace(tournament_type="comp_by_dom_and_crowding", random_state=self._generator)
+        self._crossover = SBX(prob=options.crossover_probability, eta=options.crossover_eta, n_offsprings=1)
+        self._mutation = PM(prob=1.0, eta=options.mutation_eta, prob_var=options.mutation_probability)
+        self._survival = self._make_survival()
+        self._population = Population()
+        self._sobol_pending: set[str] = set()
+        self._seen: set[tuple[float, ...]] = set()
+
+    @abstractmethod
+    def _make_survival(self) -> Any:
+        """The pymoo survival operator that keeps `population_size` members."""
+
+    def _start(self, seeds: Sequence[Told]) -> None:
+        members = [self._individual(seed) for seed in seeds if seed.losses is not None]
+        self._seen.update(seed.candidate.genome.values for seed in seeds)
+        if members:
+            self._population = self._survive(Population.merge(self._population, Population.create(*members)))
+
+    def _propose(self) -> Proposal:
+        expected = len(self._population) + len(self._sobol_pending)
+        if expected < self.options.population_size or len(self._population) < 2:
+            proposal = Proposal(self._initial.next())
+            self._sobol_pending.add(candidate_id(self._n_asked + 1))
+        else:
+            proposal = self._mate()
+        self._seen.add(proposal.genome.values)
+        return proposal
+
+    def _learn(self, told: Told) -> None:
+        self._sobol_pending.discard(told.candidate.id)
+        if told.losses is None:
+            return
+        self._population = self._survive(Population.merge(self._population, Population.create(self._individual(told))))
+
+    def _individual(self, told: Told) -> Individual:
+        individual = Individual(X=np.array(told.candidate.genome.values))
+        individual.set("F", np.array(told.losses))
+        individual.set("candidate_id", told.candidate.id)
+        return individual
+
+    def _survive(self, population: Population) -> Population:
+        return self._survival.do(
+            self._problem,
+            population,
+            n_survive=min(self.options.population_size, len(population)),
+            algorithm=self._rules,
+            random_state=self._generator,
+        )
+
+    def _mate(self) -> Proposal:
+        for _ in range(_MAX_MATINGS):
+            parents = self._selection(
+                self._problem, self._population, 1, 2, to_pop=True, algorithm=self._rules, random_state=self._generator
+            )
+            child = self._crossover.do(self._problem, parents, random_state=self._generator)
+            child = self._mutation.do(self._problem, child, random_state=self._generator)
+            values = _unit_tuple(child[0].X)
+            if values not in self._seen:
+                return Proposal(VectorGenome(values), tuple(parent.get("candidate_id") for parent in parents[0]))
+        return Proposal(self._initial.next())
+
+
+class Nsga2(ParetoEvolution):
+    """NSGA-II (Deb et al. 2002, 10.1109/4235.996017): non-dominated rank, then crowding distance."""
+
+    name: ClassVar[str] = "nsga2"
+
+    def _make_survival(self) -> RankAndCrowding:
+        return RankAndCrowding()
+
+
+def _unit_tuple(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(np.clip(values.astype(np.float64), 0.0, 1.0).tolist())

@@ -1,0 +1,122 @@
+"""From a strategy's name to a live strategy: the table of our own, plugins, and typed options."""
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from evomerge.core import ConfigError, Json, Objective
+from evomerge.strategy.base import Strategy, StrategyOptions
+
+ENTRY_POINT_GROUP = "evomerge.strategies"
+"""Plugins register a class here: `name = "package.module:Class"`."""
+
+STRATEGIES: Mapping[str, str] = MappingProxyType(
+    {
+        "cma_es": "evomerge.strategy.cma_es:CmaEs",
+        "nsga2": "evomerge.strategy.pareto_evolution:Nsga2",
+        "random": "evomerge.strategy.space_filling:RandomSearch",
+        "sobol": "evomerge.strategy.space_filling:SobolSearch",
+    }
+)
+"""Our own strategies: name -> where its class is. A class is imported when it is asked for."""
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    """Installed plugins by name; a name of our own cannot be taken. Nothing is imported, so none can break the rest."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in STRATEGIES}
+
+
+def strategy_names() -> tuple[str, ...]:
+    """Every name that `make_strategy` takes, sorted."""
+    return tuple(sorted({*STRATEGIES, *_plugins()}))
+
+
+def strategy_class(name: str) -> Callable[..., Strategy]:
+    """The class registered as `name`.
+
+    Raises:
+        ConfigError: there is no such strategy, or what it needs is not installed.
+    """
+    plugins = _plugins()
+    if name not in STRATEGIES and name not in plugins:
+        raise ConfigError(
+            f"there is no strategy {name!r}{_nearest(name, strategy_names())}; known: {', '.join(strategy_names())}"
+        )
+    try:
+        if name in plugins:
+            return cast(Callable[..., Strategy], plugins[name].load())
+        module, _, attribute = STRATEGIES[name].partition(":")
+        return cast(Callable[..., Strategy], getattr(importlib.import_module(module), attribute))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"strategy {name!r} cannot be loaded: {error}; install what it needs or choose another"
+        ) from error
+
+
+def strategy_options(name: str, options: Mapping[str, Any]) -> StrategyOptions:
+    """`options` checked and completed with the defaults of the strategy `name`.
+
+    Raises:
+        ConfigError: an unknown strategy or option (the nearest valid one is named), or a value out of range.
+    """
+    options_type = _options_type(name)
+    for key in options:
+        if key not in options_type.model_fields:
+            valid = sorted(options_type.model_fields)
+            raise ConfigError(
+                f"strategy {name} has no option {key!r}{_nearest(key, valid)}; it has: {', '.join(valid) or 'none'}"
+            )
+    try:
+        return options_type.model_validate(dict(options))
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}, got {problem['input']!r}"
+            for problem in error.errors()
+        )
+        raise ConfigError(f"strategy {name}: {problems}") from error
+
+
+def strategy_options_schema(name: str) -> dict[str, Json]:
+    """The JSON schema of a strategy's options: types, bounds, defaults and descriptions.
+
+    Raises:
+        ConfigError: an unknown strategy.
+    """
+    return cast(dict[str, Json], _options_type(name).model_json_schema())
+
+
+def make_strategy(
+    name: str, *, dimension: int, objectives: Sequence[Objective | str], seed: int, **options: Any
+) -> Strategy:
+    """A fresh strategy.
+
+    Args:
+        name: one of `strategy_names()`.
+        dimension: number of unit coordinates of the space, d >= 1.
+        objectives: what is optimised; a plain name means: maximise it.
+        seed: of every random number, >= 0.
+        options: the strategy's own options; `strategy_options_schema(name)` lists them.
+
+    Raises:
+        ConfigError: an unknown name or option, or a value out of range.
+    """
+    checked = strategy_options(name, options)
+    goals = [Objective(goal) if isinstance(goal, str) else goal for goal in objectives]
+    return strategy_class(name)(dimension, goals, seed, checked)
+
+
+def _options_type(name: str) -> type[StrategyOptions]:
+    options_type = getattr(strategy_class(name), "options_type", None)
+    if not (isinstance(options_type, type) and issubclass(options_type, StrategyOptions)):
+        raise ConfigError(f"strategy {name!r} is broken: its `options_type` must be a subclass of StrategyOptions")
+    return options_type
+
+
+def _nearest(wrong: str, valid: Sequence[str]) -> str:
+    match = difflib.get_close_matches(wrong, valid, n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,277 @@
+"""The bookkeeping that all strategies share, and resume by replay.
+
+State is the ordered log of seeds, asks and tells. Loading it rebuilds the algorithm from its seed and feeds the log
+again; every replayed proposal must equal the recorded one bit for bit. So no algorithm needs a snapshot of its own, and
+a library that cannot save its state is resumed as exactly as one that can.
+"""
+
+import hashlib
+import re
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, cast
+
+import numpy as np
+
+from evomerge.archive import knee_index, non_dominated_mask
+from evomerge.core import (
+    Candidate,
+    ConfigError,
+    Evaluation,
+    EvaluationError,
+    JournalError,
+    Json,
+    Objective,
+    SpaceError,
+    VectorGenome,
+    to_losses,
+)
+from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+
+_ASKED_ID = re.compile(r"c\d+")
+_FORMAT = 1
+
+
+class ReplayStrategy(ABC):
+    """Implements the `Strategy` protocol around three hooks: `_propose`, `_learn` and `_start`.
+
+    Subclasses must be deterministic: `_propose` may depend on the constructor's arguments, on earlier proposals and on
+    what was learned, in that order, and on nothing else.
+
+    Args:
+        dimension: number of unit coordinates, d >= 1.
+        objectives: what is optimised, m >= 1.
+        seed: of every random number it draws, >= 0.
+        options: an instance of `options_type`; None for the defaults.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    name: ClassVar[str]
+    options_type: ClassVar[type[StrategyOptions]] = StrategyOptions
+
+    def __init__(
+        self, dimension: int, objectives: Sequence[Objective], seed: int, options: StrategyOptions | None = None
+    ) -> None:
+        if dimension < 1:
+            raise ConfigError(f"strategy {self.name}: the space has {dimension} dimensions; it needs at least one")
+        if not objectives:
+            raise ConfigError(f"strategy {self.name}: no objective given; name at least one task")
+        if seed < 0:
+            raise ConfigError(f"strategy {self.name}: seed must be >= 0, got {seed}")
+        self.dimension = dimension
+        self.objectives = tuple(objectives)
+        self.random_seed = seed
+        self.options = self.options_type() if options is None else options
+        self._log: list[dict[str, Json]] = []
+        self._n_asked = 0
+        self._pending: dict[str, Candidate] = {}
+        self._told: dict[str, Told] = {}
+
+    # --- hooks ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _propose(self) -> Proposal | None:
+        """The next point, or None (and no change of state) where it has to wait for pending results."""
+
+    @abstractmethod
+    def _learn(self, told: Told) -> None:
+        """Takes in one result of an asked candidate."""
+
+    def _start(self, seeds: Sequence[Told]) -> None:
+        """Takes in points known beforehand; called at most once per `seed`, always before the first `_propose`."""
+        for seed in seeds:
+            self._learn(seed)
+
+    # --- the protocol --------------------------------------------------------------------------------------------
+
+    def ask(self, n: int) -> Sequence[Candidate]:
+        """See `Strategy.ask`. `ask(n)` equals n times `ask(1)`.
+
+        Raises:
+            ConfigError: n < 0.
+        """
+        if n < 0:
+            raise ConfigError(f"ask(n) needs n >= 0, got {n}")
+        asked: list[Candidate] = []
+        while len(asked) < n:
+            proposal = self._propose()
+            if proposal is None:
+                break
+            self._n_asked += 1
+            candidate = Candidate(candidate_id(self._n_asked), proposal.genome, proposal.parents)
+            self._pending[candidate.id] = candidate
+            asked.append(candidate)
+        if asked:
+            self._log.append({"ask": [_digest(candidate) for candidate in asked]})
+        return asked
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """See `Strategy.tell`."""
+        seen: set[str] = set()
+        for evaluation in evaluations:
+            if evaluation.candidate_id in self._told or evaluation.candidate_id in seen:
+                raise EvaluationError(f"candidate {evaluation.candidate_id} was told before; a result is told once")
+            if evaluation.candidate_id not in self._pending:
+                raise EvaluationError(
+                    f"candidate {evaluation.candidate_id} was never asked; pending: "
+                    f"{', '.join(list(self._pending)[:5]) or 'none'}"
+                )
+            seen.add(evaluation.candidate_id)
+        candidates = [self._pending[evaluation.candidate_id] for evaluation in evaluations]
+        results = self._results(candidates, evaluations)
+        if results:
+            self._log.append({"tell": [_entry(told) for told in results]})
+        for told in results:
+            self._accept(told)
+
+    def seed(self, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation]) -> None:
+        """See `Strategy.seed`."""
+        if self._n_asked:
+            raise EvaluationError(f"strategy {self.name}: seed() must come before the first ask()")
+        ids = [candidate.id for candidate in candidates]
+        if ids != [evaluation.candidate_id for evaluation in evaluations]:
+            raise EvaluationError("seed() needs one evaluation per candidate, in the same order")
+        for candidate in candidates:
+            if candidate.id in self._told or ids.count(candidate.id) > 1:
+                raise EvaluationError(f"seed {candidate.id} was given twice")
+            if _ASKED_ID.fullmatch(candidate.id):
+                raise EvaluationError(f"seed id {candidate.id!r} looks like a proposal's; give it another name")
+            self._check_genome(candidate)
+        seeds = self._results(candidates, evaluations)
+        if seeds:
+            self._log.append({"seed": [_seed_entry(told) for told in seeds]})
+            self._accept_seeds(seeds)
+
+    def stop_reasons(self) -> Mapping[str, Json]:
+        """See `Strategy.stop_reasons`; empty unless a subclass says otherwise."""
+        return {}
+
+    def recommend(self) -> Candidate:
+        """The best candidate with one objective (the first of equals), the knee of the front with several."""
+        known = [told for told in self._told.values() if told.losses is not None]
+        if not known:
+            raise EvaluationError(f"strategy {self.name}: nothing to recommend, no evaluation has ended well yet")
+        losses = np.array([told.losses for told in known])
+        rows = np.flatnonzero(non_dominated_mask(losses))
+        return known[int(rows[knee_index(losses[rows])])].candidate
+
+    def state_dict(self) -> dict[str, Json]:
+        """See `Strategy.state_dict`; the log holds a digest of each proposal and the losses of each result."""
+        return {**self._header(), "log": list(self._log)}
+
+    def load_state_dict(self, state: Mapping[str, Json]) -> None:
+        """See `Strategy.load_state_dict`."""
+        if self._log:
+            raise JournalError(f"strategy {self.name}: a state can only be loaded into a fresh strategy")
+        for key, expected in self._header().items():
+            if state.get(key) != expected:
+                raise JournalError(
+                    f"the state is not of this strategy: {key} is {state.get(key)!r}, expected {expected!r}; resume with "
+                    "the configuration that the run was started with"
+                )
+        try:
+            for record in cast(Sequence[Mapping[str, Sequence[Json]]], state["log"]):
+                self._replay(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise JournalError(f"the state of strategy {self.name} is damaged: {error!r}") from error
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _header(self) -> dict[str, Json]:
+        return {
+            "format": _FORMAT,
+            "strategy": self.name,
+            "dimension": self.dimension,
+            "objectives": [[objective.name, str(objective.direction)] for objective in self.objectives],
+            "seed": self.random_seed,
+            "options": self.options.model_dump(mode="json"),
+        }
+
+    def _results(self, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation]) -> list[Told]:
+        losses = to_losses(self.objectives, evaluations)
+        results = []
+        for candidate, evaluation, row in zip(candidates, evaluations, losses, strict=True):
+            if not np.isfinite(row).all():
+                results.append(Told(candidate, None, None))
+                continue
+            errors = [float(evaluation.stderr.get(objective.name, 0.0)) for objective in self.objectives]
+            stderr = tuple(error if np.isfinite(error) and error > 0.0 else 0.0 for error in errors)
+            results.append(Told(candidate, tuple(float(value) for value in row), stderr))
+        return results
+
+    def _check_genome(self, candidate: Candidate) -> None:
+        values = np.asarray(candidate.genome.values, dtype=np.float64)
+        if values.shape != (self.dimension,):
+            raise SpaceError(f"candidate {candidate.id} has {values.size} coordinates, the space has {self.dimension}")
+        if not bool(((values >= 0.0) & (values <= 1.0)).all()):
+            worst = int(np.argmax(np.where(np.isnan(values), np.inf, np.abs(values - 0.5))))
+            raise SpaceError(f"candidate {candidate.id}: coordinate {worst} is {values[worst]}, outside [0, 1]")
+
+    def _accept(self, told: Told) -> None:
+        del self._pending[told.candidate.id]
+        self._told[told.candidate.id] = told
+        self._learn(told)
+
+    def _accept_seeds(self, seeds: Sequence[Told]) -> None:
+        for told in seeds:
+            self._told[told.candidate.id] = told
+        self._start(seeds)
+
+    def _replay(self, record: Mapping[str, Sequence[Json]]) -> None:
+        if "ask" in record:
+            self._replay_ask(record["ask"])
+        elif "tell" in record:
+            results = [_read_entry(self._pending[cast(str, entry[0])], entry) for entry in _rows(record["tell"])]
+            self._log.append({"tell": [_entry(told) for told in results]})
+            for told in results:
+                self._accept(told)
+        else:
+            seeds = []
+            for entry in _rows(record["seed"]):
+                values = tuple(float(value) for value in cast(Sequence[float], entry[3]))
+                seeds.append(_read_entry(Candidate(cast(str, entry[0]), VectorGenome(values)), entry))
+            self._log.append({"seed": [_seed_entry(told) for told in seeds]})
+            self._accept_seeds(seeds)
+
+    def _replay_ask(self, digests: Sequence[Json]) -> None:
+        asked = self.ask(len(digests))
+        for candidate, digest in zip(asked, digests, strict=False):
+            if _digest(candidate) != digest:
+                raise JournalError(
+                    f"strategy {self.name}: replay proposes another point for {candidate.id} than was recorded; the "
+                    "libraries' versions may differ from those of the run (resolved.json): install those and resume"
+                )
+        if len(asked) != len(digests):
+            raise JournalError(f"strategy {self.name}: replay proposes {len(asked)} points, recorded {len(digests)}")
+
+
+def _digest(candidate: Candidate) -> str:
+    """16 hexadecimal digits that change with any bit of the genome and with any parent."""
+    hasher = hashlib.sha256(struct.pack(f"<{len(candidate.genome.values)}d", *candidate.genome.values))
+    hasher.update("\0".join(candidate.parents).encode())
+    return hasher.hexdigest()[:16]
+
+
+def _entry(told: Told) -> list[Json]:
+    """A result as JSON: [id, losses | None, stderr | None]."""
+    return [told.candidate.id, _as_list(told.losses), _as_list(told.stderr)]
+
+
+def _seed_entry(told: Told) -> list[Json]:
+    return [*_entry(told), list(told.candidate.genome.values)]
+
+
+def _as_list(values: tuple[float, ...] | None) -> list[float] | None:
+    return None if values is None else list(values)
+
+
+def _rows(record: Sequence[Json]) -> Sequence[Sequence[Json]]:
+    return cast(Sequence[Sequence[Json]], record)
+
+
+def _read_entry(candidate: Candidate, entry: Sequence[Json]) -> Told:
+    numbers = [None if part is None else tuple(float(x) for x in cast(Sequence[float], part)) for part in entry[1:3]]
+    return Told(candidate, numbers[0], numbers[1])

@@ -1,0 +1,30 @@
+"""Every registered strategy keeps the contract, and resumes bit for bit in a new process."""
+
+import pytest
+
+from evomerge.testing.strategy_suite import (
+    STRATEGY_CHECKS,
+    Driver,
+    resume_in_new_process,
+    strategy_cases,
+)
+
+CASES = strategy_cases()
+
+
+@pytest.mark.parametrize("check", STRATEGY_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_contract(case, check):
+    check(case)
+
+
+def test_resume_in_a_new_process():
+    jobs = []
+    expected = []
+    for case in CASES:
+        driver = Driver(case, case.make()).run(30)
+        jobs.append((case, driver.saved()))
+        driver.trace.clear()
+        expected.append([[candidate.id, list(candidate.genome.values)] for candidate in driver.run(20).trace])
+    for case, answer, wanted in zip(CASES, resume_in_new_process(jobs, 20), expected, strict=True):
+        assert answer == wanted, str(case)

@@ -1,0 +1,18 @@
+"""Seeded trajectories stay what they were; a strategy without one fails the coverage test."""
+
+import numpy as np
+import pytest
+from strategy_golden import first_proposals, read_golden
+
+from evomerge.testing.strategy_suite import strategy_cases
+
+CASES = strategy_cases()
+
+
+def test_every_case_has_a_trajectory():
+    assert sorted(read_golden()) == sorted(map(str, CASES)), "run: python tests/strategy/strategy_golden.py"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_trajectory(case):
+    np.testing.assert_allclose(first_proposals(case), read_golden()[str(case)], atol=2e-6)

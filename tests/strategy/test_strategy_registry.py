@@ -1,0 +1,111 @@
+"""Names, options, plugins and what is said when they are wrong."""
+
+import subprocess
+import sys
+
+import pytest
+
+from evomerge.core import ConfigError, Objective
+from evomerge.strategy import (
+    STRATEGIES,
+    candidate_id,
+    make_strategy,
+    registry,
+    strategy_class,
+    strategy_names,
+    strategy_options,
+    strategy_options_schema,
+)
+
+
+def test_names_are_sorted_and_ours():
+    assert set(STRATEGIES) <= set(strategy_names())
+    assert list(strategy_names()) == sorted(strategy_names())
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_every_option_has_a_default_and_a_description(name):
+    schema = strategy_options_schema(name)
+    for key, field in schema.get("properties", {}).items():
+        assert "default" in field, key
+        assert field.get("description"), key
+    assert strategy_class(name).name == name
+    strategy_options(name, {})
+
+
+def test_unknown_names_and_options_name_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'cma_es'"):
+        make_strategy("cmaes", dimension=2, objectives=["a"], seed=1)
+    with pytest.raises(ConfigError, match=r"no option 'populationsize'.*did you mean 'population_size'"):
+        make_strategy("cma_es", dimension=2, objectives=["a"], seed=1, populationsize=3)
+    with pytest.raises(ConfigError, match="it has: none"):
+        make_strategy("random", dimension=2, objectives=["a"], seed=1, sigma0=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigma0": -1.0}, "sigma0.*greater than 0.*got -1.0"),
+        ({"start": (0.5,)}, "start has 1 coordinates"),
+        ({"start": (0.5, 1.5)}, "start"),
+        ({"weights": {"b": 1.0}}, "weights must give every objective"),
+        ({"weights": {"a": 0.0}}, "one of them positive"),
+        ({"variant": "diag"}, "variant"),
+    ],
+)
+def test_bad_values_are_config_errors(options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_strategy("cma_es", dimension=2, objectives=["a"], seed=1, **options)
+
+
+def test_bad_arguments_are_config_errors():
+    for arguments in ({"dimension": 0}, {"objectives": []}, {"seed": -1}):
+        with pytest.raises(ConfigError):
+            make_strategy("random", **{"dimension": 2, "objectives": ["a"], "seed": 1, **arguments})
+
+
+def test_objectives_may_be_names():
+    strategy = make_strategy("random", dimension=2, objectives=["math"], seed=1)
+    assert strategy.objectives == (Objective("math"),)
+
+
+def test_ids_sort_as_they_were_asked():
+    assert candidate_id(1) == "c000001"
+    assert candidate_id(1234567) == "c1234567"
+
+
+class _Point:
+    def __init__(self, name, loader):
+        self.name = name
+        self.load = loader
+
+
+def _broken():
+    raise ImportError("no module named 'gone'")
+
+
+def test_a_broken_plugin_does_not_stop_the_rest(monkeypatch):
+    good = strategy_class("random")
+    points = [
+        _Point("broken", _broken),
+        _Point("mine", lambda: good),
+        _Point("sobol", _broken),
+        _Point("odd", lambda: int),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    assert {"broken", "mine", "odd"} <= set(strategy_names())
+    assert make_strategy("mine", dimension=2, objectives=["a"], seed=1).ask(1)
+    assert make_strategy("sobol", dimension=2, objectives=["a"], seed=1).ask(1)
+    with pytest.raises(ConfigError, match="'broken' cannot be loaded: no module"):
+        strategy_class("broken")
+    with pytest.raises(ConfigError, match="options_type"):
+        strategy_options("odd", {})
+
+
+def test_importing_the_package_loads_no_library():
+    code = (
+        "import sys, evomerge.strategy, evomerge.archive\n"
+        "print([m for m in ('cma','pymoo','optuna','nevergrad','scipy','moocore','torch','botorch') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
