@@ -1,0 +1,95 @@
+"""config -> the evaluator of a worker. Runs in the worker's process; `make_evaluator` is named by the pools as data."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from evomerge.build.problem import model_paths
+from evomerge.cluster import Evaluator
+from evomerge.config import SearchConfig, SyntheticConfig
+from evomerge.core import ConfigError, Json, Split
+
+if TYPE_CHECKING:
+    from evomerge.engine import Engine
+
+FACTORY = "evomerge.build.evaluators:make_evaluator"
+
+
+def make_evaluator(settings: Mapping[str, Json]) -> Evaluator:
+    """The evaluator that `evaluator_settings` describes.
+
+    Raises:
+        EvomergeError: a model, a task or the engine cannot be loaded.
+    """
+    config = SearchConfig.model_validate(settings["config"])
+    if isinstance(config.evaluation, SyntheticConfig):
+        return _synthetic(config)
+    return _lm_eval(config, cast(list[str], settings["models"]))
+
+
+def evaluator_settings(config: SearchConfig, models: list[str] | None = None) -> dict[str, Json]:
+    """What `make_evaluator` needs, as JSON. `models`: the folders recipes may name; default: the config's."""
+    return {"config": config.model_dump(mode="json"), "models": cast(Json, models or model_paths(config))}
+
+
+def engine_kind(config: SearchConfig) -> str:
+    """The engine that "auto" means on this machine."""
+    from evomerge.engine import default_engine_kind
+
+    return default_engine_kind() if config.engine.kind == "auto" else config.engine.kind
+
+
+def worker_environment(config: SearchConfig) -> dict[str, str]:
+    """Variables that must be set before a worker's Python starts."""
+    if isinstance(config.evaluation, SyntheticConfig) or engine_kind(config) != "vllm":
+        return {}
+    from evomerge.engine import engine_environment
+
+    return engine_environment()
+
+
+def _synthetic(config: SearchConfig) -> Evaluator:
+    from evomerge.evaluation.synthetic import SyntheticEvaluator
+
+    wanted = config.evaluation
+    if not isinstance(wanted, SyntheticConfig):
+        raise ConfigError("expected evaluation.kind: synthetic")
+    return SyntheticEvaluator(
+        wanted.function,
+        n_items=wanted.n_items,
+        item_noise=wanted.item_noise,
+        delay_s=wanted.delay_s,
+        failure_rate=wanted.failure_rate,
+        seed=config.seed,
+    )
+
+
+def _lm_eval(config: SearchConfig, models: list[str]) -> Evaluator:
+    from evomerge.evaluation import LmEvalEvaluator, TaskSpec
+    from evomerge.plan import read_model_header
+    from evomerge.weights import Merger, WeightPool
+
+    headers = {path: read_model_header(Path(path)) for path in models}
+    pool = WeightPool(headers)
+    engine = _engine(config, Path(models[0]))
+    tasks = [
+        TaskSpec(
+            task=item.task,
+            name=item.name,
+            metric=item.metric,
+            splits={Split(ours): theirs for ours, theirs in item.splits.items()},
+            limit=item.limit,
+        )
+        for item in config.tasks
+    ]
+    trust = not isinstance(config.evaluation, SyntheticConfig) and config.evaluation.trust_task_code
+    return LmEvalEvaluator(engine, Merger(pool), headers, tasks, tokenizer=Path(models[0]), trust_code=trust)
+
+
+def _engine(config: SearchConfig, model: Path) -> "Engine":
+    from evomerge.engine import make_engine
+
+    wanted = config.engine
+    return make_engine(
+        engine_kind(config), model, dtype=wanted.dtype, max_model_len=wanted.max_model_len, options=wanted.options
+    )

@@ -1,0 +1,240 @@
+"""config -> the search problem: models, space, objectives, baselines, recipes. Reads model headers, never a weight."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from evomerge.config import SearchConfig, SyntheticConfig
+from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
+from evomerge.plan import ModelHeader, make_plan, read_model_header
+from evomerge.recipe import (
+    AXES,
+    Recipe,
+    RecipeTemplate,
+    SearchedParameter,
+    allowed_axes,
+    default_searched,
+    even_layer_groups,
+    method_spec,
+)
+from evomerge.search import Baseline, Entry
+from evomerge.space import Parameter, SearchSpace
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched.
+
+    Attributes:
+        config: the configuration it follows from.
+        headers: model folder -> header; empty for the synthetic evaluation.
+        template: genome -> recipe; None for the synthetic evaluation.
+        task_names: the scores that evaluations will have.
+    """
+
+    config: SearchConfig
+    headers: Mapping[str, ModelHeader]
+    template: RecipeTemplate | None
+    task_names: tuple[str, ...]
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space."""
+        if self.template is not None:
+            return self.template.space
+        evaluation = self.config.evaluation
+        if not isinstance(evaluation, SyntheticConfig):
+            raise ConfigError("a search without models needs evaluation.kind: synthetic")
+        return SearchSpace([Parameter(f"x{index}", 0.0, 1.0) for index in range(evaluation.dimension)])
+
+    @cached_property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is optimised: the configured objectives, else every task.
+
+        Raises:
+            ConfigError: an objective that no task produces.
+        """
+        if not self.config.objectives:
+            return tuple(Objective(name) for name in self.task_names)
+        for item in self.config.objectives:
+            if not item.name.startswith("cost.") and item.name not in self.task_names:
+                known = ", ".join([*self.task_names, "cost.items", "cost.generated_tokens"])
+                raise ConfigError(f"objectives: no task produces {item.name!r}; known: {known}")
+        return tuple(
+            Objective(
+                item.name,
+                Direction(item.direction)
+                if item.direction
+                else Direction.MINIMIZE
+                if item.name.startswith("cost.")
+                else Direction.MAXIMIZE,
+            )
+            for item in self.config.objectives
+        )
+
+    def objectives_json(self) -> list[Json]:
+        """The objectives as the journal keeps them."""
+        references = {item.name: item.reference for item in self.config.objectives}
+        return [
+            {"name": item.name, "direction": item.direction.value, "reference": references.get(item.name)}
+            for item in self.objectives
+        ]
+
+    def recipe(self, candidate: Candidate) -> Recipe | None:
+        """The recipe of a candidate; None for the synthetic evaluation."""
+        if self.template is None:
+            return None
+        return self.template.recipe(self.space.decode(candidate.genome.values), name=candidate.id)
+
+    def recipe_json(self, candidate: Candidate) -> Mapping[str, Json] | None:
+        """`recipe` as JSON."""
+        recipe = self.recipe(candidate)
+        return None if recipe is None else recipe.to_json()
+
+    def recipe_of_entry(self, entry: Entry) -> Recipe | None:
+        """The recipe of any candidate of a run, baselines included."""
+        return Recipe.from_json(entry.recipe) if entry.recipe is not None else self.recipe(entry.candidate())
+
+    def baselines(self) -> list[Baseline]:
+        """The recipes that are evaluated first."""
+        if self.template is None:
+            return []
+        wanted = self.config.baselines
+        recipes = self.template.baselines(wanted.task_arithmetic)
+        points = self.template.baseline_values(wanted.task_arithmetic)
+        kept = {
+            name: recipe
+            for name, recipe in recipes.items()
+            if (wanted.sources or not name.startswith("source:")) and (wanted.uniform or name != "uniform")
+        }
+        return [
+            Baseline(
+                name,
+                recipe.to_json(),
+                tuple(self.space.encode(points[name]).tolist()) if name in points else None,
+            )
+            for name, recipe in kept.items()
+        ]
+
+    def check_plans(self) -> int:
+        """Plans the middle of the space and every baseline, so that what cannot be merged shows now; returns bytes of a candidate.
+
+        Raises:
+            EvomergeError: models that do not fit each other or the method.
+        """
+        if self.template is None:
+            return 0
+        middle = self.template.recipe(self.space.decode([0.5] * self.space.dimension))
+        for baseline in self.baselines():
+            if baseline.recipe is not None:
+                make_plan(Recipe.from_json(baseline.recipe), self.headers)
+        return make_plan(middle, self.headers).output_bytes
+
+
+def make_problem(config: SearchConfig) -> Problem:
+    """The problem of a configuration.
+
+    Raises:
+        ConfigError: everything that is wrong with the models, the space, the tasks, the objectives and the strategy, together.
+    """
+    if isinstance(config.evaluation, SyntheticConfig):
+        from evomerge.evaluation.synthetic import synthetic_task_names
+
+        problem = Problem(config, {}, None, synthetic_task_names(config.evaluation.function))
+        return _checked(problem, [])
+    errors: list[str] = []
+    headers: dict[str, ModelHeader] = {}
+    for path in model_paths(config):
+        try:
+            headers[path] = read_model_header(Path(path))
+        except EvomergeError as error:
+            errors.append(str(error))
+    names: tuple[str, ...] = ()
+    try:
+        names = _task_names(config)
+    except EvomergeError as error:
+        errors.append(str(error))
+    if errors:
+        raise ConfigError(_listed(errors))
+    try:
+        template = _template(config, headers)
+    except EvomergeError as error:
+        raise ConfigError(_listed([*errors, str(error)])) from None
+    return _checked(Problem(config, headers, template, names), errors)
+
+
+def model_paths(config: SearchConfig) -> list[str]:
+    """Every model folder of the configuration, base first, each once."""
+    models = config.models
+    if models is None:
+        return []
+    paths = [models.base.path] if models.base else []
+    return list(dict.fromkeys([*paths, *(expert.path for expert in models.experts.values())]))
+
+
+def _checked(problem: Problem, errors: list[str]) -> Problem:
+    """The problem itself, after the checks that need it whole."""
+    from evomerge.build.strategies import strategy_for
+
+    for check in (lambda: problem.objectives, problem.check_plans, lambda: strategy_for(problem)):
+        try:
+            check()
+        except EvomergeError as error:
+            errors.append(str(error))
+    if errors:
+        raise ConfigError(_listed(errors))
+    return problem
+
+
+def _listed(errors: list[str]) -> str:
+    return (
+        errors[0] if len(errors) == 1 else f"{len(errors)} problems\n" + "\n".join(f"  - {error}" for error in errors)
+    )
+
+
+def _task_names(config: SearchConfig) -> tuple[str, ...]:
+    from evomerge.evaluation.task_files import task_name
+
+    names = [item.name or task_name(item.task) for item in config.tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"tasks: {', '.join(twice)} stands twice; give each a name of its own")
+    return tuple(names)
+
+
+def _template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:
+    if config.models is None:
+        raise ConfigError("models: is missing")
+    space, spec = config.space, method_spec(config.space.method)
+    base = config.models.base.path if config.models.base else None
+    experts = {name: model.path for name, model in config.models.experts.items()}
+    first = headers[base or next(iter(experts.values()))]
+    groups = space.layer_groups
+    layer_groups = even_layer_groups(first.n_layers, groups) if isinstance(groups, int) else list(groups)
+    axes = tuple(
+        axis for axis, used in zip(AXES, (True, len(layer_groups) > 1, bool(space.module_groups)), strict=True) if used
+    )
+    if space.parameters is None:
+        searched = [item for item in default_searched(spec, axes) if item.name not in space.fixed]
+    else:
+        searched = []
+        for name, wanted in space.parameters.items():
+            row = spec.parameter(name)
+            low = row.search_low if wanted.low is None else wanted.low
+            high = row.search_high if wanted.high is None else wanted.high
+            if low is None or high is None:
+                raise ConfigError(f"space.parameters.{name}: give low and high; {spec.name} has no usual range for it")
+            searched.append(SearchedParameter(name, low, high, wanted.per or allowed_axes(row, axes)))
+    return RecipeTemplate(
+        method=spec.name,
+        base=base,
+        experts=experts,
+        searched=searched,
+        fixed=space.fixed,
+        n_layers=first.n_layers,
+        layer_groups=layer_groups,
+        module_groups=space.module_groups,
+        out_dtype=space.out_dtype,
+        seed=config.seed,
+    )

@@ -1,0 +1,135 @@
+"""Scores from test functions instead of models, so that the whole loop can be tried, timed and killed in seconds.
+
+Knows nothing of models, engines or lm-eval.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.core import ConfigError, Evaluation, EvaluationRequest, Status, random_stream
+
+Vector = NDArray[np.float64]
+
+
+def _sphere(x: Vector) -> list[float]:
+    return [float(np.mean((x - 0.7) ** 2)) / 0.49]
+
+
+def _rosenbrock(x: Vector) -> list[float]:
+    z = 4.0 * x - 2.0
+    return [float(np.sum(100.0 * (z[1:] - z[:-1] ** 2) ** 2 + (1.0 - z[:-1]) ** 2)) / (3609.0 * max(1, len(x) - 1))]
+
+
+def _rastrigin(x: Vector) -> list[float]:
+    z = 10.24 * x - 7.168
+    return [float(np.mean(10.0 + z**2 - 10.0 * np.cos(2.0 * np.pi * z))) / 71.4]
+
+
+def _zdt(x: Vector, shape: Callable[[float, float], float]) -> list[float]:
+    first, g = float(x[0]), 1.0 + 9.0 * float(np.mean(x[1:])) if len(x) > 1 else 1.0
+    return [first, g * shape(first, g) / 10.0]
+
+
+FUNCTIONS: Mapping[str, tuple[int, Callable[[Vector], list[float]]]] = MappingProxyType(
+    {
+        "sphere": (1, _sphere),
+        "rosenbrock": (1, _rosenbrock),
+        "rastrigin": (1, _rastrigin),
+        "zdt1": (2, lambda x: _zdt(x, lambda f, g: 1.0 - float(np.sqrt(f / g)))),
+        "zdt2": (2, lambda x: _zdt(x, lambda f, g: 1.0 - (f / g) ** 2)),
+        "zdt3": (
+            2,
+            lambda x: _zdt(x, lambda f, g: 1.0 - float(np.sqrt(f / g)) - f / g * float(np.sin(10 * np.pi * f))),
+        ),
+    }
+)
+"""name -> (number of tasks, unit coordinates (d,) -> losses scaled to about [0, 1]); minima at x = 0.7 (sphere, rastrigin),
+x = 0.75 (rosenbrock), and Zitzler, Deb and Thiele's fronts (DOI 10.1162/106365600568202)"""
+
+
+def synthetic_task_names(function: str) -> tuple[str, ...]:
+    """The names of the scores of a function: `f1`, `f2`, ...
+
+    Raises:
+        ConfigError: there is no such function; the nearest is named.
+    """
+    if function not in FUNCTIONS:
+        near = get_close_matches(function, FUNCTIONS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"evaluation.function: unknown function {function!r}{hint} Known: {', '.join(FUNCTIONS)}")
+    return tuple(f"f{index + 1}" for index in range(FUNCTIONS[function][0]))
+
+
+class SyntheticEvaluator:
+    """Scores `1 - loss` (higher is better) of a test function, as the mean of noisy items.
+
+    Every number depends only on (seed, split, item, coordinates), never on the order of calls.
+
+    Args:
+        function: a key of `FUNCTIONS`.
+        n_items: items per task and split.
+        item_noise: standard deviation of an item's score around the function's value. A part of it (half the variance) is the
+            item's own difficulty, the same for every candidate, as in real tasks.
+        delay_s: how long an evaluation takes.
+        failure_rate: share of evaluations that fail; decided by (seed, candidate, split, attempt).
+        seed: of the noise and the failures.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        *,
+        n_items: int = 100,
+        item_noise: float = 0.0,
+        delay_s: float = 0.0,
+        failure_rate: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.task_names = synthetic_task_names(function)
+        self._function = FUNCTIONS[function][1]
+        self._n_items, self._noise, self._delay_s = n_items, item_noise, delay_s
+        self._failure_rate, self._seed = failure_rate, seed
+
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        """The evaluation of `request.values`, shape (d,)."""
+        started = time.perf_counter()
+        if self._delay_s:
+            time.sleep(self._delay_s)
+        if request.values is None:
+            return self._failed(request, "the synthetic evaluation needs a point of the space")
+        lottery = random_stream(self._seed, "failure", request.candidate_id, request.split.value, request.attempt)
+        if lottery.random() < self._failure_rate:
+            return self._failed(request, "synthetic failure")
+        x = np.asarray(request.values)
+        point = hashlib.sha256(x.tobytes()).hexdigest()
+        items = {}
+        for task, loss in zip(self.task_names, self._function(x), strict=True):
+            difficulty = random_stream(self._seed, "difficulty", request.split.value, task).normal(size=self._n_items)
+            luck = random_stream(self._seed, "luck", request.split.value, task, point).normal(size=self._n_items)
+            noise = self._noise * np.sqrt(0.5) * (difficulty - difficulty.mean() + luck)
+            items[task] = (1.0 - loss + noise).astype(np.float32)
+        total = time.perf_counter() - started
+        return Evaluation(
+            request.candidate_id,
+            request.split,
+            Status.OK,
+            scores={task: float(scores.mean(dtype=np.float64)) for task, scores in items.items()},
+            stderr={
+                task: float(scores.std(ddof=1, dtype=np.float64) / np.sqrt(len(scores)))
+                for task, scores in items.items()
+            },
+            item_scores=items,
+            cost={"items": self._n_items * len(items), "engine_s": total, "total_s": total},
+        )
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _failed(self, request: EvaluationRequest, reason: str) -> Evaluation:
+        return Evaluation(request.candidate_id, request.split, Status.FAILED, error=reason)
