@@ -1,5 +1,77 @@
-"""Inference engines whose weights are replaced in place, and every patch of third-party engine code."""
+"""Inference engines whose weights are replaced in place, and every patch of third-party engine code.
 
+Importing this package imports neither torch nor vLLM; `ENGINES[kind]()` does.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from evomerge.core import EngineError
 from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
+from evomerge.engine.environment import engine_environment
 
-__all__ = ["Engine", "GenerateRequest", "Generation", "LogLikelihood", "LogLikelihoodRequest"]
+if TYPE_CHECKING:
+    from evomerge.engine.transformers_engine import TransformersEngine
+    from evomerge.engine.vllm_engine import VllmEngine
+
+
+def _vllm() -> "type[VllmEngine]":
+    from evomerge.engine.vllm_engine import VllmEngine
+
+    return VllmEngine
+
+
+def _transformers() -> "type[TransformersEngine]":
+    from evomerge.engine.transformers_engine import TransformersEngine
+
+    return TransformersEngine
+
+
+ENGINES: Mapping[str, Callable[[], Callable[..., Engine]]] = MappingProxyType(
+    {"vllm": _vllm, "transformers": _transformers}
+)
+"""Kind of engine -> a function that imports its class. Every class takes (model, *, dtype, max_model_len, seed, options)."""
+
+
+def available_engines() -> tuple[str, ...]:
+    """The kinds whose package is installed, cheaply (nothing is imported)."""
+    return tuple(kind for kind in ENGINES if importlib.util.find_spec(kind) is not None)
+
+
+def default_engine_kind() -> str:
+    """`vllm` where it is installed, else `transformers`."""
+    return "vllm" if "vllm" in available_engines() else "transformers"
+
+
+def engine_class(kind: str) -> Callable[..., Engine]:
+    """The class of the engine called `kind`; imports it.
+
+    Raises:
+        EngineError: there is no such kind, or its package is not installed.
+    """
+    if kind not in ENGINES:
+        near = get_close_matches(kind, ENGINES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise EngineError(f"unknown engine {kind!r}{hint} Known: {', '.join(ENGINES)}")
+    if kind not in available_engines():
+        raise EngineError(
+            f"engine {kind!r}: the package {kind} is not installed; available: {', '.join(available_engines())}"
+        )
+    return ENGINES[kind]()
+
+
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "GenerateRequest",
+    "Generation",
+    "LogLikelihood",
+    "LogLikelihoodRequest",
+    "available_engines",
+    "default_engine_kind",
+    "engine_class",
+    "engine_environment",
+]

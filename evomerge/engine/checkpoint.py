@@ -1,0 +1,67 @@
+"""What an engine needs to know of the checkpoint folder it was started from: tensor names, shapes and values.
+
+Reads safetensors only, and trusts it: `evomerge.plan` is where a user's checkpoints are checked.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from evomerge.core import CheckpointError
+
+
+class CheckpointFolder:
+    """The tensors of a Hugging Face folder (one `model.safetensors`, or shards with an index), memory-mapped.
+
+    Raises:
+        CheckpointError: there is no safetensors file, or one is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._stack = ExitStack()
+        self._file_of: dict[str, Any] = {}
+        self.shapes: Mapping[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in _shards(folder):
+            try:
+                file = self._stack.enter_context(safe_open(path, framework="pt"))
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    self._file_of[name] = file
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+            except (OSError, SafetensorError) as error:
+                self._stack.close()
+                raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from error
+        self.shapes = shapes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor called `name`, on the CPU, in its stored dtype."""
+        value: torch.Tensor = self._file_of[name].get_tensor(name)
+        return value
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text())["weight_map"]
+            return sorted({folder / str(name) for name in weight_map.values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index}: not an index of safetensors shards ({error!r})") from error
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        raise CheckpointError(f"{folder}: there is neither model.safetensors nor model.safetensors.index.json")
+    return [single]

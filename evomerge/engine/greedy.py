@@ -1,0 +1,125 @@
+"""Greedy decoding of one batch with a transformers model and its key-value cache.
+
+A compact loop instead of `model.generate`, which prepares far more than arg max per step and cannot drop finished rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from evomerge.core import EngineError
+from evomerge.engine.base import GenerateRequest, Generation
+
+_CONTEXT_TOKENS = 6
+"""Prompt tokens decoded together with the answer: some tokenizers drop a leading space at the start of a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Turns generated tokens into text.
+
+    Attributes:
+        tokenizer: a transformers tokenizer.
+        end_tokens: tokens that end a text.
+    """
+
+    tokenizer: Any
+    end_tokens: frozenset[int]
+
+    def text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """What `tokens` add to `prompt`, without special tokens and without an unfinished character at the end."""
+        context = list(prompt[-_CONTEXT_TOKENS:])
+        before = self.tokenizer.decode(context, skip_special_tokens=True)
+        both = self.tokenizer.decode([*context, *tokens], skip_special_tokens=True)
+        text: str = (
+            both[len(before) :] if both.startswith(before) else self.tokenizer.decode(tokens, skip_special_tokens=True)
+        )
+        return text.rstrip("�")
+
+
+@dataclass(slots=True)
+class _Row:
+    request: GenerateRequest
+    room: int
+    tokens: list[int] = field(default_factory=list)
+    text: str | None = None
+
+    def add(self, token: int, decoder: Decoder) -> bool:
+        """Appends a token; True when the text is finished."""
+        self.tokens.append(token)
+        if token in decoder.end_tokens:
+            return True
+        if self.request.stop:
+            text = decoder.text(self.request.prompt, self.tokens)
+            found = [place for place in (text.find(stop) for stop in self.request.stop) if place >= 0]
+            if found:
+                self.text = text[: min(found)]
+                return True
+        return len(self.tokens) >= self.room
+
+    def generation(self, decoder: Decoder) -> Generation:
+        if self.text is None:
+            self.text = decoder.text(self.request.prompt, self.tokens)
+        return Generation(self.text, len(self.tokens))
+
+
+@torch.inference_mode()
+def decode_batch(
+    model: Any, decoder: Decoder, requests: Sequence[GenerateRequest], *, max_length: int, device: torch.device
+) -> list[Generation]:
+    """Greedy continuations of one batch of prompts, in order.
+
+    Raises:
+        EngineError: the model's logits hold a NaN.
+    """
+    from transformers import DynamicCache
+
+    rows = [_Row(request, min(request.max_tokens, max_length - len(request.prompt))) for request in requests]
+    active = list(rows)
+    tokens, mask = _left_padded([row.request.prompt for row in rows], device)
+    # Positions are counted from each prompt's first real token.
+    positions = (
+        torch.arange(tokens.shape[1], device=device)[None] if mask is None else (mask.cumsum(1) - 1).clamp(min=0)
+    )
+    cache = DynamicCache(config=model.config)
+    while True:
+        output = model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits = output.logits[:, -1]
+        if bool(logits.amax(dim=-1).isnan().any()):
+            raise EngineError(f"transformers engine: NaN logits while generating for {len(active)} prompts")
+        chosen = logits.argmax(dim=-1)
+        unfinished = [
+            i for i, (row, token) in enumerate(zip(active, chosen.tolist(), strict=True)) if not row.add(token, decoder)
+        ]
+        if not unfinished:
+            return [row.generation(decoder) for row in rows]
+        positions = positions[:, -1:] + 1
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+        if len(unfinished) < len(active):
+            kept = torch.tensor(unfinished, device=device)
+            active = [active[i] for i in unfinished]
+            cache.batch_select_indices(kept)
+            chosen = chosen[kept]
+            if mask is not None:
+                mask, positions = mask[kept], positions[kept]
+        tokens = chosen[:, None]
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(tokens, attention mask) of shape (n, longest); no mask where no prompt needs padding."""
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = torch.tensor([[*[0] * (longest - len(prompt)), *prompt] for prompt in prompts], device=device)
+    if all(len(prompt) == longest for prompt in prompts):
+        return tokens, None
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+    return tokens, (torch.arange(longest, device=device)[None] >= padding[:, None]).long()

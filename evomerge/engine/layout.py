@@ -1,0 +1,252 @@
+"""Where each checkpoint tensor lives in a running engine, found by sending tags through the engine's own weight loader.
+
+Engines fuse tensors (q, k and v; gate and up; experts), pad vocabularies and share tied ones. Instead of knowing each
+architecture, every checkpoint tensor is replaced by tags, and what arrives in the parameters is read back:
+
+1. constants: which elements a load writes at all (padding and buffers are not);
+2. the tensor's number: which rectangles of a parameter come from which tensor;
+3. the row, column, ... number: which part of the tensor each rectangle holds, in which order.
+
+Numbers are written in digits that the narrowest parameter dtype holds exactly (bfloat16: integers up to 256), one load per
+digit. A loader that permutes, transposes, scales or quantises does not give the tags back in order and is refused by name.
+
+Knows nothing of vLLM, of models, or of files.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, product
+
+import torch
+
+from evomerge.core import EngineError
+from evomerge.plan import Region
+
+Load = Callable[[Iterator[tuple[str, torch.Tensor]]], object]
+"""An engine's weight loader: takes (checkpoint name, tensor) pairs and writes them into the live parameters."""
+
+_EXACT_INTEGERS = {torch.float32: 1 << 24, torch.float64: 1 << 24, torch.bfloat16: 1 << 8, torch.float16: 1 << 11}
+"""Up to which integer the dtype is exact; other dtypes are quantised weights."""
+
+
+class EngineLayout:
+    """The live parameters of an engine, addressed by checkpoint tensor names (a `WeightTarget`).
+
+    Attributes:
+        ignored: checkpoint tensors that the engine does not keep (the output layer of a tied model, say).
+    """
+
+    def __init__(self, regions: Mapping[str, Sequence[Region]], ignored: Sequence[str]) -> None:
+        self._regions = regions
+        self.ignored = tuple(ignored)
+
+    def names(self) -> Sequence[str]:
+        """The tensors that the engine holds, in checkpoint order."""
+        return tuple(self._regions)
+
+    def regions(self, tensor: str) -> Sequence[Region]:
+        """The places of `tensor`. Raises KeyError where the engine holds none."""
+        return self._regions[tensor]
+
+
+@dataclass(slots=True)
+class _Cell:
+    """A rectangle of one parameter that one load step fills from one tensor: `view` has that tensor's number of dimensions."""
+
+    parameter: str
+    tensor: str
+    view: torch.Tensor
+    coordinates: list[torch.Tensor] = field(default_factory=list)
+    """per dimension: which index of the tensor each index of the view came from (int64, on the CPU)"""
+
+
+def discover_layout(
+    parameters: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], load: Load
+) -> EngineLayout:
+    """Finds the places of all checkpoint tensors. Overwrites the parameters; the caller restores them.
+
+    Args:
+        parameters: live parameters and buffers by name, each storage once.
+        shapes: checkpoint tensor name -> shape, of everything that `load` accepts.
+        load: the engine's weight loader.
+
+    Raises:
+        EngineError: a parameter's dtype is not a plain float, or its layout is not made of rectangles of checkpoint tensors in
+            their own order; names the parameter and the tensor.
+    """
+    probe = _Probe(parameters, shapes, load)
+    untouched = probe.find_untouched()
+    cells = probe.find_cells(untouched)
+    probe.find_coordinates(cells)
+    return _as_layout(cells, shapes)
+
+
+class _Probe:
+    """Sends tags and reads them back."""
+
+    def __init__(
+        self, parameters: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], load: Load
+    ) -> None:
+        self._parameters = {name: value for name, value in parameters.items() if value.is_floating_point()}
+        self._shapes = shapes
+        self._load = load
+        written = {value.dtype for value in self._parameters.values()}
+        for name, value in parameters.items():
+            if isinstance(value, torch.nn.Parameter) and value.dtype not in _EXACT_INTEGERS:
+                raise EngineError(
+                    f"engine parameter {name!r} has dtype {value.dtype}: quantised weights cannot be replaced in place; "
+                    "use an unquantised model and dtype float32, bfloat16 or float16"
+                )
+        self._base = min((_EXACT_INTEGERS[dtype] for dtype in written if dtype in _EXACT_INTEGERS), default=1 << 8)
+        self._device = next(iter(self._parameters.values())).device if self._parameters else torch.device("cpu")
+
+    def _n_digits(self, count: int) -> int:
+        digits, reach = 1, self._base
+        while reach < count:
+            digits, reach = digits + 1, reach * self._base
+        return digits
+
+    def _digit(self, number: int | torch.Tensor, digit: int) -> torch.Tensor:
+        """Digit `digit` of `number`, plus one: 0 is what loaders write into padding."""
+        tagged: torch.Tensor = torch.as_tensor(number, device=self._device) // self._base**digit % self._base + 1
+        return tagged
+
+    def _send(self, tag_of: Callable[[int, str, tuple[int, ...]], torch.Tensor]) -> None:
+        self._load(
+            (name, tag_of(number, name, shape).to(torch.float32).expand(shape))
+            for number, (name, shape) in enumerate(self._shapes.items())
+        )
+
+    def find_untouched(self) -> dict[str, torch.Tensor]:
+        """Parameter name -> True where no load writes; only the parameters that have such elements."""
+        self._send(lambda number, name, shape: torch.ones((), device=self._device))
+        not_one = {name: value != 1 for name, value in self._parameters.items() if not bool((value == 1).all())}
+        self._send(lambda number, name, shape: torch.full((), 2.0, device=self._device))
+        untouched = {}
+        for name, value in self._parameters.items():
+            mask = value != 2
+            if name in not_one:
+                mask |= not_one[name]
+            if bool(mask.any()):
+                untouched[name] = mask
+        return untouched
+
+    def find_cells(self, untouched: Mapping[str, torch.Tensor]) -> list[_Cell]:
+        """Cuts every parameter where the tensor's number changes, and reads the number of each piece."""
+        n_digits = self._n_digits(len(self._shapes))
+        touched = [name for name in self._parameters if name not in untouched or not bool(untouched[name].all())]
+        cuts = {name: [set[int]() for _ in self._parameters[name].shape] for name in touched}
+        for digit in range(n_digits):
+            self._send(lambda number, name, shape, digit=digit: self._digit(number, digit))  # type: ignore[misc]
+            for name in touched:
+                value = self._parameters[name]
+                if name in untouched:
+                    value = value.masked_fill(untouched[name], 0)
+                for dimension, found in enumerate(cuts[name]):
+                    found.update(_changes(value, dimension))
+        corners = {name: _boxes(self._parameters[name].shape, cuts[name]) for name in touched}
+        numbers = {(name, i): 0 for name in touched for i in range(len(corners[name]))}
+        for digit in reversed(range(n_digits)):
+            if digit != n_digits - 1:  # the last one is still there
+                self._send(lambda number, name, shape, digit=digit: self._digit(number, digit))  # type: ignore[misc]
+            for (name, i), number in numbers.items():
+                corner = tuple(part.start for part in corners[name][i])
+                numbers[name, i] = number * self._base + int(self._parameters[name][corner].item()) - 1
+        cells = []
+        names = list(self._shapes)
+        for (name, i), number in numbers.items():
+            box = corners[name][i]
+            if name in untouched and bool(untouched[name][tuple(part.start for part in box)]):
+                continue
+            cells.append(self._cell(name, names[number] if 0 <= number < len(names) else "?", box))
+        return cells
+
+    def _cell(self, parameter: str, tensor: str, box: tuple[slice, ...]) -> _Cell:
+        view = self._parameters[parameter][box]
+        n_dimensions = len(self._shapes.get(tensor, ()))
+        # Stacked experts: the leading dimensions of the parameter are not dimensions of the checkpoint tensor.
+        while view.ndim > n_dimensions and view.shape[0] == 1:
+            view = view[0]
+        if tensor not in self._shapes or view.ndim != n_dimensions:
+            raise _refused(parameter, tensor)
+        return _Cell(parameter, tensor, view)
+
+    def find_coordinates(self, cells: Sequence[_Cell]) -> None:
+        """Fills `coordinates` of every cell.
+
+        Raises:
+            EngineError: a cell's rows (columns, ...) are not rows (columns, ...) of its tensor.
+        """
+        for dimension in range(max((len(shape) for shape in self._shapes.values()), default=0)):
+            longest = max(shape[dimension] for shape in self._shapes.values() if len(shape) > dimension)
+            concerned = [cell for cell in cells if cell.view.ndim > dimension]
+            for cell in concerned:
+                cell.coordinates.append(torch.zeros(cell.view.shape[dimension], dtype=torch.int64))
+            for digit in range(self._n_digits(longest)):
+
+                def tag(
+                    number: int, name: str, shape: tuple[int, ...], d: int = dimension, k: int = digit
+                ) -> torch.Tensor:
+                    if len(shape) <= d:
+                        return torch.ones((), device=self._device)
+                    index = self._digit(torch.arange(shape[d], device=self._device), k)
+                    return index.view([-1 if i == d else 1 for i in range(len(shape))])
+
+                self._send(tag)
+                for cell in concerned:
+                    profile = cell.view[tuple(slice(None) if i == dimension else 0 for i in range(cell.view.ndim))]
+                    shaped = profile.view([-1 if i == dimension else 1 for i in range(cell.view.ndim)])
+                    if not bool((cell.view == shaped).all()):
+                        raise _refused(cell.parameter, cell.tensor)
+                    digits = profile.to("cpu", torch.int64) - 1
+                    cell.coordinates[dimension] += digits * self._base**digit
+
+
+def _as_layout(cells: Sequence[_Cell], shapes: Mapping[str, tuple[int, ...]]) -> EngineLayout:
+    regions: dict[str, list[Region]] = {}
+    for cell in cells:
+        index = []
+        for coordinates in cell.coordinates:
+            start = int(coordinates[0])
+            if not torch.equal(coordinates, torch.arange(start, start + len(coordinates))):
+                raise _refused(cell.parameter, cell.tensor)
+            index.append(slice(start, start + len(coordinates)))
+        regions.setdefault(cell.tensor, []).append(Region(tuple(index), cell.view))
+    for tensor, found in regions.items():
+        held = sum(region.view.numel() for region in found)
+        size = torch.Size(shapes[tensor]).numel()
+        if held < size:
+            raise EngineError(
+                f"the engine keeps only {held} of the {size} elements of checkpoint tensor {tensor!r} in parameters that can "
+                "be replaced; it may be sharded over several processes or packed by a kernel"
+            )
+    ordered = {name: tuple(regions[name]) for name in shapes if name in regions}
+    return EngineLayout(ordered, [name for name in shapes if name not in regions])
+
+
+def _changes(value: torch.Tensor, dimension: int) -> list[int]:
+    """The indices along `dimension` at which `value` differs anywhere from the index before."""
+    n = value.shape[dimension]
+    if n < 2:
+        return []
+    differs = value.narrow(dimension, 1, n - 1) != value.narrow(dimension, 0, n - 1)
+    others = [i for i in range(value.ndim) if i != dimension]
+    along = differs.any(dim=others) if others else differs
+    return [i + 1 for i in along.nonzero().flatten().tolist()]
+
+
+def _boxes(shape: Sequence[int], cuts: Sequence[set[int]]) -> list[tuple[slice, ...]]:
+    """The pieces of an array of `shape` that is cut at `cuts` along each dimension."""
+    parts = [
+        [slice(first, last) for first, last in pairwise([0, *sorted(found), size])]
+        for size, found in zip(shape, cuts, strict=True)
+    ]
+    return list(product(*parts))
+
+
+def _refused(parameter: str, tensor: str) -> EngineError:
+    return EngineError(
+        f"engine parameter {parameter!r} does not hold checkpoint tensor {tensor!r} as plain blocks in its own order (it is "
+        "permuted, transposed, quantised or computed); evomerge cannot replace such weights in place. Use the transformers "
+        "engine for this model"
+    )

@@ -1,0 +1,254 @@
+"""The transformers engine: plain PyTorch forward passes over padded batches; the light default where vLLM is not installed.
+
+Knows nothing of tasks or merging.
+"""
+
+import gc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from evomerge.core import EngineError, Json
+from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
+from evomerge.engine.batching import batches
+from evomerge.engine.checkpoint import CheckpointFolder
+from evomerge.engine.greedy import Decoder, decode_batch
+from evomerge.engine.layout import EngineLayout
+from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
+from evomerge.engine.usable import Usable
+from evomerge.plan import Region, WeightTarget
+
+_LOAD_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, AttributeError, ImportError)
+"""What `from_pretrained` raises for a folder it cannot load."""
+
+
+class TransformersEngine:
+    """A transformers causal language model in this process.
+
+    Args:
+        model: Hugging Face folder (safetensors, tokenizer). Its weights are what the engine serves until the first `update`.
+        dtype: of weights and activations; "auto" = the checkpoint's.
+        max_model_len: longest sequence in tokens; None = the config's `max_position_embeddings`.
+        batch_tokens: padded tokens of one forward pass; bounds its memory.
+        device: "cpu", "cuda", "cuda:1", ...; None = CUDA where there is one.
+        seed: taken for symmetry with other engines; nothing is random here.
+        options: further keyword arguments of `AutoModelForCausalLM.from_pretrained`, as they are.
+
+    Raises:
+        EngineError: transformers cannot load the folder, or the model's parameters are not the checkpoint's tensors.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto",
+        max_model_len: int | None = None,
+        batch_tokens: int = 8192,
+        device: str | None = None,
+        seed: int = 0,
+        options: Mapping[str, Json] | None = None,
+    ) -> None:
+        self._usable = Usable(f"transformers engine of {model}")
+        if batch_tokens < 1:
+            raise EngineError(f"transformers engine: batch_tokens must be at least 1, got {batch_tokens}")
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with CheckpointFolder(model) as checkpoint:
+            self._model, tokenizer = _load(model, dtype, self._device, options or {})
+            self._layout = _live_layout(self._model, checkpoint.shapes)
+        config = self._model.config.get_text_config()
+        self._max_length = _max_length(max_model_len, getattr(config, "max_position_embeddings", None))
+        self._vocab_size = int(config.vocab_size)
+        self._batch_tokens = batch_tokens
+        self._decoder = Decoder(tokenizer, _end_tokens(self._model, tokenizer))
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence (prompt + continuation) in tokens."""
+        return self._max_length
+
+    def update(self, write: Callable[[WeightTarget], None]) -> None:
+        """Replaces the weights in place; see `Engine.update`. Nothing is cached between calls, so nothing must be forgotten.
+
+        Whatever `write` raises is passed on, and the engine is unusable until an update succeeds.
+        """
+        with self._usable.updating(), torch.no_grad():
+            write(self._layout)
+
+    def loglikelihood(self, requests: Sequence[LogLikelihoodRequest]) -> list[LogLikelihood]:
+        """Log-probabilities of continuations; see `Engine.loglikelihood`. Computed in float32 from the model's logits.
+
+        Continuations that differ only in their last token share one pass.
+        """
+        check_loglikelihood(requests, max_length=self._max_length, vocab_size=self._vocab_size)
+        self._usable.check()
+        answers: list[LogLikelihood | None] = [None] * len(requests)
+        groups = sorted(group_by_prompt(requests), key=lambda group: -len(group.prompt))
+        for batch in batches(groups, lambda group: len(group.prompt), self._batch_tokens):
+            self._score(batch, answers)
+        return [answer for answer in answers if answer is not None]
+
+    @torch.inference_mode()
+    def _score(self, batch: Sequence[PromptGroup], answers: list[LogLikelihood | None]) -> None:
+        """Fills the answers of one batch."""
+        scored = _ScoredPositions(batch)
+        # Padded on the right: under a causal mask no real token sees the padding, so no attention mask is needed.
+        tokens = torch.tensor([[*group.prompt, *[0] * (scored.width - len(group.prompt))] for group in batch])
+        places = torch.tensor(scored.places, device=self._device)
+
+        def keep_scored(head: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            hidden, *rest = arguments
+            return (hidden.flatten(0, 1)[places][None], *rest)
+
+        # The output layer is the dearest one and only continuations need it: it sees the scored positions alone.
+        hook = self._model.get_output_embeddings().register_forward_pre_hook(keep_scored)
+        try:
+            logits = self._model(input_ids=tokens.to(self._device), use_cache=False).logits[0]
+        finally:
+            hook.remove()
+        rows = torch.tensor(scored.rows, device=self._device)
+        targets = torch.tensor(scored.targets, device=self._device)
+        chosen = torch.log_softmax(logits.float(), dim=-1)[rows, targets].tolist()
+        greedy = (logits.argmax(dim=-1)[rows] == targets).tolist()
+        first = 0
+        for index, length in scored.members:
+            last = first + length
+            total = math.fsum(chosen[first:last])
+            if math.isnan(total):
+                raise EngineError(
+                    f"transformers engine: NaN log-probability in the answer to log-likelihood request {index}"
+                )
+            answers[index] = LogLikelihood(total, all(greedy[first:last]))
+            first = last
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Greedy continuations; see `Engine.generate`. A text also ends where `max_length` is reached."""
+        check_generate(requests, max_length=self._max_length, vocab_size=self._vocab_size)
+        self._usable.check()
+        order = sorted(range(len(requests)), key=lambda index: -len(requests[index].prompt))
+        answers: list[Generation | None] = [None] * len(requests)
+
+        def room(index: int) -> int:
+            return min(len(requests[index].prompt) + requests[index].max_tokens, self._max_length)
+
+        for batch in batches(order, room, self._batch_tokens):
+            generations = decode_batch(
+                self._model,
+                self._decoder,
+                [requests[index] for index in batch],
+                max_length=self._max_length,
+                device=self._device,
+            )
+            for index, generation in zip(batch, generations, strict=True):
+                answers[index] = generation
+        return [answer for answer in answers if answer is not None]
+
+    def close(self) -> None:
+        """Drops the model and frees its memory."""
+        if self._usable.close():
+            self._model = None
+            self._layout = EngineLayout({}, ())
+            gc.collect()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _load(folder: Path, dtype: str, device: torch.device, options: Mapping[str, Json]) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, **({"dtype": dtype, "local_files_only": True, "output_loading_info": True} | dict(options))
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except _LOAD_ERRORS as error:
+        raise EngineError(f"transformers cannot load {folder}: {error}") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    wrong = {kind: sorted(info[kind]) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
+    if wrong:
+        raise EngineError(f"{folder}: tensors do not fit the architecture in config.json: {wrong}")
+    return model.eval().requires_grad_(False).to(device), tokenizer
+
+
+def _live_layout(model: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> EngineLayout:
+    """Addresses the model's own parameters and buffers by checkpoint names.
+
+    Raises:
+        EngineError: a checkpoint tensor has no parameter of its name and shape.
+    """
+    live = model.state_dict(keep_vars=True)
+    regions: dict[str, list[Region]] = {}
+    ignored = []
+    seen: set[int] = set()
+    for name, shape in shapes.items():
+        value = live.get(name)
+        if value is None and name.endswith("rotary_emb.inv_freq"):
+            # Old Llama checkpoints store this constant; models compute it.
+            ignored.append(name)
+            continue
+        if value is None or tuple(value.shape) != shape or not value.is_floating_point():
+            found = "none" if value is None else f"{tuple(value.shape)} of {value.dtype}"
+            raise EngineError(
+                f"transformers engine: checkpoint tensor {name!r} {shape} has no parameter of its own in "
+                f"{type(model).__name__} (found: {found}); fused or quantised models need another engine"
+            )
+        if value.data_ptr() in seen:
+            # Tied weights that are stored twice: the first name stands for both.
+            ignored.append(name)
+            continue
+        seen.add(value.data_ptr())
+        regions[name] = [Region(tuple(slice(0, size) for size in shape), value.data)]
+    return EngineLayout(regions, ignored)
+
+
+def _max_length(asked: int | None, limit: int | None) -> int:
+    if asked is None:
+        if limit is None:
+            raise EngineError("transformers engine: config.json has no max_position_embeddings; give max_model_len")
+        return int(limit)
+    if limit is not None and asked > limit:
+        raise EngineError(
+            f"transformers engine: max_model_len {asked} exceeds the model's max_position_embeddings {limit}"
+        )
+    return asked
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-text tokens: the tokenizer's and the generation config's."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(found) if isinstance(found, (list, tuple)) else {found}
+    return frozenset(int(end) for end in ends | {tokenizer.eos_token_id} if end is not None)
+
+
+class _ScoredPositions:
+    """Which positions of a padded batch need logits, and which token each request wants of them.
+
+    Attributes:
+        width: tokens of a padded row.
+        places: positions that need logits, as indices into the flattened batch, each once.
+        members: (request index, number of its continuation tokens).
+        rows, targets: for every continuation token of every member in turn: which of `places` predicts it, and the token.
+    """
+
+    def __init__(self, batch: Sequence[PromptGroup]) -> None:
+        self.width = max(len(group.prompt) for group in batch)
+        self.places: list[int] = []
+        self.members: list[tuple[int, int]] = []
+        self.rows: list[int] = []
+        self.targets: list[int] = []
+        for row, group in enumerate(batch):
+            # The token at position p is predicted at p - 1; the last token of a continuation follows the prompt.
+            offset = len(self.places) - (group.start - 1)
+            self.places += range(row * self.width + group.start - 1, row * self.width + len(group.prompt))
+            for index, start, last in group.members:
+                self.members.append((index, len(group.prompt) - start + 1))
+                self.rows += range(offset + start - 1, offset + len(group.prompt))
+                self.targets += (*group.prompt[start:], last)

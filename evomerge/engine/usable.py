@@ -1,0 +1,48 @@
+"""Whether an engine may be used: it must be open, and its last update must have ended well."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from evomerge.core import EngineError
+
+
+class Usable:
+    """The life of an engine: usable, being updated (and unusable if that fails), closed."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._closed = False
+        self._stale: str | None = None
+
+    def check(self) -> None:
+        """Raises EngineError unless the engine is open and its weights are complete."""
+        self.check_open()
+        if self._stale is not None:
+            raise EngineError(f"{self._name}: {self._stale}; update it with complete weights first")
+
+    def check_open(self) -> None:
+        """Raises EngineError if the engine was closed."""
+        if self._closed:
+            raise EngineError(f"{self._name}: the engine is closed")
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Around an update: if it raises, the engine is unusable until the next one that does not."""
+        self.check_open()
+        self._stale = "its last weight update failed halfway"
+        yield
+        self._stale = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around a batch of requests: if it raises, what the engine still holds of them is unknown until the next update."""
+        self.check()
+        self._stale = "its last batch of requests failed"
+        yield
+        self._stale = None
+
+    def close(self) -> bool:
+        """Marks the engine closed; True the first time."""
+        was_open = not self._closed
+        self._closed = True
+        return was_open

@@ -1,0 +1,313 @@
+"""The vLLM engine: one in-process `LLM` per engine whose parameters are overwritten for every candidate.
+
+Knows nothing of tasks, text (beyond decoding what was generated) or merging. Import it only in a process that may start torch;
+`evomerge.engine.engine_environment` says which environment variables that process wants.
+"""
+
+import gc
+import logging
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from evomerge.core import EngineError, EvomergeError, Json
+from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
+from evomerge.engine.checkpoint import CheckpointFolder
+from evomerge.engine.environment import apply_engine_environment, vllm_targets_cpu
+from evomerge.engine.layout import EngineLayout, discover_layout
+from evomerge.engine.patches import (
+    DISTRIBUTED_STATE,
+    check_writable_cpu_linears,
+    thread_setter_kept,
+    writable_cpu_linears,
+)
+from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
+from evomerge.engine.usable import Usable
+from evomerge.plan import WeightTarget
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput, SamplingParams
+
+_LOGGER = logging.getLogger(__name__)
+
+CPU_KV_CACHE_BYTES = 256 << 20
+"""Key-value cache of a CPU engine unless `kv_cache_memory_bytes` says otherwise; vLLM's own default takes most of the memory."""
+_MAX_TARGETS = 16
+"""Last tokens scored by one pass; vLLM allows 20 log-probabilities per token (`max_logprobs`) by default."""
+_PROBE_ELEMENTS = 1 << 20
+"""At most so many elements of each parameter are compared with their value before the layout was discovered."""
+_SINGLE_PROCESS = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1}
+_START_ERRORS = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    OSError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+)
+"""What vLLM raises for a model, an option or a machine it cannot serve (its own errors are subclasses of these)."""
+
+
+class VllmEngine:
+    """A vLLM engine in this process.
+
+    Args:
+        model: Hugging Face folder (safetensors, tokenizer). Its weights are what the engine serves until the first `update`.
+        dtype: of weights and activations; "auto" = the checkpoint's.
+        max_model_len: longest sequence in tokens; None = what the model was made for.
+        seed: vLLM's; nothing is sampled, so it changes nothing but the process's random state.
+        options: further keyword arguments of `vllm.LLM`, passed as they are and winning over evomerge's choices.
+
+    Starting sets the process's global random generators (vLLM does) and, on a CPU, turns torch.compile off in it.
+
+    Raises:
+        EngineError: vLLM is missing, cannot serve the model, or keeps its weights in a form that cannot be replaced in place
+            (quantised, permuted, spread over several processes).
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto",
+        max_model_len: int | None = None,
+        seed: int = 0,
+        options: Mapping[str, Json] | None = None,
+    ) -> None:
+        self._usable = Usable(f"vLLM engine of {model}")
+        arguments = self._arguments(dtype=dtype, max_model_len=max_model_len, seed=seed) | dict(options or {})
+        for name, only in _SINGLE_PROCESS.items():
+            if arguments.get(name, only) != only:
+                raise EngineError(
+                    f"vLLM engine: {name}={arguments[name]!r} spreads the weights over several processes, where they cannot "
+                    f"be replaced in place; use {name}={only} and more workers instead"
+                )
+        apply_engine_environment()
+        with CheckpointFolder(model) as checkpoint:
+            self._llm: LLM | None = _start(model, arguments)
+            DISTRIBUTED_STATE.acquire()
+            try:
+                self._layout = _writable_layout(self._llm, checkpoint)
+            except EvomergeError:
+                self.close()
+                raise
+        model_config = self._llm.model_config
+        self._max_length = int(model_config.max_model_len)
+        self._vocab_size = int(model_config.get_vocab_size())
+
+    @staticmethod
+    def _arguments(**common: Json) -> dict[str, Any]:
+        arguments: dict[str, Any] = common | {"use_tqdm_on_load": False}
+        if vllm_targets_cpu():
+            arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
+        return arguments
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence (prompt + continuation) in tokens."""
+        return self._max_length
+
+    @property
+    def llm(self) -> "LLM":
+        """The `vllm.LLM` inside. Raises EngineError when closed."""
+        self._usable.check_open()
+        if self._llm is None:
+            raise EngineError("vLLM engine: not started")
+        return self._llm
+
+    def update(self, write: Callable[[WeightTarget], None]) -> None:
+        """Replaces the weights in place; see `Engine.update`. The prefix cache is forgotten.
+
+        Raises:
+            EngineError: vLLM refuses to forget its prefix cache. Whatever `write` raises is passed on, and the engine is unusable
+                until an update succeeds.
+        """
+        with self._usable.updating():
+            self._drain()
+            with torch.no_grad():
+                write(self._layout)
+            if not self.llm.reset_prefix_cache():
+                raise EngineError("vLLM engine: the prefix cache could not be reset, so stale states would be served")
+
+    def _drain(self) -> None:
+        """Aborts what a failed batch left behind: unfinished requests hold blocks of the prefix cache."""
+        engine = self.llm.llm_engine
+        if engine.has_unfinished_requests():
+            engine.abort_request(list(engine.output_processor.request_states), internal=True)
+
+    def loglikelihood(self, requests: Sequence[LogLikelihoodRequest]) -> list[LogLikelihood]:
+        """Log-probabilities of continuations; see `Engine.loglikelihood`.
+
+        Each sequence is run without its last token, whose log-probability is asked for as the next token's. So continuations
+        that differ only there share one pass, sequences may be `max_length` long, and one-token continuations use the prefix
+        cache.
+
+        A tie for the largest probability counts as not greedy, except at the last token, where vLLM's own choice decides.
+        """
+        check_loglikelihood(requests, max_length=self._max_length, vocab_size=self._vocab_size)
+        self._usable.check()
+        jobs = [
+            (group, group.last_tokens[first : first + _MAX_TARGETS])
+            for group in group_by_prompt(requests)
+            for first in range(0, len(group.last_tokens), _MAX_TARGETS)
+        ]
+        outputs = self._run([group.prompt for group, _ in jobs], [self._scoring(*job) for job in jobs])
+        answers: list[LogLikelihood | None] = [None] * len(requests)
+        for (group, targets), output in zip(jobs, outputs, strict=True):
+            for index, answer in _answers(group, targets, output):
+                answers[index] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _scoring(self, group: PromptGroup, targets: Sequence[int]) -> "SamplingParams":
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=0 if group.start < len(group.prompt) else None,
+            logprob_token_ids=list(targets),
+            flat_logprobs=True,
+            detokenize=False,
+            skip_clone=True,
+        )
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Greedy continuations; see `Engine.generate`. A text also ends where `max_length` is reached."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        check_generate(requests, max_length=self._max_length, vocab_size=self._vocab_size)
+        self._usable.check()
+        parameters = [
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=request.max_tokens,
+                stop=list(request.stop),
+                # Asked for only because a NaN shows in it: the arg max of NaN logits is a token like any other.
+                logprobs=0,
+                flat_logprobs=True,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                skip_clone=True,
+            )
+            for request in requests
+        ]
+        generations = []
+        for index, output in enumerate(self._run([request.prompt for request in requests], parameters)):
+            completion = output.outputs[0]
+            if completion.cumulative_logprob is None or math.isnan(completion.cumulative_logprob):
+                raise EngineError(f"vLLM engine: NaN log-probability in the answer to generation request {index}")
+            generations.append(Generation(completion.text, len(completion.token_ids)))
+        return generations
+
+    def _run(
+        self, prompts: Sequence[tuple[int, ...]], parameters: Sequence["SamplingParams"]
+    ) -> Sequence["RequestOutput"]:
+        if not prompts:
+            return []
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        with self._usable.running():
+            try:
+                outputs: Sequence[RequestOutput] = self.llm.generate(inputs, list(parameters), use_tqdm=False)
+            except _START_ERRORS as error:
+                raise EngineError(f"vLLM engine: a batch of {len(prompts)} requests failed ({error!r})") from error
+            if len(outputs) != len(prompts):
+                raise EngineError(f"vLLM engine: {len(prompts)} requests got {len(outputs)} answers")
+        return outputs
+
+    def close(self) -> None:
+        """Stops vLLM and frees its memory; other engines of the process go on."""
+        if self._usable.close() and self._llm is not None:
+            engine = self._llm.llm_engine
+            self._llm = None
+            self._layout = EngineLayout({}, ())
+            DISTRIBUTED_STATE.release(engine.engine_core.shutdown)
+            del engine
+            gc.collect()
+
+
+def _start(model: Path, arguments: Mapping[str, Any]) -> "LLM":
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # Deprecation warnings among torch, vLLM and its dependencies; nothing a user could act on.
+        warnings.simplefilter("ignore")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise EngineError(
+                f"vLLM cannot be imported ({error}); install evomerge with the extra `cpu` or `gpu`, or use the transformers engine"
+            ) from error
+        if vllm_targets_cpu():
+            stack.enter_context(writable_cpu_linears())
+            stack.enter_context(thread_setter_kept())
+        try:
+            return LLM(model=str(model), **arguments)
+        except _START_ERRORS as error:
+            raise EngineError(f"vLLM cannot serve {model}: {error}") from error
+
+
+def _writable_layout(llm: "LLM", checkpoint: CheckpointFolder) -> EngineLayout:
+    """Discovers where the checkpoint's tensors live, puts them back, and checks that they are what vLLM had loaded.
+
+    Raises:
+        EngineError: the weights are quantised, packed, or changed by vLLM after loading.
+    """
+    if llm.model_config.quantization is not None:
+        raise EngineError(
+            f"vLLM engine: the model is quantised ({llm.model_config.quantization}); such weights cannot be replaced in place"
+        )
+    model: torch.nn.Module = llm.apply_model(lambda module: module)[0]
+    check_writable_cpu_linears(model)
+    live = {name: value.data for name, value in [*model.named_parameters(), *model.named_buffers()]}
+    before = {name: _sample(value).clone() for name, value in live.items()}
+    load: Any = model.load_weights
+    with torch.no_grad():
+        layout = discover_layout(live, checkpoint.shapes, load)
+        for name in layout.names():
+            tensor = checkpoint.tensor(name)
+            for region in layout.regions(name):
+                region.view.copy_(tensor[region.index])
+    for name, value in live.items():
+        if not torch.equal(_sample(value).nan_to_num(), before[name].nan_to_num()):
+            raise EngineError(
+                f"vLLM parameter {name!r} differs from the checkpoint it was loaded from: vLLM transforms it after loading, so "
+                "it cannot be replaced in place. Use the transformers engine for this model"
+            )
+    if layout.ignored:
+        _LOGGER.info("vLLM keeps no copy of %s", ", ".join(layout.ignored))
+    return layout
+
+
+def _sample(value: torch.Tensor) -> torch.Tensor:
+    flat = value.reshape(-1)
+    return flat[:: max(1, flat.numel() // _PROBE_ELEMENTS)]
+
+
+def _answers(group: PromptGroup, targets: Sequence[int], output: "RequestOutput") -> list[tuple[int, LogLikelihood]]:
+    """(request index, answer) of the members of `group` whose last token is in `targets`."""
+    completion = output.outputs[0]
+    next_token = completion.token_ids[0]
+    scored = completion.logprobs
+    # vLLM puts the sampled token first, then the targets in the order asked for.
+    last = dict(zip(targets, scored.logprobs[1 : 1 + len(targets)], strict=True))
+    # With flat_logprobs and prompt_logprobs=0: one entry per prompt token after the first, for that token itself.
+    flat = output.prompt_logprobs
+    answers = []
+    for index, start, token in group.members:
+        if token not in last:
+            continue
+        total, greedy = last[token], token == next_token
+        if start < len(group.prompt):
+            first = flat.start_indices[start]
+            total += math.fsum(flat.logprobs[first:])
+            greedy = greedy and all(rank == 1 for rank in flat.ranks[first:])
+        if math.isnan(total):
+            raise EngineError(f"vLLM engine: NaN log-probability in the answer to log-likelihood request {index}")
+        answers.append((index, LogLikelihood(total, greedy)))
+    return answers
