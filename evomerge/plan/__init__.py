@@ -1,5 +1,19 @@
 """Recipe + model headers -> merge plan. Reads headers and config files, never a weight."""
 
 from evomerge.plan.merge_plan import MergePlan, Region, TensorInput, TensorStep, WeightTarget
+from evomerge.plan.model_folder import check_unchanged, read_model_header
+from evomerge.plan.model_header import ModelHeader, TensorHeader
+from evomerge.plan.planner import make_plan
 
-__all__ = ["MergePlan", "Region", "TensorInput", "TensorStep", "WeightTarget"]
+__all__ = [
+    "MergePlan",
+    "ModelHeader",
+    "Region",
+    "TensorHeader",
+    "TensorInput",
+    "TensorStep",
+    "WeightTarget",
+    "check_unchanged",
+    "make_plan",
+    "read_model_header",
+]

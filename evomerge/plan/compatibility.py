@@ -1,0 +1,111 @@
+"""Whether models can be merged with each other, from their headers alone."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from evomerge.core import CheckpointError, RecipeError
+from evomerge.plan.model_header import ModelHeader
+
+_DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$|position_ids$")
+"""buffers that some exporters store and every loader computes; they need no merging"""
+
+_SAME_CONFIG = ("model_type", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+"""settings that change the meaning of a weight without changing its shape (or explain why shapes differ)"""
+
+
+def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader]) -> None:
+    """Refuses models that do not fit `reference`; shapes are checked tensor by tensor later.
+
+    Raises:
+        RecipeError: other layer counts, vocabularies, heads, rotary embeddings, or an untied model with a tied reference.
+        CheckpointError: a tensor too few or too many.
+    """
+    for key, header in others.items():
+        _check_config(reference, header, key)
+        _check_vocabulary(reference, header, key)
+        if reference.tied and not header.tied:
+            raise RecipeError(
+                f"{key} has an output layer of its own ({header.head}), {reference.folder} ties it to the embedding; "
+                "merge models of one kind, or take an untied model as the base"
+            )
+        _check_names(reference, header, key)
+
+
+def source_tensors(reference: ModelHeader, headers: Iterable[ModelHeader]) -> list[str]:
+    """Names of the tensors that a merge computes: the reference's, without buffers that some of the models do not store."""
+    others = [header for header in headers if header is not reference]
+    return [
+        name
+        for name in reference.tensors
+        if not _DERIVED.search(name) or all(name in header.tensors for header in others)
+    ]
+
+
+def _check_names(reference: ModelHeader, header: ModelHeader, key: str) -> None:
+    for name in reference.tensors:
+        if name in header.tensors or _DERIVED.search(name) or (name == reference.head and header.tied):
+            continue
+        raise CheckpointError(f"{key} has no tensor {name!r}, which {reference.folder} has; is its download complete?")
+    for name in header.tensors:
+        if name not in reference.tensors and not _DERIVED.search(name):
+            raise CheckpointError(
+                f"{key} has a tensor {name!r} that {reference.folder} has not; only models of one architecture can be merged"
+            )
+
+
+def _check_vocabulary(reference: ModelHeader, header: ModelHeader, key: str) -> None:
+    if reference.vocab_size != header.vocab_size:
+        raise RecipeError(
+            f"{key} has {header.vocab_size} embedding rows, {reference.folder} has {reference.vocab_size} "
+            "(added tokens or padding); give the models one vocabulary first"
+        )
+
+
+def _check_config(reference: ModelHeader, header: ModelHeader, key: str) -> None:
+    if reference.n_layers != header.n_layers:
+        raise RecipeError(
+            f"{key} has {header.n_layers} layers, {reference.folder} has {reference.n_layers}; "
+            "only models of one architecture can be merged"
+        )
+    for name in (*_SAME_CONFIG, "rope"):
+        ours, theirs = _config_value(reference, name), _config_value(header, name)
+        if ours != theirs:
+            raise RecipeError(
+                f"{key}: config.json has {name} = {theirs!r}, {reference.folder} has {ours!r}; "
+                "models that differ in it do not share the meaning of their weights"
+            )
+
+
+def _config_value(header: ModelHeader, name: str) -> Any:
+    config: Mapping[str, Any] = header.config
+    inner = config.get("text_config")
+    if isinstance(inner, Mapping):
+        config = {**config, **inner}
+    if name == "rope":
+        return _rope(config)
+    if name == "num_key_value_heads":
+        return config.get(name) or config.get("num_attention_heads")
+    if name == "head_dim" and not config.get(name):
+        hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+        return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 else None
+    return config.get(name)
+
+
+def _rope(config: Mapping[str, Any]) -> Any:
+    """Base frequency and scaling, however the config spells them; {} where it has none."""
+    rope: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        value = config.get(key)
+        if isinstance(value, Mapping):
+            rope |= value
+    if "rope_theta" in config and config["rope_theta"] is not None:
+        rope.setdefault("rope_theta", config["rope_theta"])
+    if "type" in rope:
+        rope.setdefault("rope_type", rope.pop("type"))
+    if rope.get("rope_type") == "default":
+        del rope["rope_type"]
+    if rope:
+        rope.setdefault("rope_theta", 10000.0)
+        rope["rope_theta"] = float(rope["rope_theta"]) if isinstance(rope["rope_theta"], int) else rope["rope_theta"]
+    return {} if rope == {"rope_theta": 10000.0} else rope

@@ -1,0 +1,61 @@
+"""Which layer a tensor belongs to, from its name: `model.layers.3.mlp.up_proj.weight` is `mlp.up_proj.weight` of layer 3 of stack `model.layers`."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from evomerge.core import CheckpointError
+from evomerge.plan.model_header import ModelHeader
+
+_LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
+_EMBEDDING = re.compile(r"embed|(^|\.)wte\.|(^|\.)wpe\.")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerName:
+    """A tensor of layer `index` of `stack`, called `rest` within the layer."""
+
+    stack: str
+    index: int
+    rest: str
+
+    def renumbered(self, index: int) -> str:
+        """The name of the same tensor in another layer."""
+        return f"{self.stack}.{index}.{self.rest}"
+
+
+def layer_name(tensor: str) -> LayerName | None:
+    """The layer of `tensor`; None outside all layers."""
+    match = _LAYER.match(tensor)
+    return LayerName(match[1], int(match[2]), match[3]) if match else None
+
+
+def is_before_layers(tensor: str) -> bool:
+    """Whether a tensor outside the layers comes before them (an embedding); the others come after."""
+    return _EMBEDDING.search(tensor) is not None
+
+
+def stack_sizes(tensors: Iterable[str]) -> dict[str, int]:
+    """Stack name -> number of layers (highest index + 1)."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        layer = layer_name(tensor)
+        if layer is not None:
+            sizes[layer.stack] = max(sizes.get(layer.stack, 0), layer.index + 1)
+    return sizes
+
+
+def main_stack(header: ModelHeader, sizes: Mapping[str, int]) -> str | None:
+    """The stack of the language model's layers; None where the model has no layers.
+
+    Raises:
+        CheckpointError: config.json says another number of layers than there are.
+    """
+    if not sizes:
+        return None
+    text = [name for name in sizes if "vision" not in name and "visual" not in name and "audio" not in name]
+    matching = [name for name in text if sizes[name] == header.n_layers]
+    if not matching and header.n_layers:
+        found = ", ".join(f"{size} in {name}" for name, size in sizes.items())
+        raise CheckpointError(f"{header.folder}: config.json says {header.n_layers} layers, the weights have {found}")
+    return (matching or text or list(sizes))[0]

@@ -1,0 +1,179 @@
+"""Reading a Hugging Face model folder's metadata: config.json, the shard index and every shard's header, all checked."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.core import CheckpointError
+from evomerge.plan.model_header import FileStamp, ModelHeader, TensorHeader
+from evomerge.plan.safetensors_header import parse_json, read_safetensors_header
+
+INDEX_NAME = "model.safetensors.index.json"
+
+MAX_JSON_BYTES = 100_000_000
+"""of config.json and of the index; the index of a 100,000-tensor model has about 10 MB"""
+
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
+_QUANTISED = re.compile(r"\.(qweight|qzeros|g_idx|weight_scale|weight_scale_inv|absmax|SCB)$|\.weight\.absmax$")
+
+
+def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) -> ModelHeader:
+    """The metadata of the model in `folder`.
+
+    Args:
+        folder: a Hugging Face checkpoint with safetensors weights.
+        trust_remote_code: accept a config that names Python code of its own (`auto_map`); evomerge itself never runs it.
+
+    Raises:
+        CheckpointError: the folder is missing, incomplete, damaged, unsafe (paths or links that leave it, pickles, remote
+            code) or holds something else than a plain model (a LoRA adapter, a quantised model).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder")
+    config = _read_config(folder, trust_remote_code)
+    shards = _shards(folder)
+    tensors: dict[str, TensorHeader] = {}
+    files: dict[str, FileStamp] = {}
+    for file in dict.fromkeys(shards.values()) if isinstance(shards, Mapping) else [shards]:
+        path = _inside(folder, file)
+        for name, tensor in read_safetensors_header(path, file).items():
+            if name in tensors:
+                raise CheckpointError(f"{folder}: tensor {name!r} stands in two files, {tensors[name].file} and {file}")
+            tensors[name] = tensor
+        files[file] = file_stamp(path)
+    if isinstance(shards, Mapping):
+        _check_index(folder, shards, tensors)
+    _check_plain(folder, tensors)
+    return ModelHeader(folder, config, tensors, files)
+
+
+def file_stamp(path: Path) -> FileStamp:
+    """Size, modification time and inode of `path` (links followed)."""
+    status = path.stat()
+    return FileStamp(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def check_unchanged(header: ModelHeader) -> None:
+    """Refuses a model whose files were replaced or written to since its header was read.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    for file, stamp in header.files.items():
+        path = header.folder / file
+        if not path.is_file() or file_stamp(path) != stamp:
+            raise CheckpointError(
+                f"{path}: changed since it was first read; models must not change during a run: start again with a finished copy"
+            )
+
+
+def read_json_file(path: Path) -> Any:
+    """Strict JSON of a file of at most `MAX_JSON_BYTES`.
+
+    Raises:
+        CheckpointError: missing, too large, or as `parse_json`.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: {size} bytes; the limit is {MAX_JSON_BYTES}")
+        return parse_json(path.read_bytes(), str(path))
+    except OSError as problem:
+        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
+
+
+def _read_config(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
+    if not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
+            raise CheckpointError(
+                f"{folder}: is a LoRA adapter, not a model; give it as the `lora` of its base model ('BASE+{folder}')"
+            )
+        raise CheckpointError(f"{folder}: has no config.json; expected a Hugging Face model folder")
+    config = read_json_file(folder / "config.json")
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: expected a JSON object")
+    if config.get("auto_map") and not trust_remote_code:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: 'auto_map' asks to run code from the model's repository; "
+            "set trust_remote_code: true if you trust it"
+        )
+    if config.get("quantization_config"):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: the model is quantised (quantization_config); merge the original weights instead"
+        )
+    return config
+
+
+def _shards(folder: Path) -> Mapping[str, str] | str:
+    """The index's tensor -> file mapping, or the name of the only file."""
+    if (folder / INDEX_NAME).exists():
+        index = read_json_file(folder / INDEX_NAME)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{folder / INDEX_NAME}: expected an object with a non-empty 'weight_map'")
+        if not all(isinstance(file, str) for file in weight_map.values()):
+            raise CheckpointError(f"{folder / INDEX_NAME}: 'weight_map' must map tensor names to file names")
+        return weight_map
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if "model.safetensors" in names:
+        return "model.safetensors"
+    if any(_SHARD.search(name) for name in names):
+        raise CheckpointError(
+            f"{folder}: has shards ({names[0]}, ...) but no {INDEX_NAME}; fetch the missing file from the model's repository"
+        )
+    if len(names) == 1 and names[0] != "adapter_model.safetensors":
+        return names[0]
+    if names == ["adapter_model.safetensors"]:
+        raise CheckpointError(f"{folder}: holds a LoRA adapter and no model weights; give it as the `lora` of its base")
+    if names:
+        raise CheckpointError(f"{folder}: has several safetensors files and no {INDEX_NAME}: {', '.join(names[:5])}")
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        raise CheckpointError(
+            f"{folder}: has only pickled weights, which can run code when loaded; convert them in a sandbox you trust: "
+            'python -c "import torch, safetensors.torch as s; '
+            "s.save_file(torch.load('pytorch_model.bin', weights_only=True), 'model.safetensors')\""
+        )
+    raise CheckpointError(f"{folder}: has no safetensors weights (model.safetensors or {INDEX_NAME})")
+
+
+def _inside(folder: Path, file: str) -> Path:
+    """The path of a file that must lie in `folder` (or in the blob store of a Hugging Face cache it belongs to)."""
+    if file in ("", ".", "..") or "/" in file or "\\" in file or "\x00" in file:
+        raise CheckpointError(
+            f"{folder}: the index names {file!r}, which is not a file in the model folder; do not use it"
+        )
+    path = folder / file
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: shard {file} is missing or no file; fetch it from the model's repository")
+    target, home = path.resolve(), folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    if target.parent not in allowed:
+        raise CheckpointError(f"{path}: is a link to {target}, outside the model folder; copy the file into the folder")
+    return path
+
+
+def _check_index(folder: Path, index: Mapping[str, str], tensors: Mapping[str, TensorHeader]) -> None:
+    for name, file in index.items():
+        if name not in tensors or tensors[name].file != file:
+            raise CheckpointError(f"{folder / INDEX_NAME}: says that {file} holds tensor {name!r}, which it does not")
+    extra = next((name for name in tensors if name not in index), None)
+    if extra is not None:
+        raise CheckpointError(
+            f"{folder}: {tensors[extra].file} holds tensor {extra!r}, which {INDEX_NAME} does not list"
+        )
+
+
+def _check_plain(folder: Path, tensors: Mapping[str, TensorHeader]) -> None:
+    if not tensors:
+        raise CheckpointError(f"{folder}: its safetensors files hold no tensor")
+    for name in tensors:
+        if _QUANTISED.search(name):
+            raise CheckpointError(
+                f"{folder}: tensor {name!r} shows that the model is quantised; merge the original weights instead"
+            )
+        if ".lora_A." in name or ".lora_B." in name:
+            raise CheckpointError(f"{folder}: tensor {name!r} belongs to a LoRA adapter; give the folder as a `lora`")

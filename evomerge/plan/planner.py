@@ -1,0 +1,197 @@
+"""`make_plan`: a recipe and its models' headers become the list of what to compute. Runs once per candidate, in milliseconds."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from evomerge.core import RecipeError
+from evomerge.plan.merge_plan import MergePlan, TensorInput, TensorStep
+from evomerge.plan.model_header import ModelHeader
+from evomerge.plan.structure import OutputTensor, SourceLayers, StructureKey, build_structure
+from evomerge.recipe import (
+    BaseRole,
+    MethodSpec,
+    Parameters,
+    ParameterSpec,
+    Recipe,
+    Scope,
+    Setting,
+    Slice,
+    Source,
+    check_recipe,
+    method_spec,
+)
+from evomerge.recipe.validation import all_filters
+
+_BYTES_OF = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+COPY = "passthrough"
+"""the method of integer buffers, which cannot be averaged"""
+
+
+def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
+    """What to compute for every tensor of the merged model.
+
+    Parameters resolve as in mergekit: source before slice before global; within a level the first setting whose filter is
+    part of the tensor's name (the input's name for parameters of a source, the output's for global ones); gradients are
+    interpolated over the slice's layers, and tensors outside the layers are at depth 0 of the first or last slice.
+
+    Args:
+        recipe: the merge.
+        headers: key of every model in the recipe (`Recipe.models`) -> its header.
+
+    Raises:
+        RecipeError: a header or parameter is missing or out of range, or the models do not fit each other.
+        CheckpointError: a model has a tensor too few or too many.
+    """
+    check_recipe(recipe)
+    spec = method_spec(recipe.method)
+    slices = _slices_with_inputs(recipe, spec)
+    structure = build_structure(_structure_key(recipe, spec, slices, headers))
+    dtype = recipe.out_dtype or _default_dtype(headers[recipe.models()[0]])
+    resolver = _Resolver(recipe, spec, slices)
+    resolved: dict[int, tuple[Scalars, list[tuple[int, str, Scalars]]]] = {}
+    steps = []
+    for output in structure.outputs:
+        if not output.is_float:
+            steps.append(_copy_step(output, slices[output.slice_index]))
+            continue
+        if output.group not in resolved:
+            resolved[output.group] = resolver.resolve(output)
+        shared, inputs = resolved[output.group]
+        steps.append(
+            TensorStep(
+                output=output.name,
+                shape=output.shape,
+                method=recipe.method,
+                inputs=tuple([TensorInput(key, output.tensors[index], values) for index, key, values in inputs]),
+                base=None
+                if output.base_tensor is None or recipe.base is None
+                else TensorInput(recipe.base, output.base_tensor, _NOTHING),
+                parameters=shared,
+            )
+        )
+    element = _BYTES_OF[dtype]
+    n_bytes = sum(output.n_bytes or output.n_elements * element for output in structure.outputs)
+    return MergePlan(tuple(steps), structure.n_layers, n_bytes, dtype, recipe.dtype or "float32", recipe.seed)
+
+
+Scalars = Mapping[str, float | bool]
+"""parameter name -> value"""
+
+_NOTHING: Scalars = {}
+
+
+def _default_dtype(header: ModelHeader) -> str:
+    return header.dtype if header.dtype in _BYTES_OF else "float32"
+
+
+def _slices_with_inputs(recipe: Recipe, spec: MethodSpec) -> tuple[Slice, ...]:
+    """The recipe's slices; a base that mergekit would append as an input of a whole-model `linear` is appended."""
+    if spec.base is not BaseRole.SOURCE or recipe.base is None or not recipe.whole_model:
+        return recipe.slices
+    piece = recipe.slices[0]
+    if any(source.key == recipe.base for source in piece.sources):
+        return recipe.slices
+    if not any("weight" in level for level in (piece.parameters, recipe.parameters)):
+        return recipe.slices  # mergekit would refuse it for want of a weight; here it only lends config and tokenizer
+    return (Slice((*piece.sources, Source(recipe.base)), piece.parameters),)
+
+
+def _structure_key(
+    recipe: Recipe, spec: MethodSpec, slices: Sequence[Slice], headers: Mapping[str, ModelHeader]
+) -> StructureKey:
+    models = recipe.models()
+    missing = [key for key in models if key not in headers]
+    if missing:
+        raise RecipeError(f"no model header for {', '.join(missing)}; headers given: {', '.join(headers) or 'none'}")
+    return StructureKey(
+        tuple(tuple(SourceLayers(source.key, source.layer_range) for source in piece.sources) for piece in slices),
+        recipe.base,
+        spec.base is not BaseRole.SOURCE,
+        all_filters(recipe),
+        tuple((key, headers[key]) for key in models),
+    )
+
+
+def _copy_step(output: OutputTensor, piece: Slice) -> TensorStep:
+    source = TensorInput(piece.sources[0].key, output.tensors[0], _NOTHING)
+    return TensorStep(output.name, output.shape, COPY, (source,), None, _NOTHING)
+
+
+class _Resolver:
+    """Parameters of one recipe for any output tensor."""
+
+    def __init__(self, recipe: Recipe, spec: MethodSpec, slices: Sequence[Slice]) -> None:
+        self._recipe = recipe
+        self._spec = spec
+        self._slices = slices
+        self._shared = [parameter for parameter in spec.parameters if parameter.scope is Scope.GLOBAL]
+        self._per_model = [parameter for parameter in spec.parameters if parameter.scope is Scope.MODEL]
+
+    def resolve(self, output: OutputTensor) -> tuple[Scalars, list[tuple[int, str, Scalars]]]:
+        """The method's global parameters, and (position in the slice, key, parameters) of every input that is no base."""
+        piece = self._slices[output.slice_index]
+        levels = (piece.parameters, self._recipe.parameters)
+        shared = {
+            parameter.name: _value(parameter, levels, output.name, output.depth, self._recipe.method)
+            for parameter in self._shared
+        }
+        inputs: list[tuple[int, str, Scalars]] = []
+        for index, source in enumerate(piece.sources):
+            if source.key == self._recipe.base and self._spec.base is not BaseRole.SOURCE:
+                continue
+            name = output.names[index]
+            own = (source.parameters, *levels)
+            values = {
+                parameter.name: _value(parameter, own, name, output.depth, source.key) for parameter in self._per_model
+            }
+            inputs.append((index, source.key, values))
+        check = _EXTRA_CHECKS.get(self._recipe.method)
+        if check is not None:
+            check(output.name, shared, [values for _, _, values in inputs])
+        return shared, inputs
+
+
+def _value(
+    parameter: ParameterSpec, levels: Sequence[Parameters], tensor: str, depth: float, owner: str
+) -> float | bool:
+    for level in levels:
+        for setting in level.get(parameter.name, ()):
+            if setting.filter is None or setting.filter == "*" or setting.filter in tensor:
+                return _typed(parameter, setting, depth)
+    if parameter.default is None:
+        raise RecipeError(f"parameter {parameter.name!r} of {owner} has no value for tensor {tensor!r}; set one")
+    return parameter.default
+
+
+def _typed(parameter: ParameterSpec, setting: Setting, depth: float) -> float | bool:
+    value = setting.value
+    if isinstance(value, tuple):
+        if isinstance(parameter.default, bool):
+            return bool(value[int(depth * (len(value) - 1))])
+        return interpolate(value, depth)
+    if isinstance(parameter.default, bool):
+        return bool(value)
+    if isinstance(value, str):
+        raise RecipeError(f"parameter {parameter.name!r}: expected a number, got {value!r}")
+    return value
+
+
+def interpolate(gradient: Sequence[float], depth: float) -> float:
+    """The value at `depth` in [0, 1] of a gradient whose entries are spread evenly over [0, 1]."""
+    scaled = depth * (len(gradient) - 1)
+    left = int(scaled)
+    right = min(len(gradient) - 1, left + 1)
+    share = scaled - left
+    return (1 - share) * gradient[left] + share * gradient[right]
+
+
+def _check_linear(
+    tensor: str, shared: Mapping[str, float | bool], inputs: Sequence[Mapping[str, float | bool]]
+) -> None:
+    if shared["normalize"] and sum(values["weight"] for values in inputs) == 0:
+        raise RecipeError(
+            f"the weights of {tensor!r} sum to 0 and cannot be normalised; change them or set normalize: false"
+        )
+
+
+_EXTRA_CHECKS: Mapping[str, Callable[[str, Scalars, Sequence[Scalars]], None]] = {"linear": _check_linear}

@@ -1,0 +1,187 @@
+"""The part of a plan that depends on the models and the slices alone: which tensors go into which output tensor.
+
+A search asks for thousands of plans that differ only in numbers, so structures are cached; nothing here reads a parameter's value.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from evomerge.core import RecipeError
+from evomerge.plan.compatibility import check_compatible, source_tensors
+from evomerge.plan.layers import is_before_layers, layer_name, main_stack, stack_sizes
+from evomerge.plan.model_header import BYTES_OF_DTYPE, FLOAT_DTYPES, ModelHeader
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLayers:
+    """A model and its range of layers, without parameters."""
+
+    key: str
+    layer_range: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StructureKey:
+    """What a structure depends on. `headers` are compared by identity."""
+
+    slices: tuple[tuple[SourceLayers, ...], ...]
+    base: str | None
+    base_needed: bool
+    filters: tuple[str, ...]
+    headers: tuple[tuple[str, ModelHeader], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One output tensor before parameters are known.
+
+    Attributes:
+        name, shape: of the output.
+        slice_index: whose parameters hold.
+        depth: position t in [0, 1] for gradients.
+        names: the input's name per source of the slice, as filters see it.
+        tensors: the name it is stored under (a tied output layer is stored as the embedding).
+        base_tensor: the base's name where the base is needed.
+        group: tensors of equal group resolve to the same parameters.
+        is_float: False for integer buffers, which are copied.
+        n_bytes: of the output, per byte of a float element (floats) or in all (others).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    slice_index: int
+    depth: float
+    names: tuple[str, ...]
+    tensors: tuple[str, ...]
+    base_tensor: str | None
+    group: int
+    is_float: bool
+    n_elements: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """All output tensors in order, and the number of layers of the result."""
+
+    outputs: tuple[OutputTensor, ...]
+    n_layers: int
+
+
+@lru_cache(maxsize=64)
+def build_structure(key: StructureKey) -> Structure:
+    """Lists the output tensors of a merge and checks that the models fit each other.
+
+    Raises:
+        RecipeError: shapes, layers, vocabularies or tied embeddings do not fit.
+        CheckpointError: a model lacks a tensor that the others have, or has one too many.
+    """
+    headers = dict(key.headers)
+    reference_key = key.base if key.base is not None else key.slices[0][0].key
+    reference = headers[reference_key]
+    check_compatible(reference, {name: header for name, header in key.headers if name != reference_key})
+    return _Builder(key, headers, reference).build()
+
+
+class _Builder:
+    def __init__(self, key: StructureKey, headers: Mapping[str, ModelHeader], reference: ModelHeader) -> None:
+        self._key = key
+        self._headers = headers
+        self._reference = reference
+        self._names = source_tensors(reference, headers.values())
+        self._sizes = stack_sizes(self._names)
+        self._stack = main_stack(reference, self._sizes)
+        self._groups: dict[object, int] = {}
+        self._outputs: list[OutputTensor] = []
+
+    def build(self) -> Structure:
+        outside = [name for name in self._names if layer_name(name) is None]
+        for name in outside:
+            if is_before_layers(name):
+                self._add(name, 0, 0.0)
+        n_layers = self._whole() if self._key.slices[0][0].layer_range is None else self._sliced()
+        for name in outside:
+            if not is_before_layers(name):
+                self._add(name, len(self._key.slices) - 1, 0.0)
+        return Structure(tuple(self._outputs), n_layers)
+
+    def _whole(self) -> int:
+        """Every layer of every stack, once; t runs over each stack."""
+        by_layer: dict[tuple[str, int], list[str]] = {}
+        for name in self._names:
+            layer = layer_name(name)
+            if layer is not None:
+                by_layer.setdefault((layer.stack, layer.index), []).append(name)
+        for (stack, index), names in sorted(by_layer.items()):
+            depth = index / (self._sizes[stack] - 1) if self._sizes[stack] > 1 else 1.0
+            for name in names:
+                self._add(name, 0, depth)
+        return self._sizes[self._stack] if self._stack is not None else 0
+
+    def _sliced(self) -> int:
+        if self._stack is None or len(self._sizes) > 1:
+            stacks = ", ".join(self._sizes) or "none"
+            raise RecipeError(f"slices need a model with one stack of layers; {self._reference.folder} has: {stacks}")
+        n_stack = self._sizes[self._stack]
+        within: dict[int, list[str]] = {}
+        for name in self._names:
+            layer = layer_name(name)
+            if layer is not None:
+                within.setdefault(layer.index, []).append(layer.rest)
+        n_out = 0
+        for slice_index, sources in enumerate(self._key.slices):
+            ranges = [self._range(source, n_stack) for source in sources]
+            listed = [source.key for source in sources]
+            base_range = ranges[listed.index(self._key.base)] if self._key.base in listed else ranges[0]
+            length = ranges[0][1] - ranges[0][0]
+            for offset in range(length):
+                depth = offset / (length - 1) if length > 1 else 1.0
+                for rest in within[base_range[0] + offset]:
+                    inputs = [f"{self._stack}.{first + offset}.{rest}" for first, _ in ranges]
+                    base = f"{self._stack}.{base_range[0] + offset}.{rest}"
+                    self._add(f"{self._stack}.{n_out}.{rest}", slice_index, depth, inputs, base)
+                n_out += 1
+        return n_out
+
+    def _range(self, source: SourceLayers, n_stack: int) -> tuple[int, int]:
+        if source.layer_range is None or source.layer_range[1] > n_stack:
+            raise RecipeError(f"layer_range {source.layer_range} of {source.key}: the model has {n_stack} layers")
+        return source.layer_range
+
+    def _add(
+        self, name: str, slice_index: int, depth: float, inputs: Sequence[str] = (), base: str | None = None
+    ) -> None:
+        sources = self._key.slices[slice_index]
+        names = tuple(inputs) or (name,) * len(sources)
+        tensors = tuple(self._stored_name(source.key, tensor) for source, tensor in zip(sources, names, strict=True))
+        base_tensor = None
+        if self._key.base is not None and self._key.base_needed:
+            base_tensor = self._stored_name(self._key.base, base or name)
+        first = self._headers[sources[0].key].tensors[tensors[0]]
+        shape = first.shape
+        for source, tensor in zip(sources, tensors, strict=True):
+            found = self._headers[source.key].tensors[tensor].shape
+            if found != shape:
+                raise RecipeError(
+                    f"tensor {name!r}: shape {list(shape)} in {sources[0].key}, {list(found)} in {source.key}; "
+                    "only models of equal shapes can be merged"
+                )
+        is_float = first.dtype in FLOAT_DTYPES
+        hits = tuple(tuple(text in tensor for text in self._key.filters) for tensor in (name, *names))
+        group = self._groups.setdefault((slice_index, depth, hits), len(self._groups))
+        n_elements = math.prod(shape)
+        n_bytes = 0 if is_float else n_elements * BYTES_OF_DTYPE[first.dtype]
+        self._outputs.append(
+            OutputTensor(
+                name, shape, slice_index, depth, names, tensors, base_tensor, group, is_float, n_elements, n_bytes
+            )
+        )
+
+    def _stored_name(self, key: str, tensor: str) -> str:
+        """The name under which a model has `tensor`: a tied output layer is stored as the embedding."""
+        header = self._headers[key]
+        if tensor not in header.tensors and tensor == self._reference.head and header.embedding is not None:
+            return header.embedding
+        return tensor
