@@ -1,1 +1,24 @@
 """The composition root: configuration -> live objects -> runs. The only reader of `evomerge.config` besides the CLI."""
+
+from evomerge.build.models import Scored, evaluate_model, merge_recipe
+from evomerge.build.problem import Problem, describe, make_problem
+from evomerge.build.reading import Run, export_recipe, open_run
+from evomerge.build.runs import default_run_directory, resume_search, start_search
+from evomerge.config import load_config, parse_config
+
+__all__ = [
+    "Problem",
+    "Run",
+    "Scored",
+    "default_run_directory",
+    "describe",
+    "evaluate_model",
+    "export_recipe",
+    "load_config",
+    "make_problem",
+    "merge_recipe",
+    "open_run",
+    "parse_config",
+    "resume_search",
+    "start_search",
+]

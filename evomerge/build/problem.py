@@ -164,6 +164,36 @@ def make_problem(config: SearchConfig) -> Problem:
     return _checked(Problem(config, headers, template, names), errors)
 
 
+def describe(problem: Problem) -> list[str]:
+    """What a search would do, in a few lines."""
+    config, space = problem.config, problem.space
+    lines = [
+        f"strategy    {config.strategy.name}, seed {config.seed}, budget {config.budget.model_dump(exclude_none=True)}"
+    ]
+    lines.append(f"objectives  {', '.join(f'{item.name} ({item.direction.value})' for item in problem.objectives)}")
+    lines.append(f"space       {space.dimension} parameters")
+    shown = space.parameters[:6]
+    lines += [f"            {item.name} in [{item.low:g}, {item.high:g}]" for item in shown]
+    if len(shown) < space.dimension:
+        lines.append(f"            ... {space.dimension - len(shown)} more")
+    if problem.template is not None:
+        header = next(iter(problem.headers.values()))
+        lines.append(
+            f"models      {len(problem.headers)} x {header.architecture}, {header.n_layers} layers, "
+            f"{problem.check_plans() / 1e6:.1f} MB a candidate"
+        )
+        lines.append(f"baselines   {', '.join(item.id for item in problem.baselines())}")
+    return lines
+
+
+def problem_of_run(config: SearchConfig) -> Problem:
+    """The problem of a run that has been checked when it was started: models are read, plans and strategy are not tried again."""
+    if isinstance(config.evaluation, SyntheticConfig):
+        return make_problem(config)
+    headers = {path: read_model_header(Path(path)) for path in model_paths(config)}
+    return Problem(config, headers, _template(config, headers), ())
+
+
 def model_paths(config: SearchConfig) -> list[str]:
     """Every model folder of the configuration, base first, each once."""
     models = config.models

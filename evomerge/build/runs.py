@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evomerge.build.evaluators import FACTORY, evaluator_settings, worker_environment
+from evomerge.build.fingerprints import model_fingerprint
 from evomerge.build.problem import Problem, make_problem
 from evomerge.build.strategies import strategy_for
 from evomerge.cluster import LocalPool
@@ -197,7 +198,7 @@ def _resolved(problem: Problem) -> dict[str, Json]:
     return {
         "config": problem.config.model_dump(mode="json"),
         "versions": versions,
-        "models": {path: header.fingerprint for path, header in problem.headers.items()},
+        "models": {path: model_fingerprint(header) for path, header in problem.headers.items()},
         "tasks": {item.task: task_fingerprint(item.task) for item in problem.config.tasks},
         "space": {
             "fingerprint": problem.space.fingerprint,

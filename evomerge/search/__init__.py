@@ -6,6 +6,7 @@ Sees strategies and evaluations; never tensors, engines or Ray.
 from evomerge.search.budget import Budget
 from evomerge.search.finals import run_finals
 from evomerge.search.front_files import FrontFiles, best_so_far, front_csv, front_json, front_of, pick
+from evomerge.search.item_store import ItemStore
 from evomerge.search.journal import Journal, event, read_journal
 from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, StopRequest, WorkerPool
 from evomerge.search.recorder import RunRecorder, open_items, with_items
@@ -20,6 +21,7 @@ __all__ = [
     "Entry",
     "FrontFiles",
     "Interrupted",
+    "ItemStore",
     "Journal",
     "Observer",
     "RunDirectory",

@@ -1,0 +1,63 @@
+"""Work on single models outside a search: scoring one on a configuration's tasks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from evomerge.build.evaluators import evaluator_settings, make_evaluator
+from evomerge.config import SearchConfig, SyntheticConfig
+from evomerge.core import ConfigError, Evaluation, EvaluationError, EvaluationRequest, Split, Status
+from evomerge.recipe import Recipe, Setting, Slice, Source, read_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What was scored, and how it did."""
+
+    model: str
+    evaluation: Evaluation
+
+
+def evaluate_model(config: SearchConfig, model: Path, split: Split) -> Scored:
+    """Scores a checkpoint folder or a recipe file on the tasks of `config`.
+
+    Args:
+        config: names tasks and engine; its models do not matter.
+        model: a folder with a config.json, or a recipe file.
+        split: which items.
+
+    Raises:
+        ConfigError: a synthetic configuration.
+        EvomergeError: the model, a task or the engine cannot be loaded.
+        EvaluationError: the model cannot be scored.
+    """
+    if isinstance(config.evaluation, SyntheticConfig):
+        raise ConfigError("the synthetic evaluation scores points, not models")
+    recipe = identity_recipe(model) if model.is_dir() else read_recipe(model)
+    settings = evaluator_settings(config, list(recipe.models()))
+    evaluator = make_evaluator(settings)
+    try:
+        evaluation = evaluator.evaluate(EvaluationRequest(str(model), split, recipe.to_json()))
+    finally:
+        evaluator.close()
+    if evaluation.status is not Status.OK:
+        raise EvaluationError(f"{model}: {evaluation.error}")
+    return Scored(str(model), evaluation)
+
+
+def identity_recipe(folder: Path) -> Recipe:
+    """The recipe whose result is the checkpoint in `folder` itself."""
+    source = Source(str(folder.resolve()), parameters={"weight": (Setting(1.0),)})
+    return Recipe(method="linear", slices=(Slice((source,)),))
+
+
+def merge_recipe(recipe: Path, out: Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
+    """Materialises a recipe file as a checkpoint folder and returns the folder.
+
+    Raises:
+        RecipeError: the file is no recipe, or `out` exists.
+        CheckpointError: a model cannot be read, or the result is not finite.
+    """
+    from evomerge.weights import merge_to_folder
+
+    merge_to_folder(read_recipe(recipe), out, dtype=dtype, overwrite=overwrite)
+    return out

@@ -1,0 +1,99 @@
+"""Looking at runs, live or finished, and taking recipes out of them. Never writes into a run directory, never takes its lock."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evomerge.build.problem import Problem, problem_of_run
+from evomerge.config import SearchConfig, parse_config
+from evomerge.core import Evaluation, Json, RecipeError, Split
+from evomerge.recipe import Recipe, write_recipe
+from evomerge.search import (
+    ItemStore,
+    RunDirectory,
+    RunState,
+    front_json,
+    front_of,
+    open_items,
+    pick,
+    read_journal,
+    summarize,
+    with_items,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it stands on disk.
+
+    Attributes:
+        directory: its files.
+        config: its configuration.
+        state: what its journal says.
+    """
+
+    directory: RunDirectory
+    config: SearchConfig
+    state: RunState
+    _items: ItemStore
+
+    def evaluation(self, identifier: str, split: Split = Split.SEARCH) -> Evaluation:
+        """An evaluation with its item scores."""
+        return with_items(self.state, self._items, identifier, split)
+
+    def front(self) -> dict[str, Json]:
+        """The front, as `front.json` has it."""
+        return front_json(self.state, front_of(self.state))
+
+    def summary(self) -> dict[str, Json]:
+        """The summary, as `summary.json` has it after the run."""
+        return summarize(self.state, self.evaluation)
+
+    def problem(self) -> Problem:
+        """The search problem; the models' headers are read, so their folders must be there."""
+        return problem_of_run(self.config)
+
+
+def open_run(folder: Path) -> Run:
+    """The run in `folder`.
+
+    Raises:
+        JournalError: there is none, or it is damaged.
+    """
+    directory = RunDirectory(folder)
+    config = parse_config(_config(directory.read_resolved()), folder=Path("/"), where=str(directory.resolved))
+    state = RunState.of(read_journal(directory.journal))
+    return Run(directory, config, state, open_items(directory, state))
+
+
+def export_recipe(folder: Path, choice: str, out: Path | None) -> tuple[str, Recipe, Path]:
+    """Writes the recipe of a run's candidate as a mergekit-compatible file.
+
+    Args:
+        folder: the run directory.
+        choice: `best`, `knee` or `id:<candidate>`.
+        out: the file; default `<candidate>.yaml` in the working directory.
+
+    Returns:
+        The candidate's id, its recipe, and the file.
+
+    Raises:
+        JournalError: no such candidate.
+        RecipeError: a run of the synthetic evaluation, which has no recipes.
+    """
+    run = open_run(folder)
+    entry = pick(run.state, choice)
+    recipe = run.problem().recipe_of_entry(entry)
+    if recipe is None:
+        raise RecipeError(f"{folder} is a run of the synthetic evaluation: its candidates are points, not recipes")
+    path = out or Path(f"{entry.id.replace(':', '-')}.yaml")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_recipe(recipe, path)
+    except OSError as problem:
+        raise RecipeError(f"{path}: cannot be written: {problem.strerror}") from None
+    return entry.id, recipe, path
+
+
+def _config(resolved: dict[str, Any]) -> dict[str, Any]:
+    return dict(resolved["config"])

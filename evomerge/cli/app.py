@@ -1,0 +1,219 @@
+"""The commands. Heavy packages are imported inside them, so that `--help` is instant."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evomerge.core import ConfigError, Split
+
+app = typer.Typer(
+    name="evomerge",
+    help="Find the best way to merge language models: propose, merge in place, score, log fronts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+zoo = typer.Typer(help="The demo models: small, real, made on the spot.", no_args_is_help=True)
+app.add_typer(zoo, name="zoo")
+
+Config = Annotated[Path, typer.Argument(help="YAML file that describes the search.", show_default=False)]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a setting, e.g. budget.evaluations=200. May be repeated."
+    ),
+]
+
+
+class Output(StrEnum):
+    """How tables are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+) -> None:
+    import logging
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"evomerge {installed('evomerge')}")
+        raise typer.Exit
+
+
+@app.command()
+def validate(
+    config: Config,
+    overrides: Overrides = None,
+    show: Annotated[bool, typer.Option("--show", help="Print every setting with its default.")] = False,
+) -> None:
+    """Check a configuration, its models and tasks: every error at once, before anything heavy is loaded."""
+    from evomerge.build import describe, load_config, make_problem
+
+    settings = load_config(config, overrides or ())
+    problem = make_problem(settings)
+    if show:
+        print(json.dumps(settings.model_dump(mode="json"), indent=2))
+    for line in describe(problem):
+        print(line)
+
+
+@app.command()
+def search(
+    config: Config,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("--run-dir", help="Where the run is kept. [default: runs/<name>-<time>]", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A running Ray cluster, e.g. auto or ray://head:10001. [default: start a local one]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Search for the best merge. Ctrl-C saves; `evomerge resume` goes on."""
+    from evomerge.build import default_run_directory, load_config, start_search
+    from evomerge.cli.progress import watched
+
+    extra = [f"cluster.address={address}"] if address else []
+    settings = load_config(config, [*(overrides or ()), *extra])
+    folder = run_dir or default_run_directory(settings, config)
+    with watched(folder, settings.budget.evaluations) as observer:
+        start_search(settings, folder, config_text=config.read_text(encoding="utf-8"), observers=[observer])
+
+
+@app.command()
+def resume(run: Run, overrides: Overrides = None) -> None:
+    """Go on exactly where a run stopped: after a crash, a kill, or (--set budget.evaluations=N) a raised budget."""
+    from evomerge.build import open_run, resume_search
+    from evomerge.cli.progress import watched
+
+    config = open_run(run).config
+    with watched(run, config.budget.evaluations) as observer:
+        resume_search(run, overrides=overrides or (), observers=[observer])
+
+
+@app.command()
+def front(
+    run: Run,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, like front.json.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
+) -> None:
+    """Print the non-dominated candidates of a live or finished run."""
+    from evomerge.build import open_run
+
+    opened = open_run(run)
+    if as_json:
+        print(json.dumps(opened.front(), indent=2, sort_keys=True))
+        return
+    from evomerge.search import front_csv, front_of
+
+    members = front_of(opened.state).members
+    if as_csv:
+        print(front_csv(opened.state.objectives, members), end="")
+        return
+    from evomerge.cli.tables import print_front
+
+    print_front(opened)
+
+
+@app.command()
+def export(
+    run: Run,
+    choice: Annotated[
+        str, typer.Option("--pick", help="best (winner of the finals), knee (of the front), or id:<candidate>.")
+    ] = "best",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write. [default: <candidate>.yaml]", show_default=False)
+    ] = None,
+) -> None:
+    """Write a candidate's recipe as a file that evomerge and mergekit read."""
+    from evomerge.build import export_recipe
+
+    name, recipe, path = export_recipe(run, choice, out)
+    print(f"{path}: {name}, {recipe.method} of {len(recipe.slices[0].sources)} models")
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file: evomerge's or mergekit's YAML.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write the merged model to.", show_default=False)],
+    dtype: Annotated[str | None, typer.Option(help="Write this dtype instead of the recipe's.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Materialise a recipe as a Hugging Face checkpoint."""
+    from evomerge.build import merge_recipe
+
+    print(merge_recipe(recipe, out, dtype=dtype, overwrite=overwrite))
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder or recipe file.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Option(
+            "--config",
+            "-c",
+            help="Search configuration or run directory that names tasks and engine.",
+            show_default=False,
+        ),
+    ],
+    split: Annotated[Split, typer.Option(help="Which items.")] = Split.REPORT,
+    as_json: Annotated[bool, typer.Option("--json", help="Scores as JSON.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Score one model or recipe on the tasks of a configuration or run."""
+    from evomerge.build import evaluate_model, load_config, open_run
+
+    if not model.exists():
+        raise ConfigError(f"no such model folder or recipe file: {model}")
+    settings = open_run(source).config if source.is_dir() else load_config(source, overrides or ())
+    scored = evaluate_model(settings, model, split)
+    if as_json:
+        scores = {"model": scored.model, "split": split.value, "scores": dict(scored.evaluation.scores)}
+        print(json.dumps({**scores, "stderr": dict(scored.evaluation.stderr)}, indent=2))
+        return
+    from evomerge.cli.tables import print_evaluation
+
+    print_evaluation(scored.model, scored.evaluation)
+
+
+@app.command()
+def summary(run: Run) -> None:
+    """Print what a run found: sources, baselines and the best recipe, per task and mean, with 95% intervals."""
+    from evomerge.build import open_run
+    from evomerge.cli.tables import print_summary
+
+    print_summary(open_run(run))
+
+
+@zoo.command("build")
+def zoo_build(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the models.")] = Path("zoo"),
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same models.")] = 0,
+) -> None:
+    """Train the demo models (a base and three experts; minutes on two cores), or reuse those that are there."""
+    from evomerge.zoo import build_zoo
+
+    report = build_zoo(out, seed=seed, progress=print)
+    print(report)

@@ -1,0 +1,66 @@
+"""Progress of a search on the terminal: one line for every improvement, a status line in between, the table at the end."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from evomerge.core import Evaluation, Split, Status
+from evomerge.search import Interrupted, RunState, utility
+
+STATUS_EVERY_S = 10.0
+"""How often a status line is printed where nothing improves."""
+
+
+class Progress:
+    """An observer that prints; `n_evaluations` is the budget, if there is one."""
+
+    def __init__(self, n_evaluations: int | None) -> None:
+        self._budget = n_evaluations
+        self._best = float("-inf")
+        self._started = self._last = time.monotonic()
+        self._n_here = 0
+
+    def __call__(self, state: RunState, evaluation: Evaluation) -> None:
+        """Takes a finished evaluation in."""
+        self._n_here += 1
+        entry = state.entries[evaluation.candidate_id]
+        if evaluation.status is not Status.OK:
+            self._print(state, f"{evaluation.candidate_id} failed on {evaluation.split}: {evaluation.error}")
+            return
+        value = utility(state.objectives, evaluation)
+        scores = "  ".join(f"{item.name} {evaluation.value(item.name):.3f}" for item in state.objectives)
+        line = f"{evaluation.candidate_id:<22} {value:.3f}   {scores}"
+        if evaluation.split is not Split.SEARCH:
+            self._print(state, f"{evaluation.split}: {line}")
+        elif entry.baseline:
+            self._print(state, line)
+            self._best = max(self._best, value)
+        elif value > self._best:
+            self._best = value
+            self._print(state, f"{line}   best so far")
+        elif time.monotonic() - self._last > STATUS_EVERY_S:
+            rate = self._n_here / (time.monotonic() - self._started)
+            self._print(state, f"{line}   ({60 * rate:.0f}/min, best {self._best:.3f})")
+
+    def _print(self, state: RunState, text: str) -> None:
+        self._last = time.monotonic()
+        count = state.n_evaluations[Split.SEARCH]
+        total = f"/{self._budget}" if self._budget else ""
+        print(f"[{count}{total}] {text}", flush=True)
+
+
+@contextmanager
+def watched(folder: Path, n_evaluations: int | None) -> Iterator[Callable[[RunState, Evaluation], None]]:
+    """Prints where the run is kept, its progress, and at the end its table or how to go on."""
+    from evomerge.build import open_run
+    from evomerge.cli.tables import print_summary
+
+    print(f"run directory: {folder}", flush=True)
+    try:
+        yield Progress(n_evaluations)
+    except Interrupted:
+        print(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  evomerge resume {folder}", flush=True)
+        sys.exit(130)
+    print_summary(open_run(folder))

@@ -1,0 +1,131 @@
+"""Tables on the terminal. Every number comes from `Run.summary`, `Run.front` or an evaluation."""
+
+from typing import Any, cast
+
+from rich.console import Console
+from rich.table import Table
+
+from evomerge.build import Run
+from evomerge.core import Evaluation, Objective, Split
+from evomerge.search import Z_95, tuned_task_arithmetic
+
+_CONSOLE = Console(highlight=False, soft_wrap=True)
+
+
+def print_summary(run: Run) -> None:
+    """Sources, uniform average, tuned task arithmetic and the best recipe: per task and mean, search and report split."""
+    summary = cast(dict[str, Any], run.summary())
+    objectives = run.state.objectives
+    tuned = tuned_task_arithmetic(summary["details"]["search"])
+    names = [
+        entry.id for entry in run.state.baselines if not entry.id.startswith("task_arithmetic:") or entry.id == tuned
+    ]
+    best = summary["best_id"]
+    if best and best not in names:
+        names.append(best)
+    for split in (Split.SEARCH, Split.REPORT):
+        details = summary["details"][split.value]
+        if any(name in details for name in names):
+            _CONSOLE.print(_split_table(split, names, details, objectives, tuned, best))
+    _print_comparisons(summary, tuned)
+    _print_overhead(summary)
+    folder = run.directory
+    files = [("best recipe", folder.best), ("front", folder.front_json), ("summary", folder.summary)]
+    for label, path in files:
+        if path.exists():
+            _CONSOLE.print(f"{label + ':':<13}{path}")
+
+
+def print_front(run: Run) -> None:
+    """The members of the front, best mean first."""
+    from evomerge.search import front_of, utility
+
+    objectives = run.state.objectives
+    table = Table(
+        title=f"front on the search split ({run.state.n_evaluations[Split.SEARCH]} evaluations)", title_justify="left"
+    )
+    table.add_column("id")
+    for objective in objectives:
+        table.add_column(f"{objective.name} ({objective.direction.value})", justify="right")
+    for member in sorted(front_of(run.state).members, key=lambda item: (-utility(objectives, item), item.candidate_id)):
+        table.add_row(member.candidate_id, *(_with_interval(member, objective) for objective in objectives))
+    _CONSOLE.print(table)
+    volume = run.front()["hypervolume"]
+    if volume is not None:
+        _CONSOLE.print(f"hypervolume {volume:.6g}")
+
+
+def print_evaluation(name: str, evaluation: Evaluation) -> None:
+    """Scores of one model with 95% intervals."""
+    table = Table(title=f"{name}, {evaluation.split} split", title_justify="left")
+    table.add_column("task")
+    table.add_column("score", justify="right")
+    table.add_column("items", justify="right")
+    for task, score in evaluation.scores.items():
+        margin = Z_95 * evaluation.stderr[task]
+        table.add_row(task, f"{score:.4f} ± {margin:.4f}", str(len(evaluation.item_scores[task])))
+    _CONSOLE.print(table)
+
+
+def _split_table(
+    split: Split,
+    names: list[str],
+    details: dict[str, Any],
+    objectives: tuple[Objective, ...],
+    tuned: str | None,
+    best: str | None,
+) -> Table:
+    table = Table(title=f"{split} split, ± 95% interval", title_justify="left")
+    table.add_column("recipe")
+    for objective in objectives:
+        table.add_column(objective.name, justify="right")
+    table.add_column("mean", justify="right")
+    for name in names:
+        if name not in details:
+            continue
+        row = details[name]
+        cells = []
+        for objective in objectives:
+            error = row["stderr"].get(objective.name)
+            cells.append(
+                f"{row['scores'][objective.name]:.3f}" + (f" ± {Z_95 * error:.3f}" if error is not None else "")
+            )
+        label = f"{name} (tuned)" if name == tuned else name
+        style = "bold" if name == best else None
+        table.add_row(
+            f"{label} (best)" if name == best else label,
+            *cells,
+            f"{row['mean']:.3f} ± {Z_95 * row['mean_stderr']:.3f}",
+            style=style,
+        )
+    return table
+
+
+def _print_comparisons(summary: dict[str, Any], tuned: str | None) -> None:
+    rows = summary["comparisons"]
+    shown = [name for name in rows if not name.startswith("task_arithmetic:") or name == tuned]
+    if shown:
+        _CONSOLE.print("best minus baseline on the report split, item by item (95% interval):")
+    for name in shown:
+        row = rows[name]
+        verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference shown"
+        _CONSOLE.print(f"  {name:<24}{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict}")
+
+
+def _print_overhead(summary: dict[str, Any]) -> None:
+    row = summary["overhead"]
+    if not row:
+        return
+    parts = ", ".join(
+        f"{name.removesuffix('_s')} {1000 * value:.1f}"
+        for name, value in row.items()
+        if name.endswith("_s") and name != "candidate_s"
+    )
+    _CONSOLE.print(
+        f"a candidate takes {row['candidate_s']:.3f} s (ms: {parts}); everything but engine and scoring: {100 * row['share']:.1f}%"
+    )
+
+
+def _with_interval(evaluation: Evaluation, objective: Objective) -> str:
+    error = evaluation.stderr.get(objective.name)
+    return f"{evaluation.value(objective.name):.4f}" + (f" ± {Z_95 * error:.4f}" if error is not None else "")
