@@ -1,0 +1,131 @@
+"""A deterministic run that is killed again and again ends as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+N_KILLS = 20
+
+CONFIG = """
+seed: 5
+strategy: {name: nsga2, population_size: 8}
+evaluation: {kind: synthetic, function: zdt1, dimension: 6, item_noise: 0.02, n_items: 20, delay_s: 0.02, failure_rate: 0.05}
+cluster: {kind: local, workers: 3}
+budget: {evaluations: 150}
+finals: {finalists: 4}
+deterministic: true
+"""
+
+
+def _start(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "from evomerge.cli import main; main()", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def _finish(*arguments: str) -> None:
+    process = _start(*arguments)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output.decode()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kill") / "search.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path) -> Path:
+    run = config.parent / "undisturbed"
+    _finish("search", str(config), "--run-dir", str(run))
+    return run
+
+
+def _evaluations(run: Path) -> list[tuple[str, str]]:
+    events = [json.loads(line[9:]) for line in (run / "journal.jsonl").read_text().splitlines()]
+    return [(event["id"], event["split"]) for event in events if event["event"] == "evaluated"]
+
+
+def test_sigkill_at_random_instants_changes_nothing(config: Path, undisturbed: Path) -> None:
+    run = config.parent / "killed"
+    instants = random.Random(3)
+    process = _start("search", str(config), "--run-dir", str(run))
+    n_kills = 0
+    while n_kills < N_KILLS:
+        # long enough after its first record to be at work, at an instant the run does not know
+        before = (run / "journal.jsonl").stat().st_size if (run / "journal.jsonl").exists() else 0
+        while process.poll() is None and (
+            not (run / "journal.jsonl").exists() or (run / "journal.jsonl").stat().st_size <= before
+        ):
+            time.sleep(0.005)
+        time.sleep(instants.uniform(0, 0.12))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        n_kills += 1
+        process = _start("resume", str(run))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output.decode()
+    assert n_kills == N_KILLS, f"the run was over after {n_kills} kills"
+
+    assert (run / "front.json").read_bytes() == (undisturbed / "front.json").read_bytes()
+    counts = Counter(_evaluations(run))
+    assert max(counts.values()) == 1, "an evaluation was paid twice"
+    assert set(counts) == set(_evaluations(undisturbed)), "an evaluation was lost or invented"
+
+
+def test_two_runs_with_one_seed_are_byte_identical(config: Path, undisturbed: Path) -> None:
+    run = config.parent / "again"
+    _finish("search", str(config), "--run-dir", str(run))
+    assert (run / "front.json").read_bytes() == (undisturbed / "front.json").read_bytes()
+
+
+def test_another_seed_gives_another_front(config: Path, undisturbed: Path) -> None:
+    run = config.parent / "other"
+    _finish("search", str(config), "--run-dir", str(run), "--set", "seed=6")
+    assert (run / "front.json").read_bytes() != (undisturbed / "front.json").read_bytes()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(config: Path, undisturbed: Path) -> None:
+    run = config.parent / "interrupted"
+    process = _start("search", str(config), "--run-dir", str(run))
+    while not (run / "front.json").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"evomerge resume {run}" in output.decode()
+    finished = _evaluations(run)
+    _finish("resume", str(run))
+    assert (run / "front.json").read_bytes() == (undisturbed / "front.json").read_bytes()
+    assert _evaluations(run)[: len(finished)] == finished
+
+
+def test_a_second_process_is_refused(config: Path) -> None:
+    run = config.parent / "busy"
+    process = _start("search", str(config), "--run-dir", str(run), "--set", "budget.evaluations=100000")
+    while not (run / "front.json").exists():
+        time.sleep(0.01)
+    second = _start("resume", str(run))
+    output, _ = second.communicate(timeout=60)
+    process.kill()
+    process.wait()
+    assert second.returncode == 2
+    assert f"in use by process {process.pid}" in output.decode()
+
+
+def test_a_raised_budget_goes_on(config: Path) -> None:
+    run = config.parent / "raised"
+    _finish("search", str(config), "--run-dir", str(run), "--set", "budget.evaluations=20")
+    _finish("resume", str(run), "--set", "budget.evaluations=30")
+    assert json.loads((run / "summary.json").read_text())["evaluations"] == 30
