@@ -1,0 +1,106 @@
+"""Both pools keep the same promises; the Ray pool also survives its workers."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evomerge.cluster import LocalPool
+from evomerge.core import CheckpointError, EngineError, Evaluation, EvaluationRequest, Split, Status
+
+SCRIPTED = "tests.cluster.workers:scripted"
+UNLOADABLE = "tests.cluster.workers:unloadable"
+
+
+def drain(pool: LocalPool, count: int, timeout_s: float = 90) -> dict[str, Evaluation]:
+    """The next `count` results by candidate."""
+    results: dict[str, Evaluation] = {}
+    deadline = time.monotonic() + timeout_s
+    while len(results) < count:
+        assert time.monotonic() < deadline, f"only {sorted(results)} came back"
+        evaluation = pool.next_done(0.2)
+        if evaluation is not None:
+            assert evaluation.candidate_id not in results, "a result came twice"
+            results[evaluation.candidate_id] = evaluation
+    return results
+
+
+def submit(pool: LocalPool, *names: str) -> None:
+    for name in names:
+        pool.submit(EvaluationRequest(name, Split.SEARCH))
+
+
+def test_local_pool_evaluates_everything_once(tmp_path: Path) -> None:
+    pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 3)
+    submit(pool, *(f"ok-{index}" for index in range(20)), "raise-1")
+    results = drain(pool, 21)
+    assert results.pop("raise-1").error == "RuntimeError: scripted"
+    assert {result.status for result in results.values()} == {Status.OK}
+    assert pool.next_done(0.01) is None
+    pool.close()
+
+
+def test_local_pool_reports_an_evaluator_that_cannot_be_made() -> None:
+    pool = LocalPool(UNLOADABLE, {}, 1)
+    with pytest.raises(CheckpointError, match="holds NaN"):
+        pool.next_done(10)
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    from evomerge.cluster.ray_pool import RaySession
+
+    with RaySession(None, n_cpus=4):
+        yield
+
+
+def ray_pool(factory: str, folder: Path, n_workers: int = 2, evaluation_timeout_s: float = 60) -> LocalPool:
+    from evomerge.cluster.ray_pool import RayPool, WorkerOptions
+
+    options = WorkerOptions(
+        n_workers=n_workers,
+        cpus=1,
+        gpus=0,
+        environment={"PYTHONPATH": str(Path.cwd()), "EVOMERGE_TEST": "1"},
+        max_attempts=2,
+        evaluation_timeout_s=evaluation_timeout_s,
+        startup_timeout_s=60,
+        log_folder=str(folder),
+    )
+    return RayPool(factory, {"folder": str(folder)}, options)  # type: ignore[return-value]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_pool_survives_dying_workers(tmp_path: Path) -> None:
+    pool = ray_pool(SCRIPTED, tmp_path)
+    submit(pool, "ok-1", "die-once-1", "die-always", "ok-2", "raise-1", "ok-3")
+    results = drain(pool, 6)
+    pool.close()
+    assert [results[name].status for name in ("ok-1", "ok-2", "ok-3", "die-once-1")] == [Status.OK] * 4
+    assert results["die-always"].status is Status.FAILED
+    assert "2 workers were lost with it" in str(results["die-always"].error)
+    assert results["raise-1"].status is Status.FAILED
+    assert "scripted" in str(results["raise-1"].error)
+    assert (tmp_path / "die-once-1").read_text() == "xx"
+    assert (tmp_path / "ok-1").read_text() == "x"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_pool_replaces_a_hung_worker_and_stragglers_block_nobody(tmp_path: Path) -> None:
+    pool = ray_pool(SCRIPTED, tmp_path, evaluation_timeout_s=3)
+    submit(pool, "hang-1", *(f"ok-{index}" for index in range(5)))
+    quick = drain(pool, 5)
+    assert all(name.startswith("ok") for name in quick)
+    assert "took more than 3 s" in str(drain(pool, 1)["hang-1"].error)
+    submit(pool, "ok-last")
+    assert drain(pool, 1)["ok-last"].status is Status.OK
+    pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ray_pool_says_why_a_worker_cannot_start(tmp_path: Path) -> None:
+    pool = ray_pool(UNLOADABLE, tmp_path, n_workers=1)
+    with pytest.raises(EngineError, match="tensor 'x' holds NaN"):
+        drain(pool, 1)
+    pool.close()

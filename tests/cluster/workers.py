@@ -1,0 +1,43 @@
+"""Evaluators for the pool tests, made in worker processes by name."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.core import CheckpointError, Evaluation, EvaluationRequest, Status
+
+
+class Scripted:
+    """Does what the candidate's id says: `ok-*`, `raise-*`, `die-*`, `die-once-*`, `hang-*`."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._folder = Path(settings["folder"])
+
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        name = request.candidate_id
+        with (self._folder / name).open("a") as stream:
+            stream.write("x")
+        if name.startswith("raise"):
+            raise RuntimeError("scripted")
+        if name.startswith("hang"):
+            time.sleep(60)
+        if name.startswith("die-once"):
+            if request.attempt == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif name.startswith("die"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Evaluation(name, request.split, Status.OK, scores={"f": 1.0}, cost={"pid": os.getpid()})
+
+    def close(self) -> None:
+        (self._folder / "closed").touch()
+
+
+def scripted(settings: Mapping[str, Any]) -> Scripted:
+    return Scripted(settings)
+
+
+def unloadable(settings: Mapping[str, Any]) -> Scripted:
+    raise CheckpointError("model.safetensors: tensor 'x' holds NaN")

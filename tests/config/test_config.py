@@ -1,0 +1,92 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.config import load_config, parse_config
+from evomerge.core import ConfigError
+
+MINIMAL: dict[str, Any] = {
+    "models": {"base": "zoo/base", "experts": {"a": "zoo/a", "b": "zoo/b"}},
+    "tasks": ["tasks/x.yaml"],
+    "budget": {"evaluations": 10},
+}
+
+
+def parse(changes: dict[str, Any], *overrides: str) -> Any:
+    return parse_config({**MINIMAL, **changes}, folder=Path("/somewhere"), overrides=overrides)
+
+
+def test_short_forms_and_relative_paths() -> None:
+    config = parse({"method": "ties", "strategy": "nsga2", "objectives": ["x"]})
+    assert config.models.base.path == "/somewhere/zoo/base"
+    assert config.tasks[0].task == "/somewhere/tasks/x.yaml"
+    assert config.space.method == "ties"
+    assert config.strategy.name == "nsga2"
+    assert config.objectives[0].name == "x"
+
+
+def test_overrides_reach_nested_keys_and_are_yaml() -> None:
+    config = parse({}, "budget.evaluations=7", "space.module_groups=[mlp, rest]", "deterministic=true")
+    assert config.budget.evaluations == 7
+    assert config.space.module_groups == ("mlp", "rest")
+    assert config.deterministic
+
+
+def test_strategy_options_pass_through() -> None:
+    assert parse({"strategy": {"name": "cma_es", "sigma0": 0.2}}).strategy.options == {"sigma0": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bugdet": {}}, "bugdet: unknown key; did you mean 'budget'"),
+        ({"models": {"base": "a", "expert": {}}}, "models.expert: unknown key; did you mean 'experts'"),
+        ({"models": {"experts": {"a/b": "x"}}}, "expert name 'a/b' must be"),
+        ({"budget": {"evaluations": 0}}, "budget.evaluations: input should be greater than or equal to 1"),
+        ({"budget": {}}, "give at least one of evaluations, items, hours"),
+        ({"budget": {"hours": float("nan")}}, "budget.hours: input should be a finite number"),
+        ({"seed": "x"}, "seed: input should be a valid integer"),
+        ({"name": "../escape"}, "must be printable, without path separators"),
+        ({"name": "a\nb"}, "must be printable, without path separators"),
+        ({"tasks": []}, "tasks: is missing"),
+        ({"models": None}, "models: is missing"),
+        ({"method": "ties", "space": {"method": "slerp"}}, "method is 'ties' but space.method is 'slerp'"),
+        ({"evaluation": {"kind": "synthetic"}}, "takes no models and no tasks"),
+        ({"evaluation": {"kind": "magic"}}, "evaluation"),
+        ({"cluster": {"workers": 0}}, "must be at least 1 or 'auto'"),
+        ({"engine": {"kind": "vlm"}}, "engine.kind: input should be 'auto', 'vllm' or 'transformers'"),
+    ],
+)
+def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(changes)
+    assert message in str(caught.value)
+
+
+def test_all_errors_come_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({"seed": -1, "engin": 1, "budget": {"evaluations": 0}})
+    assert "3 problems" in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["novalue", "strategy.sigma0=1", "budget.evaluations.x=1", "seed=[1"])
+def test_bad_overrides_are_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        parse({"strategy": "cma_es"}, override)
+
+
+def test_a_missing_or_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not readable"):
+        load_config(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_parses(path: Path) -> None:
+    load_config(path)

@@ -1,0 +1,80 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evomerge.core import (
+    ConfigError,
+    Direction,
+    Evaluation,
+    EvaluationError,
+    Objective,
+    Split,
+    Status,
+    atomic_write_json,
+    canonical_json,
+    fingerprint,
+    load_yaml,
+    random_stream,
+    to_losses,
+)
+
+
+def test_streams_are_independent_and_repeat() -> None:
+    first = random_stream(1, "a", 2).random(4)
+    assert np.array_equal(first, random_stream(1, "a", 2).random(4))
+    for other in (random_stream(1, "a", 3), random_stream(1, "b", 2), random_stream(2, "a", 2), random_stream(1, "a2")):
+        assert not np.array_equal(first, other.random(4))
+
+
+def test_canonical_json_is_the_same_for_equal_values_and_refuses_nan() -> None:
+    assert canonical_json({"b": 1.0, "a": [True, None]}) == canonical_json(json.loads('{"a":[true,null],"b":1.0}'))
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"a": float("nan")})
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    atomic_write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        atomic_write_json(path, {"a": float("inf")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_losses_flip_the_sign_of_maximised_scores_only() -> None:
+    good = Evaluation("c1", Split.SEARCH, Status.OK, scores={"f": 0.75}, cost={"tokens": 12.0})
+    bad = Evaluation("c2", Split.SEARCH, Status.FAILED, error="no")
+    objectives = [Objective("f"), Objective("cost.tokens", Direction.MINIMIZE)]
+    losses = to_losses(objectives, [good, bad])
+    assert losses[0].tolist() == [-0.75, 12.0]
+    assert np.isnan(losses[1]).all()
+    with pytest.raises(EvaluationError, match=r"no score 'g'; it has: cost.tokens, f"):
+        to_losses([Objective("g")], [good])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2", "line 2, column 1: key 'a' stands twice"),
+        ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("a: [1", "expected ',' or ']'"),
+        ("a: &a [*a]", "expand to more than"),
+        ("\n".join(["a0: &a0 [x, x, x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]" for i in range(1, 10))]), "expand"),
+        ("a: &x 1\nb: [" + ", ".join(["*x"] * 101) + "]", "more than 100 aliases"),
+        ("a: 1\n---\nb: 2", "expected one YAML document, found 2"),
+        ("? [1, 2]\n: 3", "cannot be a key"),
+        ("[" * 2000, "not readable"),
+    ],
+)  # fmt: skip
+def test_hostile_yaml_is_refused_with_its_place(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[").replace("]", r"\]")) as caught:
+        load_yaml(text, "file.yaml")
+    assert str(caught.value).startswith("file.yaml")
+
+
+def test_anchors_used_by_hand_work() -> None:
+    assert load_yaml("base: &b {x: 1}\nmore: {<<: *b, y: 2}", "f") == {"base": {"x": 1}, "more": {"x": 1, "y": 2}}

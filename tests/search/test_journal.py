@@ -1,0 +1,132 @@
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evomerge.core import JournalError, Split
+from evomerge.search import ItemStore, Journal, event, read_journal
+
+ITEMS = (("a", 3), ("b", 2))
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    for index in range(20):
+        journal.append(event("asked", id=f"c{index}", values=[index / 7, 0.1]), event("told", ids=[f"c{index}"]))
+    journal.close()
+    return path
+
+
+def test_what_is_written_is_read(written: Path) -> None:
+    events = read_journal(written)
+    assert len(events) == 40
+    assert events[2]["values"] == [1 / 7, 0.1], "floats come back exactly"
+    assert [record["seq"] for record in events] == list(range(40))
+
+
+def test_every_truncation_is_recovered_up_to_the_cut(written: Path) -> None:
+    content = written.read_bytes()
+    for size in range(0, len(content), 17):
+        written.write_bytes(content[:size])
+        journal = Journal(written)
+        events = list(journal.replay())
+        assert len(events) == content[:size].count(b"\n")
+        journal.append(event("asked", id="new", values=[]))
+        journal.close()
+        assert read_journal(written)[-1]["id"] == "new", "the torn record was cut off before writing on"
+
+
+def test_flipped_bits_are_never_silently_wrong(written: Path) -> None:
+    content = written.read_bytes()
+    original = read_journal(written)
+    instants = random.Random(1)
+    for _ in range(2000):
+        position, bit = instants.randrange(len(content)), 1 << instants.randrange(8)
+        damaged = bytearray(content)
+        damaged[position] ^= bit
+        written.write_bytes(damaged)
+        try:
+            events = read_journal(written)
+        except JournalError:
+            continue
+        assert events == original[: len(events)]
+        assert len(events) >= len(original) - 1, "only the last record may be dropped as torn"
+
+
+def test_repeated_missing_and_moved_lines_are_refused(written: Path) -> None:
+    lines = written.read_bytes().splitlines(keepends=True)
+    for mangled in (
+        [*lines[:5], lines[4], *lines[5:]],
+        [*lines[:5], *lines[6:]],
+        [*lines[:5], lines[6], lines[5], *lines[7:]],
+    ):
+        written.write_bytes(b"".join(mangled))
+        with pytest.raises(JournalError, match="missing, repeated or moved"):
+            Journal(written)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append(event("run", version=99))
+    journal.close()
+    with pytest.raises(JournalError, match="written in journal format 99"):
+        read_journal(tmp_path / "journal.jsonl")
+
+
+def test_a_full_disk_loses_nothing(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(written)
+    before = written.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(JournalError, match="No space left on device"):
+        journal.append(event("asked", id="x", values=[]))
+    monkeypatch.undo()
+    assert written.read_bytes() == before
+    journal.append(event("asked", id="y", values=[]))
+    assert read_journal(written)[-1]["id"] == "y"
+
+
+def _rows(store: ItemStore, count: int) -> list[tuple[int, str]]:
+    store.declare(Split.SEARCH, ITEMS)
+    return [
+        store.append(Split.SEARCH, {"a": np.full(3, row, np.float32), "b": np.full(2, row / 2, np.float32)})
+        for row in range(count)
+    ]
+
+
+def test_item_rows_come_back_and_damage_is_noticed(tmp_path: Path) -> None:
+    store = ItemStore(tmp_path)
+    places = _rows(store, 4)
+    scores = store.read(Split.SEARCH, *places[3])
+    assert scores["a"].tolist() == [3, 3, 3]
+    assert scores["b"].tolist() == [1.5, 1.5]
+    store.close()
+    file = tmp_path / "items.search.f32"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(JournalError, match="row 3 is damaged"):
+        store.read(Split.SEARCH, *places[3])
+
+
+def test_a_row_the_journal_does_not_name_is_cut_off(tmp_path: Path) -> None:
+    store = ItemStore(tmp_path)
+    _rows(store, 4)
+    store.close()
+    store.trim(Split.SEARCH, 3)
+    assert (tmp_path / "items.search.f32").stat().st_size == 3 * 20
+    with pytest.raises(JournalError, match="the journal names 5 rows"):
+        store.trim(Split.SEARCH, 5)
+
+
+def test_scores_with_other_columns_are_refused(tmp_path: Path) -> None:
+    store = ItemStore(tmp_path)
+    store.declare(Split.SEARCH, ITEMS)
+    with pytest.raises(JournalError, match="have columns"):
+        store.append(Split.SEARCH, {"a": np.zeros(4, np.float32), "b": np.zeros(2, np.float32)})

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evomerge.core import SpaceError
+from evomerge.space import MAX_DIMENSION, Parameter, SearchSpace
+
+bounds = st.tuples(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+
+
+@given(st.lists(bounds, min_size=1, max_size=8), st.data())
+def test_decoding_stays_in_bounds_and_encoding_reverses_it(
+    limits: list[tuple[float, float]], data: st.DataObject
+) -> None:
+    space = SearchSpace([Parameter(f"p{index}", low, high) for index, (low, high) in enumerate(limits)])
+    point = data.draw(st.lists(st.floats(0, 1), min_size=len(limits), max_size=len(limits)))
+    values = space.decode(point)
+    for parameter in space.parameters:
+        tolerance = 1e-9 * (1 + abs(parameter.low) + abs(parameter.high))
+        assert parameter.low - tolerance <= values[parameter.name] <= parameter.high + tolerance
+    clipped = {p.name: min(max(values[p.name], p.low), p.high) for p in space.parameters}
+    scale = [1 + abs(low) / (high - low) for low, high in limits]
+    assert np.allclose(space.encode(clipped), point, atol=1e-9 * max(scale))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ([], "no parameters"),
+        ([Parameter("a", 0, 1), Parameter("a", 0, 2)], "stands twice"),
+        ([Parameter("a", 1, 1)], "low < high"),
+        ([Parameter("a", 2, 1)], "low < high"),
+        ([Parameter("a", 0, float("inf"))], "finite"),
+        ([Parameter("a", float("nan"), 1)], "finite"),
+        ([Parameter(f"p{i}", 0, 1) for i in range(MAX_DIMENSION + 1)], "the limit is"),
+    ],
+)
+def test_impossible_spaces_are_refused(parameters: list[Parameter], message: str) -> None:
+    with pytest.raises(SpaceError, match=message):
+        SearchSpace(parameters)
+
+
+def test_points_and_values_that_do_not_fit_are_refused() -> None:
+    space = SearchSpace([Parameter("a", 0, 2), Parameter("b", -1, 1)])
+    with pytest.raises(SpaceError, match=r"shape \(2,\), got \(1,\)"):
+        space.decode([0.5])
+    with pytest.raises(SpaceError, match="must lie in"):
+        space.decode([0.5, float("nan")])
+    with pytest.raises(SpaceError, match=r"'a': value 3 outside \[0, 2\]"):
+        space.encode({"a": 3, "b": 0})
+    with pytest.raises(SpaceError, match=r"missing: \['b'\]; unknown: \['c'\]"):
+        space.encode({"a": 1, "c": 0})
+
+
+def test_the_fingerprint_tells_spaces_apart() -> None:
+    space = SearchSpace([Parameter("a", 0, 2)])
+    assert space.fingerprint == SearchSpace([Parameter("a", 0, 2)]).fingerprint
+    assert space.fingerprint != SearchSpace([Parameter("a", 0, 3)]).fingerprint
