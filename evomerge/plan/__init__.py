@@ -1,7 +1,7 @@
 """Recipe + model headers -> merge plan. Reads headers and config files, never a weight."""
 
 from evomerge.plan.merge_plan import MergePlan, Region, TensorInput, TensorStep, WeightTarget
-from evomerge.plan.model_folder import check_unchanged, read_model_header
+from evomerge.plan.model_folder import check_unchanged, file_inside, read_model_header
 from evomerge.plan.model_header import ModelHeader, TensorHeader
 from evomerge.plan.planner import make_plan
 
@@ -14,6 +14,7 @@ __all__ = [
     "TensorStep",
     "WeightTarget",
     "check_unchanged",
+    "file_inside",
     "make_plan",
     "read_model_header",
 ]

@@ -37,7 +37,7 @@ def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) ->
     tensors: dict[str, TensorHeader] = {}
     files: dict[str, FileStamp] = {}
     for file in dict.fromkeys(shards.values()) if isinstance(shards, Mapping) else [shards]:
-        path = _inside(folder, file)
+        path = file_inside(folder, file)
         for name, tensor in read_safetensors_header(path, file).items():
             if name in tensors:
                 raise CheckpointError(f"{folder}: tensor {name!r} stands in two files, {tensors[name].file} and {file}")
@@ -138,8 +138,12 @@ def _shards(folder: Path) -> Mapping[str, str] | str:
     raise CheckpointError(f"{folder}: has no safetensors weights (model.safetensors or {INDEX_NAME})")
 
 
-def _inside(folder: Path, file: str) -> Path:
-    """The path of a file that must lie in `folder` (or in the blob store of a Hugging Face cache it belongs to)."""
+def file_inside(folder: Path, file: str) -> Path:
+    """The path of a file that must lie in `folder` (or in the blob store of a Hugging Face cache it belongs to).
+
+    Raises:
+        CheckpointError: `file` is no plain name, is missing, or is a link that leaves the folder.
+    """
     if file in ("", ".", "..") or "/" in file or "\\" in file or "\x00" in file:
         raise CheckpointError(
             f"{folder}: the index names {file!r}, which is not a file in the model folder; do not use it"

@@ -1,0 +1,7 @@
+"""Resident weights, merge methods and the merger that writes a plan's tensors into an engine or a checkpoint."""
+
+from evomerge.weights.export import merge_to_folder
+from evomerge.weights.merger import Merger
+from evomerge.weights.pool import WeightPool
+
+__all__ = ["Merger", "WeightPool", "merge_to_folder"]

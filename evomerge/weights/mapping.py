@@ -1,0 +1,74 @@
+"""Safetensors files as torch tensors without copying: memory-mapped, shared between the processes of a machine."""
+
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from evomerge.core import CheckpointError
+from evomerge.plan import ModelHeader, TensorHeader, check_unchanged
+
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class MappedModel:
+    """The tensors of one model, mapped on first use.
+
+    Pages are private: a write to a tensor (a programming error) never reaches the file.
+
+    Args:
+        header: the model; its files must not have changed since.
+    """
+
+    def __init__(self, header: ModelHeader) -> None:
+        check_unchanged(header)
+        self.header = header
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor called `name`, in the dtype and shape of the file.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its file cannot be read.
+        """
+        header = self.header.tensors.get(name)
+        if header is None:
+            raise CheckpointError(f"{self.header.folder}: has no tensor {name!r}")
+        dtype = TORCH_DTYPES[header.dtype]
+        if header.start == header.end:
+            return torch.empty(header.shape, dtype=dtype)
+        count = (header.end - header.start) // dtype.itemsize
+        buffer = self._map(header)
+        if header.start % dtype.itemsize:  # the format allows any alignment, torch does not
+            copy = bytearray(buffer[header.start : header.end])
+            return torch.frombuffer(copy, dtype=dtype).reshape(header.shape)
+        return torch.frombuffer(buffer, dtype=dtype, count=count, offset=header.start).reshape(header.shape)
+
+    def _map(self, header: TensorHeader) -> mmap.mmap:
+        if header.file not in self._maps:
+            path = self.header.folder / header.file
+            self._maps[header.file] = _map_file(path)
+        return self._maps[header.file]
+
+
+def _map_file(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{path}: cannot be mapped: {problem}") from None

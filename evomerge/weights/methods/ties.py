@@ -1,0 +1,20 @@
+"""ties: keep each task vector's largest entries, elect a sign per element, sum the entries that agree (arXiv 2306.01708).
+
+Pruning keeps k = max(1, int(density n)) entries of each tensor; of equal magnitudes at the edge those that come first.
+The elected sign is that of the weighted sum (+ where it is 0); entries that are 0 never agree.
+"""
+
+import torch
+
+from evomerge.weights.task_vectors import keep_largest, match_l1, merge_task_vectors
+from evomerge.weights.tensor_group import TensorGroup
+
+
+def _prune(group: TensorGroup, position: int, delta: torch.Tensor) -> torch.Tensor:
+    pruned = keep_largest(delta, float(group.parameters[position]["density"]))
+    return match_l1(delta, pruned) if group.shared["rescale"] else pruned
+
+
+def merge(group: TensorGroup) -> torch.Tensor:
+    """Pruned task vectors whose signs agree, added to the base."""
+    return merge_task_vectors(group, _prune, elect_sign=True)

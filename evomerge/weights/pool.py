@@ -1,0 +1,68 @@
+"""`WeightPool`: every source's weights, read once per process and checked, for thousands of merges.
+
+Knows nothing of recipes or merge methods.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from evomerge.core import CheckpointError
+from evomerge.plan import ModelHeader, read_model_header
+from evomerge.plan.model_header import FLOAT_DTYPES
+from evomerge.weights.mapping import MappedModel
+from evomerge.weights.scan import first_bad_element
+
+
+class WeightPool:
+    """Resident, read-only weights of several models.
+
+    Args:
+        headers: what the pool calls a model (`Recipe.models`) -> its header.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or an infinity (named), or a file changed since its header was read.
+    """
+
+    def __init__(self, headers: Mapping[str, ModelHeader]) -> None:
+        self.headers = dict(headers)
+        self._models = {key: MappedModel(header) for key, header in self.headers.items()}
+        self._tensors: dict[tuple[str, str], torch.Tensor] = {}
+        for key, model in self._models.items():
+            for name, tensor_header in model.header.tensors.items():
+                tensor = model.tensor(name)
+                if tensor_header.dtype in FLOAT_DTYPES:
+                    _check_finite(tensor, key, name)
+                self._tensors[key, name] = tensor
+
+    @classmethod
+    def from_folders(cls, folders: Iterable[str]) -> "WeightPool":
+        """A pool of the models in `folders`, called by their paths.
+
+        Raises:
+            CheckpointError: as `read_model_header` and the constructor.
+        """
+        return cls({folder: read_model_header(folder) for folder in folders})
+
+    def tensor(self, source: str, name: str) -> torch.Tensor:
+        """Tensor `name` of model `source`, in the file's dtype and shape. Must not be written to.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        try:
+            return self._tensors[source, name]
+        except KeyError:
+            if source not in self._models:
+                known = ", ".join(self._models)
+                raise CheckpointError(f"the pool has no model {source!r}; it has: {known}") from None
+            raise CheckpointError(f"{source} has no tensor {name!r}") from None
+
+
+def _check_finite(tensor: torch.Tensor, key: str, name: str) -> None:
+    index = first_bad_element(tensor)
+    if index is not None:
+        value = tensor.reshape(-1)[index].item()
+        raise CheckpointError(
+            f"{key}: tensor {name!r} holds {value} at flat index {index}; the model is broken, fetch it again or leave it out"
+        )

@@ -1,0 +1,89 @@
+"""Writing safetensors shards in one pass: sizes are known beforehand, so each tensor is written as soon as it is computed."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from evomerge.core import atomic_write_json
+from evomerge.plan.model_folder import INDEX_NAME
+from evomerge.weights.mapping import TORCH_DTYPES
+
+_NAME_OF = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """A tensor that is going to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size."""
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+
+def split_into_shards(outputs: Sequence[OutputSpec], shard_bytes: int) -> list[list[OutputSpec]]:
+    """Consecutive groups of at most `shard_bytes` (a larger tensor has a shard of its own)."""
+    shards: list[list[OutputSpec]] = [[]]
+    filled = 0
+    for output in outputs:
+        if shards[-1] and filled + output.n_bytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(output)
+        filled += output.n_bytes
+    return shards
+
+
+def write_shards(
+    folder: Path, outputs: Sequence[OutputSpec], tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int
+) -> None:
+    """Writes `tensors`, which come in the order of `outputs`, as `model.safetensors` or as shards with an index.
+
+    Raises:
+        OSError: the disk is full or read-only.
+        RuntimeError: `tensors` does not match `outputs`.
+    """
+    shards = split_into_shards(outputs, shard_bytes)
+    stream = iter(tensors)
+    weight_map: dict[str, str] = {}
+    for index, shard in enumerate(shards):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        with (folder / file).open("wb") as handle:
+            _write_header(handle, shard)
+            for output in shard:
+                name, tensor = next(stream)
+                if name != output.name or tuple(tensor.shape) != output.shape or tensor.dtype != output.dtype:
+                    raise RuntimeError(f"expected {output}, got {name} {tuple(tensor.shape)} {tensor.dtype}")
+                handle.write(_bytes_of(tensor))
+                weight_map[name] = file
+    if len(shards) > 1:
+        total = sum(output.n_bytes for output in outputs)
+        atomic_write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_header(handle: BinaryIO, shard: Sequence[OutputSpec]) -> None:
+    header: dict[str, Mapping[str, object]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for output in shard:
+        end = offset + output.n_bytes
+        header[output.name] = {
+            "dtype": _NAME_OF[output.dtype],
+            "shape": list(output.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors start aligned
+    handle.write(len(text).to_bytes(8, "little") + text)
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

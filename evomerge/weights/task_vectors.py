@@ -1,0 +1,71 @@
+"""What the task-vector family shares: pruned deltas are weighted, optionally elect a sign, are summed, scaled and added to the base.
+
+d_i = theta_i - theta_base;  v_i = w_i prune(d_i);  m = sum v_i, or the sum over the elected sign;  theta_base + lambda m.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from evomerge.weights.tensor_group import TensorGroup
+
+Prune = Callable[[TensorGroup, int, torch.Tensor], torch.Tensor]
+"""(group, position of the source, delta) -> pruned delta"""
+
+_TINY_SUM = 1e-7
+"""below this L1 norm mergekit does not rescale"""
+
+
+def merge_task_vectors(group: TensorGroup, prune: Prune | None, *, elect_sign: bool) -> torch.Tensor:
+    """The family's formula (arXiv 2212.04089, 2306.01708), in the dtype of the inputs.
+
+    Args:
+        group: sources with `weight`; shared `lambda` and `normalize`.
+        prune: makes deltas sparse; None leaves them as they are.
+        elect_sign: keep only entries whose sign is that of the weighted sum (TIES).
+    """
+    base = group.required_base()
+    # in the dtype of the arithmetic, as mergekit holds them
+    weights = torch.tensor(group.values("weight"), dtype=base.dtype)
+    weighted = []
+    for position, (tensor, weight) in enumerate(zip(group.tensors, weights, strict=True)):
+        delta = tensor - base
+        weighted.append((delta if prune is None else prune(group, position, delta)) * weight)
+    total = torch.stack(weighted).sum(dim=0)
+    if elect_sign:
+        elected = torch.where(total >= 0, 1.0, -1.0).to(base.dtype)
+        agreeing = [value.sign() == elected for value in weighted]
+        kept = [value * agrees for value, agrees in zip(weighted, agreeing, strict=True)]
+        total = torch.stack(kept).sum(dim=0)
+        divisor = torch.stack([weight * agrees for weight, agrees in zip(weights, agreeing, strict=True)]).sum(dim=0)
+        divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+    else:
+        divisor = weights.sum()
+        divisor = torch.where(divisor.abs() < 1e-8, torch.ones_like(divisor), divisor)
+    if group.shared["normalize"]:
+        total = total / divisor
+    if group.shared["lambda"] != 1:
+        total = total * float(group.shared["lambda"])
+    return base + total
+
+
+def match_l1(delta: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:
+    """`pruned` scaled to the L1 norm of `delta` (mergekit's `rescale`; the DARE paper divides by the density instead)."""
+    before, after = delta.abs().sum(dtype=torch.float64), pruned.abs().sum(dtype=torch.float64)
+    if before < _TINY_SUM or after < _TINY_SUM:
+        return pruned
+    return pruned * (before / after).to(pruned.dtype)
+
+
+def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
+    """`delta` with all but its `max(1, int(density n))` largest magnitudes set to 0; of equal ones the first are kept."""
+    if density >= 1:
+        return delta
+    n_elements = delta.numel()
+    if density <= 0 or n_elements == 0:
+        return torch.zeros_like(delta)
+    keep = max(1, int(density * n_elements))
+    order = torch.sort(delta.abs().reshape(-1).float(), descending=True, stable=True).indices[:keep]
+    mask = torch.zeros(n_elements, dtype=torch.bool)
+    mask[order] = True
+    return torch.where(mask.reshape(delta.shape), delta, torch.zeros_like(delta))

@@ -1,0 +1,43 @@
+"""What a merge method is given: the tensors that contribute to one output tensor, and its resolved parameters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+Scalars = Mapping[str, float | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorGroup:
+    """One output tensor's inputs, all of one shape, dtype and device. Methods must not change them.
+
+    Attributes:
+        output: name of the output tensor; keys random masks.
+        tensors: the sources, in recipe order, without a required or endpoint base.
+        parameters: per source: parameter name -> value.
+        base: the base model's tensor, where the method has a base.
+        shared: the method's global parameters.
+        seed: keys random masks.
+    """
+
+    output: str
+    tensors: Sequence[torch.Tensor]
+    parameters: Sequence[Scalars]
+    base: torch.Tensor | None
+    shared: Scalars
+    seed: int
+
+    def required_base(self) -> torch.Tensor:
+        """The base; plans guarantee it for methods that need one."""
+        if self.base is None:
+            raise RuntimeError(f"plan without a base for {self.output}")
+        return self.base
+
+    def values(self, name: str) -> list[float]:
+        """The parameter `name` of every source."""
+        return [float(parameters[name]) for parameters in self.parameters]
+
+
+MergeFunction = Callable[[TensorGroup], torch.Tensor]
+"""A method's reference: the formula in plain torch, in the dtype of the inputs; returns a new tensor."""
