@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from evomerge.cluster.local_pool import failed
 from evomerge.cluster.worker import make_evaluator
@@ -48,15 +48,20 @@ class WorkerOptions:
 
 
 class _Worker:
-    """The actor: makes its evaluator when it starts, then answers requests one at a time."""
+    """The actor: makes its evaluator first, then answers requests one at a time."""
 
-    def __init__(self, factory: str, settings: Mapping[str, Json], log_file: str | None) -> None:
+    def __init__(self, log_file: str | None) -> None:
         if log_file is not None:
             _write_output_to(Path(log_file))
-        self._evaluator = make_evaluator(factory, settings)
 
-    def ready(self) -> bool:
-        return True
+    def start(self, factory: str, settings: Mapping[str, Json]) -> EvomergeError | None:
+        """Makes the evaluator; returns what the user has to mend, raises what may go away by itself."""
+        try:
+            self._evaluator = make_evaluator(factory, settings)
+        except EvomergeError as problem:
+            logger.exception("the evaluator cannot be made")
+            return problem
+        return None
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         return self._evaluator.evaluate(request)
@@ -99,7 +104,8 @@ class RayPool:
         """The next finished evaluation, or None when none finishes in time.
 
         Raises:
-            EvomergeError: workers cannot start; what kept them is in the message.
+            EvomergeError: what a worker said when its evaluator could not be made.
+            EngineError: a worker died or hung while starting, `max_attempts` times.
         """
         if not self._done:
             self._collect(timeout_s)
@@ -120,8 +126,9 @@ class RayPool:
             num_gpus=options.gpus,
             max_restarts=0,
             runtime_env={"env_vars": dict(options.environment)},
-        ).remote(self._factory, self._settings, log_file)
-        return _Slot(index, actor, actor.ready.remote(), None, time.monotonic(), n_failed_starts=n_failed_starts)
+        ).remote(log_file)
+        started = actor.start.remote(self._factory, self._settings)
+        return _Slot(index, actor, started, None, time.monotonic(), n_failed_starts=n_failed_starts)
 
     def _dispatch(self) -> None:
         for slot in self._slots:
@@ -147,14 +154,13 @@ class RayPool:
         """Takes the answer of a slot whose task has ended, well or not."""
         try:
             answer = ray.get(slot.task)
-        except RayActorError as problem:
+        except RayError as problem:
             self._replace(slot, _reason(problem))
-            return
-        except (RayError, EvomergeError) as problem:
-            self._replace(slot, str(problem))
             return
         slot.task = None
         if slot.request is None:
+            if answer is not None:
+                raise answer
             slot.is_ready = True
         else:
             slot.request = None
@@ -191,7 +197,7 @@ class RaySession:
     """A connection to a Ray cluster, or a local one that ends with it.
 
     Args:
-        address: a running cluster; None = start a local one that listens on the loopback interface only.
+        address: a running cluster; None = start a local one.
         n_cpus: how many CPUs a local one offers; None = all.
 
     Raises:
@@ -231,13 +237,10 @@ class RaySession:
         return {name: float(amount) for name, amount in ray.cluster_resources().items()}
 
 
-def _reason(problem: RayActorError) -> str:
-    """The first line that says something, of Ray's long message; the error of a constructor that raised is its cause."""
-    cause = getattr(problem, "cause", None) or problem.__cause__
-    text = str(cause or problem).strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if "Error: " in line]
-    return (told or lines or ["the worker died"])[-1]
+def _reason(problem: RayError) -> str:
+    """The line that says something, of Ray's long message: the last line of a remote traceback, else the first line."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+    return lines[-1] if any(line.startswith("File ") for line in lines) else lines[0]
 
 
 def _write_output_to(path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.cluster import LocalPool
-from evomerge.core import CheckpointError, EngineError, Evaluation, EvaluationRequest, Split, Status
+from evomerge.core import CheckpointError, Evaluation, EvaluationRequest, Split, Status
 
 SCRIPTED = "tests.cluster.workers:scripted"
 UNLOADABLE = "tests.cluster.workers:unloadable"
@@ -101,6 +101,6 @@ def test_ray_pool_replaces_a_hung_worker_and_stragglers_block_nobody(tmp_path: P
 @pytest.mark.usefixtures("ray_session")
 def test_ray_pool_says_why_a_worker_cannot_start(tmp_path: Path) -> None:
     pool = ray_pool(UNLOADABLE, tmp_path, n_workers=1)
-    with pytest.raises(EngineError, match="tensor 'x' holds NaN"):
+    with pytest.raises(CheckpointError, match="tensor 'x' holds NaN"):
         drain(pool, 1)
     pool.close()
