@@ -1,0 +1,138 @@
+"""From a genome to a recipe, and the baselines that a space contains exactly."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evomerge.core import RecipeError, SpaceError
+from evomerge.plan import make_plan, read_model_header
+from evomerge.recipe import (
+    Recipe,
+    RecipeTemplate,
+    SearchedParameter,
+    default_searched,
+    even_layer_groups,
+    method_spec,
+)
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights import Merger, WeightPool
+
+N_LAYERS = 3
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("models")
+    for index, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(root / name, seed=index, n_layers=N_LAYERS)
+    return {name: str(root / name) for name in ("base", "a", "b")}
+
+
+def template(folders: dict[str, str], method: str = "task_arithmetic", **changes: Any) -> RecipeTemplate:
+    axes = ("expert", "layer_group", "module_group")
+    arguments: dict[str, Any] = {
+        "method": method,
+        "base": folders["base"],
+        "experts": {name: folders[name] for name in ("a", "b")},
+        "searched": default_searched(method_spec(method), axes),
+        "fixed": {},
+        "n_layers": N_LAYERS,
+        "layer_groups": even_layer_groups(N_LAYERS, N_LAYERS),
+        "module_groups": ("attention", "mlp", "rest"),
+        "out_dtype": "bfloat16",
+        "seed": 1,
+    }
+    return RecipeTemplate(**{**arguments, **changes})
+
+
+def merged(recipe: Recipe, folders: dict[str, str]) -> dict[str, torch.Tensor]:
+    headers = {folder: read_model_header(folder) for folder in folders.values()}
+    return {name: tensor.clone() for name, tensor in Merger(WeightPool(headers)).tensors(make_plan(recipe, headers))}
+
+
+def test_every_coordinate_moves_its_own_tensors_and_no_other(folders: dict[str, str]) -> None:
+    made = template(folders)
+    middle = dict.fromkeys((parameter.name for parameter in made.space.parameters), 0.5)
+    before = merged(made.recipe(middle), folders)
+    for parameter in made.space.parameters:
+        after = merged(made.recipe({**middle, parameter.name: 1.2}), folders)
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        layer, module = parameter.name.removesuffix("]").split(",")[1:]
+        number = layer.split("-")[0]
+        expected = {
+            name
+            for name in before
+            if (f"layers.{number}." in name or (number == "0" and "embed" in name) or (number == str(N_LAYERS - 1) and name in ("model.norm.weight", "lm_head.weight")))
+            and ("attention" if "self_attn" in name else "mlp" if "mlp" in name else "rest") == module
+        }  # fmt: skip
+        assert changed == expected, parameter.name
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties"])
+def test_baselines_inside_the_space_are_reproduced_exactly(folders: dict[str, str], method: str) -> None:
+    made = template(folders, method)
+    weights = (0.3, 1.0)
+    recipes, points = made.baselines(weights), made.baseline_values(weights)
+    assert {"source:a", "source:b"} <= set(points)
+    assert ("uniform" in points) == (method in ("linear", "task_arithmetic"))
+    assert ("task_arithmetic:0.3" in points) == (method == "task_arithmetic")
+    for name, values in points.items():
+        wanted, got = merged(recipes[name], folders), merged(made.recipe(values), folders)
+        for tensor in wanted:
+            # theta_base + (theta - theta_base) may round differently from theta in float32 by far less than a bf16 unit
+            torch.testing.assert_close(got[tensor].float(), wanted[tensor].float(), rtol=2**-8, atol=1e-6)
+
+
+def test_a_recipe_of_the_template_survives_its_file(folders: dict[str, str], tmp_path: Path) -> None:
+    from evomerge.recipe import read_recipe, write_recipe
+
+    made = template(folders, "dare_ties")
+    recipe = made.recipe(made.space.decode([0.37] * made.space.dimension), name="c000007")
+    write_recipe(recipe, tmp_path / "recipe.yaml")
+    assert read_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_without_groups_the_recipe_is_a_whole_model_merge(folders: dict[str, str]) -> None:
+    made = template(
+        folders,
+        searched=default_searched(method_spec("task_arithmetic"), ("expert",)),
+        layer_groups=[(0, N_LAYERS)],
+        module_groups=(),
+    )
+    assert [parameter.name for parameter in made.space.parameters] == ["weight[a]", "weight[b]"]
+    recipe = made.recipe({"weight[a]": 0.2, "weight[b]": 0.4})
+    assert len(recipe.slices) == 1
+    assert all(source.layer_range is None for source in recipe.slices[0].sources)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"base": None}, RecipeError, "needs a base model"),
+        ({"method": "slerp", "searched": [SearchedParameter("t", 0, 1, ())]}, RecipeError, "takes exactly 1 expert"),
+        ({"layer_groups": [(0, 1), (2, 3)]}, SpaceError, "must be consecutive"),
+        ({"layer_groups": [(0, 2)]}, SpaceError, "cover 0 to 3"),
+        ({"module_groups": ("attention", "mlp")}, SpaceError, "must end with 'rest'"),
+        ({"module_groups": ("atention", "rest")}, SpaceError, "unknown"),
+        ({"searched": [SearchedParameter("density", 0, 1, ())]}, RecipeError, "has no parameter 'density'"),
+        ({"method": "ties", "searched": [SearchedParameter("density", 0, 2, ())]}, SpaceError, "outside what ties admits"),
+        ({"searched": [SearchedParameter("normalize", 0, 1, ())]}, SpaceError, "is a switch"),
+        ({"searched": [SearchedParameter("lambda", 0, 1, ("expert",))]}, SpaceError, "cannot vary per expert"),
+        ({"searched": [SearchedParameter("lambda", 0, 1, ())]}, RecipeError, "needs 'weight'"),
+        ({"fixed": {"weight": 1.0}}, RecipeError, "both searched and fixed"),
+        ({"searched": [SearchedParameter("weight", 1, 0, ())]}, SpaceError, "low < high"),
+    ],
+)  # fmt: skip
+def test_templates_that_make_no_sense_are_refused(
+    folders: dict[str, str], changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        template(folders, **changes)
+
+
+def test_even_layer_groups() -> None:
+    assert even_layer_groups(6, 4) == [(0, 2), (2, 3), (3, 4), (4, 6)]
+    with pytest.raises(SpaceError, match="7 groups cannot be made of 6 layers"):
+        even_layer_groups(6, 7)
