@@ -6,10 +6,11 @@ Importing this package imports neither torch nor vLLM; `ENGINES[kind]()` does.
 import importlib.util
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from evomerge.core import EngineError
+from evomerge.core import EngineError, Json
 from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.environment import engine_environment
 
@@ -46,11 +47,27 @@ def default_engine_kind() -> str:
     return "vllm" if "vllm" in available_engines() else "transformers"
 
 
-def engine_class(kind: str) -> Callable[..., Engine]:
-    """The class of the engine called `kind`; imports it.
+def make_engine(
+    kind: str,
+    model: Path,
+    *,
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    seed: int = 0,
+    options: Mapping[str, Json] | None = None,
+) -> Engine:
+    """Starts an engine; imports torch, and vLLM where `kind` says so.
+
+    Args:
+        kind: a key of `ENGINES`.
+        model: Hugging Face folder that gives the architecture, the tokenizer and the first weights.
+        dtype: what the engine computes in; "auto" = float32 on a CPU, the checkpoint's on an accelerator.
+        max_model_len: longest sequence in tokens; None = the model's.
+        seed: handed to the engine, which samples nothing.
+        options: handed to the engine as they are.
 
     Raises:
-        EngineError: there is no such kind, or its package is not installed.
+        EngineError: there is no such kind, its package is not installed, or it cannot serve the model.
     """
     if kind not in ENGINES:
         near = get_close_matches(kind, ENGINES, n=1)
@@ -60,7 +77,7 @@ def engine_class(kind: str) -> Callable[..., Engine]:
         raise EngineError(
             f"engine {kind!r}: the package {kind} is not installed; available: {', '.join(available_engines())}"
         )
-    return ENGINES[kind]()
+    return ENGINES[kind]()(model, dtype=dtype, max_model_len=max_model_len, seed=seed, options=options or {})
 
 
 __all__ = [
@@ -72,6 +89,6 @@ __all__ = [
     "LogLikelihoodRequest",
     "available_engines",
     "default_engine_kind",
-    "engine_class",
     "engine_environment",
+    "make_engine",
 ]

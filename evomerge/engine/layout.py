@@ -118,17 +118,22 @@ class _Probe:
         )
 
     def find_untouched(self) -> dict[str, torch.Tensor]:
-        """Parameter name -> True where no load writes; only the parameters that have such elements."""
+        """Parameter name -> True where no load writes; only the parameters that have such elements.
+
+        Raises:
+            EngineError: a load writes something else than it was given.
+        """
         self._send(lambda number, name, shape: torch.ones((), device=self._device))
-        not_one = {name: value != 1 for name, value in self._parameters.items() if not bool((value == 1).all())}
+        others = {name: value.clone() for name, value in self._parameters.items() if not bool((value == 1).all())}
         self._send(lambda number, name, shape: torch.full((), 2.0, device=self._device))
         untouched = {}
         for name, value in self._parameters.items():
-            mask = value != 2
-            if name in not_one:
-                mask |= not_one[name]
-            if bool(mask.any()):
-                untouched[name] = mask
+            before = others.get(name, torch.ones((), device=value.device))
+            same = (value == before) | (value.isnan() & before.isnan())
+            if not bool((same | ((before == 1) & (value == 2))).all()):
+                raise _refused(name, "?")
+            if bool(same.any()):
+                untouched[name] = same
         return untouched
 
     def find_cells(self, untouched: Mapping[str, torch.Tensor]) -> list[_Cell]:

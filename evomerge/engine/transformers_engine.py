@@ -7,7 +7,7 @@ import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -30,7 +30,7 @@ class TransformersEngine:
 
     Args:
         model: Hugging Face folder (safetensors, tokenizer). Its weights are what the engine serves until the first `update`.
-        dtype: of weights and activations; "auto" = the checkpoint's.
+        dtype: of weights and activations; "auto" = float32 on a CPU, the checkpoint's on an accelerator.
         max_model_len: longest sequence in tokens; None = the config's `max_position_embeddings`.
         batch_tokens: padded tokens of one forward pass; bounds its memory.
         device: "cpu", "cuda", "cuda:1", ...; None = CUDA where there is one.
@@ -45,7 +45,7 @@ class TransformersEngine:
         self,
         model: Path,
         *,
-        dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto",
+        dtype: str = "auto",
         max_model_len: int | None = None,
         batch_tokens: int = 8192,
         device: str | None = None,
@@ -56,6 +56,8 @@ class TransformersEngine:
         if batch_tokens < 1:
             raise EngineError(f"transformers engine: batch_tokens must be at least 1, got {batch_tokens}")
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if dtype == "auto" and self._device.type == "cpu":
+            dtype = "float32"
         with CheckpointFolder(model) as checkpoint:
             self._model, tokenizer = _load(model, dtype, self._device, options or {})
             self._layout = _live_layout(self._model, checkpoint.shapes)

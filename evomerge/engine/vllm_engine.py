@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -60,7 +60,7 @@ class VllmEngine:
 
     Args:
         model: Hugging Face folder (safetensors, tokenizer). Its weights are what the engine serves until the first `update`.
-        dtype: of weights and activations; "auto" = the checkpoint's.
+        dtype: of weights and activations; "auto" = float32 on a CPU, the checkpoint's on an accelerator.
         max_model_len: longest sequence in tokens; None = what the model was made for.
         seed: vLLM's; nothing is sampled, so it changes nothing but the process's random state.
         options: further keyword arguments of `vllm.LLM`, passed as they are and winning over evomerge's choices.
@@ -76,12 +76,14 @@ class VllmEngine:
         self,
         model: Path,
         *,
-        dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto",
+        dtype: str = "auto",
         max_model_len: int | None = None,
         seed: int = 0,
         options: Mapping[str, Json] | None = None,
     ) -> None:
         self._usable = Usable(f"vLLM engine of {model}")
+        if dtype == "auto" and vllm_targets_cpu():
+            dtype = "float32"
         arguments = self._arguments(dtype=dtype, max_model_len=max_model_len, seed=seed) | dict(options or {})
         for name, only in _SINGLE_PROCESS.items():
             if arguments.get(name, only) != only:
@@ -93,8 +95,10 @@ class VllmEngine:
         with CheckpointFolder(model) as checkpoint:
             self._llm: LLM | None = _start(model, arguments)
             DISTRIBUTED_STATE.acquire()
+            self._poisoned = False
             try:
-                self._layout = _writable_layout(self._llm, checkpoint)
+                self._model = _live_model(self._llm)
+                self._layout = _writable_layout(self._model, checkpoint)
             except EvomergeError:
                 self.close()
                 raise
@@ -130,17 +134,28 @@ class VllmEngine:
                 until an update succeeds.
         """
         with self._usable.updating():
-            self._drain()
+            self._clean_up()
             with torch.no_grad():
                 write(self._layout)
             if not self.llm.reset_prefix_cache():
                 raise EngineError("vLLM engine: the prefix cache could not be reset, so stale states would be served")
 
-    def _drain(self) -> None:
-        """Aborts what a failed batch left behind: unfinished requests hold blocks of the prefix cache."""
+    def _clean_up(self) -> None:
+        """Removes what a failed batch or NaN weights left behind.
+
+        Unfinished requests hold blocks of the prefix cache. NaN keys and values stay in freed blocks, and attention kernels
+        multiply the unused end of a block by zero instead of skipping it, so that they turn later sequences into NaN too
+        (vllm-project/vllm#641 and pull request 50283; Dao-AILab/flash-attention#2374 for the kernels of Hopper GPUs).
+        """
         engine = self.llm.llm_engine
         if engine.has_unfinished_requests():
             engine.abort_request(list(engine.output_processor.request_states), internal=True)
+        if self._poisoned:
+            for module in self._model.modules():
+                cache = getattr(module, "kv_cache", None)
+                if isinstance(cache, torch.Tensor):
+                    cache.zero_()
+            self._poisoned = False
 
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest]) -> list[LogLikelihood]:
         """Log-probabilities of continuations; see `Engine.loglikelihood`.
@@ -162,6 +177,8 @@ class VllmEngine:
         answers: list[LogLikelihood | None] = [None] * len(requests)
         for (group, targets), output in zip(jobs, outputs, strict=True):
             for index, answer in _answers(group, targets, output):
+                if math.isnan(answer.log_probability):
+                    raise self._nan(f"log-likelihood request {index}")
                 answers[index] = answer
         return [answer for answer in answers if answer is not None]
 
@@ -202,9 +219,15 @@ class VllmEngine:
         for index, output in enumerate(self._run([request.prompt for request in requests], parameters)):
             completion = output.outputs[0]
             if completion.cumulative_logprob is None or math.isnan(completion.cumulative_logprob):
-                raise EngineError(f"vLLM engine: NaN log-probability in the answer to generation request {index}")
+                raise self._nan(f"generation request {index}")
             generations.append(Generation(completion.text, len(completion.token_ids)))
         return generations
+
+    def _nan(self, where: str) -> EngineError:
+        self._poisoned = True
+        return EngineError(
+            f"vLLM engine: NaN log-probability in the answer to {where}; the weights hold or produce NaN"
+        )
 
     def _run(
         self, prompts: Sequence[tuple[int, ...]], parameters: Sequence["SamplingParams"]
@@ -216,6 +239,7 @@ class VllmEngine:
             try:
                 outputs: Sequence[RequestOutput] = self.llm.generate(inputs, list(parameters), use_tqdm=False)
             except _START_ERRORS as error:
+                self._poisoned = True
                 raise EngineError(f"vLLM engine: a batch of {len(prompts)} requests failed ({error!r})") from error
             if len(outputs) != len(prompts):
                 raise EngineError(f"vLLM engine: {len(prompts)} requests got {len(outputs)} answers")
@@ -227,6 +251,7 @@ class VllmEngine:
             engine = self._llm.llm_engine
             self._llm = None
             self._layout = EngineLayout({}, ())
+            self._model = torch.nn.Module()
             DISTRIBUTED_STATE.release(engine.engine_core.shutdown)
             del engine
             gc.collect()
@@ -252,11 +277,11 @@ def _start(model: Path, arguments: Mapping[str, Any]) -> "LLM":
             raise EngineError(f"vLLM cannot serve {model}: {error}") from error
 
 
-def _writable_layout(llm: "LLM", checkpoint: CheckpointFolder) -> EngineLayout:
-    """Discovers where the checkpoint's tensors live, puts them back, and checks that they are what vLLM had loaded.
+def _live_model(llm: "LLM") -> torch.nn.Module:
+    """The model that vLLM runs.
 
     Raises:
-        EngineError: the weights are quantised, packed, or changed by vLLM after loading.
+        EngineError: its weights are quantised or packed.
     """
     if llm.model_config.quantization is not None:
         raise EngineError(
@@ -264,6 +289,15 @@ def _writable_layout(llm: "LLM", checkpoint: CheckpointFolder) -> EngineLayout:
         )
     model: torch.nn.Module = llm.apply_model(lambda module: module)[0]
     check_writable_cpu_linears(model)
+    return model
+
+
+def _writable_layout(model: torch.nn.Module, checkpoint: CheckpointFolder) -> EngineLayout:
+    """Discovers where the checkpoint's tensors live, puts them back, and checks that they are what vLLM had loaded.
+
+    Raises:
+        EngineError: the weights are permuted, or changed by vLLM after loading.
+    """
     live = {name: value.data for name, value in [*model.named_parameters(), *model.named_buffers()]}
     before = {name: _sample(value).clone() for name, value in live.items()}
     load: Any = model.load_weights
@@ -307,7 +341,5 @@ def _answers(group: PromptGroup, targets: Sequence[int], output: "RequestOutput"
             first = flat.start_indices[start]
             total += math.fsum(flat.logprobs[first:])
             greedy = greedy and all(rank == 1 for rank in flat.ranks[first:])
-        if math.isnan(total):
-            raise EngineError(f"vLLM engine: NaN log-probability in the answer to log-likelihood request {index}")
         answers.append((index, LogLikelihood(total, greedy)))
     return answers
