@@ -19,10 +19,10 @@ if TYPE_CHECKING:
         evaluate_model,
         export_recipe,
         load_config,
+        make_problem,
         merge_recipe,
         open_run,
         resume_search,
-        validate,
     )
     from evomerge.build import start_search as run_search
     from evomerge.core import EvomergeError
@@ -35,12 +35,12 @@ __all__ = [
     "evaluate_model",
     "export_recipe",
     "load_config",
+    "make_problem",
     "make_strategy",
     "merge_recipe",
     "open_run",
     "resume_search",
     "run_search",
-    "validate",
 ]
 
 _HOMES = {
