@@ -1,0 +1,128 @@
+"""Merges of tiny models equal those of mergekit itself, run in its own environment on the recipe files we export."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from evomerge.recipe import Recipe, Setting, Slice, Source, write_recipe
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights import merge_to_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = Path(os.environ.get("MERGEKIT_PYTHON", ROOT / ".venv-mergekit" / "bin" / "python"))
+
+pytestmark = pytest.mark.skipif(
+    not PYTHON.exists(), reason=f"mergekit's environment is not installed ({PYTHON}): make .venv-mergekit"
+)
+
+
+def settings(**values):
+    return {
+        name.rstrip("_"): tuple(Setting(*entry) if isinstance(entry, list) else Setting(entry) for entry in entries)
+        for name, entries in values.items()
+    }
+
+
+def recipes(models, out_dtype):
+    base, a, b = models
+    mixed = settings(weight=[[0.7, "mlp"], [(0.1, 0.9), "self_attn"], 0.3], density=[[0.3, "mlp"], (0.1, 1.0)])
+    plain = settings(weight=[0.4])
+
+    def grouped(method, **shared):
+        return Recipe(
+            method,
+            tuple(
+                Slice((Source(base, layers), Source(a, layers, mixed), Source(b, layers, plain)))
+                for layers in [(0, 2), (1, 4)]
+            ),
+            base,
+            settings(**shared),
+            out_dtype=out_dtype,
+        )
+
+    def whole(method, per_model, with_base=base, sources=(a, b), **shared):
+        listed = tuple(Source(model, None, per_model) for model in sources)
+        return Recipe(method, (Slice(listed),), with_base, settings(**shared), out_dtype=out_dtype)
+
+    return {
+        "linear": Recipe(
+            "linear",
+            (Slice(tuple(Source(m, None, settings(weight=[0.2 + i])) for i, m in enumerate(models))),),
+            out_dtype=out_dtype,
+        ),
+        "linear_with_base": whole("linear", {}, weight=[0.6], normalize=[False]),
+        "task_arithmetic": whole("task_arithmetic", mixed, lambda_=[0.7]),
+        "task_arithmetic_grouped": grouped("task_arithmetic", normalize=[True]),
+        "ties": whole("ties", mixed),
+        "ties_grouped": grouped("ties", lambda_=[(0.5, 1.5)]),
+        "ties_rescaled": whole("ties", plain, density=[0.2], rescale=[True], normalize=[False]),
+        "slerp": whole("slerp", {}, sources=(base, a), t=[[(0.0, 0.5, 1.0), "mlp"], 0.4]),
+    }
+
+
+NAMES = tuple(recipes(("x", "y", "z"), "float32"))
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """(dtype, case) -> (ours, mergekit's) tensors; mergekit is started once for all cases."""
+    folder = tmp_path_factory.mktemp("parity")
+    jobs, folders = [], {}
+    for dtype in ("float32", "bfloat16"):
+        models = [
+            str(write_tiny_llama(folder / f"{dtype}-{seed}", seed=seed, n_layers=4, tied=False, dtype=dtype))
+            for seed in range(3)
+        ]
+        for name, recipe in recipes(models, dtype).items():
+            place = folder / f"{dtype}-{name}"
+            merge_to_folder(recipe, place)
+            write_recipe(recipe, place.with_suffix(".yaml"))
+            folders[dtype, name] = (place, place.with_suffix(".mergekit"))
+            jobs.append([str(place.with_suffix(".yaml")), str(place.with_suffix(".mergekit"))])
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    runner = Path(__file__).with_name("mergekit_runner.py")
+    subprocess.run([PYTHON, runner, folder / "jobs.json"], check=True, env=environment)
+    return {key: (load(ours), load(theirs)) for key, (ours, theirs) in folders.items()}
+
+
+def load(folder):
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    return tensors
+
+
+def ordered_bits(tensor):
+    """bf16 values as integers whose difference counts units in the last place."""
+    bits = tensor.view(torch.int16).int()
+    return torch.where(bits < 0, -(bits & 0x7FFF), bits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32(merged, name):
+    ours, theirs = merged["float32", name]
+    assert set(ours) == set(theirs)
+    for tensor, expected in theirs.items():
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(
+            ours[tensor], expected, rtol=1e-6, atol=1e-6 * scale, msg=lambda m, t=tensor: f"{t}: {m}"
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_within_one_unit_in_the_last_place(merged, name):
+    ours, theirs = merged["bfloat16", name]
+    assert set(ours) == set(theirs)
+    for tensor, expected in theirs.items():
+        assert ours[tensor].dtype == expected.dtype == torch.bfloat16
+        # values that cancel to nearly nothing are compared with the tensor's scale
+        far = (ordered_bits(ours[tensor]) - ordered_bits(expected)).abs() > 1
+        close = (ours[tensor].float() - expected.float()).abs() <= 1e-6 * expected.float().abs().max()
+        assert not bool((far & ~close).any()), tensor
