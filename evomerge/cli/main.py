@@ -2,29 +2,18 @@
 
 import sys
 
-import click
-
 from evomerge.cli.app import app
 from evomerge.core import EvomergeError
 
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
-    """Runs the command line and exits."""
+    """Runs the command line and exits. Usage errors exit with 2 as well; anything unforeseen keeps its traceback and exits with 1."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except EvomergeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(0)
-    sys.exit(code if isinstance(code, int) else 0)

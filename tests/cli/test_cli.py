@@ -1,0 +1,202 @@
+"""The command line as a user meets it: help, exit codes, and one clear message for every wrong thing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from evomerge.testing.tiny_models import write_tiny_llama
+
+COMMANDS = [
+    [],
+    ["search"],
+    ["resume"],
+    ["front"],
+    ["summary"],
+    ["export"],
+    ["merge"],
+    ["eval"],
+    ["validate"],
+    ["zoo"],
+    ["zoo", "build"],
+]
+
+TASK = {
+    "task": "toy",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {split: f"{split}.jsonl" for split in ("search", "select", "report")}},
+    "test_split": "search",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{answer}}",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.returncode == 0
+    assert "Usage: " in result.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['evomerge', '--help']\nfrom evomerge.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'vllm', 'ray', 'lm_eval', 'transformers', 'datasets', 'numpy.testing', 'pymoo', 'cma', 'optuna'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "heavy: []" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, a task and a configuration that are right."""
+    folder = tmp_path_factory.mktemp("project")
+    for index, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(folder / "models" / name, seed=index)
+    write_tiny_llama(folder / "models" / "wide", seed=5, hidden=64)
+    write_tiny_llama(folder / "models" / "nan", seed=6)
+    shard = folder / "models" / "nan" / "model.safetensors"
+    tensors = load_file(shard)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, shard, metadata={"format": "pt"})
+    for split in ("search", "select", "report"):
+        rows = [
+            {"question": f"{split} {index} is", "choices": ["yes", "no"], "answer": index % 2} for index in range(4)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "toy.yaml").write_text(yaml.safe_dump(TASK))
+    (folder / "search.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "models": {"base": "models/base", "experts": {"a": "models/a", "b": "models/b"}},
+                "method": "ties",
+                "tasks": ["toy.yaml"],
+                "engine": {"kind": "transformers"},
+                "cluster": {"kind": "local"},
+                "budget": {"evaluations": 12},
+            }
+        )
+    )
+    return folder
+
+
+def test_validate_says_what_would_be_searched(project: Path) -> None:
+    result = run("validate", project / "search.yaml")
+    assert result.returncode == 0, result.stderr
+    assert "4 parameters" in result.stdout
+    assert "weight[a] in [0, 1.5]" in result.stdout
+    assert "toy (maximize)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (["budgets.evaluations=3"], ["budgets: unknown key; did you mean 'budget'?"]),
+        (["budget.evaluations=0"], ["budget.evaluations: input should be greater than or equal to 1 (got 0)"]),
+        (["models.experts.c=models/none"], ["models/none: no such model folder"]),
+        (["models.experts.c=models/wide"], ["wide"]),
+        (["tasks=[toy.yaml, none.yaml]"], ["no such task file", "none.yaml"]),
+        (["method=tise"], ["unknown merge method 'tise'; did you mean 'ties'?"]),
+        (["strategy=cma-es"], ["cma_es"]),
+        (["strategy={name: cma_es, sigma: 1}"], ["sigma", "sigma0"]),
+        (["objectives=[toi]"], ["no task produces 'toi'"]),
+        (["space={method: ties, layer_groups: 9}"], ["9 groups cannot be made of 2 layers"]),
+        (["models.base=models/none", "tasks=[none.yaml]"], ["2 problems", "models/none", "none.yaml"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
+)
+@pytest.mark.parametrize("command", ["validate", "search"])
+def test_wrong_configurations_are_one_clear_message(
+    project: Path, tmp_path: Path, command: str, changes: list[str], messages: list[str]
+) -> None:
+    config = project / "search.yaml"
+    if changes[0].startswith("space="):
+        config = project / "without-method.yaml"
+        settings = yaml.safe_load((project / "search.yaml").read_text())
+        del settings["method"]
+        config.write_text(yaml.safe_dump(settings))
+    options = [part for change in changes for part in ("--set", change)]
+    where = ["--run-dir", tmp_path / "run"] if command == "search" else []
+    result = run(command, config, *options, *where)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    for message in messages:
+        assert message in result.stderr
+    assert len(result.stderr.splitlines()) < 24, "one screen"
+    assert not (tmp_path / "run").exists(), "nothing half-made is left"
+
+
+def test_a_nan_in_a_shard_is_found_before_anything_starts(project: Path, tmp_path: Path) -> None:
+    result = run(
+        "search", project / "search.yaml", "--run-dir", tmp_path / "run", "--set", "models.experts.c=models/nan"
+    )
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "model.layers.1.mlp.up_proj.weight" in result.stderr
+    assert "NaN" in result.stderr
+    assert "nan" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["front", "nowhere"], "not a run directory"),
+        (["resume", "nowhere"], "not a run directory"),
+        (["export", "nowhere"], "not a run directory"),
+        (["search", "nowhere.yaml"], "no such configuration file"),
+        (["merge", "nowhere.yaml", "out"], "nowhere.yaml"),
+        (["eval", "nowhere", "--config", "nowhere.yaml"], "no such model folder or recipe file"),
+        (["merges"], "No such command"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_what_is_not_there_is_said(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_search_from_start_to_merged_model(project: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    result = run("search", project / "search.yaml", "--run-dir", directory)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "report split" in result.stdout
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["evaluations"] == 12
+    assert set(summary["splits"]["report"]["sources"]) == {"base", "a", "b"}
+
+    again = run("search", project / "search.yaml", "--run-dir", directory)
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr
+    refused = run("resume", directory, "--set", "seed=3")
+    assert refused.returncode == 2
+    assert "may only change" in refused.stderr
+
+    front = run("front", directory, "--json")
+    assert json.loads(front.stdout)["members"]
+    assert run("front", directory, "--csv").stdout.startswith("id,toy,toy_stderr\n")
+    assert run("export", directory, "--pick", "best", "-o", tmp_path / "best.yaml").returncode == 0
+    assert run("export", directory, "--pick", "id:99").returncode == 2
+    merged = run("merge", tmp_path / "best.yaml", tmp_path / "merged")
+    assert merged.returncode == 0, merged.stderr
+    refused = run("merge", tmp_path / "best.yaml", tmp_path / "merged")
+    assert refused.returncode == 2
+
+    scored = run("eval", tmp_path / "merged", "--config", directory, "--split", "report", "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["scores"]["toy"] == summary["splits"]["report"]["best"]["toy"]
