@@ -148,7 +148,7 @@ class SearchLoop:
         Raises:
             Interrupted: a stop was requested.
         """
-        missing = [name for name in identifiers if (name, split) not in self.state.evaluations]
+        missing = [name for name in dict.fromkeys(identifiers) if (name, split) not in self.state.evaluations]
         queue = list(reversed(missing))
         while any((name, split) not in self.state.evaluations for name in missing):
             while queue and len(self._submitted) < self._in_flight and not self._stop.drain:

@@ -1,0 +1,121 @@
+"""Choosing on unseen items, and the numbers that are reported."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evomerge.core import Direction, Evaluation, EvaluationError, Objective, Split, Status
+from evomerge.search import RunState, event, mean_with_error, tuned_task_arithmetic, utility
+from evomerge.search.finals import best_on_select, choose_finalists
+from evomerge.search.front_files import front_json, front_of, pick, reference_losses
+from evomerge.search.summary import paired_difference
+
+
+def state_of(
+    search: dict[str, tuple[float, float]], select: dict[str, tuple[float, float] | None] | None = None
+) -> RunState:
+    """A state with these scores of (f, g); None = failed."""
+    goals = [{"name": name, "direction": "maximize", "reference": None} for name in ("f", "g")]
+    events = [event("run", version=1, objectives=goals)]
+    events += [event("asked", id=name, values=[0.5], parents=[], ask_s=0.0) for name in search]
+    for split, scores in ((Split.SEARCH, search), (Split.SELECT, select or {})):
+        for name, pair in scores.items():
+            events.append(
+                event(
+                    "evaluated", id=name, split=split.value, status="failed" if pair is None else "ok",
+                    scores={} if pair is None else {"f": pair[0], "g": pair[1]}, stderr={}, cost={"items": 10},
+                    error=None, row=None, checksum=None, elapsed_s=1.0,
+                )
+            )  # fmt: skip
+    return RunState.of(events)
+
+
+def test_finalists_are_the_best_by_mean_and_from_the_front() -> None:
+    state = state_of(
+        {"a": (0.5, 0.5), "b": (0.6, 0.5), "c": (0.9, 0.0), "d": (0.0, 0.95), "e": (0.4, 0.5), "x": (0.1, 0.1)}
+    )
+    assert choose_finalists(state, 4) == ["b", "a", "d", "c"]
+    assert choose_finalists(state, 100)[-1] == "x"
+
+
+def test_the_winner_is_the_best_on_select_not_on_search() -> None:
+    search = {"lucky": (0.9, 0.9), "steady": (0.8, 0.8), "broken": (0.99, 0.99)}
+    state = state_of(search, {"lucky": (0.6, 0.6), "steady": (0.7, 0.7), "broken": None})
+    assert best_on_select(state, ["lucky", "steady", "broken"]) == "steady"
+    with pytest.raises(EvaluationError, match="every finalist failed"):
+        best_on_select(state, ["broken"])
+
+
+def test_ties_on_select_go_to_the_better_on_search_then_the_smaller_id() -> None:
+    state = state_of({"c": (0.5, 0.5), "b": (0.5, 0.5), "a": (0.4, 0.4)}, dict.fromkeys("abc", (0.3, 0.3)))
+    assert best_on_select(state, ["a", "c", "b"]) == "b"
+
+
+def test_picking() -> None:
+    state = state_of({"c000001": (1.0, 0.0), "c000002": (0.8, 0.7), "c000003": (0.0, 1.0)})
+    assert pick(state, "best").id == "c000002"
+    assert pick(state, "knee").id == "c000002"
+    assert pick(state, "id:3").id == "c000003"
+    assert pick(state, "id:c000001").id == "c000001"
+
+
+def test_costs_do_not_enter_the_mean_of_scores_and_their_reference_is_the_worst_baseline() -> None:
+    objectives = (Objective("f"), Objective("cost.tokens", Direction.MINIMIZE))
+    evaluation = Evaluation("a", Split.SEARCH, Status.OK, scores={"f": 0.5}, cost={"tokens": 1e6})
+    assert utility(objectives, evaluation) == 0.5
+    assert utility(objectives[1:], evaluation) == -1e6
+    goals = [{"name": item.name, "direction": item.direction.value, "reference": None} for item in objectives]
+    events = [event("run", version=1, objectives=goals)]
+    for name, tokens in (("source:a", 50.0), ("source:b", 70.0)):
+        events.append(event("baseline", id=name, recipe=None, values=None))
+        events.append(
+            event(
+                "evaluated", id=name, split="search", status="ok", scores={"f": 0.5}, stderr={}, cost={"tokens": tokens},
+                error=None, row=None, checksum=None, elapsed_s=1.0,
+            )
+        )  # fmt: skip
+    state = RunState.of(events)
+    assert reference_losses(state) == [0.0, 70.0]
+    assert front_json(state, front_of(state))["hypervolume"] == pytest.approx(0.5 * 20)
+
+
+def test_paired_differences_use_the_same_items() -> None:
+    rng = np.random.default_rng(0)
+    difficulty = rng.random(4000)
+    items = {name: (difficulty < level).astype(np.float32) for name, level in (("good", 0.62), ("bad", 0.60))}
+    good, bad = (Evaluation(name, Split.REPORT, Status.OK, item_scores={"t": items[name]}) for name in ("good", "bad"))
+    difference, error = paired_difference((Objective("t"),), good, bad)
+    assert difference == pytest.approx(items["good"].mean() - items["bad"].mean(), abs=1e-6)
+    unpaired = np.sqrt((items["good"].var() + items["bad"].var()) / 4000)
+    assert error < unpaired / 3, "items that both solve or both miss say nothing about the difference"
+    assert paired_difference((Objective("t", Direction.MINIMIZE),), good, bad)[0] == -difference
+
+
+def test_the_interval_of_a_mean_covers_it() -> None:
+    """95% intervals of the mean over two tasks cover the truth in about 95% of draws."""
+    rng = np.random.default_rng(1)
+    objectives = (Objective("a"), Objective("b"))
+    hits, draws = 0, 600
+    for _ in range(draws):
+        items = {"a": rng.random(300) < 0.7, "b": rng.random(300) < 0.4}
+        scores = {name: float(values.mean()) for name, values in items.items()}
+        stderr = {name: float(values.std(ddof=1) / np.sqrt(300)) for name, values in items.items()}
+        mean, error = mean_with_error(
+            objectives, Evaluation("x", Split.REPORT, Status.OK, scores=scores, stderr=stderr)
+        )
+        hits += abs(mean - 0.55) < 1.959964 * error
+    assert 0.92 < hits / draws < 0.98
+
+
+def test_tuned_task_arithmetic_is_the_best_on_search() -> None:
+    details = {"uniform": {"mean": 0.9}, "task_arithmetic:0.3": {"mean": 0.5}, "task_arithmetic:0.8": {"mean": 0.6}}
+    assert tuned_task_arithmetic(details) == "task_arithmetic:0.8"
+    assert tuned_task_arithmetic({"uniform": {"mean": 0.9}}) is None
+
+
+def test_front_files_hold_no_times_and_no_paths(tmp_path: Path) -> None:
+    content = json.dumps(front_json(state := state_of({"a": (0.5, 0.5)}), front_of(state)))
+    assert "elapsed" not in content
+    assert "/" not in content

@@ -1,0 +1,212 @@
+"""The loop with a pool whose order of answers the test decides."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evomerge.core import Evaluation, EvaluationError, EvaluationRequest, JournalError, Objective, Split, Status
+from evomerge.evaluation.synthetic import SyntheticEvaluator
+from evomerge.search import (
+    Baseline,
+    Budget,
+    FrontFiles,
+    Interrupted,
+    RunDirectory,
+    RunRecorder,
+    RunState,
+    SearchLoop,
+    StopRequest,
+    event,
+    front_json,
+    front_of,
+    run_finals,
+    summarize,
+)
+from evomerge.strategy import make_strategy
+
+OBJECTIVES = (Objective("f1"), Objective("f2"))
+
+
+class ShufflingPool:
+    """Answers in an order of its own; remembers what it was asked."""
+
+    def __init__(self, seed: int, failing: Callable[[EvaluationRequest], bool] = lambda request: False) -> None:
+        self._order = random.Random(seed)
+        self._evaluator = SyntheticEvaluator("zdt1", n_items=10, item_noise=0.05, seed=1)
+        self._waiting: list[EvaluationRequest] = []
+        self._failing = failing
+        self.requests: list[EvaluationRequest] = []
+        self.most_waiting = 0
+
+    def submit(self, request: EvaluationRequest) -> None:
+        self._waiting.append(request)
+        self.requests.append(request)
+        self.most_waiting = max(self.most_waiting, len(self._waiting))
+
+    def next_done(self, timeout_s: float) -> Evaluation | None:
+        if not self._waiting or self._order.random() < 0.2:
+            return None
+        request = self._waiting.pop(self._order.randrange(len(self._waiting)))
+        if self._failing(request):
+            return Evaluation(request.candidate_id, request.split, Status.FAILED, error="as the test wants")
+        return self._evaluator.evaluate(request)
+
+
+def run(
+    folder: Path, pool: ShufflingPool, *, budget: Budget | None = None, deterministic: bool = True, in_flight: int = 4,
+    strategy: str = "nsga2", stop: StopRequest | None = None, baselines: tuple[Baseline, ...] = (), finals: int = 0,
+    **options: object,
+) -> RunState:  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    recorder = RunRecorder(RunDirectory(folder))
+    if not recorder.state.run:
+        goals = [{"name": item.name, "direction": item.direction.value, "reference": None} for item in OBJECTIVES]
+        recorder.record(event("run", version=1, objectives=goals))
+    files = FrontFiles(RunDirectory(folder), recorder.state, lambda entry: None)
+    loop = SearchLoop(
+        strategy=make_strategy(strategy, dimension=3, objectives=OBJECTIVES, seed=4, **options),
+        pool=pool,
+        recorder=recorder,
+        make_recipe=lambda candidate: None,
+        baselines=baselines,
+        budget=budget or Budget(evaluations=40),
+        in_flight=in_flight,
+        deterministic=deterministic,
+        observers=[files],
+        stop=stop,
+    )
+    try:
+        state = loop.run()
+        if finals:
+            run_finals(loop, recorder, finals)
+            summary = summarize(state, recorder.evaluation)
+            assert summary["best_id"] == state.best_id
+        return state
+    finally:
+        recorder.close()
+
+
+POINTS = (
+    Baseline("source:a", None, (0.0, 0.5, 0.5)),
+    Baseline("uniform", None, (0.5, 0.5, 0.5)),
+    Baseline("source:b", None, (1.0, 0.0, 0.0)),
+)
+
+
+@pytest.mark.parametrize("strategy", ["nsga2", "cma_es", "random"])
+def test_deterministic_runs_do_not_depend_on_the_order_of_answers(tmp_path: Path, strategy: str) -> None:
+    states = [run(tmp_path / str(seed), ShufflingPool(seed), strategy=strategy, baselines=POINTS) for seed in (1, 2)]
+    first, second = ([entry.values for entry in state.proposed] for state in states)
+    assert first == second
+    assert front_json(states[0], front_of(states[0])) == front_json(states[1], front_of(states[1]))
+    assert (tmp_path / "1" / "front.json").read_bytes() == (tmp_path / "2" / "front.json").read_bytes()
+
+
+def test_in_flight_is_a_bound_and_is_used(tmp_path: Path) -> None:
+    pool = ShufflingPool(1)
+    run(tmp_path / "run", pool, in_flight=5, deterministic=False)
+    assert pool.most_waiting == 5
+
+
+def test_the_budget_counts_baselines_and_is_kept_exactly(tmp_path: Path) -> None:
+    state = run(tmp_path / "a", ShufflingPool(1), budget=Budget(evaluations=25), baselines=POINTS, deterministic=False)
+    assert state.n_evaluations[Split.SEARCH] == 25
+    assert dict(state.stopped) == {"evaluations": 25}
+    state = run(tmp_path / "b", ShufflingPool(1), budget=Budget(items=210), baselines=POINTS)
+    assert state.n_evaluations[Split.SEARCH] == 10, "20 items each"
+    state = run(tmp_path / "c", ShufflingPool(1), budget=Budget(hours=1e-9))
+    assert dict(state.stopped) == {"hours": 1e-9}
+    assert not state.entries
+
+
+def test_baselines_come_first_and_reach_the_strategy(tmp_path: Path) -> None:
+    pool = ShufflingPool(1)
+    state = run(tmp_path / "run", pool, baselines=POINTS, strategy="cma_es", sigma0=0.01)
+    assert {request.candidate_id for request in pool.requests[:3]} == {"source:a", "uniform", "source:b"}
+    best = min(
+        POINTS,
+        key=lambda item: (
+            -state.evaluations[item.id, Split.SEARCH].scores["f1"]
+            - state.evaluations[item.id, Split.SEARCH].scores["f2"]
+        ),
+    )
+    assert np.allclose(state.proposed[0].values, best.values, atol=0.1), "cma_es starts at the best known point"
+
+
+def test_failures_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
+    def failing(request: EvaluationRequest) -> bool:
+        return request.candidate_id.endswith(("3", "7"))
+
+    state = run(tmp_path / "run", ShufflingPool(1, failing))
+    assert state.n_evaluations[Split.SEARCH] == 40
+    assert len(state.evaluated()) == 32
+    assert not state.pending
+
+
+def test_when_every_baseline_fails_the_reason_is_said(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"every baseline failed.*as the test wants"):
+        run(tmp_path / "run", ShufflingPool(1, lambda request: True), baselines=POINTS)
+
+
+def test_a_search_that_only_fails_stops(tmp_path: Path) -> None:
+    state = run(tmp_path / "run", ShufflingPool(1, lambda request: True), budget=Budget(evaluations=1000))
+    assert "failed one after the other" in str(state.stopped["failures"])
+    assert state.n_evaluations[Split.SEARCH] < 40
+
+
+def test_interrupting_drains_what_runs(tmp_path: Path) -> None:
+    stop = StopRequest()
+    pool = ShufflingPool(1)
+
+    def interrupt(request: EvaluationRequest) -> bool:
+        stop.drain = stop.drain or request.candidate_id == "c000010"
+        return False
+
+    pool._failing = interrupt
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", pool, stop=stop)
+    recorder = RunRecorder(RunDirectory(tmp_path / "run"))
+    assert all((entry.id, Split.SEARCH) in recorder.state.evaluations for entry in recorder.state.entries.values())
+    recorder.close()
+    resumed = run(tmp_path / "run", ShufflingPool(3))
+    undisturbed = run(tmp_path / "other", ShufflingPool(4))
+    assert [entry.values for entry in resumed.proposed] == [entry.values for entry in undisturbed.proposed]
+
+
+def test_every_prefix_of_the_journal_leads_to_the_same_end(tmp_path: Path) -> None:
+    run(tmp_path / "whole", ShufflingPool(1), baselines=POINTS, budget=Budget(evaluations=16), finals=3)
+    wanted = (tmp_path / "whole" / "front.json").read_bytes()
+    lines = (tmp_path / "whole" / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    for size in range(1, len(lines)):
+        folder = tmp_path / f"cut{size}"
+        folder.mkdir()
+        (folder / "journal.jsonl").write_bytes(b"".join(lines[:size]) + lines[size][:9])
+        for items in (tmp_path / "whole").glob("items.*"):
+            (folder / items.name).write_bytes(items.read_bytes())
+        pool = ShufflingPool(size)
+        state = run(folder, pool, baselines=POINTS, budget=Budget(evaluations=16), finals=3)
+        assert (folder / "front.json").read_bytes() == wanted, f"after {size} records"
+        assert state.finished
+        asked_again = {(request.candidate_id, request.split.value) for request in pool.requests}
+        done = {line for line in lines[:size] if b'"event":"evaluated"' in line}
+        assert len(asked_again) + len(done) == len(state.evaluations), "nothing finished was evaluated again"
+
+
+def test_another_seed_does_not_continue_a_journal(tmp_path: Path) -> None:
+    run(tmp_path / "run", ShufflingPool(1))
+    recorder = RunRecorder(RunDirectory(tmp_path / "run"))
+    loop = SearchLoop(
+        strategy=make_strategy("nsga2", dimension=3, objectives=OBJECTIVES, seed=5),
+        pool=ShufflingPool(1),
+        recorder=recorder,
+        make_recipe=lambda candidate: None,
+        baselines=(),
+        budget=Budget(evaluations=50),
+        in_flight=4,
+        deterministic=True,
+    )
+    with pytest.raises(JournalError, match="the strategy proposes"):
+        loop.run()
