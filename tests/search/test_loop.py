@@ -80,6 +80,7 @@ def run(
     )
     try:
         state = loop.run()
+        files.write_front(state)
         if finals:
             run_finals(loop, recorder, finals)
             summary = summarize(state, recorder.evaluation)
