@@ -1,4 +1,4 @@
-"""What the vLLM engine needs in the process environment, and how to put it there.
+"""What the engines need in the process environment, and how to put it there.
 
 Knows nothing of models. Imports neither torch nor vLLM, because the variables must be set before those start.
 """
@@ -25,15 +25,18 @@ def vllm_targets_cpu() -> bool:
     return False
 
 
-def engine_environment(*, threads: int = 1) -> dict[str, str]:
-    """Environment variables for a process that will run a `VllmEngine`.
+def engine_environment(kind: str = "vllm", *, threads: int = 1) -> dict[str, str]:
+    """Environment variables for a process that will run an engine.
 
     A launcher passes them to the process before it starts (Ray: `runtime_env={"env_vars": ...}`).
 
     Args:
+        kind: a key of `evomerge.engine.ENGINES`.
         threads: OpenMP threads of a CPU engine. More than the cores that are really free makes small operations 10 to 100
-            times slower, so the default is one; ignored on an accelerator.
+            times slower, so the default is one; vLLM on an accelerator decides itself.
     """
+    if kind != "vllm":
+        return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     debug = _LOGGER.isEnabledFor(logging.DEBUG)
     variables = {
         # The weights are written through views of the live parameters, so the engine must live in this process.

@@ -1,0 +1,31 @@
+"""Scoring candidates: lm-eval tasks with a running engine, or test functions.
+
+Importing this package imports neither torch nor lm-eval; `LmEvalEvaluator` and `load_task` are imported on first use, while
+`evomerge.evaluation.synthetic` and `evomerge.evaluation.task_files` are light.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from evomerge.evaluation.synthetic import SyntheticEvaluator, synthetic_task_names
+from evomerge.evaluation.task_spec import TaskSpec
+
+if TYPE_CHECKING:
+    from evomerge.evaluation.lm_eval_evaluator import LmEvalEvaluator
+    from evomerge.evaluation.loaded_task import LoadedTask, load_task
+
+_LAZY = {
+    "LmEvalEvaluator": "evomerge.evaluation.lm_eval_evaluator",
+    "LoadedTask": "evomerge.evaluation.loaded_task",
+    "load_task": "evomerge.evaluation.loaded_task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+__all__ = ["LmEvalEvaluator", "LoadedTask", "SyntheticEvaluator", "TaskSpec", "load_task", "synthetic_task_names"]

@@ -1,0 +1,177 @@
+"""`LmEvalEvaluator`: a candidate's recipe -> weights in the running engine -> lm-eval's item scores."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.core import Evaluation, EvaluationError, EvaluationRequest, EvomergeError, Split, Status, canonical_json
+from evomerge.engine import Engine
+from evomerge.evaluation.loaded_task import LoadedTask, load_task
+from evomerge.evaluation.task_items import TaskItems
+from evomerge.evaluation.task_spec import TaskSpec
+from evomerge.plan import ModelHeader, make_plan
+from evomerge.recipe import Recipe
+from evomerge.weights import Merger
+
+
+class LmEvalEvaluator:
+    """Scores merge recipes on lm-eval tasks with one running engine. Not thread-safe.
+
+    Requests and token ids are built once, here; a candidate costs its merge, one log-likelihood call and one generation call to
+    the engine for all tasks together, and scoring.
+
+    Args:
+        engine: runs the merged weights; closed by `close`.
+        merger: holds the sources.
+        headers: key of every model that a recipe may name -> its header.
+        tasks: what to score.
+        tokenizer: folder of the models' tokenizer.
+        trust_code: allow Python code that local task files name.
+
+    Raises:
+        EvaluationError: a task cannot be loaded, two have the same name, or an item is too long for the engine.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        merger: Merger,
+        headers: Mapping[str, ModelHeader],
+        tasks: Sequence[TaskSpec],
+        *,
+        tokenizer: Path,
+        trust_code: bool = False,
+    ) -> None:
+        self._engine, self._merger, self._headers = engine, merger, headers
+        loaded_tokenizer = _load_tokenizer(tokenizer)
+        self._tasks: dict[str, LoadedTask] = {}
+        for spec in tasks:
+            task = load_task(spec, loaded_tokenizer, trust_code=trust_code)
+            if task.name in self._tasks:
+                raise EvaluationError(f"two tasks are called {task.name!r}; give each a name of its own")
+            for items in task.splits.values():
+                items.check_lengths(engine.max_length)
+            self._tasks[task.name] = task
+        self._in_engine: str | None = None
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The names of the scores, in the order of the tasks."""
+        return tuple(self._tasks)
+
+    def evaluate(self, request: EvaluationRequest) -> Evaluation:
+        """The evaluation of `request.recipe` on the items of `request.split`; FAILED with the reason where anything goes wrong.
+
+        Scores are means as lm-eval computes them; `stderr` is the sample standard deviation over the items divided by sqrt(n)
+        (0 for a single item). Costs: `items`, `prompt_tokens`, `generated_tokens`, and seconds `plan_s`, `merge_s` (with the
+        engine's reset), `request_s` (handing requests over), `engine_s`, `score_s`, `total_s`.
+        """
+        started = time.perf_counter()
+        try:
+            evaluation = self._evaluate(request, started)
+        except Exception as error:  # noqa: BLE001 (the evaluator boundary: no candidate may stop the run)
+            self._in_engine = None
+            reason = str(error) if isinstance(error, EvomergeError) else f"{type(error).__name__}: {error}"
+            return Evaluation(
+                request.candidate_id,
+                request.split,
+                Status.FAILED,
+                cost={"total_s": time.perf_counter() - started},
+                error=reason,
+            )
+        return evaluation
+
+    def _evaluate(self, request: EvaluationRequest, started: float) -> Evaluation:
+        clock = _Clock()
+        self._load(request, clock)
+        items = {name: task.items(request.split) for name, task in self._tasks.items()}
+        with clock.part("request_s"):
+            likelihood_requests = [one for part in items.values() for one in part.likelihoods]
+            generate_requests = [one for part in items.values() for one in part.generations]
+        with clock.part("engine_s"):
+            likelihoods = iter(self._engine.loglikelihood(likelihood_requests) if likelihood_requests else ())
+            generated = self._engine.generate(generate_requests) if generate_requests else []
+            generations = iter(generated)
+        scores: dict[str, NDArray[np.float64]] = {}
+        with clock.part("score_s"):
+            for name, part in items.items():
+                scores[name] = part.score(
+                    [next(likelihoods) for _ in part.likelihoods], [next(generations) for _ in part.generations]
+                )
+        clock.seconds["total_s"] = time.perf_counter() - started
+        return Evaluation(
+            request.candidate_id,
+            request.split,
+            Status.OK,
+            scores={name: _mean(values) for name, values in scores.items()},
+            stderr={name: _stderr(values) for name, values in scores.items()},
+            item_scores={name: values.astype(np.float32) for name, values in scores.items()},
+            cost={
+                "items": float(sum(map(len, items.values()))),
+                "prompt_tokens": float(sum(part.prompt_tokens for part in items.values())),
+                "generated_tokens": float(sum(generation.n_tokens for generation in generated)),
+                **clock.seconds,
+            },
+        )
+
+    def _load(self, request: EvaluationRequest, clock: "_Clock") -> None:
+        """Puts the recipe's weights into the engine, unless they are there from the request before (another split)."""
+        if request.recipe is None:
+            raise EvaluationError(f"candidate {request.candidate_id} has no recipe")
+        with clock.part("plan_s"):
+            key = canonical_json(request.recipe)
+            if key == self._in_engine:
+                clock.seconds["merge_s"] = 0.0
+                return
+            plan = make_plan(Recipe.from_json(request.recipe), self._headers)
+        self._in_engine = None
+        with clock.part("merge_s"):
+            self._engine.update(lambda target: self._merger.write(plan, target))
+        self._in_engine = key
+
+    def items(self, split: Split) -> Mapping[str, TaskItems]:
+        """Task name -> its items of `split`, in the order of `item_scores`."""
+        return {name: task.items(split) for name, task in self._tasks.items()}
+
+    def close(self) -> None:
+        """Closes the engine."""
+        self._engine.close()
+
+
+class _Clock:
+    """Seconds spent in named parts."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - started
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """lm-eval's mean, to the last bit: a running sum, not NumPy's pairwise one."""
+    return float(sum(values.tolist()) / len(values))
+
+
+def _stderr(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (ValueError, TypeError, OSError, KeyError, ImportError) as error:
+        raise EvaluationError(f"{folder}: its tokenizer cannot be loaded: {error}") from error

@@ -1,0 +1,238 @@
+"""Loading a task: lm-eval's own task object per split, its requests and token ids built once.
+
+Knows nothing of engines beyond their request types, of merging, or of searches.
+"""
+
+import copy
+import importlib
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import combinations
+from typing import Any
+
+from evomerge.core import EvaluationError, Split
+from evomerge.evaluation.encoding import Encoder
+from evomerge.evaluation.task_files import is_task_file
+from evomerge.evaluation.task_items import SCORER_ERRORS, Item, TaskItems
+from evomerge.evaluation.task_settings import check_templates, task_settings
+from evomerge.evaluation.task_spec import TaskSpec
+
+OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
+FEWSHOT_SEED = 1234
+"""lm-eval's default (`simple_evaluate(fewshot_random_seed=...)`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTask:
+    """A task whose requests are ready.
+
+    Attributes:
+        name: what its score is called.
+        metric: lm-eval's metric.
+        filter: name of the filter that is applied to the model's answers.
+        splits: the items of every split that the data set has.
+    """
+
+    name: str
+    metric: str
+    filter: str
+    splits: Mapping[Split, TaskItems]
+
+    def items(self, split: Split) -> TaskItems:
+        """The items of `split`.
+
+        Raises:
+            EvaluationError: the data set has no such split.
+        """
+        try:
+            return self.splits[split]
+        except KeyError:
+            raise EvaluationError(
+                f"task {self.name!r} has no {split.value} items; name the data set's split for it under splits"
+            ) from None
+
+
+def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> LoadedTask:
+    """Loads a task with lm-eval's own classes.
+
+    Args:
+        spec: which task, metric and splits.
+        tokenizer: the models' transformers tokenizer.
+        trust_code: allow Python code that a local task file names.
+
+    Raises:
+        EvaluationError: no such task or data, code that is not trusted, an output type, metric or aggregation that is not
+            supported (named), or items that stand in two splits.
+    """
+    # Its notes on defaults are not news here; errors are raised.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    settings = task_settings(spec.task, trust_code=trust_code)
+    name = spec.name or str(settings["task"])
+    _check_settings(spec.task, settings)
+    dataset = _load_data(spec.task, settings)
+    if is_task_file(spec.task) and not trust_code:
+        check_templates(spec.task, settings, (row for part in dataset.values() for row in part))
+    encoder = Encoder(tokenizer)
+    splits: dict[Split, TaskItems] = {}
+    metric = filter_name = ""
+    for split in Split:
+        part = spec.data_split(split)
+        if part not in dataset:
+            if split in spec.splits or split is Split.SEARCH:
+                raise EvaluationError(
+                    f"task {name!r}: the data set has no split {part!r} for {split.value}; it has {', '.join(dataset)}. "
+                    "Say which one under splits"
+                )
+            continue
+        task = _lm_eval_task(f"{spec.task}, split {part!r}", settings, dataset, part)
+        metric, filter_index = _chosen_metric(spec, task)
+        filter_name = task._filters[filter_index].name
+        splits[split] = TaskItems(
+            f"task {name!r}, split {part!r}",
+            task,
+            metric=metric,
+            filter_index=filter_index,
+            items=_build_items(f"{spec.task}, split {part!r}", task, spec.limit),
+            encoder=encoder,
+        )
+    _check_disjoint(name, splits)
+    return LoadedTask(name, metric, filter_name, splits)
+
+
+def _check_settings(where: str, settings: Mapping[str, Any]) -> None:
+    output_type = settings.get("output_type") or "generate_until"
+    if output_type not in OUTPUT_TYPES:
+        raise EvaluationError(
+            f"{where}: output_type {output_type!r} is not supported; supported: {', '.join(OUTPUT_TYPES)}"
+        )
+    if int(settings.get("repeats") or 1) != 1:
+        raise EvaluationError(
+            f"{where}: repeats: {settings['repeats']} asks a greedy model the same thing again; use 1"
+        )
+    for key in ("doc_to_image", "doc_to_audio"):
+        if settings.get(key):
+            raise EvaluationError(f"{where}: {key}: only text tasks are supported")
+
+
+def _load_data(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Data split -> its rows (`datasets.Dataset`), loaded as lm-eval loads them, but once for all splits."""
+    import datasets
+
+    custom = settings.get("custom_dataset")
+    kwargs = dict(settings.get("dataset_kwargs") or {})
+    # Refused by datasets from 4.0 on, which run no code of data sets any more; lm-eval drops it too.
+    kwargs.pop("trust_remote_code", None)
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        loaded = (
+            custom(**(settings.get("metadata") or {}), **kwargs)
+            if callable(custom)
+            else datasets.load_dataset(path=settings.get("dataset_path"), name=settings.get("dataset_name"), **kwargs)
+        )
+    except (*SCORER_ERRORS, ImportError) as error:
+        raise EvaluationError(f"{where}: its data cannot be loaded: {error}") from error
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
+    if not isinstance(loaded, Mapping):
+        raise EvaluationError(f"{where}: its data has no splits; name them under dataset_kwargs.data_files")
+    empty = [name for name, part in loaded.items() if len(part) == 0]
+    if empty:
+        raise EvaluationError(f"{where}: split {', '.join(empty)} of its data is empty")
+    return loaded
+
+
+def _lm_eval_task(where: str, settings: Mapping[str, Any], dataset: Mapping[str, Any], part: str) -> Any:
+    """lm-eval's task object whose evaluated documents are the data split `part`."""
+    base: Any = importlib.import_module("lm_eval.api.task").ConfigurableTask
+
+    class LoadedDataTask(base):  # type: ignore[misc]
+        """lm-eval's task over data that is already loaded."""
+
+        def download(self, dataset_kwargs: object = None, **kwargs: object) -> None:
+            self.dataset = dataset
+
+    config = copy.deepcopy({key: value for key, value in settings.items() if key != "dataset_kwargs"})
+    config["test_split"] = part
+    try:
+        task = LoadedDataTask(config=config)
+        if task.config.num_fewshot is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    except (*SCORER_ERRORS, ImportError, _template_error()) as error:
+        raise EvaluationError(f"{where}: lm-eval cannot build the task: {error!r}") from error
+    return task
+
+
+def _template_error() -> type[Exception]:
+    import jinja2
+
+    return jinja2.TemplateError
+
+
+def _build_items(where: str, task: Any, limit: int | None) -> list[Item]:
+    try:
+        # Its progress bar has no switch.
+        with redirect_stderr(io.StringIO()):
+            task.build_all_requests(limit=limit, rank=0, world_size=1)
+    except (*SCORER_ERRORS, _template_error()) as error:
+        raise EvaluationError(f"{where}: lm-eval cannot build the requests: {error!r}") from error
+    by_document: dict[int, list[Any]] = {}
+    for instance in task.instances:
+        by_document.setdefault(instance.doc_id, []).append(instance)
+    return [
+        Item(instances[0].doc, tuple(sorted(instances, key=lambda instance: int(instance.idx))))
+        for instances in by_document.values()
+    ]
+
+
+def _chosen_metric(spec: TaskSpec, task: Any) -> tuple[str, int]:
+    """(metric, index of the filter).
+
+    Raises:
+        EvaluationError: the task has no such metric or filter, or its aggregation is not the mean.
+    """
+    from lm_eval.api.metrics import mean
+
+    aggregations = task.aggregation()
+    filters = [ensemble.name for ensemble in task._filters]
+    good = [metric for metric, function in aggregations.items() if function is mean]
+    name, _, filter_name = (spec.metric or next(iter([*good, *aggregations]), "")).partition(",")
+    if name not in aggregations:
+        raise EvaluationError(_unknown(f"task {spec.task!r}: no metric", name, list(aggregations)))
+    if name not in good:
+        raise EvaluationError(
+            f"task {spec.task!r}: metric {name!r} is not a mean over items, so it has no item scores; "
+            f"metrics of this task that are: {', '.join(good) or 'none'}"
+        )
+    if filter_name and filter_name not in filters:
+        raise EvaluationError(_unknown(f"task {spec.task!r}: no filter", filter_name, filters))
+    return name, filters.index(filter_name) if filter_name else 0
+
+
+def _unknown(what: str, name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{what} {name!r}{hint} It has: {', '.join(known) or 'none'}"
+
+
+def _check_disjoint(name: str, splits: Mapping[Split, TaskItems]) -> None:
+    keys = {split: items.keys() for split, items in splits.items()}
+    for one, two in combinations(keys, 2):
+        documents = {document for document, _ in keys[one]}
+        requests = {request for _, request in keys[one]}
+        shared = [
+            number
+            for number, (document, request) in enumerate(keys[two])
+            if document in documents or request in requests
+        ]
+        if shared:
+            raise EvaluationError(
+                f"task {name!r}: {len(shared)} of the {len(keys[two])} {two.value} items are also {one.value} items "
+                f"(the first is {two.value} item {shared[0]}); the splits must be disjoint, or scores are optimistic"
+            )

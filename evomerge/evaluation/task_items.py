@@ -1,0 +1,183 @@
+"""The items of one task and split: their requests, built once, and their scores, computed for every candidate."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.core import EvaluationError, canonical_json
+from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
+from evomerge.evaluation.encoding import Encoder
+
+SCORER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a task's own functions and lm-eval's metrics raise on an item they cannot handle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One document of a task and what lm-eval asks the model about it.
+
+    Attributes:
+        document: the row of the data set.
+        instances: lm-eval's requests of this document, in the order of their `idx`; reused for every candidate.
+    """
+
+    document: Any
+    instances: tuple[Any, ...]
+
+
+class TaskItems:
+    """The items of one split, in the data set's order.
+
+    Args:
+        where: task and split, for messages.
+        task: lm-eval's task object for this split.
+        metric: whose value is an item's score.
+        filter_index: which of the task's filters is applied to the model's answers.
+        items: documents with their requests.
+        encoder: turns their texts into tokens.
+
+    Attributes:
+        likelihoods, generations: the requests to the engine, in the order of the items; one of the two is empty.
+        prompt_tokens: tokens that the model reads.
+
+    Raises:
+        EvaluationError: a request that the engines cannot serve (sampling, no text to score).
+    """
+
+    def __init__(
+        self, where: str, task: Any, *, metric: str, filter_index: int, items: Sequence[Item], encoder: Encoder
+    ) -> None:
+        self._where, self._task, self._metric, self._items = where, task, metric, tuple(items)
+        self._filter = task._filters[filter_index]
+        likelihoods, generations = [], []
+        for number, item in enumerate(self._items):
+            for instance in item.instances:
+                if instance.request_type == "generate_until":
+                    generations.append(_generate_request(f"{where}, item {number}", instance, encoder))
+                else:
+                    likelihoods.append(_likelihood_request(f"{where}, item {number}", instance, encoder))
+        self.likelihoods: tuple[LogLikelihoodRequest, ...] = tuple(likelihoods)
+        self.generations: tuple[GenerateRequest, ...] = tuple(generations)
+        self.prompt_tokens = sum(len(request.context) + len(request.continuation) for request in likelihoods) + sum(
+            len(request.prompt) for request in generations
+        )
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def check_lengths(self, max_length: int) -> None:
+        """Checks that the engine can serve every item without cutting its text.
+
+        Raises:
+            EvaluationError: names the longest item.
+        """
+        sizes = [len(request.context) + len(request.continuation) for request in self.likelihoods]
+        sizes += [len(request.prompt) + request.max_tokens for request in self.generations]
+        longest = max(range(len(sizes)), key=sizes.__getitem__)
+        if sizes[longest] > max_length:
+            counts = [len(item.instances) for item in self._items]
+            number = int(np.searchsorted(np.cumsum(counts), longest, side="right"))
+            what = "prompt and max_gen_toks" if self.generations else "context and continuation"
+            raise EvaluationError(
+                f"{self._where}, item {number}: {what} take {sizes[longest]} tokens, the engine has room for {max_length} "
+                f"({sum(size > max_length for size in sizes)} of {len(sizes)} requests are too long); raise engine.max_model_len"
+                + (", or lower generation_kwargs.max_gen_toks in the task file" if self.generations else "")
+            )
+
+    def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
+        """Scores of the items, shape (n,), as lm-eval's `process_results` gives them.
+
+        Args:
+            likelihoods, generations: the engine's answers to `self.likelihoods` and `self.generations`.
+
+        Raises:
+            EvaluationError: a scorer fails on an item, or gives something else than a number; names the item.
+        """
+        answers: list[Any] = (
+            [generation.text for generation in generations]
+            if self.generations
+            else [(answer.log_probability, answer.is_greedy) for answer in likelihoods]
+        )
+        instances = [instance for item in self._items for instance in item.instances]
+        for instance, answer in zip(instances, answers, strict=True):
+            instance.resps, instance.filtered_resps = [answer], {}
+        try:
+            self._filter.apply(instances)
+        except SCORER_ERRORS as error:
+            raise EvaluationError(f"{self._where}: filter {self._filter.name!r} fails: {error!r}") from error
+        return np.array([self._item_score(number, item) for number, item in enumerate(self._items)])
+
+    def _item_score(self, number: int, item: Item) -> float:
+        where = f"{self._where}, item {number}"
+        results = [instance.filtered_resps[self._filter.name] for instance in item.instances]
+        try:
+            metrics = self._task.process_results(item.document, results)
+        except SCORER_ERRORS as error:
+            raise EvaluationError(f"{where}: the scorer fails: {error!r}") from error
+        value = metrics.get(self._metric)
+        if isinstance(value, bool | int | float | np.number) and math.isfinite(value):
+            return float(value)
+        got = f"gives {value!r}" if self._metric in metrics else f"gives only {', '.join(metrics)}"
+        raise EvaluationError(f"{where}: metric {self._metric!r} must be one finite number per item, the scorer {got}")
+
+    def keys(self) -> list[tuple[Hashable, Hashable]]:
+        """Two keys per item, its document and its requests: items of two splits that share either are the same item."""
+        return [
+            (
+                canonical_json(_plain(item.document)),
+                canonical_json([_plain(list(instance.args)) for instance in item.instances])
+                + canonical_json(_plain(self._task.doc_to_target(item.document))),
+            )
+            for item in self._items
+        ]
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON; what JSON cannot say (dates, images, NaN) by its text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return repr(value)
+
+
+def _likelihood_request(where: str, instance: Any, encoder: Encoder) -> LogLikelihoodRequest:
+    context, continuation = instance.args
+    before, after = encoder.pair(context, continuation)
+    if not after:
+        raise EvaluationError(f"{where}: nothing to score: {continuation!r} adds no token after {context[-40:]!r}")
+    return LogLikelihoodRequest(before, after)
+
+
+def _generate_request(where: str, instance: Any, encoder: Encoder) -> GenerateRequest:
+    """As lm-eval 0.4.13 reads generation arguments (`normalize_gen_kwargs`, `handle_stop_sequences`), greedy only."""
+    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+
+    context, arguments = instance.args
+    settings = normalize_gen_kwargs(arguments)
+    if settings["do_sample"] and settings["temperature"] > 0:
+        raise EvaluationError(
+            f"{where}: generation_kwargs asks for sampling (temperature {settings['temperature']}); only greedy decoding "
+            "gives a candidate one score. Set do_sample: false"
+        )
+    stop = handle_stop_sequences(settings["until"], encoder.end_text)
+    prompt = encoder.prompt(context)
+    if not prompt:
+        raise EvaluationError(f"{where}: the prompt is empty")
+    return GenerateRequest(prompt, settings["max_gen_toks"], tuple(dict.fromkeys(text for text in stop if text)))

@@ -1,0 +1,143 @@
+"""The settings of an lm-eval task, from a local file or from lm-eval's own collection, with everything that runs code refused.
+
+A local task file is data that may come from a stranger. Unless its code is trusted, it may not name Python functions or
+classes, metrics that are downloaded as code, pickled data, or templates that reach outside the sandbox.
+"""
+
+import copy
+import importlib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.exceptions
+import jinja2.sandbox
+
+from evomerge.core import EvaluationError
+from evomerge.evaluation.task_files import data_files, is_task_file, read_task_file
+
+_TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice", "description", "gen_prefix")
+_CODE_KEYS = ("class", "use_prompt", "custom_dataset", "process_docs", "process_results")
+"""Keys whose value is code, or names code that lm-eval would import."""
+_PICKLED_DATA = ("pandas",)
+"""Loaders of the `datasets` package that unpickle files."""
+
+
+def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
+    """The settings of a task as lm-eval's `TaskConfig` takes them; data files of a local task are absolute paths.
+
+    Args:
+        task: path of a YAML file, or a name that lm-eval knows (its own task files are trusted; finding one takes seconds).
+        trust_code: allow what runs code in a local file.
+
+    Raises:
+        EvaluationError: no such file or task, or code that is not trusted.
+    """
+    if not is_task_file(task):
+        return _named_settings(task)
+    path = Path(task)
+    if trust_code:
+        loader = importlib.import_module("lm_eval.tasks._yaml_loader")
+        settings = dict(loader.load_yaml(path))
+    else:
+        settings = read_task_file(path)
+        _refuse_code(path, settings)
+    settings = copy.deepcopy(settings)
+    for key in ("tag", "group", "task_list"):
+        settings.pop(key, None)
+    kwargs = settings.get("dataset_kwargs") or {}
+    if kwargs.get("data_files"):
+        files = {split: [str(name.resolve()) for name in names] for split, names in data_files(path).items()}
+        settings["dataset_kwargs"] = kwargs | {"data_files": files}
+    return settings
+
+
+def _named_settings(task: str) -> dict[str, Any]:
+    tasks = importlib.import_module("lm_eval.tasks")
+    loader = importlib.import_module("lm_eval.tasks._yaml_loader")
+    index = tasks.TaskManager().task_index
+    entry = index.get(task)
+    if entry is None:
+        near = get_close_matches(task, index, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise EvaluationError(
+            f"lm-eval knows no task {task!r}{hint} A local task is named by the path of its YAML file"
+        )
+    if entry.kind.name not in ("TASK", "PY_TASK") or entry.yaml_path is None:
+        raise EvaluationError(f"{task!r} is a group of lm-eval tasks; name the tasks in it one by one")
+    settings = dict(loader.load_yaml(entry.yaml_path))
+    if "class" in settings:
+        raise EvaluationError(
+            f"lm-eval task {task!r} is a Python class; only tasks that are settings can be evaluated here"
+        )
+    for key in ("tag", "group", "task_list"):
+        settings.pop(key, None)
+    settings["metadata"] = settings.get("metadata") if isinstance(settings.get("metadata"), dict) else {}
+    return settings
+
+
+def _refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses what would run code other than lm-eval's own."""
+    why = "runs code; set trust_task_code: true if you trust this file"
+    for key in _CODE_KEYS:
+        if settings.get(key) is not None:
+            raise EvaluationError(f"{path}: {key}: {why}")
+    if settings.get("unsafe_code"):
+        raise EvaluationError(f"{path}: unsafe_code: {why}")
+    if "include" in settings:
+        raise EvaluationError(f"{path}: include: not supported in a local task file; copy the keys into it")
+    if settings.get("dataset_path") in _PICKLED_DATA:
+        raise EvaluationError(f"{path}: dataset_path: {settings['dataset_path']} unpickles files, which {why}")
+    importlib.import_module("lm_eval.api.metrics")  # fills the registry
+    known = importlib.import_module("lm_eval.api.registry").METRIC_REGISTRY
+    for entry in settings.get("metric_list") or []:
+        name = entry.get("metric") if isinstance(entry, dict) else entry
+        if isinstance(entry, dict) and entry.get("hf_evaluate"):
+            raise EvaluationError(f"{path}: metric_list: {name}: hf_evaluate downloads code and {why}")
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise EvaluationError(
+                f"{path}: metric_list: unknown metric {name!r}{hint} Known: {', '.join(sorted(known))}"
+            )
+
+
+def check_templates(path: str, settings: Mapping[str, Any], documents: Iterable[Mapping[str, Any]]) -> None:
+    """Renders every template of an untrusted task file for every document in Jinja's sandbox.
+
+    lm-eval renders without a sandbox. Rendering depends on nothing but template and document, so what the sandbox lets pass is
+    safe there too.
+
+    Raises:
+        EvaluationError: a template reaches for Python's internals.
+    """
+    sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    sandbox.filters["regex_replace"] = importlib.import_module("lm_eval.utils").env.filters["regex_replace"]
+    fewshot = settings.get("fewshot_config") or {}
+    templates = [
+        (where, source[key])
+        for where, source in (("", settings), ("fewshot_config.", fewshot))
+        for key in _TEMPLATES
+        if isinstance(source.get(key), str)
+    ]
+    documents = list(documents)
+    for where, text in templates:
+        try:
+            template = sandbox.from_string(text)
+        except jinja2.TemplateSyntaxError:
+            continue  # the name of a column, or an error that lm-eval reports itself
+        for document in documents:
+            _render(f"{path}: {where}{text!r}", template, document)
+
+
+def _render(where: str, template: jinja2.Template, document: Mapping[str, Any]) -> None:
+    try:
+        template.render(**document)
+    except jinja2.UndefinedError:
+        return  # the same without a sandbox, where lm-eval reports it
+    except jinja2.exceptions.SecurityError as error:
+        raise EvaluationError(f"{where}: the template leaves the sandbox: {error}") from error
+    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise EvaluationError(f"{where}: the template fails: {error!r}") from error

@@ -1,0 +1,42 @@
+"""`TaskSpec`: which lm-eval task, which metric, which of its items. Plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from evomerge.core import EvaluationError, Split
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """One task of a run.
+
+    Attributes:
+        task: path of an lm-eval task file (`*.yaml`), or a task name that lm-eval knows.
+        metric: a metric of the task, or `metric,filter` as lm-eval prints it; None = the first metric that is a mean over items,
+            and the first filter.
+        name: what the score is called; None = the task's own name.
+        splits: our split -> the data set's split; a split that is not given is looked for under its own name.
+        limit: use only the first so many items of every split.
+    """
+
+    task: str
+    metric: str | None = None
+    name: str | None = None
+    splits: Mapping[Split, str] = field(default_factory=dict)
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises EvaluationError on a limit below one, or one data split that is given twice."""
+        if self.limit is not None and self.limit < 1:
+            raise EvaluationError(f"task {self.task!r}: limit must be at least 1, got {self.limit}")
+        given = list(self.splits.values())
+        twice = sorted({name for name in given if given.count(name) > 1})
+        if twice:
+            raise EvaluationError(
+                f"task {self.task!r}: {', '.join(twice)} is given to several of search, select and report; "
+                "they must be disjoint"
+            )
+
+    def data_split(self, split: Split) -> str:
+        """The data set's name of `split`."""
+        return self.splits.get(split, split.value)

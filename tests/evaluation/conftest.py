@@ -1,0 +1,69 @@
+import json
+
+import pytest
+import torch
+
+from evomerge.core import random_stream
+from evomerge.testing.tiny_models import write_tiny_llama
+
+# More threads than free cores make tiny models ten times slower.
+torch.set_num_threads(1)
+
+SPLITS = ("search", "select", "report")
+N_ITEMS = 30
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Two tiny models with the same tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    return [
+        write_tiny_llama(folder / name, seed=seed, hidden=64, vocab=99, dtype="float32", init_std=0.3)
+        for seed, name in enumerate(("a", "b"))
+    ]
+
+
+@pytest.fixture(scope="session")
+def task_folder(tmp_path_factory):
+    """`choices.yaml` (multiple choice), `likely.yaml` (loglikelihood), `write.yaml` (generate_until, two filters)."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for split in SPLITS:
+        stream = random_stream(0, "tasks", split)
+
+        def word(stream=stream):
+            return "".join(stream.choice(list("abcdefgh"), int(stream.integers(1, 5))))
+
+        rows = [
+            {
+                "question": f"{word()} {word()}",
+                "choices": [word() + str(i) for i in range(4)],
+                "answer": int(stream.integers(4)),
+                "letter": str(stream.choice(list("abcdefghijklmnopqrstuvwxyz"))),
+            }
+            for _ in range(N_ITEMS)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = "dataset_path: json\ndataset_kwargs:\n  data_files:\n" + "".join(f"    {s}: {s}.jsonl\n" for s in SPLITS)
+    (folder / "choices.yaml").write_text(
+        "task: choices\n" + data + "output_type: multiple_choice\ntest_split: search\n"
+        'doc_to_text: "Q: {{question}} \\nA:"\ndoc_to_choice: choices\ndoc_to_target: answer\n'
+        "metric_list:\n"
+        "  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
+        "  - {metric: acc_norm, aggregation: mean, higher_is_better: true}\n"
+        "  - {metric: mcc, aggregation: matthews_corrcoef, higher_is_better: true}\n"
+    )
+    (folder / "likely.yaml").write_text(
+        "task: likely\n" + data + "output_type: loglikelihood\ntest_split: search\n"
+        'doc_to_text: "{{question}} "\ndoc_to_target: letter\n'
+    )
+    (folder / "write.yaml").write_text(
+        "task: write\n" + data + "output_type: generate_until\ntest_split: search\n"
+        'doc_to_text: "Say {{question}}:"\ndoc_to_target: letter\n'
+        'generation_kwargs: {until: ["\\n", "z", "Q"], max_gen_toks: 12, do_sample: false}\n'
+        "filter_list:\n"
+        "  - {name: whole, filter: [{function: take_first}]}\n"
+        "  - {name: first-letter, filter: "
+        "[{function: regex, regex_pattern: '([a-z])'}, {function: take_first}]}\n"
+        "metric_list:\n  - {metric: exact_match, aggregation: mean, higher_is_better: true}\n"
+    )
+    return folder
