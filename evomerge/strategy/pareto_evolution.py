@@ -1,4 +1,4 @@
-"""`nsga2`: Pareto search in steady state, with pymoo's operators and survival rules.
+"""Pareto search in steady state, with pymoo's operators: what `nsga2` and its relatives share.
 
 No generations: each ask mates two members of the current population (binary tournament, simulated binary crossover,
 polynomial mutation), each result enters at once and the survival rule drops one member. So any number of evaluations
@@ -6,23 +6,21 @@ can be pending. The first members are the seeds, then the points of a scrambled 
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from pymoo.algorithms.moo.nsga2 import binary_tournament
 from pymoo.core.individual import Individual
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
 from pymoo.operators.selection.tournament import TournamentSelection
-from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
-from evomerge.core import VectorGenome, random_stream
+from evomerge.core import ConfigError, VectorGenome, random_stream
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import SobolStream
@@ -48,29 +46,40 @@ class ParetoEvolutionOptions(StrategyOptions):
 
 
 class ParetoEvolution(ReplayStrategy):
-    """A steady-state evolutionary search; subclasses choose the survival rule.
+    """A steady-state evolutionary search; subclasses choose tournament and survival.
 
     FAILED and INFEASIBLE candidates never enter the population. Seeds are its first members.
     """
 
     options_type: ClassVar[type[StrategyOptions]] = ParetoEvolutionOptions
     options: ParetoEvolutionOptions
+    min_objectives: ClassVar[int] = 2
+    tournament_type: ClassVar[str] = "comp_by_rank_and_crowding"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if len(self.objectives) < self.min_objectives:
+            raise ConfigError(
+                f"strategy {self.name} needs at least {self.min_objectives} objectives, got {len(self.objectives)}; "
+                "use nsga2 or cma_es for one"
+            )
         options = self.options
         self._generator = random_stream(self.random_seed, self.name, "mating")
         self._initial = SobolStream(self.dimension, random_stream(self.random_seed, self.name, "sobol"))
         self._problem = Problem(n_var=self.dimension, n_obj=len(self.objectives), xl=0.0, xu=1.0)
-        self._selection = TournamentSelection(func_comp=binary_tournament)
+        self._selection = TournamentSelection(func_comp=self._tournament())
         # what pymoo's tournament wants to know of its algorithm
-        self._rules = SimpleNamespace(tournament_type="comp_by_dom_and_crowding", random_state=self._generator)
+        self._rules = SimpleNamespace(tournament_type=self.tournament_type, random_state=self._generator)
         self._crossover = SBX(prob=options.crossover_probability, eta=options.crossover_eta, n_offsprings=1)
         self._mutation = PM(prob=1.0, eta=options.mutation_eta, prob_var=options.mutation_probability)
         self._survival = self._make_survival()
         self._population = Population()
         self._sobol_pending: set[str] = set()
         self._seen: set[tuple[float, ...]] = set()
+
+    @abstractmethod
+    def _tournament(self) -> Callable[..., NDArray[np.int_]]:
+        """The pymoo function that decides between two members."""
 
     @abstractmethod
     def _make_survival(self) -> Any:
@@ -124,15 +133,6 @@ class ParetoEvolution(ReplayStrategy):
             if values not in self._seen:
                 return Proposal(VectorGenome(values), tuple(parent.get("candidate_id") for parent in parents[0]))
         return Proposal(self._initial.next())
-
-
-class Nsga2(ParetoEvolution):
-    """NSGA-II (Deb et al. 2002, 10.1109/4235.996017): non-dominated rank, then crowding distance."""
-
-    name: ClassVar[str] = "nsga2"
-
-    def _make_survival(self) -> RankAndCrowding:
-        return RankAndCrowding()
 
 
 def _unit_tuple(values: NDArray[np.float64]) -> tuple[float, ...]:

@@ -18,7 +18,11 @@ ENTRY_POINT_GROUP = "evomerge.strategies"
 STRATEGIES: Mapping[str, str] = MappingProxyType(
     {
         "cma_es": "evomerge.strategy.cma_es:CmaEs",
-        "nsga2": "evomerge.strategy.pareto_evolution:Nsga2",
+        "nsga2": "evomerge.strategy.pareto:Nsga2",
+        "nevergrad": "evomerge.strategy.nevergrad_optimizer:NevergradStrategy",
+        "nsga3": "evomerge.strategy.pareto:Nsga3",
+        "sms_emoa": "evomerge.strategy.pareto:SmsEmoa",
+        "optuna": "evomerge.strategy.optuna_sampler:OptunaStrategy",
         "random": "evomerge.strategy.space_filling:RandomSearch",
         "sobol": "evomerge.strategy.space_filling:SobolSearch",
     }

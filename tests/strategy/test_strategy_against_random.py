@@ -52,14 +52,14 @@ def test_cma_es(function, options):
     assert np.median(ours) < 0.1 * np.median(random)
 
 
-@pytest.mark.parametrize("name", ["nsga2"])
+@pytest.mark.parametrize("name", ["nsga2", "sms_emoa"])
 def test_two_objectives(name):
     ours = [hypervolume(search(name, zdt1, 8, 2, 400, seed), [1.1, 1.1]) for seed in SEEDS]
     random = [hypervolume(search("random", zdt1, 8, 2, 400, seed), [1.1, 1.1]) for seed in SEEDS]
     assert np.median(ours) > np.median(random) + 0.1
 
 
-@pytest.mark.parametrize("name", ["nsga2"])
+@pytest.mark.parametrize("name", ["nsga2", "nsga3", "sms_emoa"])
 def test_three_objectives(name):
     ours = [hypervolume(search(name, dtlz2, 8, 3, 300, seed), [1.1] * 3) for seed in SEEDS]
     random = [hypervolume(search("random", dtlz2, 8, 3, 300, seed), [1.1] * 3) for seed in SEEDS]

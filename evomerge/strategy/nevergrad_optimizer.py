@@ -1,0 +1,143 @@
+"""`nevergrad`: any optimiser of Nevergrad by its registered name, on d coordinates bounded to [0, 1].
+
+LoRAHub (arXiv 2307.13269) is `optimizer: NGOpt`, `budget: 40` and an L1 penalty of 0.05 per unit of mean |w| with
+w in [-1.5, 1.5]; in unit coordinates: `l1: 0.15` around `l1_centre: 0.5`.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import nevergrad
+import numpy as np
+from pydantic import Field
+
+from evomerge.core import ConfigError, VectorGenome, random_stream
+from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+from evomerge.strategy.replay import ReplayStrategy
+
+_UNKNOWN_LOSS = 1e20
+"""Below 5e20, where nevergrad clips."""
+
+
+class NevergradOptions(StrategyOptions):
+    """Options of `nevergrad`."""
+
+    optimizer: str = Field(
+        "NGOpt", description="name in nevergrad.optimizers.registry; NGOpt chooses by dimension and budget"
+    )
+    budget: int = Field(100, ge=1, description="evaluations it should plan for; set it to the search's budget")
+    n_workers: int = Field(
+        2, ge=2, description="candidates that are usually pending; 1 would select methods that run in threads and block"
+    )
+    l1: float = Field(
+        0.0, ge=0.0, allow_inf_nan=False, description="added to every loss per unit of mean |x - l1_centre|"
+    )
+    l1_centre: float = Field(0.5, ge=0.0, le=1.0, description="unit coordinate that the L1 penalty pulls to")
+
+
+class NevergradStrategy(ReplayStrategy):
+    """Asks and tells a Nevergrad optimiser; several objectives go through its hypervolume indicator.
+
+    Strictly sequential optimisers (Cobyla, SQP, Powell; NGOpt with one worker would choose one of them) are refused: they
+    run in a thread that blocks the next ask, outlives the search and cannot be resumed.
+
+    FAILED and INFEASIBLE candidates are told the worst loss so far plus the range so far. Before any result is known they
+    are told 1e20; with several objectives they are held back instead, for such a value would fix the indicator's bounds. Seeds are told as points that were not asked; an optimiser that cannot take such points
+    starts without them. `recommend` looks at the losses without the L1 penalty.
+    """
+
+    name: ClassVar[str] = "nevergrad"
+    options_type: ClassVar[type[StrategyOptions]] = NevergradOptions
+    options: NevergradOptions
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        registry = nevergrad.optimizers.registry
+        if self.options.optimizer not in registry:
+            raise ConfigError(
+                f"strategy nevergrad: there is no optimizer {self.options.optimizer!r}; usual ones: NGOpt, CMA, DE, "
+                "TwoPointsDE, OnePlusOne, PSO, TBPSA (all: nevergrad.optimizers.registry)"
+            )
+        # parts of nevergrad (metamodels, some mutations) draw from NumPy's global generator: they get a state of their own
+        self._global_state = np.random.RandomState(
+            random_stream(self.random_seed, "nevergrad").integers(2**32)
+        ).get_state()
+        with self._quiet():
+            self._optimizer = self._make_optimizer()
+        self._asked: dict[str, Any] = {}
+        self._held_back: list[Any] = []
+        self._seen: list[tuple[float, ...]] = []
+
+    def _make_optimizer(self) -> Any:
+        array = nevergrad.p.Array(init=np.full(self.dimension, 0.5), lower=0.0, upper=1.0)
+        # nevergrad draws from the legacy generator; this one belongs to the optimiser alone
+        array.random_state = np.random.RandomState(self.random_seed % 2**32)
+        try:
+            return nevergrad.optimizers.registry[self.options.optimizer](
+                array, budget=self.options.budget, num_workers=self.options.n_workers
+            )
+        except ValueError as error:
+            raise ConfigError(f"strategy nevergrad: {self.options.optimizer} cannot be used so: {error}") from error
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Nevergrad's warnings are hidden and NumPy's global generator is lent to it and put back."""
+        outside = np.random.get_state()  # noqa: NPY002
+        np.random.set_state(self._global_state)  # noqa: NPY002
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            self._global_state = np.random.get_state()  # noqa: NPY002
+            np.random.set_state(outside)  # noqa: NPY002
+
+    def _start(self, seeds: Sequence[Told]) -> None:
+        for seed in seeds:
+            if seed.losses is None:
+                continue
+            with self._quiet():
+                point = self._optimizer.parametrization.spawn_child(new_value=np.array(seed.candidate.genome.values))
+            try:
+                self._tell(point, self._penalised(seed))
+            except nevergrad.errors.TellNotAskedNotSupportedError:
+                return
+
+    def _propose(self) -> Proposal:
+        with self._quiet():
+            point = self._optimizer.ask()
+        self._asked[candidate_id(self._n_asked + 1)] = point
+        return Proposal(VectorGenome(tuple(np.clip(np.asarray(point.value, dtype=np.float64), 0.0, 1.0).tolist())))
+
+    def _learn(self, told: Told) -> None:
+        point = self._asked.pop(told.candidate.id)
+        if told.losses is not None:
+            self._tell(point, self._penalised(told))
+            held_back, self._held_back = self._held_back, []
+            for waiting in held_back:
+                self._tell(waiting, self._worst())
+        elif self._seen:
+            self._tell(point, self._worst())
+        elif len(self.objectives) == 1:
+            self._tell(point, (_UNKNOWN_LOSS,) * len(self.objectives))
+        else:
+            self._held_back.append(point)
+
+    def _penalised(self, told: Told) -> tuple[float, ...]:
+        penalty = self.options.l1 * float(
+            np.mean(np.abs(np.array(told.candidate.genome.values) - self.options.l1_centre))
+        )
+        losses = tuple(loss + penalty for loss in told.losses or ())
+        self._seen.append(losses)
+        return losses
+
+    def _worst(self) -> tuple[float, ...]:
+        seen = np.array(self._seen)
+        spread = seen.max(axis=0) - seen.min(axis=0)
+        return tuple((seen.max(axis=0) + np.where(spread > 0.0, spread, 1.0)).tolist())
+
+    def _tell(self, point: Any, losses: tuple[float, ...]) -> None:
+        with self._quiet():
+            self._optimizer.tell(point, losses[0] if len(losses) == 1 else np.array(losses))

@@ -1,0 +1,112 @@
+"""`optuna`: any sampler of Optuna by its class name (arXiv 1907.10902), on d uniform parameters in [0, 1].
+
+The study lives in memory and is rebuilt by replay. Pending candidates are Optuna's running trials.
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import optuna
+from pydantic import Field
+
+from evomerge.core import ConfigError, VectorGenome
+from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+from evomerge.strategy.replay import ReplayStrategy
+
+_SINGLE_OBJECTIVE = frozenset({"CmaEsSampler"})
+_NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "torch"}
+"""Packages that Optuna imports at the first proposal of a sampler; missing ones must be found earlier."""
+
+
+class OptunaOptions(StrategyOptions):
+    """Options of `optuna`."""
+
+    sampler: str = Field("TPESampler", description="class name in optuna.samplers; TPESampler is Optuna's own default")
+    sampler_options: dict[str, bool | int | float | str | None] = Field(
+        default_factory=dict,
+        description="keyword arguments of the sampler, as Optuna documents them; `seed` is set by us",
+    )
+
+
+class OptunaStrategy(ReplayStrategy):
+    """Asks and tells an in-memory Optuna study.
+
+    FAILED and INFEASIBLE candidates become failed trials, which Optuna's samplers leave out. Seeds become finished trials.
+    """
+
+    name: ClassVar[str] = "optuna"
+    options_type: ClassVar[type[StrategyOptions]] = OptunaOptions
+    options: OptunaOptions
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if len(self.objectives) > 1 and self.options.sampler in _SINGLE_OBJECTIVE:
+            raise ConfigError(
+                f"strategy optuna: {self.options.sampler} takes one objective, got {len(self.objectives)}; "
+                "use TPESampler, NSGAIISampler or GPSampler, or the strategy cma_es with weights"
+            )
+        self._space: dict[str, optuna.distributions.BaseDistribution] = {
+            f"x{index}": optuna.distributions.FloatDistribution(0.0, 1.0) for index in range(self.dimension)
+        }
+        self._trial_of: dict[str, int] = {}
+        self._study = _silent_study(self._sampler(), len(self.objectives))
+
+    def _sampler(self) -> optuna.samplers.BaseSampler:
+        name = self.options.sampler
+        sampler_type = getattr(optuna.samplers, name, None)
+        if not (isinstance(sampler_type, type) and issubclass(sampler_type, optuna.samplers.BaseSampler)):
+            known = sorted(
+                known for known in optuna.samplers.__all__ if known.endswith("Sampler") and known != "BaseSampler"
+            )
+            raise ConfigError(f"strategy optuna: there is no sampler {name!r}; known: {', '.join(known)}")
+        if name in _NEEDS and importlib.util.find_spec(_NEEDS[name]) is None:
+            raise ConfigError(
+                f"strategy optuna: {name} needs the package {_NEEDS[name]!r}; install it or choose another sampler"
+            )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return sampler_type(**self._seeded(self.options.sampler_options))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"strategy optuna: {name} does not take {dict(self.options.sampler_options)}: {error}"
+            ) from error
+
+    def _seeded(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        if "seed" in options:
+            raise ConfigError("strategy optuna: leave `seed` out of sampler_options, it follows the search's seed")
+        return {**options, "seed": self.random_seed % 2**32}
+
+    def _start(self, seeds: Sequence[Told]) -> None:
+        for seed in seeds:
+            if seed.losses is not None:
+                trial = optuna.trial.create_trial(
+                    params=dict(zip(self._space, seed.candidate.genome.values, strict=True)),
+                    distributions=self._space,
+                    values=list(seed.losses),
+                )
+                self._study.add_trial(trial)
+
+    def _propose(self) -> Proposal:
+        trial = self._study.ask(self._space)
+        self._trial_of[candidate_id(self._n_asked + 1)] = trial.number
+        return Proposal(VectorGenome(tuple(min(max(float(trial.params[name]), 0.0), 1.0) for name in self._space)))
+
+    def _learn(self, told: Told) -> None:
+        number = self._trial_of.pop(told.candidate.id)
+        if told.losses is None:
+            self._study.tell(number, state=optuna.trial.TrialState.FAIL)
+        else:
+            self._study.tell(number, list(told.losses))
+
+
+def _silent_study(sampler: optuna.samplers.BaseSampler, n_objectives: int) -> optuna.Study:
+    """A minimising study; Optuna would log its creation to stderr."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.create_study(sampler=sampler, directions=["minimize"] * n_objectives)
+    finally:
+        optuna.logging.set_verbosity(verbosity)

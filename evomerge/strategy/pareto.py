@@ -1,0 +1,76 @@
+"""`nsga2`, `nsga3`, `sms_emoa`: who survives in a steady-state Pareto search. The rules are pymoo's."""
+
+from collections.abc import Callable
+from math import comb
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pymoo.algorithms.moo.nsga2 import binary_tournament
+from pymoo.algorithms.moo.nsga3 import ReferenceDirectionSurvival
+from pymoo.algorithms.moo.sms import LeastHypervolumeContributionSurvival, cv_and_dom_tournament
+from pymoo.core.population import Population
+from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
+from pymoo.util.ref_dirs import get_reference_directions
+
+from evomerge.strategy.pareto_evolution import ParetoEvolution
+
+Tournament = Callable[..., NDArray[np.int_]]
+
+
+class Nsga2(ParetoEvolution):
+    """NSGA-II (Deb et al. 2002, 10.1109/4235.996017): non-dominated rank, then crowding distance. Two objectives."""
+
+    name: ClassVar[str] = "nsga2"
+    min_objectives: ClassVar[int] = 1
+    tournament_type: ClassVar[str] = "comp_by_dom_and_crowding"
+
+    def _tournament(self) -> Tournament:
+        return binary_tournament  # type: ignore[no-any-return]
+
+    def _make_survival(self) -> RankAndCrowding:
+        return RankAndCrowding()
+
+
+class Nsga3(ParetoEvolution):
+    """NSGA-III (Deb and Jain 2014, 10.1109/TEVC.2013.2281535): niches along reference directions. Three or more objectives.
+
+    The directions are Das and Dennis' simplex lattice, as fine as `population_size` allows.
+    """
+
+    name: ClassVar[str] = "nsga3"
+
+    def _tournament(self) -> Tournament:
+        return cv_and_dom_tournament  # type: ignore[no-any-return]
+
+    def _make_survival(self) -> ReferenceDirectionSurvival:
+        n_objectives = len(self.objectives)
+        partitions = 1
+        while comb(partitions + n_objectives, n_objectives - 1) <= self.options.population_size:
+            partitions += 1
+        return ReferenceDirectionSurvival(get_reference_directions("das-dennis", n_objectives, n_partitions=partitions))
+
+
+class SmsEmoa(ParetoEvolution):
+    """SMS-EMOA (Beume et al. 2007, 10.1016/j.ejor.2006.08.008): the member with the least hypervolume of its own goes."""
+
+    name: ClassVar[str] = "sms_emoa"
+
+    def _tournament(self) -> Tournament:
+        return cv_and_dom_tournament  # type: ignore[no-any-return]
+
+    def _make_survival(self) -> LeastHypervolumeContributionSurvival:
+        return LeastHypervolumeContributionSurvival()
+
+    def _survive(self, population: Population) -> Population:
+        # a single point or a flat objective has no range to normalise by
+        losses = population.get("F")
+        spread = losses.max(axis=0) - losses.min(axis=0)
+        return self._survival.do(
+            self._problem,
+            population,
+            n_survive=min(self.options.population_size, len(population)),
+            ideal=losses.min(axis=0),
+            nadir=losses.max(axis=0) + np.where(spread > 0.0, 0.0, 1.0),
+            random_state=self._generator,
+        )
