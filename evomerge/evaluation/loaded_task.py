@@ -81,6 +81,8 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
     metric = filter_name = ""
     for split in Split:
         part = spec.data_split(split)
+        if split not in spec.splits and part in spec.splits.values():
+            continue  # the user gave this part of the data another role
         if part not in dataset:
             if split in spec.splits or split is Split.SEARCH:
                 raise EvaluationError(

@@ -1,6 +1,7 @@
 """Task files as text: their name and fingerprint, without loading lm-eval."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ def is_task_file(task: str) -> bool:
     return task.endswith((".yaml", ".yml"))
 
 
-def read_task_file(path: Path) -> dict[str, Any]:
+_FUNCTION_TAG = re.compile(r"!function\s+([\w./-]+)")
+
+
+def read_task_file(path: Path, *, functions_as_text: bool = False) -> dict[str, Any]:
     """The settings of an lm-eval task file.
+
+    Args:
+        path: the file.
+        functions_as_text: read `!function module.name` as that text instead of refusing it; nothing is run either way.
 
     Raises:
         EvaluationError: no such file, not YAML, not a mapping, or a tag that runs code.
@@ -24,6 +32,12 @@ def read_task_file(path: Path) -> dict[str, Any]:
         raise EvaluationError(f"no such task file: {path}") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise EvaluationError(f"{path}: not readable: {problem}") from None
+    if functions_as_text:
+        text = _FUNCTION_TAG.sub(r"'!function \1'", text)
+    elif found := _FUNCTION_TAG.search(text):
+        raise EvaluationError(
+            f"{path}: {found.group()} runs Python code; set evaluation.trust_task_code: true if you trust this file"
+        )
     settings = load_yaml(text, str(path), EvaluationError)
     if not isinstance(settings, dict) or not isinstance(settings.get("task"), str):
         raise EvaluationError(f"{path}: not an lm-eval task file: it needs a mapping with the key 'task'")
@@ -36,7 +50,7 @@ def task_name(task: str) -> str:
     Raises:
         EvaluationError: as `read_task_file`.
     """
-    return str(read_task_file(Path(task))["task"]) if is_task_file(task) else task
+    return str(read_task_file(Path(task), functions_as_text=True)["task"]) if is_task_file(task) else task
 
 
 def data_files(path: Path) -> dict[str, list[Path]]:
@@ -45,7 +59,7 @@ def data_files(path: Path) -> dict[str, list[Path]]:
     Raises:
         EvaluationError: as `read_task_file`, or a file that is not there.
     """
-    named = (read_task_file(path).get("dataset_kwargs") or {}).get("data_files") or {}
+    named = (read_task_file(path, functions_as_text=True).get("dataset_kwargs") or {}).get("data_files") or {}
     splits = named if isinstance(named, dict) else {"train": named}
     files = {
         str(split): [path.parent / name for name in (names if isinstance(names, list) else [names])]

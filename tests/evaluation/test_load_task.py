@@ -1,0 +1,202 @@
+"""What a task file may say, what it may not, and how that is told."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from evomerge.core import EvaluationError, Split
+from evomerge.engine import Generation, LogLikelihood
+from evomerge.evaluation import TaskSpec, load_task
+
+ROWS = [{"q": f"question {i}", "a": f"answer {i}"} for i in range(12)]
+GENERATE = {
+    "task": "t",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"search": "search.jsonl", "report": "report.jsonl"}},
+    "output_type": "generate_until",
+    "doc_to_text": "{{q}}",
+    "doc_to_target": "a",
+    "generation_kwargs": {"until": ["."], "max_gen_toks": 4},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer(models):
+    return AutoTokenizer.from_pretrained(models[0])
+
+
+@pytest.fixture
+def write_task(tmp_path):
+    """write(rows of the report split, **changed settings) -> path of the task file (JSON is YAML)."""
+
+    def write(report=ROWS[6:], search=ROWS[:6], text=None, **changes):
+        for name, rows in (("search", search), ("report", report)):
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path = tmp_path / "t.yaml"
+        path.write_text(text or json.dumps(GENERATE | changes))
+        return str(path)
+
+    return write
+
+
+def test_requests_and_scores(write_task, tokenizer):
+    task = load_task(TaskSpec(write_task(), name="mine"), tokenizer)
+    assert (task.name, task.metric, task.filter) == ("mine", "exact_match", "none")
+    assert set(task.splits) == {Split.SEARCH, Split.REPORT}
+    items = task.items(Split.REPORT)
+    assert len(items) == len(items.generations) == 6
+    assert items.likelihoods == ()
+    assert items.generations[0].stop == (".", "<eos>")
+    assert items.generations[0].max_tokens == 4
+    assert tokenizer.decode(items.generations[0].prompt) == "question 6"
+    assert items.prompt_tokens == sum(len(request.prompt) for request in items.generations)
+    answers = [Generation(f"answer {i}" if i % 2 else "?", 3) for i in range(6, 12)]
+    assert items.score([], answers).tolist() == [0, 1, 0, 1, 0, 1]
+    # Nothing of a candidate stays for the next one.
+    assert items.score([], answers[::-1]).tolist() == [0] * 6
+    assert items.score([], answers).tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_limit_and_split_names(write_task, tokenizer):
+    spec = TaskSpec(write_task(), splits={Split.SEARCH: "report"}, limit=4)
+    task = load_task(spec, tokenizer)
+    assert set(task.splits) == {Split.SEARCH}
+    with pytest.raises(EvaluationError, match="has no report items"):
+        task.items(Split.REPORT)
+    assert len(task.items(Split.SEARCH)) == 4
+
+
+def test_few_shot_examples_come_from_their_split(write_task, tokenizer):
+    path = write_task(num_fewshot=2, fewshot_split="report", fewshot_delimiter="|")
+    request = load_task(TaskSpec(path), tokenizer).items(Split.SEARCH).generations[0]
+    shots = tokenizer.decode(request.prompt).split("|")
+    assert len(shots) == 3
+    assert all("answer" in shot for shot in shots[:2])
+
+
+def refused(what, **settings):
+    return pytest.param(what, settings, id=what)
+
+
+@pytest.mark.parametrize(
+    ("what", "settings"),
+    [
+        refused("output_type 'loglikelihood_rolling' is not supported", output_type="loglikelihood_rolling"),
+        refused("unknown metric 'exact_mach'; did you mean 'exact_match'", metric_list=[{"metric": "exact_mach"}]),
+        refused("hf_evaluate downloads code", metric_list=[{"metric": "exact_match", "hf_evaluate": True}]),
+        refused("unpickles files", dataset_path="pandas"),
+        refused("process_docs: runs code", process_docs="utils.f"),
+        refused("class: runs code", **{"class": "x.Y"}),
+        refused("unsafe_code: runs code", unsafe_code=True),
+        refused("include: not supported", include="other.yaml"),
+        refused("repeats: 3", repeats=3),
+        refused("only greedy decoding", generation_kwargs={"until": ["."], "do_sample": True, "temperature": 0.7}),
+        refused("only text tasks", doc_to_image=["x"]),
+        refused("data file of split 'search' is not there", dataset_kwargs={"data_files": {"search": "gone.jsonl"}}),
+        refused("is not a mean over items", metric_list=[{"metric": "exact_match", "aggregation": "median"}]),
+        refused("leaves the sandbox", doc_to_text="{{ ''.__class__.__mro__ }}"),
+        refused("leaves the sandbox", doc_to_target="{{ q | attr('__' ~ 'class__') }}"),
+        refused("leaves the sandbox", fewshot_config={"doc_to_text": "{{ q.__init__.__globals__ }}"}),
+        refused("cannot build", doc_to_text="{{ no_such_column }}"),
+        refused("has no split 'search'", dataset_kwargs={"data_files": {"report": "report.jsonl"}}),
+    ],
+)
+def test_refused(write_task, tokenizer, what, settings):
+    with pytest.raises(EvaluationError) as error:
+        load_task(TaskSpec(write_task(**settings)), tokenizer)
+    assert what in str(error.value)
+
+
+def test_function_tags_run_only_when_trusted(write_task, tokenizer, tmp_path):
+    (tmp_path / "helpers.py").write_text(
+        "from pathlib import Path\n"
+        "(Path(__file__).parent / 'ran').touch()\n\n\n"
+        "def score(document, results):\n"
+        "    if document['q'] == 'question 8':\n"
+        "        raise KeyError('no gold')\n"
+        "    return {'exact_match': len(results[0]) / 4}\n"
+    )
+    text = json.dumps(GENERATE)[:-1] + ', "process_results": !function helpers.score}'
+    path = write_task(text=text)
+    with pytest.raises(EvaluationError, match="!function"):
+        load_task(TaskSpec(path), tokenizer)
+    assert not (tmp_path / "ran").exists()
+    task = load_task(TaskSpec(path), tokenizer, trust_code=True)
+    assert task.items(Split.SEARCH).score([], [Generation("ab", 1)] * 6).tolist() == [0.5] * 6
+    with pytest.raises(EvaluationError, match=r"split 'report', item 2: the scorer fails: KeyError\('no gold'\)"):
+        task.items(Split.REPORT).score([], [Generation("ab", 1)] * 6)
+
+
+def test_a_score_must_be_a_number(write_task, tokenizer, tmp_path):
+    (tmp_path / "helpers2.py").write_text("def score(document, results):\n    return {'exact_match': float('nan')}\n")
+    path = write_task(text=json.dumps(GENERATE)[:-1] + ', "process_results": !function helpers2.score}')
+    task = load_task(TaskSpec(path), tokenizer, trust_code=True)
+    with pytest.raises(EvaluationError, match="item 0: metric 'exact_match' must be one finite number"):
+        task.items(Split.SEARCH).score([], [Generation("ab", 1)] * 6)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        pytest.param([*ROWS[6:], ROWS[0], ROWS[3]], id="same documents"),
+        pytest.param([*ROWS[6:], ROWS[0] | {"id": 1}, ROWS[3] | {"id": 2}], id="same questions"),
+    ],
+)
+def test_splits_must_be_disjoint(write_task, tokenizer, report):
+    search = [row | {"id": 0} for row in ROWS[:6]] if "id" in report[-1] else ROWS[:6]
+    report = [{"id": 0} | row for row in report] if "id" in report[-1] else report
+    with pytest.raises(EvaluationError, match="2 of the 8 report items are also search items"):
+        load_task(TaskSpec(write_task(report=report, search=search)), tokenizer)
+
+
+def test_metric_and_filter_must_exist(write_task, tokenizer):
+    path = write_task()
+    with pytest.raises(EvaluationError, match="no metric 'acc' It has: exact_match"):
+        load_task(TaskSpec(path, metric="acc"), tokenizer)
+    with pytest.raises(EvaluationError, match="no filter 'strict' It has: none"):
+        load_task(TaskSpec(path, metric="exact_match,strict"), tokenizer)
+
+
+def test_first_mean_metric_is_the_default(task_folder, tokenizer):
+    task = load_task(TaskSpec(str(task_folder / "likely.yaml")), tokenizer)
+    assert task.metric == "acc"  # lm-eval's first is perplexity, which is no mean
+    with pytest.raises(EvaluationError, match="'perplexity' is not a mean over items"):
+        load_task(TaskSpec(str(task_folder / "likely.yaml"), metric="perplexity"), tokenizer)
+    answers = [LogLikelihood(-1.0, i % 3 == 0) for i in range(30)]
+    assert task.items(Split.SELECT).score(answers, []).sum() == 10
+
+
+def test_too_long_items(write_task, tokenizer):
+    items = load_task(TaskSpec(write_task()), tokenizer).items(Split.REPORT)
+    items.check_lengths(15)
+    with pytest.raises(EvaluationError, match=r"item 4: prompt and max_gen_toks take 15 tokens.*room for 14 \(2 of 6"):
+        items.check_lengths(14)
+
+
+def test_unknown_names():
+    with pytest.raises(EvaluationError, match=r"no such task file: .*gone\.yaml"):
+        load_task(TaskSpec("gone.yaml"), None)
+    with pytest.raises(EvaluationError, match="lm-eval knows no task 'gsm8kk'; did you mean"):
+        load_task(TaskSpec("gsm8kk"), None)
+    with pytest.raises(EvaluationError, match="group of lm-eval tasks"):
+        load_task(TaskSpec("mmlu"), None)
+
+
+def test_named_tasks_are_lm_evals_own():
+    from evomerge.evaluation.task_settings import task_settings
+
+    settings = task_settings("gsm8k", trust_code=False)
+    assert settings["task"] == "gsm8k"
+    assert settings["output_type"] == "generate_until"
+    anatomy = task_settings("mmlu_anatomy", trust_code=False)
+    assert anatomy["dataset_name"] == "anatomy"
+    assert anatomy["output_type"] == "multiple_choice"  # from the file that it includes
+
+
+def test_spec_is_checked():
+    with pytest.raises(EvaluationError, match="limit must be at least 1"):
+        TaskSpec("t.yaml", limit=0)
+    with pytest.raises(EvaluationError, match="test is given to several"):
+        TaskSpec("t.yaml", splits={Split.SEARCH: "test", Split.REPORT: "test"})
