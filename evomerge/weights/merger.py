@@ -1,15 +1,20 @@
 """`Merger`: computes a plan's tensors from a weight pool and hands them over or stores them in an engine's live parameters.
 
-Arithmetic in float32 (unless the plan asks for less), rounded once to the plan's dtype. Knows nothing of recipes.
+Arithmetic in float32 (unless the plan asks for less), rounded once to the plan's dtype. What the compiled kernels can do
+goes through them; the rest through the methods' plain references. Both give the same values. Knows nothing of recipes.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import torch
 
 from evomerge.core import CheckpointError, RecipeError
-from evomerge.plan import MergePlan, TensorInput, TensorStep, WeightTarget
+from evomerge.plan import MergePlan, Region, TensorInput, TensorStep, WeightTarget
 from evomerge.plan.planner import COPY
+from evomerge.weights.fused.batch import Destination, FusedBatch
+from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.registry import reference
 from evomerge.weights.scan import first_bad_element
@@ -23,14 +28,17 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 class Merger:
-    """Merges from one pool, again and again.
+    """Merges from one pool, again and again. Not thread-safe.
 
     Args:
         pool: the sources; must hold every model a plan names.
+        threads: number of CPU threads; None = as many as torch uses.
+        fused: whether to use the compiled kernels.
     """
 
-    def __init__(self, pool: WeightPool) -> None:
+    def __init__(self, pool: WeightPool, *, threads: int | None = None, fused: bool = True) -> None:
         self._pool = pool
+        self._batch = FusedBatch(pool, threads) if fused else None
 
     def tensors(self, plan: MergePlan) -> Iterator[tuple[str, torch.Tensor]]:
         """Every output tensor in the plan's order, rounded to `plan.dtype` (integer buffers keep their type).
@@ -39,7 +47,7 @@ class Merger:
             CheckpointError: the pool lacks a model or tensor, or a result is not finite in `plan.dtype`.
         """
         for step in plan.steps:
-            yield step.output, self._merged(plan, step)
+            yield step.output, self._merged(plan, step, self._fused(plan, [step]).get(step.output))
 
     def write(self, plan: MergePlan, target: WeightTarget) -> None:
         """Computes every tensor of `target` and stores it there; its values are those of `tensors`, whatever the views' dtype.
@@ -49,22 +57,50 @@ class Merger:
             CheckpointError: as `tensors`; the target then holds a mixture and must be written again.
         """
         steps = {step.output: step for step in plan.steps}
+        places: list[tuple[TensorStep, Sequence[Region]]] = []
         for name in target.names():
-            step = steps.get(name)
-            if step is None:
+            if name not in steps:
                 raise RecipeError(f"the engine has a tensor {name!r} that the merge does not make")
-            merged = self._merged(plan, step)
-            for region in target.regions(name):
-                part = merged[region.index]
-                if part.shape != region.view.shape:
-                    raise RecipeError(
-                        f"tensor {name!r}: the merge gives shape {tuple(part.shape)}, the engine has {tuple(region.view.shape)}"
-                    )
-                region.view.copy_(part)
+            places.append((steps[name], target.regions(name)))
+        fused = self._fused(plan, [step for step, _ in places])
+        direct: list[Destination] = []
+        for step, regions in places:
+            for region in regions:
+                destination = _direct(plan, step, region) if step.output in fused else None
+                if destination is not None:
+                    direct.append(destination)
+                else:
+                    _store(self._merged(plan, step, fused.get(step.output)), step.output, region)
+        if direct and self._batch is not None:
+            bad = self._batch.run(direct, fused)
+            if bad is not None:
+                _refuse(bad.output, plan.dtype)
 
-    def _merged(self, plan: MergePlan, step: TensorStep) -> torch.Tensor:
+    def _fused(self, plan: MergePlan, steps: list[TensorStep]) -> dict[str, FusedStep]:
+        if self._batch is None or plan.math_dtype != "float32":
+            return {}
+        forms = self._batch.prepare(steps, plan.seed)
+        return {step.output: form for step, form in zip(steps, forms, strict=True) if form is not None}
+
+    def _merged(self, plan: MergePlan, step: TensorStep, form: FusedStep | None) -> torch.Tensor:
         if step.method == COPY and not step.parameters:
             return self._input(step.inputs[0]).clone()
+        dtype = DTYPES[plan.dtype]
+        if form is not None and self._batch is not None:
+            # there is no kernel for rounding to float16: torch does that from float32
+            merged = torch.empty(step.shape, dtype=torch.float32 if dtype is torch.float16 else dtype)
+            destination = Destination(step, 0, merged.numel(), merged, False)
+            bad = self._batch.run([destination], {step.output: form})
+            merged = merged.to(dtype)
+            if bad is not None or (dtype is torch.float16 and first_bad_element(merged) is not None):
+                _refuse(step.output, plan.dtype)
+            return merged
+        merged = self._reference(plan, step).to(dtype)
+        if first_bad_element(merged) is not None:
+            _refuse(step.output, plan.dtype)
+        return merged
+
+    def _reference(self, plan: MergePlan, step: TensorStep) -> torch.Tensor:
         dtype = DTYPES[plan.math_dtype]
         group = TensorGroup(
             step.output,
@@ -74,18 +110,42 @@ class Merger:
             step.parameters,
             plan.seed,
         )
-        merged = reference(step.method)(group).to(DTYPES[plan.dtype])
-        _check_result(merged, step.output, plan.dtype)
-        return merged
+        return reference(step.method)(group)
 
     def _input(self, entry: TensorInput) -> torch.Tensor:
         return self._pool.tensor(entry.source, entry.tensor)
 
 
-def _check_result(merged: torch.Tensor, name: str, dtype: str) -> None:
-    index = first_bad_element(merged)
-    if index is not None:
-        raise CheckpointError(
-            f"merged tensor {name!r} holds {merged.reshape(-1)[index].item()} at flat index {index}: "
-            f"the recipe's values leave the range of {dtype}; use smaller weights or another out_dtype"
+def _direct(plan: MergePlan, step: TensorStep, region: Region) -> Destination | None:
+    """The region as one stretch of flat elements in contiguous memory; None where it is not that."""
+    view = region.view
+    memory_fits = view.device.type == "cpu" and view.is_contiguous() and view.dtype in (torch.float32, torch.bfloat16)
+    exact = plan.dtype == "bfloat16" or (plan.dtype == "float32" and view.dtype is torch.float32)
+    if not memory_fits or not exact or not step.shape:
+        return None
+    bounds = [index.indices(size) for index, size in zip(region.index, step.shape, strict=False)]
+    if len(region.index) > len(step.shape) or any(stride != 1 for _, _, stride in bounds):
+        return None
+    if any((first, last) != (0, size) for (first, last, _), size in zip(bounds[1:], step.shape[1:], strict=False)):
+        return None
+    first, last, _ = bounds[0] if bounds else (0, step.shape[0], 1)
+    if tuple(view.shape) != (last - first, *step.shape[1:]):
+        return None
+    row = math.prod(step.shape[1:])
+    return Destination(step, first * row, last * row, view, plan.dtype == "bfloat16")
+
+
+def _store(merged: torch.Tensor, name: str, region: Region) -> None:
+    part = merged[region.index]
+    if part.shape != region.view.shape:
+        raise RecipeError(
+            f"tensor {name!r}: the merge gives shape {tuple(part.shape)}, the engine has {tuple(region.view.shape)}"
         )
+    region.view.copy_(part)
+
+
+def _refuse(name: str, dtype: str) -> NoReturn:
+    raise CheckpointError(
+        f"merged tensor {name!r} holds values outside the range of {dtype} (or NaN): "
+        "the recipe's weights are too large; use smaller ones or another out_dtype"
+    )

@@ -3,7 +3,7 @@
 d_i = theta_i - theta_base;  v_i = w_i prune(d_i);  m = sum v_i, or the sum over the elected sign;  theta_base + lambda m.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -31,13 +31,13 @@ def merge_task_vectors(group: TensorGroup, prune: Prune | None, *, elect_sign: b
     for position, (tensor, weight) in enumerate(zip(group.tensors, weights, strict=True)):
         delta = tensor - base
         weighted.append((delta if prune is None else prune(group, position, delta)) * weight)
-    total = torch.stack(weighted).sum(dim=0)
+    total = in_order_sum(weighted)
     if elect_sign:
         elected = torch.where(total >= 0, 1.0, -1.0).to(base.dtype)
         agreeing = [value.sign() == elected for value in weighted]
         kept = [value * agrees for value, agrees in zip(weighted, agreeing, strict=True)]
-        total = torch.stack(kept).sum(dim=0)
-        divisor = torch.stack([weight * agrees for weight, agrees in zip(weights, agreeing, strict=True)]).sum(dim=0)
+        total = in_order_sum(kept)
+        divisor = in_order_sum([weight * agrees for weight, agrees in zip(weights, agreeing, strict=True)])
         divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
     else:
         divisor = weights.sum()
@@ -47,6 +47,14 @@ def merge_task_vectors(group: TensorGroup, prune: Prune | None, *, elect_sign: b
     if group.shared["lambda"] != 1:
         total = total * float(group.shared["lambda"])
     return base + total
+
+
+def in_order_sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum, added one after the other in float32 at least and rounded once to their dtype."""
+    total = torch.zeros_like(tensors[0], dtype=torch.float32)
+    for tensor in tensors:
+        total += tensor
+    return total.to(tensors[0].dtype)
 
 
 def match_l1(delta: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,165 @@
+"""`FusedBatch`: many output tensors computed by the compiled kernels in one go, each into memory of the caller's."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from evomerge.plan import TensorStep
+from evomerge.weights.fused.blocks import BF16, F32, F32_AS_BF16, OVERFLOW_BITS
+from evomerge.weights.fused.kernels import KEEP_ALL, merge_chunks, pruned_l1_chunks
+from evomerge.weights.fused.statistics import Statistics
+from evomerge.weights.fused.steps import FusedStep, fuse
+from evomerge.weights.fused.tables import INPUT, OUTPUT, chunks_of, kind_of
+from evomerge.weights.fused.threads import Threads
+from evomerge.weights.pool import WeightPool
+
+_TINY_SUM = 1e-7
+"""below this L1 norm nothing is rescaled, as in the references"""
+
+_RANGE = np.dtype([("output", np.int32), ("input", np.int32), ("start", np.int64), ("end", np.int64)])
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where elements [start, end) of a step's flat output go.
+
+    Attributes:
+        step: which step.
+        memory: contiguous, of end - start elements; bfloat16 or float32.
+        round_to_bf16: for float32 memory: whether its values are to be bfloat16 values.
+    """
+
+    step: TensorStep
+    start: int
+    end: int
+    memory: torch.Tensor
+    round_to_bf16: bool
+
+    def kind(self) -> int:
+        """How the kernels write it."""
+        if self.memory.dtype is torch.bfloat16:
+            return BF16
+        return F32_AS_BF16 if self.round_to_bf16 else F32
+
+
+class FusedBatch:
+    """Computes steps with the compiled kernels.
+
+    Args:
+        pool: the sources.
+        threads: number of threads; None = as many as torch uses.
+    """
+
+    def __init__(self, pool: WeightPool, threads: int | None = None) -> None:
+        self._pool = pool
+        self._statistics = Statistics(pool)
+        self._threads = Threads(threads)
+
+    def can_read(self, step: TensorStep) -> bool:
+        """Whether the kernels read the dtypes of all of the step's tensors."""
+        entries = step.inputs if step.base is None else (*step.inputs, step.base)
+        return all(kind_of(self._pool.tensor(entry.source, entry.tensor)) is not None for entry in entries)
+
+    def prepare(self, steps: list[TensorStep], seed: int) -> list[FusedStep | None]:
+        """The fused form of each step (None where there is none); statistics that are missing are computed, in threads."""
+        return self._threads.map(
+            lambda step: (
+                fuse(step, int(np.prod(step.shape, dtype=np.int64)), seed, self._statistics)
+                if self.can_read(step)
+                else None
+            ),
+            steps,
+        )
+
+    def run(self, destinations: list[Destination], fused: dict[str, FusedStep]) -> TensorStep | None:
+        """Computes `destinations`; `fused` holds the form of every step, by output name.
+
+        Returns:
+            The first step whose result left the range of its dtype, if any.
+        """
+        steps = {destination.step.output: destination.step for destination in destinations}
+        rows = {name: index for index, name in enumerate(steps)}
+        by_step, inputs = self._tables([fused[name] for name in steps], [steps[name] for name in steps])
+        self._rescale([fused[name] for name in steps], by_step, inputs)
+        outputs = by_step[[rows[destination.step.output] for destination in destinations]]
+        ranges = np.zeros(len(destinations), _RANGE)
+        for index, destination in enumerate(destinations):
+            outputs[index]["out_address"] = destination.memory.data_ptr()
+            outputs[index]["out_kind"] = destination.kind()
+            outputs[index]["out_offset"] = destination.start
+            ranges[index] = (index, 0, destination.start, destination.end)
+        chunks = chunks_of(ranges)
+        self._threads.run_chunks(merge_chunks, chunks, outputs, inputs)
+        limits = np.array(OVERFLOW_BITS, np.uint32)[outputs["out_kind"][chunks["output"]]]
+        bad = np.flatnonzero(chunks["largest"] >= limits)
+        return destinations[int(chunks["output"][bad[0]])].step if len(bad) else None
+
+    def _tables(self, fused: list[FusedStep], steps: list[TensorStep]) -> tuple[np.ndarray, np.ndarray]:
+        """One output row a step, without its destination, and all input rows."""
+        outputs = np.zeros(len(fused), OUTPUT)
+        input_rows: list[tuple[object, ...]] = []
+        for row, (form, step) in enumerate(zip(fused, steps, strict=True)):
+            base = None if form.base is None else self._pool.tensor(form.base.source, form.base.tensor)
+            outputs[row] = (
+                0,
+                0,
+                0 if base is None else base.data_ptr(),
+                int(np.prod(step.shape, dtype=np.int64)),
+                len(input_rows),
+                len(form.inputs),
+                0,
+                0 if base is None else kind_of(base),
+                form.divisor,
+                form.scale,
+                base is not None,
+                form.elect_sign,
+                form.normalize,
+            )
+            for entry, weight, prune in form.inputs:
+                tensor = self._pool.tensor(entry.source, entry.tensor)
+                input_rows.append(
+                    (
+                        tensor.data_ptr(),
+                        prune.cutoff,
+                        0,
+                        prune.keep,
+                        kind_of(tensor),
+                        prune.mode,
+                        prune.key0,
+                        prune.key1,
+                        weight,
+                        prune.threshold,
+                        0.0,
+                        1.0,
+                    )
+                )
+        with np.errstate(over="ignore"):  # a weight beyond float32 becomes infinite and is reported with the result
+            return outputs, np.array(input_rows, INPUT)
+
+    def _rescale(self, fused: list[FusedStep], outputs: np.ndarray, inputs: np.ndarray) -> None:
+        """Sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta."""
+        wanted = [
+            (row, int(outputs[row]["first_input"]) + position)
+            for row, form in enumerate(fused)
+            for position in form.pruned
+        ]
+        if not wanted:
+            return
+        ranges = np.zeros(len(wanted), _RANGE)
+        ranges["output"], ranges["input"] = np.array(wanted).T
+        ranges["end"] = outputs["n_elements"][ranges["output"]]
+        kept = self._l1(ranges, outputs, inputs)
+        whole_inputs = inputs.copy()
+        whole_inputs["mode"] = KEEP_ALL
+        whole = self._l1(ranges, outputs, whole_inputs)
+        scale = np.divide(whole, kept, out=np.ones_like(whole), where=(whole >= _TINY_SUM) & (kept >= _TINY_SUM))
+        inputs["scale"][ranges["input"]] = scale.astype(np.float32)
+
+    def _l1(self, ranges: np.ndarray, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """L1 norm of the pruned delta of each range."""
+        chunks = chunks_of(ranges)
+        self._threads.run_chunks(pruned_l1_chunks, chunks, outputs, inputs)
+        position = {int(row): index for index, row in enumerate(ranges["input"])}
+        owner = np.array([position[int(row)] for row in chunks["input"]], np.int64)
+        return np.bincount(owner, chunks["l1"], len(ranges)).astype(np.float64)

@@ -1,0 +1,128 @@
+"""Compiled building blocks: blocks of raw weights to float32 and back, and Philox words.
+
+A block is at most `BLOCK` elements, so everything between load and store stays in the first-level cache. Tensors come as
+addresses: one compiled kernel then serves any number of sources and any mixture of dtypes.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+BLOCK = 1024
+"""elements; a handful of float32 rows of it fill a 32 KB cache"""
+
+BF16, F32, F16, F32_AS_BF16 = 0, 1, 2, 3
+"""how a tensor is stored; the last is float32 memory that receives values rounded to bfloat16"""
+
+OVERFLOW_BITS = (0x7F7F8000, 0x7F800000, 0x477FF000, 0x7F7F8000)
+"""by kind: float32 magnitudes from these bits on are infinite once rounded"""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(typing_context: Any, address: Any) -> Any:
+    """An integer address as a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def as_float(typing_context: Any, bits: Any) -> Any:
+    """The float32 that a uint32 is the pattern of."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def as_bits(typing_context: Any, value: Any) -> Any:
+    """The pattern of a float32 as a uint32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.uint32))
+
+    return types.uint32(types.float32), generate
+
+
+@numba.njit(cache=True, nogil=True, inline="never")
+def load_block(address, kind, start, count, block):  # type: ignore[no-untyped-def]
+    """Elements [start, start + count) of the tensor at `address` as float32 into `block`."""
+    if kind == BF16:
+        halves = numba.carray(_pointer(address + 2 * start), count, np.uint16)
+        for i in range(count):
+            block[i] = as_float(np.uint32(halves[i]) << np.uint32(16))
+    elif kind == F16:
+        halves = numba.carray(_pointer(address + 2 * start), count, np.uint16)
+        for i in range(count):
+            bits = np.uint32(halves[i])
+            # exponent and mantissa moved into place, then the bias corrected: exact for subnormals too
+            magnitude = as_float((bits & np.uint32(0x7FFF)) << np.uint32(13)) * np.float32(2.0**112)
+            block[i] = as_float(as_bits(magnitude) | ((bits & np.uint32(0x8000)) << np.uint32(16)))
+    else:
+        words = numba.carray(_pointer(address + 4 * start), count, np.float32)
+        for i in range(count):
+            block[i] = words[i]
+
+
+@numba.njit(cache=True, nogil=True, inline="never")
+def store_block(address, kind, start, count, block):  # type: ignore[no-untyped-def]
+    """Stores `block`, rounded to nearest even, and returns its largest magnitude as float32 bits (NaN above all)."""
+    largest = np.uint32(0)
+    for i in range(count):
+        magnitude = as_bits(block[i]) & np.uint32(0x7FFFFFFF)
+        largest = max(largest, magnitude)
+    if kind == BF16:
+        halves = numba.carray(_pointer(address + 2 * start), count, np.uint16)
+        for i in range(count):
+            bits = as_bits(block[i])
+            odd = (bits >> np.uint32(16)) & np.uint32(1)
+            halves[i] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+    else:
+        words = numba.carray(_pointer(address + 4 * start), count, np.float32)
+        if kind == F32_AS_BF16:
+            for i in range(count):
+                bits = as_bits(block[i])
+                odd = (bits >> np.uint32(16)) & np.uint32(1)
+                words[i] = as_float((bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000))
+        else:
+            for i in range(count):
+                words[i] = block[i]
+    return largest
+
+
+@numba.njit(cache=True, nogil=True, inline="never")
+def philox_block(key0, key1, start, count, words):  # type: ignore[no-untyped-def]
+    """Philox4x32-10 words of elements [start, start + count), see `evomerge.weights.philox`.
+
+    `words` receives whole counters; the number of words to skip before the first element's is returned.
+    """
+    low = np.uint64(0xFFFFFFFF)
+    half = np.uint64(32)
+    first = start // 4
+    n_counters = (start + count + 3) // 4 - first
+    for c in range(n_counters):
+        counter = np.uint64(first + c)
+        x0, x1 = counter & low, counter >> half
+        x2, x3 = np.uint64(0), np.uint64(0)
+        k0, k1 = np.uint64(key0), np.uint64(key1)
+        for _ in range(10):
+            product0 = np.uint64(0xD2511F53) * x0
+            product1 = np.uint64(0xCD9E8D57) * x2
+            x0 = (product1 >> half) ^ x1 ^ k0
+            x2 = (product0 >> half) ^ x3 ^ k1
+            x1, x3 = product1 & low, product0 & low
+            k0 = (k0 + np.uint64(0x9E3779B9)) & low
+            k1 = (k1 + np.uint64(0xBB67AE85)) & low
+        words[4 * c] = np.uint32(x0)
+        words[4 * c + 1] = np.uint32(x1)
+        words[4 * c + 2] = np.uint32(x2)
+        words[4 * c + 3] = np.uint32(x3)
+    return start - 4 * first

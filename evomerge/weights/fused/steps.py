@@ -1,0 +1,149 @@
+"""Which methods the fused kernels compute, and how a step of each becomes table rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from evomerge.plan import TensorInput, TensorStep
+from evomerge.weights.fused.kernels import KEEP_ALL, MAGNITUDE, RANDOM
+from evomerge.weights.fused.statistics import Pair, Statistics
+from evomerge.weights.methods.slerp import coefficients
+from evomerge.weights.philox import keep_threshold, mask_key
+
+
+class Prune(NamedTuple):
+    """How an input's delta is made sparse; the columns of the input table."""
+
+    mode: int = KEEP_ALL
+    threshold: float = 0.0
+    cutoff: int = 0
+    key0: int = 0
+    key1: int = 0
+    keep: int = 0
+
+
+NO_PRUNE = Prune()
+
+
+@dataclass(frozen=True, slots=True)
+class FusedStep:
+    """A step in the form the kernels take.
+
+    Attributes:
+        inputs: what is summed, each with its weight and pruning.
+        base: subtracted from the inputs and added at the end; None for plain sums.
+        elect_sign, normalize: sign consensus, and division by the agreeing weights.
+        divisor, scale: applied to the sum, in this order.
+        pruned: positions of the inputs whose pruned deltas get their L1 norm back.
+    """
+
+    inputs: Sequence[tuple[TensorInput, float, Prune]]
+    base: TensorInput | None = None
+    elect_sign: bool = False
+    normalize: bool = False
+    divisor: float = 1.0
+    scale: float = 1.0
+    pruned: tuple[int, ...] = ()
+
+
+def fuse(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+    """`step` for the kernels; None where its method has no fused form."""
+    build = _BUILDERS.get(step.method)
+    return None if build is None else build(step, n_elements, seed, statistics)
+
+
+@lru_cache(maxsize=4096)
+def _weight_sum(weights: tuple[float, ...]) -> float:
+    """In float32 and torch's order of summation, as the references do it."""
+    return torch.tensor(weights, dtype=torch.float32).sum().item()
+
+
+def _weights(step: TensorStep) -> tuple[float, ...]:
+    return tuple([float(entry.parameters["weight"]) for entry in step.inputs])
+
+
+def _linear(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
+    weights = _weights(step)
+    divisor = _weight_sum(weights) if step.parameters["normalize"] else 1.0
+    return FusedStep(
+        [(entry, weight, NO_PRUNE) for entry, weight in zip(step.inputs, weights, strict=True)], divisor=divisor
+    )
+
+
+def _slerp(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
+    other, base = step.inputs[0], step.base
+    if base is None:
+        raise RuntimeError(f"plan without a base for {step.output}")
+    products = statistics.products(_pair(base, other))
+    of_base, of_other = coefficients(float(step.parameters["t"]), *products)
+    return FusedStep([(base, of_base, NO_PRUNE), (other, of_other, NO_PRUNE)])
+
+
+PruneBuilder = Callable[[TensorStep, int, int, int, Statistics], Prune]
+"""(step, position of the input, elements, seed, statistics) -> how to prune it"""
+
+
+def _keep_all(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune:
+    return NO_PRUNE
+
+
+def _keep_largest(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune:
+    entry = step.inputs[position]
+    density = float(entry.parameters["density"])
+    if density >= 1 or n_elements == 0 or step.base is None:
+        return NO_PRUNE
+    k = max(1, int(density * n_elements)) if density > 0 else 0
+    cut = statistics.cut(_pair(step.base, entry), k)
+    return Prune(MAGNITUDE, cut.threshold, cut.cutoff)
+
+
+def _keep_random(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune:
+    density = float(step.inputs[position].parameters["density"])
+    if density >= 1:
+        return NO_PRUNE
+    key0, key1 = mask_key(seed, step.output, position)
+    return Prune(RANDOM, key0=key0, key1=key1, keep=keep_threshold(density))
+
+
+def _pair(base: TensorInput, other: TensorInput) -> Pair:
+    return base.source, base.tensor, other.source, other.tensor
+
+
+def _task_vectors(prune: PruneBuilder, *, elect_sign: bool) -> Callable[[TensorStep, int, int, Statistics], FusedStep]:
+    def build(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
+        weights = _weights(step)
+        prunes = [prune(step, position, n_elements, seed, statistics) for position in range(len(weights))]
+        normalize = bool(step.parameters["normalize"])
+        divisor = 1.0
+        if normalize and not elect_sign:
+            total = _weight_sum(weights)
+            divisor = total if abs(total) >= 1e-8 else 1.0
+        rescale = bool(step.parameters.get("rescale", False))
+        return FusedStep(
+            list(zip(step.inputs, weights, prunes, strict=True)),
+            base=step.base,
+            elect_sign=elect_sign,
+            normalize=normalize and elect_sign,
+            divisor=divisor,
+            scale=float(step.parameters["lambda"]),
+            pruned=tuple([i for i, entry in enumerate(prunes) if rescale and entry.mode != KEEP_ALL]),
+        )
+
+    return build
+
+
+_BUILDERS: Mapping[str, Callable[[TensorStep, int, int, Statistics], FusedStep]] = {
+    "linear": _linear,
+    "slerp": _slerp,
+    "task_arithmetic": _task_vectors(_keep_all, elect_sign=False),
+    "ties": _task_vectors(_keep_largest, elect_sign=True),
+    "dare_ties": _task_vectors(_keep_random, elect_sign=True),
+}
+
+
+def fused_methods() -> tuple[str, ...]:
+    """Methods that have a fused form."""
+    return tuple(_BUILDERS)

@@ -1,0 +1,84 @@
+"""The tables that tell the compiled kernels what to do: one row per output tensor, per input, per chunk of work."""
+
+import numpy as np
+import torch
+
+from evomerge.weights.fused.blocks import BF16, F16, F32
+
+OUTPUT = np.dtype(
+    [
+        ("out_address", np.int64),
+        ("out_offset", np.int64),  # flat element of the tensor that stands at out_address
+        ("base_address", np.int64),
+        ("n_elements", np.int64),
+        ("first_input", np.int32),
+        ("n_inputs", np.int32),
+        ("out_kind", np.int32),
+        ("base_kind", np.int32),
+        ("divisor", np.float32),
+        ("scale", np.float32),
+        ("has_base", np.bool_),
+        ("elect_sign", np.bool_),
+        ("normalize", np.bool_),
+    ],
+    align=True,
+)
+
+INPUT = np.dtype(
+    [
+        ("address", np.int64),
+        ("cutoff", np.int64),
+        ("top_cutoff", np.int64),
+        ("keep", np.uint64),
+        ("kind", np.int32),
+        ("mode", np.int32),
+        ("key0", np.uint32),
+        ("key1", np.uint32),
+        ("weight", np.float32),
+        ("threshold", np.float32),
+        ("top_threshold", np.float32),
+        ("scale", np.float32),
+    ],
+    align=True,
+)
+
+CHUNK = np.dtype(
+    [
+        ("start", np.int64),
+        ("end", np.int64),
+        ("l1", np.float64),
+        ("output", np.int32),
+        ("input", np.int32),
+        ("largest", np.uint32),
+    ],
+    align=True,
+)
+
+CHUNK_ELEMENTS = 1 << 18
+"""elements of one chunk: small enough to spread over threads, large enough to cost nothing to hand out"""
+
+KINDS = {torch.bfloat16: BF16, torch.float32: F32, torch.float16: F16}
+"""dtypes that the kernels read"""
+
+
+def kind_of(tensor: torch.Tensor) -> int | None:
+    """How the kernels read `tensor`; None where they cannot."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return None
+    return KINDS.get(tensor.dtype)
+
+
+def chunks_of(ranges: np.ndarray) -> np.ndarray:
+    """Chunks that cover `ranges`, a structured array with output, input, start and end, in order.
+
+    Chunk edges are multiples of `CHUNK_ELEMENTS`, so a partial sum per chunk does not depend on the number of threads.
+    """
+    first = ranges["start"] // CHUNK_ELEMENTS
+    n_chunks = -(-ranges["end"] // CHUNK_ELEMENTS) - first
+    rows = np.repeat(np.arange(len(ranges)), n_chunks)
+    number = np.arange(len(rows)) - np.repeat(np.cumsum(n_chunks) - n_chunks, n_chunks) + first[rows]
+    chunks = np.zeros(len(rows), CHUNK)
+    chunks["output"], chunks["input"] = ranges["output"][rows], ranges["input"][rows]
+    chunks["start"] = np.maximum(number * CHUNK_ELEMENTS, ranges["start"][rows])
+    chunks["end"] = np.minimum((number + 1) * CHUNK_ELEMENTS, ranges["end"][rows])
+    return chunks
