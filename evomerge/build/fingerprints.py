@@ -11,10 +11,9 @@ SAMPLE_BYTES = 1 << 16
 
 def model_fingerprint(header: ModelHeader) -> str:
     """A hash of a model's configuration, tensor table, and both ends of every file; reads kilobytes, whatever the size."""
-    table = {
-        name: [tensor.file, tensor.dtype, list(tensor.shape), tensor.start, tensor.end]
-        for name, tensor in header.tensors.items()
-    }
+    table: dict[str, Json] = {}
+    for name, tensor in header.tensors.items():
+        table[name] = [tensor.file, tensor.dtype, list(tensor.shape), tensor.start, tensor.end]
     digest = hashlib.sha256(canonical_json({"config": header.config, "tensors": table}).encode())
     for file, stamp in sorted(header.files.items()):
         with (header.folder / file).open("rb") as stream:

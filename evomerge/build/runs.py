@@ -127,16 +127,15 @@ def default_run_directory(config: SearchConfig, config_path: Path) -> Path:
 
 
 def check_weights(problem: Problem) -> None:
-    """Looks for NaN and infinities in every source before anything is started.
+    """Looks for NaN and infinities in every source before anything is started; workers then find the files in the page cache.
 
     Raises:
         CheckpointError: a tensor has some; file and tensor are named.
     """
     if problem.headers:
-        from evomerge.weights import check_finite
+        from evomerge.weights import WeightPool
 
-        for header in problem.headers.values():
-            check_finite(header)
+        WeightPool(problem.headers)
 
 
 def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer]) -> RunState:
