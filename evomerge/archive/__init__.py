@@ -1,7 +1,19 @@
-"""Pareto tools: dominance, fronts, hypervolume, knees. All losses are minimised; nothing here knows a strategy."""
+"""Pareto tools and niches: dominance, fronts, hypervolume, knees, competition for items. All losses are minimised; nothing here knows a strategy."""
 
 from evomerge.archive.dominance import dominates, non_dominated_mask
 from evomerge.archive.front import Front, hypervolume
 from evomerge.archive.knee import knee, knee_index
+from evomerge.archive.niches import attraction, coverage, resource_fitness, solve_rate_entropy
 
-__all__ = ["Front", "dominates", "hypervolume", "knee", "knee_index", "non_dominated_mask"]
+__all__ = [
+    "Front",
+    "attraction",
+    "coverage",
+    "dominates",
+    "hypervolume",
+    "knee",
+    "knee_index",
+    "non_dominated_mask",
+    "resource_fitness",
+    "solve_rate_entropy",
+]

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from evomerge.core import Candidate, Evaluation, Json, VectorGenome
@@ -93,8 +95,11 @@ class Told:
         candidate: what was evaluated.
         losses: (m,), to be minimised; None where the evaluation FAILED, was INFEASIBLE, or a loss is not finite.
         stderr: (m,), standard errors of the losses, 0.0 where unknown; None with `losses`.
+        items: (n_items,) item scores of all objectives' tasks in their order, the sign flipped where lower is better; None
+            where there are none or the strategy does not read them.
     """
 
     candidate: Candidate
     losses: tuple[float, ...] | None
     stderr: tuple[float, ...] | None
+    items: NDArray[np.float32] | None = None

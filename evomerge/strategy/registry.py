@@ -19,6 +19,8 @@ STRATEGIES: Mapping[str, str] = MappingProxyType(
     {
         "cma_es": "evomerge.strategy.cma_es:CmaEs",
         "nsga2": "evomerge.strategy.pareto:Nsga2",
+        "m2n2": "evomerge.strategy.m2n2:M2n2",
+        "map": "evomerge.strategy.map_surrogate:MapSurrogate",
         "nevergrad": "evomerge.strategy.nevergrad_optimizer:NevergradStrategy",
         "nsga3": "evomerge.strategy.pareto:Nsga3",
         "sms_emoa": "evomerge.strategy.pareto:SmsEmoa",

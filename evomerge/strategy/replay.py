@@ -5,19 +5,23 @@ again; every replayed proposal must equal the recorded one bit for bit. So no al
 a library that cannot save its state is resumed as exactly as one that can.
 """
 
+import base64
 import hashlib
 import re
 import struct
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.archive import knee_index, non_dominated_mask
 from evomerge.core import (
     Candidate,
     ConfigError,
+    Direction,
     Evaluation,
     EvaluationError,
     JournalError,
@@ -51,6 +55,8 @@ class ReplayStrategy(ABC):
 
     name: ClassVar[str]
     options_type: ClassVar[type[StrategyOptions]] = StrategyOptions
+    needs_items: ClassVar[bool] = False
+    """Whether `Told.items` is filled, and kept in the state."""
 
     def __init__(
         self, dimension: int, objectives: Sequence[Objective], seed: int, options: StrategyOptions | None = None
@@ -175,7 +181,7 @@ class ReplayStrategy(ABC):
         try:
             for record in cast(Sequence[Mapping[str, Sequence[Json]]], state["log"]):
                 self._replay(record)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, zlib.error) as error:
             raise JournalError(f"the state of strategy {self.name} is damaged: {error!r}") from error
 
     # --- inside --------------------------------------------------------------------------------------------------
@@ -199,8 +205,18 @@ class ReplayStrategy(ABC):
                 continue
             errors = [float(evaluation.stderr.get(objective.name, 0.0)) for objective in self.objectives]
             stderr = tuple(error if np.isfinite(error) and error > 0.0 else 0.0 for error in errors)
-            results.append(Told(candidate, tuple(float(value) for value in row), stderr))
+            items = self._items_of(evaluation) if self.needs_items else None
+            results.append(Told(candidate, tuple(float(value) for value in row), stderr, items))
         return results
+
+    def _items_of(self, evaluation: Evaluation) -> NDArray[np.float32] | None:
+        parts = [
+            np.asarray(evaluation.item_scores[goal.name], dtype=np.float32)
+            * (1 if goal.direction is Direction.MAXIMIZE else -1)
+            for goal in self.objectives
+            if goal.name in evaluation.item_scores
+        ]
+        return np.concatenate(parts).astype(np.float32) if parts else None
 
     def _check_genome(self, candidate: Candidate) -> None:
         values = np.asarray(candidate.genome.values, dtype=np.float64)
@@ -231,7 +247,7 @@ class ReplayStrategy(ABC):
         else:
             seeds = []
             for entry in _rows(record["seed"]):
-                values = tuple(float(value) for value in cast(Sequence[float], entry[3]))
+                values = tuple(float(value) for value in cast(Sequence[float], entry[4]))
                 seeds.append(_read_entry(Candidate(cast(str, entry[0]), VectorGenome(values)), entry))
             self._log.append({"seed": [_seed_entry(told) for told in seeds]})
             self._accept_seeds(seeds)
@@ -256,8 +272,11 @@ def _digest(candidate: Candidate) -> str:
 
 
 def _entry(told: Told) -> list[Json]:
-    """A result as JSON: [id, losses | None, stderr | None]."""
-    return [told.candidate.id, _as_list(told.losses), _as_list(told.stderr)]
+    """A result as JSON: [id, losses | None, stderr | None, items | None]; items as Base64 of deflated float32 (little end)."""
+    items = None
+    if told.items is not None:
+        items = base64.b64encode(zlib.compress(told.items.astype("<f4").tobytes())).decode()
+    return [told.candidate.id, _as_list(told.losses), _as_list(told.stderr), items]
 
 
 def _seed_entry(told: Told) -> list[Json]:
@@ -274,4 +293,7 @@ def _rows(record: Sequence[Json]) -> Sequence[Sequence[Json]]:
 
 def _read_entry(candidate: Candidate, entry: Sequence[Json]) -> Told:
     numbers = [None if part is None else tuple(float(x) for x in cast(Sequence[float], part)) for part in entry[1:3]]
-    return Told(candidate, numbers[0], numbers[1])
+    items = None
+    if entry[3] is not None:
+        items = np.frombuffer(zlib.decompress(base64.b64decode(cast(str, entry[3]), validate=True)), dtype="<f4")
+    return Told(candidate, numbers[0], numbers[1], items)

@@ -72,7 +72,10 @@ class StrategyCase:
         for index in range(self.n_objectives):
             distance = float(np.sum((point - 0.2 - 0.6 * index / max(self.n_objectives - 1, 1)) ** 2))
             scores[f"f{index}"] = -distance if index == 0 else distance
-        return Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores, stderr=dict.fromkeys(scores, 0.01))
+        thresholds = np.linspace(0.0, 1.0, 11)
+        items = {name: (abs(score) < thresholds).astype(np.float32) for name, score in scores.items()}
+        stderr = dict.fromkeys(scores, 0.01)
+        return Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores, stderr=stderr, item_scores=items)
 
 
 OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
@@ -81,6 +84,14 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("cma_es", n_objectives=1, options={"variant": "vkd"}),
         StrategyCase("cma_es", dimension=2, n_objectives=1, options={"restarts": "ipop", "population_size": 4}),
         StrategyCase("cma_es", dimension=1, n_objectives=1, options={"restarts": "bipop", "population_size": 4}),
+    ),
+    "m2n2": (
+        StrategyCase("m2n2", n_objectives=1, options={"population_size": 5, "mutation_sigma": 0.0}),
+        StrategyCase("m2n2", options={"attraction": False, "split_point": False, "population_size": 5, "alpha": 0.0}),
+    ),
+    "map": (
+        StrategyCase("map", dimension=2, n_objectives=1, options={"n_initial": 5}),
+        StrategyCase("map", dimension=2, n_objectives=3, options={"link": "identity"}),
     ),
     "nevergrad": (
         StrategyCase("nevergrad", n_objectives=1, options={"l1": 0.15, "budget": 40}),
