@@ -23,7 +23,7 @@ from evomerge.evaluation.task_files import data_files, is_task_file, read_task_f
 _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice", "description", "gen_prefix")
 _CODE_KEYS = ("class", "use_prompt", "custom_dataset", "process_docs", "process_results")
 """Keys whose value is code, or names code that lm-eval would import."""
-_NAME_LINE = re.compile(r"""^["']?(task|group)["']?:[ \t]*["']?([\w.:+/-]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
+_NAME_LINE = re.compile(r"""^["']?(task|group)["']?:[ \t]*["']?([\w.:+/()-]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
 _PICKLED_DATA = ("pandas",)
 """Loaders of the `datasets` package that unpickle files."""
 

@@ -1,10 +1,36 @@
 import os
 import sys
 
-from evomerge.engine import engine_environment
+import pytest
+
+from evomerge.engine import available_engines, engine_environment, make_engine
 
 # Before torch and vLLM start, as a worker's launcher does it.
 os.environ.update(engine_environment())
 if "torch" in sys.modules:
     # More threads than free cores make tiny models ten times slower.
     sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def suite_of(tmp_path_factory):
+    """suite_of("vllm-tied") -> the conformance suite of that engine, started once for all test files."""
+    from evomerge.testing.engine_suite import EngineSuite
+
+    started = {}
+
+    def suite_of(name):
+        kind, tied = name.split("-")
+        if kind not in available_engines():
+            pytest.skip(f"{kind} is not installed")
+        if name not in started:
+            started[name] = EngineSuite(
+                lambda model, **settings: make_engine(kind, model, **settings),
+                tmp_path_factory.mktemp(name),
+                tied=tied == "tied",
+            )
+        return started[name]
+
+    yield suite_of
+    for suite in started.values():
+        suite.close()

@@ -1,0 +1,129 @@
+"""What is special to the vLLM engine; what every engine must do is in test_conformance.py."""
+
+import pytest
+import torch
+
+from evomerge.core import EngineError
+from evomerge.engine import GenerateRequest, LogLikelihoodRequest, available_engines, make_engine
+from evomerge.engine.checkpoint import CheckpointFolder
+from evomerge.testing.engine_suite import write_tensors
+from evomerge.testing.tiny_models import write_tiny_llama
+
+pytestmark = pytest.mark.skipif("vllm" not in available_engines(), reason="vLLM is not installed")
+
+
+def start(model, **settings):
+    return make_engine("vllm", model, **settings)
+
+
+@pytest.fixture
+def suite(suite_of):
+    return suite_of("vllm-untied")
+
+
+def write_without_reset(suite, which):
+    """Overwrites the live weights behind the engine's back."""
+    targets = []
+    suite.engine.update(lambda target: (targets.append(target), write_tensors(target, suite.weights[0])))
+    suite.answers(suite.engine)  # fills the prefix cache with weight set 0
+    write_tensors(targets[0], suite.weights[which])
+
+
+def test_without_the_reset_stale_tokens_are_served_and_the_suite_sees_them(suite):
+    write_without_reset(suite, 1)
+    found = suite.fresh[1].differences(suite.answers(suite.engine))
+    assert found, "the prefix cache did not bite; the conformance check could not fail"
+    # Only the requests with a long shared prefix are wrong: everything else was computed anew.
+    shared = {i for i, request in enumerate(suite.generate_requests) if len(request.prompt) > 300}
+    assert {int(text.split()[1].rstrip(":")) for text in found if text.startswith("generation")} <= shared
+    suite.load(1)
+    suite.check_serves(1)
+
+
+def test_a_refused_reset_is_an_error(suite, monkeypatch):
+    monkeypatch.setattr(suite.engine.llm, "reset_prefix_cache", lambda: False)
+    with pytest.raises(EngineError, match="prefix cache could not be reset"):
+        suite.load(0)
+    with pytest.raises(EngineError, match="weight update failed"):
+        suite.engine.generate(suite.generate_requests)
+    monkeypatch.undo()
+    suite.load(0)
+    suite.check_serves(0)
+
+
+def test_requests_of_a_failed_batch_do_not_block_the_next_update(suite, monkeypatch):
+    suite.load(2)
+    step = suite.engine.llm.llm_engine.step
+    calls = []
+
+    def fail_later():
+        calls.append(1)
+        if len(calls) > 2:
+            raise RuntimeError("the device is gone")
+        return step()
+
+    monkeypatch.setattr(suite.engine.llm.llm_engine, "step", fail_later)
+    with pytest.raises(EngineError, match="the device is gone"):
+        suite.engine.generate(suite.generate_requests)
+    monkeypatch.undo()
+    with pytest.raises(EngineError, match="last batch of requests failed"):
+        suite.engine.generate(suite.generate_requests)
+    suite.load(2)
+    suite.check_serves(2)
+
+
+def test_agrees_with_the_transformers_engine(suite):
+    for which, folder in enumerate(suite.folders):
+        other = make_engine("transformers", folder, dtype="float32", max_model_len=suite.engine.max_length)
+        answers = suite.answers(other)
+        other.close()
+        assert answers.generations == suite.fresh[which].generations
+        for ours, theirs in zip(answers.log_likelihoods, suite.fresh[which].log_likelihoods, strict=True):
+            assert ours.log_probability == pytest.approx(theirs.log_probability, abs=1e-3)
+            assert ours.is_greedy == theirs.is_greedy
+
+
+def test_many_choices_after_one_context(suite):
+    """More last tokens than one vLLM request may ask for."""
+    suite.load(0)
+    requests = [LogLikelihoodRequest((5, 6, 7), (token,)) for token in range(3, 99)]
+    answers = suite.engine.loglikelihood(requests)
+    probabilities = torch.tensor([answer.log_probability for answer in answers]).exp()
+    assert float(probabilities.sum()) <= 1.0 + 1e-4
+    assert sum(answer.is_greedy for answer in answers) <= 1
+    singles = [suite.engine.loglikelihood([request])[0].log_probability for request in requests[:40:13]]
+    assert singles == pytest.approx([answer.log_probability for answer in answers[:40:13]], abs=1e-5)
+
+
+def test_bfloat16_layout_and_options(tmp_path):
+    """Numbers above 256 need several digits in bfloat16; options reach vLLM and win over evomerge's choices."""
+    model = write_tiny_llama(tmp_path / "m", seed=3, tied=True, hidden=128, vocab=700, intermediate_size=300)
+    engine = start(
+        model, dtype="bfloat16", max_model_len=128, options={"max_model_len": 96, "kv_cache_memory_bytes": 32 << 20}
+    )
+    try:
+        assert engine.max_length == 96
+        targets = []
+        with CheckpointFolder(model) as checkpoint:
+            tensors = {name: checkpoint.tensor(name) for name in checkpoint.shapes}
+        engine.update(lambda target: (targets.append(target), write_tensors(target, tensors)))
+        for name in targets[0].names():
+            for region in targets[0].regions(name):
+                assert region.view.dtype == torch.bfloat16
+                assert torch.equal(region.view, tensors[name][region.index])
+        assert engine.generate([GenerateRequest((5, 6), 3)])[0].n_tokens <= 3
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size=2 spreads the weights"),
+        ({"no_such_option": 1}, "cannot serve"),
+        ({"max_model_len": 100_000}, "cannot serve"),
+    ],
+)
+def test_wrong_options_are_named(suite, options, what):
+    with pytest.raises(EngineError, match=what):
+        start(suite.folders[0], options=options)
