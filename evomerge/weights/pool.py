@@ -4,6 +4,7 @@ Knows nothing of recipes or merge methods.
 """
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -28,12 +29,16 @@ class WeightPool:
         self.headers = dict(headers)
         self._models = {key: MappedModel(header) for key, header in self.headers.items()}
         self._tensors: dict[tuple[str, str], torch.Tensor] = {}
+        to_check: list[tuple[str, str]] = []
         for key, model in self._models.items():
             for name, tensor_header in model.header.tensors.items():
-                tensor = model.tensor(name)
+                self._tensors[key, name] = model.tensor(name)
                 if tensor_header.dtype in FLOAT_DTYPES:
-                    _check_finite(tensor, key, name)
-                self._tensors[key, name] = tensor
+                    to_check.append((key, name))
+        # the scan releases the interpreter lock; threads also overlap reading from disk
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            for _ in threads.map(lambda entry: _check_finite(self._tensors[entry], *entry), to_check):
+                pass
 
     @classmethod
     def from_folders(cls, folders: Iterable[str]) -> "WeightPool":

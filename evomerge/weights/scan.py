@@ -1,17 +1,38 @@
-"""Looking through tensors for values that no merge can use."""
+"""Looking through tensors for values that no merge can use, at the speed of memory."""
 
+import numba
+import numpy as np
 import torch
 
-_CHUNK = 1 << 20
-"""elements per step: the temporaries stay in the cache"""
+from evomerge.weights.blocks import BF16, BLOCK, F16, F32, as_bits, load_block
+
+_KINDS = {torch.bfloat16: BF16, torch.float16: F16, torch.float32: F32}
+_INFINITE_BITS = {torch.bfloat16: 0x7F800000, torch.float16: 0x47800000, torch.float32: 0x7F800000}
+"""from these float32 magnitudes on, a loaded value was an infinity or NaN (float16 ones load as 65536 and above)"""
 
 
 def first_bad_element(tensor: torch.Tensor) -> int | None:
     """Flat index of the first NaN or infinity in a float tensor; None where all are finite."""
-    flat = tensor.reshape(-1)
-    for start in range(0, flat.numel(), _CHUNK):
-        chunk = flat[start : start + _CHUNK]
-        # x - x is 0 for finite x and NaN for others: one pass, one reduction
-        if not bool((chunk - chunk == 0).all()):
-            return start + int((~torch.isfinite(chunk)).nonzero()[0, 0])
-    return None
+    kind = _KINDS.get(tensor.dtype)
+    if kind is None or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        bad = (~torch.isfinite(tensor)).reshape(-1).nonzero()
+        return int(bad[0, 0]) if len(bad) else None
+    index = int(_first_from(tensor.data_ptr(), kind, tensor.numel(), np.uint32(_INFINITE_BITS[tensor.dtype])))
+    return None if index < 0 else index
+
+
+@numba.njit(cache=True, nogil=True)
+def _first_from(address, kind, n_elements, limit):  # type: ignore[no-untyped-def]
+    """Flat index of the first element whose magnitude has at least the bits `limit`; -1 where there is none."""
+    block = np.empty(BLOCK, np.float32)
+    for start in range(0, n_elements, BLOCK):
+        count = min(BLOCK, n_elements - start)
+        load_block(address, kind, start, count, block)
+        largest = np.uint32(0)
+        for i in range(count):
+            largest = max(largest, as_bits(block[i]) & np.uint32(0x7FFFFFFF))
+        if largest >= limit:
+            for i in range(count):
+                if as_bits(block[i]) & np.uint32(0x7FFFFFFF) >= limit:
+                    return start + i
+    return -1

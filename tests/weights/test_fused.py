@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from evomerge.plan import MergePlan, TensorInput, TensorStep
 from evomerge.recipe import METHODS, BaseRole, Scope
-from evomerge.weights.fused.blocks import BLOCK
+from evomerge.weights.blocks import BLOCK
 from evomerge.weights.fused.magnitudes import STRETCH, MagnitudeHistogram
 from evomerge.weights.fused.steps import fused_methods
 from evomerge.weights.fused.tables import CHUNK_ELEMENTS

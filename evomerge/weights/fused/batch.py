@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from evomerge.plan import TensorStep
-from evomerge.weights.fused.blocks import BF16, F32, F32_AS_BF16, OVERFLOW_BITS
+from evomerge.weights.blocks import BF16, F32, F32_AS_BF16, OVERFLOW_BITS
 from evomerge.weights.fused.kernels import KEEP_ALL, merge_chunks, pruned_l1_chunks
 from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import FusedStep, fuse

@@ -8,7 +8,7 @@ Arithmetic is float32 in the order of the plain references, so both agree to the
 import numba
 import numpy as np
 
-from evomerge.weights.fused.blocks import BLOCK, load_block, philox_block, store_block
+from evomerge.weights.blocks import BLOCK, load_block, philox_block, store_block
 
 KEEP_ALL, MAGNITUDE, BAND, RANDOM = 0, 1, 2, 3
 """how a source's delta is pruned; BAND drops the largest magnitudes too"""

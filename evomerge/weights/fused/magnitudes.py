@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import torch
 
-from evomerge.weights.fused.blocks import BLOCK, as_bits, load_block
+from evomerge.weights.blocks import BLOCK, as_bits, load_block
 from evomerge.weights.fused.tables import KINDS
 
 STRETCH = 60 * BLOCK

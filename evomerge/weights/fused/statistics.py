@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import torch
 
-from evomerge.weights.fused.blocks import BLOCK, load_block
+from evomerge.weights.blocks import BLOCK, load_block
 from evomerge.weights.fused.magnitudes import Cut, MagnitudeHistogram
 from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.pool import WeightPool

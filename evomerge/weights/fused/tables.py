@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from evomerge.weights.fused.blocks import BF16, F16, F32
+from evomerge.weights.blocks import BF16, F16, F32
 
 OUTPUT = np.dtype(
     [
