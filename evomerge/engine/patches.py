@@ -6,7 +6,7 @@ the code it replaces is the code it was written against, and has a test (tests/e
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -88,6 +88,30 @@ def thread_setter_kept() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads = original
+
+
+@contextmanager
+def tolerant_kernel_scan() -> Iterator[None]:
+    """While an engine starts on a CPU: let vLLM's search for Triton kernels pass over objects it cannot read.
+
+    Why: vLLM looks at every attribute of every loaded module and calls `vars(value).get(...)`, which fails on objects whose
+    `__dict__` is no dict. numba (through llvmlite's foreign functions) has some, so an engine could not start in a process that has
+    merged before.
+    Upstream: vllm/triton_utils/dispatcher.py, `_rebind_kernels`, called by the CPU platform's `register_triton_kernel_overrides`.
+    """
+    import vllm.triton_utils.dispatcher as upstream
+
+    _replaced(upstream, "_rebind_kernels", ("overrides",))
+
+    def readable_vars(value: object) -> Mapping[str, object]:
+        attributes = vars(value)
+        return attributes if isinstance(attributes, Mapping) else {}
+
+    upstream.vars = readable_vars
+    try:
+        yield
+    finally:
+        del upstream.vars
 
 
 class DistributedState:

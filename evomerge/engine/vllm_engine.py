@@ -24,6 +24,7 @@ from evomerge.engine.patches import (
     DISTRIBUTED_STATE,
     check_writable_cpu_linears,
     thread_setter_kept,
+    tolerant_kernel_scan,
     writable_cpu_linears,
 )
 from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
@@ -271,6 +272,7 @@ def _start(model: Path, arguments: Mapping[str, Any]) -> "LLM":
         if vllm_targets_cpu():
             stack.enter_context(writable_cpu_linears())
             stack.enter_context(thread_setter_kept())
+            stack.enter_context(tolerant_kernel_scan())
         try:
             return LLM(model=str(model), **arguments)
         except _START_ERRORS as error:
