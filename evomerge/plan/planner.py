@@ -23,8 +23,13 @@ from evomerge.recipe.validation import all_filters
 
 _BYTES_OF = {"bfloat16": 2, "float16": 2, "float32": 4}
 
-COPY = "passthrough"
+_COPY = "passthrough"
 """the method of integer buffers, which cannot be averaged"""
+
+
+def is_copy(step: TensorStep) -> bool:
+    """Whether the step copies an integer buffer as it is (a `passthrough` of weights has a scale)."""
+    return step.method == _COPY and not step.inputs[0].parameters
 
 
 def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
@@ -85,13 +90,16 @@ def _default_dtype(header: ModelHeader) -> str:
 
 
 def _slices_with_inputs(recipe: Recipe, spec: MethodSpec) -> tuple[Slice, ...]:
-    """The recipe's slices; a base that mergekit would append as an input of a whole-model `linear` is appended."""
+    """The recipe's slices; a base that mergekit would append as an input of a whole-model `linear` or `karcher` is appended."""
     if spec.base is not BaseRole.SOURCE or recipe.base is None or not recipe.whole_model:
         return recipe.slices
     piece = recipe.slices[0]
     if any(source.key == recipe.base for source in piece.sources):
         return recipe.slices
-    if not any("weight" in level for level in (piece.parameters, recipe.parameters)):
+    if len(piece.sources) == spec.max_sources:
+        return recipe.slices
+    required = [parameter.name for parameter in spec.parameters if parameter.default is None]
+    if any(name not in piece.parameters and name not in recipe.parameters for name in required):
         return recipe.slices  # mergekit would refuse it for want of a weight; here it only lends config and tokenizer
     return (Slice((*piece.sources, Source(recipe.base)), piece.parameters),)
 
@@ -114,7 +122,7 @@ def _structure_key(
 
 def _copy_step(output: OutputTensor, piece: Slice) -> TensorStep:
     source = TensorInput(piece.sources[0].key, output.tensors[0], _NOTHING)
-    return TensorStep(output.name, output.shape, COPY, (source,), None, _NOTHING)
+    return TensorStep(output.name, output.shape, _COPY, (source,), None, _NOTHING)
 
 
 class _Resolver:
@@ -194,4 +202,23 @@ def _check_linear(
         )
 
 
-_EXTRA_CHECKS: Mapping[str, Callable[[str, Scalars, Sequence[Scalars]], None]] = {"linear": _check_linear}
+def _check_della(tensor: str, shared: Scalars, inputs: Sequence[Scalars]) -> None:
+    for values in inputs:
+        density, epsilon = float(values["density"]), float(values["epsilon"])
+        if 0 < density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
+            raise RecipeError(
+                f"della of {tensor!r}: density {density} +- epsilon {epsilon} must stay between 0 and 1; use a smaller epsilon"
+            )
+
+
+def _check_weight_sum(tensor: str, shared: Scalars, inputs: Sequence[Scalars]) -> None:
+    if len(inputs) > 1 and shared["normalize_weights"] and sum(values["weight"] for values in inputs) == 0:
+        raise RecipeError(f"the weights of {tensor!r} sum to 0 and cannot be normalised; change them")
+
+
+_EXTRA_CHECKS: Mapping[str, Callable[[str, Scalars, Sequence[Scalars]], None]] = {
+    "linear": _check_linear,
+    "della": _check_della,
+    "della_linear": _check_della,
+    "multislerp": _check_weight_sum,
+}

@@ -51,6 +51,8 @@ class BaseRole(StrEnum):
     """task vectors are taken against it; it is no source"""
     ENDPOINT = "endpoint"
     """it is the first of the merged models (slerp: t = 0)"""
+    OPTIONAL = "optional"
+    """where there is one, task vectors are taken against it"""
     SOURCE = "source"
     """a source like the others where it is listed (linear)"""
 
@@ -77,6 +79,11 @@ class MethodSpec:
     max_sources: int | None = None
     deterministic: bool = True
     inert: tuple[str, ...] = ()
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether a recipe must name a base."""
+        return self.base in (BaseRole.REQUIRED, BaseRole.ENDPOINT)
 
     def parameter(self, name: str) -> ParameterSpec:
         """The parameter called `name`.
@@ -111,37 +118,129 @@ def _rescale(default: bool) -> ParameterSpec:
 
 _T = ParameterSpec("t", Scope.GLOBAL, None, 0.0, 1.0, search_low=0.0, search_high=1.0, search_default=True)
 
-METHODS: Mapping[str, MethodSpec] = MappingProxyType(
-    {
-        spec.name: spec
-        for spec in (
-            MethodSpec("linear", (_weight(), _normalize(True)), BaseRole.SOURCE, "arXiv 2203.05482 (model soups)"),
-            MethodSpec(
-                "task_arithmetic",
-                (_weight(), _LAMBDA, _normalize(False)),
-                BaseRole.REQUIRED,
-                "arXiv 2212.04089",
-                inert=("int8_mask", "density", "rescale"),
-            ),
-            MethodSpec(
-                "ties",
-                (_weight(), _DENSITY, _LAMBDA, _normalize(True), _rescale(False)),
-                BaseRole.REQUIRED,
-                "arXiv 2306.01708",
-                inert=("int8_mask",),
-            ),
-            MethodSpec(
-                "dare_ties",
-                (_weight(), _DENSITY, _LAMBDA, _normalize(False), _rescale(True)),
-                BaseRole.REQUIRED,
-                "arXiv 2311.03099",
-                deterministic=False,
-                inert=("int8_mask",),
-            ),
-            MethodSpec("slerp", (_T,), BaseRole.ENDPOINT, "Shoemake, SIGGRAPH 1985", max_sources=1),
-        )
-    }
+_GAMMA = ParameterSpec("gamma", Scope.MODEL, 0.01, 0.0, 1.0, search_low=0.0, search_high=0.05)
+
+# density +- epsilon must stay inside (0, 1)
+_DELLA_DENSITY = ParameterSpec(
+    "density", Scope.MODEL, 1.0, 0.0, 1.0, search_low=0.2, search_high=0.8, search_default=True
 )
+_DELLA_EPSILON = ParameterSpec("epsilon", Scope.MODEL, 0.15, 0.0, 0.5, search_low=0.0, search_high=0.19)
+
+_CHANGED = ParameterSpec("epsilon", Scope.GLOBAL, 1e-5, 0.0, search_low=0.0, search_high=1e-4)
+
+
+def _task_vectors(
+    name: str,
+    paper: str,
+    sparse: tuple[ParameterSpec, ...] = (),
+    *,
+    normalize: bool,
+    rescale: bool | None,
+    deterministic: bool = True,
+    inert: tuple[str, ...] = (),
+) -> MethodSpec:
+    """A method of the task-vector family; `rescale` None where it has no such parameter."""
+    switches = (_normalize(normalize),) if rescale is None else (_normalize(normalize), _rescale(rescale))
+    return MethodSpec(
+        name,
+        (_weight(), *sparse, _LAMBDA, *switches),
+        BaseRole.REQUIRED,
+        paper,
+        deterministic=deterministic,
+        inert=("int8_mask", *inert),
+    )
+
+
+_DARE, _BREADCRUMBS, _DELLA = "arXiv 2311.03099", "arXiv 2312.06795", "arXiv 2406.11617"
+
+_ROWS = (
+    MethodSpec("linear", (_weight(), _normalize(True)), BaseRole.SOURCE, "arXiv 2203.05482 (model soups)"),
+    _task_vectors("task_arithmetic", "arXiv 2212.04089", normalize=False, rescale=None, inert=("density", "rescale")),
+    _task_vectors("ties", "arXiv 2306.01708", (_DENSITY,), normalize=True, rescale=False),
+    _task_vectors("dare_linear", _DARE, (_DENSITY,), normalize=False, rescale=True, deterministic=False),
+    _task_vectors("dare_ties", _DARE, (_DENSITY,), normalize=False, rescale=True, deterministic=False),
+    _task_vectors("breadcrumbs", _BREADCRUMBS, (_DENSITY, _GAMMA), normalize=False, rescale=False),
+    _task_vectors("breadcrumbs_ties", _BREADCRUMBS, (_DENSITY, _GAMMA), normalize=False, rescale=False),
+    _task_vectors("della", _DELLA, (_DELLA_DENSITY, _DELLA_EPSILON), normalize=True, rescale=True, deterministic=False),
+    _task_vectors(
+        "della_linear", _DELLA, (_DELLA_DENSITY, _DELLA_EPSILON), normalize=False, rescale=True, deterministic=False
+    ),
+    MethodSpec("slerp", (_T,), BaseRole.ENDPOINT, "Shoemake, SIGGRAPH 1985", max_sources=1),
+    MethodSpec(
+        "nuslerp",
+        (
+            _weight(),
+            ParameterSpec("nuslerp_row_wise", Scope.GLOBAL, False),
+            ParameterSpec("nuslerp_flatten", Scope.GLOBAL, True),
+        ),
+        BaseRole.OPTIONAL,
+        "mergekit (NuSLERP)",
+        min_sources=2,
+        max_sources=2,
+    ),
+    MethodSpec(
+        "multislerp",
+        (
+            _weight(),
+            ParameterSpec("normalize_weights", Scope.GLOBAL, True),
+            ParameterSpec("eps", Scope.GLOBAL, 1e-8, 0.0),
+        ),
+        BaseRole.OPTIONAL,
+        "goddard.blog (Multi-SLERP)",
+    ),
+    MethodSpec(
+        "karcher",
+        (ParameterSpec("max_iter", Scope.GLOBAL, 10.0, 0.0), ParameterSpec("tol", Scope.GLOBAL, 1e-5, 0.0)),
+        BaseRole.SOURCE,
+        "arXiv 2603.04972",
+    ),
+    MethodSpec(
+        "model_stock",
+        (ParameterSpec("filter_wise", Scope.GLOBAL, False),),
+        BaseRole.REQUIRED,
+        "arXiv 2403.19522",
+        min_sources=2,
+    ),
+    MethodSpec(
+        "sce",
+        (
+            ParameterSpec(
+                "select_topk", Scope.GLOBAL, 1.0, 0.0, 1.0, search_low=0.05, search_high=1.0, search_default=True
+            ),
+        ),
+        BaseRole.REQUIRED,
+        "arXiv 2408.07990",
+        inert=("int8_mask",),
+    ),
+    MethodSpec("arcee_fusion", (), BaseRole.REQUIRED, "arcee.ai (Arcee Fusion)", max_sources=1),
+    MethodSpec(
+        "nearswap",
+        (ParameterSpec("t", Scope.GLOBAL, None, 0.0, search_low=0.0, search_high=0.01, search_default=True),),
+        BaseRole.REQUIRED,
+        "huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+        max_sources=1,
+    ),
+    MethodSpec("ram", (_CHANGED,), BaseRole.REQUIRED, "arXiv 2601.13572"),
+    MethodSpec(
+        "ramplus_tl",
+        (
+            ParameterSpec("r", Scope.GLOBAL, 0.1, 0.0, search_low=0.0, search_high=0.5, search_default=True),
+            ParameterSpec("alpha", Scope.GLOBAL, 0.2, 0.0, search_low=0.0, search_high=1.0, search_default=True),
+            _CHANGED,
+        ),
+        BaseRole.REQUIRED,
+        "arXiv 2601.13572",
+    ),
+    MethodSpec(
+        "passthrough",
+        (ParameterSpec("scale", Scope.MODEL, 1.0, search_low=0.5, search_high=1.5, search_default=True),),
+        BaseRole.SOURCE,
+        "mergekit",
+        max_sources=1,
+    ),
+)
+
+METHODS: Mapping[str, MethodSpec] = MappingProxyType({spec.name: spec for spec in _ROWS})
 
 
 def method_spec(name: str) -> MethodSpec:

@@ -203,7 +203,7 @@ class RecipeTemplate:
 
     def _base_is_sliced(self, whole_model: bool) -> bool:
         """mergekit wants a required base listed in every slice, so that it knows which of its layers to use."""
-        return self._spec.base is BaseRole.REQUIRED and not whole_model
+        return self._spec.base in (BaseRole.REQUIRED, BaseRole.OPTIONAL) and not whole_model
 
     def _check_complete(self) -> None:
         given = {parameter.name for parameter in self._searched} | set(self._fixed)
@@ -250,7 +250,7 @@ def _key(name: str, expert: str | None, layer: tuple[int, int] | None, module: s
 
 
 def _check_models(spec: MethodSpec, base: str | None, experts: Mapping[str, str]) -> None:
-    if spec.base is not BaseRole.SOURCE and base is None:
+    if spec.needs_base and base is None:
         raise RecipeError(f"merge method {spec.name!r} needs a base model: set models.base")
     low, high = spec.min_sources, spec.max_sources
     if len(experts) < low or (high is not None and len(experts) > high):

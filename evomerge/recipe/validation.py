@@ -17,7 +17,7 @@ def check_recipe(recipe: Recipe) -> None:
             the wrong type or outside the method's range, the wrong number of sources, a missing base.
     """
     spec = method_spec(recipe.method)
-    if spec.base in (BaseRole.REQUIRED, BaseRole.ENDPOINT) and recipe.base is None:
+    if spec.needs_base and recipe.base is None:
         raise RecipeError(f"merge method {spec.name!r} needs a base model: set base_model")
     _check_parameters(spec, recipe.parameters, "parameters", on_source=False)
     for index, piece in enumerate(recipe.slices):

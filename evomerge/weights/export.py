@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evomerge.core import CheckpointError, RecipeError, fsync_folder
 from evomerge.plan import MergePlan, ModelHeader, make_plan, read_model_header
-from evomerge.plan.planner import COPY
+from evomerge.plan.planner import is_copy
 from evomerge.recipe import Recipe
 from evomerge.weights.mapping import TORCH_DTYPES
 from evomerge.weights.merger import DTYPES, Merger
@@ -122,7 +122,7 @@ def _outputs(plan: MergePlan, headers: Mapping[str, ModelHeader]) -> list[Output
     outputs = []
     for step in plan.steps:
         dtype = DTYPES[plan.dtype]
-        if step.method == COPY and not step.parameters:
+        if is_copy(step):
             first = step.inputs[0]
             dtype = TORCH_DTYPES[headers[first.source].tensors[first.tensor].dtype]
         outputs.append(OutputSpec(step.output, step.shape, dtype))

@@ -12,7 +12,7 @@ import torch
 
 from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan import MergePlan, Region, TensorInput, TensorStep, WeightTarget
-from evomerge.plan.planner import COPY
+from evomerge.plan.planner import is_copy
 from evomerge.weights.fused.batch import Destination, FusedBatch
 from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.pool import WeightPool
@@ -83,7 +83,7 @@ class Merger:
         return {step.output: form for step, form in zip(steps, forms, strict=True) if form is not None}
 
     def _merged(self, plan: MergePlan, step: TensorStep, form: FusedStep | None) -> torch.Tensor:
-        if step.method == COPY and not step.parameters:
+        if is_copy(step):
             return self._input(step.inputs[0]).clone()
         dtype = DTYPES[plan.dtype]
         if form is not None and self._batch is not None:

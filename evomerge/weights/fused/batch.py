@@ -122,7 +122,7 @@ class FusedBatch:
                     (
                         tensor.data_ptr(),
                         prune.cutoff,
-                        0,
+                        prune.top_cutoff,
                         prune.keep,
                         kind_of(tensor),
                         prune.mode,
@@ -130,7 +130,7 @@ class FusedBatch:
                         prune.key1,
                         weight,
                         prune.threshold,
-                        0.0,
+                        prune.top_threshold,
                         1.0,
                     )
                 )

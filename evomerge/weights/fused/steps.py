@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 
 from evomerge.plan import TensorInput, TensorStep
-from evomerge.weights.fused.kernels import KEEP_ALL, MAGNITUDE, RANDOM
+from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM
 from evomerge.weights.fused.statistics import Pair, Statistics
+from evomerge.weights.methods.breadcrumbs import band
 from evomerge.weights.methods.slerp import coefficients
 from evomerge.weights.philox import keep_threshold, mask_key
 
@@ -23,6 +24,8 @@ class Prune(NamedTuple):
     key0: int = 0
     key1: int = 0
     keep: int = 0
+    top_threshold: float = 0.0
+    top_cutoff: int = 0
 
 
 NO_PRUNE = Prune()
@@ -108,6 +111,17 @@ def _keep_random(step: TensorStep, position: int, n_elements: int, seed: int, st
     return Prune(RANDOM, key0=key0, key1=key1, keep=keep_threshold(density))
 
 
+def _keep_band(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune:
+    entry = step.inputs[position]
+    density = float(entry.parameters["density"])
+    if density >= 1 or n_elements == 0 or step.base is None:
+        return NO_PRUNE
+    dropped, keep = band(n_elements, density, float(entry.parameters["gamma"]))
+    pair = _pair(step.base, entry)
+    low, top = statistics.cut(pair, dropped + keep), statistics.cut(pair, dropped)
+    return Prune(BAND, low.threshold, low.cutoff, top_threshold=top.threshold, top_cutoff=top.cutoff)
+
+
 def _pair(base: TensorInput, other: TensorInput) -> Pair:
     return base.source, base.tensor, other.source, other.tensor
 
@@ -141,6 +155,9 @@ _BUILDERS: Mapping[str, Callable[[TensorStep, int, int, Statistics], FusedStep]]
     "task_arithmetic": _task_vectors(_keep_all, elect_sign=False),
     "ties": _task_vectors(_keep_largest, elect_sign=True),
     "dare_ties": _task_vectors(_keep_random, elect_sign=True),
+    "dare_linear": _task_vectors(_keep_random, elect_sign=False),
+    "breadcrumbs": _task_vectors(_keep_band, elect_sign=False),
+    "breadcrumbs_ties": _task_vectors(_keep_band, elect_sign=True),
 }
 
 

@@ -1,0 +1,36 @@
+"""breadcrumbs: of each task vector drop the largest entries (outliers) and the smallest, sum the rest (arXiv 2312.06795).
+
+`gamma` is the share of the largest entries that go, `density` the share that stays; where both do not fit, fewer outliers
+go. Of equal magnitudes the first in flat order count as larger.
+"""
+
+import torch
+
+from evomerge.weights.task_vectors import match_l1, merge_task_vectors
+from evomerge.weights.tensor_group import TensorGroup
+
+
+def band(n_elements: int, density: float, gamma: float) -> tuple[int, int]:
+    """How many of the largest entries are dropped, and how many of the next largest are kept."""
+    keep = int(density * n_elements)
+    smallest = max(0, n_elements - keep - int(gamma * n_elements))
+    return n_elements - keep - smallest, keep
+
+
+def drop_outliers(group: TensorGroup, position: int, delta: torch.Tensor) -> torch.Tensor:
+    """`delta` without its largest and smallest entries, rescaled where asked for."""
+    parameters = group.parameters[position]
+    density, gamma = float(parameters["density"]), float(parameters["gamma"])
+    if density >= 1:
+        return delta
+    dropped, keep = band(delta.numel(), density, gamma)
+    order = torch.sort(delta.abs().reshape(-1).float(), descending=True, stable=True).indices
+    mask = torch.zeros(delta.numel(), dtype=torch.bool)
+    mask[order[dropped : dropped + keep]] = True
+    pruned = torch.where(mask.reshape(delta.shape), delta, torch.zeros_like(delta))
+    return match_l1(delta, pruned) if group.shared["rescale"] else pruned
+
+
+def merge(group: TensorGroup) -> torch.Tensor:
+    """Weighted sum of the task vectors' middle magnitudes, added to the base."""
+    return merge_task_vectors(group, drop_outliers, elect_sign=False)

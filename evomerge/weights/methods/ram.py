@@ -1,0 +1,25 @@
+"""ram: entries that one expert changed keep its change, entries that several changed take the mean of theirs (arXiv 2601.13572).
+
+An entry is changed where |d| > epsilon.
+"""
+
+import torch
+
+from evomerge.weights.task_vectors import in_order_sum
+from evomerge.weights.tensor_group import TensorGroup
+
+
+def changes(group: TensorGroup) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    """Task vectors, where each is changed, and by how many experts each entry is."""
+    base = group.required_base()
+    deltas = [tensor - base for tensor in group.tensors]
+    changed = [delta.abs() > float(group.shared["epsilon"]) for delta in deltas]
+    return deltas, changed, torch.stack(changed).sum(dim=0)
+
+
+def merge(group: TensorGroup) -> torch.Tensor:
+    """Mean of the changes of those who changed an entry, added to the base."""
+    deltas, changed, count = changes(group)
+    shared = count.clamp(min=1)
+    parts = [delta * active / shared for delta, active in zip(deltas, changed, strict=True)]
+    return group.required_base() + in_order_sum(parts)

@@ -1,0 +1,23 @@
+"""ramplus_tl: as ram, with the changes of one expert alone enlarged (arXiv 2601.13572, tensor-local form).
+
+They are multiplied by 1 + r clip(#shared / max(#unique, epsilon), 0, alpha), counted per expert and tensor.
+"""
+
+import torch
+
+from evomerge.weights.methods.ram import changes
+from evomerge.weights.task_vectors import in_order_sum
+from evomerge.weights.tensor_group import TensorGroup
+
+
+def merge(group: TensorGroup) -> torch.Tensor:
+    """Changes of several experts averaged, changes of one enlarged, added to the base."""
+    deltas, changed, count = changes(group)
+    r, alpha, epsilon = (float(group.shared[name]) for name in ("r", "alpha", "epsilon"))
+    parts = []
+    for delta, active in zip(deltas, changed, strict=True):
+        n_unique, n_shared = int((active & (count == 1)).sum()), int((active & (count > 1)).sum())
+        factor = 1 + r * min(max(n_shared / max(n_unique, epsilon), 0.0), alpha)
+        scale = torch.where(count > 1, 1.0 / count.clamp(min=1), torch.full_like(delta, factor, dtype=torch.float32))
+        parts.append(delta * active * scale.to(delta.dtype))
+    return group.required_base() + in_order_sum(parts)
