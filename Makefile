@@ -6,6 +6,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(ENGINE)
+# mergekit, the peer of tests and benchmarks, in an environment of its own
+PEER   := .venv-mergekit/.installed
 
 # The CPU build of torch is not on the package index: take it from a wheel folder if one is given, else from PyTorch's own index.
 ifeq ($(ENGINE),cpu)
@@ -40,6 +42,11 @@ demo: setup ## train the demo models, search, export the best recipe, merge it, 
 	@$(BIN)/evomerge summary runs/demo
 	@echo "merged model: runs/demo-merged"
 
+$(PEER): requirements/mergekit.txt | $(STAMP)
+	$(PYTHON) -m venv .venv-mergekit
+	$(BIN)/uv pip sync --quiet --python .venv-mergekit/bin/python $(TORCH_FROM) requirements/mergekit.txt
+	@touch $@
+
 test: setup check types zoo unit ## everything CI checks
 
 check: setup
@@ -53,7 +60,7 @@ types: setup
 zoo: setup
 	$(BIN)/evomerge zoo build --out zoo
 
-unit: setup
+unit: setup $(PEER)
 	$(BIN)/pytest
 
 format: setup ## rewrite the code in its format
@@ -69,4 +76,4 @@ lock: setup ## resolve the dependencies again
 	  --no-emit-index-url --no-emit-find-links --no-header --upgrade -o requirements/gpu.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) zoo runs/demo runs/demo-merged .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-mergekit zoo runs/demo runs/demo-merged .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
