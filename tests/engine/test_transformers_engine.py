@@ -1,0 +1,107 @@
+"""The transformers engine against the plainest possible use of transformers."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evomerge.core import EngineError
+from evomerge.engine import GenerateRequest, LogLikelihoodRequest
+from evomerge.engine.transformers_engine import TransformersEngine
+from evomerge.testing.tiny_models import write_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_llama(
+        tmp_path_factory.mktemp("models") / "m", seed=5, tied=True, hidden=64, vocab=99, dtype="float32", init_std=0.3
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+
+def prompts():
+    stream = torch.Generator().manual_seed(0)
+    return [
+        tuple(torch.randint(3, 99, (int(n),), generator=stream).tolist())
+        for n in torch.randint(1, 60, (25,), generator=stream)
+    ]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 150, 5000])
+def test_log_likelihoods_one_by_one(model, plain, batch_tokens):
+    engine = TransformersEngine(model, batch_tokens=batch_tokens)
+    requests = [LogLikelihoodRequest(prompt, prompts()[-1 - i][:7]) for i, prompt in enumerate(prompts())]
+    for request, answer in zip(requests, engine.loglikelihood(requests), strict=True):
+        tokens = torch.tensor([request.context + request.continuation])
+        with torch.no_grad():
+            logits = plain(tokens).logits[0, len(request.context) - 1 : -1].double()
+        target = tokens[0, len(request.context) :]
+        expected = logits.log_softmax(-1).gather(1, target[:, None]).sum().item()
+        assert answer.log_probability == pytest.approx(expected, abs=1e-4)
+        assert answer.is_greedy == bool((logits.argmax(-1) == target).all())
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 150, 5000])
+def test_generations_one_by_one(model, plain, batch_tokens):
+    engine = TransformersEngine(model, batch_tokens=batch_tokens)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ended = 0
+    for prompt, answer in zip(prompts(), engine.generate([GenerateRequest(p, 12) for p in prompts()]), strict=True):
+        tokens = plain.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
+        assert answer.text == tokenizer.decode(tokens, skip_special_tokens=True)
+        assert answer.n_tokens == len(tokens)
+        ended += len(tokens) < 12
+    assert ended
+
+
+def test_text_keeps_a_leading_space_and_drops_half_characters():
+    from evomerge.engine.greedy import Decoder
+
+    class Metaspace:
+        """Drops the space at the start of a text, as sentencepiece tokenizers do; byte tokens may end half-way."""
+
+        def decode(self, tokens, skip_special_tokens):
+            pieces = {1: "▁a", 2: "▁b", 3: "\ufffd"}
+            return "".join(pieces[token] for token in tokens).replace("▁", " ").removeprefix(" ")
+
+    decoder = Decoder(Metaspace(), frozenset())
+    assert decoder.text([1], [2]) == " b"
+    assert decoder.text([1], [2, 3]) == " b"
+
+
+def test_checkpoint_and_architecture_must_fit(model, tmp_path):
+    tensors = load_file(model / "model.safetensors")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (tmp_path / name).write_bytes((model / name).read_bytes())
+
+    def save(changed):
+        save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    save(tensors | {"extra.weight": torch.zeros(3)})
+    with pytest.raises(EngineError, match=r"'extra\.weight' \(3,\) has no parameter"):
+        TransformersEngine(tmp_path)
+    save({name: value for name, value in tensors.items() if name != "model.norm.weight"})
+    with pytest.raises(EngineError, match=r"missing_keys.*model\.norm\.weight"):
+        TransformersEngine(tmp_path)
+    # A tied model that stores its output layer too: one storage, one name.
+    save(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    names = []
+    TransformersEngine(tmp_path).update(lambda target: names.extend(target.names()))
+    assert set(names) == set(tensors)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
+    with pytest.raises(EngineError, match="cannot load"):
+        TransformersEngine(tmp_path)
+
+
+def test_lengths(model):
+    assert TransformersEngine(model).max_length == 512
+    with pytest.raises(EngineError, match="max_model_len 513 exceeds"):
+        TransformersEngine(model, max_model_len=513)
+    with pytest.raises(EngineError, match="batch_tokens must be at least 1"):
+        TransformersEngine(model, batch_tokens=0)
