@@ -1,13 +1,17 @@
 import json
+import os
+import sys
 
 import pytest
-import torch
 
 from evomerge.core import random_stream
-from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.engine import engine_environment
 
-# More threads than free cores make tiny models ten times slower.
-torch.set_num_threads(1)
+# Before torch and vLLM start, as a worker's launcher does it.
+os.environ.update(engine_environment())
+if "torch" in sys.modules:
+    # More threads than free cores make tiny models ten times slower.
+    sys.modules["torch"].set_num_threads(1)
 
 SPLITS = ("search", "select", "report")
 N_ITEMS = 30
@@ -16,9 +20,11 @@ N_ITEMS = 30
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """Two tiny models with the same tokenizer."""
+    from evomerge.testing.tiny_models import write_tiny_llama
+
     folder = tmp_path_factory.mktemp("models")
     return [
-        write_tiny_llama(folder / name, seed=seed, hidden=64, vocab=99, dtype="float32", init_std=0.3)
+        write_tiny_llama(folder / name, seed=seed, hidden=128, vocab=99, dtype="float32", init_std=0.3)
         for seed, name in enumerate(("a", "b"))
     ]
 

@@ -5,7 +5,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from evomerge.core import EvaluationRequest, Split, Status
-from evomerge.engine import make_engine
+from evomerge.engine import available_engines, make_engine
 from evomerge.evaluation import LmEvalEvaluator, TaskSpec
 from evomerge.plan import read_model_header
 from evomerge.recipe import Recipe, Setting, Slice, Source
@@ -21,10 +21,12 @@ def half_way(models):
     )
 
 
-@pytest.fixture(scope="module")
-def evaluator(models, task_folder):
+@pytest.fixture(scope="module", params=["transformers", "vllm"])
+def evaluator(request, models, task_folder):
+    if request.param not in available_engines():
+        pytest.skip(f"{request.param} is not installed")
     headers = {str(model): read_model_header(model) for model in models}
-    engine = make_engine("transformers", models[0], dtype="float32")
+    engine = make_engine(request.param, models[0], dtype="float32")
     specs = [
         TaskSpec(str(task_folder / "choices.yaml")),
         TaskSpec(str(task_folder / "choices.yaml"), metric="acc_norm", name="normed", limit=17),
