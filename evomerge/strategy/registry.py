@@ -19,6 +19,7 @@ STRATEGIES: Mapping[str, str] = MappingProxyType(
     {
         "cma_es": "evomerge.strategy.cma_es:CmaEs",
         "nsga2": "evomerge.strategy.pareto:Nsga2",
+        "bo": "evomerge.strategy.bo:BayesianOptimisation",
         "m2n2": "evomerge.strategy.m2n2:M2n2",
         "map": "evomerge.strategy.map_surrogate:MapSurrogate",
         "nevergrad": "evomerge.strategy.nevergrad_optimizer:NevergradStrategy",

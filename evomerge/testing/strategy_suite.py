@@ -79,6 +79,7 @@ class StrategyCase:
 
 
 OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
+    "bo": (StrategyCase("bo", dimension=2, n_objectives=1, options={"n_draws": 4}),),
     "cma_es": (
         StrategyCase("cma_es", n_objectives=1, options={"variant": "sep", "weights": {"f0": 2.0}}),
         StrategyCase("cma_es", n_objectives=1, options={"variant": "vkd"}),

@@ -1,0 +1,175 @@
+"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|single|map`.
+
+Prints one table per family; every row is the mean over the seeds with its standard deviation. Single-threaded; four
+candidates are always pending, as with four workers.
+
+pareto   normalised hypervolume (reference 1.1, 1 is the true front) after 200 evaluations
+single   log10 of the best gap to the optimum after 25 d, 50 d and 100 d evaluations
+map      hypervolume on three experts of the digits task, m uniform points and 15 chosen ones
+"""
+
+import argparse
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from datetime import date
+from math import pi
+
+import numpy as np
+
+from evomerge.archive import hypervolume
+from evomerge.core import Direction, Evaluation, Objective, Split, Status
+from evomerge.strategy import make_strategy
+
+N_WORKERS = 4
+Floats = np.ndarray
+
+
+def run(name: str, function: Callable[[Floats], Floats], dimension: int, budget: int, seed: int, **options) -> Floats:
+    """Losses (budget, m) in the order of the results."""
+    n_objectives = len(function(np.full(dimension, 0.5)))
+    objectives = [Objective(f"f{i}", Direction.MINIMIZE) for i in range(n_objectives)]
+    strategy = make_strategy(name, dimension=dimension, objectives=objectives, seed=seed, **options)
+    pending, losses = [], []
+    while len(losses) < budget:
+        pending += strategy.ask(N_WORKERS - len(pending))
+        candidate = pending.pop(0)
+        losses.append(function(np.array(candidate.genome.values)))
+        scores = {f"f{i}": float(value) for i, value in enumerate(losses[-1])}
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores)])
+    return np.array(losses)
+
+
+def zdt1(x: Floats) -> Floats:
+    g = 1.0 + 9.0 * x[1:].mean()
+    return np.array([x[0], g * (1.0 - np.sqrt(x[0] / g))])
+
+
+def zdt3(x: Floats) -> Floats:
+    g = 1.0 + 9.0 * x[1:].mean()
+    return np.array([x[0], g * (1.0 - np.sqrt(x[0] / g) - x[0] / g * np.sin(10.0 * pi * x[0]))])
+
+
+def dtlz2(n_objectives: int) -> Callable[[Floats], Floats]:
+    def function(x: Floats) -> Floats:
+        radius = 1.0 + np.sum((x[n_objectives - 1 :] - 0.5) ** 2)
+        angles = x[: n_objectives - 1] * pi / 2.0
+        losses = [np.prod(np.cos(angles))]
+        losses += [np.prod(np.cos(angles[:-i])) * np.sin(angles[-i]) for i in range(1, n_objectives)]
+        return radius * np.array(losses)
+
+    return function
+
+
+def best_volume(function: Callable[[Floats], Floats], dimension: int, n_objectives: int) -> float:
+    """Hypervolume of a dense sample of the true front (all distance variables at their optimum)."""
+    centre = 0.5 if function not in (zdt1, zdt3) else 0.0
+    grid = np.linspace(0.0, 1.0, 20001 if n_objectives == 2 else 101)
+    axes = np.stack(np.meshgrid(*[grid] * (n_objectives - 1)), axis=-1).reshape(-1, n_objectives - 1)
+    points = np.hstack([axes, np.full((len(axes), dimension - n_objectives + 1), centre)])
+    return hypervolume(np.array([function(x) for x in points]), [1.1] * n_objectives)
+
+
+def pareto(seeds: range, only: list[str] | None) -> None:
+    problems = {
+        "ZDT1-8D": (zdt1, 8, 2),
+        "ZDT3-8D": (zdt3, 8, 2),
+        "DTLZ2-6D": (dtlz2(2), 6, 2),
+        "DTLZ2-8D-3": (dtlz2(3), 8, 3),
+    }
+    names = only or ["random", "sobol", "nsga2", "nsga3", "sms_emoa", "m2n2", "optuna", "map", "bo"]
+    print(f"normalised hypervolume after 200 evaluations, {len(seeds)} seeds, {date.today()}\n")
+    print("| strategy | " + " | ".join(problems) + " |\n|---|" + "---|" * len(problems))
+    best = {key: best_volume(*problem) for key, problem in problems.items()}
+    for name in names:
+        cells = []
+        for key, (function, dimension, n_objectives) in problems.items():
+            volumes = [
+                hypervolume(run(name, function, dimension, 200, seed), [1.1] * n_objectives) / best[key]
+                for seed in seeds
+            ]
+            cells.append(f"{np.mean(volumes):.3f} +- {np.std(volumes):.3f}")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def single(seeds: range, only: list[str] | None) -> None:
+    def rotated_ellipsoid(x: Floats) -> Floats:
+        rotation = np.linalg.qr(np.random.default_rng(len(x)).normal(size=(len(x), len(x))))[0]
+        return np.array([np.sum(10.0 ** np.linspace(0, 3, len(x)) * (rotation @ (x - 0.4)) ** 2)])
+
+    def rosenbrock(x: Floats) -> Floats:
+        y = 4.0 * x - 2.0
+        return np.array([np.sum(100.0 * (y[1:] - y[:-1] ** 2) ** 2 + (1.0 - y[:-1]) ** 2)])
+
+    def rastrigin(x: Floats) -> Floats:
+        y = 10.0 * (x - 0.45)
+        return np.array([np.sum(y**2 - 10.0 * np.cos(2.0 * pi * y) + 10.0)])
+
+    names = only or ["random", "cma_es", "nevergrad", "optuna", "map", "bo"]
+    functions = {"ellipsoid": rotated_ellipsoid, "rosenbrock": rosenbrock, "rastrigin": rastrigin}
+    print(f"log10 of the gap after 25d / 50d / 100d evaluations, d = 5, median of {len(seeds)} seeds, {date.today()}\n")
+    print("| strategy | " + " | ".join(functions) + " |\n|---|" + "---|" * len(functions))
+    for name in names:
+        cells = []
+        for function in functions.values():
+            gaps = np.array([np.minimum.accumulate(run(name, function, 5, 500, seed)[:, 0]) for seed in seeds])
+            cells.append(" / ".join(f"{np.median(np.log10(gaps[:, n - 1] + 1e-12)):.1f}" for n in (125, 250, 500)))
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def digits_experts() -> Callable[[Floats], Floats]:
+    """Error of base + sum w_i tau_i on three digit groups; the experts are a multi-layer perceptron tuned on each."""
+    from sklearn.datasets import load_digits
+    from sklearn.neural_network import MLPClassifier
+
+    images, labels = load_digits(return_X_y=True)
+    images = images / 16.0
+    groups = [np.isin(labels, group) for group in ((0, 1, 2), (3, 4, 5, 6), (7, 8, 9))]
+    base = MLPClassifier((32,), max_iter=3, random_state=0).fit(images[:300], labels[:300])
+    flat = [np.concatenate([part.ravel() for part in base.coefs_ + base.intercepts_])]
+    for index, group in enumerate(groups):
+        expert = MLPClassifier((32,), random_state=index)
+        expert.partial_fit(images[:1], labels[:1], classes=np.arange(10))
+        expert.coefs_ = [part.copy() for part in base.coefs_]
+        expert.intercepts_ = [part.copy() for part in base.intercepts_]
+        for _ in range(60):
+            expert.partial_fit(images[group][:300], labels[group][:300])
+        flat.append(np.concatenate([part.ravel() for part in expert.coefs_ + expert.intercepts_]))
+    shapes = [part.shape for part in base.coefs_ + base.intercepts_]
+    sizes = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+    deltas = np.array(flat[1:]) - flat[0]
+
+    def function(x: Floats) -> Floats:
+        parts = [part.reshape(shape) for part, shape in zip(np.split(flat[0] + x @ deltas, sizes), shapes, strict=True)]
+        hidden = np.maximum(images @ parts[0] + parts[2], 0.0)
+        wrong = (hidden @ parts[1] + parts[3]).argmax(axis=1) != labels
+        return np.array([wrong[group][300:].mean() for group in groups])
+
+    return function
+
+
+def amortised(seeds: range, only: list[str] | None) -> None:
+    function = digits_experts()
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 9)] * 3), axis=-1).reshape(-1, 3)
+    whole = hypervolume(np.array([function(x) for x in grid]), [1.0] * 3)
+    print(f"hypervolume (reference: all wrong), {len(seeds)} seeds, {date.today()}; 9^3 grid: {whole:.3f}\n")
+    print("| strategy | m = 15 | m = 20 | m = 30 | m = 60 |\n|---|---|---|---|---|")
+    for name in only or ["random", "sobol", "nsga2", "map", "bo"]:
+        cells = []
+        for m in (15, 20, 30, 60):
+            options = {"n_initial": m} if name in ("map", "bo") else {}
+            volumes = [hypervolume(run(name, function, 3, m + 15, seed, **options), [1.0] * 3) for seed in seeds]
+            cells.append(f"{np.mean(volumes):.3f} +- {np.std(volumes):.3f}")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    families = {"pareto": pareto, "single": single, "map": amortised}
+    parser.add_argument("family", choices=families)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", help="strategies to run")
+    arguments = parser.parse_args()
+    families[arguments.family](range(arguments.seeds), arguments.only)
