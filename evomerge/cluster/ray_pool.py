@@ -95,6 +95,11 @@ class RayPool:
         self._done: deque[Evaluation] = deque()
         self._slots = [self._start(index) for index in range(options.n_workers)]
 
+    @property
+    def n_workers(self) -> int:
+        """How many workers there are."""
+        return len(self._slots)
+
     def submit(self, request: EvaluationRequest) -> None:
         """Queues a request; a free worker takes it."""
         self._queue.append(request)

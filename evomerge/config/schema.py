@@ -168,6 +168,8 @@ class ClusterConfig(_Strict):
     """tries of an evaluation whose worker dies or hangs before it counts as failed"""
     evaluation_timeout_s: float = Field(default=3600, gt=0)
     startup_timeout_s: float = Field(default=1800, gt=0)
+    on_interrupt: Literal["finish", "abandon"] = "finish"
+    """what the first Ctrl-C does to evaluations that are running; a resumed run starts abandoned ones again"""
 
     @field_validator("workers")
     @classmethod

@@ -30,8 +30,7 @@ class Budget:
         if self.hours is not None and elapsed_s >= self.hours * 3600:
             reasons["hours"] = self.hours
         if state.failed_in_a_row >= MAX_FAILURES_IN_A_ROW:
-            last = next(reversed(state.evaluations.values()))
             reasons["failures"] = (
-                f"{state.failed_in_a_row} candidates failed one after the other; the last: {last.error}"
+                f"{state.failed_in_a_row} candidates failed one after the other; the last: {state.last_error}"
             )
         return reasons

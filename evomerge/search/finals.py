@@ -44,10 +44,10 @@ def choose_finalists(state: RunState, count: int) -> list[str]:
     Raises:
         EvaluationError: no evaluation ended well.
     """
-    ranked = sorted(state.evaluated(), key=lambda item: (-utility(state.objectives, item), item.candidate_id))
+    ranked = sorted((-utility(state.objectives, item), item.candidate_id) for item in state.iter_evaluated())
     if not ranked:
         raise EvaluationError("no candidate was evaluated well, so there is nothing to choose from")
-    names = [item.candidate_id for item in ranked]
+    names = [name for _, name in ranked]
     on_front = {member.candidate_id for member in front_of(state).members}
     first = names[: (count + 1) // 2]
     return list(dict.fromkeys([*first, *(name for name in names if name in on_front), *names]))[:count]

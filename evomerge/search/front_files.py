@@ -2,7 +2,9 @@
 
 import csv
 import io
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,8 +21,12 @@ from evomerge.core import (
     atomic_write_text,
 )
 from evomerge.recipe import Recipe, write_recipe
-from evomerge.search.run_directory import RunDirectory
-from evomerge.search.state import Entry, RunState, utility
+from evomerge.search.run_directory import RunDirectory, writing_into
+from evomerge.search.state import RunState, utility
+from evomerge.search.tables import Entry
+
+WRITE_EVERY_S = 1.0
+"""While results keep coming, the files are this far behind the journal at most."""
 
 
 def reference_losses(state: RunState) -> list[float] | None:
@@ -51,7 +57,7 @@ def reference_losses(state: RunState) -> list[float] | None:
 def front_of(state: RunState) -> Front:
     """The non-dominated evaluations of the search split, baselines included."""
     front = Front(state.objectives)
-    for evaluation in state.evaluated():
+    for evaluation in state.iter_evaluated():
         front.add(evaluation)
     return front
 
@@ -69,7 +75,9 @@ def front_json(state: RunState, front: Front) -> dict[str, Json]:
 
 
 class FrontFiles:
-    """An observer that rewrites the files when an evaluation changes them.
+    """An observer that rewrites the files when an evaluation changes them, at most once a second while results keep coming.
+
+    Whoever runs the loop calls `flush` when nothing comes, and at the end.
 
     Args:
         directory: the run.
@@ -80,30 +88,51 @@ class FrontFiles:
     def __init__(self, directory: RunDirectory, state: RunState, recipe_of: Callable[[Entry], Recipe | None]) -> None:
         self._directory, self._recipe_of = directory, recipe_of
         self._front = front_of(state)
-        self._best = max((utility(state.objectives, item) for item in state.evaluated()), default=-np.inf)
+        self._best = max((utility(state.objectives, item) for item in state.iter_evaluated()), default=-np.inf)
+        self._front_changed, self._new_best = False, ""
+        self._next_write = -np.inf
 
     def __call__(self, state: RunState, evaluation: Evaluation) -> None:
         """Takes a new evaluation in."""
         if evaluation.split is not Split.SEARCH or evaluation.status is not Status.OK:
             return
-        if self._front.add(evaluation):
-            self.write_front(state)
+        if self._front.add(replace(evaluation, item_scores={})):
+            self._front_changed = True
         value = utility(state.objectives, evaluation)
         if value > self._best:
-            self._best = value
-            self.write_best(state.entries[evaluation.candidate_id])
+            self._best, self._new_best = value, evaluation.candidate_id
+        if time.monotonic() >= self._next_write:
+            self.flush(state)
+
+    def flush(self, state: RunState) -> None:
+        """Writes what has changed."""
+        started = time.monotonic()
+        if self._front_changed:
+            self.write_front(state)
+        if self._new_best:
+            self.write_best(state.entries[self._new_best])
+        if self._front_changed or self._new_best:
+            # a slow disk or a large front may take a twentieth of the time, not more
+            self._next_write = time.monotonic() + max(WRITE_EVERY_S, 20 * (time.monotonic() - started))
+        self._front_changed, self._new_best = False, ""
 
     def write_front(self, state: RunState) -> None:
-        """Rewrites `front.json` and `front.csv`."""
+        """Rewrites `front.json` and `front.csv`.
+
+        Raises:
+            JournalError: they cannot be written.
+        """
         content = front_json(state, self._front)
-        atomic_write_json(self._directory.front_json, content)
-        atomic_write_text(self._directory.front_csv, front_csv(state.objectives, self._front.members))
+        with writing_into(self._directory):
+            atomic_write_json(self._directory.front_json, content)
+            atomic_write_text(self._directory.front_csv, front_csv(state.objectives, self._front.members))
 
     def write_best(self, entry: Entry) -> None:
-        """Rewrites `best.yaml`."""
+        """Rewrites `best.yaml`. Raises JournalError as `write_front`."""
         recipe = self._recipe_of(entry)
         if recipe is not None:
-            write_recipe(recipe, self._directory.best)
+            with writing_into(self._directory):
+                write_recipe(recipe, self._directory.best)
 
 
 def front_csv(objectives: Sequence[Objective], members: Sequence[Evaluation]) -> str:
@@ -137,7 +166,7 @@ def pick(state: RunState, choice: str) -> Entry:
         return state.entries[name]
     if choice not in ("best", "knee"):
         raise JournalError(f"cannot pick {choice!r}: expected best, knee or id:<candidate>")
-    if not state.evaluated():
+    if next(state.iter_evaluated(), None) is None:
         raise JournalError("no candidate of this run has been evaluated yet")
     if choice == "knee":
         return state.entries[knee(front_of(state)).candidate_id]
@@ -146,7 +175,7 @@ def pick(state: RunState, choice: str) -> Entry:
 
 def best_so_far(state: RunState) -> str:
     """The id of the best evaluation on the search split; of equals the first."""
-    return max(state.evaluated(), key=lambda item: utility(state.objectives, item)).candidate_id
+    return max(state.iter_evaluated(), key=lambda item: utility(state.objectives, item)).candidate_id
 
 
 def _member(evaluation: Evaluation, names: Sequence[str]) -> Mapping[str, Json]:

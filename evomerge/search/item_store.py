@@ -1,18 +1,20 @@
 """The item matrix on disk: for each split a file of float32 rows, one evaluation a row, columns in the tasks' fixed item order.
 
-A row is durable before the journal names it, so a crash leaves at most one unnamed row, which the next opening cuts off.
+A row is durable before the journal names it, so a crash leaves at most some unnamed rows, which the next opening cuts off.
 """
 
 import os
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.core import JournalError, Split, fsync_folder
+from evomerge.search.journal import write_all
 
 Layout = tuple[tuple[str, int], ...]
 """(task, number of items) in column order"""
@@ -25,6 +27,9 @@ class ItemStore:
         self._folder = folder
         self._layouts: dict[Split, Layout] = {}
         self._streams: dict[Split, BinaryIO] = {}
+        self._readers: dict[Split, BinaryIO] = {}
+        self._waiting: dict[Split, list[bytes]] = {}
+        self._n_bytes: dict[Split, int] = {}
 
     def layout(self, split: Split) -> Layout | None:
         """The columns of a split; None before its first row."""
@@ -41,7 +46,7 @@ class ItemStore:
             JournalError: the file has fewer.
         """
         path = self._path(split)
-        wanted = n_rows * self._width(split)
+        wanted = n_rows * self._width(split) if n_rows else 0
         size = path.stat().st_size if path.exists() else 0
         if size < wanted:
             raise JournalError(
@@ -53,27 +58,48 @@ class ItemStore:
                 os.fsync(stream.fileno())
 
     def append(self, split: Split, scores: Mapping[str, NDArray[np.float32]]) -> tuple[int, str]:
-        """Writes one row and returns (row, checksum) when it is durable.
+        """Writes one row and returns (row, checksum) when it is durable. Raises JournalError as `write` and `commit`."""
+        place = self.write(split, scores)
+        self.commit()
+        return place
+
+    def write(self, split: Split, scores: Mapping[str, NDArray[np.float32]]) -> tuple[int, str]:
+        """Takes one row in, which reaches the disk with the next `commit`; returns (row, checksum).
 
         Raises:
-            JournalError: the scores do not have the split's columns, or the disk is full.
+            JournalError: the scores do not have the split's columns.
         """
         layout = self._layouts[split]
         got = tuple((task, len(values)) for task, values in scores.items())
         if got != layout:
             raise JournalError(f"item scores of split {split} have columns {got}, the run has {layout}")
         row = np.concatenate([np.asarray(values, dtype="<f4") for values in scores.values()]).tobytes()
-        stream = self._stream(split)
-        position = stream.tell()
-        try:
-            stream.write(row)
-            stream.flush()
-            os.fsync(stream.fileno())
-        except OSError as problem:
-            raise JournalError(
-                f"{self._path(split)}: cannot be written ({problem.strerror}); nothing finished is lost. Free space and resume the run"
-            ) from problem
-        return position // len(row), f"{zlib.crc32(row):08x}"
+        self._stream(split)
+        waiting = self._waiting.setdefault(split, [])
+        number = self._n_bytes[split] // len(row) + len(waiting)
+        waiting.append(row)
+        return number, f"{zlib.crc32(row):08x}"
+
+    def commit(self) -> None:
+        """Returns when every row written so far is durable.
+
+        Raises:
+            JournalError: the disk is full or the file is no longer writable; the rows since the last commit are gone.
+        """
+        for split, rows in self._waiting.items():
+            content, stream = b"".join(rows), self._streams[split]
+            rows.clear()
+            try:
+                if content:
+                    write_all(stream, content)
+                    os.fsync(stream.fileno())
+            except OSError as problem:
+                with suppress(OSError):  # what stays of the rows is cut off on the next opening
+                    os.ftruncate(stream.fileno(), self._n_bytes[split])
+                raise JournalError(
+                    f"{self._path(split)}: cannot be written ({problem.strerror}); nothing finished is lost. Free space and resume the run"
+                ) from problem
+            self._n_bytes[split] += len(content)
 
     def read(self, split: Split, row: int, checksum: str) -> dict[str, NDArray[np.float32]]:
         """Task -> (n_items,) scores of one row.
@@ -82,9 +108,9 @@ class ItemStore:
             JournalError: the row is missing or damaged.
         """
         width = self._width(split)
-        with self._path(split).open("rb") as stream:
-            stream.seek(row * width)
-            content = stream.read(width)
+        if split not in self._readers:
+            self._readers[split] = self._open(split, "rb")
+        content = os.pread(self._readers[split].fileno(), width, row * width)
         if len(content) != width or f"{zlib.crc32(content):08x}" != checksum:
             raise JournalError(f"{self._path(split)}: row {row} is damaged")
         values = np.frombuffer(content, dtype="<f4")
@@ -93,9 +119,10 @@ class ItemStore:
 
     def close(self) -> None:
         """Closes the files."""
-        for stream in self._streams.values():
-            stream.close()
-        self._streams.clear()
+        for streams in (self._streams, self._readers):
+            for stream in streams.values():
+                stream.close()
+            streams.clear()
 
     def _path(self, split: Split) -> Path:
         return self._folder / f"items.{split.value}.f32"
@@ -105,6 +132,13 @@ class ItemStore:
 
     def _stream(self, split: Split) -> BinaryIO:
         if split not in self._streams:
-            self._streams[split] = self._path(split).open("ab")
+            self._streams[split] = self._open(split, "ab")
+            self._n_bytes[split] = self._path(split).stat().st_size
             fsync_folder(self._folder)
         return self._streams[split]
+
+    def _open(self, split: Split, mode: Literal["rb", "ab"]) -> BinaryIO:
+        try:
+            return self._path(split).open(mode, buffering=0)
+        except OSError as problem:
+            raise JournalError(f"{self._path(split)}: cannot be opened ({problem.strerror})") from None

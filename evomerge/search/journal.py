@@ -1,14 +1,15 @@
-"""The journal: an append-only file of checksummed events, fsynced before anything acts on them.
+"""The journal: an append-only file of checksummed events, fsynced before anything outside the process acts on them.
 
 A line is `<crc32 of the JSON, 8 hex digits> <JSON object>` and a newline; the object's `seq` counts from 0. The events and their
-order are described in docs/journal.md. Knows nothing of what the events mean.
+order are described in docs/journal.md. Knows nothing of what the events mean, and holds none of them in memory.
 """
 
 import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,47 +40,65 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         existed = path.exists()
-        self._events, good_bytes = _read(path) if existed else ([], 0)
-        self._stream: BinaryIO = path.open("ab")
-        if existed and path.stat().st_size > good_bytes:
-            logger.warning("%s: cut off a torn last record (%d bytes)", path, path.stat().st_size - good_bytes)
-            self._stream.truncate(good_bytes)
+        self._n_durable, self._n_bytes = _scan(path) if existed else (0, 0)
+        self._n_replayed = self._n_durable
+        self._waiting: list[bytes] = []
+        self._stream: BinaryIO = path.open("ab", buffering=0)
+        if existed and path.stat().st_size > self._n_bytes:
+            logger.warning("%s: cut off a torn last record (%d bytes)", path, path.stat().st_size - self._n_bytes)
+            self._stream.truncate(self._n_bytes)
             os.fsync(self._stream.fileno())
         if not existed:
             fsync_folder(path.parent)
-        self._next = len(self._events)
 
-    def replay(self) -> Iterator[Mapping[str, Any]]:
-        """The events that were in the file when it was opened, in order."""
-        return iter(self._events)
+    def replay(self) -> Iterator[dict[str, Any]]:
+        """The events that were in the file when it was opened, in order; read again each time, never held."""
+        return islice(_events(self._path), self._n_replayed)
 
     def append(self, *events: Mapping[str, Json]) -> None:
-        """Writes `events` and returns when they are durable: all or, after a crash, a prefix of them.
+        """Writes `events` and returns when they, and those that waited, are durable: all or, after a crash, a prefix of them.
+
+        Raises:
+            JournalError: as `commit`.
+        """
+        self.write(*events)
+        self.commit()
+
+    def write(self, *events: Mapping[str, Json]) -> None:
+        """Takes `events` in; they reach the disk with the next `commit`, in this order."""
+        for event in events:
+            record = canonical_json({**event, "seq": self._n_durable + len(self._waiting)}).encode()
+            self._waiting.append(b"%08x %s\n" % (zlib.crc32(record), record))
+
+    def commit(self) -> None:
+        """Returns when everything written so far is durable: one fsync for all that came together.
 
         Raises:
             JournalError: the disk is full or the file is no longer writable; nothing half-written stays behind.
         """
-        records = [canonical_json({**event, "seq": self._next + index}).encode() for index, event in enumerate(events)]
-        content = b"".join(b"%08x %s\n" % (zlib.crc32(record), record) for record in records)
-        size = self._stream.tell()
+        if not self._waiting:
+            return
+        content = b"".join(self._waiting)
+        n_events = len(self._waiting)
+        self._waiting.clear()
         try:
-            self._stream.write(content)
-            self._stream.flush()
+            write_all(self._stream, content)
             os.fsync(self._stream.fileno())
         except OSError as problem:
-            self._undo(size)
+            self._undo()
             raise JournalError(
                 f"{self._path}: cannot be written ({problem.strerror}); nothing finished is lost. Free space and resume the run"
             ) from problem
-        self._next += len(events)
+        self._n_durable += n_events
+        self._n_bytes += len(content)
 
     def close(self) -> None:
         """Closes the file."""
         self._stream.close()
 
-    def _undo(self, size: int) -> None:
+    def _undo(self) -> None:
         try:
-            os.ftruncate(self._stream.fileno(), size)
+            os.ftruncate(self._stream.fileno(), self._n_bytes)
         except OSError:
             logger.exception(
                 "%s: the half-written record could not be removed; it is cut off on the next opening", self._path
@@ -94,40 +113,58 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise JournalError(f"{path}: no journal there; is {path.parent} a run directory?")
-    return _read(path)[0]
+    return list(_events(path))
 
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """All good events and the number of bytes they take."""
-    content = path.read_bytes()
-    events: list[dict[str, Any]] = []
-    position = 0
-    while position < len(content):
-        end = content.find(b"\n", position)
-        line = content[position:] if end < 0 else content[position:end]
-        event = _parse(line) if end >= 0 else None
-        if event is None:
-            if end < 0 or end == len(content) - 1:
-                return events, position
-            raise JournalError(
-                f"{path}: record {len(events)} (byte {position}) is damaged; the {len(events)} records before it are good. {_advice(path)}"
-            )
-        if event.get("seq") != len(events):
-            raise JournalError(
-                f"{path}: record {len(events)} (byte {position}) has number {event.get('seq')}: lines are missing, repeated or moved. {_advice(path)}"
-            )
-        if event.get("event") == "run" and event.get("version") != FORMAT_VERSION:
-            raise JournalError(
-                f"{path}: written in journal format {event.get('version')}, this evomerge reads {FORMAT_VERSION}; use the version that wrote it"
-            )
-        events.append(event)
-        position = end + 1
-    return events, position
+def write_all(stream: BinaryIO, content: bytes) -> None:
+    """Writes all of `content` to an unbuffered file, which may take it in parts."""
+    view = memoryview(content)
+    while view:
+        view = view[stream.write(view) :]
+
+
+def _scan(path: Path) -> tuple[int, int]:
+    """How many good records there are, and how many bytes they take."""
+    count, n_bytes = 0, 0
+    for _, end in _records(path):
+        count, n_bytes = count + 1, end
+    return count, n_bytes
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    return (event for event, _ in _records(path))
+
+
+def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Every good event and the byte after it, up to a torn last record."""
+    index, position = 0, 0
+    with path.open("rb") as stream:
+        while line := stream.readline(MAX_RECORD_BYTES + 10):
+            event = _parse(line)
+            if event is None:
+                if not stream.read(1):
+                    return
+                raise JournalError(
+                    f"{path}: record {index} (byte {position}) is damaged; the {index} records before it are good. {_advice(path)}"
+                )
+            if event.get("seq") != index:
+                raise JournalError(
+                    f"{path}: record {index} (byte {position}) has number {event.get('seq')}: lines are missing, repeated or moved. {_advice(path)}"
+                )
+            if event.get("event") == "run" and event.get("version") != FORMAT_VERSION:
+                raise JournalError(
+                    f"{path}: written in journal format {event.get('version')}, this evomerge reads {FORMAT_VERSION}; use the version that wrote it"
+                )
+            index, position = index + 1, position + len(line)
+            yield event, position
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     checksum, space, record = line.partition(b" ")
-    if not space or len(checksum) != 8 or len(record) > MAX_RECORD_BYTES or b"%08x" % zlib.crc32(record) != checksum:
+    if not space or len(checksum) != 8 or not record.endswith(b"\n"):
+        return None
+    record = record[:-1]
+    if b"%08x" % zlib.crc32(record) != checksum:
         return None
     value = json.loads(record)  # the checksum vouches for it
     return value if isinstance(value, dict) else None
@@ -140,8 +177,3 @@ def _advice(path: Path) -> str:
 def event(kind: str, **fields: Json) -> dict[str, Json]:
     """An event record: its kind under `event`, and its fields."""
     return {"event": kind, **fields}
-
-
-def events_of(kind: str, events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those of one kind, in order."""
-    return [record for record in events if record["event"] == kind]

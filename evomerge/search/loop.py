@@ -1,11 +1,13 @@
 """`SearchLoop`: the ask/evaluate/tell loop. Steady state, no barriers: a free worker always gets the next candidate.
 
-Sees strategies, requests and evaluations; never a model, a tensor or a Ray handle. Everything it does is in the journal before it
-acts on it, so `SearchLoop.run` on an old run directory goes on where the last process stopped.
+Sees strategies, requests and evaluations; never a model, a tensor or a Ray handle. What it does is durable before anything outside
+the process sees it, so `SearchLoop.run` on an old run directory goes on where the last process stopped. What arrives together is made
+durable together, and nothing costs more the longer a run lasts.
 """
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,13 +25,29 @@ from evomerge.core import (
 from evomerge.search.budget import Budget
 from evomerge.search.journal import event
 from evomerge.search.recorder import RunRecorder
-from evomerge.search.state import Entry, RunState
+from evomerge.search.state import RunState
+from evomerge.search.tables import Entry
 from evomerge.strategy import Strategy
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
 """How long a wait for results lasts before the loop looks at interrupts."""
+
+MAX_GROUP = 256
+"""So many results are made durable together at most: bounds what a crash in the middle costs."""
+
+HOLD_S = 0.05
+"""A slow strategy's proposals are not held back longer than this to be made durable together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A request whose worker died or hung because of it, as far as one can tell; the pool tries it again."""
+
+    candidate_id: str
+    split: Split
+    reason: str
 
 
 class WorkerPool(Protocol):
@@ -39,8 +57,8 @@ class WorkerPool(Protocol):
         """Queues a request."""
         ...
 
-    def next_done(self, timeout_s: float) -> Evaluation | None:
-        """The next finished evaluation, or None when none finishes in time."""
+    def next_done(self, timeout_s: float) -> Evaluation | Lost | None:
+        """The next finished evaluation or lost worker, or None when there is none in time."""
         ...
 
 
@@ -79,9 +97,10 @@ class SearchLoop:
         make_recipe: candidate -> recipe as JSON (None for the synthetic evaluation).
         baselines: evaluated before the first ask.
         budget: when to stop asking.
-        in_flight: how many proposals may be pending.
+        in_flight: how many proposals may be pending; a function where workers join and leave.
         deterministic: tell results in the order of asking, whatever order they arrive in.
-        observers: called after every evaluation.
+        observers: called after every evaluation, when it is durable.
+        on_pause: called when no result is waiting to be taken in.
         stop: set by signal handlers.
     """
 
@@ -94,19 +113,24 @@ class SearchLoop:
         make_recipe: Callable[[Candidate], Mapping[str, Json] | None],
         baselines: Sequence[Baseline],
         budget: Budget,
-        in_flight: int,
+        in_flight: int | Callable[[], int],
         deterministic: bool,
         observers: Sequence[Observer] = (),
+        on_pause: Callable[[RunState], None] = lambda state: None,
         stop: StopRequest | None = None,
     ) -> None:
         self._strategy, self._pool, self._recorder = strategy, pool, recorder
         self._make_recipe, self._baselines, self._budget = make_recipe, tuple(baselines), budget
-        self._in_flight, self._deterministic = in_flight, deterministic
-        self._observers, self._stop = tuple(observers), stop or StopRequest()
+        self._in_flight: Callable[[], int] = in_flight if callable(in_flight) else lambda: in_flight
+        self._deterministic = deterministic
+        self._observers, self._on_pause, self._stop = tuple(observers), on_pause, stop or StopRequest()
         self._started = time.monotonic()
         self._elapsed_before = recorder.state.elapsed_s
         self._submitted: set[tuple[str, Split]] = set()
         self._arrived: dict[str, Evaluation] = {}
+        self._ready: deque[str] = deque()
+        self._held: list[Entry] = []
+        self._held_since = 0.0
 
     @property
     def state(self) -> RunState:
@@ -128,11 +152,13 @@ class SearchLoop:
         """
         self._restore_strategy()
         self._run_baselines()
+        self._take_up_pending()
         while True:
             # Asking comes before telling, so that a run killed between the two goes on in the same order.
             asked = self._ask_while_free()
             if self._tell_next():
                 continue
+            self._release()
             if not self.state.pending:
                 reasons = self._why_stop()
                 if reasons or not asked:
@@ -151,13 +177,15 @@ class SearchLoop:
         missing = [name for name in dict.fromkeys(identifiers) if (name, split) not in self.state.evaluations]
         queue = list(reversed(missing))
         while any((name, split) not in self.state.evaluations for name in missing):
-            while queue and len(self._submitted) < self._in_flight and not self._stop.drain:
+            while queue and len(self._submitted) < self._in_flight() and not self._stop.drain:
                 self._submit(self.state.entries[queue.pop()], split)
             self._wait()
 
     def _restore_strategy(self) -> None:
         """Replays the recorded seeds, asks and tells; the asks must come out as recorded."""
-        for record in self._recorder.events:
+        for record in self._recorder.events():
+            if self._stop.now:
+                raise Interrupted
             if record["event"] == "seeded":
                 self._seed_strategy(record["ids"])
             elif record["event"] == "told":
@@ -198,12 +226,17 @@ class SearchLoop:
             [self._recorder.evaluation(name) for name in usable],
         )
 
-    def _ask_while_free(self) -> bool:
-        """Asks until the workers are busy; False where the strategy had nothing to propose. Resubmits what a crash left open."""
+    def _take_up_pending(self) -> None:
+        """Submits again what a crash left open, and lines up what it left untold."""
         for entry in self.state.pending.values():
-            if (entry.id, Split.SEARCH) not in self.state.evaluations:
+            if (entry.id, Split.SEARCH) in self.state.evaluations:
+                self._ready.append(entry.id)
+            elif not self._stop.drain:
                 self._submit(entry, Split.SEARCH)
-        while len(self.state.pending) < self._in_flight and not self._why_stop():
+
+    def _ask_while_free(self) -> bool:
+        """Asks until the workers are busy; False where the strategy had nothing to propose."""
+        while len(self.state.pending) < self._in_flight() and not self._why_stop():
             if self._stop.drain:
                 break
             started = time.perf_counter()
@@ -211,7 +244,7 @@ class SearchLoop:
             if not proposals:
                 return False
             candidate = proposals[0]
-            self._recorder.record(
+            self._recorder.note(
                 event(
                     "asked",
                     id=candidate.id,
@@ -220,8 +253,18 @@ class SearchLoop:
                     ask_s=round(time.perf_counter() - started, 6),
                 )
             )
-            self._submit(self.state.entries[candidate.id], Split.SEARCH)
+            self._held_since = self._held_since if self._held else started
+            self._held.append(self.state.pending[candidate.id])
+            if time.perf_counter() - self._held_since > HOLD_S:
+                self._release()
         return True
+
+    def _release(self) -> None:
+        """Makes what was noted durable, then submits the proposals that waited for that."""
+        self._recorder.commit()
+        for entry in self._held:
+            self._submit(entry, Split.SEARCH)
+        self._held.clear()
 
     def _why_stop(self) -> dict[str, Json]:
         return {**self._budget.reasons_to_stop(self.state, self.elapsed_s), **self._strategy.stop_reasons()}
@@ -232,37 +275,60 @@ class SearchLoop:
         recipe = entry.recipe
         if recipe is None and entry.values is not None:
             recipe = self._make_recipe(entry.candidate())
-        self._pool.submit(EvaluationRequest(entry.id, split, recipe, entry.values))
+        attempt = self.state.losses.get((entry.id, split), 0)
+        self._pool.submit(EvaluationRequest(entry.id, split, recipe, entry.values, attempt))
         self._submitted.add((entry.id, split))
 
     def _wait(self) -> None:
-        """Records the next result, if one comes soon.
+        """Takes in what has arrived, or waits a little for it.
 
         Raises:
             Interrupted: a stop was requested, and nothing that runs is waited for any more.
         """
         if self._stop.now or (self._stop.drain and not self._submitted):
             raise Interrupted
-        evaluation = self._pool.next_done(POLL_S)
-        if evaluation is None:
+        answer = self._pool.next_done(POLL_S)
+        if answer is None:
+            self._on_pause(self.state)
             return
-        self._submitted.discard((evaluation.candidate_id, evaluation.split))
-        self._recorder.record_evaluation(evaluation, self.elapsed_s)
+        group: list[Evaluation] = []
+        while answer is not None:
+            if isinstance(answer, Lost):
+                self._note_loss(answer)
+            else:
+                self._submitted.discard((answer.candidate_id, answer.split))
+                self._recorder.note_evaluation(answer, self.elapsed_s)
+                group.append(answer)
+            answer = self._pool.next_done(0.0) if len(group) < MAX_GROUP else None
+        self._recorder.commit()
+        for evaluation in group:
+            self._announce(evaluation)
+
+    def _note_loss(self, lost: Lost) -> None:
+        logger.warning("%s on %s has lost its worker: %s", lost.candidate_id, lost.split, lost.reason)
+        self._recorder.note(event("lost", id=lost.candidate_id, split=lost.split.value, reason=lost.reason))
+
+    def _announce(self, evaluation: Evaluation) -> None:
+        """Hands a durable evaluation to whoever wants it."""
         if evaluation.status is Status.FAILED:
             logger.warning("%s failed on %s: %s", evaluation.candidate_id, evaluation.split, evaluation.error)
-        if not self.state.entries[evaluation.candidate_id].baseline and evaluation.split is Split.SEARCH:
+        if evaluation.candidate_id in self.state.pending and evaluation.split is Split.SEARCH:
             self._arrived[evaluation.candidate_id] = evaluation
+            self._ready.append(evaluation.candidate_id)
         for observer in self._observers:
             observer(self.state, evaluation)
 
     def _tell_next(self) -> bool:
-        """Tells one result: the oldest candidate's (`deterministic`), or the oldest that is there. False where none is."""
-        for entry in self.state.pending.values():
-            if (entry.id, Split.SEARCH) in self.state.evaluations:
-                evaluation = self._arrived.pop(entry.id, None) or self._recorder.evaluation(entry.id)
-                self._recorder.record(event("told", ids=[entry.id]))
-                self._strategy.tell([evaluation])
-                return True
-            if self._deterministic:
+        """Tells one result: the oldest candidate's (`deterministic`), or the next that came. False where there is none."""
+        if self._deterministic:
+            name = next(iter(self.state.pending), None)
+            if name is None or (name, Split.SEARCH) not in self.state.evaluations:
                 return False
-        return False
+        elif self._ready:
+            name = self._ready.popleft()
+        else:
+            return False
+        evaluation = self._arrived.pop(name, None) or self._recorder.evaluation(name)
+        self._recorder.note(event("told", ids=[name]))
+        self._strategy.tell([evaluation])
+        return True

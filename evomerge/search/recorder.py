@@ -1,6 +1,10 @@
-"""`RunRecorder`: the one writer of a run. Journal, item store and `RunState` move together: durable first, then known."""
+"""`RunRecorder`: the one writer of a run. Journal, item store and `RunState` move together.
 
-from collections.abc import Mapping
+`note` is for what nobody outside has to know yet: the state has it at once, the disk with the next `commit`. Nothing may leave the
+process (a request, a file, a line on the screen) before it is committed. `record` is both.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,26 +18,52 @@ from evomerge.search.state import RunState
 class RunRecorder:
     """Opens (or creates) the records of a run and replays them.
 
+    Args:
+        directory: the run.
+        guard: called before anything is written; raises where this process no longer owns the run.
+
     Raises:
-        JournalError: they are damaged.
+        JournalError: they are damaged, or cannot be written to.
     """
 
-    def __init__(self, directory: RunDirectory) -> None:
-        self._journal = Journal(directory.journal)
-        self.events: tuple[Mapping[str, Any], ...] = tuple(self._journal.replay())
-        self.state = RunState.of(self.events)
+    def __init__(self, directory: RunDirectory, guard: Callable[[], None] = lambda: None) -> None:
+        self._guard = guard
+        try:
+            self._journal = Journal(directory.journal)
+        except OSError as problem:
+            raise JournalError(f"{directory.journal}: cannot be opened for writing ({problem.strerror})") from None
+        self.state = RunState.of(self._journal.replay())
         self._items = open_items(directory, self.state)
-        for split in self.state.layouts:
-            self._items.trim(split, sum(1 for _, other in self.state.item_rows if other is split))
+        for split in Split:
+            self._items.trim(split, self.state.evaluations.n_item_rows(split))
+
+    def events(self) -> Iterator[Mapping[str, Any]]:
+        """The events that were there when the records were opened, in order; read from the file each time."""
+        return self._journal.replay()
 
     def record(self, *events: Mapping[str, Json]) -> None:
-        """Makes `events` durable, then applies them to the state."""
-        self._journal.append(*events)
+        """`note` and `commit`."""
+        self.note(*events)
+        self.commit()
+
+    def note(self, *events: Mapping[str, Json]) -> None:
+        """Applies `events` to the state; they are durable after the next `commit`."""
+        self._journal.write(*events)
         for record in events:
             self.state.apply(record)
 
-    def record_evaluation(self, evaluation: Evaluation, elapsed_s: float) -> None:
-        """Makes an evaluation with its item scores durable, then applies it.
+    def commit(self) -> None:
+        """Returns when everything noted is durable: item scores first, then the events that name them.
+
+        Raises:
+            JournalError: the disk is full, the files are not writable any more, or another process has taken the run over.
+        """
+        self._guard()
+        self._items.commit()
+        self._journal.commit()
+
+    def note_evaluation(self, evaluation: Evaluation, elapsed_s: float) -> None:
+        """Takes an evaluation with its item scores in; it is durable after the next `commit`.
 
         Raises:
             JournalError: it was recorded before, or its items do not match the run's.
@@ -46,9 +76,9 @@ class RunRecorder:
             if split not in self.state.layouts:
                 layout = tuple((task, len(scores)) for task, scores in evaluation.item_scores.items())
                 self._items.declare(split, layout)
-                self.record(event("items", split=split.value, layout=[list(column) for column in layout]))
-            row, checksum = self._items.append(split, evaluation.item_scores)
-        self.record(
+                self.note(event("items", split=split.value, layout=[list(column) for column in layout]))
+            row, checksum = self._items.write(split, evaluation.item_scores)
+        self.note(
             event(
                 "evaluated",
                 id=evaluation.candidate_id,
@@ -85,5 +115,5 @@ def open_items(directory: RunDirectory, state: RunState) -> ItemStore:
 def with_items(state: RunState, store: ItemStore, identifier: str, split: Split) -> Evaluation:
     """The evaluation of `identifier` on `split`, its item scores read from `store`."""
     evaluation = state.evaluations[identifier, split]
-    place = state.item_rows.get((identifier, split))
+    place = state.evaluations.place(identifier, split)
     return evaluation if place is None else replace(evaluation, item_scores=store.read(split, *place))

@@ -1,12 +1,10 @@
-"""A run directory: its files, and the lock that keeps a second process out of it."""
+"""A run directory: its files, and how they are written to."""
 
-import fcntl
 import json
-import os
-import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from evomerge.core import JournalError
 
@@ -47,37 +45,12 @@ class RunDirectory:
         return value
 
 
-class RunLock:
-    """Holds a run directory for one process; the kernel releases it when the process ends, however it ends.
-
-    Raises:
-        JournalError: another process has the run; the message names its host and pid.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "lock"
-        self._stream: IO[str] | None = None
-
-    def __enter__(self) -> "RunLock":
-        stream = self._path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            stream.close()
-            raise JournalError(
-                f"{self._path.parent}: this run is in use by {holder}; wait for it to end, or stop it"
-            ) from None
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        stream.flush()
-        self._stream = stream
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._stream is not None:
-            self._stream.truncate(0)
-            self._stream.close()
+@contextmanager
+def writing_into(directory: RunDirectory) -> Iterator[None]:
+    """Turns what the operating system says about a full or read-only disk into a `JournalError`."""
+    try:
+        yield
+    except OSError as problem:
+        raise JournalError(
+            f"{directory.folder}: cannot be written to ({problem.strerror}); nothing finished is lost. Mend that and resume the run"
+        ) from problem

@@ -1,42 +1,15 @@
-"""`RunState`: what a run knows, rebuilt from its events. The loop, the reports and the exports all read this one picture."""
+"""`RunState`: what a run knows, rebuilt from its events. The loop, the reports and the exports all read this one picture.
+
+Taking an event in costs the same however many came before it, and a candidate takes a few hundred bytes (`tables`).
+"""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from evomerge.core import Candidate, Direction, Evaluation, JournalError, Json, Objective, Split, Status, VectorGenome
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A candidate of the run.
-
-    Attributes:
-        id: unique in the run; baselines are called `source:<name>`, `uniform`, `task_arithmetic:<weight>`.
-        values: unit coordinates (d,), None for a baseline outside the space.
-        parents: ids it was made from.
-        recipe: a baseline's recipe as JSON; None where it follows from `values`.
-        baseline: whether it is a baseline.
-    """
-
-    id: str
-    values: tuple[float, ...] | None
-    parents: tuple[str, ...] = ()
-    recipe: Mapping[str, Json] | None = None
-    baseline: bool = False
-
-    def candidate(self) -> Candidate:
-        """As strategies know it.
-
-        Raises:
-            JournalError: it has no coordinates.
-        """
-        if self.values is None:
-            raise JournalError(f"{self.id} is not a point of the search space")
-        return Candidate(self.id, VectorGenome(self.values), self.parents)
+from evomerge.core import Direction, Evaluation, JournalError, Json, Objective, Split, Status
+from evomerge.search.tables import Entry, EntryTable, EvaluationTable
 
 
 @dataclass
@@ -45,15 +18,17 @@ class RunState:
 
     Attributes:
         run: the `run` event.
+        objectives: the run's objectives.
         entries: every candidate by id, in the order of their events.
-        evaluations: (id, split) -> evaluation, without item scores.
-        item_rows: (id, split) -> (row, checksum) in the item store.
+        evaluations: (id, split) -> evaluation, without item scores; `evaluations.place` says where those are.
         layouts: split -> columns of the item store.
         pending: asked but not yet told, in the order they were asked.
         n_evaluations: evaluations of each split, however they ended.
+        losses: (id, split) -> workers that were lost with it, where it has no evaluation yet.
         items_told: items of the baselines and of the candidates that the strategy has been told, search split.
         items_each: the most items one of those took.
         failed_in_a_row: how many of the last told candidates failed.
+        last_error: why the last of those failed.
         seeded: whether the strategy has been given the baselines.
         stopped: reasons of the last stop; empty while the search is going on.
         finalists: ids ranked on `select`.
@@ -64,15 +39,17 @@ class RunState:
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)
-    entries: dict[str, Entry] = field(default_factory=dict)
-    evaluations: dict[tuple[str, Split], Evaluation] = field(default_factory=dict)
-    item_rows: dict[tuple[str, Split], tuple[int, str]] = field(default_factory=dict)
+    objectives: tuple[Objective, ...] = ()
+    entries: EntryTable = field(default_factory=EntryTable)
+    evaluations: EvaluationTable = field(default_factory=EvaluationTable)
     layouts: dict[Split, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     pending: dict[str, Entry] = field(default_factory=dict)
     n_evaluations: Counter[Split] = field(default_factory=Counter)
+    losses: Counter[tuple[str, Split]] = field(default_factory=Counter)
     items_told: float = 0.0
     items_each: float = 0.0
     failed_in_a_row: int = 0
+    last_error: str | None = None
     seeded: bool = False
     stopped: Mapping[str, Json] = field(default_factory=dict)
     finalists: tuple[str, ...] = ()
@@ -103,42 +80,48 @@ class RunState:
         handler(event)
 
     @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """The run's objectives."""
-        return tuple(Objective(item["name"], Direction(item["direction"])) for item in self.run["objectives"])
-
-    @property
     def proposed(self) -> list[Entry]:
         """The strategy's candidates, in the order they were asked."""
         return [entry for entry in self.entries.values() if not entry.baseline]
 
     @property
+    def n_proposed(self) -> int:
+        """How many candidates the strategy has proposed."""
+        return len(self.entries) - self.entries.n_baselines
+
+    @property
     def baselines(self) -> list[Entry]:
         """The baselines, in the order they were declared."""
-        return [entry for entry in self.entries.values() if entry.baseline]
+        return self.entries.baselines()
 
     def evaluated(self, split: Split = Split.SEARCH) -> list[Evaluation]:
         """OK evaluations of a split, in the order of the entries."""
-        found = (self.evaluations.get((identifier, split)) for identifier in self.entries)
-        return [evaluation for evaluation in found if evaluation is not None and evaluation.status is Status.OK]
+        return list(self.iter_evaluated(split))
+
+    def iter_evaluated(self, split: Split = Split.SEARCH) -> Iterator[Evaluation]:
+        """As `evaluated`, one at a time."""
+        for identifier in self.entries:
+            if self.evaluations.status(identifier, split) is Status.OK:
+                yield self.evaluations[identifier, split]
 
     def _on_run(self, event: Mapping[str, Any]) -> None:
         if self.run:
             raise JournalError("the journal has two `run` records")
         self.run = event
+        self.objectives = tuple(Objective(item["name"], Direction(item["direction"])) for item in event["objectives"])
 
     def _on_session(self, event: Mapping[str, Any]) -> None:
         """Sessions are noted for readers; they change nothing."""
 
     def _on_baseline(self, event: Mapping[str, Any]) -> None:
-        self._add(Entry(event["id"], _values(event["values"]), recipe=event["recipe"], baseline=True))
+        self.entries.add(Entry(event["id"], _values(event["values"]), recipe=event["recipe"], baseline=True))
 
     def _on_seeded(self, event: Mapping[str, Any]) -> None:
         self.seeded = True
 
     def _on_asked(self, event: Mapping[str, Any]) -> None:
         entry = Entry(event["id"], _values(event["values"]), tuple(event["parents"]))
-        self._add(entry)
+        self.entries.add(entry)
         self.pending[entry.id] = entry
         self.ask_s += event["ask_s"]
         self.stopped, self.finished = {}, False
@@ -146,27 +129,30 @@ class RunState:
     def _on_items(self, event: Mapping[str, Any]) -> None:
         self.layouts[Split(event["split"])] = tuple((task, count) for task, count in event["layout"])
 
+    def _on_lost(self, event: Mapping[str, Any]) -> None:
+        self.losses[event["id"], Split(event["split"])] += 1
+
     def _on_evaluated(self, event: Mapping[str, Any]) -> None:
-        key = (event["id"], Split(event["split"]))
-        if event["id"] not in self.entries or key in self.evaluations:
+        split = Split(event["split"])
+        if event["id"] not in self.entries or (event["id"], split) in self.evaluations:
             raise JournalError(
-                f"record {event.get('seq')}: evaluation of {key[0]} on {key[1]} is repeated or of an unknown candidate"
+                f"record {event.get('seq')}: evaluation of {event['id']} on {split} is repeated or of an unknown candidate"
             )
-        self.evaluations[key] = Evaluation(
-            candidate_id=event["id"],
-            split=key[1],
+        evaluation = Evaluation(
+            candidate_id=self.entries.name(event["id"]),
+            split=split,
             status=Status(event["status"]),
             scores=event["scores"],
             stderr=event["stderr"],
             cost=event["cost"],
             error=event["error"],
         )
-        if event["row"] is not None:
-            self.item_rows[key] = (event["row"], event["checksum"])
+        self.evaluations.add(evaluation, None if event["row"] is None else (event["row"], event["checksum"]))
+        self.losses.pop((evaluation.candidate_id, split), None)
         self.elapsed_s = max(self.elapsed_s, event["elapsed_s"])
-        self.n_evaluations[key[1]] += 1
-        if self.entries[key[0]].baseline and key[1] is Split.SEARCH:
-            self._count_items(self.evaluations[key])
+        self.n_evaluations[split] += 1
+        if split is Split.SEARCH and self.entries.is_baseline(evaluation.candidate_id):
+            self._count_items(evaluation)
 
     def _on_told(self, event: Mapping[str, Any]) -> None:
         for name in event["ids"]:
@@ -175,7 +161,9 @@ class RunState:
             del self.pending[name]
             evaluation = self.evaluations[name, Split.SEARCH]
             self._count_items(evaluation)
-            self.failed_in_a_row = self.failed_in_a_row + 1 if evaluation.status is Status.FAILED else 0
+            failed = evaluation.status is Status.FAILED
+            self.failed_in_a_row = self.failed_in_a_row + 1 if failed else 0
+            self.last_error = evaluation.error if failed else self.last_error
 
     def _on_stopped(self, event: Mapping[str, Any]) -> None:
         self.stopped = event["reasons"]
@@ -194,11 +182,6 @@ class RunState:
         self.items_told += items
         self.items_each = max(self.items_each, items)
 
-    def _add(self, entry: Entry) -> None:
-        if entry.id in self.entries:
-            raise JournalError(f"candidate {entry.id} stands twice in the journal")
-        self.entries[entry.id] = entry
-
 
 def utility(objectives: Sequence[Objective], evaluation: Evaluation) -> float:
     """Mean of the maximised objectives minus the mean of the minimised ones that have the scale of a score; higher is better.
@@ -206,10 +189,11 @@ def utility(objectives: Sequence[Objective], evaluation: Evaluation) -> float:
     Costs (`cost.*`) have other units and are left out unless they are all there is.
     """
     scores = [objective for objective in objectives if not objective.name.startswith("cost.")] or list(objectives)
-    signs = [1.0 if objective.direction is Direction.MAXIMIZE else -1.0 for objective in scores]
-    return float(
-        np.mean([sign * evaluation.value(objective.name) for sign, objective in zip(signs, scores, strict=True)])
-    )
+    signed = [
+        evaluation.value(item.name) if item.direction is Direction.MAXIMIZE else -evaluation.value(item.name)
+        for item in scores
+    ]
+    return sum(signed) / len(signed)
 
 
 def _values(values: Sequence[float] | None) -> tuple[float, ...] | None:

@@ -6,7 +6,8 @@ import numpy as np
 
 from evomerge.core import Direction, Evaluation, Json, Objective, Split, Status
 from evomerge.search.front_files import front_json, front_of
-from evomerge.search.state import Entry, RunState, utility
+from evomerge.search.state import RunState, utility
+from evomerge.search.tables import Entry
 
 Z_95 = 1.959964
 """Two-sided 95% quantile of the normal distribution."""
@@ -30,19 +31,25 @@ def summarize(state: RunState, read_items: ReadItems) -> dict[str, Json]:
         "details": {split.value: _details(state, split) for split in Split},
         "comparisons": _comparisons(state, read_items),
         "overhead": overhead(state),
-        "failed": sum(item.status is Status.FAILED for item in state.evaluations.values()),
+        "failed": state.evaluations.count(Status.FAILED),
     }
 
 
 def overhead(state: RunState) -> dict[str, Json]:
     """Where the time of a candidate goes (mean seconds on the search split), and the share that is neither engine nor scoring."""
-    evaluations = [item for item in state.evaluated() if "total_s" in item.cost]
-    if not evaluations:
+    sums: dict[str, float] = {}
+    count = 0
+    for item in state.iter_evaluated():
+        if "total_s" in item.cost:
+            count += 1
+            for name, seconds in item.cost.items():
+                if name.endswith("_s"):
+                    sums[name] = sums.get(name, 0.0) + seconds
+    if not count:
         return {}
-    names = sorted({name for item in evaluations for name in item.cost if name.endswith("_s")} - {"total_s"})
-    means = {name: float(np.mean([item.cost.get(name, 0.0) for item in evaluations])) for name in names}
-    total = float(np.mean([item.cost["total_s"] for item in evaluations]))
-    ask = state.ask_s / max(1, len(state.proposed))
+    total = sums.pop("total_s") / count
+    means = {name: sums[name] / count for name in sorted(sums)}
+    ask = state.ask_s / max(1, state.n_proposed)
     other = ask + total - means.get("engine_s", 0.0) - means.get("score_s", 0.0)
     return {"candidate_s": ask + total, "ask_s": ask, **means, "share": other / (ask + total)}
 
@@ -89,12 +96,12 @@ def _details(state: RunState, split: Split) -> dict[str, Json]:
 
 def _comparisons(state: RunState, read_items: ReadItems) -> dict[str, Json]:
     """Baseline id -> paired difference best - baseline of the mean over tasks on `report`, with its 95% interval."""
-    if state.best_id is None or (state.best_id, Split.REPORT) not in state.item_rows:
+    if state.best_id is None or state.evaluations.place(state.best_id, Split.REPORT) is None:
         return {}
     best = read_items(state.best_id, Split.REPORT)
     result: dict[str, Json] = {}
     for entry in state.baselines:
-        if entry.id != state.best_id and (entry.id, Split.REPORT) in state.item_rows:
+        if entry.id != state.best_id and state.evaluations.place(entry.id, Split.REPORT) is not None:
             difference, error = paired_difference(state.objectives, best, read_items(entry.id, Split.REPORT))
             result[entry.id] = {
                 "difference": difference,

@@ -1,0 +1,87 @@
+"""What may differ between the start of a run and its resumption, and how a difference that may not be is shown."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from evomerge.config import SearchConfig, parse_config
+from evomerge.core import ConfigError, JournalError, Json, canonical_json, load_yaml
+from evomerge.search import RunDirectory
+
+CHANGEABLE_ON_RESUME = ("budget", "cluster", "finals")
+"""What may differ from the configuration the run was started with; anything else would change what its results mean."""
+
+
+def given(text: str, path: Path) -> dict[str, Json]:
+    """The settings of a configuration file as they stand there, before defaults and overrides.
+
+    Raises:
+        ConfigError: not YAML, or not a mapping.
+    """
+    value = load_yaml(text, str(path)) if text.strip() else {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(value).__name__}")
+    return cast(dict[str, Json], value)
+
+
+def resumed_config(
+    directory: RunDirectory, resolved: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[SearchConfig, dict[str, Json]]:
+    """The stored configuration with the edits of the run's config.yaml and the overrides; and that file's settings.
+
+    Raises:
+        ConfigError: an edit or override that would change what earlier results mean; every one is shown.
+    """
+    for override in overrides:
+        if override.split(".")[0].split("=")[0].strip() not in CHANGEABLE_ON_RESUME:
+            raise ConfigError(
+                f"--set {override}: a resumed run may only change {', '.join(CHANGEABLE_ON_RESUME)}; start a new search for anything else"
+            )
+    edited = _settings_now(directory, resolved)
+    changes = list(differences(resolved.get("given", {}), edited))
+    refused = [change for change in changes if change[0].split(".")[0] not in CHANGEABLE_ON_RESUME]
+    if refused:
+        lines = "\n".join(f"  - {key}: {_shown(old)} -> {_shown(new)}" for key, old, new in refused)
+        raise ConfigError(
+            f"{directory.config} was edited since the run was started\n{lines}\n"
+            f"a resumed run may only change {', '.join(CHANGEABLE_ON_RESUME)}; undo the edit, or start a new search"
+        )
+    stored = dict(resolved["config"])
+    for key, _, new in changes:
+        _put(stored, key.split("."), new)
+    config = parse_config(stored, folder=Path("/"), where=directory.resolved.name, overrides=overrides)
+    return config, edited
+
+
+def differences(old: Json, new: Json, prefix: str = "") -> Iterator[tuple[str, Json, Json]]:
+    """(dotted key, old, new) wherever two settings differ; what is absent is None."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            yield from differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif canonical_json(old) != canonical_json(new):
+        yield prefix, old, new
+
+
+def _settings_now(directory: RunDirectory, resolved: Mapping[str, Any]) -> dict[str, Json]:
+    try:
+        return given(directory.config.read_text(encoding="utf-8"), directory.config)
+    except FileNotFoundError:
+        return dict(resolved.get("given", {}))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise JournalError(f"{directory.config}: not readable: {problem}") from None
+
+
+def _put(settings: dict[str, Any], path: Sequence[str], value: Json) -> None:
+    """Sets a nested value; None, which an edit that removes a line leaves, removes it, so that the default counts."""
+    *parents, last = path
+    for parent in parents:
+        settings[parent] = dict(settings.get(parent) or {})
+        settings = settings[parent]
+    if value is None:
+        settings.pop(last, None)
+    else:
+        settings[last] = value
+
+
+def _shown(value: Json) -> str:
+    return "(absent)" if value is None else canonical_json(value)

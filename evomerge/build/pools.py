@@ -1,0 +1,77 @@
+"""config -> the worker pool of a run."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from evomerge.build.evaluators import FACTORY, evaluator_settings, worker_environment
+from evomerge.build.problem import Problem
+from evomerge.cluster import LocalPool
+from evomerge.config import SyntheticConfig
+from evomerge.core import ConfigError
+from evomerge.search import RunDirectory, WorkerPool
+
+
+class RunPool(WorkerPool, Protocol):
+    """A pool of a known size that can be shut down."""
+
+    @property
+    def n_workers(self) -> int:
+        """How many workers there are, or will be as soon as there is room."""
+        ...
+
+    def close(self) -> None:
+        """Ends the workers."""
+        ...
+
+
+@contextmanager
+def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[RunPool, int]]:
+    """The worker pool of a configuration and its size; closed at the end.
+
+    Raises:
+        ConfigError: so many workers do not fit.
+        EngineError: no Ray cluster answers.
+    """
+    config, settings = problem.config, evaluator_settings(problem.config)
+    cluster = config.cluster
+    if cluster.kind == "local":
+        n_workers = 1 if cluster.workers == "auto" else cluster.workers
+        if n_workers > 1 and not isinstance(config.evaluation, SyntheticConfig):
+            raise ConfigError("cluster.kind local runs one engine; set cluster.workers to 1, or cluster.kind to ray")
+        local = LocalPool(FACTORY, settings, n_workers)
+        try:
+            yield local, n_workers
+        finally:
+            local.close()
+        return
+    from evomerge.cluster.ray_pool import RayPool, RaySession, WorkerOptions
+
+    wanted = None if cluster.workers == "auto" else cluster.workers
+    n_cpus = None if wanted is None else max(os.cpu_count() or 1, round(wanted * cluster.cpus_per_worker))
+    with RaySession(cluster.address, n_cpus) as session:
+        resources = session.resources()
+        has_gpu = resources.get("GPU", 0) > 0 and not isinstance(config.evaluation, SyntheticConfig)
+        gpus = cluster.gpus_per_worker if has_gpu else 0.0
+        room = resources["GPU"] / gpus if gpus else resources.get("CPU", 1) / cluster.cpus_per_worker
+        n_workers = wanted or max(1, int(room))
+        if n_workers > room:
+            raise ConfigError(
+                f"cluster.workers: {n_workers} workers do not fit: {dict(resources)} has room for {int(room)}"
+            )
+        options = WorkerOptions(
+            n_workers=n_workers,
+            cpus=cluster.cpus_per_worker,
+            gpus=gpus,
+            environment=worker_environment(config),
+            max_attempts=cluster.max_attempts,
+            evaluation_timeout_s=cluster.evaluation_timeout_s,
+            startup_timeout_s=cluster.startup_timeout_s,
+            log_folder=str(directory.logs.resolve()) if cluster.address is None else None,
+        )
+        pool = RayPool(FACTORY, settings, options)
+        try:
+            yield pool, n_workers
+        finally:
+            pool.close()

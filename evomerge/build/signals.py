@@ -1,0 +1,36 @@
+"""What Ctrl-C and SIGTERM do to a run. Everything finished is durable already; they decide what happens to what is still running."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from evomerge.search import StopRequest
+
+
+@contextmanager
+def signals(stop: StopRequest, *, abandon: bool) -> Iterator[Callable[[], None]]:
+    """Handles signals until the end of the block, in the main thread; elsewhere nothing is done.
+
+    First SIGINT: ask nothing more and take in what runs (`abandon`: do not wait for it). Second SIGINT, or SIGTERM: leave at the next
+    poll. Yields a function that installs the handlers again, for after a library has put its own in their place.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        stop.now = stop.now or abandon or stop.drain or number == signal.SIGTERM
+        stop.drain = True
+
+    def install() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, interrupt)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    install()
+    try:
+        yield install
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,187 @@
+"""The lock that keeps a second process out of a run directory, on this machine and on every other that sees the directory.
+
+On one machine the kernel decides (`flock`), so a lock ends with its process, however it ends. Where the file names another machine, whose
+`flock` a shared file system may not pass on, the holder's heartbeat decides: a counter in the file that is seen to move or not to
+move. No clock is compared, so clocks may differ or go backwards.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from evomerge.core import JournalError
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 5.0
+"""How often the holder raises its counter."""
+
+PATIENCE = 4
+"""A holder on another machine whose counter stands still for so many heartbeats is gone."""
+
+
+class RunLock:
+    """Holds a run directory for one process.
+
+    Args:
+        folder: the run directory.
+        heartbeat_s: how often the holder says that it lives.
+        machine: identifies this machine; default: its kernel's boot id, which containers on it share.
+
+    Raises:
+        JournalError: another process has the run (the message names its host and pid), or the lock file cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, heartbeat_s: float = HEARTBEAT_S, machine: str | None = None) -> None:
+        self._path = folder / "lock"
+        self._heartbeat_s = heartbeat_s
+        self._machine = machine or _machine()
+        self._token = secrets.token_hex(8)
+        self._stream: BinaryIO | None = None
+        self._ended = threading.Event()
+        self._beating: threading.Thread | None = None
+        self._seen_s = 0.0
+
+    def __enter__(self) -> "RunLock":
+        try:
+            stream = self._path.open("a+b", buffering=0)
+        except OSError as problem:
+            raise JournalError(
+                f"{self._path.parent}: cannot be written to ({problem.strerror}); make it writable for this user"
+            ) from None
+        try:
+            self._take(stream)
+        except BaseException:
+            stream.close()
+            raise
+        self._stream = stream
+        self._beating = threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True)
+        self._beating.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._beating is not None:
+            self._beating.join()
+        if self._stream is not None:
+            if self._is_ours():
+                os.ftruncate(self._stream.fileno(), 0)
+            self._stream.close()
+            self._stream = None
+
+    def check(self) -> None:
+        """Makes sure, where this process has been asleep for long, that nobody has taken the run over meanwhile.
+
+        Raises:
+            JournalError: somebody has; this process must not write any more.
+        """
+        if _awake_and_asleep_s() - self._seen_s > self._heartbeat_s * PATIENCE / 2:
+            self._confirm()
+
+    def _take(self, stream: BinaryIO) -> None:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._in_use(_read(self._path)) from None
+        except OSError as problem:
+            logger.warning("%s: this file system has no flock (%s); the heartbeat alone decides", self._path, problem)
+        holder = _read(self._path)
+        if holder and holder.get("machine") != self._machine:
+            self._wait_for_a_sign(holder)
+        self._write(stream, 0)
+
+    def _wait_for_a_sign(self, holder: Mapping[str, Any]) -> None:
+        """Watches the counter of a holder on another machine; returns when it does not move."""
+        logger.warning(
+            "%s names process %s on %s; waiting %g s for a sign of life of it",
+            self._path, holder.get("pid"), holder.get("host"), PATIENCE * self._heartbeat_s,
+        )  # fmt: skip
+        deadline = time.monotonic() + PATIENCE * self._heartbeat_s
+        while time.monotonic() < deadline:
+            time.sleep(self._heartbeat_s / 4)
+            now = _read(self._path)
+            if not now:
+                return
+            if now != holder:
+                raise self._in_use(now)
+        logger.warning("%s: no sign of life; the run is taken over", self._path)
+
+    def _in_use(self, holder: Mapping[str, Any]) -> JournalError:
+        who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
+        return JournalError(f"{self._path.parent}: this run is in use by {who}; wait for it to end, or stop it")
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._ended.wait(self._heartbeat_s):
+            count += 1
+            if self._stream is None:
+                return
+            try:
+                self._confirm()
+                self._write(self._stream, count)
+            except JournalError:
+                return  # `check` says so where somebody wants to write
+            except OSError as problem:
+                logger.warning("%s: no heartbeat (%s)", self._path, problem.strerror)
+
+    def _confirm(self) -> None:
+        if not self._is_ours():
+            raise JournalError(
+                f"{self._path.parent}: another process has taken this run over, because this one gave no sign of life for "
+                f"{PATIENCE * self._heartbeat_s:g} s; it stops here, what was saved before is the other's now"
+            )
+        self._seen_s = _awake_and_asleep_s()
+
+    def _is_ours(self) -> bool:
+        return _read(self._path).get("token") == self._token
+
+    def _write(self, stream: BinaryIO, count: int) -> None:
+        content = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "machine": self._machine,
+            "token": self._token,
+            "heartbeat": f"{count:012d}",  # of constant length, so that a reader never sees half of two
+        }
+        # not through the stream: it was opened for appending, where pwrite would append as well
+        descriptor = os.open(self._path, os.O_WRONLY)
+        try:
+            size = os.pwrite(descriptor, json.dumps(content).encode() + b"\n", 0)
+            os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
+        self._seen_s = _awake_and_asleep_s()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What the lock file says; empty where nobody holds it."""
+    try:
+        value = json.loads(path.read_bytes() or b"{}")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        return {"host": "a machine that is writing its lock"}
+    return value if isinstance(value, dict) else {}
+
+
+def _machine() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _awake_and_asleep_s() -> float:
+    """A clock that never goes back and that counts the time a machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
