@@ -78,9 +78,7 @@ class GaussianProcess:
         half = solve_triangular(self._factor, cross.T, lower=True)
         prior = self._kernel((points[:, None, :] - points[None]) ** 2, self.hyperparameters.values)
         covariance = prior - half.T @ half
-        # an eigen-decomposition bears the near-singular covariance of close points
-        eigenvalues, vectors = np.linalg.eigh(covariance)
-        root = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))
+        root = _lower_root(covariance)
         return np.asarray((cross @ self._weights + normals @ root.T) * self._scale + self._shift)
 
     def _noise(self, values: Floats) -> Floats:
@@ -124,3 +122,14 @@ class GaussianProcess:
         deviation = values - means
         log_prior = -0.5 * np.sum(deviation**2 / variances)
         return -(log_likelihood + log_prior), -(gradient - deviation / variances)
+
+
+def _lower_root(covariance: Floats) -> Floats:
+    """Cholesky root of a covariance (k, k) that close points make near-singular: the smallest jitter that works."""
+    scale = max(float(covariance.diagonal().max()), 1e-12)
+    for power in range(-9, -1):
+        try:
+            return np.asarray(np.linalg.cholesky(covariance + 10.0**power * scale * np.eye(len(covariance))))
+        except np.linalg.LinAlgError:
+            continue
+    return np.asarray(np.diag(np.sqrt(np.maximum(covariance.diagonal(), 0.0))))

@@ -79,7 +79,7 @@ class StrategyCase:
 
 
 OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
-    "bo": (StrategyCase("bo", dimension=2, n_objectives=1, options={"n_draws": 4}),),
+    "bo": (StrategyCase("bo", dimension=2, n_objectives=1, options={"n_draws": 1}),),
     "cma_es": (
         StrategyCase("cma_es", n_objectives=1, options={"variant": "sep", "weights": {"f0": 2.0}}),
         StrategyCase("cma_es", n_objectives=1, options={"variant": "vkd"}),
@@ -110,10 +110,13 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
 }
 """Further cases of our own strategies, beside the default options."""
 
+_CHEAP: Mapping[str, Mapping[str, Any]] = {"bo": {"n_draws": 1}}
+"""Stands for the default options where those would take seconds per proposal."""
+
 
 def strategy_cases() -> list[StrategyCase]:
     """Every registered strategy, plugins too, with default options, and the further cases of our own."""
-    cases = [StrategyCase(name) for name in strategy_names()]
+    cases = [StrategyCase(name, options=_CHEAP.get(name, {})) for name in strategy_names()]
     return cases + [case for name in sorted(OPTIONS_IN_CASES) for case in OPTIONS_IN_CASES[name]]
 
 
