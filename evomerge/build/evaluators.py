@@ -41,11 +41,11 @@ def engine_kind(config: SearchConfig) -> str:
 
 def worker_environment(config: SearchConfig) -> dict[str, str]:
     """Variables that must be set before a worker's Python starts."""
-    if isinstance(config.evaluation, SyntheticConfig) or engine_kind(config) != "vllm":
+    if isinstance(config.evaluation, SyntheticConfig):
         return {}
     from evomerge.engine import engine_environment
 
-    return engine_environment()
+    return engine_environment(engine_kind(config), threads=max(1, int(config.cluster.cpus_per_worker)))
 
 
 def _synthetic(config: SearchConfig) -> Evaluator:
