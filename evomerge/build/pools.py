@@ -46,7 +46,7 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[Run
         finally:
             local.close()
         return
-    from evomerge.cluster.ray_pool import RayPool, RaySession, WorkerOptions
+    from evomerge.cluster.ray_session import RaySession
 
     wanted = None if cluster.workers == "auto" else cluster.workers
     n_cpus = None if wanted is None else max(os.cpu_count() or 1, round(wanted * cluster.cpus_per_worker))
@@ -54,14 +54,14 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[Run
         resources = session.resources()
         has_gpu = resources.get("GPU", 0) > 0 and not isinstance(config.evaluation, SyntheticConfig)
         gpus = cluster.gpus_per_worker if has_gpu else 0.0
-        room = resources["GPU"] / gpus if gpus else resources.get("CPU", 1) / cluster.cpus_per_worker
-        n_workers = wanted or max(1, int(room))
-        if n_workers > room:
-            raise ConfigError(
-                f"cluster.workers: {n_workers} workers do not fit: {dict(resources)} has room for {int(room)}"
-            )
+        room = session.room(cluster.cpus_per_worker, gpus)
+        n_workers = wanted or max(1, room)
+        if n_workers > room and cluster.address is None:
+            raise ConfigError(f"cluster.workers: {n_workers} workers do not fit: {dict(resources)} has room for {room}")
+        from evomerge.cluster.ray_pool import RayPool, WorkerOptions
+
         options = WorkerOptions(
-            n_workers=n_workers,
+            n_workers=wanted,
             cpus=cluster.cpus_per_worker,
             gpus=gpus,
             environment=worker_environment(config),

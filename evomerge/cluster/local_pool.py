@@ -62,6 +62,11 @@ class LocalPool:
         evaluator.close()
 
 
+def quarantined(request: EvaluationRequest, n_lost: int, reason: str) -> Evaluation:
+    """The evaluation of a request that is not tried again, because so many workers were lost with it."""
+    return failed(request, f"quarantined: {n_lost} workers were lost with it; the last: {reason}")
+
+
 def failed(request: EvaluationRequest, reason: str) -> Evaluation:
     """The evaluation of a request that could not be finished."""
     return Evaluation(request.candidate_id, request.split, Status.FAILED, error=reason)

@@ -1,26 +1,40 @@
-"""Workers as Ray actors, one engine each. Dead and hung workers are replaced and their candidates tried again, a limited number of times.
+"""Workers as Ray actors, one engine each, each in a placement group of its own, so that all its GPUs are on one node.
 
-Requests and results are a few kilobytes; weights never pass through Ray's object store.
+Dead and hung workers are replaced and their candidates tried again, a limited number of times; a worker that was lost with its node does
+not count against its candidate. Workers join when nodes join and are waited for when nodes are lost. Requests and results are a few
+kilobytes; weights never pass through Ray's object store.
 """
 
 import logging
-import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, NodeDiedError, RayError
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from evomerge.cluster.local_pool import failed
-from evomerge.cluster.worker import make_evaluator
-from evomerge.core import EngineError, Evaluation, EvaluationRequest, EvomergeError, Json
+from evomerge.cluster.local_pool import failed, quarantined
+from evomerge.cluster.ray_session import RaySession, room_for
+from evomerge.cluster.ray_worker import Worker
+from evomerge.core import EngineError, Evaluation, EvaluationRequest, EvomergeError, Json, LostWorker, Split
+
+__all__ = ["RayPool", "RaySession", "WorkerOptions"]
 
 logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 2.0
+"""How often the pool looks for workers that have found a place and for nodes that have come or gone."""
+
+REST_S = 60.0
+"""A worker that could not start tries again after this long, while others work."""
+
+MAX_NODE_LOSSES = 10
+"""A request that was lost with so many nodes fails, though nothing says that it is its own fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +42,16 @@ class WorkerOptions:
     """What a worker gets and how patient the driver is with it.
 
     Attributes:
-        n_workers: actors.
+        n_workers: actors; None = as many as there is room for, now and later.
         cpus, gpus: Ray resources of each.
         environment: variables set before its Python starts.
         max_attempts: tries of a request whose worker dies or hangs.
         evaluation_timeout_s: a running evaluation older than this counts as hung.
-        startup_timeout_s: how long a worker may take to be ready.
+        startup_timeout_s: how long a worker may take to be ready, once it has a place.
         log_folder: where each worker writes `worker-<n>.log`; None = nowhere.
     """
 
-    n_workers: int
+    n_workers: int | None
     cpus: float
     gpus: float
     environment: Mapping[str, str]
@@ -47,41 +61,27 @@ class WorkerOptions:
     log_folder: str | None
 
 
-class _Worker:
-    """The actor: makes its evaluator first, then answers requests one at a time."""
-
-    def __init__(self, log_file: str | None) -> None:
-        if log_file is not None:
-            _write_output_to(Path(log_file))
-
-    def start(self, factory: str, settings: Mapping[str, Json]) -> EvomergeError | None:
-        """Makes the evaluator; returns what the user has to mend, raises what may go away by itself."""
-        try:
-            self._evaluator = make_evaluator(factory, settings)
-        except EvomergeError as problem:
-            logger.exception("the evaluator cannot be made")
-            return problem
-        return None
-
-    def evaluate(self, request: EvaluationRequest) -> Evaluation:
-        return self._evaluator.evaluate(request)
-
-
 @dataclass
 class _Slot:
-    """One worker's place: its actor, what it is doing, and since when."""
+    """One worker's place: its actor, what it is doing, and since when. `task` is its start, then its evaluation."""
 
     index: int
+    place: Any
     actor: Any
     task: Any
-    request: EvaluationRequest | None
     since: float
-    is_ready: bool = False
+    request: EvaluationRequest | None = None
+    is_placed: bool = False
+    node: str | None = None
     n_failed_starts: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        return self.node is not None
 
 
 class RayPool:
-    """A pool of Ray actors; `ray.init` must have been called (`ray_session`).
+    """A pool of Ray actors; a `RaySession` must be open.
 
     Args:
         factory, settings: how a worker makes its evaluator (`make_evaluator`).
@@ -90,27 +90,36 @@ class RayPool:
 
     def __init__(self, factory: str, settings: Mapping[str, Json], options: WorkerOptions) -> None:
         self._factory, self._settings, self._options = factory, settings, options
-        self._actor_class: Any = ray.remote(_Worker)
+        self._actor_class: Any = ray.remote(Worker)
         self._queue: deque[EvaluationRequest] = deque()
-        self._done: deque[Evaluation] = deque()
-        self._slots = [self._start(index) for index in range(options.n_workers)]
+        self._done: deque[Evaluation | LostWorker] = deque()
+        self._idle: deque[_Slot] = deque()
+        self._resting: dict[int, tuple[float, int]] = {}
+        self._node_losses: Counter[tuple[str, Split]] = Counter()
+        self._looked = time.monotonic()
+        self._slots: dict[int, _Slot] = {}
+        for index in range(self._target()):
+            self._start(index)
 
     @property
     def n_workers(self) -> int:
-        """How many workers there are."""
-        return len(self._slots)
+        """How many workers there are, or will be as soon as there is room; at least one."""
+        return max(1, len(self._slots))
 
     def submit(self, request: EvaluationRequest) -> None:
-        """Queues a request; a free worker takes it."""
+        """Queues a request; a free worker takes it. One that has cost too many workers already fails at once."""
+        if request.attempt >= self._options.max_attempts:
+            self._done.append(quarantined(request, request.attempt, "before this process started"))
+            return
         self._queue.append(request)
         self._dispatch()
 
-    def next_done(self, timeout_s: float) -> Evaluation | None:
-        """The next finished evaluation, or None when none finishes in time.
+    def next_done(self, timeout_s: float) -> Evaluation | LostWorker | None:
+        """The next finished evaluation or lost worker, or None when there is none in time.
 
         Raises:
             EvomergeError: what a worker said when its evaluator could not be made.
-            EngineError: a worker died or hung while starting, `max_attempts` times.
+            EngineError: no worker is left, and one died or hung while starting `max_attempts` times.
         """
         if not self._done:
             self._collect(timeout_s)
@@ -119,139 +128,146 @@ class RayPool:
 
     def close(self) -> None:
         """Kills the workers."""
-        for slot in self._slots:
-            ray.kill(slot.actor)
+        for slot in self._slots.values():
+            self._remove(slot)
         self._slots.clear()
 
-    def _start(self, index: int, n_failed_starts: int = 0) -> _Slot:
+    def _target(self) -> int:
+        wanted = self._options.n_workers
+        return max(1, room_for(self._options.cpus, self._options.gpus)) if wanted is None else wanted
+
+    def _start(self, index: int, n_failed_starts: int = 0) -> None:
         options = self._options
         log_file = None if options.log_folder is None else str(Path(options.log_folder) / f"worker-{index}.log")
+        needs = {name: amount for name, amount in (("CPU", options.cpus), ("GPU", options.gpus)) if amount}
+        place = placement_group([needs])
         actor = self._actor_class.options(
             num_cpus=options.cpus,
             num_gpus=options.gpus,
             max_restarts=0,
             runtime_env={"env_vars": dict(options.environment)},
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=place),
         ).remote(log_file)
         started = actor.start.remote(self._factory, self._settings)
-        return _Slot(index, actor, started, None, time.monotonic(), n_failed_starts=n_failed_starts)
+        self._slots[index] = _Slot(index, place, actor, started, time.monotonic(), n_failed_starts=n_failed_starts)
+
+    def _remove(self, slot: _Slot) -> None:
+        ray.kill(slot.actor)
+        remove_placement_group(slot.place)
 
     def _dispatch(self) -> None:
-        for slot in self._slots:
-            if self._queue and slot.is_ready and slot.task is None:
-                slot.request = self._queue.popleft()
-                slot.task = slot.actor.evaluate.remote(slot.request)
-                slot.since = time.monotonic()
+        while self._queue and self._idle:
+            slot = self._idle.popleft()
+            if self._slots.get(slot.index) is not slot:
+                continue  # replaced since
+            slot.request = self._queue.popleft()
+            slot.task = slot.actor.evaluate.remote(slot.request)
+            slot.since = time.monotonic()
 
     def _collect(self, timeout_s: float) -> None:
-        running = {slot.task: slot for slot in self._slots if slot.task is not None}
-        if not running:
+        running = {slot.task: slot for slot in self._slots.values() if slot.task is not None}
+        if running:
+            finished, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
+            if not finished and timeout_s:
+                finished, _ = ray.wait(list(running), num_returns=1, timeout=timeout_s)
+            for task in finished:
+                self._take(running[task])
+        elif timeout_s:
             time.sleep(timeout_s)
-            return
-        finished, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
-        if not finished:
-            finished, _ = ray.wait(list(running), num_returns=1, timeout=timeout_s)
-        for task in finished:
-            self._take(running[task])
-        for slot in list(self._slots):
+        if time.monotonic() - self._looked > LOOK_EVERY_S or len(self._slots) == 0:
+            self._look_around()
+        for slot in list(self._slots.values()):
             self._check_time(slot)
 
     def _take(self, slot: _Slot) -> None:
         """Takes the answer of a slot whose task has ended, well or not."""
         try:
-            answer = ray.get(slot.task)
+            answer = ray.get(slot.task, timeout=0)
+        except GetTimeoutError:
+            return
         except RayError as problem:
-            self._replace(slot, _reason(problem))
+            self._replace(slot, _reason(problem), blameless=self._lost_its_node(slot, problem))
             return
         slot.task = None
-        if slot.request is None:
-            if answer is not None:
-                raise answer
-            slot.is_ready = True
-        else:
+        if slot.request is not None:
             slot.request = None
             self._done.append(answer)
+        elif isinstance(answer, EvomergeError):
+            if not any(other.is_ready for other in self._slots.values()):
+                raise answer
+            self._replace(slot, str(answer), blameless=False)
+            return
+        else:
+            slot.node = answer
+        self._idle.append(slot)
 
     def _check_time(self, slot: _Slot) -> None:
-        if slot.task is None:
+        if slot.task is None or not (slot.is_placed or slot.is_ready):
             return
         limit = self._options.evaluation_timeout_s if slot.is_ready else self._options.startup_timeout_s
-        age = time.monotonic() - slot.since
-        if age > limit:
+        if time.monotonic() - slot.since > limit:
             what = "evaluation" if slot.is_ready else "start"
-            self._replace(slot, f"the worker's {what} took more than {limit:g} s")
+            self._replace(slot, f"the worker's {what} took more than {limit:g} s", blameless=False)
 
-    def _replace(self, slot: _Slot, reason: str) -> None:
+    def _replace(self, slot: _Slot, reason: str, *, blameless: bool) -> None:
         """A new worker for a dead, hung or unstartable one; its request goes back to the head of the queue or fails."""
         logger.warning("worker %d is replaced: %s", slot.index, reason)
-        ray.kill(slot.actor)
-        request = slot.request
-        if not slot.is_ready and slot.n_failed_starts + 1 >= self._options.max_attempts:
+        self._remove(slot)
+        del self._slots[slot.index]
+        if slot.request is not None:
+            self._give_back(slot.request, reason, blameless=blameless)
+        failures = slot.n_failed_starts + (not slot.is_ready and not blameless)
+        if failures < self._options.max_attempts or slot.is_ready:
+            self._start(slot.index, 0 if slot.is_ready else failures)
+        elif not any(other.is_ready for other in self._slots.values()):
             raise EngineError(f"worker {slot.index} cannot start: {reason}")
-        failed_starts = 0 if slot.is_ready else slot.n_failed_starts + 1
-        self._slots[self._slots.index(slot)] = self._start(slot.index, failed_starts)
-        if request is not None:
-            if request.attempt + 1 < self._options.max_attempts:
-                self._queue.appendleft(replace(request, attempt=request.attempt + 1))
+        else:
+            self._resting[slot.index] = (time.monotonic() + REST_S, failures)
+
+    def _give_back(self, request: EvaluationRequest, reason: str, *, blameless: bool) -> None:
+        key = (request.candidate_id, request.split)
+        if blameless:
+            self._node_losses[key] += 1
+            if self._node_losses[key] < MAX_NODE_LOSSES:
+                self._queue.appendleft(request)
             else:
-                self._done.append(
-                    failed(request, f"{request.attempt + 1} workers were lost with it; the last: {reason}")
-                )
+                self._done.append(failed(request, f"lost with {MAX_NODE_LOSSES} nodes; the last: {reason}"))
+            return
+        self._done.append(LostWorker(request.candidate_id, request.split, reason))
+        attempts = request.attempt + 1
+        if attempts < self._options.max_attempts:
+            self._queue.appendleft(replace(request, attempt=attempts))
+        else:
+            self._done.append(quarantined(request, attempts, reason))
 
+    def _look_around(self) -> None:
+        """Notices workers that have found a place, and follows the cluster where it grows or shrinks."""
+        self._looked = now = time.monotonic()
+        for slot in self._slots.values():
+            if not slot.is_placed and not slot.is_ready:
+                slot.is_placed = placement_group_table(slot.place).get("state") == "CREATED"
+                slot.since = now  # waiting for a place is not starting
+        for index, (until, failures) in list(self._resting.items()):
+            if now > until:
+                del self._resting[index]
+                self._start(index, failures - 1)
+        target = self._target()
+        for index in range(target):
+            if index not in self._slots and index not in self._resting:
+                self._start(index)
+        for slot in list(self._slots.values()):
+            if slot.index >= target and not slot.is_placed and not slot.is_ready:
+                self._remove(slot)
+                del self._slots[slot.index]
 
-class RaySession:
-    """A connection to a Ray cluster, or a local one that ends with it.
-
-    Args:
-        address: a running cluster; None = start a local one.
-        n_cpus: how many CPUs a local one offers; None = all.
-
-    Raises:
-        EngineError: no cluster answers at `address`.
-    """
-
-    def __init__(self, address: str | None, n_cpus: int | None = None) -> None:
-        self._address, self._n_cpus = address, n_cpus
-
-    def __enter__(self) -> "RaySession":
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        try:
-            if self._address is None:
-                ray.init(
-                    address="local",
-                    num_cpus=self._n_cpus,
-                    include_dashboard=False,
-                    _node_ip_address="127.0.0.1",
-                    object_store_memory=256 << 20,  # results are small; the default takes 30% of the machine
-                    **common,
-                )
-            else:
-                ray.init(address=self._address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as problem:
-            raise EngineError(f"no Ray cluster at {self._address or 'this machine'}: {problem}") from problem
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        ray.shutdown()
-
-    def resources(self) -> Mapping[str, float]:
-        """Total resources, e.g. {"CPU": 8, "GPU": 2}."""
-        return {name: float(amount) for name, amount in ray.cluster_resources().items()}
+    def _lost_its_node(self, slot: _Slot, problem: RayError) -> bool:
+        """Whether the machine was lost rather than the one process: then the candidate is not to blame."""
+        if isinstance(problem, NodeDiedError | ActorUnavailableError) or "node has died" in str(problem):
+            return True
+        return slot.node is not None and any(node["NodeID"] == slot.node and not node["Alive"] for node in ray.nodes())
 
 
 def _reason(problem: RayError) -> str:
     """The line that says something, of Ray's long message: the last line of a remote traceback, else the first line."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
     return lines[-1] if any(line.startswith("File ") for line in lines) else lines[0]
-
-
-def _write_output_to(path: Path) -> None:
-    """Sends everything this process prints or logs, C libraries included, to `path`."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)

@@ -83,6 +83,15 @@ class EvaluationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class LostWorker:
+    """A worker that died or hung with a request, as far as one can tell because of it; the pool tries the request again."""
+
+    candidate_id: str
+    split: Split
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """The result of one request.
 

@@ -8,7 +8,7 @@ from evomerge.search.finals import run_finals
 from evomerge.search.front_files import FrontFiles, best_so_far, front_csv, front_json, front_of, pick
 from evomerge.search.item_store import ItemStore
 from evomerge.search.journal import Journal, event, read_journal
-from evomerge.search.loop import Baseline, Interrupted, Lost, Observer, SearchLoop, StopRequest, WorkerPool
+from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, StopRequest, WorkerPool
 from evomerge.search.recorder import RunRecorder, open_items, with_items
 from evomerge.search.run_directory import RunDirectory, writing_into
 from evomerge.search.run_lock import RunLock
@@ -25,7 +25,6 @@ __all__ = [
     "Interrupted",
     "ItemStore",
     "Journal",
-    "Lost",
     "Observer",
     "RunDirectory",
     "RunLock",

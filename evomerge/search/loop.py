@@ -19,6 +19,7 @@ from evomerge.core import (
     EvaluationRequest,
     JournalError,
     Json,
+    LostWorker,
     Split,
     Status,
 )
@@ -41,15 +42,6 @@ HOLD_S = 0.05
 """A slow strategy's proposals are not held back longer than this to be made durable together."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A request whose worker died or hung because of it, as far as one can tell; the pool tries it again."""
-
-    candidate_id: str
-    split: Split
-    reason: str
-
-
 class WorkerPool(Protocol):
     """Evaluates requests somewhere else, in any order. Retries what its workers lose; never raises for a bad candidate."""
 
@@ -57,7 +49,7 @@ class WorkerPool(Protocol):
         """Queues a request."""
         ...
 
-    def next_done(self, timeout_s: float) -> Evaluation | Lost | None:
+    def next_done(self, timeout_s: float) -> Evaluation | LostWorker | None:
         """The next finished evaluation or lost worker, or None when there is none in time."""
         ...
 
@@ -293,7 +285,7 @@ class SearchLoop:
             return
         group: list[Evaluation] = []
         while answer is not None:
-            if isinstance(answer, Lost):
+            if isinstance(answer, LostWorker):
                 self._note_loss(answer)
             else:
                 self._submitted.discard((answer.candidate_id, answer.split))
@@ -304,7 +296,7 @@ class SearchLoop:
         for evaluation in group:
             self._announce(evaluation)
 
-    def _note_loss(self, lost: Lost) -> None:
+    def _note_loss(self, lost: LostWorker) -> None:
         logger.warning("%s on %s has lost its worker: %s", lost.candidate_id, lost.split, lost.reason)
         self._recorder.note(event("lost", id=lost.candidate_id, split=lost.split.value, reason=lost.reason))
 

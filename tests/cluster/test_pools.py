@@ -1,5 +1,8 @@
 """Both pools keep the same promises; the Ray pool also survives its workers."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from evomerge.cluster import LocalPool
-from evomerge.core import CheckpointError, Evaluation, EvaluationRequest, Split, Status
+from evomerge.core import CheckpointError, Evaluation, EvaluationRequest, LostWorker, Split, Status
 
 SCRIPTED = "tests.cluster.workers:scripted"
 UNLOADABLE = "tests.cluster.workers:unloadable"
+LOST: list[LostWorker] = []
 
 
 def drain(pool: LocalPool, count: int, timeout_s: float = 90) -> dict[str, Evaluation]:
@@ -20,7 +24,9 @@ def drain(pool: LocalPool, count: int, timeout_s: float = 90) -> dict[str, Evalu
     while len(results) < count:
         assert time.monotonic() < deadline, f"only {sorted(results)} came back"
         evaluation = pool.next_done(0.2)
-        if evaluation is not None:
+        if isinstance(evaluation, LostWorker):
+            LOST.append(evaluation)
+        elif evaluation is not None:
             assert evaluation.candidate_id not in results, "a result came twice"
             results[evaluation.candidate_id] = evaluation
     return results
@@ -49,7 +55,7 @@ def test_local_pool_reports_an_evaluator_that_cannot_be_made() -> None:
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    from evomerge.cluster.ray_pool import RaySession
+    from evomerge.cluster.ray_session import RaySession
 
     with RaySession(None, n_cpus=4):
         yield
@@ -73,13 +79,18 @@ def ray_pool(factory: str, folder: Path, n_workers: int = 2, evaluation_timeout_
 
 @pytest.mark.usefixtures("ray_session")
 def test_ray_pool_survives_dying_workers(tmp_path: Path) -> None:
+    LOST.clear()
     pool = ray_pool(SCRIPTED, tmp_path)
     submit(pool, "ok-1", "die-once-1", "die-always", "ok-2", "raise-1", "ok-3")
     results = drain(pool, 6)
     pool.close()
     assert [results[name].status for name in ("ok-1", "ok-2", "ok-3", "die-once-1")] == [Status.OK] * 4
     assert results["die-always"].status is Status.FAILED
-    assert "2 workers were lost with it" in str(results["die-always"].error)
+    assert "quarantined: 2 workers were lost with it" in str(results["die-always"].error)
+    assert sorted(item.candidate_id for item in LOST) == [
+        *("die-always", "die-always", "die-once-1"),
+        *("raise-1", "raise-1"),
+    ]
     assert results["raise-1"].status is Status.FAILED
     assert "scripted" in str(results["raise-1"].error)
     assert (tmp_path / "die-once-1").read_text() == "xx"
@@ -104,3 +115,47 @@ def test_ray_pool_says_why_a_worker_cannot_start(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="tensor 'x' holds NaN"):
         drain(pool, 1)
     pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_candidate_that_has_cost_its_workers_before_is_not_tried_again(tmp_path: Path) -> None:
+    pool = ray_pool(SCRIPTED, tmp_path, n_workers=1)
+    pool.submit(EvaluationRequest("die-always", Split.SEARCH, attempt=2))
+    assert "quarantined" in str(drain(pool, 1)["die-always"].error)
+    assert not (tmp_path / "die-always").exists()
+    pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_workers_wait_for_room_and_more_come_when_there_is_more(tmp_path: Path) -> None:
+    pool = ray_pool(SCRIPTED, tmp_path, n_workers=6)
+    submit(pool, *(f"ok-{index}" for index in range(8)))
+    pids = {result.cost["pid"] for result in drain(pool, 8).values()}
+    assert len(pids) <= 4, "four CPUs hold four workers; the other two wait and nobody counts that as a failure"
+    pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_nothing_listens_beyond_this_machine_and_a_token_is_needed() -> None:
+    import psutil
+    import ray
+
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        for connection in process.net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                assert connection.laddr.ip in ("127.0.0.1", "::1", "::ffff:127.0.0.1"), (process.name(), connection)
+    address = ray.get_runtime_context().gcs_address
+    code = (
+        f"import ray; ray.init(address={address!r}, logging_level=50, log_to_driver=False)\n"
+        "print('in', ray.cluster_resources()['CPU'], flush=True)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    wrong = {**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    stranger = subprocess.Popen(
+        [sys.executable, "-c", code], env=wrong, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    friend = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert friend.stdout.startswith("in"), friend.stderr
+    stranger.kill()  # it has had the time that the friend needed; Ray goes on trying for minutes
+    assert b"in" not in stranger.communicate()[0]

@@ -1,0 +1,395 @@
+"""Kills a search again and again, in every way there is, and compares what comes out with a search that nobody disturbed.
+
+    python benchmarks/chaos.py [--driver 240 --ray 60 --fuzz 10000] [--out benchmarks/results/chaos.json] [--seed 0]
+
+driver   SIGKILL of the driver: at random instants, and exactly before, in the middle of, and after writes to the journal and item files
+ray      on a local cluster of several nodes: SIGKILL of workers and of raylets while the run goes on, and of the driver
+fuzz     random truncations, bit flips and duplications of a journal: recovered up to the damage, or refused; never silently wrong
+
+Everything is drawn from the seed. A driver process is a fork of this one, so that a kill costs no new start of Python.
+"""
+
+import argparse
+import datetime
+import json
+import logging
+import os
+import platform
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evomerge.build import parse_config, resume_search, start_search
+from evomerge.core import EvomergeError, JournalError
+from evomerge.search import RunState, read_journal
+
+SETTINGS: dict[str, Any] = {
+    "seed": 11,
+    "strategy": {"name": "nsga2", "population_size": 8},
+    "evaluation": {
+        "kind": "synthetic", "function": "zdt1", "dimension": 6, "item_noise": 0.02, "n_items": 20,
+        "delay_s": 0.005, "failure_rate": 0.05,
+    },
+    "cluster": {"kind": "local", "workers": 4},
+    "budget": {"evaluations": 120},
+    "finals": {"finalists": 4},
+    "deterministic": True,
+}  # fmt: skip
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {**SETTINGS, **changes}
+
+
+def begin(folder: Path, wanted: dict[str, Any]) -> None:
+    config = parse_config(json.loads(json.dumps(wanted)), folder=Path("/"))
+    start_search(config, folder, config_text=yaml.safe_dump(wanted))
+
+
+def go_on(folder: Path, wanted: dict[str, Any]) -> None:
+    if (folder / "resolved.json").exists():
+        resume_search(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # killed before there was a run
+        begin(folder, wanted)
+
+
+# --- driver ----------------------------------------------------------------------------------------------------------
+
+
+def die_at_write(number: int, where: str) -> None:
+    """SIGKILL of this process at its `number`-th fsync: before the write it belongs to, in its middle, or after it."""
+    from evomerge.search import item_store, journal
+
+    count = 0
+    real_write, real_fsync = journal.write_all, os.fsync
+
+    def write_all(stream: Any, content: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count == number and where != "after":
+            real_write(stream, content[: 0 if where == "before" else len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        real_write(stream, content)
+
+    def fsync(descriptor: int) -> None:
+        real_fsync(descriptor)
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    journal.write_all = item_store.write_all = write_all
+    os.fsync = fsync
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Runs `work` in a child; its pid."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+    except BaseException as problem:  # noqa: BLE001  (the child must not go on in the parent's code)
+        print(f"child: {type(problem).__name__}: {problem}", file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+
+def ended(pid: int, timeout_s: float) -> int | None:
+    """The exit status of a child, None while it runs."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return status
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.001)
+
+
+def kill_driver(folder: Path, wanted: dict[str, Any], n_kills: int, rng: random.Random) -> dict[str, Any]:
+    """Runs one search to its end through `n_kills` kills, or as many as fit in; says how many there were."""
+    kinds: Counter[str] = Counter()
+    resume_s: list[float] = []
+    while sum(kinds.values()) < n_kills:
+        size = size_of(folder)
+        kind = rng.choice(["instant", "before", "middle", "after"])
+        started = time.monotonic()
+        if kind == "instant":
+            pid = fork(lambda: go_on(folder, wanted))
+            status = None
+            while status is None and size_of(folder) <= size:
+                status = ended(pid, 0.001)
+            if status is None:
+                resume_s.append(time.monotonic() - started)
+                status = ended(pid, rng.uniform(0, 0.08))
+            if status is None:
+                os.kill(pid, signal.SIGKILL)
+                status = ended(pid, 10)
+        else:
+            number = rng.randrange(1, 12)
+            pid = fork(lambda number=number, kind=kind: (die_at_write(number, kind), go_on(folder, wanted)))  # type: ignore[misc]
+            status = ended(pid, 120)
+        if status is None or not os.WIFSIGNALED(status):
+            if status != 0:
+                raise SystemExit(f"a driver ended with status {status}")
+            return {"kinds": dict(kinds), "resume_s": resume_s, "finished": True}
+        kinds[kind] += 1
+    status = ended(fork(lambda: go_on(folder, wanted)), 300)
+    if status != 0:
+        raise SystemExit(f"the last driver ended with status {status}")
+    return {"kinds": dict(kinds), "resume_s": resume_s, "finished": True}
+
+
+def size_of(folder: Path) -> int:
+    path = folder / "journal.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+# --- what must be true afterwards ------------------------------------------------------------------------------------
+
+
+def compare(run: Path, undisturbed: Path) -> dict[str, Any]:
+    """Evaluations lost and paid twice, and whether everything the strategy saw is the same."""
+    ours, theirs = (read_journal(folder / "journal.jsonl") for folder in (run, undisturbed))
+
+    def keys(records: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
+        return Counter((r["id"], r["split"]) for r in records if r["event"] == "evaluated")
+
+    def trajectory(records: list[dict[str, Any]]) -> list[Any]:
+        kept = [r for r in records if r["event"] in ("asked", "told", "seeded", "finalists", "best")]
+        return [{key: value for key, value in r.items() if key not in ("seq", "ask_s")} for r in kept]
+
+    def scores(records: list[dict[str, Any]]) -> dict[Any, Any]:
+        return {(r["id"], r["split"]): (r["status"], r["scores"]) for r in records if r["event"] == "evaluated"}
+
+    return {
+        "lost": sum((keys(theirs) - keys(ours)).values()),
+        "paid_twice": sum(count - 1 for count in keys(ours).values()),
+        "same_trajectory": flat(trajectory(ours)) == flat(trajectory(theirs)) and scores(ours) == scores(theirs),
+        "same_front_file": (run / "front.json").read_bytes() == (undisturbed / "front.json").read_bytes(),
+    }
+
+
+def flat(trajectory: list[Any]) -> list[str]:
+    return [json.dumps(record, sort_keys=True) for record in trajectory]
+
+
+def driver_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
+    """Searches, each killed about 30 times, until there were `n_kills` kills."""
+    undisturbed = folder / "undisturbed"
+    wanted = settings()
+    if ended(fork(lambda: begin(undisturbed, wanted)), 300) != 0:
+        raise SystemExit("the undisturbed run failed")
+    kinds: Counter[str] = Counter()
+    resume_s: list[float] = []
+    verdicts: list[dict[str, Any]] = []
+    while sum(kinds.values()) < n_kills:
+        run = folder / f"run{len(verdicts)}"
+        result = kill_driver(run, wanted, min(30, n_kills - sum(kinds.values())), rng)
+        kinds.update(result["kinds"])
+        resume_s += result["resume_s"]
+        verdicts.append(compare(run, undisturbed))
+        print(f"driver: {sum(kinds.values())} kills, {verdicts[-1]}", flush=True)
+        shutil.rmtree(run)
+    return {
+        "kills": sum(kinds.values()),
+        "kinds": dict(kinds),
+        **together(verdicts),
+        "seconds_to_resume": spread(resume_s),
+    }
+
+
+def together(verdicts: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "runs": len(verdicts),
+        "evaluations_lost": sum(item["lost"] for item in verdicts),
+        "evaluations_paid_twice": sum(item["paid_twice"] for item in verdicts),
+        "runs_with_the_same_trajectory": sum(item["same_trajectory"] for item in verdicts),
+        "runs_with_the_same_front_file": sum(item["same_front_file"] for item in verdicts),
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    return {"median": round(statistics.median(values), 3), "max": round(max(values), 3)}
+
+
+# --- fuzz ------------------------------------------------------------------------------------------------------------
+
+
+def fuzz(folder: Path, count: int, rng: random.Random) -> dict[str, Any]:
+    """Damages a real journal at random and opens it."""
+    run = folder / "fuzz"
+    if ended(fork(lambda: begin(run, settings(budget={"evaluations": 40}))), 300) != 0:
+        raise SystemExit("the run to be fuzzed failed")
+    path = run / "journal.jsonl"
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    original = read_journal(path)
+    outcomes: Counter[str] = Counter()
+    for _ in range(count):
+        kind = rng.choice(["truncation", "bit flip", "duplication"])
+        damaged = bytearray(content)
+        if kind == "truncation":
+            damaged = damaged[: rng.randrange(len(content))]
+        elif kind == "bit flip":
+            for _ in range(rng.choice([1, 1, 1, 2, 8])):
+                damaged[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        elif rng.random() < 0.5:
+            at, line = rng.randrange(len(lines) + 1), rng.choice(lines)
+            damaged = bytearray(b"".join([*lines[:at], line, *lines[at:]]))
+        else:
+            start = rng.randrange(len(content))
+            end = min(len(content), start + rng.randrange(1, 2000))
+            damaged[start:start] = content[start:end]
+        if bytes(damaged) == content:
+            outcomes["unchanged"] += 1
+            continue
+        path.write_bytes(damaged)
+        try:
+            events = read_journal(path)
+            RunState.of(events)
+        except JournalError:
+            outcomes[f"{kind}: refused"] += 1
+            continue
+        prefix = events == original[: len(events)]
+        # a torn end is the only thing that may be left out; what follows damage in the middle never is
+        outcomes[f"{kind}: recovered up to the damage" if prefix else "SILENTLY WRONG"] += 1
+        if prefix and kind == "bit flip" and len(events) < len(original) - 1:
+            outcomes["SILENTLY SHORT"] += 1
+    path.write_bytes(content)
+    return {"mutations": count, "outcomes": dict(sorted(outcomes.items()))}
+
+
+# --- ray -------------------------------------------------------------------------------------------------------------
+
+
+def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
+    """Kills workers, raylets and drivers of a search on a local cluster of three nodes."""
+    from evomerge.cluster.ray_session import _keep_to_this_machine
+
+    logging.disable(logging.ERROR)
+    _keep_to_this_machine()
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    undisturbed, run = folder / "ray-undisturbed", folder / "ray-run"
+    n_evaluations = 16 * n_kills
+    common = {
+        "evaluation": {**SETTINGS["evaluation"], "failure_rate": 0.0, "delay_s": 0.25},
+        "budget": {"evaluations": n_evaluations},
+    }
+    local = settings(**common, cluster={"kind": "local", "workers": 3})
+    local["evaluation"] = {**local["evaluation"], "delay_s": 0.0}
+    if ended(fork(lambda: begin(undisturbed, local)), 600) != 0:
+        raise SystemExit("the undisturbed run failed")
+    import psutil
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20},
+    )
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
+    wanted = settings(
+        **common,
+        cluster={"kind": "ray", "address": cluster.address, "workers": 3, "max_attempts": 50, "startup_timeout_s": 120},
+    )
+    kinds: Counter[str] = Counter()
+    recovery_s: list[float] = []
+    pid = fork(lambda: go_on(run, wanted))
+    try:
+        while sum(kinds.values()) < n_kills:
+            size = size_of(run)
+            started = time.monotonic()
+            while size_of(run) <= size and ended(pid, 0.02) is None:
+                if time.monotonic() - started > 180:
+                    raise SystemExit("the run stands still")
+            if kinds:
+                recovery_s.append(time.monotonic() - started)
+            if ended_already(pid):
+                break
+            time.sleep(rng.uniform(0.05, 1.5))
+            kind = rng.choices(["worker", "raylet", "driver"], weights=[4, 2, 1])[0]
+            if kind == "worker":
+                workers = [p for p in psutil.process_iter(["name", "cmdline"]) if is_worker(p, cluster)]
+                if not workers:
+                    continue
+                rng.choice(workers).kill()
+            elif kind == "raylet":
+                index = rng.randrange(len(nodes))
+                cluster.remove_node(nodes[index], allow_graceful=False)
+                nodes[index] = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+            else:
+                os.kill(pid, signal.SIGKILL)
+                ended(pid, 10)
+                pid = fork(lambda: go_on(run, wanted))
+            kinds[kind] += 1
+            print(f"ray: {dict(kinds)}, {size_of(run)} bytes of journal", flush=True)
+        status = ended(pid, 600)
+    finally:
+        cluster.shutdown()
+    if status != 0:
+        raise SystemExit(f"the last driver ended with status {status}")
+    lost = sum(record["event"] == "lost" for record in read_journal(run / "journal.jsonl"))
+    return {
+        "kills": sum(kinds.values()), "kinds": dict(kinds), **together([compare(run, undisturbed)]),
+        "requests_given_to_another_worker": lost, "seconds_until_the_next_result": spread(recovery_s),
+    }  # fmt: skip
+
+
+def ended_already(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z"
+
+
+def is_worker(process: Any, cluster: Any) -> bool:
+    """Whether a process is an evaluator's actor; they rename themselves."""
+    name = " ".join(process.info["cmdline"] or [])
+    return name.startswith("ray::Worker")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--driver", type=int, default=240)
+    parser.add_argument("--ray", type=int, default=60)
+    parser.add_argument("--fuzz", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    result: dict[str, Any] = {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "seed": options.seed,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    logging.basicConfig(level=logging.ERROR)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        begin(folder / "warm-up", settings(budget={"evaluations": 20}))  # what it imports, the forks have already
+        try:
+            if options.driver:
+                result["driver"] = driver_chaos(folder, options.driver, rng)
+            if options.fuzz:
+                result["fuzz"] = fuzz(folder, options.fuzz, rng)
+            if options.ray:
+                result["ray"] = ray_chaos(folder, options.ray, rng)
+        except EvomergeError as problem:
+            raise SystemExit(f"error: {problem}") from None
+    print(json.dumps(result, indent=2))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

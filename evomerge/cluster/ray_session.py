@@ -1,0 +1,106 @@
+"""A connection to Ray, started in a way that lets nobody else in: a local cluster listens on the loopback interface only, and every
+connection to it needs a token that is made for it. Import this before anything that imports Ray.
+"""
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from evomerge.core import EngineError
+
+logger = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 256 << 20
+"""Results are a few kilobytes; Ray's default takes 30% of the machine."""
+
+_LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray reads it on import. "0" makes Ray take 127.0.0.1 for its own address on every system and bind to it; a loopback address that is
+asked for by argument is replaced by the machine's public one."""
+
+
+class RaySession:
+    """A connection to a Ray cluster, or a local one that ends with it.
+
+    Args:
+        address: a running cluster; None = start a local one.
+        n_cpus: how many CPUs a local one offers; None = all.
+
+    Raises:
+        EngineError: no cluster answers at `address`.
+    """
+
+    def __init__(self, address: str | None, n_cpus: int | None = None) -> None:
+        self._address, self._n_cpus = address, n_cpus
+
+    def __enter__(self) -> "RaySession":
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if self._address is None:
+            _keep_to_this_machine()
+        import ray
+
+        common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        try:
+            if self._address is None:
+                ray.init(
+                    address="local",
+                    num_cpus=self._n_cpus,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    **common,
+                )
+            else:
+                ray.init(address=self._address, **common)
+        except (ConnectionError, RuntimeError, ValueError) as problem:
+            raise EngineError(f"no Ray cluster at {self._address or 'this machine'}: {problem}") from problem
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import ray
+
+        ray.shutdown()
+
+    def resources(self) -> Mapping[str, float]:
+        """Total resources, e.g. {"CPU": 8, "GPU": 2}."""
+        import ray
+
+        return {name: float(amount) for name, amount in ray.cluster_resources().items()}
+
+    def room(self, cpus: float, gpus: float) -> int:
+        """How many workers of this size fit; each on one node, nodes may differ."""
+        return room_for(cpus, gpus)
+
+
+def room_for(cpus: float, gpus: float) -> int:
+    """How many workers of this size the nodes that are alive hold, whatever runs on them now."""
+    import ray
+
+    total = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            resources = node["Resources"]
+            fits = [resources.get(name, 0.0) / need for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
+            total += int(min(fits) + 1e-9) if fits else 0
+    return total
+
+
+def _keep_to_this_machine() -> None:
+    """Settings of a local cluster, inherited by every process of it. What the user has set stays."""
+    if "ray" in sys.modules and os.environ.get(_LOOPBACK_ONLY) != "0":
+        logger.warning(
+            "Ray was imported before the session: it may listen on all interfaces (its token still keeps others out); "
+            "set %s=0 before importing it",
+            _LOOPBACK_ONLY,
+        )
+    os.environ.setdefault(_LOOPBACK_ONLY, "0")
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+    if os.environ["RAY_AUTH_MODE"] == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

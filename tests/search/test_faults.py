@@ -1,0 +1,179 @@
+"""What happens to a run when its surroundings misbehave: full and read-only disks, clocks, signals, edited files."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evomerge.build import parse_config, resume_search, start_search
+from evomerge.core import ConfigError, JournalError, Split
+from evomerge.search import read_journal
+
+SETTINGS: dict[str, Any] = {
+    "seed": 3,
+    "strategy": "random",
+    "evaluation": {"kind": "synthetic", "function": "zdt1", "dimension": 4, "n_items": 10},
+    "cluster": {"kind": "local", "workers": 2},
+    "budget": {"evaluations": 30},
+    "finals": {"finalists": 2},
+    "deterministic": True,
+}
+
+
+def start(folder: Path, **changes: Any) -> Any:
+    settings = {**SETTINGS, **changes}
+    config = parse_config(dict(settings), folder=Path("/"))
+    return start_search(config, folder, config_text=yaml.safe_dump(settings))
+
+
+def command(*arguments: object, before: Any = None) -> subprocess.Popen[str]:
+    line = [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=before)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS))
+    return path
+
+
+def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, config: Path) -> None:
+    """The kernel refuses to let any file grow beyond 9,000 bytes, in the middle of the run."""
+    run = tmp_path / "run"
+
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
+
+    process = command("search", config, "--run-dir", run, before=small_disk)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert "cannot be written" in output
+    assert "resume" in output
+    assert "Traceback" not in output
+    finished = [record for record in read_journal(run / "journal.jsonl") if record["event"] == "evaluated"]
+    assert finished
+    state = resume_search(run)
+    assert state.finished
+    again = [record for record in read_journal(run / "journal.jsonl") if record["event"] == "evaluated"]
+    assert again[: len(finished)] == finished
+    start(tmp_path / "undisturbed")
+    assert (run / "front.json").read_bytes() == (tmp_path / "undisturbed" / "front.json").read_bytes()
+
+
+def test_a_read_only_run_directory_is_one_clear_message(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    folder = tmp_path / "run"
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    if os.geteuid() == 0:  # permissions do not stop root: a folder that the kernel itself keeps does
+        folder = Path("/proc/self/task") / str(os.getpid())
+        with pytest.raises(ConfigError, match="cannot be created"):
+            start(folder / "run")
+        return
+    with pytest.raises(JournalError, match="cannot be written to"):
+        resume_search(folder)
+
+
+def test_clocks_that_go_backwards_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only monotonic clocks are asked; where one that is not is asked, it goes back by a day at each look."""
+    start(tmp_path / "usual")
+    now = time.time()
+
+    def backwards() -> float:
+        nonlocal now
+        now -= 86_400
+        return now
+
+    monkeypatch.setattr(time, "time", backwards)
+    state = start(tmp_path / "run", budget={"evaluations": 30, "hours": 1})
+    monkeypatch.undo()
+    assert state.elapsed_s >= 0
+    assert state.n_evaluations[Split.SEARCH] == 30
+    assert (tmp_path / "run" / "front.json").read_bytes() == (tmp_path / "usual" / "front.json").read_bytes()
+    elapsed = [r["elapsed_s"] for r in read_journal(tmp_path / "run" / "journal.jsonl") if r["event"] == "evaluated"]
+    assert elapsed == sorted(elapsed)
+
+
+def _edit(run: Path, **changes: Any) -> None:
+    path = run / "config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+
+
+def test_an_edited_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    before = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    _edit(tmp_path / "run", seed=4, evaluation={**SETTINGS["evaluation"], "dimension": 5}, name="x")
+    with pytest.raises(ConfigError) as caught:
+        resume_search(tmp_path / "run")
+    message = str(caught.value)
+    for part in ("seed: 3 -> 4", "evaluation.dimension: 4 -> 5", 'name: (absent) -> "x"', "budget, cluster, finals"):
+        assert part in message
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
+
+
+def test_an_edit_of_what_may_change_counts(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    _edit(tmp_path / "run", budget={"evaluations": 40}, cluster={"kind": "local", "workers": 5})
+    state = resume_search(tmp_path / "run")
+    assert state.n_evaluations[Split.SEARCH] == 40
+    sessions = [r for r in read_journal(tmp_path / "run" / "journal.jsonl") if r["event"] == "session"]
+    assert [record["workers"] for record in sessions] == [2, 5]
+    start(tmp_path / "at-once", budget={"evaluations": 40})
+    assert (tmp_path / "run" / "front.json").read_bytes() == (tmp_path / "at-once" / "front.json").read_bytes()
+    resume_search(tmp_path / "run", overrides=["cluster.workers=1", "budget.evaluations=45"])
+
+
+def _running(tmp_path: Path, config: Path, *settings: str) -> tuple[subprocess.Popen[str], Path]:
+    run = tmp_path / "run"
+    options = [part for item in ("budget.evaluations=100000", *settings) for part in ("--set", item)]
+    process = command("search", config, "--run-dir", run, *options)
+    deadline = time.monotonic() + 60
+    while not (run / "front.json").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process, run
+
+
+SLOW = "evaluation={kind: synthetic, function: zdt1, dimension: 4, n_items: 10, delay_s: 0.2}"
+ENDLESS = "cluster={kind: local, workers: 2, on_interrupt: abandon}"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "settings"),
+    [
+        ([signal.SIGINT], [SLOW]),
+        ([signal.SIGINT], [SLOW, ENDLESS]),
+        ([signal.SIGINT, signal.SIGINT], [SLOW]),
+        ([signal.SIGTERM], [SLOW]),
+    ],
+    ids=["once", "once-abandon", "twice", "term"],
+)
+def test_signals_save_and_say_how_to_go_on(
+    tmp_path: Path, config: Path, numbers: list[signal.Signals], settings: list[str]
+) -> None:
+    process, run = _running(tmp_path, config, *settings)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.05)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert f"evomerge resume {run}" in output
+    records = read_journal(run / "journal.jsonl")
+    asked = {record["id"] for record in records if record["event"] == "asked"}
+    done = {record["id"] for record in records if record["event"] == "evaluated"}
+    if len(numbers) == 1 and len(settings) == 1 and numbers[0] is signal.SIGINT:
+        assert asked == done, "what ran was taken in"
+    front = json.loads((run / "front.json").read_text())
+    assert {member["id"] for member in front["members"]} <= done
+    state = resume_search(run, overrides=[f"budget.evaluations={len(asked) + 4}"])
+    assert state.n_evaluations[Split.SEARCH] == len(asked) + 4

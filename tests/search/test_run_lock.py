@@ -1,0 +1,92 @@
+"""Who may work on a run: on this machine the kernel says it, beyond it the heartbeat."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from evomerge.core import JournalError
+from evomerge.search import RunLock
+
+BEAT_S = 0.05
+
+
+def lock(folder: Path, machine: str = "here") -> RunLock:
+    return RunLock(folder, heartbeat_s=BEAT_S, machine=machine)
+
+
+def test_a_second_holder_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
+    with lock(tmp_path), pytest.raises(JournalError, match=f"in use by process {os.getpid()} on "):
+        lock(tmp_path).__enter__()
+    with lock(tmp_path):
+        pass
+    assert (tmp_path / "lock").read_bytes() == b"", "a holder that ends leaves nothing to wait for"
+
+
+def test_a_killed_holder_on_this_machine_is_no_obstacle(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom evomerge.search import RunLock\n"
+        "with RunLock(Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60)
+    assert b"pid" in (tmp_path / "lock").read_bytes()
+    with RunLock(tmp_path):
+        pass
+
+
+def _leave(folder: Path, **changes: object) -> dict[str, object]:
+    """A lock file as a holder on another machine, whose flock is not seen here, leaves it."""
+    holder = {"pid": 77, "host": "far", "machine": "there", "token": "t", "heartbeat": "000000000001", **changes}
+    (folder / "lock").write_text(json.dumps(holder))
+    return holder
+
+
+def test_a_silent_holder_on_another_machine_is_replaced_after_a_while(tmp_path: Path) -> None:
+    _leave(tmp_path)
+    started = time.monotonic()
+    with lock(tmp_path):
+        assert time.monotonic() - started >= 4 * BEAT_S
+
+
+def test_a_living_holder_on_another_machine_is_respected(tmp_path: Path) -> None:
+    _leave(tmp_path)
+    ended = threading.Event()
+
+    def beat() -> None:
+        count = 1
+        while not ended.wait(BEAT_S / 2):
+            count += 1
+            _leave(tmp_path, heartbeat=f"{count:012d}")
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(JournalError, match="in use by process 77 on far"):
+            lock(tmp_path).__enter__()
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_holder_that_was_asleep_while_another_took_over_does_not_write(tmp_path: Path) -> None:
+    with lock(tmp_path) as held:
+        held.check()
+        taken = _leave(tmp_path)
+        time.sleep(4 * BEAT_S)
+        with pytest.raises(JournalError, match="another process has taken this run over"):
+            held.check()
+    assert json.loads((tmp_path / "lock").read_text()) == taken, "the other's lock stays"
+
+
+def test_the_heartbeat_moves(tmp_path: Path) -> None:
+    with lock(tmp_path):
+        first = (tmp_path / "lock").read_bytes()
+        deadline = time.monotonic() + 20
+        while (tmp_path / "lock").read_bytes() == first:
+            assert time.monotonic() < deadline
+            time.sleep(BEAT_S)
