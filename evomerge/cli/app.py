@@ -75,6 +75,41 @@ def validate(
 
 
 @app.command()
+def plan(
+    config: Config,
+    workers: Annotated[list[int] | None, typer.Option("--workers", "-w", min=1, help="May be repeated.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="Take the candidates' times from this run.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds of a candidate, where no run was made yet.")] = None,
+    price: Annotated[float | None, typer.Option(help="Price of a worker's hour.")] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Run the loop and the strategy on a clock that only counts.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Say what a search would take: dimensions, memory, time, utilisation and cost for numbers of workers."""
+    from evomerge.build import load_config, make_problem, planning
+    from evomerge.cli.tables import print_plan
+
+    problem = make_problem(load_config(config, overrides or ()))
+    if seconds is not None and not seconds > 0:
+        raise ConfigError(f"--seconds {seconds:g}: expected more than 0")
+    times = (
+        planning.measured_times(measured) if measured else [seconds] if seconds else planning.synthetic_times(problem)
+    )
+    method = planning.simulate if simulate else planning.forecast
+    rows = [method(problem, times, count, price) for count in workers or (1, 4, 16, 64)] if times else []
+    if as_json:
+        print(json.dumps(planning.as_json(planning.sizes(problem), rows), indent=2))
+        return
+    print_plan(planning.sizes(problem), rows)
+    if not rows:
+        print("no times: give --from RUN (a short run with the same models and tasks) or --seconds")
+
+
+@app.command()
 def search(
     config: Config,
     run_dir: Annotated[

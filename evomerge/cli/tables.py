@@ -1,11 +1,13 @@
 """Tables on the terminal. Every number comes from `Run.summary`, `Run.front` or an evaluation."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
 
 from evomerge.build import Run
+from evomerge.build.planning import Forecast, Sizes
 from evomerge.core import Evaluation, Objective, Split
 from evomerge.search import Z_95, tuned_task_arithmetic
 
@@ -53,6 +55,32 @@ def print_front(run: Run) -> None:
     volume = run.front()["hypervolume"]
     if volume is not None:
         _CONSOLE.print(f"hypervolume {volume:.6g}")
+
+
+def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
+    """What a search holds, and what numbers of workers make of it."""
+    _CONSOLE.print(f"space       {sizes.dimension} dimensions, {sizes.n_objectives} objectives")
+    if sizes.candidate_bytes:
+        _CONSOLE.print(
+            f"a worker    {sizes.worker_bytes / 1e9:.3g} GB of weights: {sizes.source_bytes / 1e9:.3g} GB of sources, "
+            f"{sizes.candidate_bytes / 1e9:.3g} GB of candidate; the engine's caches come on top"
+        )
+    _CONSOLE.print(f"a candidate {sizes.journal_bytes / 1e3:.2g} kB on disk, and 4 bytes for every item scored")
+    if not forecasts:
+        return
+    table = Table("workers", "evaluations", "hours", "busy", "worker hours", "cost")
+    for column in table.columns:
+        column.justify = "right"
+    for item in forecasts:
+        table.add_row(
+            str(item.workers),
+            str(item.evaluations),
+            f"{item.wall_s / 3600:.3g}",
+            f"{item.utilisation:.0%}",
+            f"{item.workers * item.wall_s / 3600:.3g}",
+            "" if item.cost is None else f"{item.cost:.2f}",
+        )
+    _CONSOLE.print(table)
 
 
 def print_evaluation(name: str, evaluation: Evaluation) -> None:

@@ -21,6 +21,7 @@ COMMANDS = [
     ["merge"],
     ["eval"],
     ["validate"],
+    ["plan"],
     ["zoo"],
     ["zoo", "build"],
 ]

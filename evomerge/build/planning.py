@@ -1,0 +1,255 @@
+"""What a search would take before it is started: sizes from the models' headers, time and cost from measured times of candidates.
+
+`simulate` runs the real loop with the real strategy, on scores of a test function and a clock that only counts. It needs no models.
+"""
+
+import heapq
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from evomerge.build.problem import Problem
+from evomerge.build.reading import open_run
+from evomerge.build.strategies import strategy_for
+from evomerge.config import SyntheticConfig
+from evomerge.core import ConfigError, Evaluation, EvaluationRequest, Split, Status, random_stream
+from evomerge.search import Budget, RunDirectory, RunRecorder, SearchLoop, event, run_finals
+
+MAX_SIMULATED = 600
+"""Longer searches are simulated up to here; the rest goes on at the pace of the second half."""
+
+_HEADER_BYTES = 450
+"""A candidate's three journal lines without its coordinates."""
+
+_COORDINATE_BYTES = 20
+"""A coordinate in the journal, in Python's shortest exact form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a search holds.
+
+    Attributes:
+        dimension: coordinates of a candidate.
+        n_objectives: scores that are optimised.
+        candidate_bytes: merged weights of one candidate; 0 for the synthetic evaluation.
+        source_bytes: weights of every source, resident in each worker.
+        journal_bytes: of one candidate on disk, item scores not counted.
+    """
+
+    dimension: int
+    n_objectives: int
+    candidate_bytes: int
+    source_bytes: int
+    journal_bytes: int
+
+    @property
+    def worker_bytes(self) -> int:
+        """Weights that a worker holds: sources and the live candidate; its engine's caches come on top."""
+        return self.source_bytes + self.candidate_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a number of workers makes of a search.
+
+    Attributes:
+        workers: how many.
+        evaluations: all splits together.
+        wall_s: from the first ask to the end of the finals; the workers' start is not in it.
+        utilisation: share of the workers' time that is work, in [0, 1].
+        driver_s: what the driver computes for one candidate, in seconds.
+        cost: workers x hours x price of a worker's hour; None without a price.
+    """
+
+    workers: int
+    evaluations: int
+    wall_s: float
+    utilisation: float
+    driver_s: float
+    cost: float | None
+
+
+def sizes(problem: Problem) -> Sizes:
+    """The sizes of a search, from headers alone."""
+    return Sizes(
+        dimension=problem.space.dimension,
+        n_objectives=len(problem.objectives),
+        candidate_bytes=problem.check_plans(),
+        source_bytes=sum(
+            tensor.end - tensor.start for header in problem.headers.values() for tensor in header.tensors.values()
+        ),
+        journal_bytes=_HEADER_BYTES + _COORDINATE_BYTES * problem.space.dimension,
+    )
+
+
+def measured_times(run: Path) -> list[float]:
+    """Seconds that each candidate of a run took on the search split.
+
+    Raises:
+        JournalError: not a run directory.
+        ConfigError: nothing in it has been timed.
+    """
+    state = open_run(run).state
+    times = [item.cost["total_s"] for item in state.iter_evaluated() if "total_s" in item.cost]
+    if not times:
+        raise ConfigError(f"{run}: no candidate has been evaluated there, so there are no times to plan with")
+    return times
+
+
+def n_candidates(problem: Problem, seconds_each: float, workers: int) -> int:
+    """How many candidates the budget allows on the search split.
+
+    Raises:
+        ConfigError: it is limited by items alone, whose number per candidate only the tasks know.
+    """
+    budget = problem.config.budget
+    limits = []
+    if budget.evaluations is not None:
+        limits.append(budget.evaluations)
+    if budget.hours is not None:
+        limits.append(max(1, int(budget.hours * 3600 * workers / seconds_each)))
+    if budget.items is not None and isinstance(problem.config.evaluation, SyntheticConfig):
+        limits.append(budget.items // (problem.config.evaluation.n_items * len(problem.task_names)))
+    if not limits:
+        raise ConfigError(
+            "a plan needs budget.evaluations or budget.hours; budget.items alone does not say how many candidates"
+        )
+    return min(limits)
+
+
+def forecast(problem: Problem, times: Sequence[float], workers: int, price: float | None = None) -> Forecast:
+    """An estimate without simulation: every worker is always busy, but for the last candidates of search and finals.
+
+    Args:
+        problem: what is searched.
+        times: measured seconds of candidates.
+        workers: how many work.
+        price: of a worker's hour.
+    """
+    mean = fmean(times)
+    stages = [n_candidates(problem, mean, workers), *_finals(problem)]
+    wall = sum(mean * -(-count // workers) for count in stages)
+    busy = sum(stages) * mean / (workers * wall)
+    return Forecast(workers, sum(stages), wall, busy, 0.0, _cost(workers, wall, price))
+
+
+def simulate(problem: Problem, times: Sequence[float], workers: int, price: float | None = None) -> Forecast:
+    """As `forecast`, by running the loop: shows where a strategy, the order of a deterministic run or the finals make workers wait.
+
+    Candidates take times drawn from `times`. At most `MAX_SIMULATED` candidates are run through.
+    """
+    wanted = n_candidates(problem, fmean(times), workers)
+    count = min(wanted, max(MAX_SIMULATED, 4 * workers))
+    started = time.process_time()
+    pool = _CountingPool(problem, times)
+    with tempfile.TemporaryDirectory(prefix="evomerge-plan-") as name:
+        recorder = RunRecorder(RunDirectory(Path(name)))
+        recorder.record(event("run", objectives=problem.objectives_json(), version=1))
+        loop = SearchLoop(
+            strategy=strategy_for(problem),
+            pool=pool,
+            recorder=recorder,
+            make_recipe=lambda candidate: None,
+            baselines=problem.baselines(),
+            budget=Budget(count),
+            in_flight=workers,
+            deterministic=problem.config.deterministic,
+            observers=[pool.look],
+        )
+        state = loop.run()
+        search_s = pool.now
+        reached = state.n_evaluations[Split.SEARCH]
+        if problem.config.finals.finalists:
+            run_finals(loop, recorder, problem.config.finals.finalists)
+        recorder.close()
+    driver = (time.process_time() - started) / len(state.evaluations)
+    stopped_early = "evaluations" not in state.stopped
+    rest = 0 if stopped_early else wanted - reached
+    pace = pool.pace(search_s, reached)
+    wall = pool.now + rest * pace
+    work = pool.worked_s * (1 + rest / max(1, len(state.evaluations)))
+    return Forecast(
+        workers,
+        len(state.evaluations) + rest,
+        wall,
+        min(1.0, work / (workers * wall)),
+        driver,
+        _cost(workers, wall, price),
+    )
+
+
+class _CountingPool:
+    """Workers whose time only counts: the next result is always that of the earliest end."""
+
+    def __init__(self, problem: Problem, times: Sequence[float]) -> None:
+        self._names = [item.name for item in problem.objectives]
+        self._times = list(times)
+        self._draw = random_stream(problem.config.seed, "plan")
+        self._running: list[tuple[float, int, EvaluationRequest]] = []
+        self._count = 0
+        self._ends: list[float] = []
+        self.now = 0.0
+        self.worked_s = 0.0
+
+    def submit(self, request: EvaluationRequest) -> None:
+        """Starts a request now; the loop never has more of them than workers."""
+        seconds = float(self._times[int(self._draw.integers(len(self._times)))])
+        self._count += 1
+        self.worked_s += seconds
+        heapq.heappush(self._running, (self.now + seconds, self._count, request))
+
+    def next_done(self, timeout_s: float) -> Evaluation | None:
+        """The next end; the clock jumps to it. Nothing where the loop only asks whether more is there already."""
+        if not self._running or timeout_s <= 0:
+            return None
+        self.now, _, request = heapq.heappop(self._running)
+        values = np.asarray(request.values if request.values is not None else [0.5])
+        scores: dict[str, float] = {}
+        for index, name in enumerate(self._names):
+            best = 0.2 + 0.6 * index / max(1, len(self._names) - 1)
+            scores[name] = float(1.0 - np.mean((values - best) ** 2))
+        cost = {name.removeprefix("cost."): 1.0 for name in self._names if name.startswith("cost.")}
+        return Evaluation(request.candidate_id, request.split, Status.OK, scores, cost={"items": 0.0, **cost})
+
+    def look(self, state: object, evaluation: Evaluation) -> None:
+        """Notes when results of the search split came."""
+        if evaluation.split is Split.SEARCH:
+            self._ends.append(self.now)
+
+    def pace(self, end: float, count: int) -> float:
+        """Seconds between two results in the second half of the search."""
+        if count < 2:
+            return end
+        middle = self._ends[count // 2 - 1]
+        return (end - middle) / (count - count // 2)
+
+
+def _finals(problem: Problem) -> list[int]:
+    """Evaluations on `select` and on `report`."""
+    finalists = problem.config.finals.finalists
+    n_baselines = len(problem.baselines())
+    return [n_baselines + finalists, n_baselines + 1] if finalists else []
+
+
+def _cost(workers: int, wall_s: float, price: float | None) -> float | None:
+    return None if price is None else workers * wall_s / 3600 * price
+
+
+def synthetic_times(problem: Problem) -> list[float]:
+    """The configured delay of the synthetic evaluation; empty where models are needed to know."""
+    evaluation = problem.config.evaluation
+    return [max(evaluation.delay_s, 1e-6)] if isinstance(evaluation, SyntheticConfig) else []
+
+
+def as_json(what: Sizes, forecasts: Sequence[Forecast]) -> Mapping[str, object]:
+    """A plan as JSON; seconds and bytes."""
+    return {
+        "sizes": {name: getattr(what, name) for name in (*what.__dataclass_fields__, "worker_bytes")},
+        "forecasts": [{name: getattr(item, name) for name in item.__dataclass_fields__} for item in forecasts],
+    }

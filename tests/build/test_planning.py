@@ -1,0 +1,83 @@
+"""Plans: what is predicted is what a search then does."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.build import make_problem, parse_config, planning, start_search
+from evomerge.core import ConfigError
+
+
+def problem(**changes: Any) -> Any:
+    settings = {
+        "strategy": "random",
+        "evaluation": {"kind": "synthetic", "function": "zdt1", "dimension": 5, "n_items": 10},
+        "cluster": {"kind": "local", "workers": 4},
+        "budget": {"evaluations": 100},
+        "finals": {"finalists": 4},
+        **changes,
+    }
+    return make_problem(parse_config(settings, folder=Path("/")))
+
+
+def test_equal_times_leave_nobody_idle_but_at_the_ends() -> None:
+    plan = planning.simulate(problem(), [10.0], 4, price=3.6)
+    assert plan.evaluations == 100 + 4 + 1
+    assert plan.wall_s == pytest.approx(250 + 10 + 10)
+    assert plan.utilisation == pytest.approx(1050 / (4 * 270))
+    assert plan.cost == pytest.approx(4 * 270 / 3600 * 3.6)
+    rough = planning.forecast(problem(), [10.0], 4, price=3.6)
+    assert rough.wall_s == pytest.approx(plan.wall_s)
+    assert rough.cost == pytest.approx(plan.cost)
+
+
+def test_waiting_for_the_oldest_costs_what_the_simulation_says() -> None:
+    uneven = [1.0] * 9 + [50.0]
+    free = planning.simulate(problem(), uneven, 8)
+    ordered = planning.simulate(problem(deterministic=True), uneven, 8)
+    assert ordered.wall_s > 1.3 * free.wall_s
+    assert free.utilisation > ordered.utilisation
+
+
+def test_long_searches_go_on_at_the_pace_of_what_was_simulated() -> None:
+    plan = planning.simulate(problem(budget={"evaluations": 20_000}), [2.0], 4)
+    assert plan.evaluations == 20_005
+    assert plan.wall_s == pytest.approx(20_000 * 2 / 4, rel=0.01)
+    hours = planning.simulate(problem(budget={"hours": 2}), [60.0], 10)
+    assert hours.evaluations == 2 * 60 * 10 + 5
+
+
+def test_what_items_alone_limit_is_not_guessed() -> None:
+    assert planning.n_candidates(problem(budget={"items": 200}), 1.0, 1) == 10
+    settings = problem(budget={"evaluations": 30, "items": 200})
+    assert planning.n_candidates(settings, 1.0, 1) == 10
+
+
+def test_times_come_from_a_run(tmp_path: Path) -> None:
+    wanted = problem(evaluation={"kind": "synthetic", "function": "sphere", "dimension": 3, "delay_s": 0.02})
+    started = time.monotonic()
+    start_search(wanted.config, tmp_path / "run")
+    wall = time.monotonic() - started
+    times = planning.measured_times(tmp_path / "run")
+    assert len(times) == 100
+    assert min(times) >= 0.02
+    assert planning.simulate(wanted, times, 4).wall_s < wall, "the driver and its disk are not in it"
+
+
+def test_a_run_without_a_timed_candidate_gives_no_plan(tmp_path: Path) -> None:
+    broken = {"kind": "synthetic", "function": "sphere", "failure_rate": 1.0}
+    start_search(
+        problem(evaluation=broken, budget={"evaluations": 1}, finals={"finalists": 0}).config, tmp_path / "run"
+    )
+    with pytest.raises(ConfigError, match="no candidate has been evaluated there"):
+        planning.measured_times(tmp_path / "run")
+
+
+def test_sizes_and_json() -> None:
+    what = planning.sizes(problem())
+    assert (what.dimension, what.n_objectives, what.worker_bytes) == (5, 2, 0)
+    text = json.dumps(planning.as_json(what, [planning.forecast(problem(), [1.0], 2)]))
+    assert json.loads(text)["forecasts"][0]["workers"] == 2
