@@ -294,13 +294,9 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
     if ended(fork(lambda: begin(undisturbed, local)), 600) != 0:
         raise SystemExit("the undisturbed run failed")
     import psutil
-    from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20},
-    )
-    nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
+    cluster = start_cluster()
+    nodes = [add_node(cluster) for _ in range(2)]
     wanted = settings(
         **common,
         cluster={"kind": "ray", "address": cluster.address, "workers": 3, "max_attempts": 50, "startup_timeout_s": 120},
@@ -322,14 +318,14 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
             time.sleep(rng.uniform(0.05, 1.5))
             kind = rng.choices(["worker", "raylet", "driver"], weights=[4, 2, 1])[0]
             if kind == "worker":
-                workers = [p for p in psutil.process_iter(["name", "cmdline"]) if is_worker(p, cluster)]
+                workers = [p for p in psutil.process_iter(["name", "cmdline"]) if is_worker(p)]
                 if not workers:
                     continue
                 rng.choice(workers).kill()
             elif kind == "raylet":
                 index = rng.randrange(len(nodes))
                 cluster.remove_node(nodes[index], allow_graceful=False)
-                nodes[index] = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+                nodes[index] = add_node(cluster)
             else:
                 os.kill(pid, signal.SIGKILL)
                 ended(pid, 10)
@@ -348,11 +344,29 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def start_cluster() -> Any:
+    """A head node of one CPU. On a busy machine its parts may miss each other's time limits: tried again."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    add_node(cluster, include_dashboard=False)
+    return cluster
+
+
+def add_node(cluster: Any, **options: Any) -> Any:
+    for attempt in range(10):
+        try:
+            return cluster.add_node(num_cpus=1, object_store_memory=80 << 20, **options)
+        except Exception as problem:  # noqa: BLE001  (Ray raises nothing more special)
+            print(f"ray: a node did not start ({attempt}): {str(problem)[:60]}", flush=True)
+    raise SystemExit("no Ray node could be started")
+
+
 def ended_already(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z"
 
 
-def is_worker(process: Any, cluster: Any) -> bool:
+def is_worker(process: Any) -> bool:
     """Whether a process is an evaluator's actor; they rename themselves."""
     name = " ".join(process.info["cmdline"] or [])
     return name.startswith("ray::Worker")
