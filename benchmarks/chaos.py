@@ -18,6 +18,7 @@ import platform
 import random
 import shutil
 import signal
+import socket
 import statistics
 import sys
 import tempfile
@@ -344,6 +345,15 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
     }  # fmt: skip
 
 
+AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def start_cluster() -> Any:
     """A head node of one CPU. On a busy machine its parts may miss each other's time limits: tried again."""
     from ray.cluster_utils import Cluster
@@ -356,7 +366,9 @@ def start_cluster() -> Any:
 def add_node(cluster: Any, **options: Any) -> Any:
     for attempt in range(10):
         try:
-            return cluster.add_node(num_cpus=1, object_store_memory=80 << 20, **options)
+            # with ports that are given the node does not wait for its agents, which are slow on a busy machine
+            ports = {name: free_port() for name in AGENT_PORTS}
+            return cluster.add_node(num_cpus=1, object_store_memory=80 << 20, **ports, **options)
         except Exception as problem:  # noqa: BLE001  (Ray raises nothing more special)
             print(f"ray: a node did not start ({attempt}): {str(problem)[:60]}", flush=True)
     raise SystemExit("no Ray node could be started")

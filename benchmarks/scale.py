@@ -119,7 +119,7 @@ def memory_run(folder: Path, n_candidates: int, strategy: str) -> dict[str, Any]
 
     def sample(state: Any, evaluation: Evaluation) -> None:
         count = len(state.evaluations)
-        if count % (n_candidates // 10) == 0:
+        if count >= (len(points) + 1) * n_candidates // 10:
             points.append(
                 {"candidates": count, "mb": round(memory_mb() - start_mb, 1), "cpu_s": round(time.process_time() - start_cpu, 1)}
             )  # fmt: skip

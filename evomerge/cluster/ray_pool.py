@@ -145,7 +145,8 @@ class RayPool:
             num_cpus=options.cpus,
             num_gpus=options.gpus,
             max_restarts=0,
-            runtime_env={"env_vars": dict(options.environment)},
+            # without variables no runtime environment has to be set up: one part less that can fail or be slow
+            runtime_env={"env_vars": dict(options.environment)} if options.environment else None,
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=place),
         ).remote(log_file)
         started = actor.start.remote(self._factory, self._settings)
