@@ -1,6 +1,7 @@
 """Tables on the terminal. Every number comes from `Run.summary`, `Run.front` or an evaluation."""
 
 from collections.abc import Sequence
+import sys
 from typing import Any, cast
 
 from rich.console import Console
@@ -11,7 +12,8 @@ from evomerge.build.planning import Forecast, Sizes
 from evomerge.core import Evaluation, Objective, Split
 from evomerge.search import Z_95, tuned_task_arithmetic
 
-_CONSOLE = Console(highlight=False, soft_wrap=True)
+_CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+"""In a log file there is no screen to fit into: names must stay whole."""
 
 
 def print_summary(run: Run) -> None:
@@ -104,10 +106,10 @@ def _split_table(
     best: str | None,
 ) -> Table:
     table = Table(title=f"{split} split, ± 95% interval", title_justify="left")
-    table.add_column("recipe")
+    table.add_column("recipe", no_wrap=True)
     for objective in objectives:
-        table.add_column(objective.name, justify="right")
-    table.add_column("mean", justify="right")
+        table.add_column(objective.name, justify="right", no_wrap=True)
+    table.add_column("mean", justify="right", no_wrap=True)
     for name in names:
         if name not in details:
             continue
