@@ -20,6 +20,7 @@ import shutil
 import signal
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -304,17 +305,19 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
     )
     kinds: Counter[str] = Counter()
     recovery_s: list[float] = []
-    pid = fork(lambda: go_on(run, wanted))
+    pid = spawn(run, wanted)
+    status: int | None = None
     try:
         while sum(kinds.values()) < n_kills:
             size = size_of(run)
             started = time.monotonic()
-            while size_of(run) <= size and ended(pid, 0.02) is None:
+            while size_of(run) <= size and status is None:
+                status = ended(pid, 0.02)
                 if time.monotonic() - started > 180:
                     raise SystemExit("the run stands still")
             if kinds:
                 recovery_s.append(time.monotonic() - started)
-            if ended_already(pid):
+            if status is not None:
                 break
             time.sleep(rng.uniform(0.05, 1.5))
             kind = rng.choices(["worker", "raylet", "driver"], weights=[4, 2, 1])[0]
@@ -330,10 +333,10 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
             else:
                 os.kill(pid, signal.SIGKILL)
                 ended(pid, 10)
-                pid = fork(lambda: go_on(run, wanted))
+                pid = spawn(run, wanted)
             kinds[kind] += 1
             print(f"ray: {dict(kinds)}, {size_of(run)} bytes of journal", flush=True)
-        status = ended(pid, 600)
+        status = ended(pid, 600) if status is None else status
     finally:
         cluster.shutdown()
     if status != 0:
@@ -374,8 +377,9 @@ def add_node(cluster: Any, **options: Any) -> Any:
     raise SystemExit("no Ray node could be started")
 
 
-def ended_already(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z"
+def spawn(folder: Path, wanted: dict[str, Any]) -> int:
+    """As `fork`, in a new Python: Ray does not survive a fork."""
+    return subprocess.Popen([sys.executable, __file__, "--go-on", str(folder), json.dumps(wanted)]).pid
 
 
 def is_worker(process: Any) -> bool:
@@ -391,7 +395,11 @@ def main() -> None:
     parser.add_argument("--fuzz", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--go-on", nargs=2, metavar=("RUN", "SETTINGS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.go_on:
+        go_on(Path(options.go_on[0]), json.loads(options.go_on[1]))
+        return
     rng = random.Random(options.seed)
     result: dict[str, Any] = {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),

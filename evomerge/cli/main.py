@@ -6,6 +6,7 @@ from evomerge.cli.app import app
 from evomerge.core import EvomergeError
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -15,5 +16,8 @@ def main() -> None:
     except EvomergeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()

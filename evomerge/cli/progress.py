@@ -1,5 +1,6 @@
 """Progress of a search on the terminal: one line for every improvement, a status line in between, the table at the end."""
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -61,6 +62,9 @@ def watched(folder: Path, n_evaluations: int | None) -> Iterator[Callable[[RunSt
     try:
         yield Progress(n_evaluations)
     except Interrupted:
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # everything is saved: one Ctrl-C too many must not look like a failure
         print(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  evomerge resume {folder}", flush=True)
         sys.exit(130)
     print_summary(open_run(folder))

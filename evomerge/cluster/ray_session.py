@@ -56,7 +56,8 @@ class RaySession:
                 )
             else:
                 ray.init(address=self._address, **common)
-        except (ConnectionError, RuntimeError, ValueError) as problem:
+        except Exception as problem:  # the pool boundary: a node that is slow to start is a bare Exception of Ray's
+            ray.shutdown()
             raise EngineError(f"no Ray cluster at {self._address or 'this machine'}: {problem}") from problem
         return self
 

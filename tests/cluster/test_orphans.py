@@ -1,0 +1,66 @@
+"""A driver that is killed leaves no process and no shared memory behind, and its run goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import yaml
+
+SETTINGS = {
+    "strategy": "random",
+    "evaluation": {"kind": "synthetic", "function": "sphere", "delay_s": 0.05, "n_items": 10},
+    "cluster": {"kind": "ray", "workers": 1},
+    "budget": {"evaluations": 100_000},
+    "finals": {"finalists": 0},
+}
+
+
+def _shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm"))  # noqa: S108  (looked at, not written to)
+
+
+def _start(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def _until_a_result(run: Path, process: subprocess.Popen[bytes], count: int = 1) -> None:
+    deadline = time.monotonic() + 180
+    journal = run / "journal.jsonl"
+    while not journal.exists() or journal.read_bytes().count(b'"event":"evaluated"') < count:
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _gone(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that are still alive after a while."""
+    _, alive = psutil.wait_procs(processes, timeout=90)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_killed_driver_leaves_nothing_behind(tmp_path: Path) -> None:
+    config, run = tmp_path / "search.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(SETTINGS))
+    before = _shared_memory()
+    process = _start("search", config, "--run-dir", run)
+    _until_a_result(run, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert any("raylet" in member.name() for member in family)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert _gone(family) == []
+    assert _shared_memory() - before == set()
+
+    process = _start("resume", run)
+    _until_a_result(run, process, 3)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=120)
+    assert process.returncode == 130, "Ray's own handler of SIGTERM has not taken the place of ours"
+    assert _gone(family) == []
+    assert _shared_memory() - before == set()
