@@ -1,7 +1,7 @@
 """Tables on the terminal. Every number comes from `Run.summary`, `Run.front` or an evaluation."""
 
-from collections.abc import Sequence
 import sys
+from collections.abc import Sequence
 from typing import Any, cast
 
 from rich.console import Console
