@@ -93,15 +93,19 @@ def room_for(cpus: float, gpus: float) -> int:
 
 
 def _keep_to_this_machine() -> None:
-    """Settings of a local cluster, inherited by every process of it. What the user has set stays."""
-    if "ray" in sys.modules and os.environ.get(_LOOPBACK_ONLY) != "0":
+    """Settings of a local cluster, inherited by every process of it. What the user has set stays.
+
+    Ray reads them when it is imported. Set later they would reach the cluster's processes but not this one, which could then not
+    connect; so a Ray that is imported already is left as it is, with a warning.
+    """
+    if "ray" in sys.modules and (os.environ.get(_LOOPBACK_ONLY) != "0" or "RAY_AUTH_MODE" not in os.environ):
         logger.warning(
-            "Ray was imported before the session: it may listen on all interfaces (its token still keeps others out); "
-            "set %s=0 before importing it",
+            "Ray was imported before the session, so the local cluster may listen on all interfaces and asks for no token; "
+            "start the search before importing Ray, or set %s=0 and RAY_AUTH_MODE=token",
             _LOOPBACK_ONLY,
         )
+        return
     os.environ.setdefault(_LOOPBACK_ONLY, "0")
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-    if os.environ["RAY_AUTH_MODE"] == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if mode == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -71,10 +71,15 @@ def test_the_cluster_section_is_valid() -> None:
 
 
 def test_the_ray_cluster_file_fits_rays_schema() -> None:
-    import jsonschema
-    import ray.autoscaler
+    import importlib.util
 
-    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    import jsonschema
+
+    # Importing Ray here would fix its settings for every later test of the process.
+    package = importlib.util.find_spec("ray")
+    assert package is not None
+    assert package.origin is not None
+    schema = json.loads((Path(package.origin).parent / "autoscaler" / "ray-schema.json").read_text())
     jsonschema.validate(_of("cluster_name"), schema)
 
 
