@@ -280,10 +280,10 @@ def fuzz(folder: Path, count: int, rng: random.Random) -> dict[str, Any]:
 
 def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
     """Kills workers, raylets and drivers of a search on a local cluster of three nodes."""
-    from evomerge.cluster.ray_session import _keep_to_this_machine
+    from evomerge.cluster.ray_session import keep_to_this_machine
 
     logging.disable(logging.ERROR)
-    _keep_to_this_machine()
+    keep_to_this_machine()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     undisturbed, run = folder / "ray-undisturbed", folder / "ray-run"
     n_evaluations = 16 * n_kills

@@ -40,7 +40,7 @@ class RaySession:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if self._address is None:
-            _keep_to_this_machine()
+            keep_to_this_machine()
         import ray
 
         common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -92,7 +92,7 @@ def room_for(cpus: float, gpus: float) -> int:
     return total
 
 
-def _keep_to_this_machine() -> None:
+def keep_to_this_machine() -> None:
     """Settings of a local cluster, inherited by every process of it. What the user has set stays.
 
     Ray reads them when it is imported. Set later they would reach the cluster's processes but not this one, which could then not

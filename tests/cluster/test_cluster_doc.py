@@ -49,6 +49,9 @@ def test_evomerge_commands_exist(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", commands("ray"), ids=" ".join)
 def test_ray_commands_exist(words: list[str]) -> None:
+    from evomerge.cluster.ray_session import keep_to_this_machine
+
+    keep_to_this_machine()  # Ray reads its settings on import, and later tests of this process start a cluster
     from ray.scripts.scripts import cli
 
     check(cli, words)
