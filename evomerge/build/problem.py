@@ -265,6 +265,7 @@ def _template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> Recip
         n_layers=first.n_layers,
         layer_groups=layer_groups,
         module_groups=space.module_groups,
-        out_dtype=space.out_dtype,
+        # Named, so that mergekit too computes in float32 and rounds once; left out, it computes in the sources' dtype.
+        out_dtype=space.out_dtype or first.dtype,
         seed=config.seed,
     )
