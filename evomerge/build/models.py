@@ -1,9 +1,10 @@
 """Work on single models outside a search: scoring one on a configuration's tasks."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.build.evaluators import evaluator_settings, make_evaluator
+from evomerge.build.evaluators import evaluator_settings, make_evaluator, worker_environment
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Evaluation, EvaluationError, EvaluationRequest, Split, Status
 from evomerge.recipe import Recipe, Setting, Slice, Source, read_recipe
@@ -34,6 +35,8 @@ def evaluate_model(config: SearchConfig, model: Path, split: Split) -> Scored:
         raise ConfigError("the synthetic evaluation scores points, not models")
     recipe = identity_recipe(model) if model.is_dir() else read_recipe(model)
     settings = evaluator_settings(config, list(recipe.models()))
+    for name, value in worker_environment(config).items():
+        os.environ.setdefault(name, value)  # before torch is imported: the same conditions as a worker of a search
     evaluator = make_evaluator(settings)
     try:
         evaluation = evaluator.evaluate(EvaluationRequest(str(model), split, recipe.to_json()))
