@@ -61,7 +61,8 @@ zoo: setup
 	$(BIN)/evomerge zoo build --out zoo
 
 unit: setup $(PEER)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not alone'
+	$(BIN)/pytest -m alone
 
 format: setup ## rewrite the code in its format
 	$(BIN)/ruff check --fix .

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evomerge.build.evaluators import evaluator_settings, make_evaluator, worker_environment
 from evomerge.config import SearchConfig, SyntheticConfig
-from evomerge.core import ConfigError, Evaluation, EvaluationError, EvaluationRequest, Split, Status
+from evomerge.core import ConfigError, Evaluation, EvaluationError, EvaluationRequest, FilePath, Split, Status
 from evomerge.recipe import Recipe, Setting, Slice, Source, read_recipe
 
 
@@ -18,7 +18,7 @@ class Scored:
     evaluation: Evaluation
 
 
-def evaluate_model(config: SearchConfig, model: Path, split: Split) -> Scored:
+def evaluate_model(config: SearchConfig, model: FilePath, split: Split = Split.REPORT) -> Scored:
     """Scores a checkpoint folder or a recipe file on the tasks of `config`.
 
     Args:
@@ -33,6 +33,7 @@ def evaluate_model(config: SearchConfig, model: Path, split: Split) -> Scored:
     """
     if isinstance(config.evaluation, SyntheticConfig):
         raise ConfigError("the synthetic evaluation scores points, not models")
+    model = Path(model)
     recipe = identity_recipe(model) if model.is_dir() else read_recipe(model)
     settings = evaluator_settings(config, list(recipe.models()))
     for name, value in worker_environment(config).items():
@@ -53,7 +54,7 @@ def identity_recipe(folder: Path) -> Recipe:
     return Recipe(method="linear", slices=(Slice((source,)),))
 
 
-def merge_recipe(recipe: Path, out: Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
+def merge_recipe(recipe: FilePath, out: FilePath, *, dtype: str | None = None, overwrite: bool = False) -> Path:
     """Materialises a recipe file as a checkpoint folder and returns the folder.
 
     Raises:
@@ -62,5 +63,6 @@ def merge_recipe(recipe: Path, out: Path, *, dtype: str | None = None, overwrite
     """
     from evomerge.weights import merge_to_folder
 
-    merge_to_folder(read_recipe(recipe), out, dtype=dtype, overwrite=overwrite)
+    out = Path(out)
+    merge_to_folder(read_recipe(Path(recipe)), out, dtype=dtype, overwrite=overwrite)
     return out

@@ -6,7 +6,7 @@ from typing import Any
 
 from evomerge.build.problem import Problem, problem_of_run
 from evomerge.config import SearchConfig, parse_config
-from evomerge.core import Evaluation, Json, RecipeError, Split
+from evomerge.core import Evaluation, FilePath, Json, RecipeError, Split
 from evomerge.recipe import Recipe, write_recipe
 from evomerge.search import (
     ItemStore,
@@ -54,19 +54,19 @@ class Run:
         return problem_of_run(self.config)
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: FilePath) -> Run:
     """The run in `folder`.
 
     Raises:
         JournalError: there is none, or it is damaged.
     """
-    directory = RunDirectory(folder)
+    directory = RunDirectory(Path(folder))
     config = parse_config(_config(directory.read_resolved()), folder=Path("/"), where=str(directory.resolved))
     state = RunState.of(read_journal(directory.journal))
     return Run(directory, config, state, open_items(directory, state))
 
 
-def export_recipe(folder: Path, choice: str, out: Path | None) -> tuple[str, Recipe, Path]:
+def export_recipe(folder: FilePath, choice: str, out: FilePath | None = None) -> tuple[str, Recipe, Path]:
     """Writes the recipe of a run's candidate as a mergekit-compatible file.
 
     Args:
@@ -86,7 +86,7 @@ def export_recipe(folder: Path, choice: str, out: Path | None) -> tuple[str, Rec
     recipe = run.problem().recipe_of_entry(entry)
     if recipe is None:
         raise RecipeError(f"{folder} is a run of the synthetic evaluation: its candidates are points, not recipes")
-    path = out or Path(f"{entry.id.replace(':', '-')}.yaml")
+    path = Path(out) if out else Path(f"{entry.id.replace(':', '-')}.yaml")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, path)

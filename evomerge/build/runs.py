@@ -16,7 +16,7 @@ from evomerge.build.problem import Problem, make_problem
 from evomerge.build.signals import signals
 from evomerge.build.strategies import strategy_for
 from evomerge.config import SearchConfig
-from evomerge.core import ConfigError, Json, atomic_write_json, atomic_write_text
+from evomerge.core import ConfigError, FilePath, Json, atomic_write_json, atomic_write_text
 from evomerge.search import (
     Budget,
     FrontFiles,
@@ -42,7 +42,7 @@ RECORDED_PACKAGES = (
 
 
 def start_search(
-    config: SearchConfig, run_directory: Path, *, config_text: str = "", observers: Sequence[Observer] = ()
+    config: SearchConfig, run_directory: FilePath, *, config_text: str = "", observers: Sequence[Observer] = ()
 ) -> RunState:
     """Runs a new search in `run_directory` (created; must not hold a run).
 
@@ -56,7 +56,7 @@ def start_search(
         ConfigError: the configuration cannot work, or the directory already holds a run.
         Interrupted: stopped by a signal; `resume_search` goes on.
     """
-    directory = RunDirectory(run_directory)
+    directory = RunDirectory(Path(run_directory))
     if directory.exists:
         raise ConfigError(
             f"{run_directory} already holds a run: `evomerge resume {run_directory}` goes on with it; for a new one choose another --run-dir"
@@ -70,12 +70,12 @@ def start_search(
     with RunLock(directory.folder) as lock:
         with writing_into(directory):
             atomic_write_text(directory.config, config_text)
-            atomic_write_json(directory.resolved, _resolved(problem, given(config_text, directory.config)))
+            _write_resolved(directory, _resolved(problem, given(config_text, directory.config)))
         return _run(problem, directory, observers, lock)
 
 
 def resume_search(
-    run_directory: Path, *, overrides: Sequence[str] = (), observers: Sequence[Observer] = ()
+    run_directory: FilePath, *, overrides: Sequence[str] = (), observers: Sequence[Observer] = ()
 ) -> RunState:
     """Goes on with a run, however it ended; with a raised budget also with a finished one.
 
@@ -85,7 +85,7 @@ def resume_search(
         JournalError: not a run directory, in use by another process, or damaged.
         Interrupted: stopped by a signal.
     """
-    directory = RunDirectory(run_directory)
+    directory = RunDirectory(Path(run_directory))
     resolved = directory.read_resolved()
     with RunLock(directory.folder) as lock:
         config, edited = resumed_config(directory, resolved, overrides)
@@ -93,7 +93,7 @@ def resume_search(
         now = _resolved(problem, edited)
         _refuse_changes(resolved, now)
         with writing_into(directory):
-            atomic_write_json(directory.resolved, now)
+            _write_resolved(directory, now)
         return _run(problem, directory, observers, lock)
 
 
@@ -193,6 +193,11 @@ def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> dict[str,
             "parameters": [[item.name, item.low, item.high] for item in problem.space.parameters],
         },
     }
+
+
+def _write_resolved(directory: RunDirectory, resolved: dict[str, Json]) -> None:
+    """Keeps the order of keys: that of the experts is the order of the search space's coordinates."""
+    atomic_write_json(directory.resolved, resolved, sort_keys=False)
 
 
 def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

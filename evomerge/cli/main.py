@@ -1,8 +1,12 @@
 """`evomerge`: the entry point and what its exit codes mean (0 done, 1 internal error, 2 bad input, 130 interrupted and saved)."""
 
+import os
 import sys
+import threading
+from typing import NoReturn
 
 from evomerge.cli.app import app
+from evomerge.cluster.local_pool import THREAD_NAME
 from evomerge.core import EvomergeError
 
 EXIT_BAD_INPUT = 2
@@ -15,9 +19,18 @@ def main() -> None:
         app()
     except EvomergeError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        _exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        _exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
+
+
+def _exit(code: int) -> NoReturn:
+    """Exits; past the interpreter's shutdown where an abandoned evaluation still runs, since C++ code aborts when its thread is ended."""
+    if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

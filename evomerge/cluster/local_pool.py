@@ -2,10 +2,17 @@
 
 import queue
 import threading
+import time
 from collections.abc import Mapping
 
 from evomerge.cluster.worker import make_evaluator
 from evomerge.core import Evaluation, EvaluationRequest, Json, Status
+
+THREAD_NAME = "evomerge-worker"
+"""what the names of worker threads begin with"""
+
+CLOSING_S = 20.0
+"""how long `close` waits: enough to free an engine, not enough to sit out a hung evaluation"""
 
 
 class LocalPool:
@@ -24,7 +31,8 @@ class LocalPool:
         self._requests: queue.SimpleQueue[EvaluationRequest | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Evaluation | Exception] = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._work, name=f"worker-{index}", daemon=True) for index in range(n_workers)
+            threading.Thread(target=self._work, name=f"{THREAD_NAME}-{index}", daemon=True)
+            for index in range(n_workers)
         ]
         for thread in self._threads:
             thread.start()
@@ -44,9 +52,12 @@ class LocalPool:
         return result
 
     def close(self) -> None:
-        """Lets the threads end after what they are doing; does not wait for them."""
+        """Lets the threads end after what they are doing, and waits for that, at most `CLOSING_S`."""
         for _ in self._threads:
             self._requests.put(None)
+        deadline = time.monotonic() + CLOSING_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
         try:

@@ -8,10 +8,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from evomerge.config.schema import SearchConfig
-from evomerge.core import ConfigError, load_yaml
+from evomerge.core import ConfigError, FilePath, load_yaml
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
+def load_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
     """Reads a configuration file; model, task and data paths become absolute (relative ones count from the file).
 
     Args:
@@ -21,6 +21,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> SearchConfig:
     Raises:
         ConfigError: no such file, not YAML, or wrong; the message lists every wrong key with the nearest valid one.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from evomerge.core.errors import (
     RecipeError,
     SpaceError,
 )
-from evomerge.core.files import atomic_write_bytes, atomic_write_json, atomic_write_text, fsync_folder
+from evomerge.core.files import FilePath, atomic_write_bytes, atomic_write_json, atomic_write_text, fsync_folder
 from evomerge.core.jsonable import Json, canonical_json, fingerprint
 from evomerge.core.random_streams import random_stream
 from evomerge.core.records import (
@@ -40,6 +40,7 @@ __all__ = [
     "EvaluationError",
     "EvaluationRequest",
     "EvomergeError",
+    "FilePath",
     "JournalError",
     "Json",
     "LostWorker",

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from evomerge.core.jsonable import Json
 
+FilePath = str | os.PathLike[str]
+"""what the public API takes as a path"""
+
 
 def fsync_folder(folder: Path) -> None:
     """Makes renames and new names inside `folder` durable."""
@@ -42,6 +45,7 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write_bytes(path, text.encode())
 
 
-def atomic_write_json(path: Path, value: Json) -> None:
-    """Replaces `path` by indented JSON with sorted keys (byte-identical for equal values)."""
-    atomic_write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+def atomic_write_json(path: Path, value: Json, *, sort_keys: bool = True) -> None:
+    """Replaces `path` by indented JSON; with sorted keys it is byte-identical for equal values, without them it keeps their order."""
+    text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
+    atomic_write_text(path, text + "\n")

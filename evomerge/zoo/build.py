@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import evomerge
-from evomerge.core import EvomergeError, Json, atomic_write_json, fsync_folder
+from evomerge.core import EvomergeError, FilePath, Json, atomic_write_json, fsync_folder
 from evomerge.zoo.settings import ZooSettings
 from evomerge.zoo.worker import BASE, Job
 
@@ -61,7 +61,7 @@ class ZooReport:
 
 
 def build_zoo(
-    out: Path, *, seed: int = 0, progress: Progress | None = None, settings: ZooSettings | None = None
+    out: FilePath, *, seed: int = 0, progress: Progress | None = None, settings: ZooSettings | None = None
 ) -> ZooReport:
     """Trains the base and the experts into `out`, or finds them there.
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 import yaml
 
 SETTINGS = {
@@ -43,6 +44,7 @@ def _gone(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.alone
 def test_a_killed_driver_leaves_nothing_behind(tmp_path: Path) -> None:
     config, run = tmp_path / "search.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(SETTINGS))

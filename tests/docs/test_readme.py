@@ -1,0 +1,87 @@
+"""The README's own example, run as it stands: its configuration, its commands in their order, its Python."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge.testing.tiny_models import write_tiny_llama
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+
+SMALLER = {"400": "14", "800": "16"}
+"""budgets of the README -> budgets that a test can wait for"""
+
+QUICK = "engine: {kind: transformers}\ncluster: {kind: local, workers: 1}\nfinals: {finalists: 2}\n"
+"""added to the README's configuration, so that no test of the README waits for vLLM"""
+
+
+def block(language: str, containing: str) -> str:
+    """The only fenced block in `language` that holds `containing`, with small budgets."""
+    found = [
+        text
+        for text in re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+        if containing in text
+    ]
+    assert len(found) == 1, f"{len(found)} blocks with {containing!r}"
+    for large, small in SMALLER.items():
+        found[0] = found[0].replace(large, small)
+    return found[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What the README supposes to be there: three models, two task files, and its search.yaml."""
+    config = block("yaml", "# search.yaml")
+    for seed, name in enumerate(("base", "math", "code")):
+        write_tiny_llama(tmp_path / name, seed=seed)
+    for path in yaml.safe_load(config)["tasks"]:
+        task = tmp_path / path
+        task.parent.mkdir(exist_ok=True)
+        files = {split: f"{task.stem}.{split}.jsonl" for split in ("search", "select", "report")}
+        for split, file in files.items():
+            rows = [{"question": f"{split} {item}", "choices": ["yes", "no"], "answer": item % 2} for item in range(6)]
+            (task.parent / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        task.write_text(
+            yaml.safe_dump(
+                {
+                    "task": task.stem,
+                    "dataset_path": "json",
+                    "dataset_kwargs": {"data_files": files},
+                    "test_split": "search",
+                    "output_type": "multiple_choice",
+                    "doc_to_text": "{{question}}",
+                    "doc_to_choice": "{{choices}}",
+                    "doc_to_target": "{{answer}}",
+                    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+                }
+            )
+        )
+    (tmp_path / "search.yaml").write_text(config + QUICK)
+    return tmp_path
+
+
+def test_the_commands(folder: Path) -> None:
+    lines = [line.split("#")[0].split() for line in block("sh", "evomerge validate").splitlines() if line.strip()]
+    assert [words[1] for words in lines] == ["validate", "search", "resume", "front", "export", "merge", "eval"]
+    for words in lines:
+        assert words[0] == "evomerge"
+        command = [sys.executable, "-c", "from evomerge.cli import main; main()", *words[1:]]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, (words, done.stderr)
+    summary = json.loads((folder / "runs" / "mine" / "summary.json").read_text())
+    assert summary["evaluations"] == int(SMALLER["800"])
+    assert (folder / "merged" / "model.safetensors").exists()
+
+
+def test_the_python(folder: Path) -> None:
+    code = block("python", "import evomerge")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "runs" / "mine" / "summary.json").read_text())["evaluations"] == int(SMALLER["400"])
