@@ -11,8 +11,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_BY_FOLDER = ("engine", "evaluation")
 """folders of tests whose files share engines that take seconds to start"""
 
-LONGEST = ("e2e", "engine", "cli", "search", "zoo", "evaluation", "cluster")
-"""folders that are started first, so that no process ends with a long file"""
+FIRST = ("cluster", "e2e", "engine", "docs", "cli", "search", "zoo", "evaluation")
+"""Folders in the order of their start: Ray before vLLM imports it with settings that are not ours, then the longest."""
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def zoo() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps a file (or folder) that shares costly fixtures in one process, and puts the longest first."""
+    """Keeps a file (or folder) that shares costly fixtures in one process, and orders the folders."""
 
     def folder(item: pytest.Item) -> str:
         return item.path.relative_to(REPOSITORY / "tests").parts[0]
@@ -30,4 +30,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = folder(item) if folder(item) in SHARED_BY_FOLDER else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: LONGEST.index(folder(item)) if folder(item) in LONGEST else len(LONGEST))
+    items.sort(key=lambda item: FIRST.index(folder(item)) if folder(item) in FIRST else len(FIRST))

@@ -34,6 +34,7 @@ def test_environment():
         assert engine_environment(kind, threads=3)["OMP_NUM_THREADS"] == "3" or kind == "vllm"
     assert engine_environment()["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert engine_environment()["VLLM_NO_USAGE_STATS"] == "1"
+    assert engine_environment()["GLOO_SOCKET_IFNAME"] == "lo"
 
 
 def test_missing_weights(tmp_path):
