@@ -93,6 +93,18 @@ class TaskConfig(_Strict):
     """our split -> the data set's split; default: the same names"""
     limit: int | None = Field(default=None, ge=1)
     """use only the first so many items of every split"""
+    search_on_test: bool = False
+    """let a named benchmark's test split be searched on; its published scores then mean nothing for what is found"""
+
+    @model_validator(mode="after")
+    def _test_split_is_kept(self) -> "TaskConfig":
+        public = not self.task.endswith((".yaml", ".yml"))
+        if public and self.splits.get("search") == "test" and not self.search_on_test:
+            raise ValueError(
+                f"splits.search is the test split of the public benchmark {self.task!r}: what is found could not be compared with "
+                "anybody's score. Search on its train or validation split, or say search_on_test: true"
+            )
+        return self
 
 
 class ObjectiveConfig(_Strict):
