@@ -82,8 +82,18 @@ def _lm_eval(config: SearchConfig, models: list[str]) -> Evaluator:
         )
         for item in config.tasks
     ]
-    trust = not isinstance(config.evaluation, SyntheticConfig) and config.evaluation.trust_task_code
-    return LmEvalEvaluator(engine, Merger(pool), headers, tasks, tokenizer=Path(models[0]), trust_code=trust)
+    wanted = config.evaluation
+    if isinstance(wanted, SyntheticConfig):
+        raise ConfigError("expected evaluation.kind: lm_eval")
+    return LmEvalEvaluator(
+        engine,
+        Merger(pool),
+        headers,
+        tasks,
+        tokenizer=Path(models[0]),
+        trust_code=wanted.trust_task_code,
+        code_timeout_s=wanted.task_code_timeout_s,
+    )
 
 
 def _engine(config: SearchConfig, model: Path) -> "Engine":

@@ -136,7 +136,9 @@ class LmEvalConfig(_Strict):
 
     kind: Literal["lm_eval"] = "lm_eval"
     trust_task_code: bool = False
-    """run Python code that task files name (`!function`)"""
+    """allow task files that name Python code (`!function`) and tasks that run what the model writes, in a sandbox"""
+    task_code_timeout_s: float = Field(default=300.0, gt=0)
+    """of scoring a candidate's answers to one such task"""
 
 
 class SyntheticConfig(_Strict):

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from evomerge.core import Evaluation, EvaluationError, EvaluationRequest, EvomergeError, Split, Status, canonical_json
 from evomerge.engine import Engine
 from evomerge.evaluation.loaded_task import LoadedTask, load_task
+from evomerge.evaluation.sandbox import SandboxedItems, SandboxedTask
 from evomerge.evaluation.task_items import TaskItems
+from evomerge.evaluation.task_settings import runs_code
 from evomerge.evaluation.task_spec import TaskSpec
 from evomerge.plan import ModelHeader, make_plan
 from evomerge.recipe import Recipe
@@ -32,7 +34,8 @@ class LmEvalEvaluator:
         headers: key of every model that a recipe may name -> its header.
         tasks: what to score.
         tokenizer: folder of the models' tokenizer.
-        trust_code: allow Python code that local task files name.
+        trust_code: allow tasks that run code, each in a sandbox of its own.
+        code_timeout_s: of scoring one split's answers there.
 
     Raises:
         EvaluationError: a task cannot be loaded, two have the same name, or an item is too long for the engine.
@@ -47,12 +50,17 @@ class LmEvalEvaluator:
         *,
         tokenizer: Path,
         trust_code: bool = False,
+        code_timeout_s: float = 300.0,
     ) -> None:
         self._engine, self._merger, self._headers = engine, merger, headers
         loaded_tokenizer = _load_tokenizer(tokenizer)
-        self._tasks: dict[str, LoadedTask] = {}
+        self._tasks: dict[str, LoadedTask | SandboxedTask] = {}
         for spec in tasks:
-            task = load_task(spec, loaded_tokenizer, trust_code=trust_code)
+            task: LoadedTask | SandboxedTask
+            if trust_code and runs_code(spec.task):
+                task = SandboxedTask(spec, tokenizer, timeout_s=code_timeout_s)
+            else:
+                task = load_task(spec, loaded_tokenizer)
             if task.name in self._tasks:
                 raise EvaluationError(f"two tasks are called {task.name!r}; give each a name of its own")
             for items in task.splits.values():
@@ -90,7 +98,7 @@ class LmEvalEvaluator:
     def _evaluate(self, request: EvaluationRequest, started: float) -> Evaluation:
         clock = _Clock()
         self._load(request, clock)
-        items = {name: task.items(request.split) for name, task in self._tasks.items()}
+        items = self.items(request.split)
         with clock.part("request_s"):
             likelihood_requests = [one for part in items.values() for one in part.likelihoods]
             generate_requests = [one for part in items.values() for one in part.generations]
@@ -135,12 +143,15 @@ class LmEvalEvaluator:
             self._engine.update(lambda target: self._merger.write(plan, target))
         self._in_engine = key
 
-    def items(self, split: Split) -> Mapping[str, TaskItems]:
+    def items(self, split: Split) -> Mapping[str, TaskItems | SandboxedItems]:
         """Task name -> its items of `split`, in the order of `item_scores`."""
         return {name: task.items(split) for name, task in self._tasks.items()}
 
     def close(self) -> None:
-        """Closes the engine."""
+        """Closes the engine and the sandboxes."""
+        for task in self._tasks.values():
+            if isinstance(task, SandboxedTask):
+                task.close()
         self._engine.close()
 
 

@@ -79,24 +79,14 @@ class TaskItems:
     def __len__(self) -> int:
         return len(self._items)
 
-    def check_lengths(self, max_length: int) -> None:
-        """Checks that the engine can serve every item without cutting its text.
+    @property
+    def counts(self) -> list[int]:
+        """How many requests each item makes."""
+        return [len(item.instances) for item in self._items]
 
-        Raises:
-            EvaluationError: names the longest item.
-        """
-        sizes = [len(request.context) + len(request.continuation) for request in self.likelihoods]
-        sizes += [len(request.prompt) + request.max_tokens for request in self.generations]
-        longest = max(range(len(sizes)), key=sizes.__getitem__)
-        if sizes[longest] > max_length:
-            counts = [len(item.instances) for item in self._items]
-            number = int(np.searchsorted(np.cumsum(counts), longest, side="right"))
-            what = "prompt and max_gen_toks" if self.generations else "context and continuation"
-            raise EvaluationError(
-                f"{self._where}, item {number}: {what} take {sizes[longest]} tokens, the engine has room for {max_length} "
-                f"({sum(size > max_length for size in sizes)} of {len(sizes)} requests are too long); raise engine.max_model_len"
-                + (", or lower generation_kwargs.max_gen_toks in the task file" if self.generations else "")
-            )
+    def check_lengths(self, max_length: int) -> None:
+        """Checks that the engine can serve every item without cutting its text. Raises as `check_request_lengths`."""
+        check_request_lengths(self._where, self.likelihoods, self.generations, self.counts, max_length)
 
     def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
         """Scores of the items, shape (n,), as lm-eval's `process_results` gives them.
@@ -144,6 +134,37 @@ class TaskItems:
             )
             for item in self._items
         ]
+
+
+def check_request_lengths(
+    where: str,
+    likelihoods: Sequence[LogLikelihoodRequest],
+    generations: Sequence[GenerateRequest],
+    counts: Sequence[int],
+    max_length: int,
+) -> None:
+    """Checks that an engine with room for `max_length` tokens can serve every request.
+
+    Args:
+        where: task and split, for messages.
+        likelihoods, generations: the requests; one of the two is empty.
+        counts: how many of them each item makes, in their order.
+        max_length: tokens.
+
+    Raises:
+        EvaluationError: names the longest item.
+    """
+    sizes = [len(request.context) + len(request.continuation) for request in likelihoods]
+    sizes += [len(request.prompt) + request.max_tokens for request in generations]
+    longest = max(range(len(sizes)), key=sizes.__getitem__)
+    if sizes[longest] > max_length:
+        number = int(np.searchsorted(np.cumsum(counts), longest, side="right"))
+        what = "prompt and max_gen_toks" if generations else "context and continuation"
+        raise EvaluationError(
+            f"{where}, item {number}: {what} take {sizes[longest]} tokens, the engine has room for {max_length} "
+            f"({sum(size > max_length for size in sizes)} of {len(sizes)} requests are too long); raise engine.max_model_len"
+            + (", or lower generation_kwargs.max_gen_toks in the task file" if generations else "")
+        )
 
 
 def _plain(value: Any) -> Any:

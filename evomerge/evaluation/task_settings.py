@@ -39,7 +39,7 @@ def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
         EvaluationError: no such file or task, or code that is not trusted.
     """
     if not is_task_file(task):
-        return _named_settings(task)
+        return _named_settings(task, trust_code=trust_code)
     path = Path(task)
     if trust_code:
         loader = importlib.import_module("lm_eval.tasks._yaml_loader")
@@ -57,7 +57,19 @@ def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
     return settings
 
 
-def _named_settings(task: str) -> dict[str, Any]:
+def runs_code(task: str) -> bool:
+    """Whether a task may run code that is not lm-eval's own: any local file may, and what lm-eval marks `unsafe_code`.
+
+    Nothing of the task is imported.
+    """
+    if is_task_file(task):
+        return True
+    loader = importlib.import_module("lm_eval.tasks._yaml_loader")
+    path = _named_tasks()[0].get(task)
+    return path is not None and bool(loader.load_yaml(path, resolve_func=False).get("unsafe_code"))
+
+
+def _named_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
     loader = importlib.import_module("lm_eval.tasks._yaml_loader")
     tasks, groups = _named_tasks()
     if task in groups:
@@ -67,6 +79,10 @@ def _named_settings(task: str) -> dict[str, Any]:
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise EvaluationError(
             f"lm-eval knows no task {task!r}{hint} A local task is named by the path of its YAML file"
+        )
+    if runs_code(task) and not trust_code:
+        raise EvaluationError(
+            f"lm-eval task {task!r} runs code that the model writes; evaluation.trust_task_code: true runs it in a sandbox"
         )
     settings = dict(loader.load_yaml(tasks[task]))
     if "class" in settings:

@@ -75,7 +75,7 @@ class ParetoEvolution(ReplayStrategy):
         self._survival = self._make_survival()
         self._population = Population()
         self._sobol_pending: set[str] = set()
-        self._seen: set[tuple[float, ...]] = set()
+        self._seen: set[int] = set()  # hashes: two that collide cost one more mating
 
     @abstractmethod
     def _tournament(self) -> Callable[..., NDArray[np.int_]]:
@@ -87,7 +87,7 @@ class ParetoEvolution(ReplayStrategy):
 
     def _start(self, seeds: Sequence[Told]) -> None:
         members = [self._individual(seed) for seed in seeds if seed.losses is not None]
-        self._seen.update(seed.candidate.genome.values for seed in seeds)
+        self._seen.update(hash(seed.candidate.genome.values) for seed in seeds)
         if members:
             self._population = self._survive(Population.merge(self._population, Population.create(*members)))
 
@@ -98,7 +98,7 @@ class ParetoEvolution(ReplayStrategy):
             self._sobol_pending.add(candidate_id(self._n_asked + 1))
         else:
             proposal = self._mate()
-        self._seen.add(proposal.genome.values)
+        self._seen.add(hash(proposal.genome.values))
         return proposal
 
     def _learn(self, told: Told) -> None:
@@ -130,7 +130,7 @@ class ParetoEvolution(ReplayStrategy):
             child = self._crossover.do(self._problem, parents, random_state=self._generator)
             child = self._mutation.do(self._problem, child, random_state=self._generator)
             values = _unit_tuple(child[0].X)
-            if values not in self._seen:
+            if hash(values) not in self._seen:
                 return Proposal(VectorGenome(values), tuple(parent.get("candidate_id") for parent in parents[0]))
         return Proposal(self._initial.next())
 

@@ -5,10 +5,7 @@ again; every replayed proposal must equal the recorded one bit for bit. So no al
 a library that cannot save its state is resumed as exactly as one that can.
 """
 
-import base64
-import hashlib
 import re
-import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,7 +14,6 @@ from typing import ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.archive import knee_index, non_dominated_mask
 from evomerge.core import (
     Candidate,
     ConfigError,
@@ -28,12 +24,13 @@ from evomerge.core import (
     Json,
     Objective,
     SpaceError,
-    VectorGenome,
     to_losses,
 )
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+from evomerge.strategy.replay_log import BestKnown, ReplayLog, digest, read_result, read_seed, rows_of
 
 _ASKED_ID = re.compile(r"c\d+")
+"""What a proposal's id looks like; seeds have other ids."""
 _FORMAT = 1
 
 
@@ -71,10 +68,11 @@ class ReplayStrategy(ABC):
         self.objectives = tuple(objectives)
         self.random_seed = seed
         self.options = self.options_type() if options is None else options
-        self._log: list[dict[str, Json]] = []
+        self._log = ReplayLog(len(self.objectives))
         self._n_asked = 0
         self._pending: dict[str, Candidate] = {}
-        self._told: dict[str, Told] = {}
+        self._seed_ids: set[str] = set()
+        self._best_known = BestKnown()
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -111,14 +109,14 @@ class ReplayStrategy(ABC):
             self._pending[candidate.id] = candidate
             asked.append(candidate)
         if asked:
-            self._log.append({"ask": [_digest(candidate) for candidate in asked]})
+            self._log.ask(asked)
         return asked
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """See `Strategy.tell`."""
         seen: set[str] = set()
         for evaluation in evaluations:
-            if evaluation.candidate_id in self._told or evaluation.candidate_id in seen:
+            if self._was_told(evaluation.candidate_id) or evaluation.candidate_id in seen:
                 raise EvaluationError(f"candidate {evaluation.candidate_id} was told before; a result is told once")
             if evaluation.candidate_id not in self._pending:
                 raise EvaluationError(
@@ -129,7 +127,7 @@ class ReplayStrategy(ABC):
         candidates = [self._pending[evaluation.candidate_id] for evaluation in evaluations]
         results = self._results(candidates, evaluations)
         if results:
-            self._log.append({"tell": [_entry(told) for told in results]})
+            self._log.tell(results)
         for told in results:
             self._accept(told)
 
@@ -141,14 +139,14 @@ class ReplayStrategy(ABC):
         if ids != [evaluation.candidate_id for evaluation in evaluations]:
             raise EvaluationError("seed() needs one evaluation per candidate, in the same order")
         for candidate in candidates:
-            if candidate.id in self._told or ids.count(candidate.id) > 1:
+            if candidate.id in self._seed_ids or ids.count(candidate.id) > 1:
                 raise EvaluationError(f"seed {candidate.id} was given twice")
             if _ASKED_ID.fullmatch(candidate.id):
                 raise EvaluationError(f"seed id {candidate.id!r} looks like a proposal's; give it another name")
             self._check_genome(candidate)
         seeds = self._results(candidates, evaluations)
         if seeds:
-            self._log.append({"seed": [_seed_entry(told) for told in seeds]})
+            self._log.seed(seeds)
             self._accept_seeds(seeds)
 
     def stop_reasons(self) -> Mapping[str, Json]:
@@ -157,16 +155,14 @@ class ReplayStrategy(ABC):
 
     def recommend(self) -> Candidate:
         """The best candidate with one objective (the first of equals), the knee of the front with several."""
-        known = [told for told in self._told.values() if told.losses is not None]
-        if not known:
+        best = self._best_known.knee()
+        if best is None:
             raise EvaluationError(f"strategy {self.name}: nothing to recommend, no evaluation has ended well yet")
-        losses = np.array([told.losses for told in known])
-        rows = np.flatnonzero(non_dominated_mask(losses))
-        return known[int(rows[knee_index(losses[rows])])].candidate
+        return best
 
     def state_dict(self) -> dict[str, Json]:
         """See `Strategy.state_dict`; the log holds a digest of each proposal and the losses of each result."""
-        return {**self._header(), "log": list(self._log)}
+        return {**self._header(), "log": list(self._log.records())}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """See `Strategy.load_state_dict`."""
@@ -226,74 +222,43 @@ class ReplayStrategy(ABC):
             worst = int(np.argmax(np.where(np.isnan(values), np.inf, np.abs(values - 0.5))))
             raise SpaceError(f"candidate {candidate.id}: coordinate {worst} is {values[worst]}, outside [0, 1]")
 
+    def _was_told(self, identifier: str) -> bool:
+        if identifier in self._pending or not _ASKED_ID.fullmatch(identifier):
+            return identifier in self._seed_ids
+        number = int(identifier[1:])
+        return 1 <= number <= self._n_asked and identifier == candidate_id(number)
+
     def _accept(self, told: Told) -> None:
         del self._pending[told.candidate.id]
-        self._told[told.candidate.id] = told
+        self._best_known.add(told)
         self._learn(told)
 
     def _accept_seeds(self, seeds: Sequence[Told]) -> None:
         for told in seeds:
-            self._told[told.candidate.id] = told
+            self._seed_ids.add(told.candidate.id)
+            self._best_known.add(told)
         self._start(seeds)
 
     def _replay(self, record: Mapping[str, Sequence[Json]]) -> None:
         if "ask" in record:
             self._replay_ask(record["ask"])
         elif "tell" in record:
-            results = [_read_entry(self._pending[cast(str, entry[0])], entry) for entry in _rows(record["tell"])]
-            self._log.append({"tell": [_entry(told) for told in results]})
+            results = [read_result(self._pending[cast(str, entry[0])], entry) for entry in rows_of(record, "tell")]
+            self._log.tell(results)
             for told in results:
                 self._accept(told)
         else:
-            seeds = []
-            for entry in _rows(record["seed"]):
-                values = tuple(float(value) for value in cast(Sequence[float], entry[4]))
-                seeds.append(_read_entry(Candidate(cast(str, entry[0]), VectorGenome(values)), entry))
-            self._log.append({"seed": [_seed_entry(told) for told in seeds]})
+            seeds = [read_seed(entry) for entry in rows_of(record, "seed")]
+            self._log.seed(seeds)
             self._accept_seeds(seeds)
 
     def _replay_ask(self, digests: Sequence[Json]) -> None:
         asked = self.ask(len(digests))
-        for candidate, digest in zip(asked, digests, strict=False):
-            if _digest(candidate) != digest:
+        for candidate, recorded in zip(asked, digests, strict=False):
+            if digest(candidate) != recorded:
                 raise JournalError(
                     f"strategy {self.name}: replay proposes another point for {candidate.id} than was recorded; the "
                     "libraries' versions may differ from those of the run (resolved.json): install those and resume"
                 )
         if len(asked) != len(digests):
             raise JournalError(f"strategy {self.name}: replay proposes {len(asked)} points, recorded {len(digests)}")
-
-
-def _digest(candidate: Candidate) -> str:
-    """16 hexadecimal digits that change with any bit of the genome and with any parent."""
-    hasher = hashlib.sha256(struct.pack(f"<{len(candidate.genome.values)}d", *candidate.genome.values))
-    hasher.update("\0".join(candidate.parents).encode())
-    return hasher.hexdigest()[:16]
-
-
-def _entry(told: Told) -> list[Json]:
-    """A result as JSON: [id, losses | None, stderr | None, items | None]; items as Base64 of deflated float32 (little end)."""
-    items = None
-    if told.items is not None:
-        items = base64.b64encode(zlib.compress(told.items.astype("<f4").tobytes())).decode()
-    return [told.candidate.id, _as_list(told.losses), _as_list(told.stderr), items]
-
-
-def _seed_entry(told: Told) -> list[Json]:
-    return [*_entry(told), list(told.candidate.genome.values)]
-
-
-def _as_list(values: tuple[float, ...] | None) -> list[float] | None:
-    return None if values is None else list(values)
-
-
-def _rows(record: Sequence[Json]) -> Sequence[Sequence[Json]]:
-    return cast(Sequence[Sequence[Json]], record)
-
-
-def _read_entry(candidate: Candidate, entry: Sequence[Json]) -> Told:
-    numbers = [None if part is None else tuple(float(x) for x in cast(Sequence[float], part)) for part in entry[1:3]]
-    items = None
-    if entry[3] is not None:
-        items = np.frombuffer(zlib.decompress(base64.b64decode(cast(str, entry[3]), validate=True)), dtype="<f4")
-    return Told(candidate, numbers[0], numbers[1], items)

@@ -1,0 +1,229 @@
+"""Tasks that run code of their own, or code that the model writes, in a process without network and with limits.
+
+Such a task is loaded and its answers are scored in a child process (`sandbox_process`) in Linux namespaces of its own: no network
+interface, no view of other processes, no privileges, an environment without the user's variables, bounded memory and file sizes, and
+no right to change a file outside a scratch folder. The worker itself never imports the task's code. Where the kernel or the container does
+not allow this, the task is refused: there is no weaker mode.
+"""
+
+import json
+import math
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.core import EvaluationError, Split
+from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
+from evomerge.evaluation.task_items import check_request_lengths
+from evomerge.evaluation.task_spec import TaskSpec
+
+MEMORY_BYTES = 16 << 30
+"""Address space of a process in the sandbox; the libraries that lm-eval imports map a few gigabytes of it."""
+FILE_BYTES = 1 << 30
+"""Size of a file that it writes; data sets are converted into its scratch folder."""
+LOAD_TIMEOUT_S = 600.0
+_MAX_ANSWER_BYTES = 1 << 30
+
+_ISOLATED = (
+    "setpriv", "--pdeathsig", "KILL",
+    "unshare", "--user", "--map-root-user", "--net", "--ipc", "--pid", "--mount-proc", "--fork", "--kill-child=KILL",
+)  # fmt: skip
+"""util-linux: ends with this process; then namespaces of its own, whose processes end together."""
+
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
+
+
+@cache
+def check_sandbox() -> None:
+    """Finds out whether this machine can isolate a process.
+
+    Raises:
+        EvaluationError: it cannot; says why.
+    """
+    advice = (
+        "so task code cannot be kept from the network and is refused. Allow unprivileged user namespaces (in a container: a "
+        "seccomp profile that permits unshare), or use a task without code"
+    )
+    for program in ("setpriv", "unshare"):
+        if shutil.which(program) is None:
+            raise EvaluationError(f"sandbox: {program} (util-linux) is not installed, {advice}")
+    tried = subprocess.run([*_ISOLATED, "true"], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    if tried.returncode:
+        raise EvaluationError(f"sandbox: this machine cannot isolate a process ({tried.stderr.strip()}), {advice}")
+
+
+class SandboxedTask:
+    """As `LoadedTask`, with the task in a process of its own. Not thread-safe.
+
+    Args:
+        spec: which task, metric and splits.
+        tokenizer: folder of the models' tokenizer.
+        timeout_s: of scoring one split's answers; the process is then killed, and a new one made for the next.
+
+    Raises:
+        EvaluationError: no sandbox here, or as `load_task`.
+    """
+
+    def __init__(self, spec: TaskSpec, tokenizer: Path, *, timeout_s: float) -> None:
+        self._spec, self._tokenizer, self._timeout_s = spec, tokenizer, timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        loaded = self._start()
+        try:
+            self.name, self.metric, self.filter = (str(loaded[key]) for key in ("name", "metric", "filter"))
+            self.splits: Mapping[Split, SandboxedItems] = {
+                Split(name): SandboxedItems(self, Split(name), content) for name, content in loaded["splits"].items()
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._nonsense(error) from error
+
+    def items(self, split: Split) -> "SandboxedItems":
+        """As `LoadedTask.items`."""
+        try:
+            return self.splits[split]
+        except KeyError:
+            raise EvaluationError(
+                f"task {self.name!r} has no {split.value} items; name the data set's split for it under splits"
+            ) from None
+
+    def score(self, order: Mapping[str, Any]) -> Any:
+        """What the sandbox answers to a scoring order.
+
+        Raises:
+            EvaluationError: it fails, dies, or takes too long.
+        """
+        if self._process is None:
+            self._start()
+        return self._ask(order, self._timeout_s).get("scores")
+
+    def close(self) -> None:
+        """Ends the process and everything it started."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
+
+    def _start(self) -> dict[str, Any]:
+        check_sandbox()
+        self._scratch = tempfile.TemporaryDirectory(prefix="evomerge-sandbox-", ignore_cleanup_errors=True)
+        folder = self._scratch.name
+        environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ} | {
+            "HOME": folder, "TMPDIR": folder, "HF_HOME": folder, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
+            "HF_ALLOW_CODE_EVAL": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1",
+        }  # fmt: skip
+        command = [*_ISOLATED, sys.executable, "-m", "evomerge.evaluation.sandbox_process"]
+        self._process = subprocess.Popen(  # noqa: S603
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        spec = self._spec
+        order = {
+            "spec": {
+                "task": spec.task, "metric": spec.metric, "name": spec.name, "limit": spec.limit,
+                "splits": {ours.value: theirs for ours, theirs in spec.splits.items()},
+            },
+            "tokenizer": str(self._tokenizer), "folder": folder, "memory_bytes": MEMORY_BYTES, "file_bytes": FILE_BYTES,
+        }  # fmt: skip
+        return self._ask(order, LOAD_TIMEOUT_S)
+
+    def _ask(self, order: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """One order, one answer; a process that does not give one is killed."""
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise EvaluationError(f"task {self._spec.task!r}: its sandbox is closed")
+        try:
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            process.stdin.flush()
+            answer = json.loads(_line(process.stdout.fileno(), timeout_s))
+        except TimeoutError:
+            self.close()
+            raise EvaluationError(f"task {self._spec.task!r}: its code took more than {timeout_s:g} s") from None
+        except (OSError, ValueError, EOFError) as error:
+            self.close()
+            raise EvaluationError(f"task {self._spec.task!r}: its sandbox has died ({error})") from error
+        if not isinstance(answer, dict):
+            raise self._nonsense(answer)
+        if "error" in answer:
+            raise EvaluationError(str(answer["error"]))
+        return answer
+
+    def _nonsense(self, what: object) -> EvaluationError:
+        self.close()
+        return EvaluationError(f"task {self._spec.task!r}: its sandbox gives no proper answer: {what!r:.200}")
+
+
+class SandboxedItems:
+    """As `TaskItems`, for one split of a `SandboxedTask`. `content` is what the sandbox says it asks the model."""
+
+    def __init__(self, task: SandboxedTask, split: Split, content: Mapping[str, Any]) -> None:
+        self._task, self._split = task, split
+        self._where = f"task {task.name!r}, {split.value} split"
+        self.counts: tuple[int, ...] = tuple(int(count) for count in content["counts"])
+        self.likelihoods: tuple[LogLikelihoodRequest, ...] = tuple(
+            LogLikelihoodRequest(_tokens(context), _tokens(continuation))
+            for context, continuation in content["likelihoods"]
+        )
+        self.generations: tuple[GenerateRequest, ...] = tuple(
+            GenerateRequest(_tokens(prompt), int(most), tuple(str(text) for text in stop))
+            for prompt, most, stop in content["generations"]
+        )
+        self.prompt_tokens = sum(len(one.context) + len(one.continuation) for one in self.likelihoods) + sum(
+            len(one.prompt) for one in self.generations
+        )
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def check_lengths(self, max_length: int) -> None:
+        """As `TaskItems.check_lengths`."""
+        check_request_lengths(self._where, self.likelihoods, self.generations, self.counts, max_length)
+
+    def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
+        """As `TaskItems.score`. Raises EvaluationError also where the sandbox dies, hangs or answers nonsense."""
+        scores = self._task.score(
+            {
+                "split": self._split.value,
+                "likelihoods": [[one.log_probability, one.is_greedy] for one in likelihoods],
+                "generations": [[one.text, one.n_tokens] for one in generations],
+            }
+        )
+        good = isinstance(scores, list) and all(isinstance(one, int | float) and math.isfinite(one) for one in scores)
+        if not good or len(scores) != len(self):
+            raise EvaluationError(f"{self._where}: the sandbox gives no score per item: {scores!r:.200}")
+        return np.array(scores, dtype=np.float64)
+
+
+def _tokens(values: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _line(descriptor: int, timeout_s: float) -> bytes:
+    """The next line of a pipe.
+
+    Raises:
+        TimeoutError: none in time.
+        EOFError: the other side has gone, or says too much.
+    """
+    content, deadline = bytearray(), time.monotonic() + timeout_s
+    while not content.endswith(b"\n"):
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        part = os.read(descriptor, 1 << 20)
+        content += part
+        if not part or len(content) > _MAX_ANSWER_BYTES:
+            raise EOFError("no whole answer")
+    return bytes(content)

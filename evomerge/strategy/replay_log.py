@@ -1,0 +1,187 @@
+"""What a strategy keeps of its past: the log that replay needs, packed into a few dozen bytes a candidate, and the best results.
+
+A search of 100,000 candidates would hold hundreds of megabytes of dictionaries, tuples and boxed numbers otherwise, for a
+past that is read once, if at all. Knows nothing of how a strategy proposes or learns.
+"""
+
+import base64
+import hashlib
+import struct
+import zlib
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+
+from evomerge.archive import knee_index, non_dominated_mask
+from evomerge.core import Candidate, Json, VectorGenome
+from evomerge.strategy.base import Told, candidate_id
+
+_DIGEST_BYTES = 8
+_NONE = float("nan")
+"""Stands for a result without losses; those of others are finite."""
+
+_SLACK = 256
+"""`BestKnown` sorts out after so many results, or when it has doubled: a few microseconds a result, whatever the front's size."""
+
+
+class ReplayLog:
+    """The seeds, asks and tells of a strategy in their order.
+
+    Takes 12 bytes a candidate and 16 for every objective, and what its items deflate to where they are kept. `records` gives
+    them as JSON: `{"ask": [digest, ...]}`, `{"tell": [result, ...]}`, `{"seed": [result with coordinates, ...]}`.
+
+    Args:
+        n_objectives: m of every result.
+    """
+
+    def __init__(self, n_objectives: int) -> None:
+        self._n_objectives = n_objectives
+        self._steps = array("l")
+        """n > 0: n candidates were asked; n < 0: -n results were told; 0: the next group of seeds"""
+        self._digests = bytearray()
+        self._told = array("L")
+        self._numbers = array("d")
+        self._items: dict[int, bytes] = {}
+        self._seeds: list[list[Json]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._steps)
+
+    def ask(self, candidates: Sequence[Candidate]) -> None:
+        """Appends proposals; the n-th of a strategy's life has the id `candidate_id(n)`."""
+        for candidate in candidates:
+            self._digests += _digest(candidate)
+        self._steps.append(len(candidates))
+
+    def tell(self, results: Sequence[Told]) -> None:
+        """Appends results of proposals."""
+        for told in results:
+            if told.items is not None:
+                self._items[len(self._told)] = _deflated(told)
+            self._told.append(int(told.candidate.id[1:]))
+            nothing = (_NONE,) * self._n_objectives
+            self._numbers.extend(told.losses or nothing)
+            self._numbers.extend(told.stderr or nothing)
+        self._steps.append(-len(results))
+
+    def seed(self, results: Sequence[Told]) -> None:
+        """Appends results of points that were not proposed."""
+        entries: list[Json] = []
+        for told in results:
+            items = None if told.items is None else _deflated(told)
+            entries.append(
+                [*_entry(told.candidate.id, told.losses, told.stderr, items), list(told.candidate.genome.values)]
+            )
+        self._seeds.append(entries)
+        self._steps.append(0)
+
+    def records(self) -> Iterator[dict[str, Json]]:
+        """Everything as JSON, made while it is read."""
+        n_asked = n_told = n_seeds = 0
+        for step in self._steps:
+            if step > 0:
+                yield {"ask": [self._digest(row) for row in range(n_asked, n_asked + step)]}
+                n_asked += step
+            elif step < 0:
+                yield {"tell": [self._result(row) for row in range(n_told, n_told - step)]}
+                n_told -= step
+            else:
+                yield {"seed": list(self._seeds[n_seeds])}
+                n_seeds += 1
+
+    def _digest(self, row: int) -> str:
+        return self._digests[row * _DIGEST_BYTES : (row + 1) * _DIGEST_BYTES].hex()
+
+    def _result(self, row: int) -> list[Json]:
+        start, m = row * 2 * self._n_objectives, self._n_objectives
+        losses, stderr = self._numbers[start : start + m], self._numbers[start + m : start + 2 * m]
+        known = not np.isnan(losses[0])
+        return _entry(
+            candidate_id(self._told[row]), losses if known else None, stderr if known else None, self._items.get(row)
+        )
+
+
+class BestKnown:
+    """The results that no other one dominates, in the order they came, the first of equals alone."""
+
+    def __init__(self) -> None:
+        self._losses: list[tuple[float, ...]] = []
+        self._candidates: list[Candidate] = []
+        self._n_sorted = 0
+
+    def add(self, told: Told) -> None:
+        """Takes a result in; one without losses is left out."""
+        if told.losses is None:
+            return
+        self._losses.append(told.losses)
+        self._candidates.append(told.candidate)
+        if len(self._losses) > 2 * self._n_sorted + _SLACK:
+            self._sort_out()
+
+    def knee(self) -> Candidate | None:
+        """The knee of the front, with one objective the best; None before any result with losses."""
+        if not self._losses:
+            return None
+        self._sort_out()
+        return self._candidates[knee_index(np.array(self._losses))]
+
+    def _sort_out(self) -> None:
+        first = {losses: row for row, losses in reversed(list(enumerate(self._losses)))}
+        rows = sorted(first.values())
+        kept = np.array(rows)[non_dominated_mask(np.array([self._losses[row] for row in rows]))]
+        self._losses = [self._losses[row] for row in kept]
+        self._candidates = [self._candidates[row] for row in kept]
+        self._n_sorted = len(kept)
+
+
+def digest(candidate: Candidate) -> str:
+    """16 hexadecimal digits that change with any bit of the genome and with any parent."""
+    return _digest(candidate).hex()
+
+
+def read_result(candidate: Candidate, entry: Sequence[Json]) -> Told:
+    """The result that an entry of a `tell` or `seed` record describes.
+
+    Raises:
+        IndexError, TypeError, ValueError, zlib.error: it is damaged.
+    """
+    numbers = [None if part is None else tuple(float(x) for x in cast(Sequence[float], part)) for part in entry[1:3]]
+    items = None
+    if entry[3] is not None:
+        items = np.frombuffer(zlib.decompress(base64.b64decode(cast(str, entry[3]), validate=True)), dtype="<f4")
+    return Told(candidate, numbers[0], numbers[1], items)
+
+
+def read_seed(entry: Sequence[Json]) -> Told:
+    """As `read_result`, for an entry of a `seed` record, which holds its coordinates."""
+    values = tuple(float(value) for value in cast(Sequence[float], entry[4]))
+    return read_result(Candidate(cast(str, entry[0]), VectorGenome(values)), entry)
+
+
+def rows_of(record: Mapping[str, Sequence[Json]], kind: str) -> Sequence[Sequence[Json]]:
+    """The entries of a `tell` or `seed` record."""
+    return cast(Sequence[Sequence[Json]], record[kind])
+
+
+def _digest(candidate: Candidate) -> bytes:
+    hasher = hashlib.sha256(struct.pack(f"<{len(candidate.genome.values)}d", *candidate.genome.values))
+    hasher.update("\0".join(candidate.parents).encode())
+    return hasher.digest()[:_DIGEST_BYTES]
+
+
+def _deflated(told: Told) -> bytes:
+    return b"" if told.items is None else zlib.compress(told.items.astype("<f4").tobytes())
+
+
+def _entry(
+    identifier: str, losses: Sequence[float] | None, stderr: Sequence[float] | None, items: bytes | None
+) -> list[Json]:
+    """A result as JSON: [id, losses | None, stderr | None, items | None]; items as Base64 of deflated float32 (little end)."""
+    return [
+        identifier,
+        None if losses is None else list(losses),
+        None if stderr is None else list(stderr),
+        None if items is None else base64.b64encode(items).decode(),
+    ]

@@ -1,0 +1,159 @@
+"""Task code may score answers and nothing else: no network, no files, no secrets, no other processes, no end of time or memory."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evomerge.core import EvaluationError, Split
+from evomerge.engine import Generation
+from evomerge.evaluation import TaskSpec, load_task
+from evomerge.evaluation.sandbox import SandboxedTask, check_sandbox
+from evomerge.evaluation.task_settings import runs_code, task_settings
+from evomerge.testing.tiny_models import write_tiny_llama
+
+ATTEMPTS = """
+import os, signal, socket, time
+from pathlib import Path
+
+def blocked(attempt):
+    try:
+        attempt()
+    except (OSError, KeyError, MemoryError):
+        return 1.0
+    return 0.0
+
+def connect(answer):
+    socket.create_connection(("127.0.0.1", int(answer)), 2).close()
+
+def write_beside(answer):
+    (Path(__file__).parent / "written").write_text("x")
+
+def overwrite(answer):
+    os.truncate(__file__, 0)
+
+def read_secret(answer):
+    os.environ["EVOMERGE_TEST_SECRET"]
+
+def read_secret_of_others(answer):
+    for place in Path("/proc").glob("[0-9]*/environ"):
+        if b"EVOMERGE_TEST_SECRET=" in place.read_bytes():
+            return
+    raise KeyError
+
+def see_worker(answer):
+    os.kill(int(answer), 0)
+
+def take_memory(answer):
+    bytearray(64 << 30)
+
+def score(document, results):
+    print("task code may print what it likes")
+    answer = results[0]
+    if answer == "hang":
+        time.sleep(600)
+    if answer == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+    if answer == "fail":
+        raise KeyError("no gold")
+    return {"exact_match": blocked(lambda: globals()[document["q"]](answer))}
+"""
+NAMES = ["connect", "write_beside", "overwrite", "read_secret", "read_secret_of_others", "see_worker", "take_memory"]
+TASK = {
+    "task": "attempts",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"search": "search.jsonl"}},
+    "output_type": "generate_until",
+    "doc_to_text": "{{q}}",
+    "doc_to_target": "q",
+    "generation_kwargs": {"until": ["."], "max_gen_toks": 4},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sandbox")
+    write_tiny_llama(folder / "model", seed=0)
+    (folder / "attempts.py").write_text(ATTEMPTS)
+    (folder / "search.jsonl").write_text("".join(json.dumps({"q": name}) + "\n" for name in NAMES))
+    (folder / "t.yaml").write_text(json.dumps(TASK)[:-1] + ', "process_results": !function attempts.score}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task(folder: Path) -> Iterator[SandboxedTask]:
+    try:
+        check_sandbox()
+    except EvaluationError as reason:
+        pytest.skip(str(reason))
+    os.environ["EVOMERGE_TEST_SECRET"] = "planted"  # noqa: S105
+    task = SandboxedTask(TaskSpec(str(folder / "t.yaml")), folder / "model", timeout_s=10)
+    del os.environ["EVOMERGE_TEST_SECRET"]
+    yield task
+    task.close()
+
+
+def answers(**special: str) -> list[Generation]:
+    return [Generation(special.get(name, "1"), 1) for name in NAMES]
+
+
+def test_everything_but_scoring_is_blocked(task: SandboxedTask, folder: Path) -> None:
+    before = (folder / "attempts.py").read_bytes()
+    items = task.items(Split.SEARCH)
+    assert (task.name, task.metric, len(items), len(items.generations)) == ("attempts", "exact_match", 7, 7)
+    with socket.create_server(("127.0.0.1", 0)) as server, subprocess.Popen(["sleep", "60"]) as other:
+        port = server.getsockname()[1]
+        scores = items.score([], answers(connect=str(port), see_worker=str(os.getpid())))
+        other.kill()
+    assert dict(zip(NAMES, scores.tolist(), strict=True)) == dict.fromkeys(NAMES, 1.0)
+    assert (folder / "attempts.py").read_bytes() == before
+    assert not (folder / "written").exists()
+
+
+def test_a_failing_scorer_is_one_failed_candidate(task: SandboxedTask) -> None:
+    with pytest.raises(EvaluationError, match=r"item 2: the scorer fails: KeyError\('no gold'\)"):
+        task.items(Split.SEARCH).score([], answers(overwrite="fail"))
+    assert task.items(Split.SEARCH).score([], answers()).sum() >= 6
+
+
+def test_code_that_hangs_is_killed_and_the_next_candidate_is_scored(task: SandboxedTask) -> None:
+    process = task._process
+    assert process is not None
+    task._timeout_s, usual = 1.0, task._timeout_s
+    with pytest.raises(EvaluationError, match="took more than 1 s"):
+        task.items(Split.SEARCH).score([], answers(connect="hang"))
+    task._timeout_s = usual
+    assert process.returncode == -signal.SIGKILL
+    assert task.items(Split.SEARCH).score([], answers()).sum() >= 6
+    with pytest.raises(EvaluationError, match="its sandbox has died"):
+        task.items(Split.SEARCH).score([], answers(connect="die"))
+
+
+def test_without_isolation_the_task_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_sandbox.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EvaluationError, match=r"setpriv \(util-linux\) is not installed, so task code"):
+        SandboxedTask(TaskSpec(str(folder / "t.yaml")), folder / "model", timeout_s=1)
+    for program in ("setpriv", "unshare"):
+        (tmp_path / program).write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2\nexit 1\n")
+        (tmp_path / program).chmod(0o755)
+    with pytest.raises(EvaluationError, match=r"cannot isolate a process .*Operation not permitted"):
+        SandboxedTask(TaskSpec(str(folder / "t.yaml")), folder / "model", timeout_s=1)
+    check_sandbox.cache_clear()
+
+
+def test_what_runs_code_is_known_before_it_is_imported(folder: Path) -> None:
+    assert runs_code(str(folder / "t.yaml"))
+    assert runs_code("humaneval")
+    assert not runs_code("gsm8k")
+    with pytest.raises(EvaluationError, match="runs code that the model writes"):
+        task_settings("humaneval", trust_code=False)
+    with pytest.raises(EvaluationError, match="trust_task_code"):
+        load_task(TaskSpec(str(folder / "t.yaml")), None)
