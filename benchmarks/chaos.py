@@ -3,7 +3,8 @@
     python benchmarks/chaos.py [--driver 240 --ray 60 --fuzz 10000] [--out benchmarks/results/chaos.json] [--seed 0]
 
 driver   SIGKILL of the driver: at random instants, and exactly before, in the middle of, and after writes to the journal and item files
-ray      on a local cluster of several nodes: SIGKILL of workers and of raylets while the run goes on, and of the driver
+ray      on a local cluster of several nodes: SIGKILL of workers and of raylets while the run goes on, of the driver, and of the head (GCS),
+         after which the driver must end by itself and the run goes on with another cluster
 fuzz     random truncations, bit flips and duplications of a journal: recovered up to the damage, or refused; never silently wrong
 
 Everything is drawn from the seed. A driver process is a fork of this one, so that a kill costs no new start of Python.
@@ -60,7 +61,8 @@ def begin(folder: Path, wanted: dict[str, Any]) -> None:
 
 def go_on(folder: Path, wanted: dict[str, Any]) -> None:
     if (folder / "resolved.json").exists():
-        resume_search(folder)
+        address = wanted["cluster"].get("address")
+        resume_search(folder, overrides=[f"cluster.address={address}"] if address else [])
     else:
         shutil.rmtree(folder, ignore_errors=True)  # killed before there was a run
         begin(folder, wanted)
@@ -279,12 +281,13 @@ def fuzz(folder: Path, count: int, rng: random.Random) -> dict[str, Any]:
 
 
 def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
-    """Kills workers, raylets and drivers of a search on a local cluster of three nodes."""
+    """Kills workers, raylets, drivers and heads of a search on a local cluster of three nodes; each kind at least once."""
     from evomerge.cluster.ray_session import keep_to_this_machine
 
     logging.disable(logging.ERROR)
     keep_to_this_machine()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = str(HEAD_PATIENCE_S)  # noqa: SIM112  (Ray's own spelling)
     undisturbed, run = folder / "ray-undisturbed", folder / "ray-run"
     n_evaluations = 16 * n_kills
     common = {
@@ -299,11 +302,10 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
 
     cluster = start_cluster()
     nodes = [add_node(cluster) for _ in range(2)]
-    wanted = settings(
-        **common,
-        cluster={"kind": "ray", "address": cluster.address, "workers": 3, "max_attempts": 50, "startup_timeout_s": 120},
-    )
+    section = {"kind": "ray", "workers": 3, "max_attempts": 50, "startup_timeout_s": 120}
+    wanted = settings(**common, cluster={**section, "address": cluster.address})
     kinds: Counter[str] = Counter()
+    first = rng.sample(KINDS, len(KINDS))
     recovery_s: list[float] = []
     pid = spawn(run, wanted)
     status: int | None = None
@@ -320,7 +322,7 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
             if status is not None:
                 break
             time.sleep(rng.uniform(0.05, 1.5))
-            kind = rng.choices(["worker", "raylet", "driver"], weights=[4, 2, 1])[0]
+            kind = first.pop() if first else rng.choices(KINDS, weights=[4, 2, 1, 1])[0]
             if kind == "worker":
                 workers = [p for p in psutil.process_iter(["name", "cmdline"]) if is_worker(p)]
                 if not workers:
@@ -330,6 +332,15 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
                 index = rng.randrange(len(nodes))
                 cluster.remove_node(nodes[index], allow_graceful=False)
                 nodes[index] = add_node(cluster)
+            elif kind == "head":
+                next(p for p in psutil.Process().children(recursive=True) if "gcs_server" in p.name()).kill()
+                if ended(pid, 20 * HEAD_PATIENCE_S) is None:
+                    raise SystemExit("the driver goes on without a head")
+                cluster.shutdown()
+                cluster = start_cluster()
+                nodes = [add_node(cluster) for _ in range(2)]
+                wanted = settings(**common, cluster={**section, "address": cluster.address})
+                pid = spawn(run, wanted)
             else:
                 os.kill(pid, signal.SIGKILL)
                 ended(pid, 10)
@@ -347,6 +358,11 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
         "requests_given_to_another_worker": lost, "seconds_until_the_next_result": spread(recovery_s),
     }  # fmt: skip
 
+
+KINDS = ("worker", "raylet", "driver", "head")
+
+HEAD_PATIENCE_S = 5
+"""How long the parts of Ray look for a head that has gone; 60 by default."""
 
 AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
 

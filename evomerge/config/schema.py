@@ -3,13 +3,24 @@
 Read only by the composition root (`evomerge.build`) and the CLI. Validated once, never changed.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, data: Any) -> Any:
+        """Refuses true and false where a number is expected; pydantic would take them for 1 and 0."""
+        for name, value in data.items() if isinstance(data, dict) else ():
+            field = cls.model_fields.get(name)
+            kinds = set() if field is None else {field.annotation, *get_args(field.annotation)}
+            if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"{name}: expected a number, got {str(value).lower()}")
+        return data
 
 
 class ModelConfig(_Strict):

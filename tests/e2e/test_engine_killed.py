@@ -37,7 +37,7 @@ def _shared_memory() -> set[str]:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     for index, name in enumerate(("base", "a", "b")):
-        write_tiny_llama(tmp_path / name, seed=index)
+        write_tiny_llama(tmp_path / name, seed=index, hidden=128)
     rows = [{"q": f"item {index} is", "a": chr(97 + index % 26)} for index in range(120)]
     (tmp_path / "search.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "letters.yaml").write_text(yaml.safe_dump(TASK))

@@ -1,4 +1,4 @@
-"""A short version of `benchmarks/chaos.py`: kills at exact points of the journal and at random ones, and a fuzzed journal."""
+"""A short version of `benchmarks/chaos.py`: kills at exact points of the journal and at random ones, of every part of Ray, a fuzzed journal."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ def test_a_short_chaos(tmp_path: Path) -> None:
         "--driver",
         "16",
         "--ray",
-        "0",
+        "4",
         "--fuzz",
         "300",
         "--seed",
@@ -30,4 +30,8 @@ def test_a_short_chaos(tmp_path: Path) -> None:
     assert driver["kills"] == 16
     assert driver["evaluations_lost"] == driver["evaluations_paid_twice"] == 0
     assert driver["runs_with_the_same_trajectory"] == driver["runs_with_the_same_front_file"] == driver["runs"]
+    ray = result["ray"]
+    assert ray["kinds"] == dict.fromkeys(("worker", "raylet", "driver", "head"), 1)
+    assert ray["evaluations_lost"] == ray["evaluations_paid_twice"] == 0
+    assert ray["runs_with_the_same_trajectory"] == 1
     assert not [outcome for outcome in result["fuzz"]["outcomes"] if outcome.startswith("SILENTLY")]
