@@ -31,6 +31,8 @@ def run(name: str, function: Callable[[Floats], Floats], dimension: int, budget:
     """Losses (budget, m) in the order of the results."""
     n_objectives = len(function(np.full(dimension, 0.5)))
     objectives = [Objective(f"f{i}", Direction.MINIMIZE) for i in range(n_objectives)]
+    if name == "m2n2":
+        options = {"on": "recipes", **options}  # there are no models here
     strategy = make_strategy(name, dimension=dimension, objectives=objectives, seed=seed, **options)
     pending, losses = [], []
     while len(losses) < budget:

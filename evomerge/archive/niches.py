@@ -11,23 +11,31 @@ _EPSILON = 1e-12
 
 
 def resource_fitness(scores: ArrayLike, alpha: float = 1.0) -> NDArray[np.float64]:
-    """Each member's share of all items, f_i = sum_j s_ij c_j / (z_j^alpha + eps), z_j = sum_k s_kj; shape (n_members,).
+    """Each member's share of all items, f_i = sum_j s_ij c_j / z_j^alpha with z_j = sum_k s_kj; shape (n_members,).
 
     `alpha` 1 shares each item's capacity among its solvers, 0 is a plain sum (a genetic algorithm's fitness), above 1
     punishes crowding harder.
     """
     table = np.asarray(scores, dtype=np.float64)
-    demand = table.sum(axis=0)
-    return np.asarray((table * (table.max(axis=0) / (demand**alpha + _EPSILON))).sum(axis=1))
+    return np.asarray(table @ _value(table, alpha))
 
 
 def attraction(scores: ArrayLike, member: int) -> NDArray[np.float64]:
-    """How much each other member could teach `member`: g_b = sum_j c_j / (z_j + eps) max(s_bj - s_aj, 0); (n_members,)."""
+    """How much each other member could teach `member`: g_b = sum_j c_j / z_j max(s_bj - s_aj, 0); (n_members,)."""
     table = np.asarray(scores, dtype=np.float64)
-    value = table.max(axis=0) / (table.sum(axis=0) + _EPSILON)
-    gains = np.maximum(table - table[member], 0.0) @ value
-    gains[member] = 0.0
-    return np.asarray(gains)
+    return np.asarray(np.maximum(table - table[member], 0.0) @ _value(table, 1.0))
+
+
+def _value(table: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
+    """What a score of 1 on each item is worth, c_j / z_j^alpha, (n_items,).
+
+    Where nobody scores, it does not matter and is 0. The paper adds a small number to the divisor instead; without it, sharing
+    one item with one other member is worth exactly half of having it alone, as in the released code.
+    """
+    demand = table.sum(axis=0)
+    return np.divide(
+        table.max(axis=0), demand if alpha == 1.0 else demand**alpha, out=np.zeros(len(demand)), where=demand > 0.0
+    )
 
 
 def coverage(scores: ArrayLike, threshold: float = 0.5) -> float:
@@ -40,3 +48,96 @@ def solve_rate_entropy(scores: ArrayLike) -> float:
     """Mean binary entropy over items of the members' mean score, in bits: 0 when all members agree on every item."""
     rate = np.clip(np.asarray(scores, dtype=np.float64).mean(axis=0), _EPSILON, 1.0 - _EPSILON)
     return float(np.mean(-rate * np.log2(rate) - (1.0 - rate) * np.log2(1.0 - rate)))
+
+
+class Niches:
+    """The score table of an archive of fixed size: who enters, who leaves, who mates. What the members are, its user knows.
+
+    Item scores of any range may come in. Items whose scores leave [0, 1] within the archive are rescaled there between the
+    archive's worst and best; `from_worst` does so for all items, for scores that differ only in a narrow band.
+
+    Args:
+        size: members, at least 2.
+        alpha: strength of competition; 0 is a plain genetic algorithm.
+        from_worst: subtract the archive's worst score of each item first (the paper does so for image similarity).
+    """
+
+    def __init__(self, size: int, alpha: float = 1.0, *, from_worst: bool = False) -> None:
+        self.size = size
+        self.alpha = alpha
+        self._from_worst = from_worst
+        self._table = np.empty((0, 0))
+        self._n = 0
+        self._in_unit_range = True
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def items(self) -> NDArray[np.float64]:
+        """Item scores as they came in, (n_members, n_items), by slot; a view."""
+        return self._table[: self._n]
+
+    def scores(self) -> NDArray[np.float64]:
+        """Item scores as competition sees them, (n_members, n_items) in [0, 1]."""
+        return self._graded(self._table[: self._n])
+
+    def fits(self, items: ArrayLike) -> bool:
+        """Whether `items` are as many as the other members'."""
+        return self._n == 0 or np.shape(items) == self._table.shape[1:]
+
+    def add(self, items: ArrayLike) -> int | None:
+        """Lets a newcomer compete: with it in the table, whoever has the smallest share leaves once there are too many.
+
+        Args:
+            items: its item scores, (n_items,).
+
+        Returns:
+            The slot in [0, size) that the newcomer has from now on; None where it is the weakest itself. Of equally weak
+            members the one in the first slot leaves.
+        """
+        row = np.asarray(items, dtype=np.float64)
+        if self._n == 0:
+            self._table = np.empty((self.size + 1, len(row)))
+        self._table[self._n] = row
+        self._in_unit_range = self._in_unit_range and bool(row.min() >= 0.0 and row.max() <= 1.0)
+        if self._n < self.size:
+            self._n += 1
+            return self._n - 1
+        weakest = int(np.argmin(resource_fitness(self._graded(self._table), self.alpha)))
+        if weakest == self.size:
+            return None
+        self._table[weakest] = row
+        return weakest
+
+    def parents(self, generator: np.random.Generator, *, attracted: bool = True) -> tuple[int, int]:
+        """Two different slots: the first drawn by fitness, the second by what it adds to the first (`attracted`) or by fitness.
+
+        Where no other member adds anything, the second is drawn by fitness; where nobody has any, uniformly.
+        """
+        scores = self.scores()
+        fitness = resource_fitness(scores, self.alpha)
+        first = _draw(fitness, generator)
+        appeal = attraction(scores, first) if attracted else np.zeros(self._n)
+        if appeal.sum() <= 0.0:
+            appeal = fitness.copy()
+            appeal[first] = 0.0
+        if appeal.sum() <= 0.0:
+            appeal = np.ones(self._n)
+            appeal[first] = 0.0
+        return first, _draw(appeal, generator)
+
+    def _graded(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._in_unit_range and not self._from_worst:
+            return table
+        low, high = table.min(axis=0), table.max(axis=0)
+        foreign = (low < 0.0) | (high > 1.0)
+        spread = np.where(foreign & (high > low), high - low, 1.0)
+        lowest = low if self._from_worst else np.where(foreign, low, 0.0)
+        return np.asarray((table - lowest) / spread)
+
+
+def _draw(weights: NDArray[np.float64], generator: np.random.Generator) -> int:
+    """An index with probability proportional to `weights`, uniform where they are all 0."""
+    edges = np.cumsum(weights if weights.sum() > 0.0 else np.ones(len(weights)))
+    return min(int(np.searchsorted(edges, generator.random() * edges[-1], side="right")), len(weights) - 1)

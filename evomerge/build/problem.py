@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from evomerge.build.crossings import Crossings, crosses_models, seed_template
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
 from evomerge.plan import ModelHeader, make_plan, read_model_header
 from evomerge.recipe import (
     AXES,
+    Lineage,
     Recipe,
     RecipeTemplate,
     SearchedParameter,
@@ -29,14 +31,16 @@ class Problem:
     Attributes:
         config: the configuration it follows from.
         headers: model folder -> header; empty for the synthetic evaluation.
-        template: genome -> recipe; None for the synthetic evaluation.
+        template: point -> recipe; None for the synthetic evaluation.
         task_names: the scores that evaluations will have.
+        crossings: what crossovers are made of; None where the strategy proposes points.
     """
 
     config: SearchConfig
     headers: Mapping[str, ModelHeader]
     template: RecipeTemplate | None
     task_names: tuple[str, ...]
+    crossings: Crossings | None = None
 
     @property
     def space(self) -> SearchSpace:
@@ -81,20 +85,26 @@ class Problem:
             for item in self.objectives
         ]
 
-    def recipe(self, candidate: Candidate) -> Recipe | None:
-        """The recipe of a candidate; None for the synthetic evaluation."""
+    @cached_property
+    def _lineage(self) -> Lineage | None:
+        return None if self.crossings is None else self.crossings.lineage()
+
+    def recipe(self, candidate: Candidate, entries: Mapping[str, Entry]) -> Recipe | None:
+        """The recipe of a candidate; None for the synthetic evaluation. `entries` knows a crossover's ancestors."""
+        if self._lineage is not None:
+            return self._lineage.recipe(candidate, lambda name: entries[name].candidate().genome)
         if self.template is None:
             return None
-        return self.template.recipe(self.space.decode(candidate.genome.values), name=candidate.id)
+        return self.template.recipe(self.space.decode(candidate.point), name=candidate.id)
 
-    def recipe_json(self, candidate: Candidate) -> Mapping[str, Json] | None:
+    def recipe_json(self, candidate: Candidate, entries: Mapping[str, Entry]) -> Mapping[str, Json] | None:
         """`recipe` as JSON."""
-        recipe = self.recipe(candidate)
+        recipe = self.recipe(candidate, entries)
         return None if recipe is None else recipe.to_json()
 
-    def recipe_of_entry(self, entry: Entry) -> Recipe | None:
+    def recipe_of_entry(self, entry: Entry, entries: Mapping[str, Entry]) -> Recipe | None:
         """The recipe of any candidate of a run, baselines included."""
-        return Recipe.from_json(entry.recipe) if entry.recipe is not None else self.recipe(entry.candidate())
+        return Recipe.from_json(entry.recipe) if entry.recipe is not None else self.recipe(entry.candidate(), entries)
 
     def baselines(self) -> list[Baseline]:
         """The recipes that are evaluated first."""
@@ -103,6 +113,8 @@ class Problem:
         wanted = self.config.baselines
         recipes = self.template.baselines(wanted.task_arithmetic)
         points = self.template.baseline_values(wanted.task_arithmetic)
+        if self.crossings is not None:  # the archive starts with the seed models alone
+            points = {name: values for name, values in points.items() if name.startswith("source:")}
         kept = {
             name: recipe
             for name, recipe in recipes.items()
@@ -125,10 +137,12 @@ class Problem:
         """
         if self.template is None:
             return 0
-        middle = self.template.recipe(self.space.decode([0.5] * self.space.dimension))
         for baseline in self.baselines():
             if baseline.recipe is not None:
                 make_plan(Recipe.from_json(baseline.recipe), self.headers)
+        if self.crossings is not None:
+            return self.crossings.plan().output_bytes
+        middle = self.template.recipe(self.space.decode([0.5] * self.space.dimension))
         return make_plan(middle, self.headers).output_bytes
 
 
@@ -141,6 +155,10 @@ def make_problem(config: SearchConfig) -> Problem:
     if isinstance(config.evaluation, SyntheticConfig):
         from evomerge.evaluation.synthetic import synthetic_task_names
 
+        if crosses_models(config):
+            raise ConfigError(
+                "strategy m2n2 crosses models and the synthetic evaluation has none; set strategy.on: recipes"
+            )
         problem = Problem(config, {}, None, synthetic_task_names(config.evaluation.function))
         return _checked(problem, [])
     errors: list[str] = []
@@ -158,24 +176,20 @@ def make_problem(config: SearchConfig) -> Problem:
     if errors:
         raise ConfigError(_listed(errors))
     try:
-        template = _template(config, headers)
+        problem = _problem(config, headers, names)
     except EvomergeError as error:
         raise ConfigError(_listed([*errors, str(error)])) from None
-    return _checked(Problem(config, headers, template, names), errors)
+    return _checked(problem, errors)
 
 
 def describe(problem: Problem) -> list[str]:
     """What a search would do, in a few lines."""
-    config, space = problem.config, problem.space
+    config = problem.config
     lines = [
         f"strategy    {config.strategy.name}, seed {config.seed}, budget {config.budget.model_dump(exclude_none=True)}"
     ]
     lines.append(f"objectives  {', '.join(f'{item.name} ({item.direction.value})' for item in problem.objectives)}")
-    lines.append(f"space       {space.dimension} parameters")
-    shown = space.parameters[:6]
-    lines += [f"            {item.name} in [{item.low:g}, {item.high:g}]" for item in shown]
-    if len(shown) < space.dimension:
-        lines.append(f"            ... {space.dimension - len(shown)} more")
+    lines += _describe_space(problem)
     if problem.template is not None:
         header = next(iter(problem.headers.values()))
         lines.append(
@@ -186,12 +200,28 @@ def describe(problem: Problem) -> list[str]:
     return lines
 
 
+def _describe_space(problem: Problem) -> list[str]:
+    if problem.crossings is not None:
+        layout, wanted = problem.crossings.layout, problem.config.space.crossover
+        return [
+            f"space       crossovers of {len(problem.crossings.seeds)} models: {layout.n_weights:,} weights in "
+            f"{len(layout.chromosomes)} chromosome(s), split at any {wanted.split}, {wanted.angle} angle"
+        ]
+    space = problem.space
+    shown = space.parameters[:6]
+    lines = [f"space       {space.dimension} parameters"]
+    lines += [f"            {item.name} in [{item.low:g}, {item.high:g}]" for item in shown]
+    if len(shown) < space.dimension:
+        lines.append(f"            ... {space.dimension - len(shown)} more")
+    return lines
+
+
 def problem_of_run(config: SearchConfig) -> Problem:
     """The problem of a run that has been checked when it was started: models are read, plans and strategy are not tried again."""
     if isinstance(config.evaluation, SyntheticConfig):
         return make_problem(config)
     headers = {path: read_model_header(Path(path)) for path in model_paths(config)}
-    return Problem(config, headers, _template(config, headers), ())
+    return _problem(config, headers, ())
 
 
 def model_paths(config: SearchConfig) -> list[str]:
@@ -233,6 +263,12 @@ def _task_names(config: SearchConfig) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _problem(config: SearchConfig, headers: Mapping[str, ModelHeader], names: tuple[str, ...]) -> Problem:
+    template = _template(config, headers)  # which checks the groups
+    crossings = Crossings(config, headers) if crosses_models(config) else None
+    return Problem(config, headers, template, names, crossings)
+
+
 def _template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:
     if config.models is None:
         raise ConfigError("models: is missing")
@@ -240,6 +276,8 @@ def _template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> Recip
     base = config.models.base.path if config.models.base else None
     experts = {name: model.path for name, model in config.models.experts.items()}
     first = headers[base or next(iter(experts.values()))]
+    if crosses_models(config):
+        return seed_template(config, base, first)
     groups = space.layer_groups
     layer_groups = even_layer_groups(first.n_layers, groups) if isinstance(groups, int) else list(groups)
     axes = tuple(

@@ -83,7 +83,7 @@ def export_recipe(folder: FilePath, choice: str, out: FilePath | None = None) ->
     """
     run = open_run(folder)
     entry = pick(run.state, choice)
-    recipe = run.problem().recipe_of_entry(entry)
+    recipe = run.problem().recipe_of_entry(entry, run.state.entries)
     if recipe is None:
         raise RecipeError(f"{folder} is a run of the synthetic evaluation: its candidates are points, not recipes")
     path = Path(out) if out else Path(f"{entry.id.replace(':', '-')}.yaml")

@@ -129,12 +129,13 @@ def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer
         if not recorder.state.run:
             recorder.record(event("run", **_run_record(problem, n_workers)))
         recorder.record(event("session", pid=os.getpid(), host=socket.gethostname(), workers=n_workers))
-        files = FrontFiles(directory, recorder.state, problem.recipe_of_entry)
+        entries = recorder.state.entries
+        files = FrontFiles(directory, recorder.state, lambda entry: problem.recipe_of_entry(entry, entries))
         loop = SearchLoop(
             strategy=strategy_for(problem),
             pool=pool,
             recorder=recorder,
-            make_recipe=problem.recipe_json,
+            make_recipe=lambda candidate: problem.recipe_json(candidate, entries),
             baselines=problem.baselines(),
             budget=Budget(config.budget.evaluations, config.budget.items, config.budget.hours),
             in_flight=recorder.state.run["in_flight"] if config.deterministic else (lambda: pool.n_workers),

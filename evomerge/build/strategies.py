@@ -22,10 +22,15 @@ def strategy_for(problem: "Problem") -> Strategy:
             f"strategy.population_size: {size} is more than budget.evaluations, {budget}: nothing would ever be selected. "
             "Lower it, or raise the budget"
         )
+    options = wanted.options
+    if problem.crossings is not None:
+        if "chromosomes" in options:
+            raise ConfigError("strategy.chromosomes: follows from space.module_groups; remove it")
+        options["chromosomes"] = len(problem.crossings.chromosomes)
     return make_strategy(
         wanted.name,
         dimension=problem.space.dimension,
         objectives=problem.objectives,
         seed=problem.config.seed,
-        **wanted.options,
+        **options,
     )

@@ -1,6 +1,6 @@
 """The configuration schema and its YAML files."""
 
 from evomerge.config.load import load_config, parse_config
-from evomerge.config.schema import LmEvalConfig, SearchConfig, SyntheticConfig
+from evomerge.config.schema import LmEvalConfig, SearchConfig, SpaceConfig, SyntheticConfig
 
-__all__ = ["LmEvalConfig", "SearchConfig", "SyntheticConfig", "load_config", "parse_config"]
+__all__ = ["LmEvalConfig", "SearchConfig", "SpaceConfig", "SyntheticConfig", "load_config", "parse_config"]

@@ -75,6 +75,15 @@ class ParameterConfig(_Strict):
     """the axes it has separate values for; default: every axis that the space declares"""
 
 
+class CrossoverConfig(_Strict):
+    """How `m2n2` crosses models."""
+
+    split: Literal["element", "tensor"] = "element"
+    """where a split point may lie; tensor: at the ends of tensors, which mergekit can express too"""
+    angle: Literal["global", "segment"] = "global"
+    """the angle of the interpolation: that of the whole models (released code), or of each side of a split (paper)"""
+
+
 class SpaceConfig(_Strict):
     """The search space."""
 
@@ -87,7 +96,9 @@ class SpaceConfig(_Strict):
     layer_groups: int | tuple[tuple[int, int], ...] = 1
     """number of equal groups of consecutive layers, or explicit [first, last) ranges"""
     module_groups: tuple[str, ...] = ()
-    """e.g. [attention, mlp, rest]; empty = all tensors of a layer share a value"""
+    """e.g. [attention, mlp, rest]; empty = all tensors of a layer share a value. For `m2n2`: groups with a split point each"""
+    crossover: CrossoverConfig = CrossoverConfig()
+    """for `m2n2`, which needs nothing else of the space"""
     out_dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """what merged weights are rounded to; default: the base model's dtype"""
 

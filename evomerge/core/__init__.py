@@ -14,6 +14,14 @@ from evomerge.core.errors import (
     SpaceError,
 )
 from evomerge.core.files import FilePath, atomic_write_bytes, atomic_write_json, atomic_write_text, fsync_folder
+from evomerge.core.genomes import (
+    CrossoverGenome,
+    Genome,
+    Mutation,
+    VectorGenome,
+    genome_from_json,
+    genome_to_json,
+)
 from evomerge.core.jsonable import Json, canonical_json, fingerprint
 from evomerge.core.random_streams import random_stream
 from evomerge.core.records import (
@@ -25,7 +33,6 @@ from evomerge.core.records import (
     Objective,
     Split,
     Status,
-    VectorGenome,
     to_losses,
 )
 from evomerge.core.safe_yaml import load_yaml, load_yaml_documents
@@ -34,6 +41,7 @@ __all__ = [
     "Candidate",
     "CheckpointError",
     "ConfigError",
+    "CrossoverGenome",
     "Direction",
     "EngineError",
     "Evaluation",
@@ -41,9 +49,11 @@ __all__ = [
     "EvaluationRequest",
     "EvomergeError",
     "FilePath",
+    "Genome",
     "JournalError",
     "Json",
     "LostWorker",
+    "Mutation",
     "Objective",
     "RecipeError",
     "SpaceError",
@@ -56,6 +66,8 @@ __all__ = [
     "canonical_json",
     "fingerprint",
     "fsync_folder",
+    "genome_from_json",
+    "genome_to_json",
     "load_yaml",
     "load_yaml_documents",
     "random_stream",

@@ -7,7 +7,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.core.errors import EvaluationError
+from evomerge.core.errors import EvaluationError, SpaceError
+from evomerge.core.genomes import Genome, VectorGenome
 from evomerge.core.jsonable import Json
 
 
@@ -40,19 +41,23 @@ class Direction(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class VectorGenome:
-    """A point of the search space in unit coordinates: `values` has shape (d,), every entry in [0, 1]."""
-
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Candidate:
     """One proposal of a strategy. `id` is unique within a run; `parents` are ids of the candidates it came from."""
 
     id: str
-    genome: VectorGenome
+    genome: Genome
     parents: tuple[str, ...] = ()
+
+    @property
+    def point(self) -> tuple[float, ...]:
+        """Its coordinates (d,), for what deals in points only.
+
+        Raises:
+            SpaceError: it is a crossover of other candidates.
+        """
+        if not isinstance(self.genome, VectorGenome):
+            raise SpaceError(f"candidate {self.id} is a crossover of {' and '.join(self.genome.parents)}, not a point")
+        return self.genome.values
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class EvaluationRequest:
         candidate_id: whose score this is.
         split: which items to use.
         recipe: the recipe as JSON (`Recipe.to_json`); None for the synthetic evaluation.
-        values: unit coordinates (d,); None for baselines outside the space.
+        values: unit coordinates (d,); None for crossovers and for baselines outside the space.
         attempt: 0 for the first try of this request.
     """
 

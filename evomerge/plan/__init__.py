@@ -1,6 +1,6 @@
 """Recipe + model headers -> merge plan. Reads headers and config files, never a weight."""
 
-from evomerge.plan.merge_plan import MergePlan, Region, TensorInput, TensorStep, WeightTarget
+from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorStep, WeightTarget
 from evomerge.plan.model_folder import check_unchanged, file_inside, read_model_header
 from evomerge.plan.model_header import ModelHeader, TensorHeader
 from evomerge.plan.planner import make_plan
@@ -8,6 +8,7 @@ from evomerge.plan.planner import make_plan
 __all__ = [
     "MergePlan",
     "ModelHeader",
+    "Piece",
     "Region",
     "TensorHeader",
     "TensorInput",

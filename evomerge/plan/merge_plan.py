@@ -18,6 +18,21 @@ class TensorInput:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Elements of a flat output tensor up to `end`: a weighted sum of the inputs, plus noise.
+
+    Attributes:
+        end: the first element behind it.
+        weights: one per input.
+        noise: (seed, standard deviation) of each noise term.
+    """
+
+    end: int
+    weights: tuple[float, ...]
+    noise: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TensorStep:
     """One output tensor.
 
@@ -28,6 +43,7 @@ class TensorStep:
         inputs: the sources in recipe order.
         base: the base model's tensor, where the method has a base.
         parameters: the method's global parameters resolved to scalars.
+        pieces: of a `piecewise` step, in order, the last ending with the tensor.
     """
 
     output: str
@@ -36,6 +52,7 @@ class TensorStep:
     inputs: tuple[TensorInput, ...]
     base: TensorInput | None
     parameters: Mapping[str, float | bool]
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from evomerge.core import RecipeError
 from evomerge.plan.merge_plan import MergePlan, TensorInput, TensorStep
 from evomerge.plan.model_header import ModelHeader
+from evomerge.plan.piecewise import check_tensors, piecewise_step
 from evomerge.plan.structure import OutputTensor, SourceLayers, StructureKey, build_structure
 from evomerge.recipe import (
     BaseRole,
@@ -55,9 +56,15 @@ def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
     resolver = _Resolver(recipe, spec, slices)
     resolved: dict[int, tuple[Scalars, list[tuple[int, str, Scalars]]]] = {}
     steps = []
+    keys = [source.key for source in slices[0].sources]
+    if recipe.pieces is not None:
+        check_tensors(recipe.pieces, [output.name for output in structure.outputs if output.is_float])
     for output in structure.outputs:
         if not output.is_float:
             steps.append(_copy_step(output, slices[output.slice_index]))
+            continue
+        if recipe.pieces is not None:
+            steps.append(piecewise_step(output, recipe.pieces, keys))
             continue
         if output.group not in resolved:
             resolved[output.group] = resolver.resolve(output)

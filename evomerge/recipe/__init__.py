@@ -1,8 +1,10 @@
 """Recipes: what determines a merged model, and their file formats."""
 
 from evomerge.recipe.files import read_recipe, recipe_from_yaml, recipe_to_yaml, write_recipe
-from evomerge.recipe.methods import METHODS, BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
+from evomerge.recipe.lineage import Angle, Combination, Lineage, SeedProducts, SplitAt, WeightLayout, slerp_factors
+from evomerge.recipe.methods import METHODS, PIECEWISE, BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
 from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, Source
+from evomerge.recipe.pieces import PieceTable, Span
 from evomerge.recipe.recipe import DTYPES, Recipe
 from evomerge.recipe.template import (
     AXES,
@@ -20,18 +22,27 @@ __all__ = [
     "DTYPES",
     "METHODS",
     "MODULE_GROUPS",
+    "PIECEWISE",
+    "Angle",
     "BaseRole",
+    "Combination",
+    "Lineage",
     "MethodSpec",
     "ParameterSpec",
     "ParameterValue",
     "Parameters",
+    "PieceTable",
     "Recipe",
     "RecipeTemplate",
     "Scope",
     "SearchedParameter",
+    "SeedProducts",
     "Setting",
     "Slice",
     "Source",
+    "Span",
+    "SplitAt",
+    "WeightLayout",
     "allowed_axes",
     "check_recipe",
     "check_setting",
@@ -41,5 +52,6 @@ __all__ = [
     "read_recipe",
     "recipe_from_yaml",
     "recipe_to_yaml",
+    "slerp_factors",
     "write_recipe",
 ]

@@ -15,7 +15,7 @@ import yaml
 from evomerge.core import RecipeError, atomic_write_text, canonical_json
 from evomerge.core.safe_yaml import MAX_YAML_BYTES, load_yaml
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
-from evomerge.recipe.mergekit_writer import recipe_to_mergekit
+from evomerge.recipe.mergekit_writer import has_mergekit_form, recipe_to_mergekit
 from evomerge.recipe.parts import Source
 from evomerge.recipe.recipe import Recipe
 from evomerge.recipe.validation import check_recipe
@@ -23,6 +23,12 @@ from evomerge.recipe.validation import check_recipe
 logger = logging.getLogger(__name__)
 
 _TRAILER = "# evomerge-recipe: "
+
+
+_NO_MERGEKIT_FORM = (
+    "# mergekit cannot express this merge: its weights change inside tensors or carry noise. evomerge reads the line below.\n"
+    "# With `space: {crossover: {split: tensor}}` and no mutation a search finds merges that mergekit can express.\n"
+)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -43,11 +49,15 @@ _Dumper.add_representer(list, _represent_list)
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The text of a recipe file; `recipe_from_yaml` gives back the identical recipe.
 
+    Where mergekit cannot express the merge there is no YAML in it, only a comment that says so.
+
     Raises:
         RecipeError: a recipe that `check_recipe` refuses.
     """
     check_recipe(recipe)
-    body = yaml.dump(recipe_to_mergekit(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    body = _NO_MERGEKIT_FORM
+    if has_mergekit_form(recipe):
+        body = yaml.dump(recipe_to_mergekit(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     trailer = canonical_json({"body": _digest(body), "recipe": recipe.to_json()})
     # other line separators would end the comment for a YAML reader
     for separator in ("\x85", "\u2028", "\u2029"):

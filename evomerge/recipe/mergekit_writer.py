@@ -1,12 +1,15 @@
 """`Recipe` -> a mergekit document that real mergekit reads as the same merge.
 
-What mergekit's format cannot say (seed, name) is not in it; `files.write_recipe` keeps that beside the document.
+Pieces along the flattened weights become a `linear` merge with filters. What mergekit's format cannot say (seed, name) is not in it; `files.write_recipe` keeps that beside the document.
 """
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from evomerge.recipe.methods import BaseRole, method_spec
-from evomerge.recipe.parts import Parameters, Setting, Source
+from evomerge.recipe.parts import Parameters, Setting, Slice, Source
+from evomerge.recipe.pieces import PieceTable
 from evomerge.recipe.recipe import Recipe
 
 
@@ -16,6 +19,8 @@ def recipe_to_mergekit(recipe: Recipe) -> dict[str, Any]:
     mergekit needs a required base listed among the sources of every slice and computes in the sources' dtype unless told
     otherwise, so both are written out.
     """
+    if recipe.pieces is not None:
+        recipe = _as_linear(recipe, recipe.pieces)
     document: dict[str, Any] = {"merge_method": recipe.method}
     if recipe.base is not None:
         document["base_model"] = _reference(_base_source(recipe))
@@ -38,6 +43,39 @@ def recipe_to_mergekit(recipe: Recipe) -> dict[str, Any]:
     if recipe.tokenizer_source is not None:
         document["tokenizer_source"] = _reference(Source(recipe.tokenizer_source))
     return document
+
+
+def has_mergekit_form(recipe: Recipe) -> bool:
+    """Whether mergekit can express the merge: it cannot split a tensor or add noise."""
+    return recipe.pieces is None or not (recipe.pieces.splits_tensors or recipe.pieces.noise)
+
+
+def _as_linear(recipe: Recipe, pieces: PieceTable) -> Recipe:
+    """A `linear` merge with weights by tensor name, equal to pieces that end where tensors end."""
+    row_of = {name: spans[0].row for name, spans in pieces.tensors.items()}
+    common = Counter(row_of.values()).most_common(1)[0][0]
+    special = [name for name, row in row_of.items() if pieces.rows[row] != pieces.rows[common]]
+    # filters are substrings and the first hit counts: a name that contains another comes before it
+    named = sorted({name for part in special for name in row_of if part in name}, key=lambda name: (-len(name), name))
+    sources = tuple(
+        replace(
+            source,
+            parameters={
+                "weight": (
+                    *(Setting(pieces.rows[row_of[name]][index], name) for name in named),
+                    Setting(pieces.rows[common][index]),
+                )
+            },
+        )
+        for index, source in enumerate(recipe.slices[0].sources)
+    )
+    return replace(
+        recipe,
+        method="linear",
+        slices=(Slice(sources),),
+        parameters={"normalize": (Setting(False),)},
+        pieces=None,
+    )
 
 
 def _base_source(recipe: Recipe) -> Source:

@@ -241,6 +241,10 @@ _ROWS = (
 )
 
 METHODS: Mapping[str, MethodSpec] = MappingProxyType({spec.name: spec for spec in _ROWS})
+"""what a configuration or a mergekit file can name"""
+
+PIECEWISE = MethodSpec("piecewise", (), BaseRole.SOURCE, "arXiv 2508.16204 (M2N2)")
+"""weights that change along the flattened model (`Recipe.pieces`); made by crossovers, not written by hand"""
 
 
 def method_spec(name: str) -> MethodSpec:
@@ -249,6 +253,8 @@ def method_spec(name: str) -> MethodSpec:
     Raises:
         RecipeError: there is no such method; the message names the nearest one.
     """
+    if name == PIECEWISE.name:
+        return PIECEWISE
     try:
         return METHODS[name]
     except KeyError:

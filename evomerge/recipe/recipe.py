@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from evomerge.core import Json, RecipeError, fingerprint
 from evomerge.recipe.parts import Parameters, Slice
+from evomerge.recipe.pieces import PieceTable
 from evomerge.recipe.recipe_json import (
     FORMAT_VERSION,
     checked_object,
@@ -30,7 +31,7 @@ class Recipe:
     """A merge.
 
     Attributes:
-        method: a name of `METHODS`.
+        method: a name of `METHODS`, or "piecewise".
         base: the base model's folder; None where the method takes none.
         slices: output layers in order; a single slice whose sources have no `layer_range` is a whole-model merge.
         parameters: global settings.
@@ -40,6 +41,7 @@ class Recipe:
         seed: keys the random masks of stochastic methods.
         tokenizer_source: where the tokenizer is copied from; None = base, else the first source.
         name: a label that does not affect the weights.
+        pieces: the weights of method "piecewise"; None for all others.
     """
 
     method: str
@@ -51,6 +53,7 @@ class Recipe:
     seed: int = 0
     tokenizer_source: str | None = None
     name: str | None = None
+    pieces: PieceTable | None = None
 
     def __post_init__(self) -> None:
         for label, dtype in (("dtype", self.dtype), ("out_dtype", self.out_dtype)):
@@ -89,6 +92,7 @@ class Recipe:
             "seed": self.seed,
             "tokenizer_source": self.tokenizer_source,
             "name": self.name,
+            **({} if self.pieces is None else {"pieces": self.pieces.to_json()}),
         }
 
     @staticmethod
@@ -115,6 +119,7 @@ class Recipe:
             seed=integer(fields.get("seed", 0), "seed"),
             tokenizer_source=optional_text(fields.get("tokenizer_source"), "tokenizer_source"),
             name=optional_text(fields.get("name"), "name"),
+            pieces=None if fields.get("pieces") is None else PieceTable.from_json(fields["pieces"]),
         )
 
     def fingerprint(self) -> str:

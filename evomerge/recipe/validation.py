@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from evomerge.core import RecipeError
-from evomerge.recipe.methods import BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
+from evomerge.recipe.methods import PIECEWISE, BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
 from evomerge.recipe.parts import Parameters, Setting, Slice
 from evomerge.recipe.recipe import Recipe
 
@@ -13,12 +13,13 @@ def check_recipe(recipe: Recipe) -> None:
     """Refuses a recipe that no models could satisfy.
 
     Raises:
-        RecipeError: an unknown method or parameter, a per-model-only or global-only parameter at the wrong level, a value of
+        RecipeError: an unknown method or parameter, pieces that do not fit, a per-model-only or global-only parameter at the wrong level, a value of
             the wrong type or outside the method's range, the wrong number of sources, a missing base.
     """
     spec = method_spec(recipe.method)
     if spec.needs_base and recipe.base is None:
         raise RecipeError(f"merge method {spec.name!r} needs a base model: set base_model")
+    _check_pieces(recipe)
     _check_parameters(spec, recipe.parameters, "parameters", on_source=False)
     for index, piece in enumerate(recipe.slices):
         where = f"slices[{index}]"
@@ -26,6 +27,18 @@ def check_recipe(recipe: Recipe) -> None:
         for source in piece.sources:
             _check_parameters(spec, source.parameters, f"{where}.sources[{source.key}].parameters", on_source=True)
         _check_sources(spec, piece, recipe.base, where)
+
+
+def _check_pieces(recipe: Recipe) -> None:
+    if (recipe.method == PIECEWISE.name) != (recipe.pieces is not None):
+        raise RecipeError(
+            f"merge method {recipe.method!r}: `pieces` belong to method {PIECEWISE.name!r} and to no other"
+        )
+    if recipe.pieces is None:
+        return
+    if not recipe.whole_model or recipe.base is not None:
+        raise RecipeError(f"merge method {PIECEWISE.name!r} takes whole models and no base")
+    recipe.pieces.check(len(recipe.slices[0].sources))
 
 
 def _check_sources(spec: MethodSpec, piece: Slice, base: str | None, where: str) -> None:

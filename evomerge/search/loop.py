@@ -17,11 +17,14 @@ from evomerge.core import (
     Evaluation,
     EvaluationError,
     EvaluationRequest,
+    Genome,
     JournalError,
     Json,
     LostWorker,
     Split,
     Status,
+    VectorGenome,
+    genome_to_json,
 )
 from evomerge.search.budget import Budget
 from evomerge.search.journal import event
@@ -184,8 +187,8 @@ class SearchLoop:
                 self._strategy.tell([self._recorder.evaluation(name) for name in record["ids"]])
             elif record["event"] == "asked":
                 found = self._strategy.ask(1)
-                wanted = (record["id"], tuple(record["values"]))
-                got = (found[0].id, found[0].genome.values) if found else None
+                wanted = self.state.entries[record["id"]].candidate()
+                got = found[0] if found else None
                 if got != wanted:
                     raise JournalError(
                         f"record {record['seq']}: the strategy proposes {got} where {wanted} was recorded; "
@@ -207,7 +210,7 @@ class SearchLoop:
                 f"every baseline failed, so no candidate can do better; the first: {results[0].error}"
             )
         if not self.state.seeded:
-            inside = [name for name in names if known[name].values is not None]
+            inside = [name for name in names if known[name].genome is not None]
             self._recorder.record(event("seeded", ids=inside))
             self._seed_strategy(inside)
 
@@ -240,7 +243,7 @@ class SearchLoop:
                 event(
                     "asked",
                     id=candidate.id,
-                    values=candidate.genome.values,
+                    **_genome_fields(candidate.genome),
                     parents=candidate.parents,
                     ask_s=round(time.perf_counter() - started, 6),
                 )
@@ -265,7 +268,7 @@ class SearchLoop:
         if (entry.id, split) in self._submitted:
             return
         recipe = entry.recipe
-        if recipe is None and entry.values is not None:
+        if recipe is None and entry.genome is not None:
             recipe = self._make_recipe(entry.candidate())
         attempt = self.state.losses.get((entry.id, split), 0)
         self._pool.submit(EvaluationRequest(entry.id, split, recipe, entry.values, attempt))
@@ -324,3 +327,9 @@ class SearchLoop:
         self._recorder.note(event("told", ids=[name]))
         self._strategy.tell([evaluation])
         return True
+
+
+def _genome_fields(genome: Genome) -> dict[str, Json]:
+    """A genome as the journal's `asked` has it: points under `values`, as ever, children of two candidates under `crossover`."""
+    data = genome_to_json(genome)
+    return {"values": data} if isinstance(genome, VectorGenome) else {"values": None, "crossover": data}

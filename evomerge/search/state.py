@@ -8,7 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evomerge.core import Direction, Evaluation, JournalError, Json, Objective, Split, Status
+from evomerge.core import (
+    Direction,
+    Evaluation,
+    Genome,
+    JournalError,
+    Json,
+    Objective,
+    Split,
+    Status,
+    genome_from_json,
+)
 from evomerge.search.tables import Entry, EntryTable, EvaluationTable
 
 
@@ -114,13 +124,13 @@ class RunState:
         """Sessions are noted for readers; they change nothing."""
 
     def _on_baseline(self, event: Mapping[str, Any]) -> None:
-        self.entries.add(Entry(event["id"], _values(event["values"]), recipe=event["recipe"], baseline=True))
+        self.entries.add(Entry(event["id"], _genome(event), recipe=event["recipe"], baseline=True))
 
     def _on_seeded(self, event: Mapping[str, Any]) -> None:
         self.seeded = True
 
     def _on_asked(self, event: Mapping[str, Any]) -> None:
-        entry = Entry(event["id"], _values(event["values"]), tuple(event["parents"]))
+        entry = Entry(event["id"], _genome(event), tuple(event["parents"]))
         self.entries.add(entry)
         self.pending[entry.id] = entry
         self.ask_s += event["ask_s"]
@@ -196,5 +206,7 @@ def utility(objectives: Sequence[Objective], evaluation: Evaluation) -> float:
     return sum(signed) / len(signed)
 
 
-def _values(values: Sequence[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(values)
+def _genome(event: Mapping[str, Any]) -> Genome | None:
+    """From `values` (a point) or `crossover` (a child of two candidates); None where a baseline has neither."""
+    data = event["values"] if event["values"] is not None else event.get("crossover")
+    return None if data is None else genome_from_json(data)

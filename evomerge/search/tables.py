@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from evomerge.core import Candidate, Evaluation, JournalError, Json, Split, Status, VectorGenome
+from evomerge.core import Candidate, Evaluation, Genome, JournalError, Json, Split, Status, VectorGenome
 
 _STATUSES = tuple(Status)
 _NO_ROW = -1
@@ -19,27 +19,32 @@ class Entry:
 
     Attributes:
         id: unique in the run; baselines are called `source:<name>`, `uniform`, `task_arithmetic:<weight>`.
-        values: unit coordinates (d,), None for a baseline outside the space.
+        genome: as it was proposed; None for a baseline outside the space.
         parents: ids it was made from.
-        recipe: a baseline's recipe as JSON; None where it follows from `values`.
+        recipe: a baseline's recipe as JSON; None where it follows from the genome.
         baseline: whether it is a baseline.
     """
 
     id: str
-    values: tuple[float, ...] | None
+    genome: Genome | None
     parents: tuple[str, ...] = ()
     recipe: Mapping[str, Json] | None = None
     baseline: bool = False
+
+    @property
+    def values(self) -> tuple[float, ...] | None:
+        """Unit coordinates (d,); None for crossovers and outside the space."""
+        return self.genome.values if isinstance(self.genome, VectorGenome) else None
 
     def candidate(self) -> Candidate:
         """As strategies know it.
 
         Raises:
-            JournalError: it has no coordinates.
+            JournalError: it has no genome.
         """
-        if self.values is None:
+        if self.genome is None:
             raise JournalError(f"{self.id} is not a point of the search space")
-        return Candidate(self.id, VectorGenome(self.values), self.parents)
+        return Candidate(self.id, self.genome, self.parents)
 
 
 class EntryTable(Mapping[str, Entry]):
@@ -48,7 +53,7 @@ class EntryTable(Mapping[str, Entry]):
     def __init__(self) -> None:
         self._names: list[str] = []
         self._index: dict[str, int] = {}
-        self._values: list[bytes | None] = []
+        self._genomes: list[bytes | Genome | None] = []
         self._parents: list[tuple[str, ...]] = []
         self._baselines: dict[str, Mapping[str, Json] | None] = {}
 
@@ -62,7 +67,8 @@ class EntryTable(Mapping[str, Entry]):
             raise JournalError(f"candidate {entry.id} stands twice in the journal")
         self._index[entry.id] = len(self._names)
         self._names.append(entry.id)
-        self._values.append(None if entry.values is None else array("d", entry.values).tobytes())
+        values = entry.values
+        self._genomes.append(entry.genome if values is None else array("d", values).tobytes())
         self._parents.append(tuple(self.name(parent) for parent in entry.parents))
         if entry.baseline:
             self._baselines[entry.id] = entry.recipe
@@ -87,10 +93,10 @@ class EntryTable(Mapping[str, Entry]):
 
     def __getitem__(self, identifier: str) -> Entry:
         row = self._index[identifier]
-        packed = self._values[row]
-        values = None if packed is None else tuple(array("d", packed))
+        packed = self._genomes[row]
+        genome = VectorGenome(tuple(array("d", packed))) if isinstance(packed, bytes) else packed
         recipe = self._baselines.get(identifier)
-        return Entry(self._names[row], values, self._parents[row], recipe, identifier in self._baselines)
+        return Entry(self._names[row], genome, self._parents[row], recipe, identifier in self._baselines)
 
     def __contains__(self, identifier: object) -> bool:
         return identifier in self._index

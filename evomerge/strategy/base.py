@@ -1,4 +1,4 @@
-"""What a strategy is: ask, tell, seed, recommend, state. It sees vectors and Evaluations, never a recipe or a tensor."""
+"""What a strategy is: ask, tell, seed, recommend, state. It sees genomes and Evaluations, never a recipe or a tensor."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from evomerge.core import Candidate, Evaluation, Json, VectorGenome
+from evomerge.core import Candidate, Evaluation, Genome, Json
 
 _ID_DIGITS = 6
 
@@ -83,7 +83,7 @@ class StrategyOptions(BaseModel):
 class Proposal:
     """A genome to be evaluated and the ids of the candidates it was made from."""
 
-    genome: VectorGenome
+    genome: Genome
     parents: tuple[str, ...] = ()
 
 

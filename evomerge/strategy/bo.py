@@ -74,7 +74,7 @@ class BayesianOptimisation(ReplayStrategy):
     def _learn(self, told: Told) -> None:
         self._open.pop(told.candidate.id, None)
         if told.losses is None:
-            self._failed.append(told.candidate.genome.values)
+            self._failed.append(told.candidate.point)
         else:
             self._finished.append(told)
 
@@ -86,7 +86,7 @@ class BayesianOptimisation(ReplayStrategy):
             front = np.flatnonzero(non_dominated_mask(losses))[: self.options.max_points // 2]
             latest = np.setdiff1d(rows, front)[-(self.options.max_points - len(front)) :]
             rows = np.sort(np.concatenate([front, latest]))
-        points = np.array([self._finished[row].candidate.genome.values for row in rows])
+        points = np.array([self._finished[row].candidate.point for row in rows])
         variances = np.array([self._finished[row].stderr for row in rows], dtype=np.float64) ** 2
         return points, losses[rows], variances if self.options.item_noise else np.zeros_like(variances)
 

@@ -151,7 +151,7 @@ class CmaEs(ReplayStrategy):
         if isinstance(self.options.start, tuple):
             mean = np.array(self.options.start)
         elif self.options.start == "best" and self._best is not None:
-            mean = np.array(self._best[1].genome.values)
+            mean = np.array(self._best[1].point)
         else:
             mean = np.full(self.dimension, 0.5)
         return self._new_run(mean, self.options.sigma0, self._base_population)

@@ -1,30 +1,42 @@
-"""`m2n2`: natural niches (arXiv 2508.16204) over recipes: competition for items, attraction, split-point crossover.
+"""`m2n2`: natural niches (arXiv 2508.16204): competition for items, attraction, split-point crossover of models.
 
-Every candidate is a unit vector and its item scores. Parent A is drawn by its share of all items, parent B by what it
-could teach A; the child takes a mix of both left of a random split point and the opposite mix right of it. The archive
-then drops the member with the smallest share, which may be the child.
+The archive is a score table (`evomerge.archive.Niches`). Parent A is drawn by its share of all items, parent B by what it
+could teach A. A child takes a share `mix` of B left of a split point and 1 - `mix` right of it; the archive then drops the
+member with the smallest share, which may be the child.
 
-Deviations from the paper: it crosses the weights of models (SLERP), this crosses the coordinates of their recipes
-(linear), so a descendant of any depth is again one point of the space; and a small mutation is on by default, because
-recipes start from a space-filling design and not from models that were trained apart.
+`on: weights` is the published search: models are crossed (SLERP along the flattened weights). This module only says who is
+crossed with whom, where and how far; a point of its space is one weight per seed model, so the seeds are the unit vectors.
+`on: recipes` crosses the coordinates of recipes instead (linearly), so a descendant is again a point of any space; it starts
+from a space-filling design and needs the small mutation that trained seed models do without.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from evomerge.archive import attraction, resource_fitness
-from evomerge.core import VectorGenome, random_stream
+from evomerge.archive import Niches
+from evomerge.core import (
+    Candidate,
+    ConfigError,
+    CrossoverGenome,
+    Mutation,
+    VectorGenome,
+    random_stream,
+)
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import SobolStream
+
+_RECIPE_SIGMA = 0.02
 
 
 class M2n2Options(StrategyOptions):
     """Options of `m2n2`."""
 
+    on: Literal["weights", "recipes"] = Field(
+        "weights", description="what is crossed: the models' weights (paper), or coordinates of merge recipes"
+    )
     population_size: int = Field(
         15,
         ge=2,
@@ -36,11 +48,27 @@ class M2n2Options(StrategyOptions):
     attraction: bool = Field(
         True, description="choose the second parent by what it adds; otherwise by fitness (paper: true)"
     )
-    split_point: bool = Field(
-        True, description="cross around a random coordinate; otherwise one mix for all (paper: true)"
+    split_point: bool = Field(True, description="cross around a random point; otherwise one mix for all (paper: true)")
+    chromosomes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="groups of weights with a split point each; a search takes them from space.module_groups",
     )
-    mutation_sigma: float = Field(
-        0.02, ge=0.0, le=1.0, description="normal noise on every coordinate of a child (paper: 0 with trained models)"
+    warm_up: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="random merges of two seed models before selection starts; default: as many as fill the archive (paper: at most 50)",
+    )
+    mutation_sigma: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="normal noise on a child; default: none on weights (paper, with trained seeds), 0.02 on recipes",
+    )
+    from_worst: bool = Field(
+        False, description="score items from the archive's worst on (paper: for scores that differ in a narrow band)"
     )
 
 
@@ -49,7 +77,8 @@ class M2n2(ReplayStrategy):
 
     It reads item scores; where an evaluation has none, the objectives themselves are the items. Scores outside [0, 1] are
     rescaled per item over the archive. FAILED and INFEASIBLE candidates, and those scored on another number of items than
-    the rest (racing), never enter the archive. Seeds are its first members, then Sobol points fill it.
+    the rest (racing), never enter the archive. Given seeds are its first members. On weights, seed models that were not given
+    are proposed first; on recipes, Sobol points fill the archive.
     """
 
     name: ClassVar[str] = "m2n2"
@@ -59,67 +88,103 @@ class M2n2(ReplayStrategy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._on_weights = self.options.on == "weights"
+        if self._on_weights and self.dimension < 2:
+            raise ConfigError("strategy m2n2 crosses models, so it needs at least two of them; name more experts")
+        if not self._on_weights and self.options.chromosomes > 1:
+            raise ConfigError("strategy m2n2: chromosomes are groups of weights; on recipes leave `chromosomes` out")
+        sigma = self.options.mutation_sigma
+        self._sigma = sigma if sigma is not None else 0.0 if self._on_weights else _RECIPE_SIGMA
         self._generator = random_stream(self.random_seed, "m2n2", "mating")
         self._initial = SobolStream(self.dimension, random_stream(self.random_seed, "m2n2", "sobol"))
-        self._sobol_pending: set[str] = set()
-        self._members: list[Told] = []
-        self._items = np.empty((0, 0))
+        self._filling: set[str] = set()
+        self._niches = Niches(self.options.population_size, self.options.alpha, from_worst=self.options.from_worst)
+        self._members: list[Candidate] = []
+        self._seed_models: dict[int, str] = {}
+        self._failed_seeds: set[int] = set()
+        self._n_warmed_up = 0
 
     @property
-    def archive(self) -> tuple[tuple[str, NDArray[np.float64]], ...]:
+    def archive(self) -> tuple[tuple[str, np.ndarray], ...]:
         """The members: candidate id and item scores (n_items,), higher is better."""
-        return tuple((told.candidate.id, row.copy()) for told, row in zip(self._members, self._items, strict=True))
+        rows = self._niches.items
+        return tuple((member.id, rows[slot].copy()) for slot, member in enumerate(self._members))
 
     def _propose(self) -> Proposal:
-        if len(self._members) + len(self._sobol_pending) < self.options.population_size or len(self._members) < 2:
-            self._sobol_pending.add(candidate_id(self._n_asked + 1))
+        if self._on_weights:
+            return self._missing_seed() or self._warm_up_merge() or self._child()
+        if len(self._members) + len(self._filling) < self.options.population_size or len(self._members) < 2:
+            self._filling.add(candidate_id(self._n_asked + 1))
             return Proposal(self._initial.next())
-        scores = self._scores()
-        fitness = resource_fitness(scores, self.options.alpha)
-        first = self._draw(fitness)
-        appeal = attraction(scores, first) if self.options.attraction else np.zeros(len(fitness))
-        if appeal.sum() <= 0.0:
-            appeal = fitness.copy()
-            appeal[first] = 0.0
-        second = self._draw(appeal, other_than=first)
-        parents = [self._members[row].candidate for row in (first, second)]
-        return Proposal(self._cross(parents[0].genome, parents[1].genome), tuple(parent.id for parent in parents))
+        return self._child()
 
     def _learn(self, told: Told) -> None:
-        self._sobol_pending.discard(told.candidate.id)
+        self._filling.discard(told.candidate.id)
+        self._note_seed(told)
         if told.losses is None:
             return
         items = np.asarray(told.items if told.items is not None else [-loss for loss in told.losses], dtype=np.float64)
-        if self._members and items.shape != self._items.shape[1:]:
+        if not self._niches.fits(items):
             return
-        self._items = np.vstack([self._items, items]) if self._members else items[None]
-        self._members.append(told)
-        if len(self._members) > self.options.population_size:
-            leaves = int(np.argmin(resource_fitness(self._scores(), self.options.alpha)))
-            del self._members[leaves]
-            self._items = np.delete(self._items, leaves, axis=0)
+        slot = self._niches.add(items)
+        if slot is not None:
+            self._members[slot : slot + 1] = [told.candidate]
 
-    def _scores(self) -> NDArray[np.float64]:
-        """The item table in [0, 1]; items with values outside are rescaled between the archive's worst and best."""
-        low, high = self._items.min(axis=0), self._items.max(axis=0)
-        foreign = (low < 0.0) | (high > 1.0)
-        spread = np.where(high > low, high - low, 1.0)
-        return np.where(foreign, (self._items - low) / spread, self._items)
+    def _note_seed(self, told: Told) -> None:
+        index = _unit_vector(told.candidate)
+        if self._on_weights and index is not None:
+            self._seed_models.setdefault(index, told.candidate.id)
+            if told.losses is None:
+                self._failed_seeds.add(index)
 
-    def _draw(self, weights: NDArray[np.float64], other_than: int | None = None) -> int:
-        """An index with probability proportional to `weights`, uniform where they are all 0."""
-        if weights.sum() <= 0.0:
-            weights = np.ones(len(weights))
-            if other_than is not None:
-                weights[other_than] = 0.0
-        edges = np.cumsum(weights)
-        return min(int(np.searchsorted(edges, self._generator.random() * edges[-1], side="right")), len(weights) - 1)
+    def _missing_seed(self) -> Proposal | None:
+        """The first seed model that is neither known nor on its way."""
+        missing = next((index for index in range(self.dimension) if index not in self._seed_models), None)
+        if missing is None:
+            return None
+        self._seed_models[missing] = candidate_id(self._n_asked + 1)
+        return Proposal(VectorGenome(tuple(float(index == missing) for index in range(self.dimension))))
 
-    def _cross(self, first: VectorGenome, second: VectorGenome) -> VectorGenome:
+    def _warm_up_merge(self) -> Proposal | None:
+        """A crossover of two random seed models; None once there have been enough of them."""
+        wanted = self.options.warm_up
+        if wanted is None:
+            wanted = max(0, self.options.population_size - self.dimension)
+        if self._n_warmed_up >= wanted and len(self._members) >= 2:
+            return None
+        self._n_warmed_up += 1
+        good = [index for index in self._seed_models if index not in self._failed_seeds]
+        pool = sorted(good if len(good) >= 2 else self._seed_models)
+        first, second = self._generator.choice(len(pool), 2, replace=False).tolist()
+        return self._cross_weights(self._seed_models[pool[first]], self._seed_models[pool[second]])
+
+    def _child(self) -> Proposal:
+        slots = self._niches.parents(self._generator, attracted=self.options.attraction)
+        first, second = (self._members[slot] for slot in slots)
+        if self._on_weights:
+            return self._cross_weights(first.id, second.id)
+        return self._cross_points(first, second)
+
+    def _cross_weights(self, first: str, second: str) -> Proposal:
+        mix = self._generator.random()
+        n_splits = self.options.chromosomes
+        splits = self._generator.random(n_splits).tolist() if self.options.split_point else [0.0] * n_splits
+        mutation = Mutation(int(self._generator.integers(2**63)), self._sigma) if self._sigma > 0.0 else None
+        return Proposal(CrossoverGenome((first, second), mix, tuple(splits), mutation), (first, second))
+
+    def _cross_points(self, first: Candidate, second: Candidate) -> Proposal:
         mix = self._generator.random()
         split = int(self._generator.integers(self.dimension)) if self.options.split_point else 0
         share = np.where(np.arange(self.dimension) < split, mix, 1.0 - mix)
-        child = (1.0 - share) * np.array(first.values) + share * np.array(second.values)
-        if self.options.mutation_sigma > 0.0:
-            child = child + self.options.mutation_sigma * self._generator.standard_normal(self.dimension)
-        return VectorGenome(tuple(np.clip(child, 0.0, 1.0).tolist()))
+        child = (1.0 - share) * np.array(first.point) + share * np.array(second.point)
+        if self._sigma > 0.0:
+            child = child + self._sigma * self._generator.standard_normal(self.dimension)
+        return Proposal(VectorGenome(tuple(np.clip(child, 0.0, 1.0).tolist())), (first.id, second.id))
+
+
+def _unit_vector(candidate: Candidate) -> int | None:
+    """Which coordinate is 1 while all others are 0; None where it is not so."""
+    if not isinstance(candidate.genome, VectorGenome):
+        return None
+    ones = [index for index, value in enumerate(candidate.genome.values) if value == 1.0]
+    return ones[0] if len(ones) == 1 and sum(candidate.genome.values) == 1.0 else None

@@ -91,9 +91,9 @@ class MapSurrogate(ReplayStrategy):
     def _learn(self, told: Told) -> None:
         self._open.pop(told.candidate.id, None)
         if told.losses is None:
-            self._failed.append(told.candidate.genome.values)
+            self._failed.append(told.candidate.point)
         else:
-            self._points.append(told.candidate.genome.values)
+            self._points.append(told.candidate.point)
             self._losses.append(told.losses)
 
     def _fit(self) -> list[QuadraticModel]:

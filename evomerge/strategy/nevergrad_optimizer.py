@@ -99,7 +99,7 @@ class NevergradStrategy(ReplayStrategy):
             if seed.losses is None:
                 continue
             with self._quiet():
-                point = self._optimizer.parametrization.spawn_child(new_value=np.array(seed.candidate.genome.values))
+                point = self._optimizer.parametrization.spawn_child(new_value=np.array(seed.candidate.point))
             try:
                 self._tell(point, self._penalised(seed))
             except nevergrad.errors.TellNotAskedNotSupportedError:
@@ -126,9 +126,7 @@ class NevergradStrategy(ReplayStrategy):
             self._held_back.append(point)
 
     def _penalised(self, told: Told) -> tuple[float, ...]:
-        penalty = self.options.l1 * float(
-            np.mean(np.abs(np.array(told.candidate.genome.values) - self.options.l1_centre))
-        )
+        penalty = self.options.l1 * float(np.mean(np.abs(np.array(told.candidate.point) - self.options.l1_centre)))
         losses = tuple(loss + penalty for loss in told.losses or ())
         self._seen.append(losses)
         return losses

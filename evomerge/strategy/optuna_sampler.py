@@ -83,7 +83,7 @@ class OptunaStrategy(ReplayStrategy):
         for seed in seeds:
             if seed.losses is not None:
                 trial = optuna.trial.create_trial(
-                    params=dict(zip(self._space, seed.candidate.genome.values, strict=True)),
+                    params=dict(zip(self._space, seed.candidate.point, strict=True)),
                     distributions=self._space,
                     values=list(seed.losses),
                 )

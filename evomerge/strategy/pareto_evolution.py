@@ -87,7 +87,7 @@ class ParetoEvolution(ReplayStrategy):
 
     def _start(self, seeds: Sequence[Told]) -> None:
         members = [self._individual(seed) for seed in seeds if seed.losses is not None]
-        self._seen.update(hash(seed.candidate.genome.values) for seed in seeds)
+        self._seen.update(hash(seed.candidate.genome) for seed in seeds)
         if members:
             self._population = self._survive(Population.merge(self._population, Population.create(*members)))
 
@@ -98,7 +98,7 @@ class ParetoEvolution(ReplayStrategy):
             self._sobol_pending.add(candidate_id(self._n_asked + 1))
         else:
             proposal = self._mate()
-        self._seen.add(hash(proposal.genome.values))
+        self._seen.add(hash(proposal.genome))
         return proposal
 
     def _learn(self, told: Told) -> None:
@@ -108,7 +108,7 @@ class ParetoEvolution(ReplayStrategy):
         self._population = self._survive(Population.merge(self._population, Population.create(self._individual(told))))
 
     def _individual(self, told: Told) -> Individual:
-        individual = Individual(X=np.array(told.candidate.genome.values))
+        individual = Individual(X=np.array(told.candidate.point))
         individual.set("F", np.array(told.losses))
         individual.set("candidate_id", told.candidate.id)
         return individual
@@ -129,9 +129,9 @@ class ParetoEvolution(ReplayStrategy):
             )
             child = self._crossover.do(self._problem, parents, random_state=self._generator)
             child = self._mutation.do(self._problem, child, random_state=self._generator)
-            values = _unit_tuple(child[0].X)
-            if hash(values) not in self._seen:
-                return Proposal(VectorGenome(values), tuple(parent.get("candidate_id") for parent in parents[0]))
+            genome = VectorGenome(_unit_tuple(child[0].X))
+            if hash(genome) not in self._seen:
+                return Proposal(genome, tuple(parent.get("candidate_id") for parent in parents[0]))
         return Proposal(self._initial.next())
 
 

@@ -215,7 +215,7 @@ class ReplayStrategy(ABC):
         return np.concatenate(parts).astype(np.float32) if parts else None
 
     def _check_genome(self, candidate: Candidate) -> None:
-        values = np.asarray(candidate.genome.values, dtype=np.float64)
+        values = np.asarray(candidate.point, dtype=np.float64)
         if values.shape != (self.dimension,):
             raise SpaceError(f"candidate {candidate.id} has {values.size} coordinates, the space has {self.dimension}")
         if not bool(((values >= 0.0) & (values <= 1.0)).all()):

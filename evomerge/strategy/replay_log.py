@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 
 from evomerge.archive import knee_index, non_dominated_mask
-from evomerge.core import Candidate, Json, VectorGenome
+from evomerge.core import Candidate, Json, VectorGenome, canonical_json, genome_to_json
 from evomerge.strategy.base import Told, candidate_id
 
 _DIGEST_BYTES = 8
@@ -71,9 +71,7 @@ class ReplayLog:
         entries: list[Json] = []
         for told in results:
             items = None if told.items is None else _deflated(told)
-            entries.append(
-                [*_entry(told.candidate.id, told.losses, told.stderr, items), list(told.candidate.genome.values)]
-            )
+            entries.append([*_entry(told.candidate.id, told.losses, told.stderr, items), list(told.candidate.point)])
         self._seeds.append(entries)
         self._steps.append(0)
 
@@ -166,7 +164,11 @@ def rows_of(record: Mapping[str, Sequence[Json]], kind: str) -> Sequence[Sequenc
 
 
 def _digest(candidate: Candidate) -> bytes:
-    hasher = hashlib.sha256(struct.pack(f"<{len(candidate.genome.values)}d", *candidate.genome.values))
+    genome = candidate.genome
+    if isinstance(genome, VectorGenome):
+        hasher = hashlib.sha256(struct.pack(f"<{len(genome.values)}d", *genome.values))
+    else:
+        hasher = hashlib.sha256(canonical_json(genome_to_json(genome)).encode())
     hasher.update("\0".join(candidate.parents).encode())
     return hasher.digest()[:_DIGEST_BYTES]
 

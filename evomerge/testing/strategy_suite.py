@@ -18,10 +18,12 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.core import (
     Candidate,
     ConfigError,
+    CrossoverGenome,
     Direction,
     Evaluation,
     EvaluationError,
@@ -33,6 +35,9 @@ from evomerge.core import (
     Status,
     VectorGenome,
     canonical_json,
+    genome_from_json,
+    genome_to_json,
+    random_stream,
 )
 from evomerge.strategy import Strategy, make_strategy, strategy_names
 
@@ -63,11 +68,18 @@ class StrategyCase:
             self.name, dimension=self.dimension, objectives=self.objectives(), seed=seed, **dict(self.options)
         )
 
+    def point(self, candidate: Candidate) -> NDArray[np.float64]:
+        """A candidate's coordinates (d,); a crossover, whose parents are not at hand, has made-up ones that follow from it."""
+        if isinstance(candidate.genome, VectorGenome):
+            return np.asarray(candidate.genome.values)
+        name = canonical_json(genome_to_json(candidate.genome))
+        return random_stream(0, "strategy_suite", name).random(self.dimension)
+
     def evaluate(self, candidate: Candidate, status: Status = Status.OK) -> Evaluation:
         """Distances of the candidate to one target point per objective."""
         if status is not Status.OK:
             return Evaluation(candidate.id, Split.SEARCH, status, error="made to fail")
-        point = np.asarray(candidate.genome.values)
+        point = self.point(candidate)
         scores = {}
         for index in range(self.n_objectives):
             distance = float(np.sum((point - 0.2 - 0.6 * index / max(self.n_objectives - 1, 1)) ** 2))
@@ -87,8 +99,10 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("cma_es", dimension=1, n_objectives=1, options={"restarts": "bipop", "population_size": 4}),
     ),
     "m2n2": (
-        StrategyCase("m2n2", n_objectives=1, options={"population_size": 5, "mutation_sigma": 0.0}),
+        StrategyCase("m2n2", n_objectives=1, options={"population_size": 5, "chromosomes": 2, "mutation_sigma": 0.01}),
         StrategyCase("m2n2", options={"attraction": False, "split_point": False, "population_size": 5, "alpha": 0.0}),
+        StrategyCase("m2n2", n_objectives=1, options={"on": "recipes", "population_size": 5, "mutation_sigma": 0.0}),
+        StrategyCase("m2n2", options={"on": "recipes", "split_point": False, "population_size": 5, "from_worst": True}),
     ),
     "map": (
         StrategyCase("map", dimension=2, n_objectives=1, options={"n_initial": 5}),
@@ -148,7 +162,7 @@ class Driver:
     def saved(self) -> dict[str, Json]:
         """Strategy state and pending candidates, as they would be found in a run directory."""
         state = json.loads(canonical_json(self.strategy.state_dict()))
-        pending = [[candidate.id, list(candidate.genome.values), list(candidate.parents)] for candidate in self.pending]
+        pending = [[item.id, genome_to_json(item.genome), list(item.parents)] for item in self.pending]
         return {"state": state, "pending": pending, "n_told": self.n_told}
 
 
@@ -156,23 +170,26 @@ def restored(case: StrategyCase, saved: Mapping[str, Any]) -> Driver:
     """A driver that goes on from `Driver.saved`."""
     strategy = case.make()
     strategy.load_state_dict(saved["state"])
-    pending = [
-        Candidate(name, VectorGenome(tuple(values)), tuple(parents)) for name, values, parents in saved["pending"]
-    ]
+    pending = [Candidate(name, genome_from_json(genome), tuple(parents)) for name, genome, parents in saved["pending"]]
     return Driver(case, strategy, pending, saved["n_told"])
 
 
 def check_bounds_and_ids(case: StrategyCase) -> None:
-    """Proposals are points of [0, 1]^d with unique ids in order; parents are known ids."""
+    """Proposals are points of [0, 1]^d, or crossovers of their parents, with unique ids in order; parents are known ids."""
     driver = Driver(case, case.make()).run(60)
     ids = [candidate.id for candidate in driver.trace]
     assert len(ids) == len(set(ids))
     assert ids == sorted(ids)
     for candidate in driver.trace:
-        values = np.asarray(candidate.genome.values)
-        assert values.shape == (case.dimension,)
-        assert bool(((values >= 0.0) & (values <= 1.0)).all())
-        assert all(isinstance(value, float) for value in candidate.genome.values)
+        genome = candidate.genome
+        assert genome_from_json(json.loads(canonical_json(genome_to_json(genome)))) == genome
+        if isinstance(genome, CrossoverGenome):
+            assert genome.parents == candidate.parents
+            values, expected = (genome.mix, *genome.splits), len(genome.splits) + 1
+        else:
+            values, expected = genome.values, case.dimension
+        assert len(values) == expected
+        assert all(isinstance(value, float) and 0.0 <= value <= 1.0 for value in values)
         assert all(parent in ids and parent < candidate.id for parent in candidate.parents)
 
 
@@ -341,7 +358,7 @@ STRATEGY_CHECKS: tuple[Callable[[StrategyCase], None], ...] = (
 
 
 def resume_in_new_process(jobs: Sequence[tuple[StrategyCase, Mapping[str, Json]]], n_tells: int) -> list[list[Any]]:
-    """Restores every (case, saved) in one new interpreter and runs `n_tells` more; the proposals as [id, values]."""
+    """Restores every (case, saved) in one new interpreter and runs `n_tells` more; the proposals as [id, genome]."""
     request = {
         "n_tells": n_tells,
         "jobs": [
@@ -366,7 +383,7 @@ def _serve() -> None:
     answers = []
     for job in request["jobs"]:
         driver = restored(StrategyCase(*job["case"]), job["saved"]).run(request["n_tells"])
-        answers.append([[candidate.id, list(candidate.genome.values)] for candidate in driver.trace])
+        answers.append([[candidate.id, genome_to_json(candidate.genome)] for candidate in driver.trace])
     json.dump(answers, sys.stdout)
 
 

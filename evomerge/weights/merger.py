@@ -109,6 +109,7 @@ class Merger:
             None if step.base is None else self._input(step.base).to(dtype),
             step.parameters,
             plan.seed,
+            step.pieces,
         )
         return reference(step.method)(group)
 

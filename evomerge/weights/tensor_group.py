@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from evomerge.plan import Piece
+
 Scalars = Mapping[str, float | bool]
 
 
@@ -19,6 +21,7 @@ class TensorGroup:
         base: the base model's tensor, where the method has a base.
         shared: the method's global parameters.
         seed: keys random masks.
+        pieces: of a `piecewise` merge.
     """
 
     output: str
@@ -27,6 +30,7 @@ class TensorGroup:
     base: torch.Tensor | None
     shared: Scalars
     seed: int
+    pieces: Sequence[Piece] = ()
 
     def required_base(self) -> torch.Tensor:
         """The base; plans guarantee it for methods that need one."""

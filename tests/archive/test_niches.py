@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evomerge.archive import attraction, coverage, resource_fitness, solve_rate_entropy
+from evomerge.archive import Niches, attraction, coverage, resource_fitness, solve_rate_entropy
 
 tables = arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 8)), elements=st.sampled_from([0.0, 0.25, 1.0]))
 
@@ -15,7 +15,7 @@ tables = arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 8)), ele
 def test_fitness_is_the_papers_sum(scores, alpha):
     for member in range(len(scores)):
         expected = sum(
-            scores[member, j] * max(scores[:, j]) / (sum(scores[:, j]) ** alpha + 1e-12) for j in range(scores.shape[1])
+            scores[member, j] * max(scores[:, j]) / (sum(scores[:, j]) ** alpha or 1.0) for j in range(scores.shape[1])
         )
         assert resource_fitness(scores, alpha)[member] == pytest.approx(expected, abs=1e-9)
 
@@ -26,7 +26,7 @@ def test_attraction_is_the_papers_sum(scores):
     assert gains[0] == 0.0
     for member in range(1, len(scores)):
         expected = sum(
-            max(scores[:, j]) / (sum(scores[:, j]) + 1e-12) * max(scores[member, j] - scores[0, j], 0.0)
+            max(scores[:, j]) / (sum(scores[:, j]) or 1.0) * max(scores[member, j] - scores[0, j], 0.0)
             for j in range(scores.shape[1])
         )
         assert gains[member] == pytest.approx(expected, abs=1e-9)
@@ -45,3 +45,50 @@ def test_coverage_and_entropy():
     assert coverage(np.empty((0, 3))) == 0.0
     assert solve_rate_entropy([[1, 0], [1, 0]]) == pytest.approx(0.0, abs=1e-9)
     assert solve_rate_entropy([[1, 0], [0, 1]]) == pytest.approx(1.0)
+
+
+def filled(rows, **options):
+    niches = Niches(len(rows), **options)
+    assert [niches.add(row) for row in rows] == list(range(len(rows)))
+    return niches
+
+
+def test_the_weakest_leaves_and_may_be_the_newcomer():
+    niches = filled([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]])
+    assert niches.add([0, 0, 0, 0]) is None
+    assert niches.add([0, 0, 0, 1]) == 0, "two share what the first solves; of equals the first slot leaves"
+    assert niches.items.tolist() == [[0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 0]]
+    assert len(niches) == 3
+
+
+def test_a_partly_solved_item_hands_out_its_best_score():
+    """Capacity: alone with 0.5 on an item earns 0.5, not 1."""
+    assert resource_fitness([[0.5, 0.0], [0.0, 1.0]]).tolist() == pytest.approx([0.5, 1.0])
+    niches = filled([[0.5, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    assert niches.add([0.0, 0.0, 0.4]) is None
+    assert niches.add([0.0, 0.0, 0.6]) == 0
+
+
+def test_items_outside_the_unit_interval_are_rescaled():
+    assert filled([[-3.0, 0.5], [-1.0, 1.0], [-2.0, 0.0]]).scores().tolist() == [[0, 0.5], [1, 1], [0.5, 0]]
+    narrow = filled([[0.50, 0.9], [0.52, 0.8]], from_worst=True)
+    np.testing.assert_allclose(narrow.scores(), [[0, 0.1], [0.02, 0]], atol=1e-12)
+
+
+def test_parents_are_two_and_the_second_adds_something():
+    niches = filled([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]])
+    generator = np.random.default_rng(1)
+    pairs = {niches.parents(generator) for _ in range(200)}
+    assert pairs == {(0, 2), (1, 0), (1, 2), (2, 0), (2, 1)}, "1 teaches 0 nothing"
+    assert {niches.parents(generator, attracted=False) for _ in range(400)} == {
+        (a, b) for a in range(3) for b in range(3) if a != b
+    }
+    useless = filled([[0, 0], [0, 0], [0, 0]])
+    assert len({useless.parents(generator) for _ in range(400)}) == 6
+
+
+def test_the_first_parent_is_drawn_by_its_share():
+    niches = filled([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]])
+    generator = np.random.default_rng(2)
+    counts = np.bincount([niches.parents(generator)[0] for _ in range(20_000)], minlength=3) / 20_000
+    np.testing.assert_allclose(counts, np.array([2.0, 1.0, 1.0]) / 4.0, atol=0.015)

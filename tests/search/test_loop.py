@@ -2,12 +2,22 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from evomerge.core import Evaluation, EvaluationError, EvaluationRequest, JournalError, Objective, Split, Status
+from evomerge.core import (
+    CrossoverGenome,
+    Evaluation,
+    EvaluationError,
+    EvaluationRequest,
+    JournalError,
+    Objective,
+    Split,
+    Status,
+)
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.search import (
     Baseline,
@@ -104,6 +114,26 @@ def test_deterministic_runs_do_not_depend_on_the_order_of_answers(tmp_path: Path
     assert first == second
     assert front_json(states[0], front_of(states[0])) == front_json(states[1], front_of(states[1]))
     assert (tmp_path / "1" / "front.json").read_bytes() == (tmp_path / "2" / "front.json").read_bytes()
+
+
+class CrossingPool(ShufflingPool):
+    """Scores genomes by number alone: what a crossover is made of, only real models know."""
+
+    def submit(self, request: EvaluationRequest) -> None:
+        values = request.values or (np.frombuffer(request.candidate_id.encode(), np.uint8) % 11 / 11)[-3:]
+        super().submit(replace(request, values=tuple(map(float, values))))
+
+
+def test_crossovers_are_journaled_and_replayed(tmp_path: Path) -> None:
+    corners = tuple(Baseline(f"source:{i}", None, tuple(float(i == k) for k in range(3))) for i in range(3))
+    options = {"strategy": "m2n2", "baselines": corners, "population_size": 6, "chromosomes": 2, "mutation_sigma": 0.1}
+    whole = run(tmp_path / "whole", CrossingPool(1), **options)
+    run(tmp_path / "half", CrossingPool(2), budget=Budget(evaluations=17), **options)
+    again = run(tmp_path / "half", CrossingPool(3), **options)
+    assert [entry.candidate() for entry in again.proposed] == [entry.candidate() for entry in whole.proposed]
+    crossed = [entry.genome for entry in whole.proposed if isinstance(entry.genome, CrossoverGenome)]
+    assert len(crossed) == 37
+    assert all(genome.mutation is not None and len(genome.splits) == 2 for genome in crossed)
 
 
 def test_in_flight_is_a_bound_and_is_used(tmp_path: Path) -> None:

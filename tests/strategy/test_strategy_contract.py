@@ -2,6 +2,7 @@
 
 import pytest
 
+from evomerge.core import genome_to_json
 from evomerge.testing.strategy_suite import (
     STRATEGY_CHECKS,
     Driver,
@@ -25,6 +26,6 @@ def test_resume_in_a_new_process():
         driver = Driver(case, case.make()).run(30)
         jobs.append((case, driver.saved()))
         driver.trace.clear()
-        expected.append([[candidate.id, list(candidate.genome.values)] for candidate in driver.run(20).trace])
+        expected.append([[candidate.id, genome_to_json(candidate.genome)] for candidate in driver.run(20).trace])
     for case, answer, wanted in zip(CASES, resume_in_new_process(jobs, 20), expected, strict=True):
         assert answer == wanted, str(case)

@@ -15,4 +15,5 @@ def test_every_case_has_a_trajectory():
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_trajectory(case):
-    np.testing.assert_allclose(first_proposals(case), read_golden()[str(case)], atol=2e-6)
+    for found, recorded in zip(first_proposals(case), read_golden()[str(case)], strict=True):
+        np.testing.assert_allclose(found, recorded, atol=2e-6)

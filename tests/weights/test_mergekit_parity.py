@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evomerge.recipe import Recipe, Setting, Slice, Source, write_recipe
+from evomerge.plan import read_model_header
+from evomerge.recipe import PIECEWISE, PieceTable, Recipe, Setting, Slice, Source, Span, write_recipe
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import merge_to_folder
 
@@ -28,7 +29,7 @@ def settings(**values):
     }
 
 
-def recipes(models, out_dtype):
+def recipes(models, out_dtype, names=("w",)):
     base, a, b = models
     mixed = settings(weight=[[0.7, "mlp"], [(0.1, 0.9), "self_attn"], 0.3], density=[[0.3, "mlp"], (0.1, 1.0)])
     plain = settings(weight=[0.4])
@@ -87,7 +88,18 @@ def recipes(models, out_dtype):
         "ramplus_tl": whole("ramplus_tl", {}, epsilon=[0.1], r=[0.3]),
         "passthrough": whole("passthrough", {}, with_base=None, sources=(a,), scale=[[0.5, "o_proj"], 1.0]),
         "slerp": whole("slerp", {}, sources=(base, a), t=[[(0.0, 0.5, 1.0), "mlp"], 0.4]),
+        "piecewise": Recipe(
+            PIECEWISE.name, (Slice((Source(a), Source(b))),), out_dtype=out_dtype, pieces=pieces(names)
+        ),
     }
+
+
+def pieces(names):
+    """Other weights for each third of the tensors, as a child of children has that was split where tensors end."""
+    return PieceTable(
+        ((0.7, 0.4), (0.2, 0.9), (-0.1, 1.05)),
+        {name: (Span(None, 3 * index // len(names)),) for index, name in enumerate(names)},
+    )
 
 
 NAMES = tuple(recipes(("x", "y", "z"), "float32"))
@@ -103,7 +115,8 @@ def merged(tmp_path_factory):
             str(write_tiny_llama(folder / f"{dtype}-{seed}", seed=seed, n_layers=4, tied=False, dtype=dtype))
             for seed in range(3)
         ]
-        for name, recipe in recipes(models, dtype).items():
+        names = list(read_model_header(models[0]).tensors)
+        for name, recipe in recipes(models, dtype, names).items():
             place = folder / f"{dtype}-{name}"
             merge_to_folder(recipe, place)
             write_recipe(recipe, place.with_suffix(".yaml"))

@@ -1,6 +1,7 @@
 """`FusedBatch`: many output tensors computed by the compiled kernels in one go, each into memory of the caller's."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,6 +44,31 @@ class Destination:
         return F32_AS_BF16 if self.round_to_bf16 else F32
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A destination, or the stretch of it that one piece of its step computes; `key` is equal where `form` is."""
+
+    key: tuple[str, int]
+    form: FusedStep
+    place: Destination
+
+
+def _parts(destination: Destination, fused: Mapping[str, FusedStep]) -> list[_Part]:
+    form = fused[destination.step.output]
+    if not form.pieces:
+        return [_Part((destination.step.output, 0), form, destination)]
+    memory = destination.memory.view(-1)
+    parts, start = [], 0
+    for number, (end, piece) in enumerate(form.pieces):
+        first, last = max(start, destination.start), min(end, destination.end)
+        if first < last:
+            inside = memory[first - destination.start : last - destination.start]
+            place = replace(destination, start=first, end=last, memory=inside)
+            parts.append(_Part((destination.step.output, number), piece, place))
+        start = end
+    return parts
+
+
 class FusedBatch:
     """Computes steps with the compiled kernels.
 
@@ -78,22 +104,25 @@ class FusedBatch:
         Returns:
             The first step whose result left the range of its dtype, if any.
         """
-        steps = {destination.step.output: destination.step for destination in destinations}
-        rows = {name: index for index, name in enumerate(steps)}
-        by_step, inputs = self._tables([fused[name] for name in steps], [steps[name] for name in steps])
-        self._rescale([fused[name] for name in steps], by_step, inputs)
-        outputs = by_step[[rows[destination.step.output] for destination in destinations]]
-        ranges = np.zeros(len(destinations), _RANGE)
-        for index, destination in enumerate(destinations):
-            outputs[index]["out_address"] = destination.memory.data_ptr()
-            outputs[index]["out_kind"] = destination.kind()
-            outputs[index]["out_offset"] = destination.start
-            ranges[index] = (index, 0, destination.start, destination.end)
+        parts = [part for destination in destinations for part in _parts(destination, fused)]
+        rows: dict[tuple[str, int], int] = {}
+        for part in parts:
+            rows.setdefault(part.key, len(rows))
+        forms = {part.key: part for part in parts}
+        by_step, inputs = self._tables([forms[key].form for key in rows], [forms[key].place.step for key in rows])
+        self._rescale([forms[key].form for key in rows], by_step, inputs)
+        outputs = by_step[[rows[part.key] for part in parts]]
+        ranges = np.zeros(len(parts), _RANGE)
+        for index, part in enumerate(parts):
+            outputs[index]["out_address"] = part.place.memory.data_ptr()
+            outputs[index]["out_kind"] = part.place.kind()
+            outputs[index]["out_offset"] = part.place.start
+            ranges[index] = (index, 0, part.place.start, part.place.end)
         chunks = chunks_of(ranges)
         self._threads.run_chunks(merge_chunks, chunks, outputs, inputs)
         limits = np.array(OVERFLOW_BITS, np.uint32)[outputs["out_kind"][chunks["output"]]]
         bad = np.flatnonzero(chunks["largest"] >= limits)
-        return destinations[int(chunks["output"][bad[0]])].step if len(bad) else None
+        return parts[int(chunks["output"][bad[0]])].place.step if len(bad) else None
 
     def _tables(self, fused: list[FusedStep], steps: list[TensorStep]) -> tuple[np.ndarray, np.ndarray]:
         """One output row a step, without its destination, and all input rows."""

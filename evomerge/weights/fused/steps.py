@@ -41,6 +41,7 @@ class FusedStep:
         elect_sign, normalize: sign consensus, and division by the agreeing weights.
         divisor, scale: applied to the sum, in this order.
         pruned: positions of the inputs whose pruned deltas get their L1 norm back.
+        pieces: (end, form) of consecutive stretches of flat elements, instead of all of the above.
     """
 
     inputs: Sequence[tuple[TensorInput, float, Prune]]
@@ -50,10 +51,13 @@ class FusedStep:
     divisor: float = 1.0
     scale: float = 1.0
     pruned: tuple[int, ...] = ()
+    pieces: tuple[tuple[int, "FusedStep"], ...] = ()
 
 
 def fuse(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
     """`step` for the kernels; None where its method has no fused form."""
+    if step.pieces:
+        return _piecewise(step)
     build = _BUILDERS.get(step.method)
     return None if build is None else build(step, n_elements, seed, statistics)
 
@@ -83,6 +87,17 @@ def _slerp(step: TensorStep, n_elements: int, seed: int, statistics: Statistics)
     products = statistics.products(_pair(base, other))
     of_base, of_other = coefficients(float(step.parameters["t"]), *products)
     return FusedStep([(base, of_base, NO_PRUNE), (other, of_other, NO_PRUNE)])
+
+
+def _piecewise(step: TensorStep) -> FusedStep | None:
+    """A plain sum for each piece; None where there is noise."""
+    if any(piece.noise for piece in step.pieces):
+        return None
+    forms = [
+        FusedStep([(entry, weight, NO_PRUNE) for entry, weight in zip(step.inputs, piece.weights, strict=True)])
+        for piece in step.pieces
+    ]
+    return FusedStep([], pieces=tuple((piece.end, form) for piece, form in zip(step.pieces, forms, strict=True)))
 
 
 PruneBuilder = Callable[[TensorStep, int, int, int, Statistics], Prune]

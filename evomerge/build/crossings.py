@@ -1,0 +1,146 @@
+"""config -> the lineage of a search that crosses models (`m2n2`): seed models, chromosomes, and the seeds' inner products."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.config import SearchConfig, SpaceConfig
+from evomerge.core import Candidate, ConfigError, CrossoverGenome, VectorGenome
+from evomerge.plan import MergePlan, ModelHeader, TensorStep, make_plan
+from evomerge.plan.planner import is_copy
+from evomerge.recipe import (
+    MODULE_GROUPS,
+    Angle,
+    Lineage,
+    Recipe,
+    RecipeTemplate,
+    SearchedParameter,
+    SeedProducts,
+    Setting,
+    Slice,
+    Source,
+    SplitAt,
+    WeightLayout,
+)
+
+
+def crosses_models(config: SearchConfig) -> bool:
+    """Whether the strategy proposes crossovers of models instead of points of a recipe space."""
+    return config.strategy.name == "m2n2" and config.strategy.options.get("on") != "recipes"
+
+
+def seed_template(config: SearchConfig, base: str | None, first: ModelHeader) -> RecipeTemplate:
+    """The space that the seed models are the unit vectors of: a weight in [0, 1] per expert. Also makes the baselines.
+
+    Raises:
+        ConfigError: `space` says something that crossovers have no use for.
+    """
+    space, plain = config.space, SpaceConfig()
+    for key in ("method", "parameters", "fixed", "layer_groups"):
+        if getattr(space, key) != getattr(plain, key):
+            raise ConfigError(
+                f"space.{key}: strategy {config.strategy.name} crosses whole models and searches no merge method's parameters; "
+                "remove it, or set strategy.on: recipes"
+            )
+    experts = {name: model.path for name, model in config.models.experts.items()} if config.models else {}
+    return RecipeTemplate(
+        method="linear",
+        base=base,
+        experts=experts,
+        searched=[SearchedParameter("weight", 0.0, 1.0, ("expert",))],
+        fixed={"normalize": False},
+        n_layers=first.n_layers,
+        layer_groups=[(0, first.n_layers)],
+        module_groups=space.module_groups,
+        out_dtype=space.out_dtype or first.dtype,
+        seed=config.seed,
+    )
+
+
+class Crossings:
+    """What the crossovers of a search are made of.
+
+    Args:
+        config: the search.
+        headers: of its models.
+        out_dtype: what merged weights are rounded to.
+
+    Raises:
+        ConfigError: a module group without tensors.
+        RecipeError: models that do not fit each other.
+    """
+
+    def __init__(self, config: SearchConfig, headers: Mapping[str, ModelHeader]) -> None:
+        if config.models is None:
+            raise ConfigError("models: is missing")
+        self._config, self._headers = config, headers
+        self.seeds = tuple(Source(model.path) for model in config.models.experts.values())
+        first = headers[config.models.base.path if config.models.base else self.seeds[0].key]
+        self._out_dtype = config.space.out_dtype or first.dtype
+        self.chromosomes = self._chromosomes()
+        self.layout = WeightLayout(
+            tuple(tuple((step.output, int(np.prod(step.shape))) for step in steps) for steps in self.chromosomes)
+        )
+
+    def lineage(self) -> Lineage:
+        """Reads the seeds' weights, whole ones once, for their inner products.
+
+        Raises:
+            CheckpointError: a seed holds NaN or an infinity.
+        """
+        from evomerge.weights import WeightPool
+        from evomerge.weights.gram import SeedGram
+
+        pool = WeightPool({seed.key: self._headers[seed.key] for seed in self.seeds})
+        return self._lineage(SeedGram(pool, self.chromosomes))
+
+    def plan(self) -> MergePlan:
+        """The plan of a child of two seeds, split in the middle; reads no weight."""
+        zero, one = (VectorGenome(tuple(float(i == k) for i in range(len(self.seeds)))) for k in (0, 1))
+        child = CrossoverGenome(("0", "1"), 0.5, (0.5,) * len(self.chromosomes))
+        recipe = self._lineage(_NoProducts(len(self.seeds))).recipe(
+            Candidate("plan", child), {"0": zero, "1": one}.__getitem__
+        )
+        return make_plan(recipe, self._headers)
+
+    def _lineage(self, products: SeedProducts) -> Lineage:
+        wanted = self._config.space.crossover
+        return Lineage(
+            self.seeds,
+            self.layout,
+            products,
+            angle=Angle(wanted.angle),
+            split=SplitAt(wanted.split),
+            out_dtype=self._out_dtype,
+        )
+
+    def _chromosomes(self) -> list[list[TensorStep]]:
+        """The steps of a sum of all seeds, by module group."""
+        sources = tuple(Source(seed.model, parameters={"weight": (Setting(1.0),)}) for seed in self.seeds)
+        plan = make_plan(Recipe("linear", (Slice(sources),)), self._headers)
+        groups = self._config.space.module_groups or ("rest",)
+        chromosomes: dict[str, list[TensorStep]] = {group: [] for group in groups}
+        for step in plan.steps:
+            if not is_copy(step):
+                chromosomes[_group(step.output, groups)].append(step)
+        for group, steps in chromosomes.items():
+            if not any(np.prod(step.shape) for step in steps):
+                raise ConfigError(f"space.module_groups: no tensor of the models belongs to {group!r}; remove it")
+        return list(chromosomes.values())
+
+
+class _NoProducts:
+    """Stands for inner products where only the shape of a child matters."""
+
+    def __init__(self, n_seeds: int) -> None:
+        self._zero = np.zeros((n_seeds, n_seeds))
+
+    def before(self, chromosome: int, position: int) -> NDArray[np.float64]:
+        """Zeros, (K, K)."""
+        return self._zero
+
+
+def _group(tensor: str, groups: Sequence[str]) -> str:
+    """The first group that the tensor belongs to; the last takes whatever is left ("rest")."""
+    return next((group for group in groups if any(text in tensor for text in MODULE_GROUPS[group])), groups[-1])

@@ -1,0 +1,54 @@
+"""Steps of `piecewise` recipes: plain `linear` steps for tensors in one piece, steps with pieces for the others."""
+
+from collections.abc import Sequence
+
+from evomerge.core import RecipeError
+from evomerge.plan.merge_plan import Piece, TensorInput, TensorStep
+from evomerge.plan.structure import OutputTensor
+from evomerge.recipe import PIECEWISE, PieceTable
+
+_LINEAR = "linear"
+
+
+def check_tensors(table: PieceTable, names: Sequence[str]) -> None:
+    """Refuses a table that is not for the float tensors `names`.
+
+    Raises:
+        RecipeError: a tensor that only one of them has, named.
+    """
+    missing = next((name for name in names if name not in table.tensors), None)
+    if missing is not None:
+        raise RecipeError(f"pieces.tensors: the models' tensor {missing!r} is missing; the recipe is of other models")
+    unknown = next(iter(sorted(set(table.tensors) - set(names))), None)
+    if unknown is not None:
+        raise RecipeError(f"pieces.tensors: the models have no tensor {unknown!r}; the recipe is of other models")
+
+
+def piecewise_step(output: OutputTensor, table: PieceTable, keys: Sequence[str]) -> TensorStep:
+    """What to compute for `output`; `keys` names the sources in the order of the table's columns.
+
+    Raises:
+        RecipeError: a span ends outside the tensor.
+    """
+    n_sources = len(keys)
+    pieces = []
+    for span in table.tensors[output.name]:
+        end = output.n_elements if span.end is None else span.end
+        if span.end is not None and span.end >= output.n_elements:
+            raise RecipeError(
+                f"pieces.tensors.{output.name}: a span ends at element {end}, the tensor has {output.n_elements}"
+            )
+        row = table.rows[span.row]
+        noise = tuple((seed, scale) for seed, scale in zip(table.noise, row[n_sources:], strict=True) if scale)
+        pieces.append(Piece(end, row[:n_sources], noise))
+    if len(pieces) == 1 and not pieces[0].noise:
+        return _linear_step(output, pieces[0].weights, keys)
+    inputs = tuple(TensorInput(key, name, {}) for key, name in zip(keys, output.tensors, strict=True))
+    return TensorStep(output.name, output.shape, PIECEWISE.name, inputs, None, {}, tuple(pieces))
+
+
+def _linear_step(output: OutputTensor, weights: Sequence[float], keys: Sequence[str]) -> TensorStep:
+    """Sources without weight are not read, unless there is nothing else."""
+    used = [index for index, weight in enumerate(weights) if weight] or [0]
+    inputs = tuple(TensorInput(keys[index], output.tensors[index], {"weight": weights[index]}) for index in used)
+    return TensorStep(output.name, output.shape, _LINEAR, inputs, None, {"normalize": False})
