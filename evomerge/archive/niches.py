@@ -33,9 +33,8 @@ def _value(table: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
     one item with one other member is worth exactly half of having it alone, as in the released code.
     """
     demand = table.sum(axis=0)
-    return np.divide(
-        table.max(axis=0), demand if alpha == 1.0 else demand**alpha, out=np.zeros(len(demand)), where=demand > 0.0
-    )
+    crowd = demand if alpha == 1.0 else demand**alpha
+    return np.asarray(np.divide(table.max(axis=0), crowd, out=np.zeros(len(demand)), where=demand > 0.0))
 
 
 def coverage(scores: ArrayLike, threshold: float = 0.5) -> float:
