@@ -110,7 +110,7 @@ class Digits:
         self.draw = np.random.default_rng([seed, 0])
         self.noise = np.random.default_rng([seed, 1]).spawn(batch)
         self.threads = ThreadPoolExecutor(threads) if threads > 1 else None
-        for model in specialists() if pretrained else random_models(seed):
+        for model in specialists(seed) if pretrained else random_models(seed):
             self.tell(model, solved(model, *digits()[:2]))
 
     def tell(self, child: Floats, items: Floats) -> None:
@@ -134,7 +134,7 @@ class Digits:
         """A batch of children: proposed from one archive state, told in order."""
         jobs = []
         for lane in range(self.batch):
-            first, second = self.niches.parents(self.draw, attracted=self.variant.attraction)
+            first, second = self.niches.parents(self.draw, attracted=self.variant.attraction, distinct=False)
             mix = self.draw.random()
             split = int(self.draw.integers(N_WEIGHTS)) if self.variant.split_point else 0
             jobs.append((lane, first, second, mix, split))
@@ -157,8 +157,8 @@ def random_models(seed: int) -> list[Floats]:
     return [SIGMA * stream.standard_normal(N_WEIGHTS, dtype=np.float32) for _ in range(2)]
 
 
-def specialists(seed: int = 42) -> list[Floats]:
-    """`random_models` after 10 full-batch Adam steps (rate 0.003) on the digits 0-4 and 5-9; the same pair for every run."""
+def specialists(seed: int) -> list[Floats]:
+    """`random_models` after 10 full-batch Adam steps (rate 0.003) on the digits 0-4 and 5-9; a pair for every seed."""
     images, labels, _, _ = digits()
     low = labels < 5
     return [
@@ -280,9 +280,9 @@ def main() -> None:
     parser.add_argument("what", choices=("scratch", "pretrained", "batch", "speed"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--children", type=int)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=2, help="children made from one archive state")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only", nargs="*", help="variants to run")
+    parser.add_argument("--only", nargs="*", help="variants to run, or batch sizes")
     parser.add_argument("--json", type=Path, help="append every single result to this file")
     given = parser.parse_args()
     if given.what == "speed":
@@ -297,7 +297,8 @@ def main() -> None:
         return lambda seed: search(variant, seed, n_children, marks, **options)
 
     if given.what == "batch":
-        rows = {f"M2N2, batch {size}": row("M2N2", size) for size in (1, 8, 32)}
+        sizes = [int(size) for size in given.only or (1, 2, 8, 32)]
+        rows = {f"M2N2, batch {size}": row("M2N2", size) for size in sizes}
     else:
         names = given.only or [
             name for name in VARIANTS if pretrained or name not in ("no attraction", "no split point")

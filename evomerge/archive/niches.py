@@ -109,10 +109,13 @@ class Niches:
         self._table[weakest] = row
         return weakest
 
-    def parents(self, generator: np.random.Generator, *, attracted: bool = True) -> tuple[int, int]:
-        """Two different slots: the first drawn by fitness, the second by what it adds to the first (`attracted`) or by fitness.
+    def parents(
+        self, generator: np.random.Generator, *, attracted: bool = True, distinct: bool = True
+    ) -> tuple[int, int]:
+        """Two slots: the first drawn by fitness, the second by what it adds to the first (`attracted`) or by fitness.
 
-        Where no other member adds anything, the second is drawn by fitness; where nobody has any, uniformly.
+        Where no other member adds anything, the second is drawn by fitness; where nobody has any, uniformly. Without attraction
+        the released code may draw the same member twice; `distinct` does not.
         """
         scores = self.scores()
         fitness = resource_fitness(scores, self.alpha)
@@ -120,10 +123,11 @@ class Niches:
         appeal = attraction(scores, first) if attracted else np.zeros(self._n)
         if appeal.sum() <= 0.0:
             appeal = fitness.copy()
-            appeal[first] = 0.0
-        if appeal.sum() <= 0.0:
-            appeal = np.ones(self._n)
-            appeal[first] = 0.0
+            if distinct:
+                appeal[first] = 0.0
+                if appeal.sum() <= 0.0:
+                    appeal[:] = 1.0
+                    appeal[first] = 0.0
         return first, _draw(appeal, generator)
 
     def _graded(self, table: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,11 +6,13 @@ of equally likely bins, scaled to unit variance; the largest is 4.2.
 
 from functools import cache
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.weights.philox import mask_key, random_words
+from evomerge.weights.blocks import BLOCK, philox_block
+from evomerge.weights.philox import mask_key
 
 TABLE_BITS = 16
 
@@ -33,5 +35,16 @@ def noise_key(seed: int, output: str) -> tuple[int, int]:
 
 def normal_noise(seed: int, output: str, start: int, count: int) -> torch.Tensor:
     """Elements [start, start + count) of the noise: (count,) float32."""
-    words = random_words(noise_key(seed, output), start, count)
-    return torch.from_numpy(quantiles()[words >> np.uint32(32 - TABLE_BITS)])
+    noise = np.empty(count, np.float32)
+    _fill(*noise_key(seed, output), start, noise, quantiles())
+    return torch.from_numpy(noise)
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(key0, key1, start, noise, table):  # type: ignore[no-untyped-def]
+    words = np.empty(BLOCK + 8, np.uint32)
+    for first in range(0, noise.shape[0], BLOCK):
+        count = min(BLOCK, noise.shape[0] - first)
+        skip = philox_block(key0, key1, start + first, count, words)
+        for i in range(count):
+            noise[first + i] = table[words[skip + i] >> np.uint32(32 - TABLE_BITS)]

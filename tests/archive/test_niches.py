@@ -83,6 +83,7 @@ def test_parents_are_two_and_the_second_adds_something():
     assert {niches.parents(generator, attracted=False) for _ in range(400)} == {
         (a, b) for a in range(3) for b in range(3) if a != b
     }
+    assert (0, 0) in {niches.parents(generator, attracted=False, distinct=False) for _ in range(100)}
     useless = filled([[0, 0], [0, 0], [0, 0]])
     assert len({useless.parents(generator) for _ in range(400)}) == 6
 

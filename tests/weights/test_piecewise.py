@@ -18,7 +18,8 @@ from evomerge.recipe import (
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool
 from evomerge.weights.gram import SeedGram
-from evomerge.weights.noise import normal_noise, quantiles
+from evomerge.weights.noise import noise_key, normal_noise, quantiles
+from evomerge.weights.philox import random_words
 
 DEPTH = 9
 
@@ -179,6 +180,8 @@ def test_noise_is_normal_and_does_not_depend_on_the_chunking():
     assert noise.std().item() == pytest.approx(1.0, abs=0.01)
     assert ((noise.abs() < 1).float().mean()).item() == pytest.approx(0.6827, abs=0.005)
     assert torch.equal(noise[1001:5000], normal_noise(7, "w", 1001, 3999))
+    words = random_words(noise_key(7, "w"), 1001, 3999)
+    assert np.array_equal(noise[1001:5000].numpy(), quantiles()[words >> 16])
     assert not torch.equal(noise, normal_noise(8, "w", 0, 200_000))
     assert not torch.equal(noise, normal_noise(7, "v", 0, 200_000))
     table = quantiles().astype(np.float64)
