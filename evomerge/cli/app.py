@@ -58,6 +58,47 @@ def _root(
 
 
 @app.command()
+def init(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Experts: folders, or name=folder.", show_default=False)
+    ],
+    base: Annotated[Path | None, typer.Option(help="The model they were all trained from.", show_default=False)] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="lm-eval task file or name. May be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("search.yaml"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a commented configuration for these models."""
+    from evomerge.build.starting import write_first_config
+
+    todo = write_first_config(out, models, base=base, tasks=task or (), overwrite=overwrite)
+    print(f"{out}: written. Next: {'; '.join(todo)}")
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Option("--run-dir", help="Where runs will be written.")] = Path("runs"),
+    address: Annotated[str | None, typer.Option(help="A Ray cluster to look at as well, e.g. auto.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Say what this machine (and a cluster) can do, and what to mend. Exit code 2 where a search would not run."""
+    from dataclasses import asdict
+
+    from evomerge.build.doctor import Grade, examine
+
+    findings = examine(folder, address)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        from evomerge.cli.live import print_findings
+
+        print_findings(findings)
+    if any(finding.grade is Grade.BAD for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
 def validate(
     config: Config,
     overrides: Overrides = None,
@@ -145,6 +186,19 @@ def resume(run: Run, overrides: Overrides = None) -> None:
     config = open_run(run).config
     with watched(run, config.budget.evaluations) as observer:
         resume_search(run, overrides=overrides or (), observers=[observer])
+
+
+@app.command()
+def watch(
+    run: Run,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How often to look.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
+) -> None:
+    """Look at a live or finished run from another terminal. Ctrl-C leaves; the run does not notice."""
+    from evomerge.build.watching import Watcher
+    from evomerge.cli.live import watch_run
+
+    watch_run(Watcher(run), every, once=once)
 
 
 @app.command()

@@ -74,6 +74,13 @@ class RaySession:
 
         return {name: float(amount) for name, amount in ray.cluster_resources().items()}
 
+    def nodes(self) -> Mapping[str, Mapping[str, float]]:
+        """Resources of every node that is alive, by its address and the start of its id."""
+        import ray
+
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        return {f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})": dict(node["Resources"]) for node in alive}
+
     def room(self, cpus: float, gpus: float) -> int:
         """How many workers of this size fit; each on one node, nodes may differ."""
         return room_for(cpus, gpus)

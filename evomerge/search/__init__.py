@@ -7,11 +7,11 @@ from evomerge.search.budget import Budget
 from evomerge.search.finals import run_finals
 from evomerge.search.front_files import FrontFiles, best_so_far, front_csv, front_json, front_of, pick
 from evomerge.search.item_store import ItemStore
-from evomerge.search.journal import Journal, event, read_journal
+from evomerge.search.journal import Journal, JournalReader, event, read_journal
 from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, StopRequest, WorkerPool
 from evomerge.search.recorder import RunRecorder, open_items, with_items
 from evomerge.search.run_directory import RunDirectory, writing_into
-from evomerge.search.run_lock import RunLock
+from evomerge.search.run_lock import RunLock, holder_of
 from evomerge.search.state import RunState, utility
 from evomerge.search.summary import Z_95, mean_with_error, overhead, summarize, tuned_task_arithmetic
 from evomerge.search.tables import Entry
@@ -25,6 +25,7 @@ __all__ = [
     "Interrupted",
     "ItemStore",
     "Journal",
+    "JournalReader",
     "Observer",
     "RunDirectory",
     "RunLock",
@@ -38,6 +39,7 @@ __all__ = [
     "front_csv",
     "front_json",
     "front_of",
+    "holder_of",
     "mean_with_error",
     "open_items",
     "overhead",

@@ -111,9 +111,29 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     Raises:
         JournalError: as `Journal`.
     """
-    if not path.is_file():
-        raise JournalError(f"{path}: no journal there; is {path.parent} a run directory?")
-    return list(_events(path))
+    return JournalReader(path).new_events()
+
+
+class JournalReader:
+    """Follows a journal that another process writes to: every call gives what has come since the last one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._index = self._position = 0
+
+    def new_events(self) -> list[dict[str, Any]]:
+        """The events since the last call, up to a record that is still being written.
+
+        Raises:
+            JournalError: as `read_journal`.
+        """
+        if not self._path.is_file():
+            raise JournalError(f"{self._path}: no journal there; is {self._path.parent} a run directory?")
+        events = []
+        for record, end in _records(self._path, self._index, self._position):
+            events.append(record)
+            self._index, self._position = self._index + 1, end
+        return events
 
 
 def write_all(stream: BinaryIO, content: bytes) -> None:
@@ -135,10 +155,10 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
     return (event for event, _ in _records(path))
 
 
-def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Every good event and the byte after it, up to a torn last record."""
-    index, position = 0, 0
+def _records(path: Path, index: int = 0, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Every good event from record `index`, which is at byte `position`, and the byte after it, up to a torn last record."""
     with path.open("rb") as stream:
+        stream.seek(position)
         while line := stream.readline(MAX_RECORD_BYTES + 10):
             event = _parse(line)
             if event is None:

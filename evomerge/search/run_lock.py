@@ -164,6 +164,17 @@ class RunLock:
         self._seen_s = _awake_and_asleep_s()
 
 
+def holder_of(folder: Path) -> tuple[str, bool | None] | None:
+    """Who works on the run in `folder`, and whether that process lives (None: it is on another machine); None where nobody does."""
+    content = _read(folder / "lock")
+    if not content:
+        return None
+    who = f"process {content.get('pid')} on {content.get('host')}"
+    if content.get("machine") != _machine():
+        return who, None
+    return who, isinstance(content.get("pid"), int) and Path(f"/proc/{content['pid']}").exists()
+
+
 def _read(path: Path) -> dict[str, Any]:
     """What the lock file says; empty where nobody holds it."""
     try:

@@ -22,6 +22,9 @@ COMMANDS = [
     ["eval"],
     ["validate"],
     ["plan"],
+    ["init"],
+    ["watch"],
+    ["doctor"],
     ["zoo"],
     ["zoo", "build"],
 ]

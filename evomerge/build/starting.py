@@ -1,0 +1,116 @@
+"""A first configuration for models that are named: every choice explained where it is made."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from evomerge.build.problem import make_problem
+from evomerge.config import parse_config
+from evomerge.core import ConfigError, atomic_write_text, load_yaml
+from evomerge.plan import read_model_header
+from evomerge.strategy import strategy_names
+
+_TEMPLATE = """\
+# Made by `evomerge init`. Next: `evomerge validate {file}`, `evomerge plan {file}`, `evomerge search {file}`.
+# Relative paths count from this file. `evomerge validate --show {file}` prints every setting there is, with its default.
+
+models:                       # {architecture}, {n_layers} layers
+{models}
+
+method: {method}{method_note}
+
+# What the merged model should be good at: lm-eval task files, or names that lm-eval knows. Each task needs three disjoint
+# splits: search (fitness), select (ranks the finalists), report (looked at once); say which of the data's splits they are with
+#   - {{task: mine.yaml, splits: {{search: train, select: validation, report: test}}}}
+{tasks}
+
+# cma_es: one objective, or the mean of several. nsga2: the trade-offs between several. All: {strategies}
+strategy: {strategy}
+
+budget: {{evaluations: 200}}    # also: items, hours; `evomerge resume RUN --set budget.evaluations=400` goes on
+seed: 0
+
+# engine: {{max_model_len: 2048}}                         # longest prompt with its answer; default: the model's
+# cluster: {{workers: 4, gpus_per_worker: 1}}             # default: one worker per GPU, else per CPU core
+# space: {{method: {method}, layer_groups: 4}}            # instead of `method`: more parameters, e.g. per group of layers
+"""
+
+_NO_TASKS = "tasks: []            # to be filled in, or there is nothing to search for"
+
+
+def write_first_config(
+    out: Path, experts: Sequence[str], *, base: Path | None, tasks: Sequence[str], overwrite: bool = False
+) -> list[str]:
+    """Writes a commented configuration and returns what is still to be done, a line each.
+
+    Args:
+        out: the file.
+        experts: folders of models, as `path` or `name=path`.
+        base: the model they were all trained from.
+        tasks: lm-eval task files or names.
+        overwrite: replace `out` where it exists.
+
+    Raises:
+        ConfigError: `out` exists, an expert's name is none or stands twice, or what `evomerge validate` would say.
+        CheckpointError: a model cannot be read.
+    """
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; give another --out, or --overwrite")
+    named = _named(experts)
+    if base is None and len(named) < 2:
+        raise ConfigError("one model alone cannot be merged; name at least two, or one and its --base")
+    header, *_ = [read_model_header(path) for path in ([base] if base else []) + list(named.values())]
+    folder = out.resolve().parent
+    places = {name: _relative(path, folder) for name, path in named.items()}
+    models = [f"  base: {_relative(base, folder)}"] if base else []
+    models += ["  experts:", *(f"    {_scalar(name)}: {place}" for name, place in places.items())]
+    local = [_relative(Path(task), folder) if task.endswith((".yaml", ".yml")) else task for task in tasks]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise ConfigError(f"{folder}: cannot be created: {problem.strerror}") from None
+    text = _TEMPLATE.format(
+        file=out,
+        architecture=header.architecture,
+        n_layers=header.n_layers,
+        models="\n".join(models),
+        method="task_arithmetic" if base else "linear",
+        method_note="       # base + weighted differences of the experts" if base else "                # weighted mean; name a base for the methods with task vectors",
+        tasks="tasks:\n" + "\n".join(f"  - {task}" for task in local) if local else _NO_TASKS,
+        strategy="nsga2" if len(local) > 1 else "cma_es",
+        strategies=", ".join(strategy_names()),
+    )  # fmt: skip
+    settings = load_yaml(text, str(out))
+    config = parse_config({**settings, "tasks": settings["tasks"] or ["to-be-named"]}, folder=folder, where=str(out))
+    if local:
+        make_problem(config)
+    try:
+        atomic_write_text(out, text)
+    except OSError as problem:
+        raise ConfigError(f"{out}: cannot be written: {problem.strerror}") from None
+    return [f"evomerge search {out}"] if local else [f"name tasks in {out}", f"evomerge validate {out}"]
+
+
+def _named(experts: Sequence[str]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for expert in experts:
+        name, separator, place = expert.partition("=")
+        path = Path(place if separator else expert)
+        name = name if separator else path.resolve().name
+        if name in named:
+            raise ConfigError(f"two experts are called {name!r}; name them, e.g. first={path}")
+        named[name] = path
+    return named
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """`path` as seen from `folder`; absolute where they have nothing in common."""
+    place = os.path.relpath(path.resolve(), folder)
+    return _scalar(str(path.resolve()) if place.count("..") > 3 else place if place.startswith(".") else f"./{place}")
+
+
+def _scalar(text: str) -> str:
+    """`text` as YAML reads it back, quoted only where it must be."""
+    return text if re.fullmatch(r"[\w./-]*[A-Za-z_/][\w./-]*", text) else json.dumps(text)

@@ -1,0 +1,119 @@
+"""Looking at a run while another process works on it. Reads what is new in the journal each time; never writes, never locks."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from evomerge.config import SearchConfig, parse_config
+from evomerge.core import Objective, Split, Status
+from evomerge.search import JournalReader, RunDirectory, RunState, holder_of, utility
+
+N_BEST = 5
+"""So many candidates are shown."""
+
+N_RECENT = 64
+"""The rate is that of so many of the last evaluations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A run as it stands.
+
+    Attributes:
+        status: whether it runs, and where; else how it ended and how to go on.
+        over: nothing more comes by itself.
+        n_evaluations: on the search split, baselines included; `n_budget` of them are wanted, None = no such limit.
+        n_failed: of all evaluations.
+        n_lost: workers that died or hung with a candidate.
+        n_pending: asked and not told.
+        elapsed_s: wall time of all sessions.
+        per_minute: rate of the last evaluations; None where there are too few.
+        remaining_s: until the budget of evaluations is used up at that rate.
+        best: (id, scores in the order of the objectives, mean), best first.
+        last_error: why the last failed candidate failed.
+    """
+
+    status: str
+    over: bool
+    n_evaluations: int
+    n_budget: int | None
+    n_failed: int
+    n_lost: int
+    n_pending: int
+    elapsed_s: float
+    per_minute: float | None
+    remaining_s: float | None
+    best: tuple[tuple[str, tuple[float, ...], float], ...]
+    last_error: str | None
+
+
+class Watcher:
+    """Follows the run in `folder`.
+
+    Raises:
+        JournalError: there is none, or it is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._directory = RunDirectory(folder)
+        resolved = self._directory.read_resolved()
+        self.config: SearchConfig = parse_config(
+            dict(resolved["config"]), folder=Path("/"), where=str(self._directory.resolved)
+        )
+        self._reader = JournalReader(self._directory.journal)
+        self._state = RunState()
+        self._n_lost = 0
+        self._times: deque[float] = deque(maxlen=N_RECENT)
+        self._best: list[tuple[str, tuple[float, ...], float]] = []
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is optimised."""
+        return self._state.objectives
+
+    def look(self) -> Look:
+        """The run now.
+
+        Raises:
+            JournalError: it has been damaged.
+        """
+        for event in self._reader.new_events():
+            self._state.apply(event)
+            self._take(event)
+        state = self._state
+        status, over = self._status()
+        count, wanted = state.n_evaluations[Split.SEARCH], self.config.budget.evaluations
+        rate = None
+        if len(self._times) > 1 and self._times[-1] > self._times[0]:
+            rate = 60 * (len(self._times) - 1) / (self._times[-1] - self._times[0])
+        left = None if rate is None or wanted is None or over else 60 * max(0, wanted - count) / rate
+        return Look(
+            status, over, count, wanted, state.evaluations.count(Status.FAILED), self._n_lost, len(state.pending),
+            state.elapsed_s, rate, left, tuple(self._best), state.last_error,
+        )  # fmt: skip
+
+    def _take(self, event: Mapping[str, object]) -> None:
+        if event["event"] == "session":
+            self._times.clear()
+        elif event["event"] == "lost":
+            self._n_lost += 1
+        elif event["event"] == "evaluated" and event["split"] == Split.SEARCH.value:
+            evaluation = self._state.evaluations[str(event["id"]), Split.SEARCH]
+            self._times.append(float(str(event["elapsed_s"])))
+            if evaluation.status is Status.OK:
+                goals = self._state.objectives
+                scores = tuple(evaluation.value(goal.name) for goal in goals)
+                self._best.append((evaluation.candidate_id, scores, utility(goals, evaluation)))
+                self._best = sorted(self._best, key=lambda row: (-row[2], row[0]))[:N_BEST]
+
+    def _status(self) -> tuple[str, bool]:
+        holder = holder_of(self._directory.folder)
+        if holder is not None and holder[1] is not False:
+            doing = "in the finals" if self._state.stopped else "searching"
+            return f"{doing}, {holder[0]}", False
+        if self._state.finished:
+            return f"finished; the best is {self._state.best_id}", True
+        if self._state.stopped and not self.config.finals.finalists:
+            return f"finished ({', '.join(self._state.stopped)})", True
+        return f"nobody works on it; `evomerge resume {self._directory.folder}` goes on", True

