@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from evomerge.build.crossings import Crossings, crosses_models, seed_template
+from evomerge.build.stacking import stack_template
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
 from evomerge.plan import ModelHeader, make_plan, read_model_header
@@ -15,6 +16,7 @@ from evomerge.recipe import (
     Recipe,
     RecipeTemplate,
     SearchedParameter,
+    StackTemplate,
     allowed_axes,
     default_searched,
     even_layer_groups,
@@ -22,6 +24,10 @@ from evomerge.recipe import (
 )
 from evomerge.search import Baseline, Entry
 from evomerge.space import Parameter, SearchSpace
+
+
+_OF_THE_MERGE = frozenset({"method", "parameters", "fixed", "layer_groups"})
+"""settings of the space that say how models are merged"""
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,14 @@ class Problem:
 
     config: SearchConfig
     headers: Mapping[str, ModelHeader]
-    template: RecipeTemplate | None
+    template: RecipeTemplate | StackTemplate | None
     task_names: tuple[str, ...]
     crossings: Crossings | None = None
+
+    @property
+    def max_slots(self) -> int | None:
+        """Layers that the engine must have room for; None where every candidate is as deep as the base."""
+        return self.template.max_slots if isinstance(self.template, StackTemplate) else None
 
     @property
     def space(self) -> SearchSpace:
@@ -137,6 +148,8 @@ class Problem:
         """
         if self.template is None:
             return 0
+        if isinstance(self.template, StackTemplate):
+            make_plan(self.template.widest(), self.headers)
         for baseline in self.baselines():
             if baseline.recipe is not None:
                 make_plan(Recipe.from_json(baseline.recipe), self.headers)
@@ -269,7 +282,19 @@ def _problem(config: SearchConfig, headers: Mapping[str, ModelHeader], names: tu
     return Problem(config, headers, template, names, crossings)
 
 
-def _template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:
+def _template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate | StackTemplate:
+    stacking = config.space.stacking
+    if stacking is None:
+        return _merge_template(config, headers)
+    unused = sorted(config.space.model_fields_set & _OF_THE_MERGE) if not stacking.parameters else []
+    if unused:
+        raise ConfigError(f"space: {', '.join(unused)} would have no effect; set stacking.parameters: true to search the merge too")
+    if config.space.module_groups:
+        raise ConfigError("space.module_groups: a stacked layer is taken or merged whole; leave it out")
+    return stack_template(config, stacking, headers, _merge_template(config, headers) if stacking.parameters else None)
+
+
+def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:
     if config.models is None:
         raise ConfigError("models: is missing")
     space, spec = config.space, method_spec(config.space.method)

@@ -32,5 +32,6 @@ def strategy_for(problem: "Problem") -> Strategy:
         dimension=problem.space.dimension,
         objectives=problem.objectives,
         seed=problem.config.seed,
+        choices=problem.space.choices,
         **options,
     )

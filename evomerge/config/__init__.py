@@ -1,6 +1,14 @@
 """The configuration schema and its YAML files."""
 
 from evomerge.config.load import load_config, parse_config
-from evomerge.config.schema import LmEvalConfig, SearchConfig, SpaceConfig, SyntheticConfig
+from evomerge.config.schema import LmEvalConfig, SearchConfig, SpaceConfig, StackingConfig, SyntheticConfig
 
-__all__ = ["LmEvalConfig", "SearchConfig", "SpaceConfig", "SyntheticConfig", "load_config", "parse_config"]
+__all__ = [
+    "LmEvalConfig",
+    "SearchConfig",
+    "SpaceConfig",
+    "StackingConfig",
+    "SyntheticConfig",
+    "load_config",
+    "parse_config",
+]

@@ -84,6 +84,52 @@ class CrossoverConfig(_Strict):
     """the angle of the interpolation: that of the whole models (released code), or of each side of a split (paper)"""
 
 
+class StackingConfig(_Strict):
+    """Layers of several models stacked, repeated, skipped and scaled (docs/stacking.md)."""
+
+    encoding: Literal["indicator", "categorical", "moves", "swap"] = "indicator"
+    """how a path is searched; docs/stacking.md says which to pick"""
+    models: dict[str, tuple[int, int] | None] | None = None
+    """model name (of models.experts, "base", or "merged") -> [first, last) layers that may be used, null = all; default: every expert"""
+    ends: str | None = None
+    """the model that gives embeddings, head and the fixed layers; default: the first of `models`, or "merged" with `parameters`"""
+    repeats: int = Field(default=1, ge=1, le=16)
+    """indicator: how many times the row of layers stands in a path (published: 3)"""
+    n_moves: int | None = Field(default=None, ge=1)
+    """moves: length of the walk; default: twice the free layers"""
+    fixed_first: int = Field(default=1, ge=0)
+    """how many first layers of the ends model begin every path (published: 1)"""
+    fixed_last: int = Field(default=1, ge=0)
+    """how many last layers of the ends model end every path (published: 1)"""
+    min_depth: int | None = Field(default=None, ge=1)
+    """fewest layers; default: the fixed ones"""
+    max_depth: int | None = Field(default=None, ge=1)
+    """most layers, which the engine has memory for; default: one and a half times the ends model's"""
+    scales: Literal["none", "slot", "matrix"] = "slot"
+    """what multiplies the hidden state on entering a layer; matrix: by pair of layers (indicator only, as published)"""
+    scale_low: float = Field(default=0.5, gt=0)
+    scale_high: float = Field(default=2.0, gt=0)
+    """scales are searched on a logarithmic axis between these, 1 included"""
+    parameters: bool = False
+    """search the merge of space.method (linear or task_arithmetic) too: its layers are those of the model "merged" """
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _names_only(cls, value: Any) -> Any:
+        return dict.fromkeys(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "StackingConfig":
+        for name, encoding in (("repeats", "indicator"), ("n_moves", "moves")):
+            if name in self.model_fields_set and self.encoding != encoding:
+                raise ValueError(f"{name} belongs to the encoding {encoding}, not to {self.encoding}")
+        if self.scales == "matrix" and self.encoding != "indicator":
+            raise ValueError(f"scales: matrix belongs to the encoding indicator; {self.encoding} takes none or slot")
+        if self.encoding == "swap" and (self.min_depth or self.max_depth):
+            raise ValueError("the encoding swap keeps the depth of the ends model; leave min_depth and max_depth out")
+        return self
+
+
 class SpaceConfig(_Strict):
     """The search space."""
 
@@ -101,6 +147,8 @@ class SpaceConfig(_Strict):
     """for `m2n2`, which needs nothing else of the space"""
     out_dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """what merged weights are rounded to; default: the base model's dtype"""
+    stacking: StackingConfig | None = None
+    """search the order of layers; None: only the merge of models of one shape"""
 
 
 class TaskConfig(_Strict):

@@ -6,6 +6,8 @@ from evomerge.recipe.methods import METHODS, PIECEWISE, BaseRole, MethodSpec, Pa
 from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, Source
 from evomerge.recipe.pieces import PieceTable, Span
 from evomerge.recipe.recipe import DTYPES, Recipe
+from evomerge.recipe.stack_paths import Categorical, Indicator, Moves, PathEncoding, StackFrame, Step, Swap
+from evomerge.recipe.stack_template import MERGED, StackedModels, StackTemplate
 from evomerge.recipe.template import (
     AXES,
     MODULE_GROUPS,
@@ -20,6 +22,7 @@ from evomerge.recipe.validation import check_recipe, check_setting
 __all__ = [
     "AXES",
     "DTYPES",
+    "MERGED",
     "METHODS",
     "MODULE_GROUPS",
     "PIECEWISE",
@@ -27,11 +30,15 @@ __all__ = [
     "BaseRole",
     "Combination",
     "Lineage",
+    "Categorical",
+    "Indicator",
     "MethodSpec",
+    "Moves",
     "ParameterSpec",
     "ParameterValue",
     "Parameters",
     "PieceTable",
+    "PathEncoding",
     "Recipe",
     "RecipeTemplate",
     "Scope",
@@ -43,6 +50,11 @@ __all__ = [
     "Span",
     "SplitAt",
     "WeightLayout",
+    "StackFrame",
+    "StackTemplate",
+    "StackedModels",
+    "Step",
+    "Swap",
     "allowed_axes",
     "check_recipe",
     "check_setting",

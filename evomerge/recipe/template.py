@@ -93,6 +93,25 @@ class RecipeTemplate:
             ]
         )
 
+    @property
+    def method(self) -> str:
+        """The merge method."""
+        return self._spec.name
+
+    @property
+    def normalised(self) -> bool:
+        """Whether weights are divided by their sum."""
+        return bool(self._fixed.get("normalize", self._spec.parameter("normalize").default))
+
+    def weights(self, values: Mapping[str, float], layer: int) -> dict[str, float]:
+        """Expert -> its weight in layer `layer`; only for spaces whose weights do not vary over module groups."""
+        group = next(group for group in self._layer_groups if group[0] <= layer < group[1])
+        found = {}
+        for expert in self._experts:
+            setting = self._settings(values, Scope.MODEL, group, expert)["weight"][0]
+            found[expert] = float(setting.value) if not isinstance(setting.value, tuple) else setting.value[0]
+        return found
+
     def recipe(self, values: Mapping[str, float], name: str | None = None) -> Recipe:
         """The recipe of decoded parameter values (`space.decode`)."""
         whole_model = len(self._layer_groups) == 1
@@ -132,7 +151,7 @@ class RecipeTemplate:
         """For each baseline that is a point of this space, its parameter values."""
         if not any(parameter.name == "weight" for parameter in self._searched):
             return {}
-        normalised = bool(self._fixed.get("normalize", self._spec.parameter("normalize").default))
+        normalised = self.normalised
         wanted = {f"source:{name}": {other: float(other == name) for other in self._experts} for name in self._experts}
         if self._spec.base is BaseRole.REQUIRED and not normalised:
             wanted["source:base"] = dict.fromkeys(self._experts, 0.0)

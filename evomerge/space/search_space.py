@@ -1,4 +1,4 @@
-"""`SearchSpace`: named, bounded real parameters and the map between their values and the unit cube.
+"""`SearchSpace`: named parameters, real or categorical, and the map between their values and the unit cube.
 
 Knows nothing of recipes or models: a strategy sees its dimension, a recipe template its names.
 """
@@ -17,18 +17,34 @@ MAX_DIMENSION = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A real parameter with values in [low, high]."""
+    """A parameter with values in [low, high].
+
+    Attributes:
+        name: unique in its space.
+        low, high: bounds of a real parameter.
+        choices: names of the values of a categorical one, at least two; its value is the index of the choice. () = real.
+    """
 
     name: str
     low: float
     high: float
+    choices: tuple[str, ...] = ()
+
+    @classmethod
+    def categorical(cls, name: str, choices: Sequence[str]) -> "Parameter":
+        """A parameter whose values are the indices of `choices`."""
+        return cls(name, 0.0, float(len(choices) - 1), tuple(choices))
 
 
 class SearchSpace:
-    """An ordered set of parameters; point x in [0, 1]^d <-> value low + x (high - low) of each.
+    """An ordered set of parameters and the map between their values and points x in [0, 1]^d.
+
+    A real parameter has the value low + x (high - low). A categorical one with n choices has the value floor(x n), the index of
+    a choice; the middle of a choice's interval stands for it. So a strategy that knows only real coordinates searches a
+    step function, as in the published relaxations (arXiv 2403.13187).
 
     Raises:
-        SpaceError: no parameters, too many, a name twice, or bounds that are not finite with low < high.
+        SpaceError: no parameters, too many, a name twice, bounds that are not finite with low < high, or a single choice.
     """
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
@@ -52,6 +68,7 @@ class SearchSpace:
         self.parameters = tuple(parameters)
         self._low = np.array([parameter.low for parameter in parameters])
         self._width = np.array([parameter.high - parameter.low for parameter in parameters])
+        self._choices = np.array([len(parameter.choices) for parameter in parameters])
 
     @property
     def dimension(self) -> int:
@@ -59,9 +76,19 @@ class SearchSpace:
         return len(self.parameters)
 
     @property
+    def choices(self) -> tuple[int, ...]:
+        """(d,): the number of choices of every coordinate, 0 for real ones."""
+        return tuple(len(parameter.choices) for parameter in self.parameters)
+
+    @property
     def fingerprint(self) -> str:
-        """Equal for spaces with the same names and bounds in the same order."""
-        return fingerprint([[parameter.name, parameter.low, parameter.high] for parameter in self.parameters])
+        """Equal for spaces with the same names, bounds and choices in the same order."""
+        return fingerprint(
+            [
+                [parameter.name, parameter.low, parameter.high, *([list(parameter.choices)] if parameter.choices else [])]
+                for parameter in self.parameters
+            ]
+        )
 
     def encode(self, values: Mapping[str, float]) -> NDArray[np.float64]:
         """The point (d,) in [0, 1]^d of `values`.
@@ -73,7 +100,10 @@ class SearchSpace:
         if set(values) != set(names):
             missing, unknown = sorted(set(names) - set(values)), sorted(set(values) - set(names))
             raise SpaceError(f"values do not fit the space; missing: {missing or 'none'}; unknown: {unknown or 'none'}")
-        point = (np.array([values[name] for name in names]) - self._low) / self._width
+        array = np.array([values[name] for name in names])
+        point = (array - self._low) / self._width
+        discrete = self._choices > 0
+        point[discrete] = (array[discrete] + 0.5) / self._choices[discrete]
         outside = ~((point >= 0) & (point <= 1))
         if outside.any():
             worst = self.parameters[int(np.argmax(outside))]
@@ -94,4 +124,6 @@ class SearchSpace:
         if not ((array >= 0) & (array <= 1)).all():
             raise SpaceError("every coordinate of a point must lie in [0, 1]")
         values = self._low + array * self._width
+        discrete = self._choices > 0
+        values[discrete] = np.minimum(np.floor(array * self._choices), self._choices - 1)[discrete]
         return {parameter.name: float(value) for parameter, value in zip(self.parameters, values, strict=True)}

@@ -1,0 +1,126 @@
+"""config -> the template of a layer stack."""
+
+from collections.abc import Mapping
+
+from evomerge.config import SearchConfig, StackingConfig
+from evomerge.core import ConfigError
+from evomerge.plan import ModelHeader
+from evomerge.recipe import (
+    MERGED,
+    Categorical,
+    Indicator,
+    Moves,
+    PathEncoding,
+    RecipeTemplate,
+    StackedModels,
+    StackFrame,
+    StackTemplate,
+    Swap,
+    default_searched,
+    folding_of,
+    method_spec,
+)
+
+
+def stack_template(
+    config: SearchConfig,
+    wanted: StackingConfig,
+    headers: Mapping[str, ModelHeader],
+    merge: RecipeTemplate | None,
+) -> StackTemplate:
+    """The template of a configuration whose space has `stacking`.
+
+    Args:
+        config: the configuration.
+        wanted: its `space.stacking`.
+        headers: folder -> header of every model.
+        merge: the parameter-space merge of `space`, where `wanted.parameters` asks for it.
+
+    Raises:
+        ConfigError: settings that contradict each other or name no model.
+        SpaceError: no path fits them.
+        RecipeError: an architecture whose scales cannot be folded.
+    """
+    if config.models is None:
+        raise ConfigError("models: is missing")
+    base = config.models.base.path if config.models.base else None
+    models = StackedModels({name: model.path for name, model in config.models.experts.items()}, base)
+    folders = {**models.experts, **({"base": base} if base is not None else {})}
+    frame = _frame(wanted, {name: headers[path] for name, path in folders.items()}, merged=merge is not None)
+    first = headers[base or next(iter(models.experts.values()))]
+    return StackTemplate(
+        models=models,
+        encoding=_encoding(wanted, frame),
+        folding=folding_of(first),
+        merge=merge,
+        plain=_plain(config, base, models.experts, first.n_layers),
+        out_dtype=config.space.out_dtype or first.dtype,
+    )
+
+
+def _frame(wanted: StackingConfig, headers: Mapping[str, ModelHeader], *, merged: bool) -> StackFrame:
+    """What all paths have in common. The merge counts as one more model, as deep as the others."""
+    n_layers = {name: header.n_layers for name, header in headers.items()}
+    if merged:
+        n_layers[MERGED] = next(iter(n_layers.values()))
+    named = wanted.models or dict.fromkeys(
+        [*([MERGED] if merged else []), *(name for name in headers if name != "base")], None
+    )
+    unknown = [name for name in [*named, *([wanted.ends] if wanted.ends else [])] if name not in n_layers]
+    if unknown:
+        hint = "; set stacking.parameters: true to stack the merge" if MERGED in unknown else ""
+        raise ConfigError(f"stacking: no model is called {', '.join(unknown)}; known: {', '.join(n_layers)}{hint}")
+    layers = {}
+    for name, part in named.items():
+        first, last = part or (0, n_layers[name])
+        if not 0 <= first < last <= n_layers[name]:
+            raise ConfigError(f"stacking.models.{name}: [{first}, {last}] must lie within the {n_layers[name]} layers it has")
+        layers[name] = tuple(range(first, last))
+    ends = wanted.ends or next(iter(layers))
+    depth = n_layers[ends]
+    if wanted.encoding in ("moves", "swap") and any(n_layers[name] != depth for name in layers):
+        raise ConfigError(
+            f"stacking: the encoding {wanted.encoding} needs models of equal depth; "
+            + ", ".join(f"{name} has {n_layers[name]}" for name in layers)
+        )
+    fixed = wanted.fixed_first + wanted.fixed_last
+    swapping = wanted.encoding == "swap"
+    return StackFrame(
+        models=layers,
+        ends=ends,
+        n_layers=depth,
+        fixed_first=wanted.fixed_first,
+        fixed_last=wanted.fixed_last,
+        min_depth=depth if swapping else wanted.min_depth or max(1, fixed),
+        max_depth=depth if swapping else wanted.max_depth or max(depth + depth // 2, fixed),
+        scale_low=wanted.scale_low,
+        scale_high=wanted.scale_high,
+    )
+
+
+def _encoding(wanted: StackingConfig, frame: StackFrame) -> PathEncoding:
+    scales = wanted.scales != "none"
+    if wanted.encoding == "indicator":
+        return Indicator(frame, repeats=wanted.repeats, scales=scales, matrix=wanted.scales == "matrix")
+    if wanted.encoding == "categorical":
+        return Categorical(frame, scales=scales)
+    if wanted.encoding == "moves":
+        return Moves(frame, scales=scales, n_moves=wanted.n_moves or max(1, 2 * len(frame.own)))
+    return Swap(frame, scales=scales)
+
+
+def _plain(config: SearchConfig, base: str | None, experts: Mapping[str, str], n_layers: int) -> RecipeTemplate:
+    """A template for what is not stacked: it makes the baselines."""
+    spec = method_spec("linear")
+    return RecipeTemplate(
+        method=spec.name,
+        base=base,
+        experts=experts,
+        searched=default_searched(spec, ("expert",)),
+        fixed={},
+        n_layers=n_layers,
+        layer_groups=[(0, n_layers)],
+        module_groups=(),
+        out_dtype=config.space.out_dtype,
+        seed=config.seed,
+    )

@@ -1,0 +1,323 @@
+"""Encodings of layer stacks: parameter values -> the path of layers that the hidden state takes.
+
+Knows names of models and numbers of layers; nothing of weights, recipes or files. A path has three parts: the first and last
+layers of the `ends` model, which are always there, and between them whatever the encoding says. Every point of a space decodes to
+a path: one that is too long loses its last free layers, one that is too short gets the ends model's own free layers, lowest
+first, put before the others.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evomerge.core import SpaceError
+from evomerge.space import Parameter
+
+SKIP, BACK = "skip", "back"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One layer of a path: layer `layer` of model `model`, entered with the hidden state times `scale`."""
+
+    model: str
+    layer: int
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class StackFrame:
+    """What every path of a search has in common.
+
+    Attributes:
+        models: name -> the layers of it that a path may use, in order.
+        ends: the model that gives embeddings, head, and the first and last layers.
+        n_layers: layers of the ends model.
+        fixed_first, fixed_last: how many of its layers every path begins and ends with.
+        min_depth, max_depth: number of layers of a path, fixed ones included.
+        scale_low, scale_high: bounds of the scales, 0 < low <= 1 <= high.
+
+    Raises:
+        SpaceError: no path fits, named.
+    """
+
+    models: Mapping[str, tuple[int, ...]]
+    ends: str
+    n_layers: int
+    fixed_first: int
+    fixed_last: int
+    min_depth: int
+    max_depth: int
+    scale_low: float
+    scale_high: float
+
+    def __post_init__(self) -> None:
+        if self.ends not in self.models:
+            raise SpaceError(f"stacking.ends: {self.ends!r} is none of the stacked models: {', '.join(self.models)}")
+        empty = [name for name, layers in self.models.items() if not layers]
+        if empty:
+            raise SpaceError(f"stacking.models: no layer of {', '.join(empty)} may be used; leave it out")
+        if self.fixed_first + self.fixed_last > self.n_layers:
+            raise SpaceError(
+                f"stacking: fixed_first {self.fixed_first} and fixed_last {self.fixed_last} are more than the {self.n_layers} layers "
+                f"of {self.ends}"
+            )
+        if not max(1, self.fixed_first + self.fixed_last) <= self.min_depth <= self.max_depth:
+            raise SpaceError(
+                f"stacking: depths must satisfy fixed layers ({self.fixed_first + self.fixed_last}) <= min_depth ({self.min_depth}) <= "
+                f"max_depth ({self.max_depth}), and be at least 1"
+            )
+        if self.min_depth > self.fixed_first + self.fixed_last + len(self.own):
+            raise SpaceError(
+                f"stacking.min_depth: {self.min_depth} is more than the {self.n_layers} layers of {self.ends}, which short paths are filled up from"
+            )
+        if not 0.0 < self.scale_low <= 1.0 <= self.scale_high:
+            raise SpaceError(
+                f"stacking: scales in [{self.scale_low}, {self.scale_high}] must be positive and include 1 (no scaling)"
+            )
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """The free layers of the ends model: all but the fixed ones."""
+        return tuple(range(self.fixed_first, self.n_layers - self.fixed_last))
+
+    @property
+    def n_free(self) -> int:
+        """The most layers between the fixed ones."""
+        return self.max_depth - self.fixed_first - self.fixed_last
+
+    def offered(self) -> list[tuple[str, int]]:
+        """Every (model, layer) that may stand between the fixed ones, model by model; the fixed ones are not offered again."""
+        return [
+            (name, layer)
+            for name, layers in self.models.items()
+            for layer in layers
+            if name != self.ends or layer in self.own
+        ]
+
+    def path(self, free: Sequence[Step]) -> tuple[Step, ...]:
+        """The whole path around the free steps, of an admissible depth."""
+        missing = self.min_depth - self.fixed_first - self.fixed_last - len(free)
+        filling = [Step(self.ends, layer) for layer in self.own[: max(0, missing)]]
+        first = [Step(self.ends, layer) for layer in range(self.fixed_first)]
+        last = [Step(self.ends, layer) for layer in range(self.n_layers - self.fixed_last, self.n_layers)]
+        return (*first, *filling, *free[: self.n_free], *last)
+
+
+class PathEncoding(ABC):
+    """Parameters whose values say which path is taken."""
+
+    def __init__(self, frame: StackFrame) -> None:
+        self.frame = frame
+
+    @abstractmethod
+    def parameters(self) -> list[Parameter]:
+        """What is searched."""
+
+    @abstractmethod
+    def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
+        """The path of `values` (parameter -> value); never fails."""
+
+    @abstractmethod
+    def own_path(self, model: str) -> dict[str, float] | None:
+        """Values at which the path is the layers of `model`, unscaled, between the fixed ones; None where it has none."""
+
+    def _scale(self, name: str) -> Parameter:
+        return Parameter(name, math.log(self.frame.scale_low), math.log(self.frame.scale_high))
+
+    def _reachable(self, model: str) -> bool:
+        """Whether all free layers of `model` may be used, and fit."""
+        frame = self.frame
+        return set(frame.own) <= set(frame.models[model]) and len(frame.own) <= frame.n_free
+
+
+class Slots(PathEncoding):
+    """Paths made slot by slot, each with a scale of its own where `scales` is set (a parameter per slot: the logarithm)."""
+
+    def __init__(self, frame: StackFrame, *, scales: bool) -> None:
+        super().__init__(frame)
+        self.scales = scales and frame.scale_low < frame.scale_high
+
+    @abstractmethod
+    def slots(self) -> list[Parameter]:
+        """The categorical parameter of every slot, in path order."""
+
+    def parameters(self) -> list[Parameter]:
+        """See `PathEncoding.parameters`: all slots, then all scales."""
+        slots = self.slots()
+        return [*slots, *([self._scale(f"log_{slot.name}") for slot in slots] if self.scales else [])]
+
+    def _entering(self, values: Mapping[str, float], slot: str) -> float:
+        return math.exp(values[f"log_{slot}"]) if self.scales else 1.0
+
+    def _unscaled(self) -> dict[str, float]:
+        return {f"log_{slot.name}": 0.0 for slot in self.slots()} if self.scales else {}
+
+
+class Indicator(PathEncoding):
+    """Layers in order, repeated, each in or out (Akiba et al., arXiv 2403.13187, section 3.2).
+
+    The offered layers of all models stand in a row, `repeats` times over; a binary parameter says of each whether it is taken.
+    With `matrix`, W[i, j] scales the hidden state on its way from layer i to layer j, whatever the slot; without, each slot has
+    one scale.
+    """
+
+    def __init__(self, frame: StackFrame, *, repeats: int, scales: bool, matrix: bool) -> None:
+        super().__init__(frame)
+        self.repeats = repeats
+        self.scales = (scales or matrix) and frame.scale_low < frame.scale_high
+        self.matrix = matrix and self.scales
+
+    def parameters(self) -> list[Parameter]:
+        """See `PathEncoding.parameters`: all indicators, then all scales."""
+        slots = self._slots()
+        indicators = [Parameter.categorical(_slot(*slot), (SKIP, "take")) for slot in slots]
+        if not self.scales:
+            return indicators
+        if not self.matrix:
+            return [*indicators, *(self._scale(f"log_{_slot(*slot)}") for slot in slots)]
+        offered = self.frame.offered()
+        pairs = [(start, stop) for start in [None, *offered] for stop in offered]
+        return [*indicators, *(self._scale(_hop(start, stop)) for start, stop in pairs)]
+
+    def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
+        """See `PathEncoding.path`."""
+        free: list[Step] = []
+        before: tuple[str, int] | None = None
+        for repeat, model, layer in self._slots():
+            slot = _slot(repeat, model, layer)
+            if values[slot] < 1.0:
+                continue
+            name = _hop(before, (model, layer)) if self.matrix else f"log_{slot}"
+            free.append(Step(model, layer, math.exp(values[name]) if self.scales else 1.0))
+            before = (model, layer)
+        return self.frame.path(free)
+
+    def own_path(self, model: str) -> dict[str, float] | None:
+        """See `PathEncoding.own_path`: the model's layers in the first repetition."""
+        if not self._reachable(model):
+            return None
+        taken = {_slot(0, model, layer) for layer in self.frame.own}
+        return {parameter.name: float(parameter.name in taken) for parameter in self.parameters()}
+
+    def _slots(self) -> list[tuple[int, str, int]]:
+        return [(repeat, *offer) for repeat in range(self.repeats) for offer in self.frame.offered()]
+
+
+class Categorical(Slots):
+    """Every slot holds any layer or is skipped (the DIS space of arXiv 2502.04030 with its permutation left to the slots)."""
+
+    def slots(self) -> list[Parameter]:
+        """See `Slots.slots`."""
+        choices = (SKIP, *(f"{model}.{layer}" for model, layer in self.frame.offered()))
+        return [Parameter.categorical(f"slot[{index}]", choices) for index in range(self.frame.n_free)]
+
+    def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
+        """See `PathEncoding.path`."""
+        offered = self.frame.offered()
+        free = []
+        for slot in self.slots():
+            choice = int(values[slot.name])
+            if choice:
+                model, layer = offered[choice - 1]
+                free.append(Step(model, layer, self._entering(values, slot.name)))
+        return self.frame.path(free)
+
+    def own_path(self, model: str) -> dict[str, float] | None:
+        """See `PathEncoding.own_path`."""
+        if not self._reachable(model):
+            return None
+        offered = self.frame.offered()
+        wanted = [float(offered.index((model, layer)) + 1) for layer in self.frame.own]
+        wanted += [0.0] * (self.frame.n_free - len(wanted))
+        return {slot.name: value for slot, value in zip(self.slots(), wanted, strict=True)} | self._unscaled()
+
+
+class Moves(Slots):
+    """A walk over the positions of a model: take some model's layer there, skip it, or go back one (arXiv 2503.21272, sec. 3).
+
+    The walk starts after the fixed first layers and is over where the fixed last ones begin, when the moves are used up, or when
+    the path is full. Going back at the start stays there (the paper ends the episode with a penalty). Every stacked model must have
+    as many layers as the ends model.
+    """
+
+    def __init__(self, frame: StackFrame, *, scales: bool, n_moves: int) -> None:
+        super().__init__(frame, scales=scales)
+        self.n_moves = n_moves
+
+    def slots(self) -> list[Parameter]:
+        """See `Slots.slots`."""
+        choices = (SKIP, BACK, *self.frame.models)
+        return [Parameter.categorical(f"move[{index}]", choices) for index in range(self.n_moves)]
+
+    def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
+        """See `PathEncoding.path`. A model whose layer at the position may not be used is a skip."""
+        frame, names = self.frame, list(self.frame.models)
+        position, free = frame.fixed_first, list[Step]()
+        for slot in self.slots():
+            if position >= frame.n_layers - frame.fixed_last or len(free) == frame.n_free:
+                break
+            move = int(values[slot.name])
+            if move == 1:
+                position = max(frame.fixed_first, position - 1)
+                continue
+            if move >= 2 and position in frame.models[names[move - 2]]:
+                free.append(Step(names[move - 2], position, self._entering(values, slot.name)))
+            position += 1
+        return frame.path(free)
+
+    def own_path(self, model: str) -> dict[str, float] | None:
+        """See `PathEncoding.own_path`."""
+        if not self._reachable(model) or self.n_moves < len(self.frame.own):
+            return None
+        move = float(2 + list(self.frame.models).index(model))
+        moves = {
+            slot.name: move if index < len(self.frame.own) else 0.0 for index, slot in enumerate(self.slots())
+        }
+        return moves | self._unscaled()
+
+
+class Swap(Slots):
+    """As deep as the ends model; every free layer comes from one of the models (layer swapping, arXiv 2410.01335)."""
+
+    def slots(self) -> list[Parameter]:
+        """See `Slots.slots`."""
+        return [
+            Parameter.categorical(f"layer[{layer}]", names) for layer in self.frame.own if len(names := self._who(layer)) > 1
+        ]
+
+    def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
+        """See `PathEncoding.path`."""
+        free = []
+        for layer in self.frame.own:
+            name, who = f"layer[{layer}]", self._who(layer)
+            searched = len(who) > 1
+            free.append(
+                Step(
+                    who[int(values[name])] if searched else who[0],
+                    layer,
+                    self._entering(values, name) if searched else 1.0,
+                )
+            )
+        return self.frame.path(free)
+
+    def own_path(self, model: str) -> dict[str, float] | None:
+        """See `PathEncoding.own_path`."""
+        if not self._reachable(model):
+            return None
+        values = {slot.name: float(slot.choices.index(model)) for slot in self.slots()}
+        return values | self._unscaled()
+
+    def _who(self, layer: int) -> tuple[str, ...]:
+        """The models whose `layer` may be used; the ends model's where there is none."""
+        return tuple(name for name, layers in self.frame.models.items() if layer in layers) or (self.frame.ends,)
+
+
+def _slot(repeat: int, model: str, layer: int) -> str:
+    return f"take[{repeat},{model}.{layer}]"
+
+
+def _hop(start: tuple[str, int] | None, stop: tuple[str, int]) -> str:
+    """The scale of the hop from one layer to another; None = from the fixed first layers."""
+    return f"log_scale[{'first' if start is None else f'{start[0]}.{start[1]}'}>{stop[0]}.{stop[1]}]"

@@ -1,0 +1,122 @@
+"""`StackTemplate`: a layer stack with holes, its search space, and the recipe that a point of the space fills in.
+
+The sibling of `RecipeTemplate` for the data-flow space; parameter-space coefficients may be searched in the same genome.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evomerge.core import SpaceError
+from evomerge.recipe.recipe import Recipe
+from evomerge.recipe.stack_paths import PathEncoding, Step
+from evomerge.recipe.stacking import Folding, Hop, stack_recipe
+from evomerge.recipe.template import RecipeTemplate
+from evomerge.space import SearchSpace
+
+MERGED = "merged"
+"""what the parameter-space merge is called among the stacked models"""
+
+LINEAR_METHODS = ("linear", "task_arithmetic")
+"""methods whose merge is a linear combination of the models, so that a merged layer can be a hop"""
+
+
+@dataclass(frozen=True)
+class StackedModels:
+    """The models of a stack: folders by name, the base among them where there is one."""
+
+    experts: Mapping[str, str]
+    base: str | None
+
+    def folder(self, name: str) -> str:
+        """The folder of a model by name."""
+        return self.base if name == "base" and self.base is not None else self.experts[name]
+
+
+class StackTemplate:
+    """A stack whose path, scales and (with `merge`) merge coefficients are left open.
+
+    Args:
+        models: the models.
+        encoding: how values become a path.
+        folding: where the architecture takes scales.
+        merge: the parameter-space merge called `merged`, with its own parameters; None where no layer is merged. Its method is one
+            of `LINEAR_METHODS`.
+        plain: the recipes that the search is compared with come from here.
+        out_dtype: what the result is rounded to.
+
+    Raises:
+        SpaceError: a merge of a method that is not linear, or with normalised weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: StackedModels,
+        encoding: PathEncoding,
+        folding: Folding,
+        merge: RecipeTemplate | None,
+        plain: RecipeTemplate,
+        out_dtype: str | None,
+    ) -> None:
+        if merge is not None and merge.method not in LINEAR_METHODS:
+            raise SpaceError(
+                f"stacking.parameters: layers merged by {merge.method!r} cannot be stacked in the same search, only those of "
+                f"{' and '.join(LINEAR_METHODS)}. Search the merge first, write it with `evomerge merge`, and add it to models.experts"
+            )
+        if merge is not None and merge.normalised:
+            raise SpaceError(
+                "stacking.parameters: weights that are divided by their sum have no merge where they are all 0; set space.fixed.normalize: false"
+            )
+        self._models, self._encoding, self._folding = models, encoding, folding
+        self._merge, self._plain, self._out_dtype = merge, plain, out_dtype
+        self.space = SearchSpace([*encoding.parameters(), *(merge.space.parameters if merge is not None else ())])
+
+    @property
+    def max_slots(self) -> int:
+        """Layers of the deepest model that is evaluated, baselines included."""
+        return max(self._encoding.frame.max_depth, self._encoding.frame.n_layers)
+
+    def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
+        """The layers of decoded parameter values, in order."""
+        return self._encoding.path(values)
+
+    def recipe(self, values: Mapping[str, float], name: str | None = None) -> Recipe:
+        """The recipe of decoded parameter values (`space.decode`)."""
+        return self._stacked(self.path(values), values, name)
+
+    def _stacked(self, path: Sequence[Step], values: Mapping[str, float], name: str | None) -> Recipe:
+        hops = [Hop(step.layer, self._weights(values, step.model, step.layer), step.scale) for step in path]
+        ends = self._weights(values, self._encoding.frame.ends, 0)
+        return stack_recipe(hops, ends=ends, folding=self._folding, out_dtype=self._out_dtype, name=name)
+
+    def widest(self) -> Recipe:
+        """A recipe with every layer that any path may use, to see beforehand whether the models fit each other."""
+        frame, middle = self._encoding.frame, self.space.decode([0.5] * self.space.dimension)
+        steps = [*frame.path([]), *(Step(model, layer) for model, layer in frame.offered())]
+        return self._stacked(steps, middle, None)
+
+    def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
+        """As `RecipeTemplate.baselines`: what is not stacked."""
+        return self._plain.baselines(task_arithmetic_weights)
+
+    def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
+        """For each baseline that is a point of this space, its parameter values: a strategy starts from these."""
+        frame = self._encoding.frame
+        own = self._encoding.own_path(frame.ends)
+        if own is None:
+            return {}
+        if self._merge is None:
+            return {f"source:{frame.ends}": own}
+        merged = self._merge.baseline_values(task_arithmetic_weights)
+        return {name: {**own, **values} for name, values in merged.items()} if frame.ends == MERGED else {}
+
+    def _weights(self, values: Mapping[str, float], model: str, layer: int) -> tuple[tuple[str, float], ...]:
+        """The layer of a model as a linear combination of folders."""
+        if model != MERGED or self._merge is None:
+            return ((self._models.folder(model), 1.0),)
+        experts = self._merge.weights(values, layer)
+        folders = [(self._models.experts[name], weight) for name, weight in experts.items()]
+        if self._merge.method == "linear":
+            return tuple(folders)
+        rest = 1.0 - sum(experts.values())
+        return ((self._models.folder("base"), rest), *folders)
