@@ -25,7 +25,6 @@ from evomerge.recipe import (
 from evomerge.search import Baseline, Entry
 from evomerge.space import Parameter, SearchSpace
 
-
 _OF_THE_MERGE = frozenset({"method", "parameters", "fixed", "layer_groups"})
 """settings of the space that say how models are merged"""
 
@@ -288,7 +287,9 @@ def _template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> Recip
         return _merge_template(config, headers)
     unused = sorted(config.space.model_fields_set & _OF_THE_MERGE) if not stacking.parameters else []
     if unused:
-        raise ConfigError(f"space: {', '.join(unused)} would have no effect; set stacking.parameters: true to search the merge too")
+        raise ConfigError(
+            f"space: {', '.join(unused)} would have no effect; set stacking.parameters: true to search the merge too"
+        )
     if config.space.module_groups:
         raise ConfigError("space.module_groups: a stacked layer is taken or merged whole; leave it out")
     return stack_template(config, stacking, headers, _merge_template(config, headers) if stacking.parameters else None)

@@ -17,9 +17,10 @@ from evomerge.recipe import (
     StackTemplate,
     Swap,
     default_searched,
-    folding_of,
     method_spec,
 )
+
+from evomerge.recipe.stacking import folding_of
 
 
 def stack_template(
@@ -74,7 +75,9 @@ def _frame(wanted: StackingConfig, headers: Mapping[str, ModelHeader], *, merged
     for name, part in named.items():
         first, last = part or (0, n_layers[name])
         if not 0 <= first < last <= n_layers[name]:
-            raise ConfigError(f"stacking.models.{name}: [{first}, {last}] must lie within the {n_layers[name]} layers it has")
+            raise ConfigError(
+                f"stacking.models.{name}: [{first}, {last}] must lie within the {n_layers[name]} layers it has"
+            )
         layers[name] = tuple(range(first, last))
     ends = wanted.ends or next(iter(layers))
     depth = n_layers[ends]

@@ -272,9 +272,7 @@ class Moves(Slots):
         if not self._reachable(model) or self.n_moves < len(self.frame.own):
             return None
         move = float(2 + list(self.frame.models).index(model))
-        moves = {
-            slot.name: move if index < len(self.frame.own) else 0.0 for index, slot in enumerate(self.slots())
-        }
+        moves = {slot.name: move if index < len(self.frame.own) else 0.0 for index, slot in enumerate(self.slots())}
         return moves | self._unscaled()
 
 
@@ -284,7 +282,9 @@ class Swap(Slots):
     def slots(self) -> list[Parameter]:
         """See `Slots.slots`."""
         return [
-            Parameter.categorical(f"layer[{layer}]", names) for layer in self.frame.own if len(names := self._who(layer)) > 1
+            Parameter.categorical(f"layer[{layer}]", names)
+            for layer in self.frame.own
+            if len(names := self._who(layer)) > 1
         ]
 
     def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:

@@ -85,7 +85,12 @@ class SearchSpace:
         """Equal for spaces with the same names, bounds and choices in the same order."""
         return fingerprint(
             [
-                [parameter.name, parameter.low, parameter.high, *([list(parameter.choices)] if parameter.choices else [])]
+                [
+                    parameter.name,
+                    parameter.low,
+                    parameter.high,
+                    *([list(parameter.choices)] if parameter.choices else []),
+                ]
                 for parameter in self.parameters
             ]
         )

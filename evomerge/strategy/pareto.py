@@ -1,18 +1,24 @@
-"""`nsga2`, `nsga3`, `sms_emoa`: who survives in a steady-state Pareto search. The rules are pymoo's."""
+"""`ga`, `nsga2`, `nsga3`, `sms_emoa`: who survives in a steady-state Pareto search. The rules are pymoo's."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import comb
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pymoo.algorithms.moo.nsga2 import binary_tournament
 from pymoo.algorithms.moo.nsga3 import ReferenceDirectionSurvival
 from pymoo.algorithms.moo.sms import LeastHypervolumeContributionSurvival, cv_and_dom_tournament
+from pymoo.core.individual import Individual
 from pymoo.core.population import Population
+from pymoo.core.problem import Problem
 from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 from pymoo.util.ref_dirs import get_reference_directions
 
+from evomerge.core import Candidate
+from evomerge.strategy.base import Told
+from evomerge.strategy.mean_loss import MeanLoss
 from evomerge.strategy.pareto_evolution import ParetoEvolution
 
 Tournament = Callable[..., NDArray[np.int_]]
@@ -30,6 +36,28 @@ class Nsga2(ParetoEvolution):
 
     def _make_survival(self) -> RankAndCrowding:
         return RankAndCrowding()
+
+
+class Ga(Nsga2):
+    """A steady-state genetic algorithm on one objective or the mean of several losses: the worst of the population goes.
+
+    What `catcma` is measured against on spaces with categorical coordinates, where crossover keeps what the parents agree on.
+    """
+
+    name: ClassVar[str] = "ga"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._problem = Problem(n_var=self.dimension, n_obj=1, xl=0.0, xu=1.0)
+        self._losses = MeanLoss(self.name)
+
+    def recommend(self) -> Candidate:
+        """The evaluated candidate with the smallest mean loss; the first told of equals."""
+        return self._losses.best
+
+    def _individual(self, told: Told) -> Individual:
+        loss = self._losses.take(told)
+        return super()._individual(told if loss is None else replace(told, losses=(loss,)))
 
 
 class Nsga3(ParetoEvolution):

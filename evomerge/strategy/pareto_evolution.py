@@ -2,7 +2,8 @@
 
 No generations: each ask mates two members of the current population (binary tournament, simulated binary crossover,
 polynomial mutation), each result enters at once and the survival rule drops one member. So any number of evaluations
-can be pending. The first members are the seeds, then the points of a scrambled Sobol sequence.
+can be pending. The first members are the seeds, then the points of a scrambled Sobol sequence. Categorical coordinates come from
+either parent and are mutated to another choice, with the same probability per coordinate.
 """
 
 from abc import abstractmethod
@@ -74,6 +75,8 @@ class ParetoEvolution(ReplayStrategy):
         self._mutation = PM(prob=1.0, eta=options.mutation_eta, prob_var=options.mutation_probability)
         self._survival = self._make_survival()
         self._population = Population()
+        self._counts = np.array(self.choices)
+        self._discrete = np.flatnonzero(self._counts)
         self._sobol_pending: set[str] = set()
         self._seen: set[int] = set()  # hashes: two that collide cost one more mating
 
@@ -129,10 +132,23 @@ class ParetoEvolution(ReplayStrategy):
             )
             child = self._crossover.do(self._problem, parents, random_state=self._generator)
             child = self._mutation.do(self._problem, child, random_state=self._generator)
+            if len(self._discrete):
+                child[0].X[self._discrete] = self._choose(parents[0])
             genome = VectorGenome(_unit_tuple(child[0].X))
             if hash(genome) not in self._seen:
                 return Proposal(genome, tuple(parent.get("candidate_id") for parent in parents[0]))
         return Proposal(self._initial.next())
+
+    def _choose(self, parents: Population) -> NDArray[np.float64]:
+        """Categorical coordinates of a child: a parent's choice or, mutated, another one; the middle of the choice's interval."""
+        counts, draw = self._counts[self._discrete], self._generator
+        inherited = np.where(draw.random(len(counts)) < 0.5, *(parent.X[self._discrete] for parent in parents))
+        choice = np.minimum(np.floor(inherited * counts), counts - 1)
+        rate = self.options.mutation_probability or min(0.5, 1.0 / self.dimension)
+        mutated = draw.random(len(counts)) < rate
+        other = np.floor(draw.random(len(counts)) * (counts - 1))
+        choice = np.where(mutated, other + (other >= choice), choice)
+        return np.asarray((choice + 0.5) / counts, dtype=np.float64)
 
 
 def _unit_tuple(values: NDArray[np.float64]) -> tuple[float, ...]:

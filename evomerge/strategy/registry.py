@@ -18,6 +18,8 @@ ENTRY_POINT_GROUP = "evomerge.strategies"
 STRATEGIES: Mapping[str, str] = MappingProxyType(
     {
         "cma_es": "evomerge.strategy.cma_es:CmaEs",
+        "catcma": "evomerge.strategy.catcma:CatCma",
+        "ga": "evomerge.strategy.pareto:Ga",
         "nsga2": "evomerge.strategy.pareto:Nsga2",
         "bo": "evomerge.strategy.bo:BayesianOptimisation",
         "m2n2": "evomerge.strategy.m2n2:M2n2",
@@ -98,7 +100,13 @@ def strategy_options_schema(name: str) -> dict[str, Json]:
 
 
 def make_strategy(
-    name: str, *, dimension: int, objectives: Sequence[Objective | str], seed: int, **options: Any
+    name: str,
+    *,
+    dimension: int,
+    objectives: Sequence[Objective | str],
+    seed: int,
+    choices: Sequence[int] | None = None,
+    **options: Any,
 ) -> Strategy:
     """A fresh strategy.
 
@@ -107,6 +115,8 @@ def make_strategy(
         dimension: number of unit coordinates of the space, d >= 1.
         objectives: what is optimised; a plain name means: maximise it.
         seed: of every random number, >= 0.
+        choices: (d,), the number of choices of each categorical coordinate, 0 for real ones (`SearchSpace.choices`); None = all
+            real. Only a space that has categorical coordinates is told to the strategy.
         options: the strategy's own options; `strategy_options_schema(name)` lists them.
 
     Raises:
@@ -114,7 +124,8 @@ def make_strategy(
     """
     checked = strategy_options(name, options)
     goals = [Objective(goal) if isinstance(goal, str) else goal for goal in objectives]
-    return strategy_class(name)(dimension, goals, seed, checked)
+    discrete = {"choices": tuple(choices)} if choices is not None and any(choices) else {}
+    return strategy_class(name)(dimension, goals, seed, checked, **discrete)
 
 
 def _options_type(name: str) -> type[StrategyOptions]:

@@ -45,6 +45,8 @@ class ReplayStrategy(ABC):
         objectives: what is optimised, m >= 1.
         seed: of every random number it draws, >= 0.
         options: an instance of `options_type`; None for the defaults.
+        choices: (d,), the number of choices of each categorical coordinate, 0 for real ones; None = all real. A choice i of n is
+            any value in [i/n, (i+1)/n). Strategies that do not look at it search a step function.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -56,7 +58,13 @@ class ReplayStrategy(ABC):
     """Whether `Told.items` is filled, and kept in the state."""
 
     def __init__(
-        self, dimension: int, objectives: Sequence[Objective], seed: int, options: StrategyOptions | None = None
+        self,
+        dimension: int,
+        objectives: Sequence[Objective],
+        seed: int,
+        options: StrategyOptions | None = None,
+        *,
+        choices: Sequence[int] | None = None,
     ) -> None:
         if dimension < 1:
             raise ConfigError(f"strategy {self.name}: the space has {dimension} dimensions; it needs at least one")
@@ -64,7 +72,12 @@ class ReplayStrategy(ABC):
             raise ConfigError(f"strategy {self.name}: no objective given; name at least one task")
         if seed < 0:
             raise ConfigError(f"strategy {self.name}: seed must be >= 0, got {seed}")
+        if choices is not None and (len(choices) != dimension or any(count < 0 or count == 1 for count in choices)):
+            raise ConfigError(
+                f"strategy {self.name}: choices needs one number per coordinate ({dimension}), 0 or at least 2; got {list(choices)}"
+            )
         self.dimension = dimension
+        self.choices = (0,) * dimension if choices is None else tuple(choices)
         self.objectives = tuple(objectives)
         self.random_seed = seed
         self.options = self.options_type() if options is None else options
@@ -190,6 +203,7 @@ class ReplayStrategy(ABC):
             "objectives": [[objective.name, str(objective.direction)] for objective in self.objectives],
             "seed": self.random_seed,
             "options": self.options.model_dump(mode="json"),
+            **({"choices": list(self.choices)} if any(self.choices) else {}),
         }
 
     def _results(self, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation]) -> list[Told]:

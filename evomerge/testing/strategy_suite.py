@@ -50,10 +50,12 @@ class StrategyCase:
     dimension: int = 4
     n_objectives: int = 2
     options: Mapping[str, Any] = field(default_factory=dict)
+    choices: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
-        return f"{self.name}-{self.dimension}d-{self.n_objectives}obj" + (f"-{options}" if options else "")
+        mixed = "-mixed" if self.choices else ""
+        return f"{self.name}-{self.dimension}d-{self.n_objectives}obj{mixed}" + (f"-{options}" if options else "")
 
     def objectives(self) -> list[Objective]:
         """`f0` is maximised (its score is the negative distance), the others are minimised."""
@@ -65,7 +67,12 @@ class StrategyCase:
     def make(self, seed: int = 7) -> Strategy:
         """A fresh strategy."""
         return make_strategy(
-            self.name, dimension=self.dimension, objectives=self.objectives(), seed=seed, **dict(self.options)
+            self.name,
+            dimension=self.dimension,
+            objectives=self.objectives(),
+            seed=seed,
+            choices=self.choices,
+            **dict(self.options),
         )
 
     def point(self, candidate: Candidate) -> NDArray[np.float64]:
@@ -92,6 +99,11 @@ class StrategyCase:
 
 OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
     "bo": (StrategyCase("bo", dimension=2, n_objectives=1, options={"n_draws": 1}),),
+    "catcma": (
+        StrategyCase("catcma", n_objectives=1, options={"population_size": 4}, choices=(0, 3, 2, 0)),
+        StrategyCase("catcma", dimension=2, options={"start": "centre"}, choices=(2, 5)),
+    ),
+    "ga": (StrategyCase("ga", options={"population_size": 6}, choices=(0, 3, 2, 0)),),
     "cma_es": (
         StrategyCase("cma_es", n_objectives=1, options={"variant": "sep", "weights": {"f0": 2.0}}),
         StrategyCase("cma_es", n_objectives=1, options={"variant": "vkd"}),
@@ -362,7 +374,7 @@ def resume_in_new_process(jobs: Sequence[tuple[StrategyCase, Mapping[str, Json]]
     request = {
         "n_tells": n_tells,
         "jobs": [
-            {"case": [case.name, case.dimension, case.n_objectives, dict(case.options)], "saved": saved}
+            {"case": [case.name, case.dimension, case.n_objectives, dict(case.options), case.choices], "saved": saved}
             for case, saved in jobs
         ],
     }

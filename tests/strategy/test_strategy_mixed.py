@@ -1,0 +1,56 @@
+"""Spaces with categorical coordinates: what is proposed, and that the choices are found."""
+
+import numpy as np
+import pytest
+
+from evomerge.core import ConfigError, Evaluation, Objective, Split, Status
+from evomerge.strategy import make_strategy
+
+CHOICES = (2, 3, 4, 5, 0, 0)
+WANTED = (1, 0, 3, 2)
+
+
+def score(values: tuple[float, ...]) -> float:
+    """0 where every choice is the wanted one and both real coordinates are 0.3, less elsewhere."""
+    chosen = [int(value * count) for value, count in zip(values[:4], CHOICES[:4], strict=True)]
+    wrong = sum(one != other for one, other in zip(chosen, WANTED, strict=True))
+    return -wrong - 4 * float(np.sum((np.array(values[4:]) - 0.3) ** 2))
+
+
+def best_of(name: str, seed: int, n: int = 150) -> float:
+    strategy = make_strategy(name, dimension=6, objectives=[Objective("f")], seed=seed, choices=CHOICES)
+    best = -np.inf
+    for _ in range(n):
+        (candidate,) = strategy.ask(1)
+        value = score(candidate.genome.values)
+        best = max(best, value)
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, {"f": value})])
+    return float(best)
+
+
+@pytest.mark.parametrize("name", ["catcma", "ga"])
+def test_the_choices_are_found_where_random_search_does_not(name: str) -> None:
+    seeds = range(5)
+    found = [best_of(name, seed) for seed in seeds]
+    random = [best_of("random", seed) for seed in seeds]
+    assert np.median(found) > -0.05
+    assert np.median(random) < -0.2
+    assert sum(ours > theirs for ours, theirs in zip(found, random, strict=True)) >= 4
+
+
+@pytest.mark.parametrize("name", ["catcma", "ga", "nsga2"])
+def test_a_categorical_coordinate_takes_the_middles_of_its_choices(name: str) -> None:
+    strategy = make_strategy(name, dimension=2, objectives=["f"], seed=1, choices=(3, 0), population_size=4)
+    seen = set()
+    for index in range(40):
+        (candidate,) = strategy.ask(1)
+        if index >= 4:  # the first members of a population are Sobol points
+            seen.add(round(candidate.genome.values[0] * 6))
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, {"f": -candidate.genome.values[1]})])
+    assert seen == {1, 3, 5}
+
+
+@pytest.mark.parametrize("choices", [(2,), (1, 0), (-2, 0)])
+def test_wrong_choices_are_refused(choices: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="choices needs one number per coordinate"):
+        make_strategy("catcma", dimension=2, objectives=["f"], seed=0, choices=choices)
