@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from evomerge.build.problem import model_paths
 from evomerge.cluster import Evaluator
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Json, Split
+from evomerge.plan import MergePlan, ModelHeader, padded, read_model_header, residual_writers
 
 if TYPE_CHECKING:
     from evomerge.engine import Engine
@@ -24,12 +26,24 @@ def make_evaluator(settings: Mapping[str, Json]) -> Evaluator:
     config = SearchConfig.model_validate(settings["config"])
     if isinstance(config.evaluation, SyntheticConfig):
         return _synthetic(config)
-    return _lm_eval(config, cast(list[str], settings["models"]))
+    return _lm_eval(config, cast(list[str], settings["models"]), cast(int | None, settings["n_slots"]))
 
 
-def evaluator_settings(config: SearchConfig, models: list[str] | None = None) -> dict[str, Json]:
-    """What `make_evaluator` needs, as JSON. `models`: the folders recipes may name; default: the config's."""
-    return {"config": config.model_dump(mode="json"), "models": cast(Json, models or model_paths(config))}
+def evaluator_settings(
+    config: SearchConfig, models: list[str] | None = None, n_slots: int | None = None
+) -> dict[str, Json]:
+    """What `make_evaluator` needs, as JSON.
+
+    Args:
+        config: the configuration.
+        models: the folders recipes may name; default: the config's.
+        n_slots: layers that the engine has room for; None = the models'.
+    """
+    return {
+        "config": config.model_dump(mode="json"),
+        "models": cast(Json, models or model_paths(config)),
+        "n_slots": n_slots,
+    }
 
 
 def engine_kind(config: SearchConfig) -> str:
@@ -64,14 +78,20 @@ def _synthetic(config: SearchConfig) -> Evaluator:
     )
 
 
-def _lm_eval(config: SearchConfig, models: list[str]) -> Evaluator:
+def _lm_eval(config: SearchConfig, models: list[str], n_slots: int | None) -> Evaluator:
     from evomerge.evaluation import LmEvalEvaluator, TaskSpec
-    from evomerge.plan import read_model_header
     from evomerge.weights import Merger, WeightPool
 
     headers = {path: read_model_header(Path(path)) for path in models}
     pool = WeightPool(headers)
-    engine = _engine(config, Path(models[0]))
+    first = headers[models[0]]
+    engine = _engine(config, first, n_slots)
+
+    def fit(plan: MergePlan) -> MergePlan:
+        if n_slots is None or plan.n_layers == n_slots:
+            return plan
+        return padded(plan, n_slots, residual_writers(first))
+
     tasks = [
         TaskSpec(
             task=item.task,
@@ -93,13 +113,24 @@ def _lm_eval(config: SearchConfig, models: list[str]) -> Evaluator:
         tokenizer=Path(models[0]),
         trust_code=wanted.trust_task_code,
         code_timeout_s=wanted.task_code_timeout_s,
+        fit=fit,
     )
 
 
-def _engine(config: SearchConfig, model: Path) -> "Engine":
+def _engine(config: SearchConfig, model: ModelHeader, n_slots: int | None) -> "Engine":
+    """An engine for models like `model`; with `n_slots` layers, where that is another number."""
     from evomerge.engine import make_engine
+    from evomerge.weights import write_slots_folder
 
     wanted = config.engine
-    return make_engine(
-        engine_kind(config), model, dtype=wanted.dtype, max_model_len=wanted.max_model_len, options=wanted.options
-    )
+
+    def start(folder: Path) -> "Engine":
+        return make_engine(
+            engine_kind(config), folder, dtype=wanted.dtype, max_model_len=wanted.max_model_len, options=wanted.options
+        )
+
+    if n_slots is None or n_slots == model.n_layers:
+        return start(model.folder)
+    with TemporaryDirectory(prefix="evomerge-slots-") as folder:
+        write_slots_folder(Path(folder), model, n_slots)
+        return start(Path(folder))

@@ -7,6 +7,7 @@ from pathlib import Path
 from evomerge.build.evaluators import evaluator_settings, make_evaluator, worker_environment
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Evaluation, EvaluationError, EvaluationRequest, FilePath, Split, Status
+from evomerge.plan import make_plan, read_model_header
 from evomerge.recipe import Recipe, Setting, Slice, Source, read_recipe
 
 
@@ -35,7 +36,9 @@ def evaluate_model(config: SearchConfig, model: FilePath, split: Split = Split.R
         raise ConfigError("the synthetic evaluation scores points, not models")
     model = Path(model)
     recipe = identity_recipe(model) if model.is_dir() else read_recipe(model)
-    settings = evaluator_settings(config, list(recipe.models()))
+    headers = {key: read_model_header(key) for key in recipe.models()}
+    n_layers = make_plan(recipe, headers).n_layers
+    settings = evaluator_settings(config, list(recipe.models()), n_slots=n_layers or None)
     for name, value in worker_environment(config).items():
         os.environ.setdefault(name, value)  # before torch is imported: the same conditions as a worker of a search
     evaluator = make_evaluator(settings)

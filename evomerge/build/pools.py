@@ -34,7 +34,7 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[Run
         ConfigError: so many workers do not fit.
         EngineError: no Ray cluster answers.
     """
-    config, settings = problem.config, evaluator_settings(problem.config)
+    config, settings = problem.config, evaluator_settings(problem.config, n_slots=problem.max_slots)
     cluster = config.cluster
     if cluster.kind == "local":
         n_workers = 1 if cluster.workers == "auto" else cluster.workers

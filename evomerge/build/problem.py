@@ -9,6 +9,7 @@ from evomerge.build.crossings import Crossings, crosses_models, seed_template
 from evomerge.build.stacking import stack_template
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
+from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
 from evomerge.plan import ModelHeader, make_plan, read_model_header
 from evomerge.recipe import (
     AXES,
@@ -72,8 +73,9 @@ class Problem:
         if not self.config.objectives:
             return tuple(Objective(name) for name in self.task_names)
         for item in self.config.objectives:
-            if not item.name.startswith("cost.") and item.name not in self.task_names:
-                known = ", ".join([*self.task_names, "cost.items", "cost.generated_tokens"])
+            costs = [f"cost.{name}" for name in COSTS]
+            if item.name not in self.task_names and item.name not in costs:
+                known = ", ".join([*self.task_names, *costs])
                 raise ConfigError(f"objectives: no task produces {item.name!r}; known: {known}")
         return tuple(
             Objective(
@@ -81,7 +83,7 @@ class Problem:
                 Direction(item.direction)
                 if item.direction
                 else Direction.MINIMIZE
-                if item.name.startswith("cost.")
+                if item.name.startswith("cost.") and item.name.removeprefix("cost.") not in HIGHER_IS_BETTER
                 else Direction.MAXIMIZE,
             )
             for item in self.config.objectives
@@ -222,10 +224,18 @@ def _describe_space(problem: Problem) -> list[str]:
     space = problem.space
     shown = space.parameters[:6]
     lines = [f"space       {space.dimension} parameters"]
-    lines += [f"            {item.name} in [{item.low:g}, {item.high:g}]" for item in shown]
+    lines += [f"            {item.name} in {_values(item)}" for item in shown]
     if len(shown) < space.dimension:
         lines.append(f"            ... {space.dimension - len(shown)} more")
     return lines
+
+
+def _values(parameter: Parameter) -> str:
+    """The values of a parameter, the first six choices of a categorical one."""
+    if not parameter.choices:
+        return f"[{parameter.low:g}, {parameter.high:g}]"
+    more = ", ..." if len(parameter.choices) > 6 else ""
+    return f"{{{', '.join(parameter.choices[:6])}{more}}}"
 
 
 def problem_of_run(config: SearchConfig) -> Problem:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from evomerge.config import SearchConfig, StackingConfig
 from evomerge.core import ConfigError
-from evomerge.plan import ModelHeader
+from evomerge.plan import ModelHeader, residual_writers
 from evomerge.recipe import (
     MERGED,
     Categorical,
@@ -19,8 +19,6 @@ from evomerge.recipe import (
     default_searched,
     method_spec,
 )
-
-from evomerge.recipe.stacking import folding_of
 
 
 def stack_template(
@@ -52,7 +50,7 @@ def stack_template(
     return StackTemplate(
         models=models,
         encoding=_encoding(wanted, frame),
-        folding=folding_of(first),
+        writers=residual_writers(first),
         merge=merge,
         plain=_plain(config, base, models.experts, first.n_layers),
         out_dtype=config.space.out_dtype or first.dtype,

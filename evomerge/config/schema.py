@@ -181,7 +181,7 @@ class ObjectiveConfig(_Strict):
     """One objective. In YAML the name will do."""
 
     name: str
-    """a task's name or cost.<key>, e.g. cost.generated_tokens"""
+    """a task's name or cost.<key>, e.g. cost.generated_tokens or cost.layers"""
     direction: Literal["maximize", "minimize"] | None = None
     """default: maximize for tasks, minimize for costs"""
     reference: float | None = None

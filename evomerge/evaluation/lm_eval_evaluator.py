@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from evomerge.evaluation.sandbox import SandboxedItems, SandboxedTask
 from evomerge.evaluation.task_items import TaskItems
 from evomerge.evaluation.task_settings import runs_code
 from evomerge.evaluation.task_spec import TaskSpec
-from evomerge.plan import ModelHeader, make_plan
+from evomerge.plan import MergePlan, ModelHeader, make_plan
 from evomerge.recipe import Recipe
 from evomerge.weights import Merger
 
@@ -36,6 +36,7 @@ class LmEvalEvaluator:
         tokenizer: folder of the models' tokenizer.
         trust_code: allow tasks that run code, each in a sandbox of its own.
         code_timeout_s: of scoring one split's answers there.
+        fit: makes a plan fit an engine that has room for more layers; None where every recipe is as deep as the engine.
 
     Raises:
         EvaluationError: a task cannot be loaded, two have the same name, or an item is too long for the engine.
@@ -51,7 +52,9 @@ class LmEvalEvaluator:
         tokenizer: Path,
         trust_code: bool = False,
         code_timeout_s: float = 300.0,
+        fit: Callable[[MergePlan], MergePlan] | None = None,
     ) -> None:
+        self._fit = fit
         self._engine, self._merger, self._headers = engine, merger, headers
         loaded_tokenizer = _load_tokenizer(tokenizer)
         self._tasks: dict[str, LoadedTask | SandboxedTask] = {}
@@ -67,6 +70,7 @@ class LmEvalEvaluator:
                 items.check_lengths(engine.max_length)
             self._tasks[task.name] = task
         self._in_engine: str | None = None
+        self._size: dict[str, float] = {}
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -77,7 +81,8 @@ class LmEvalEvaluator:
         """The evaluation of `request.recipe` on the items of `request.split`; FAILED with the reason where anything goes wrong.
 
         Scores are means as lm-eval computes them; `stderr` is the sample standard deviation over the items divided by sqrt(n)
-        (0 for a single item). Costs: `items`, `prompt_tokens`, `generated_tokens`, and seconds `plan_s`, `merge_s` (with the
+        (0 for a single item). Costs: `items`, `prompt_tokens`, `generated_tokens`, `layers` and `active_parameters` of the merged model
+        (elements of its tensors), `tokens_per_s` of the engine (prompt and generated), and seconds `plan_s`, `merge_s` (with the
         engine's reset), `request_s` (handing requests over), `engine_s`, `score_s`, `total_s`.
         """
         started = time.perf_counter()
@@ -106,6 +111,8 @@ class LmEvalEvaluator:
             likelihoods = iter(self._engine.loglikelihood(likelihood_requests) if likelihood_requests else ())
             generated = self._engine.generate(generate_requests) if generate_requests else []
             generations = iter(generated)
+        n_prompt = sum(part.prompt_tokens for part in items.values())
+        n_generated = sum(generation.n_tokens for generation in generated)
         scores: dict[str, NDArray[np.float64]] = {}
         with clock.part("score_s"):
             for name, part in items.items():
@@ -122,8 +129,10 @@ class LmEvalEvaluator:
             item_scores={name: values.astype(np.float32) for name, values in scores.items()},
             cost={
                 "items": float(sum(map(len, items.values()))),
-                "prompt_tokens": float(sum(part.prompt_tokens for part in items.values())),
-                "generated_tokens": float(sum(generation.n_tokens for generation in generated)),
+                "prompt_tokens": float(n_prompt),
+                "generated_tokens": float(n_generated),
+                "tokens_per_s": (n_prompt + n_generated) / max(clock.seconds["engine_s"], 1e-9),
+                **self._size,
                 **clock.seconds,
             },
         )
@@ -138,10 +147,16 @@ class LmEvalEvaluator:
                 clock.seconds["merge_s"] = 0.0
                 return
             plan = make_plan(Recipe.from_json(request.recipe), self._headers)
+            size = {
+                "layers": float(plan.n_layers),
+                "active_parameters": float(sum(math.prod(step.shape) for step in plan.steps)),
+            }
+            if self._fit is not None:
+                plan = self._fit(plan)
         self._in_engine = None
         with clock.part("merge_s"):
             self._engine.update(lambda target: self._merger.write(plan, target))
-        self._in_engine = key
+        self._in_engine, self._size = key, size
 
     def items(self, split: Split) -> Mapping[str, TaskItems | SandboxedItems]:
         """Task name -> its items of `split`, in the order of `item_scores`."""

@@ -66,6 +66,7 @@ class MergePlan:
         dtype: what results are rounded to, once ("bfloat16", "float16", "float32").
         math_dtype: what the arithmetic runs in.
         seed: keys random masks.
+        idle: tensors of a target that may keep what they hold, if it is finite.
     """
 
     steps: tuple[TensorStep, ...]
@@ -74,6 +75,7 @@ class MergePlan:
     dtype: str
     math_dtype: str
     seed: int
+    idle: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from evomerge.recipe.pieces import PieceTable, Span
 from evomerge.recipe.recipe import DTYPES, Recipe
 from evomerge.recipe.stack_paths import Categorical, Indicator, Moves, PathEncoding, StackFrame, Step, Swap
 from evomerge.recipe.stack_template import MERGED, StackedModels, StackTemplate
+from evomerge.recipe.stacking import Hop, stack_recipe
 from evomerge.recipe.template import (
     AXES,
     MODULE_GROUPS,
@@ -28,17 +29,18 @@ __all__ = [
     "PIECEWISE",
     "Angle",
     "BaseRole",
-    "Combination",
-    "Lineage",
     "Categorical",
+    "Combination",
+    "Hop",
     "Indicator",
+    "Lineage",
     "MethodSpec",
     "Moves",
     "ParameterSpec",
     "ParameterValue",
     "Parameters",
-    "PieceTable",
     "PathEncoding",
+    "PieceTable",
     "Recipe",
     "RecipeTemplate",
     "Scope",
@@ -49,12 +51,12 @@ __all__ = [
     "Source",
     "Span",
     "SplitAt",
-    "WeightLayout",
     "StackFrame",
     "StackTemplate",
     "StackedModels",
     "Step",
     "Swap",
+    "WeightLayout",
     "allowed_axes",
     "check_recipe",
     "check_setting",
@@ -65,5 +67,6 @@ __all__ = [
     "recipe_from_yaml",
     "recipe_to_yaml",
     "slerp_factors",
+    "stack_recipe",
     "write_recipe",
 ]

@@ -1,23 +1,93 @@
-"""Placeholder of the sibling's module while it is being written."""
+"""Layer stacks as ordinary recipes: the scales of a path are folded into weights, so the result is a plain checkpoint.
 
+In a pre-norm transformer every block normalises its input, so multiplying the hidden state by c > 0 on entering a block changes
+nothing inside it. Let s be the product of all scales up to a block: dividing what the block adds to the hidden state by s and
+leaving all scales out gives the same logits, since the final norm absorbs the last s; only the norms' epsilon differs. What
+a block adds comes out of its residual-writing weights (`o_proj`, `down_proj`), which a `linear` merge can scale by itself.
+
+Knows nothing of model files; `folding` in `evomerge.plan` says which weights those are.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from collections.abc import Sequence
+
+from evomerge.core import RecipeError
+from evomerge.recipe.parts import Setting, Slice, Source
 from evomerge.recipe.recipe import Recipe
+
+ENDS = ("embed_tokens", "lm_head", "model.norm.")
+"""filters of the tensors outside the layers: embedding, output layer, final norm"""
 
 
 @dataclass(frozen=True, slots=True)
 class Hop:
+    """One layer of a stack.
+
+    Attributes:
+        layer: which layer of the models.
+        weights: (model folder, coefficient), so that the hop's weights are the sum of coefficient times model; one model with 1.0 = a
+            plain layer.
+        scale: the hidden state is multiplied by it on entering the hop (arXiv 2403.13187), > 0.
+    """
+
     layer: int
     weights: tuple[tuple[str, float], ...]
     scale: float = 1.0
 
 
-class Folding: ...
+def stack_recipe(
+    hops: Sequence[Hop],
+    *,
+    ends: Sequence[tuple[str, float]],
+    writers: Sequence[str],
+    out_dtype: str | None,
+    name: str | None = None,
+) -> Recipe:
+    """The recipe of a stack: `linear` without normalisation, one slice for each hop.
+
+    Args:
+        hops: the layers, first to last.
+        ends: (model folder, coefficient) of embedding, final norm and output layer.
+        writers: filters of the tensors that write to the residual stream.
+        out_dtype: what the result is rounded to.
+        name: a label.
+
+    Raises:
+        RecipeError: no hop, no model, or a scale that is not positive.
+    """
+    if not hops or not all(hop.weights for hop in hops) or not ends:
+        raise RecipeError("a stack needs at least one layer, and models for every layer and for embedding and output")
+    product = 1.0
+    slices = []
+    for index, hop in enumerate(hops):
+        if not hop.scale > 0.0:
+            raise RecipeError(f"layer {index} of the stack has scale {hop.scale}; scales must be positive")
+        product *= hop.scale
+        outer = dict(ends) if index in (0, len(hops) - 1) else {}
+        weights = dict(hop.weights)
+        sources = [
+            Source(
+                model,
+                (hop.layer, hop.layer + 1),
+                {"weight": _settings(weights.get(model, 0.0), product, writers, outer and outer.get(model, 0.0))},
+            )
+            for model in dict.fromkeys([*weights, *outer])
+        ]
+        slices.append(Slice(tuple(sources)))
+    return Recipe(
+        "linear",
+        tuple(slices),
+        parameters={"normalize": (Setting(False),)},
+        out_dtype=out_dtype,
+        name=name,
+    )
 
 
-def folding_of(header):
-    raise NotImplementedError
-
-
-def stack_recipe(hops: Sequence[Hop], *, ends, folding, out_dtype, name=None) -> Recipe:
-    raise NotImplementedError
+def _settings(
+    weight: float, product: float, writers: Sequence[str], outer: float | Mapping[str, float]
+) -> tuple[Setting, ...]:
+    """A model's weight in one slice: of tensors outside the layers, of the residual writers, of the rest."""
+    special = [Setting(outer, text) for text in ENDS] if isinstance(outer, float) and outer != weight else []
+    if product != 1.0:
+        special += [Setting(weight / product, text) for text in writers]
+    return (*special, Setting(weight))

@@ -93,7 +93,7 @@ class CatCma(ReplayStrategy):
     def _first(self) -> CatCMAwM:
         """The optimiser around the best seed, or around nothing in particular."""
         seeded = bool(self._losses) and self.options.start == "best"
-        point = np.array(self._losses.best.genome.values) if seeded else None
+        point = np.array(self._losses.best.point) if seeded else None
         n_real = len(self._real)
         real: dict[str, Any] = {}
         if n_real:

@@ -59,6 +59,8 @@ class Merger:
         steps = {step.output: step for step in plan.steps}
         places: list[tuple[TensorStep, Sequence[Region]]] = []
         for name in target.names():
+            if name in plan.idle:
+                continue
             if name not in steps:
                 raise RecipeError(f"the engine has a tensor {name!r} that the merge does not make")
             places.append((steps[name], target.regions(name)))

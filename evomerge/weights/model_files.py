@@ -1,7 +1,7 @@
 """Everything in a merged model's folder that is not a weight: config, tokenizer, generation settings, model card, recipe."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +59,21 @@ def merged_config(recipe: Recipe, plan: MergePlan, owner: ModelHeader) -> dict[s
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = plan.dtype
     if recipe.whole_model:
         return config
-    layers = _layers_of(recipe)
-    inner = config.get("text_config")
-    for part in (config, inner) if isinstance(inner, dict) else (config,):
-        for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
-            if isinstance(part.get(key), int):
-                part[key] = plan.n_layers
-        for key, value in part.items():
-            # e.g. layer_types: one entry a layer
-            if isinstance(value, list) and len(value) == owner.n_layers and key.startswith("layer"):
-                part[key] = [value[layer] for layer in layers]
-    return config
+    return with_layers(config, owner.n_layers, _layers_of(recipe))
+
+
+def with_layers(config: Mapping[str, Json], n_layers: int, layers: Sequence[int]) -> dict[str, Json]:
+    """`config`, of a model with `n_layers`, for one whose layers are `layers` of it."""
+    changed: dict[str, Any] = dict(config)
+    inner = changed.get("text_config")
+    if isinstance(inner, Mapping):
+        changed["text_config"] = with_layers(inner, n_layers, layers)
+    for key, value in config.items():
+        if key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") and isinstance(value, int):
+            changed[key] = len(layers)
+        elif isinstance(value, list) and len(value) == n_layers and key.startswith("layer"):
+            changed[key] = [value[layer] for layer in layers]  # e.g. layer_types: one entry a layer
+    return changed
 
 
 def _layers_of(recipe: Recipe) -> list[int]:

@@ -1,0 +1,56 @@
+"""A folder that an engine with room for `n_slots` layers is started from: a model's files with more layers and no weights.
+
+The weights are a hole in the file: no disk space, read as zeros. They are replaced before anything is scored.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.core import atomic_write_json
+from evomerge.plan import ModelHeader, TensorHeader
+from evomerge.plan.layers import layer_name
+from evomerge.weights.model_files import with_layers
+
+
+def write_slots_folder(folder: Path, header: ModelHeader, n_slots: int) -> None:
+    """Makes `folder` (which must exist) a checkpoint of `n_slots` layers like those of `header`, all weights zero.
+
+    Args:
+        folder: where to.
+        header: the model; its first layer is the pattern of every layer.
+        n_slots: layers of the result.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    for path in header.folder.iterdir():
+        if path.is_file() and path.name != "config.json" and ".safetensors" not in path.name and path.suffix != ".bin":
+            shutil.copyfile(path, folder / path.name)
+    atomic_write_json(folder / "config.json", with_layers(header.config, header.n_layers, [0] * n_slots))
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in _tensors(header, n_slots).items():
+        end = offset + tensor.end - tensor.start
+        entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / "model.safetensors").open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.flush()
+        os.truncate(stream.fileno(), 8 + len(text) + offset)
+
+
+def _tensors(header: ModelHeader, n_slots: int) -> Mapping[str, TensorHeader]:
+    found: dict[str, TensorHeader] = {}
+    for name, tensor in header.tensors.items():
+        layer = layer_name(name)
+        if layer is None:
+            found[name] = tensor
+        elif layer.index == 0:
+            found |= {layer.renumbered(index): tensor for index in range(n_slots)}
+    return found

@@ -1,0 +1,48 @@
+"""Stacks of many depths in one running engine of each kind, against engines started from the exported checkpoints."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from evomerge.engine import GenerateRequest, LogLikelihoodRequest, available_engines, make_engine
+from evomerge.plan import make_plan, padded, read_model_header, residual_writers
+from evomerge.recipe import Hop, stack_recipe
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights import Merger, WeightPool, merge_to_folder, write_slots_folder
+
+MAX_SLOTS = 5
+
+
+@pytest.mark.parametrize("kind", ["transformers", "vllm"])
+def test_one_engine_serves_every_depth(kind: str, tmp_path: Path) -> None:
+    if kind not in available_engines():
+        pytest.skip(f"{kind} is not installed")
+    folders = [
+        str(write_tiny_llama(tmp_path / name, seed=seed, hidden=128, vocab=99, dtype="float32", init_std=0.2))
+        for seed, name in enumerate("ab")
+    ]
+    headers = {folder: read_model_header(folder) for folder in folders}
+    first = headers[folders[0]]
+    writers = residual_writers(first)
+    merger = Merger(WeightPool(headers))
+    (tmp_path / "slots").mkdir()
+    write_slots_folder(tmp_path / "slots", first, MAX_SLOTS)
+    settings = {"dtype": "float32", "max_model_len": 64}
+    options = {"kv_cache_memory_bytes": 16 << 20} if kind == "vllm" else {}
+    engine = make_engine(kind, tmp_path / "slots", options=options, **settings)
+    generate = [GenerateRequest(tuple(range(5, 5 + n)), 8) for n in (3, 9)]
+    score = [LogLikelihoodRequest((7, 8, 9, 10), (token, 11)) for token in (12, 13)]
+    draw = random.Random(2)
+    for index, depth in enumerate((5, 1, 3)):
+        hops = [Hop(draw.randrange(2), ((draw.choice(folders), 1.0),), draw.uniform(0.5, 1.6)) for _ in range(depth)]
+        recipe = stack_recipe(hops, ends=[(folders[0], 1.0)], writers=writers, out_dtype="float32")
+        plan = padded(make_plan(recipe, headers), MAX_SLOTS, writers)
+        engine.update(lambda target, plan=plan: merger.write(plan, target))
+        merge_to_folder(recipe, tmp_path / f"exported-{index}")
+        fresh = make_engine(kind, tmp_path / f"exported-{index}", options=options, **settings)
+        assert engine.generate(generate) == fresh.generate(generate)
+        for ours, theirs in zip(engine.loglikelihood(score), fresh.loglikelihood(score), strict=True):
+            assert ours.log_probability == pytest.approx(theirs.log_probability, abs=1e-4)
+        fresh.close()
+    engine.close()

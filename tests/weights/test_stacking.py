@@ -1,0 +1,184 @@
+"""Folded layer stacks against models that multiply hidden states by hand, for every architecture that may be stacked."""
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from evomerge.core import RecipeError
+from evomerge.plan import RESIDUAL_WRITERS, make_plan, padded, read_model_header, residual_writers
+from evomerge.recipe import Hop, Recipe, recipe_from_yaml, recipe_to_yaml, stack_recipe
+from evomerge.weights import Merger, WeightPool, merge_to_folder, write_slots_folder
+
+N_LAYERS = 3
+COMMON = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "rms_norm_eps": 1e-6,
+}
+MOE = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 24,
+    "norm_topk_prob": True,
+}
+ARCHITECTURES = {
+    "LlamaForCausalLM": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "MistralForCausalLM": ("mistral", {"head_dim": 8, "sliding_window": 8}),
+    "Qwen2ForCausalLM": ("qwen2", {"tie_word_embeddings": True}),
+    "Qwen2MoeForCausalLM": ("qwen2_moe", MOE),
+    "Qwen3ForCausalLM": ("qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+    "Qwen3MoeForCausalLM": ("qwen3_moe", {**MOE, "head_dim": 8}),
+    "MixtralForCausalLM": ("mixtral", MOE),
+}
+
+
+def write_model(folder: Path, architecture: str, seed: int) -> str:
+    """A tiny random model of real transformers classes, float32, with biases and norms that are not what they start as."""
+    kind, settings = ARCHITECTURES[architecture]
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **COMMON, **settings), dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            elif "embed_tokens" in name:
+                parameter.mul_(5)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp(request.param)
+    return write_model(folder / "a", request.param, 0), write_model(folder / "b", request.param, 1)
+
+
+def random_path(models: tuple[str, str], seed: int, depth: int) -> list[Hop]:
+    """Repeats, skips, both models, scales of 0.3 to 2."""
+    draw = random.Random(seed)
+    return [
+        Hop(
+            draw.randrange(N_LAYERS),
+            ((draw.choice(models), 1.0),),
+            math.exp(draw.uniform(math.log(0.3), math.log(2.0))),
+        )
+        for _ in range(depth)
+    ]
+
+
+def stacked(models: tuple[str, str], hops: list[Hop], **settings: object) -> Recipe:
+    writers = residual_writers(read_model_header(models[0]))
+    return stack_recipe(hops, ends=[(models[0], 1.0)], writers=writers, out_dtype="float32", **settings)
+
+
+def logits(folder: Path, tokens: torch.Tensor, scales: list[float] | None = None) -> torch.Tensor:
+    """Of a checkpoint; with `scales`, the hidden state is multiplied on entering every layer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for layer, scale in zip(model.model.layers, scales or [], strict=False):
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs, scale=scale: (
+                (args[0] * scale, *args[1:]) if args else (),
+                kwargs if args else {**kwargs, "hidden_states": kwargs["hidden_states"] * scale},
+            ),
+            with_kwargs=True,
+        )
+    with torch.no_grad():
+        return model(tokens).logits
+
+
+def test_a_folded_stack_equals_hidden_states_multiplied_by_hand(models: tuple[str, str], tmp_path: Path) -> None:
+    tokens = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(5))
+    for seed, depth in enumerate((2, 6)):
+        hops = random_path(models, seed, depth)
+        unscaled = [Hop(hop.layer, hop.weights) for hop in hops]
+        merge_to_folder(stacked(models, hops), tmp_path / f"folded-{seed}")
+        merge_to_folder(stacked(models, unscaled), tmp_path / f"plain-{seed}")
+        by_hand = logits(tmp_path / f"plain-{seed}", tokens, [hop.scale for hop in hops])
+        folded = logits(tmp_path / f"folded-{seed}", tokens)
+        assert float((folded - by_hand).norm() / by_hand.norm()) < 1e-4
+        assert torch.equal(folded.argmax(-1), by_hand.argmax(-1))
+        without = logits(tmp_path / f"plain-{seed}", tokens)
+        assert float((without - by_hand).norm() / by_hand.norm()) > 1e-2, (
+            "the scales matter, so the comparison can fail"
+        )
+
+
+def test_idle_layers_change_nothing(models: tuple[str, str], tmp_path: Path) -> None:
+    """A shallow stack in a deeper model, whose other layers hold what the candidate before left there."""
+    headers = {folder: read_model_header(folder) for folder in models}
+    merger = Merger(WeightPool(headers))
+    before, after = (make_plan(stacked(models, random_path(models, 3, depth)), headers) for depth in (6, 2))
+    weights = dict(merger.tensors(before))
+    weights |= dict(merger.tensors(padded(after, 6, residual_writers(headers[models[0]]))))
+    write_slots_folder(tmp_path, headers[models[0]], 6)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in weights.items()},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
+    merge_to_folder(stacked(models, random_path(models, 3, 2)), tmp_path / "alone")
+    tokens = torch.randint(0, 64, (1, 12), generator=torch.Generator().manual_seed(6))
+    assert torch.equal(logits(tmp_path, tokens), logits(tmp_path / "alone", tokens))
+
+
+def test_a_slots_folder_takes_no_room(models: tuple[str, str], tmp_path: Path) -> None:
+    write_slots_folder(tmp_path, read_model_header(models[0]), 200)
+    weights = tmp_path / "model.safetensors"
+    assert weights.stat().st_size > 30 * Path(models[0], "model.safetensors").stat().st_size
+    assert weights.stat().st_blocks * 512 < 0.2 * weights.stat().st_size, "a hole, apart from the header"
+    assert read_model_header(tmp_path).n_layers == 200
+
+
+def test_every_architecture_of_the_table_is_tested() -> None:
+    assert set(ARCHITECTURES) == set(RESIDUAL_WRITERS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("gemma2", {}, "stand for 1 \\+ w"),
+        ("gemma3_text", {}, "stand for 1 \\+ w"),
+        ("granite", {}, "multiplies what its blocks add"),
+        ("olmo2", {}, "do not normalise their input"),
+        ("phi", {}, "not known which of its weights"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 4},
+            "differ by position|sliding window",
+        ),
+    ],
+)
+def test_architectures_that_cannot_be_stacked_are_refused_by_name(
+    tmp_path: Path, kind: str, settings: dict[str, object], message: str
+) -> None:
+    config = AutoConfig.for_model(kind, **COMMON, **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match=message):
+        residual_writers(read_model_header(tmp_path))
+
+
+def test_stacks_that_are_none_are_refused() -> None:
+    hop = Hop(0, (("m", 1.0),))
+    with pytest.raises(RecipeError, match="at least one layer"):
+        stack_recipe([], ends=[("m", 1.0)], writers=("o_proj",), out_dtype=None)
+    with pytest.raises(RecipeError, match="layer 1 of the stack has scale 0"):
+        stack_recipe([hop, Hop(0, hop.weights, 0.0)], ends=[("m", 1.0)], writers=("o_proj",), out_dtype=None)
+
+
+def test_a_stack_is_a_recipe_like_any_other() -> None:
+    hops = [Hop(0, (("m", 1.0),)), Hop(1, (("n", 0.25), ("m", 0.5)), 0.5), Hop(0, (("n", 1.0),), 2.0)]
+    recipe = stack_recipe(hops, ends=[("m", 0.75), ("n", 0.25)], writers=("o_proj", "down_proj"), out_dtype="bfloat16")
+    assert recipe_from_yaml(recipe_to_yaml(recipe)) == recipe
