@@ -4,6 +4,8 @@ Arrays only: `scores` is (n_members, n_items) in [0, 1], higher is better. Capac
 is 1 for solved binary items and keeps a partly solved item from handing out a full point.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -17,24 +19,27 @@ def resource_fitness(scores: ArrayLike, alpha: float = 1.0) -> NDArray[np.float6
     punishes crowding harder.
     """
     table = np.asarray(scores, dtype=np.float64)
-    return np.asarray(table @ _value(table, alpha))
+    return np.asarray(table @ _worth(table.max(axis=0), table.sum(axis=0), alpha))
 
 
 def attraction(scores: ArrayLike, member: int) -> NDArray[np.float64]:
     """How much each other member could teach `member`: g_b = sum_j c_j / z_j max(s_bj - s_aj, 0); (n_members,)."""
     table = np.asarray(scores, dtype=np.float64)
-    return np.asarray(np.maximum(table - table[member], 0.0) @ _value(table, 1.0))
+    return _gains(table, member, _worth(table.max(axis=0), table.sum(axis=0), 1.0))
 
 
-def _value(table: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
+def _worth(capacity: NDArray[np.float64], demand: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
     """What a score of 1 on each item is worth, c_j / z_j^alpha, (n_items,).
 
     Where nobody scores, it does not matter and is 0. The paper adds a small number to the divisor instead; without it, sharing
     one item with one other member is worth exactly half of having it alone, as in the released code.
     """
-    demand = table.sum(axis=0)
     crowd = demand if alpha == 1.0 else demand**alpha
-    return np.asarray(np.divide(table.max(axis=0), crowd, out=np.zeros(len(demand)), where=demand > 0.0))
+    return np.asarray(np.divide(capacity, crowd, out=np.zeros(len(demand)), where=demand > 0.0))
+
+
+def _gains(table: NDArray[np.float64], member: int, worth: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.maximum(table - table[member], 0.0) @ worth)
 
 
 def coverage(scores: ArrayLike, threshold: float = 0.5) -> float:
@@ -47,6 +52,16 @@ def solve_rate_entropy(scores: ArrayLike) -> float:
     """Mean binary entropy over items of the members' mean score, in bits: 0 when all members agree on every item."""
     rate = np.clip(np.asarray(scores, dtype=np.float64).mean(axis=0), _EPSILON, 1.0 - _EPSILON)
     return float(np.mean(-rate * np.log2(rate) - (1.0 - rate) * np.log2(1.0 - rate)))
+
+
+class _Standing(NamedTuple):
+    """What follows from the scores of an archive."""
+
+    scores: NDArray[np.float64]
+    capacity: NDArray[np.float64]
+    demand: NDArray[np.float64]
+    fitness: NDArray[np.float64]
+    worth: NDArray[np.float64]
 
 
 class Niches:
@@ -68,6 +83,7 @@ class Niches:
         self._table = np.empty((0, 0))
         self._n = 0
         self._in_unit_range = True
+        self._standing: _Standing | None = None
 
     def __len__(self) -> int:
         return self._n
@@ -102,11 +118,13 @@ class Niches:
         self._in_unit_range = self._in_unit_range and bool(row.min() >= 0.0 and row.max() <= 1.0)
         if self._n < self.size:
             self._n += 1
+            self._standing = None
             return self._n - 1
-        weakest = int(np.argmin(resource_fitness(self._graded(self._table), self.alpha)))
+        weakest = int(np.argmin(self._shares_with_newcomer(row)))
         if weakest == self.size:
             return None
         self._table[weakest] = row
+        self._standing = None
         return weakest
 
     def parents(
@@ -117,18 +135,33 @@ class Niches:
         Where no other member adds anything, the second is drawn by fitness; where nobody has any, uniformly. Without attraction
         the released code may draw the same member twice; `distinct` does not.
         """
-        scores = self.scores()
-        fitness = resource_fitness(scores, self.alpha)
-        first = _draw(fitness, generator)
-        appeal = attraction(scores, first) if attracted else np.zeros(self._n)
+        standing = self._current()
+        first = _draw(standing.fitness, generator)
+        appeal = _gains(standing.scores, first, standing.worth) if attracted else np.zeros(self._n)
         if appeal.sum() <= 0.0:
-            appeal = fitness.copy()
+            appeal = standing.fitness.copy()
             if distinct:
                 appeal[first] = 0.0
                 if appeal.sum() <= 0.0:
                     appeal[:] = 1.0
                     appeal[first] = 0.0
         return first, _draw(appeal, generator)
+
+    def _current(self) -> "_Standing":
+        """Sums over the archive as it is; most newcomers leave it so."""
+        if self._standing is None:
+            scores = self.scores()
+            capacity, demand = scores.max(axis=0), scores.sum(axis=0)
+            fitness = scores @ _worth(capacity, demand, self.alpha)
+            self._standing = _Standing(scores, capacity, demand, fitness, _worth(capacity, demand, 1.0))
+        return self._standing
+
+    def _shares_with_newcomer(self, row: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Everybody's fitness with the newcomer, who is in the table's last row: (size + 1,)."""
+        if not self._in_unit_range or self._from_worst:
+            return resource_fitness(self._graded(self._table), self.alpha)
+        now = self._current()
+        return np.asarray(self._table @ _worth(np.maximum(now.capacity, row), now.demand + row, self.alpha))
 
     def _graded(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
         if self._in_unit_range and not self._from_worst:

@@ -19,6 +19,9 @@ Floats = NDArray[np.float64]
 _CHUNK = 1 << 20
 """elements of each model converted to float64 at a time"""
 
+_REMEMBERED = 1 << 16
+"""positions; split points of lineages that have died out are not asked for again"""
+
 
 class SeedGram:
     """The `SeedProducts` of a lineage.
@@ -46,6 +49,8 @@ class SeedGram:
             known = self._sums(chromosome)[index]
             if position > starts[index]:
                 known = known + self._products(self._steps[chromosome][index], position - int(starts[index]))
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
             self._known[chromosome, position] = known
         return known
 

@@ -93,3 +93,27 @@ def test_the_first_parent_is_drawn_by_its_share():
     generator = np.random.default_rng(2)
     counts = np.bincount([niches.parents(generator)[0] for _ in range(20_000)], minlength=3) / 20_000
     np.testing.assert_allclose(counts, np.array([2.0, 1.0, 1.0]) / 4.0, atol=0.015)
+
+
+@given(arrays(np.float64, (9, 5), elements=st.sampled_from([0.0, 0.25, 1.0, 3.0])), st.sampled_from([0.0, 1.0, 2.0]))
+def test_replacement_is_its_definition(rows, alpha):
+    """Newcomers one by one, also some with scores beyond 1."""
+    niches, members = Niches(4, alpha), []
+    generator = np.random.default_rng(0)
+    for row in rows:
+        slot = niches.add(row)
+        if len(members) < 4:
+            members.append(row)
+            continue
+        table = np.array([*members, row])
+        scores = np.where(
+            table.max(axis=0) > 1, (table - table.min(axis=0)) / np.maximum(np.ptp(table, axis=0), 1e-300), table
+        )
+        fitness = resource_fitness(scores, alpha)
+        weakest = 4 if slot is None else slot
+        assert fitness[weakest] <= fitness.min() + 1e-9
+        members = [*table[:4]]
+        if slot is not None:
+            members[slot] = row
+        assert np.array_equal(niches.items, members)
+        niches.parents(generator)
