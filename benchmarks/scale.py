@@ -204,7 +204,7 @@ def main() -> None:
         result["saturated_256_workers_results_per_s"] = round(count / wall)
         print("saturated", count / wall, flush=True)
         result["long_run"] = memory_run(folder / "long", 100_000 // small, "random")
-        result["strategy_bytes_per_candidate"] = strategy_memory(20_000 // small, "random")
+        result["strategy_bytes_per_candidate"] = strategy_memory(100_000 // small, "random")
     print(json.dumps(result, indent=2))
     if options.out:
         options.out.write_text(json.dumps(result, indent=2) + "\n")

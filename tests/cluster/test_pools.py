@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from evomerge.cluster import LocalPool
-from evomerge.core import CheckpointError, Evaluation, EvaluationRequest, LostWorker, Split, Status
+from evomerge.core import CheckpointError, EngineError, Evaluation, EvaluationRequest, LostWorker, Split, Status
 
 SCRIPTED = "tests.cluster.workers:scripted"
 UNLOADABLE = "tests.cluster.workers:unloadable"
+SLOW = "tests.cluster.workers:slow"
 LOST: list[LostWorker] = []
 
 
@@ -61,7 +62,9 @@ def ray_session() -> Iterator[None]:
         yield
 
 
-def ray_pool(factory: str, folder: Path, n_workers: int = 2, evaluation_timeout_s: float = 60) -> LocalPool:
+def ray_pool(
+    factory: str, folder: Path, n_workers: int = 2, evaluation_timeout_s: float = 60, startup_timeout_s: float = 60
+) -> LocalPool:
     from evomerge.cluster.ray_pool import RayPool, WorkerOptions
 
     options = WorkerOptions(
@@ -71,7 +74,7 @@ def ray_pool(factory: str, folder: Path, n_workers: int = 2, evaluation_timeout_
         environment={"PYTHONPATH": str(Path.cwd()), "EVOMERGE_TEST": "1"},
         max_attempts=2,
         evaluation_timeout_s=evaluation_timeout_s,
-        startup_timeout_s=60,
+        startup_timeout_s=startup_timeout_s,
         log_folder=str(folder),
     )
     return RayPool(factory, {"folder": str(folder)}, options)  # type: ignore[return-value]
@@ -113,6 +116,15 @@ def test_ray_pool_replaces_a_hung_worker_and_stragglers_block_nobody(tmp_path: P
 def test_ray_pool_says_why_a_worker_cannot_start(tmp_path: Path) -> None:
     pool = ray_pool(UNLOADABLE, tmp_path, n_workers=1)
     with pytest.raises(CheckpointError, match="tensor 'x' holds NaN"):
+        drain(pool, 1)
+    pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_worker_that_hangs_while_it_starts_is_given_up(tmp_path: Path) -> None:
+    pool = ray_pool(SLOW, tmp_path, n_workers=1, startup_timeout_s=1)
+    submit(pool, "ok-1")
+    with pytest.raises(EngineError, match=r"worker 0 cannot start: the worker's start took more than 1 s"):
         drain(pool, 1)
     pool.close()
 

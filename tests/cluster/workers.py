@@ -41,3 +41,9 @@ def scripted(settings: Mapping[str, Any]) -> Scripted:
 
 def unloadable(settings: Mapping[str, Any]) -> Scripted:
     raise CheckpointError("model.safetensors: tensor 'x' holds NaN")
+
+
+def slow(settings: Mapping[str, Any]) -> Scripted:
+    """Takes longer to make than anybody waits."""
+    time.sleep(60)
+    return Scripted(settings)
