@@ -26,7 +26,7 @@ from evomerge.recipe import (
 from evomerge.search import Baseline, Entry
 from evomerge.space import Parameter, SearchSpace
 
-_OF_THE_MERGE = frozenset({"method", "parameters", "fixed", "layer_groups"})
+_OF_THE_MERGE = ("method", "parameters", "fixed", "layer_groups")
 """settings of the space that say how models are merged"""
 
 
@@ -295,8 +295,9 @@ def _template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> Recip
     stacking = config.space.stacking
     if stacking is None:
         return _merge_template(config, headers)
-    unused = sorted(config.space.model_fields_set & _OF_THE_MERGE) if not stacking.parameters else []
-    if unused:
+    usual = type(config.space)()
+    unused = [name for name in _OF_THE_MERGE if getattr(config.space, name) != getattr(usual, name)]
+    if unused and not stacking.parameters:
         raise ConfigError(
             f"space: {', '.join(unused)} would have no effect; set stacking.parameters: true to search the merge too"
         )

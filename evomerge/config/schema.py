@@ -120,8 +120,8 @@ class StackingConfig(_Strict):
 
     @model_validator(mode="after")
     def _fitting(self) -> "StackingConfig":
-        for name, encoding in (("repeats", "indicator"), ("n_moves", "moves")):
-            if name in self.model_fields_set and self.encoding != encoding:
+        for name, default, encoding in (("repeats", 1, "indicator"), ("n_moves", None, "moves")):
+            if getattr(self, name) != default and self.encoding != encoding:
                 raise ValueError(f"{name} belongs to the encoding {encoding}, not to {self.encoding}")
         if self.scales == "matrix" and self.encoding != "indicator":
             raise ValueError(f"scales: matrix belongs to the encoding indicator; {self.encoding} takes none or slot")

@@ -65,13 +65,15 @@ def stack_recipe(
         product *= hop.scale
         outer = dict(ends) if index in (0, len(hops) - 1) else {}
         weights = dict(hop.weights)
+        # mergekit takes as many sources for final norm and output layer from the last slice as the first slice has
+        listed = [*weights, *outer, *(dict(hops[-1].weights) if index == 0 else ())]
         sources = [
             Source(
                 model,
                 (hop.layer, hop.layer + 1),
                 {"weight": _settings(weights.get(model, 0.0), product, writers, outer and outer.get(model, 0.0))},
             )
-            for model in dict.fromkeys([*weights, *outer])
+            for model in dict.fromkeys(listed)
         ]
         slices.append(Slice(tuple(sources)))
     return Recipe(

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from evomerge.plan import read_model_header
-from evomerge.recipe import PIECEWISE, PieceTable, Recipe, Setting, Slice, Source, Span, write_recipe
+from evomerge.recipe import PIECEWISE, Hop, PieceTable, Recipe, Setting, Slice, Source, Span, stack_recipe, write_recipe
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import merge_to_folder
 
@@ -88,6 +88,18 @@ def recipes(models, out_dtype, names=("w",)):
         "ramplus_tl": whole("ramplus_tl", {}, epsilon=[0.1], r=[0.3]),
         "passthrough": whole("passthrough", {}, with_base=None, sources=(a,), scale=[[0.5, "o_proj"], 1.0]),
         "slerp": whole("slerp", {}, sources=(base, a), t=[[(0.0, 0.5, 1.0), "mlp"], 0.4]),
+        "stack": stack_recipe(
+            [
+                Hop(0, ((base, 1.0),)),
+                Hop(2, ((a, 1.0),), 0.5),
+                Hop(2, ((a, 1.0),), 1.7),
+                Hop(1, ((base, 0.4), (a, 0.9), (b, -0.3)), 0.6),
+                Hop(3, ((b, 1.0),)),
+            ],
+            ends=[(base, 0.4), (a, 0.6)],
+            writers=("o_proj", "down_proj"),
+            out_dtype=out_dtype,
+        ),
         "piecewise": Recipe(
             PIECEWISE.name, (Slice((Source(a), Source(b))),), out_dtype=out_dtype, pieces=pieces(names)
         ),

@@ -1,0 +1,134 @@
+"""A search over layer stacks as a user runs it, with small models and the light engine: search, resume, export, merge, score."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from evomerge.testing.tiny_models import write_tiny_llama
+
+TASK = {
+    "task": "toy",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {split: f"{split}.jsonl" for split in ("search", "select", "report")}},
+    "test_split": "search",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{answer}}",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stacks")
+    for seed, name in enumerate(("base", "b", "a")):
+        write_tiny_llama(folder / name, seed=seed, n_layers=3)
+    write_tiny_llama(folder / "wide", seed=5, n_layers=3, hidden=64)
+    for split in ("search", "select", "report"):
+        rows = [{"question": f"{split} {item}", "choices": ["yes", "no"], "answer": item % 2} for item in range(6)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "toy.yaml").write_text(yaml.safe_dump(TASK))
+    return folder
+
+
+def configuration(folder: Path, stacking: dict[str, object], **space: object) -> Path:
+    settings = {
+        "models": {"base": "base", "experts": {"b": "b", "a": "a"}},
+        "space": {"stacking": stacking, **space},
+        "tasks": ["toy.yaml"],
+        "objectives": ["toy", "cost.layers"],
+        "strategy": "ga",
+        "engine": {"kind": "transformers"},
+        "cluster": {"kind": "local", "workers": 1},
+        "budget": {"evaluations": 14},
+        "finals": {"finalists": 2},
+        "deterministic": True,
+    }
+    path = folder / "search.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return path
+
+
+def test_a_search_over_merged_stacks_from_start_to_checkpoint(project: Path, tmp_path: Path) -> None:
+    config = configuration(
+        project,
+        {"parameters": True, "encoding": "categorical", "models": ["merged", "b"], "max_depth": 5, "fixed_last": 0},
+        method="task_arithmetic",
+    )
+    searched = run("search", config, "--run-dir", tmp_path / "run")
+    assert searched.returncode == 0, searched.stdout + searched.stderr
+    resumed = run("resume", tmp_path / "run", "--set", "budget.evaluations=18")
+    assert resumed.returncode == 0, resumed.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["evaluations"], summary["failed"]) == (18, 0)
+    deepest = max(member["scores"]["cost.layers"] for member in summary["front"])
+    assert 1 <= deepest <= 5
+    assert run("export", tmp_path / "run", "--pick", "id:c000005", "-o", tmp_path / "stack.yaml").returncode == 0
+    merged = run("merge", tmp_path / "stack.yaml", tmp_path / "merged")
+    assert merged.returncode == 0, merged.stderr
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert model.config.num_hidden_layers == len(model.model.layers)
+    scores = []
+    for path in ("merged", "stack.yaml"):
+        scored = run("eval", tmp_path / path, "--config", tmp_path / "run", "--split", "search", "--json")
+        assert scored.returncode == 0, scored.stderr
+        scores.append(json.loads(scored.stdout)["scores"])
+    journal = [json.loads(line[9:]) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+    told = next(
+        event
+        for event in journal
+        if event["event"] == "evaluated" and (event["id"], event["split"]) == ("c000005", "search")
+    )
+    assert scores == [{"toy": told["scores"]["toy"]}] * 2, "live, exported and merged score the same"
+    assert told["cost"]["layers"] == model.config.num_hidden_layers
+    assert told["cost"]["active_parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("stacking", "space", "message"),
+    [
+        ({"models": ["c"]}, {}, "no model is called c; known: b, a, base"),
+        ({"models": ["merged"]}, {}, "set stacking.parameters: true"),
+        ({"models": {"a": [0, 9]}}, {}, "[0, 9] must lie within the 3 layers"),
+        ({"ends": "base"}, {}, "'base' is none of the stacked models"),
+        ({"max_depth": 1}, {}, "fixed layers (2) <= min_depth (2) <= max_depth (1)"),
+        ({"min_depth": 4, "max_depth": 6}, {}, "min_depth: 4 is more than the 3 layers"),
+        ({"fixed_first": 2, "fixed_last": 2}, {}, "are more than the 3 layers"),
+        ({"encoding": "swap", "max_depth": 4}, {}, "the encoding swap keeps the depth"),
+        ({"encoding": "moves", "repeats": 3}, {}, "repeats belongs to the encoding indicator"),
+        ({"encoding": "swap", "scales": "matrix"}, {}, "scales: matrix belongs to the encoding indicator"),
+        ({"scale_low": 1.5}, {}, "must be positive and include 1"),
+        ({}, {"layer_groups": 3}, "layer_groups would have no effect"),
+        ({"parameters": True}, {"method": "ties"}, "layers merged by 'ties' cannot be stacked in the same search"),
+        ({"parameters": True}, {"method": "linear"}, "set space.fixed.normalize: false"),
+        ({"encodng": "swap"}, {}, "did you mean 'encoding'"),
+    ],
+)
+def test_what_has_no_path_is_refused_at_validation(
+    project: Path, stacking: dict[str, object], space: dict[str, object], message: str
+) -> None:
+    from evomerge import EvomergeError, load_config, make_problem
+
+    with pytest.raises(EvomergeError) as caught:
+        make_problem(load_config(configuration(project, stacking, **space)))
+    assert message in str(caught.value)
+
+
+def test_models_of_other_sizes_cannot_be_stacked(project: Path) -> None:
+    from evomerge import EvomergeError, load_config, make_problem
+
+    config = configuration(project, {})
+    config.write_text(config.read_text().replace("a: a", "a: wide"))
+    with pytest.raises(EvomergeError, match="hidden_size = 64"):
+        make_problem(load_config(config))
