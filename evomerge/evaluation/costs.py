@@ -10,11 +10,11 @@ COSTS: Mapping[str, str] = MappingProxyType(
         "generated_tokens": "tokens the model wrote",
         "layers": "transformer layers of the merged model",
         "active_parameters": "elements of the merged model's tensors",
-        "tokens_per_s": "prompt and generated tokens per second of the engine, measured; noisy on a shared machine",
+        "tokens_per_second": "prompt and generated tokens per second of the engine, measured; noisy on a shared machine",
         "engine_s": "seconds of the engine",
         "total_s": "seconds in all",
     }
 )
 """name -> meaning; higher is better for `HIGHER_IS_BETTER` alone"""
 
-HIGHER_IS_BETTER = frozenset({"tokens_per_s"})
+HIGHER_IS_BETTER = frozenset({"tokens_per_second"})

@@ -82,7 +82,7 @@ class LmEvalEvaluator:
 
         Scores are means as lm-eval computes them; `stderr` is the sample standard deviation over the items divided by sqrt(n)
         (0 for a single item). Costs: `items`, `prompt_tokens`, `generated_tokens`, `layers` and `active_parameters` of the merged model
-        (elements of its tensors), `tokens_per_s` of the engine (prompt and generated), and seconds `plan_s`, `merge_s` (with the
+        (elements of its tensors), `tokens_per_second` of the engine (prompt and generated), and seconds `plan_s`, `merge_s` (with the
         engine's reset), `request_s` (handing requests over), `engine_s`, `score_s`, `total_s`.
         """
         started = time.perf_counter()
@@ -131,7 +131,7 @@ class LmEvalEvaluator:
                 "items": float(sum(map(len, items.values()))),
                 "prompt_tokens": float(n_prompt),
                 "generated_tokens": float(n_generated),
-                "tokens_per_s": (n_prompt + n_generated) / max(clock.seconds["engine_s"], 1e-9),
+                "tokens_per_second": (n_prompt + n_generated) / max(clock.seconds["engine_s"], 1e-9),
                 **self._size,
                 **clock.seconds,
             },
