@@ -237,9 +237,12 @@ def export(
 ) -> None:
     """Write a candidate's recipe as a file that evomerge and mergekit read."""
     from evomerge.build import export_recipe
+    from evomerge.recipe import has_mergekit_form
 
     name, recipe, path = export_recipe(run, choice, out)
     print(f"{path}: {name}, {recipe.method} of {len(recipe.slices[0].sources)} models")
+    if not has_mergekit_form(recipe):
+        print("mergekit cannot express this merge (weights change inside tensors); evomerge merge reads the file")
 
 
 @app.command()

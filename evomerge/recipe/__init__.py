@@ -2,6 +2,7 @@
 
 from evomerge.recipe.files import read_recipe, recipe_from_yaml, recipe_to_yaml, write_recipe
 from evomerge.recipe.lineage import Angle, Combination, Lineage, SeedProducts, SplitAt, WeightLayout, slerp_factors
+from evomerge.recipe.mergekit_writer import has_mergekit_form
 from evomerge.recipe.methods import METHODS, PIECEWISE, BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
 from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, Source
 from evomerge.recipe.pieces import PieceTable, Span
@@ -62,6 +63,7 @@ __all__ = [
     "check_setting",
     "default_searched",
     "even_layer_groups",
+    "has_mergekit_form",
     "method_spec",
     "read_recipe",
     "recipe_from_yaml",
