@@ -122,12 +122,21 @@ def _engine(config: SearchConfig, model: ModelHeader, n_slots: int | None) -> "E
     from evomerge.engine import make_engine
     from evomerge.weights import write_slots_folder
 
-    wanted = config.engine
+    wanted, kind = config.engine, engine_kind(config)
+    options = dict(wanted.options)
+    if wanted.tensor_parallel > 1:
+        if kind != "vllm":
+            raise ConfigError(
+                f"engine.tensor_parallel: {wanted.tensor_parallel} needs vLLM, and the engine here is {kind}"
+            )
+        if n_slots not in (None, model.n_layers):
+            raise ConfigError(
+                "engine.tensor_parallel: an engine with slots for layers is one process; use more workers instead"
+            )
+        options["tensor_parallel_size"] = wanted.tensor_parallel
 
     def start(folder: Path) -> "Engine":
-        return make_engine(
-            engine_kind(config), folder, dtype=wanted.dtype, max_model_len=wanted.max_model_len, options=wanted.options
-        )
+        return make_engine(kind, folder, dtype=wanted.dtype, max_model_len=wanted.max_model_len, options=options)
 
     if n_slots is None or n_slots == model.n_layers:
         return start(model.folder)

@@ -8,7 +8,7 @@ from typing import Protocol
 from evomerge.build.evaluators import FACTORY, evaluator_settings, worker_environment
 from evomerge.build.problem import Problem
 from evomerge.cluster import LocalPool
-from evomerge.config import SyntheticConfig
+from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError
 from evomerge.search import RunDirectory, WorkerPool
 
@@ -53,7 +53,7 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[Run
     with RaySession(cluster.address, n_cpus) as session:
         resources = session.resources()
         has_gpu = resources.get("GPU", 0) > 0 and not isinstance(config.evaluation, SyntheticConfig)
-        gpus = cluster.gpus_per_worker if has_gpu else 0.0
+        gpus = gpus_per_worker(config) if has_gpu else 0.0
         room = session.room(cluster.cpus_per_worker, gpus)
         n_workers = wanted or max(1, room)
         if n_workers > room and cluster.address is None:
@@ -75,3 +75,17 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[Run
             yield pool, n_workers
         finally:
             pool.close()
+
+
+def gpus_per_worker(config: SearchConfig) -> float:
+    """What a worker asks for: as configured, else a GPU for each process of its engine.
+
+    Raises:
+        ConfigError: fewer GPUs than processes.
+    """
+    processes, wanted = config.engine.tensor_parallel, config.cluster.gpus_per_worker
+    if wanted is not None and processes > 1 and wanted < processes:
+        raise ConfigError(
+            f"cluster.gpus_per_worker: {wanted:g} is too few for engine.tensor_parallel, {processes}; leave it out, or give {processes}"
+        )
+    return float(processes) if wanted is None else wanted

@@ -230,10 +230,20 @@ class EngineConfig(_Strict):
     """auto: vllm where it is installed"""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """what the engine computes in; auto: float32 on CPU, the model's own on a GPU"""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """processes (on GPUs: one GPU each) that one vLLM engine is spread over"""
     max_model_len: int | None = Field(default=None, ge=8)
     """longest sequence in tokens; default: the model's"""
     options: dict[str, Any] = Field(default_factory=dict)
     """handed to the engine as they are"""
+
+    @model_validator(mode="after")
+    def _parallel(self) -> "EngineConfig":
+        if self.tensor_parallel > 1 and self.kind == "transformers":
+            raise ValueError("tensor_parallel needs kind: vllm; the transformers engine is one process")
+        if "tensor_parallel_size" in self.options:
+            raise ValueError("give tensor_parallel instead of options.tensor_parallel_size")
+        return self
 
 
 class ClusterConfig(_Strict):
@@ -243,8 +253,8 @@ class ClusterConfig(_Strict):
     """local: inside this process, one thread a worker"""
     workers: int | Literal["auto"] = "auto"
     """auto: one per GPU, else one per CPU core"""
-    gpus_per_worker: float = Field(default=1, ge=0)
-    """ignored where the cluster has no GPU"""
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    """default: one for each process of the engine (engine.tensor_parallel); ignored where the cluster has no GPU"""
     cpus_per_worker: float = Field(default=1, gt=0)
     address: str | None = None
     """a running Ray cluster ("auto", "ray://host:10001"); default: start a local one"""

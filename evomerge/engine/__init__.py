@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from evomerge.core import EngineError, Json
-from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
+from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest, RemoteWrite
 from evomerge.engine.environment import engine_environment
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ __all__ = [
     "Generation",
     "LogLikelihood",
     "LogLikelihoodRequest",
+    "RemoteWrite",
     "available_engines",
     "default_engine_kind",
     "engine_environment",

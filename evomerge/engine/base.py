@@ -3,10 +3,12 @@
 Knows tokens and log-probabilities; knows nothing of tasks, text or merging.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Protocol
 
+from evomerge.core import Json
 from evomerge.plan import WeightTarget
 
 
@@ -43,6 +45,24 @@ class Generation:
     n_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteWrite:
+    """A weight update as data, which an engine's own processes can each carry out on what they hold.
+
+    Attributes:
+        function: `package.module:name`, called with the settings and the process's `WeightTarget`.
+        settings: what to write; JSON.
+    """
+
+    function: str
+    settings: Mapping[str, Json]
+
+    def __call__(self, target: WeightTarget) -> None:
+        """Carries it out here."""
+        module, _, name = self.function.partition(":")
+        getattr(import_module(module), name)(self.settings, target)
+
+
 class Engine(Protocol):
     """A running model. Not thread-safe. Order of the answers is the order of the requests."""
 
@@ -51,8 +71,15 @@ class Engine(Protocol):
         """Longest sequence (prompt + continuation) in tokens."""
         ...
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights are spread over processes of their own."""
+        ...
+
     def update(self, write: Callable[[WeightTarget], None]) -> None:
         """Replaces the weights: calls `write` with the live parameters, then forgets every cached prefix.
+
+        An engine whose weights are spread over processes takes a `RemoteWrite` only, and calls it in each of them.
 
         Raises:
             EngineError: the weights could not be taken; the engine must then be updated again before it is used.

@@ -61,7 +61,7 @@ class _Cell:
 
 
 def discover_layout(
-    parameters: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], load: Load
+    parameters: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], load: Load, *, whole: bool = True
 ) -> EngineLayout:
     """Finds the places of all checkpoint tensors. Overwrites the parameters; the caller restores them.
 
@@ -69,6 +69,7 @@ def discover_layout(
         parameters: live parameters and buffers by name, each storage once.
         shapes: checkpoint tensor name -> shape, of everything that `load` accepts.
         load: the engine's weight loader.
+        whole: every tensor that is held at all must be held whole; False for one shard of a model.
 
     Raises:
         EngineError: a parameter's dtype is not a plain float, or its layout is not made of rectangles of checkpoint tensors in
@@ -78,7 +79,7 @@ def discover_layout(
     untouched = probe.find_untouched()
     cells = probe.find_cells(untouched)
     probe.find_coordinates(cells)
-    return _as_layout(cells, shapes)
+    return _as_layout(cells, shapes, whole=whole)
 
 
 class _Probe:
@@ -207,7 +208,7 @@ class _Probe:
                     cell.coordinates[dimension] += digits * self._base**digit
 
 
-def _as_layout(cells: Sequence[_Cell], shapes: Mapping[str, tuple[int, ...]]) -> EngineLayout:
+def _as_layout(cells: Sequence[_Cell], shapes: Mapping[str, tuple[int, ...]], *, whole: bool) -> EngineLayout:
     regions: dict[str, list[Region]] = {}
     for cell in cells:
         index = []
@@ -220,7 +221,7 @@ def _as_layout(cells: Sequence[_Cell], shapes: Mapping[str, tuple[int, ...]]) ->
     for tensor, found in regions.items():
         held = sum(region.view.numel() for region in found)
         size = torch.Size(shapes[tensor]).numel()
-        if held < size:
+        if whole and held < size:
             raise EngineError(
                 f"the engine keeps only {held} of the {size} elements of checkpoint tensor {tensor!r} in parameters that can "
                 "be replaced; it may be sharded over several processes or packed by a kernel"

@@ -5,6 +5,7 @@ the code it replaces is the code it was written against, and has a test (tests/e
 """
 
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -73,6 +74,19 @@ def check_writable_cpu_linears(model: torch.nn.Module) -> None:
                 f"vLLM layer {name!r} has packed its weight, so it cannot be replaced in place; "
                 f"evomerge's patch for vLLM {SUPPORTED_VLLM}.x did not reach it"
             )
+
+
+def leave_processes_unbound() -> None:
+    """Before a tensor-parallel engine starts on a CPU: let its processes run on any core, unless the user says otherwise.
+
+    Why: vLLM wants a NUMA node for each ("Not enough allowed NUMA nodes to bind threads of 2 local CPUWorkers"), which few
+    machines have. It remembers its variables from the first engine of the process on, so that has to be forgotten too.
+    Upstream: vllm/utils/ompmultiprocessing.py and vllm/envs.py (`disable_envs_cache`).
+    """
+    import vllm.envs as upstream
+
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    upstream.disable_envs_cache()
 
 
 @contextmanager

@@ -73,6 +73,11 @@ class TransformersEngine:
         """Longest sequence (prompt + continuation) in tokens."""
         return self._max_length
 
+    @property
+    def is_sharded(self) -> bool:
+        """Never: the model is in this process."""
+        return False
+
     def update(self, write: Callable[[WeightTarget], None]) -> None:
         """Replaces the weights in place; see `Engine.update`. Nothing is cached between calls, so nothing must be forgotten.
 

@@ -13,22 +13,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from evomerge.core import EngineError, EvomergeError, Json
 from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.checkpoint import CheckpointFolder
 from evomerge.engine.environment import apply_engine_environment, vllm_targets_cpu
-from evomerge.engine.layout import EngineLayout, discover_layout
 from evomerge.engine.patches import (
     DISTRIBUTED_STATE,
-    check_writable_cpu_linears,
+    leave_processes_unbound,
     thread_setter_kept,
     tolerant_kernel_scan,
     writable_cpu_linears,
 )
 from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
 from evomerge.engine.usable import Usable
+from evomerge.engine.vllm_weights import LiveWeights, ModelWeights, ShardedWeights
 from evomerge.plan import WeightTarget
 
 if TYPE_CHECKING:
@@ -40,9 +38,9 @@ CPU_KV_CACHE_BYTES = 256 << 20
 """Key-value cache of a CPU engine unless `kv_cache_memory_bytes` says otherwise; vLLM's own default takes most of the memory."""
 _MAX_TARGETS = 16
 """Last tokens scored by one pass; vLLM allows 20 log-probabilities per token (`max_logprobs`) by default."""
-_PROBE_ELEMENTS = 1 << 20
-"""At most so many elements of each parameter are compared with their value before the layout was discovered."""
-_SINGLE_PROCESS = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1}
+_SINGLE = {"pipeline_parallel_size": 1, "data_parallel_size": 1}
+_SHARDED = {"worker_extension_cls": "evomerge.engine.vllm_shard.Shard", "distributed_executor_backend": "mp"}
+"""A tensor-parallel engine's processes are this process's children, also in a Ray actor, where vLLM would ask Ray for more."""
 _START_ERRORS = (
     ValueError,
     TypeError,
@@ -86,20 +84,22 @@ class VllmEngine:
         if dtype == "auto" and vllm_targets_cpu():
             dtype = "float32"
         arguments = self._arguments(dtype=dtype, max_model_len=max_model_len, seed=seed) | dict(options or {})
-        for name, only in _SINGLE_PROCESS.items():
+        for name, only in _SINGLE.items():
             if arguments.get(name, only) != only:
                 raise EngineError(
-                    f"vLLM engine: {name}={arguments[name]!r} spreads the weights over several processes, where they cannot "
-                    f"be replaced in place; use {name}={only} and more workers instead"
+                    f"vLLM engine: {name}={arguments[name]!r} spreads the model in a way in which its weights cannot be replaced "
+                    f"in place; use {name}={only}, and tensor_parallel or more workers instead"
                 )
+        if arguments.get("tensor_parallel_size", 1) != 1:
+            arguments |= _SHARDED
         apply_engine_environment()
         with CheckpointFolder(model) as checkpoint:
             self._llm: LLM | None = _start(model, arguments)
             DISTRIBUTED_STATE.acquire()
             self._poisoned = False
+            self._weights: LiveWeights | None = None
             try:
-                self._model = _live_model(self._llm)
-                self._layout = _writable_layout(self._model, checkpoint)
+                self._weights = _weights(self._llm, model, checkpoint)
             except EvomergeError:
                 self.close()
                 raise
@@ -120,6 +120,11 @@ class VllmEngine:
         return self._max_length
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether `tensor_parallel_size` is above 1."""
+        return isinstance(self._weights, ShardedWeights)
+
+    @property
     def llm(self) -> "LLM":
         """The `vllm.LLM` inside. Raises EngineError when closed."""
         self._usable.check_open()
@@ -135,14 +140,13 @@ class VllmEngine:
                 until an update succeeds.
         """
         with self._usable.updating():
-            self._clean_up()
-            with torch.no_grad():
-                write(self._layout)
+            weights = self._clean_up()
+            weights.write(write)
             if not self.llm.reset_prefix_cache():
                 raise EngineError("vLLM engine: the prefix cache could not be reset, so stale states would be served")
 
-    def _clean_up(self) -> None:
-        """Removes what a failed batch or NaN weights left behind.
+    def _clean_up(self) -> LiveWeights:
+        """Removes what a failed batch or NaN weights left behind, and returns the weights.
 
         Unfinished requests hold blocks of the prefix cache. NaN keys and values stay in freed blocks, and attention kernels
         multiply the unused end of a block by zero instead of skipping it, so that they turn later sequences into NaN too
@@ -151,12 +155,12 @@ class VllmEngine:
         engine = self.llm.llm_engine
         if engine.has_unfinished_requests():
             engine.abort_request(list(engine.output_processor.request_states), internal=True)
+        if self._weights is None:
+            raise EngineError("vLLM engine: not started")
         if self._poisoned:
-            for module in self._model.modules():
-                cache = getattr(module, "kv_cache", None)
-                if isinstance(cache, torch.Tensor):
-                    cache.zero_()
+            self._weights.clear_caches()
             self._poisoned = False
+        return self._weights
 
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest]) -> list[LogLikelihood]:
         """Log-probabilities of continuations; see `Engine.loglikelihood`.
@@ -251,8 +255,7 @@ class VllmEngine:
         if self._usable.close() and self._llm is not None:
             engine = self._llm.llm_engine
             self._llm = None
-            self._layout = EngineLayout({}, ())
-            self._model = torch.nn.Module()
+            self._weights = None
             DISTRIBUTED_STATE.release(engine.engine_core.shutdown)
             del engine
             gc.collect()
@@ -273,56 +276,28 @@ def _start(model: Path, arguments: Mapping[str, Any]) -> "LLM":
             stack.enter_context(writable_cpu_linears())
             stack.enter_context(thread_setter_kept())
             stack.enter_context(tolerant_kernel_scan())
+            if arguments.get("tensor_parallel_size", 1) != 1:
+                leave_processes_unbound()
         try:
             return LLM(model=str(model), **arguments)
         except _START_ERRORS as error:
             raise EngineError(f"vLLM cannot serve {model}: {error}") from error
 
 
-def _live_model(llm: "LLM") -> torch.nn.Module:
-    """The model that vLLM runs.
-
-    Raises:
-        EngineError: its weights are quantised or packed.
-    """
+def _check_unquantised(llm: "LLM") -> None:
+    """Raises EngineError where the model's weights are quantised."""
     if llm.model_config.quantization is not None:
         raise EngineError(
             f"vLLM engine: the model is quantised ({llm.model_config.quantization}); such weights cannot be replaced in place"
         )
-    model: torch.nn.Module = llm.apply_model(lambda module: module)[0]
-    check_writable_cpu_linears(model)
-    return model
 
 
-def _writable_layout(model: torch.nn.Module, checkpoint: CheckpointFolder) -> EngineLayout:
-    """Discovers where the checkpoint's tensors live, puts them back, and checks that they are what vLLM had loaded.
-
-    Raises:
-        EngineError: the weights are permuted, or changed by vLLM after loading.
-    """
-    live = {name: value.data for name, value in [*model.named_parameters(), *model.named_buffers()]}
-    before = {name: _sample(value).clone() for name, value in live.items()}
-    load: Any = model.load_weights
-    with torch.no_grad():
-        layout = discover_layout(live, checkpoint.shapes, load)
-        for name in layout.names():
-            tensor = checkpoint.tensor(name)
-            for region in layout.regions(name):
-                region.view.copy_(tensor[region.index])
-    for name, value in live.items():
-        if not torch.equal(_sample(value).nan_to_num(), before[name].nan_to_num()):
-            raise EngineError(
-                f"vLLM parameter {name!r} differs from the checkpoint it was loaded from: vLLM transforms it after loading, so "
-                "it cannot be replaced in place. Use the transformers engine for this model"
-            )
-    if layout.ignored:
-        _LOGGER.info("vLLM keeps no copy of %s", ", ".join(layout.ignored))
-    return layout
-
-
-def _sample(value: torch.Tensor) -> torch.Tensor:
-    flat = value.reshape(-1)
-    return flat[:: max(1, flat.numel() // _PROBE_ELEMENTS)]
+def _weights(llm: "LLM", model: Path, checkpoint: CheckpointFolder) -> LiveWeights:
+    """The engine's live weights, wherever they are. Raises EngineError where they cannot be replaced in place."""
+    _check_unquantised(llm)
+    if llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size > 1:
+        return ShardedWeights(llm, model, checkpoint.shapes)
+    return ModelWeights(llm.apply_model(lambda module: module)[0], checkpoint, whole=True)
 
 
 def _answers(group: PromptGroup, targets: Sequence[int], output: "RequestOutput") -> list[tuple[int, LogLikelihood]]:

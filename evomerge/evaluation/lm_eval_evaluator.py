@@ -10,8 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.core import Evaluation, EvaluationError, EvaluationRequest, EvomergeError, Split, Status, canonical_json
-from evomerge.engine import Engine
+from evomerge.core import (
+    Evaluation,
+    EvaluationError,
+    EvaluationRequest,
+    EvomergeError,
+    Json,
+    Split,
+    Status,
+    canonical_json,
+)
+from evomerge.engine import Engine, RemoteWrite
 from evomerge.evaluation.loaded_task import LoadedTask, load_task
 from evomerge.evaluation.sandbox import SandboxedItems, SandboxedTask
 from evomerge.evaluation.task_items import TaskItems
@@ -19,7 +28,7 @@ from evomerge.evaluation.task_settings import runs_code
 from evomerge.evaluation.task_spec import TaskSpec
 from evomerge.plan import MergePlan, ModelHeader, make_plan
 from evomerge.recipe import Recipe
-from evomerge.weights import Merger
+from evomerge.weights import WRITE_MERGE, Merger
 
 
 class LmEvalEvaluator:
@@ -155,7 +164,11 @@ class LmEvalEvaluator:
                 plan = self._fit(plan)
         self._in_engine = None
         with clock.part("merge_s"):
-            self._engine.update(lambda target: self._merger.write(plan, target))
+            if self._engine.is_sharded:
+                settings: dict[str, Json] = {"recipe": request.recipe, "models": list(self._headers)}
+                self._engine.update(RemoteWrite(WRITE_MERGE, settings))
+            else:
+                self._engine.update(lambda target: self._merger.write(plan, target))
         self._in_engine, self._size = key, size
 
     def items(self, split: Split) -> Mapping[str, TaskItems | SandboxedItems]:

@@ -21,12 +21,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from evomerge.core import EngineError, random_stream
-from evomerge.engine import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
+from evomerge.engine import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest, RemoteWrite
 from evomerge.plan import WeightTarget
+from evomerge.testing.engine_writers import write_tensors
 from evomerge.testing.tiny_models import write_tiny_llama
 
 MAX_LENGTH = 448
@@ -69,10 +70,19 @@ class EngineSuite:
         start: makes an engine: `start(folder, dtype="float32", max_model_len=...)`.
         folder: where the tiny models are written.
         tied: whether their output layer is the embedding.
+        fresh: what fresh engines of another suite (of equal `tied`) say, where this engine must answer like those; default: ask
+            engines that `start` makes.
     """
 
-    def __init__(self, start: Callable[..., Engine], folder: Path, *, tied: bool) -> None:
-        self._start = start
+    def __init__(
+        self,
+        start: Callable[..., Engine],
+        folder: Path,
+        *,
+        tied: bool,
+        fresh: Sequence[Answers] | None = None,
+    ) -> None:
+        self._start, self._folder = start, folder
         self.folders = [
             write_tiny_llama(folder / f"m{seed}", seed=seed, tied=tied, hidden=128, vocab=_VOCAB, dtype="float32")
             for seed in range(3)
@@ -82,8 +92,8 @@ class EngineSuite:
         self.log_likelihood_requests = _log_likelihood_requests()
         self.generate_requests = _generate_requests()
         self.engine = self.start(self.folders[0])
-        self.fresh = [self.answers(self.engine)]
-        for model in self.folders[1:]:
+        self.fresh = [self.answers(self.engine)] if fresh is None else list(fresh)
+        for model in self.folders[len(self.fresh) :]:
             engine = self.start(model)
             self.fresh.append(self.answers(engine))
             engine.close()
@@ -104,19 +114,20 @@ class EngineSuite:
 
     def load(self, which: int) -> None:
         """Updates the live engine to weight set `which`."""
-        self.engine.update(partial(write_tensors, tensors=self.weights[which]))
+        self.engine.update(self.writer(self.weights[which]))
+
+    def writer(self, tensors: dict[str, torch.Tensor]) -> Callable[[WeightTarget], None]:
+        """Writes `tensors`; as data, through a file, where the engine's weights are spread over processes."""
+        if not self.engine.is_sharded:
+            return partial(write_tensors, tensors=tensors)
+        file = self._folder / "written.safetensors"
+        save_file(tensors, file)
+        return RemoteWrite("evomerge.testing.engine_writers:write_file", {"file": str(file)})
 
     def check_serves(self, which: int) -> None:
         """The live engine answers like a fresh one with weight set `which`."""
         found = self.fresh[which].differences(self.answers(self.engine))
         assert not found, f"weight set {which}, fresh and live engine: {found[:5]}"
-
-
-def write_tensors(target: WeightTarget, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes checkpoint tensors into the engine's parameters, as a merger would."""
-    for name in target.names():
-        for region in target.regions(name):
-            region.view.copy_(tensors[name][region.index])
 
 
 def _tokens(*names: str | int, n: int) -> tuple[int, ...]:
@@ -162,6 +173,10 @@ def check_suite_can_fail(suite: EngineSuite) -> None:
 
 def check_layout_is_complete(suite: EngineSuite) -> None:
     """Every checkpoint tensor is addressed, every element of it exactly where its regions say, shapes and views agree."""
+    if suite.engine.is_sharded:
+        suite.load(0)  # each process checks its own part; that they are all together is checked when the engine starts
+        suite.check_serves(0)
+        return
     seen: list[WeightTarget] = []
 
     def write(target: WeightTarget) -> None:
@@ -208,7 +223,7 @@ def check_swaps_neither_leak_nor_serve_stale_tokens(suite: EngineSuite) -> None:
             )
             write_tensors(target, suite.weights[which])
 
-        suite.engine.update(write)
+        suite.engine.update(suite.writer(suite.weights[which]) if suite.engine.is_sharded else write)
         expected = [suite.fresh[which].generations[i] for i in shared]
         assert suite.engine.generate(requests) == expected, f"swap {swap}"
         # The second time the prefix cache holds this very update's blocks.
@@ -221,7 +236,7 @@ def check_swaps_neither_leak_nor_serve_stale_tokens(suite: EngineSuite) -> None:
             before = _resident_bytes()
     growth = _resident_bytes() - before
     assert growth <= MAX_GROWTH_BYTES, f"{growth / 2**20:.1f} MiB more after {N_SWAPS - N_WARM_UP} swaps"
-    assert len(places) == 1, "the live parameters moved"
+    assert len(places) == (0 if suite.engine.is_sharded else 1), "the live parameters moved"
 
 
 def check_greedy_agrees_with_generate(suite: EngineSuite) -> None:
@@ -307,7 +322,7 @@ def check_nan_is_an_error(suite: EngineSuite) -> None:
             lambda: suite.engine.generate(suite.generate_requests),
         )
         for ask in asks:
-            suite.engine.update(partial(write_tensors, tensors=broken))
+            suite.engine.update(suite.writer(broken))
             _expect_engine_error(ask)
         suite.load(2)
         suite.check_serves(2)
@@ -341,10 +356,12 @@ def check_failed_update_blocks_use(suite: EngineSuite) -> None:
         target.regions(name)[0].view.zero_()
         raise HalfwayError
 
+    half = RemoteWrite("evomerge.testing.engine_writers:write_half", {})
+    expected = EngineError if suite.engine.is_sharded else HalfwayError
     suite.load(1)
     try:
-        suite.engine.update(write)
-    except HalfwayError:
+        suite.engine.update(half if suite.engine.is_sharded else write)
+    except expected:
         pass
     else:
         raise AssertionError("the writer's error was swallowed")

@@ -3,6 +3,7 @@
 from evomerge.weights.export import merge_to_folder
 from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool
+from evomerge.weights.remote_merge import WRITE_MERGE
 from evomerge.weights.slots import write_slots_folder
 
-__all__ = ["Merger", "WeightPool", "merge_to_folder", "write_slots_folder"]
+__all__ = ["WRITE_MERGE", "Merger", "WeightPool", "merge_to_folder", "write_slots_folder"]

@@ -56,6 +56,8 @@ def test_strategy_options_pass_through() -> None:
         ({"evaluation": {"kind": "synthetic"}}, "takes no models and no tasks"),
         ({"evaluation": {"kind": "magic"}}, "evaluation"),
         ({"cluster": {"workers": 0}}, "must be at least 1 or 'auto'"),
+        ({"engine": {"kind": "transformers", "tensor_parallel": 2}}, "tensor_parallel needs kind: vllm"),
+        ({"engine": {"options": {"tensor_parallel_size": 2}}}, "give tensor_parallel instead"),
         ({"engine": {"kind": "vlm"}}, "engine.kind: input should be 'auto', 'vllm' or 'transformers'"),
     ],
 )

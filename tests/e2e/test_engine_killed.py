@@ -1,4 +1,4 @@
-"""A vLLM engine that is killed in the middle of a candidate: replaced, the candidate tried again, nothing left behind."""
+"""A vLLM engine of two processes that is killed in the middle of a candidate: replaced, the candidate tried again, nothing left."""
 
 import json
 import os
@@ -45,7 +45,12 @@ def config(tmp_path: Path) -> Path:
         "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
         "tasks": ["letters.yaml"],
         "strategy": "random",
-        "engine": {"kind": "vllm", "max_model_len": 128, "options": {"kv_cache_memory_bytes": 32 << 20}},
+        "engine": {
+            "kind": "vllm",
+            "tensor_parallel": 2,
+            "max_model_len": 128,
+            "options": {"kv_cache_memory_bytes": 32 << 20},
+        },
         "cluster": {"workers": 1},
         "baselines": {"task_arithmetic": []},
         "budget": {"evaluations": 100_000},
@@ -95,6 +100,7 @@ def test_a_killed_engine_is_replaced_and_leaves_nothing_behind(config: Path, tmp
         driver = psutil.Process(process.pid)
         (worker,) = _workers(driver)
         its_own = worker.children(recursive=True)
+        assert len(its_own) >= 2, "the engine's shards have processes of their own"
         worker.kill()
         events = _wait_for(run, process, "lost", 1)
         lost = next(event for event in events if event["event"] == "lost")

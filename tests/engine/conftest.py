@@ -14,21 +14,24 @@ if "torch" in sys.modules:
 
 @pytest.fixture(scope="session")
 def suite_of(tmp_path_factory):
-    """suite_of("vllm-tied") -> the conformance suite of that engine, started once for all test files."""
+    """suite_of("vllm-tied"), suite_of("vllm-tied-sharded") -> the conformance suite of that engine, started once for all test files."""
     from evomerge.testing.engine_suite import EngineSuite
 
     started = {}
 
     def suite_of(name):
-        kind, tied = name.split("-")
+        kind, tied, *sharded = name.split("-")
         if kind not in available_engines():
             pytest.skip(f"{kind} is not installed")
         if name not in started:
-            started[name] = EngineSuite(
-                lambda model, **settings: make_engine(kind, model, **settings),
-                tmp_path_factory.mktemp(name),
-                tied=tied == "tied",
-            )
+
+            def start(model, **settings):
+                options = {"tensor_parallel_size": 2} if sharded else {}
+                return make_engine(kind, model, options=options, **settings)
+
+            # two processes must answer like one
+            fresh = suite_of(f"{kind}-{tied}").fresh if sharded else None
+            started[name] = EngineSuite(start, tmp_path_factory.mktemp(name), tied=tied == "tied", fresh=fresh)
         return started[name]
 
     yield suite_of

@@ -1,9 +1,17 @@
 import pytest
 
-from evomerge.testing.engine_suite import CHECKS
+from evomerge.testing.engine_suite import CHECKS, check_engines_are_independent
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("engine", ["transformers-tied", "transformers-untied", "vllm-tied", "vllm-untied"])
 def test_conformance(suite_of, engine, check):
     check(suite_of(engine))
+
+
+@pytest.mark.parametrize(
+    "check", [check for check in CHECKS if check is not check_engines_are_independent], ids=lambda check: check.__name__
+)
+def test_conformance_over_two_processes(suite_of, check):
+    """Tensor parallelism: two processes with a shard each, against the answers of one."""
+    check(suite_of("vllm-untied-sharded"))

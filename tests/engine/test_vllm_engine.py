@@ -119,7 +119,7 @@ def test_bfloat16_layout_and_options(tmp_path):
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size=2 spreads the weights"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2 spreads the model"),
         ({"no_such_option": 1}, "cannot serve"),
         ({"max_model_len": 100_000}, "cannot serve"),
     ],

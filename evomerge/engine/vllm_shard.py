@@ -1,0 +1,66 @@
+"""What is mixed into vLLM's worker processes (`worker_extension_cls`) so that each writes its own shard of the weights.
+
+vLLM imports this module in a worker process before it loads the model. On a CPU that is the only moment at which its packing of
+linear weights can be kept off in that process, so importing it does that; import it nowhere else.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evomerge.core import EvomergeError
+from evomerge.engine.base import RemoteWrite
+from evomerge.engine.checkpoint import CheckpointFolder
+from evomerge.engine.environment import vllm_targets_cpu
+from evomerge.engine.patches import writable_cpu_linears
+from evomerge.engine.vllm_weights import ModelWeights
+
+_PATCH = writable_cpu_linears()
+if vllm_targets_cpu():
+    _PATCH.__enter__()  # for the life of this process, which serves one engine
+
+
+class Shard:
+    """Methods for `collective_rpc`; each answers with JSON, `{"error": ...}` where it fails."""
+
+    get_model: Callable[[], Any]
+    """of vLLM's worker"""
+    _evomerge_weights: ModelWeights
+
+    def evomerge_discover(self, folder: str) -> str:
+        """Finds the places of the checkpoint's tensors in this shard; answers how many elements of each there are."""
+
+        def discover() -> dict[str, Any]:
+            with CheckpointFolder(Path(folder)) as checkpoint:
+                self._evomerge_weights = ModelWeights(self.get_model(), checkpoint, whole=False)
+            return {"elements": self._evomerge_weights.n_elements()}
+
+        return _answer(discover)
+
+    def evomerge_write(self, function: str, settings: str) -> str:
+        """Carries out a `RemoteWrite` on this shard."""
+
+        def write() -> dict[str, Any]:
+            self._evomerge_weights.write(RemoteWrite(function, json.loads(settings)))
+            return {}
+
+        return _answer(write)
+
+    def evomerge_clear_caches(self) -> str:
+        """Zeroes this process's keys and values."""
+
+        def clear() -> dict[str, Any]:
+            self._evomerge_weights.clear_caches()
+            return {}
+
+        return _answer(clear)
+
+
+def _answer(work: Callable[[], dict[str, Any]]) -> str:
+    try:
+        return json.dumps(work())
+    except EvomergeError as error:
+        return json.dumps({"error": str(error)})
+    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        return json.dumps({"error": f"{type(error).__name__}: {error}"})

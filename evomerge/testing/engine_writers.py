@@ -1,0 +1,31 @@
+"""What the engine suite writes into engines: tensors from memory, or as data, from a file, in the engine's own processes."""
+
+from collections.abc import Mapping
+
+import torch
+from safetensors.torch import load_file
+
+from evomerge.core import EngineError, Json
+from evomerge.plan import WeightTarget
+
+
+def write_tensors(target: WeightTarget, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes checkpoint tensors into the engine's parameters, as a merger would."""
+    for name in target.names():
+        for region in target.regions(name):
+            region.view.copy_(tensors[name][region.index])
+
+
+def write_file(settings: Mapping[str, Json], target: WeightTarget) -> None:
+    """As `write_tensors`, in another process; the parameters must then hold them."""
+    tensors = load_file(str(settings["file"]))
+    write_tensors(target, tensors)
+    for name in target.names():
+        for region in target.regions(name):
+            assert torch.equal(region.view.cpu().nan_to_num(), tensors[name][region.index].nan_to_num())
+
+
+def write_half(settings: Mapping[str, Json], target: WeightTarget) -> None:
+    """Fails after the first tensor."""
+    target.regions(target.names()[0])[0].view.zero_()
+    raise EngineError("halfway")
