@@ -1,4 +1,4 @@
-"""A vLLM engine of two processes that is killed in the middle of a candidate: replaced, the candidate tried again, nothing left."""
+"""A vLLM engine that is killed in the middle of a candidate: replaced, the candidate tried again, nothing left."""
 
 import json
 import os
@@ -47,7 +47,6 @@ def config(tmp_path: Path) -> Path:
         "strategy": "random",
         "engine": {
             "kind": "vllm",
-            "tensor_parallel": 2,
             "max_model_len": 128,
             "options": {"kv_cache_memory_bytes": 32 << 20},
         },
@@ -63,7 +62,7 @@ def config(tmp_path: Path) -> Path:
 
 def _wait_for(run: Path, process: "subprocess.Popen[str]", kind: str, count: int) -> list[dict[str, Any]]:
     """The journal, as soon as it has so many events of a kind."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 360
     while True:
         events = read_journal(run / "journal.jsonl") if (run / "journal.jsonl").exists() else []
         if sum(event["event"] == kind for event in events) >= count:
@@ -100,7 +99,6 @@ def test_a_killed_engine_is_replaced_and_leaves_nothing_behind(config: Path, tmp
         driver = psutil.Process(process.pid)
         (worker,) = _workers(driver)
         its_own = worker.children(recursive=True)
-        assert len(its_own) >= 2, "the engine's shards have processes of their own"
         worker.kill()
         events = _wait_for(run, process, "lost", 1)
         lost = next(event for event in events if event["event"] == "lost")
