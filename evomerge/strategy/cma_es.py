@@ -5,6 +5,9 @@ whenever `population_size` results are in, whatever generation they come from. A
 stores the genotype); its step is clipped in Mahalanobis length as for injected solutions (Hansen, arXiv 1110.4181).
 The variant `vkd` alone works in strict generations, because its two-point step-size rule needs its mirrored pair.
 
+In few dimensions a quadratic model of the results saves evaluations (`surrogate`, see `cma_surrogate_run`): on the 24 BBOB
+functions it hits two to three times the targets that plain CMA-ES hits within 25 to 100 evaluations per dimension.
+
 Bounds: pycma's `BoundTransform`, a smooth fold of each coordinate into [0, 1]. Unlike `BoundPenalty` it needs no
 statistics of a whole generation, so it suits results that arrive one by one, and every proposal is inside.
 """
@@ -20,10 +23,14 @@ from pydantic import Field
 from evomerge.core import Candidate, ConfigError, EvaluationError, Json, VectorGenome, random_stream
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
 from evomerge.strategy.cma_run import CmaRun, Variant
+from evomerge.strategy.cma_surrogate_run import SurrogateRun
 from evomerge.strategy.replay import ReplayStrategy
 
 _MAX_DOUBLINGS = 9
 """IPOP and BIPOP stop doubling here: nine restarts as in Hansen (2009), 10.1145/1570256.1570333."""
+
+MAX_SURROGATE_DIMENSION = 24
+"""325 coefficients: a full quadratic of more is not learned within the budgets that it is for, and slows every ask."""
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -45,12 +52,18 @@ class CmaEsOptions(StrategyOptions):
         "full",
         description="full: d x d covariance; sep: diagonal, for hundreds of dimensions; vkd: diagonal plus low rank",
     )
+    surrogate: Literal["auto", "none", "quadratic"] = Field(
+        "auto",
+        description="quadratic: a model of the results saves evaluations (lq-CMA-ES, 10.1145/3321707.3321842), variant full only; "
+        f"auto: that up to {MAX_SURROGATE_DIMENSION} dimensions, else none",
+    )
     start: Literal["best", "centre"] | tuple[Unit, ...] = Field(
         "best", description="first mean: the best seed point (the centre where there is none), the centre, or a point"
     )
     restarts: Literal["none", "ipop", "bipop"] = Field(
-        "none",
-        description="after convergence: stop; or restart with doubled population (ipop) or in two regimes (bipop)",
+        "ipop",
+        description="after convergence: restart with doubled population (ipop, 10.1109/CEC.2005.1554902) or in two regimes "
+        "(bipop, 10.1145/1570256.1570333), or stop the search (none)",
     )
     weights: dict[str, Weight] | None = Field(
         None,
@@ -63,7 +76,7 @@ class CmaEs(ReplayStrategy):
 
     FAILED and INFEASIBLE candidates rank last among the results of their update (the worst loss plus the batch's range);
     a batch in which every candidate failed is dropped and the distribution stays. Results from before a restart count
-    for `recommend` only. Seeds set the first mean (`start`) and count for `recommend`.
+    for `recommend` only. Seeds set the first mean (`start`), are known to the surrogate and count for `recommend`.
     """
 
     name: ClassVar[str] = "cma_es"
@@ -78,13 +91,15 @@ class CmaEs(ReplayStrategy):
                 f"strategy cma_es: start has {len(self.options.start)} coordinates, the space has {self.dimension}"
             )
         self._base_population = self.options.population_size or 4 + math.floor(3 * math.log(self.dimension))
-        self._run: CmaRun | None = None
+        self._run: CmaRun | SurrogateRun | None = None
         self._origin: dict[str, tuple[int, int]] = {}
         self._n_runs = 0
         self._doublings = 0
         self._spent = {"large": 0, "small": 0}
         self._regime: Literal["large", "small"] = "large"
         self._best: tuple[float, Candidate] | None = None
+        self._modelled = self._check_surrogate()
+        self._known: list[tuple[tuple[float, ...], float]] = []
 
     def stop_reasons(self) -> Mapping[str, Json]:
         """pycma's termination reasons where there are no restarts; `restarts` when the last doubling has converged."""
@@ -113,7 +128,9 @@ class CmaEs(ReplayStrategy):
 
     def _start(self, seeds: Sequence[Told]) -> None:
         for told in seeds:
-            self._remember(told)
+            loss = self._remember(told)
+            if loss is not None:
+                self._known.append((told.candidate.genome.values, loss))
 
     def _learn(self, told: Told) -> None:
         loss = self._remember(told)
@@ -146,7 +163,16 @@ class CmaEs(ReplayStrategy):
         weights = np.array([given[name] for name in names])
         return np.asarray(weights / weights.sum())
 
-    def _first_run(self) -> CmaRun:
+    def _check_surrogate(self) -> bool:
+        if self.options.surrogate == "quadratic" and self.options.variant != "full":
+            raise ConfigError(
+                f"strategy cma_es: surrogate quadratic needs variant full, got {self.options.variant}; leave one of them out"
+            )
+        if self.options.surrogate == "auto":
+            return self.options.variant == "full" and self.dimension <= MAX_SURROGATE_DIMENSION
+        return self.options.surrogate == "quadratic"
+
+    def _first_run(self) -> CmaRun | SurrogateRun:
         self._n_runs = 1
         if isinstance(self.options.start, tuple):
             mean = np.array(self.options.start)
@@ -156,8 +182,10 @@ class CmaEs(ReplayStrategy):
             mean = np.full(self.dimension, 0.5)
         return self._new_run(mean, self.options.sigma0, self._base_population)
 
-    def _new_run(self, mean: NDArray[np.float64], sigma: float, population_size: int) -> CmaRun:
+    def _new_run(self, mean: NDArray[np.float64], sigma: float, population_size: int) -> CmaRun | SurrogateRun:
         generator = random_stream(self.random_seed, "cma_es", "run", self._n_runs)
+        if self._modelled:
+            return SurrogateRun(mean, sigma, population_size, generator, self._known)
         return CmaRun(mean, sigma, population_size, self.options.variant, generator)
 
     def _exhausted(self) -> bool:

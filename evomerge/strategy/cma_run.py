@@ -16,6 +16,37 @@ from evomerge.core import Json
 Variant = Literal["full", "sep", "vkd"]
 
 
+def make_pycma(
+    mean: NDArray[np.float64], sigma: float, population_size: int, variant: Variant, generator: np.random.Generator
+) -> Any:
+    """pycma's `CMAEvolutionStrategy` on [0, 1]^d, d >= 2, that draws from `generator` and touches no global state or file."""
+
+    def normal(*shape: int) -> NDArray[np.float64]:
+        return generator.standard_normal(shape)
+
+    options: dict[str, Any] = {
+        "bounds": [0.0, 1.0],
+        "popsize": population_size,
+        "seed": np.nan,  # leave numpy's global generator alone
+        "randn": normal,
+        "verbose": -9,
+        "verb_log": 0,
+        "verb_disp": 0,
+        "signals_filename": None,  # pycma would read a file of the working directory
+        # mirrored samples and the two-point rule, its defaults at some sizes, need whole generations
+        "CMA_mirrors": 0,
+        "AdaptSigma": CMAAdaptSigmaCSA,
+    }
+    if variant == "sep":
+        options["CMA_diagonal"] = True
+    if variant == "vkd":
+        options = GaussVkDSampler.extend_cma_options(options)
+        options["CMA_sampler_options"] = {"randn": normal}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return cma.CMAEvolutionStrategy(mean, sigma, options)
+
+
 class CmaRun:
     """Samples points of [0, 1]^d one at a time and updates its distribution with every `population_size` results.
 
@@ -45,33 +76,7 @@ class CmaRun:
         self._padding = 1 if len(mean) == 1 else 0
         self._waiting = False
         start = np.append(mean, np.full(self._padding, 0.5))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._es = cma.CMAEvolutionStrategy(start, sigma, self._pycma_options(variant, generator))
-
-    def _pycma_options(self, variant: Variant, generator: np.random.Generator) -> dict[str, Any]:
-        def normal(*shape: int) -> NDArray[np.float64]:
-            return generator.standard_normal(shape)
-
-        options: dict[str, Any] = {
-            "bounds": [0.0, 1.0],
-            "popsize": self._population_size,
-            "seed": np.nan,  # leave numpy's global generator alone
-            "randn": normal,
-            "verbose": -9,
-            "verb_log": 0,
-            "verb_disp": 0,
-            "signals_filename": None,  # pycma would read a file of the working directory
-            # mirrored samples and the two-point rule, its defaults at some sizes, need whole generations
-            "CMA_mirrors": 0,
-            "AdaptSigma": CMAAdaptSigmaCSA,
-        }
-        if variant == "sep":
-            options["CMA_diagonal"] = True
-        if variant == "vkd":
-            options = GaussVkDSampler.extend_cma_options(options)
-            options["CMA_sampler_options"] = {"randn": normal}
-        return options
+        self._es = make_pycma(start, sigma, population_size, variant, generator)
 
     def sample(self) -> tuple[int, tuple[float, ...]] | None:
         """A number to tell it by and a point of the current distribution (d,).

@@ -1,4 +1,4 @@
-"""`ga`, `nsga2`, `nsga3`, `sms_emoa`: who survives in a steady-state Pareto search. The rules are pymoo's."""
+"""`ga`, `nsga2`, `nsga3`, `sms_emoa`, `age_moea2`: who survives in a steady-state Pareto search. The rules are pymoo's."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pymoo.algorithms.moo.age2 import AGEMOEA2Survival
 from pymoo.algorithms.moo.nsga2 import binary_tournament
 from pymoo.algorithms.moo.nsga3 import ReferenceDirectionSurvival
 from pymoo.algorithms.moo.sms import LeastHypervolumeContributionSurvival, cv_and_dom_tournament
@@ -102,3 +103,15 @@ class SmsEmoa(ParetoEvolution):
             nadir=losses.max(axis=0) + np.where(spread > 0.0, 0.0, 1.0),
             random_state=self._generator,
         )
+
+
+class AgeMoea2(ParetoEvolution):
+    """AGE-MOEA-II (Panichella 2022, 10.1145/3512290.3528732): spread and closeness measured along the front's own curvature."""
+
+    name: ClassVar[str] = "age_moea2"
+
+    def _tournament(self) -> Tournament:
+        return binary_tournament  # type: ignore[no-any-return]
+
+    def _make_survival(self) -> AGEMOEA2Survival:
+        return AGEMOEA2Survival()

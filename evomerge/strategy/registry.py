@@ -20,6 +20,7 @@ STRATEGIES: Mapping[str, str] = MappingProxyType(
         "cma_es": "evomerge.strategy.cma_es:CmaEs",
         "catcma": "evomerge.strategy.catcma:CatCma",
         "ga": "evomerge.strategy.pareto:Ga",
+        "age_moea2": "evomerge.strategy.pareto:AgeMoea2",
         "nsga2": "evomerge.strategy.pareto:Nsga2",
         "bo": "evomerge.strategy.bo:BayesianOptimisation",
         "m2n2": "evomerge.strategy.m2n2:M2n2",

@@ -106,9 +106,10 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
     "ga": (StrategyCase("ga", options={"population_size": 6}, choices=(0, 3, 2, 0)),),
     "cma_es": (
         StrategyCase("cma_es", n_objectives=1, options={"variant": "sep", "weights": {"f0": 2.0}}),
-        StrategyCase("cma_es", n_objectives=1, options={"variant": "vkd"}),
-        StrategyCase("cma_es", dimension=2, n_objectives=1, options={"restarts": "ipop", "population_size": 4}),
+        StrategyCase("cma_es", n_objectives=1, options={"variant": "vkd", "restarts": "none"}),
+        StrategyCase("cma_es", dimension=2, n_objectives=1, options={"surrogate": "none", "population_size": 4}),
         StrategyCase("cma_es", dimension=1, n_objectives=1, options={"restarts": "bipop", "population_size": 4}),
+        StrategyCase("cma_es", dimension=1, n_objectives=1, options={"surrogate": "none", "restarts": "bipop"}),
     ),
     "m2n2": (
         StrategyCase("m2n2", n_objectives=1, options={"population_size": 5, "chromosomes": 2, "mutation_sigma": 0.01}),
@@ -125,6 +126,7 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("nevergrad", n_objectives=1, options={"optimizer": "CMA", "n_workers": 4}),
         StrategyCase("nevergrad", options={"optimizer": "TwoPointsDE", "n_workers": 4}),
     ),
+    "age_moea2": (StrategyCase("age_moea2", n_objectives=3, options={"population_size": 6}),),
     "nsga3": (StrategyCase("nsga3", n_objectives=3, options={"population_size": 6}),),
     "optuna": (
         StrategyCase("optuna", n_objectives=1),

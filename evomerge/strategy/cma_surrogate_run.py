@@ -1,0 +1,166 @@
+"""A run of pycma in which a quadratic model stands in for part of every generation: lq-CMA-ES, one result at a time.
+
+Of a generation's samples only as many are evaluated as it takes for the model to order the latest results as the truth does
+(Kendall's tau of 0.85; Hansen 2019, 10.1145/3321707.3321842), the most promising first; pycma is told the model's values for
+the rest. The model's minimum within the distribution's reach is a sample of the next generation.
+
+Made asynchronous: a result may come at any time; one whose generation is over still feeds the model. Where more workers are
+free than a generation has samples, further samples of the same distribution are proposed, which feed the model too.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from math import ceil, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.core import Json
+from evomerge.strategy.cma_run import make_pycma
+from evomerge.strategy.rank_weighted_quadratic import MIN_RESULTS, RankWeightedQuadratic
+
+_TAU = 0.85
+"""Agreement that ends a generation (Hansen 2019)."""
+_REACH = 0.7
+"""The model's minimum is looked for within so many times the usual length of a sample, sigma sqrt(d)."""
+
+
+class SurrogateRun:
+    """Like `CmaRun`, full covariance, with a model.
+
+    Args:
+        mean: first mean (d,), in [0, 1].
+        sigma: first step size.
+        population_size: samples per generation, >= 3.
+        generator: source of all normal numbers.
+        known: points (d,) and their losses that the model starts with.
+    """
+
+    def __init__(
+        self,
+        mean: NDArray[np.float64],
+        sigma: float,
+        population_size: int,
+        generator: np.random.Generator,
+        known: Sequence[tuple[tuple[float, ...], float]] = (),
+    ) -> None:
+        # pycma does not take one dimension; a second one that nobody sees is neutral
+        self._dimension, self._padding = len(mean), 1 if len(mean) == 1 else 0
+        self._population_size = population_size
+        self._es = make_pycma(np.append(mean, np.full(self._padding, 0.5)), sigma, population_size, "full", generator)
+        # what the model proposes is not cut to the length of a usual sample
+        self._es.opts.set({"CMA_injections_threshold_keep_len": 1})
+        self._model = RankWeightedQuadratic(self._dimension, population_size)
+        for point, loss in known:
+            self._model.add(np.array(point), loss)
+        self._model.sort_latest(len(known))
+        self._sent: dict[int, tuple[int, int]] = {}
+        self._spare: dict[int, NDArray[np.float64]] = {}
+        self._past: dict[int, NDArray[np.float64]] = {}
+        self._n_sampled = 0
+        self._generation = 0
+        self._next_generation()
+
+    def sample(self) -> tuple[int, tuple[float, ...]]:
+        """A number to tell it by and the most promising sample of the generation that was not given out yet (d,)."""
+        if not self._waiting and self._n_good and self._can_predict:
+            # everything is out, but more workers are free: the model speaks for what is still running
+            self._close()
+        self._n_sampled += 1
+        if self._waiting:
+            row = self._waiting[0]
+            if self._can_predict:
+                row = self._waiting[int(np.argmin(self._model.predict(self._inside[self._waiting])))]
+            self._waiting.remove(row)
+            self._sent[self._n_sampled] = (self._generation, row)
+            point = self._inside[row]
+        else:
+            point = self._spare[self._n_sampled] = self._clipped(self._ask(1))[0]
+        return self._n_sampled, tuple(point.tolist())
+
+    def tell(self, number: int, loss: float | None) -> None:
+        """Takes the loss of the point sampled as `number`; None: it failed, ranks last in its generation and is not modelled."""
+        if number in self._spare:
+            point, generation, row = self._spare.pop(number), -1, -1
+        else:
+            generation, row = self._sent.pop(number)
+            point = self._past[generation][row]
+        if loss is not None:
+            self._model.add(point, loss)
+        if generation == self._generation:
+            self._losses[row] = loss
+            self._n_good += loss is not None
+            self._judge()
+
+    def stop_reasons(self) -> Mapping[str, Json]:
+        """pycma's termination criteria that are met."""
+        if self._es.countiter == 0:
+            return {}
+        return {str(reason): str(value) for reason, value in self._es.stop().items()}
+
+    @property
+    def _can_predict(self) -> bool:
+        return len(self._model) >= MIN_RESULTS
+
+    def _judge(self) -> None:
+        """Ends the generation when all of it is known or the model has earned its trust; asked after 1, 2, 3, 5, 8, 12 ... results."""
+        n_told = len(self._losses)
+        if n_told < min(self._next_check, self._population_size):
+            return
+        self._next_check += ceil(self._next_check / 2)
+        self._model.sort_latest(self._n_good)
+        trusted = self._n_good > 0 and self._can_predict and self._model.agreement(self._n_good) >= _TAU
+        if n_told == self._population_size or trusted:
+            self._close()
+
+    def _close(self) -> None:
+        """Updates the distribution with losses where they are known and the model's values elsewhere."""
+        if self._n_good:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._es.tell(self._samples, self._values().tolist())
+            self._inject_minimum()
+        self._next_generation()
+
+    def _values(self) -> NDArray[np.float64]:
+        known = {row: loss for row, loss in self._losses.items() if loss is not None}
+        if len(self._losses) == self._population_size:
+            last = max(known.values()) + ((max(known.values()) - min(known.values())) or 1.0)
+            return np.array([known.get(row, last) for row in range(self._population_size)])
+        values = self._model.predict(self._inside)
+        values += min(known.values()) - values.min()
+        for row, loss in self._losses.items():
+            if loss is None:
+                values[row] = values.max() + (np.ptp(values) or 1.0)
+        return values
+
+    def _inject_minimum(self) -> None:
+        if not self._can_predict:
+            return
+        d = self._dimension
+        mean = self._clipped([np.asarray(self._es.result.xfavorite)])[0]
+        # sampled covariances are positive definite; the ridge covers rounding
+        covariance = self._es.sm.covariance_matrix[:d, :d]
+        root = self._es.sigma * np.linalg.cholesky(covariance + 1e-14 * np.trace(covariance) * np.eye(d))
+        minimum = np.clip(self._model.minimum(mean, root, _REACH * sqrt(d)), 0.0, 1.0)
+        self._es.inject([np.append(minimum, np.full(self._padding, 0.5))], force=True)
+
+    def _next_generation(self) -> None:
+        self._generation += 1
+        self._samples = self._ask(self._population_size)
+        self._inside = self._clipped(self._samples)
+        self._past[self._generation] = self._inside
+        in_use = {generation for generation, _ in self._sent.values()} | {self._generation}
+        self._past = {generation: points for generation, points in self._past.items() if generation in in_use}
+        self._waiting = list(range(self._population_size))
+        self._losses: dict[int, float | None] = {}
+        self._n_good = 0
+        self._next_check = max(1, MIN_RESULTS + 1 - len(self._model))
+
+    def _ask(self, count: int) -> list[NDArray[np.float64]]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return list(self._es.ask(count))
+
+    def _clipped(self, points: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        return np.clip(np.array(points)[:, : self._dimension], 0.0, 1.0)
