@@ -6,7 +6,7 @@ stores the genotype); its step is clipped in Mahalanobis length as for injected 
 The variant `vkd` alone works in strict generations, because its two-point step-size rule needs its mirrored pair.
 
 In few dimensions a quadratic model of the results saves evaluations (`surrogate`, see `cma_surrogate_run`): on the 24 BBOB
-functions it hits two to three times the targets that plain CMA-ES hits within 25 to 100 evaluations per dimension.
+functions it hits about twice the targets that plain CMA-ES hits within 25 to 100 evaluations per dimension.
 
 Bounds: pycma's `BoundTransform`, a smooth fold of each coordinate into [0, 1]. Unlike `BoundPenalty` it needs no
 statistics of a whole generation, so it suits results that arrive one by one, and every proposal is inside.

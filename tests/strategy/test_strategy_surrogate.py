@@ -1,0 +1,77 @@
+"""The quadratic model of `cma_es`, and what it saves."""
+
+import numpy as np
+import pytest
+
+from evomerge.core import ConfigError, Direction, Evaluation, Objective, Split, Status
+from evomerge.strategy import make_strategy
+from evomerge.strategy.rank_weighted_quadratic import RankWeightedQuadratic, trust_region_step
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_a_full_quadratic_is_recovered(scale):
+    generator = np.random.default_rng(1)
+    root = generator.normal(size=(4, 4))
+    hessian, optimum = root @ root.T, np.full(4, 0.4)
+
+    def loss(x):
+        return 3.0 + (x - optimum) @ hessian @ (x - optimum)
+
+    model = RankWeightedQuadratic(4, 8)
+    for point in optimum + scale * generator.uniform(-0.3, 0.3, (30, 4)):
+        model.add(point, loss(point))
+    assert model.agreement(1) > 0.99
+    found = model.minimum(optimum + 0.1 * scale, scale * np.eye(4), 1.0)
+    np.testing.assert_allclose((found - optimum) / scale, 0.0, atol=2e-3)
+
+
+def test_trust_region_step_against_many_points_of_the_ball():
+    generator = np.random.default_rng(2)
+    for hessian in (np.diag([1.0, 4.0, 9.0]), np.diag([-1.0, 2.0, 0.5]), np.zeros((3, 3))):
+        slope = np.array([1.0, -2.0, 0.5])
+        step = trust_region_step(slope, hessian, 0.7)
+        assert np.linalg.norm(step) <= 0.7 * (1 + 1e-9)
+        points = generator.normal(size=(4000, 3))
+        points *= 0.7 * (generator.random((4000, 1)) ** (1 / 3)) / np.linalg.norm(points, axis=1, keepdims=True)
+        values = points @ slope + 0.5 * np.einsum("ij,jk,ik->i", points, hessian, points)
+        assert step @ slope + 0.5 * step @ hessian @ step <= values.min() + 1e-9
+
+
+def search(seed, noise=0.0, workers=4, budget=120, **options):
+    """True loss of the recommendation on an ellipsoid, which the strategy sees with `noise`."""
+    strategy = make_strategy(
+        "cma_es", dimension=4, objectives=[Objective("f", Direction.MINIMIZE)], seed=seed, **options
+    )
+    generator = np.random.default_rng(seed)
+    pending = []
+
+    def loss(candidate):
+        return float(np.sum(10.0 ** np.arange(4) * (np.array(candidate.genome.values) - 0.3) ** 2))
+
+    for _ in range(budget):
+        pending += strategy.ask(workers - len(pending))
+        candidate = pending.pop(0)
+        score = loss(candidate) + noise * generator.standard_normal()
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, {"f": score}, {"f": noise})])
+    return loss(strategy.recommend())
+
+
+def test_the_model_saves_evaluations_with_four_pending():
+    modelled = [search(seed) for seed in range(5)]
+    plain = [search(seed, surrogate="none") for seed in range(5)]
+    assert np.median(modelled) < 1e-2 * np.median(plain)
+
+
+def test_noise_does_not_make_the_model_worse_than_none():
+    modelled = [search(seed, noise=0.5) for seed in range(9)]
+    plain = [search(seed, noise=0.5, surrogate="none") for seed in range(9)]
+    assert np.median(modelled) <= 1.5 * np.median(plain)
+
+
+def test_more_workers_than_samples_and_a_model_from_seeds():
+    assert search(1, workers=40) < 10.0
+
+
+def test_a_surrogate_needs_the_full_variant():
+    with pytest.raises(ConfigError, match="variant full"):
+        make_strategy("cma_es", dimension=4, objectives=["a"], seed=1, surrogate="quadratic", variant="sep")
