@@ -130,7 +130,7 @@ class CmaEs(ReplayStrategy):
         for told in seeds:
             loss = self._remember(told)
             if loss is not None:
-                self._known.append((told.candidate.genome.values, loss))
+                self._known.append((told.candidate.point, loss))
 
     def _learn(self, told: Told) -> None:
         loss = self._remember(told)
