@@ -1,14 +1,25 @@
 """Work on single models outside a search: scoring one on a configuration's tasks."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evomerge.build.evaluators import evaluator_settings, make_evaluator, worker_environment
 from evomerge.config import SearchConfig, SyntheticConfig
-from evomerge.core import ConfigError, Evaluation, EvaluationError, EvaluationRequest, FilePath, Split, Status
+from evomerge.core import (
+    ConfigError,
+    Evaluation,
+    EvaluationError,
+    EvaluationRequest,
+    FilePath,
+    RecipeError,
+    Split,
+    Status,
+)
 from evomerge.plan import make_plan, read_model_header
-from evomerge.recipe import Recipe, Setting, Slice, Source, read_recipe
+from evomerge.recipe import Recipe, Setting, Slice, Source, read_recipe, read_recipe_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +68,67 @@ def identity_recipe(folder: Path) -> Recipe:
     return Recipe(method="linear", slices=(Slice((source,)),))
 
 
-def merge_recipe(recipe: FilePath, out: FilePath, *, dtype: str | None = None, overwrite: bool = False) -> Path:
-    """Materialises a recipe file as a checkpoint folder and returns the folder.
+def merge_recipe(
+    recipe: FilePath,
+    out: FilePath,
+    *,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    shard_size: str | int | None = None,
+    max_memory: str | int | None = None,
+    device: str = "cpu",
+    seed: int | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Materialises a recipe file (evomerge's or mergekit's) as a checkpoint folder and returns the folder.
+
+    Args:
+        recipe: the file; it may hold several documents, of which the others make models that the result is made of.
+        out: the new folder.
+        dtype: written instead of the recipe's.
+        overwrite: replace `out` if it exists.
+        shard_size: of weight files, in bytes or as text, e.g. "5GB".
+        max_memory: of all tensors in memory at a time, in bytes or as text; None = those of two steps.
+        device: where what the compiled kernels do not do is computed.
+        seed: of random masks, instead of the recipe's.
+        trust_remote_code: accept models whose config names code of their own (it is not run).
 
     Raises:
-        RecipeError: the file is no recipe, or `out` exists.
+        RecipeError: the file is no recipe, an option is not understood, `out` exists.
         CheckpointError: a model cannot be read, or the result is not finite.
     """
-    from evomerge.weights import merge_to_folder
+    from evomerge.weights import merge_file_to_folder
 
-    out = Path(out)
-    merge_to_folder(read_recipe(Path(recipe)), out, dtype=dtype, overwrite=overwrite)
-    return out
+    options: dict[str, Any] = {} if shard_size is None else {"shard_bytes": parse_bytes(shard_size, "shard size")}
+    if max_memory is not None:
+        options["max_memory"] = parse_bytes(max_memory, "max memory")
+    return merge_file_to_folder(
+        read_recipe_file(Path(recipe)),
+        Path(out),
+        dtype=dtype,
+        overwrite=overwrite,
+        device=device,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+        **options,
+    )
+
+
+def parse_bytes(size: str | int, what: str) -> int:
+    """A size such as 4096, "500MB", "5GB" or "2GiB" in bytes; mergekit's "5B" is five thousand million.
+
+    Raises:
+        RecipeError: not a size.
+    """
+    text = str(size).strip()
+    match = _SIZE.fullmatch(text)
+    if match is None or not float(match["number"]):
+        raise RecipeError(f"{what} {text!r}: expected a size such as 500MB, 5GB or 2GiB")
+    return int(float(match["number"]) * _UNITS[match["unit"].upper()])
+
+
+_UNITS = {"": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "B": 10**9, "GB": 10**9, "T": 10**12, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+_SIZE = re.compile(
+    rf"(?P<number>\d+(\.\d+)?)\s*(?P<unit>{'|'.join(sorted(_UNITS, key=len, reverse=True))})", re.IGNORECASE
+)

@@ -249,13 +249,48 @@ def export(
 def merge(
     recipe: Annotated[Path, typer.Argument(help="Recipe file: evomerge's or mergekit's YAML.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder to write the merged model to.", show_default=False)],
-    dtype: Annotated[str | None, typer.Option(help="Write this dtype instead of the recipe's.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Write bfloat16, float16 or float32 instead of the recipe's.", show_default=False)
+    ] = None,
+    shard_size: Annotated[str, typer.Option("--out-shard-size", help="Largest size of a weight file.")] = "5GB",
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Most memory that tensors may take, e.g. 4GB; the program itself takes about 0.5 GB. [default: a few tensors]",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where to compute; anything but cpu does without the compiled kernels.")
+    ] = "cpu",
+    random_seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of random masks, instead of the recipe's.", show_default=False)
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Accept models that bring code (it is not run).")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
-    """Materialise a recipe as a Hugging Face checkpoint."""
+    """Materialise a recipe as a Hugging Face checkpoint.
+
+    Reads any mergekit YAML: models, slices, modules, several documents, adapters as MODEL+ADAPTER, tokenizer rules, chat templates.
+    Weights are read, merged and written one tensor at a time; OUT appears when it is complete.
+    """
     from evomerge.build import merge_recipe
 
-    print(merge_recipe(recipe, out, dtype=dtype, overwrite=overwrite))
+    print(
+        merge_recipe(
+            recipe,
+            out,
+            dtype=dtype,
+            shard_size=shard_size,
+            max_memory=max_memory,
+            device=device,
+            seed=random_seed,
+            trust_remote_code=trust_remote_code,
+            overwrite=overwrite,
+        )
+    )
 
 
 @app.command(name="eval")

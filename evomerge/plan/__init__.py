@@ -3,12 +3,15 @@
 from evomerge.plan.folding import RESIDUAL_WRITERS, residual_writers
 from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorStep, WeightTarget
 from evomerge.plan.model_folder import check_unchanged, file_inside, read_model_header
-from evomerge.plan.model_header import ModelHeader, TensorHeader
+from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader
 from evomerge.plan.planner import make_plan
 from evomerge.plan.slots import padded
+from evomerge.plan.sources import read_headers, read_source
 
 __all__ = [
     "RESIDUAL_WRITERS",
+    "Adapter",
+    "LoraUpdate",
     "MergePlan",
     "ModelHeader",
     "Piece",
@@ -21,6 +24,8 @@ __all__ = [
     "file_inside",
     "make_plan",
     "padded",
+    "read_headers",
     "read_model_header",
+    "read_source",
     "residual_writers",
 ]

@@ -61,8 +61,10 @@ def check_unchanged(header: ModelHeader) -> None:
     Raises:
         CheckpointError: naming the file.
     """
-    for file, stamp in header.files.items():
-        path = header.folder / file
+    folders = [(header.folder, header.files)]
+    if header.adapter is not None:
+        folders.append((header.adapter.folder, header.adapter.files))
+    for path, stamp in [(folder / file, stamp) for folder, files in folders for file, stamp in files.items()]:
         if not path.is_file() or file_stamp(path) != stamp:
             raise CheckpointError(
                 f"{path}: changed since it was first read; models must not change during a run: start again with a finished copy"

@@ -69,6 +69,43 @@ class FileStamp:
     inode: int
 
 
+@dataclass(frozen=True, slots=True)
+class LoraUpdate:
+    """How an adapter changes one matrix W of its model: W + scale * B A, in DoRA with rows scaled to `magnitude`.
+
+    Attributes:
+        a, b: the factors, of shapes (rank, in) and (out, rank).
+        scale: factor of the product.
+        transposed: whether W is stored as (in, out).
+        magnitude: L2 norms of the result's rows, of shape (out,); None without DoRA.
+    """
+
+    a: TensorHeader
+    b: TensorHeader
+    scale: float
+    transposed: bool
+    magnitude: TensorHeader | None
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A validated adapter folder.
+
+    Attributes:
+        folder: where it is.
+        config: its adapter_config.json.
+        updates: tensor of the model -> its low-rank change.
+        replaced: tensor of the model -> what stands in its place.
+        files: safetensors file name -> stamp at the time of reading.
+    """
+
+    folder: Path
+    config: Mapping[str, Json]
+    updates: Mapping[str, LoraUpdate]
+    replaced: Mapping[str, TensorHeader]
+    files: Mapping[str, FileStamp]
+
+
 @dataclass(frozen=True, eq=False)
 class ModelHeader:
     """A validated model folder. Compared by identity, so that plans can be cached by it.
@@ -78,12 +115,14 @@ class ModelHeader:
         config: its config.json.
         tensors: name -> header, in the order of the files.
         files: safetensors file name -> stamp at the time of reading.
+        adapter: merged into the weights whenever they are read; None = the weights as they are.
     """
 
     folder: Path
     config: Mapping[str, Json]
     tensors: Mapping[str, TensorHeader]
     files: Mapping[str, FileStamp]
+    adapter: Adapter | None = None
 
     @cached_property
     def n_layers(self) -> int:

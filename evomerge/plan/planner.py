@@ -1,6 +1,7 @@
 """`make_plan`: a recipe and its models' headers become the list of what to compute. Runs once per candidate, in milliseconds."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from evomerge.core import RecipeError
 from evomerge.plan.merge_plan import MergePlan, TensorInput, TensorStep
@@ -98,17 +99,22 @@ def _default_dtype(header: ModelHeader) -> str:
 
 def _slices_with_inputs(recipe: Recipe, spec: MethodSpec) -> tuple[Slice, ...]:
     """The recipe's slices; a base that mergekit would append as an input of a whole-model `linear` or `karcher` is appended."""
-    if spec.base is not BaseRole.SOURCE or recipe.base is None or not recipe.whole_model:
-        return recipe.slices
-    piece = recipe.slices[0]
-    if any(source.key == recipe.base for source in piece.sources):
-        return recipe.slices
-    if len(piece.sources) == spec.max_sources:
+    base = recipe.base
+    if spec.base is not BaseRole.SOURCE or base is None:
         return recipe.slices
     required = [parameter.name for parameter in spec.parameters if parameter.default is None]
-    if any(name not in piece.parameters and name not in recipe.parameters for name in required):
-        return recipe.slices  # mergekit would refuse it for want of a weight; here it only lends config and tokenizer
-    return (Slice((*piece.sources, Source(recipe.base)), piece.parameters),)
+
+    def takes_base(piece: Slice) -> bool:
+        if piece.sources[0].layer_range is not None or len(piece.sources) == spec.max_sources:
+            return False
+        # without a weight mergekit would refuse it; here it then only lends config and tokenizer
+        weighted = all(name in piece.parameters or name in recipe.parameters for name in required)
+        return weighted and all(source.key != base for source in piece.sources)
+
+    return tuple(
+        replace(piece, sources=(*piece.sources, Source(base))) if takes_base(piece) else piece
+        for piece in recipe.slices
+    )
 
 
 def _structure_key(
@@ -120,6 +126,7 @@ def _structure_key(
         raise RecipeError(f"no model header for {', '.join(missing)}; headers given: {', '.join(headers) or 'none'}")
     return StructureKey(
         tuple(tuple(SourceLayers(source.key, source.layer_range) for source in piece.sources) for piece in slices),
+        tuple(piece.module for piece in slices),
         recipe.base,
         spec.base is not BaseRole.SOURCE,
         all_filters(recipe),

@@ -12,6 +12,7 @@ from evomerge.core import RecipeError
 from evomerge.plan.compatibility import check_compatible, source_tensors
 from evomerge.plan.layers import is_before_layers, layer_name, main_stack, stack_sizes
 from evomerge.plan.model_header import BYTES_OF_DTYPE, FLOAT_DTYPES, ModelHeader
+from evomerge.plan.modules import split_into_modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,10 @@ class SourceLayers:
 
 @dataclass(frozen=True, slots=True)
 class StructureKey:
-    """What a structure depends on. `headers` are compared by identity."""
+    """What a structure depends on: `modules` says which module each of the `slices` belongs to; `headers` are compared by identity."""
 
     slices: tuple[tuple[SourceLayers, ...], ...]
+    modules: tuple[str | None, ...]
     base: str | None
     base_needed: bool
     filters: tuple[str, ...]
@@ -97,41 +99,53 @@ class _Builder:
         self._outputs: list[OutputTensor] = []
 
     def build(self) -> Structure:
-        outside = [name for name in self._names if layer_name(name) is None]
-        for name in outside:
-            if is_before_layers(name):
-                self._add(name, 0, 0.0)
-        n_layers = self._whole() if self._key.slices[0][0].layer_range is None else self._sliced()
-        for name in outside:
-            if not is_before_layers(name):
-                self._add(name, len(self._key.slices) - 1, 0.0)
+        n_layers = self._sizes[self._stack] if self._stack is not None else 0
+        tensors = split_into_modules(self._names, self._key.modules)
+        for module, names in tensors.items():
+            indices = [index for index, name in enumerate(self._key.modules) if name == module]
+            outside = [name for name in names if layer_name(name) is None]
+            for name in outside:
+                if is_before_layers(name):
+                    self._add(name, indices[0], 0.0)
+            if self._key.slices[indices[0]][0].layer_range is None:
+                self._whole(names, indices[0])
+            else:
+                n_layers = self._sliced(names, indices)
+            for name in outside:
+                if not is_before_layers(name):
+                    self._add(name, indices[-1], 0.0)
         return Structure(tuple(self._outputs), n_layers)
 
-    def _whole(self) -> int:
+    def _whole(self, tensors: Sequence[str], slice_index: int) -> None:
         """Every layer of every stack, once; t runs over each stack."""
         by_layer: dict[tuple[str, int], list[str]] = {}
-        for name in self._names:
+        for name in tensors:
             layer = layer_name(name)
             if layer is not None:
                 by_layer.setdefault((layer.stack, layer.index), []).append(name)
         for (stack, index), names in sorted(by_layer.items()):
             depth = index / (self._sizes[stack] - 1) if self._sizes[stack] > 1 else 1.0
             for name in names:
-                self._add(name, 0, depth)
-        return self._sizes[self._stack] if self._stack is not None else 0
+                self._add(name, slice_index, depth)
 
-    def _sliced(self) -> int:
-        if self._stack is None or len(self._sizes) > 1:
-            stacks = ", ".join(self._sizes) or "none"
-            raise RecipeError(f"slices need a model with one stack of layers; {self._reference.folder} has: {stacks}")
+    def _sliced(self, tensors: Sequence[str], slice_indices: Sequence[int]) -> int:
+        """The slices of a stack one after the other; returns how many layers they have."""
+        sizes = stack_sizes(tensors)
+        if self._stack is None or list(sizes) != [self._stack]:
+            stacks = ", ".join(sizes) or "none"
+            raise RecipeError(
+                f"slices need one stack of layers, the language model's ({self._stack}); {self._reference.folder} has: {stacks}. "
+                "In a model of several modules write `modules:`, with `models:` for the others"
+            )
         n_stack = self._sizes[self._stack]
         within: dict[int, list[str]] = {}
-        for name in self._names:
+        for name in tensors:
             layer = layer_name(name)
             if layer is not None:
                 within.setdefault(layer.index, []).append(layer.rest)
         n_out = 0
-        for slice_index, sources in enumerate(self._key.slices):
+        for slice_index in slice_indices:
+            sources = self._key.slices[slice_index]
             ranges = [self._range(source, n_stack) for source in sources]
             listed = [source.key for source in sources]
             base_range = ranges[listed.index(self._key.base)] if self._key.base in listed else ranges[0]

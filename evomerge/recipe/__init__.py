@@ -1,6 +1,14 @@
 """Recipes: what determines a merged model, and their file formats."""
 
-from evomerge.recipe.files import read_recipe, recipe_from_yaml, recipe_to_yaml, write_recipe
+from evomerge.recipe.documents import RecipeFile, with_folders
+from evomerge.recipe.files import (
+    read_recipe,
+    read_recipe_file,
+    recipe_file_from_yaml,
+    recipe_from_yaml,
+    recipe_to_yaml,
+    write_recipe,
+)
 from evomerge.recipe.lineage import Angle, Combination, Lineage, SeedProducts, SplitAt, WeightLayout, slerp_factors
 from evomerge.recipe.mergekit_writer import has_mergekit_form
 from evomerge.recipe.methods import METHODS, PIECEWISE, BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
@@ -19,6 +27,7 @@ from evomerge.recipe.template import (
     default_searched,
     even_layer_groups,
 )
+from evomerge.recipe.tokenizer_spec import TokenizerSpec, TokenRule
 from evomerge.recipe.validation import check_recipe, check_setting
 
 __all__ = [
@@ -43,6 +52,7 @@ __all__ = [
     "PathEncoding",
     "PieceTable",
     "Recipe",
+    "RecipeFile",
     "RecipeTemplate",
     "Scope",
     "SearchedParameter",
@@ -57,6 +67,8 @@ __all__ = [
     "StackedModels",
     "Step",
     "Swap",
+    "TokenRule",
+    "TokenizerSpec",
     "WeightLayout",
     "allowed_axes",
     "check_recipe",
@@ -66,9 +78,12 @@ __all__ = [
     "has_mergekit_form",
     "method_spec",
     "read_recipe",
+    "read_recipe_file",
+    "recipe_file_from_yaml",
     "recipe_from_yaml",
     "recipe_to_yaml",
     "slerp_factors",
     "stack_recipe",
+    "with_folders",
     "write_recipe",
 ]

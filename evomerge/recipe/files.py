@@ -1,22 +1,24 @@
 """Recipe files: mergekit YAML with evomerge's lossless form in a trailing comment.
 
 mergekit reads the YAML; evomerge reads the comment, unless someone has changed the YAML since it was written: then the
-YAML counts.
+YAML counts. A file of several documents holds a recipe and those of the models it is made of, each with a `name`.
 """
 
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from evomerge.core import RecipeError, atomic_write_text, canonical_json
-from evomerge.core.safe_yaml import MAX_YAML_BYTES, load_yaml
+from evomerge.core import Json, RecipeError, atomic_write_text, canonical_json
+from evomerge.core.safe_yaml import MAX_YAML_BYTES, load_yaml_documents
+from evomerge.recipe.documents import RecipeFile, named_in, with_folders
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
 from evomerge.recipe.mergekit_writer import has_mergekit_form, recipe_to_mergekit
-from evomerge.recipe.parts import Source
 from evomerge.recipe.recipe import Recipe
 from evomerge.recipe.validation import check_recipe
 
@@ -46,46 +48,65 @@ def _represent_list(dumper: yaml.SafeDumper, data: list[object]) -> yaml.Sequenc
 _Dumper.add_representer(list, _represent_list)
 
 
-def recipe_to_yaml(recipe: Recipe) -> str:
-    """The text of a recipe file; `recipe_from_yaml` gives back the identical recipe.
+def recipe_to_yaml(recipe: Recipe | RecipeFile) -> str:
+    """The text of a recipe file; `recipe_file_from_yaml` gives back the identical recipe.
 
     Where mergekit cannot express the merge there is no YAML in it, only a comment that says so.
 
     Raises:
         RecipeError: a recipe that `check_recipe` refuses.
     """
-    check_recipe(recipe)
+    file = RecipeFile(recipe) if isinstance(recipe, Recipe) else recipe
+    documents: list[dict[str, Any]] = []
+    recipes = [*file.named.items(), (None, file.final)]
+    for name, each in recipes:
+        check_recipe(each)
+        if has_mergekit_form(each):
+            documents.append(({} if name is None else {"name": name}) | recipe_to_mergekit(each))
     body = _NO_MERGEKIT_FORM
-    if has_mergekit_form(recipe):
-        body = yaml.dump(recipe_to_mergekit(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    trailer = canonical_json({"body": _digest(body), "recipe": recipe.to_json()})
+    if len(documents) == len(recipes):
+        body = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    content: dict[str, Json] = {"body": _digest(body), "recipe": file.final.to_json()}
+    if file.named:
+        content["named"] = [[name, each.to_json()] for name, each in file.named.items()]
+    trailer = canonical_json(content)
     # other line separators would end the comment for a YAML reader
     for separator in ("\x85", "\u2028", "\u2029"):
         trailer = trailer.replace(separator, f"\\u{ord(separator):04x}")
     return f"{body}{_TRAILER}{trailer}\n"
 
 
-def recipe_from_yaml(text: str, where: str = "recipe") -> Recipe:
-    """The recipe in `text`: evomerge's own file or any mergekit file. Model paths are left as they are written.
+def recipe_file_from_yaml(text: str, where: str = "recipe") -> RecipeFile:
+    """What `text` says: evomerge's own file or any mergekit file. Model paths are left as they are written.
 
     Args:
         text: the file's content.
         where: its name, for messages.
 
     Raises:
-        RecipeError: not readable, or a recipe that `check_recipe` refuses.
+        RecipeError: not readable, recipes that are made of each other, or one that `check_recipe` refuses.
     """
-    recipe = _native(text, where)
-    if recipe is None:
-        recipe = recipe_from_mergekit(load_yaml(text, where, RecipeError), where)
-    try:
-        check_recipe(recipe)
-    except RecipeError as problem:
-        raise RecipeError(f"{where}: {problem}") from None
-    return recipe
+    file = _native(text, where)
+    if file is None:
+        file = _from_documents(load_yaml_documents(text, where, RecipeError), where)
+    for name, recipe in [*file.named.items(), (None, file.final)]:
+        try:
+            check_recipe(recipe)
+        except RecipeError as problem:
+            raise RecipeError(f"{_place(where, name)}: {problem}") from None
+    return file
 
 
-def write_recipe(recipe: Recipe, path: Path) -> None:
+def recipe_from_yaml(text: str, where: str = "recipe") -> Recipe:
+    """The recipe in `text`, which must be the only one.
+
+    Raises:
+        RecipeError: as `recipe_file_from_yaml`, or several documents.
+    """
+    return _only(recipe_file_from_yaml(text, where), where)
+
+
+def write_recipe(recipe: Recipe | RecipeFile, path: Path) -> None:
     """Writes `recipe` as a file that evomerge reads back identically and mergekit as the same merge.
 
     Raises:
@@ -95,11 +116,11 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     atomic_write_text(path, recipe_to_yaml(recipe))
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in the file `path`, with relative model folders resolved against its folder, else the working directory.
+def read_recipe_file(path: Path) -> RecipeFile:
+    """What the file `path` says, with relative folders resolved against its folder, else the working directory.
 
     Raises:
-        RecipeError: the file or a model folder is missing, or as `recipe_from_yaml`.
+        RecipeError: the file or a model folder is missing, or as `recipe_file_from_yaml`.
     """
     path = Path(path)
     try:
@@ -108,15 +129,81 @@ def read_recipe(path: Path) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise RecipeError(f"{path}: cannot be read as a recipe: {problem}") from None
-    return _resolved(recipe_from_yaml(text, str(path)), path)
+    file = recipe_file_from_yaml(text, str(path))
+    resolve = _resolver(path, set(file.named))
+    named = {name: with_folders(recipe, resolve) for name, recipe in file.named.items()}
+    return RecipeFile(with_folders(file.final, resolve), named)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in the file `path`, which must hold no other.
+
+    Raises:
+        RecipeError: as `read_recipe_file`, or several documents.
+    """
+    return _only(read_recipe_file(path), str(path))
+
+
+def _only(file: RecipeFile, where: str) -> Recipe:
+    if file.named:
+        raise RecipeError(
+            f"{where}: is made of {len(file.named) + 1} recipes, of which {', '.join(file.named)} must be merged first; "
+            "`evomerge merge` makes such a model"
+        )
+    return file.final
+
+
+def _from_documents(documents: list[Any], where: str) -> RecipeFile:
+    """The recipes of a file; the result is the one without a name, else the one that no other is made of."""
+    named: dict[str, Recipe] = {}
+    finals: list[Recipe] = []
+    if not documents:
+        raise RecipeError(f"{where}: is empty; expected a recipe")
+    for index, document in enumerate(documents):
+        place = where if len(documents) == 1 else f"{where}, document {index + 1}"
+        name = None
+        if isinstance(document, dict) and "name" in document:
+            name = document["name"]
+            if (
+                not isinstance(name, str)
+                or not name
+                or "/" in name
+                or name in (".", "..")
+                or "+" in name
+                or "@" in name
+            ):
+                raise RecipeError(f"{place}: name: expected a word without '/', '+' and '@', got {name!r}")
+            document = {key: value for key, value in document.items() if key != "name"}
+        recipe = recipe_from_mergekit(document, place)
+        if name is None:
+            finals.append(recipe)
+        elif name in named:
+            raise RecipeError(f"{place}: name {name!r} stands twice")
+        else:
+            named[name] = recipe
+    if not finals:
+        used = {name for recipe in named.values() for name in named_in(recipe, named)}
+        results = [name for name in named if name not in used]
+        if len(results) != 1:
+            raise RecipeError(
+                f"{where}: {', '.join(results) or 'none'} of the documents is the result; leave out the name of the one that is"
+            )
+        finals = [replace(named.pop(results[0]), name=results[0])]
+    if len(finals) > 1:
+        raise RecipeError(f"{where}: {len(finals)} documents without a name; give all but the result one")
+    return RecipeFile(finals[0], named)
+
+
+def _place(where: str, name: str | None) -> str:
+    return where if name is None else f"{where}, document {name!r}"
 
 
 def _digest(body: str) -> str:
     return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
-def _native(text: str, where: str) -> Recipe | None:
-    """The recipe in the trailing comment, if there is one and the YAML above it is unchanged."""
+def _native(text: str, where: str) -> RecipeFile | None:
+    """What the trailing comment says, if there is one and the YAML above it is unchanged."""
     body, mark, trailer = text.rpartition(_TRAILER)
     if not mark or (body and not body.endswith("\n")):
         return None
@@ -125,38 +212,26 @@ def _native(text: str, where: str) -> Recipe | None:
         if data["body"] != _digest(body):
             logger.warning("%s: the YAML was changed after evomerge wrote it; its seed and name are not used", where)
             return None
-        return Recipe.from_json(data["recipe"])
+        named = {name: Recipe.from_json(each) for name, each in data.get("named", [])}
+        return RecipeFile(Recipe.from_json(data["recipe"]), named)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise RecipeError(
             f"{where}: the line {_TRAILER.strip()!r} is damaged; delete it to use the YAML alone"
         ) from None
 
 
-def _resolved(recipe: Recipe, file: Path) -> Recipe:
-    tried: dict[str, str] = {}
+def _resolver(file: Path, names: set[str]) -> Callable[[str], str]:
+    """Folder as written -> where it is; names of other documents stay as they are."""
+    found: dict[str, str] = {name: name for name in names}
 
     def resolve(folder: str) -> str:
-        if folder not in tried:
+        if folder not in found:
             places = [file.parent / folder, Path.cwd() / folder]
-            found = next((place for place in places if place.is_dir()), None)
-            if found is None:
+            place = next((place for place in places if place.is_dir()), None)
+            if place is None:
                 listed = " and ".join(dict.fromkeys(str(place) for place in places))
                 raise RecipeError(f"{file}: model {folder!r} is no folder; tried {listed}")
-            tried[folder] = folder if Path(folder).is_absolute() else str(found.resolve())
-        return tried[folder]
+            found[folder] = folder if Path(folder).is_absolute() else str(place.resolve())
+        return found[folder]
 
-    def resolve_source(source: Source) -> Source:
-        return replace(source, model=resolve(source.model), lora=None if source.lora is None else resolve(source.lora))
-
-    keys = {source.key: resolve_source(source).key for piece in recipe.slices for source in piece.sources}
-
-    def resolve_key(key: str | None) -> str | None:
-        return None if key is None else keys[key] if key in keys else resolve(key)
-
-    slices = tuple(replace(piece, sources=tuple(map(resolve_source, piece.sources))) for piece in recipe.slices)
-    return replace(
-        recipe,
-        slices=slices,
-        base=resolve_key(recipe.base),
-        tokenizer_source=resolve_key(recipe.tokenizer_source),
-    )
+    return resolve

@@ -7,8 +7,10 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from evomerge.recipe.mergekit_tokenizer import write_tokenizer
+from evomerge.recipe.mergekit_values import reference_of
 from evomerge.recipe.methods import BaseRole, method_spec
-from evomerge.recipe.parts import Parameters, Setting, Slice, Source
+from evomerge.recipe.parts import Parameters, Setting, Slice, Source, joined
 from evomerge.recipe.pieces import PieceTable
 from evomerge.recipe.recipe import Recipe
 
@@ -23,26 +25,25 @@ def recipe_to_mergekit(recipe: Recipe) -> dict[str, Any]:
         recipe = _as_linear(recipe, recipe.pieces)
     document: dict[str, Any] = {"merge_method": recipe.method}
     if recipe.base is not None:
-        document["base_model"] = _reference(_base_source(recipe))
-    if recipe.whole_model:
+        document["base_model"] = reference_of(recipe.source(recipe.base))
+    parameters = recipe.parameters
+    modules = recipe.modules()
+    if None not in modules:
+        document["modules"] = {str(name): _module(recipe, pieces) for name, pieces in modules.items()}
+    elif recipe.whole_model:
         piece = recipe.slices[0]
         document["models"] = [_entry(source) for source in piece.sources]
         # the models form has no slice level: a slice's settings are tried before the global ones
-        parameters: Parameters = _joined(piece.parameters, recipe.parameters)
+        parameters = joined(piece.parameters, recipe.parameters)
     else:
-        document["slices"] = [
-            {"sources": [_entry(source) for source in _with_base(recipe, piece.sources)]}
-            | _optional("parameters", _parameters(piece.parameters))
-            for piece in recipe.slices
-        ]
-        parameters = recipe.parameters
+        document["slices"] = _slices(recipe, recipe.slices)
     document |= _optional("parameters", _parameters(parameters))
     if recipe.dtype is not None or recipe.out_dtype is not None:
         document["dtype"] = recipe.dtype or "float32"
     document |= _optional("out_dtype", recipe.out_dtype)
-    if recipe.tokenizer_source is not None:
-        document["tokenizer_source"] = _reference(Source(recipe.tokenizer_source))
-    return document
+    if recipe.tokenizer is not None:
+        document |= write_tokenizer(recipe.tokenizer, {key: recipe.source(key) for key in recipe.models()})
+    return document | _optional("chat_template", recipe.chat_template)
 
 
 def has_mergekit_form(recipe: Recipe) -> bool:
@@ -78,10 +79,19 @@ def _as_linear(recipe: Recipe, pieces: PieceTable) -> Recipe:
     )
 
 
-def _base_source(recipe: Recipe) -> Source:
-    """The base as a source: as it is listed where it is, else by its path."""
-    listed = [source for piece in recipe.slices for source in piece.sources if source.key == recipe.base]
-    return listed[0] if listed else Source(recipe.base or "")
+def _module(recipe: Recipe, pieces: tuple[Slice, ...]) -> dict[str, Any]:
+    if pieces[0].sources[0].layer_range is not None:
+        return {"slices": _slices(recipe, pieces)}
+    models = [_entry(source) for source in pieces[0].sources]
+    return {"models": models} | _optional("parameters", _parameters(pieces[0].parameters))
+
+
+def _slices(recipe: Recipe, pieces: tuple[Slice, ...]) -> list[dict[str, Any]]:
+    return [
+        {"sources": [_entry(source) for source in _with_base(recipe, piece.sources)]}
+        | _optional("parameters", _parameters(piece.parameters))
+        for piece in pieces
+    ]
 
 
 def _with_base(recipe: Recipe, sources: tuple[Source, ...]) -> tuple[Source, ...]:
@@ -93,17 +103,10 @@ def _with_base(recipe: Recipe, sources: tuple[Source, ...]) -> tuple[Source, ...
 
 
 def _entry(source: Source) -> dict[str, Any]:
-    entry: dict[str, Any] = {"model": _reference(source)}
+    entry: dict[str, Any] = {"model": reference_of(source)}
     if source.layer_range is not None:
         entry["layer_range"] = list(source.layer_range)
     return entry | _optional("parameters", _parameters(source.parameters))
-
-
-def _reference(source: Source) -> Any:
-    if not any(mark in text for text in (source.model, source.lora or "") for mark in "@+"):
-        return source.key
-    reference: dict[str, Any] = {"model": {"path": source.model} | _optional("revision", source.revision)}
-    return reference | ({"lora": {"path": source.lora}} if source.lora else {})
 
 
 def _parameters(parameters: Parameters) -> dict[str, Any]:
@@ -118,10 +121,6 @@ def _settings(settings: tuple[Setting, ...]) -> Any:
 
 def _value(setting: Setting) -> Any:
     return list(setting.value) if isinstance(setting.value, tuple) else setting.value
-
-
-def _joined(first: Parameters, then: Parameters) -> dict[str, tuple[Setting, ...]]:
-    return {name: (*first.get(name, ()), *then.get(name, ())) for name in dict.fromkeys([*first, *then])}
 
 
 def _optional(key: str, value: Any) -> dict[str, Any]:

@@ -68,10 +68,22 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Consecutive output layers made from the same ranges of sources."""
+    """Consecutive output layers made from the same ranges of sources.
+
+    Attributes:
+        sources: what they are made of.
+        parameters: settings for this slice alone.
+        module: the part of a model of several modules that the slice belongs to (mergekit's name of it); None = the whole model.
+    """
 
     sources: tuple[Source, ...]
     parameters: Parameters = field(default_factory=dict)
+    module: str | None = None
+
+
+def joined(first: Parameters, then: Parameters) -> dict[str, tuple[Setting, ...]]:
+    """Two levels of settings as one: those of `first` are tried before those of `then`."""
+    return {name: (*first.get(name, ()), *then.get(name, ())) for name in dict.fromkeys([*first, *then])}
 
 
 def _finite(value: float) -> float:

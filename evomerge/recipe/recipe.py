@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from evomerge.core import Json, RecipeError, fingerprint
-from evomerge.recipe.parts import Parameters, Slice
+from evomerge.recipe.parts import Parameters, Slice, Source
 from evomerge.recipe.pieces import PieceTable
 from evomerge.recipe.recipe_json import (
     FORMAT_VERSION,
@@ -21,6 +21,7 @@ from evomerge.recipe.recipe_json import (
     slices_to_json,
     text,
 )
+from evomerge.recipe.tokenizer_spec import TokenizerSpec, tokenizer_from_json, tokenizer_to_json
 
 DTYPES = ("bfloat16", "float16", "float32")
 """What arithmetic can run in and weights can be written as."""
@@ -39,9 +40,11 @@ class Recipe:
             computes in the sources' dtype where a recipe is silent; evomerge does not, since that costs quality.
         out_dtype: what is written, e.g. "bfloat16"; None = the base's (else the first source's) dtype.
         seed: keys the random masks of stochastic methods.
-        tokenizer_source: where the tokenizer is copied from; None = base, else the first source.
+        tokenizer: the vocabulary of the result; None = every model has the same, the tokenizer is copied from the base (else the
+            first source).
         name: a label that does not affect the weights.
         pieces: the weights of method "piecewise"; None for all others.
+        chat_template: "auto" (what most models have), the name of a built-in one, or Jinja text; None = the tokenizer's own.
     """
 
     method: str
@@ -51,9 +54,10 @@ class Recipe:
     dtype: str | None = None
     out_dtype: str | None = None
     seed: int = 0
-    tokenizer_source: str | None = None
+    tokenizer: TokenizerSpec | None = None
     name: str | None = None
     pieces: PieceTable | None = None
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         for label, dtype in (("dtype", self.dtype), ("out_dtype", self.out_dtype)):
@@ -63,21 +67,34 @@ class Recipe:
             object.__setattr__(self, "dtype", None)
         if not self.slices or not all(piece.sources for piece in self.slices):
             raise RecipeError("recipe: expected at least one slice with at least one source")
-        whole = [source.layer_range is None for piece in self.slices for source in piece.sources]
-        if any(whole) and (len(self.slices) > 1 or not all(whole)):
-            raise RecipeError(
-                "recipe: a source without layer_range is a whole model, so all sources must be whole models in one slice"
-            )
+        for pieces in self.modules().values():
+            whole = [source.layer_range is None for piece in pieces for source in piece.sources]
+            if any(whole) and (len(pieces) > 1 or not all(whole)):
+                raise RecipeError(
+                    "recipe: a source without layer_range is a whole model, so all sources must be whole models in one slice"
+                )
+        if None in self.modules() and len(self.modules()) > 1:
+            raise RecipeError("recipe: either all slices or none belong to a module")
 
     @property
     def whole_model(self) -> bool:
-        """Whether the sources are whole models (mergekit's `models:` form)."""
-        return self.slices[0].sources[0].layer_range is None
+        """Whether the sources are whole models (mergekit's `models:` form), in every module."""
+        return all(piece.sources[0].layer_range is None for piece in self.slices)
+
+    def modules(self) -> dict[str | None, tuple[Slice, ...]]:
+        """Module -> its slices, in the recipe's order; a recipe without modules has one called None."""
+        names = dict.fromkeys(piece.module for piece in self.slices)
+        return {name: tuple(piece for piece in self.slices if piece.module == name) for name in names}
 
     def models(self) -> tuple[str, ...]:
-        """Keys of every model that the recipe reads, base first, each once."""
+        """Keys of every model whose weights the recipe reads, base first, each once."""
         keys = [source.key for piece in self.slices for source in piece.sources]
         return tuple(dict.fromkeys([self.base, *keys] if self.base is not None else keys))
+
+    def source(self, key: str) -> Source:
+        """The model called `key` in `models()`, as the recipe lists it; a base that is not listed is taken by its path."""
+        listed = (source for piece in self.slices for source in piece.sources if source.key == key)
+        return next(listed, Source(key))
 
     def to_json(self) -> dict[str, Json]:
         """A lossless JSON form; `from_json` reverses it."""
@@ -90,9 +107,10 @@ class Recipe:
             "dtype": self.dtype,
             "out_dtype": self.out_dtype,
             "seed": self.seed,
-            "tokenizer_source": self.tokenizer_source,
+            "tokenizer": tokenizer_to_json(self.tokenizer),
             "name": self.name,
             **({} if self.pieces is None else {"pieces": self.pieces.to_json()}),
+            "chat_template": self.chat_template,
         }
 
     @staticmethod
@@ -102,7 +120,7 @@ class Recipe:
         Raises:
             RecipeError: a missing, unknown or ill-typed key, named.
         """
-        known = ("version", *(key for key in Recipe.__dataclass_fields__))
+        known = ("version", "tokenizer_source", *(key for key in Recipe.__dataclass_fields__))
         fields = checked_object(data, "recipe", known, required=("method", "slices"))
         version = fields.get("version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
@@ -117,11 +135,18 @@ class Recipe:
             dtype=optional_text(fields.get("dtype"), "dtype"),
             out_dtype=optional_text(fields.get("out_dtype"), "out_dtype"),
             seed=integer(fields.get("seed", 0), "seed"),
-            tokenizer_source=optional_text(fields.get("tokenizer_source"), "tokenizer_source"),
+            tokenizer=tokenizer_from_json(fields.get("tokenizer", _old_tokenizer(fields)), "tokenizer"),
             name=optional_text(fields.get("name"), "name"),
             pieces=None if fields.get("pieces") is None else PieceTable.from_json(fields["pieces"]),
+            chat_template=optional_text(fields.get("chat_template"), "chat_template"),
         )
 
     def fingerprint(self) -> str:
         """Equal for recipes that give the same weights from the same model folders; `name` does not count."""
         return fingerprint({key: value for key, value in self.to_json().items() if key != "name"})
+
+
+def _old_tokenizer(fields: Mapping[str, Json]) -> Json:
+    """What recipes of evomerge 0.1 say about the tokenizer: the model it comes from."""
+    source = optional_text(fields.get("tokenizer_source"), "tokenizer_source")
+    return None if source is None else {"source": source}

@@ -1,9 +1,9 @@
 """Resident weights, merge methods and the merger that writes a plan's tensors into an engine or a checkpoint."""
 
-from evomerge.weights.export import merge_to_folder
+from evomerge.weights.export import merge_file_to_folder, merge_to_folder
 from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.remote_merge import WRITE_MERGE
 from evomerge.weights.slots import write_slots_folder
 
-__all__ = ["WRITE_MERGE", "Merger", "WeightPool", "merge_to_folder", "write_slots_folder"]
+__all__ = ["WRITE_MERGE", "Merger", "WeightPool", "merge_file_to_folder", "merge_to_folder", "write_slots_folder"]

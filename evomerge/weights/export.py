@@ -1,21 +1,31 @@
 """`merge_to_folder`: a recipe becomes a complete Hugging Face model folder, or nothing at all."""
 
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from evomerge.core import CheckpointError, RecipeError, fsync_folder
-from evomerge.plan import MergePlan, ModelHeader, make_plan, read_model_header
+from evomerge.plan import MergePlan, ModelHeader, make_plan, read_headers
 from evomerge.plan.planner import is_copy
-from evomerge.recipe import Recipe
-from evomerge.weights.mapping import TORCH_DTYPES
+from evomerge.recipe import Recipe, RecipeFile, with_folders
+from evomerge.weights.kinship import strangers
+from evomerge.weights.mapping import TORCH_DTYPES, MappedModel
 from evomerge.weights.merger import DTYPES, Merger
-from evomerge.weights.model_files import write_model_files
+from evomerge.weights.model_files import MergedModel, write_model_files
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.safetensors_writer import OutputSpec, write_shards
+from evomerge.weights.stream import StreamedMerge
+from evomerge.weights.vocabulary import align
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 """as Hugging Face writes them"""
@@ -26,77 +36,124 @@ def merge_to_folder(
     out: Path | str,
     *,
     dtype: str | None = None,
+    seed: int | None = None,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    max_memory: int | None = None,
+    device: str = "cpu",
     overwrite: bool = False,
     trust_remote_code: bool = False,
     pool: WeightPool | None = None,
+    written: RecipeFile | None = None,
 ) -> Path:
     """Writes the merged model: weights, config, tokenizer, generation settings, a model card and the recipe.
 
-    Everything is written into a hidden folder beside `out`, flushed to disk and renamed, so an interrupted merge leaves
-    nothing that looks finished. Deterministic: equal recipes and models give equal bytes.
+    Weights are read, merged and written one tensor at a time. Everything goes into a hidden folder beside `out`, is flushed to disk
+    and renamed, so an interrupted merge leaves nothing that looks finished. Deterministic: equal recipes and models give equal bytes.
 
     Args:
         recipe: the merge; its models are folders.
         out: the new folder.
         dtype: what the weights are rounded to; overrides the recipe's `out_dtype`.
+        seed: of random masks; overrides the recipe's.
         shard_bytes: largest size of a weight file.
+        max_memory: largest number of bytes of all tensors in memory at a time; None = those of two steps.
+        device: where what the compiled kernels do not do is computed, e.g. "cuda"; the kernels run on the CPU and only there.
         overwrite: replace `out` if it exists and is not empty.
         trust_remote_code: accept models whose config names code of their own.
-        pool: weights that are loaded already; must hold the recipe's models.
+        pool: weights that are loaded already; must hold the recipe's models. Recipes with a tokenizer read the files again.
+        written: what the folder's recipe file and card say; None = `recipe`.
 
     Returns:
         `out`.
 
     Raises:
-        RecipeError: the recipe does not fit its models, or `out` is in the way.
-        CheckpointError: a model is damaged, the result is not finite, or the disk has no room.
+        RecipeError: the recipe does not fit its models, `out` is in the way, or `max_memory` is too small.
+        CheckpointError: a model is damaged or changes meanwhile, the result is not finite, or the disk has no room.
     """
-    if dtype is not None:
-        recipe = replace(recipe, out_dtype=dtype)
+    recipe = replace(recipe, out_dtype=dtype or recipe.out_dtype, seed=recipe.seed if seed is None else seed)
     if shard_bytes <= 0:
         raise RecipeError(f"shard size must be positive, got {shard_bytes} bytes")
+    _check_device(device)
     out = Path(out)
     headers = pool.headers if pool is not None else read_headers(recipe, trust_remote_code=trust_remote_code)
     _check_target(out, headers, overwrite)
-    plan = make_plan(recipe, headers)
+    alignment = align(recipe, headers)
+    shapes = headers if alignment is None else alignment.headers(headers)
+    plan = make_plan(recipe, shapes)
     _check_room(out.parent, plan)
-    merger = Merger(pool if pool is not None else WeightPool({key: headers[key] for key in recipe.models()}))
+    warning = _report_strangers(headers)
+    if pool is not None and alignment is None and device == "cpu":
+        tensors = Merger(pool).tensors(plan)
+    else:
+        merge = StreamedMerge(headers, alignment=alignment, device=device, max_bytes=max_memory)
+        tensors = merge.tensors(plan)
+    with staging_folder(out) as staging:
+        write_shards(staging, _outputs(plan, headers), tensors, shard_bytes)
+        result = MergedModel(written or RecipeFile(recipe), recipe, plan, headers, alignment, warning)
+        write_model_files(staging, out.name, result)
+        _flush(staging)
+        _put_in_place(staging, out)
+    return out
+
+
+def merge_file_to_folder(file: RecipeFile, out: Path | str, *, overwrite: bool = False, **options: Any) -> Path:
+    """`merge_to_folder` of the file's result; models that are merges themselves are made first, beside `out`, and removed in the end.
+
+    Args:
+        file: the recipes, as `read_recipe_file` gives them.
+        out, overwrite, options: as in `merge_to_folder`. A `seed` and a memory limit hold for every merge, the rest for the result.
+
+    Raises:
+        RecipeError, CheckpointError: as `merge_to_folder`.
+    """
+    if not file.named:
+        return merge_to_folder(file.final, out, overwrite=overwrite, **options)
+    out = Path(out)
+    _check_target(out, {}, overwrite)
+    shared = {key: options[key] for key in ("seed", "max_memory", "device", "trust_remote_code") if key in options}
+    with staging_folder(out) as parts:
+
+        def folder(path: str) -> str:
+            return str(parts / path) if path in file.named else path
+
+        for name in file.order():
+            merge_to_folder(with_folders(file.named[name], folder), parts / name, **shared)
+        return merge_to_folder(with_folders(file.final, folder), out, overwrite=overwrite, written=file, **options)
+
+
+@contextmanager
+def staging_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`, which is removed in the end if it is still there.
+
+    Raises:
+        CheckpointError: it cannot be made, or the disk fails while it is used.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".merging"))
     except OSError as problem:
         raise CheckpointError(f"{out.parent}: cannot be written: {problem.strerror}") from None
     try:
-        write_shards(staging, _outputs(plan, headers), merger.tensors(plan), shard_bytes)
-        write_model_files(staging, out.name, recipe, plan, headers)
-        _flush(staging)
-        _put_in_place(staging, out)
+        yield staging
     except OSError as problem:
         raise CheckpointError(f"{out}: cannot be written: {problem.strerror or problem}; nothing was kept") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return out
 
 
-def read_headers(recipe: Recipe, *, trust_remote_code: bool = False) -> dict[str, ModelHeader]:
-    """The header of every model of `recipe`, by its key.
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as problem:  # torch without CUDA asserts
+        raise RecipeError(f"device {device!r}: cannot be used here: {str(problem).splitlines()[0]}") from None
 
-    Raises:
-        RecipeError: a pinned revision or an adapter, which only resolved recipes can have.
-        CheckpointError: as `read_model_header`.
-    """
-    for piece in recipe.slices:
-        for source in piece.sources:
-            if source.revision is not None:
-                raise RecipeError(
-                    f"{source.key}: a revision pins a hub model; give the folder of that revision instead"
-                )
-            if source.lora is not None:
-                raise RecipeError(
-                    f"{source.key}: adapters are not supported by evomerge; merge the adapter into its model"
-                )
-    return {key: read_model_header(key, trust_remote_code=trust_remote_code) for key in recipe.models()}
+
+def _report_strangers(headers: Mapping[str, ModelHeader]) -> str | None:
+    mapped = {key: MappedModel(header) for key, header in headers.items()}
+    warning = strangers(headers, lambda key, name: mapped[key].tensor(name))
+    if warning is not None:
+        logger.warning(warning)
+    return warning
 
 
 def _check_target(out: Path, headers: Mapping[str, ModelHeader], overwrite: bool) -> None:

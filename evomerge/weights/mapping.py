@@ -1,13 +1,14 @@
 """Safetensors files as torch tensors without copying: memory-mapped, shared between the processes of a machine."""
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from evomerge.core import CheckpointError
 from evomerge.plan import ModelHeader, TensorHeader, check_unchanged
+from evomerge.weights.adapters import apply_update
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -38,32 +39,56 @@ class MappedModel:
     def __init__(self, header: ModelHeader) -> None:
         check_unchanged(header)
         self.header = header
-        self._maps: dict[str, mmap.mmap] = {}
+        self._maps: dict[Path, mmap.mmap] = {}
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor called `name`, in the dtype and shape of the file.
+        """The tensor called `name`, in the dtype and shape of the file, with the model's adapter merged in.
 
         Raises:
             CheckpointError: there is no such tensor, or its file cannot be read.
         """
-        header = self.header.tensors.get(name)
-        if header is None:
-            raise CheckpointError(f"{self.header.folder}: has no tensor {name!r}")
+        return read_tensor(self.header, name, self._tensor)
+
+    def _tensor(self, folder: Path, header: TensorHeader) -> torch.Tensor:
         dtype = TORCH_DTYPES[header.dtype]
         if header.start == header.end:
             return torch.empty(header.shape, dtype=dtype)
         count = (header.end - header.start) // dtype.itemsize
-        buffer = self._map(header)
+        buffer = self._map(folder / header.file)
         if header.start % dtype.itemsize:  # the format allows any alignment, torch does not
             copy = bytearray(buffer[header.start : header.end])
             return torch.frombuffer(copy, dtype=dtype).reshape(header.shape)
         return torch.frombuffer(buffer, dtype=dtype, count=count, offset=header.start).reshape(header.shape)
 
-    def _map(self, header: TensorHeader) -> mmap.mmap:
-        if header.file not in self._maps:
-            path = self.header.folder / header.file
-            self._maps[header.file] = _map_file(path)
-        return self._maps[header.file]
+    def _map(self, path: Path) -> mmap.mmap:
+        if path not in self._maps:
+            self._maps[path] = _map_file(path)
+        return self._maps[path]
+
+
+TensorReader = Callable[[Path, TensorHeader], torch.Tensor]
+"""(folder, what to read of a file in it) -> the tensor as it is stored"""
+
+
+def read_tensor(header: ModelHeader, name: str, read: TensorReader) -> torch.Tensor:
+    """Tensor `name` of a model, with its adapter merged in.
+
+    Raises:
+        CheckpointError: there is no such tensor, or as `read`.
+    """
+    stored = header.tensors.get(name)
+    if stored is None:
+        raise CheckpointError(f"{header.folder}: has no tensor {name!r}")
+    adapter = header.adapter
+    if adapter is None:
+        return read(header.folder, stored)
+    if name in adapter.replaced:
+        return read(adapter.folder, adapter.replaced[name]).to(TORCH_DTYPES[stored.dtype])
+    weight, update = read(header.folder, stored), adapter.updates.get(name)
+    if update is None:
+        return weight
+    magnitude = None if update.magnitude is None else read(adapter.folder, update.magnitude)
+    return apply_update(weight, read(adapter.folder, update.a), read(adapter.folder, update.b), magnitude, update)
 
 
 def _map_file(path: Path) -> mmap.mmap:

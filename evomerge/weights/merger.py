@@ -33,11 +33,15 @@ class Merger:
     Args:
         pool: the sources; must hold every model a plan names.
         threads: number of CPU threads; None = as many as torch uses.
-        fused: whether to use the compiled kernels.
+        fused: whether to use the compiled kernels, which run on the CPU.
+        device: where the references run.
     """
 
-    def __init__(self, pool: WeightPool, *, threads: int | None = None, fused: bool = True) -> None:
+    def __init__(
+        self, pool: WeightPool, *, threads: int | None = None, fused: bool = True, device: str = "cpu"
+    ) -> None:
         self._pool = pool
+        self._device = device
         self._batch = FusedBatch(pool, threads) if fused else None
 
     def tensors(self, plan: MergePlan) -> Iterator[tuple[str, torch.Tensor]]:
@@ -100,15 +104,15 @@ class Merger:
         merged = self._reference(plan, step).to(dtype)
         if first_bad_element(merged) is not None:
             _refuse(step.output, plan.dtype)
-        return merged
+        return merged.cpu()
 
     def _reference(self, plan: MergePlan, step: TensorStep) -> torch.Tensor:
         dtype = DTYPES[plan.math_dtype]
         group = TensorGroup(
             step.output,
-            [self._input(entry).to(dtype) for entry in step.inputs],
+            [self._input(entry).to(self._device, dtype) for entry in step.inputs],
             [entry.parameters for entry in step.inputs],
-            None if step.base is None else self._input(step.base).to(dtype),
+            None if step.base is None else self._input(step.base).to(self._device, dtype),
             step.parameters,
             plan.seed,
             step.pieces,

@@ -1,13 +1,20 @@
 """Everything in a merged model's folder that is not a weight: config, tokenizer, generation settings, model card, recipe."""
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.core import Json, RecipeError, atomic_write_json, atomic_write_text
+from evomerge.core import Json, atomic_write_json, atomic_write_text
 from evomerge.plan import MergePlan, ModelHeader, file_inside
-from evomerge.recipe import Recipe, method_spec, recipe_to_yaml
+from evomerge.plan.model_folder import read_json_file
+from evomerge.recipe import Recipe, RecipeFile, method_spec, recipe_to_yaml
+from evomerge.weights.chat_templates import TEMPLATE_FILE, chosen_template
+from evomerge.weights.vocabulary import Alignment
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -27,39 +34,92 @@ MODEL_FILES = ("generation_config.json", "preprocessor_config.json", "processor_
 RECIPE_FILE = "recipe.yaml"
 
 
-def write_model_files(
-    folder: Path, name: str, recipe: Recipe, plan: MergePlan, headers: Mapping[str, ModelHeader]
-) -> None:
-    """Writes or copies them into `folder`.
+@dataclass(frozen=True, eq=False)
+class MergedModel:
+    """What was merged.
+
+    Attributes:
+        file: what its recipe file and card say.
+        recipe: the merge itself, with models that are folders.
+        plan, headers: of the merge.
+        alignment: the vocabulary; None = the base's.
+        warning: of models that are no relatives of the others.
+    """
+
+    file: RecipeFile
+    recipe: Recipe
+    plan: MergePlan
+    headers: Mapping[str, ModelHeader]
+    alignment: Alignment | None
+    warning: str | None
+
+    @property
+    def owner(self) -> ModelHeader:
+        """The model that lends config and generation settings."""
+        return self.headers[self.recipe.models()[0]]
+
+
+def write_model_files(folder: Path, name: str, model: MergedModel) -> None:
+    """Writes or copies them into `folder`; config.json, without which nothing loads a model, comes last.
 
     Args:
         folder: where the weights are.
         name: of the merged model, for its card.
-        recipe, plan, headers: what was merged.
+        model: what was merged.
 
     Raises:
-        RecipeError: the recipe takes the tokenizer from a model that is not among `headers`.
+        RecipeError: the chat template is no template.
         CheckpointError: a file to be copied is a link that leaves its model's folder.
     """
-    owner = headers[recipe.models()[0]]
-    donor_key = recipe.tokenizer_source or recipe.models()[0]
-    if donor_key not in headers:
-        raise RecipeError(f"tokenizer_source {donor_key} is none of the recipe's models: {', '.join(headers)}")
-    atomic_write_json(folder / "config.json", merged_config(recipe, plan, owner))
-    _copy(headers[donor_key].folder, TOKENIZER_FILES, folder)
-    _copy(owner.folder, MODEL_FILES, folder)
-    text = recipe_to_yaml(recipe)
+    _copy(model.owner.folder, MODEL_FILES, folder)
+    if model.alignment is None:
+        _copy(model.owner.folder, TOKENIZER_FILES, folder)
+    else:
+        tokenizer = model.alignment.tokenizer
+        tokenizer.write(folder)
+        generation = folder / "generation_config.json"
+        if generation.exists():
+            atomic_write_json(generation, tokenizer.translated(read_json_file(generation)))
+    if model.recipe.chat_template is not None:
+        _write_chat_template(folder, model.recipe.chat_template, model.headers)
+    text = recipe_to_yaml(model.file)
     atomic_write_text(folder / RECIPE_FILE, text)
-    atomic_write_text(folder / "README.md", model_card(name, recipe, text))
+    atomic_write_text(folder / "README.md", model_card(name, model, text))
+    atomic_write_json(folder / "config.json", merged_config(model))
 
 
-def merged_config(recipe: Recipe, plan: MergePlan, owner: ModelHeader) -> dict[str, Json]:
-    """The owner's config with the result's dtype and layers."""
+def _write_chat_template(folder: Path, wanted: str, headers: Mapping[str, ModelHeader]) -> None:
+    text = chosen_template(wanted, headers)
+    if text is None:
+        logger.warning("chat_template: auto: none of the models has a template, so none is written")
+        return
+    settings = folder / "tokenizer_config.json"
+    if settings.exists():
+        config = read_json_file(settings)
+        if config.pop("chat_template", None) is not None:
+            atomic_write_json(settings, config)
+    atomic_write_text(folder / TEMPLATE_FILE, text)
+
+
+def merged_config(model: MergedModel) -> dict[str, Json]:
+    """The owner's config with the result's dtype, layers and vocabulary."""
+    recipe, plan, owner = model.recipe, model.plan, model.owner
     config: dict[str, Any] = {key: value for key, value in owner.config.items() if key != "_name_or_path"}
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = plan.dtype
-    if recipe.whole_model:
-        return config
-    return with_layers(config, owner.n_layers, _layers_of(recipe))
+    if model.alignment is not None:
+        config = _with_vocabulary(config, model.alignment)
+    layers = _layers_of(recipe)
+    return with_layers(config, owner.n_layers, layers) if layers else config
+
+
+def _with_vocabulary(config: Mapping[str, Json], alignment: Alignment) -> dict[str, Any]:
+    changed: dict[str, Any] = alignment.tokenizer.translated(config)
+    if "vocab_size" in changed:
+        changed["vocab_size"] = alignment.n_rows
+    inner = changed.get("text_config")
+    if isinstance(inner, Mapping):
+        changed["text_config"] = _with_vocabulary(inner, alignment)
+    return changed
 
 
 def with_layers(config: Mapping[str, Json], n_layers: int, layers: Sequence[int]) -> dict[str, Json]:
@@ -77,7 +137,7 @@ def with_layers(config: Mapping[str, Json], n_layers: int, layers: Sequence[int]
 
 
 def _layers_of(recipe: Recipe) -> list[int]:
-    """For each output layer, the layer of the base (where it is listed, else of the first source) it comes from."""
+    """For each layer made by slices, the layer of the base (where it is listed, else of the first source) it comes from."""
     layers: list[int] = []
     for piece in recipe.slices:
         chosen = next((source for source in piece.sources if source.key == recipe.base), piece.sources[0])
@@ -91,16 +151,27 @@ def _copy(source: Path, names: tuple[str, ...], folder: Path) -> None:
             shutil.copyfile(file_inside(source, name), folder / name)
 
 
-def model_card(name: str, recipe: Recipe, recipe_text: str) -> str:
+def model_card(name: str, model: MergedModel, recipe_text: str) -> str:
     """The README.md of a merged model; models are named by their folders' last part."""
-    spec = method_spec(recipe.method)
-    models = [Path(key).name for key in recipe.models()]
-    listed = "\n".join(f"- {model}" for model in models)
+    recipes = [*model.file.named.values(), model.file.final]
+    methods = ", then ".join(f"`{recipe.method}` ({method_spec(recipe.method).paper})" for recipe in recipes)
+    sources = [recipe.source(key) for recipe in recipes for key in recipe.models()]
+    folders = {source.model: Path(source.model).name for source in sources}
+    folders |= {source.lora: Path(source.lora).name for source in sources if source.lora is not None}
+    listed = dict.fromkeys(
+        f"- {folders[source.model]}" + (f" with adapter {folders[source.lora]}" if source.lora is not None else "")
+        for source in sources
+        if source.model not in model.file.named
+    )
     shown = recipe_text[: recipe_text.rindex("# evomerge-recipe: ")]
-    for key in sorted(recipe.models(), key=len, reverse=True):
-        shown = shown.replace(key, Path(key).name)
+    for folder in sorted(folders, key=len, reverse=True):
+        shown = shown.replace(folder, folders[folder])
+    warning = model.warning
+    for folder in sorted(folders, key=len, reverse=True):
+        warning = None if warning is None else warning.replace(folder, folders[folder])
+    beware = "" if warning is None else f"**Beware**: {warning}.\n\n"
     return (
         "---\nlibrary_name: transformers\ntags:\n- merge\n- evomerge\n---\n"
-        f"# {name}\n\nMerged by evomerge with `{recipe.method}` ({spec.paper}) from:\n\n{listed}\n\n"
-        f"```yaml\n{shown}```\n\n`{RECIPE_FILE}` holds the complete recipe, fingerprint {recipe.fingerprint()}.\n"
+        f"# {name}\n\n{beware}Merged by evomerge with {methods} from:\n\n{chr(10).join(listed)}\n\n"
+        f"```yaml\n{shown}```\n\n`{RECIPE_FILE}` holds the complete recipe, fingerprint {model.file.final.fingerprint()}.\n"
     )

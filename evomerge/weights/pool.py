@@ -10,7 +10,6 @@ import torch
 
 from evomerge.core import CheckpointError
 from evomerge.plan import ModelHeader, read_model_header
-from evomerge.plan.model_header import FLOAT_DTYPES
 from evomerge.weights.mapping import MappedModel
 from evomerge.weights.scan import first_bad_element
 
@@ -27,18 +26,24 @@ class WeightPool:
 
     def __init__(self, headers: Mapping[str, ModelHeader]) -> None:
         self.headers = dict(headers)
-        self._models = {key: MappedModel(header) for key, header in self.headers.items()}
+        models = {key: MappedModel(header) for key, header in self.headers.items()}
         self._tensors: dict[tuple[str, str], torch.Tensor] = {}
         to_check: list[tuple[str, str]] = []
-        for key, model in self._models.items():
-            for name, tensor_header in model.header.tensors.items():
+        for key, model in models.items():
+            for name in model.header.tensors:
                 self._tensors[key, name] = model.tensor(name)
-                if tensor_header.dtype in FLOAT_DTYPES:
-                    to_check.append((key, name))
+                to_check.append((key, name))
         # the scan releases the interpreter lock; threads also overlap reading from disk
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            for _ in threads.map(lambda entry: _check_finite(self._tensors[entry], *entry), to_check):
+            for _ in threads.map(lambda entry: check_finite(self._tensors[entry], *entry), to_check):
                 pass
+
+    @classmethod
+    def holding(cls, tensors: Mapping[tuple[str, str], torch.Tensor]) -> "WeightPool":
+        """A pool of tensors that are in memory and checked already, by (model, name)."""
+        pool = cls({})
+        pool._tensors = dict(tensors)
+        return pool
 
     @classmethod
     def from_folders(cls, folders: Iterable[str]) -> "WeightPool":
@@ -58,13 +63,20 @@ class WeightPool:
         try:
             return self._tensors[source, name]
         except KeyError:
-            if source not in self._models:
-                known = ", ".join(self._models)
+            known = ", ".join(dict.fromkeys(key for key, _ in self._tensors))
+            if source not in {key for key, _ in self._tensors}:
                 raise CheckpointError(f"the pool has no model {source!r}; it has: {known}") from None
             raise CheckpointError(f"{source} has no tensor {name!r}") from None
 
 
-def _check_finite(tensor: torch.Tensor, key: str, name: str) -> None:
+def check_finite(tensor: torch.Tensor, key: str, name: str) -> None:
+    """Refuses a tensor (of model `key`, called `name`) with NaN or infinities.
+
+    Raises:
+        CheckpointError: naming the element.
+    """
+    if not tensor.is_floating_point():
+        return
     index = first_bad_element(tensor)
     if index is not None:
         value = tensor.reshape(-1)[index].item()

@@ -26,7 +26,7 @@ def merge_task_vectors(group: TensorGroup, prune: Prune | None, *, elect_sign: b
     """
     base = group.required_base()
     # in the dtype of the arithmetic, as mergekit holds them
-    weights = torch.tensor(group.values("weight"), dtype=base.dtype)
+    weights = torch.tensor(group.values("weight"), dtype=base.dtype, device=base.device)
     weighted = []
     for position, (tensor, weight) in enumerate(zip(group.tensors, weights, strict=True)):
         delta = tensor - base
@@ -74,6 +74,6 @@ def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
         return torch.zeros_like(delta)
     keep = max(1, int(density * n_elements))
     order = torch.sort(delta.abs().reshape(-1).float(), descending=True, stable=True).indices[:keep]
-    mask = torch.zeros(n_elements, dtype=torch.bool)
+    mask = torch.zeros(n_elements, dtype=torch.bool, device=delta.device)
     mask[order] = True
     return torch.where(mask.reshape(delta.shape), delta, torch.zeros_like(delta))

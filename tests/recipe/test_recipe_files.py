@@ -17,8 +17,12 @@ from evomerge.recipe import (
     Setting,
     Slice,
     Source,
+    TokenizerSpec,
+    TokenRule,
     check_recipe,
     read_recipe,
+    read_recipe_file,
+    recipe_file_from_yaml,
     recipe_from_yaml,
     recipe_to_yaml,
     write_recipe,
@@ -27,6 +31,7 @@ from evomerge.recipe.mergekit_reader import recipe_from_mergekit
 from evomerge.recipe.mergekit_writer import recipe_to_mergekit
 
 paths = st.sampled_from(["/m/base", "/m/a", "/m/b b", "/m/c+d", "/m/e@f", "org/model", "/m/ü"])
+adapters = st.sampled_from([None, "/l/a", "/l/b+c"])
 filters = st.one_of(st.none(), st.sampled_from(["mlp", "self_attn", "*", "layers.1", "yes", "1"]))
 
 
@@ -49,6 +54,22 @@ def parameters(draw, method, scopes):
     }
 
 
+def tokenizers(models):
+    one_model = st.sampled_from(models)
+    rules = st.one_of(
+        st.builds(TokenRule, st.none(), st.none(), st.booleans()),
+        st.builds(
+            TokenRule,
+            one_model,
+            st.one_of(st.none(), st.text(min_size=1, max_size=3), st.integers(0, 9)),
+            st.booleans(),
+        ),
+    )
+    source = st.one_of(st.sampled_from(["union", "base"]), one_model)
+    tokens = st.dictionaries(st.sampled_from(["<a>", "b", "yes", "1"]), rules, max_size=2)
+    return st.one_of(st.none(), st.builds(TokenizerSpec, source, tokens, st.sampled_from([None, 64])))
+
+
 @st.composite
 def recipes(draw, canonical=False):
     method = draw(st.sampled_from(sorted(METHODS)))
@@ -61,14 +82,19 @@ def recipes(draw, canonical=False):
     whole = draw(st.booleans())
     both = (Scope.MODEL, Scope.GLOBAL)
     slices = []
-    for _ in range(1 if whole else draw(st.integers(1, 3))):
+    modules = draw(st.sampled_from([(None,), ("text_decoder", "vision_tower")]))
+    for module in [module for module in modules for _ in range(1 if whole else draw(st.integers(1, 3)))]:
         first = draw(st.integers(0, 5))
         layers = None if whole else (first, first + 2)
         listed = list(models)
         if base is not None and not whole and spec.base is not BaseRole.SOURCE:
             listed.append(base)
-        sources = tuple(Source(m, layers, draw(parameters(method, (Scope.MODEL,)))) for m in listed)
-        slices.append(Slice(sources, {} if whole and canonical else draw(parameters(method, both))))
+        sources = tuple(
+            Source(m, layers, draw(parameters(method, (Scope.MODEL,))), lora=draw(adapters) if m != base else None)
+            for m in listed
+        )
+        own = {} if whole and canonical and module is None else draw(parameters(method, both))
+        slices.append(Slice(sources, own, module))
     out_dtype = draw(st.sampled_from(["bfloat16", "float16", "float32"] + ([] if canonical else [None])))
     return Recipe(
         method,
@@ -78,8 +104,9 @@ def recipes(draw, canonical=False):
         draw(st.sampled_from([None, "float32", "bfloat16"])),
         out_dtype,
         0 if canonical else draw(st.integers(0, 2**63)),
-        draw(st.one_of(st.none(), st.sampled_from(models))),
+        draw(tokenizers(models)),
         None if canonical else draw(st.one_of(st.none(), st.text(max_size=8))) or None,
+        chat_template=draw(st.sampled_from([None, "auto", "chatml", "{{ messages }}\n"])),
     )
 
 
@@ -183,10 +210,30 @@ GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method
         ({"models": []}, "at least one"),
         ({"models": "a"}, "list"),
         ({"slices": []}, "exactly one"),
+        ({"models": None, "modules": {"default": {"models": GOOD["models"], "slices": []}}}, "exactly one"),
+        (
+            {"models": None, "modules": {"default": {"models": GOOD["models"]}, "x": {"models": GOOD["models"]}}},
+            "either all",
+        ),
+        ({"models": None, "modules": {"default": {"modles": []}}}, "did you mean 'models'"),
         ({"models": None}, "exactly one"),
-        ({"modules": {}}, "not supported"),
-        ({"chat_template": "auto"}, "not supported"),
-        ({"tokenizer_source": "union"}, "not supported"),
+        ({"modules": {}}, "exactly one"),
+        ({"models": None, "modules": {}}, "mapping of modules"),
+        ({"chat_template": 3}, "expected text"),
+        ({"tokenizer_source": "union", "tokenizer": {"source": "base"}}, "give one of"),
+        ({"tokenizer": {"sorce": "base"}}, "did you mean 'source'"),
+        ({"tokenizer": {"pad_to_multiple_of": 0}}, "at least 1"),
+        ({"tokenizer": {"pad_to_multiple_of": "8"}}, "whole number"),
+        ({"tokenizer": {"tokens": {"<a>": {}}}}, "'source' is missing"),
+        ({"tokenizer": {"tokens": {"<a>": {"source": {"kind": "mean"}}}}}, "'zero' or 'model_token'"),
+        (
+            {"tokenizer": {"tokens": {"<a>": {"source": {"kind": "model_token", "model": "a"}}}}},
+            "exactly one of 'token'",
+        ),
+        ({"tokenizer": {"tokens": {"<a>": {"source": "a", "force": 1}}}}, "true or false"),
+        ({"base_model": "b+l"}, "list it among the models"),
+        ({"models": [{"model": {"model": "a", "lora": "l@x"}}]}, "revision pins"),
+        ({"models": [{"model": {"model": "a", "override_architecture": "x"}}]}, "not supported"),
         ({"dtype": "int4"}, "unknown dtype"),
         ({"merge_method": "ties"}, "needs a base model"),
         ({"merge_method": "slerp", "base_model": "b", "parameters": {"t": 2.0}}, "outside"),
@@ -261,3 +308,78 @@ def test_written_file_is_plain_mergekit(tmp_path):
 def test_bad_json(data, message):
     with pytest.raises(RecipeError, match=message):
         Recipe.from_json(data)
+
+
+DOCUMENTS = """
+name: first
+merge_method: linear
+models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 3}}]
+---
+merge_method: ties
+base_model: a
+models: [{model: first, parameters: {weight: 0.5}}, {model: second, parameters: {weight: 0.5}}]
+---
+name: second
+merge_method: slerp
+base_model: first
+models: [{model: first}, {model: b}]
+parameters: {t: 0.5}
+"""
+
+
+def test_several_documents_refer_to_one_another(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    (tmp_path / "r.yml").write_text(DOCUMENTS)
+    file = read_recipe_file(tmp_path / "r.yml")
+    assert file.order() == ("first", "second")
+    assert [source.model for source in file.final.slices[0].sources] == ["first", "second"]
+    assert file.named["second"].base == "first"
+    assert file.named["first"].slices[0].sources[0].model == str(tmp_path / "a")
+    assert recipe_file_from_yaml(recipe_to_yaml(file)) == file
+    body = recipe_to_yaml(file)
+    assert recipe_file_from_yaml(body[: body.index("# evomerge-recipe")]) == file
+    with pytest.raises(RecipeError, match="is made of 3 recipes, of which first, second must be merged first"):
+        read_recipe(tmp_path / "r.yml")
+
+
+def test_the_result_may_have_a_name_too(tmp_path):
+    text = DOCUMENTS.replace("\nmerge_method: ties", "\nname: result\nmerge_method: ties")
+    assert recipe_file_from_yaml(text).final.name == "result"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("name: second", "name: first"), "'first' stands twice"),
+        (("name: second\n", ""), "2 documents without a name"),
+        (("model: a,", "model: second,"), "first -> second|second -> first"),
+        (("name: second", "name: ../second"), "expected a word"),
+        (("{model: second, parameters: {weight: 0.5}}", "{model: b, parameters: {weight: 0.5}}"), None),
+        (("weight: 3", "wieght: 3"), "document 1|document 'first'.*did you mean 'weight'"),
+    ],
+)
+def test_documents_that_make_no_sense(change, message):
+    text = DOCUMENTS.replace(*change)
+    if message is None:
+        assert recipe_file_from_yaml(text).order() == ("first",)  # a recipe that nothing needs is not merged
+        return
+    with pytest.raises(RecipeError, match=message):
+        recipe_file_from_yaml(text)
+
+
+def test_recipes_of_the_first_version_are_read():
+    data = Recipe("slerp", (Slice((Source("/a"),)),), "/b", {"t": (Setting(0.5),)}).to_json()
+    old = {key: value for key, value in data.items() if key not in ("tokenizer", "chat_template")} | {
+        "tokenizer_source": "/a"
+    }
+    assert Recipe.from_json(old).tokenizer == TokenizerSpec("/a")
+    assert Recipe.from_json(old | {"tokenizer_source": None}).tokenizer is None
+
+
+def test_the_only_module_of_a_language_model_needs_no_name():
+    plain = recipe_from_mergekit(GOOD, "x")
+    assert (
+        recipe_from_mergekit({"merge_method": "linear", "modules": {"default": {"models": GOOD["models"]}}}, "x")
+        == plain
+    )

@@ -10,16 +10,37 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
-_argsort = torch.argsort
+_sort, _topk = torch.sort, torch.topk
 
 
-def _stable_argsort(*args, **kwargs):
-    """mergekit's top-k leaves the order of equal magnitudes to the machine's sort; this fixes it to "first come first"."""
-    return _argsort(*args, **{**kwargs, "stable": True})
+def _first_is_largest(values: torch.Tensor, descending: bool = False) -> torch.return_types.sort:
+    """`torch.sort` in which of equal values the first counts as the largest; the order of unequal ones is the sort's own.
+
+    mergekit leaves the order of equal magnitudes to the machine's sort. With it fixed, results can be compared to the last bit: whatever
+    differs then is no tie.
+    """
+    order = _sort(values, descending=True, stable=True)
+    ordered = order if descending else torch.return_types.sort([part.flip(-1) for part in order])
+    if not torch.equal(ordered[0], _sort(values, descending=descending)[0]):
+        raise RuntimeError("the order of unequal values was changed")
+    return ordered
+
+
+def _argsort(values: torch.Tensor, descending: bool = False) -> torch.Tensor:
+    return _first_is_largest(values, descending)[1]
+
+
+def _largest(values: torch.Tensor, k: int, largest: bool) -> torch.return_types.topk:
+    if not largest:
+        raise NotImplementedError
+    top = [part[:k] for part in _first_is_largest(values, True)]
+    if not torch.equal(top[0], _topk(values, k)[0]):
+        raise RuntimeError("other values than torch's top k")
+    return torch.return_types.topk(top)
 
 
 def main() -> None:
-    torch.argsort = _stable_argsort
+    torch.argsort, torch.sort, torch.topk = _argsort, _first_is_largest, _largest
     torch.manual_seed(0)
     for recipe, out in json.loads(Path(sys.argv[1]).read_text()):
         config = MergeConfiguration.model_validate(yaml.safe_load(Path(recipe).read_text()))

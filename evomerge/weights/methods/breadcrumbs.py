@@ -25,7 +25,7 @@ def drop_outliers(group: TensorGroup, position: int, delta: torch.Tensor) -> tor
         return delta
     dropped, keep = band(delta.numel(), density, gamma)
     order = torch.sort(delta.abs().reshape(-1).float(), descending=True, stable=True).indices
-    mask = torch.zeros(delta.numel(), dtype=torch.bool)
+    mask = torch.zeros(delta.numel(), dtype=torch.bool, device=delta.device)
     mask[order[dropped : dropped + keep]] = True
     pruned = torch.where(mask.reshape(delta.shape), delta, torch.zeros_like(delta))
     return match_l1(delta, pruned) if group.shared["rescale"] else pruned

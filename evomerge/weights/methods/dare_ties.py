@@ -16,7 +16,7 @@ def drop_at_random(group: TensorGroup, position: int, delta: torch.Tensor) -> to
     density = float(group.parameters[position]["density"])
     if density >= 1:
         return delta
-    mask = keep_mask(mask_key(group.seed, group.output, position), delta.shape, density)
+    mask = keep_mask(mask_key(group.seed, group.output, position), delta.shape, density).to(delta.device)
     pruned = torch.where(mask, delta, torch.zeros_like(delta))
     return match_l1(delta, pruned) if group.shared["rescale"] else pruned
 

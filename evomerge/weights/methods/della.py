@@ -21,7 +21,7 @@ def drop_by_rank(group: TensorGroup, position: int, delta: torch.Tensor) -> torc
     if density <= 0:
         return torch.zeros_like(delta)
     rows = delta.reshape(1, -1) if delta.dim() < 2 else delta.reshape(-1, delta.shape[-1])
-    order = torch.sort(rows.abs().float(), dim=1, stable=True).indices
+    order = torch.sort(rows.abs().float(), dim=1, stable=True).indices.cpu()
     n_columns = rows.shape[1]
     share = torch.arange(n_columns, dtype=torch.float64) / max(n_columns - 1, 1)
     probability = density - epsilon + 2 * epsilon * share if n_columns > 1 else torch.full((1,), density)
@@ -29,7 +29,7 @@ def drop_by_rank(group: TensorGroup, position: int, delta: torch.Tensor) -> torc
     by_entry.scatter_(1, order, probability.double().expand(rows.shape).contiguous())
     words = random_words(mask_key(group.seed, group.output, position), 0, delta.numel()).astype("float64")
     mask = (torch.from_numpy(words) < (by_entry * 2**32).round().reshape(-1)).reshape(delta.shape)
-    pruned = torch.where(mask, delta, torch.zeros_like(delta))
+    pruned = torch.where(mask.to(delta.device), delta, torch.zeros_like(delta))
     return match_l1(delta, pruned) if group.shared["rescale"] else pruned
 
 

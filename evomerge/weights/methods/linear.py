@@ -10,7 +10,7 @@ from evomerge.weights.tensor_group import TensorGroup
 
 def merge(group: TensorGroup) -> torch.Tensor:
     """Weighted sum or average of the sources."""
-    weights = torch.tensor(group.values("weight"), dtype=torch.float32)
+    weights = torch.tensor(group.values("weight"), dtype=torch.float32, device=group.tensors[0].device)
     total = torch.zeros_like(group.tensors[0], dtype=torch.float32)
     for tensor, weight in zip(group.tensors, weights, strict=True):
         total += tensor.float() * weight

@@ -21,7 +21,7 @@ def merge(group: TensorGroup) -> torch.Tensor:
     eps = float(group.shared["eps"])
     vectors = torch.stack([tensor if group.base is None else tensor - group.base for tensor in group.tensors])
     flat = vectors.reshape(len(group.tensors), -1)
-    weights = torch.tensor(group.values("weight"), dtype=flat.dtype)
+    weights = torch.tensor(group.values("weight"), dtype=flat.dtype, device=flat.device)
     if group.shared["normalize_weights"]:
         weights = weights / weights.sum()
     norms = flat.norm(dim=-1, keepdim=True)

@@ -31,7 +31,7 @@ def merge(group: TensorGroup) -> torch.Tensor:
 def _selected(deltas: torch.Tensor, share: float) -> torch.Tensor:
     """1 at the entries of largest variance, else 0; in the shape of one delta."""
     variance = deltas.var(dim=0, unbiased=False)
-    mask = torch.zeros(variance.numel(), dtype=deltas.dtype)
+    mask = torch.zeros(variance.numel(), dtype=deltas.dtype, device=deltas.device)
     count = int(int(torch.count_nonzero(variance)) * share) if share > 0 else 0
     order = torch.sort(variance.reshape(-1), descending=True, stable=True).indices
     mask[order[:count]] = 1

@@ -1,0 +1,153 @@
+"""Reading a PEFT adapter folder's metadata: which tensors of its model a LoRA changes, and how. Reads no weight.
+
+The formulas are PEFT's: W + s B A with s = alpha / r, or alpha / sqrt(r) for rank-stabilised adapters (arXiv 2106.09685, 2312.03732); with
+DoRA, rows of that scaled to the learned magnitudes (arXiv 2402.09353). What changes the model in another way is refused by name.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evomerge.core import CheckpointError
+from evomerge.plan.model_folder import file_inside, file_stamp, read_json_file
+from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader
+from evomerge.plan.safetensors_header import read_safetensors_header
+
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+
+_REFUSED = {
+    "use_qalora": "QA-LoRA",
+    "layer_replication": "layer replication",
+    "alora_invocation_tokens": "activated LoRA",
+    "target_parameters": "LoRA of bare parameters",
+    "trainable_token_indices": "trained single tokens",
+    "lora_bias": "biases inside the adapter",
+    "megatron_config": "Megatron layers",
+}
+"""settings that change what the adapter's tensors mean, and what they are"""
+
+_FACTOR = re.compile(r"^(.+)\.lora_(?:embedding_)?(A|B)(?:\.weight)?$")
+_MAGNITUDE = re.compile(r"^(.+)\.lora_magnitude_vector(?:\.weight)?$")
+
+
+def read_adapter(folder: Path | str, model: ModelHeader) -> Adapter:
+    """The metadata of the LoRA adapter in `folder`, which changes `model`.
+
+    Raises:
+        CheckpointError: the folder holds no adapter (perhaps a model), one that is damaged or pickled, of another kind, or one that
+            does not fit the model.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    path = file_inside(folder, WEIGHTS_NAME) if (folder / WEIGHTS_NAME).exists() else _refuse_missing_weights(folder)
+    tensors = {_model_name(name): tensor for name, tensor in read_safetensors_header(path, WEIGHTS_NAME).items()}
+    factors: dict[str, dict[str, TensorHeader]] = {}
+    replaced: dict[str, TensorHeader] = {}
+    for name, tensor in tensors.items():
+        if match := _FACTOR.match(name):
+            factors.setdefault(match[1], {})[match[2]] = tensor
+        elif match := _MAGNITUDE.match(name):
+            factors.setdefault(match[1], {})["magnitude"] = tensor
+        else:
+            _check_replacement(folder, name, tensor, model)
+            replaced[name] = tensor
+    updates = {f"{module}.weight": _update(folder, module, parts, config, model) for module, parts in factors.items()}
+    if not updates and not replaced:
+        raise CheckpointError(f"{path}: holds no tensor; the adapter is damaged, fetch it again")
+    return Adapter(folder, config, updates, replaced, {WEIGHTS_NAME: file_stamp(path)})
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such adapter folder")
+    if not (folder / CONFIG_NAME).exists():
+        if (folder / "config.json").exists():
+            raise CheckpointError(
+                f"{folder}: is a model, not a LoRA adapter (it has a config.json and no {CONFIG_NAME}); list it as a model of its own"
+            )
+        raise CheckpointError(f"{folder}: has no {CONFIG_NAME}; expected a folder that PEFT wrote")
+    config = read_json_file(folder / CONFIG_NAME)
+    where = folder / CONFIG_NAME
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{where}: expected a JSON object")
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{where}: peft_type {config.get('peft_type')!r} is not supported; only LORA adapters are"
+        )
+    for key, meaning in _REFUSED.items():
+        if config.get(key):
+            raise CheckpointError(
+                f"{where}: {key} ({meaning}) is not supported by evomerge; merge the adapter into its model with PEFT first"
+            )
+    return config
+
+
+def _refuse_missing_weights(folder: Path) -> Path:
+    if (folder / "adapter_model.bin").exists():
+        raise CheckpointError(
+            f"{folder}: has only pickled weights (adapter_model.bin), which can run code when loaded; save the adapter with "
+            f"safetensors in a sandbox you trust"
+        )
+    raise CheckpointError(f"{folder}: has no {WEIGHTS_NAME}; fetch it again")
+
+
+def _model_name(name: str) -> str:
+    """The name without the wrapping that PEFT adds to it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+
+
+def _check_replacement(folder: Path, name: str, tensor: TensorHeader, model: ModelHeader) -> None:
+    """A tensor that was trained as a whole (`modules_to_save`, biases)."""
+    if name not in model.tensors:
+        raise CheckpointError(
+            f"{folder}: its tensor {name!r} is neither a LoRA factor nor a tensor of {model.folder}; "
+            "the adapter belongs to another model or is of a kind that evomerge does not support"
+        )
+    if tensor.shape != model.tensors[name].shape:
+        raise CheckpointError(
+            f"{folder}: tensor {name!r} has shape {list(tensor.shape)}, in {model.folder} it has {list(model.tensors[name].shape)}; "
+            "merge an adapter with added tokens into its model with PEFT first"
+        )
+
+
+def _update(
+    folder: Path, module: str, parts: Mapping[str, TensorHeader], config: Mapping[str, Any], model: ModelHeader
+) -> LoraUpdate:
+    where = f"{folder}: adapter of {module!r}"
+    target = model.tensors.get(f"{module}.weight")
+    if target is None:
+        raise CheckpointError(f"{where}: {model.folder} has no such layer; the adapter belongs to another model")
+    if "A" not in parts or "B" not in parts:
+        raise CheckpointError(
+            f"{where}: lora_{'B' if 'A' in parts else 'A'} is missing; the adapter is damaged, fetch it again"
+        )
+    a, b = parts["A"], parts["B"]
+    embedding = ".lora_embedding_" in a.name
+    transposed = embedding or bool(config.get("fan_in_fan_out"))
+    shapes = (a.shape, b.shape)
+    rank = a.shape[0] if len(a.shape) == 2 else 0
+    product = (b.shape[0], a.shape[1]) if len(a.shape) == len(b.shape) == 2 and b.shape[1] == rank > 0 else None
+    if product is None or target.shape != (product[::-1] if transposed else product):
+        raise CheckpointError(
+            f"{where}: factors A {list(shapes[0])} and B {list(shapes[1])} do not make the layer's {list(target.shape)}; "
+            "only adapters of linear layers and embeddings are supported"
+        )
+    magnitude = parts.get("magnitude")
+    if magnitude is not None and (transposed or magnitude.shape != target.shape[:1]):
+        raise CheckpointError(
+            f"{where}: DoRA of a transposed layer or with a magnitude of another shape is not supported"
+        )
+    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise CheckpointError(f"{where}: lora_alpha in {CONFIG_NAME} is {alpha!r}; expected a number")
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return LoraUpdate(a, b, scale, transposed, magnitude)
+
+
+def _pattern(patterns: Any, module: str, default: Any) -> Any:
+    """The value of the first pattern that matches the end of the module's name, as PEFT looks it up."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

@@ -1,0 +1,32 @@
+"""From the models that a recipe names to their headers: folders, and folders with an adapter."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from evomerge.core import RecipeError
+from evomerge.plan.adapter import read_adapter
+from evomerge.plan.model_folder import read_model_header
+from evomerge.plan.model_header import ModelHeader
+from evomerge.recipe import Recipe, Source
+
+
+def read_source(source: Source, *, trust_remote_code: bool = False) -> ModelHeader:
+    """The metadata of a source's model, with its adapter.
+
+    Raises:
+        RecipeError: a pinned revision, which only a hub model can have.
+        CheckpointError: as `read_model_header` and `read_adapter`.
+    """
+    if source.revision is not None:
+        raise RecipeError(f"{source.key}: a revision pins a hub model; give the folder of that revision instead")
+    header = read_model_header(Path(source.model), trust_remote_code=trust_remote_code)
+    return header if source.lora is None else replace(header, adapter=read_adapter(source.lora, header))
+
+
+def read_headers(recipe: Recipe, *, trust_remote_code: bool = False) -> dict[str, ModelHeader]:
+    """The header of every model of `recipe`, by its key.
+
+    Raises:
+        RecipeError, CheckpointError: as `read_source`.
+    """
+    return {key: read_source(recipe.source(key), trust_remote_code=trust_remote_code) for key in recipe.models()}

@@ -1,0 +1,75 @@
+"""`RecipeFile`: a recipe and the recipes of the models it is made of, where those are merges themselves (several YAML documents)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from evomerge.core import RecipeError
+from evomerge.recipe.parts import Source
+from evomerge.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeFile:
+    """What a recipe file says.
+
+    Attributes:
+        final: the recipe of the result.
+        named: name -> recipe of a model that others call by this name instead of a path.
+
+    Raises:
+        RecipeError: recipes that are made of each other.
+    """
+
+    final: Recipe
+    named: Mapping[str, Recipe] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.order()
+
+    def order(self) -> tuple[str, ...]:
+        """The names in an order in which every recipe comes after those it is made of. Names that nothing needs are left out.
+
+        Raises:
+            RecipeError: recipes that are made of each other.
+        """
+        done: list[str] = []
+        open_names: list[str] = []
+
+        def visit(recipe: Recipe) -> None:
+            for name in named_in(recipe, self.named):
+                if name in open_names:
+                    raise RecipeError(f"documents {' -> '.join([*open_names, name])} are made of each other")
+                if name not in done:
+                    open_names.append(name)
+                    visit(self.named[name])
+                    open_names.pop()
+                    done.append(name)
+
+        visit(self.final)
+        return tuple(done)
+
+
+def named_in(recipe: Recipe, names: Mapping[str, object]) -> tuple[str, ...]:
+    """Which of `names` the recipe is made of."""
+    used = [source.model for piece in recipe.slices for source in piece.sources]
+    used += [recipe.base or "", *(recipe.tokenizer.models() if recipe.tokenizer else ())]
+    return tuple(dict.fromkeys(name for name in used if name in names))
+
+
+def with_folders(recipe: Recipe, folder: Callable[[str], str]) -> Recipe:
+    """The recipe with every path of a model or adapter replaced by `folder` of it."""
+
+    def moved(source: Source) -> Source:
+        return replace(source, model=folder(source.model), lora=None if source.lora is None else folder(source.lora))
+
+    keys = {source.key: moved(source).key for piece in recipe.slices for source in piece.sources}
+
+    def key(old: str) -> str:
+        return keys[old] if old in keys else folder(old)
+
+    return replace(
+        recipe,
+        slices=tuple(replace(piece, sources=tuple(map(moved, piece.sources))) for piece in recipe.slices),
+        base=None if recipe.base is None else key(recipe.base),
+        tokenizer=None if recipe.tokenizer is None else recipe.tokenizer.with_keys(key),
+    )

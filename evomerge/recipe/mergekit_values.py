@@ -1,0 +1,76 @@
+"""Reading the values of a mergekit document: mappings with known keys, texts, references to models. Every message says where."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from evomerge.core import RecipeError
+from evomerge.recipe.parts import Source
+
+
+def model_reference(data: Any, where: str) -> Source:
+    """A model reference (text `path@revision+lora` or mergekit's mapping form) as a source without layers and parameters."""
+    if isinstance(data, str) and data:
+        model, _, lora = data.partition("+")
+        if "+" in lora or model.count("@") > 1 or "@" in lora:
+            raise RecipeError(f"{where}: {data!r} is not a model reference 'path[@revision][+lora]'")
+        path, _, revision = model.partition("@")
+        return Source(path, revision=revision or None, lora=lora or None)
+    if isinstance(data, Mapping):
+        fields = mapping_of(data, where, ("model", "lora", "override_architecture"))
+        if fields.get("override_architecture") is not None:
+            raise RecipeError(f"{where}: override_architecture is not supported by evomerge")
+        path, pinned = _path(fields.get("model"), f"{where}.model")
+        if fields.get("lora") is None:
+            return Source(path, revision=pinned)
+        adapter, adapter_revision = _path(fields["lora"], f"{where}.lora")
+        if adapter_revision is not None:
+            raise RecipeError(f"{where}.lora: a revision pins a hub model; give the folder of that revision instead")
+        return Source(path, revision=pinned, lora=adapter)
+    raise RecipeError(f"{where}: expected a model path, got {data!r}")
+
+
+def reference_of(source: Source) -> Any:
+    """What `model_reference` reads as `source`: text, or a mapping where a path holds `@` or `+`."""
+    if not any(mark in text for text in (source.model, source.lora or "") for mark in "@+"):
+        return source.key
+    path = {"path": source.model} | ({} if source.revision is None else {"revision": source.revision})
+    return {"model": path} | ({"lora": {"path": source.lora}} if source.lora else {})
+
+
+def _path(data: Any, where: str) -> tuple[str, str | None]:
+    """Path and revision of `data`: text `path@revision` or a mapping."""
+    if isinstance(data, Mapping):
+        fields = mapping_of(data, where, ("path", "revision"))
+        revision: Any = fields.get("revision")
+        return text_of(fields.get("path"), f"{where}.path"), None if revision is None else text_of(
+            revision, f"{where}.revision"
+        )
+    path, _, after = text_of(data, where).partition("@")
+    return path, after or None
+
+
+def mapping_of(data: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
+    """`data` as a mapping with no key outside `known`; else RecipeError."""
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where}: expected a mapping with {', '.join(known)}; got {data!r}")
+    for key in data:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            raise RecipeError(f"{where}: unknown key {key!r}{hint}")
+    return dict(data)
+
+
+def list_of(data: Any, where: str) -> list[Any]:
+    """`data` as a list that is not empty; else RecipeError."""
+    if not isinstance(data, list) or not data:
+        raise RecipeError(f"{where}: expected a list with at least one entry, got {data!r}")
+    return data
+
+
+def text_of(data: Any, where: str) -> str:
+    """`data` as text that is not empty; else RecipeError."""
+    if not isinstance(data, str) or not data:
+        raise RecipeError(f"{where}: expected text, got {data!r}")
+    return data

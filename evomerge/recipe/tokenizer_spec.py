@@ -1,0 +1,94 @@
+"""`TokenizerSpec`: which vocabulary a merged model has, and where the embeddings of single tokens come from. Plain data."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from evomerge.core import Json, RecipeError
+from evomerge.recipe.recipe_json import checked_object, integer, optional_text, text
+
+UNION, BASE = "union", "base"
+"""the sources that are not models"""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRule:
+    """Where the row of one token comes from in models that do not have it.
+
+    Attributes:
+        model: key of the model that lends a row; None = zeros.
+        token: the token of that model (its text, or its id) whose row is taken; None = the token itself.
+        force: use that row in the models that have the token too.
+    """
+
+    model: str | None
+    token: str | int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSpec:
+    """The vocabulary of a merged model; the rows of every source's embeddings are rearranged to it before merging.
+
+    Attributes:
+        source: "union" of all models' tokens, "base", or the key of a model whose tokenizer is taken.
+        tokens: token -> rule; tokens that no tokenizer has are added to it.
+        pad_to_multiple_of: rows are added up to a multiple of this, each the mean of all rows.
+    """
+
+    source: str = UNION
+    tokens: Mapping[str, TokenRule] = field(default_factory=dict)
+    pad_to_multiple_of: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
+            raise RecipeError(f"tokenizer: pad_to_multiple_of must be at least 1, got {self.pad_to_multiple_of}")
+
+    def models(self) -> tuple[str, ...]:
+        """Keys of the models it names."""
+        named = [self.source] if self.source not in (UNION, BASE) else []
+        return tuple(dict.fromkeys([*named, *(rule.model for rule in self.tokens.values() if rule.model is not None)]))
+
+    def with_keys(self, key: Callable[[str], str]) -> "TokenizerSpec":
+        """The same with every model's key replaced by `key` of it."""
+        tokens = {
+            token: rule if rule.model is None else replace(rule, model=key(rule.model))
+            for token, rule in self.tokens.items()
+        }
+        source = self.source if self.source in (UNION, BASE) else key(self.source)
+        return replace(self, source=source, tokens=tokens)
+
+
+def tokenizer_to_json(spec: TokenizerSpec | None) -> Json:
+    """What `tokenizer_from_json` reads."""
+    if spec is None:
+        return None
+    rules: dict[str, Json] = {
+        token: {"model": rule.model, "token": rule.token, "force": rule.force} for token, rule in spec.tokens.items()
+    }
+    return {"source": spec.source, "tokens": rules, "pad_to_multiple_of": spec.pad_to_multiple_of}
+
+
+def tokenizer_from_json(data: Json, where: str) -> TokenizerSpec | None:
+    """Raises RecipeError naming the ill-typed, unknown or missing key."""
+    if data is None:
+        return None
+    fields = checked_object(data, where, ("source", "tokens", "pad_to_multiple_of"), required=("source",))
+    rules = fields.get("tokens", {})
+    if not isinstance(rules, Mapping):
+        raise RecipeError(f"recipe {where}.tokens: expected an object, got {rules!r}")
+    padding = fields.get("pad_to_multiple_of")
+    return TokenizerSpec(
+        text(fields["source"], f"{where}.source"),
+        {token: _rule_from_json(rule, f"{where}.tokens[{token!r}]") for token, rule in rules.items()},
+        None if padding is None else integer(padding, f"{where}.pad_to_multiple_of"),
+    )
+
+
+def _rule_from_json(data: Json, where: str) -> TokenRule:
+    fields = checked_object(data, where, ("model", "token", "force"), required=("model",))
+    token, force = fields.get("token"), fields.get("force", False)
+    if not isinstance(force, bool):
+        raise RecipeError(f"recipe {where}.force: expected true or false, got {force!r}")
+    if token is not None and not isinstance(token, str):
+        token = integer(token, f"{where}.token")
+    return TokenRule(optional_text(fields["model"], f"{where}.model"), token, force)

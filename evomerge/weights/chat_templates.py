@@ -1,0 +1,84 @@
+"""Chat templates of merged models: Jinja text that the tokenizer renders. Written here, never rendered."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from evomerge.core import CheckpointError, RecipeError
+from evomerge.plan import ModelHeader, file_inside
+from evomerge.plan.model_folder import read_json_file
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+AUTO = "auto"
+
+BUILT_IN: Mapping[str, str] = MappingProxyType(
+    {
+        "chatml": (
+            "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        ),
+        "llama3": (
+            "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+            "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+            "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+        ),
+        "mistral": (
+            "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %} {{ message['content'] | trim }}{{ eos_token }}"
+            "{% else %}[INST] {{ message['content'] }} [/INST]{% endif %}{% endfor %}"
+        ),
+        "alpaca": (
+            "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
+            "{% elif message['role'] == 'user' %}### Instruction:\n{{ message['content'] }}\n\n"
+            "{% else %}### Response:\n{{ message['content'] }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}### Response:\n{% endif %}"
+        ),
+    }
+)
+"""the usual forms of well-known model families, by mergekit's names"""
+
+
+def chosen_template(wanted: str, headers: Mapping[str, ModelHeader]) -> str | None:
+    """The text of the template that a recipe's `chat_template` means; None where "auto" finds none.
+
+    Raises:
+        RecipeError: neither a known name nor a template that Jinja can parse.
+    """
+    if wanted == AUTO:
+        found = [text.strip() for text in map(_template_of, headers.values()) if text]
+        return Counter(found).most_common(1)[0][0] if found else None
+    if wanted in BUILT_IN:
+        return BUILT_IN[wanted]
+    if "{" not in wanted:
+        raise RecipeError(f"chat_template {wanted!r} is neither Jinja text nor one of: {AUTO}, {', '.join(BUILT_IN)}")
+    from jinja2.exceptions import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(wanted)
+    except TemplateSyntaxError as problem:
+        raise RecipeError(f"chat_template, line {problem.lineno}: {problem.message}") from None
+    return wanted
+
+
+def _template_of(header: ModelHeader) -> str | None:
+    """A model's own template, wherever its tokenizer keeps it."""
+    if (header.folder / TEMPLATE_FILE).exists():
+        return _text(file_inside(header.folder, TEMPLATE_FILE))
+    if not (header.folder / "tokenizer_config.json").exists():
+        return None
+    config: Any = read_json_file(file_inside(header.folder, "tokenizer_config.json"))
+    template = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(template, list):  # several, each with a name
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise CheckpointError(f"{path}: cannot be read: {problem}") from None

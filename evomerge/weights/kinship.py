@@ -1,0 +1,74 @@
+"""Whether the models of a merge are relatives: a few attention matrices of each are compared with those of the others.
+
+Merging presumes that equal places mean equal things. Someone who does not want a model to be merged can permute or rotate its heads, which
+leaves its function alone and makes every merge nonsense; a model of other parentage looks the same. This is said, never undone.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import combinations
+
+import torch
+
+from evomerge.plan import ModelHeader
+from evomerge.plan.model_header import FLOAT_DTYPES
+
+STRANGER_DISTANCE = 0.5
+"""relative L2 distance to the nearest other model from which on a model is a stranger: fine-tuning stays below 0.1, unrelated or
+permuted matrices are at about 1.4"""
+
+_N_TENSORS = 3
+
+ReadTensor = Callable[[str, str], torch.Tensor]
+"""(model, tensor name) -> tensor"""
+
+
+def strangers(headers: Mapping[str, ModelHeader], read: ReadTensor) -> str | None:
+    """What to tell the user of models whose attention is far from that of all others; None where all are relatives.
+
+    Args:
+        headers: key -> header of models that fit each other.
+        read: reads one tensor.
+    """
+    names = _sample(headers)
+    if len(headers) < 2 or not names:
+        return None
+    squares = dict.fromkeys(combinations(headers, 2), 0.0)
+    sizes = dict.fromkeys(headers, 0.0)
+    for name in names:
+        tensors = {key: read(key, name).float() for key in headers}
+        for key, tensor in tensors.items():
+            sizes[key] += tensor.square().sum().item()
+        for one, other in squares:
+            squares[one, other] += (tensors[one] - tensors[other]).square().sum().item()
+    nearest = dict.fromkeys(headers, math.inf)
+    for (one, other), square in squares.items():
+        distance = math.sqrt(square / max(min(sizes[one], sizes[other]), 1e-30))
+        nearest[one], nearest[other] = min(nearest[one], distance), min(nearest[other], distance)
+    far = {key: distance for key, distance in nearest.items() if distance >= STRANGER_DISTANCE}
+    if not far:
+        return None
+    listed = ", ".join(f"{key} ({distance:.2f})" for key, distance in far.items())
+    others = [distance for key, distance in nearest.items() if key not in far]
+    beside = f"; the others are within {max(others):.2f} of each other" if others else ""
+    return (
+        f"the attention weights of {listed} are as far from those of every other model as unrelated ones (relative distance in "
+        f"brackets{beside}): permuted or rotated against merging, or of another parentage. The merge is unlikely to work"
+    )
+
+
+def _sample(headers: Mapping[str, ModelHeader]) -> list[str]:
+    """Query matrices that all models have in one shape: of the first, the middle and the last layer."""
+    first, *others = headers.values()
+    names = [
+        name
+        for name, tensor in first.tensors.items()
+        if ("q_proj.weight" in name or "qkv" in name or "c_attn.weight" in name)
+        and len(tensor.shape) == 2
+        and tensor.dtype in FLOAT_DTYPES
+        and all(name in other.tensors and other.tensors[name].shape == tensor.shape for other in others)
+    ]
+    wanted = (
+        sorted({round(index * (len(names) - 1) / (_N_TENSORS - 1)) for index in range(_N_TENSORS)}) if names else []
+    )
+    return [names[index] for index in wanted]

@@ -1,0 +1,152 @@
+"""Merging straight from files: each tensor is read when its turn comes and forgotten afterwards, so memory does not grow with the models.
+
+While a tensor is merged the next one is read. Knows nothing of recipes or of where results go.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from evomerge.core import CheckpointError, RecipeError
+from evomerge.plan import MergePlan, ModelHeader, TensorHeader, TensorStep, check_unchanged
+from evomerge.plan.planner import is_copy
+from evomerge.weights.fused.steps import fused_methods
+from evomerge.weights.mapping import TORCH_DTYPES, read_tensor
+from evomerge.weights.merger import Merger
+from evomerge.weights.pool import WeightPool, check_finite
+from evomerge.weights.vocabulary import Alignment
+
+Tensors = Mapping[tuple[str, str], torch.Tensor]
+"""(model, tensor name) -> tensor"""
+
+_OUTPUT_BYTES = 4
+"""of an element of a result, before it is rounded"""
+
+
+class StreamedMerge:
+    """One merge that reads its sources as it goes.
+
+    Args:
+        headers: key of every model of the plans -> its header, as the files have it.
+        alignment: rearranges the rows of embeddings; None = they are merged as they are.
+        device: where arithmetic without compiled kernels runs.
+        max_bytes: largest sum of all tensors held at a time; None = those of two steps.
+
+    Raises:
+        CheckpointError: a file changed since its header was read.
+    """
+
+    def __init__(
+        self,
+        headers: Mapping[str, ModelHeader],
+        *,
+        alignment: Alignment | None = None,
+        device: str = "cpu",
+        max_bytes: int | None = None,
+    ) -> None:
+        for header in headers.values():
+            check_unchanged(header)
+        self._headers = headers
+        self._alignment = alignment
+        self._device = device
+        self._max_bytes = max_bytes
+        self._files: dict[Path, int] = {}
+
+    def tensors(self, plan: MergePlan) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every output tensor in the plan's order, as `Merger.tensors` makes them.
+
+        Raises:
+            RecipeError: a tensor needs more than `max_bytes`.
+            CheckpointError: a source holds NaN or an infinity, its files change meanwhile, or as `Merger.tensors`.
+        """
+        needed = [self._working_bytes(step) for step in plan.steps]
+        self._check_memory(plan, needed)
+        try:
+            with ThreadPoolExecutor(1, "evomerge-read") as reader:
+                coming: Future[Tensors] | None = None
+                for index, step in enumerate(plan.steps):
+                    tensors = self._read(step) if coming is None else coming.result()
+                    coming = None
+                    if index + 1 < len(plan.steps) and self._fit(needed[index], needed[index + 1]):
+                        coming = reader.submit(self._read, plan.steps[index + 1])
+                    yield next(self._merged(plan, step, tensors))
+                    del tensors
+            for header in self._headers.values():
+                check_unchanged(header)
+        finally:
+            for descriptor in self._files.values():
+                os.close(descriptor)
+            self._files.clear()
+
+    def _merged(self, plan: MergePlan, step: TensorStep, tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
+        # a pool and a merger of one step, so that nothing they remember outlives it
+        merger = Merger(WeightPool.holding(tensors), fused=self._device == "cpu", device=self._device)
+        return merger.tensors(replace(plan, steps=(step,)))
+
+    def _read(self, step: TensorStep) -> Tensors:
+        entries = step.inputs if step.base is None else (*step.inputs, step.base)
+        keys = dict.fromkeys((entry.source, entry.tensor) for entry in entries)
+        if self._alignment is not None and any(self._alignment.concerns(name) for _, name in keys):
+            return self._alignment.aligned(tuple(keys), self._one)
+        return {key: self._one(*key) for key in keys}
+
+    def _one(self, source: str, name: str) -> torch.Tensor:
+        tensor = read_tensor(self._headers[source], name, self._stored)
+        check_finite(tensor, source, name)
+        return tensor
+
+    def _stored(self, folder: Path, header: TensorHeader) -> torch.Tensor:
+        path = folder / header.file
+        dtype = TORCH_DTYPES[header.dtype]
+        tensor = torch.empty(header.shape, dtype=dtype)
+        memory = tensor.reshape(-1).view(torch.uint8).numpy().data
+        try:
+            if path not in self._files:
+                self._files[path] = os.open(path, os.O_RDONLY)
+            done = 0
+            while done < len(memory):
+                count = os.preadv(self._files[path], [memory[done:]], header.start + done)
+                if count == 0:
+                    raise CheckpointError(f"{path}: ended while it was read; models must not change during a merge")
+                done += count
+        except OSError as problem:
+            raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
+        return tensor
+
+    def _fit(self, now: int, then: int) -> bool:
+        return self._max_bytes is None or now + then <= self._max_bytes
+
+    def _check_memory(self, plan: MergePlan, needed: list[int]) -> None:
+        if self._max_bytes is None:
+            return
+        for step, n_bytes in zip(plan.steps, needed, strict=True):
+            if n_bytes > self._max_bytes:
+                raise RecipeError(
+                    f"max-memory is {self._max_bytes} bytes; merging {step.output!r} with {step.method} needs about {n_bytes}: "
+                    "raise it (tensors are merged whole)"
+                )
+
+    def _working_bytes(self, step: TensorStep) -> int:
+        """Everything that exists while the step is computed."""
+        entries = step.inputs if step.base is None else (*step.inputs, step.base)
+        stored = 0
+        for source, name in dict.fromkeys((entry.source, entry.tensor) for entry in entries):
+            header = self._headers[source]
+            n_bytes = header.tensors[name].end - header.tensors[name].start
+            adapted = header.adapter is not None and name in header.adapter.updates
+            aligned = self._alignment is not None and self._alignment.concerns(name)
+            n_elements = max(math.prod(step.shape), math.prod(header.tensors[name].shape))
+            stored += n_bytes + 4 * n_elements * (2 * adapted + aligned)
+        n_elements = math.prod(step.shape)
+        if is_copy(step):
+            return 2 * stored
+        working = _OUTPUT_BYTES * n_elements
+        if step.method not in fused_methods() or self._device != "cpu":
+            # the references hold float32 copies of the inputs, their deltas, and a few results between
+            working += 4 * n_elements * (3 * len(entries) + 3)
+        return stored + working

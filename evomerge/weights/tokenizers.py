@@ -1,0 +1,133 @@
+"""The tokenizer of a merged model, built from those of its sources. transformers reads and writes them."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evomerge.core import Json, RecipeError
+from evomerge.plan import ModelHeader
+from evomerge.recipe import Recipe, TokenizerSpec
+from evomerge.recipe.tokenizer_spec import BASE, UNION
+
+_TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+@dataclass(frozen=True, eq=False)
+class MergedTokenizer:
+    """A vocabulary and the vocabularies it was made of.
+
+    Attributes:
+        ids: token -> id, in the order of the ids, which run from 0 without gaps.
+        vocabularies: model -> its token -> row.
+        owner: the model whose config the merged model has.
+        tokenizer: the `transformers` tokenizer.
+    """
+
+    ids: Mapping[str, int]
+    vocabularies: Mapping[str, Mapping[str, int]]
+    owner: str
+    tokenizer: Any
+
+    def write(self, folder: Path) -> None:
+        """Writes the tokenizer's files into `folder`."""
+        self.tokenizer.save_pretrained(folder)
+
+    def translated(self, config: Mapping[str, Json]) -> dict[str, Json]:
+        """A config of the owner with the ids of its special tokens as they are now; tokens that are gone are left out."""
+        tokens = {number: token for token, number in self.vocabularies[self.owner].items()}
+
+        def translate(number: Json) -> Json:
+            return self.ids.get(tokens.get(number, "")) if isinstance(number, int) else None
+
+        changed = dict(config)
+        for key in _TOKEN_ID_KEYS:
+            value = config.get(key)
+            if isinstance(value, list):
+                changed[key] = [new for new in map(translate, value) if new is not None]
+            elif value is not None:
+                changed[key] = translate(value)
+        return changed
+
+
+def build_tokenizer(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergedTokenizer:
+    """The tokenizer that the recipe asks for.
+
+    Raises:
+        RecipeError: a model's tokenizer cannot be read, the one asked for belongs to none of the models, or it has gaps.
+    """
+    spec = recipe.tokenizer or TokenizerSpec()
+    owner = recipe.models()[0]
+    loaded = {key: _load(headers[key].folder, headers[key].vocab_size) for key in recipe.models()}
+    source = owner if spec.source in (UNION, BASE) else spec.source
+    if source not in loaded:
+        raise RecipeError(f"tokenizer source {source} is none of the recipe's models: {', '.join(loaded)}")
+    vocabularies = {key: tokenizer.get_vocab() for key, tokenizer in loaded.items()}
+    merged = _copy(loaded[source])
+    if spec.source == UNION:
+        for key, tokenizer in loaded.items():
+            _add_missing(merged, tokenizer, vocabularies[key])
+    known = merged.get_vocab()
+    merged.add_tokens([token for token in spec.tokens if token not in known])
+    ids = dict(sorted(merged.get_vocab().items(), key=lambda entry: entry[1]))
+    if list(ids.values()) != list(range(len(ids))):
+        gap = next(want for want, got in enumerate(ids.values()) if want != got)
+        raise RecipeError(
+            f"the tokenizer of {source} has no token with id {gap} but some with larger ids; it cannot be used for a merge"
+        )
+    return MergedTokenizer(ids, vocabularies, owner, merged)
+
+
+def _load(folder: Path, n_rows: int | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as problem:
+        raise RecipeError(f"{folder}: its tokenizer cannot be read: {str(problem).splitlines()[0]}") from None
+    return tokenizer if n_rows is None else _without_rowless_tokens(tokenizer, folder, n_rows)
+
+
+def _without_rowless_tokens(tokenizer: Any, folder: Path, n_rows: int) -> Any:
+    """The tokenizer without tokens whose ids are beyond the embedding."""
+    beyond = {token for token, number in tokenizer.get_vocab().items() if number >= n_rows}
+    if not beyond:
+        return tokenizer
+    from tokenizers import Tokenizer
+
+    content: dict[str, Any] = (
+        json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {"type": "slow"}}
+    )
+    if content["model"]["type"] != "BPE":
+        raise RecipeError(
+            f"{folder}: its tokenizer has {len(beyond)} tokens beyond the {n_rows} embedding rows and is no byte-pair one, "
+            "so they cannot be taken out; fix the tokenizer first"
+        )
+    content["added_tokens"] = [entry for entry in content["added_tokens"] if entry["content"] not in beyond]
+    model = content["model"]
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if token not in beyond}
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    model["merges"] = [pair for pair in pairs if not beyond & {*pair, "".join(pair)}]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+    return tokenizer
+
+
+def _copy(tokenizer: Any) -> Any:
+    """Another tokenizer with the same content: adding tokens to it leaves the first alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return _load(Path(folder), None)
+
+
+def _add_missing(merged: Any, other: Any, vocabulary: Mapping[str, int]) -> None:
+    """Adds the tokens of `other` that `merged` lacks, in the order of their ids, special ones with their settings."""
+    known = merged.get_vocab()
+    added = {token.content: token for token in other.added_tokens_decoder.values()}
+    missing = [token for token in sorted(vocabulary, key=lambda token: vocabulary[token]) if token not in known]
+    for token in missing:
+        if token in added and added[token].special:
+            merged.add_tokens([added[token]], special_tokens=True)
+        else:
+            merged.add_tokens([added.get(token, token)])

@@ -1,0 +1,177 @@
+"""One vocabulary for models that have several: the merged tokenizer, and every model's embedding rows rearranged to it.
+
+A token that a model lacks gets the base's row, else that of the only model that has it, else the mean of those that have it;
+rules of the recipe come first. All arithmetic is in float32.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evomerge.core import RecipeError
+from evomerge.plan import ModelHeader, TensorHeader
+from evomerge.plan.model_header import EMBEDDING_NAMES, HEAD_NAMES
+from evomerge.recipe import Recipe, TokenRule
+from evomerge.weights.tokenizers import MergedTokenizer, build_tokenizer
+
+ReadTensor = Callable[[str, str], torch.Tensor]
+"""(model, tensor name) -> tensor, as the model's files have it"""
+
+TensorKey = tuple[str, str]
+"""(model, tensor name)"""
+
+Row = tuple[str, int]
+"""(model, row of its embedding)"""
+
+
+@dataclass(frozen=True, eq=False)
+class RowMap:
+    """Where the rows of one merged embedding come from.
+
+    Attributes:
+        own: model -> for each token of the merged vocabulary its row in that model, -1 where it has none.
+        lent: token id -> rows whose mean stands in for missing ones; () = zeros.
+    """
+
+    own: Mapping[str, NDArray[np.int64]]
+    lent: Mapping[int, tuple[Row, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """The embeddings of all models over one vocabulary.
+
+    Attributes:
+        tokenizer: of the merged model.
+        n_rows: of the merged embeddings, padding included.
+        rows: of the input embedding, and of the output layer.
+    """
+
+    tokenizer: MergedTokenizer
+    n_rows: int
+    rows: Mapping[str, RowMap]
+
+    def concerns(self, tensor: str) -> bool:
+        """Whether the tensor has a row for each token."""
+        return tensor in EMBEDDING_NAMES or tensor in HEAD_NAMES
+
+    def headers(self, headers: Mapping[str, ModelHeader]) -> dict[str, ModelHeader]:
+        """The models as they are once rearranged: with `n_rows` rows in every embedding."""
+        return {key: replace(header, tensors=self._resized(header)) for key, header in headers.items()}
+
+    def _resized(self, header: ModelHeader) -> dict[str, TensorHeader]:
+        return {
+            name: replace(tensor, shape=(self.n_rows, *tensor.shape[1:])) if self.concerns(name) else tensor
+            for name, tensor in header.tensors.items()
+        }
+
+    def aligned(self, keys: Sequence[TensorKey], read: ReadTensor) -> dict[TensorKey, torch.Tensor]:
+        """The tensors called `keys` (model, name), which make one tensor of the result, with their rows rearranged."""
+        stored = {key: read(*key).float() for key in keys}
+        by_model = {model: tensor for (model, _), tensor in stored.items()}
+        rows = self.rows["head" if any(name in HEAD_NAMES for _, name in keys) else "embedding"]
+        lent: dict[int, torch.Tensor] = {}
+        for token, donors in rows.lent.items():
+            missing = [model for model, _ in donors if model not in by_model]
+            if missing:
+                raise RecipeError(
+                    f"tokenizer: a token takes its row from {missing[0]}, which does not contribute to this tensor"
+                )
+            shape = next(iter(by_model.values())).shape[1:]
+            taken = [by_model[model][row] for model, row in donors]
+            lent[token] = torch.stack(taken).mean(dim=0) if taken else torch.zeros(shape)
+        return {key: self._rearranged(tensor, rows.own[key[0]], lent) for key, tensor in stored.items()}
+
+    def _rearranged(
+        self, tensor: torch.Tensor, own: NDArray[np.int64], lent: Mapping[int, torch.Tensor]
+    ) -> torch.Tensor:
+        n_tokens = len(own)
+        result = torch.zeros(self.n_rows, *tensor.shape[1:])
+        present = torch.from_numpy(np.flatnonzero(own >= 0))
+        result[present] = tensor[torch.from_numpy(own[own >= 0])]
+        for token in np.flatnonzero(own < 0).tolist():
+            if token in lent:
+                result[token] = lent[token]
+        result[n_tokens:] = result[:n_tokens].mean(dim=0)
+        return result
+
+
+def align(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Alignment | None:
+    """The vocabulary that the recipe asks for; None where it asks for none.
+
+    Raises:
+        RecipeError: a tokenizer cannot be read or merged, a rule cannot be followed, or only some of the models tie their output layer.
+    """
+    spec = recipe.tokenizer
+    if spec is None:
+        return None
+    kinds = {header.tied for header in headers.values()}
+    if len(kinds) > 1:
+        raise RecipeError(
+            "tokenizer: some of the models tie their output layer to the embedding and some do not; their rows cannot be lent"
+        )
+    tokenizer = build_tokenizer(recipe, headers)
+    n_tokens = len(tokenizer.ids)
+    multiple = spec.pad_to_multiple_of or 1
+    n_rows = -(-n_tokens // multiple) * multiple
+    maps = {
+        place: _row_map(tokenizer, recipe, _contributors(recipe, index), headers)
+        for place, index in (("embedding", 0), ("head", -1))
+    }
+    return Alignment(tokenizer, n_rows, maps)
+
+
+def _contributors(recipe: Recipe, slice_index: int) -> tuple[str, ...]:
+    """The models of the slice that makes the embedding (the first) or the output layer (the last)."""
+    keys = [source.key for source in recipe.slices[slice_index].sources]
+    return tuple(dict.fromkeys(keys + ([recipe.base] if recipe.base is not None else [])))
+
+
+def _row_map(
+    tokenizer: MergedTokenizer, recipe: Recipe, models: Sequence[str], headers: Mapping[str, ModelHeader]
+) -> RowMap:
+    own = {model: _own_rows(tokenizer, model, headers[model]) for model in models}
+    rules = recipe.tokenizer.tokens if recipe.tokenizer is not None else {}
+    lent: dict[int, tuple[Row, ...]] = {}
+    for token, number in tokenizer.ids.items():
+        owners = [(model, int(own[model][number])) for model in models if own[model][number] >= 0]
+        rule = rules.get(token)
+        if rule is not None and (rule.force or len(owners) < len(models)):
+            lent[number] = _lent_by_rule(token, rule, tokenizer, own, headers)
+            if rule.force:
+                for rows in own.values():
+                    rows[number] = -1
+        elif len(owners) < len(models):
+            of_base = [row for row in owners if row[0] == recipe.base]
+            lent[number] = tuple(of_base or owners)
+    return RowMap(own, lent)
+
+
+def _own_rows(tokenizer: MergedTokenizer, model: str, header: ModelHeader) -> NDArray[np.int64]:
+    vocabulary = tokenizer.vocabularies[model]
+    n_rows = header.vocab_size or 0
+    rows = [vocabulary.get(token, -1) for token in tokenizer.ids]
+    return np.array([row if row < n_rows else -1 for row in rows], np.int64)
+
+
+def _lent_by_rule(
+    token: str,
+    rule: TokenRule,
+    tokenizer: MergedTokenizer,
+    own: Mapping[str, NDArray[np.int64]],
+    headers: Mapping[str, ModelHeader],
+) -> tuple[Row, ...]:
+    if rule.model is None:
+        return ()
+    where = f"tokenizer.tokens[{token!r}]"
+    if rule.model not in own:
+        raise RecipeError(f"{where}: {rule.model} is none of the models that make the embedding: {', '.join(own)}")
+    wanted = token if rule.token is None else rule.token
+    row = wanted if isinstance(wanted, int) else tokenizer.vocabularies[rule.model].get(wanted, -1)
+    n_rows = headers[rule.model].vocab_size or 0
+    if not 0 <= row < n_rows:
+        raise RecipeError(f"{where}: {rule.model} has no embedding of {wanted!r} (it has {n_rows} rows)")
+    return ((rule.model, row),)

@@ -1,0 +1,192 @@
+"""Adapters, several documents, other vocabularies, chat templates, modules: what `evomerge merge` makes of them, against plain torch."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from evomerge.build import merge_recipe
+from evomerge.core import CheckpointError, RecipeError
+from evomerge.testing.tiny_models import write_tiny_llama
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def models(tmp_path):
+    for seed, name in enumerate("abc"):
+        write_tiny_llama(tmp_path / name, seed=seed, dtype="float32")
+    return tmp_path
+
+
+def adapter(folder, rank=2, tensors=None, **config):
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(3)
+    factors = {
+        f"base_model.model.{Q}.lora_A.weight": torch.randn(rank, 32, generator=generator),
+        f"base_model.model.{Q}.lora_B.weight": torch.randn(32, rank, generator=generator),
+    }
+    save_file({**factors, **(tensors or {})}, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 3, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return factors[f"base_model.model.{Q}.lora_A.weight"], factors[f"base_model.model.{Q}.lora_B.weight"]
+
+
+def merge(folder, text, **options):
+    (folder / "r.yml").write_text(text)
+    return load_file(merge_recipe(folder / "r.yml", folder / "out", **options) / "model.safetensors")
+
+
+ADAPTED = "merge_method: passthrough\nmodels: [{model: a+lora}]\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"), [({}, 1.5), ({"use_rslora": True}, 3 / 2**0.5), ({"alpha_pattern": {"q_proj": 8}}, 4.0)]
+)
+def test_an_adapter_is_w_plus_scaled_b_a(models, config, scale):
+    a, b = adapter(models / "lora", **config)
+    merged, plain = merge(models, ADAPTED), load_file(models / "a" / "model.safetensors")
+    for name, tensor in plain.items():
+        wanted = tensor + scale * (b @ a) if name == f"{Q}.weight" else tensor
+        torch.testing.assert_close(merged[name], wanted, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_dora_has_the_learned_row_norms(models):
+    norms = torch.rand(32) + 0.5
+    adapter(models / "lora", tensors={f"base_model.model.{Q}.lora_magnitude_vector": norms}, use_dora=True)
+    torch.testing.assert_close(merge(models, ADAPTED)[f"{Q}.weight"].norm(dim=1), norms)
+
+
+def test_factors_of_a_transposed_layer(models):
+    a, b = adapter(models / "lora", fan_in_fan_out=True)
+    wanted = load_file(models / "a" / "model.safetensors")[f"{Q}.weight"] + 1.5 * (b @ a).T
+    torch.testing.assert_close(merge(models, ADAPTED)[f"{Q}.weight"], wanted)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "message"),
+    [
+        ({"peft_type": "IA3"}, {}, "peft_type 'IA3'"),
+        ({"layer_replication": [[0, 1]]}, {}, "layer replication"),
+        ({"lora_alpha": "x"}, {}, "expected a number"),
+        ({}, {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(2, 32)}, "no such layer"),
+        ({}, {"base_model.model.x.weight": torch.ones(2)}, "neither a LoRA factor nor"),
+        ({}, {f"base_model.model.{Q.replace('q_', 'k_')}.lora_A.weight": torch.ones(2, 32)}, "lora_B is missing"),
+        ({}, {"base_model.model.model.norm.weight": torch.ones(5)}, "has shape"),
+    ],
+)
+def test_adapters_that_cannot_be_merged(models, config, tensors, message):
+    adapter(models / "lora", tensors=tensors, **config)
+    with pytest.raises(CheckpointError, match=message):
+        merge(models, ADAPTED)
+    assert not (models / "out").exists()
+
+
+def test_36_an_adapter_is_no_model_and_a_model_no_adapter(models):
+    adapter(models / "lora")
+    with pytest.raises(CheckpointError, match="is a LoRA adapter, not a model"):
+        merge(models, "merge_method: passthrough\nmodels: [{model: lora}]\n")
+    with pytest.raises(CheckpointError, match="is a model, not a LoRA adapter"):
+        merge(models, "merge_method: passthrough\nmodels: [{model: a+b}]\n")
+
+
+def test_documents_are_merged_one_after_the_other(models):
+    text = """
+name: half
+merge_method: linear
+models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]
+---
+merge_method: linear
+models: [{model: half, parameters: {weight: 1}}, {model: c, parameters: {weight: 3}}]
+"""
+    merged = merge(models, text)
+    a, b, c = (load_file(models / name / "model.safetensors") for name in "abc")
+    for name in a:
+        torch.testing.assert_close(merged[name], ((a[name] + b[name]) / 2 + 3 * c[name]) / 4, rtol=1e-6, atol=1e-6)
+    assert sorted(path.name for path in models.iterdir()) == ["a", "b", "c", "out", "r.yml"]
+    again = merge_recipe(models / "out" / "recipe.yaml", models / "again")
+    assert (again / "model.safetensors").read_bytes() == (models / "out" / "model.safetensors").read_bytes()
+
+
+def add_token(folder, token):
+    """A token of the model's own, in its tokenizer and as the next row of its embedding."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([token])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer.token_to_id(token)
+
+
+LINEAR = "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
+
+
+def embeddings(folder):
+    return load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+
+
+def merged_vocabulary(folder):
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+
+
+def test_a_union_has_the_tokens_of_both(models):
+    ours, theirs = add_token(models / "a", "<ours>"), add_token(models / "b", "<theirs>")
+    merged = merge(models, LINEAR + "tokenizer: {source: union, pad_to_multiple_of: 64}\n")["model.embed_tokens.weight"]
+    ids, a, b = merged_vocabulary(models / "out"), embeddings(models / "a"), embeddings(models / "b")
+    assert merged.shape[0] == 128
+    assert json.loads((models / "out" / "config.json").read_text())["vocab_size"] == 128
+    torch.testing.assert_close(merged[ids["<ours>"]], a[ours])
+    torch.testing.assert_close(merged[ids["<theirs>"]], b[theirs])
+    torch.testing.assert_close(merged[ids["x"]], (a[ids["x"]] + b[ids["x"]]) / 2)
+    torch.testing.assert_close(merged[127], merged[: len(ids)].mean(dim=0))
+
+
+def test_rules_for_single_tokens(models):
+    rules = """
+tokenizer:
+  source: base
+  tokens:
+    <new>: {source: {kind: model_token, model: b, token: y}}
+    <zero>: {source: {kind: zero}}
+    x: {source: a, force: true}
+"""
+    merged = merge(models, LINEAR + rules)["model.embed_tokens.weight"]
+    ids, a, b = merged_vocabulary(models / "out"), embeddings(models / "a"), embeddings(models / "b")
+    torch.testing.assert_close(merged[ids["<new>"]], b[ids["y"]])
+    assert not merged[ids["<zero>"]].any()
+    torch.testing.assert_close(merged[ids["x"]], a[ids["x"]])
+    with pytest.raises(RecipeError, match="has no embedding of 'nothing'"):
+        merge(models, LINEAR + rules.replace("token: y", "token: nothing"), overwrite=True)
+
+
+def test_chat_templates(models):
+    merge(models, LINEAR + "chat_template: chatml\n")
+    assert "<|im_start|>" in (models / "out" / "chat_template.jinja").read_text()
+    for template, message in (("nothing", "neither Jinja text nor one of"), ("{% if %}", "line 1")):
+        with pytest.raises(RecipeError, match=message):
+            merge(models, LINEAR + f"chat_template: '{template}'\n", overwrite=True)
+    (models / "b" / "chat_template.jinja").write_text("{{ mine }}")
+    merge(models, LINEAR + "chat_template: auto\n", overwrite=True)
+    assert (models / "out" / "chat_template.jinja").read_text() == "{{ mine }}"
+
+
+def test_37_a_permuted_model_is_reported(models, caplog):
+    plain = load_file(models / "a" / "model.safetensors")
+    for name in "bc":
+        save_file({key: tensor * 1.01 for key, tensor in plain.items()}, models / name / "model.safetensors")
+    permuted = {key: tensor.flip(0) if "q_proj" in key else tensor for key, tensor in plain.items()}
+    save_file(permuted, models / "c" / "model.safetensors")
+    merge(models, LINEAR + "base_model: c\n")
+    assert "permuted or rotated" in caplog.text
+    assert f"of {models / 'c'} (" in caplog.text
+    assert "Beware" in (models / "out" / "README.md").read_text()
+
+
+def test_memory_limits(models):
+    assert merge(models, LINEAR, max_memory="1MB").keys() == load_file(models / "a" / "model.safetensors").keys()
+    with pytest.raises(RecipeError, match="max-memory is 1000 bytes; merging .* needs about"):
+        merge(models, LINEAR, max_memory=1000, overwrite=True)
+    with pytest.raises(RecipeError, match="expected a size such as"):
+        merge(models, LINEAR, max_memory="much", overwrite=True)
+    with pytest.raises(RecipeError, match="cannot be used here"):
+        merge(models, LINEAR, device="cuda:77", overwrite=True)
