@@ -184,7 +184,7 @@ def test_37_a_permuted_model_is_reported(models, caplog):
 
 def test_memory_limits(models):
     assert merge(models, LINEAR, max_memory="1MB").keys() == load_file(models / "a" / "model.safetensors").keys()
-    with pytest.raises(RecipeError, match="max-memory is 1000 bytes; merging .* needs about"):
+    with pytest.raises(RecipeError, match=r"max-memory is 1000 bytes; merging .* needs about"):
         merge(models, LINEAR, max_memory=1000, overwrite=True)
     with pytest.raises(RecipeError, match="expected a size such as"):
         merge(models, LINEAR, max_memory="much", overwrite=True)
