@@ -10,6 +10,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from evomerge.core import ConfigError, Json, Objective
+from evomerge.space import SearchSpace
 from evomerge.strategy.base import Strategy, StrategyOptions
 
 ENTRY_POINT_GROUP = "evomerge.strategies"
@@ -103,7 +104,8 @@ def strategy_options_schema(name: str) -> dict[str, Json]:
 def make_strategy(
     name: str,
     *,
-    dimension: int,
+    dimension: int | None = None,
+    space: SearchSpace | None = None,
     objectives: Sequence[Objective | str],
     seed: int,
     choices: Sequence[int] | None = None,
@@ -113,7 +115,8 @@ def make_strategy(
 
     Args:
         name: one of `strategy_names()`.
-        dimension: number of unit coordinates of the space, d >= 1.
+        dimension: number of unit coordinates of the space, d >= 1; or give `space`.
+        space: the space itself, which also tells `choices`; give it or `dimension`, not both.
         objectives: what is optimised; a plain name means: maximise it.
         seed: of every random number, >= 0.
         choices: (d,), the number of choices of each categorical coordinate, 0 for real ones (`SearchSpace.choices`); None = all
@@ -121,9 +124,15 @@ def make_strategy(
         options: the strategy's own options; `strategy_options_schema(name)` lists them.
 
     Raises:
-        ConfigError: an unknown name or option, or a value out of range.
+        ConfigError: an unknown name or option, a value out of range, or not exactly one of `dimension` and `space`.
     """
     checked = strategy_options(name, options)
+    if (dimension is None) == (space is None):
+        raise ConfigError(
+            "make_strategy needs either dimension= or space=, got " + ("neither" if space is None else "both")
+        )
+    if space is not None:
+        dimension, choices = space.dimension, space.choices
     goals = [Objective(goal) if isinstance(goal, str) else goal for goal in objectives]
     discrete = {"choices": tuple(choices)} if choices is not None and any(choices) else {}
     return strategy_class(name)(dimension, goals, seed, checked, **discrete)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from evomerge.core import ConfigError, Objective
+from evomerge.space import Parameter, SearchSpace
 from evomerge.strategy import (
     STRATEGIES,
     candidate_id,
@@ -67,6 +68,15 @@ def test_bad_arguments_are_config_errors():
 def test_objectives_may_be_names():
     strategy = make_strategy("random", dimension=2, objectives=["math"], seed=1)
     assert strategy.objectives == (Objective("math"),)
+
+
+def test_a_space_stands_for_its_dimension():
+    space = SearchSpace([Parameter("a", 0.0, 2.0), Parameter("b", 0.0, 1.0)])
+    by_space = make_strategy("cma_es", space=space, objectives=["math"], seed=1)
+    assert by_space.ask(3) == make_strategy("cma_es", dimension=2, objectives=["math"], seed=1).ask(3)
+    for wrong, got in (({}, "neither"), ({"space": space, "dimension": 2}, "both")):
+        with pytest.raises(ConfigError, match=got):
+            make_strategy("random", objectives=["math"], seed=1, **wrong)
 
 
 def test_ids_sort_as_they_were_asked():
