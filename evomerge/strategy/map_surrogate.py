@@ -1,36 +1,28 @@
 """`map`: amortised Pareto fronts from quadratic surrogates (MAP, arXiv 2406.07529), one proposal at a time.
 
-First a Sobol design, then every proposal is the point of the surrogates' Pareto front that promises most hypervolume
-beyond the evaluated front. Deviations from the paper: the surrogate is a ridge-regularised weighted fit (see
-`quadratic_model`), it is refitted after every result instead of once, the front is searched inside the sampled box and not
-on [-3, 3]^d, and chosen points are really evaluated.
+First a design, then every proposal is the point of the surrogates' Pareto front that promises most hypervolume beyond
+the evaluated front. Deviations from the paper: the surrogate's fit is ridge-regularised (see `quadratic_model`) and made
+anew after every result instead of once, the front is searched inside the sampled box and not on [-3, 3]^d, and chosen
+points are really evaluated. `bayesian` and `nested` are the paper's variants; see `map_bins` and `map_nested`.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from evomerge.archive import hypervolume, non_dominated_mask
-from evomerge.core import ConfigError, Direction, Json, VectorGenome, random_stream
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
-from evomerge.strategy.quadratic_model import (
-    Floats,
-    QuadraticModel,
-    choose_link,
-    fit_quadratic,
-    n_coefficients,
-    quadratic_features,
-)
+from evomerge.core import ConfigError, Json, Objective, VectorGenome, random_stream
+from evomerge.strategy.base import Proposal, StrategyOptions, Told
+from evomerge.strategy.map_bins import MAX_BINNED_DIMENSION, draw_where_wrong
+from evomerge.strategy.map_front import LinkChoice, Surrogates, as_array, most_promising, predicted_front
+from evomerge.strategy.map_nested import NestedPlan
+from evomerge.strategy.quadratic_model import n_coefficients
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import SobolStream
 
 _MAX_DIMENSION = 40
 """861 coefficients; more cannot be learned from the budgets this strategy is for."""
-_POOL = 512
-_FRONT = 64
-_STEPS = (0.2, 0.1, 0.05, 0.02, 0.01)
 
 
 class MapOptions(StrategyOptions):
@@ -39,19 +31,33 @@ class MapOptions(StrategyOptions):
     n_initial: int | None = Field(
         None,
         ge=2,
-        description="points of the first design, seeds included; None: one per two coefficients, (d + 1)(d + 2) / 4, at least 2 d + 2",
+        description="points of the design, seeds included; None: one per two coefficients, (d + 1)(d + 2) / 4, at least 2 d + 2",
     )
-    link: Literal["auto", "identity", "logit", "softplus"] = Field(
+    link: LinkChoice = Field(
         "auto",
         description="from the quadratic to the score; auto: logit for scores in [0, 1], softplus above 0, else identity",
+    )
+    bayesian: bool = Field(
+        False,
+        description="place the second half of the design where the surrogates err most, by bins of the direction "
+        f"(the paper's Bayesian MAP); up to {MAX_BINNED_DIMENSION} dimensions, or in each pair's plane with `nested`",
+    )
+    nested: bool = Field(
+        False,
+        description="join the sources two by two in a tree (the paper's nested MAP, for many sources); "
+        "each coordinate must be the weight of one source, `n_initial` is not used",
+    )
+    pair_points: int = Field(
+        20, ge=6, description="nested: results in the plane of two nodes before they are joined (paper: 20)"
     )
 
 
 class MapSurrogate(ReplayStrategy):
     """Quadratic surrogates and their Pareto front.
 
-    FAILED and INFEASIBLE candidates are left out of the fit, and pending ones count with their predicted losses. Seeds are
-    part of the design. `surrogate_quality` tells the leave-one-out R2 per objective.
+    FAILED and INFEASIBLE candidates are left out of the fits and not proposed again; pending ones count with their
+    predicted losses. Seeds are part of the design. `diagnostics` tells the leave-one-out R2 of every surrogate: where it is
+    far below 1, a quadratic does not describe the scores and another strategy will do better.
     """
 
     name: ClassVar[str] = "map"
@@ -60,94 +66,101 @@ class MapSurrogate(ReplayStrategy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.dimension > _MAX_DIMENSION:
-            raise ConfigError(
-                f"strategy map: {self.dimension} dimensions need {n_coefficients(self.dimension)} coefficients per objective; "
-                f"it takes at most {_MAX_DIMENSION}. Use fewer layer groups, or cma_es or nsga2"
+        self._check_dimension()
+        options = self.options
+        self._plan = (
+            NestedPlan(
+                self.dimension, self.objectives, self.random_seed, options.link, options.pair_points, options.bayesian
             )
-        self._n_initial = self.options.n_initial or max(n_coefficients(self.dimension) // 2, 2 * self.dimension + 2)
-        self._design = SobolStream(self.dimension, random_stream(self.random_seed, "map", "design"))
-        self._signs = np.array([-1.0 if goal.direction is Direction.MAXIMIZE else 1.0 for goal in self.objectives])
-        self._points: list[tuple[float, ...]] = []
-        self._losses: list[tuple[float, ...]] = []
-        self._open: dict[str, tuple[float, ...]] = {}
-        self._failed: list[tuple[float, ...]] = []
-        self._n_refined = 0
+            if options.nested
+            else _FlatPlan(self.dimension, self.objectives, self.random_seed, options)
+        )
 
-    def surrogate_quality(self) -> Mapping[str, Json]:
-        """Objective name -> leave-one-out R2 of its surrogate; empty before two results."""
-        if len(self._points) < 2:
-            return {}
-        return {goal.name: model.loo_r2 for goal, model in zip(self.objectives, self._fit(), strict=True)}
+    def diagnostics(self) -> Mapping[str, Json]:
+        """`loo_r2` by objective, from the second result on; with `nested`, `round`, `preference` and `pairs`."""
+        return self._plan.diagnostics()
 
     def _propose(self) -> Proposal:
-        if len(self._points) + len(self._open) < self._n_initial or len(self._points) < 2:
-            values = self._design.next().values
-        else:
-            values = self._refine()
-        self._open[candidate_id(self._n_asked + 1)] = values
-        return Proposal(VectorGenome(values))
+        return Proposal(VectorGenome(self._plan.propose()))
 
     def _learn(self, told: Told) -> None:
-        self._open.pop(told.candidate.id, None)
-        if told.losses is None:
-            self._failed.append(told.candidate.point)
+        self._plan.learn(told.candidate.point, told.losses)
+
+    def _check_dimension(self) -> None:
+        options, dimension = self.options, self.dimension
+        if options.nested and dimension < 2:
+            raise ConfigError("strategy map: nested joins sources in pairs, the space has only one dimension")
+        if not options.nested and dimension > _MAX_DIMENSION:
+            raise ConfigError(
+                f"strategy map: {dimension} dimensions need {n_coefficients(dimension)} coefficients per objective; "
+                f"it takes at most {_MAX_DIMENSION}. Use nested: true where each coordinate is one source's weight, fewer "
+                "layer groups, or cma_es or nsga2"
+            )
+        if options.bayesian and not options.nested and not 2 <= dimension <= MAX_BINNED_DIMENSION:
+            raise ConfigError(
+                f"strategy map: bayesian takes 2 to {MAX_BINNED_DIMENSION} dimensions, the space has {dimension}; leave it "
+                "out, or add nested: true where each coordinate is one source's weight"
+            )
+
+
+class _FlatPlan:
+    """One quadratic of all coordinates per objective."""
+
+    def __init__(self, dimension: int, objectives: tuple[Objective, ...], seed: int, options: MapOptions) -> None:
+        self._dimension = dimension
+        self._objectives = objectives
+        self._seed = seed
+        self._options = options
+        self._n_initial = options.n_initial or max(n_coefficients(dimension) // 2, 2 * dimension + 2)
+        self._design = SobolStream(dimension, random_stream(seed, "map", "design"))
+        self._points: list[tuple[float, ...]] = []
+        self._losses: list[tuple[float, ...]] = []
+        self._open: list[tuple[float, ...]] = []
+        self._failed: list[tuple[float, ...]] = []
+        self._n_drawn = 0
+
+    def propose(self) -> tuple[float, ...]:
+        """The next point."""
+        n_placed = len(self._points) + len(self._open)
+        if len(self._points) < 2 or n_placed < self._n_initial // (2 if self._options.bayesian else 1):
+            point = self._design.next().values
+        elif n_placed < self._n_initial:
+            surrogates, pending = self._fit(), as_array(self._open, self._dimension)
+            point = draw_where_wrong(
+                np.array(self._points), surrogates.relative_errors(), pending, self._stream("bayesian")
+            )
         else:
-            self._points.append(told.candidate.point)
-            self._losses.append(told.losses)
+            point = self._refine()
+        self._open.append(point)
+        return point
 
-    def _fit(self) -> list[QuadraticModel]:
-        points, losses = np.array(self._points), np.array(self._losses)
-        models = []
-        for column, sign in enumerate(self._signs):
-            scores = sign * losses[:, column]
-            link = choose_link(scores) if self.options.link == "auto" else self.options.link
-            models.append(fit_quadratic(points, scores, link))
-        return models
+    def learn(self, point: tuple[float, ...], losses: tuple[float, ...] | None) -> None:
+        """Takes in a result; None for one that FAILED or was INFEASIBLE."""
+        if point in self._open:
+            self._open.remove(point)
+        if losses is None:
+            self._failed.append(point)
+        else:
+            self._points.append(point)
+            self._losses.append(losses)
 
-    def _predict(self, models: list[QuadraticModel], points: Floats) -> Floats:
-        features = quadratic_features(points)
-        return np.column_stack(
-            [sign * model.predict(features) for sign, model in zip(self._signs, models, strict=True)]
-        )
+    def diagnostics(self) -> Mapping[str, Json]:
+        """The surrogates' leave-one-out R2 by objective; empty before two results."""
+        return {"loo_r2": self._fit().quality()} if len(self._points) > 1 else {}
+
+    def _fit(self) -> Surrogates:
+        return Surrogates.fitted(np.array(self._points), np.array(self._losses), self._objectives, self._options.link)
 
     def _refine(self) -> tuple[float, ...]:
         """The point of the predicted front with most hypervolume beyond what is known or pending."""
-        self._n_refined += 1
-        generator = random_stream(self.random_seed, "map", "refine", self._n_refined)
-        models = self._fit()
-        pool = self._predicted_front(models, generator)
-        predicted = self._predict(models, pool)
+        surrogates = self._fit()
+        pool = predicted_front(surrogates, np.array(self._points), self._stream("refine"))
         known = np.array(self._losses)
         if self._open:
-            known = np.vstack([known, self._predict(models, np.array(list(self._open.values())))])
-        front = known[non_dominated_mask(known)]
-        worst, spread = front.max(axis=0), np.ptp(known, axis=0)
-        reference = worst + 0.1 * np.where(spread > 0.0, spread, 1.0)
-        volume = hypervolume(front, reference)
-        gains = np.array([hypervolume(np.vstack([front, row]), reference) - volume for row in predicted])
-        taken = np.array([*self._points, *self._open.values(), *self._failed])
-        distance = np.sqrt(((pool[:, None, :] - taken[None]) ** 2).sum(axis=2)).min(axis=1)
-        gains[distance < 1e-3 * np.sqrt(self.dimension)] = -1.0
-        best = int(np.argmax(gains)) if gains.max() > 0.0 else int(np.argmax(distance))
-        return tuple(pool[best].tolist())
+            known = np.vstack([known, surrogates.predict(np.array(self._open))])
+        taken = np.array([*self._points, *self._open, *self._failed])
+        return most_promising(pool, surrogates.predict(pool), known, taken)
 
-    def _predicted_front(self, models: list[QuadraticModel], generator: np.random.Generator) -> Floats:
-        """At most `_FRONT` points that are non-dominated under the surrogates, by widening then narrowing perturbation."""
-        pool = np.vstack([np.array(self._points), generator.random((_POOL, self.dimension))])
-        for step in _STEPS:
-            keep = self._thinned(models, pool)
-            moved = keep[generator.integers(len(keep), size=_POOL)]
-            mask = generator.random(moved.shape) < max(0.3, 1.0 / self.dimension)
-            moved = np.clip(moved + step * mask * generator.standard_normal(moved.shape), 0.0, 1.0)
-            pool = np.vstack([keep, moved])
-        return self._thinned(models, pool)
-
-    def _thinned(self, models: list[QuadraticModel], pool: Floats) -> Floats:
-        """The non-dominated part of `pool`, thinned evenly along the first objective where it is larger than `_FRONT`."""
-        predicted = self._predict(models, pool)
-        rows = np.flatnonzero(non_dominated_mask(predicted))
-        if len(rows) > _FRONT:
-            order = rows[np.argsort(predicted[rows, 0], kind="stable")]
-            rows = order[np.linspace(0, len(order) - 1, _FRONT).round().astype(int)]
-        return pool[rows]
+    def _stream(self, purpose: str) -> np.random.Generator:
+        self._n_drawn += 1
+        return random_stream(self._seed, "map", purpose, self._n_drawn)

@@ -1,8 +1,9 @@
-"""A quadratic of unit coordinates behind a link: y = link(c + b.x + x.A.x / 2), fitted by weighted ridge regression.
+"""A quadratic of unit coordinates behind a link: y = link(c + b.x + x.A.x / 2), fitted by ridge-regularised least squares.
 
-The fit is linear least squares on the link's inverse (weights: the delta method's 1 / variance), regularised, with the
-ridge chosen by leave-one-out error in closed form. That stays sound with fewer points than coefficients, where the
-published nonlinear fit (Levenberg-Marquardt from an all-ones start) does not.
+The residuals are those of the scores themselves, as in the published fit. What differs is how their sum is minimised:
+Gauss-Newton steps, each a weighted ridge regression on the linearised link whose ridge is chosen by leave-one-out error
+in closed form, from the fit to the inverse-linked scores. That stays sound with fewer points than coefficients, where
+the published one (Levenberg-Marquardt, no penalty, from an all-ones start) does not.
 """
 
 from collections.abc import Callable
@@ -16,8 +17,13 @@ Floats = NDArray[np.float64]
 Link = Literal["identity", "logit", "softplus"]
 
 _EDGE = 0.005
-"""Scores are kept this far from 0 and 1: half an item in a hundred, where a logit still has a finite error."""
+"""For the start alone, scores are kept this far from 0 and 1: half an item in a hundred, where a logit is still finite."""
 _RIDGES = tuple(10.0**power for power in np.arange(-6.0, 3.1, 0.5))
+_STEPS = 8
+_HALVINGS = 4
+_MIN_SLOPE = 1e-3
+_REACH = 4.0
+"""A score on a flat part of the link asks for an endless move of the quadratic: one step asks for no more than this."""
 
 
 def n_coefficients(dimension: int) -> int:
@@ -39,16 +45,18 @@ class QuadraticModel:
     Attributes:
         coefficients: of `quadratic_features`, (n_coefficients,).
         link: from the quadratic's value to the score.
-        loo_r2: leave-one-out coefficient of determination on the linked scale; 1 is perfect, below 0 worse than the mean.
+        loo_errors: (n,) scores minus their leave-one-out predictions, in units of the score.
+        loo_r2: leave-one-out coefficient of determination of the scores; 1 is perfect, below 0 worse than their mean.
     """
 
     coefficients: Floats
     link: Link
+    loo_errors: Floats
     loo_r2: float
 
-    def predict(self, features: Floats) -> Floats:
-        """Scores (n,) at rows of `quadratic_features`."""
-        return _FORWARD[self.link](features @ self.coefficients)
+    def predict(self, points: Floats) -> Floats:
+        """Scores (k,) at unit points (k, d)."""
+        return _LINKS[self.link](quadratic_features(points) @ self.coefficients)[0]
 
 
 def choose_link(scores: Floats) -> Link:
@@ -60,44 +68,94 @@ def choose_link(scores: Floats) -> Link:
 
 def fit_quadratic(points: Floats, scores: Floats, link: Link) -> QuadraticModel:
     """Fits scores (n,) at unit points (n, d), n >= 2."""
-    targets, weights = _inverse(scores, link)
     features = quadratic_features(points)
+    forward = _LINKS[link]
+    targets = _start(scores, link)
+    fit = _ridge_regression(features, targets, np.maximum(forward(targets)[1], _MIN_SLOPE) ** 2)
+    for _ in range(0 if link == "identity" else _STEPS):
+        linear = features @ fit.coefficients
+        fitted, slopes = forward(linear)
+        slopes = np.maximum(slopes, _MIN_SLOPE)
+        moves = (scores - fitted) / slopes
+        targets = linear + np.where(slopes < 0.5, np.clip(moves, -_REACH, _REACH), moves)
+        step = _ridge_regression(features, targets, slopes**2)
+        before = fit.coefficients
+        for halving in range(_HALVINGS + 1):
+            coefficients = before + (step.coefficients - before) * 0.5**halving
+            if _penalised(features, scores, forward, coefficients, step.penalty) <= _penalised(
+                features, scores, forward, before, step.penalty
+            ):
+                break
+        fit = _Ridge(coefficients, step.leverage, step.penalty)
+    linear = features @ fit.coefficients
+    fitted, slopes = forward(linear)
+    # removing a point moves the linearised fit there by leverage / (1 - leverage) times its residual
+    residuals = scores - fitted
+    moved = residuals / np.maximum(slopes, _MIN_SLOPE) * fit.leverage / np.maximum(1.0 - fit.leverage, 1e-3)
+    errors = scores - forward(linear - moved)[0]
+    total = float(np.sum((scores - scores.mean()) ** 2))
+    return QuadraticModel(
+        fit.coefficients, link, errors, 1.0 - float(np.sum(errors**2)) / total if total > 0.0 else 0.0
+    )
+
+
+@dataclass(frozen=True)
+class _Ridge:
+    """Coefficients (p,), leverage (n,) of each point on its own fit, and the penalty on squared slopes."""
+
+    coefficients: Floats
+    leverage: Floats
+    penalty: float
+
+
+def _ridge_regression(features: Floats, targets: Floats, weights: Floats) -> _Ridge:
+    """Weighted ridge regression with a free constant (the first feature) and the ridge of least leave-one-out error."""
+    scale = weights.mean()
+    roots = np.sqrt(weights / scale)
+    centre = np.average(features[:, 1:], axis=0, weights=weights)
     mean = float(np.average(targets, weights=weights))
-    roots = np.sqrt(weights / weights.mean())
-    # the constant is free: it is taken out before the ridge shrinks the rest
-    design = (features[:, 1:] - np.average(features[:, 1:], axis=0, weights=weights)) * roots[:, None]
+    # the constant is taken out before the ridge shrinks the rest
+    design = (features[:, 1:] - centre) * roots[:, None]
     residual = (targets - mean) * roots
     left, singular, right = np.linalg.svd(design, full_matrices=False)
     projected = left.T @ residual
-    constant_leverage = roots**2 / np.sum(roots**2)
-    best: tuple[float, Floats] | None = None
-    for ridge in _RIDGES:
-        shrink = singular**2 / (singular**2 + ridge)
-        leverage = np.einsum("ij,j,ij->i", left, shrink, left) + constant_leverage
-        errors = (residual - left @ (shrink * projected)) / np.maximum(1.0 - leverage, 1e-3)
-        error = float(np.sum(errors**2))
-        if best is None or error < best[0]:
-            best = (error, right.T @ (singular / (singular**2 + ridge) * projected))
-    error, slopes = best if best is not None else (0.0, np.zeros(design.shape[1]))
-    constant = mean - float(np.average(features[:, 1:], axis=0, weights=weights) @ slopes)
-    total = float(np.sum(residual**2))
-    return QuadraticModel(np.append(constant, slopes), link, 1.0 - error / total if total > 0.0 else 0.0)
+    shrinks = singular**2 / (singular**2 + np.array(_RIDGES)[:, None])
+    leverages = shrinks @ (left**2).T + roots**2 / np.sum(roots**2)
+    errors = (residual - (shrinks * projected) @ left.T) / np.maximum(1.0 - leverages, 1e-3)
+    best = int(np.argmin(np.sum(errors**2, axis=1)))
+    slopes = right.T @ (singular / (singular**2 + _RIDGES[best]) * projected)
+    return _Ridge(np.append(mean - centre @ slopes, slopes), leverages[best], _RIDGES[best] * scale)
 
 
-def _inverse(scores: Floats, link: Link) -> tuple[Floats, Floats]:
-    """Targets on the linear scale and weights proportional to 1 / variance there."""
+def _penalised(features: Floats, scores: Floats, forward: "_Forward", coefficients: Floats, penalty: float) -> float:
+    residuals = scores - forward(features @ coefficients)[0]
+    return float(residuals @ residuals + penalty * coefficients[1:] @ coefficients[1:])
+
+
+def _start(scores: Floats, link: Link) -> Floats:
+    """Scores on the quadratic's scale."""
     if link == "logit":
         clipped = np.clip(scores, _EDGE, 1.0 - _EDGE)
-        return np.log(clipped / (1.0 - clipped)), clipped * (1.0 - clipped)
+        return np.asarray(np.log(clipped / (1.0 - clipped)))
     if link == "softplus":
         clipped = np.maximum(scores, 1e-9)
-        # stable log(exp(y) - 1); its slope is 1 / (1 - exp(-y))
-        return clipped + np.log(-np.expm1(-clipped)), np.maximum(-np.expm1(-clipped), 1e-3) ** 2
-    return scores, np.ones(len(scores))
+        return np.asarray(clipped + np.log(-np.expm1(-clipped)))  # a stable log(exp(y) - 1)
+    return scores
 
 
-_FORWARD: dict[Link, Callable[[Floats], Floats]] = {
-    "identity": lambda value: value,
-    "logit": lambda value: 1.0 / (1.0 + np.exp(-np.clip(value, -60.0, 60.0))),
-    "softplus": lambda value: np.logaddexp(0.0, value),
+def _sigmoid(value: Floats) -> Floats:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(value, -60.0, 60.0))))
+
+
+def _logit_forward(value: Floats) -> tuple[Floats, Floats]:
+    score = _sigmoid(value)
+    return score, score * (1.0 - score)
+
+
+_Forward = Callable[[Floats], tuple[Floats, Floats]]
+_LINKS: dict[Link, _Forward] = {
+    "identity": lambda value: (value, np.ones_like(value)),
+    "logit": _logit_forward,
+    "softplus": lambda value: (np.logaddexp(0.0, value), _sigmoid(value)),
 }
+"""From the quadratic's value to the score, and the score's slope."""

@@ -1,0 +1,227 @@
+"""Nested MAP (arXiv 2406.07529) for many sources: a tree of two-source problems, each with a quadratic of its own.
+
+Every coordinate is the weight of one source. First each source is evaluated alone, and every objective is given to the
+source that is best at it. Then the two nodes of closest quality on their own objectives are joined: points of the plane
+that the two span are evaluated, surrogates of both nodes' objectives are fitted there, and the point that they predict
+to be best under a preference becomes a node. One node being left, the next round has another preference: the first weighs
+all objectives alike, the later ones are drawn. Planes that a round has in common with an earlier one cost nothing again.
+
+A tree over d sources takes (d - 1) planes of `pair_points` results and d of single sources, where one quadratic of all
+has (d + 1)(d + 2) / 2 coefficients. Deviations from the released code: a node's quality is always on one scale, is
+measured and not predicted once the chosen point is evaluated, and a chosen point is stretched to the cube's surface before
+it spans the next plane, so a plane never shrinks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from evomerge.core import Json, Objective, random_stream
+from evomerge.strategy.map_bins import draw_where_wrong
+from evomerge.strategy.map_front import LinkChoice, Surrogates, as_array
+from evomerge.strategy.quadratic_model import Floats
+from evomerge.strategy.sampling import SobolStream
+
+Point = tuple[float, ...]
+
+_GRID = 41
+_MAX_SPARE_ROUNDS = 4
+"""Rounds in a row that find nothing new to evaluate, before the last plane is filled further."""
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A point that stands for the sources it has any weight of.
+
+    Attributes:
+        point: the point itself.
+        direction: `point`, stretched so that its largest coordinate is 1.
+        objectives: the indices of its own objectives.
+        losses: (m,), predicted, inf where nothing could be; what was measured takes precedence.
+    """
+
+    point: Point
+    direction: Point
+    objectives: tuple[int, ...]
+    losses: Point
+
+    @property
+    def sources(self) -> list[Json]:
+        return [index for index, value in enumerate(self.direction) if value > 0.0]
+
+
+@dataclass
+class _Plane:
+    """Points s * first + t * second, (s, t) in [0, 1]^2, and the (s, t) of those asked so far."""
+
+    first: Point
+    second: Point
+    stream: SobolStream
+    asked: dict[Point, tuple[float, float]] = field(default_factory=dict)
+
+    def point(self, s: float, t: float) -> Point:
+        pairs = zip(self.first, self.second, strict=True)
+        return tuple(min(s * first + t * second, 1.0) for first, second in pairs)
+
+
+class NestedPlan:
+    """Proposes and learns points of one nested search. Deterministic given the seed and the order of calls."""
+
+    def __init__(
+        self,
+        dimension: int,
+        objectives: tuple[Objective, ...],
+        seed: int,
+        link: LinkChoice,
+        pair_points: int,
+        bayesian: bool,
+    ) -> None:
+        self._objectives = objectives
+        self._seed = seed
+        self._link: LinkChoice = link
+        self._pair_points = pair_points
+        self._bayesian = bayesian
+        self._leaves = [tuple(row) for row in np.eye(dimension).tolist()]
+        self._filler = SobolStream(dimension, random_stream(seed, "map", "design"))
+        self._known: dict[Point, Point | None] = {}
+        self._open: set[Point] = set()
+        self._planes: dict[tuple[Point, Point], _Plane] = {}
+        self._nodes: list[_Node] = []
+        self._pair: tuple[_Node, _Node] | None = None
+        self._round = -1
+        self._preference = np.full(len(objectives), 1.0 / len(objectives))
+        self._joined: list[Json] = []
+        self._joined_before: list[Json] = []
+
+    def propose(self) -> Point:
+        """The next point."""
+        point = self._next_point()
+        self._open.add(point)
+        return point
+
+    def learn(self, point: Point, losses: Point | None) -> None:
+        """Takes in a result; None for one that FAILED or was INFEASIBLE."""
+        self._open.discard(point)
+        self._known[point] = losses
+
+    def diagnostics(self) -> Mapping[str, Json]:
+        """The round, its preference, and of each pair it has joined last: sources, results, leave-one-out R2."""
+        preference = dict(zip((goal.name for goal in self._objectives), self._preference.tolist(), strict=True))
+        return {"round": self._round, "preference": preference, "pairs": list(self._joined or self._joined_before)}
+
+    def _next_point(self) -> Point:
+        for leaf in self._leaves:
+            if leaf not in self._known and leaf not in self._open:
+                return leaf
+        if any(leaf in self._open for leaf in self._leaves):
+            return self._filler.next().values
+        last_round = self._round + _MAX_SPARE_ROUNDS
+        while True:
+            if self._pair is None and len(self._nodes) < 2:
+                self._begin_round()
+            if self._pair is None:
+                self._pair = self._closest()
+            plane = self._plane(*self._pair)
+            n_told = sum(point in self._known for point in plane.asked)
+            if n_told < self._pair_points or self._round > last_round:
+                return self._in_plane(plane)
+            joined = self._join(*self._pair, plane)
+            if joined.point not in self._known and joined.point not in self._open:
+                return joined.point
+
+    def _begin_round(self) -> None:
+        self._round += 1
+        self._joined, self._joined_before = [], self._joined
+        if self._round:
+            generator = random_stream(self._seed, "map", "preference", self._round)
+            self._preference = generator.dirichlet(np.ones(len(self._objectives)))
+        # objective -> the leaf that is best at it; a leaf that is best at nothing keeps what it is best at by rank
+        unknown = (np.inf,) * len(self._objectives)
+        goodness = self._goodness(np.array([self._known[leaf] or unknown for leaf in self._leaves]))
+        owners = goodness.argmax(axis=0)
+        ranks = goodness.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
+        self._nodes = []
+        for index, leaf in enumerate(self._leaves):
+            own = tuple(np.flatnonzero(owners == index).tolist()) or (int(ranks[index].argmax()),)
+            self._nodes.append(_Node(leaf, leaf, own, unknown))
+
+    def _goodness(self, losses: Floats) -> Floats:
+        """Losses (k, m) on one scale: 0 for the worst known of each objective and what is unknown (inf), 1 for the best."""
+        results = [known for known in self._known.values() if known is not None]
+        if not results:
+            return np.zeros_like(losses)
+        worst, best = np.max(results, axis=0), np.min(results, axis=0)
+        spread = np.where(worst > best, worst - best, 1.0)
+        return np.asarray((worst - np.where(np.isfinite(losses), losses, worst)) / spread)
+
+    def _quality(self, node: _Node) -> float:
+        """The preference's mean of a node's own objectives."""
+        own = list(node.objectives)
+        goodness = self._goodness(np.array([self._known.get(node.point) or node.losses]))[0]
+        return float(np.average(goodness[own], weights=self._preference[own]))
+
+    def _closest(self) -> tuple[_Node, _Node]:
+        qualities = [self._quality(node) for node in self._nodes]
+        pairs = [(i, j) for j in range(len(self._nodes)) for i in range(j)]
+        first, second = min(pairs, key=lambda pair: abs(qualities[pair[0]] - qualities[pair[1]]))
+        return self._nodes[first], self._nodes[second]
+
+    def _plane(self, first: _Node, second: _Node) -> _Plane:
+        key = (first.direction, second.direction)
+        if key not in self._planes:
+            stream = SobolStream(2, random_stream(self._seed, "map", "plane", len(self._planes)))
+            plane = self._planes[key] = _Plane(*key, stream)
+            # the two nodes lie in it and are known or on their way
+            plane.asked[first.point] = (max(first.point), 0.0)
+            plane.asked[second.point] = (0.0, max(second.point))
+        return self._planes[key]
+
+    def _results(self, plane: _Plane) -> tuple[Floats, Floats]:
+        """(s, t) (n, 2) and losses (n, m) of the plane's finished points."""
+        told = [(place, self._known.get(point)) for point, place in plane.asked.items()]
+        places = [place for place, losses in told if losses is not None]
+        losses = [losses for _, losses in told if losses is not None]
+        return as_array(places, 2), as_array(losses, len(self._objectives))
+
+    def _in_plane(self, plane: _Plane) -> Point:
+        places, losses = self._results(plane)
+        if self._bayesian and len(plane.asked) >= self._pair_points // 2 and len(places) > 1:
+            surrogates = Surrogates.fitted(places, losses, self._objectives, self._link)
+            pending = [place for point, place in plane.asked.items() if point in self._open]
+            generator = random_stream(self._seed, "map", "bayesian", len(self._known) + len(self._open))
+            s, t = draw_where_wrong(places, surrogates.relative_errors(), as_array(pending, 2), generator)
+        else:
+            s, t = plane.stream.next().values
+        point = plane.point(s, t)
+        plane.asked[point] = (s, t)
+        return point
+
+    def _join(self, first: _Node, second: _Node, plane: _Plane) -> _Node:
+        """Replaces the current pair by the point of its plane that is predicted to suit the preference best."""
+        places, losses = self._results(plane)
+        own = sorted({*first.objectives, *second.objectives})
+        s, t = 0.5, 0.5
+        predicted = (np.inf,) * len(self._objectives)
+        quality: dict[str, Json] = {}
+        if len(places) > 1:
+            surrogates = Surrogates.fitted(places, losses, self._objectives, self._link)
+            quality = surrogates.quality()
+            axis = np.linspace(0.0, 1.0, _GRID)
+            grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)[1:]
+            expected = surrogates.predict(grid)
+            best = int(np.argmax(self._goodness(expected)[:, own] @ self._preference[own]))
+            (s, t), predicted = grid[best].tolist(), tuple(expected[best].tolist())
+        point = plane.point(s, t)
+        plane.asked.setdefault(point, (s, t))
+        node = _Node(point, tuple(value / max(point) for value in point), tuple(own), predicted)
+        self._nodes = [other for other in self._nodes if other is not first and other is not second] + [node]
+        self._pair = None
+        self._joined.append(
+            {
+                "sources": [first.sources, second.sources],
+                "results": len(places),
+                "loo_r2": {self._objectives[i].name: quality[self._objectives[i].name] for i in own if quality},
+            }
+        )
+        return node
