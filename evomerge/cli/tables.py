@@ -32,6 +32,7 @@ def print_summary(run: Run) -> None:
         if any(name in details for name in names):
             _CONSOLE.print(_split_table(split, names, details, objectives, tuned, best))
     _print_comparisons(summary, tuned)
+    _print_surrogates(summary)
     _print_overhead(summary)
     folder = run.directory
     files = [("best recipe", folder.best), ("front", folder.front_json), ("summary", folder.summary)]
@@ -140,6 +141,16 @@ def _print_comparisons(summary: dict[str, Any], tuned: str | None) -> None:
         row = rows[name]
         verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference shown"
         _CONSOLE.print(f"  {name:<24}{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict}")
+
+
+def _print_surrogates(summary: dict[str, Any]) -> None:
+    """How well the strategy's models predict results that they have not seen, where it has models and says so."""
+    diagnostics = summary["strategy"]
+    for row in [diagnostics, *diagnostics.get("pairs", [])]:
+        if row.get("loo_r2"):
+            quality = ", ".join(f"{name} {value:.2f}" for name, value in row["loo_r2"].items())
+            where = f" (sources {' + '.join(map(str, row['sources']))})" if "sources" in row else ""
+            _CONSOLE.print(f"surrogates' leave-one-out R2{where}: {quality}")
 
 
 def _print_overhead(summary: dict[str, Any]) -> None:

@@ -159,7 +159,9 @@ class SearchLoop:
                 if reasons or not asked:
                     reasons = reasons or {"strategy": "proposes nothing and nothing is pending"}
                     if dict(self.state.stopped) != reasons:
-                        self._recorder.record(event("stopped", reasons=reasons))
+                        self._recorder.record(
+                            event("stopped", reasons=reasons, diagnostics=self._strategy.diagnostics())
+                        )
                     return self.state
             self._wait()
 

@@ -41,6 +41,7 @@ class RunState:
         last_error: why the last of those failed.
         seeded: whether the strategy has been given the baselines.
         stopped: reasons of the last stop; empty while the search is going on.
+        diagnostics: what the strategy had to say about the problem when the search stopped last.
         finalists: ids ranked on `select`.
         best_id: the winner of the finals.
         finished: whether finals are done.
@@ -62,6 +63,7 @@ class RunState:
     last_error: str | None = None
     seeded: bool = False
     stopped: Mapping[str, Json] = field(default_factory=dict)
+    diagnostics: Mapping[str, Json] = field(default_factory=dict)
     finalists: tuple[str, ...] = ()
     best_id: str | None = None
     finished: bool = False
@@ -177,6 +179,7 @@ class RunState:
 
     def _on_stopped(self, event: Mapping[str, Any]) -> None:
         self.stopped = event["reasons"]
+        self.diagnostics = event.get("diagnostics", {})
 
     def _on_finalists(self, event: Mapping[str, Any]) -> None:
         self.finalists = tuple(event["ids"])

@@ -31,6 +31,7 @@ def summarize(state: RunState, read_items: ReadItems) -> dict[str, Json]:
         "details": {split.value: _details(state, split) for split in Split},
         "comparisons": _comparisons(state, read_items),
         "overhead": overhead(state),
+        "strategy": dict(state.diagnostics),
         "failed": state.evaluations.count(Status.FAILED),
     }
 

@@ -52,6 +52,10 @@ class Strategy(Protocol):
         """Why asking further is pointless, reason -> detail; empty: go on."""
         ...
 
+    def diagnostics(self) -> Mapping[str, Json]:
+        """What it has learned about the problem that a user should know, such as how good its models are; {}: nothing."""
+        ...
+
     def recommend(self) -> Candidate:
         """The evaluated candidate it would use now.
 

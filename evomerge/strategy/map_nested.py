@@ -106,9 +106,9 @@ class NestedPlan:
         self._known[point] = losses
 
     def diagnostics(self) -> Mapping[str, Json]:
-        """The round, its preference, and of each pair it has joined last: sources, results, leave-one-out R2."""
+        """The round, its preference, and of each pair in the last finished tree (or the first, so far): sources, results, leave-one-out R2."""
         preference = dict(zip((goal.name for goal in self._objectives), self._preference.tolist(), strict=True))
-        return {"round": self._round, "preference": preference, "pairs": list(self._joined or self._joined_before)}
+        return {"round": self._round, "preference": preference, "pairs": list(self._joined_before or self._joined)}
 
     def _next_point(self) -> Point:
         for leaf in self._leaves:

@@ -166,6 +166,10 @@ class ReplayStrategy(ABC):
         """See `Strategy.stop_reasons`; empty unless a subclass says otherwise."""
         return {}
 
+    def diagnostics(self) -> Mapping[str, Json]:
+        """See `Strategy.diagnostics`; empty unless a subclass says otherwise."""
+        return {}
+
     def recommend(self) -> Candidate:
         """The best candidate with one objective (the first of equals), the knee of the front with several."""
         best = self._best_known.knee()

@@ -120,6 +120,9 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
     "map": (
         StrategyCase("map", dimension=2, n_objectives=1, options={"n_initial": 5}),
         StrategyCase("map", dimension=2, n_objectives=3, options={"link": "identity"}),
+        StrategyCase("map", dimension=3, options={"bayesian": True}),
+        StrategyCase("map", dimension=5, options={"nested": True, "pair_points": 6}),
+        StrategyCase("map", dimension=3, options={"nested": True, "bayesian": True, "pair_points": 6}),
     ),
     "nevergrad": (
         StrategyCase("nevergrad", n_objectives=1, options={"l1": 0.15, "budget": 40}),
@@ -287,11 +290,16 @@ def check_recommend(case: StrategyCase) -> None:
         assert case.evaluate(choice).scores["f0"] == best
 
 
-def check_stop_reasons_are_json(case: StrategyCase) -> None:
-    """`stop_reasons` is JSON and empty at the start."""
+def check_reports_are_json(case: StrategyCase) -> None:
+    """`stop_reasons` and `diagnostics` are JSON, asking for them changes nothing, and there is no reason to stop at the start."""
     strategy = case.make()
     assert dict(strategy.stop_reasons()) == {}
-    canonical_json(dict(Driver(case, strategy).run(40).strategy.stop_reasons()))
+    quiet = Driver(case, case.make()).run(40)
+    canonical_json(dict(strategy.diagnostics()))
+    strategy = Driver(case, strategy).run(40).strategy
+    canonical_json(dict(strategy.stop_reasons()))
+    canonical_json(dict(strategy.diagnostics()))
+    assert canonical_json(strategy.state_dict()) == canonical_json(quiet.strategy.state_dict())
 
 
 def seeds_of(case: StrategyCase) -> tuple[list[Candidate], list[Evaluation]]:
@@ -364,7 +372,7 @@ STRATEGY_CHECKS: tuple[Callable[[StrategyCase], None], ...] = (
     check_tell_refuses_strangers,
     check_failures,
     check_recommend,
-    check_stop_reasons_are_json,
+    check_reports_are_json,
     check_seeds,
     check_resume,
     check_state_is_guarded,

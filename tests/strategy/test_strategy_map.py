@@ -1,10 +1,11 @@
-"""The quadratic surrogate finds a quadratic, says how good it is, and its link keeps predictions in range."""
+"""The quadratic surrogate finds a quadratic and says how good it is; Bayesian MAP looks where it errs; nested MAP makes a tree."""
 
 import numpy as np
 import pytest
 
-from evomerge.core import ConfigError
+from evomerge.core import ConfigError, Evaluation, Split, Status
 from evomerge.strategy import make_strategy
+from evomerge.strategy.map_bins import bin_numbers, bin_scores, bins_per_angle, directions, draw_where_wrong
 from evomerge.strategy.quadratic_model import choose_link, fit_quadratic, n_coefficients, quadratic_features
 
 
@@ -24,7 +25,7 @@ def test_an_exact_quadratic_is_recovered():
     points = sample(30, 3)
     model = fit_quadratic(points, truth(points), "identity")
     fresh = sample(50, 3, seed=1)
-    np.testing.assert_allclose(model.predict(quadratic_features(fresh)), truth(fresh), atol=1e-4)
+    np.testing.assert_allclose(model.predict(fresh), truth(fresh), atol=1e-4)
     assert model.loo_r2 > 0.999
 
 
@@ -37,8 +38,8 @@ def test_links_keep_the_range_and_fit_their_own_kind(link):
     points = sample(25, 2)
     model = fit_quadratic(points, truth(points), link)
     fresh = sample(50, 2, seed=1)
-    np.testing.assert_allclose(model.predict(quadratic_features(fresh)), truth(fresh), atol=1e-3)
-    far = model.predict(quadratic_features(50.0 * fresh))
+    np.testing.assert_allclose(model.predict(fresh), truth(fresh), atol=1e-3)
+    far = model.predict(50.0 * fresh)
     assert (far >= 0.0).all()
     assert link != "logit" or (far <= 1.0).all()
 
@@ -48,12 +49,12 @@ def test_noise_is_not_mistaken_for_signal():
     noise = np.random.default_rng(5).normal(size=12)
     model = fit_quadratic(points, noise, "identity")
     assert model.loo_r2 < 0.5
-    assert np.ptp(model.predict(quadratic_features(points))) < 2.0 * np.ptp(noise)
+    assert np.ptp(model.predict(points)) < 2.0 * np.ptp(noise)
 
 
 def test_constant_scores_do_no_harm():
     model = fit_quadratic(sample(4, 2), np.ones(4), "logit")
-    assert model.predict(quadratic_features(sample(3, 2))) == pytest.approx(np.full(3, 0.995))
+    assert model.predict(sample(3, 2)) == pytest.approx(np.full(3, 1.0), abs=0.006)
 
 
 def test_link_follows_the_range():
@@ -62,6 +63,91 @@ def test_link_follows_the_range():
     assert choose_link(np.array([-0.5, 2.0])) == "identity"
 
 
-def test_too_many_dimensions_are_refused():
+def test_leave_one_out_is_what_refitting_without_the_point_gives():
+    points = sample(60, 2)
+    truth = 1.0 / (1.0 + np.exp(3.0 * points[:, 0] - 2.0 * points[:, 1]))
+    scores = np.clip(truth + np.random.default_rng(2).normal(0.0, 0.02, 60), 0.0, 1.0)
+    errors = fit_quadratic(points, scores, "logit").loo_errors
+    for row in range(8):
+        rest = np.arange(60) != row
+        refitted = fit_quadratic(points[rest], scores[rest], "logit").predict(points[[row]])
+        assert errors[row] == pytest.approx(scores[row] - refitted[0], abs=0.006)
+
+
+def test_bins_cover_the_directions():
+    points = sample(2000, 3)
+    assert directions(points).min() >= 0.0
+    assert directions(points).max() <= np.pi / 2.0
+    assert set(bin_numbers(points)) == set(range(bins_per_angle(3) ** 2))
+    assert bin_numbers(points).tolist() == bin_numbers(0.3 * points).tolist()
+
+
+def test_unvisited_bins_are_as_interesting_as_the_worst_known():
+    points = sample(6, 3)
+    errors = np.linspace(0.1, 0.6, 6)
+    waiting = np.array([[0.01, 0.02, 1.0]])
+    scores = bin_scores(points, errors, waiting, np.random.default_rng(0))
+    known = np.unique(bin_numbers(points))
+    unknown = np.setdiff1d(np.arange(16), [*known, *bin_numbers(waiting)])
+    assert (scores[unknown] == scores[known].max()).all()
+    assert scores[bin_numbers(waiting)[0]] == pytest.approx(scores[known].mean())
+
+
+def test_new_points_fall_where_the_errors_are():
+    points = sample(400, 2)
+    wrong = bin_numbers(points) == 2
+    drawn = np.array(
+        [draw_where_wrong(points, 1.0 * wrong, points[:0], np.random.default_rng(seed)) for seed in range(100)]
+    )
+    assert np.mean(bin_numbers(drawn) == 2) > 0.95
+    assert (drawn >= 0.0).all()
+    assert (drawn <= 1.0).all()
+
+
+def told(strategy, scores_of, n):
+    for _ in range(n):
+        (candidate,) = strategy.ask(1)
+        strategy.tell(
+            [Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores_of(np.array(candidate.genome.values)))]
+        )
+    return strategy
+
+
+def test_diagnostics_tell_the_quality_of_the_surrogates():
+    def scores_of(x):
+        return {"smooth": float(np.mean(x)), "rough": float(np.sin(1e4 * x.sum()))}
+
+    strategy = make_strategy("map", dimension=2, objectives=["smooth", "rough"], seed=1)
+    assert strategy.diagnostics() == {}
+    quality = told(strategy, scores_of, 20).diagnostics()["loo_r2"]
+    assert quality["smooth"] > 0.9
+    assert quality["rough"] < 0.5
+
+
+def test_a_tree_beats_random_search_over_twelve_sources_that_hurt_each_other():
+    def scores_of(x):
+        return {f"t{k}": float(1.0 / (1.0 + np.exp(1.0 - 7.2 * x[k] + 1.2 * x.sum()))) for k in range(12)}
+
+    def best_mean(name, **options):
+        strategy = make_strategy(name, dimension=12, objectives=[f"t{k}" for k in range(12)], seed=1, **options)
+        means = []
+        for _ in range(110):
+            (candidate,) = strategy.ask(1)
+            scores = scores_of(np.array(candidate.genome.values))
+            means.append(np.mean(list(scores.values())))
+            strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores)])
+        return strategy, max(means)
+
+    nested, mean = best_mean("map", nested=True, pair_points=8)
+    assert len(nested.diagnostics()["pairs"]) == 11
+    assert mean > 1.3 * best_mean("random")[1]
+
+
+def test_variants_refuse_spaces_that_they_are_not_for():
     with pytest.raises(ConfigError, match="at most 40"):
         make_strategy("map", dimension=41, objectives=["a"], seed=1)
+    with pytest.raises(ConfigError, match="bayesian takes 2 to 6 dimensions"):
+        make_strategy("map", dimension=7, objectives=["a"], seed=1, bayesian=True)
+    with pytest.raises(ConfigError, match="only one dimension"):
+        make_strategy("map", dimension=1, objectives=["a"], seed=1, nested=True)
+    make_strategy("map", dimension=100, objectives=["a"], seed=1, nested=True)
