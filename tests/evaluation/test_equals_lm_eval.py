@@ -95,7 +95,12 @@ def test_evaluation_record(evaluator, models):
         assert result.stderr[name] == pytest.approx(scores.std(ddof=1) / np.sqrt(len(scores)), abs=1e-7)
     assert result.cost["items"] == 30 + 17 + 30 + 30
     assert 30 <= result.cost["generated_tokens"] <= 30 * 12
+    assert result.cost["layers"] == 2
+    assert result.cost["tokens_per_second"] > 0
     assert set(result.cost) == {
+        "layers",
+        "active_parameters",
+        "tokens_per_second",
         *("items", "prompt_tokens", "generated_tokens"),
         *("plan_s", "merge_s", "request_s", "engine_s", "score_s", "total_s"),
     }
