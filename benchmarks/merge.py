@@ -1,16 +1,23 @@
-"""Candidate merges: milliseconds, memory traffic against the copy rate, and the ratio to mergekit's merge of the same files.
+"""Merging against memory and against mergekit, in parts that take minutes each.
 
-    python benchmarks/merge.py [--models FOLDER] [--size 110m|1.1b|tiny] [--threads N] [--mergekit PYTHON] [--methods ties,linear]
+    python benchmarks/merge.py resident [--size 110m|1.1b|tiny] [--methods ties,linear] [--threads N] [--json FILE]
+    python benchmarks/merge.py disk     [--size 1.1b|110m|tiny] [--methods ties,linear] [--json FILE]
 
-One run measures everything it compares: the copy rate of this machine under its present load, a resident candidate
-(plan and write into engine-like buffers, parameters changed every time), and mergekit in its own environment, whose import,
-reading and writing are not counted: its `method` call alone is timed on tensors in memory.
+`resident`: one run measures everything it compares: the copy rate of this machine under its present load, a resident
+candidate (plan and write into engine-like buffers, parameters changed every time), and mergekit in its own environment,
+whose import, reading and writing are not counted: its `method` call alone is timed on tensors in memory. A method is
+finished, mergekit included, before the next one starts, so an interrupted run has lost only its last line.
+
+`disk`: wall time and peak memory of the commands `evomerge merge` and `mergekit-yaml` on the same recipe, each run once
+after the files were read once.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.plan import MergePlan, Region, make_plan
-from evomerge.recipe import BaseRole, Recipe, Scope, Setting, Slice, Source, method_spec
+from evomerge.recipe import BaseRole, Recipe, Scope, Setting, Slice, Source, method_spec, recipe_to_yaml
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool
 
@@ -49,8 +56,7 @@ models = [load_file(f"{folder}/model.safetensors") for folder in jobs["models"]]
 for name, job in jobs["methods"].items():
     method = merge_methods.get(name)
     chosen = models if not job["two"] else models[:2]
-    start = time.perf_counter()
-    for tensor in models[0]:
+    def merge(tensor):
         base = 0 if job["base"] else None
         inputs = chosen if job["base"] else chosen[1:]
         group = TensorGroup.from_tensors([m[tensor].float() for m in inputs], base_index=base, name=tensor)
@@ -59,6 +65,10 @@ for name, job in jobs["methods"].items():
         parameters |= {k: PerInputValues([(e.id, v) for e in entries]) for k, v in job["per_model"].items()}
         (merged,) = method((group,), parameters=parameters)
         merged.to(torch.bfloat16)
+    merge(min(models[0], key=lambda tensor: models[0][tensor].numel()))  # what is imported on first use is not counted
+    start = time.perf_counter()
+    for tensor in models[0]:
+        merge(tensor)
     print(json.dumps({name: time.perf_counter() - start}), flush=True)
 """
 
@@ -169,36 +179,92 @@ def mergekit_seconds(python: str, models: list[str], methods: list[str], threads
     return {name: seconds for line in lines for name, seconds in json.loads(line).items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path("runs/benchmark-models"))
-    parser.add_argument("--size", choices=SIZES, default="110m")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--mergekit", default=".venv-mergekit/bin/python")
-    parser.add_argument("--methods", default=",".join(METHODS))
-    options = parser.parse_args()
-    methods = options.methods.split(",")
-    torch.set_num_threads(options.threads)
-    models = write_models(options.models, options.size)
-    theirs = (
-        mergekit_seconds(options.mergekit, models, methods, options.threads) if Path(options.mergekit).exists() else {}
-    )
+def resident(options: argparse.Namespace, models: list[str]) -> list[dict[str, object]]:
+    """Prints and returns one row per method."""
     pool = WeightPool.from_folders(models)
     merger = Merger(pool, threads=options.threads)
     n_elements = sum(tensor.end - tensor.start for tensor in pool.headers[models[0]].tensors.values()) // 2
     print(f"{n_elements / 1e6:.0f}M parameters, {N_EXPERTS} experts, {options.threads} thread(s), bfloat16")
     print("method           first ms   later ms   copy GB/s   share of copy   mergekit s   ratio")
-    for method in methods:
-        rates = [copy_rate(n_elements)]
+    rows: list[dict[str, object]] = []
+    for method in options.methods.split(","):
+        before = copy_rate(n_elements)
         first, later, n_bytes = measure(method, models, pool, merger)
-        rates.append(copy_rate(n_elements))
-        rate = statistics.mean(rates)
-        other = theirs.get(method)
+        rate = statistics.mean([before, copy_rate(n_elements)])
+        other = None
+        if Path(options.mergekit).exists():
+            other = mergekit_seconds(options.mergekit, models, [method], options.threads)[method]
+        share = n_bytes / later / rate
+        rows.append(
+            {"method": method, "first_s": first, "later_s": later, "copy_bytes_per_s": rate, "share_of_copy": share,
+             "mergekit_s": other, "ratio": None if other is None else other / later}
+        )  # fmt: skip
         ratio = f"{other:10.2f} {other / later:7.0f}x" if other is not None else "      (no mergekit)"
         print(
-            f"{method:16s} {first * 1e3:8.0f} {later * 1e3:10.1f} {rate / 1e9:11.1f} {n_bytes / later / rate:15.2f}   {ratio}",
+            f"{method:16s} {first * 1e3:8.0f} {later * 1e3:10.1f} {rate / 1e9:11.1f} {share:15.2f}   {ratio}",
             flush=True,
         )
+    return rows
+
+
+def command_cost(command: list[str]) -> tuple[float, int]:
+    """Wall seconds and peak resident bytes of a command."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command[0]} ended with {process.returncode}")
+    return time.perf_counter() - start, usage.ru_maxrss * 1024
+
+
+def disk(options: argparse.Namespace, models: list[str]) -> list[dict[str, object]]:
+    """Prints and returns one row per method."""
+    ours = [str(Path(sys.executable).with_name("evomerge"))]
+    peer = Path(options.mergekit).with_name("mergekit-yaml")
+    if not peer.exists():
+        raise SystemExit(f"{peer} is missing: make unit builds it")
+    for model in models:
+        with (Path(model) / "model.safetensors").open("rb") as stream:
+            while stream.read(1 << 24):
+                pass
+    start_up, _ = command_cost([*ours, "merge", "--help"])
+    print(f"{options.size}, {N_EXPERTS} experts, bfloat16; start-up of `evomerge merge --help`: {start_up:.1f} s")
+    print("method           evomerge s   peak GB   mergekit s   peak GB   ratio")
+    rows: list[dict[str, object]] = []
+    for method in options.methods.split(","):
+        with tempfile.TemporaryDirectory(dir=options.models) as folder:
+            recipe = Path(folder) / "recipe.yaml"
+            recipe.write_text(recipe_to_yaml(recipe_for(method, models, 0.5)))
+            seconds, peak = command_cost([*ours, "merge", str(recipe), f"{folder}/ours"])
+            other_seconds, other_peak = command_cost([str(peer), str(recipe), f"{folder}/theirs", "--quiet"])
+        rows.append(
+            {"method": method, "evomerge_s": seconds, "evomerge_peak_bytes": peak, "mergekit_s": other_seconds,
+             "mergekit_peak_bytes": other_peak, "ratio": other_seconds / seconds, "start_up_s": start_up}
+        )  # fmt: skip
+        print(
+            f"{method:16s} {seconds:10.1f} {peak / 1e9:9.2f} {other_seconds:12.1f} {other_peak / 1e9:9.2f} {other_seconds / seconds:6.1f}x",
+            flush=True,
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["resident", "disk"])
+    parser.add_argument("--models", type=Path, default=Path("runs/benchmark-models"))
+    parser.add_argument("--size", choices=SIZES, default="110m")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--mergekit", default=".venv-mergekit/bin/python")
+    parser.add_argument("--methods", help="comma-separated; default: all seven (resident), ties and linear (disk)")
+    parser.add_argument("--json", type=Path, help="write the rows there too")
+    options = parser.parse_args()
+    part = {"resident": resident, "disk": disk}[options.part]
+    options.methods = options.methods or (",".join(METHODS) if options.part == "resident" else "ties,linear")
+    torch.set_num_threads(options.threads)
+    rows = part(options, write_models(options.models, options.size))
+    if options.json is not None:
+        options.json.write_text(json.dumps({"size": options.size, "threads": options.threads, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
