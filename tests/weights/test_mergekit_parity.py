@@ -77,7 +77,7 @@ def recipes(models, out_dtype, names=("w",)):
         "base_is_listed": whole("task_arithmetic", mixed, sources=(a, base, b)),
         "linear_base_is_listed": whole("linear", plain, sources=(a, base, b)),
         "written_as_float16": with_dtypes(whole("ties", mixed), "float32", "float16"),
-        "written_as_float32": with_dtypes(whole("linear", plain), None, "float32"),
+        "written_as_float32": with_dtypes(whole("linear", plain, with_base=None), None, "float32"),
         "linear": Recipe(
             "linear",
             (Slice(tuple(Source(m, None, settings(weight=[0.2 + i])) for i, m in enumerate(models))),),
