@@ -1,0 +1,169 @@
+"""What `evomerge merge` leaves on disk and takes of memory: shards, limits, interruptions; and vocabularies joined as mergekit joins them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evomerge import EvomergeError, merge_recipe
+from evomerge.testing.tiny_models import CHARACTERS, SPECIAL_TOKENS, write_tiny_llama
+
+MERGEKIT = Path(
+    os.environ.get("MERGEKIT_PYTHON", Path(__file__).resolve().parents[2] / ".venv-mergekit" / "bin" / "python")
+)
+needs_mergekit = pytest.mark.skipif(
+    not MERGEKIT.exists(),
+    reason=f"mergekit's environment is not installed ({MERGEKIT}): make .venv-mergekit/.installed",
+)
+
+
+def with_token(folder: Path, tokens: list[str], seed: int) -> Path:
+    """A tiny model whose vocabulary ends with `tokens` of its own."""
+    write_tiny_llama(folder, seed=seed, dtype="float32", tied=False, vocab=len(SPECIAL_TOKENS) + len(CHARACTERS))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(tokens)
+    tokenizer.save_pretrained(folder)
+    rows = len(tokenizer)
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(seed)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        extra = 0.2 * torch.randn(rows - len(tensors[name]), tensors[name].shape[1], generator=generator)
+        tensors[name] = torch.cat([tensors[name], extra])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": rows}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(folder / name, seed=seed, dtype="float32", tied=False, n_layers=2)
+    return folder
+
+
+def merged(recipe: str, folder: Path, **options: object) -> dict[str, torch.Tensor]:
+    path = folder / "recipe.yaml"
+    path.write_text(recipe)
+    out = merge_recipe(path, folder / "out", overwrite=True, **options)
+    return {name: tensor for file in sorted(out.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def by_mergekit(recipe: str, folder: Path, *options: str) -> dict[str, torch.Tensor]:
+    path = folder / "mergekit.yaml"
+    path.write_text(recipe)
+    command = [MERGEKIT, "-m", "mergekit.scripts.run_yaml", path, folder / "theirs", "--allow-crimes", *options]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = sorted((folder / "theirs").glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@needs_mergekit
+@pytest.mark.parametrize("source", ["union", "base"])
+def test_vocabularies_as_mergekit_joins_them(tmp_path: Path, source: str) -> None:
+    for seed, (name, tokens) in enumerate({"base": ["<x>"], "a": ["<x>", "<y>"], "b": ["<z>", "<y>"]}.items()):
+        with_token(tmp_path / name, tokens, seed)
+    recipe = yaml.safe_dump(
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": str(tmp_path / "base"),
+            "models": [{"model": str(tmp_path / name), "parameters": {"weight": 0.4}} for name in "ab"],
+            "tokenizer": {"source": source},
+            "dtype": "float32",
+        }
+    )
+    ours, theirs = merged(recipe, tmp_path), by_mergekit(recipe, tmp_path)
+    our_tokens, their_tokens = (
+        AutoTokenizer.from_pretrained(tmp_path / part).get_vocab() for part in ("out", "theirs")
+    )
+    assert set(our_tokens) == set(their_tokens)
+    assert {"<x>", "<y>", "<z>"} <= set(our_tokens) if source == "union" else "<z>" not in our_tokens
+    for name, expected in theirs.items():
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            rows = [[tokens[token] for token in sorted(our_tokens)] for tokens in (our_tokens, their_tokens)]
+            torch.testing.assert_close(ours[name][rows[0]], expected[rows[1]], rtol=1e-5, atol=1e-6)
+        else:
+            torch.testing.assert_close(ours[name], expected, rtol=1e-5, atol=1e-6)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.vocab_size == len(ours["model.embed_tokens.weight"]) == len(our_tokens)
+
+
+def test_shards_and_dtype(models: Path, tmp_path: Path) -> None:
+    recipe = f"merge_method: linear\nmodels: [{{model: {models}/a, parameters: {{weight: 1}}}}]\n"
+    whole = merged(recipe, tmp_path)
+    pieces = merged(recipe, tmp_path, shard_size=20_000, dtype="bfloat16")
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) >= 3
+    assert max(file.stat().st_size for file in files) < 25_000
+    assert all(torch.equal(pieces[name], tensor.to(torch.bfloat16)) for name, tensor in whole.items())
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+PEAK = """
+import resource, sys
+from evomerge import merge_recipe
+import torch, numba
+from evomerge.weights import merge_file_to_folder
+options = {} if sys.argv[3] == "none" else {"max_memory": int(sys.argv[3])}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+merge_recipe(sys.argv[1], sys.argv[2], **options)
+print("grew", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_models(tmp_path: Path) -> None:
+    """Two models of 76 MB each; the largest tensors have 4 MB, so a merge holds a few of those and no model."""
+    for seed, name in enumerate("ab"):
+        write_tiny_llama(tmp_path / name, seed=seed, n_layers=8, hidden=512, dtype="float32", intermediate_size=1024)
+    weight = "parameters: {weight: 1}"
+    (tmp_path / "recipe.yaml").write_text(
+        f"merge_method: linear\nmodels: [{{model: {tmp_path}/a, {weight}}}, {{model: {tmp_path}/b, {weight}}}]\n"
+    )
+    size = (tmp_path / "a" / "model.safetensors").stat().st_size
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "recipe.yaml"), str(tmp_path / "out"), "16000000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    grew = int(done.stdout.split("grew")[1])
+    assert grew < 0.8 * size, f"{grew} bytes for models of {size} each"
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(EvomergeError, match="max-memory is 1000000 bytes"):
+        merge_recipe(tmp_path / "recipe.yaml", tmp_path / "out", max_memory=1_000_000)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_merge_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        write_tiny_llama(tmp_path / name, seed=seed, n_layers=8, hidden=512, dtype="float32", intermediate_size=1024)
+    weight = "parameters: {weight: 1}"
+    (tmp_path / "recipe.yaml").write_text(
+        f"merge_method: linear\nmodels: [{{model: {tmp_path}/a, {weight}}}, {{model: {tmp_path}/b, {weight}}}]\n"
+    )
+    code = (
+        f"from evomerge import merge_recipe; merge_recipe({str(tmp_path / 'recipe.yaml')!r}, {str(tmp_path / 'out')!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while process.poll() is None and not list(tmp_path.glob(".out.*/*.safetensors")):
+        time.sleep(0.01)
+    assert process.poll() is None, "the merge was over before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    assert all(
+        path.name.startswith(".out.") for path in tmp_path.iterdir() if path.name not in ("a", "b", "recipe.yaml")
+    )
+    merge_recipe(tmp_path / "recipe.yaml", tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").exists()
