@@ -25,7 +25,7 @@ os.environ.update(engine_environment())
 
 from evomerge.core import Json
 from evomerge.engine import Engine, LogLikelihoodRequest, make_engine
-from evomerge.plan import make_plan, padded, read_model_header, residual_writers
+from evomerge.plan import folding_of, make_plan, padded, read_model_header
 from evomerge.recipe import Hop, Recipe, stack_recipe
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool, merge_to_folder, write_slots_folder
@@ -82,7 +82,7 @@ def main() -> None:
         ]
         headers = {model: read_model_header(model) for model in models}
         first = headers[models[0]]
-        writers = residual_writers(first)
+        folding = folding_of(first)
         merger = Merger(WeightPool(headers), threads=1)
         (folder / "slots").mkdir()
         write_slots_folder(folder / "slots", first, MAX_SLOTS)
@@ -90,9 +90,9 @@ def main() -> None:
         draw, swaps, depths, differences, recipes = random.Random(1), [], [], [], []
         for index in range(wanted.paths):
             hops = random_path(models, draw)
-            recipe = stack_recipe(hops, ends=[(models[0], 1.0)], writers=writers, out_dtype="float32")
+            recipe = stack_recipe(hops, ends=[(models[0], 1.0)], folding=folding, out_dtype="float32")
             started = time.perf_counter()
-            plan = padded(make_plan(recipe, headers), MAX_SLOTS, writers)
+            plan = padded(make_plan(recipe, headers), MAX_SLOTS, folding.silenced)
             engine.update(lambda target, plan=plan: merger.write(plan, target))
             swaps.append(time.perf_counter() - started)
             depths.append(len(hops))

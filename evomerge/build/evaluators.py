@@ -9,7 +9,7 @@ from evomerge.build.problem import model_paths
 from evomerge.cluster import Evaluator
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Json, Split
-from evomerge.plan import MergePlan, ModelHeader, padded, read_model_header, residual_writers
+from evomerge.plan import MergePlan, ModelHeader, folding_of, padded, read_model_header
 
 if TYPE_CHECKING:
     from evomerge.engine import Engine
@@ -90,7 +90,7 @@ def _lm_eval(config: SearchConfig, models: list[str], n_slots: int | None) -> Ev
     def fit(plan: MergePlan) -> MergePlan:
         if n_slots is None or plan.n_layers == n_slots:
             return plan
-        return padded(plan, n_slots, residual_writers(first))
+        return padded(plan, n_slots, folding_of(first).silenced)
 
     tasks = [
         TaskSpec(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from evomerge.config import SearchConfig, StackingConfig
 from evomerge.core import ConfigError
-from evomerge.plan import ModelHeader, residual_writers
+from evomerge.plan import ModelHeader, folding_of
 from evomerge.recipe import (
     MERGED,
     Categorical,
@@ -50,7 +50,7 @@ def stack_template(
     return StackTemplate(
         models=models,
         encoding=_encoding(wanted, frame),
-        writers=residual_writers(first),
+        folding=folding_of(first),
         merge=merge,
         plain=_plain(config, base, models.experts, first.n_layers),
         out_dtype=config.space.out_dtype or first.dtype,

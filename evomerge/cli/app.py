@@ -242,7 +242,7 @@ def export(
     name, recipe, path = export_recipe(run, choice, out)
     print(f"{path}: {name}, {recipe.method} of {len(recipe.slices[0].sources)} models")
     if not has_mergekit_form(recipe):
-        print("mergekit cannot express this merge (weights change inside tensors); evomerge merge reads the file")
+        print("mergekit cannot express this merge; evomerge merge reads the file")
 
 
 @app.command()

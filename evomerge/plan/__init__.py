@@ -1,6 +1,6 @@
 """Recipe + model headers -> merge plan. Reads headers and config files, never a weight."""
 
-from evomerge.plan.folding import RESIDUAL_WRITERS, residual_writers
+from evomerge.plan.folding import FOLDINGS, folding_of
 from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorStep, WeightTarget
 from evomerge.plan.model_folder import check_unchanged, file_inside, read_model_header
 from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader
@@ -9,7 +9,7 @@ from evomerge.plan.slots import padded
 from evomerge.plan.sources import read_headers, read_source
 
 __all__ = [
-    "RESIDUAL_WRITERS",
+    "FOLDINGS",
     "Adapter",
     "LoraUpdate",
     "MergePlan",
@@ -22,10 +22,10 @@ __all__ = [
     "WeightTarget",
     "check_unchanged",
     "file_inside",
+    "folding_of",
     "make_plan",
     "padded",
     "read_headers",
     "read_model_header",
     "read_source",
-    "residual_writers",
 ]

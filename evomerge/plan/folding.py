@@ -5,30 +5,30 @@ from types import MappingProxyType
 
 from evomerge.core import RecipeError
 from evomerge.plan.model_header import ModelHeader
+from evomerge.recipe import Folding
 
-_LLAMA = ("o_proj", "down_proj")
-_MIXTRAL = ("o_proj", ".w2.")
+_LLAMA = Folding(("o_proj", "down_proj"), ("o_proj", "down_proj"))
+_MIXTRAL = Folding(("o_proj", ".w2."), ("o_proj", ".w2."))
+_POST_NORMS = Folding(("post_attention_layernorm", "post_feedforward_layernorm"), ("o_proj", "down_proj"), shifted=True)
 
-RESIDUAL_WRITERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+FOLDINGS: Mapping[str, Folding] = MappingProxyType(
     {
+        "GemmaForCausalLM": _LLAMA,
+        "Gemma2ForCausalLM": _POST_NORMS,
+        "Gemma3ForCausalLM": _POST_NORMS,
         "LlamaForCausalLM": _LLAMA,
         "MistralForCausalLM": _LLAMA,
+        "MixtralForCausalLM": _MIXTRAL,
         "Qwen2ForCausalLM": _LLAMA,
         "Qwen2MoeForCausalLM": _LLAMA,
         "Qwen3ForCausalLM": _LLAMA,
         "Qwen3MoeForCausalLM": _LLAMA,
-        "MixtralForCausalLM": _MIXTRAL,
     }
 )
-"""Pre-norm architectures -> filters of the tensors (and biases) whose output is added to the hidden state. Each is tested."""
+"""Architectures whose blocks normalise their input -> where they take scales. Each is tested."""
 
 _REFUSED: Mapping[str, str] = MappingProxyType(
-    dict.fromkeys(
-        ("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
-        "what its blocks add is normalised once more by weights that stand for 1 + w, which no merge of weights can scale, and "
-        "its layers see windows that depend on their position",
-    )
-    | dict.fromkeys(("GraniteForCausalLM", "GraniteMoeForCausalLM"), "it multiplies what its blocks add by a constant")
+    dict.fromkeys(("GraniteForCausalLM", "GraniteMoeForCausalLM"), "it multiplies what its blocks add by a constant")
     | dict.fromkeys(
         ("Olmo2ForCausalLM", "Olmo3ForCausalLM"),
         "its blocks do not normalise their input, so a scale changes what they compute",
@@ -36,18 +36,18 @@ _REFUSED: Mapping[str, str] = MappingProxyType(
 )
 
 
-def residual_writers(header: ModelHeader) -> tuple[str, ...]:
-    """Filters of the tensors that write to the residual stream of a model whose layers can be stacked.
+def folding_of(header: ModelHeader) -> Folding:
+    """Where a model whose layers can be stacked takes the scales.
 
     Raises:
         RecipeError: the architecture cannot be stacked, or is not known to be; or its layers depend on their position.
     """
     name = header.architecture
-    if name not in RESIDUAL_WRITERS:
+    if name not in FOLDINGS:
         reason = _REFUSED.get(name, "it is not known which of its weights write to the hidden state")
         raise RecipeError(
             f"{header.folder}: layers of {name or 'an unnamed architecture'} cannot be stacked: {reason}. "
-            f"Known: {', '.join(RESIDUAL_WRITERS)}"
+            f"Known: {', '.join(FOLDINGS)}"
         )
     kinds = header.config.get("layer_types")
     if isinstance(kinds, list) and len(set(map(str, kinds))) > 1:
@@ -67,4 +67,4 @@ def residual_writers(header: ModelHeader) -> tuple[str, ...]:
         raise RecipeError(
             f"{header.folder}: decoder_sparse_step makes layers differ by position, so they cannot change places"
         )
-    return RESIDUAL_WRITERS[name]
+    return FOLDINGS[name]

@@ -8,16 +8,16 @@ from evomerge.plan.layers import layer_name
 from evomerge.plan.merge_plan import MergePlan, TensorInput, TensorStep
 
 
-def padded(plan: MergePlan, n_slots: int, writers: Sequence[str]) -> MergePlan:
+def padded(plan: MergePlan, n_slots: int, silenced: Sequence[str]) -> MergePlan:
     """`plan` for an engine of `n_slots` layers.
 
-    A block adds nothing to the hidden state when its residual-writing weights are zero. So those of every idle layer are written,
-    as zero times the first layer's; the rest of an idle layer may hold whatever finite values are there (`MergePlan.idle`).
+    A block adds nothing to the hidden state when its output projections are zero. So those of every idle layer are written, as
+    zero times the first layer's; the rest of an idle layer may hold whatever finite values are there (`MergePlan.idle`).
 
     Args:
         plan: of the stack.
         n_slots: layers of the engine, at least the plan's.
-        writers: filters of the residual-writing tensors.
+        silenced: filters of the tensors whose zeros silence a block (`Folding.silenced`).
 
     Raises:
         RecipeError: the stack is deeper than the engine.
@@ -32,7 +32,7 @@ def padded(plan: MergePlan, n_slots: int, writers: Sequence[str]) -> MergePlan:
             continue
         for index in range(plan.n_layers, n_slots):
             name = layer.renumbered(index)
-            if any(text in name for text in writers):
+            if any(text in name for text in silenced):
                 first = step.inputs[0]
                 nothing = TensorInput(first.source, first.tensor, {"scale": 0.0})
                 zeros.append(TensorStep(name, step.shape, "passthrough", (nothing,), None, {}))

@@ -11,13 +11,22 @@ from evomerge.recipe.files import (
 )
 from evomerge.recipe.lineage import Angle, Combination, Lineage, SeedProducts, SplitAt, WeightLayout, slerp_factors
 from evomerge.recipe.mergekit_writer import has_mergekit_form
-from evomerge.recipe.methods import METHODS, PIECEWISE, BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
+from evomerge.recipe.methods import (
+    METHODS,
+    PIECEWISE,
+    SHIFTED_LINEAR,
+    BaseRole,
+    MethodSpec,
+    ParameterSpec,
+    Scope,
+    method_spec,
+)
 from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, Source
 from evomerge.recipe.pieces import PieceTable, Span
 from evomerge.recipe.recipe import DTYPES, Recipe
 from evomerge.recipe.stack_paths import Categorical, Indicator, Moves, PathEncoding, StackFrame, Step, Swap
 from evomerge.recipe.stack_template import MERGED, StackedModels, StackTemplate
-from evomerge.recipe.stacking import Hop, stack_recipe
+from evomerge.recipe.stacking import Folding, Hop, stack_recipe
 from evomerge.recipe.template import (
     AXES,
     MODULE_GROUPS,
@@ -37,10 +46,12 @@ __all__ = [
     "METHODS",
     "MODULE_GROUPS",
     "PIECEWISE",
+    "SHIFTED_LINEAR",
     "Angle",
     "BaseRole",
     "Categorical",
     "Combination",
+    "Folding",
     "Hop",
     "Indicator",
     "Lineage",

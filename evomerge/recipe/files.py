@@ -28,8 +28,8 @@ _TRAILER = "# evomerge-recipe: "
 
 
 _NO_MERGEKIT_FORM = (
-    "# mergekit cannot express this merge: its weights change inside tensors or carry noise. evomerge reads the line below.\n"
-    "# With `space: {crossover: {split: tensor}}` and no mutation a search finds merges that mergekit can express.\n"
+    "# mergekit cannot express this merge: its weights change inside tensors, carry noise or are shifted. evomerge reads the line\n"
+    "# below. Crossovers that mergekit can express: `space: {crossover: {split: tensor}}` and no mutation.\n"
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from evomerge.recipe.mergekit_tokenizer import write_tokenizer
 from evomerge.recipe.mergekit_values import reference_of
-from evomerge.recipe.methods import BaseRole, method_spec
+from evomerge.recipe.methods import SHIFTED_LINEAR, BaseRole, method_spec
 from evomerge.recipe.parts import Parameters, Setting, Slice, Source, joined
 from evomerge.recipe.pieces import PieceTable
 from evomerge.recipe.recipe import Recipe
@@ -47,7 +47,9 @@ def recipe_to_mergekit(recipe: Recipe) -> dict[str, Any]:
 
 
 def has_mergekit_form(recipe: Recipe) -> bool:
-    """Whether mergekit can express the merge: it cannot split a tensor or add noise."""
+    """Whether mergekit can express the merge: it cannot split a tensor, add noise or shift weights."""
+    if recipe.method == SHIFTED_LINEAR.name:
+        return False
     return recipe.pieces is None or not (recipe.pieces.splits_tensors or recipe.pieces.noise)
 
 

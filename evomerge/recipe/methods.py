@@ -246,6 +246,16 @@ METHODS: Mapping[str, MethodSpec] = MappingProxyType({spec.name: spec for spec i
 PIECEWISE = MethodSpec("piecewise", (), BaseRole.SOURCE, "arXiv 2508.16204 (M2N2)")
 """weights that change along the flattened model (`Recipe.pieces`); made by crossovers, not written by hand"""
 
+SHIFTED_LINEAR = MethodSpec(
+    "shifted_linear",
+    (ParameterSpec("weight", Scope.MODEL, None), ParameterSpec("shift", Scope.GLOBAL, 0.0)),
+    BaseRole.SOURCE,
+    "arXiv 2403.13187 (scaled layer stacks)",
+)
+"""a weighted sum plus a number: scales folded into norms that stand for 1 + w; made by stacks, not written by hand"""
+
+_OWN = {spec.name: spec for spec in (PIECEWISE, SHIFTED_LINEAR)}
+
 
 def method_spec(name: str) -> MethodSpec:
     """The row of the method called `name`.
@@ -253,8 +263,8 @@ def method_spec(name: str) -> MethodSpec:
     Raises:
         RecipeError: there is no such method; the message names the nearest one.
     """
-    if name == PIECEWISE.name:
-        return PIECEWISE
+    if name in _OWN:
+        return _OWN[name]
     try:
         return METHODS[name]
     except KeyError:

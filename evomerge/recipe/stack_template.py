@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from evomerge.core import SpaceError
 from evomerge.recipe.recipe import Recipe
 from evomerge.recipe.stack_paths import PathEncoding, Step
-from evomerge.recipe.stacking import Hop, stack_recipe
+from evomerge.recipe.stacking import Folding, Hop, stack_recipe
 from evomerge.recipe.template import RecipeTemplate
 from evomerge.space import SearchSpace
 
@@ -38,7 +38,7 @@ class StackTemplate:
     Args:
         models: the models.
         encoding: how values become a path.
-        writers: filters of the tensors that write to the residual stream (`evomerge.plan.residual_writers`).
+        folding: where the architecture takes the scales (`evomerge.plan.folding_of`).
         merge: the parameter-space merge called `merged`, with its own parameters; None where no layer is merged. Its method is one
             of `LINEAR_METHODS`.
         plain: the recipes that the search is compared with come from here.
@@ -53,7 +53,7 @@ class StackTemplate:
         *,
         models: StackedModels,
         encoding: PathEncoding,
-        writers: Sequence[str],
+        folding: Folding,
         merge: RecipeTemplate | None,
         plain: RecipeTemplate,
         out_dtype: str | None,
@@ -67,7 +67,7 @@ class StackTemplate:
             raise SpaceError(
                 "stacking.parameters: weights that are divided by their sum have no merge where they are all 0; set space.fixed.normalize: false"
             )
-        self._models, self._encoding, self._writers = models, encoding, tuple(writers)
+        self._models, self._encoding, self._folding = models, encoding, folding
         self._merge, self._plain, self._out_dtype = merge, plain, out_dtype
         self.space = SearchSpace([*encoding.parameters(), *(merge.space.parameters if merge is not None else ())])
 
@@ -87,7 +87,7 @@ class StackTemplate:
     def _stacked(self, path: Sequence[Step], values: Mapping[str, float], name: str | None) -> Recipe:
         hops = [Hop(step.layer, self._weights(values, step.model, step.layer), step.scale) for step in path]
         ends = self._weights(values, self._encoding.frame.ends, 0)
-        return stack_recipe(hops, ends=ends, writers=self._writers, out_dtype=self._out_dtype, name=name)
+        return stack_recipe(hops, ends=ends, folding=self._folding, out_dtype=self._out_dtype, name=name)
 
     def widest(self) -> Recipe:
         """A recipe with every layer that any path may use, to see beforehand whether the models fit each other."""

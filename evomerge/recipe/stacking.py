@@ -3,15 +3,17 @@
 In a pre-norm transformer every block normalises its input, so multiplying the hidden state by c > 0 on entering a block changes
 nothing inside it. Let s be the product of all scales up to a block: dividing what the block adds to the hidden state by s and
 leaving all scales out gives the same logits, since the final norm absorbs the last s; only the norms' epsilon differs. What
-a block adds comes out of its residual-writing weights (`o_proj`, `down_proj`), which a `linear` merge can scale by itself.
+a block adds comes out of its residual-writing weights (`o_proj`, `down_proj`), which a `linear` merge can scale by itself; or, where
+what it adds is normalised once more, out of that norm's weights.
 
-Knows nothing of model files; `folding` in `evomerge.plan` says which weights those are.
+Knows nothing of model files; `evomerge.plan.folding` says which weights those are.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evomerge.core import RecipeError
+from evomerge.recipe.methods import SHIFTED_LINEAR
 from evomerge.recipe.parts import Setting, Slice, Source
 from evomerge.recipe.recipe import Recipe
 
@@ -35,20 +37,35 @@ class Hop:
     scale: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Folding:
+    """Where an architecture takes the scales of a stack.
+
+    Attributes:
+        scaled: filters of the tensors (and biases) that are divided by the scale.
+        shifted: whether those stand for 1 + w (norms of Gemma).
+        silenced: filters of the tensors that make a block add nothing when they are zero.
+    """
+
+    scaled: tuple[str, ...]
+    silenced: tuple[str, ...]
+    shifted: bool = False
+
+
 def stack_recipe(
     hops: Sequence[Hop],
     *,
     ends: Sequence[tuple[str, float]],
-    writers: Sequence[str],
+    folding: Folding,
     out_dtype: str | None,
     name: str | None = None,
 ) -> Recipe:
-    """The recipe of a stack: `linear` without normalisation, one slice for each hop.
+    """The recipe of a stack: `linear` without normalisation, one slice for each hop; `shifted_linear` where norms stand for 1 + w.
 
     Args:
         hops: the layers, first to last.
         ends: (model folder, coefficient) of embedding, final norm and output layer.
-        writers: filters of the tensors that write to the residual stream.
+        folding: where the architecture takes the scales.
         out_dtype: what the result is rounded to.
         name: a label.
 
@@ -71,25 +88,30 @@ def stack_recipe(
             Source(
                 model,
                 (hop.layer, hop.layer + 1),
-                {"weight": _settings(weights.get(model, 0.0), product, writers, outer and outer.get(model, 0.0))},
+                {
+                    "weight": _settings(
+                        weights.get(model, 0.0), product, folding.scaled, outer and outer.get(model, 0.0)
+                    )
+                },
             )
             for model in dict.fromkeys(listed)
         ]
-        slices.append(Slice(tuple(sources)))
+        shifts = tuple(Setting(1.0 / product - 1.0, text) for text in folding.scaled) if folding.shifted else ()
+        slices.append(Slice(tuple(sources), {"shift": shifts} if shifts and product != 1.0 else {}))
     return Recipe(
-        "linear",
+        SHIFTED_LINEAR.name if folding.shifted else "linear",
         tuple(slices),
-        parameters={"normalize": (Setting(False),)},
+        parameters={} if folding.shifted else {"normalize": (Setting(False),)},
         out_dtype=out_dtype,
         name=name,
     )
 
 
 def _settings(
-    weight: float, product: float, writers: Sequence[str], outer: float | Mapping[str, float]
+    weight: float, product: float, scaled: Sequence[str], outer: float | Mapping[str, float]
 ) -> tuple[Setting, ...]:
-    """A model's weight in one slice: of tensors outside the layers, of the residual writers, of the rest."""
+    """A model's weight in one slice: of tensors outside the layers, of those that take the scale, of the rest."""
     special = [Setting(outer, text) for text in ENDS] if isinstance(outer, float) and outer != weight else []
     if product != 1.0:
-        special += [Setting(weight / product, text) for text in writers]
+        special += [Setting(weight / product, text) for text in scaled]
     return (*special, Setting(weight))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest, available_engines, make_engine
-from evomerge.plan import make_plan, padded, read_model_header, residual_writers
+from evomerge.plan import folding_of, make_plan, padded, read_model_header
 from evomerge.recipe import Hop, stack_recipe
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool, merge_to_folder, write_slots_folder
@@ -24,7 +24,7 @@ def test_one_engine_serves_every_depth(kind: str, tmp_path: Path) -> None:
     ]
     headers = {folder: read_model_header(folder) for folder in folders}
     first = headers[folders[0]]
-    writers = residual_writers(first)
+    folding = folding_of(first)
     merger = Merger(WeightPool(headers))
     (tmp_path / "slots").mkdir()
     write_slots_folder(tmp_path / "slots", first, MAX_SLOTS)
@@ -36,8 +36,8 @@ def test_one_engine_serves_every_depth(kind: str, tmp_path: Path) -> None:
     draw = random.Random(2)
     for index, depth in enumerate((5, 1, 3)):
         hops = [Hop(draw.randrange(2), ((draw.choice(folders), 1.0),), draw.uniform(0.5, 1.6)) for _ in range(depth)]
-        recipe = stack_recipe(hops, ends=[(folders[0], 1.0)], writers=writers, out_dtype="float32")
-        plan = padded(make_plan(recipe, headers), MAX_SLOTS, writers)
+        recipe = stack_recipe(hops, ends=[(folders[0], 1.0)], folding=folding, out_dtype="float32")
+        plan = padded(make_plan(recipe, headers), MAX_SLOTS, folding.silenced)
         engine.update(lambda target, plan=plan: merger.write(plan, target))
         merge_to_folder(recipe, tmp_path / f"exported-{index}")
         fresh = make_engine(kind, tmp_path / f"exported-{index}", options=options, **settings)

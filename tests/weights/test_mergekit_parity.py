@@ -11,7 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 from evomerge.plan import read_model_header
-from evomerge.recipe import PIECEWISE, Hop, PieceTable, Recipe, Setting, Slice, Source, Span, stack_recipe, write_recipe
+from evomerge.recipe import (
+    PIECEWISE,
+    Folding,
+    Hop,
+    PieceTable,
+    Recipe,
+    Setting,
+    Slice,
+    Source,
+    Span,
+    stack_recipe,
+    write_recipe,
+)
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import merge_to_folder
 
@@ -123,7 +135,7 @@ def recipes(models, out_dtype, names=("w",)):
                 Hop(3, ((b, 1.0),)),
             ],
             ends=[(base, 0.4), (a, 0.6)],
-            writers=("o_proj", "down_proj"),
+            folding=Folding(("o_proj", "down_proj"), ("o_proj", "down_proj")),
             out_dtype=out_dtype,
         ),
         "piecewise": Recipe(

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.core import RecipeError
-from evomerge.plan import RESIDUAL_WRITERS, make_plan, padded, read_model_header, residual_writers
-from evomerge.recipe import Hop, Recipe, recipe_from_yaml, recipe_to_yaml, stack_recipe
+from evomerge.plan import FOLDINGS, folding_of, make_plan, padded, read_model_header
+from evomerge.recipe import Folding, Hop, Recipe, recipe_from_yaml, recipe_to_yaml, stack_recipe
 from evomerge.weights import Merger, WeightPool, merge_to_folder, write_slots_folder
 
 N_LAYERS = 3
@@ -34,7 +34,11 @@ MOE = {
     "shared_expert_intermediate_size": 24,
     "norm_topk_prob": True,
 }
+PLAIN = {"layer_types": ["full_attention"] * N_LAYERS, "head_dim": 8}
 ARCHITECTURES = {
+    "GemmaForCausalLM": ("gemma", {"head_dim": 8}),
+    "Gemma2ForCausalLM": ("gemma2", PLAIN),
+    "Gemma3ForCausalLM": ("gemma3_text", PLAIN),
     "LlamaForCausalLM": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "MistralForCausalLM": ("mistral", {"head_dim": 8, "sliding_window": 8}),
     "Qwen2ForCausalLM": ("qwen2", {"tie_word_embeddings": True}),
@@ -80,8 +84,8 @@ def random_path(models: tuple[str, str], seed: int, depth: int) -> list[Hop]:
 
 
 def stacked(models: tuple[str, str], hops: list[Hop], **settings: object) -> Recipe:
-    writers = residual_writers(read_model_header(models[0]))
-    return stack_recipe(hops, ends=[(models[0], 1.0)], writers=writers, out_dtype="float32", **settings)
+    folding = folding_of(read_model_header(models[0]))
+    return stack_recipe(hops, ends=[(models[0], 1.0)], folding=folding, out_dtype="float32", **settings)
 
 
 def logits(folder: Path, tokens: torch.Tensor, scales: list[float] | None = None) -> torch.Tensor:
@@ -122,7 +126,7 @@ def test_idle_layers_change_nothing(models: tuple[str, str], tmp_path: Path) -> 
     merger = Merger(WeightPool(headers))
     before, after = (make_plan(stacked(models, random_path(models, 3, depth)), headers) for depth in (6, 2))
     weights = dict(merger.tensors(before))
-    weights |= dict(merger.tensors(padded(after, 6, residual_writers(headers[models[0]]))))
+    weights |= dict(merger.tensors(padded(after, 6, folding_of(headers[models[0]]).silenced)))
     write_slots_folder(tmp_path, headers[models[0]], 6)
     save_file(
         {name: tensor.contiguous() for name, tensor in weights.items()},
@@ -143,14 +147,14 @@ def test_a_slots_folder_takes_no_room(models: tuple[str, str], tmp_path: Path) -
 
 
 def test_every_architecture_of_the_table_is_tested() -> None:
-    assert set(ARCHITECTURES) == set(RESIDUAL_WRITERS)
+    assert set(ARCHITECTURES) == set(FOLDINGS)
 
 
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("gemma2", {}, "stand for 1 \\+ w"),
-        ("gemma3_text", {}, "stand for 1 \\+ w"),
+        ("gemma2", {}, "differ by position"),
+        ("gemma3_text", {"layer_types": ["sliding_attention"] * 2 + ["full_attention"]}, "differ by position"),
         ("granite", {}, "multiplies what its blocks add"),
         ("olmo2", {}, "do not normalise their input"),
         ("phi", {}, "not known which of its weights"),
@@ -167,18 +171,28 @@ def test_architectures_that_cannot_be_stacked_are_refused_by_name(
     config = AutoConfig.for_model(kind, **COMMON, **settings)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(RecipeError, match=message):
-        residual_writers(read_model_header(tmp_path))
+        folding_of(read_model_header(tmp_path))
 
 
 def test_stacks_that_are_none_are_refused() -> None:
     hop = Hop(0, (("m", 1.0),))
     with pytest.raises(RecipeError, match="at least one layer"):
-        stack_recipe([], ends=[("m", 1.0)], writers=("o_proj",), out_dtype=None)
+        stack_recipe([], ends=[("m", 1.0)], folding=Folding(("o_proj",), ("o_proj",)), out_dtype=None)
     with pytest.raises(RecipeError, match="layer 1 of the stack has scale 0"):
-        stack_recipe([hop, Hop(0, hop.weights, 0.0)], ends=[("m", 1.0)], writers=("o_proj",), out_dtype=None)
+        stack_recipe(
+            [hop, Hop(0, hop.weights, 0.0)],
+            ends=[("m", 1.0)],
+            folding=Folding(("o_proj",), ("o_proj",)),
+            out_dtype=None,
+        )
 
 
 def test_a_stack_is_a_recipe_like_any_other() -> None:
     hops = [Hop(0, (("m", 1.0),)), Hop(1, (("n", 0.25), ("m", 0.5)), 0.5), Hop(0, (("n", 1.0),), 2.0)]
-    recipe = stack_recipe(hops, ends=[("m", 0.75), ("n", 0.25)], writers=("o_proj", "down_proj"), out_dtype="bfloat16")
+    recipe = stack_recipe(
+        hops,
+        ends=[("m", 0.75), ("n", 0.25)],
+        folding=Folding(("o_proj", "down_proj"), ("o_proj", "down_proj")),
+        out_dtype="bfloat16",
+    )
     assert recipe_from_yaml(recipe_to_yaml(recipe)) == recipe

@@ -80,6 +80,12 @@ def _linear(step: TensorStep, n_elements: int, seed: int, statistics: Statistics
     )
 
 
+def _shifted_linear(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+    if step.parameters["shift"]:
+        return None  # norms, a few numbers each
+    return FusedStep([(entry, weight, NO_PRUNE) for entry, weight in zip(step.inputs, _weights(step), strict=True)])
+
+
 def _slerp(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
     other, base = step.inputs[0], step.base
     if base is None:
@@ -164,8 +170,9 @@ def _task_vectors(prune: PruneBuilder, *, elect_sign: bool) -> Callable[[TensorS
     return build
 
 
-_BUILDERS: Mapping[str, Callable[[TensorStep, int, int, Statistics], FusedStep]] = {
+_BUILDERS: Mapping[str, Callable[[TensorStep, int, int, Statistics], FusedStep | None]] = {
     "linear": _linear,
+    "shifted_linear": _shifted_linear,
     "slerp": _slerp,
     "task_arithmetic": _task_vectors(_keep_all, elect_sign=False),
     "ties": _task_vectors(_keep_largest, elect_sign=True),
