@@ -198,9 +198,12 @@ def make_problem(config: SearchConfig) -> Problem:
 
 def describe(problem: Problem) -> list[str]:
     """What a search would do, in a few lines."""
-    config = problem.config
+    from evomerge.build.strategies import chosen_strategy
+
+    config, choice = problem.config, chosen_strategy(problem)
+    why = "" if choice.name == config.strategy.name else f" ({config.strategy.name}: {choice.reason})"
     lines = [
-        f"strategy    {config.strategy.name}, seed {config.seed}, budget {config.budget.model_dump(exclude_none=True)}"
+        f"strategy    {choice.name}{why}, seed {config.seed}, budget {config.budget.model_dump(exclude_none=True)}"
     ]
     lines.append(f"objectives  {', '.join(f'{item.name} ({item.direction.value})' for item in problem.objectives)}")
     lines += _describe_space(problem)

@@ -14,7 +14,7 @@ from evomerge.build.fingerprints import model_fingerprint
 from evomerge.build.pools import worker_pool
 from evomerge.build.problem import Problem, make_problem
 from evomerge.build.signals import signals
-from evomerge.build.strategies import strategy_for
+from evomerge.build.strategies import chosen_strategy, strategy_for
 from evomerge.config import SearchConfig
 from evomerge.core import ConfigError, FilePath, Json, atomic_write_json, atomic_write_text
 from evomerge.search import (
@@ -165,7 +165,7 @@ def _run_record(problem: Problem, n_workers: int) -> dict[str, Json]:
         "version": FORMAT_VERSION,
         "name": config.name,
         "seed": config.seed,
-        "strategy": config.strategy.name,
+        "strategy": chosen_strategy(problem).name,
         "objectives": problem.objectives_json(),
         "space": problem.space.fingerprint,
         "in_flight": n_workers,

@@ -1,12 +1,41 @@
 """config -> strategy."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from evomerge.core import ConfigError
 from evomerge.strategy import Strategy, make_strategy
 
 if TYPE_CHECKING:
     from evomerge.build.problem import Problem
+
+
+AUTO = "auto"
+"""the strategy that docs/strategies.md advises for the problem"""
+
+MAP_DIMENSIONS = 10
+"""up to which the quadratic surrogates of `map` can be paid for with a few hundred evaluations"""
+
+
+class Choice(NamedTuple):
+    """A strategy and why it was chosen."""
+
+    name: str
+    reason: str
+
+
+def chosen_strategy(problem: "Problem") -> Choice:
+    """The configured strategy; for `auto`, the one that the tables behind docs/strategies.md speak for."""
+    wanted = problem.config.strategy.name
+    if wanted != AUTO:
+        return Choice(wanted, "configured")
+    space, n_objectives = problem.space, len(problem.objectives)
+    if any(space.choices):
+        return Choice("nsga2" if n_objectives > 1 else "catcma", "the space has choices")
+    if n_objectives == 1:
+        return Choice("cma_es", "one objective")
+    if n_objectives <= 3 and space.dimension <= MAP_DIMENSIONS:
+        return Choice("map", f"{n_objectives} objectives, {space.dimension} dimensions")
+    return Choice("nsga2" if n_objectives == 2 else "nsga3", f"{n_objectives} objectives, {space.dimension} dimensions")
 
 
 def strategy_for(problem: "Problem") -> Strategy:
@@ -28,7 +57,7 @@ def strategy_for(problem: "Problem") -> Strategy:
             raise ConfigError("strategy.chromosomes: follows from space.module_groups; remove it")
         options["chromosomes"] = len(problem.crossings.chromosomes)
     return make_strategy(
-        wanted.name,
+        chosen_strategy(problem).name,
         dimension=problem.space.dimension,
         objectives=problem.objectives,
         seed=problem.config.seed,

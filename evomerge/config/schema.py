@@ -194,6 +194,7 @@ class StrategyConfig(_Strict):
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = "cma_es"
+    """a strategy (docs/strategies.md), or auto: what that page advises for the objectives and the space"""
 
     @property
     def options(self) -> dict[str, Any]:
