@@ -42,6 +42,10 @@ def stack_template(
     """
     if config.models is None:
         raise ConfigError("models: is missing")
+    if config.engine.tensor_parallel > 1:
+        raise ConfigError(
+            "stacking: an engine of several processes serves one depth only; set engine.tensor_parallel: 1"
+        )
     base = config.models.base.path if config.models.base else None
     models = StackedModels({name: model.path for name, model in config.models.experts.items()}, base)
     folders = {**models.experts, **({"base": base} if base is not None else {})}

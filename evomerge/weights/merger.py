@@ -80,6 +80,9 @@ class Merger:
         if direct and self._batch is not None:
             bad = self._batch.run(direct, fused)
             if bad is not None:
+                # idle layers of a later stack keep what they hold, which must be finite: zero times infinity is NaN
+                for destination in direct:
+                    destination.memory.zero_()
                 _refuse(bad.output, plan.dtype)
 
     def _fused(self, plan: MergePlan, steps: list[TensorStep]) -> dict[str, FusedStep]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from evomerge.core import CheckpointError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest, available_engines, make_engine
 from evomerge.plan import folding_of, make_plan, padded, read_model_header
 from evomerge.recipe import Hop, stack_recipe
@@ -45,4 +46,28 @@ def test_one_engine_serves_every_depth(kind: str, tmp_path: Path) -> None:
         for ours, theirs in zip(engine.loglikelihood(score), fresh.loglikelihood(score), strict=True):
             assert ours.log_probability == pytest.approx(theirs.log_probability, abs=1e-4)
         fresh.close()
+    engine.close()
+
+
+def test_a_stack_that_overflows_leaves_nothing_in_idle_layers(tmp_path: Path) -> None:
+    model = str(write_tiny_llama(tmp_path / "a", seed=0, n_layers=2, dtype="float32"))
+    header = read_model_header(model)
+    folding, merger = folding_of(header), Merger(WeightPool({model: header}))
+    (tmp_path / "slots").mkdir()
+    write_slots_folder(tmp_path / "slots", header, MAX_SLOTS)
+    engine = make_engine("transformers", tmp_path / "slots", dtype="float32", max_model_len=64)
+    question = [LogLikelihoodRequest((7, 8, 9, 10), (12, 11))]
+
+    def put(hops: list[Hop]) -> None:
+        recipe = stack_recipe(hops, ends=[(model, 1.0)], folding=folding, out_dtype="float32")
+        plan = padded(make_plan(recipe, {model: header}), MAX_SLOTS, folding.silenced)
+        engine.update(lambda target: merger.write(plan, target))
+
+    shallow = [Hop(0, ((model, 1.0),))]
+    put(shallow)
+    before = engine.loglikelihood(question)
+    with pytest.raises(CheckpointError, match="outside the range"):
+        put([*shallow * 3, Hop(1, ((model, 1e39),))])
+    put(shallow)
+    assert engine.loglikelihood(question) == before
     engine.close()
