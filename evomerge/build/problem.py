@@ -268,7 +268,7 @@ def _checked(problem: Problem, errors: list[str]) -> Problem:
         except EvomergeError as error:
             errors.append(str(error))
     if errors:
-        raise ConfigError(_listed(errors))
+        raise ConfigError(_listed(list(dict.fromkeys(errors))))
     return problem
 
 
