@@ -30,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from evomerge.build import parse_config, resume_search, start_search
@@ -289,7 +290,7 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = str(HEAD_PATIENCE_S)  # noqa: SIM112  (Ray's own spelling)
     undisturbed, run = folder / "ray-undisturbed", folder / "ray-run"
-    n_evaluations = 16 * n_kills
+    n_evaluations = 40 * n_kills  # enough that the run outlasts the kills, also while a node takes seconds to start
     common = {
         "evaluation": {**SETTINGS["evaluation"], "failure_rate": 0.0, "delay_s": 0.25},
         "budget": {"evaluations": n_evaluations},
@@ -298,8 +299,6 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
     local["evaluation"] = {**local["evaluation"], "delay_s": 0.0}
     if ended(fork(lambda: begin(undisturbed, local)), 600) != 0:
         raise SystemExit("the undisturbed run failed")
-    import psutil
-
     cluster = start_cluster()
     nodes = [add_node(cluster) for _ in range(2)]
     section = {"kind": "ray", "workers": 3, "max_attempts": 50, "startup_timeout_s": 120}
@@ -324,10 +323,7 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
             time.sleep(rng.uniform(0.05, 1.5))
             kind = first.pop() if first else rng.choices(KINDS, weights=[4, 2, 1, 1])[0]
             if kind == "worker":
-                workers = [p for p in psutil.process_iter(["name", "cmdline"]) if is_worker(p)]
-                if not workers:
-                    continue
-                rng.choice(workers).kill()
+                rng.choice(running_workers()).kill()
             elif kind == "raylet":
                 index = rng.randrange(len(nodes))
                 cluster.remove_node(nodes[index], allow_graceful=False)
@@ -398,10 +394,21 @@ def spawn(folder: Path, wanted: dict[str, Any]) -> int:
     return subprocess.Popen([sys.executable, __file__, "--go-on", str(folder), json.dumps(wanted)]).pid
 
 
+def running_workers() -> list[Any]:
+    """The evaluators' actors of this cluster, at least one: they rename themselves, and come back a while after a kill."""
+    for _ in range(600):
+        workers = [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
+        if workers:
+            return workers
+        time.sleep(0.1)
+    raise SystemExit("no worker came back within a minute")
+
+
 def is_worker(process: Any) -> bool:
-    """Whether a process is an evaluator's actor; they rename themselves."""
-    name = " ".join(process.info["cmdline"] or [])
-    return name.startswith("ray::Worker")
+    try:
+        return " ".join(process.cmdline()).startswith("ray::Worker")
+    except psutil.Error:  # ended meanwhile
+        return False
 
 
 def main() -> None:
