@@ -19,7 +19,6 @@ import platform
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ import psutil
 import yaml
 
 from evomerge.build import parse_config, resume_search, start_search
+from evomerge.cluster.nodes import add_node, start_cluster
 from evomerge.core import EvomergeError, JournalError
 from evomerge.search import RunState, read_journal
 
@@ -283,10 +283,7 @@ def fuzz(folder: Path, count: int, rng: random.Random) -> dict[str, Any]:
 
 def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
     """Kills workers, raylets, drivers and heads of a search on a local cluster of three nodes; each kind at least once."""
-    from evomerge.cluster.ray_session import keep_to_this_machine
-
     logging.disable(logging.ERROR)
-    keep_to_this_machine()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = str(HEAD_PATIENCE_S)  # noqa: SIM112  (Ray's own spelling)
     undisturbed, run = folder / "ray-undisturbed", folder / "ray-run"
@@ -359,34 +356,6 @@ KINDS = ("worker", "raylet", "driver", "head")
 
 HEAD_PATIENCE_S = 5
 """How long the parts of Ray look for a head that has gone; 60 by default."""
-
-AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def start_cluster() -> Any:
-    """A head node of one CPU. On a busy machine its parts may miss each other's time limits: tried again."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster()
-    add_node(cluster, include_dashboard=False)
-    return cluster
-
-
-def add_node(cluster: Any, **options: Any) -> Any:
-    for attempt in range(10):
-        try:
-            # with ports that are given the node does not wait for its agents, which are slow on a busy machine
-            ports = {name: free_port() for name in AGENT_PORTS}
-            return cluster.add_node(num_cpus=1, object_store_memory=80 << 20, **ports, **options)
-        except Exception as problem:  # noqa: BLE001  (Ray raises nothing more special)
-            print(f"ray: a node did not start ({attempt}): {str(problem)[:60]}", flush=True)
-    raise SystemExit("no Ray node could be started")
 
 
 def spawn(folder: Path, wanted: dict[str, Any]) -> int:

@@ -11,7 +11,10 @@ from evomerge.core import CheckpointError, Evaluation, EvaluationRequest, Status
 
 
 class Scripted:
-    """Does what the candidate's id says: `ok-*`, `raise-*`, `die-*`, `die-once-*`, `hang-*`."""
+    """Does what the candidate's id says: `ok-*`, `slow-*`, `raise-*`, `die-*`, `die-once-*`, `hang-*`.
+
+    The cost says where: the process, and the GPU that it may see (-1 = none).
+    """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._folder = Path(settings["folder"])
@@ -24,12 +27,15 @@ class Scripted:
             raise RuntimeError("scripted")
         if name.startswith("hang"):
             time.sleep(60)
+        if name.startswith("slow"):
+            time.sleep(1)
         if name.startswith("die-once"):
             if request.attempt == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
         elif name.startswith("die"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return Evaluation(name, request.split, Status.OK, scores={"f": 1.0}, cost={"pid": os.getpid()})
+        where = {"pid": os.getpid(), "gpu": int(os.environ.get("CUDA_VISIBLE_DEVICES") or -1)}
+        return Evaluation(name, request.split, Status.OK, scores={"f": 1.0}, cost=where)
 
     def close(self) -> None:
         (self._folder / "closed").touch()
