@@ -25,6 +25,7 @@ from evomerge.engine.patches import (
     writable_cpu_linears,
 )
 from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
+from evomerge.engine.segments import SegmentKeeper, segments_in_use
 from evomerge.engine.usable import Usable
 from evomerge.engine.vllm_weights import LiveWeights, ModelWeights, ShardedWeights
 from evomerge.plan import WeightTarget
@@ -94,7 +95,10 @@ class VllmEngine:
             arguments |= _SHARDED
         apply_engine_environment()
         with CheckpointFolder(model) as checkpoint:
+            segments = segments_in_use()
             self._llm: LLM | None = _start(model, arguments)
+            segments = segments_in_use() - segments
+            self._segments = SegmentKeeper(segments) if segments else None
             DISTRIBUTED_STATE.acquire()
             self._poisoned = False
             self._weights: LiveWeights | None = None
@@ -257,6 +261,8 @@ class VllmEngine:
             self._llm = None
             self._weights = None
             DISTRIBUTED_STATE.release(engine.engine_core.shutdown)
+            if self._segments is not None:
+                self._segments.close()
             del engine
             gc.collect()
 

@@ -1,0 +1,59 @@
+"""A tensor-parallel engine that is killed leaves neither a process nor shared memory behind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from evomerge.engine import available_engines
+from evomerge.testing.tiny_models import write_tiny_llama
+
+START = """
+import os, sys, time
+from pathlib import Path
+from evomerge.engine import engine_environment, make_engine
+os.environ.update(engine_environment())
+if __name__ == "__main__":
+    engine = make_engine("vllm", Path(sys.argv[1]), max_model_len=64, options={"tensor_parallel_size": 2})
+    print("started", flush=True)
+    time.sleep(600)
+"""
+
+
+def _shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm"))  # noqa: S108  (looked at, not written to)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # whose end nobody has asked for yet
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.skipif("vllm" not in available_engines(), reason="vLLM is not installed")
+def test_a_killed_engine_of_two_processes_leaves_nothing_behind(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "model", seed=0)
+    script = tmp_path / "start.py"
+    script.write_text(START)
+    before = _shared_memory()
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "model")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        family = psutil.Process(process.pid).children(recursive=True)
+        segments = _shared_memory() - before
+        assert segments, "an engine of several processes talks through shared memory"
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 60
+    while (alive := [member for member in family if _is_alive(member)]) or segments & _shared_memory():
+        assert time.monotonic() < deadline, (alive, segments & _shared_memory())
+        time.sleep(0.1)
