@@ -1,9 +1,14 @@
 """Fixtures for tests of several packages, and how the tests are spread over processes (`pytest -n 2 --dist loadgroup`)."""
 
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
+from evomerge.engine.segments import mapped_segments
 from evomerge.zoo import build_zoo
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -19,6 +24,24 @@ FIRST = ("cluster", "e2e", "engine", "docs", "cli", "search", "zoo", "evaluation
 def zoo() -> Path:
     """The folder of the demo models: `zoo/` in the repository, built (minutes) where it is missing or outdated."""
     return build_zoo(REPOSITORY / "zoo").folder
+
+
+@pytest.fixture
+def left_in_shared_memory() -> Callable[[], set[str]]:
+    """A function: what has appeared in `/dev/shm` since the test began and nobody alive uses, after a while for it to go."""
+    folder = "/dev/shm"  # noqa: S108  (looked at, not written to)
+    before = set(os.listdir(folder))
+
+    def left() -> set[str]:
+        deadline = time.monotonic() + 30
+        while True:
+            new = set(os.listdir(folder)) - before
+            new -= set().union(*map(mapped_segments, psutil.pids()))
+            if not new or time.monotonic() > deadline:
+                return new
+            time.sleep(0.2)
+
+    return left
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["SegmentKeeper", "segments_in_use"]
+__all__ = ["SegmentKeeper", "mapped_segments", "segments_in_use"]
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where the system puts it)
 _PATIENCE_S = 120.0
@@ -34,7 +34,9 @@ class SegmentKeeper:
         command = [sys.executable, "-I", "-S", __file__, *sorted(names)]
         nowhere = subprocess.DEVNULL
         # returns at once: the program leaves its first process, so that it is nobody's child
-        subprocess.run(command, stdin=end, stdout=nowhere, stderr=nowhere, cwd="/", check=True, start_new_session=True)
+        subprocess.run(  # noqa: S603
+            command, stdin=end, stdout=nowhere, stderr=nowhere, cwd="/", check=True, start_new_session=True
+        )
         os.close(end)
 
     def close(self) -> None:
@@ -43,16 +45,17 @@ class SegmentKeeper:
 
 
 def segments_in_use() -> set[str]:
-    """Names of the files in `/dev/shm` that this process and its descendants have mapped; none where there is no `/proc`."""
+    """Names of the files in `/dev/shm` that this process and its descendants have mapped."""
     import psutil
 
     family = [os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))]
-    return set().union(*map(_mapped, family))
+    return set().union(*map(mapped_segments, family))
 
 
-def _mapped(pid: int) -> set[str]:
+def mapped_segments(pid: int) -> set[str]:
+    """Names of the files in `/dev/shm` that a process has mapped; none where it has gone or may not be looked at."""
     names = set()
-    with suppress(OSError):  # it has gone, or may not be looked at
+    with suppress(OSError):
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             _, found, name = line.partition(f"{_SHARED_MEMORY}/")
             if found and not name.endswith(" (deleted)"):
@@ -67,7 +70,7 @@ def _keep(names: Collection[str]) -> None:
     wanted = set(names)
     deadline = time.monotonic() + _PATIENCE_S
     while wanted and time.monotonic() < deadline:
-        used = set().union(*(_mapped(int(entry)) for entry in os.listdir("/proc") if entry.isdigit()))
+        used = set().union(*(mapped_segments(int(entry)) for entry in os.listdir("/proc") if entry.isdigit()))
         for name in wanted - used:
             (_SHARED_MEMORY / name).unlink(missing_ok=True)
         wanted &= used

@@ -1,10 +1,10 @@
 """A vLLM engine that is killed in the middle of a candidate: replaced, the candidate tried again, nothing left."""
 
 import json
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,6 @@ TASK = {
     "generation_kwargs": {"until": ["\n"], "max_gen_toks": 24},
     "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
 }
-
-
-def _shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))  # noqa: S108  (looked at, not written to)
 
 
 @pytest.fixture
@@ -82,8 +78,10 @@ def _workers(driver: psutil.Process) -> list[psutil.Process]:
     return found
 
 
-def test_a_killed_engine_is_replaced_and_leaves_nothing_behind(config: Path, tmp_path: Path) -> None:
-    run, before = tmp_path / "run", _shared_memory()
+def test_a_killed_engine_is_replaced_and_leaves_nothing_behind(
+    config: Path, tmp_path: Path, left_in_shared_memory: Callable[[], set[str]]
+) -> None:
+    run = tmp_path / "run"
     command = [
         sys.executable,
         "-c",
@@ -118,4 +116,4 @@ def test_a_killed_engine_is_replaced_and_leaves_nothing_behind(config: Path, tmp
     finally:
         process.kill()
         process.wait()
-    assert _shared_memory() - before == set()
+    assert left_in_shared_memory() == set()

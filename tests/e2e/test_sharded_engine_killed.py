@@ -1,15 +1,16 @@
 """A tensor-parallel engine that is killed leaves neither a process nor shared memory behind."""
 
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from evomerge.engine import available_engines
+from evomerge.engine.segments import mapped_segments
 from evomerge.testing.tiny_models import write_tiny_llama
 
 START = """
@@ -24,10 +25,6 @@ if __name__ == "__main__":
 """
 
 
-def _shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))  # noqa: S108  (looked at, not written to)
-
-
 def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE  # whose end nobody has asked for yet
@@ -36,11 +33,12 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 @pytest.mark.skipif("vllm" not in available_engines(), reason="vLLM is not installed")
-def test_a_killed_engine_of_two_processes_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_killed_engine_of_two_processes_leaves_nothing_behind(
+    tmp_path: Path, left_in_shared_memory: Callable[[], set[str]]
+) -> None:
     write_tiny_llama(tmp_path / "model", seed=0)
     script = tmp_path / "start.py"
     script.write_text(START)
-    before = _shared_memory()
     process = subprocess.Popen(
         [sys.executable, str(script), str(tmp_path / "model")], stdout=subprocess.PIPE, text=True
     )
@@ -48,12 +46,12 @@ def test_a_killed_engine_of_two_processes_leaves_nothing_behind(tmp_path: Path) 
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         family = psutil.Process(process.pid).children(recursive=True)
-        segments = _shared_memory() - before
-        assert segments, "an engine of several processes talks through shared memory"
+        assert mapped_segments(process.pid), "an engine of several processes talks through shared memory"
     finally:
         process.kill()
         process.wait()
     deadline = time.monotonic() + 60
-    while (alive := [member for member in family if _is_alive(member)]) or segments & _shared_memory():
-        assert time.monotonic() < deadline, (alive, segments & _shared_memory())
+    while alive := [member for member in family if _is_alive(member)]:
+        assert time.monotonic() < deadline, alive
         time.sleep(0.1)
+    assert left_in_shared_memory() == set()
