@@ -33,6 +33,9 @@ LOOK_EVERY_S = 2.0
 REST_S = 60.0
 """A worker that could not start tries again after this long, while others work."""
 
+_MAX_REASON = 500
+"""characters"""
+
 MAX_NODE_LOSSES = 10
 """A request that was lost with so many nodes fails, though nothing says that it is its own fault."""
 
@@ -269,6 +272,13 @@ class RayPool:
 
 
 def _reason(problem: RayError) -> str:
-    """The line that says something, of Ray's long message: the last line of a remote traceback, else the first line."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
-    return lines[-1] if any(line.startswith("File ") for line in lines) else lines[0]
+    """What says something, of Ray's long message: the exception at the end of a remote traceback, else the first line."""
+    lines = str(problem).splitlines()
+    frames = [number for number, line in enumerate(lines) if line.lstrip().startswith('File "')]
+    if frames:
+        rest = lines[frames[-1] + 1 :]
+        start = next((number for number, line in enumerate(rest) if line and not line.startswith(" ")), 0)
+        lines = rest[start:]
+    else:
+        lines = next(([line] for line in lines if line.strip()), [type(problem).__name__])
+    return " ".join(" ".join(lines).split())[:_MAX_REASON]

@@ -52,7 +52,7 @@ def test_local_pool_evaluates_everything_once(tmp_path: Path) -> None:
     pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 3)
     submit(pool, *(f"ok-{index}" for index in range(20)), "raise-1")
     results = drain(pool, 21)
-    assert results.pop("raise-1").error == "RuntimeError: scripted"
+    assert results.pop("raise-1").error == "RuntimeError: scripted\n  in two lines"
     assert {result.status for result in results.values()} == {Status.OK}
     assert pool.next_done(0.01) is None
     pool.close()
@@ -105,7 +105,7 @@ def test_ray_pool_survives_dying_workers(tmp_path: Path) -> None:
         *("raise-1", "raise-1"),
     ]
     assert results["raise-1"].status is Status.FAILED
-    assert "scripted" in str(results["raise-1"].error)
+    assert "RuntimeError: scripted in two lines" in str(results["raise-1"].error)
     assert (tmp_path / "die-once-1").read_text() == "xx"
     assert (tmp_path / "ok-1").read_text() == "x"
 

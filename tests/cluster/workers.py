@@ -24,7 +24,7 @@ class Scripted:
         with (self._folder / name).open("a") as stream:
             stream.write("x")
         if name.startswith("raise"):
-            raise RuntimeError("scripted")
+            raise RuntimeError("scripted\n  in two lines")
         if name.startswith("hang"):
             time.sleep(60)
         if name.startswith("slow"):

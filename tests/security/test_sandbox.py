@@ -157,3 +157,50 @@ def test_what_runs_code_is_known_before_it_is_imported(folder: Path) -> None:
         task_settings("humaneval", trust_code=False)
     with pytest.raises(EvaluationError, match="trust_task_code"):
         load_task(TaskSpec(str(folder / "t.yaml")), None)
+
+
+CODE = '''
+import subprocess, sys
+
+def with_prompt(resps, docs):
+    return [[doc["prompt"] + answer for answer in answers] for answers, doc in zip(resps, docs)]
+
+def pass_at_1(references, predictions):
+    """As the metric of HumanEval: runs what the model wrote, then the reference's assertions, in a process of its own."""
+    program = predictions[0][0] + "\\n" + references[0]
+    return float(subprocess.run([sys.executable, "-c", program], timeout=5).returncode == 0)
+'''
+HUMANEVAL = """
+task: squares
+dataset_path: json
+dataset_kwargs: {data_files: {search: problems.jsonl}}
+unsafe_code: true
+output_type: generate_until
+doc_to_text: "{{prompt}}"
+doc_to_target: "{{test}}"
+generation_kwargs: {until: ["\\ndef"], max_gen_toks: 32}
+metric_list:
+  - {metric: !function pass_at_1.pass_at_1, aggregation: mean, higher_is_better: true}
+filter_list:
+  - {name: create_test, filter: [{function: custom, filter_fn: !function pass_at_1.with_prompt}]}
+"""
+
+
+def test_a_task_shaped_like_humaneval_runs_what_the_model_writes(tmp_path: Path) -> None:
+    try:
+        check_sandbox()
+    except EvaluationError as reason:
+        pytest.skip(str(reason))
+    write_tiny_llama(tmp_path / "model", seed=0)
+    problem = {"prompt": "def square(x):\n", "test": "assert square(-3) == 9"}
+    (tmp_path / "problems.jsonl").write_text(f"{json.dumps(problem)}\n" * 4)
+    (tmp_path / "pass_at_1.py").write_text(CODE)
+    (tmp_path / "squares.yaml").write_text(HUMANEVAL)
+    task = SandboxedTask(TaskSpec(str(tmp_path / "squares.yaml")), tmp_path / "model", timeout_s=60)
+    written = tmp_path / "written"
+    answers = ["    return x * x", "    return x + x", "    return (", f"    open({str(written)!r}, 'w'); return 9"]
+    scores = task.items(Split.SEARCH).score([], [Generation(answer, 8) for answer in answers])
+    task.close()
+    assert (task.metric, task.filter) == ("pass_at_1", "create_test")
+    assert scores.tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert not written.exists()
