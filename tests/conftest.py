@@ -36,7 +36,7 @@ def left_in_shared_memory() -> Callable[[], set[str]]:
         deadline = time.monotonic() + 30
         while True:
             new = set(os.listdir(folder)) - before
-            new -= set().union(*map(mapped_segments, psutil.pids()))
+            new -= mapped_segments(*psutil.pids())
             if not new or time.monotonic() > deadline:
                 return new
             time.sleep(0.2)

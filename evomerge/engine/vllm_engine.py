@@ -7,8 +7,9 @@ Knows nothing of tasks, text (beyond decoding what was generated) or merging. Im
 import gc
 import logging
 import math
+import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from evomerge.engine.patches import (
     writable_cpu_linears,
 )
 from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
-from evomerge.engine.segments import SegmentKeeper, segments_in_use
+from evomerge.engine.segments import SegmentKeeper, mapped_segments
 from evomerge.engine.usable import Usable
 from evomerge.engine.vllm_weights import LiveWeights, ModelWeights, ShardedWeights
 from evomerge.plan import WeightTarget
@@ -95,10 +96,10 @@ class VllmEngine:
             arguments |= _SHARDED
         apply_engine_environment()
         with CheckpointFolder(model) as checkpoint:
-            segments = segments_in_use()
+            earlier = mapped_segments(os.getpid()), set(_children())
             self._llm: LLM | None = _start(model, arguments)
-            segments = segments_in_use() - segments
-            self._segments = SegmentKeeper(segments) if segments else None
+            processes = set(_children()) - earlier[1]
+            self._segments = SegmentKeeper(earlier[0], processes) if processes else None
             DISTRIBUTED_STATE.acquire()
             self._poisoned = False
             self._weights: LiveWeights | None = None
@@ -288,6 +289,13 @@ def _start(model: Path, arguments: Mapping[str, Any]) -> "LLM":
             return LLM(model=str(model), **arguments)
         except _START_ERRORS as error:
             raise EngineError(f"vLLM cannot serve {model}: {error}") from error
+
+
+def _children() -> Iterator[int]:
+    """Ids of the processes that descend from this one."""
+    import psutil
+
+    yield from (child.pid for child in psutil.Process().children(recursive=True))
 
 
 def _check_unquantised(llm: "LLM") -> None:
