@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_WEYL = (0x9E3779B9, 0xBB67AE85)
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 ROUNDS = 10
@@ -39,14 +39,14 @@ def random_words(key: tuple[int, int], start: int, count: int) -> NDArray[np.uin
     words = [counter & _LOW, counter >> _SHIFT, zero, zero]
     low_key, high_key = key
     for _ in range(ROUNDS):
-        product0, product1 = _MULTIPLIERS[0] * words[0], _MULTIPLIERS[1] * words[2]
+        product0, product1 = np.uint64(MULTIPLIERS[0]) * words[0], np.uint64(MULTIPLIERS[1]) * words[2]
         words = [
             (product1 >> _SHIFT) ^ words[1] ^ np.uint64(low_key),
             product1 & _LOW,
             (product0 >> _SHIFT) ^ words[3] ^ np.uint64(high_key),
             product0 & _LOW,
         ]
-        low_key, high_key = (low_key + _WEYL[0]) & 0xFFFFFFFF, (high_key + _WEYL[1]) & 0xFFFFFFFF
+        low_key, high_key = (low_key + WEYL[0]) & 0xFFFFFFFF, (high_key + WEYL[1]) & 0xFFFFFFFF
     interleaved = np.stack(words, axis=1).reshape(-1).astype(np.uint32)
     return interleaved[start - 4 * first : start - 4 * first + count]
 

@@ -9,7 +9,8 @@ from evomerge.plan import MergePlan, TensorInput, TensorStep
 from evomerge.recipe import BaseRole, Scope, method_spec
 from evomerge.weights.blocks import BLOCK
 from evomerge.weights.fused.magnitudes import STRETCH, MagnitudeHistogram
-from evomerge.weights.fused.steps import fused_methods
+from evomerge.weights.fused.statistics import MOST_RANKS, Statistics
+from evomerge.weights.fused.steps import fuse, fused_methods
 from evomerge.weights.fused.tables import CHUNK_ELEMENTS
 from evomerge.weights.merger import Merger
 
@@ -59,6 +60,9 @@ def cases(draw, method):
         TensorInput(name, "w", {p.name: draw(values(p)) for p in spec.parameters if p.scope is Scope.MODEL})
         for name in names
     )
+    for parameters in (entry.parameters for entry in inputs if "epsilon" in entry.parameters):
+        density = parameters["density"]  # plans keep density +- epsilon inside (0, 1)
+        parameters["epsilon"] = min(parameters["epsilon"], density / 2, (1 - density) / 2)
     shared = {p.name: draw(values(p)) for p in spec.parameters if p.scope is Scope.GLOBAL}
     if method == "linear" and sum(entry.parameters["weight"] for entry in inputs) == 0:
         shared["normalize"] = False
@@ -132,6 +136,28 @@ def test_large_tensors_of_many_stretches_and_chunks():
         for threads in (1, 3):
             (_, fused) = next(Merger(pool, threads=threads).tensors(plan))
             assert torch.equal(fused, plain)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1, 40), (7, 1), (2, 3, 33), (90, 1025)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_della_ranks_by_row(shape, dtype):
+    generator = torch.Generator().manual_seed(1)
+    pool = Pool({name: torch.randn(shape, generator=generator).to(dtype) for name in ("base", "m")})
+    inputs = (TensorInput("m", "w", {"weight": 1.0, "density": 0.4, "epsilon": 0.3}),)
+    shared = {"lambda": 1.0, "normalize": True, "rescale": False}
+    step = TensorStep("w", shape, "della", inputs, TensorInput("base", "w", {}), shared)
+    plan = MergePlan((step,), 0, 0, "float32", "float32", 3)
+    (_, fused), (_, plain) = next(Merger(pool).tensors(plan)), next(Merger(pool, fused=False).tensors(plan))
+    assert torch.equal(fused, plain)
+
+
+def test_della_of_a_row_of_more_than_16_bits_takes_the_reference():
+    tensor = torch.arange(MOST_RANKS + 1, dtype=torch.float32)
+    pool = Pool({"base": torch.zeros_like(tensor), "m": tensor})
+    inputs = (TensorInput("m", "w", {"weight": 1.0, "density": 0.4, "epsilon": 0.3}),)
+    shared = {"lambda": 1.0, "normalize": False, "rescale": False}
+    step = TensorStep("w", tuple(tensor.shape), "della", inputs, TensorInput("base", "w", {}), shared)
+    assert fuse(step, tensor.numel(), 0, Statistics(pool)) is None
 
 
 def test_rescaling_does_not_depend_on_threads():

@@ -8,7 +8,8 @@ import torch
 
 from evomerge.plan import TensorStep
 from evomerge.weights.blocks import BF16, F32, F32_AS_BF16, OVERFLOW_BITS
-from evomerge.weights.fused.kernels import KEEP_ALL, merge_chunks, pruned_l1_chunks
+from evomerge.weights.fused.kernels import RANDOM, RANKED, mask_chunks, merge_chunks
+from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import FusedStep, fuse
 from evomerge.weights.fused.tables import INPUT, OUTPUT, chunks_of, kind_of
@@ -110,7 +111,7 @@ class FusedBatch:
             rows.setdefault(part.key, len(rows))
         forms = {part.key: part for part in parts}
         by_step, inputs = self._tables([forms[key].form for key in rows], [forms[key].place.step for key in rows])
-        self._rescale([forms[key].form for key in rows], by_step, inputs)
+        masks = self._make_masks([forms[key].form for key in rows], by_step, inputs)
         outputs = by_step[[rows[part.key] for part in parts]]
         ranges = np.zeros(len(parts), _RANGE)
         for index, part in enumerate(parts):
@@ -120,6 +121,7 @@ class FusedBatch:
             ranges[index] = (index, 0, part.place.start, part.place.end)
         chunks = chunks_of(ranges)
         self._threads.run_chunks(merge_chunks, chunks, outputs, inputs)
+        del masks  # the tables hold their addresses
         limits = np.array(OVERFLOW_BITS, np.uint32)[outputs["out_kind"][chunks["output"]]]
         bad = np.flatnonzero(chunks["largest"] >= limits)
         return parts[int(chunks["output"][bad[0]])].place.step if len(bad) else None
@@ -145,50 +147,61 @@ class FusedBatch:
                 form.elect_sign,
                 form.normalize,
             )
-            for entry, weight, prune in form.inputs:
+            for position, (entry, weight, prune) in enumerate(form.inputs):
                 tensor = self._pool.tensor(entry.source, entry.tensor)
                 input_rows.append(
                     (
                         tensor.data_ptr(),
                         prune.cutoff,
                         prune.top_cutoff,
-                        prune.keep,
+                        0,
+                        0 if prune.ranks is None else prune.ranks.ctypes.data,
                         kind_of(tensor),
                         prune.mode,
                         prune.key0,
                         prune.key1,
+                        prune.keep,
                         weight,
                         prune.threshold,
                         prune.top_threshold,
+                        prune.low,
+                        prune.step,
                         1.0,
+                        position in form.norms,
                     )
                 )
         with np.errstate(over="ignore"):  # a weight beyond float32 becomes infinite and is reported with the result
             return outputs, np.array(input_rows, INPUT)
 
-    def _rescale(self, fused: list[FusedStep], outputs: np.ndarray, inputs: np.ndarray) -> None:
-        """Sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta."""
-        wanted = [
-            (row, int(outputs[row]["first_input"]) + position)
-            for row, form in enumerate(fused)
-            for position in form.pruned
-        ]
-        if not wanted:
-            return
-        ranges = np.zeros(len(wanted), _RANGE)
-        ranges["output"], ranges["input"] = np.array(wanted).T
-        ranges["end"] = outputs["n_elements"][ranges["output"]]
-        kept = self._l1(ranges, outputs, inputs)
-        whole_inputs = inputs.copy()
-        whole_inputs["mode"] = KEEP_ALL
-        whole = self._l1(ranges, outputs, whole_inputs)
-        scale = np.divide(whole, kept, out=np.ones_like(whole), where=(whole >= _TINY_SUM) & (kept >= _TINY_SUM))
-        inputs["scale"][ranges["input"]] = scale.astype(np.float32)
+    def _make_masks(self, fused: list[FusedStep], outputs: np.ndarray, inputs: np.ndarray) -> list[np.ndarray]:
+        """Makes random masks, and sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta.
 
-    def _l1(self, ranges: np.ndarray, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        """L1 norm of the pruned delta of each range."""
+        Returns:
+            The masks, which must live until the last use of `inputs`.
+        """
+        masks: list[np.ndarray] = []
+        ranges: list[tuple[int, int, int, int]] = []
+        norms: list[float] = []
+        for output, form in enumerate(fused):
+            n_elements = int(outputs[output]["n_elements"])
+            for position, number in enumerate(range(outputs[output]["first_input"], len(inputs))[: len(form.inputs)]):
+                is_random = inputs[number]["mode"] in (RANDOM, RANKED)
+                if is_random:
+                    masks.append(np.empty(-(-n_elements // LANES), np.uint32))
+                    inputs[number]["mask_address"] = masks[-1].ctypes.data
+                if is_random or position in form.norms:
+                    ranges.append((output, number, 0, n_elements))
+                    norms.append(form.norms.get(position, 0.0))
+        if ranges:
+            kept = self._kept_norms(np.array(ranges, _RANGE), outputs, inputs)
+            whole = np.array(norms)
+            scale = np.divide(whole, kept, out=np.ones_like(whole), where=(whole >= _TINY_SUM) & (kept >= _TINY_SUM))
+            inputs["scale"][[number for _, number, _, _ in ranges]] = scale.astype(np.float32)
+        return masks
+
+    def _kept_norms(self, ranges: np.ndarray, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """L1 norm of what each range's input keeps (0 where it does not measure); writes random masks on the way."""
         chunks = chunks_of(ranges)
-        self._threads.run_chunks(pruned_l1_chunks, chunks, outputs, inputs)
-        position = {int(row): index for index, row in enumerate(ranges["input"])}
-        owner = np.array([position[int(row)] for row in chunks["input"]], np.int64)
-        return np.bincount(owner, chunks["l1"], len(ranges)).astype(np.float64)
+        self._threads.run_chunks(mask_chunks, chunks, outputs, inputs)
+        owner = np.searchsorted(ranges["input"], chunks["input"])
+        return np.bincount(owner, chunks["l1"], len(ranges))

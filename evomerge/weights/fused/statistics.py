@@ -1,12 +1,14 @@
-"""What merges need to know of whole tensors (norms, inner products, magnitude histograms): computed when first asked for, kept for ever."""
+"""What merges need to know of whole tensors (norms, inner products, magnitude histograms, ranks): computed when first asked for, kept for ever."""
 
 from typing import NamedTuple
 
 import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from evomerge.weights.blocks import BLOCK, load_block
+from evomerge.weights.blocks import BLOCK, as_bits, load_block
+from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.magnitudes import Cut, MagnitudeHistogram
 from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.pool import WeightPool
@@ -16,6 +18,13 @@ Pair = tuple[str, str, str, str]
 
 _REMEMBERED_CUTS = 64
 """per pair; a search with fixed densities asks for the same ones again and again"""
+
+
+MOST_RANKS = 1 << 16
+"""columns of a row whose ranks fit 16 bits"""
+
+_SORTED_AT_ONCE = 1 << 20
+"""elements whose sort keys (8 bytes each) are in memory at a time"""
 
 
 class Products(NamedTuple):
@@ -34,6 +43,8 @@ class Statistics:
         self._histograms: dict[Pair, MagnitudeHistogram] = {}
         self._cuts: dict[Pair, dict[int, Cut]] = {}
         self._products: dict[Pair, Products] = {}
+        self._l1: dict[Pair, float] = {}
+        self._ranks: dict[Pair, NDArray[np.uint16]] = {}
 
     def cut(self, pair: Pair, k: int) -> Cut:
         """What separates the `k` largest magnitudes of `other - base`."""
@@ -55,6 +66,40 @@ class Statistics:
             a, b = self._tensors(pair)
             aa, bb, ab = _products(a.data_ptr(), KINDS[a.dtype], b.data_ptr(), KINDS[b.dtype], a.numel())
             found = self._products[pair] = Products(aa**0.5, bb**0.5, ab)
+        return found
+
+    def l1(self, pair: Pair) -> float:
+        """L1 norm of `other - base`."""
+        found = self._l1.get(pair)
+        if found is None:
+            base, tensor = self._tensors(pair)
+            found = self._l1[pair] = float(
+                _l1(base.data_ptr(), KINDS[base.dtype], tensor.data_ptr(), KINDS[tensor.dtype], tensor.numel())
+            )
+        return found
+
+    def ranks(self, pair: Pair, n_columns: int) -> NDArray[np.uint16]:
+        """Rank of every `|other - base|` in its row, from 0 for the smallest; of equal ones the first is lower.
+
+        Args:
+            pair: base and other, of at least one element.
+            n_columns: elements of a row, at most `MOST_RANKS`.
+
+        Returns:
+            Flat, padded to whole windows of the kernels.
+        """
+        found = self._ranks.get(pair)
+        if found is None:
+            base, tensor = self._tensors(pair)
+            n_elements = tensor.numel()
+            found = np.zeros(-(-n_elements // LANES) * LANES, np.uint16)
+            rows_at_once = max(1, _SORTED_AT_ONCE // n_columns)
+            for start in range(0, n_elements, rows_at_once * n_columns):
+                keys = np.empty((min(rows_at_once, (n_elements - start) // n_columns), n_columns), np.uint64)
+                _rank_keys(base.data_ptr(), KINDS[base.dtype], tensor.data_ptr(), KINDS[tensor.dtype], start, keys)
+                keys.sort(axis=1)
+                _ranks_of(keys, found[start:])
+            self._ranks[pair] = found
         return found
 
     def _tensors(self, pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,3 +124,42 @@ def _products(address_a, kind_a, address_b, kind_b, n_elements):  # type: ignore
                 sums[1, lane] += y * y
                 sums[2, lane] += x * y
     return sums[0].sum(), sums[1].sum(), sums[2].sum()
+
+
+@numba.njit(cache=True, nogil=True)
+def _l1(base_address, base_kind, address, kind, n_elements):  # type: ignore[no-untyped-def]
+    """Sum of |other - base| in float64, in lanes as above."""
+    base, block = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    sums = np.zeros(8, np.float64)
+    for start in range(0, n_elements, BLOCK):
+        count = min(BLOCK, n_elements - start)
+        load_block(base_address, base_kind, start, count, base)
+        load_block(address, kind, start, count, block)
+        base[count:] = np.float32(0.0)
+        block[count:] = np.float32(0.0)
+        for i in range(0, BLOCK, 8):
+            for lane in range(8):
+                sums[lane] += np.float64(abs(block[i + lane] - base[i + lane]))
+    return sums.sum()
+
+
+@numba.njit(cache=True, nogil=True)
+def _rank_keys(base_address, base_kind, address, kind, start, keys):  # type: ignore[no-untyped-def]
+    """Fills `keys` (rows, columns) with magnitude bits above the column, from flat element `start` on."""
+    n_columns = keys.shape[1]
+    base, row = np.empty(n_columns, np.float32), np.empty(n_columns, np.float32)
+    for r in range(keys.shape[0]):
+        load_block(base_address, base_kind, start + r * n_columns, n_columns, base)
+        load_block(address, kind, start + r * n_columns, n_columns, row)
+        for i in range(n_columns):
+            bits = as_bits(row[i] - base[i]) & np.uint32(0x7FFFFFFF)
+            keys[r, i] = (np.uint64(bits) << np.uint64(16)) | np.uint64(i)
+
+
+@numba.njit(cache=True, nogil=True)
+def _ranks_of(keys, ranks):  # type: ignore[no-untyped-def]
+    """Writes the place of every column of sorted `keys` into `ranks`, flat."""
+    n_columns = keys.shape[1]
+    for r in range(keys.shape[0]):
+        for place in range(n_columns):
+            ranks[r * n_columns + np.int64(keys[r, place] & np.uint64(0xFFFF))] = np.uint16(place)

@@ -1,16 +1,19 @@
 """Which methods the fused kernels compute, and how a step of each becomes table rows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from evomerge.plan import TensorInput, TensorStep
-from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM
-from evomerge.weights.fused.statistics import Pair, Statistics
+from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
+from evomerge.weights.fused.statistics import MOST_RANKS, Pair, Statistics
 from evomerge.weights.methods.breadcrumbs import band
+from evomerge.weights.methods.della import probabilities
 from evomerge.weights.methods.slerp import coefficients
 from evomerge.weights.philox import keep_threshold, mask_key
 
@@ -26,6 +29,9 @@ class Prune(NamedTuple):
     keep: int = 0
     top_threshold: float = 0.0
     top_cutoff: int = 0
+    low: float = 0.0
+    step: float = 0.0
+    ranks: NDArray[np.uint16] | None = None
 
 
 NO_PRUNE = Prune()
@@ -40,7 +46,7 @@ class FusedStep:
         base: subtracted from the inputs and added at the end; None for plain sums.
         elect_sign, normalize: sign consensus, and division by the agreeing weights.
         divisor, scale: applied to the sum, in this order.
-        pruned: positions of the inputs whose pruned deltas get their L1 norm back.
+        norms: of the inputs whose pruned deltas get their L1 norm back: position -> that norm.
         pieces: (end, form) of consecutive stretches of flat elements, instead of all of the above.
     """
 
@@ -50,7 +56,7 @@ class FusedStep:
     normalize: bool = False
     divisor: float = 1.0
     scale: float = 1.0
-    pruned: tuple[int, ...] = ()
+    norms: Mapping[int, float] = field(default_factory=dict)
     pieces: tuple[tuple[int, "FusedStep"], ...] = ()
 
 
@@ -106,8 +112,8 @@ def _piecewise(step: TensorStep) -> FusedStep | None:
     return FusedStep([], pieces=tuple((piece.end, form) for piece, form in zip(step.pieces, forms, strict=True)))
 
 
-PruneBuilder = Callable[[TensorStep, int, int, int, Statistics], Prune]
-"""(step, position of the input, elements, seed, statistics) -> how to prune it"""
+PruneBuilder = Callable[[TensorStep, int, int, int, Statistics], Prune | None]
+"""(step, position of the input, elements, seed, statistics) -> how to prune it; None where the kernels cannot"""
 
 
 def _keep_all(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune:
@@ -126,10 +132,27 @@ def _keep_largest(step: TensorStep, position: int, n_elements: int, seed: int, s
 
 def _keep_random(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune:
     density = float(step.inputs[position].parameters["density"])
-    if density >= 1:
+    keep = keep_threshold(density)
+    if keep == 1 << 32:
         return NO_PRUNE
     key0, key1 = mask_key(seed, step.output, position)
-    return Prune(RANDOM, key0=key0, key1=key1, keep=keep_threshold(density))
+    return Prune(RANDOM, key0=key0, key1=key1, keep=keep)
+
+
+def _keep_ranked(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune | None:
+    entry = step.inputs[position]
+    density, epsilon = float(entry.parameters["density"]), float(entry.parameters["epsilon"])
+    n_columns = step.shape[-1] if len(step.shape) > 1 else n_elements
+    if density >= 1 or n_elements == 0 or step.base is None:
+        return NO_PRUNE
+    key0, key1 = mask_key(seed, step.output, position)
+    if density <= 0:
+        return Prune(RANDOM, key0=key0, key1=key1, keep=0)
+    if n_columns > MOST_RANKS:
+        return None
+    low, rise = probabilities(n_columns, density, epsilon)
+    ranks = statistics.ranks(_pair(step.base, entry), n_columns)
+    return Prune(RANKED, key0=key0, key1=key1, low=low, step=rise, ranks=ranks)
 
 
 def _keep_band(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune:
@@ -147,25 +170,27 @@ def _pair(base: TensorInput, other: TensorInput) -> Pair:
     return base.source, base.tensor, other.source, other.tensor
 
 
-def _task_vectors(prune: PruneBuilder, *, elect_sign: bool) -> Callable[[TensorStep, int, int, Statistics], FusedStep]:
-    def build(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
+def _task_vectors(
+    prune: PruneBuilder, *, elect_sign: bool
+) -> Callable[[TensorStep, int, int, Statistics], FusedStep | None]:
+    def build(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
         weights = _weights(step)
-        prunes = [prune(step, position, n_elements, seed, statistics) for position in range(len(weights))]
+        inputs: list[tuple[TensorInput, float, Prune]] = []
+        norms: dict[int, float] = {}
+        for position, (entry, weight) in enumerate(zip(step.inputs, weights, strict=True)):
+            pruned = prune(step, position, n_elements, seed, statistics)
+            if pruned is None or step.base is None:
+                return None
+            inputs.append((entry, weight, pruned))
+            if step.parameters.get("rescale", False) and pruned.mode != KEEP_ALL:
+                norms[position] = statistics.l1(_pair(step.base, entry))
         normalize = bool(step.parameters["normalize"])
         divisor = 1.0
         if normalize and not elect_sign:
             total = _weight_sum(weights)
             divisor = total if abs(total) >= 1e-8 else 1.0
-        rescale = bool(step.parameters.get("rescale", False))
-        return FusedStep(
-            list(zip(step.inputs, weights, prunes, strict=True)),
-            base=step.base,
-            elect_sign=elect_sign,
-            normalize=normalize and elect_sign,
-            divisor=divisor,
-            scale=float(step.parameters["lambda"]),
-            pruned=tuple([i for i, entry in enumerate(prunes) if rescale and entry.mode != KEEP_ALL]),
-        )
+        scale = float(step.parameters["lambda"])
+        return FusedStep(inputs, step.base, elect_sign, normalize and elect_sign, divisor, scale, norms)
 
     return build
 
@@ -178,6 +203,8 @@ _BUILDERS: Mapping[str, Callable[[TensorStep, int, int, Statistics], FusedStep |
     "ties": _task_vectors(_keep_largest, elect_sign=True),
     "dare_ties": _task_vectors(_keep_random, elect_sign=True),
     "dare_linear": _task_vectors(_keep_random, elect_sign=False),
+    "della": _task_vectors(_keep_ranked, elect_sign=True),
+    "della_linear": _task_vectors(_keep_ranked, elect_sign=False),
     "breadcrumbs": _task_vectors(_keep_band, elect_sign=False),
     "breadcrumbs_ties": _task_vectors(_keep_band, elect_sign=True),
 }

@@ -29,15 +29,20 @@ INPUT = np.dtype(
         ("address", np.int64),
         ("cutoff", np.int64),
         ("top_cutoff", np.int64),
-        ("keep", np.uint64),
+        ("mask_address", np.int64),  # a bit per element; see `lanes.store_truths`
+        ("rank_address", np.int64),  # uint16 per element, padded to whole windows
         ("kind", np.int32),
         ("mode", np.int32),
         ("key0", np.uint32),
         ("key1", np.uint32),
+        ("keep", np.uint32),
         ("weight", np.float32),
         ("threshold", np.float32),
         ("top_threshold", np.float32),
+        ("low", np.float32),
+        ("step", np.float32),
         ("scale", np.float32),
+        ("measure", np.bool_),
     ],
     align=True,
 )
