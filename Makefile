@@ -9,12 +9,15 @@ STAMP  := $(VENV)/.installed-$(ENGINE)
 # mergekit, the peer of tests and benchmarks, in an environment of its own
 PEER   := .venv-mergekit/.installed
 
+# triton, for its interpreter, in a folder of its own: a CPU engine must not find it
+TRITON := .triton/.installed
+
 # The CPU build of torch is not on the package index: take it from a wheel folder if one is given, else from PyTorch's own index.
 ifeq ($(ENGINE),cpu)
 TORCH_FROM := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 endif
 
-.PHONY: help setup demo test check types unit zoo format lock clean
+.PHONY: help setup demo test check types unit triton-test zoo format lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,7 +50,7 @@ $(PEER): requirements/mergekit.txt | $(STAMP)
 	$(BIN)/uv pip sync --quiet --python .venv-mergekit/bin/python $(TORCH_FROM) requirements/mergekit.txt
 	@touch $@
 
-test: setup check types zoo unit ## everything CI checks
+test: setup check types zoo triton-test unit ## everything CI checks
 
 check: setup
 	$(BIN)/ruff check .
@@ -64,6 +67,14 @@ unit: setup $(PEER)
 	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not alone'
 	$(BIN)/pytest -m alone
 
+$(TRITON): requirements/triton.txt | $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .triton -r requirements/triton.txt
+	@touch $@
+
+triton-test: setup $(TRITON) ## the GPU's kernels, run by Triton's interpreter and compiled, without a GPU
+	PYTHONPATH=.triton TRITON_INTERPRET=1 $(BIN)/pytest tests/weights/test_triton_kernels.py
+	PYTHONPATH=.triton $(BIN)/pytest tests/weights/test_triton_compile.py
+
 format: setup ## rewrite the code in its format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -77,4 +88,4 @@ lock: setup ## resolve the dependencies again
 	  --no-emit-index-url --no-emit-find-links --no-header --upgrade -o requirements/gpu.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-mergekit zoo runs/demo runs/demo-merged .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-mergekit .triton zoo runs/demo runs/demo-merged .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,12 +1,13 @@
 """`Merger`: computes a plan's tensors from a weight pool and hands them over or stores them in an engine's live parameters.
 
 Arithmetic in float32 (unless the plan asks for less), rounded once to the plan's dtype. What the compiled kernels can do
-goes through them; the rest through the methods' plain references. Both give the same values. Knows nothing of recipes.
+goes through them, on the GPU where the engine's weights are; the rest through the methods' plain references. All give the same values.
+Knows nothing of recipes.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
@@ -19,6 +20,12 @@ from evomerge.weights.pool import WeightPool
 from evomerge.weights.registry import reference
 from evomerge.weights.scan import first_bad_element
 from evomerge.weights.tensor_group import TensorGroup
+from evomerge.weights.triton import triton_batch
+
+if TYPE_CHECKING:
+    from evomerge.weights.triton.batch import TritonBatch
+
+    Batch = FusedBatch | TritonBatch
 
 DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
@@ -33,7 +40,7 @@ class Merger:
     Args:
         pool: the sources; must hold every model a plan names.
         threads: number of CPU threads; None = as many as torch uses.
-        fused: whether to use the compiled kernels, which run on the CPU.
+        fused: whether to use the compiled kernels.
         device: where the references run.
     """
 
@@ -43,6 +50,7 @@ class Merger:
         self._pool = pool
         self._device = device
         self._batch = FusedBatch(pool, threads) if fused else None
+        self._on_gpu: dict[torch.device, TritonBatch | None] = {}
 
     def tensors(self, plan: MergePlan) -> Iterator[tuple[str, torch.Tensor]]:
         """Every output tensor in the plan's order, rounded to `plan.dtype` (integer buffers keep their type).
@@ -51,7 +59,8 @@ class Merger:
             CheckpointError: the pool lacks a model or tensor, or a result is not finite in `plan.dtype`.
         """
         for step in plan.steps:
-            yield step.output, self._merged(plan, step, self._fused(plan, [step]).get(step.output))
+            form = self._fused(plan, [step]).get(step.output)
+            yield step.output, self._merged(plan, step, form, self._batch)
 
     def write(self, plan: MergePlan, target: WeightTarget) -> None:
         """Computes every tensor of `target` and stores it there; its values are those of `tensors`, whatever the views' dtype.
@@ -69,19 +78,23 @@ class Merger:
                 raise RecipeError(f"the engine has a tensor {name!r} that the merge does not make")
             places.append((steps[name], target.regions(name)))
         fused = self._fused(plan, [step for step, _ in places])
-        direct: list[Destination] = []
+        devices = {region.view.device for _, regions in places for region in regions} if fused else ()
+        batches = {device: self._batch_on(device, fused) for device in devices}
+        direct: dict[Batch, list[Destination]] = {}
         for step, regions in places:
+            form = fused.get(step.output)
             for region in regions:
-                destination = _direct(plan, step, region) if step.output in fused else None
-                if destination is not None:
-                    direct.append(destination)
+                batch = batches.get(region.view.device) if form is not None else None
+                destination = None if batch is None else _direct(plan, step, region, batch)
+                if batch is not None and destination is not None:
+                    direct.setdefault(batch, []).append(destination)
                 else:
-                    _store(self._merged(plan, step, fused.get(step.output)), step.output, region)
-        if direct and self._batch is not None:
-            bad = self._batch.run(direct, fused)
+                    _store(self._merged(plan, step, form, batch), step.output, region)
+        for batch, destinations in direct.items():
+            bad = batch.run(destinations, fused)
             if bad is not None:
                 # idle layers of a later stack keep what they hold, which must be finite: zero times infinity is NaN
-                for destination in direct:
+                for destination in destinations:
                     destination.memory.zero_()
                 _refuse(bad.output, plan.dtype)
 
@@ -91,15 +104,24 @@ class Merger:
         forms = self._batch.prepare(steps, plan.seed)
         return {step.output: form for step, form in zip(steps, forms, strict=True) if form is not None}
 
-    def _merged(self, plan: MergePlan, step: TensorStep, form: FusedStep | None) -> torch.Tensor:
+    def _batch_on(self, device: torch.device, forms: Mapping[str, FusedStep]) -> "Batch | None":
+        """What computes steps of these forms for memory on `device`."""
+        if device not in self._on_gpu:
+            self._on_gpu[device] = triton_batch(self._pool, device)
+        on_gpu = self._on_gpu[device]
+        return on_gpu if on_gpu is not None and on_gpu.ready(forms.values()) else self._batch
+
+    def _merged(self, plan: MergePlan, step: TensorStep, form: FusedStep | None, batch: "Batch | None") -> torch.Tensor:
+        """One tensor, on the device of `batch`."""
         if is_copy(step):
             return self._input(step.inputs[0]).clone()
         dtype = DTYPES[plan.dtype]
-        if form is not None and self._batch is not None:
-            # there is no kernel for rounding to float16: torch does that from float32
-            merged = torch.empty(step.shape, dtype=torch.float32 if dtype is torch.float16 else dtype)
+        if form is not None and batch is not None:
+            # the CPU has no kernel for rounding to float16: torch does that from float32
+            stored = dtype if dtype in batch.writes else torch.float32
+            merged = torch.empty(step.shape, dtype=stored, device=batch.device)
             destination = Destination(step, 0, merged.numel(), merged, False)
-            bad = self._batch.run([destination], {step.output: form})
+            bad = batch.run([destination], {step.output: form})
             merged = merged.to(dtype)
             if bad is not None or (dtype is torch.float16 and first_bad_element(merged) is not None):
                 _refuse(step.output, plan.dtype)
@@ -126,12 +148,12 @@ class Merger:
         return self._pool.tensor(entry.source, entry.tensor)
 
 
-def _direct(plan: MergePlan, step: TensorStep, region: Region) -> Destination | None:
-    """The region as one stretch of flat elements in contiguous memory; None where it is not that."""
+def _direct(plan: MergePlan, step: TensorStep, region: Region, batch: "Batch") -> Destination | None:
+    """The region as one stretch of flat elements in contiguous memory that `batch` writes; None where it is not that."""
     view = region.view
-    memory_fits = view.device.type == "cpu" and view.is_contiguous() and view.dtype in (torch.float32, torch.bfloat16)
-    exact = plan.dtype == "bfloat16" or (plan.dtype == "float32" and view.dtype is torch.float32)
-    if not memory_fits or not exact or not step.shape:
+    exact = view.dtype is DTYPES[plan.dtype] or (plan.dtype == "bfloat16" and view.dtype is torch.float32)
+    writable = view.device == batch.device and view.dtype in batch.writes and view.is_contiguous()
+    if not writable or not exact or not step.shape:
         return None
     bounds = [index.indices(size) for index, size in zip(region.index, step.shape, strict=False)]
     if len(region.index) > len(step.shape) or any(stride != 1 for _, _, stride in bounds):

@@ -7,16 +7,16 @@ import numpy as np
 import torch
 
 from evomerge.plan import TensorStep
-from evomerge.weights.blocks import BF16, F32, F32_AS_BF16, OVERFLOW_BITS
+from evomerge.weights.blocks import F32, F32_AS_BF16, OVERFLOW_BITS
 from evomerge.weights.fused.kernels import RANDOM, RANKED, mask_chunks, merge_chunks
 from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import FusedStep, fuse
-from evomerge.weights.fused.tables import INPUT, OUTPUT, chunks_of, kind_of
+from evomerge.weights.fused.tables import INPUT, KINDS, OUTPUT, chunks_of, kind_of
 from evomerge.weights.fused.threads import Threads
 from evomerge.weights.pool import WeightPool
 
-_TINY_SUM = 1e-7
+TINY_SUM = 1e-7
 """below this L1 norm nothing is rescaled, as in the references"""
 
 _RANGE = np.dtype([("output", np.int32), ("input", np.int32), ("start", np.int64), ("end", np.int64)])
@@ -28,7 +28,7 @@ class Destination:
 
     Attributes:
         step: which step.
-        memory: contiguous, of end - start elements; bfloat16 or float32.
+        memory: contiguous, of end - start elements; bfloat16 or float32 (on a GPU float16 too).
         round_to_bf16: for float32 memory: whether its values are to be bfloat16 values.
     """
 
@@ -40,13 +40,12 @@ class Destination:
 
     def kind(self) -> int:
         """How the kernels write it."""
-        if self.memory.dtype is torch.bfloat16:
-            return BF16
-        return F32_AS_BF16 if self.round_to_bf16 else F32
+        kind = KINDS[self.memory.dtype]
+        return F32_AS_BF16 if self.round_to_bf16 and kind == F32 else kind
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """A destination, or the stretch of it that one piece of its step computes; `key` is equal where `form` is."""
 
     key: tuple[str, int]
@@ -54,10 +53,11 @@ class _Part:
     place: Destination
 
 
-def _parts(destination: Destination, fused: Mapping[str, FusedStep]) -> list[_Part]:
+def parts_of(destination: Destination, fused: Mapping[str, FusedStep]) -> list[Part]:
+    """What each piece of the destination's step computes of it; all of it where there are no pieces."""
     form = fused[destination.step.output]
     if not form.pieces:
-        return [_Part((destination.step.output, 0), form, destination)]
+        return [Part((destination.step.output, 0), form, destination)]
     memory = destination.memory.view(-1)
     parts, start = [], 0
     for number, (end, piece) in enumerate(form.pieces):
@@ -65,7 +65,7 @@ def _parts(destination: Destination, fused: Mapping[str, FusedStep]) -> list[_Pa
         if first < last:
             inside = memory[first - destination.start : last - destination.start]
             place = replace(destination, start=first, end=last, memory=inside)
-            parts.append(_Part((destination.step.output, number), piece, place))
+            parts.append(Part((destination.step.output, number), piece, place))
         start = end
     return parts
 
@@ -76,7 +76,14 @@ class FusedBatch:
     Args:
         pool: the sources.
         threads: number of threads; None = as many as torch uses.
+
+    Attributes:
+        device: where destinations are.
+        writes: dtypes of destinations.
     """
+
+    device = torch.device("cpu")
+    writes = (torch.float32, torch.bfloat16)
 
     def __init__(self, pool: WeightPool, threads: int | None = None) -> None:
         self._pool = pool
@@ -105,7 +112,7 @@ class FusedBatch:
         Returns:
             The first step whose result left the range of its dtype, if any.
         """
-        parts = [part for destination in destinations for part in _parts(destination, fused)]
+        parts = [part for destination in destinations for part in parts_of(destination, fused)]
         rows: dict[tuple[str, int], int] = {}
         for part in parts:
             rows.setdefault(part.key, len(rows))
@@ -195,7 +202,7 @@ class FusedBatch:
         if ranges:
             kept = self._kept_norms(np.array(ranges, _RANGE), outputs, inputs)
             whole = np.array(norms)
-            scale = np.divide(whole, kept, out=np.ones_like(whole), where=(whole >= _TINY_SUM) & (kept >= _TINY_SUM))
+            scale = np.divide(whole, kept, out=np.ones_like(whole), where=(whole >= TINY_SUM) & (kept >= TINY_SUM))
             inputs["scale"][[number for _, number, _, _ in ranges]] = scale.astype(np.float32)
         return masks
 

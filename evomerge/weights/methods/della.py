@@ -27,7 +27,7 @@ def drop_by_rank(group: TensorGroup, position: int, delta: torch.Tensor) -> torc
     """`delta` with entries dropped with a probability that falls with their rank in the row, rescaled where asked for."""
     parameters = group.parameters[position]
     density, epsilon = float(parameters["density"]), float(parameters["epsilon"])
-    if density >= 1:
+    if density >= 1 or delta.numel() == 0:
         return delta
     if density <= 0:
         return torch.zeros_like(delta)

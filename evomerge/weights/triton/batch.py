@@ -1,0 +1,170 @@
+"""`TritonBatch`: many output tensors computed on a GPU, each into memory of the caller's, with one launch per variant.
+
+What `evomerge.weights.fused.batch.FusedBatch` is on the CPU, and bit for bit the same results. Statistics (thresholds of magnitudes)
+come from there; knows nothing of methods.
+"""
+
+import logging
+import math
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evomerge.plan import TensorInput, TensorStep
+from evomerge.weights.blocks import OVERFLOW_BITS
+from evomerge.weights.fused.batch import TINY_SUM, Destination, Part, parts_of
+from evomerge.weights.fused.kernels import RANKED
+from evomerge.weights.fused.steps import FusedStep
+from evomerge.weights.fused.tables import KINDS
+from evomerge.weights.pool import WeightPool
+from evomerge.weights.triton.kernels import BLOCK, N_WARPS, merge_chunks, pruned_l1_chunks
+from evomerge.weights.triton.resident import ResidentSources
+from evomerge.weights.triton.tables import Tables, Variant, chunks_of, tables_of, variant_of
+
+logger = logging.getLogger(__name__)
+
+MAX_INPUTS = 16
+"""inputs of a step: kernels are unrolled over them"""
+
+
+class TritonBatch:
+    """Computes steps with the kernels of this package.
+
+    Args:
+        pool: the sources, on the CPU; copied to `device` when first used.
+        device: a GPU, or the CPU under Triton's interpreter.
+
+    Attributes:
+        device: where destinations are.
+        writes: dtypes of destinations.
+    """
+
+    writes = tuple(KINDS)
+
+    def __init__(self, pool: WeightPool, device: torch.device) -> None:
+        self.device = device
+        self._resident = ResidentSources(pool, device)
+        self._has_declined = False
+
+    def ready(self, forms: Collection[FusedStep]) -> bool:
+        """Whether steps of all of these forms can be computed: their sources are on the GPU, copied where there is room.
+
+        Why not is logged, once.
+        """
+        pieces = [piece for form in forms for piece in ([piece for _, piece in form.pieces] or [form])]
+        most = max((len(piece.inputs) for piece in pieces), default=0)
+        if most > MAX_INPUTS:
+            return self._declined(f"{most} models are merged, and the GPU's kernels take {MAX_INPUTS}")
+        if any(prune.mode == RANKED for piece in pieces for _, _, prune in piece.inputs):
+            return self._declined("the GPU's kernels do not prune by rank")
+        wanted = [entry for piece in pieces for entry in _sources(piece)]
+        missing = self._resident.missing_bytes(wanted)
+        free = self._resident.free_bytes()
+        if missing > free:
+            return self._declined(
+                f"the sources need {missing / 1e9:.1f} GB there and {free / 1e9:.1f} GB are free; leave more to them "
+                "(engine.options.gpu_memory_utilization) or use fewer models"
+            )
+        self._resident.hold(wanted)
+        return True
+
+    def _declined(self, reason: str) -> bool:
+        if not self._has_declined:
+            logger.warning("merging on the CPU and copying to %s: %s", self.device, reason)
+        self._has_declined = True
+        return False
+
+    def run(self, destinations: list[Destination], fused: Mapping[str, FusedStep]) -> TensorStep | None:
+        """Computes `destinations` and waits for them; `fused` holds the form of every step, by output name.
+
+        Returns:
+            The first step whose result left the range of its dtype, if any.
+        """
+        parts = [part for destination in destinations for part in parts_of(destination, fused)]
+        variants: dict[Variant, list[int]] = {}
+        for index, part in enumerate(parts):
+            variants.setdefault(variant_of(part, self._resident), []).append(index)
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            launched = [
+                (numbers, variant, *self._launch([parts[index] for index in numbers], variant))
+                for variant, numbers in variants.items()
+            ]
+            bad: list[int] = []
+            for numbers, variant, chunks, largest in launched:
+                rows = chunks[largest >= OVERFLOW_BITS[variant.out], 0].tolist()  # waits for the GPU
+                bad += [numbers[row] for row in set(rows)]
+        return parts[min(bad)].place.step if bad else None
+
+    def _launch(self, parts: list[Part], variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
+        """Starts one variant; returns its chunks and, once they are computed, the bits of each one's largest magnitude."""
+        tables = tables_of(parts, variant, self._resident)
+        if variant.rescale:
+            self._rescale(parts, variant, tables)
+        chunks = chunks_of(tables.ranges, self.device)
+        largest = torch.empty(len(chunks), dtype=torch.int32, device=self.device)
+        if len(chunks):
+            _kernel(merge_chunks, len(chunks))(
+                chunks,
+                *self._on_device(tables),
+                largest,
+                K=variant.n_inputs,
+                KINDS=variant.kinds,
+                BASE=variant.base,
+                OUT=variant.out,
+                MODE=variant.mode,
+                ELECT=variant.elect,
+                NORMALIZE=variant.normalize,
+                DIVIDE=variant.divide,
+                RESCALE=variant.rescale,
+                ALIGNED=variant.aligned,
+                BLOCK=BLOCK,
+                **_OPTIONS,
+            )
+        return chunks, largest
+
+    def _rescale(self, parts: list[Part], variant: Variant, tables: Tables) -> None:
+        """Sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta."""
+        kept = self._kept_norms(parts, variant, tables)
+        whole = np.array([[part.form.norms.get(k, 0.0) for k in range(variant.n_inputs)] for part in parts])
+        scale = np.divide(whole, kept, out=np.ones_like(whole), where=(whole >= TINY_SUM) & (kept >= TINY_SUM))
+        tables.rescale(scale.astype(np.float32))
+
+    def _kept_norms(self, parts: list[Part], variant: Variant, tables: Tables) -> NDArray[np.float64]:
+        """(rows, inputs): L1 norms of pruned deltas, of whole tensors whatever part of them is wanted here."""
+        ranges = tuple([(0, math.prod(part.place.step.shape)) for part in parts])
+        chunks = chunks_of(ranges, self.device)
+        partial = torch.zeros(len(chunks), variant.n_inputs, dtype=torch.float64, device=self.device)
+        if len(chunks):
+            _kernel(pruned_l1_chunks, len(chunks))(
+                chunks,
+                *self._on_device(tables),
+                partial,
+                K=variant.n_inputs,
+                KINDS=variant.kinds,
+                BASE=variant.base,
+                MODE=variant.mode,
+                BLOCK=BLOCK,
+                **_OPTIONS,
+            )
+        # added up on the CPU in the order of the chunks: the order of a GPU's atomic additions changes from run to run
+        sums, rows = partial.cpu().numpy(), chunks[:, 0].cpu().numpy()
+        return np.stack([np.bincount(rows, column, len(ranges)) for column in sums.T], axis=1)
+
+    def _on_device(self, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(tables.integers).to(self.device), torch.from_numpy(tables.floats).to(self.device)
+
+
+# a product and a sum fused into one rounding would not be what the CPU computes
+_OPTIONS: dict[str, Any] = {"num_warps": N_WARPS, "enable_fp_fusion": False}
+
+
+def _kernel(kernel: Any, n_programs: int) -> Any:
+    return kernel[(n_programs,)]
+
+
+def _sources(form: FusedStep) -> list[TensorInput]:
+    return [entry for entry, _, _ in form.inputs] + ([] if form.base is None else [form.base])

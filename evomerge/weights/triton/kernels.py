@@ -1,0 +1,335 @@
+"""The merge on a GPU: one pass over base and sources, the arithmetic of `evomerge.weights.fused.kernels` in the same order.
+
+Every step is done in float32 without fused multiply-adds and with rounded divisions, bfloat16 is packed and unpacked by its bits, and
+random words are Philox's, so a GPU stores the bits that the CPU stores, and so does Triton's interpreter.
+
+One program computes one chunk: up to `CHUNK_BLOCKS` blocks of one row of the tables. Sources start on 16-byte boundaries and are
+padded with zeros to whole blocks (`resident.py`), so that they are read without masks. Loads and stores then are 16 bytes wide.
+"""
+
+import triton
+import triton.language as tl
+
+BLOCK = 2048
+"""elements of a block: with 8 warps each thread has 8, which is one 16-byte load of bfloat16"""
+
+N_WARPS = 8
+
+CHUNK_BLOCKS = 32
+"""blocks of one program: enough to hide what it reads from the tables, few enough to give every processor several programs"""
+
+OUTPUT_INTEGERS = 4
+"""integers of a row before those of its inputs: address of the output's element 0, address of the base, first element, end"""
+
+INPUT_INTEGERS = 6
+"""integers of one input: address, cutoff, cutoff of the band's top, largest word that keeps, and the two words of the key"""
+
+OUTPUT_FLOATS = 2
+"""divisor, scale"""
+
+INPUT_FLOATS = 6
+"""of one input: weight, threshold and the next float, threshold of the band's top (NaN = none) and the next float, scale"""
+
+# what kernels read of the above must be constants of the compiler
+_OUTPUT_INTEGERS, _INPUT_INTEGERS = tl.constexpr(OUTPUT_INTEGERS), tl.constexpr(INPUT_INTEGERS)
+_OUTPUT_FLOATS, _INPUT_FLOATS = tl.constexpr(OUTPUT_FLOATS), tl.constexpr(INPUT_FLOATS)
+
+# as evomerge.weights.blocks and evomerge.weights.fused.kernels number them; a test compares
+BF16, F32, F16, F32_AS_BF16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+KEEP_ALL, MAGNITUDE, BAND, RANDOM = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+
+NO_BASE = -1
+"""the kind of a base that is not there"""
+
+KIND_BITS = 2
+"""of the kind of one input in `KINDS` (a literal 2 inside the kernels, which the interpreter needs)"""
+
+
+@triton.jit
+def _load(address, start, lanes, KIND: tl.constexpr):
+    """A block of the tensor at `address` from element `start` on, as float32."""
+    if KIND == BF16:
+        halves = tl.multiple_of(address.to(tl.pointer_type(tl.uint16)), 16)
+        value = (tl.load(halves + start + lanes).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif KIND == F16:
+        value = tl.load(tl.multiple_of(address.to(tl.pointer_type(tl.float16)), 16) + start + lanes).to(tl.float32)
+    else:
+        value = tl.load(tl.multiple_of(address.to(tl.pointer_type(tl.float32)), 16) + start + lanes)
+    return value
+
+
+@triton.jit
+def _magnitude(value):
+    """The bits of |value|; as integers they are ordered like the magnitudes."""
+    return value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def _rounded_bits(value):
+    """The float32 bits of `value` with its upper half rounded to nearest even: the lower half is to be cut off."""
+    bits = value.to(tl.uint32, bitcast=True)
+    return bits + 0x7FFF + ((bits >> 16) & 1)
+
+
+@triton.jit
+def _store(address, start, lanes, inside, value, KIND: tl.constexpr, ALIGNED: tl.constexpr):
+    """Stores a block, rounded to nearest even, where `inside` (None = everywhere)."""
+    if KIND == BF16:
+        pointer = address.to(tl.pointer_type(tl.uint16))
+        stored = (_rounded_bits(value) >> 16).to(tl.uint16)
+    elif KIND == F16:
+        pointer = address.to(tl.pointer_type(tl.float16))
+        stored = value.to(tl.float16)
+    elif KIND == F32_AS_BF16:
+        pointer = address.to(tl.pointer_type(tl.float32))
+        stored = (_rounded_bits(value) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    else:
+        pointer = address.to(tl.pointer_type(tl.float32))
+        stored = value
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    tl.store(pointer + start + lanes, stored, mask=inside)
+
+
+@triton.jit
+def random_block(key0, key1, start, BLOCK: tl.constexpr):
+    """Philox4x32-10 words of elements [start, start + BLOCK), see `evomerge.weights.philox`; `start` is a multiple of 4."""
+    counter = start // 4 + tl.arange(0, BLOCK // 4).to(tl.int64)
+    zero = tl.zeros((BLOCK // 4,), tl.uint32)
+    w0, w1, w2, w3 = tl.philox_impl(counter.to(tl.uint32), (counter >> 32).to(tl.uint32), zero, zero, key0, key1, 10)
+    return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+
+
+@triton.jit
+def _from(magnitude, threshold, after, cutoff, start, lanes, EDGE: tl.constexpr, BLOCK: tl.constexpr):
+    """Where a magnitude is at least `threshold`, or from flat index `cutoff` on at least `after`, the next float."""
+    if EDGE:
+        limit = tl.where(lanes < tl.minimum(tl.maximum(cutoff - start, 0), BLOCK).to(tl.int32), threshold, after)
+    else:
+        limit = tl.where(start < cutoff, threshold, after)
+    return magnitude >= limit
+
+
+@triton.jit
+def _pruned(
+    delta,
+    whole,
+    real,
+    keys,
+    start,
+    lanes,
+    MODE: tl.constexpr,
+    RESCALE: tl.constexpr,
+    EDGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A block of deltas made sparse by the numbers of one input, whose key is at `keys`."""
+    if MODE == MAGNITUDE:
+        kept = _from(tl.abs(delta), real[1], real[2], whole[1], start, lanes, EDGE, BLOCK)
+        delta = tl.where(kept, delta, 0.0)
+    elif MODE == BAND:
+        kept = _from(tl.abs(delta), real[1], real[2], whole[1], start, lanes, EDGE, BLOCK)
+        outlier = _from(tl.abs(delta), real[3], real[4], whole[2], start, lanes, EDGE, BLOCK)
+        delta = tl.where(kept & (outlier == 0), delta, 0.0)
+    elif MODE == RANDOM:
+        # read here and not once a chunk: the keys of all rounds and inputs would fill the registers
+        words = random_block(tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32), start, BLOCK)
+        delta = tl.where(words <= whole[3].to(tl.uint32), delta, 0.0)
+    if RESCALE:
+        delta = delta * real[5]
+    return delta
+
+
+@triton.jit
+def _read_inputs(integers, floats, K: tl.constexpr):
+    """All numbers of a row's inputs but the keys, so that they are read once a chunk."""
+    whole = ()
+    real = ()
+    for k in tl.static_range(K):
+        at = integers + k * _INPUT_INTEGERS
+        whole = whole + ((tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)),)
+        at = floats + k * _INPUT_FLOATS
+        real = real + (
+            (tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), tl.load(at + 5)),
+        )
+    return whole, real
+
+
+@triton.jit
+def _cut_inside(whole, first, end, K: tl.constexpr):
+    """Whether a cutoff of an input lies inside elements [first, end)."""
+    inside = first > end
+    for k in tl.static_range(K):
+        inside = inside | ((whole[k][1] > first) & (whole[k][1] < end))
+        inside = inside | ((whole[k][2] > first) & (whole[k][2] < end))
+    return inside
+
+
+@triton.jit
+def _merge_blocks(
+    first_block,
+    end_block,
+    out_address,
+    base_address,
+    first,
+    end,
+    divisor,
+    scale,
+    inputs,
+    whole,
+    real,
+    K: tl.constexpr,
+    KINDS: tl.constexpr,
+    BASE: tl.constexpr,
+    OUT: tl.constexpr,
+    MODE: tl.constexpr,
+    ELECT: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    RESCALE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    EDGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Computes blocks [first_block, end_block) and returns the bits of the largest magnitude of each lane.
+
+    EDGE: whether an end of the output or a cutoff may lie inside; without it there are no masks. The rest as `merge_chunks`.
+    """
+    lanes = tl.arange(0, BLOCK)
+    worst = tl.zeros((BLOCK,), tl.int32)
+    for block in range(first_block, end_block):
+        start = block * BLOCK
+        total = tl.zeros((BLOCK,), tl.float32)
+        values = ()
+        if BASE >= 0:
+            base = _load(base_address, start, lanes, BASE)
+        for k in tl.static_range(K):
+            value = _load(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3)
+            if BASE >= 0:
+                keys = inputs + k * _INPUT_INTEGERS + 4
+                value = _pruned(value - base, whole[k], real[k], keys, start, lanes, MODE, RESCALE, EDGE, BLOCK)
+            value = value * real[k][0]
+            total = total + value
+            if ELECT:
+                values = values + (value,)
+        if ELECT:
+            sign = tl.where(total >= 0.0, 1.0, -1.0)
+            total = tl.zeros((BLOCK,), tl.float32)
+            agreeing = tl.zeros((BLOCK,), tl.float32)
+            for k in tl.static_range(K):
+                value = values[k] * sign
+                total = total + tl.where(value > 0.0, value, 0.0)
+                if NORMALIZE:
+                    agreeing = agreeing + tl.where(value > 0.0, real[k][0], 0.0)
+            total = total * sign
+            if NORMALIZE:
+                total = tl.div_rn(total, tl.where(agreeing == 0.0, 1.0, agreeing))
+        if DIVIDE:
+            total = tl.div_rn(total, tl.zeros((BLOCK,), tl.float32) + divisor)
+        total = total * scale
+        if BASE >= 0:
+            total = total + base
+        if EDGE:
+            inside = (lanes >= (first - start)) & (lanes < (end - start))
+            worst = tl.maximum(worst, tl.where(inside, _magnitude(total), 0))
+        else:
+            inside = None
+            worst = tl.maximum(worst, _magnitude(total))
+        _store(out_address, start, lanes, inside, total, OUT, ALIGNED)
+    return worst
+
+
+@triton.jit
+def merge_chunks(
+    chunks,
+    integers,
+    floats,
+    largest,
+    K: tl.constexpr,
+    KINDS: tl.constexpr,
+    BASE: tl.constexpr,
+    OUT: tl.constexpr,
+    MODE: tl.constexpr,
+    ELECT: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    RESCALE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Computes chunk `program_id` and writes the bits of its largest magnitude (NaN above all) into `largest`.
+
+    Args:
+        chunks: (n, 3) int64: row of the tables, first block, block behind the last.
+        integers: (rows, OUTPUT_INTEGERS + K * INPUT_INTEGERS) int64.
+        floats: (rows, OUTPUT_FLOATS + K * INPUT_FLOATS) float32.
+        largest: (n,) int32.
+        K: number of inputs.
+        KINDS: how each input is stored, KIND_BITS bits each, the first in the lowest.
+        BASE: how the base is stored, or NO_BASE.
+        OUT: how the output is stored.
+        MODE: how inputs are made sparse; the numbers of one that is not keep all.
+        ELECT, NORMALIZE: sum over the elected sign, divide by the weights that agree.
+        DIVIDE, RESCALE: whether any divisor of a row, any scale of an input, is not 1.
+        ALIGNED: whether all outputs start on 16-byte boundaries.
+        BLOCK: elements of a block.
+    """
+    chunk = tl.program_id(0)
+    row = tl.load(chunks + 3 * chunk)
+    first_block, end_block = tl.load(chunks + 3 * chunk + 1), tl.load(chunks + 3 * chunk + 2)
+    integers += row * (_OUTPUT_INTEGERS + K * _INPUT_INTEGERS)
+    floats += row * (_OUTPUT_FLOATS + K * _INPUT_FLOATS)
+    out, base = tl.load(integers), tl.load(integers + 1)
+    first, end = tl.load(integers + 2), tl.load(integers + 3)
+    divisor, scale = tl.load(floats), tl.load(floats + 1)
+    inputs = integers + _OUTPUT_INTEGERS
+    whole, real = _read_inputs(inputs, floats + _OUTPUT_FLOATS, K)
+    start, stop = first_block * BLOCK, end_block * BLOCK
+    if (start < first) | (stop > end) | _cut_inside(whole, start, stop, K):
+        worst = _merge_blocks(
+            first_block, end_block, out, base, first, end, divisor, scale, inputs, whole, real,
+            K, KINDS, BASE, OUT, MODE, ELECT, NORMALIZE, DIVIDE, RESCALE, ALIGNED, True, BLOCK,
+        )  # fmt: skip
+    else:
+        worst = _merge_blocks(
+            first_block, end_block, out, base, first, end, divisor, scale, inputs, whole, real,
+            K, KINDS, BASE, OUT, MODE, ELECT, NORMALIZE, DIVIDE, RESCALE, ALIGNED, False, BLOCK,
+        )  # fmt: skip
+    tl.store(largest + chunk, tl.max(worst, axis=0))
+
+
+@triton.jit
+def pruned_l1_chunks(
+    chunks,
+    integers,
+    floats,
+    norms,
+    K: tl.constexpr,
+    KINDS: tl.constexpr,
+    BASE: tl.constexpr,
+    MODE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Writes the L1 norm (float64) of each input's pruned delta within chunk `program_id` into `norms` (n, K).
+
+    The other arguments are those of `merge_chunks`; outputs, weights and scales do not matter.
+    """
+    chunk = tl.program_id(0)
+    row = tl.load(chunks + 3 * chunk)
+    first_block, end_block = tl.load(chunks + 3 * chunk + 1), tl.load(chunks + 3 * chunk + 2)
+    integers += row * (_OUTPUT_INTEGERS + K * _INPUT_INTEGERS)
+    floats += row * (_OUTPUT_FLOATS + K * _INPUT_FLOATS)
+    base_address = tl.load(integers + 1)
+    inputs = integers + _OUTPUT_INTEGERS
+    whole, real = _read_inputs(inputs, floats + _OUTPUT_FLOATS, K)
+    lanes = tl.arange(0, BLOCK)
+    for k in tl.static_range(K):
+        total = tl.zeros((BLOCK,), tl.float64)
+        for block in range(first_block, end_block):
+            start = block * BLOCK
+            value = _load(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3)
+            value = value - _load(base_address, start, lanes, BASE)
+            keys = inputs + k * _INPUT_INTEGERS + 4
+            value = _pruned(value, whole[k], real[k], keys, start, lanes, MODE, False, True, BLOCK)
+            total = total + tl.abs(value).to(tl.float64)
+        tl.store(norms + chunk * K + k, tl.sum(total, axis=0))

@@ -1,0 +1,151 @@
+"""The tables that tell the kernels what to do, as `evomerge.weights.triton.kernels.merge_chunks` describes them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evomerge.weights.blocks import BF16, F16, F32, F32_AS_BF16
+from evomerge.weights.fused.batch import Part
+from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM
+from evomerge.weights.fused.steps import Prune
+from evomerge.weights.fused.tables import KINDS
+from evomerge.weights.triton.kernels import (
+    BLOCK,
+    CHUNK_BLOCKS,
+    INPUT_FLOATS,
+    KIND_BITS,
+    NO_BASE,
+    OUTPUT_FLOATS,
+)
+from evomerge.weights.triton.resident import ResidentSources
+
+_BYTES = {BF16: 2, F16: 2, F32: 4, F32_AS_BF16: 4}
+
+_WIDE = 16
+"""bytes of the widest load and store"""
+
+_NEVER = 2**62
+"""a cutoff that no element reaches"""
+
+
+class Variant(NamedTuple):
+    """What a kernel is compiled for; parts of one variant are computed by one launch. See `kernels.merge_chunks`."""
+
+    n_inputs: int
+    kinds: int
+    base: int
+    out: int
+    mode: int
+    elect: bool
+    normalize: bool
+    divide: bool
+    rescale: bool
+    aligned: bool
+
+
+def variant_of(part: Part, resident: ResidentSources) -> Variant:
+    """What computes `part`, whose sources are held."""
+    form, out = part.form, part.place.kind()
+    kinds = 0
+    for position, (entry, _, _) in enumerate(form.inputs):
+        kinds |= KINDS[resident.tensor(entry).dtype] << (KIND_BITS * position)
+    return Variant(
+        n_inputs=len(form.inputs),
+        kinds=kinds,
+        base=NO_BASE if form.base is None else KINDS[resident.tensor(form.base).dtype],
+        out=out,
+        mode=max((prune.mode for _, _, prune in form.inputs), default=KEEP_ALL),
+        elect=form.elect_sign,
+        normalize=form.normalize,
+        divide=form.divisor != 1,
+        rescale=bool(form.norms),
+        aligned=_first_address(part, out) % _WIDE == 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """One variant's rows.
+
+    Attributes:
+        integers, floats: see `kernels.merge_chunks`.
+        ranges: (first, end) element of each row.
+    """
+
+    integers: NDArray[np.int64]
+    floats: NDArray[np.float32]
+    ranges: tuple[tuple[int, int], ...]
+
+    def rescale(self, scales: NDArray[np.float32]) -> None:
+        """Sets the scales of all inputs, (rows, inputs)."""
+        self.floats[:, OUTPUT_FLOATS + INPUT_FLOATS - 1 :: INPUT_FLOATS] = scales
+
+
+def tables_of(parts: Sequence[Part], variant: Variant, resident: ResidentSources) -> Tables:
+    """The rows of `parts`, which are of one variant. Scales of inputs are 1."""
+    integers: list[list[int]] = []
+    floats: list[list[float]] = []
+    for part in parts:
+        form, place = part.form, part.place
+        base = 0 if form.base is None else resident.tensor(form.base).data_ptr()
+        whole = [_first_address(part, variant.out), base, place.start, place.end]
+        real = [form.divisor, form.scale]
+        for entry, weight, prune in form.inputs:
+            whole += [resident.tensor(entry).data_ptr(), *_integers(prune)]
+            real += _floats(weight, prune)
+        integers.append(whole)
+        floats.append(real)
+    with np.errstate(over="ignore"):  # a weight beyond float32 becomes infinite and is reported with the result
+        return Tables(
+            np.array(integers, np.int64),
+            np.array(floats, np.float32),
+            tuple([(part.place.start, part.place.end) for part in parts]),
+        )
+
+
+@lru_cache(maxsize=64)
+def chunks_of(ranges: tuple[tuple[int, int], ...], device: torch.device) -> torch.Tensor:
+    """(n, 3) int64: row, first block and the block behind the last of every chunk that covers `ranges`."""
+    bounds = np.array(ranges, np.int64).reshape(-1, 2)
+    first_block, end_block = bounds[:, 0] // BLOCK, -(-bounds[:, 1] // BLOCK)
+    end_block = np.where(bounds[:, 0] == bounds[:, 1], first_block, end_block)
+    first_chunk = first_block // CHUNK_BLOCKS
+    n_chunks = np.where(first_block == end_block, 0, -(-end_block // CHUNK_BLOCKS) - first_chunk)
+    rows = np.repeat(np.arange(len(bounds)), n_chunks)
+    number = np.arange(len(rows)) - np.repeat(np.cumsum(n_chunks) - n_chunks, n_chunks) + first_chunk[rows]
+    chunks = np.empty((len(rows), 3), np.int64)
+    chunks[:, 0] = rows
+    chunks[:, 1] = np.maximum(number * CHUNK_BLOCKS, first_block[rows])
+    chunks[:, 2] = np.minimum((number + 1) * CHUNK_BLOCKS, end_block[rows])
+    return torch.from_numpy(chunks).to(device)
+
+
+def _integers(prune: Prune) -> list[int]:
+    """Cutoff, cutoff of the band's top, largest word that keeps, and the key; what does not apply keeps all."""
+    cutoff = prune.cutoff if prune.mode in (MAGNITUDE, BAND) else _NEVER
+    last = max(prune.keep - 1, 0) if prune.mode == RANDOM else 2**32 - 1
+    return [cutoff, prune.top_cutoff, last, prune.key0, prune.key1]
+
+
+def _floats(weight: float, prune: Prune) -> list[float]:
+    """Weight, thresholds with the floats behind them, scale. An input of which nothing is kept weighs nothing."""
+    if prune.mode == RANDOM and prune.keep == 0:
+        weight = 0.0
+    low = prune.threshold
+    top = prune.top_threshold if prune.mode == BAND else math.nan
+    return [weight, low, _next(low), top, _next(top), 1.0]
+
+
+def _next(value: float) -> float:
+    return float(np.nextafter(np.float32(value), np.float32(np.inf)))
+
+
+def _first_address(part: Part, kind: int) -> int:
+    """Where element 0 of the part's tensor would stand."""
+    return part.place.memory.data_ptr() - part.place.start * _BYTES[kind]

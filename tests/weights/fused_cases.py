@@ -1,0 +1,120 @@
+"""Merges of one tensor for the tests of the compiled kernels: shapes, dtypes, numbers of sources, densities, exact ties of magnitude."""
+
+import math
+
+import torch
+from hypothesis import strategies as st
+
+from evomerge.plan import MergePlan, Region, TensorInput, TensorStep
+from evomerge.recipe import BaseRole, Scope, method_spec
+from evomerge.weights import WeightPool
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+LOOSE = ("slerp", "linear", "shifted_linear")
+"""methods whose kernels sum in another order, or with another product, than the references"""
+
+
+@st.composite
+def shapes(draw, edges):
+    """Shapes of none to three dimensions; flat ones with sizes around `edges`, which are blocks of a kernel."""
+    sizes = [0, 1, 2, 7, 63, 1000, *[edge + more for edge in edges for more in (-1, 0, 1)]]
+    return draw(
+        st.one_of(
+            st.just(()),
+            st.tuples(st.sampled_from(sizes)),
+            st.tuples(st.sampled_from([1, 3, 17]), st.sampled_from([1, 5, 64, 97])),
+            st.tuples(st.sampled_from([1, 2]), st.sampled_from([3, 8]), st.sampled_from([0, 1, 33])),
+        )
+    )
+
+
+def values(spec):
+    """Values of one parameter, extremes often."""
+    if isinstance(spec.default, bool):
+        return st.booleans()
+    if spec.name == "density":
+        return st.one_of(st.sampled_from([0.0, 1.0, 0.5, 1e-9]), st.floats(0, 1))
+    if spec.low is not None:
+        return st.floats(spec.low, spec.high)
+    return st.sampled_from([1.0, 0.5, 0.0, -0.75, 1.5])
+
+
+@st.composite
+def cases(draw, method, edges=(1024, 3072)):
+    """A plan of one tensor and a pool of what it reads."""
+    spec = method_spec(method)
+    shape = draw(shapes(edges))
+    n_sources = 1 if spec.max_sources == 1 else draw(st.sampled_from([1, 2, 3, 4, 5, 8, 16]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    levels = draw(st.sampled_from([0, 3, 1000]))  # few distinct deltas: exact ties everywhere
+
+    def noise(scale):
+        if levels:
+            return torch.randint(-levels, levels + 1, shape, generator=generator) * (scale / levels)
+        return torch.randn(shape, generator=generator) * scale
+
+    names = [f"m{i}" for i in range(n_sources)]
+    base = noise(1.0)
+    tensors = {("base", "w"): base.to(draw(st.sampled_from(DTYPES)))}
+    mixed = draw(st.booleans())
+    dtype = draw(st.sampled_from(DTYPES))
+    for name in names:
+        tensors[name, "w"] = (base + noise(0.1)).to(draw(st.sampled_from(DTYPES)) if mixed else dtype)
+    inputs = tuple(
+        TensorInput(name, "w", {p.name: draw(values(p)) for p in spec.parameters if p.scope is Scope.MODEL})
+        for name in names
+    )
+    for parameters in (entry.parameters for entry in inputs if "epsilon" in entry.parameters):
+        density = parameters["density"]  # plans keep density +- epsilon inside (0, 1)
+        parameters["epsilon"] = min(parameters["epsilon"], density / 2, (1 - density) / 2)
+    shared = {p.name: draw(values(p)) for p in spec.parameters if p.scope is Scope.GLOBAL}
+    if method == "linear" and sum(entry.parameters["weight"] for entry in inputs) == 0:
+        shared["normalize"] = False
+    needs_base = spec.base is not BaseRole.SOURCE
+    step = TensorStep("w", shape, method, inputs, TensorInput("base", "w", {}) if needs_base else None, shared)
+    out = draw(st.sampled_from(["float32", "bfloat16", "float16"]))
+    return MergePlan((step,), 0, 0, out, "float32", draw(st.integers(0, 5))), WeightPool.holding(tensors)
+
+
+def close(fused, plain, plan):
+    """Equal to the last bit, or to the last unit where sums are made in another order."""
+    step = plan.steps[0]
+    if step.method in LOOSE or step.parameters.get("rescale"):
+        relative = 1e-6 if fused.dtype == torch.float32 else 2**-7
+        return torch.allclose(fused.float(), plain.float(), rtol=relative, atol=1e-6)
+    return torch.equal(fused, plain)
+
+
+class Views:
+    """A target that holds tensors as stretches of flat memory: each is cut in two at `cut` and starts at `offset`."""
+
+    def __init__(self, plan, dtype, *, cut=0.0, offset=0):
+        self.shapes = {step.output: step.shape for step in plan.steps}
+        self.memory = {
+            name: torch.full((math.prod(shape) + 2 * offset,), torch.nan, dtype=dtype)
+            for name, shape in self.shapes.items()
+        }
+        self._cut, self._offset = cut, offset
+
+    def tensor(self, name):
+        """What was written."""
+        size = math.prod(self.shapes[name])
+        return self.memory[name][self._offset : self._offset + size].view(self.shapes[name])
+
+    def untouched(self):
+        """Whether nothing was written beside the tensors."""
+        outside = [torch.cat([m[: self._offset], m[m.numel() - self._offset :]]) for m in self.memory.values()]
+        return all(bool(part.isnan().all()) for part in outside)
+
+    def names(self):
+        return list(self.shapes)
+
+    def regions(self, name):
+        view, shape = self.tensor(name), self.shapes[name]
+        if not shape:
+            return [Region((), view)]
+        row = int(self._cut * shape[0])
+        rest = tuple(slice(0, size) for size in shape[1:])
+        parts = [slice(0, row), slice(row, shape[0])] if row else [slice(0, shape[0])]
+        return [Region((part, *rest), view[part]) for part in parts]

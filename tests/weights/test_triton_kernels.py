@@ -1,0 +1,274 @@
+"""Triton's kernels, run by its interpreter, store the bits that the CPU's kernels store.
+
+`make triton-test` runs these in a process of their own, with triton on its path and TRITON_INTERPRET=1. The interpreter needs no patches:
+addresses in tables are addresses of the CPU's memory there.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+triton = pytest.importorskip("triton", reason="triton stays out of this environment; `make triton-test` runs this")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("kernels run here only under TRITON_INTERPRET=1: `make triton-test`", allow_module_level=True)
+
+import triton.language as tl
+from fused_cases import DTYPES, Views, cases, close
+
+import evomerge.weights.blocks as blocks
+import evomerge.weights.fused.kernels as cpu_kernels
+from evomerge.core import CheckpointError
+from evomerge.plan import MergePlan, Piece, Region, TensorInput, TensorStep
+from evomerge.weights import Merger, WeightPool
+from evomerge.weights.fused.steps import fused_methods
+from evomerge.weights.philox import mask_key, random_words
+from evomerge.weights.triton import kernels
+from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch
+from evomerge.weights.triton.kernels import BLOCK, CHUNK_BLOCKS
+from evomerge.weights.triton.tables import chunks_of
+
+VIEWS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def written(plan, pool, dtype, **options):
+    """What the Triton kernels write for `plan`; fails where they are not what wrote it."""
+    merger, target = Merger(pool), Views(plan, dtype, **options)
+    runs = []
+    run = TritonBatch.run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TritonBatch, "run", lambda self, *a: (runs.append(a), run(self, *a))[1])
+        patch.setattr("evomerge.weights.fused.batch.FusedBatch.run", None)
+        merger.write(plan, target)
+    assert runs
+    assert target.untouched()
+    return target.tensor(plan.steps[0].output)
+
+
+METHODS = [method for method in fused_methods() if not method.startswith("della")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_bits_as_the_cpu(method):
+    @settings(max_examples=25, deadline=None)
+    @given(cases(method, edges=(BLOCK, 2 * BLOCK)), st.sampled_from([0.0, 0.3]), st.sampled_from([0, 1, 8]))
+    def check(case, cut, offset):
+        plan, pool = case
+        if method == "shifted_linear" and plan.steps[0].parameters["shift"]:
+            return  # has no fused form
+        (_, expected) = next(Merger(pool).tensors(plan))
+        found = written(plan, pool, VIEWS[plan.dtype], cut=cut, offset=offset)
+        if plan.steps[0].parameters.get("rescale"):
+            assert close(found, expected, plan)  # the norms' sums are made in another order
+        else:
+            assert torch.equal(found, expected)
+        (_, plain) = next(Merger(pool, fused=False).tensors(plan))
+        assert close(found, plain, plan)
+
+    check()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1 << 38), st.integers(0, 5))
+def test_random_words_are_those_of_the_cpu(counter, seed):
+    start, key = 4 * counter, mask_key(seed, "x", 1)
+    words = torch.zeros(BLOCK, dtype=torch.int64)
+    _words[(1,)](words, torch.tensor(key), torch.tensor([start]), BLOCK=BLOCK)
+    assert np.array_equal(words.numpy(), random_words(key, start, BLOCK))
+
+
+@triton.jit
+def _words(out, keys, start, BLOCK: tl.constexpr):
+    key0, key1 = tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32)
+    words = kernels.random_block(key0, key1, tl.load(start), BLOCK)
+    tl.store(out + tl.arange(0, BLOCK), words.to(tl.int64))
+
+
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_masks_are_those_of_the_cpu(density):
+    """A delta of one everywhere shows the mask."""
+    n_elements = 3 * BLOCK + 77
+    pool = WeightPool.holding({("base", "w"): torch.zeros(n_elements), ("m", "w"): torch.ones(n_elements)})
+    entry = TensorInput("m", "w", {"weight": 1.0, "density": density})
+    shared = {"lambda": 1.0, "normalize": False, "rescale": False}
+    step = TensorStep("w", (n_elements,), "dare_linear", (entry,), TensorInput("base", "w", {}), shared)
+    plan = MergePlan((step,), 0, 0, "float32", "float32", 11)
+    words = random_words(mask_key(11, "w", 0), 0, n_elements)
+    mask = torch.from_numpy(words.astype(np.int64) < round(density * 2**32))
+    assert torch.equal(written(plan, pool, torch.float32) != 0, mask)
+
+
+def two_tensors(n_elements=5000, scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name in ("a", "b"):
+        base = torch.randn(n_elements, generator=generator)
+        tensors["base", name] = base.bfloat16()
+        tensors["m", name] = (scale * (base + 0.1 * torch.randn(n_elements, generator=generator))).bfloat16()
+    return WeightPool.holding(tensors)
+
+
+def ties_plan(names, n_elements=5000, dtype="bfloat16", weight=0.7):
+    shared = {"lambda": 1.0, "normalize": False, "rescale": False}
+    steps = [
+        TensorStep(
+            name,
+            (n_elements,),
+            "ties",
+            (TensorInput("m", name, {"weight": weight, "density": 0.5}),),
+            TensorInput("base", name, {}),
+            shared,
+        )
+        for name in names
+    ]
+    return MergePlan(tuple(steps), 0, 0, dtype, "float32", 0)
+
+
+def test_one_launch_computes_all_tensors_of_a_kind(monkeypatch):
+    plan, pool = ties_plan(("a", "b")), two_tensors()
+    launches = []
+    launch = TritonBatch._launch
+    monkeypatch.setattr(TritonBatch, "_launch", lambda self, *a: (launches.append(a), launch(self, *a))[1])
+    target, merger = Views(plan, torch.bfloat16), Merger(pool)
+    for _ in range(2):
+        merger.write(plan, target)
+    assert len(launches) == 2
+    for name, tensor in Merger(pool).tensors(plan):
+        assert torch.equal(target.tensor(name), tensor)
+
+
+def test_pieces_along_a_tensor():
+    n_elements = BLOCK + 500
+    pool = two_tensors(n_elements)
+    inputs = (TensorInput("base", "a", {}), TensorInput("m", "a", {}))
+    pieces = (Piece(100, (1.0, 0.0)), Piece(BLOCK + 3, (0.25, 0.5)), Piece(n_elements, (-1.0, 2.0)))
+    plan = MergePlan(
+        (TensorStep("a", (n_elements,), "piecewise", inputs, None, {}, pieces),), 0, 0, "bfloat16", "float32", 0
+    )
+    (_, expected) = next(Merger(pool).tensors(plan))
+    assert torch.equal(written(plan, pool, torch.bfloat16, cut=0.4), expected)
+
+
+@pytest.mark.parametrize("view", DTYPES)
+@pytest.mark.parametrize("out", ["bfloat16", "float16", "float32"])
+def test_any_dtype_of_the_engine(out, view):
+    plan, pool = ties_plan(("a",), dtype=out), two_tensors()
+    target = Views(plan, view)
+    Merger(pool).write(plan, target)
+    assert torch.equal(target.tensor("a"), next(Merger(pool).tensors(plan))[1].to(view))
+
+
+def test_columns_of_an_engine_that_is_sharded():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(48, 64, generator=generator)
+    pool = WeightPool.holding({("base", "a"): base, ("m", "a"): base + torch.randn(48, 64, generator=generator)})
+    plan = MergePlan(
+        (
+            TensorStep(
+                "a",
+                (48, 64),
+                "task_arithmetic",
+                (TensorInput("m", "a", {"weight": 0.3}),),
+                TensorInput("base", "a", {}),
+                {"lambda": 1.0, "normalize": False},
+            ),
+        ),
+        0,
+        0,
+        "float32",
+        "float32",
+        0,
+    )
+    shard = torch.zeros(48, 16)
+
+    class Shard:
+        def names(self):
+            return ["a"]
+
+        def regions(self, name):
+            return [Region((slice(0, 48), slice(16, 32)), shard)]
+
+    Merger(pool).write(plan, Shard())
+    assert torch.equal(shard, next(Merger(pool).tensors(plan))[1][:, 16:32])
+
+
+def test_overflow_is_named_and_leaves_zeros():
+    plan, pool = ties_plan(("a", "b"), dtype="float16", weight=1e6), two_tensors()
+    target = Views(plan, torch.float16)
+    with pytest.raises(CheckpointError, match="merged tensor 'a' holds values outside the range of float16"):
+        Merger(pool).write(plan, target)
+    assert not target.tensor("b").any()
+
+
+def test_more_models_than_the_kernels_take_are_merged_by_the_cpu(caplog):
+    n_models = MAX_INPUTS + 1
+    pool = WeightPool.holding({(f"m{i}", "w"): torch.full((10,), float(i)) for i in range(n_models)})
+    inputs = tuple(TensorInput(f"m{i}", "w", {"weight": 1.0}) for i in range(n_models))
+    step = TensorStep("w", (10,), "linear", inputs, None, {"normalize": True})
+    plan = MergePlan((step,), 0, 0, "float32", "float32", 0)
+    target, merger = Views(plan, torch.float32), Merger(pool)
+    with caplog.at_level(logging.WARNING):
+        merger.write(plan, target)
+        merger.write(plan, target)
+    assert torch.equal(target.tensor("w"), torch.full((10,), 8.0))
+    assert [record.getMessage() for record in caplog.records] == [
+        "merging on the CPU and copying to cpu: 17 models are merged, and the GPU's kernels take 16"
+    ]
+
+
+def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch):
+    monkeypatch.setattr("evomerge.weights.triton.resident.ResidentSources.free_bytes", lambda self: 10_000.0)
+    monkeypatch.setattr(TritonBatch, "run", None)
+    plan, pool = ties_plan(("a",)), two_tensors()
+    target = Views(plan, torch.bfloat16)
+    with caplog.at_level(logging.WARNING):
+        Merger(pool).write(plan, target)
+    assert torch.equal(target.tensor("a"), next(Merger(pool).tensors(plan))[1])
+    assert "gpu_memory_utilization" in caplog.text
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5 * BLOCK * CHUNK_BLOCKS), st.integers(0, 2 * BLOCK * CHUNK_BLOCKS)), max_size=4)
+)
+def test_chunks_cover_every_range_once(spans):
+    ranges = tuple((first, first + size) for first, size in spans)
+    chunks = chunks_of(ranges, torch.device("cpu"))
+    for row, (first, end) in enumerate(ranges):
+        own = chunks[chunks[:, 0] == row, 1:].tolist()
+        assert all(0 < last - start <= CHUNK_BLOCKS for start, last in own)
+        covered = [block for start, last in own for block in range(start, last)]
+        assert covered == (list(range(first // BLOCK, -(-end // BLOCK))) if end > first else [])
+
+
+def test_both_sides_number_kinds_and_modes_alike():
+    for name in ("BF16", "F32", "F16", "F32_AS_BF16"):
+        assert getattr(kernels, name).value == getattr(blocks, name)
+    for name in ("KEEP_ALL", "MAGNITUDE", "BAND", "RANDOM"):
+        assert getattr(kernels, name).value == getattr(cpu_kernels, name)
+    assert all(kind < 1 << kernels.KIND_BITS for kind in (blocks.BF16, blocks.F32, blocks.F16))
+
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "merge_gpu.py"
+
+
+def test_the_benchmark_runs():
+    command = [sys.executable, BENCHMARK, "--interpret"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert {line.split()[0] for line in lines if "%" in line} >= {"linear", "task_arithmetic", "ties", "dare_ties"}
+
+
+def test_the_benchmark_says_that_it_needs_a_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run([sys.executable, BENCHMARK], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "needs a CUDA GPU" in done.stderr
+    assert "Traceback" not in done.stderr
