@@ -1,6 +1,7 @@
 """config -> the template of a layer stack."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from evomerge.config import SearchConfig, StackingConfig
 from evomerge.core import ConfigError
@@ -18,7 +19,11 @@ from evomerge.recipe import (
     Swap,
     default_searched,
     method_spec,
+    scale_bounds,
 )
+
+USUAL_SCALES = (0.5, 2.0)
+"""bounds of scales unless told otherwise"""
 
 
 def stack_template(
@@ -49,19 +54,23 @@ def stack_template(
     base = config.models.base.path if config.models.base else None
     models = StackedModels({name: model.path for name, model in config.models.experts.items()}, base)
     folders = {**models.experts, **({"base": base} if base is not None else {})}
-    frame = _frame(wanted, {name: headers[path] for name, path in folders.items()}, merged=merge is not None)
     first = headers[base or next(iter(models.experts.values()))]
+    out_dtype = config.space.out_dtype or first.dtype
+    dtype = "float16" if "float16" in (out_dtype, first.dtype, config.engine.dtype) else out_dtype
+    frame = _frame(
+        wanted, {name: headers[path] for name, path in folders.items()}, merged=merge is not None, dtype=dtype
+    )
     return StackTemplate(
         models=models,
         encoding=_encoding(wanted, frame),
         folding=folding_of(first),
         merge=merge,
         plain=_plain(config, base, models.experts, first.n_layers),
-        out_dtype=config.space.out_dtype or first.dtype,
+        out_dtype=out_dtype,
     )
 
 
-def _frame(wanted: StackingConfig, headers: Mapping[str, ModelHeader], *, merged: bool) -> StackFrame:
+def _frame(wanted: StackingConfig, headers: Mapping[str, ModelHeader], *, merged: bool, dtype: str) -> StackFrame:
     """What all paths have in common. The merge counts as one more model, as deep as the others."""
     n_layers = {name: header.n_layers for name, header in headers.items()}
     if merged:
@@ -90,7 +99,7 @@ def _frame(wanted: StackingConfig, headers: Mapping[str, ModelHeader], *, merged
         )
     fixed = wanted.fixed_first + wanted.fixed_last
     swapping = wanted.encoding == "swap"
-    return StackFrame(
+    frame = StackFrame(
         models=layers,
         ends=ends,
         n_layers=depth,
@@ -98,8 +107,17 @@ def _frame(wanted: StackingConfig, headers: Mapping[str, ModelHeader], *, merged
         fixed_last=wanted.fixed_last,
         min_depth=depth if swapping else wanted.min_depth or max(1, fixed),
         max_depth=depth if swapping else wanted.max_depth or max(depth + depth // 2, fixed),
-        scale_low=wanted.scale_low,
-        scale_high=wanted.scale_high,
+        scale_low=1.0,
+        scale_high=1.0,
+        dtype=dtype,
+    )
+    if wanted.scales == "none":
+        return frame
+    lowest, highest = scale_bounds(frame.n_scales, dtype)
+    return replace(
+        frame,
+        scale_low=max(USUAL_SCALES[0], lowest) if wanted.scale_low is None else wanted.scale_low,
+        scale_high=min(USUAL_SCALES[1], highest) if wanted.scale_high is None else wanted.scale_high,
     )
 
 

@@ -107,15 +107,20 @@ class StackingConfig(_Strict):
     """most layers, which the engine has memory for; default: one and a half times the ends model's"""
     scales: Literal["none", "slot", "matrix"] = "slot"
     """what multiplies the hidden state on entering a layer; matrix: by pair of layers (indicator only, as published)"""
-    scale_low: float = Field(default=0.5, gt=0)
-    scale_high: float = Field(default=2.0, gt=0)
-    """scales are searched on a logarithmic axis between these, 1 included"""
+    scale_low: float | None = Field(default=None, gt=0)
+    scale_high: float | None = Field(default=None, gt=0)
+    """scales are searched on a logarithmic axis between these, 1 included; default: 0.5 and 2, nearer to 1 where many layers could
+    multiply up to more than the dtype holds"""
     parameters: bool = False
     """search the merge of space.method (linear or task_arithmetic) too: its layers are those of the model "merged" """
 
     @field_validator("models", mode="before")
     @classmethod
     def _names_only(cls, value: Any) -> Any:
+        if isinstance(value, list | dict) and not value:
+            raise ValueError(
+                "is empty, so there is no layer to stack; name at least one model, or leave it out for every expert"
+            )
         return dict.fromkeys(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")

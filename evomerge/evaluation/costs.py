@@ -9,7 +9,7 @@ COSTS: Mapping[str, str] = MappingProxyType(
         "prompt_tokens": "tokens of all prompts",
         "generated_tokens": "tokens the model wrote",
         "layers": "transformer layers of the merged model",
-        "active_parameters": "elements of the merged model's tensors",
+        "active_parameters": "elements of the merged model's tensors that a token is computed with: of a mixture, the chosen experts",
         "tokens_per_second": "prompt and generated tokens per second of the engine, measured; noisy on a shared machine",
         "engine_s": "seconds of the engine",
         "total_s": "seconds in all",

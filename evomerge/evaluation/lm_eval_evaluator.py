@@ -26,7 +26,7 @@ from evomerge.evaluation.sandbox import SandboxedItems, SandboxedTask
 from evomerge.evaluation.task_items import TaskItems
 from evomerge.evaluation.task_settings import runs_code
 from evomerge.evaluation.task_spec import TaskSpec
-from evomerge.plan import MergePlan, ModelHeader, make_plan
+from evomerge.plan import MergePlan, ModelHeader, active_parameters, make_plan
 from evomerge.recipe import Recipe
 from evomerge.weights import WRITE_MERGE, Merger
 
@@ -158,7 +158,7 @@ class LmEvalEvaluator:
             plan = make_plan(Recipe.from_json(request.recipe), self._headers)
             size = {
                 "layers": float(plan.n_layers),
-                "active_parameters": float(sum(math.prod(step.shape) for step in plan.steps)),
+                "active_parameters": active_parameters(plan, self._headers[plan.steps[0].inputs[0].source].config),
             }
             if self._fit is not None:
                 plan = self._fit(plan)

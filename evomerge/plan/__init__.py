@@ -1,5 +1,6 @@
 """Recipe + model headers -> merge plan. Reads headers and config files, never a weight."""
 
+from evomerge.plan.active import active_parameters
 from evomerge.plan.folding import FOLDINGS, folding_of
 from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorStep, WeightTarget
 from evomerge.plan.model_folder import check_unchanged, file_inside, read_model_header
@@ -20,6 +21,7 @@ __all__ = [
     "TensorInput",
     "TensorStep",
     "WeightTarget",
+    "active_parameters",
     "check_unchanged",
     "file_inside",
     "folding_of",

@@ -24,6 +24,7 @@ from evomerge.recipe.methods import (
 from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, Source
 from evomerge.recipe.pieces import PieceTable, Span
 from evomerge.recipe.recipe import DTYPES, Recipe
+from evomerge.recipe.scale_range import scale_bounds
 from evomerge.recipe.stack_paths import Categorical, Indicator, Moves, PathEncoding, StackFrame, Step, Swap
 from evomerge.recipe.stack_template import MERGED, StackedModels, StackTemplate
 from evomerge.recipe.stacking import Folding, Hop, stack_recipe
@@ -93,6 +94,7 @@ __all__ = [
     "recipe_file_from_yaml",
     "recipe_from_yaml",
     "recipe_to_yaml",
+    "scale_bounds",
     "slerp_factors",
     "stack_recipe",
     "with_folders",

@@ -12,9 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evomerge.core import SpaceError
+from evomerge.recipe.scale_range import check_scales
 from evomerge.space import Parameter
 
 SKIP, BACK = "skip", "back"
+
+LAST = "last"
+"""what the fixed last layers are called in the names of scales"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,8 @@ class StackFrame:
         n_layers: layers of the ends model.
         fixed_first, fixed_last: how many of its layers every path begins and ends with.
         min_depth, max_depth: number of layers of a path, fixed ones included.
-        scale_low, scale_high: bounds of the scales, 0 < low <= 1 <= high.
+        scale_low, scale_high: bounds of the scales, 0 < low <= 1 <= high; both 1 where nothing is scaled.
+        dtype: the narrowest format that weights or hidden states are kept in; limits what the scales may multiply up to.
 
     Raises:
         SpaceError: no path fits, named.
@@ -51,6 +56,7 @@ class StackFrame:
     max_depth: int
     scale_low: float
     scale_high: float
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.ends not in self.models:
@@ -76,6 +82,7 @@ class StackFrame:
             raise SpaceError(
                 f"stacking: scales in [{self.scale_low}, {self.scale_high}] must be positive and include 1 (no scaling)"
             )
+        check_scales(self.scale_low, self.scale_high, self.n_scales, self.dtype)
 
     @property
     def own(self) -> tuple[int, ...]:
@@ -87,6 +94,11 @@ class StackFrame:
         """The most layers between the fixed ones."""
         return self.max_depth - self.fixed_first - self.fixed_last
 
+    @property
+    def n_scales(self) -> int:
+        """The most scales of a path: one on entering every free layer, and one on entering the fixed last ones."""
+        return self.n_free + (1 if self.fixed_last else 0)
+
     def offered(self) -> list[tuple[str, int]]:
         """Every (model, layer) that may stand between the fixed ones, model by model; the fixed ones are not offered again."""
         return [
@@ -96,12 +108,13 @@ class StackFrame:
             if name != self.ends or layer in self.own
         ]
 
-    def path(self, free: Sequence[Step]) -> tuple[Step, ...]:
-        """The whole path around the free steps, of an admissible depth."""
+    def path(self, free: Sequence[Step], last_scale: float = 1.0) -> tuple[Step, ...]:
+        """The whole path around the free steps, of an admissible depth; `last_scale` on entering the fixed last layers."""
         missing = self.min_depth - self.fixed_first - self.fixed_last - len(free)
         filling = [Step(self.ends, layer) for layer in self.own[: max(0, missing)]]
         first = [Step(self.ends, layer) for layer in range(self.fixed_first)]
-        last = [Step(self.ends, layer) for layer in range(self.n_layers - self.fixed_last, self.n_layers)]
+        start = self.n_layers - self.fixed_last
+        last = [Step(self.ends, layer, last_scale if layer == start else 1.0) for layer in range(start, self.n_layers)]
         return (*first, *filling, *free[: self.n_free], *last)
 
 
@@ -126,6 +139,11 @@ class PathEncoding(ABC):
     def _scale(self, name: str) -> Parameter:
         return Parameter(name, math.log(self.frame.scale_low), math.log(self.frame.scale_high))
 
+    @property
+    def _last_scaled(self) -> bool:
+        """Whether there is a last layer that a searched scale can stand before."""
+        return self.frame.fixed_last > 0
+
     def _reachable(self, model: str) -> bool:
         """Whether all free layers of `model` may be used, and fit."""
         frame = self.frame
@@ -146,13 +164,22 @@ class Slots(PathEncoding):
     def parameters(self) -> list[Parameter]:
         """See `PathEncoding.parameters`: all slots, then all scales."""
         slots = self.slots()
-        return [*slots, *([self._scale(f"log_{slot.name}") for slot in slots] if self.scales else [])]
+        return [*slots, *(self._scale(name) for name in self._scale_names(slots))]
 
     def _entering(self, values: Mapping[str, float], slot: str) -> float:
         return math.exp(values[f"log_{slot}"]) if self.scales else 1.0
 
+    def _whole(self, values: Mapping[str, float], free: Sequence[Step]) -> tuple[Step, ...]:
+        """The path around `free`, with the scale of the hop into the fixed last layers."""
+        return self.frame.path(free, self._entering(values, LAST) if self._last_scaled else 1.0)
+
     def _unscaled(self) -> dict[str, float]:
-        return {f"log_{slot.name}": 0.0 for slot in self.slots()} if self.scales else {}
+        return dict.fromkeys(self._scale_names(self.slots()), 0.0)
+
+    def _scale_names(self, slots: Sequence[Parameter]) -> list[str]:
+        if not self.scales:
+            return []
+        return [f"log_{name}" for name in (*(slot.name for slot in slots), *([LAST] if self._last_scaled else []))]
 
 
 class Indicator(PathEncoding):
@@ -160,7 +187,7 @@ class Indicator(PathEncoding):
 
     The offered layers of all models stand in a row, `repeats` times over; a binary parameter says of each whether it is taken.
     With `matrix`, W[i, j] scales the hidden state on its way from layer i to layer j, whatever the slot; without, each slot has
-    one scale.
+    one scale, and so has the way into the fixed last layers.
     """
 
     def __init__(self, frame: StackFrame, *, repeats: int, scales: bool, matrix: bool) -> None:
@@ -176,23 +203,26 @@ class Indicator(PathEncoding):
         if not self.scales:
             return indicators
         if not self.matrix:
-            return [*indicators, *(self._scale(f"log_{_slot(*slot)}") for slot in slots)]
-        offered = self.frame.offered()
-        pairs = [(start, stop) for start in [None, *offered] for stop in offered]
-        return [*indicators, *(self._scale(_hop(start, stop)) for start, stop in pairs)]
+            names = [f"log_{_slot(*slot)}" for slot in slots] + ([f"log_{LAST}"] if self._last_scaled else [])
+        else:
+            offered = self.frame.offered()
+            stops = [*offered, *([None] if self._last_scaled else [])]
+            names = [_hop(start, stop) for start in [None, *offered] for stop in stops]
+        return [*indicators, *map(self._scale, names)]
 
     def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
         """See `PathEncoding.path`."""
         free: list[Step] = []
         before: tuple[str, int] | None = None
         for repeat, model, layer in self._slots():
+            if len(free) == self.frame.n_free:
+                break
             slot = _slot(repeat, model, layer)
             if values[slot] < 1.0:
                 continue
-            name = _hop(before, (model, layer)) if self.matrix else f"log_{slot}"
-            free.append(Step(model, layer, math.exp(values[name]) if self.scales else 1.0))
+            free.append(Step(model, layer, self._entering(values, slot, before, (model, layer))))
             before = (model, layer)
-        return self.frame.path(free)
+        return self.frame.path(free, self._entering(values, LAST, before, None) if self._last_scaled else 1.0)
 
     def own_path(self, model: str) -> dict[str, float] | None:
         """See `PathEncoding.own_path`: the model's layers in the first repetition."""
@@ -200,6 +230,13 @@ class Indicator(PathEncoding):
             return None
         taken = {_slot(0, model, layer) for layer in self.frame.own}
         return {parameter.name: float(parameter.name in taken) for parameter in self.parameters()}
+
+    def _entering(
+        self, values: Mapping[str, float], slot: str, start: tuple[str, int] | None, stop: tuple[str, int] | None
+    ) -> float:
+        if not self.scales:
+            return 1.0
+        return math.exp(values[_hop(start, stop) if self.matrix else f"log_{slot}"])
 
     def _slots(self) -> list[tuple[int, str, int]]:
         return [(repeat, *offer) for repeat in range(self.repeats) for offer in self.frame.offered()]
@@ -222,7 +259,7 @@ class Categorical(Slots):
             if choice:
                 model, layer = offered[choice - 1]
                 free.append(Step(model, layer, self._entering(values, slot.name)))
-        return self.frame.path(free)
+        return self._whole(values, free)
 
     def own_path(self, model: str) -> dict[str, float] | None:
         """See `PathEncoding.own_path`."""
@@ -265,7 +302,7 @@ class Moves(Slots):
             if move >= 2 and position in frame.models[names[move - 2]]:
                 free.append(Step(names[move - 2], position, self._entering(values, slot.name)))
             position += 1
-        return frame.path(free)
+        return self._whole(values, free)
 
     def own_path(self, model: str) -> dict[str, float] | None:
         """See `PathEncoding.own_path`."""
@@ -300,7 +337,7 @@ class Swap(Slots):
                     self._entering(values, name) if searched else 1.0,
                 )
             )
-        return self.frame.path(free)
+        return self._whole(values, free)
 
     def own_path(self, model: str) -> dict[str, float] | None:
         """See `PathEncoding.own_path`."""
@@ -318,6 +355,7 @@ def _slot(repeat: int, model: str, layer: int) -> str:
     return f"take[{repeat},{model}.{layer}]"
 
 
-def _hop(start: tuple[str, int] | None, stop: tuple[str, int]) -> str:
-    """The scale of the hop from one layer to another; None = from the fixed first layers."""
-    return f"log_scale[{'first' if start is None else f'{start[0]}.{start[1]}'}>{stop[0]}.{stop[1]}]"
+def _hop(start: tuple[str, int] | None, stop: tuple[str, int] | None) -> str:
+    """The scale of the hop from one layer to another; None = from the fixed first layers, or to the fixed last ones."""
+    left = "first" if start is None else f"{start[0]}.{start[1]}"
+    return f"log_scale[{left}>{LAST if stop is None else f'{stop[0]}.{stop[1]}'}]"

@@ -3,14 +3,16 @@
 In a pre-norm transformer every block normalises its input, so multiplying the hidden state by c > 0 on entering a block changes
 nothing inside it. Let s be the product of all scales up to a block: dividing what the block adds to the hidden state by s and
 leaving all scales out gives the same logits, since the final norm absorbs the last s; only the norms' epsilon differs. What
-a block adds comes out of its residual-writing weights (`o_proj`, `down_proj`), which a `linear` merge can scale by itself; or, where
-what it adds is normalised once more, out of that norm's weights.
+a block adds comes out of its residual-writing weights (`o_proj`, `down_proj`), which a `passthrough` or `linear` merge can scale by
+itself; or, where what it adds is normalised once more, out of that norm's weights.
 
 Knows nothing of model files; `evomerge.plan.folding` says which weights those are.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 from evomerge.core import RecipeError
 from evomerge.recipe.methods import SHIFTED_LINEAR
@@ -60,7 +62,11 @@ def stack_recipe(
     out_dtype: str | None,
     name: str | None = None,
 ) -> Recipe:
-    """The recipe of a stack: `linear` without normalisation, one slice for each hop; `shifted_linear` where norms stand for 1 + w.
+    """The recipe of a stack.
+
+    Where every layer is one model's own, and embedding and output layer are those of the models of the first and last layer, it is a
+    `passthrough` with a slice for each run of layers of equal scale. Everything else is a `linear` merge without normalisation,
+    one slice for each hop; `shifted_linear` where scaled norms stand for 1 + w.
 
     Args:
         hops: the layers, first to last.
@@ -74,12 +80,61 @@ def stack_recipe(
     """
     if not hops or not all(hop.weights for hop in hops) or not ends:
         raise RecipeError("a stack needs at least one layer, and models for every layer and for embedding and output")
-    product = 1.0
-    slices = []
     for index, hop in enumerate(hops):
         if not hop.scale > 0.0:
             raise RecipeError(f"layer {index} of the stack has scale {hop.scale}; scales must be positive")
-        product *= hop.scale
+    products = list(accumulate((hop.scale for hop in hops), mul))
+    shifted = folding.shifted and any(product != 1.0 for product in products)
+    if shifted:
+        method, slices = SHIFTED_LINEAR.name, _sums(hops, products, ends, folding)
+    elif _is_copied(hops, ends):
+        method, slices = "passthrough", _copies(hops, products, folding)
+    else:
+        method, slices = "linear", _sums(hops, products, ends, folding)
+    return Recipe(
+        method,
+        slices,
+        parameters={"normalize": (Setting(False),)} if method == "linear" else {},
+        out_dtype=out_dtype,
+        name=name,
+    )
+
+
+def _is_copied(hops: Sequence[Hop], ends: Sequence[tuple[str, float]]) -> bool:
+    """Whether every tensor is one model's, times a factor; a passthrough takes those outside the layers from the first and last layer's model."""
+    return all(
+        len(weights) == 1 and weights[0][1] == 1.0 for weights in (*(hop.weights for hop in hops), ends)
+    ) and all(hop.weights == tuple(ends) for hop in (hops[0], hops[-1]))
+
+
+def _copies(hops: Sequence[Hop], products: Sequence[float], folding: Folding) -> tuple[Slice, ...]:
+    """A slice for each run of consecutive layers of one model with one product of scales."""
+    slices: list[Slice] = []
+    first = 0
+    for end in range(1, len(hops) + 1):
+        if end < len(hops) and _continues(hops[end - 1], hops[end]) and products[end] == products[end - 1]:
+            continue
+        factor = tuple(Setting(1.0 / products[first], text) for text in folding.scaled)
+        source = Source(
+            hops[first].weights[0][0],
+            (hops[first].layer, hops[end - 1].layer + 1),
+            {"scale": factor} if products[first] != 1.0 else {},
+        )
+        slices.append(Slice((source,)))
+        first = end
+    return tuple(slices)
+
+
+def _continues(before: Hop, hop: Hop) -> bool:
+    return hop.weights == before.weights and hop.layer == before.layer + 1
+
+
+def _sums(
+    hops: Sequence[Hop], products: Sequence[float], ends: Sequence[tuple[str, float]], folding: Folding
+) -> tuple[Slice, ...]:
+    """A slice for each hop, which is a weighted sum of models."""
+    slices = []
+    for index, (hop, product) in enumerate(zip(hops, products, strict=True)):
         outer = dict(ends) if index in (0, len(hops) - 1) else {}
         weights = dict(hop.weights)
         # mergekit takes as many sources for final norm and output layer from the last slice as the first slice has
@@ -98,13 +153,7 @@ def stack_recipe(
         ]
         shifts = tuple(Setting(1.0 / product - 1.0, text) for text in folding.scaled) if folding.shifted else ()
         slices.append(Slice(tuple(sources), {"shift": shifts} if shifts and product != 1.0 else {}))
-    return Recipe(
-        SHIFTED_LINEAR.name if folding.shifted else "linear",
-        tuple(slices),
-        parameters={} if folding.shifted else {"normalize": (Setting(False),)},
-        out_dtype=out_dtype,
-        name=name,
-    )
+    return tuple(slices)
 
 
 def _settings(

@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
 
 COMMANDS = [
     [],
@@ -28,18 +29,6 @@ COMMANDS = [
     ["zoo"],
     ["zoo", "build"],
 ]
-
-TASK = {
-    "task": "toy",
-    "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {split: f"{split}.jsonl" for split in ("search", "select", "report")}},
-    "test_split": "search",
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{question}}",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "{{answer}}",
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-}
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -77,12 +66,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = load_file(shard)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
     save_file(tensors, shard, metadata={"format": "pt"})
-    for split in ("search", "select", "report"):
-        rows = [
-            {"question": f"{split} {index} is", "choices": ["yes", "no"], "answer": index % 2} for index in range(4)
-        ]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "toy.yaml").write_text(yaml.safe_dump(TASK))
+    write_toy_task(folder / "toy.yaml", n_items=4)
     (folder / "search.yaml").write_text(
         yaml.safe_dump(
             {

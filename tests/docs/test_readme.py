@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -40,27 +41,7 @@ def folder(tmp_path: Path) -> Path:
     for seed, name in enumerate(("base", "math", "code")):
         write_tiny_llama(tmp_path / name, seed=seed)
     for path in yaml.safe_load(config)["tasks"]:
-        task = tmp_path / path
-        task.parent.mkdir(exist_ok=True)
-        files = {split: f"{task.stem}.{split}.jsonl" for split in ("search", "select", "report")}
-        for split, file in files.items():
-            rows = [{"question": f"{split} {item}", "choices": ["yes", "no"], "answer": item % 2} for item in range(6)]
-            (task.parent / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        task.write_text(
-            yaml.safe_dump(
-                {
-                    "task": task.stem,
-                    "dataset_path": "json",
-                    "dataset_kwargs": {"data_files": files},
-                    "test_split": "search",
-                    "output_type": "multiple_choice",
-                    "doc_to_text": "{{question}}",
-                    "doc_to_choice": "{{choices}}",
-                    "doc_to_target": "{{answer}}",
-                    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-                }
-            )
-        )
+        write_toy_task(tmp_path / path, n_items=6)
     (tmp_path / "search.yaml").write_text(config + QUICK)
     return tmp_path
 

@@ -1,6 +1,7 @@
 """A search over layer stacks as a user runs it, with small models and the light engine: search, resume, export, merge, score."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from evomerge.testing.tiny_models import write_tiny_llama
-
-TASK = {
-    "task": "toy",
-    "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {split: f"{split}.jsonl" for split in ("search", "select", "report")}},
-    "test_split": "search",
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{question}}",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "{{answer}}",
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-}
+from evomerge.testing.tiny_tasks import write_toy_task
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -35,10 +25,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("base", "b", "a")):
         write_tiny_llama(folder / name, seed=seed, n_layers=3)
     write_tiny_llama(folder / "wide", seed=5, n_layers=3, hidden=64)
-    for split in ("search", "select", "report"):
-        rows = [{"question": f"{split} {item}", "choices": ["yes", "no"], "answer": item % 2} for item in range(6)]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "toy.yaml").write_text(yaml.safe_dump(TASK))
+    write_toy_task(folder / "toy.yaml", n_items=6)
     return folder
 
 
@@ -102,13 +89,20 @@ def test_a_search_over_merged_stacks_from_start_to_checkpoint(project: Path, tmp
         ({"models": ["merged"]}, {}, "set stacking.parameters: true"),
         ({"models": {"a": [0, 9]}}, {}, "[0, 9] must lie within the 3 layers"),
         ({"ends": "base"}, {}, "'base' is none of the stacked models"),
+        ({"models": []}, {}, "name at least one model"),
+        ({"models": {"a": [2, 2]}}, {}, "[2, 2] must lie within the 3 layers"),
+        ({"models": {"a": [2, 1]}}, {}, "[2, 1] must lie within the 3 layers"),
         ({"max_depth": 1}, {}, "fixed layers (2) <= min_depth (2) <= max_depth (1)"),
+        ({"max_depth": 0}, {}, "max_depth"),
         ({"min_depth": 4, "max_depth": 6}, {}, "min_depth: 4 is more than the 3 layers"),
         ({"fixed_first": 2, "fixed_last": 2}, {}, "are more than the 3 layers"),
         ({"encoding": "swap", "max_depth": 4}, {}, "the encoding swap keeps the depth"),
         ({"encoding": "moves", "repeats": 3}, {}, "repeats belongs to the encoding indicator"),
         ({"encoding": "swap", "scales": "matrix"}, {}, "scales: matrix belongs to the encoding indicator"),
         ({"scale_low": 1.5}, {}, "must be positive and include 1"),
+        ({"scale_low": 0}, {}, "scale_low"),
+        ({"scale_low": 0.5, "max_depth": 70}, {}, "bfloat16 has room for 2^48; 0.618 would do"),
+        ({"scale_low": 0.5, "max_depth": 20}, {"out_dtype": "float16"}, "float16 has room for 2^10"),
         ({}, {"layer_groups": 3}, "layer_groups would have no effect"),
         ({"parameters": True}, {"method": "ties"}, "layers merged by 'ties' cannot be stacked in the same search"),
         ({"parameters": True}, {"method": "linear"}, "set space.fixed.normalize: false"),
@@ -132,3 +126,13 @@ def test_models_of_other_sizes_cannot_be_stacked(project: Path) -> None:
     config.write_text(config.read_text().replace("a: a", "a: wide"))
     with pytest.raises(EvomergeError, match="hidden_size = 64"):
         make_problem(load_config(config))
+
+
+def test_scales_are_bounded_by_the_depth_unless_told_otherwise(project: Path) -> None:
+    from evomerge import load_config, make_problem
+
+    for max_depth, low, high in ((40, 0.5, 2.0), (150, 2 ** (-48 / 149), 2 ** (126 / 149))):
+        space = make_problem(load_config(configuration(project, {"max_depth": max_depth}))).space
+        scale = next(parameter for parameter in space.parameters if not parameter.choices)
+        assert math.exp(scale.low) == pytest.approx(low)
+        assert math.exp(scale.high) == pytest.approx(high)

@@ -1,5 +1,6 @@
 """Encodings of layer stacks: what a point of each space decodes to."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -49,7 +50,7 @@ def test_every_point_is_a_path_between_the_fixed_layers(name: str, data: st.Data
     frame = encoding.frame
     assert frame.min_depth <= len(path) <= frame.max_depth
     assert path[0] == Step("a", 0)
-    assert path[-1] == Step("a", 3)
+    assert (path[-1].model, path[-1].layer) == ("a", 3)
     for step in path:
         assert step.layer in frame.models[step.model]
         assert 0.5 - 1e-12 <= step.scale <= 2.0 + 1e-12
@@ -79,9 +80,10 @@ def test_indicator_takes_layers_in_order_and_again_in_the_next_repetition() -> N
     for slot in ("take[0,a.1]", "take[0,b.2]", "take[1,a.1]"):
         values[slot] = 1.0
     values["log_take[0,b.2]"] = math.log(1.5)
+    values["log_last"] = math.log(0.75)
     path = encoding.path(values)
     assert layers(path) == "a0 a1 b2 a1 a3"
-    assert [step.scale for step in path] == pytest.approx([1, 1, 1.5, 1, 1])
+    assert [step.scale for step in path] == pytest.approx([1, 1, 1.5, 1, 0.75])
     # published sizes: M layers of two models, r repetitions; the fixed layers are not offered again
     assert sum(parameter.choices != () for parameter in encoding.parameters()) == 2 * (2 + 4)
 
@@ -93,8 +95,57 @@ def test_matrix_scales_belong_to_pairs_of_layers() -> None:
         values[slot] = 1.0
     values["log_scale[a.1>b.2]"] = math.log(2.0)
     values["log_scale[first>a.1]"] = math.log(0.5)
-    assert [step.scale for step in encoding.path(values)] == pytest.approx([1, 0.5, 2, 1, 2, 1])
-    assert sum(parameter.choices == () for parameter in encoding.parameters()) == (6 + 1) * 6
+    values["log_scale[b.2>last]"] = math.log(1.25)
+    values["log_scale[first>last]"] = math.log(0.8)
+    assert [step.scale for step in encoding.path(values)] == pytest.approx([1, 0.5, 2, 1, 2, 1.25])
+    nothing = {name: 0.0 if name.startswith("take") else value for name, value in values.items()}
+    assert [step.scale for step in replaced(encoding, min_depth=2).path(nothing)] == pytest.approx([1, 0.8])
+    # published: every hop has a scale, whichever two layers it joins; all end at one of 6 offered layers or the last one
+    assert sum(parameter.choices == () for parameter in encoding.parameters()) == (6 + 1) * (6 + 1)
+
+
+def replaced(encoding: Indicator, **changes: int) -> Indicator:
+    return Indicator(replace(encoding.frame, **changes), repeats=encoding.repeats, scales=True, matrix=encoding.matrix)
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_the_hop_into_the_last_layer_is_scaled_unless_there_is_none(name: str) -> None:
+    encoding = ENCODINGS[name]
+    last = {p.name for p in encoding.parameters() if p.name == "log_last" or p.name.endswith(">last]")}
+    path = encoding.path(taking(encoding) | dict.fromkeys(last, math.log(1.5)))
+    assert path[-1] == Step("a", 3, pytest.approx(1.5))
+    open_ended = replace(encoding.frame, fixed_last=0)
+    without = copy.copy(encoding)
+    without.frame = open_ended
+    assert not last & {parameter.name for parameter in without.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n_free", "dtype", "message"),
+    [
+        (0.5, 2.0, 46, "bfloat16", None),
+        (
+            0.5,
+            2.0,
+            60,
+            "bfloat16",
+            "61 scales of 0.5 multiply .* by 2\\^61, and bfloat16 has room for 2\\^48; 0.58 would do",
+        ),
+        (0.5, 2.0, 10, "float16", "float16 has room for 2\\^10; 0.533 would do"),
+        (0.54, 2.0, 10, "float16", None),
+        (0.9, 3.0, 100, "float32", "scale_high: 101 scales of 3 .* 2\\^126; 2.374 would do"),
+        (1.0, 1.0, 5000, "float16", None),
+    ],
+)
+def test_scales_that_multiply_up_beyond_the_dtype_are_refused(
+    low: float, high: float, n_free: int, dtype: str, message: str | None
+) -> None:
+    changes = {"scale_low": low, "scale_high": high, "max_depth": n_free + 2, "dtype": dtype}
+    if message is None:
+        assert replace(FRAME, **changes).n_scales == n_free + 1
+        return
+    with pytest.raises(SpaceError, match=message):
+        replace(FRAME, **changes)
 
 
 def test_a_long_path_is_cut_and_a_short_one_filled_with_own_layers() -> None:
@@ -157,4 +208,4 @@ def test_categorical_parameters_have_intervals_of_equal_width() -> None:
     counts = np.bincount(np.array(found, dtype=int))
     assert counts.min() >= 99
     assert space.choices[:4] == (7, 7, 7, 7)
-    assert space.choices[4:] == (0, 0, 0, 0)
+    assert space.choices[4:] == (0,) * 5, "a scale for each slot and one on entering the last layer"

@@ -138,6 +138,20 @@ def recipes(models, out_dtype, names=("w",)):
             folding=Folding(("o_proj", "down_proj"), ("o_proj", "down_proj")),
             out_dtype=out_dtype,
         ),
+        "stack_of_copies": stack_recipe(
+            [
+                Hop(0, ((base, 1.0),)),
+                Hop(1, ((base, 1.0),)),
+                Hop(2, ((a, 1.0),), 0.5),
+                Hop(3, ((a, 1.0),)),
+                Hop(3, ((a, 1.0),), 1.7),
+                Hop(0, ((b, 1.0),), 1.3),
+                Hop(3, ((base, 1.0),), 0.9),
+            ],
+            ends=[(base, 1.0)],
+            folding=Folding(("o_proj", "down_proj"), ("o_proj", "down_proj")),
+            out_dtype=out_dtype,
+        ),
         "piecewise": Recipe(
             PIECEWISE.name, (Slice((Source(a), Source(b))),), out_dtype=out_dtype, pieces=pieces(names)
         ),
@@ -217,3 +231,11 @@ def test_bfloat16_within_one_unit_in_the_last_place(merged, name):
         far = (ordered_bits(ours[tensor]) - ordered_bits(expected)).abs() > 1
         close = (ours[tensor].float() - expected.float()).abs() <= 1e-6 * expected.float().abs().max()
         assert not (far & ~close).any(), tensor
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stacks_of_copies_equal_mergekits_to_the_bit(merged, dtype):
+    ours, theirs = merged[dtype, "stack_of_copies"]
+    assert len(ours) == len(theirs) > 7 * 9
+    for tensor, expected in theirs.items():
+        assert torch.equal(ours[tensor], expected), tensor

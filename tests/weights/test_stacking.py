@@ -2,16 +2,20 @@
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.core import RecipeError
-from evomerge.plan import FOLDINGS, folding_of, make_plan, padded, read_model_header
+from evomerge.plan import FOLDINGS, active_parameters, folding_of, make_plan, padded, read_model_header
 from evomerge.recipe import Folding, Hop, Recipe, recipe_from_yaml, recipe_to_yaml, stack_recipe
+from evomerge.recipe.scale_range import GROWTH_BITS
+from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool, merge_to_folder, write_slots_folder
 
 N_LAYERS = 3
@@ -138,6 +142,20 @@ def test_idle_layers_change_nothing(models: tuple[str, str], tmp_path: Path) -> 
     assert torch.equal(logits(tmp_path, tokens), logits(tmp_path / "alone", tokens))
 
 
+def test_active_parameters_are_those_of_the_experts_a_token_goes_through(
+    models: tuple[str, str], tmp_path: Path
+) -> None:
+    header = read_model_header(models[0])
+    recipe = stacked(models, random_path(models, 4, 5))
+    plan = make_plan(recipe, {folder: read_model_header(folder) for folder in models})
+    merge_to_folder(recipe, tmp_path / "merged")
+    stored = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tmp_path / "merged").parameters())
+    config = header.config
+    idle = MOE["num_experts"] - MOE["num_experts_per_tok"] if "num_experts_per_tok" in config else 0
+    width = config["intermediate_size" if config["model_type"] == "mixtral" else "moe_intermediate_size"] if idle else 0
+    assert active_parameters(plan, config) == stored - 5 * idle * 3 * config["hidden_size"] * width
+
+
 def test_a_slots_folder_takes_no_room(models: tuple[str, str], tmp_path: Path) -> None:
     write_slots_folder(tmp_path, read_model_header(models[0]), 200)
     weights = tmp_path / "model.safetensors"
@@ -195,4 +213,45 @@ def test_a_stack_is_a_recipe_like_any_other() -> None:
         folding=Folding(("o_proj", "down_proj"), ("o_proj", "down_proj")),
         out_dtype="bfloat16",
     )
+    assert recipe.method == "linear"
     assert recipe_from_yaml(recipe_to_yaml(recipe)) == recipe
+
+
+def test_layers_that_are_copied_are_written_as_passthrough_slices() -> None:
+    folding = Folding(("o_proj", "down_proj"), ("o_proj", "down_proj"))
+    m, n = (("m", 1.0),), (("n", 1.0),)
+    hops = [Hop(0, m), Hop(1, m), Hop(5, n, 0.5), Hop(6, n), Hop(7, n, 4.0), Hop(2, m, 0.5), Hop(3, m)]
+    recipe = stack_recipe(hops, ends=m, folding=folding, out_dtype="bfloat16")
+    text = recipe_to_yaml(recipe)
+    document = yaml.safe_load(text)
+    assert document["merge_method"] == "passthrough"
+    assert recipe_from_yaml(text) == recipe
+
+    def entry(model: str, first: int, end: int, factor: float | None) -> dict[str, object]:
+        scale = [{"filter": name, "value": factor} for name in folding.scaled]
+        parameters = {} if factor is None else {"parameters": {"scale": scale}}
+        return {"sources": [{"model": model, "layer_range": [first, end], **parameters}]}
+
+    assert document["slices"] == [
+        entry("m", 0, 2, None),
+        entry("n", 5, 7, 2.0),
+        entry("n", 7, 8, 0.5),
+        entry("m", 2, 4, None),
+    ]
+    for first, ends in ((n, m), (m, (("m", 0.5), ("n", 0.5)))):
+        mixed = stack_recipe([Hop(0, first), *hops[1:]], ends=ends, folding=folding, out_dtype=None)
+        assert mixed.method == "linear", "a passthrough takes embedding and head from the first and last slice"
+
+
+def test_the_bounds_of_scales_are_where_folded_stacks_begin_to_differ(tmp_path: Path) -> None:
+    """48 halvings in a row are exact, 62 square to infinity in the norms, which then give zeros without a word."""
+    model = str(write_tiny_llama(tmp_path / "m", seed=0, n_layers=1, dtype="float32", rms_norm_eps=1e-14))
+    tokens = torch.randint(0, 64, (1, 8), generator=torch.Generator().manual_seed(7))
+    for count, exact in ((GROWTH_BITS["float32"], True), (62, False)):
+        hops = [Hop(0, ((model, 1.0),), 0.5)] * count
+        merge_to_folder(stacked((model, model), hops), tmp_path / f"folded-{count}")
+        merge_to_folder(stacked((model, model), [replace(hop, scale=1.0) for hop in hops]), tmp_path / f"plain-{count}")
+        folded = logits(tmp_path / f"folded-{count}", tokens)
+        by_hand = logits(tmp_path / f"plain-{count}", tokens, [0.5] * count)
+        assert (float((folded - by_hand).norm() / by_hand.norm()) < 1e-4) is exact
+        assert bool(folded.any()) is exact

@@ -86,6 +86,12 @@ def _linear(step: TensorStep, n_elements: int, seed: int, statistics: Statistics
     )
 
 
+def _passthrough(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+    if not step.inputs[0].parameters:
+        return None  # an integer buffer
+    return FusedStep([(step.inputs[0], float(step.inputs[0].parameters["scale"]), NO_PRUNE)])
+
+
 def _shifted_linear(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
     if step.parameters["shift"]:
         return None  # norms, a few numbers each
@@ -197,6 +203,7 @@ def _task_vectors(
 
 _BUILDERS: Mapping[str, Callable[[TensorStep, int, int, Statistics], FusedStep | None]] = {
     "linear": _linear,
+    "passthrough": _passthrough,
     "shifted_linear": _shifted_linear,
     "slerp": _slerp,
     "task_arithmetic": _task_vectors(_keep_all, elect_sign=False),
