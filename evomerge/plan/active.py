@@ -40,4 +40,4 @@ def _chosen_share(config: Mapping[str, Any]) -> float:
     total = next((config[key] for key in _N_EXPERTS if isinstance(config.get(key), int)), None)
     if not isinstance(chosen, int) or total is None or not 0 < chosen <= total:
         return 1.0
-    return chosen / total
+    return chosen / int(total)
