@@ -29,3 +29,12 @@ def write_half(settings: Mapping[str, Json], target: WeightTarget) -> None:
     """Fails after the first tensor."""
     target.regions(target.names()[0])[0].view.zero_()
     raise EngineError("halfway")
+
+
+def check_file(settings: Mapping[str, Json], target: WeightTarget) -> None:
+    """Changes nothing; fails where the engine's parameters are not the tensors of a file."""
+    tensors = load_file(str(settings["file"]))
+    for name in target.names():
+        for region in target.regions(name):
+            if not torch.equal(region.view.cpu(), tensors[name][region.index].to(region.view.dtype)):
+                raise EngineError(f"the engine does not hold the file's tensor {name!r}")

@@ -1,0 +1,113 @@
+"""Weights read back from a running engine are, byte for byte, the checkpoint that `evomerge merge` writes for the same recipe."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from evomerge.engine import RemoteWrite, available_engines, make_engine
+from evomerge.plan import make_plan, read_model_header
+from evomerge.recipe import Recipe, Setting, Slice, Source
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights import WRITE_MERGE, Merger, WeightPool, merge_to_folder
+
+GRADIENT = (Setting((0.1, 0.9)),)
+
+
+def ties(base, *experts):
+    """Gradients over depth, and one module of its own."""
+    weights = ({"weight": (Setting(1.0, "mlp"), *GRADIENT)}, {"weight": (Setting(0.7),)})
+    sources = tuple(Source(expert, None, own) for expert, own in zip(experts, weights, strict=True))
+    return Recipe("ties", (Slice(sources),), base, {"density": (Setting((0.9, 0.2)),), "lambda": (Setting(0.8),)})
+
+
+def of_two(method, **parameters):
+    def make(base, *experts):
+        shared = {"weight": GRADIENT} | {name: (Setting(value),) for name, value in parameters.items()}
+        return Recipe(method, (Slice(tuple(Source(expert) for expert in experts)),), base, shared, seed=7)
+
+    return make
+
+
+def slerp(base, expert, _):
+    shared = {"t": (Setting((0.0, 0.5, 1.0), "self_attn"), Setting(0.4))}
+    return Recipe("slerp", (Slice((Source(expert),)),), base, shared)
+
+
+def model_stock(base, *experts):
+    """Has no compiled kernel."""
+    return Recipe("model_stock", (Slice(tuple(Source(expert) for expert in experts)),), base)
+
+
+RECIPES = {
+    "ties": ties,
+    "dare_ties": of_two("dare_ties", density=0.4),
+    "della": of_two("della", density=0.5, epsilon=0.1),
+    "breadcrumbs": of_two("breadcrumbs", density=0.6, gamma=0.05),
+    "task_arithmetic": of_two("task_arithmetic"),
+    "linear": of_two("linear"),
+    "slerp": slerp,
+    "model_stock": model_stock,
+}
+
+
+def bits(tensor):
+    return tensor.contiguous().view(torch.int32 if tensor.dtype is torch.float32 else torch.int16)
+
+
+def assert_holds(engine, checkpoint):
+    """The engine's parameters are the checkpoint's tensors, all of them."""
+    targets = []
+    engine.update(targets.append)
+    (target,) = targets
+    assert set(target.names()) == set(checkpoint)
+    for name in target.names():
+        held = 0
+        for region in target.regions(name):
+            expected = checkpoint[name][region.index].to(region.view.dtype)
+            assert torch.equal(bits(region.view), bits(expected)), name
+            held += region.view.numel()
+        assert held == checkpoint[name].numel()
+
+
+def exported(recipe, folder):
+    merge_to_folder(recipe, folder)
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("engine", ["transformers-tied", "transformers-untied", "vllm-tied", "vllm-untied"])
+def test_every_tensor(suite_of, engine, method, tmp_path):
+    suite = suite_of(engine)
+    headers = {str(folder): read_model_header(folder) for folder in suite.folders}
+    recipe = RECIPES[method](*headers)
+    merger = Merger(WeightPool(headers))
+    suite.engine.update(lambda target: merger.write(make_plan(recipe, headers), target))
+    assert_holds(suite.engine, exported(recipe, tmp_path / "merged"))
+
+
+@pytest.mark.parametrize("kind", ["transformers", "vllm"])
+def test_in_bfloat16(kind, tmp_path):
+    if kind not in available_engines():
+        pytest.skip(f"{kind} is not installed")
+    folders = [str(write_tiny_llama(tmp_path / name, seed=i, hidden=128, vocab=99)) for i, name in enumerate("abc")]
+    headers = {folder: read_model_header(folder) for folder in folders}
+    merger = Merger(WeightPool(headers))
+    options = {"kv_cache_memory_bytes": 16 << 20} if kind == "vllm" else {}
+    engine = make_engine(kind, tmp_path / "a", dtype="bfloat16", max_model_len=64, options=options)
+    for method in ("ties", "dare_ties", "linear"):
+        recipe = RECIPES[method](*folders)
+        plan = make_plan(recipe, headers)
+        engine.update(lambda target, plan=plan: merger.write(plan, target))
+        assert_holds(engine, exported(recipe, tmp_path / method))
+    engine.close()
+
+
+def test_shards_in_processes_of_their_own(suite_of, tmp_path):
+    suite = suite_of("vllm-untied-sharded")
+    folders = [str(folder) for folder in suite.folders]
+    recipe = RECIPES["dare_ties"](*folders)
+    exported(recipe, tmp_path / "merged")
+    settings = {"recipe": recipe.to_json(), "models": folders}
+    suite.engine.update(RemoteWrite(WRITE_MERGE, settings))
+    check = "evomerge.testing.engine_writers:check_file"
+    suite.engine.update(RemoteWrite(check, {"file": str(tmp_path / "merged" / "model.safetensors")}))
