@@ -43,6 +43,7 @@ demo: setup ## train the demo models, search, export the best recipe, merge it, 
 	$(BIN)/evomerge merge runs/demo/best.yaml runs/demo-merged
 	$(BIN)/evomerge eval runs/demo-merged --config runs/demo --split report
 	@$(BIN)/evomerge summary runs/demo
+	@echo "report:       $$($(BIN)/evomerge report runs/demo)"
 	@echo "merged model: runs/demo-merged"
 
 $(PEER): requirements/mergekit.txt | $(STAMP)

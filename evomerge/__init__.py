@@ -5,6 +5,7 @@ Everything the command line does is one call here:
     config = evomerge.load_config("search.yaml")
     evomerge.run_search(config, "runs/mine")
     evomerge.open_run("runs/mine").summary()
+    evomerge.write_report("runs/mine")
     evomerge.export_recipe("runs/mine", "best", "best.yaml")
     evomerge.merge_recipe("best.yaml", "merged")
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         resume_search,
     )
     from evomerge.build import start_search as run_search
+    from evomerge.build.report import write_report
     from evomerge.core import EvomergeError
     from evomerge.strategy import make_strategy
     from evomerge.zoo import build_zoo
@@ -41,12 +43,14 @@ __all__ = [
     "open_run",
     "resume_search",
     "run_search",
+    "write_report",
 ]
 
 _HOMES = {
     "EvomergeError": "evomerge.core",
     "build_zoo": "evomerge.zoo",
     "make_strategy": "evomerge.strategy",
+    "write_report": "evomerge.build.report",
 }
 
 

@@ -334,6 +334,19 @@ def summary(run: Run) -> None:
     print_summary(open_run(run))
 
 
+@app.command()
+def report(
+    run: Run,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write. [default: RUN/report.html]", show_default=False)
+    ] = None,
+) -> None:
+    """Write a live or finished run as one HTML file: scores, progress, front, parameters, best recipe."""
+    from evomerge.build.report import write_report
+
+    print(write_report(run, out))
+
+
 @zoo.command("build")
 def zoo_build(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the models.")] = Path("zoo"),

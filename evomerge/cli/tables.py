@@ -10,7 +10,7 @@ from rich.table import Table
 from evomerge.build import Run
 from evomerge.build.planning import Forecast, Sizes
 from evomerge.core import Evaluation, Objective, Split
-from evomerge.search import Z_95, tuned_task_arithmetic
+from evomerge.search import Z_95, headline
 
 _CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 """In a log file there is no screen to fit into: names must stay whole."""
@@ -20,13 +20,8 @@ def print_summary(run: Run) -> None:
     """Sources, uniform average, tuned task arithmetic and the best recipe: per task and mean, search and report split."""
     summary = cast(dict[str, Any], run.summary())
     objectives = run.state.objectives
-    tuned = tuned_task_arithmetic(summary["details"]["search"])
-    names = [
-        entry.id for entry in run.state.baselines if not entry.id.startswith("task_arithmetic:") or entry.id == tuned
-    ]
+    names, tuned = headline(run.state, summary["details"]["search"])
     best = summary["best_id"]
-    if best and best not in names:
-        names.append(best)
     for split in (Split.SEARCH, Split.REPORT):
         details = summary["details"][split.value]
         if any(name in details for name in names):

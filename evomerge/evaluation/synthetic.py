@@ -36,6 +36,15 @@ def _zdt(x: Vector, shape: Callable[[float, float], float]) -> list[float]:
     return [first, g * shape(first, g) / 10.0]
 
 
+def _dtlz2(x: Vector) -> list[float]:
+    """A quarter of a sphere, three losses; with one coordinate a quarter of a circle on it."""
+    first, second = (np.pi / 2 * value for value in np.append(x[:2], 0.0)[:2])
+    g = float(np.sum((x[2:] - 0.5) ** 2))
+    radius = (1.0 + g) / (1.0 + 0.25 * max(0, len(x) - 2))
+    directions = (np.cos(first) * np.cos(second), np.cos(first) * np.sin(second), np.sin(first))
+    return [float(radius * direction) for direction in directions]
+
+
 FUNCTIONS: Mapping[str, tuple[int, Callable[[Vector], list[float]]]] = MappingProxyType(
     {
         "sphere": (1, _sphere),
@@ -47,10 +56,12 @@ FUNCTIONS: Mapping[str, tuple[int, Callable[[Vector], list[float]]]] = MappingPr
             2,
             lambda x: _zdt(x, lambda f, g: 1.0 - float(np.sqrt(f / g)) - f / g * float(np.sin(10 * np.pi * f))),
         ),
+        "dtlz2": (3, _dtlz2),
     }
 )
 """name -> (number of tasks, unit coordinates (d,) -> losses scaled to about [0, 1]); minima at x = 0.7 (sphere, rastrigin),
-x = 0.75 (rosenbrock), and Zitzler, Deb and Thiele's fronts (DOI 10.1162/106365600568202)"""
+x = 0.75 (rosenbrock), and the fronts of Zitzler, Deb and Thiele (DOI 10.1162/106365600568202) and of Deb et al. (DOI
+10.1109/CEC.2002.1007032)"""
 
 
 def synthetic_task_names(function: str) -> tuple[str, ...]:

@@ -5,7 +5,15 @@ Sees strategies and evaluations; never tensors, engines or Ray.
 
 from evomerge.search.budget import Budget
 from evomerge.search.finals import run_finals
-from evomerge.search.front_files import FrontFiles, best_so_far, front_csv, front_json, front_of, pick
+from evomerge.search.front_files import (
+    FrontFiles,
+    best_so_far,
+    front_csv,
+    front_json,
+    front_of,
+    pick,
+    reference_losses,
+)
 from evomerge.search.item_store import ItemStore
 from evomerge.search.journal import Journal, JournalReader, event, read_journal
 from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, StopRequest, WorkerPool
@@ -13,7 +21,7 @@ from evomerge.search.recorder import RunRecorder, open_items, with_items
 from evomerge.search.run_directory import RunDirectory, writing_into
 from evomerge.search.run_lock import RunLock, holder_of
 from evomerge.search.state import RunState, utility
-from evomerge.search.summary import Z_95, mean_with_error, overhead, summarize, tuned_task_arithmetic
+from evomerge.search.summary import Z_95, headline, mean_with_error, overhead, summarize, tuned_task_arithmetic
 from evomerge.search.tables import Entry
 
 __all__ = [
@@ -39,12 +47,14 @@ __all__ = [
     "front_csv",
     "front_json",
     "front_of",
+    "headline",
     "holder_of",
     "mean_with_error",
     "open_items",
     "overhead",
     "pick",
     "read_journal",
+    "reference_losses",
     "run_finals",
     "summarize",
     "tuned_task_arithmetic",

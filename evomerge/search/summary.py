@@ -130,6 +130,21 @@ def _source_name(entry: Entry) -> str | None:
     return entry.id.removeprefix("source:") if entry.id.startswith("source:") else None
 
 
+def headline(state: RunState, details: Mapping[str, Mapping[str, float]]) -> tuple[list[str], str | None]:
+    """What a table of the run shows: the baselines, of task arithmetic only the best on the search split, and the winner.
+
+    Args:
+        state: the run.
+        details: `details.search` of the summary.
+
+    Returns:
+        The ids, and that of task arithmetic (None where there is none).
+    """
+    tuned = tuned_task_arithmetic(details)
+    names = [entry.id for entry in state.baselines if not entry.id.startswith("task_arithmetic:") or entry.id == tuned]
+    return names + [name for name in [state.best_id] if name and name not in names], tuned
+
+
 def tuned_task_arithmetic(details: Mapping[str, Mapping[str, float]]) -> str | None:
     """The id of the task-arithmetic baseline with the best mean in `details` (the search split's)."""
     names = [name for name in details if name.startswith("task_arithmetic:")]

@@ -26,6 +26,16 @@ def test_zdt1_front():
     assert on_front == {"f1": pytest.approx(0.75), "f2": pytest.approx(1 - (1 - 0.5) / 10)}
 
 
+def test_dtlz2_front_is_a_sphere():
+    evaluator = SyntheticEvaluator("dtlz2")
+    assert evaluator.task_names == ("f1", "f2", "f3")
+    for values in ([0.3, 0.8, 0.5, 0.5], [0.9, 0.1, 0.5], [0.4, 0.2], [0.6]):
+        losses = [1.0 - score for score in evaluator.evaluate(ask(values)).scores.values()]
+        assert np.linalg.norm(losses) == pytest.approx(1 / (1 + 0.25 * max(0, len(values) - 2)))
+    worse = evaluator.evaluate(ask([0.3, 0.8, 0.0, 1.0])).scores
+    assert all(worse[name] < score for name, score in evaluator.evaluate(ask([0.3, 0.8, 0.5, 0.5])).scores.items())
+
+
 def test_items_depend_on_seed_split_and_point_alone():
     evaluator = SyntheticEvaluator("sphere", n_items=200, item_noise=0.3, seed=1)
     first = evaluator.evaluate(ask([0.1, 0.9], "a"))

@@ -1,0 +1,135 @@
+"""The report's page: what the template needs, from a run. Numbers come from the same summary as the terminal's tables."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from evomerge.build.reading import Run, open_run
+from evomerge.build.report import figures
+from evomerge.build.report.figures import Parameter
+from evomerge.core import ConfigError, EvomergeError, FilePath, Split, Status, atomic_write_text
+from evomerge.recipe import recipe_to_yaml
+from evomerge.search import Z_95, best_so_far, front_of, headline, utility
+
+MAX_ROWS = 50
+"""of the tables of the front and of failures"""
+
+
+def write_report(folder: FilePath, out: FilePath | None = None) -> Path:
+    """Writes the report of a live or finished run: one HTML file that needs nothing else, also no network.
+
+    Args:
+        folder: the run directory.
+        out: the file; default `report.html` in the run directory.
+
+    Returns:
+        The file.
+
+    Raises:
+        JournalError: there is no run, or it is damaged.
+        ConfigError: the file cannot be written.
+    """
+    run = open_run(folder)
+    path = Path(out) if out else Path(folder) / "report.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path, _page(run, Path(folder).resolve().name))
+    except OSError as problem:
+        raise ConfigError(f"{path}: cannot be written: {problem.strerror}") from None
+    return path
+
+
+def _page(run: Run, name: str) -> str:
+    environment = Environment(
+        loader=PackageLoader("evomerge.build", "report"), autoescape=True, undefined=StrictUndefined
+    )
+    state, resolved = run.state, run.directory.read_resolved()
+    summary = cast(dict[str, Any], run.summary())
+    shown, tuned = headline(state, summary["details"]["search"])
+    plots = {
+        "progress": figures.progress(state),
+        "front": figures.fronts(state),
+        "hypervolume": figures.hypervolume(state),
+        "optimism": figures.optimism(state),
+        "parameters": figures.parameters(state, [Parameter(*row) for row in resolved["space"]["parameters"]]),
+    }
+    return environment.get_template("report.html.j2").render(
+        name=name,
+        status=_status(run),
+        run=state.run,
+        summary=summary,
+        objectives=state.objectives,
+        tables=[(split, _rows(summary["details"][split], shown, tuned)) for split in ("report", "search")],
+        comparisons=_comparisons(summary["comparisons"], shown),
+        members=sorted(front_of(state).members, key=lambda item: (-utility(state.objectives, item), item.candidate_id))[
+            :MAX_ROWS
+        ],
+        failures=_failures(run),
+        n_failed=state.evaluations.count(Status.FAILED),
+        max_rows=MAX_ROWS,
+        recipe=_recipe(run),
+        versions=resolved["versions"],
+        plots={key: _html(key, figure) for key, figure in plots.items() if figure is not None},
+        plotly=get_plotlyjs(),
+        z=Z_95,
+    )
+
+
+def _html(name: str, figure: go.Figure) -> str:
+    options = {"displaylogo": False, "responsive": True}
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"plot-{name}", config=options))
+
+
+def _status(run: Run) -> str:
+    state = run.state
+    if state.finished:
+        return "finished"
+    if state.stopped and not run.config.finals.finalists:
+        return f"finished ({', '.join(state.stopped)})"
+    return "not finished: search scores only, which flatter whatever was chosen by them"
+
+
+def _rows(details: dict[str, Any], shown: Sequence[str], tuned: str | None) -> list[tuple[str, dict[str, Any]]]:
+    return [(f"{name} (tuned)" if name == tuned else name, details[name]) for name in shown if name in details]
+
+
+def _comparisons(rows: dict[str, Any], shown: Sequence[str]) -> list[tuple[str, dict[str, float], str]]:
+    found = []
+    for name in rows:
+        if name in shown:
+            row = rows[name]
+            verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference shown"
+            found.append((name, row, verdict))
+    return found
+
+
+def _failures(run: Run) -> list[tuple[str, str, str]]:
+    """(candidate, split, reason) of the last failed evaluations."""
+    state = run.state
+    rows = [
+        (name, split.value, state.evaluations[name, split].error or "")
+        for split in Split
+        for name in state.entries
+        if state.evaluations.status(name, split) is Status.FAILED
+    ]
+    return rows[-MAX_ROWS:]
+
+
+def _recipe(run: Run) -> tuple[str, str] | None:
+    """The best candidate and its recipe; None where nothing was evaluated or candidates are no recipes.
+
+    Where the models are not here any more, the file that the run wrote serves.
+    """
+    if next(run.state.iter_evaluated(), None) is None:
+        return None
+    best = run.state.best_id or best_so_far(run.state)
+    try:
+        recipe = run.problem().recipe_of_entry(run.state.entries[best], run.state.entries)
+        text = None if recipe is None else recipe_to_yaml(recipe)
+    except EvomergeError:
+        text = run.directory.best.read_text(encoding="utf-8") if run.directory.best.exists() else None
+    return None if text is None else (best, text)

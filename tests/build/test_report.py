@@ -1,0 +1,120 @@
+"""The HTML report: what a run holds is in it, nothing is loaded from elsewhere, and nothing that a run holds is markup."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.build import open_run, parse_config, start_search
+from evomerge.build.report import write_report
+from evomerge.build.report.figures import MAX_PARAMETERS, Parameter, parameters
+from evomerge.core import ConfigError, EvaluationError, JournalError
+from evomerge.evaluation.synthetic import SyntheticEvaluator
+
+
+class _Page(HTMLParser):
+    """Headings, table cells, and addresses that a browser would load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.cells: list[str] = []
+        self.loaded: list[str] = []
+        self.scripts = 0
+        self._inside = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside = tag
+        self.scripts += tag == "script"
+        self.loaded += [str(value) for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "h2":
+            self.headings.append(data.strip())
+        elif self._inside in ("td", "th"):
+            self.cells.append(data.strip())
+        self._inside = "" if data.strip() else self._inside
+
+
+def _run(folder: Path, **changes: Any) -> Path:
+    evaluation = {"kind": "synthetic", "function": "zdt1", "dimension": 5, "n_items": 20, "item_noise": 0.1}
+    settings = {
+        "strategy": "random",
+        "evaluation": evaluation | changes.pop("evaluation", {}),
+        "cluster": {"kind": "local", "workers": 1},
+        "budget": {"evaluations": 30},
+        "finals": {"finalists": 3},
+        **changes,
+    }
+    start_search(parse_config(settings, folder=Path("/")), folder)
+    return folder
+
+
+def test_everything_of_a_run_is_in_one_file(tmp_path: Path) -> None:
+    run = _run(tmp_path / "run")
+    path = write_report(run)
+    assert path == run / "report.html"
+    page = _Page(path)
+    wanted = ["report split", "search split", "Progress", "Front", "Hypervolume", "Search against report", "Parameters"]
+    assert [part for part in wanted if not any(part in heading for heading in page.headings)] == []
+    best = open_run(run).summary()["best_id"]
+    assert f"{best} (best)" in page.cells
+    members = json.loads((run / "front.json").read_text())["members"]
+    assert {member["id"] for member in members} <= set(page.cells)
+    assert page.loaded == [], "a report is read where there is no network"
+    again = write_report(run, tmp_path / "elsewhere" / "again.html")
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_one_objective_and_an_unfinished_run(tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", evaluation={"function": "sphere"}, finals={"finalists": 0}, strategy="cma_es")
+    page = _Page(write_report(run))
+    assert "Progress" in page.headings
+    assert not {"Front", "Hypervolume", "Search against report"} & set(page.headings)
+    (run / "journal.jsonl").write_bytes(b"".join((run / "journal.jsonl").read_bytes().splitlines(True)[:10]))
+    path = write_report(run)
+    assert "not finished" in path.read_text(encoding="utf-8")
+    (run / "journal.jsonl").write_bytes(b"".join((run / "journal.jsonl").read_bytes().splitlines(True)[:1]))
+    assert _Page(write_report(run)).headings[-2:] == ["Where the time goes", "Made with"], "nothing evaluated yet"
+
+
+def test_three_objectives_are_shown_in_pairs(tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", evaluation={"function": "dtlz2"})
+    assert '"splom"' in write_report(run).read_text(encoding="utf-8")
+
+
+def test_reasons_of_failures_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "<script>alert('x')</script> & \"quotes\""
+
+    def fail(self: object, request: object) -> None:
+        raise EvaluationError(reason)
+
+    plain = _Page(write_report(_run(tmp_path / "plain", finals={"finalists": 0})))
+    monkeypatch.setattr(SyntheticEvaluator, "evaluate", fail)
+    run = _run(tmp_path / "failing", finals={"finalists": 0})
+    page = _Page(write_report(run))
+    assert any(reason in cell for cell in page.cells)
+    assert page.scripts < plain.scripts
+
+
+def test_many_parameters_are_cut_to_those_that_the_best_agree_in(tmp_path: Path) -> None:
+    evaluation = {"function": "sphere", "dimension": MAX_PARAMETERS + 6, "item_noise": 0.0}
+    run = _run(tmp_path / "run", evaluation=evaluation, finals={"finalists": 0})
+    space = [Parameter(f"p{index}", 0.0, 2.0) for index in range(MAX_PARAMETERS + 6)]
+    figure = parameters(open_run(run).state, space)
+    assert figure is not None
+    labels = [dimension.label for dimension in figure.data[0].dimensions]
+    assert len(labels) == MAX_PARAMETERS + 1
+    assert labels[-1] == "mean"
+    assert labels[:-1] == sorted(labels[:-1], key=lambda label: int(label[1:]))
+
+
+def test_no_run_and_no_place_to_write(tmp_path: Path) -> None:
+    with pytest.raises(JournalError):
+        write_report(tmp_path / "nothing")
+    run = _run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_report(run, run / "config.yaml" / "report.html")
