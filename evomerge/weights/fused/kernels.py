@@ -5,13 +5,13 @@ where prune is a test of the delta's magnitude, a random mask or nothing, and co
 Arithmetic is float32 in the order of the plain references, so both agree to the last bit.
 
 Tensors are cut into windows of `LANES` elements that start at multiples of `LANES`; a window's values stay in registers. Where
-only a part of a window is wanted (at the ends of a tensor or of a shard of it), that part goes through a small buffer.
+only a part of a window is wanted (at the ends of a tensor or of a shard of it), it is computed on padded copies.
 """
 
 import numba
 import numpy as np
 
-from evomerge.weights.blocks import BF16, F16, F32_AS_BF16, load_block, store_block
+from evomerge.weights.blocks import BF16, F16, F32, F32_AS_BF16, load_block, store_block
 from evomerge.weights.fused.lanes import (
     LANES,
     add_to_sums,
@@ -37,27 +37,19 @@ from evomerge.weights.fused.lanes import (
     total_sum,
     words,
 )
+from evomerge.weights.fused.tables import OUTPUT
 
 KEEP_ALL, MAGNITUDE, BAND, RANDOM, RANKED = 0, 1, 2, 3, 4
 """how a source's delta is pruned; BAND drops the largest magnitudes too, RANKED drops at random by rank"""
 
 _ROW_BYTES = 4 * LANES
+_NEVER = np.int64(2**62)
 _MAGNITUDE_BITS = np.uint32(0x7FFFFFFF)
 
 
-@numba.njit(cache=True, nogil=True, inline="never")
-def _load_part(address, kind, window, start, end, part):  # type: ignore[no-untyped-def]
-    """Elements [start, end) of a tensor into their places of a window, zeros elsewhere."""
-    part[:] = np.float32(0.0)
-    load_block(address, kind, start, end - start, part[start - window :])
-
-
-@numba.njit(cache=True, nogil=True)
-def _load(address, kind, window, start, end, part):  # type: ignore[no-untyped-def]
-    """A window of a tensor as float32; only [start, end) of it is read."""
-    if end - start < LANES:
-        _load_part(address, kind, window, start, end, part)
-        return load_float32(part.ctypes.data)
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _load(address, kind, window):  # type: ignore[no-untyped-def]
+    """A window of a tensor as float32."""
     if kind == BF16:
         return load_bfloat16(address + 2 * window)
     if kind == F16:
@@ -65,20 +57,17 @@ def _load(address, kind, window, start, end, part):  # type: ignore[no-untyped-d
     return load_float32(address + 4 * window)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, forceinline=True)
 def _round_to_bf16(value):  # type: ignore[no-untyped-def]
     """Bits whose upper halves are `value` rounded to nearest even."""
     bits = bits_of(value)
     return bits + words(np.uint32(0x7FFF)) + ((bits >> words(np.uint32(16))) & words(np.uint32(1)))
 
 
-@numba.njit(cache=True, nogil=True)
-def _store(address, kind, at, n_elements, skipped, value, part):  # type: ignore[no-untyped-def]
-    """Stores `n_elements` of a window after the first `skipped` ones, from element `at` of the memory on."""
-    if n_elements < LANES:
-        store_float32(part.ctypes.data, value)
-        store_block(address, kind, at, n_elements, part[skipped:])
-    elif kind == BF16:
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _store(address, kind, at, value):  # type: ignore[no-untyped-def]
+    """Stores a window from element `at` of the memory on."""
+    if kind == BF16:
         store_upper_halves(address + 2 * at, _round_to_bf16(value))
     elif kind == F32_AS_BF16:
         store_float32(address + 4 * at, from_bits(_round_to_bf16(value) & words(np.uint32(0xFFFF0000))))
@@ -98,15 +87,15 @@ def _fill(thresholds, threshold, cutoff, window):  # type: ignore[no-untyped-def
     edge = cutoff - cutoff % LANES
     if window < edge:
         return edge
-    return edge + LANES if window == edge else np.int64(2**62)
+    return edge + LANES if window == edge else _NEVER
 
 
 @numba.njit(cache=True, nogil=True, inline="never")
-def _set_thresholds(inputs, first, n_inputs, window, thresholds):  # type: ignore[no-untyped-def]
-    """Fills `thresholds`, (n_inputs, 2, LANES) in the order of lanes, for `window`. Returns the next window that has others."""
-    change = np.int64(2**62)
-    for k in range(n_inputs):
-        row = inputs[first + k]
+def _set_thresholds(inputs, window, thresholds):  # type: ignore[no-untyped-def]
+    """Fills `thresholds`, (inputs, 2, LANES) in the order of lanes, for `window`. Returns the next window that has others."""
+    change = _NEVER
+    for k in range(inputs.shape[0]):
+        row = inputs[k]
         if row["mode"] in (MAGNITUDE, BAND):
             change = min(change, _fill(thresholds[k, 0], row["threshold"], row["cutoff"], window))
         if row["mode"] == BAND:
@@ -114,16 +103,24 @@ def _set_thresholds(inputs, first, n_inputs, window, thresholds):  # type: ignor
     return change
 
 
-@numba.njit(cache=True, nogil=True)
-def _in_band(delta, mode, thresholds):  # type: ignore[no-untyped-def]
-    """Whether magnitudes reach the row at address `thresholds` and, for BAND, stay below the next."""
-    magnitude = from_bits(bits_of(delta) & words(_MAGNITUDE_BITS))
-    keep = magnitude >= load_lanes(thresholds)
-    return keep & (magnitude < load_lanes(thresholds + _ROW_BYTES)) if mode == BAND else keep
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _magnitude(value):  # type: ignore[no-untyped-def]
+    return from_bits(bits_of(value) & words(_MAGNITUDE_BITS))
 
 
-@numba.njit(cache=True, nogil=True)
-def _agreeing(total, inputs, first_input, n_inputs, normalize, weighted):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _only_large(value, delta, mode, thresholds):  # type: ignore[no-untyped-def]
+    """`value` where |delta| reaches the row at address `thresholds` and, for BAND, is below the next; 0 elsewhere."""
+    zero = floats(np.float32(0.0))
+    magnitude = _magnitude(delta)
+    value = select(magnitude >= load_lanes(thresholds), value, zero)
+    if mode == BAND:
+        value = select(magnitude < load_lanes(thresholds + _ROW_BYTES), value, zero)
+    return value
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _agreeing(total, inputs, normalize, weighted):  # type: ignore[no-untyped-def]
     """Sum of the values (at address `weighted`) with the sign of `total` (+ where it is 0).
 
     Divided by the sum of their weights if `normalize`.
@@ -131,63 +128,94 @@ def _agreeing(total, inputs, first_input, n_inputs, normalize, weighted):  # typ
     zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
     minus = bits_of(select(total >= zero, zero, from_bits(words(np.uint32(0x80000000)))))
     agreed, weights = zero, zero
-    for k in range(n_inputs):
+    for k in range(inputs.shape[0]):
         value = load_lanes(weighted + k * _ROW_BYTES)
         agrees = from_bits(bits_of(value) ^ minus) > zero
         agreed = select(agrees, agreed + value, agreed)
         if normalize:
-            weights = select(agrees, weights + floats(inputs[first_input + k]["weight"]), weights)
+            weights = select(agrees, weights + floats(inputs[k]["weight"]), weights)
     return agreed / select(weights == zero, one, weights) if normalize else agreed
 
 
 @numba.njit(cache=True, nogil=True, inline="never")
-def _merge_chunk(first, last, output, inputs, thresholds, weighted, part):  # type: ignore[no-untyped-def]
-    first_input, n_inputs = output["first_input"], output["n_inputs"]
+def _merge_windows(first, last, output, inputs, thresholds, weighted):  # type: ignore[no-untyped-def]
+    """Computes whole windows; `thresholds` and `weighted` are scratch memory for each input."""
     has_base, elect_sign, normalize = output["has_base"], output["elect_sign"], output["normalize"]
     base_address, base_kind = output["base_address"], output["base_kind"]
+    out_address, out_kind, out_offset = output["out_address"], output["out_kind"], output["out_offset"]
     divisor, scale = output["divisor"], output["scale"]
     zero = floats(np.float32(0.0))
     largest = words(np.uint32(0))
     change = np.int64(0)
     base = zero
-    for window in range(first - first % LANES, last, LANES):
-        start, end = max(window, first), min(window + LANES, last)
+    for window in range(first, last, LANES):
         if window >= change:
-            change = _set_thresholds(inputs, first_input, n_inputs, window, thresholds)
-        if has_base:
-            base = _load(base_address, base_kind, window, start, end, part)
+            change = _set_thresholds(inputs, window, thresholds)
         total = zero
-        for k in range(n_inputs):
-            row = inputs[first_input + k]
-            value = _load(row["address"], row["kind"], window, start, end, part)
+        if has_base:
+            base = _load(base_address, base_kind, window)
+        for k in range(inputs.shape[0]):
+            value = _load(inputs[k]["address"], inputs[k]["kind"], window)
+            weight = floats(inputs[k]["weight"])
             if has_base:
                 delta = value - base
-                mode = row["mode"]
-                value = delta if row["scale"] == np.float32(1.0) else delta * floats(row["scale"])
-                value = value * floats(row["weight"])
-                if mode in (MAGNITUDE, BAND):
-                    keep = _in_band(delta, mode, thresholds.ctypes.data + 2 * k * _ROW_BYTES)
-                    value = select(keep, value, zero)
-                elif mode != KEEP_ALL:
-                    value = select(load_truths(row["mask_address"] + window // 8), value, zero)
+                mode = inputs[k]["mode"]
+                row = thresholds.ctypes.data + 2 * k * _ROW_BYTES
+                if mode == KEEP_ALL:
+                    value = delta * weight
+                elif mode == MAGNITUDE and inputs[k]["scale"] == np.float32(1.0):
+                    value = select(_magnitude(delta) >= load_lanes(row), delta * weight, zero)
+                else:
+                    value = delta * floats(inputs[k]["scale"]) * weight
+                    if mode in (MAGNITUDE, BAND):
+                        value = _only_large(value, delta, mode, row)
+                    else:
+                        value = select(load_truths(inputs[k]["mask_address"] + window // 8), value, zero)
             else:
-                value = value * floats(row["weight"])
+                value = value * weight
             total = total + value
             if elect_sign:
                 store_lanes(weighted.ctypes.data + k * _ROW_BYTES, value)
         if elect_sign:
-            total = _agreeing(total, inputs, first_input, n_inputs, normalize, weighted.ctypes.data)
+            total = _agreeing(total, inputs, normalize, weighted.ctypes.data)
         if divisor != np.float32(1.0):
             total = total / floats(divisor)
         if scale != np.float32(1.0):
             total = total * floats(scale)
         if has_base:
             total = total + base
-        magnitude = bits_of(total) & words(_MAGNITUDE_BITS)
+        magnitude = bits_of(_magnitude(total))
         largest = select(magnitude > largest, magnitude, largest)
-        at = start - output["out_offset"]
-        _store(output["out_address"], output["out_kind"], at, end - start, start - window, total, part)
+        _store(out_address, out_kind, window - out_offset, total)
     return largest_word(largest)
+
+
+@numba.njit(cache=True, nogil=True)
+def _merge_part(window, start, end, output, inputs, thresholds, weighted, copies, outputs):  # type: ignore[no-untyped-def]
+    """Computes elements [start, end) of a window on copies of them, padded with zeros.
+
+    Args:
+        copies: room for base, inputs and result, (n_inputs + 2, LANES); zeroed here.
+        outputs: room for one row. Both belong to the caller, who keeps alive what the rows point to.
+    """
+    n_inputs = inputs.shape[0]
+    copies[:] = np.float32(0.0)
+    merged = copies[n_inputs + 1]
+    rows = inputs.copy()
+    outputs[0] = output
+    whole = outputs[0]
+    for k in range(n_inputs):
+        load_block(inputs[k]["address"], inputs[k]["kind"], start, end - start, copies[k, start - window :])
+        rows[k]["address"], rows[k]["kind"] = copies[k].ctypes.data - 4 * window, F32
+    if output["has_base"]:
+        base = copies[n_inputs]
+        load_block(output["base_address"], output["base_kind"], start, end - start, base[start - window :])
+        whole["base_address"], whole["base_kind"] = base.ctypes.data - 4 * window, F32
+    whole["out_address"], whole["out_kind"], whole["out_offset"] = merged.ctypes.data, F32, window
+    largest = _merge_windows(window, window + LANES, whole, rows, thresholds, weighted)
+    at = start - output["out_offset"]
+    store_block(output["out_address"], output["out_kind"], at, end - start, merged[start - window :])
+    return largest
 
 
 @numba.njit(cache=True, nogil=True)
@@ -197,47 +225,70 @@ def merge_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
     The tables are those of `evomerge.weights.fused.tables`; row o of `outputs` owns the rows
     [first_input, first_input + n_inputs) of `inputs`. Random masks must have been made by `mask_chunks`.
     """
-    n_rows = np.int32(1)
-    for c in range(chunks.shape[0]):
-        n_rows = max(n_rows, outputs[chunks[c]["output"]]["n_inputs"])
-    thresholds = np.zeros((n_rows, 2, LANES), np.float32)
-    weighted = np.empty((n_rows, LANES), np.float32)
-    part = np.empty(LANES, np.float32)
     for c in range(chunks.shape[0]):
         output = outputs[chunks[c]["output"]]
-        chunks[c]["largest"] = _merge_chunk(
-            chunks[c]["start"], chunks[c]["end"], output, inputs, thresholds, weighted, part
-        )
+        own = inputs[output["first_input"] : output["first_input"] + output["n_inputs"]]
+        thresholds = np.zeros((own.shape[0], 2, LANES), np.float32)
+        weighted = np.empty((own.shape[0], LANES), np.float32)
+        copies, row = np.empty((own.shape[0] + 2, LANES), np.float32), np.empty(1, OUTPUT)
+        first, last = chunks[c]["start"], chunks[c]["end"]
+        largest = np.uint32(0)
+        if first % LANES:
+            end = min(first - first % LANES + LANES, last)
+            window = first - first % LANES
+            largest = _merge_part(window, first, end, output, own, thresholds, weighted, copies, row)
+            first = end
+        middle = first + (last - first) // LANES * LANES
+        largest = max(largest, _merge_windows(first, middle, output, own, thresholds, weighted))
+        if middle < last:
+            rest = _merge_part(middle, middle, last, output, own, thresholds, weighted, copies, row)
+            largest = max(largest, rest)
+        chunks[c]["largest"] = largest
 
 
 @numba.njit(cache=True, nogil=True, inline="never")
-def _mask_chunk(first, last, output, inputs, number, thresholds, part):  # type: ignore[no-untyped-def]
-    row = inputs[number]
-    mode, measure = row["mode"], row["measure"]
+def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-untyped-def]
+    """Masks whole windows of the one row `inputs`."""
+    row = inputs[0]
+    base_address, base_kind = output["base_address"], output["base_kind"]
+    address, kind, mode, measure = row["address"], row["kind"], row["mode"], row["measure"]
     key0, key1, keep_below = np.uint64(row["key0"]), np.uint64(row["key1"]), words(row["keep"])
-    low, step = floats(row["low"]), floats(row["step"])
-    zero, whole = floats(np.float32(0.0)), floats(np.float32(2.0**32))
+    mask_address, rank_address = row["mask_address"], row["rank_address"]
+    low, step, whole = floats(row["low"]), floats(row["step"]), floats(np.float32(2.0**32))
+    zero = floats(np.float32(0.0))
     sums = no_sums()
     change = np.int64(0)
-    delta = zero
-    for window in range(first - first % LANES, last, LANES):
-        start, end = window, min(window + LANES, last)
-        if window >= change:
-            change = _set_thresholds(inputs, number, 1, window, thresholds)
+    kept = zero
+    for window in range(first, last, LANES):
         if measure:
-            delta = _load(row["address"], row["kind"], window, start, end, part)
-            delta = delta - _load(output["base_address"], output["base_kind"], window, start, end, part)
-        if mode == RANDOM:
-            keep = philox_words(key0, key1, window) < keep_below
-        elif mode == RANKED:
-            rank = load_uint16(row["rank_address"] + 2 * window)
-            keep = philox_words(key0, key1, window) < to_words((low + rank * step) * whole)
-        else:
-            keep = _in_band(delta, mode, thresholds.ctypes.data)
+            kept = _magnitude(_load(address, kind, window) - _load(base_address, base_kind, window))
         if mode in (RANDOM, RANKED):
-            store_truths(row["mask_address"] + window // 8, keep)
-        sums = add_to_sums(sums, from_bits(bits_of(select(keep, delta, zero)) & words(_MAGNITUDE_BITS)))
+            limit = keep_below
+            if mode == RANKED:
+                limit = to_words((low + load_uint16(rank_address + 2 * window) * step) * whole)
+            keep = philox_words(key0, key1, window) < limit
+            store_truths(mask_address + window // 8, keep)
+            kept = select(keep, kept, zero)
+        else:
+            if window >= change:
+                change = _set_thresholds(inputs, window, thresholds)
+            kept = _only_large(kept, kept, mode, thresholds.ctypes.data)
+        sums = add_to_sums(sums, kept)
     return total_sum(sums)
+
+
+@numba.njit(cache=True, nogil=True)
+def _mask_part(window, end, output, inputs, thresholds, copies, outputs):  # type: ignore[no-untyped-def]
+    """Masks the elements of a window before `end` on copies of them, padded with zeros; `copies` as in `_merge_part`."""
+    copies[:] = np.float32(0.0)
+    rows = inputs.copy()
+    outputs[0] = output
+    whole = outputs[0]
+    load_block(output["base_address"], output["base_kind"], window, end - window, copies[0])
+    load_block(inputs[0]["address"], inputs[0]["kind"], window, end - window, copies[1])
+    whole["base_address"], whole["base_kind"] = copies[0].ctypes.data - 4 * window, F32
+    rows[0]["address"], rows[0]["kind"] = copies[1].ctypes.data - 4 * window, F32
+    return _mask_windows(window, window + LANES, whole, rows, thresholds)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -248,9 +299,12 @@ def mask_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
     Chunks start at multiples of `LANES`.
     """
     thresholds = np.zeros((1, 2, LANES), np.float32)
-    part = np.empty(LANES, np.float32)
+    copies, row = np.empty((2, LANES), np.float32), np.empty(1, OUTPUT)
     for c in range(chunks.shape[0]):
-        output = outputs[chunks[c]["output"]]
-        chunks[c]["l1"] = _mask_chunk(
-            chunks[c]["start"], chunks[c]["end"], output, inputs, chunks[c]["input"], thresholds, part
-        )
+        output, own = outputs[chunks[c]["output"]], inputs[chunks[c]["input"] : chunks[c]["input"] + 1]
+        first, last = chunks[c]["start"], chunks[c]["end"]
+        middle = first + (last - first) // LANES * LANES
+        l1 = _mask_windows(first, middle, output, own, thresholds)
+        if middle < last:
+            l1 += _mask_part(middle, last, output, own, thresholds, copies, row)
+        chunks[c]["l1"] = l1
