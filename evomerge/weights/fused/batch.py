@@ -1,12 +1,13 @@
 """`FusedBatch`: many output tensors computed by the compiled kernels in one go, each into memory of the caller's."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from evomerge.plan import TensorStep
+from evomerge.plan import TensorInput, TensorStep
 from evomerge.weights.blocks import F32, F32_AS_BF16, OVERFLOW_BITS
 from evomerge.weights.fused.kernels import RANDOM, RANKED, mask_chunks, merge_chunks
 from evomerge.weights.fused.lanes import LANES
@@ -89,22 +90,35 @@ class FusedBatch:
         self._pool = pool
         self._statistics = Statistics(pool)
         self._threads = Threads(threads)
+        self._places: dict[tuple[str, str], tuple[int, int | None]] = {}
+        self._prepared: set[tuple[str, ...]] = set()
 
     def can_read(self, step: TensorStep) -> bool:
         """Whether the kernels read the dtypes of all of the step's tensors."""
         entries = step.inputs if step.base is None else (*step.inputs, step.base)
-        return all(kind_of(self._pool.tensor(entry.source, entry.tensor)) is not None for entry in entries)
+        return all(self._place(entry)[1] is not None for entry in entries)
 
     def prepare(self, steps: list[TensorStep], seed: int) -> list[FusedStep | None]:
         """The fused form of each step (None where there is none); statistics that are missing are computed, in threads."""
-        return self._threads.map(
-            lambda step: (
-                fuse(step, int(np.prod(step.shape, dtype=np.int64)), seed, self._statistics)
-                if self.can_read(step)
-                else None
-            ),
-            steps,
-        )
+
+        def form(step: TensorStep) -> FusedStep | None:
+            return fuse(step, math.prod(step.shape), seed, self._statistics) if self.can_read(step) else None
+
+        keys = {(step.method, step.output, *[entry.source for entry in step.inputs]) for step in steps}
+        if keys <= self._prepared:  # only lookups are left, which hold the interpreter lock
+            return [form(step) for step in steps]
+        forms = self._threads.map(form, steps)
+        self._prepared |= keys
+        return forms
+
+    def _place(self, entry: TensorInput) -> tuple[int, int | None]:
+        """Address of a source's tensor and how the kernels read it."""
+        key = (entry.source, entry.tensor)
+        place = self._places.get(key)
+        if place is None:
+            tensor = self._pool.tensor(*key)
+            place = self._places[key] = (tensor.data_ptr(), kind_of(tensor))
+        return place
 
     def run(self, destinations: list[Destination], fused: dict[str, FusedStep]) -> TensorStep | None:
         """Computes `destinations`; `fused` holds the form of every step, by output name.
@@ -138,32 +152,32 @@ class FusedBatch:
         outputs = np.zeros(len(fused), OUTPUT)
         input_rows: list[tuple[object, ...]] = []
         for row, (form, step) in enumerate(zip(fused, steps, strict=True)):
-            base = None if form.base is None else self._pool.tensor(form.base.source, form.base.tensor)
+            base_address, base_kind = (0, 0) if form.base is None else self._place(form.base)
             outputs[row] = (
                 0,
                 0,
-                0 if base is None else base.data_ptr(),
-                int(np.prod(step.shape, dtype=np.int64)),
+                base_address,
+                math.prod(step.shape),
                 len(input_rows),
                 len(form.inputs),
                 0,
-                0 if base is None else kind_of(base),
+                base_kind,
                 form.divisor,
                 form.scale,
-                base is not None,
+                form.base is not None,
                 form.elect_sign,
                 form.normalize,
             )
             for position, (entry, weight, prune) in enumerate(form.inputs):
-                tensor = self._pool.tensor(entry.source, entry.tensor)
+                address, kind = self._place(entry)
                 input_rows.append(
                     (
-                        tensor.data_ptr(),
+                        address,
                         prune.cutoff,
                         prune.top_cutoff,
                         0,
                         0 if prune.ranks is None else prune.ranks.ctypes.data,
-                        kind_of(tensor),
+                        kind,
                         prune.mode,
                         prune.key0,
                         prune.key1,
