@@ -48,7 +48,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_commands(folder: Path) -> None:
     lines = [line.split("#")[0].split() for line in block("sh", "evomerge validate").splitlines() if line.strip()]
-    assert [words[1] for words in lines] == ["validate", "search", "resume", "front", "export", "merge", "eval"]
+    wanted = ["validate", "search", "resume", "front", "report", "export", "merge", "eval"]
+    assert [words[1] for words in lines] == wanted
     for words in lines:
         assert words[0] == "evomerge"
         command = [sys.executable, "-c", "from evomerge.cli import main; main()", *words[1:]]
@@ -56,6 +57,7 @@ def test_the_commands(folder: Path) -> None:
         assert done.returncode == 0, (words, done.stderr)
     summary = json.loads((folder / "runs" / "mine" / "summary.json").read_text())
     assert summary["evaluations"] == int(SMALLER["800"])
+    assert (folder / "runs" / "mine" / "report.html").exists()
     assert (folder / "merged" / "model.safetensors").exists()
 
 
