@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evomerge.core import CheckpointError, RecipeError
-from evomerge.plan.model_header import ModelHeader
+from evomerge.plan.model_header import EMBEDDING_NAMES, HEAD_NAMES, ModelHeader
 
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$|position_ids$")
 """buffers that some exporters store and every loader computes; they need no merging"""
@@ -19,8 +19,10 @@ def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader]) 
 
     Raises:
         RecipeError: other layer counts, vocabularies, heads, rotary embeddings, or an untied model with a tied reference.
-        CheckpointError: a tensor too few or too many.
+        CheckpointError: a tensor too few or too many, or no output layer where the config says that there is one.
     """
+    for key, header in {str(reference.folder): reference, **others}.items():
+        _check_head(header, key)
     for key, header in others.items():
         _check_config(reference, header, key)
         _check_vocabulary(reference, header, key)
@@ -42,6 +44,17 @@ def source_tensors(reference: ModelHeader, headers: Iterable[ModelHeader]) -> li
     ]
 
 
+def _check_head(header: ModelHeader, key: str) -> None:
+    """Only where the name of the missing tensor is certain: in models that are built like Llama."""
+    if header.config.get("tie_word_embeddings") is not False or not header.architecture.endswith("ForCausalLM"):
+        return
+    if header.tied and header.embedding == EMBEDDING_NAMES[0]:
+        raise CheckpointError(
+            f"{key} has no {HEAD_NAMES[0]}, and its config.json says that the output layer is not the embedding "
+            "(tie_word_embeddings: false); is its download complete?"
+        )
+
+
 def _check_names(reference: ModelHeader, header: ModelHeader, key: str) -> None:
     for name in reference.tensors:
         if name in header.tensors or _DERIVED.search(name) or (name == reference.head and header.tied):
@@ -55,10 +68,11 @@ def _check_names(reference: ModelHeader, header: ModelHeader, key: str) -> None:
 
 
 def _check_vocabulary(reference: ModelHeader, header: ModelHeader, key: str) -> None:
-    if reference.vocab_size != header.vocab_size:
+    if None not in (reference.vocab_size, header.vocab_size) and reference.vocab_size != header.vocab_size:
         raise RecipeError(
             f"{key} has {header.vocab_size} embedding rows, {reference.folder} has {reference.vocab_size} "
-            "(added tokens or padding); give the models one vocabulary first"
+            "(added tokens or padding); a recipe file can join vocabularies (`tokenizer: {source: union}`), a search cannot: give "
+            "the models one vocabulary first"
         )
 
 

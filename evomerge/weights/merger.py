@@ -67,8 +67,9 @@ class Merger:
 
         Raises:
             RecipeError: the target has a tensor that the plan does not make, or of another shape.
-            CheckpointError: as `tensors`; the target then holds a mixture and must be written again.
+            CheckpointError: a model's files have changed, or as `tensors`; the target then holds a mixture and must be written again.
         """
+        self._pool.check_unchanged()
         steps = {step.output: step for step in plan.steps}
         places: list[tuple[TensorStep, Sequence[Region]]] = []
         for name in target.names():

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from evomerge.core import CheckpointError
-from evomerge.plan import ModelHeader, read_model_header
+from evomerge.plan import ModelHeader, check_unchanged, read_model_header
 from evomerge.weights.mapping import MappedModel
 from evomerge.weights.scan import first_bad_element
 
@@ -53,6 +53,15 @@ class WeightPool:
             CheckpointError: as `read_model_header` and the constructor.
         """
         return cls({folder: read_model_header(folder) for folder in folders})
+
+    def check_unchanged(self) -> None:
+        """Refuses weights whose files have changed: what is mapped may have changed with them.
+
+        Raises:
+            CheckpointError: naming the file.
+        """
+        for header in self.headers.values():
+            check_unchanged(header)
 
     def tensor(self, source: str, name: str) -> torch.Tensor:
         """Tensor `name` of model `source`, in the file's dtype and shape. Must not be written to.

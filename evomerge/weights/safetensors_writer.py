@@ -64,6 +64,8 @@ def write_shards(
                     raise RuntimeError(f"expected {output}, got {name} {tuple(tensor.shape)} {tensor.dtype}")
                 handle.write(_bytes_of(tensor))
                 weight_map[name] = file
+    for name, _ in stream:  # also lets the producer finish: it looks at its sources once more
+        raise RuntimeError(f"{name} is no output")
     if len(shards) > 1:
         total = sum(output.n_bytes for output in outputs)
         atomic_write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})

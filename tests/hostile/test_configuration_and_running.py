@@ -1,6 +1,6 @@
 """Bad input of every class from 40 to 63: each has a test here, or one elsewhere that `ELSEWHERE` names and that must exist.
 
-The classes: 40 to 52 configurations and recipes, 53 to 63 what happens to a run. 1 to 39, checkpoints, are tests/plan's.
+The classes: 40 to 52 configurations and recipes, 53 to 63 what happens to a run. 1 to 39 are checkpoints.
 """
 
 import ast

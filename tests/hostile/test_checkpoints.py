@@ -1,0 +1,563 @@
+"""Bad checkpoints of every class from 1 to 39: each has a test here, or one elsewhere that `ELSEWHERE` names and that must exist.
+
+Where a class is an error, it is met through `evomerge merge`: exit code 2, one message, no traceback, nothing left behind; and, where metadata
+shows it, before any weight is read.
+"""
+
+import ast
+import json
+import os
+import pickle
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from evomerge.cli import main
+from evomerge.core import CheckpointError
+from evomerge.plan import make_plan, read_model_header
+from evomerge.plan.safetensors_header import MAX_HEADER_BYTES
+from evomerge.recipe import METHODS, BaseRole, Recipe, Setting, Slice, Source
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights import Merger, WeightPool
+from evomerge.weights.mapping import MappedModel
+from evomerge.weights.stream import StreamedMerge
+
+TESTS = Path(__file__).parents[1]
+
+ELSEWHERE = {
+    36: "weights/test_recipe_forms.py::test_36_an_adapter_is_no_model_and_a_model_no_adapter",
+    37: "weights/test_recipe_forms.py::test_37_a_permuted_model_is_reported",
+}
+"""class -> the test that meets it, where it needs more than this file has"""
+
+UP = "model.layers.1.mlp.up_proj.weight"
+EMBEDDING = "model.embed_tokens.weight"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def test_every_class_has_a_test() -> None:
+    here = {int(name.split("_")[1]) for name in _tests_in(Path(__file__)) if name.split("_")[1].isdigit()}
+    assert here | set(ELSEWHERE) == set(range(1, 40))
+    for place in ELSEWHERE.values():
+        file, _, name = place.partition("::")
+        assert name in _tests_in(TESTS / file), place
+
+
+def _tests_in(path: Path) -> list[str]:
+    functions = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef))
+    return [node.name for node in functions if node.name.startswith("test_")]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A folder with models `base`, `a` and `b`."""
+    for seed, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(tmp_path / name, seed=seed, dtype="float32")
+    return tmp_path
+
+
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Changes a model's tensors."""
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def configure(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def run_merge(models: Path, monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any], *options: str) -> None:
+    (models / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    command = ["evomerge", "merge", str(models / "recipe.yml"), str(models / "out"), *options]
+    monkeypatch.setattr("sys.argv", command)
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+
+
+def recipe_of(method: str = "task_arithmetic", weight: float = 0.5, **more: object) -> dict[str, Any]:
+    experts = [{"model": name, "parameters": {"weight": weight}} for name in "ab"]
+    base = {} if method == "linear" else {"base_model": "base"}
+    return {"merge_method": method, "models": experts, **base, **more}
+
+
+@pytest.fixture
+def refused(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """refused("part of the message", ...) -> the message of a merge of the models; by default no weight may be read for it."""
+
+    def check(*parts: str, recipe: dict[str, Any] | None = None, reads_weights: bool = False) -> str:
+        def read(*_: object) -> None:
+            pytest.fail("a weight was read before metadata was refused")
+
+        before = {path: path.stat().st_mtime_ns for path in models.rglob("*")}
+        with monkeypatch.context() as patch:
+            if not reads_weights:
+                patch.setattr(MappedModel, "_tensor", read)
+                patch.setattr(StreamedMerge, "_stored", read)
+            with pytest.raises(SystemExit) as ended:
+                run_merge(models, patch, recipe or recipe_of())
+        said = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert said.startswith("error: ")
+        assert "Traceback" not in said
+        for part in parts:
+            assert part in said
+        left = {path for path in models.rglob("*") if path.name != "recipe.yml"}
+        assert left <= set(before), "something was left behind"
+        return said
+
+    return check
+
+
+def raw(path: Path, header: object, data: bytes = b"") -> None:
+    """A safetensors file of any content."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def entry(start: object = 0, end: object = 4, shape: object = (1,), dtype: str = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+def sharded(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Splits a model into two shards; returns its weight map and their names."""
+    tensors = load_file(folder / WEIGHTS)
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    weight_map = {name: files[index % 2] for index, name in enumerate(sorted(tensors))}
+    for file in files:
+        save_file({name: tensors[name] for name, place in weight_map.items() if place == file}, folder / file)
+    (folder / WEIGHTS).unlink()
+    write_index(folder, weight_map)
+    return weight_map, files
+
+
+def write_index(folder: Path, weight_map: object) -> None:
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+# numbers
+
+
+def test_1_nan(models, refused):
+    edit(models / "a", lambda tensors: tensors[UP].view(-1).__setitem__(100, torch.nan))
+    refused("/a", UP, "nan at flat index 100", "fetch it again", reads_weights=True)
+    with pytest.raises(CheckpointError, match="flat index 100"):
+        WeightPool.from_folders([str(models / "a")])
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf])
+def test_2_infinities(models, refused, bad):
+    edit(models / "b", lambda tensors: tensors[UP].view(-1).__setitem__(7, bad))
+    refused("/b", UP, "inf at flat index 7", reads_weights=True)
+
+
+@pytest.mark.parametrize(("dtype", "weight"), [("float16", 1e6), ("bfloat16", 1e39), ("float32", 1e39)])
+@pytest.mark.parametrize("method", ["task_arithmetic", "linear", "model_stock"])
+def test_3_a_result_that_overflows(models, refused, dtype, weight, method):
+    recipe = recipe_of(method, weight, out_dtype=dtype)
+    if method == "model_stock":  # has no weights to be too large: the models are
+        recipe["models"] = [{"model": name} for name in "ab"]
+        for name in "ab":
+            edit(models / name, lambda tensors: tensors[UP].fill_(3e38))
+        recipe["out_dtype"] = "bfloat16" if dtype == "float32" else dtype
+        edit(models / "base", lambda tensors: tensors[UP].fill_(-3e38))
+    if method == "linear":
+        recipe["parameters"] = {"normalize": False}
+    refused("merged tensor", "outside the range of", "out_dtype", recipe=recipe, reads_weights=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fused", [True, False])
+def test_4_denormals_are_numbers_like_others(dtype, fused):
+    """The smallest numbers of the dtype: kept bit for bit, ordered by magnitude, and never flushed to zero."""
+    smallest = torch.arange(1, 65, dtype=torch.int32 if dtype is torch.float32 else torch.int16).view(dtype)
+    zero = torch.zeros_like(smallest)
+    pool = WeightPool.holding({("base", "w"): zero, ("m", "w"): smallest, ("n", "w"): smallest})
+    for method, parameters in (("linear", {}), ("task_arithmetic", {}), ("ties", {"density": 0.25})):
+        merged = merge_one(pool, method, ("m",), {"weight": 1.0, **parameters}, dtype, fused)
+        expected = torch.where(torch.arange(64) >= 48, smallest, zero) if method == "ties" else smallest
+        assert torch.equal(merged, expected), method
+    assert torch.equal(merge_one(pool, "linear", ("m", "n"), {}, dtype, fused), smallest)
+
+
+def merge_one(pool, method, models, parameters, dtype, fused=True):
+    """One merged tensor `w`."""
+    from evomerge.plan import MergePlan, TensorInput, TensorStep
+
+    spec = METHODS[method]
+    inputs = tuple(TensorInput(name, "w", {"weight": 1.0, **defaults(method), **parameters}) for name in models)
+    base = None if spec.base is BaseRole.SOURCE else TensorInput("base", "w", {})
+    shape = tuple(pool.tensor(models[0], "w").shape)
+    step = TensorStep("w", shape, method, inputs, base, {"t": 0.4, **defaults(method)})
+    plan = MergePlan((step,), 0, 0, str(dtype).removeprefix("torch."), "float32", 0)
+    return next(Merger(pool, fused=fused).tensors(plan))[1]
+
+
+def defaults(method):
+    return {spec.name: spec.default for spec in METHODS[method].parameters if spec.default is not None}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("fused", [True, False])
+def test_5_a_zero_delta(method, fused):
+    """Experts that equal their base: the merge is the base; one that does not: still finite."""
+    spec = METHODS[method]
+    base = torch.randn(6, 10, generator=torch.Generator().manual_seed(1))
+    pool = WeightPool.holding({(name, "w"): base.clone() for name in ("base", "m", "n")} | {("x", "w"): base * 1.5})
+    second = () if spec.max_sources == 1 else ("n",)
+    density = {"density": 0.5, "epsilon": 0.1} if any(p.name == "density" for p in spec.parameters) else {}
+    merged = merge_one(pool, method, ("m", *second), density, torch.float32, fused)
+    torch.testing.assert_close(merged, base, rtol=1e-6, atol=1e-6)
+    if second:
+        assert merge_one(pool, method, ("m", "x"), density, torch.float32, fused).isfinite().all()
+
+
+# structure
+
+
+def test_6_shapes(models, refused):
+    shutil.rmtree(models / "a")
+    write_tiny_llama(models / "a", seed=1, dtype="float32", intermediate_size=96)
+    refused("mlp", "shape", "/a", "only models of equal shapes can be merged")
+
+
+def test_7_layer_counts(models, refused):
+    write_tiny_llama(models / "a", seed=1, dtype="float32", n_layers=3)
+    refused("/a has 3 layers", "/base has 2")
+
+
+def test_8_vocabulary_sizes(models, refused):
+    write_tiny_llama(models / "a", seed=1, dtype="float32", vocab=144)
+    refused("/a has 144 embedding rows", "/base has 128", "tokenizer: {source: union}")
+
+
+def test_9_padding_of_the_vocabulary_is_kept(models, monkeypatch):
+    """More rows than tokens: the rows behind the last token are merged like the others."""
+    rows = load_file(models / "a" / WEIGHTS)[EMBEDDING].shape[0]
+    tokens = json.loads((models / "a" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert rows > len(tokens)
+    run_merge(models, monkeypatch, recipe_of("linear"))
+    a, b, merged = (load_file(models / name / WEIGHTS)[EMBEDDING] for name in ("a", "b", "out"))
+    torch.testing.assert_close(merged, (a + b) / 2)
+
+
+def test_10_added_tokens_in_one_source(models, refused, monkeypatch):
+    def add_row(tensors):
+        tensors[EMBEDDING] = torch.cat([tensors[EMBEDDING], torch.ones(1, 32)])
+
+    edit(models / "b", add_row)
+    configure(models / "b", vocab_size=129)
+    refused("/b has 129 embedding rows", "added tokens", "tokenizer: {source: union}")
+    run_merge(models, monkeypatch, recipe_of(tokenizer={"source": "union"}))
+    assert (models / "out" / "tokenizer.json").exists()
+
+
+def test_11_tied_and_untied(models, refused, monkeypatch):
+    write_tiny_llama(models / "a", seed=1, dtype="float32", tied=False)
+    refused("/a has an output layer of its own (lm_head.weight)", "/base ties it to the embedding", "untied model")
+    write_tiny_llama(models / "base", seed=0, dtype="float32", tied=False)
+    run_merge(models, monkeypatch, recipe_of())  # the tied expert's output layer is its embedding
+    merged, base, a, b = (load_file(models / name / WEIGHTS) for name in ("out", "base", "a", "b"))
+    head = base["lm_head.weight"]
+    expected = head + 0.5 * (a["lm_head.weight"] - head) + 0.5 * (b[EMBEDDING] - head)
+    torch.testing.assert_close(merged["lm_head.weight"], expected)
+
+
+def test_12_no_output_layer(models, refused):
+    for name in ("base", "a", "b"):
+        configure(models / name, tie_word_embeddings=False)
+    refused("/base", "no lm_head.weight", "tie_word_embeddings")
+
+
+def test_13_an_extra_tensor(models, refused):
+    edit(models / "a", lambda tensors: tensors.update({"model.extra.weight": torch.ones(3)}))
+    refused("/a has a tensor 'model.extra.weight'", "/base has not")
+
+
+def test_14_a_missing_tensor(models, refused):
+    edit(models / "a", lambda tensors: tensors.pop(UP))
+    refused(f"/a has no tensor '{UP}'", "is its download complete?")
+
+
+# files
+
+
+def test_15_a_tensor_in_two_shards(models, refused):
+    _, files = sharded(models / "a")
+    first, second = (load_file(models / "a" / file) for file in files)
+    name = next(iter(first))
+    save_file({**second, name: first[name].clone()}, models / "a" / files[1])
+    refused(f"tensor '{name}' stands in two files")
+
+
+@pytest.mark.parametrize("lost", [100, 20_000])
+def test_16_a_truncated_shard(models, refused, lost):
+    _, files = sharded(models / "a")
+    path = models / "a" / files[1]
+    path.write_bytes(path.read_bytes()[:-lost])
+    refused(files[1], "truncated", "fetch it again")
+
+
+def test_17_a_missing_shard(models, refused):
+    _, files = sharded(models / "a")
+    (models / "a" / files[0]).unlink()
+    refused(f"shard {files[0]} is missing", "fetch it")
+
+
+def test_18_a_missing_index(models, refused):
+    sharded(models / "a")
+    (models / "a" / INDEX).unlink()
+    refused(f"no {INDEX}", "fetch the missing file")
+
+
+def test_19_an_index_that_does_not_fit_its_shards(models, refused):
+    weight_map, files = sharded(models / "a")
+    name = next(iter(weight_map))
+    other = files[1 - files.index(weight_map[name])]
+    for changed, part in (
+        (weight_map | {"ghost": files[0]}, "tensor 'ghost', which it does not"),
+        (weight_map | {name: other}, f"tensor '{name}', which it does not"),
+        ({key: file for key, file in weight_map.items() if key != name}, "does not list"),
+        ({}, "non-empty 'weight_map'"),
+        ({name: 3}, "must map tensor names to file names"),
+    ):
+        write_index(models / "a", changed)
+        refused(INDEX, part)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/"])
+def test_20_an_absolute_path_in_the_index(models, refused, path):
+    weight_map, _ = sharded(models / "a")
+    write_index(models / "a", weight_map | {next(iter(weight_map)): path})
+    refused(repr(path), "not a file in the model folder")
+
+
+@pytest.mark.parametrize("path", ["../base/model.safetensors", "..", "sub/x.safetensors", "", "a\x00b", "..\\x"])
+def test_21_a_path_out_of_the_folder_in_the_index(models, refused, path):
+    weight_map, _ = sharded(models / "a")
+    write_index(models / "a", weight_map | {next(iter(weight_map)): path})
+    refused(repr(path), "not a file in the model folder")
+
+
+def test_22_a_link_out_of_the_folder(models, refused):
+    shutil.move(models / "a" / WEIGHTS, models / "outside.safetensors")
+    (models / "a" / WEIGHTS).symlink_to(models / "outside.safetensors")
+    refused(WEIGHTS, "outside the model folder")
+
+
+def test_22_links_into_the_cache_that_a_snapshot_belongs_to_are_its_own(models):
+    hub = models / "models--org--name"
+    snapshot = hub / "snapshots" / "abc"
+    (hub / "blobs").mkdir(parents=True)
+    shutil.copytree(models / "a", snapshot, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.move(models / "a" / WEIGHTS, hub / "blobs" / "0123")
+    (snapshot / WEIGHTS).symlink_to(hub / "blobs" / "0123")
+    assert read_model_header(snapshot).n_layers == 2
+
+
+def test_23_a_header_over_100_mb(models, refused):
+    with (models / "a" / WEIGHTS).open("wb") as stream:  # a hole: takes no disk
+        stream.write(struct.pack("<Q", MAX_HEADER_BYTES + 1) + b"{")
+        os.truncate(stream.fileno(), 2 * MAX_HEADER_BYTES)
+    refused(WEIGHTS, f"claims {MAX_HEADER_BYTES + 1} bytes", f"limit is {MAX_HEADER_BYTES}")
+
+
+def test_24_a_header_with_100000_entries(models, refused):
+    raw(models / "a" / WEIGHTS, {f"t{i}": entry(4 * i, 4 * i + 4) for i in range(100_000)}, b"\0" * 400_000)
+    refused("/a has no tensor")
+
+
+def test_25_overlapping_offsets(models, refused):
+    raw(models / "a" / WEIGHTS, {"x": entry(), "y": entry(2, 6)}, b"12345678")
+    refused(WEIGHTS, "'y' overlaps the tensor before it")
+    raw(models / "a" / WEIGHTS, {"x": entry(), "y": entry(6, 10)}, b"1234567890")
+    refused(WEIGHTS, "'y' leaves a gap")
+
+
+@pytest.mark.parametrize(
+    ("header", "data", "part"),
+    [
+        (entry(0, 4), b"12", "truncated or still being written"),
+        (entry(0, 4), b"123456", "2 bytes after the last tensor"),
+        (entry(0, 8), b"12345678", "needs 4 bytes"),
+        (entry(0, 4, (1 << 61, 1 << 61)), b"1234", "needs"),
+        (entry(1 << 70, (1 << 70) + 4), b"1234", "whole numbers"),
+        (entry(0, 4, (-1,)), b"1234", "whole numbers"),
+        (entry(0, 4, (1.0,)), b"1234", "whole numbers"),
+        (entry(True, 4), b"1234", "whole numbers"),
+        (entry(0, 4, "1"), b"1234", "whole numbers"),
+        ({"dtype": "F32"}, b"", "expected dtype, shape"),
+        (3, b"", "expected dtype, shape"),
+    ],
+)
+def test_26_offsets_and_shapes_that_cannot_be(models, refused, header, data, part):
+    raw(models / "a" / WEIGHTS, {"x": header}, data)
+    refused(WEIGHTS, part)
+
+
+def test_27_duplicate_keys(models, refused):
+    text = json.dumps(entry()).encode()
+    raw(models / "a" / WEIGHTS, b'{"x": %s, "x": %s}' % (text, text), b"1234")
+    refused(WEIGHTS, "'x' stands twice")
+    (models / "a" / "config.json").write_text('{"model_type": "llama", "model_type": "llama"}')
+    refused("config.json", "'model_type' stands twice")
+
+
+@pytest.mark.parametrize(
+    ("header", "part"),
+    [
+        (b"\xff\xfe{", "not UTF-8"),
+        (b"[]", "not a JSON object"),
+        (b'{"a"', "damaged JSON"),
+        (b'{"a":\x00}', "damaged JSON"),
+        (b'{"a":NaN}', "damaged JSON"),
+        (b"[" * 100_000, "damaged JSON"),
+        (b'{"__metadata__": 3}', "__metadata__"),
+        (b"{}", "hold no tensor"),
+    ],
+)
+def test_28_a_header_that_is_not_utf_8_or_no_json(models, refused, header, part):
+    raw(models / "a" / WEIGHTS, header)
+    refused("/a", part)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"PK\x03\x04" + b"\0" * 60, "zip archive"),
+        (pickle.dumps({"x": 1}, 4) + b"\0" * 60, "a pickle"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS"),
+        (b"", "truncated"),
+        (b"\x01\x02", "truncated"),
+        (struct.pack("<Q", 1 << 63), "claims"),
+    ],
+)
+def test_29_something_else_behind_the_name(models, refused, content, part):
+    (models / "a" / WEIGHTS).write_bytes(content)
+    refused(WEIGHTS, part)
+
+
+def test_30_an_unknown_dtype(models, refused):
+    raw(models / "a" / WEIGHTS, {"x": entry(0, 4, (1,), "F4")}, b"1234")
+    refused("tensor 'x'", "unknown dtype 'F4'", "known: F64, F32")
+
+
+def test_31_mixed_dtypes_in_one_source(models, monkeypatch):
+    """Each tensor is read in its own dtype; the result has one, that of most of the first model's bytes."""
+
+    def mix(tensors):
+        for name in tensors:
+            if "norm" not in name:
+                tensors[name] = tensors[name].to(torch.float16 if "mlp" in name else torch.bfloat16)
+
+    edit(models / "a", mix)
+    edit(models / "base", mix)
+    run_merge(models, monkeypatch, recipe_of(out_dtype="float32"))
+    base, a, b, merged = (load_file(models / name / WEIGHTS) for name in ("base", "a", "b", "out"))
+    for name, tensor in merged.items():
+        start = base[name].float()
+        wanted = start + (0.5 * (a[name].float() - start) + 0.5 * (b[name] - start))
+        assert torch.equal(tensor, wanted), name
+    shutil.rmtree(models / "out")
+    run_merge(models, monkeypatch, recipe_of())
+    assert {tensor.dtype for tensor in load_file(models / "out" / WEIGHTS).values()} == {torch.float16}
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [("awq", "quantization_config"), ("qweight", "shows that the model is quantised"), ("fp8", "quantised (F8_E4M3)"),
+     ("scales", "shows that the model is quantised")],
+)  # fmt: skip
+def test_32_quantised_sources(models, refused, kind, part):
+    if kind == "awq":
+        configure(models / "a", quantization_config={"quant_method": "awq"})
+    elif kind == "fp8":
+        raw(models / "a" / WEIGHTS, {"x": entry(0, 4, (4,), "F8_E4M3")}, b"1234")
+    else:
+        extra = {"qweight": "layers.0.q.qweight", "scales": UP + "_scale_inv"}[kind]
+        edit(models / "a", lambda tensors: tensors.update({extra: torch.ones(2)}))
+    refused("/a", part, "merge the original weights instead")
+
+
+def test_33_pickles_only(models, refused):
+    (models / "a" / WEIGHTS).rename(models / "a" / "pytorch_model.bin")
+    refused("/a", "only pickled weights", "weights_only=True")
+
+
+def test_34_remote_code(models, refused, monkeypatch):
+    configure(models / "a", auto_map={"AutoModel": "x.Y"})
+    refused("config.json", "'auto_map'", "trust_remote_code: true")
+    run_merge(models, monkeypatch, recipe_of(), "--trust-remote-code")
+    assert (models / "out" / WEIGHTS).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"rope_theta": 500_000.0}, "rope = {'rope_theta': 500000.0}"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'rope_type': 'llama3'"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}, "num_attention_heads = 8"),
+        ({"num_key_value_heads": 4}, "num_key_value_heads = 4"),
+        ({"head_dim": 16}, "head_dim = 16"),
+        ({"model_type": "mistral"}, "model_type = 'mistral'"),
+    ],
+)
+def test_35_another_base_rope_or_head_layout(models, refused, changes, part):
+    configure(models / "a", **changes)
+    refused("/a: config.json has", part, "do not share the meaning of their weights")
+
+
+def test_35_spellings_of_one_rope_are_one(models, monkeypatch):
+    configure(models / "a", rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 10000})
+    run_merge(models, monkeypatch, recipe_of())
+
+
+def test_38_a_source_that_changes_during_a_merge(models, refused, monkeypatch):
+    read, calls = StreamedMerge._read, []
+
+    def read_and_change(self, step):
+        calls.append(step)
+        if len(calls) == 3:
+            os.utime(models / "a" / WEIGHTS, ns=(1, 1))
+        return read(self, step)
+
+    monkeypatch.setattr(StreamedMerge, "_read", read_and_change)
+    refused("/a/model.safetensors: changed since it was first read", "finished copy", reads_weights=True)
+
+
+def test_38_a_source_that_changes_during_a_run(models):
+    headers = {str(models / name): read_model_header(models / name) for name in "ab"}
+    sources = tuple(Source(key, None, {"weight": (Setting(1.0),)}) for key in headers)
+    plan, merger = make_plan(Recipe("linear", (Slice(sources),)), headers), Merger(WeightPool(headers))
+
+    class Target:
+        def names(self):
+            return []
+
+    merger.write(plan, Target())
+    write_tiny_llama(models / "b", seed=9, dtype="float32")
+    with pytest.raises(CheckpointError, match=r"b/model\.safetensors: changed since"):
+        merger.write(plan, Target())
+
+
+def test_39_a_folder_that_is_still_being_written(models, refused):
+    """The header is there first and the data grows; or some shards have come and others have not."""
+    whole = (models / "a" / WEIGHTS).read_bytes()
+    for share in (0.3, 0.9):
+        (models / "a" / WEIGHTS).write_bytes(whole[: int(share * len(whole))])
+        refused(WEIGHTS, "truncated or still being written")
+    (models / "a" / WEIGHTS).write_bytes(whole)
+    _, files = sharded(models / "a")
+    (models / "a" / files[1]).rename(models / "a" / (files[1] + ".incomplete"))
+    refused(f"shard {files[1]} is missing")

@@ -1,0 +1,77 @@
+"""Reading what a model folder says of itself; damaged and malicious ones are tests/hostile's."""
+
+import contextlib
+import json
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evomerge.core import CheckpointError
+from evomerge.plan import check_unchanged, read_model_header
+from evomerge.plan.safetensors_header import read_safetensors_header
+from evomerge.testing.tiny_models import write_tiny_llama
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_tiny_llama(tmp_path / "model", seed=1)
+
+
+def entry(start=0, end=4, shape=(1,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+def split_into_shards(folder):
+    """Two shards and an index, as Hugging Face writes them."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    halves = [names[: len(names) // 2], names[len(names) // 2 :]]
+    for file, part in zip(files, halves, strict=True):
+        save_file({name: tensors[name] for name in part}, folder / file)
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: file for file, part in zip(files, halves, strict=True) for name in part}
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_header_of_a_good_model(folder):
+    header = read_model_header(folder)
+    assert (header.n_layers, header.tied, header.vocab_size, header.dtype) == (2, True, 128, "bfloat16")
+    assert header.architecture == "LlamaForCausalLM"
+    check_unchanged(header)
+    split_into_shards(folder)
+    sharded = read_model_header(folder)
+    assert set(sharded.tensors) == set(header.tensors)
+    with pytest.raises(CheckpointError, match="changed since"):
+        check_unchanged(header)
+
+
+def test_folders_that_hold_no_model(folder, tmp_path):
+    def refuse(path, message):
+        with pytest.raises(CheckpointError, match=message):
+            read_model_header(path)
+
+    refuse(tmp_path / "nowhere", "no such model folder")
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "empty", r"no config\.json")
+    (folder / "model.safetensors").unlink()
+    refuse(folder, "no safetensors weights")
+    for text, message in (("{", "damaged JSON"), ("[]", "JSON object")):
+        (folder / "config.json").write_text(text)
+        refuse(folder, message)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=400), st.integers(0, 300))
+def test_random_damage_never_escapes_the_error_tree(tmp_path_factory, noise, position):
+    header = json.dumps({"a": entry(0, 8, (2,)), "b": entry(8, 12)}).encode()
+    good = struct.pack("<Q", len(header)) + header + b"123456789012"
+    path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"
+    path.write_bytes(good[:position] + noise + good[position + len(noise) :])
+    with contextlib.suppress(CheckpointError):
+        read_safetensors_header(path, "x")
