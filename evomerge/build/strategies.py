@@ -3,14 +3,11 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from evomerge.core import ConfigError
-from evomerge.strategy import Strategy, make_strategy
+from evomerge.strategy import AUTO, Strategy, make_strategy
 
 if TYPE_CHECKING:
     from evomerge.build.problem import Problem
 
-
-AUTO = "auto"
-"""the strategy that docs/strategies.md advises for the problem"""
 
 MAP_DIMENSIONS = 10
 """up to which the quadratic surrogates of `map` can be paid for with a few hundred evaluations"""

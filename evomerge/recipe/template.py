@@ -29,6 +29,9 @@ AXES = ("expert", "layer_group", "module_group")
 """what a parameter can vary over, in the order of a parameter's key"""
 
 
+_DARE_TIES = "dare_ties:0.5"
+
+
 @dataclass(frozen=True, slots=True)
 class SearchedParameter:
     """A parameter of the method that the search varies within [low, high], one value for every combination of the axes in `per`."""
@@ -137,7 +140,10 @@ class RecipeTemplate:
         )
 
     def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
-        """name -> recipe: `source:<name>` for base and experts, `uniform`, and `task_arithmetic:<weight>` where there is a base."""
+        """name -> recipe: `source:<name>` for base and experts, `uniform`, and `task_arithmetic:<weight>` where there is a base.
+
+        In a space of DARE-TIES also `dare_ties:0.5`, weight and density one half (arXiv 2403.13187's starting point).
+        """
         sources = dict(self._experts) if self._base is None else {"base": self._base, **self._experts}
         recipes = {f"source:{name}": self._plain("linear", {path: 1.0}) for name, path in sources.items()}
         recipes["uniform"] = self._plain("linear", dict.fromkeys(self._experts.values(), 1.0))
@@ -145,6 +151,9 @@ class RecipeTemplate:
             for weight in task_arithmetic_weights:
                 weights = dict.fromkeys(self._experts.values(), weight)
                 recipes[f"task_arithmetic:{weight:g}"] = self._plain("task_arithmetic", weights)
+        halves = self._dare_ties_halves()
+        if halves is not None:
+            recipes[_DARE_TIES] = self.recipe(halves)
         return recipes
 
     def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
@@ -162,20 +171,33 @@ class RecipeTemplate:
             if self._spec.name == "task_arithmetic" and not normalised:
                 wanted |= {f"task_arithmetic:{w:g}": dict.fromkeys(self._experts, w) for w in task_arithmetic_weights}
         points = {name: self._point(weights) for name, weights in wanted.items()}
+        points[_DARE_TIES] = self._dare_ties_halves()
         return {name: values for name, values in points.items() if values is not None}
 
-    def _point(self, weights: Mapping[str, float]) -> dict[str, float] | None:
-        """Values with these weights everywhere and every other parameter at its neutral value; None where the bounds exclude it."""
+    def _dare_ties_halves(self) -> dict[str, float] | None:
+        """Values with weight and density one half; None where the space does not hold them."""
+        searched = {parameter.name for parameter in self._searched}
+        if self._spec.name != "dare_ties" or "weight" not in searched:
+            return None
+        if "density" not in searched and self._fixed.get("density") != 0.5:
+            return None
+        return self._point(dict.fromkeys(self._experts, 0.5), density=0.5)
+
+    def _point(self, weights: Mapping[str, float], density: float | None = None) -> dict[str, float] | None:
+        """Values with these weights everywhere, this density, and every other parameter at its neutral value.
+
+        None where the bounds exclude it.
+        """
         values: dict[str, float] = {}
         for parameter in self._searched:
             for key, expert in self._keys(parameter).items():
                 if parameter.name == "weight" and expert is None:
                     return None
-                neutral = (
-                    weights[expert]
-                    if parameter.name == "weight" and expert is not None
-                    else self._spec.parameter(parameter.name).default
-                )
+                neutral = self._spec.parameter(parameter.name).default
+                if parameter.name == "weight" and expert is not None:
+                    neutral = weights[expert]
+                elif parameter.name == "density" and density is not None:
+                    neutral = density
                 if not isinstance(neutral, float) or not parameter.low <= neutral <= parameter.high:
                     return None
                 values[key] = neutral

@@ -5,6 +5,7 @@ A strategy's module, and the library behind it, is imported when the strategy is
 
 from evomerge.strategy.base import Proposal, Strategy, StrategyOptions, Told, candidate_id
 from evomerge.strategy.registry import (
+    AUTO,
     ENTRY_POINT_GROUP,
     STRATEGIES,
     make_strategy,
@@ -16,6 +17,7 @@ from evomerge.strategy.registry import (
 from evomerge.strategy.replay import ReplayStrategy
 
 __all__ = [
+    "AUTO",
     "ENTRY_POINT_GROUP",
     "STRATEGIES",
     "Proposal",

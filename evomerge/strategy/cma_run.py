@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from evomerge.core import Json
 
+_MAX_GROWTH = 1e4
+"""of the step size within a run: pycma's own limit is 1e3 for the deviations, which are in [0, 1] here"""
+
 Variant = Literal["full", "sep", "vkd"]
 
 
@@ -45,6 +48,20 @@ def make_pycma(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return cma.CMAEvolutionStrategy(mean, sigma, options)
+
+
+def pycma_stop_reasons(es: Any) -> Mapping[str, Json]:
+    """pycma's termination criteria that are met, and `sigma` where its step size has run away.
+
+    Where the optimum lies in a corner, pycma keeps the deviations within the bounds by scaling them down while step size and
+    covariance grow until they overflow; its own criteria look at the product, which stays the same.
+    """
+    if es.countiter == 0:
+        return {}
+    reasons: dict[str, Json] = {str(reason): str(value) for reason, value in es.stop().items()}
+    if es.sigma > _MAX_GROWTH * es.sigma0:
+        reasons["sigma"] = float(es.sigma)
+    return reasons
 
 
 class CmaRun:
@@ -120,7 +137,5 @@ class CmaRun:
             )
 
     def stop_reasons(self) -> Mapping[str, Json]:
-        """pycma's termination criteria that are met."""
-        if self._es.countiter == 0:
-            return {}
-        return {str(reason): str(value) for reason, value in self._es.stop().items()}
+        """See `pycma_stop_reasons`."""
+        return pycma_stop_reasons(self._es)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.core import Json
-from evomerge.strategy.cma_run import make_pycma
+from evomerge.strategy.cma_run import make_pycma, pycma_stop_reasons
 from evomerge.strategy.rank_weighted_quadratic import MIN_RESULTS, RankWeightedQuadratic
 
 _TAU = 0.85
@@ -93,10 +93,8 @@ class SurrogateRun:
             self._judge()
 
     def stop_reasons(self) -> Mapping[str, Json]:
-        """pycma's termination criteria that are met."""
-        if self._es.countiter == 0:
-            return {}
-        return {str(reason): str(value) for reason, value in self._es.stop().items()}
+        """See `pycma_stop_reasons`."""
+        return pycma_stop_reasons(self._es)
 
     @property
     def _can_predict(self) -> bool:
@@ -142,6 +140,8 @@ class SurrogateRun:
         # sampled covariances are positive definite; the ridge covers rounding
         covariance = self._es.sm.covariance_matrix[:d, :d]
         root = self._es.sigma * np.linalg.cholesky(covariance + 1e-14 * np.trace(covariance) * np.eye(d))
+        # where bounds are near, pycma scales its samples down
+        root = root * np.broadcast_to(self._es.sigma_vec.scaling, len(mean) + self._padding)[:d, None]
         minimum = np.clip(self._model.minimum(mean, root, _REACH * sqrt(d)), 0.0, 1.0)
         self._es.inject([np.append(minimum, np.full(self._padding, 0.5))], force=True)
 

@@ -16,6 +16,9 @@ from evomerge.strategy.base import Strategy, StrategyOptions
 ENTRY_POINT_GROUP = "evomerge.strategies"
 """Plugins register a class here: `name = "package.module:Class"`."""
 
+AUTO = "auto"
+"""What a configuration may say instead of a name: the strategy that docs/strategies.md advises for its problem."""
+
 STRATEGIES: Mapping[str, str] = MappingProxyType(
     {
         "cma_es": "evomerge.strategy.cma_es:CmaEs",
@@ -56,7 +59,8 @@ def strategy_class(name: str) -> Callable[..., Strategy]:
     plugins = _plugins()
     if name not in STRATEGIES and name not in plugins:
         raise ConfigError(
-            f"there is no strategy {name!r}{_nearest(name, strategy_names())}; known: {', '.join(strategy_names())}"
+            f"there is no strategy {name!r}{_nearest(name, (AUTO, *strategy_names()))}; known: {', '.join(strategy_names())}, "
+            f"and in a configuration {AUTO}"
         )
     try:
         if name in plugins:

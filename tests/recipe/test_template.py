@@ -78,11 +78,23 @@ def test_baselines_inside_the_space_are_reproduced_exactly(folders: dict[str, st
     assert {"source:a", "source:b"} <= set(points)
     assert ("uniform" in points) == (method in ("linear", "task_arithmetic"))
     assert ("task_arithmetic:0.3" in points) == (method == "task_arithmetic")
+    assert ("dare_ties:0.5" in points) == ("dare_ties:0.5" in recipes) == (method == "dare_ties")
     for name, values in points.items():
         wanted, got = merged(recipes[name], folders), merged(made.recipe(values), folders)
         for tensor in wanted:
             # theta_base + (theta - theta_base) may round differently from theta in float32 by far less than a bf16 unit
             torch.testing.assert_close(got[tensor].float(), wanted[tensor].float(), rtol=2**-8, atol=1e-6)
+
+
+def test_dare_ties_of_halves_is_a_baseline_where_the_space_holds_it(folders: dict[str, str]) -> None:
+    values = template(folders, "dare_ties").baseline_values(())["dare_ties:0.5"]
+    assert set(values.values()) == {0.5}
+    weight = SearchedParameter("weight", 0.0, 1.0, ("expert",))
+    for density, held in ((0.5, True), (0.7, False)):
+        made = template(folders, "dare_ties", searched=[weight], fixed={"density": density})
+        assert ("dare_ties:0.5" in made.baselines(())) == held
+    narrow = [SearchedParameter("weight", 0.0, 0.4, ("expert",))]
+    assert "dare_ties:0.5" not in template(folders, "dare_ties", searched=narrow, fixed={"density": 0.5}).baselines(())
 
 
 def test_a_recipe_of_the_template_survives_its_file(folders: dict[str, str], tmp_path: Path) -> None:

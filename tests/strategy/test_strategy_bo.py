@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from evomerge.strategy.gaussian_process import GaussianProcess
 from scipy.optimize import approx_fprime
 from test_strategy_against_random import search, sphere, zdt1
 
 from evomerge.archive import hypervolume
 from evomerge.core import Evaluation, Split, Status
 from evomerge.strategy import make_strategy
-from evomerge.strategy.gaussian_process import GaussianProcess
 
 
 def data(n=20, dimension=3):

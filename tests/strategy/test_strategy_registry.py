@@ -37,6 +37,8 @@ def test_every_option_has_a_default_and_a_description(name):
 def test_unknown_names_and_options_name_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'cma_es'"):
         make_strategy("cmaes", dimension=2, objectives=["a"], seed=1)
+    with pytest.raises(ConfigError, match=r"did you mean 'auto'.*and in a configuration auto"):
+        strategy_class("atuo")
     with pytest.raises(ConfigError, match=r"no option 'populationsize'.*did you mean 'population_size'"):
         make_strategy("cma_es", dimension=2, objectives=["a"], seed=1, populationsize=3)
     with pytest.raises(ConfigError, match="it has: none"):

@@ -75,3 +75,16 @@ def test_more_workers_than_samples_and_a_model_from_seeds():
 def test_a_surrogate_needs_the_full_variant():
     with pytest.raises(ConfigError, match="variant full"):
         make_strategy("cma_es", dimension=4, objectives=["a"], seed=1, surrogate="quadratic", variant="sep")
+
+
+def test_an_optimum_in_a_corner_ends_the_run_before_the_step_size_overflows():
+    slope = 10.0 ** (np.arange(10) / 9.0) * np.where(np.arange(10) % 3, 1.0, -1.0)
+    goal = [Objective("f", Direction.MINIMIZE)]
+    strategy = make_strategy("cma_es", dimension=10, objectives=goal, seed=502, restarts="none")
+    losses = []
+    while len(losses) < 500 and not strategy.stop_reasons():
+        (candidate,) = strategy.ask(1)
+        losses.append(float(slope @ np.array(candidate.genome.values)))
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, {"f": losses[-1]})])
+    assert "sigma" in strategy.stop_reasons()
+    assert min(losses) == pytest.approx(slope[slope < 0.0].sum(), rel=1e-3)
