@@ -81,10 +81,10 @@ format: setup ## rewrite the code in its format
 	$(BIN)/ruff format .
 
 lock: setup ## resolve the dependencies again
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra cpu --extra dev --extra optuna --extra nevergrad \
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra cpu --extra dev --extra bo --extra optuna --extra nevergrad \
 	  --override requirements/cpu-overrides.txt $(TORCH_FROM) --python-version 3.11 \
 	  --no-emit-index-url --no-emit-find-links --no-header --upgrade -o requirements/cpu.txt
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra gpu --extra dev --extra optuna --extra nevergrad \
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra gpu --extra dev --extra bo --extra optuna --extra nevergrad \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	  --no-emit-index-url --no-emit-find-links --no-header --upgrade -o requirements/gpu.txt
 

@@ -1,29 +1,64 @@
-"""`bo`: Bayesian optimisation with a Gaussian process per objective, for tens to a few hundred expensive evaluations.
+"""`bo`: Bayesian optimisation with BoTorch's Gaussian processes, for tens to a few hundred expensive evaluations.
 
-Several objectives: noisy expected hypervolume improvement (arXiv 2105.08195) by joint posterior draws, in which pending
-points count with the drawn values, so any number of workers can be busy. One objective: the same with improvement over
-the best drawn value. The acquisition is maximised over a pool that narrows in on the predicted front.
+One objective: noisy expected improvement (qLogNEI, arXiv 2310.20708); several: noisy expected hypervolume improvement
+(qLogNEHVI, arXiv 2105.08195). Both in their logarithmic form, for one point at a time with the pending ones taken into account, so
+any number of workers can be busy. Every objective has a process of its own, with BoTorch's length-scale prior that grows with
+the dimension (arXiv 2402.02229).
 
-Nothing but NumPy and SciPy is needed: the search side stays free of torch.
+The one module of the search side that imports torch: only when this strategy is chosen, and on the CPU alone.
 """
 
-from typing import Any, ClassVar
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
+from botorch.acquisition import AcquisitionFunction, PosteriorMean
+from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
+from botorch.acquisition.objective import ScalarizedPosteriorTransform
+from botorch.exceptions import ModelFittingError
+from botorch.fit import fit_gpytorch_mll
+from botorch.models import ModelListGP, SingleTaskGP
+from botorch.optim import optimize_acqf
+from botorch.sampling import SobolQMCNormalSampler
+from gpytorch.constraints import GreaterThan
+from gpytorch.kernels import MaternKernel
+from gpytorch.likelihoods import GaussianLikelihood
+from gpytorch.mlls import ExactMarginalLogLikelihood
+from gpytorch.priors import LogNormalPrior
 from pydantic import Field
 
-from evomerge.archive import hypervolume, non_dominated_mask
-from evomerge.core import VectorGenome, random_stream
+from evomerge.archive import non_dominated_mask
+from evomerge.core import ConfigError, VectorGenome, random_stream
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
-from evomerge.strategy.gaussian_process import Floats, GaussianProcess, Hyperparameters
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import SobolStream
+from evomerge.strategy.trust_region import Floats, TrustRegion, centre_of
 
-_STEPS = (0.2, 0.1, 0.05, 0.02, 0.005)
-_POOL = 384
-_FRONT = 96
+logger = logging.getLogger(__name__)
+
+MAX_OBJECTIVES = 4
+"""Cutting the space above a front into boxes takes seconds with five objectives, minutes with more."""
+
+TRUST_REGION_DIMENSION = 30
+
+_FIT_ITERATIONS = 100
+_LOOK_BEYOND = 4
+_OTHERS_WEIGHT = 0.1
+_LOG_NOISE = (-8.0, 2.0)
+"""Mean and deviation of the logarithm of a standardised loss's noise variance."""
+_LEAST_NOISE = 1e-6
+_LEAST_LENGTH = 0.025
+
 _CLOSE = 1e-4
 """Proposals nearer than this (per root dimension) to a known point are worth no evaluation."""
+
+Parameters = list[torch.Tensor]
 
 
 class BoOptions(StrategyOptions):
@@ -32,20 +67,42 @@ class BoOptions(StrategyOptions):
     n_initial: int | None = Field(
         None, ge=2, description="points of the first Sobol design, seeds included; None: 2 d + 2, at most 40"
     )
-    n_draws: int = Field(16, ge=1, le=256, description="joint posterior draws that the acquisition is averaged over")
+    n_samples: int = Field(
+        16, ge=1, le=1024, description="quasi-random posterior draws that the acquisition is averaged over"
+    )
+    n_restarts: int = Field(2, ge=1, description="local searches for the acquisition's maximum")
+    n_raw: int = Field(64, ge=1, description="points that those start from the best of")
+    max_iterations: int = Field(50, ge=1, description="steps of each local search (L-BFGS-B)")
     max_points: int = Field(
         400,
         ge=20,
         description="results that the models see: the front and the latest; the fit is cubic in their number",
     )
+    refit_growth: float = Field(
+        1.1,
+        ge=1.0,
+        allow_inf_nan=False,
+        description="hyperparameters are fitted anew when the results are so many times those of the last fit",
+    )
     item_noise: bool = Field(True, description="take the evaluations' standard errors as known observation noise")
+    trust_region: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="look only in a box around the best point that moves and shrinks (TuRBO, arXiv 1910.01739); "
+        f"auto: from {TRUST_REGION_DIMENSION} dimensions on",
+    )
 
 
 class BayesianOptimisation(ReplayStrategy):
     """Gaussian processes with noisy expected (hypervolume) improvement.
 
-    FAILED and INFEASIBLE candidates are left out of the models and never proposed again. Seeds are part of the design.
-    Hyperparameters are fitted anew while results are few, then whenever their number has grown by a tenth.
+    FAILED and INFEASIBLE candidates count in the models as the worst losses seen, which keeps the search away from where
+    they lie. Seeds are part of the design.
+
+    Noise: where evaluations carry standard errors, their squares are the observation noise; a standard error of 0, which items that
+    all agree give, counts as the smallest positive one. Without any the noise is fitted.
+
+    Torch runs on one thread and with random numbers of its own, so proposals depend on neither the caller's number of threads
+    nor his generator. Resuming replays, so it takes the time that the proposals took.
     """
 
     name: ClassVar[str] = "bo"
@@ -54,119 +111,213 @@ class BayesianOptimisation(ReplayStrategy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if len(self.objectives) > MAX_OBJECTIVES:
+            raise ConfigError(
+                f"strategy bo takes at most {MAX_OBJECTIVES} objectives, got {len(self.objectives)}; use nsga3, or bo on fewer"
+            )
         self._n_initial = self.options.n_initial or min(2 * self.dimension + 2, 40)
         self._design = SobolStream(self.dimension, random_stream(self.random_seed, "bo", "design"))
         self._finished: list[Told] = []
-        self._open: dict[str, tuple[float, ...]] = {}
         self._failed: list[tuple[float, ...]] = []
+        self._open: dict[str, tuple[float, ...]] = {}
+        self._refined: set[str] = set()
         self._n_refined = 0
-        self._n_fitted = 0
-        self._hyperparameters: list[Hyperparameters | None] = [None] * len(self.objectives)
+        self._first = 0
+        """results before this one belong to a trust region that is given up"""
+        self._region = self._make_region()
+        self._fitted: tuple[int, list[Parameters]] | None = None
 
     def _propose(self) -> Proposal:
-        if len(self._finished) + len(self._open) < self._n_initial or len(self._finished) < 2:
+        identifier = candidate_id(self._n_asked + 1)
+        n_finished = len(self._finished) - self._first
+        if n_finished + len(self._open) < self._n_initial or n_finished < 2:
             values = self._design.next().values
         else:
             values = self._refine()
-        self._open[candidate_id(self._n_asked + 1)] = values
+            self._refined.add(identifier)
+        self._open[identifier] = values
         return Proposal(VectorGenome(values))
 
     def _learn(self, told: Told) -> None:
         self._open.pop(told.candidate.id, None)
+        refined = told.candidate.id in self._refined
+        self._refined.discard(told.candidate.id)
+        if self._region is not None and refined:
+            self._region.learn(told.losses is not None and self._improves(told.losses))
         if told.losses is None:
             self._failed.append(told.candidate.point)
         else:
             self._finished.append(told)
+        if self._region is not None and self._region.exhausted:
+            self._region, self._first, self._fitted = self._make_region(), len(self._finished), None
+            self._refined.clear()
+
+    def _make_region(self) -> TrustRegion | None:
+        wanted = self.options.trust_region
+        if wanted == "on" or (wanted == "auto" and self.dimension >= TRUST_REGION_DIMENSION):
+            return TrustRegion(self.dimension)
+        return None
+
+    def _improves(self, losses: Sequence[float]) -> bool:
+        known = np.array([told.losses for told in self._finished[self._first :]])
+        return not bool((known <= np.array(losses)).all(axis=1).any())
 
     def _visible(self) -> tuple[Floats, Floats, Floats]:
-        """Points, losses and known variances that the models see."""
-        losses = np.array([told.losses for told in self._finished])
+        """Points (n, d), losses (n, m) and known noise variances (n, m) that the models see; 0.0 where unknown."""
+        results = self._finished[self._first :]
+        losses = np.array([told.losses for told in results])
         rows = np.arange(len(losses))
         if len(rows) > self.options.max_points:
             front = np.flatnonzero(non_dominated_mask(losses))[: self.options.max_points // 2]
             latest = np.setdiff1d(rows, front)[-(self.options.max_points - len(front)) :]
             rows = np.sort(np.concatenate([front, latest]))
-        points = np.array([self._finished[row].candidate.point for row in rows])
-        variances = np.array([self._finished[row].stderr for row in rows], dtype=np.float64) ** 2
+        points = np.array([results[row].candidate.point for row in rows])
+        variances = np.array([results[row].stderr for row in rows], dtype=np.float64) ** 2
         return points, losses[rows], variances if self.options.item_noise else np.zeros_like(variances)
 
-    def _models(self, points: Floats, losses: Floats, variances: Floats) -> list[GaussianProcess]:
-        fit = len(losses) < 30 or len(self._finished) >= 1.1 * self._n_fitted
+    def _refine(self) -> tuple[float, ...]:
+        """The acquisition's maximum; the design's next point where that lies next to a known point."""
+        self._n_refined += 1
+        seed = int(random_stream(self.random_seed, "bo", "refine", self._n_refined).integers(2**31))
+        points, losses, variances = self._visible()
+        with _quiet_torch(seed):
+            models = self._models(points, losses, variances)
+            best = self._maximise(models, points, losses, seed)
+        taken = np.array([*points, *self._open.values(), *self._failed])
+        if np.sqrt(((taken - best) ** 2).sum(axis=1)).min() < _CLOSE * np.sqrt(self.dimension):
+            return self._design.next().values
+        return tuple(best.tolist())
+
+    def _models(self, points: Floats, losses: Floats, variances: Floats) -> list[SingleTaskGP]:
+        """A process of the negative loss per objective; hyperparameters are fitted anew when it is time."""
+        failed = np.array(self._failed).reshape(-1, self.dimension)[-self.options.max_points // 4 :]
+        everywhere = _tensor(np.vstack([points, failed]))
         models = []
-        for column, start in enumerate(self._hyperparameters):
-            model = GaussianProcess(points, losses[:, column], variances[:, column], start, fit or start is None)
-            self._hyperparameters[column] = model.hyperparameters
-            models.append(model)
-        if fit:
-            self._n_fitted = len(self._finished)
+        for column, noise in zip(losses.T, variances.T, strict=True):
+            known = noise[noise > 0.0]
+            values = np.append(column, np.full(len(failed), column.max()))
+            spread = np.append(noise, np.zeros(len(failed)))
+            yvar = None if len(known) == 0 else _tensor(np.where(spread > 0.0, spread, known.min()))[:, None]
+            likelihood = None if yvar is not None else _inferred_noise()
+            models.append(
+                SingleTaskGP(everywhere, _tensor(-values)[:, None], yvar, likelihood, _kernel(self.dimension))
+            )
+        n_results = len(self._finished) - self._first
+        if self._fitted is None or n_results >= self.options.refit_growth * self._fitted[0] or not self._load(models):
+            for model in models:
+                _fit(model)
+            self._fitted = (n_results, [[value.detach().clone() for value in model.parameters()] for model in models])
         return models
 
-    def _refine(self) -> tuple[float, ...]:
-        self._n_refined += 1
-        generator = random_stream(self.random_seed, "bo", "refine", self._n_refined)
-        points, losses, variances = self._visible()
-        models = self._models(points, losses, variances)
-        best = points[non_dominated_mask(losses)][:_FRONT]
-        pool = self._pool(models, best, generator)
-        anchors = np.vstack([best, *[np.array([values]) for values in self._open.values()]])
-        everywhere = np.vstack([anchors, pool])
-        normals = generator.standard_normal((len(models), self.options.n_draws, len(everywhere)))
-        draws = np.stack([model.sample(everywhere, z) for model, z in zip(models, normals, strict=True)], axis=2)
-        expected = np.column_stack([model.posterior(pool)[0] for model in models])
-        gains = self._gains(draws[:, : len(anchors)], draws[:, len(anchors) :], expected)
-        taken = np.vstack([points, *[np.array([values]) for values in (*self._open.values(), *self._failed)]])
-        distance = np.sqrt(((pool[:, None, :] - taken[None]) ** 2).sum(axis=2)).min(axis=1)
-        gains[distance < _CLOSE * np.sqrt(self.dimension)] = -1.0
-        choice = int(np.argmax(gains)) if gains.max() > 0.0 else int(np.argmax(distance))
-        return tuple(pool[choice].tolist())
+    def _load(self, models: Sequence[SingleTaskGP]) -> bool:
+        """Gives the models the hyperparameters of the last fit; False where those are of another form of noise."""
+        saved = [] if self._fitted is None else self._fitted[1]
+        if [len(list(model.parameters())) for model in models] != [len(values) for values in saved]:
+            return False
+        with torch.no_grad():
+            for model, values in zip(models, saved, strict=True):
+                for parameter, value in zip(model.parameters(), values, strict=True):
+                    parameter.copy_(value)
+        return True
 
-    def _gains(self, known: Floats, pool: Floats, expected: Floats) -> Floats:
-        """Improvement (k,) of each pool point, averaged over draws.
-
-        `known` (s, a, m) and `pool` (s, k, m) are drawn losses, `expected` (k, m) the pool's mean losses.
-        """
-        total = np.zeros(pool.shape[1])
-        # what lies beyond the front that the models expect is worth nothing: the evaluated front reaches far too wide at first
-        front = expected[non_dominated_mask(expected)]
-        worst, spread = front.max(axis=0), np.ptp(front, axis=0)
-        reference = worst + 0.1 * np.where(spread > 0.0, spread, 1.0)
-        for drawn_known, drawn_pool in zip(known, pool, strict=True):
-            front = drawn_known[non_dominated_mask(drawn_known)]
-            if pool.shape[2] == 1:
-                total += np.maximum(front.min() - drawn_pool[:, 0], 0.0)
-                continue
-            front = front[(front < reference).all(axis=1)]
-            volume = hypervolume(front, reference)
-            beaten = (front[None] <= drawn_pool[:, None]).all(axis=2).any(axis=1) | (drawn_pool >= reference).any(
-                axis=1
+    def _maximise(self, models: Sequence[SingleTaskGP], points: Floats, losses: Floats, seed: int) -> Floats:
+        """The point (d,) of the highest acquisition value that a few local searches find."""
+        options = self.options
+        baseline = _tensor(points)
+        pending = _tensor(np.array(list(self._open.values()))) if self._open else None
+        sampler = SobolQMCNormalSampler(torch.Size([options.n_samples]), seed=seed)
+        acquisition: AcquisitionFunction
+        if len(models) == 1:
+            acquisition = qLogNoisyExpectedImprovement(
+                models[0], baseline, sampler, X_pending=pending, prune_baseline=True
             )
-            for row in np.flatnonzero(~beaten):
-                total[row] += hypervolume(np.vstack([front, drawn_pool[row]]), reference) - volume
-        return total / len(known)
+        else:
+            joint = ModelListGP(*models)
+            reference = self._reference(joint, points, losses, seed)
+            acquisition = qLogNoisyExpectedHypervolumeImprovement(
+                joint, reference, baseline, sampler, X_pending=pending, prune_baseline=True
+            )
+        bounds = np.stack([np.zeros(self.dimension), np.ones(self.dimension)])
+        if self._region is not None:
+            scales = np.stack([model.covar_module.lengthscale.detach().numpy().ravel() for model in models])
+            bounds = self._region.box(centre_of(points, losses), np.exp(np.log(scales).mean(axis=0)))
+        return np.clip(self._optimum(acquisition, bounds, seed).numpy(), 0.0, 1.0)
 
-    def _pool(self, models: list[GaussianProcess], best: Floats, generator: np.random.Generator) -> Floats:
-        """Points to choose from: widening then narrowing perturbations of what is optimistic under the models."""
-        pool = np.vstack([best, generator.random((_POOL, self.dimension))])
-        for step in _STEPS:
-            keep = self._optimistic(models, pool, generator.random())
-            moved = keep[generator.integers(len(keep), size=_POOL)]
-            mask = generator.random(moved.shape) < max(0.25, 1.0 / self.dimension)
-            moved = np.clip(moved + step * mask * generator.standard_normal(moved.shape), 0.0, 1.0)
-            pool = np.vstack([keep, moved])
-        kept = self._optimistic(models, pool, 0.5)
-        return np.vstack([kept, self._optimistic(models, pool, 0.0), pool[-_POOL // 4 :]])
+    def _reference(self, joint: ModelListGP, points: Floats, losses: Floats, seed: int) -> torch.Tensor:
+        """The hypervolume's reference point (m,), as negative losses.
 
-    def _optimistic(self, models: list[GaussianProcess], pool: Floats, boldness: float) -> Floats:
-        """The part of `pool` that is best at mean minus `boldness` standard deviations: the front, or the lowest losses."""
-        bounds = []
-        for model in models:
-            mean, deviation = model.posterior(pool)
-            bounds.append(mean - boldness * deviation)
-        losses = np.column_stack(bounds)
-        if losses.shape[1] == 1:
-            return pool[np.argsort(losses[:, 0], kind="stable")[: _FRONT // 4]]
-        rows = np.flatnonzero(non_dominated_mask(losses))
-        if len(rows) > _FRONT:
-            order = rows[np.argsort(losses[rows, 0], kind="stable")]
-            rows = order[np.linspace(0, len(order) - 1, _FRONT).round().astype(int)]
-        return pool[rows]
+        A tenth beyond the ends of the front that the models expect, where one objective counts ten times as much as each other one; for
+        every fourth proposal the worst losses seen. The front of the results will not do: it reaches far too wide at first, and
+        once one result dominates the rest, what would extend it counts for nothing.
+        """
+        if self._n_refined % _LOOK_BEYOND == 0:
+            return _tensor(-losses.max(axis=0))
+        spread = np.std(losses, axis=0)
+        scale = 1.0 / np.where(spread > 0.0, spread, 1.0)
+        bounds = np.stack([np.zeros(self.dimension), np.ones(self.dimension)])
+        ends = []
+        for goal in range(len(scale)):
+            weights = scale * np.where(np.arange(len(scale)) == goal, 1.0, _OTHERS_WEIGHT)
+            expected = PosteriorMean(joint, posterior_transform=ScalarizedPosteriorTransform(_tensor(weights)))
+            expected.X_baseline = _tensor(points)
+            ends.append(joint.posterior(self._optimum(expected, bounds, seed)[None]).mean[0].detach())
+        nadir, ideal = torch.stack(ends).amin(dim=0), torch.stack(ends).amax(dim=0)
+        return nadir - 0.1 * torch.where(ideal > nadir, ideal - nadir, _tensor(1.0 / scale))
+
+    def _optimum(self, acquisition: AcquisitionFunction, bounds: Floats, seed: int) -> torch.Tensor:
+        """The best point (d,) in `bounds` (2, d) that a few local searches find."""
+        options = self.options
+        found, _ = optimize_acqf(
+            acquisition,
+            _tensor(bounds),
+            q=1,
+            num_restarts=options.n_restarts,
+            raw_samples=options.n_raw,
+            options={"maxiter": options.max_iterations, "seed": seed, "sample_around_best": True},
+        )
+        best: torch.Tensor = found[0].detach()
+        return best
+
+
+def _tensor(values: Floats) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
+
+
+def _kernel(dimension: int) -> MaternKernel:
+    """Matern 5/2 with BoTorch's prior of length scales; its own kernel, infinitely smooth, took the waves of ZDT3 for noise."""
+    prior = LogNormalPrior(math.sqrt(2.0) + 0.5 * math.log(dimension), math.sqrt(3.0))
+    constraint = GreaterThan(_LEAST_LENGTH, transform=None, initial_value=prior.mode)
+    return MaternKernel(nu=2.5, ard_num_dims=dimension, lengthscale_prior=prior, lengthscale_constraint=constraint)
+
+
+def _inferred_noise() -> GaussianLikelihood:
+    """Noise of unknown size; BoTorch's prior is for real experiments, but a merged model's score can be exact."""
+    prior = LogNormalPrior(*_LOG_NOISE)
+    constraint = GreaterThan(_LEAST_NOISE, transform=None, initial_value=prior.mode)
+    return GaussianLikelihood(noise_prior=prior, noise_constraint=constraint).double()
+
+
+def _fit(model: SingleTaskGP) -> None:
+    """Hyperparameters of highest posterior density; the priors' own where the optimiser finds none."""
+    try:
+        fit_gpytorch_mll(
+            ExactMarginalLogLikelihood(model.likelihood, model),
+            optimizer_kwargs={"options": {"maxiter": _FIT_ITERATIONS}},
+        )
+    except ModelFittingError as error:
+        logger.warning("bo: hyperparameters could not be fitted (%s); those of the prior are used", error)
+
+
+@contextmanager
+def _quiet_torch(seed: int) -> Iterator[None]:
+    """One thread, a seeded generator, no warnings; everything is put back."""
+    n_threads, state = torch.get_num_threads(), torch.default_generator.get_state()
+    torch.set_num_threads(1)
+    torch.default_generator.manual_seed(seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.default_generator.set_state(state)
+        torch.set_num_threads(n_threads)

@@ -97,8 +97,19 @@ class StrategyCase:
         return Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores, stderr=stderr, item_scores=items)
 
 
+_CHEAP_BO: Mapping[str, Any] = {
+    "n_initial": 34,
+    "n_samples": 2,
+    "n_restarts": 1,
+    "n_raw": 4,
+    "max_iterations": 2,
+    "refit_growth": 2.0,
+}
+
 OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
-    "bo": (StrategyCase("bo", dimension=2, n_objectives=1, options={"n_draws": 1}),),
+    "bo": (
+        StrategyCase("bo", dimension=2, n_objectives=1, options={**_CHEAP_BO, "n_initial": 8, "trust_region": "on"}),
+    ),
     "catcma": (
         StrategyCase("catcma", n_objectives=1, options={"population_size": 4}, choices=(0, 3, 2, 0)),
         StrategyCase("catcma", dimension=2, options={"start": "centre"}, choices=(2, 5)),
@@ -141,7 +152,7 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
 }
 """Further cases of our own strategies, beside the default options."""
 
-_CHEAP: Mapping[str, Mapping[str, Any]] = {"bo": {"n_draws": 1}}
+_CHEAP: Mapping[str, Mapping[str, Any]] = {"bo": _CHEAP_BO}
 """Stands for the default options where those would take seconds per proposal."""
 
 

@@ -1,66 +1,119 @@
-"""The Gaussian process: gradient, interpolation, calibration of draws; and that `bo` learns fast."""
+"""`bo` learns fast, uses the noise it is told, steps around failures, and its trust region moves as TuRBO's."""
 
 import numpy as np
 import pytest
-from evomerge.strategy.gaussian_process import GaussianProcess
-from scipy.optimize import approx_fprime
-from test_strategy_against_random import search, sphere, zdt1
+import torch
+from test_strategy_against_random import search, sphere
 
-from evomerge.archive import hypervolume
-from evomerge.core import Evaluation, Split, Status
+from evomerge.core import ConfigError, Evaluation, Split, Status
 from evomerge.strategy import make_strategy
+from evomerge.strategy.trust_region import TrustRegion, centre_of
+
+FAST = {"n_initial": 8, "n_samples": 4, "n_restarts": 1, "n_raw": 16, "max_iterations": 10, "refit_growth": 1.5}
 
 
-def data(n=20, dimension=3):
-    points = np.random.default_rng(0).random((n, dimension))
-    return points, np.sin(3.0 * points[:, 0]) + points[:, 1] ** 2
+def run(strategy, n, score, stderr=0.0, failed=lambda point: False):
+    """Tells `n` results one at a time; the points in their order."""
+    points = []
+    for _ in range(n):
+        (candidate,) = strategy.ask(1)
+        points.append(np.array(candidate.genome.values))
+        status = Status.FAILED if failed(points[-1]) else Status.OK
+        scores = {"a": score(points[-1])} if status is Status.OK else {}
+        strategy.tell(
+            [Evaluation(candidate.id, Split.SEARCH, status, scores=scores, stderr=dict.fromkeys(scores, stderr))]
+        )
+    return np.array(points)
 
 
-def test_gradient_of_the_hyperparameter_objective():
-    process = GaussianProcess(*data(), np.zeros(20))
-    for values in ([0.1, 0.2, -0.3, 0.1, -3.0], [1.0, -1.0, 2.0, -0.5, -8.0]):
-        expected = approx_fprime(np.array(values), lambda v: process._objective(v)[0], 1e-6)
-        np.testing.assert_allclose(process._objective(np.array(values))[1], expected, rtol=1e-3, atol=1e-2)
-
-
-def test_it_interpolates_and_knows_what_it_does_not_know():
-    points, values = data()
-    process = GaussianProcess(points, values, np.zeros(20))
-    mean, deviation = process.posterior(points)
-    np.testing.assert_allclose(mean, values, atol=0.05)
-    assert process.posterior(np.full((1, 3), 3.0))[1] > 3.0 * deviation.max()
-
-
-def test_known_noise_widens_the_posterior():
-    points, values = data()
-    exact = GaussianProcess(points, values, np.zeros(20))
-    noisy = GaussianProcess(points, values, np.full(20, 0.1), exact.hyperparameters, fit=False)
-    assert (noisy.posterior(points)[1] > exact.posterior(points)[1]).all()
-
-
-def test_draws_have_the_posteriors_mean_and_spread():
-    process = GaussianProcess(*data(8), np.zeros(8))
-    points = np.random.default_rng(1).random((4, 3))
-    draws = process.sample(points, np.random.default_rng(2).standard_normal((4000, 4)))
-    mean, deviation = process.posterior(points)
-    np.testing.assert_allclose(draws.mean(axis=0), mean, atol=4.0 * deviation.max() / np.sqrt(4000) + 1e-6)
-    np.testing.assert_allclose(draws.std(axis=0), deviation, rtol=0.1, atol=1e-6)
+def bump(point):
+    return -float(np.sum((point - 0.3) ** 2))
 
 
 def test_one_objective_beats_random_at_a_tenth_of_the_budget():
-    assert search("bo", sphere, 4, 1, 30, 0).min() < search("random", sphere, 4, 1, 300, 0).min()
+    assert search("bo", sphere, 4, 1, 25, 0, **FAST).min() < search("random", sphere, 4, 1, 250, 0).min()
 
 
-def test_two_objectives_beat_nsga2():
-    ours = hypervolume(search("bo", zdt1, 5, 2, 40, 0, n_draws=4), [1.1, 1.1])
-    assert ours > hypervolume(search("nsga2", zdt1, 5, 2, 120, 0), [1.1, 1.1])
+def test_pending_points_are_not_proposed_again():
+    strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST)
+    run(strategy, 10, bump)
+    points = np.array([candidate.genome.values for candidate in strategy.ask(3)])
+    assert min(np.linalg.norm(points[i] - points[j]) for i in range(3) for j in range(i)) > 1e-3
+
+
+def test_known_noise_widens_the_posterior():
+    deviations = []
+    for stderr in (1e-4, 0.2):
+        strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST)
+        run(strategy, 10, bump, stderr)
+        (model,) = strategy._models(*strategy._visible())
+        deviations.append(model.posterior(torch.full((1, 2), 0.3, dtype=torch.float64)).variance.sqrt().item())
+    assert deviations[1] > 3.0 * deviations[0]
+
+
+def test_a_standard_error_of_zero_counts_as_the_smallest_known():
+    strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST)
+    run(strategy, 4, bump, 0.1)
+    run(strategy, 4, bump, 0.0)
+    (model,) = strategy._models(*strategy._visible())
+    noise = model.likelihood.noise.flatten().tolist()
+    assert noise == pytest.approx([noise[0]] * 8)
+
+
+def test_failures_keep_it_away():
+    strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST)
+    points = run(strategy, 26, lambda point: float(point[0]), failed=lambda point: point[0] > 0.7)
+    later = points[12:, 0]
+    assert np.sum(later > 0.7) < len(later) / 2
+    assert max(later[later <= 0.7]) > 0.6
+
+
+def test_the_number_of_threads_and_the_callers_generator_do_not_matter():
+    traces = []
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        torch.manual_seed(threads)
+        state = torch.get_rng_state()
+        traces.append(run(make_strategy("bo", dimension=3, objectives=["a"], seed=3, **FAST), 14, bump))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(*traces)
 
 
 def test_old_results_are_dropped_beyond_max_points():
-    strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, max_points=20)
-    for _ in range(30):
-        (candidate,) = strategy.ask(1)
-        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores={"a": -sum(candidate.genome.values)})])
+    strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, max_points=20, n_initial=40)
+    run(strategy, 30, bump)
     points, losses, _ = strategy._visible()
     assert points.shape == (20, 2)
     assert losses.min() == pytest.approx(min(told.losses[0] for told in strategy._finished))
+
+
+def test_flat_losses_and_too_many_objectives():
+    run(make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST), 12, lambda point: 0.5)
+    with pytest.raises(ConfigError, match="at most 4 objectives, got 5; use nsga3"):
+        make_strategy("bo", dimension=2, objectives=list("abcde"), seed=1)
+
+
+def test_the_trust_region_grows_shrinks_and_gives_up():
+    region = TrustRegion(6)
+    for _ in range(3):
+        region.learn(True)
+    assert region.length == 1.6
+    for _ in range(6):
+        region.learn(False)
+    assert region.length == 0.8
+    low, high = region.box(np.full(6, 0.5), np.array([1.0, 1.0, 1.0, 1.0, 1.0, 8.0]))
+    assert ((low >= 0.0) & (high <= 1.0)).all()
+    assert high[5] - low[5] > high[0] - low[0]
+    for _ in range(60):
+        region.learn(False)
+    assert region.exhausted
+
+
+def test_the_centre_is_the_best_or_the_one_the_front_needs_most():
+    points = np.eye(3)
+    np.testing.assert_array_equal(centre_of(points, np.array([[2.0], [1.0], [3.0]])), points[1])
+    front = np.array([[0.0, 1.0], [0.1, 0.1], [1.0, 0.0]])
+    np.testing.assert_array_equal(centre_of(points, front), points[1])

@@ -1,0 +1,61 @@
+"""The box that a Gaussian process is trusted in, for spaces of many dimensions: TuRBO's rules (arXiv 1910.01739).
+
+Around the best point known it grows after successes in a row and halves after as many failures as there are dimensions. Knows
+neither models nor acquisitions.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.archive import hypervolume, non_dominated_mask
+
+Floats = NDArray[np.float64]
+
+_FIRST, _LONGEST, _SHORTEST = 0.8, 1.6, 0.5**7
+_SUCCESSES = 3
+"""TuRBO's lengths of the box's side in unit coordinates, and its successes before it doubles."""
+
+
+class TrustRegion:
+    """One box of [0, 1]^d."""
+
+    def __init__(self, dimension: int) -> None:
+        self._dimension = dimension
+        self._length = _FIRST
+        self._n_successes = self._n_failures = 0
+
+    @property
+    def length(self) -> float:
+        """Of the box's side, before it is stretched by the models' length scales."""
+        return self._length
+
+    def learn(self, success: bool) -> None:
+        """Takes in whether a proposal from the box was better than all before."""
+        self._n_successes = self._n_successes + 1 if success else 0
+        self._n_failures = 0 if success else self._n_failures + 1
+        if self._n_successes >= _SUCCESSES:
+            self._length, self._n_successes = min(2.0 * self._length, _LONGEST), 0
+        elif self._n_failures >= max(4, self._dimension):
+            self._length, self._n_failures = self._length / 2.0, 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has shrunk to nothing, so that the search should start elsewhere."""
+        return self._length < _SHORTEST
+
+    def box(self, centre: Floats, length_scales: Floats) -> Floats:
+        """Lower and upper bounds (2, d) around `centre` (d,): longer where the models vary slowly, of the same volume, clipped."""
+        half = 0.5 * self._length * length_scales / np.exp(np.mean(np.log(length_scales)))
+        return np.asarray(np.clip(np.stack([centre - half, centre + half]), 0.0, 1.0))
+
+
+def centre_of(points: Floats, losses: Floats) -> Floats:
+    """The point (d,) to search around: the best, or the one whose loss would cost most hypervolume (arXiv 2109.10964)."""
+    front = np.flatnonzero(non_dominated_mask(losses))
+    if losses.shape[1] == 1 or len(front) == 1:
+        return np.asarray(points[front[0]])
+    values = losses[front]
+    spread = np.ptp(values, axis=0)
+    reference = values.max(axis=0) + 0.1 * np.where(spread > 0.0, spread, 1.0)
+    without = [hypervolume(np.delete(values, row, axis=0), reference) for row in range(len(front))]
+    return np.asarray(points[front[int(np.argmin(without))]])
