@@ -43,7 +43,7 @@ def seed_template(config: SearchConfig, base: str | None, first: ModelHeader) ->
                 f"space.{key}: strategy {config.strategy.name} crosses whole models and searches no merge method's parameters; "
                 "remove it, or set strategy.on: recipes"
             )
-    experts = {name: model.path for name, model in config.models.experts.items()} if config.models else {}
+    experts = {name: model.key for name, model in config.models.experts.items()} if config.models else {}
     return RecipeTemplate(
         method="linear",
         base=base,
@@ -75,8 +75,8 @@ class Crossings:
         if config.models is None:
             raise ConfigError("models: is missing")
         self._config, self._headers = config, headers
-        self.seeds = tuple(Source(model.path) for model in config.models.experts.values())
-        first = headers[config.models.base.path if config.models.base else self.seeds[0].key]
+        self.seeds = tuple(Source(model.key) for model in config.models.experts.values())
+        first = headers[config.models.base.key if config.models.base else self.seeds[0].key]
         self._out_dtype = config.space.out_dtype or first.dtype
         self.chromosomes = self._chromosomes()
         self.layout = WeightLayout(

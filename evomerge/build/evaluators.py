@@ -5,11 +5,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
-from evomerge.build.problem import model_paths
+from evomerge.build.problem import model_table
 from evomerge.cluster import Evaluator
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Json, Split
-from evomerge.plan import MergePlan, ModelHeader, folding_of, padded, read_model_header
+from evomerge.plan import MergePlan, ModelHeader, ModelTable, folding_of, padded, read_models
 
 if TYPE_CHECKING:
     from evomerge.engine import Engine
@@ -26,22 +26,22 @@ def make_evaluator(settings: Mapping[str, Json]) -> Evaluator:
     config = SearchConfig.model_validate(settings["config"])
     if isinstance(config.evaluation, SyntheticConfig):
         return _synthetic(config)
-    return _lm_eval(config, cast(list[str], settings["models"]), cast(int | None, settings["n_slots"]))
+    return _lm_eval(config, cast(ModelTable, settings["models"]), cast(int | None, settings["n_slots"]))
 
 
 def evaluator_settings(
-    config: SearchConfig, models: list[str] | None = None, n_slots: int | None = None
+    config: SearchConfig, models: ModelTable | None = None, n_slots: int | None = None
 ) -> dict[str, Json]:
     """What `make_evaluator` needs, as JSON.
 
     Args:
         config: the configuration.
-        models: the folders recipes may name; default: the config's.
+        models: those that recipes may name, the one that lends its tokenizer first; default: the config's.
         n_slots: layers that the engine has room for; None = the models'.
     """
     return {
         "config": config.model_dump(mode="json"),
-        "models": cast(Json, models or model_paths(config)),
+        "models": {key: list(place) for key, place in (models or model_table(config)).items()},
         "n_slots": n_slots,
     }
 
@@ -78,13 +78,13 @@ def _synthetic(config: SearchConfig) -> Evaluator:
     )
 
 
-def _lm_eval(config: SearchConfig, models: list[str], n_slots: int | None) -> Evaluator:
+def _lm_eval(config: SearchConfig, models: ModelTable, n_slots: int | None) -> Evaluator:
     from evomerge.evaluation import LmEvalEvaluator, TaskSpec
     from evomerge.weights import Merger, WeightPool
 
-    headers = {path: read_model_header(Path(path)) for path in models}
+    headers = read_models(models)
     pool = WeightPool(headers)
-    first = headers[models[0]]
+    first = next(iter(headers.values()))
     engine = _engine(config, first, n_slots)
 
     def fit(plan: MergePlan) -> MergePlan:
@@ -110,7 +110,7 @@ def _lm_eval(config: SearchConfig, models: list[str], n_slots: int | None) -> Ev
         Merger(pool),
         headers,
         tasks,
-        tokenizer=Path(models[0]),
+        tokenizer=first.folder,
         trust_code=wanted.trust_task_code,
         code_timeout_s=wanted.task_code_timeout_s,
         fit=fit,

@@ -18,7 +18,7 @@ from evomerge.core import (
     Split,
     Status,
 )
-from evomerge.plan import make_plan, read_model_header
+from evomerge.plan import make_plan, read_headers, table_of
 from evomerge.recipe import Recipe, Setting, Slice, Source, read_recipe, read_recipe_file
 
 
@@ -40,6 +40,7 @@ def evaluate_model(config: SearchConfig, model: FilePath, split: Split = Split.R
 
     Raises:
         ConfigError: a synthetic configuration.
+        RecipeError: a recipe with a vocabulary or chat template of its own.
         EvomergeError: the model, a task or the engine cannot be loaded.
         EvaluationError: the model cannot be scored.
     """
@@ -47,9 +48,15 @@ def evaluate_model(config: SearchConfig, model: FilePath, split: Split = Split.R
         raise ConfigError("the synthetic evaluation scores points, not models")
     model = Path(model)
     recipe = identity_recipe(model) if model.is_dir() else read_recipe(model)
-    headers = {key: read_model_header(key) for key in recipe.models()}
+    for setting in ("tokenizer", "chat_template"):
+        if getattr(recipe, setting) is not None:
+            raise RecipeError(
+                f"{model}: {setting}: a recipe is scored with the vocabulary and chat template of its first model; "
+                "write the merged model with `evomerge merge` and score its folder"
+            )
+    headers = read_headers(recipe)
     n_layers = make_plan(recipe, headers).n_layers
-    settings = evaluator_settings(config, list(recipe.models()), n_slots=n_layers or None)
+    settings = evaluator_settings(config, table_of(headers), n_slots=n_layers or None)
     for name, value in worker_environment(config).items():
         os.environ.setdefault(name, value)  # before torch is imported: the same conditions as a worker of a search
     evaluator = make_evaluator(settings)

@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from evomerge.build.crossings import Crossings, crosses_models, seed_template
 from evomerge.build.stacking import stack_template
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
-from evomerge.plan import ModelHeader, make_plan, read_model_header
+from evomerge.plan import ModelHeader, make_plan, read_models
 from evomerge.recipe import (
     AXES,
     Lineage,
@@ -22,6 +21,7 @@ from evomerge.recipe import (
     default_searched,
     even_layer_groups,
     method_spec,
+    with_adapters,
 )
 from evomerge.search import Baseline, Entry
 from evomerge.space import Parameter, SearchSpace
@@ -36,7 +36,7 @@ class Problem:
 
     Attributes:
         config: the configuration it follows from.
-        headers: model folder -> header; empty for the synthetic evaluation.
+        headers: what recipes call a model -> header; empty for the synthetic evaluation.
         template: point -> recipe; None for the synthetic evaluation.
         task_names: the scores that evaluations will have.
         crossings: what crossovers are made of; None where the strategy proposes points.
@@ -104,10 +104,12 @@ class Problem:
     def recipe(self, candidate: Candidate, entries: Mapping[str, Entry]) -> Recipe | None:
         """The recipe of a candidate; None for the synthetic evaluation. `entries` knows a crossover's ancestors."""
         if self._lineage is not None:
-            return self._lineage.recipe(candidate, lambda name: entries[name].candidate().genome)
-        if self.template is None:
+            made = self._lineage.recipe(candidate, lambda name: entries[name].candidate().genome)
+        elif self.template is None:
             return None
-        return self.template.recipe(self.space.decode(candidate.point), name=candidate.id)
+        else:
+            made = self.template.recipe(self.space.decode(candidate.point), name=candidate.id)
+        return with_adapters(made, adapted_models(self.config))
 
     def recipe_json(self, candidate: Candidate, entries: Mapping[str, Entry]) -> Mapping[str, Json] | None:
         """`recipe` as JSON."""
@@ -135,7 +137,7 @@ class Problem:
         return [
             Baseline(
                 name,
-                recipe.to_json(),
+                with_adapters(recipe, adapted_models(self.config)).to_json(),
                 tuple(self.space.encode(points[name]).tolist()) if name in points else None,
             )
             for name, recipe in kept.items()
@@ -177,9 +179,9 @@ def make_problem(config: SearchConfig) -> Problem:
         return _checked(problem, [])
     errors: list[str] = []
     headers: dict[str, ModelHeader] = {}
-    for path in model_paths(config):
+    for key, place in model_table(config).items():
         try:
-            headers[path] = read_model_header(Path(path))
+            headers |= read_models({key: place})
         except EvomergeError as error:
             errors.append(str(error))
     names: tuple[str, ...] = ()
@@ -245,17 +247,21 @@ def problem_of_run(config: SearchConfig) -> Problem:
     """The problem of a run that has been checked when it was started: models are read, plans and strategy are not tried again."""
     if isinstance(config.evaluation, SyntheticConfig):
         return make_problem(config)
-    headers = {path: read_model_header(Path(path)) for path in model_paths(config)}
-    return _problem(config, headers, ())
+    return _problem(config, read_models(model_table(config)), ())
 
 
-def model_paths(config: SearchConfig) -> list[str]:
-    """Every model folder of the configuration, base first, each once."""
+def model_table(config: SearchConfig) -> dict[str, tuple[str, str | None]]:
+    """Every model of the configuration as recipes call it -> its folder and that of its adapter; the base first."""
     models = config.models
     if models is None:
-        return []
-    paths = [models.base.path] if models.base else []
-    return list(dict.fromkeys([*paths, *(expert.path for expert in models.experts.values())]))
+        return {}
+    listed = [*([models.base] if models.base else []), *models.experts.values()]
+    return {model.key: (model.path, model.lora) for model in listed}
+
+
+def adapted_models(config: SearchConfig) -> dict[str, tuple[str, str]]:
+    """The part of `model_table` that has adapters."""
+    return {key: (model, lora) for key, (model, lora) in model_table(config).items() if lora is not None}
 
 
 def _checked(problem: Problem, errors: list[str]) -> Problem:
@@ -313,8 +319,8 @@ def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) ->
     if config.models is None:
         raise ConfigError("models: is missing")
     space, spec = config.space, method_spec(config.space.method)
-    base = config.models.base.path if config.models.base else None
-    experts = {name: model.path for name, model in config.models.experts.items()}
+    base = config.models.base.key if config.models.base else None
+    experts = {name: model.key for name, model in config.models.experts.items()}
     first = headers[base or next(iter(experts.values()))]
     if crosses_models(config):
         return seed_template(config, base, first)

@@ -51,8 +51,8 @@ def stack_template(
         raise ConfigError(
             "stacking: an engine of several processes serves one depth only; set engine.tensor_parallel: 1"
         )
-    base = config.models.base.path if config.models.base else None
-    models = StackedModels({name: model.path for name, model in config.models.experts.items()}, base)
+    base = config.models.base.key if config.models.base else None
+    models = StackedModels({name: model.key for name, model in config.models.experts.items()}, base)
     folders = {**models.experts, **({"base": base} if base is not None else {})}
     first = headers[base or next(iter(models.experts.values()))]
     out_dtype = config.space.out_dtype or first.dtype

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from evomerge.config.schema import SearchConfig
+from evomerge.config.schema import ModelConfig, SearchConfig
 from evomerge.core import ConfigError, FilePath, load_yaml
 
 
@@ -101,19 +101,19 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
+def _placed(model: ModelConfig, folder: Path) -> ModelConfig:
+    lora = None if model.lora is None else str(folder / model.lora)
+    return model.model_copy(update={"path": str(folder / model.path), "lora": lora})
+
+
 def _absolute(config: SearchConfig, folder: Path) -> SearchConfig:
     """The config with model folders and task files as absolute paths; names known to lm-eval stay as they are."""
     changes: dict[str, Any] = {}
     if config.models is not None:
         base = config.models.base
+        experts = {name: _placed(model, folder) for name, model in config.models.experts.items()}
         changes["models"] = config.models.model_copy(
-            update={
-                "base": base and base.model_copy(update={"path": str(folder / base.path)}),
-                "experts": {
-                    name: model.model_copy(update={"path": str(folder / model.path)})
-                    for name, model in config.models.experts.items()
-                },
-            }
+            update={"base": base and _placed(base, folder), "experts": experts}
         )
     changes["tasks"] = tuple(
         task.model_copy(update={"task": str(folder / task.task)}) if task.task.endswith((".yaml", ".yml")) else task

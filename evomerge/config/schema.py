@@ -24,14 +24,24 @@ class _Strict(BaseModel):
 
 
 class ModelConfig(_Strict):
-    """One model. In YAML a plain path will do."""
+    """One model. In YAML a plain path will do, `path+lora` for one with an adapter."""
 
     path: str
     """folder of a Hugging Face checkpoint, relative to the config file"""
+    lora: str | None = None
+    """folder of a PEFT LoRA adapter that is merged into it, relative to the config file"""
+
+    @property
+    def key(self) -> str:
+        """What recipes call it."""
+        return self.path if self.lora is None else f"{self.path}+{self.lora}"
 
 
 def _path_only(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    path, _, lora = value.partition("+")
+    return {"path": path, "lora": lora or None}
 
 
 class ModelsConfig(_Strict):
@@ -41,6 +51,15 @@ class ModelsConfig(_Strict):
     """the common ancestor; task-vector methods and task-arithmetic baselines need it"""
     experts: dict[str, ModelConfig] = Field(min_length=1)
     """name -> model; the names appear in parameters, tables and files"""
+
+    @field_validator("base")
+    @classmethod
+    def _plain_base(cls, value: ModelConfig | None) -> ModelConfig | None:
+        if value is not None and value.lora is not None:
+            raise ValueError(
+                "is a plain model; an adapter makes an expert of it (write the base with its adapter as a folder first)"
+            )
+        return value
 
     @field_validator("base", mode="before")
     @classmethod

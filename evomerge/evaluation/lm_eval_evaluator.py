@@ -26,7 +26,7 @@ from evomerge.evaluation.sandbox import SandboxedItems, SandboxedTask
 from evomerge.evaluation.task_items import TaskItems
 from evomerge.evaluation.task_settings import runs_code
 from evomerge.evaluation.task_spec import TaskSpec
-from evomerge.plan import MergePlan, ModelHeader, active_parameters, make_plan
+from evomerge.plan import MergePlan, ModelHeader, active_parameters, make_plan, table_of
 from evomerge.recipe import Recipe
 from evomerge.weights import WRITE_MERGE, Merger
 
@@ -165,7 +165,10 @@ class LmEvalEvaluator:
         self._in_engine = None
         with clock.part("merge_s"):
             if self._engine.is_sharded:
-                settings: dict[str, Json] = {"recipe": request.recipe, "models": list(self._headers)}
+                settings: dict[str, Json] = {
+                    "recipe": request.recipe,
+                    "models": {key: list(place) for key, place in table_of(self._headers).items()},
+                }
                 self._engine.update(RemoteWrite(WRITE_MERGE, settings))
             else:
                 self._engine.update(lambda target: self._merger.write(plan, target))

@@ -7,7 +7,7 @@ from evomerge.plan.model_folder import check_unchanged, file_inside, read_model_
 from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader
 from evomerge.plan.planner import make_plan
 from evomerge.plan.slots import padded
-from evomerge.plan.sources import read_headers, read_source
+from evomerge.plan.sources import ModelTable, read_headers, read_models, read_source, table_of
 
 __all__ = [
     "FOLDINGS",
@@ -15,6 +15,7 @@ __all__ = [
     "LoraUpdate",
     "MergePlan",
     "ModelHeader",
+    "ModelTable",
     "Piece",
     "Region",
     "TensorHeader",
@@ -29,5 +30,7 @@ __all__ = [
     "padded",
     "read_headers",
     "read_model_header",
+    "read_models",
     "read_source",
+    "table_of",
 ]

@@ -1,5 +1,6 @@
 """From the models that a recipe names to their headers: folders, and folders with an adapter."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,30 @@ def read_source(source: Source, *, trust_remote_code: bool = False) -> ModelHead
         raise RecipeError(f"{source.key}: a revision pins a hub model; give the folder of that revision instead")
     header = read_model_header(Path(source.model), trust_remote_code=trust_remote_code)
     return header if source.lora is None else replace(header, adapter=read_adapter(source.lora, header))
+
+
+ModelTable = Mapping[str, tuple[str, str | None]]
+"""What recipes call a model -> its folder, and that of its adapter. As JSON, pairs are lists."""
+
+
+def read_models(table: ModelTable, *, trust_remote_code: bool = False) -> dict[str, ModelHeader]:
+    """The header of every model of a table.
+
+    Raises:
+        CheckpointError: as `read_source`.
+    """
+    return {
+        key: read_source(Source(model, lora=lora), trust_remote_code=trust_remote_code)
+        for key, (model, lora) in table.items()
+    }
+
+
+def table_of(headers: Mapping[str, ModelHeader]) -> dict[str, tuple[str, str | None]]:
+    """The table that `read_models` reads as `headers`."""
+    return {
+        key: (str(header.folder), None if header.adapter is None else str(header.adapter.folder))
+        for key, header in headers.items()
+    }
 
 
 def read_headers(recipe: Recipe, *, trust_remote_code: bool = False) -> dict[str, ModelHeader]:

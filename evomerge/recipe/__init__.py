@@ -1,6 +1,6 @@
 """Recipes: what determines a merged model, and their file formats."""
 
-from evomerge.recipe.documents import RecipeFile, with_folders
+from evomerge.recipe.documents import RecipeFile, with_adapters, with_folders
 from evomerge.recipe.files import (
     read_recipe,
     read_recipe_file,
@@ -97,6 +97,7 @@ __all__ = [
     "scale_bounds",
     "slerp_factors",
     "stack_recipe",
+    "with_adapters",
     "with_folders",
     "write_recipe",
 ]

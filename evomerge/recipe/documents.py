@@ -56,6 +56,22 @@ def named_in(recipe: Recipe, names: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in used if name in names))
 
 
+def with_adapters(recipe: Recipe, adapted: Mapping[str, tuple[str, str]]) -> Recipe:
+    """The recipe with every source that is called by a key of `adapted` as the model and adapter that this stands for."""
+
+    def parted(source: Source) -> Source:
+        if source.lora is not None or source.model not in adapted:
+            return source
+        model, lora = adapted[source.model]
+        return replace(source, model=model, lora=lora)
+
+    if not adapted:
+        return recipe
+    return replace(
+        recipe, slices=tuple(replace(piece, sources=tuple(map(parted, piece.sources))) for piece in recipe.slices)
+    )
+
+
 def with_folders(recipe: Recipe, folder: Callable[[str], str]) -> Recipe:
     """The recipe with every path of a model or adapter replaced by `folder` of it."""
 

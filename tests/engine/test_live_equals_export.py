@@ -107,7 +107,7 @@ def test_shards_in_processes_of_their_own(suite_of, tmp_path):
     folders = [str(folder) for folder in suite.folders]
     recipe = RECIPES["dare_ties"](*folders)
     exported(recipe, tmp_path / "merged")
-    settings = {"recipe": recipe.to_json(), "models": folders}
+    settings = {"recipe": recipe.to_json(), "models": {folder: [folder, None] for folder in folders}}
     suite.engine.update(RemoteWrite(WRITE_MERGE, settings))
     check = "evomerge.testing.engine_writers:check_file"
     suite.engine.update(RemoteWrite(check, {"file": str(tmp_path / "merged" / "model.safetensors")}))

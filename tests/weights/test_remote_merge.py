@@ -46,7 +46,7 @@ def test_shards_together_are_the_merge(tmp_path, method):
     headers = {path: read_model_header(path) for path in paths}
     plan = make_plan(recipe, headers)
     whole = dict(Merger(WeightPool(headers)).tensors(plan))
-    settings = {"recipe": recipe.to_json(), "models": paths}
+    settings = {"recipe": recipe.to_json(), "models": {path: [path, None] for path in paths}}
     canonical_json(settings)  # it has to travel
     for rank in range(2):
         shard = Shard(plan, rank)
@@ -59,4 +59,4 @@ def test_a_recipe_that_cannot_be_merged_is_the_usual_error(tmp_path):
     path = str(write_tiny_llama(tmp_path / "m", seed=0))
     recipe = Recipe("linear", (Slice((Source("/nowhere", parameters={"weight": (Setting(1.0),)}),)),))
     with pytest.raises(RecipeError, match="nowhere"):
-        RemoteWrite(WRITE_MERGE, {"recipe": recipe.to_json(), "models": [path]})(None)
+        RemoteWrite(WRITE_MERGE, {"recipe": recipe.to_json(), "models": {path: [path, None]}})(None)
