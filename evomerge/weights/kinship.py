@@ -5,7 +5,7 @@ leaves its function alone and makes every merge nonsense; a model of other paren
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import torch
@@ -33,14 +33,12 @@ def strangers(headers: Mapping[str, ModelHeader], read: ReadTensor) -> str | Non
     names = _sample(headers)
     if len(headers) < 2 or not names:
         return None
-    squares = dict.fromkeys(combinations(headers, 2), 0.0)
-    sizes = dict.fromkeys(headers, 0.0)
-    for name in names:
-        tensors = {key: read(key, name).float() for key in headers}
-        for key, tensor in tensors.items():
-            sizes[key] += tensor.square().sum().item()
-        for one, other in squares:
-            squares[one, other] += (tensors[one] - tensors[other]).square().sum().item()
+    products = torch.stack([_products([read(key, name) for key in headers]) for name in names]).sum(dim=0)
+    sizes = dict(zip(headers, products.diagonal().tolist(), strict=True))
+    squares = {
+        (one, other): max(sizes[one] + sizes[other] - 2 * products[i, j].item(), 0.0)
+        for (i, one), (j, other) in combinations(enumerate(headers), 2)
+    }
     nearest = dict.fromkeys(headers, math.inf)
     for (one, other), square in squares.items():
         distance = math.sqrt(square / max(min(sizes[one], sizes[other]), 1e-30))
@@ -55,6 +53,12 @@ def strangers(headers: Mapping[str, ModelHeader], read: ReadTensor) -> str | Non
         f"the attention weights of {listed} are as far from those of every other model as unrelated ones (relative distance in "
         f"brackets{beside}): permuted or rotated against merging, or of another parentage. The merge is unlikely to work"
     )
+
+
+def _products(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Inner products of K tensors of one shape, (K, K) in float64."""
+    rows = torch.stack([tensor.reshape(-1).float() for tensor in tensors])
+    return (rows @ rows.T).double()
 
 
 def _sample(headers: Mapping[str, ModelHeader]) -> list[str]:

@@ -1,14 +1,17 @@
 """Merging straight from files: each tensor is read when its turn comes and forgotten afterwards, so memory does not grow with the models.
 
-While a tensor is merged the next one is read. Knows nothing of recipes or of where results go.
+Two tensors are worked on at a time, so reading, computing and the caller's writing overlap. Knows nothing of recipes or of
+where results go.
 """
 
 import math
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -23,6 +26,9 @@ from evomerge.weights.vocabulary import Alignment
 
 Tensors = Mapping[tuple[str, str], torch.Tensor]
 """(model, tensor name) -> tensor"""
+
+_AT_ONCE = 2
+"""tensors worked on; more would need more memory, and threads within a tensor use further cores"""
 
 _OUTPUT_BYTES = 4
 """of an element of a result, before it is rounded"""
@@ -56,6 +62,8 @@ class StreamedMerge:
         self._device = device
         self._max_bytes = max_bytes
         self._files: dict[Path, int] = {}
+        self._opening = Lock()
+        self._threads = max(1, torch.get_num_threads() // _AT_ONCE)
 
     def tensors(self, plan: MergePlan) -> Iterator[tuple[str, torch.Tensor]]:
         """Every output tensor in the plan's order, as `Merger.tensors` makes them.
@@ -67,15 +75,15 @@ class StreamedMerge:
         needed = [self._working_bytes(step) for step in plan.steps]
         self._check_memory(plan, needed)
         try:
-            with ThreadPoolExecutor(1, "evomerge-read") as reader:
-                coming: Future[Tensors] | None = None
+            with ThreadPoolExecutor(_AT_ONCE, "evomerge-stream") as workers:
+                running: deque[Future[torch.Tensor]] = deque()
+                handed = 0
                 for index, step in enumerate(plan.steps):
-                    tensors = self._read(step) if coming is None else coming.result()
-                    coming = None
-                    if index + 1 < len(plan.steps) and self._fit(needed[index], needed[index + 1]):
-                        coming = reader.submit(self._read, plan.steps[index + 1])
-                    yield next(self._merged(plan, step, tensors))
-                    del tensors
+                    # a result counts like its step until the caller has written it
+                    while handed < len(needed) and len(running) < _AT_ONCE and self._fit(needed[index : handed + 1]):
+                        running.append(workers.submit(self._merged, plan, plan.steps[handed]))
+                        handed += 1
+                    yield step.output, running.popleft().result()
             for header in self._headers.values():
                 check_unchanged(header)
         finally:
@@ -83,10 +91,12 @@ class StreamedMerge:
                 os.close(descriptor)
             self._files.clear()
 
-    def _merged(self, plan: MergePlan, step: TensorStep, tensors: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
+    def _merged(self, plan: MergePlan, step: TensorStep) -> torch.Tensor:
         # a pool and a merger of one step, so that nothing they remember outlives it
-        merger = Merger(WeightPool.holding(tensors), fused=self._device == "cpu", device=self._device)
-        return merger.tensors(replace(plan, steps=(step,)))
+        pool = WeightPool.holding(self._read(step))
+        merger = Merger(pool, threads=self._threads, fused=self._device == "cpu", device=self._device)
+        (_, merged), *_ = merger.tensors(replace(plan, steps=(step,)))
+        return merged
 
     def _read(self, step: TensorStep) -> Tensors:
         entries = step.inputs if step.base is None else (*step.inputs, step.base)
@@ -106,8 +116,9 @@ class StreamedMerge:
         tensor = torch.empty(header.shape, dtype=dtype)
         memory = tensor.reshape(-1).view(torch.uint8).numpy().data
         try:
-            if path not in self._files:
-                self._files[path] = os.open(path, os.O_RDONLY)
+            with self._opening:
+                if path not in self._files:
+                    self._files[path] = os.open(path, os.O_RDONLY)
             done = 0
             while done < len(memory):
                 count = os.preadv(self._files[path], [memory[done:]], header.start + done)
@@ -118,8 +129,8 @@ class StreamedMerge:
             raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
         return tensor
 
-    def _fit(self, now: int, then: int) -> bool:
-        return self._max_bytes is None or now + then <= self._max_bytes
+    def _fit(self, needed: list[int]) -> bool:
+        return len(needed) == 1 or self._max_bytes is None or sum(needed) <= self._max_bytes
 
     def _check_memory(self, plan: MergePlan, needed: list[int]) -> None:
         if self._max_bytes is None:
