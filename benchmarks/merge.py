@@ -13,6 +13,7 @@ after the files were read once.
 """
 
 import argparse
+import datetime
 import json
 import os
 import statistics
@@ -264,7 +265,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = part(options, write_models(options.models, options.size))
     if options.json is not None:
-        options.json.write_text(json.dumps({"size": options.size, "threads": options.threads, "rows": rows}, indent=1))
+        run = {"date": datetime.date.today().isoformat(), "cpus": os.cpu_count(), "part": options.part}
+        run |= {"size": options.size, "threads": options.threads, "rows": rows}
+        options.json.write_text(json.dumps(run, indent=1) + "\n")
 
 
 if __name__ == "__main__":
