@@ -3,7 +3,7 @@
     python benchmarks/merge.py resident [--size 110m|1.1b|tiny] [--methods ties,linear] [--threads N] [--json FILE]
     python benchmarks/merge.py disk     [--size 1.1b|110m|tiny] [--methods ties,linear] [--json FILE]
 
-`resident`: one run measures everything it compares: the copy rate of this machine under its present load, a resident
+`resident`: one run measures everything it compares: the copy rate of this machine, between the candidates, a resident
 candidate (plan and write into engine-like buffers, parameters changed every time), and mergekit in its own environment,
 whose import, reading and writing are not counted: its `method` call alone is timed on tensors in memory. A method is
 finished, mergekit included, before the next one starts, so an interrupted run has lost only its last line.
@@ -44,7 +44,8 @@ SIZES = {
     },
 }  # fmt: skip
 N_EXPERTS = 3
-ROUNDS = 5
+ROUNDS = 20
+"""candidates after the first; the best one counts, as does the best of the copies made between them"""
 
 MERGEKIT_MERGE = """
 import json, sys, time, torch
@@ -67,10 +68,10 @@ for name, job in jobs["methods"].items():
         (merged,) = method((group,), parameters=parameters)
         merged.to(torch.bfloat16)
     merge(min(models[0], key=lambda tensor: models[0][tensor].numel()))  # what is imported on first use is not counted
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     for tensor in models[0]:
         merge(tensor)
-    print(json.dumps({name: time.perf_counter() - start}), flush=True)
+    print(json.dumps({name: [time.perf_counter() - start, time.process_time() - cpu]}), flush=True)
 """
 
 
@@ -134,20 +135,28 @@ def recipe_for(method: str, models: list[str], variation: float) -> Recipe:
     return Recipe(method, (Slice(tuple(Source(model) for model in experts)),), base, settings, out_dtype="bfloat16")
 
 
-def copy_rate(n_elements: int) -> float:
-    """Bytes read and written per second by one large copy."""
-    source, target = torch.ones(n_elements, dtype=torch.bfloat16), torch.empty(n_elements, dtype=torch.bfloat16)
-    target.copy_(source)
-    times = []
-    for _ in range(ROUNDS):
+class Copy:
+    """A large copy, timed again and again."""
+
+    def __init__(self, n_elements: int) -> None:
+        self._source = torch.ones(n_elements, dtype=torch.bfloat16)
+        self._target = torch.empty_like(self._source).copy_(self._source)
+        self._seconds: list[float] = []
+
+    def run(self) -> None:
         start = time.perf_counter()
-        target.copy_(source)
-        times.append(time.perf_counter() - start)
-    return 4 * n_elements / min(times)
+        self._target.copy_(self._source)
+        self._seconds.append(time.perf_counter() - start)
+
+    def rate(self) -> float:
+        """Bytes read and written per second, at best."""
+        return 4 * self._source.numel() / min(self._seconds)
 
 
-def measure(method: str, models: list[str], pool: WeightPool, merger: Merger) -> tuple[float, float, int]:
-    """Seconds of the first candidate, best seconds of the later ones, bytes a candidate reads and writes."""
+def measure(
+    method: str, models: list[str], pool: WeightPool, merger: Merger, copy: Copy
+) -> tuple[float, list[float], int]:
+    """Seconds of the first candidate and of each later one, bytes a candidate reads and writes; copies between candidates."""
     plan = make_plan(recipe_for(method, models, 0.0), pool.headers)
     buffers = Buffers(plan)
     times = []
@@ -156,12 +165,13 @@ def measure(method: str, models: list[str], pool: WeightPool, merger: Merger) ->
         plan = make_plan(recipe_for(method, models, index / (ROUNDS + 1)), pool.headers)
         merger.write(plan, buffers)
         times.append(time.perf_counter() - start)
+        copy.run()
     n_tensors = len(plan.steps[0].inputs) + (plan.steps[0].base is not None) + 1
-    return times[0], min(times[1:]), n_tensors * plan.output_bytes
+    return times[0], times[1:], n_tensors * plan.output_bytes
 
 
-def mergekit_seconds(python: str, models: list[str], methods: list[str], threads: int) -> dict[str, float]:
-    """Seconds of mergekit's arithmetic on tensors in memory, per method."""
+def mergekit_seconds(python: str, models: list[str], methods: list[str], threads: int) -> dict[str, list[float]]:
+    """Wall and processor seconds of mergekit's arithmetic on tensors in memory, per method."""
     jobs = {
         method: {
             "base": method_spec(method).base is not BaseRole.SOURCE,
@@ -186,25 +196,23 @@ def resident(options: argparse.Namespace, models: list[str]) -> list[dict[str, o
     merger = Merger(pool, threads=options.threads)
     n_elements = sum(tensor.end - tensor.start for tensor in pool.headers[models[0]].tensors.values()) // 2
     print(f"{n_elements / 1e6:.0f}M parameters, {N_EXPERTS} experts, {options.threads} thread(s), bfloat16")
-    print("method           first ms   later ms   copy GB/s   share of copy   mergekit s   ratio")
+    print("method           first ms  best ms  median ms   copy GB/s   share of copy   mergekit s (CPU s)   ratio")
     rows: list[dict[str, object]] = []
     for method in options.methods.split(","):
-        before = copy_rate(n_elements)
-        first, later, n_bytes = measure(method, models, pool, merger)
-        rate = statistics.mean([before, copy_rate(n_elements)])
-        other = None
+        copy = Copy(n_elements)
+        first, later, n_bytes = measure(method, models, pool, merger, copy)
+        best, median, rate = min(later), statistics.median(later), copy.rate()
+        row: dict[str, object] = {
+            "method": method, "first_s": first, "best_s": best, "median_s": median,
+            "copy_bytes_per_s": rate, "share_of_copy": n_bytes / best / rate,
+        }  # fmt: skip
+        line = f"{method:16s} {first * 1e3:8.0f} {best * 1e3:8.1f} {median * 1e3:10.1f} {rate / 1e9:11.1f} {n_bytes / best / rate:15.2f}"
         if Path(options.mergekit).exists():
-            other = mergekit_seconds(options.mergekit, models, [method], options.threads)[method]
-        share = n_bytes / later / rate
-        rows.append(
-            {"method": method, "first_s": first, "later_s": later, "copy_bytes_per_s": rate, "share_of_copy": share,
-             "mergekit_s": other, "ratio": None if other is None else other / later}
-        )  # fmt: skip
-        ratio = f"{other:10.2f} {other / later:7.0f}x" if other is not None else "      (no mergekit)"
-        print(
-            f"{method:16s} {first * 1e3:8.0f} {later * 1e3:10.1f} {rate / 1e9:11.1f} {share:15.2f}   {ratio}",
-            flush=True,
-        )
+            wall, cpu = mergekit_seconds(options.mergekit, models, [method], options.threads)[method]
+            row |= {"mergekit_s": wall, "mergekit_cpu_s": cpu, "ratio": wall / best}
+            line += f"   {wall:10.2f} ({cpu:5.1f}) {wall / best:8.0f}x"
+        rows.append(row)
+        print(line, flush=True)
     return rows
 
 

@@ -83,7 +83,7 @@ def merge_to_folder(
     _check_room(out.parent, plan)
     warning = _report_strangers(headers)
     if pool is not None and alignment is None and device == "cpu":
-        tensors = Merger(pool).tensors(plan)
+        tensors = Merger(pool, once=True).tensors(plan)
     else:
         merge = StreamedMerge(headers, alignment=alignment, device=device, max_bytes=max_memory)
         tensors = merge.tensors(plan)

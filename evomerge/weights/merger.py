@@ -35,21 +35,28 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 class Merger:
-    """Merges from one pool, again and again. Not thread-safe.
+    """Merges from one pool, again and again unless `once`. Not thread-safe.
 
     Args:
         pool: the sources; must hold every model a plan names.
         threads: number of CPU threads; None = as many as torch uses.
         fused: whether to use the compiled kernels.
         device: where the references run.
+        once: for a single merge: thresholds are looked for one by one instead of in histograms.
     """
 
     def __init__(
-        self, pool: WeightPool, *, threads: int | None = None, fused: bool = True, device: str = "cpu"
+        self,
+        pool: WeightPool,
+        *,
+        threads: int | None = None,
+        fused: bool = True,
+        device: str = "cpu",
+        once: bool = False,
     ) -> None:
         self._pool = pool
         self._device = device
-        self._batch = FusedBatch(pool, threads) if fused else None
+        self._batch = FusedBatch(pool, threads, once=once) if fused else None
         self._on_gpu: dict[torch.device, TritonBatch | None] = {}
 
     def tensors(self, plan: MergePlan) -> Iterator[tuple[str, torch.Tensor]]:

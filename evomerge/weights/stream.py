@@ -94,7 +94,8 @@ class StreamedMerge:
     def _merged(self, plan: MergePlan, step: TensorStep) -> torch.Tensor:
         # a pool and a merger of one step, so that nothing they remember outlives it
         pool = WeightPool.holding(self._read(step))
-        merger = Merger(pool, threads=self._threads, fused=self._device == "cpu", device=self._device)
+        fused = self._device == "cpu"
+        merger = Merger(pool, threads=self._threads, fused=fused, device=self._device, once=True)
         (_, merged), *_ = merger.tensors(replace(plan, steps=(step,)))
         return merged
 

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from evomerge.plan import MergePlan, TensorInput, TensorStep
 from evomerge.weights import WeightPool
+from evomerge.weights.blocks import BLOCK
 from evomerge.weights.fused.magnitudes import STRETCH, MagnitudeHistogram
+from evomerge.weights.fused.selection import cut_once
 from evomerge.weights.fused.statistics import MOST_RANKS, Statistics
 from evomerge.weights.fused.steps import fuse, fused_methods
 from evomerge.weights.fused.tables import CHUNK_ELEMENTS
@@ -49,11 +51,36 @@ def test_cut_is_the_stable_sort(n_elements, levels, base_dtype, dtype, seed):
     histogram = MagnitudeHistogram(base, tensor)
     index = torch.arange(n_elements)
     for k in {0, 1, n_elements // 3, n_elements // 2, n_elements - 1, n_elements}:
-        threshold, cutoff = histogram.cut(k)
-        kept = (magnitude > threshold) | ((magnitude == threshold) & (index < cutoff))
         expected = torch.zeros(n_elements, dtype=torch.bool)
         expected[order[:k]] = True
-        assert torch.equal(kept & (magnitude > 0), expected & (magnitude > 0)), k
+        for threshold, cutoff in (histogram.cut(k), cut_once(base, tensor, k)):
+            kept = (magnitude > threshold) | ((magnitude == threshold) & (index < cutoff))
+            assert torch.equal(kept & (magnitude > 0), expected & (magnitude > 0)), k
+
+
+def spiked(n_elements):
+    """Large where the sample of `cut_once` does not look: the last elements of some blocks."""
+    delta = torch.zeros(n_elements)
+    delta[BLOCK - 3 :: 40 * BLOCK] = torch.arange(1.0, len(delta[BLOCK - 3 :: 40 * BLOCK]) + 1)
+    return delta
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [torch.randn, torch.arange, lambda n: torch.arange(n).flip(0), torch.ones, spiked],
+    ids=["normal", "rising", "falling", "equal", "spiked"],
+)
+def test_one_cut_of_a_large_tensor_is_the_stable_sort(delta):
+    n_elements = 300 * BLOCK + 77
+    tensor = delta(n_elements).bfloat16()
+    magnitude = tensor.float().abs()
+    order = torch.sort(magnitude, descending=True, stable=True).indices
+    for k in (1, 5, n_elements // 100, n_elements // 2, n_elements - 3):
+        threshold, cutoff = cut_once(torch.zeros_like(tensor), tensor, k)
+        kept = (magnitude > threshold) | ((magnitude == threshold) & (torch.arange(n_elements) < cutoff))
+        expected = torch.zeros(n_elements, dtype=torch.bool)
+        expected[order[:k]] = True
+        assert torch.equal(kept, expected), k
 
 
 def test_large_tensors_of_many_stretches_and_chunks():

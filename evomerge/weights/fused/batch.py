@@ -77,6 +77,7 @@ class FusedBatch:
     Args:
         pool: the sources.
         threads: number of threads; None = as many as torch uses.
+        once: for a single merge, see `Statistics`.
 
     Attributes:
         device: where destinations are.
@@ -86,9 +87,9 @@ class FusedBatch:
     device = torch.device("cpu")
     writes = (torch.float32, torch.bfloat16)
 
-    def __init__(self, pool: WeightPool, threads: int | None = None) -> None:
+    def __init__(self, pool: WeightPool, threads: int | None = None, *, once: bool = False) -> None:
         self._pool = pool
-        self._statistics = Statistics(pool)
+        self._statistics = Statistics(pool, once=once)
         self._threads = Threads(threads)
         self._places: dict[tuple[str, str], tuple[int, int | None]] = {}
         self._prepared: set[tuple[str, ...]] = set()

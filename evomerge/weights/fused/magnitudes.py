@@ -26,7 +26,7 @@ _LISTED_SHARE = 1 / 8
 _KEPT_BINS = 8
 """bins whose sorted mixed members are remembered per tensor where they are not all listed"""
 
-_INDEX_BITS = 33
+INDEX_BITS = 33
 """of a key `(2^31 - 1 - magnitude bits) << 33 | flat index`: ascending keys are descending magnitudes, then ascending indices"""
 
 
@@ -72,9 +72,8 @@ class MagnitudeHistogram:
         column = len(self._from_top) - 1 - place
         rank = k - (int(self._from_top[place - 1]) if place else 0)
         if rank <= self._mixed[column]:
-            key = self._mixed_key(place, column, rank)
-            return Cut(_value(0x7FFFFFFF - (key >> _INDEX_BITS)), (key & ((1 << _INDEX_BITS) - 1)) + 1)
-        threshold = _value((self._low + column) << 16)
+            return cut_at(self._mixed_key(place, column, rank))
+        threshold = value_of((self._low + column) << 16)
         if k == self._from_top[place]:
             return Cut(threshold, self.n_elements)
         rank -= int(self._mixed[column])
@@ -107,12 +106,19 @@ class MagnitudeHistogram:
         return members
 
 
-def _value(bits: int) -> float:
+def cut_at(key: int) -> Cut:
+    """The cut that keeps the element with this key and all before it."""
+    return Cut(value_of(0x7FFFFFFF - (key >> INDEX_BITS)), (key & ((1 << INDEX_BITS) - 1)) + 1)
+
+
+def value_of(bits: int) -> float:
+    """The float32 with this pattern."""
     return float(np.uint32(bits).view(np.float32))
 
 
 @numba.njit(cache=True, nogil=True)
-def _delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits):  # type: ignore[no-untyped-def]
+def delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits):  # type: ignore[no-untyped-def]
+    """Magnitude bits of the deltas of elements [start, start + count) into `bits`; `base` and `block` are scratch."""
     load_block(base_address, base_kind, start, count, base)
     load_block(address, kind, start, count, block)
     for i in range(count):
@@ -126,7 +132,7 @@ def _bin_range(base_address, base_kind, address, kind, n_elements):  # type: ign
     lowest, highest = np.uint32(0xFFFFFFFF), np.uint32(0)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        _delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
+        delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
         for i in range(count):
             # zero wraps around to the largest number and is never the lowest
             lowest = min(lowest, bits[i] - np.uint32(1))
@@ -142,7 +148,7 @@ def _count(base_address, base_kind, address, kind, n_elements, low, counts, mixe
     base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        _delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
+        delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
         row = start // STRETCH
         for i in range(count):
             if bits[i] != 0:
@@ -156,15 +162,21 @@ def _count(base_address, base_kind, address, kind, n_elements, low, counts, mixe
 @numba.njit(cache=True, nogil=True)
 def _nth_plain(base_address, base_kind, address, kind, n_elements, low, column, rank, counts):  # type: ignore[no-untyped-def]
     """Flat index of the `rank`-th (from 1) plain element of a bin."""
-    base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
-    wanted = np.uint32((low + column) << 16)
     row = 0
     while rank > counts[row, column]:
         rank -= np.int64(counts[row, column])
         row += 1
-    for start in range(row * STRETCH, n_elements, BLOCK):
+    wanted = np.uint32((low + column) << 16)
+    return nth_equal(base_address, base_kind, address, kind, n_elements, row * STRETCH, wanted, rank)
+
+
+@numba.njit(cache=True, nogil=True)
+def nth_equal(base_address, base_kind, address, kind, n_elements, first, wanted, rank):  # type: ignore[no-untyped-def]
+    """Flat index of the `rank`-th (from 1) element from `first` on whose magnitude bits are `wanted`; there must be one."""
+    base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
+    for start in range(first, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        _delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
+        delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
         inside = 0
         for i in range(count):
             inside += bits[i] == wanted
@@ -188,10 +200,10 @@ def _collect(base_address, base_kind, address, kind, n_elements, bin_number, n_m
         if found == n_members:
             break
         count = min(BLOCK, n_elements - start)
-        _delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
+        delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
         for i in range(count):
             if bits[i] & np.uint32(0xFFFF) and (bin_number < 0 or np.int64(bits[i] >> np.uint32(16)) == bin_number):
                 descending = np.uint64(0x7FFFFFFF) - np.uint64(bits[i])
-                members[found] = (descending << np.uint64(_INDEX_BITS)) | np.uint64(start + i)
+                members[found] = (descending << np.uint64(INDEX_BITS)) | np.uint64(start + i)
                 found += 1
     return members

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from evomerge.weights.blocks import BLOCK, as_bits, load_block
 from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.magnitudes import Cut, MagnitudeHistogram
+from evomerge.weights.fused.selection import cut_once
 from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.pool import WeightPool
 
@@ -36,10 +37,16 @@ class Products(NamedTuple):
 
 
 class Statistics:
-    """Statistics of the tensors of one pool. Safe to use from several threads."""
+    """Statistics of the tensors of one pool. Safe to use from several threads.
 
-    def __init__(self, pool: WeightPool) -> None:
+    Args:
+        pool: the tensors.
+        once: for a single merge: nothing is made that pays only when asked again.
+    """
+
+    def __init__(self, pool: WeightPool, *, once: bool = False) -> None:
         self._pool = pool
+        self._once = once
         self._histograms: dict[Pair, MagnitudeHistogram] = {}
         self._cuts: dict[Pair, dict[int, Cut]] = {}
         self._products: dict[Pair, Products] = {}
@@ -50,7 +57,9 @@ class Statistics:
         """What separates the `k` largest magnitudes of `other - base`."""
         known = self._cuts.setdefault(pair, {})
         cut = known.get(k)
-        if cut is None:
+        if cut is None and self._once:
+            cut = known[k] = cut_once(*self._tensors(pair), k)
+        elif cut is None:
             if pair not in self._histograms:
                 self._histograms[pair] = MagnitudeHistogram(*self._tensors(pair))
             cut = self._histograms[pair].cut(k)

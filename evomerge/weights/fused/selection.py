@@ -1,0 +1,102 @@
+"""One exact k-th largest magnitude of a delta, for merges that are made once: a sample says where it is, a pass confirms it.
+
+A fifth of the time that a histogram takes, which answers for every k. Deltas of bfloat16 models have so few values that the sampled one
+is nearly always the right one; then only its place among the equal ones is looked for.
+"""
+
+import math
+
+import numba
+import numpy as np
+import torch
+
+from evomerge.weights.blocks import BLOCK
+from evomerge.weights.fused.magnitudes import INDEX_BITS, Cut, cut_at, delta_bits, nth_equal, value_of
+from evomerge.weights.fused.tables import KINDS
+
+_RUN, _STRIDE = 16, 4 * BLOCK
+"""the sample: so many consecutive elements of each stride; neighbours are alike, and a cache line is read whole anyway"""
+
+_SPREADS = (0.0, 4.0, 40.0, math.inf)
+"""standard deviations of the sampled rank to each side of the k-th that are searched, one after the other until it is there"""
+
+_LARGEST = 0x7FFFFFFF
+
+
+def cut_once(base: torch.Tensor, tensor: torch.Tensor, k: int) -> Cut:
+    """What separates the `k` largest magnitudes of `tensor - base`, as `MagnitudeHistogram.cut`."""
+    n_elements = tensor.numel()
+    if k <= 0:
+        return Cut(float("inf"), 0)
+    if k >= n_elements:
+        return Cut(0.0, n_elements)
+    places = (base.data_ptr(), KINDS[base.dtype], tensor.data_ptr(), KINDS[tensor.dtype], n_elements)
+    sample = _sample(*places)
+    sample.sort()
+    for spread in _SPREADS:
+        low, high = _bracket(sample, k / n_elements, spread)
+        above, inside = _count(*places, low, high)
+        if above < k <= above + inside:
+            break
+    rank = k - above
+    if low == high:
+        return Cut(value_of(int(low)), int(nth_equal(*places, 0, low, rank)) + 1)
+    keys = _collect(*places, low, high, inside)
+    keys.partition(rank - 1)
+    return cut_at(int(keys[rank - 1]))
+
+
+def _bracket(sample: np.ndarray, share: float, spread: float) -> tuple[np.uint32, np.uint32]:
+    """Magnitude bits between which the one at the upper `share` should be; `sample` is sorted."""
+    size = len(sample)
+    center, reach = size * (1 - share), spread * (math.sqrt(size * share * (1 - share)) + 1)
+    first, last = center - reach, center + reach
+    low = sample[int(first)] if 0 <= first < size else np.uint32(0)
+    high = sample[int(last)] if last < size else np.uint32(_LARGEST)
+    return low, high
+
+
+@numba.njit(cache=True, nogil=True)
+def _sample(base_address, base_kind, address, kind, n_elements):  # type: ignore[no-untyped-def]
+    """Magnitude bits of a run in each whole stride, at a place that moves on, so that no column of a matrix is preferred."""
+    sample = np.empty(n_elements // _STRIDE * _RUN, np.uint32)
+    base, block = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
+    for number in range(n_elements // _STRIDE):
+        start = number * _STRIDE + number * 17 * _RUN % (_STRIDE - _RUN)
+        bits = sample[number * _RUN : (number + 1) * _RUN]
+        delta_bits(base_address, base_kind, address, kind, start, _RUN, base, block, bits)
+    return sample
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(base_address, base_kind, address, kind, n_elements, low, high):  # type: ignore[no-untyped-def]
+    """How many magnitudes are above `high`, and how many in [low, high]."""
+    base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
+    above, reaching = np.int64(0), np.int64(0)
+    for start in range(0, n_elements, BLOCK):
+        count = min(BLOCK, n_elements - start)
+        delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
+        n_above, n_reaching = np.uint32(0), np.uint32(0)
+        for i in range(count):
+            n_above += np.uint32(bits[i] > high)
+            n_reaching += np.uint32(bits[i] >= low)
+        above += np.int64(n_above)
+        reaching += np.int64(n_reaching)
+    return above, reaching - above
+
+
+@numba.njit(cache=True, nogil=True)
+def _collect(base_address, base_kind, address, kind, n_elements, low, high, n_members):  # type: ignore[no-untyped-def]
+    """Keys of the elements in [low, high]."""
+    base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
+    keys = np.empty(n_members, np.uint64)
+    found = 0
+    for start in range(0, n_elements, BLOCK):
+        count = min(BLOCK, n_elements - start)
+        delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
+        for i in range(count):
+            if low <= bits[i] <= high:
+                descending = np.uint64(0x7FFFFFFF) - np.uint64(bits[i])
+                keys[found] = (descending << np.uint64(INDEX_BITS)) | np.uint64(start + i)
+                found += 1
+    return keys
