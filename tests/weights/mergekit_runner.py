@@ -44,7 +44,9 @@ def main() -> None:
     torch.manual_seed(0)
     for recipe, out in json.loads(Path(sys.argv[1]).read_text()):
         config = MergeConfiguration.model_validate(yaml.safe_load(Path(recipe).read_text()))
-        run_merge(config, out, MergeOptions(quiet=True, copy_tokenizer=False, write_model_card=False))
+        # adapters are merged into copies of their models first, which mergekit keeps in a folder
+        adapted = {"lora_merge_cache": f"{out}.adapted"}
+        run_merge(config, out, MergeOptions(quiet=True, copy_tokenizer=False, write_model_card=False, **adapted))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,159 @@
+"""Recipes with `modules:` and with LoRA sources give what mergekit itself gives, run in its own environment on the files we export."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from evomerge.recipe import Recipe, Setting, Slice, Source, write_recipe
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights import merge_to_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = Path(os.environ.get("MERGEKIT_PYTHON", ROOT / ".venv-mergekit" / "bin" / "python"))
+
+pytestmark = pytest.mark.skipif(
+    not PYTHON.exists(), reason=f"mergekit's environment is not installed ({PYTHON}): make .venv-mergekit/.installed"
+)
+
+TARGETS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "model.layers.1.mlp.up_proj")
+
+
+def weight(value):
+    return {"weight": (Setting(value),)}
+
+
+def write_t5(folder, seed):
+    """An encoder and a decoder of two layers each, as transformers writes them."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(seed)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    sizes["feed_forward_proj"] = "gated-gelu"  # the form that mergekit knows
+    T5ForConditionalGeneration(T5Config(vocab_size=64, **sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+def write_adapter(folder, model, seed, **config):
+    """An adapter of rank 4 as PEFT writes it."""
+    weights, generator, factors = load_file(model / "model.safetensors"), torch.Generator().manual_seed(seed), {}
+    for target in TARGETS:
+        n_out, n_in = weights[f"{target}.weight"].shape
+        factors[f"base_model.model.{target}.lora_A.weight"] = 0.2 * torch.randn(4, n_in, generator=generator)
+        factors[f"base_model.model.{target}.lora_B.weight"] = 0.2 * torch.randn(n_out, 4, generator=generator)
+        if config.get("use_dora"):
+            factors[f"base_model.model.{target}.lora_magnitude_vector"] = torch.rand(n_out, generator=generator) + 0.5
+    folder.mkdir()
+    save_file(factors, folder / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(model), "r": 4, "lora_alpha": 6,
+        "target_modules": sorted({target.split(".")[-1] for target in TARGETS}), "bias": "none", **config,
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def module_recipes(folder):
+    base, a, b = (write_t5(folder / f"t5-{seed}", seed) for seed in range(3))
+    gradient = {"weight": (Setting((0.1, 0.9)),), "density": (Setting(0.4),)}
+
+    def layers(module, *ranges):
+        return tuple(
+            Slice((Source(base, part), Source(a, part, weight(0.6)), Source(b, part, weight(0.3))), {}, module)
+            for part in ranges
+        )
+
+    whole = tuple(Source(model) for model in (a, b))
+    yield (
+        "whole_modules",
+        Recipe(
+            "ties",
+            (
+                Slice(whole, gradient, "encoder"),
+                Slice(whole, weight(0.4), "decoder"),
+                Slice(whole, weight(0.7), "shared"),
+            ),
+            base,
+            out_dtype="float32",
+        ),
+    )
+    yield (
+        "other_sources_per_module",
+        Recipe(
+            "linear",
+            (
+                Slice((Source(a, None, weight(1.0)), Source(b, None, weight(2.0))), {}, "encoder"),
+                Slice((Source(base, None, weight(1.0)),), {}, "decoder"),
+                Slice((Source(b, None, weight(1.0)),), {}, "shared"),
+            ),
+            out_dtype="float32",
+        ),
+    )
+
+
+def adapter_recipes(folder):
+    base = write_tiny_llama(folder / "base", seed=0, dtype="float32", tied=False)
+    other = write_tiny_llama(folder / "other", seed=1, dtype="float32", tied=False)
+    plain, stable, dora = (
+        write_adapter(folder / name, base, seed, **config)
+        for seed, (name, config) in enumerate(
+            {"plain": {}, "stable": {"use_rslora": True}, "dora": {"use_dora": True}}.items()
+        )
+    )
+    adapted = [Source(str(base), lora=lora) for lora in (plain, stable, dora)]
+    density = {"weight": (Setting(0.5),), "density": (Setting(0.3),)}
+    for name, source in zip(("plain", "stable", "dora"), adapted, strict=True):
+        yield f"adapter_{name}", Recipe("passthrough", (Slice((source,)),), out_dtype="float32")
+    yield "adapters_ties", Recipe("ties", (Slice(tuple(adapted)),), str(base), density, out_dtype="float32")
+    sliced = (Slice((Source(str(other), (0, 1)),)), Slice((Source(str(base), (0, 2), lora=plain),)))
+    yield "adapter_in_slices", Recipe("passthrough", sliced, out_dtype="float32")
+    mixed = (Source(str(other)), Source(str(base), lora=plain))
+    yield (
+        "adapter_beside_a_model",
+        Recipe("task_arithmetic", (Slice(mixed),), str(base), weight(0.6), out_dtype="float32"),
+    )
+
+
+CASES = (
+    "whole_modules", "other_sources_per_module", "adapter_plain", "adapter_stable", "adapter_dora", "adapters_ties",
+    "adapter_in_slices", "adapter_beside_a_model",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """case -> (ours, mergekit's) tensors; mergekit is started once for all."""
+    folder = tmp_path_factory.mktemp("forms")
+    jobs, places = [], {}
+    for name, recipe in [*module_recipes(folder), *adapter_recipes(folder)]:
+        place = folder / "merged" / name
+        merge_to_folder(recipe, place)
+        write_recipe(recipe, place.with_suffix(".yaml"))
+        places[name] = (place, place.with_suffix(".mergekit"))
+        jobs.append([str(place.with_suffix(".yaml")), str(place.with_suffix(".mergekit"))])
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    runner = Path(__file__).with_name("mergekit_runner.py")
+    subprocess.run([PYTHON, runner, folder / "jobs.json"], check=True, env=environment)
+    return {key: (load_file(ours / "model.safetensors"), load(theirs)) for key, (ours, theirs) in places.items()}
+
+
+def load(folder):
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_mergekit(merged, name):
+    ours, theirs = merged[name]
+    assert set(merged) == set(CASES)
+    assert set(ours) == set(theirs)
+    for tensor, expected in theirs.items():
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(
+            ours[tensor], expected, rtol=1e-6, atol=1e-6 * scale, msg=lambda m, t=tensor: f"{t}: {m}"
+        )
