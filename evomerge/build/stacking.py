@@ -52,31 +52,29 @@ def stack_template(
             "stacking: an engine of several processes serves one depth only; set engine.tensor_parallel: 1"
         )
     base = config.models.base.key if config.models.base else None
-    models = StackedModels({name: model.key for name, model in config.models.experts.items()}, base)
-    folders = {**models.experts, **({"base": base} if base is not None else {})}
-    first = headers[base or next(iter(models.experts.values()))]
+    experts = {name: model.key for name, model in config.models.experts.items()}
+    folders = {**experts, **({"base": base} if base is not None else {})}
+    models = StackedModels(experts, base, {name: headers[key].n_layers for name, key in folders.items()})
+    first = headers[base or next(iter(experts.values()))]
     out_dtype = config.space.out_dtype or first.dtype
     dtype = "float16" if "float16" in (out_dtype, first.dtype, config.engine.dtype) else out_dtype
-    frame = _frame(
-        wanted, {name: headers[path] for name, path in folders.items()}, merged=merge is not None, dtype=dtype
-    )
+    frame = _frame(wanted, models.n_layers, merged=merge is not None, dtype=dtype)
+    foldings = [folding_of(headers[key]) for key in folders.values()]  # which refuses what differs by position
     return StackTemplate(
         models=models,
         encoding=_encoding(wanted, frame),
-        folding=folding_of(first),
+        folding=foldings[0],
         merge=merge,
-        plain=_plain(config, base, models.experts, first.n_layers),
+        plain=_plain(config, base, experts, first.n_layers),
         out_dtype=out_dtype,
     )
 
 
-def _frame(wanted: StackingConfig, headers: Mapping[str, ModelHeader], *, merged: bool, dtype: str) -> StackFrame:
+def _frame(wanted: StackingConfig, depths: Mapping[str, int], *, merged: bool, dtype: str) -> StackFrame:
     """What all paths have in common. The merge counts as one more model, as deep as the others."""
-    n_layers = {name: header.n_layers for name, header in headers.items()}
-    if merged:
-        n_layers[MERGED] = next(iter(n_layers.values()))
+    n_layers = {**depths, **({MERGED: next(iter(depths.values()))} if merged else {})}
     named = wanted.models or dict.fromkeys(
-        [*([MERGED] if merged else []), *(name for name in headers if name != "base")], None
+        [*([MERGED] if merged else []), *(name for name in depths if name != "base")], None
     )
     unknown = [name for name in [*named, *([wanted.ends] if wanted.ends else [])] if name not in n_layers]
     if unknown:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evomerge.core import CheckpointError, RecipeError
+from evomerge.plan.layers import layer_name
 from evomerge.plan.model_header import EMBEDDING_NAMES, HEAD_NAMES, ModelHeader
 
 _DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$|position_ids$")
@@ -14,8 +15,13 @@ _SAME_CONFIG = ("model_type", "hidden_size", "num_attention_heads", "num_key_val
 """settings that change the meaning of a weight without changing its shape (or explain why shapes differ)"""
 
 
-def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader]) -> None:
+def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader], *, any_depth: bool = False) -> None:
     """Refuses models that do not fit `reference`; shapes are checked tensor by tensor later.
+
+    Args:
+        reference: what the others are compared with.
+        others: key -> header.
+        any_depth: whether they may have more or fewer layers, each like the reference's.
 
     Raises:
         RecipeError: other layer counts, vocabularies, heads, rotary embeddings, or an untied model with a tied reference.
@@ -24,6 +30,12 @@ def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader]) 
     for key, header in {str(reference.folder): reference, **others}.items():
         _check_head(header, key)
     for key, header in others.items():
+        other_depth = reference.n_layers != header.n_layers
+        if other_depth and not any_depth:
+            raise RecipeError(
+                f"{key} has {header.n_layers} layers, {reference.folder} has {reference.n_layers}; only models of one architecture "
+                "can be merged. Layers of models of different depth can be stacked (slices with a layer_range each, no base)"
+            )
         _check_config(reference, header, key)
         _check_vocabulary(reference, header, key)
         if reference.tied and not header.tied:
@@ -31,7 +43,10 @@ def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader]) 
                 f"{key} has an output layer of its own ({header.head}), {reference.folder} ties it to the embedding; "
                 "merge models of one kind, or take an untied model as the base"
             )
-        _check_names(reference, header, key)
+        if other_depth:
+            _check_layers(reference, header, key)
+        else:
+            _check_names(reference, header, key)
 
 
 def source_tensors(reference: ModelHeader, headers: Iterable[ModelHeader]) -> list[str]:
@@ -67,6 +82,34 @@ def _check_names(reference: ModelHeader, header: ModelHeader, key: str) -> None:
             )
 
 
+def _check_layers(reference: ModelHeader, header: ModelHeader, key: str) -> None:
+    """As `_check_names`, for another number of layers: all layers of both have the same tensors."""
+    wanted = _layers(reference)
+    first, *_ = wanted.values()
+    for folder, found in ((str(reference.folder), wanted), (key, _layers(header))):
+        for layer, rests in found.items():
+            if rests != first:
+                name = sorted(rests ^ first)[0]
+                raise CheckpointError(
+                    f"{folder}: layer {layer} differs from the first layer of {reference.folder} in {name!r}; models of different depth "
+                    "need layers of one kind"
+                )
+    outside = {name for name in reference.tensors if layer_name(name) is None}
+    theirs = {name for name in header.tensors if layer_name(name) is None}
+    for name in sorted(outside ^ theirs):
+        if not (_DERIVED.search(name) or (name == reference.head and header.tied)):
+            raise CheckpointError(f"{name!r} is a tensor of only one of {key} and {reference.folder}")
+
+
+def _layers(header: ModelHeader) -> dict[int, set[str]]:
+    found: dict[int, set[str]] = {}
+    for name in header.tensors:
+        layer = layer_name(name)
+        if layer is not None and not _DERIVED.search(name):
+            found.setdefault(layer.index, set()).add(f"{layer.stack}.*.{layer.rest}")
+    return found
+
+
 def _check_vocabulary(reference: ModelHeader, header: ModelHeader, key: str) -> None:
     if None not in (reference.vocab_size, header.vocab_size) and reference.vocab_size != header.vocab_size:
         raise RecipeError(
@@ -77,11 +120,6 @@ def _check_vocabulary(reference: ModelHeader, header: ModelHeader, key: str) -> 
 
 
 def _check_config(reference: ModelHeader, header: ModelHeader, key: str) -> None:
-    if reference.n_layers != header.n_layers:
-        raise RecipeError(
-            f"{key} has {header.n_layers} layers, {reference.folder} has {reference.n_layers}; "
-            "only models of one architecture can be merged"
-        )
     for name in (*_SAME_CONFIG, "rope"):
         ours, theirs = _config_value(reference, name), _config_value(header, name)
         if ours != theirs:

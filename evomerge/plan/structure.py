@@ -83,7 +83,11 @@ def build_structure(key: StructureKey) -> Structure:
     headers = dict(key.headers)
     reference_key = key.base if key.base is not None else key.slices[0][0].key
     reference = headers[reference_key]
-    check_compatible(reference, {name: header for name, header in key.headers if name != reference_key})
+    check_compatible(
+        reference,
+        {name: header for name, header in key.headers if name != reference_key},
+        any_depth=key.base is None and all(source.layer_range for piece in key.slices for source in piece),
+    )
     return _Builder(key, headers, reference).build()
 
 
@@ -137,29 +141,31 @@ class _Builder:
                 f"slices need one stack of layers, the language model's ({self._stack}); {self._reference.folder} has: {stacks}. "
                 "In a model of several modules write `modules:`, with `models:` for the others"
             )
-        n_stack = self._sizes[self._stack]
         within: dict[int, list[str]] = {}
         for name in tensors:
             layer = layer_name(name)
             if layer is not None:
                 within.setdefault(layer.index, []).append(layer.rest)
+        last = max(within)
         n_out = 0
         for slice_index in slice_indices:
             sources = self._key.slices[slice_index]
-            ranges = [self._range(source, n_stack) for source in sources]
+            ranges = [self._range(source) for source in sources]
             listed = [source.key for source in sources]
             base_range = ranges[listed.index(self._key.base)] if self._key.base in listed else ranges[0]
             length = ranges[0][1] - ranges[0][0]
             for offset in range(length):
                 depth = offset / (length - 1) if length > 1 else 1.0
-                for rest in within[base_range[0] + offset]:
+                # a deeper model than the reference has layers like the reference's
+                for rest in within[min(base_range[0] + offset, last)]:
                     inputs = [f"{self._stack}.{first + offset}.{rest}" for first, _ in ranges]
                     base = f"{self._stack}.{base_range[0] + offset}.{rest}"
                     self._add(f"{self._stack}.{n_out}.{rest}", slice_index, depth, inputs, base)
                 n_out += 1
         return n_out
 
-    def _range(self, source: SourceLayers, n_stack: int) -> tuple[int, int]:
+    def _range(self, source: SourceLayers) -> tuple[int, int]:
+        n_stack = stack_sizes(self._headers[source.key].tensors)[str(self._stack)]
         if source.layer_range is None or source.layer_range[1] > n_stack:
             raise RecipeError(f"layer_range {source.layer_range} of {source.key}: the model has {n_stack} layers")
         return source.layer_range

@@ -22,10 +22,16 @@ LINEAR_METHODS = ("linear", "task_arithmetic")
 
 @dataclass(frozen=True)
 class StackedModels:
-    """The models of a stack: folders by name, the base among them where there is one."""
+    """The models of a stack: folders by name, the base among them where there is one; `n_layers` of each by name."""
 
     experts: Mapping[str, str]
     base: str | None
+    n_layers: Mapping[str, int]
+
+    @property
+    def of_one_depth(self) -> bool:
+        """Whether they could be merged as they are."""
+        return len(set(self.n_layers.values())) == 1
 
     def folder(self, name: str) -> str:
         """The folder of a model by name."""
@@ -45,7 +51,7 @@ class StackTemplate:
         out_dtype: what the result is rounded to.
 
     Raises:
-        SpaceError: a merge of a method that is not linear, or with normalised weights.
+        SpaceError: a merge of models of different depth, of a method that is not linear, or with normalised weights.
     """
 
     def __init__(
@@ -58,6 +64,9 @@ class StackTemplate:
         plain: RecipeTemplate,
         out_dtype: str | None,
     ) -> None:
+        if merge is not None and not models.of_one_depth:
+            depths = ", ".join(f"{name} has {count} layers" for name, count in models.n_layers.items())
+            raise SpaceError(f"stacking.parameters: only models of one depth can be merged; {depths}")
         if merge is not None and merge.method not in LINEAR_METHODS:
             raise SpaceError(
                 f"stacking.parameters: layers merged by {merge.method!r} cannot be stacked in the same search, only those of "
@@ -74,7 +83,7 @@ class StackTemplate:
     @property
     def max_slots(self) -> int:
         """Layers of the deepest model that is evaluated, baselines included."""
-        return max(self._encoding.frame.max_depth, self._encoding.frame.n_layers)
+        return max(self._encoding.frame.max_depth, *self._models.n_layers.values())
 
     def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
         """The layers of decoded parameter values, in order."""
@@ -96,8 +105,11 @@ class StackTemplate:
         return self._stacked(steps, middle, None)
 
     def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
-        """As `RecipeTemplate.baselines`: what is not stacked."""
-        return self._plain.baselines(task_arithmetic_weights)
+        """As `RecipeTemplate.baselines`: what is not stacked; of models of different depth the models alone."""
+        recipes = self._plain.baselines(task_arithmetic_weights)
+        if self._models.of_one_depth:
+            return recipes
+        return {name: recipe for name, recipe in recipes.items() if name.startswith("source:")}
 
     def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
         """For each baseline that is a point of this space, its parameter values: a strategy starts from these."""

@@ -139,18 +139,12 @@ def _sums(
         weights = dict(hop.weights)
         # mergekit takes as many sources for final norm and output layer from the last slice as the first slice has
         listed = [*weights, *outer, *(dict(hops[-1].weights) if index == 0 else ())]
-        sources = [
-            Source(
-                model,
-                (hop.layer, hop.layer + 1),
-                {
-                    "weight": _settings(
-                        weights.get(model, 0.0), product, folding.scaled, outer and outer.get(model, 0.0)
-                    )
-                },
-            )
-            for model in dict.fromkeys(listed)
-        ]
+        sources = []
+        for model in dict.fromkeys(listed):
+            # a model that is listed for tensors outside the layers alone may have fewer layers: any of them will do
+            layer = hop.layer if model in weights else 0
+            weight = _settings(weights.get(model, 0.0), product, folding.scaled, outer and outer.get(model, 0.0))
+            sources.append(Source(model, (layer, layer + 1), {"weight": weight}))
         shifts = tuple(Setting(1.0 / product - 1.0, text) for text in folding.scaled) if folding.shifted else ()
         slices.append(Slice(tuple(sources), {"shift": shifts} if shifts and product != 1.0 else {}))
     return tuple(slices)

@@ -109,7 +109,11 @@ def merged_config(model: MergedModel) -> dict[str, Json]:
     if model.alignment is not None:
         config = _with_vocabulary(config, model.alignment)
     layers = _layers_of(recipe)
-    return with_layers(config, owner.n_layers, layers) if layers else config
+    if not layers:
+        return config
+    return with_layers(
+        config, owner.n_layers, [layer for _, layer in layers], [model.headers[key].config for key, _ in layers]
+    )
 
 
 def _with_vocabulary(config: Mapping[str, Json], alignment: Alignment) -> dict[str, Any]:
@@ -122,26 +126,53 @@ def _with_vocabulary(config: Mapping[str, Json], alignment: Alignment) -> dict[s
     return changed
 
 
-def with_layers(config: Mapping[str, Json], n_layers: int, layers: Sequence[int]) -> dict[str, Json]:
-    """`config`, of a model with `n_layers`, for one whose layers are `layers` of it."""
+def with_layers(
+    config: Mapping[str, Json],
+    n_layers: int,
+    layers: Sequence[int],
+    sources: Sequence[Mapping[str, Json]] | None = None,
+) -> dict[str, Json]:
+    """`config`, of a model with `n_layers`, for one with other layers.
+
+    Args:
+        config: what is changed.
+        n_layers: of the model it belongs to.
+        layers: which layer each one is, of the model whose config stands at the same place in `sources`.
+        sources: None = all of `config` itself.
+    """
+    sources = sources or [config] * len(layers)
     changed: dict[str, Any] = dict(config)
     inner = changed.get("text_config")
     if isinstance(inner, Mapping):
-        changed["text_config"] = with_layers(inner, n_layers, layers)
+        changed["text_config"] = with_layers(inner, n_layers, layers, [_inner(source) for source in sources])
     for key, value in config.items():
         if key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") and isinstance(value, int):
             changed[key] = len(layers)
         elif isinstance(value, list) and len(value) == n_layers and key.startswith("layer"):
-            changed[key] = [value[layer] for layer in layers]  # e.g. layer_types: one entry a layer
+            # e.g. layer_types: one entry a layer
+            changed[key] = [
+                _of_layer(source.get(key), value, layer) for source, layer in zip(sources, layers, strict=True)
+            ]
     return changed
 
 
-def _layers_of(recipe: Recipe) -> list[int]:
-    """For each layer made by slices, the layer of the base (where it is listed, else of the first source) it comes from."""
-    layers: list[int] = []
+def _inner(config: Mapping[str, Json]) -> Mapping[str, Json]:
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def _of_layer(own: Json, owners: Sequence[Json], layer: int) -> Json:
+    """The entry of a layer, from its own model's list, else from the list of the model that lends the config."""
+    listed = own if isinstance(own, list) and layer < len(own) else owners
+    return listed[min(layer, len(listed) - 1)]
+
+
+def _layers_of(recipe: Recipe) -> list[tuple[str, int]]:
+    """For each layer made by slices, the model (the base where it is listed, else the first source) and layer it comes from."""
+    layers: list[tuple[str, int]] = []
     for piece in recipe.slices:
         chosen = next((source for source in piece.sources if source.key == recipe.base), piece.sources[0])
-        layers.extend(range(*(chosen.layer_range or (0, 0))))
+        layers.extend((chosen.key, layer) for layer in range(*(chosen.layer_range or (0, 0))))
     return layers
 
 

@@ -25,6 +25,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("base", "b", "a")):
         write_tiny_llama(folder / name, seed=seed, n_layers=3)
     write_tiny_llama(folder / "wide", seed=5, n_layers=3, hidden=64)
+    write_tiny_llama(folder / "deep", seed=6, n_layers=5)
     write_toy_task(folder / "toy.yaml", n_items=6)
     return folder
 
@@ -126,6 +127,37 @@ def test_models_of_other_sizes_cannot_be_stacked(project: Path) -> None:
     config.write_text(config.read_text().replace("a: a", "a: wide"))
     with pytest.raises(EvomergeError, match="hidden_size = 64"):
         make_problem(load_config(config))
+
+
+def test_models_of_different_depth(project: Path, tmp_path: Path) -> None:
+    """Their layers are stacked, each model alone is a baseline; what needs equal depth is refused."""
+    from evomerge import EvomergeError, load_config, make_problem, run_search
+
+    def deeper(stacking: dict[str, object], **space: object) -> Path:
+        config = configuration(project, stacking, **space)
+        config.write_text(config.read_text().replace("a: a", "a: deep").replace("evaluations: 14", "evaluations: 9"))
+        return config
+
+    config = load_config(deeper({"ends": "b", "max_depth": 4, "encoding": "categorical"}))
+    problem = make_problem(config)
+    assert problem.max_slots == 5
+    assert [baseline.id for baseline in problem.baselines()] == ["source:base", "source:b", "source:a"]
+    assert "a.4" in problem.space.parameters[0].choices
+    state = run_search(config, tmp_path / "run")
+    layers = [item.cost["layers"] for item in state.iter_evaluated()]
+    assert layers[:3] == [3.0, 3.0, 5.0]
+    assert len(layers) == 9
+    assert max(layers[3:]) <= 4
+    for settings, message in (
+        ({"encoding": "swap"}, "needs models of equal depth; b has 3, a has 5"),
+        ({"parameters": True}, "only models of one depth can be merged; b has 3 layers, a has 5 layers, base has 3"),
+        ({"models": {"b": [0, 5]}}, "[0, 5] must lie within the 3 layers"),
+    ):
+        with pytest.raises(EvomergeError) as caught:
+            make_problem(
+                load_config(deeper(settings, **({"method": "task_arithmetic"} if "parameters" in settings else {})))
+            )
+        assert message in str(caught.value)
 
 
 def test_scales_are_bounded_by_the_depth_unless_told_otherwise(project: Path) -> None:

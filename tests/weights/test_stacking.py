@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.core import RecipeError
 from evomerge.plan import FOLDINGS, active_parameters, folding_of, make_plan, padded, read_model_header
-from evomerge.recipe import Folding, Hop, Recipe, recipe_from_yaml, recipe_to_yaml, stack_recipe
+from evomerge.recipe import Folding, Hop, Recipe, Setting, Slice, Source, recipe_from_yaml, recipe_to_yaml, stack_recipe
 from evomerge.recipe.scale_range import GROWTH_BITS
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool, merge_to_folder, write_slots_folder
@@ -53,11 +53,12 @@ ARCHITECTURES = {
 }
 
 
-def write_model(folder: Path, architecture: str, seed: int) -> str:
+def write_model(folder: Path, architecture: str, seed: int, **changes: object) -> str:
     """A tiny random model of real transformers classes, float32, with biases and norms that are not what they start as."""
     kind, settings = ARCHITECTURES[architecture]
+    settings = {**COMMON, **settings, **changes}
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **COMMON, **settings), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings), dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
@@ -162,6 +163,27 @@ def test_a_slots_folder_takes_no_room(models: tuple[str, str], tmp_path: Path) -
     assert weights.stat().st_size > 30 * Path(models[0], "model.safetensors").stat().st_size
     assert weights.stat().st_blocks * 512 < 0.2 * weights.stat().st_size, "a hole, apart from the header"
     assert read_model_header(tmp_path).n_layers == 200
+
+
+def test_models_of_different_depth_are_stacked(tmp_path: Path) -> None:
+    shallow = write_model(tmp_path / "shallow", "Qwen3ForCausalLM", 0)
+    deep = write_model(tmp_path / "deep", "Qwen3ForCausalLM", 1, num_hidden_layers=5)
+    path = [(shallow, 0), (deep, 3), (deep, 4), (deep, 0), (shallow, 2)]
+    hops = [Hop(layer, ((model, 1.0),)) for model, layer in path]
+    merge_to_folder(stacked((shallow, deep), hops), tmp_path / "merged")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert len(model.model.layers) == model.config.num_hidden_layers == len(model.config.layer_types) == len(path)
+    sources = {folder: AutoModelForCausalLM.from_pretrained(folder) for folder in (shallow, deep)}
+    for block, (folder, layer) in zip(model.model.layers, path, strict=True):
+        theirs = sources[folder].model.layers[layer].state_dict()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in block.state_dict().items())
+    too_far = stacked((shallow, deep), [*hops[:3], Hop(3, ((shallow, 1.0),)), hops[-1]])
+    with pytest.raises(RecipeError, match=r"layer_range .3, 4. of .*shallow: the model has 3 layers"):
+        merge_to_folder(too_far, tmp_path / "none")
+    weight = {"weight": (Setting(0.5),)}
+    whole = Recipe("linear", (Slice((Source(shallow, None, weight), Source(deep, None, weight))),))
+    with pytest.raises(RecipeError, match="of different depth can be stacked"):
+        merge_to_folder(whole, tmp_path / "none")
 
 
 def test_every_architecture_of_the_table_is_tested() -> None:
