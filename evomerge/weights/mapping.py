@@ -34,12 +34,13 @@ class MappedModel:
 
     Args:
         header: the model; its files must not have changed since.
+        maps: files that are mapped already, and those that will be; to be shared by models of one folder.
     """
 
-    def __init__(self, header: ModelHeader) -> None:
+    def __init__(self, header: ModelHeader, maps: dict[Path, mmap.mmap] | None = None) -> None:
         check_unchanged(header)
         self.header = header
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._maps = {} if maps is None else maps
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor called `name`, in the dtype and shape of the file, with the model's adapter merged in.

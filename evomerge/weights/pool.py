@@ -3,8 +3,10 @@
 Knows nothing of recipes or merge methods.
 """
 
+import mmap
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
@@ -26,16 +28,17 @@ class WeightPool:
 
     def __init__(self, headers: Mapping[str, ModelHeader]) -> None:
         self.headers = dict(headers)
-        models = {key: MappedModel(header) for key, header in self.headers.items()}
+        maps: dict[Path, mmap.mmap] = {}
+        models = {key: MappedModel(header, maps) for key, header in self.headers.items()}
         self._tensors: dict[tuple[str, str], torch.Tensor] = {}
-        to_check: list[tuple[str, str]] = []
+        to_check: dict[int, tuple[str, str]] = {}  # by address: adapters of one model share what they do not change
         for key, model in models.items():
             for name in model.header.tensors:
                 self._tensors[key, name] = model.tensor(name)
-                to_check.append((key, name))
+                to_check.setdefault(self._tensors[key, name].data_ptr(), (key, name))
         # the scan releases the interpreter lock; threads also overlap reading from disk
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            for _ in threads.map(lambda entry: check_finite(self._tensors[entry], *entry), to_check):
+            for _ in threads.map(lambda entry: check_finite(self._tensors[entry], *entry), to_check.values()):
                 pass
 
     @classmethod

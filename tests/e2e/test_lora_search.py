@@ -12,6 +12,7 @@ import evomerge
 from evomerge.core import ConfigError, EvomergeError, Split
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
+from evomerge.weights import WeightPool
 
 TARGETS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
 
@@ -97,6 +98,14 @@ def test_crossovers_of_adapters(project: Path) -> None:
     assert json.loads((project / "run" / "summary.json").read_text())["failed"] == 0
     evomerge.export_recipe(project / "run", "best", project / "best.yaml")
     assert (evomerge.merge_recipe(project / "best.yaml", project / "best") / "model.safetensors").exists()
+
+
+def test_experts_share_what_their_adapters_leave_alone(project: Path) -> None:
+    problem = evomerge.make_problem(evomerge.load_config(configuration(project)))
+    pool = WeightPool(problem.headers)
+    for name in problem.headers[str(project / "base")].tensors:
+        places = {pool.tensor(key, name).data_ptr() for key in problem.headers}
+        assert len(places) == (3 if name.removesuffix(".weight") in TARGETS else 1), name
 
 
 @pytest.mark.parametrize(

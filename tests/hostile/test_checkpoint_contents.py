@@ -13,10 +13,14 @@ import torch
 from checkpoints import EMBEDDING, UP, WEIGHTS, configure, edit, recipe_of, run_merge
 from safetensors.torch import load_file
 
+import evomerge
+from evomerge.config import parse_config
 from evomerge.core import CheckpointError
 from evomerge.plan import MergePlan, TensorInput, TensorStep
 from evomerge.recipe import METHODS, BaseRole
+from evomerge.search import read_journal
 from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
 from evomerge.weights import Merger, WeightPool
 
 
@@ -46,6 +50,22 @@ def test_3_a_result_that_overflows(models, refused, dtype, weight, method):
     if method == "linear":
         recipe["parameters"] = {"normalize": False}
     refused("merged tensor", "outside the range of", "out_dtype", recipe=recipe, reads_weights=True)
+
+
+def test_3_a_candidate_that_overflows_fails_and_the_run_goes_on(models):
+    write_toy_task(models / "toy.yaml", n_items=3)
+    settings = {
+        "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
+        "space": {"method": "task_arithmetic", "parameters": {"weight": {"low": 0, "high": 1e6}}, "out_dtype": "float16"},
+        "tasks": ["toy.yaml"], "strategy": "random", "engine": {"kind": "transformers"},
+        "cluster": {"kind": "local", "workers": 1}, "budget": {"evaluations": 9}, "finals": {"finalists": 0},
+    }  # fmt: skip
+    evomerge.run_search(parse_config(settings, folder=models), models / "run")
+    found = [record for record in read_journal(models / "run" / "journal.jsonl") if record["event"] == "evaluated"]
+    failed = [record["error"] for record in found if record["status"] == "failed"]
+    assert len(found) == 9
+    assert 1 <= len(failed) < 9
+    assert all("holds values outside the range of float16" in error for error in failed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -33,6 +33,7 @@ from evomerge.weights.philox import mask_key, random_words
 from evomerge.weights.triton import kernels
 from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch
 from evomerge.weights.triton.kernels import BLOCK, CHUNK_BLOCKS
+from evomerge.weights.triton.resident import ResidentSources
 from evomerge.weights.triton.tables import chunks_of
 
 VIEWS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -232,6 +233,18 @@ def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch):
         Merger(pool).write(plan, target)
     assert torch.equal(target.tensor("a"), next(Merger(pool).tensors(plan))[1])
     assert "gpu_memory_utilization" in caplog.text
+
+
+def test_sources_that_share_memory_are_copied_once():
+    shared, other = torch.ones(3 * BLOCK), torch.ones(3 * BLOCK)
+    pool = WeightPool.holding({("a", "w"): shared, ("b", "w"): shared, ("c", "w"): other})
+    resident = ResidentSources(pool, torch.device("cpu"))
+    entries = [TensorInput(model, "w", {}) for model in "abc"]
+    assert resident.missing_bytes(entries) == 2 * 4 * 3 * BLOCK
+    resident.hold(entries)
+    a, b, c = (resident.tensor(entry).data_ptr() for entry in entries)
+    assert a == b != c
+    assert resident.missing_bytes(entries) == 0
 
 
 @settings(max_examples=60, deadline=None)

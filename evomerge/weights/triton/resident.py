@@ -9,8 +9,8 @@ from evomerge.plan import TensorInput
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.triton.kernels import BLOCK
 
-TensorKey = tuple[str, str]
-"""(model, tensor name)"""
+Place = tuple[int, int, torch.dtype]
+"""Address, size and dtype of a pool's tensor: models that differ by adapters share what those do not change."""
 
 SPARE_BYTES = 256 << 20
 """left free for the tables and for what else runs on the GPU"""
@@ -27,7 +27,7 @@ class ResidentSources:
     def __init__(self, pool: WeightPool, device: torch.device) -> None:
         self._pool = pool
         self._device = device
-        self._copies: dict[TensorKey, torch.Tensor] = {}
+        self._copies: dict[Place, torch.Tensor] = {}
 
     def missing_bytes(self, entries: Iterable[TensorInput]) -> int:
         """Size of the copies that `hold` would make."""
@@ -42,18 +42,22 @@ class ResidentSources:
 
     def hold(self, entries: Iterable[TensorInput]) -> None:
         """Copies what is not there yet."""
-        for key, tensor in self._missing(entries).items():
+        for place, tensor in self._missing(entries).items():
             copy = torch.zeros(_padded(tensor.numel()), dtype=tensor.dtype, device=self._device)
             copy[: tensor.numel()].copy_(tensor.reshape(-1))
-            self._copies[key] = copy
+            self._copies[place] = copy
 
     def tensor(self, entry: TensorInput) -> torch.Tensor:
         """The copy of a tensor that is held: flat, with zeros behind its last element."""
-        return self._copies[entry.source, entry.tensor]
+        return self._copies[_place(self._pool.tensor(entry.source, entry.tensor))]
 
-    def _missing(self, entries: Iterable[TensorInput]) -> dict[TensorKey, torch.Tensor]:
-        keys = dict.fromkeys((entry.source, entry.tensor) for entry in entries)
-        return {key: self._pool.tensor(*key) for key in keys if key not in self._copies}
+    def _missing(self, entries: Iterable[TensorInput]) -> dict[Place, torch.Tensor]:
+        tensors = (self._pool.tensor(entry.source, entry.tensor) for entry in entries)
+        return {place: tensor for tensor in tensors if (place := _place(tensor)) not in self._copies}
+
+
+def _place(tensor: torch.Tensor) -> Place:
+    return tensor.data_ptr(), tensor.numel(), tensor.dtype
 
 
 def _padded(n_elements: int) -> int:
