@@ -9,12 +9,25 @@ triton = pytest.importorskip("triton", reason="triton stays out of this environm
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is compiled under TRITON_INTERPRET=1", allow_module_level=True)
 
+import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from evomerge.plan import TensorInput, TensorStep
+from evomerge.weights import WeightPool
+from evomerge.weights.fused.batch import Destination
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM
-from evomerge.weights.triton import kernels
+from evomerge.weights.fused.statistics import Statistics
+from evomerge.weights.fused.steps import fuse
+from evomerge.weights.triton import batch, kernels
 from evomerge.weights.triton.kernels import BLOCK, N_WARPS, NO_BASE
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    """Everything is compiled anew, and nothing stays behind."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
 
 HOPPER = GPUTarget("cuda", 90, 32)
 
@@ -54,3 +67,43 @@ def test_merge_kernel(method):
 def test_norm_kernel():
     ptx = compiled(kernels.pruned_l1_chunks, "*fp64", BASE=0, MODE=RANDOM).asm["ptx"]
     assert "ld.global.v4.b32" in ptx
+
+
+class Driver:
+    """What Triton asks a GPU's driver before it compiles."""
+
+    def get_current_target(self):
+        return HOPPER
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.mark.parametrize("method", ["linear", "dare_ties"])
+def test_launches_as_the_merger_makes_them(method, monkeypatch):
+    """Arguments, constants and options of a launch fit the kernels; only the launch itself is left out."""
+    compiled_kernels = []
+
+    def warmed_up(kernel, n_programs):
+        return lambda *arguments, **constants: compiled_kernels.append(
+            kernel.warmup(*arguments, grid=(n_programs,), **constants)
+        )
+
+    monkeypatch.setattr(batch, "_kernel", warmed_up)
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    pool = WeightPool.holding({(name, "w"): torch.rand(3 * BLOCK + 5) for name in ("base", "a", "b")})
+    inputs = tuple(TensorInput(name, "w", {"weight": 1.0, "density": 0.5}) for name in "ab")
+    base = None if method == "linear" else TensorInput("base", "w", {})
+    shared = {"lambda": 1.0, "normalize": True, "rescale": True}
+    step = TensorStep("w", (3 * BLOCK + 5,), method, inputs, base, shared)
+    form = fuse(step, 3 * BLOCK + 5, 0, Statistics(pool))
+    merge = batch.TritonBatch(pool, torch.device("cpu"))
+    assert merge.ready([form])
+    merge.run([Destination(step, 0, 3 * BLOCK + 5, torch.empty(3 * BLOCK + 5), False)], {"w": form})
+    assert len(compiled_kernels) == (1 if method == "linear" else 2)
+    for kernel in compiled_kernels:
+        assert kernel.metadata.num_warps == N_WARPS
+        assert not kernel.metadata.enable_fp_fusion

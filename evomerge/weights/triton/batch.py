@@ -48,7 +48,8 @@ class TritonBatch:
     def __init__(self, pool: WeightPool, device: torch.device) -> None:
         self.device = device
         self._resident = ResidentSources(pool, device)
-        self._has_declined = False
+        self._no_room = False
+        self._reasons: set[str] = set()
 
     def ready(self, forms: Collection[FusedStep]) -> bool:
         """Whether steps of all of these forms can be computed: their sources are on the GPU, copied where there is room.
@@ -61,21 +62,23 @@ class TritonBatch:
             return self._declined(f"{most} models are merged, and the GPU's kernels take {MAX_INPUTS}")
         if any(prune.mode == RANKED for piece in pieces for _, _, prune in piece.inputs):
             return self._declined("the GPU's kernels do not prune by rank")
-        wanted = [entry for piece in pieces for entry in _sources(piece)]
-        missing = self._resident.missing_bytes(wanted)
-        free = self._resident.free_bytes()
-        if missing > free:
-            return self._declined(
-                f"the sources need {missing / 1e9:.1f} GB there and {free / 1e9:.1f} GB are free; leave more to them "
-                "(engine.options.gpu_memory_utilization) or use fewer models"
-            )
-        self._resident.hold(wanted)
-        return True
+        self._no_room = self._no_room or not self._hold([entry for piece in pieces for entry in _sources(piece)])
+        return not self._no_room
+
+    def _hold(self, wanted: list[TensorInput]) -> bool:
+        missing, free = self._resident.missing_bytes(wanted), self._resident.free_bytes()
+        if missing <= free and self._resident.hold(wanted):
+            return True
+        self._resident.drop()
+        return self._declined(
+            f"the sources need {missing / 1e9:.1f} GB there and {free / 1e9:.1f} GB are free; leave more to them "
+            "(engine.options.gpu_memory_utilization) or use fewer models"
+        )
 
     def _declined(self, reason: str) -> bool:
-        if not self._has_declined:
+        if reason not in self._reasons:
             logger.warning("merging on the CPU and copying to %s: %s", self.device, reason)
-        self._has_declined = True
+        self._reasons.add(reason)
         return False
 
     def run(self, destinations: list[Destination], fused: Mapping[str, FusedStep]) -> TensorStep | None:

@@ -40,12 +40,20 @@ class ResidentSources:
         unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return float(torch.cuda.mem_get_info(self._device)[0] + unused - SPARE_BYTES)
 
-    def hold(self, entries: Iterable[TensorInput]) -> None:
-        """Copies what is not there yet."""
+    def hold(self, entries: Iterable[TensorInput]) -> bool:
+        """Copies what is not there yet; False where memory that looked free was not (in pieces, or taken meanwhile)."""
         for place, tensor in self._missing(entries).items():
-            copy = torch.zeros(_padded(tensor.numel()), dtype=tensor.dtype, device=self._device)
+            try:
+                copy = torch.zeros(_padded(tensor.numel()), dtype=tensor.dtype, device=self._device)
+            except torch.OutOfMemoryError:
+                return False
             copy[: tensor.numel()].copy_(tensor.reshape(-1))
             self._copies[place] = copy
+        return True
+
+    def drop(self) -> None:
+        """Frees all copies."""
+        self._copies.clear()
 
     def tensor(self, entry: TensorInput) -> torch.Tensor:
         """The copy of a tensor that is held: flat, with zeros behind its last element."""
