@@ -1,4 +1,4 @@
-"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|single|map`.
+"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|single|map`; and on the demo models: `models`.
 
 Prints one table per family; every row is the mean over the seeds with its standard deviation. Single-threaded; four
 candidates are always pending, as with four workers.
@@ -6,6 +6,7 @@ candidates are always pending, as with four workers.
 pareto   normalised hypervolume (reference 1.1, 1 is the true front) after 200 evaluations
 single   log10 of the best gap to the optimum after 25 d, 50 d and 100 d evaluations
 map      hypervolume on three experts of the digits task (digits_experts.py) after m + 15 evaluations
+models   hypervolume and best score of every registered strategy on the demo models after `--budget` evaluations of `--limit` items a task
 """
 
 import argparse
@@ -13,6 +14,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import time
 from collections.abc import Callable
 from datetime import date
 from math import pi
@@ -21,7 +23,7 @@ import numpy as np
 
 from evomerge.archive import hypervolume
 from evomerge.core import Direction, Evaluation, Objective, Split, Status
-from evomerge.strategy import make_strategy
+from evomerge.strategy import make_strategy, strategy_names
 
 N_WORKERS = 4
 Floats = np.ndarray
@@ -142,11 +144,28 @@ def amortised(seeds: range, only: list[str] | None) -> None:
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
+def models(seeds: range, only: list[str] | None, budget: int = 40, limit: int = 60) -> None:
+    from demo_models import VARIANTS, DemoModels
+
+    demo = DemoModels(limit)
+    print(f"{budget} evaluations of {limit} items a task, baselines included, {len(seeds)} seeds, {date.today()}\n")
+    print("| strategy | hypervolume | best mean score | its report score | s |\n|---|---|---|---|---|")
+    for name in only or dict.fromkeys([*strategy_names(), *VARIANTS]):
+        started = time.perf_counter()
+        found = np.array([demo.search(name, budget, seed) for seed in seeds])
+        cells = " | ".join(f"{mean:.3f}" for mean in found.mean(axis=0))
+        print(f"| {name} | {cells} | {time.perf_counter() - started:.0f} |", flush=True)
+    demo.close()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    families = {"pareto": pareto, "single": single, "map": amortised}
+    families = {"pareto": pareto, "single": single, "map": amortised, "models": models}
     parser.add_argument("family", choices=families)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="strategies to run")
+    parser.add_argument("--budget", type=int, default=40)
+    parser.add_argument("--limit", type=int, default=60)
     arguments = parser.parse_args()
-    families[arguments.family](range(arguments.seeds), arguments.only)
+    further = {"budget": arguments.budget, "limit": arguments.limit} if arguments.family == "models" else {}
+    families[arguments.family](range(arguments.seeds), arguments.only, **further)

@@ -65,6 +65,11 @@ class CmaEsOptions(StrategyOptions):
         description="after convergence: restart with doubled population (ipop, 10.1109/CEC.2005.1554902) or in two regimes "
         "(bipop, 10.1145/1570256.1570333), or stop the search (none)",
     )
+    item_noise: bool = Field(
+        False,
+        description="raise the step size while the evaluations' standard errors say that the order of results is largely "
+        "chance (the rule of UH-CMA-ES, 10.1109/TEVC.2008.924423)",
+    )
     weights: dict[str, Weight] | None = Field(
         None,
         description="objective name -> weight of its loss in the (weighted) mean that is minimised; None: all equal",
@@ -138,7 +143,12 @@ class CmaEs(ReplayStrategy):
         if self._run is None or run != self._n_runs:
             return
         self._spent[self._regime] += 1
-        self._run.tell(number, loss)
+        noise = (
+            float(np.linalg.norm(self._weights * np.array(told.stderr)))
+            if self.options.item_noise and told.stderr
+            else 0.0
+        )
+        self._run.tell(number, loss, noise)
         if self.options.restarts != "none" and self._run.stop_reasons() and not self._exhausted():
             self._restart()
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import cma
@@ -10,11 +10,15 @@ import numpy as np
 from cma.restricted_gaussian_sampler import GaussVkDSampler
 from cma.sigma_adaptation import CMAAdaptSigmaCSA
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from evomerge.core import Json
 
 _MAX_GROWTH = 1e4
 """of the step size within a run: pycma's own limit is 1e3 for the deviations, which are in [0, 1] here"""
+
+_MAX_SWAPPED = 0.2
+"""of the pairs of results that would change places in another measurement; half would where all is noise"""
 
 Variant = Literal["full", "sep", "vkd"]
 
@@ -64,6 +68,24 @@ def pycma_stop_reasons(es: Any) -> Mapping[str, Json]:
     return reasons
 
 
+def widen_where_noise_decides(es: Any, losses: Sequence[float], noise: Sequence[float]) -> None:
+    """Raises pycma's step size a little where the order of the latest results is largely chance.
+
+    The rule of UH-CMA-ES (Hansen et al., 10.1109/TEVC.2008.924423): a search among differences smaller than the noise would converge on
+    them, so it is kept from shrinking. There results are measured again to see how their order changes; here the share of
+    pairs that would change places is known from the standard errors (n,) `noise` of the `losses` (n,).
+    """
+    first, second = np.triu_indices(len(losses), 1)
+    if len(first) == 0 or not any(noise):
+        return
+    values, variances = np.array(losses), np.array(noise) ** 2
+    deviations = np.sqrt(variances[first] + variances[second])
+    gaps = np.abs(values[first] - values[second])
+    swapped = ndtr(-gaps / np.where(deviations > 0.0, deviations, 1e-300))
+    if swapped.mean() > _MAX_SWAPPED:
+        es.sigma *= 1.0 + 2.0 / (es.N + 10.0)
+
+
 class CmaRun:
     """Samples points of [0, 1]^d one at a time and updates its distribution with every `population_size` results.
 
@@ -89,6 +111,7 @@ class CmaRun:
         self._n_sampled = 0
         self._sent: dict[int, tuple[NDArray[np.float64], int]] = {}
         self._batch: list[tuple[int, float | None]] = []
+        self._noise: list[float] = []
         # pycma does not take one dimension; a second one that nobody sees is neutral
         self._padding = 1 if len(mean) == 1 else 0
         self._waiting = False
@@ -113,12 +136,15 @@ class CmaRun:
         inside = np.clip(point[: len(point) - self._padding], 0.0, 1.0)
         return self._n_sampled, tuple(inside.tolist())
 
-    def tell(self, number: int, loss: float | None) -> None:
-        """Takes the loss of the point sampled as `number`; None ranks last in its batch."""
+    def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
+        """Takes the loss of the point sampled as `number`, and its standard error; None ranks last in its batch."""
         self._batch.append((number, loss))
+        if loss is not None:
+            self._noise.append(noise)
         if len(self._batch) == self._population_size:
             self._update()
             self._batch.clear()
+            self._noise.clear()
             self._waiting = False
 
     def _update(self) -> None:
@@ -135,6 +161,7 @@ class CmaRun:
                 [last if loss is None else loss for _, loss in self._batch],
                 check_points=late or None,
             )
+        widen_where_noise_decides(self._es, losses, self._noise)
 
     def stop_reasons(self) -> Mapping[str, Json]:
         """See `pycma_stop_reasons`."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.core import Json
-from evomerge.strategy.cma_run import make_pycma, pycma_stop_reasons
+from evomerge.strategy.cma_run import make_pycma, pycma_stop_reasons, widen_where_noise_decides
 from evomerge.strategy.rank_weighted_quadratic import MIN_RESULTS, RankWeightedQuadratic
 
 _TAU = 0.85
@@ -78,8 +78,11 @@ class SurrogateRun:
             point = self._spare[self._n_sampled] = self._clipped(self._ask(1))[0]
         return self._n_sampled, tuple(point.tolist())
 
-    def tell(self, number: int, loss: float | None) -> None:
-        """Takes the loss of the point sampled as `number`; None: it failed, ranks last in its generation and is not modelled."""
+    def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
+        """Takes the loss of the point sampled as `number`, and its standard error.
+
+        None: it failed, ranks last in its generation and is not modelled.
+        """
         if number in self._spare:
             point, generation, row = self._spare.pop(number), -1, -1
         else:
@@ -89,6 +92,7 @@ class SurrogateRun:
             self._model.add(point, loss)
         if generation == self._generation:
             self._losses[row] = loss
+            self._noise[row] = noise
             self._n_good += loss is not None
             self._judge()
 
@@ -117,6 +121,8 @@ class SurrogateRun:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._es.tell(self._samples, self._values().tolist())
+            good = {row: loss for row, loss in self._losses.items() if loss is not None}
+            widen_where_noise_decides(self._es, list(good.values()), [self._noise[row] for row in good])
             self._inject_minimum()
         self._next_generation()
 
@@ -154,6 +160,7 @@ class SurrogateRun:
         self._past = {generation: points for generation, points in self._past.items() if generation in in_use}
         self._waiting = list(range(self._population_size))
         self._losses: dict[int, float | None] = {}
+        self._noise: dict[int, float] = {}
         self._n_good = 0
         self._next_check = max(1, MIN_RESULTS + 1 - len(self._model))
 

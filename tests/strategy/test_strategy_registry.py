@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
-from evomerge.core import ConfigError, Objective
+from evomerge.core import ConfigError, Objective, VectorGenome, random_stream
 from evomerge.space import Parameter, SearchSpace
 from evomerge.strategy import (
     STRATEGIES,
+    Proposal,
+    ReplayStrategy,
     candidate_id,
     make_strategy,
     registry,
@@ -17,6 +19,7 @@ from evomerge.strategy import (
     strategy_options,
     strategy_options_schema,
 )
+from evomerge.testing.strategy_suite import STRATEGY_CHECKS, strategy_cases
 
 
 def test_names_are_sorted_and_ours():
@@ -112,6 +115,34 @@ def test_a_broken_plugin_does_not_stop_the_rest(monkeypatch):
         strategy_class("broken")
     with pytest.raises(ConfigError, match="options_type"):
         strategy_options("odd", {})
+
+
+class _Mirrored(ReplayStrategy):
+    """A plugin's strategy: random points, each followed by its mirror image."""
+
+    name = "mirrored"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._stream, self._last = random_stream(self.random_seed, "mirrored"), None
+
+    def _propose(self):
+        if self._last is not None:
+            point, self._last = tuple(1.0 - value for value in self._last), None
+        else:
+            point = self._last = tuple(self._stream.random(self.dimension).tolist())
+        return Proposal(VectorGenome(point))
+
+    def _learn(self, told):
+        pass
+
+
+def test_a_plugin_goes_through_the_same_suite(monkeypatch):
+    monkeypatch.setattr(registry, "entry_points", lambda group: [_Point("mirrored", lambda: _Mirrored)])
+    cases = [case for case in strategy_cases() if case.name == "mirrored"]
+    assert cases
+    for check in STRATEGY_CHECKS:
+        check(cases[0])
 
 
 def test_importing_the_package_loads_no_library():

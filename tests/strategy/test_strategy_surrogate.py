@@ -88,3 +88,19 @@ def test_an_optimum_in_a_corner_ends_the_run_before_the_step_size_overflows():
         strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, {"f": losses[-1]})])
     assert "sigma" in strategy.stop_reasons()
     assert min(losses) == pytest.approx(slope[slope < 0.0].sum(), rel=1e-3)
+
+
+@pytest.mark.parametrize("surrogate", ["quadratic", "none"])
+def test_item_noise_keeps_the_step_size_up_where_noise_decides(surrogate):
+    def last_sigma(stderr, **options):
+        goal = [Objective("f", Direction.MINIMIZE)]
+        strategy = make_strategy("cma_es", dimension=4, objectives=goal, seed=1, surrogate=surrogate, **options)
+        noise = np.random.default_rng(1)
+        for _ in range(150):
+            (candidate,) = strategy.ask(1)
+            score = float(np.sum((np.array(candidate.genome.values) - 0.3) ** 2)) + stderr * noise.standard_normal()
+            strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, {"f": score}, {"f": stderr})])
+        return strategy._run._es.sigma
+
+    assert last_sigma(0.1, item_noise=True) > 1.5 * last_sigma(0.1)
+    assert last_sigma(0.0, item_noise=True) == last_sigma(0.0)
