@@ -9,7 +9,8 @@ from pathlib import Path
 from evomerge.build.problem import make_problem
 from evomerge.config import parse_config
 from evomerge.core import ConfigError, atomic_write_text, load_yaml
-from evomerge.plan import read_model_header
+from evomerge.plan import read_source
+from evomerge.recipe import Source
 from evomerge.strategy import strategy_names
 
 _TEMPLATE = """\
@@ -47,7 +48,7 @@ def write_first_config(
 
     Args:
         out: the file.
-        experts: folders of models, as `path` or `name=path`.
+        experts: folders of models, as `path` or `name=path`; `path+lora` is a model with an adapter.
         base: the model they were all trained from.
         tasks: lm-eval task files or names.
         overwrite: replace `out` where it exists.
@@ -61,12 +62,12 @@ def write_first_config(
     named = _named(experts)
     if base is None and len(named) < 2:
         raise ConfigError("one model alone cannot be merged; name at least two, or one and its --base")
-    header, *_ = [read_model_header(path) for path in ([base] if base else []) + list(named.values())]
+    header, *_ = [read_source(source) for source in ([Source(str(base))] if base else []) + list(named.values())]
     folder = out.resolve().parent
-    places = {name: _relative(path, folder) for name, path in named.items()}
-    models = [f"  base: {_relative(base, folder)}"] if base else []
+    places = {name: _place(source, folder) for name, source in named.items()}
+    models = [f"  base: {_place(Source(str(base)), folder)}"] if base else []
     models += ["  experts:", *(f"    {_scalar(name)}: {place}" for name, place in places.items())]
-    local = [_relative(Path(task), folder) if task.endswith((".yaml", ".yml")) else task for task in tasks]
+    local = [_scalar(_relative(task, folder)) if task.endswith((".yaml", ".yml")) else task for task in tasks]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -93,22 +94,31 @@ def write_first_config(
     return [f"evomerge search {out}"] if local else [f"name tasks in {out}", f"evomerge validate {out}"]
 
 
-def _named(experts: Sequence[str]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
+def _named(experts: Sequence[str]) -> dict[str, Source]:
+    named: dict[str, Source] = {}
     for expert in experts:
         name, separator, place = expert.partition("=")
-        path = Path(place if separator else expert)
-        name = name if separator else path.resolve().name
+        path = place if separator else expert
+        model, _, lora = ("", "", "") if Path(path).is_dir() else path.partition("+")
+        source = Source(model, lora=lora) if lora else Source(path)
+        name = name if separator else Path(source.lora or source.model).resolve().name
         if name in named:
             raise ConfigError(f"two experts are called {name!r}; name them, e.g. first={path}")
-        named[name] = path
+        named[name] = source
     return named
 
 
-def _relative(path: Path, folder: Path) -> str:
-    """`path` as seen from `folder`; absolute where they have nothing in common."""
-    place = os.path.relpath(path.resolve(), folder)
-    return _scalar(str(path.resolve()) if place.count("..") > 3 else place if place.startswith(".") else f"./{place}")
+def _place(source: Source, folder: Path) -> str:
+    """The source as a configuration in `folder` names it."""
+    model = _relative(source.model, folder)
+    return _scalar(model if source.lora is None else f"{model}+{_relative(source.lora, folder)}")
+
+
+def _relative(text: str, folder: Path) -> str:
+    """The path as seen from `folder`; absolute where they have nothing in common."""
+    path = Path(text).resolve()
+    place = os.path.relpath(path, folder)
+    return str(path) if place.count("..") > 3 else place if place.startswith(".") else f"./{place}"
 
 
 def _scalar(text: str) -> str:

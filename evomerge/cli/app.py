@@ -60,7 +60,10 @@ def _root(
 @app.command()
 def init(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Experts: folders, or name=folder.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Experts: folders, or name=folder; folder+adapter for LoRA.", show_default=False
+        ),
     ],
     base: Annotated[Path | None, typer.Option(help="The model they were all trained from.", show_default=False)] = None,
     task: Annotated[

@@ -102,6 +102,9 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _placed(model: ModelConfig, folder: Path) -> ModelConfig:
+    whole = folder / model.key
+    if model.lora is not None and whole.is_dir():  # no adapter: a folder with a plus in its name
+        return model.model_copy(update={"path": str(whole), "lora": None})
     lora = None if model.lora is None else str(folder / model.lora)
     return model.model_copy(update={"path": str(folder / model.path), "lora": lora})
 
@@ -110,11 +113,14 @@ def _absolute(config: SearchConfig, folder: Path) -> SearchConfig:
     """The config with model folders and task files as absolute paths; names known to lm-eval stay as they are."""
     changes: dict[str, Any] = {}
     if config.models is not None:
-        base = config.models.base
+        base = config.models.base and _placed(config.models.base, folder)
+        if base is not None and base.lora is not None:
+            raise ConfigError(
+                f"models.base: {base.key!r} is a model with an adapter, and the base is a plain one; "
+                "list it as an expert, or merge it into a folder first"
+            )
         experts = {name: _placed(model, folder) for name, model in config.models.experts.items()}
-        changes["models"] = config.models.model_copy(
-            update={"base": base and _placed(base, folder), "experts": experts}
-        )
+        changes["models"] = config.models.model_copy(update={"base": base, "experts": experts})
     changes["tasks"] = tuple(
         task.model_copy(update={"task": str(folder / task.task)}) if task.task.endswith((".yaml", ".yml")) else task
         for task in config.tasks

@@ -52,15 +52,6 @@ class ModelsConfig(_Strict):
     experts: dict[str, ModelConfig] = Field(min_length=1)
     """name -> model; the names appear in parameters, tables and files"""
 
-    @field_validator("base")
-    @classmethod
-    def _plain_base(cls, value: ModelConfig | None) -> ModelConfig | None:
-        if value is not None and value.lora is not None:
-            raise ValueError(
-                "is a plain model; an adapter makes an expert of it (write the base with its adapter as a folder first)"
-            )
-        return value
-
     @field_validator("base", mode="before")
     @classmethod
     def _base_path(cls, value: Any) -> Any:

@@ -9,7 +9,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import evomerge
+from evomerge.build.starting import write_first_config
 from evomerge.core import ConfigError, EvomergeError, Split
+from evomerge.recipe import Recipe, recipe_to_yaml
+from evomerge.recipe.mergekit_reader import recipe_from_mergekit
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
 from evomerge.weights import WeightPool
@@ -100,6 +103,27 @@ def test_crossovers_of_adapters(project: Path) -> None:
     assert (evomerge.merge_recipe(project / "best.yaml", project / "best") / "model.safetensors").exists()
 
 
+def test_init_writes_it(project: Path) -> None:
+    experts = [f"{project}/base+{project}/lora-a", f"second={project}/base+{project}/lora-b"]
+    write_first_config(project / "first.yaml", experts, base=project / "base", tasks=[str(project / "toy.yaml")])
+    config = evomerge.load_config(project / "first.yaml")
+    assert {name: Path(model.lora).name for name, model in config.models.experts.items()} == {
+        "lora-a": "lora-a",
+        "second": "lora-b",
+    }
+
+
+def test_a_folder_with_a_plus_in_its_name_is_no_adapter(project: Path) -> None:
+    (project / "base").rename(project / "ba+se")
+    models = {"base": "ba+se", "experts": {"a": {"path": "ba+se", "lora": "lora-a"}, "b": "ba+se"}}
+    problem = evomerge.make_problem(evomerge.load_config(configuration(project, models=models)))
+    assert [header.adapter is None for header in problem.headers.values()] == [True, False]
+    for baseline in problem.baselines():
+        recipe = Recipe.from_json(baseline.recipe)
+        assert {Path(source.model).name for piece in recipe.slices for source in piece.sources} == {"ba+se"}
+        assert recipe_from_mergekit(yaml.safe_load(recipe_to_yaml(recipe)), "x").models() == recipe.models()
+
+
 def test_experts_share_what_their_adapters_leave_alone(project: Path) -> None:
     problem = evomerge.make_problem(evomerge.load_config(configuration(project)))
     pool = WeightPool(problem.headers)
@@ -111,7 +135,10 @@ def test_experts_share_what_their_adapters_leave_alone(project: Path) -> None:
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ({"base": "base+lora-a", "experts": {"b": "base+lora-b"}}, "models.base: is a plain model"),
+        (
+            {"base": "base+lora-a", "experts": {"b": "base+lora-b"}},
+            "is a model with an adapter, and the base is a plain one",
+        ),
         ({"base": "base", "experts": {"a": "lora-a", "b": "base+lora-b"}}, "is a LoRA adapter, not a model"),
         ({"base": "base", "experts": {"a": "base+base", "b": "base+lora-b"}}, "is a model, not a LoRA adapter"),
         ({"base": "base", "experts": {"a": "base+gone", "b": "base+lora-b"}}, "no such adapter folder"),
