@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fused_cases import DTYPES, cases, close
+from fused_cases import DTYPES, Views, cases, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +14,7 @@ from evomerge.weights.fused.selection import cut_once
 from evomerge.weights.fused.statistics import MOST_RANKS, Statistics
 from evomerge.weights.fused.steps import fuse, fused_methods
 from evomerge.weights.fused.tables import CHUNK_ELEMENTS
+from evomerge.weights.merger import DTYPES as DTYPE_OF
 from evomerge.weights.merger import Merger
 
 
@@ -27,6 +28,21 @@ def test_fused_equals_reference(method):
         assert fused.dtype == plain.dtype
         assert fused.shape == plain.shape
         assert close(fused, plain, plan)
+
+    check()
+
+
+@pytest.mark.parametrize("method", fused_methods())
+def test_shards_cut_anywhere_hold_what_the_whole_holds(method):
+    @settings(max_examples=25, deadline=None)
+    @given(cases(method), st.floats(0, 1), st.sampled_from([0, 1, 5]), st.sampled_from([torch.bfloat16, torch.float32]))
+    def check(case, cut, offset, dtype):
+        plan, pool = case
+        target = Views(plan, dtype if plan.dtype == "bfloat16" else DTYPE_OF[plan.dtype], cut=cut, offset=offset)
+        Merger(pool).write(plan, target)
+        _, whole = next(Merger(pool, threads=1).tensors(plan))
+        assert torch.equal(target.tensor("w").to(whole.dtype), whole)
+        assert target.untouched()
 
     check()
 
