@@ -209,7 +209,7 @@ class FusedBatch:
             for position, number in enumerate(range(outputs[output]["first_input"], len(inputs))[: len(form.inputs)]):
                 is_random = inputs[number]["mode"] in (RANDOM, RANKED)
                 if is_random:
-                    masks.append(np.empty(-(-n_elements // LANES), np.uint32))
+                    masks.append(np.empty(-(-n_elements // LANES) * LANES // 8, np.uint8))
                     inputs[number]["mask_address"] = masks[-1].ctypes.data
                 if is_random or position in form.norms:
                     ranges.append((output, number, 0, n_elements))

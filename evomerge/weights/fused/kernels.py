@@ -28,6 +28,7 @@ from evomerge.weights.fused.lanes import (
     load_uint16,
     no_sums,
     philox_words,
+    prefetch,
     select,
     store_float32,
     store_lanes,
@@ -42,6 +43,9 @@ from evomerge.weights.fused.tables import OUTPUT
 KEEP_ALL, MAGNITUDE, BAND, RANDOM, RANKED = 0, 1, 2, 3, 4
 """how a source's delta is pruned; BAND drops the largest magnitudes too, RANKED drops at random by rank"""
 
+_AHEAD = 384
+"""bytes between what is loaded and what is asked for: three windows of bfloat16. Hardware alone left a fifth of the time to waiting"""
+
 _ROW_BYTES = 4 * LANES
 _NEVER = np.int64(2**62)
 _MAGNITUDE_BITS = np.uint32(0x7FFFFFFF)
@@ -51,8 +55,10 @@ _MAGNITUDE_BITS = np.uint32(0x7FFFFFFF)
 def _load(address, kind, window):  # type: ignore[no-untyped-def]
     """A window of a tensor as float32."""
     if kind == BF16:
+        prefetch(address + 2 * window + _AHEAD)
         return load_bfloat16(address + 2 * window)
     if kind == F16:
+        prefetch(address + 2 * window + _AHEAD)
         return load_float16(address + 2 * window)
     return load_float32(address + 4 * window)
 

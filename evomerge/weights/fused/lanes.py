@@ -5,6 +5,8 @@ never contracted or reordered, so results do not depend on the processor.
 
 The first half of the lanes holds elements 0, 2, 4, ... of a window of consecutive elements, the second half 1, 3, 5, ...:
 two bfloat16 neighbours are then the halves of one 32-bit word, and a shift or a mask makes each a float32.
+
+numba's cache of compiled code looks at the file of a kernel alone: after a change here, touch the kernels' files.
 """
 
 import operator
@@ -18,8 +20,9 @@ from numba.extending import intrinsic, models, overload, register_model
 
 from evomerge.weights.philox import MULTIPLIERS, ROUNDS, WEYL
 
-LANES = 32
-"""elements of a window: two registers of 512 bits or four of 256. The same everywhere, because sums over lanes depend on it"""
+LANES = 64
+"""elements of a window: four registers of 512 bits, so that one window's arithmetic hides the latency of another's. The same on
+every processor, because sums over lanes depend on it"""
 
 _HALF = LANES // 2
 _COUNTERS = LANES // 4
@@ -54,6 +57,8 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 _FLOAT, _DOUBLE, _I1, _I16, _I32, _I64 = (
     ir.FloatType(), ir.DoubleType(), ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64),
 )  # fmt: skip
+
+_BITS = ir.IntType(LANES)
 
 
 def _vector(scalar: ir.Type, count: int = LANES) -> ir.VectorType:
@@ -167,6 +172,23 @@ def load_bfloat16(typing_context: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Asks for the 128 bytes at `address`, which need not exist, before they are needed."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        for line in (0, 64):
+            place = builder.inttoptr(builder.add(values[0], ir.Constant(_I64, line)), byte)
+            # to read, into the nearest cache, data
+            builder.call(function, [place, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def load_float16(typing_context: Any, address: Any) -> Any:
     """The float16 values at `address` as float32."""
 
@@ -216,7 +238,7 @@ def load_truths(typing_context: Any, address: Any) -> Any:
     """Truths that `store_truths` wrote."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.bitcast(builder.load(builder.inttoptr(values[0], _I32.as_pointer()), align=4), _vector(_I1))
+        return builder.bitcast(builder.load(builder.inttoptr(values[0], _BITS.as_pointer()), align=4), _vector(_I1))
 
     return TRUTHS(types.int64), code
 
@@ -226,7 +248,7 @@ def store_truths(typing_context: Any, address: Any, value: Any) -> Any:
     """Stores truths as 32 bits, lane 0 the lowest."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        builder.store(builder.bitcast(values[1], _I32), builder.inttoptr(values[0], _I32.as_pointer()), align=4)
+        builder.store(builder.bitcast(values[1], _BITS), builder.inttoptr(values[0], _BITS.as_pointer()), align=4)
         return context.get_dummy_value()
 
     return types.void(types.int64, TRUTHS), code

@@ -2,9 +2,9 @@
 
 The upper 16 bits of a float32 magnitude (sign off) order it, so counts of those bins find the bin of the k-th largest for
 every k at once. A bin's members are "plain" (no lower bits: all equal, the smallest of the bin) or "mixed". Deltas of
-bfloat16 models are plain but for a few percent, and plain ones are counted per stretch of `STRETCH` elements, which says where
-the k-th of equal magnitudes stands (the first in flat order are kept). A bin's mixed members are collected and sorted when
-first asked for; when a second bin is, and few are mixed, those of all bins at once.
+bfloat16 models are plain but for a few percent: the mixed ones are listed and sorted once, and plain ones are counted per
+stretch of `STRETCH` elements, which says where the k-th of equal magnitudes stands (the first in flat order are kept).
+Where most are mixed (float32 models), a bin's members are collected and sorted when first asked for.
 """
 
 from collections import OrderedDict
@@ -17,8 +17,8 @@ import torch
 from evomerge.weights.blocks import BLOCK, as_bits, load_block
 from evomerge.weights.fused.tables import KINDS
 
-STRETCH = 60 * BLOCK
-"""elements per row of counts: below 2^16, so a count fits 16 bits"""
+STRETCH = 20 * BLOCK
+"""elements per row of counts: below 2^16, so a count fits 16 bits; smaller ones are searched faster and take more memory"""
 
 _LISTED_SHARE = 1 / 8
 """mixed deltas are listed (8 bytes each) up to this share of a tensor"""
@@ -59,7 +59,8 @@ class MagnitudeHistogram:
         self._from_top = np.cumsum((plain + self._mixed)[::-1])
         self._mixed_from_top = np.cumsum(self._mixed[::-1])
         self._members: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._listed: np.ndarray | None = None
+        n_mixed = int(self._mixed.sum())
+        self._listed = self._collected(-1, n_mixed) if n_mixed <= _LISTED_SHARE * self.n_elements else None
 
     def cut(self, k: int) -> Cut:
         """What separates the `k` largest magnitudes; of equal ones the first count as larger. Zeros may be kept or not."""
@@ -83,15 +84,10 @@ class MagnitudeHistogram:
 
     def _mixed_key(self, place: int, column: int, rank: int) -> int:
         """The key of the `rank`-th (from 1) mixed member of a bin."""
-        members = self._members.get(column)
-        if members is None and self._members and self._listed is None:
-            # more than one bin is asked for: there will be more
-            n_mixed = int(self._mixed_from_top[-1])
-            if n_mixed <= _LISTED_SHARE * self.n_elements:
-                self._listed = self._collected(-1, n_mixed)
         if self._listed is not None:
             before = int(self._mixed_from_top[place - 1]) if place else 0
             return int(self._listed[before + rank - 1])
+        members = self._members.get(column)
         if members is None:
             members = self._collected(self._low + column, int(self._mixed[column]))
             self._members[column] = members
