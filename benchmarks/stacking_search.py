@@ -28,7 +28,7 @@ TASKS = ("largest", "reverse", "translate")
 ITEMS = 24_000
 """of every search: 80 candidates of 300 items"""
 LIMIT = 100
-"""items of a task on `search` and `select`"""
+"""`search` items of a task"""
 FINALISTS = 5
 Z_95 = 1.96
 Rows = list[list[float]]
