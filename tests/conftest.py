@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -44,13 +45,27 @@ def left_in_shared_memory() -> Callable[[], set[str]]:
     return left
 
 
+def _folder(path: str) -> str:
+    """The folder inside `tests` of a file, given as a path or the start of a test's id."""
+    return (REPOSITORY / path).relative_to(REPOSITORY / "tests").parts[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keeps a file (or folder) that shares costly fixtures in one process.
+
+    What `--dist loadgroup` does with marks; with pytest 9.2 xdist 3.8 no longer sees them, and every fixture is made twice.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return _folder(file) if _folder(file) in SHARED_BY_FOLDER else file
+
+    return ByFixtures(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps a file (or folder) that shares costly fixtures in one process, and orders the folders."""
-
-    def folder(item: pytest.Item) -> str:
-        return item.path.relative_to(REPOSITORY / "tests").parts[0]
-
-    for item in items:
-        group = folder(item) if folder(item) in SHARED_BY_FOLDER else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: FIRST.index(folder(item)) if folder(item) in FIRST else len(FIRST))
+    """Orders the folders."""
+    order = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(_folder(str(item.path)), len(FIRST)))
