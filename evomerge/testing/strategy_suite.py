@@ -98,7 +98,7 @@ class StrategyCase:
 
 
 _CHEAP_BO: Mapping[str, Any] = {
-    "n_initial": 34,
+    "n_initial": 42,
     "n_samples": 2,
     "n_restarts": 1,
     "n_raw": 4,
@@ -108,7 +108,7 @@ _CHEAP_BO: Mapping[str, Any] = {
 
 OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
     "bo": (
-        StrategyCase("bo", dimension=2, n_objectives=1, options={**_CHEAP_BO, "n_initial": 8, "trust_region": "on"}),
+        StrategyCase("bo", dimension=2, n_objectives=1, options={**_CHEAP_BO, "n_initial": 32, "trust_region": "on"}),
     ),
     "catcma": (
         StrategyCase("catcma", n_objectives=1, options={"population_size": 4}, choices=(0, 3, 2, 0)),
