@@ -95,7 +95,7 @@ def merge_recipe(
         dtype: written instead of the recipe's.
         overwrite: replace `out` if it exists.
         shard_size: of weight files, in bytes or as text, e.g. "5GB".
-        max_memory: of all tensors in memory at a time, in bytes or as text; None = those of two steps.
+        max_memory: of all tensors in memory at a time, in bytes or as text; None = those of two steps and a result.
         device: where what the compiled kernels do not do is computed.
         seed: of random masks, instead of the recipe's.
         trust_remote_code: accept models whose config names code of their own (it is not run).

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
 from evomerge.core import atomic_write_json
 from evomerge.plan.model_folder import INDEX_NAME
 from evomerge.weights.mapping import TORCH_DTYPES
+from evomerge.weights.uncached_file import UncachedFile
 
 _NAME_OF = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -56,7 +56,7 @@ def write_shards(
     weight_map: dict[str, str] = {}
     for index, shard in enumerate(shards):
         file = "model.safetensors" if len(shards) == 1 else f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
-        with (folder / file).open("wb") as handle:
+        with UncachedFile(folder / file) as handle:
             _write_header(handle, shard)
             for output in shard:
                 name, tensor = next(stream)
@@ -71,7 +71,7 @@ def write_shards(
         atomic_write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_header(handle: BinaryIO, shard: Sequence[OutputSpec]) -> None:
+def _write_header(handle: UncachedFile, shard: Sequence[OutputSpec]) -> None:
     header: dict[str, Mapping[str, object]] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for output in shard:

@@ -28,7 +28,7 @@ Tensors = Mapping[tuple[str, str], torch.Tensor]
 """(model, tensor name) -> tensor"""
 
 _AT_ONCE = 2
-"""tensors worked on; more would need more memory, and threads within a tensor use further cores"""
+"""tensors worked on while one is written; more would need more memory, and threads within a tensor use further cores"""
 
 _OUTPUT_BYTES = 4
 """of an element of a result, before it is rounded"""
@@ -41,7 +41,7 @@ class StreamedMerge:
         headers: key of every model of the plans -> its header, as the files have it.
         alignment: rearranges the rows of embeddings; None = they are merged as they are.
         device: where arithmetic without compiled kernels runs.
-        max_bytes: largest sum of all tensors held at a time; None = those of two steps.
+        max_bytes: largest sum of all tensors held at a time; None = those of two steps and a result.
 
     Raises:
         CheckpointError: a file changed since its header was read.
@@ -79,11 +79,14 @@ class StreamedMerge:
                 running: deque[Future[torch.Tensor]] = deque()
                 handed = 0
                 for index, step in enumerate(plan.steps):
+                    merged = running.popleft().result() if running else self._merged(plan, step)
+                    handed = max(handed, index + 1)
                     # a result counts like its step until the caller has written it
                     while handed < len(needed) and len(running) < _AT_ONCE and self._fit(needed[index : handed + 1]):
                         running.append(workers.submit(self._merged, plan, plan.steps[handed]))
                         handed += 1
-                    yield step.output, running.popleft().result()
+                    yield step.output, merged
+                    del merged
             for header in self._headers.values():
                 check_unchanged(header)
         finally:
@@ -131,7 +134,7 @@ class StreamedMerge:
         return tensor
 
     def _fit(self, needed: list[int]) -> bool:
-        return len(needed) == 1 or self._max_bytes is None or sum(needed) <= self._max_bytes
+        return self._max_bytes is None or sum(needed) <= self._max_bytes
 
     def _check_memory(self, plan: MergePlan, needed: list[int]) -> None:
         if self._max_bytes is None:

@@ -1,0 +1,82 @@
+"""`UncachedFile`: a new file, written past the page cache where the system can do that.
+
+A merged model is written once, in full, and then flushed; passing gigabytes through the cache costs memory, a copy and, on many
+virtual machines, most of the time. Knows nothing of models.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+from pathlib import Path
+from types import TracebackType
+
+_BUFFER_BYTES = 8 << 20
+
+_BLOCK_BYTES = 4096
+"""what lengths and places of uncached writes are multiples of"""
+
+
+class UncachedFile:
+    """Collects what is written in a buffer that starts at a page, as uncached writes need it.
+
+    Args:
+        path: the file; replaced if it exists.
+
+    Raises:
+        OSError: the file cannot be written (from every method).
+    """
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        try:
+            self._file = os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o666)
+        except OSError as problem:
+            if problem.errno != errno.EINVAL:  # file systems in memory have no uncached writes
+                raise
+            self._file = os.open(path, flags, 0o666)
+        self._buffer = mmap.mmap(-1, _BUFFER_BYTES)
+        self._filled = 0
+        self._n_bytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Appends `data`."""
+        view = memoryview(data).cast("B")
+        self._n_bytes += len(view)
+        while len(view):
+            part = view[: _BUFFER_BYTES - self._filled]
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            view = view[len(part) :]
+            if self._filled == _BUFFER_BYTES:
+                self._empty(_BUFFER_BYTES)
+
+    def __enter__(self) -> "UncachedFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if problem is None:
+                self._empty(-(-self._filled // _BLOCK_BYTES) * _BLOCK_BYTES)
+                os.ftruncate(self._file, self._n_bytes)  # without the filling of the last block
+        finally:
+            os.close(self._file)
+            self._buffer.close()
+
+    def _empty(self, n_bytes: int) -> None:
+        """Writes the first `n_bytes` of the buffer."""
+        with memoryview(self._buffer) as buffer:
+            done = 0
+            while done < n_bytes:
+                with buffer[done:n_bytes] as rest:
+                    try:
+                        done += os.write(self._file, rest)
+                    except OSError as problem:
+                        uncached = fcntl.fcntl(self._file, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0)
+                        if problem.errno != errno.EINVAL or not uncached:
+                            raise
+                        # opened, but not written so: other block sizes, some network file systems
+                        fcntl.fcntl(self._file, fcntl.F_SETFL, 0)
+        self._filled = 0

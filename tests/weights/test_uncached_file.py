@@ -1,0 +1,39 @@
+"""Files written past the page cache hold what was written, whatever its size and the file system."""
+
+from pathlib import Path
+
+import pytest
+
+from evomerge.weights.uncached_file import UncachedFile
+
+MIB = 1 << 20
+SHM = Path("/dev/shm")  # noqa: S108
+
+
+@pytest.mark.parametrize(
+    "sizes", [(0,), (1,), (4096,), (4095, 2), (8 * MIB,), (8 * MIB - 1, 3, 9 * MIB), (5, 17 * MIB + 1)]
+)
+def test_holds_what_was_written(tmp_path, sizes):
+    pieces = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
+    with UncachedFile(tmp_path / "file") as file:
+        for piece in pieces:
+            file.write(piece)
+    assert (tmp_path / "file").read_bytes() == b"".join(pieces)
+
+
+@pytest.mark.skipif(not SHM.is_dir(), reason="no file system in memory here")
+def test_file_systems_without_uncached_writes(tmp_path):
+    path = SHM / tmp_path.name
+    try:
+        with UncachedFile(path) as file:
+            file.write(b"x" * 5000)
+        assert path.read_bytes() == b"x" * 5000
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def test_a_file_that_cannot_be_made(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        UncachedFile(tmp_path / "none" / "file")
+    with pytest.raises(OSError, match="No space left"), UncachedFile(Path("/dev/full")) as file:
+        file.write(b"x")
