@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from test_strategy_against_random import search, sphere
+from test_strategy_against_random import search, sphere, zdt1
 
+from evomerge.archive import hypervolume
 from evomerge.core import ConfigError, Evaluation, Split, Status
 from evomerge.strategy import make_strategy
 from evomerge.strategy.trust_region import TrustRegion, centre_of
@@ -32,6 +33,11 @@ def bump(point):
 
 def test_one_objective_beats_random_at_a_tenth_of_the_budget():
     assert search("bo", sphere, 4, 1, 25, 0, **FAST).min() < search("random", sphere, 4, 1, 250, 0).min()
+
+
+def test_two_objectives_beat_nsga2_at_a_third_of_the_budget():
+    ours = hypervolume(search("bo", zdt1, 4, 2, 24, 0, **FAST), [1.1, 1.1])
+    assert ours > hypervolume(search("nsga2", zdt1, 4, 2, 72, 0), [1.1, 1.1])
 
 
 def test_pending_points_are_not_proposed_again():
