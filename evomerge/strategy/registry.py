@@ -40,6 +40,10 @@ STRATEGIES: Mapping[str, str] = MappingProxyType(
 """Our own strategies: name -> where its class is. A class is imported when it is asked for."""
 
 
+_EXTRAS = frozenset({"bo", "nevergrad", "optuna"})
+"""Strategies whose library is an optional extra of the same name."""
+
+
 def _plugins() -> dict[str, EntryPoint]:
     """Installed plugins by name; a name of our own cannot be taken. Nothing is imported, so none can break the rest."""
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in STRATEGIES}
@@ -69,7 +73,8 @@ def strategy_class(name: str) -> Callable[..., Strategy]:
         return cast(Callable[..., Strategy], getattr(importlib.import_module(module), attribute))
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"strategy {name!r} cannot be loaded: {error}; install what it needs or choose another"
+            f"strategy {name!r} cannot be loaded: {error}; install what it needs"
+            f"{f' (the extra evomerge[{name}])' if name in _EXTRAS else ''} or choose another"
         ) from error
 
 

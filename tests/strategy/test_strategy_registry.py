@@ -145,6 +145,12 @@ def test_a_plugin_goes_through_the_same_suite(monkeypatch):
         check(cases[0])
 
 
+def test_a_missing_library_names_the_extra_that_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evomerge.strategy.bo", None)
+    with pytest.raises(ConfigError, match=r"'bo' cannot be loaded.*the extra evomerge\[bo\]"):
+        strategy_class("bo")
+
+
 def test_importing_the_package_loads_no_library():
     code = (
         "import sys, evomerge.strategy, evomerge.archive\n"
