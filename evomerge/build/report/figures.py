@@ -71,7 +71,8 @@ def fronts(state: RunState) -> go.Figure | None:
         text = [item.candidate_id for item in items]
         if len(names) > 2:
             dimensions = [{"label": name, "values": [item.value(name) for item in items]} for name in names]
-            figure.add_splom(dimensions=dimensions, text=text, name=kind, marker=marker, showupperhalf=False)
+            half = {"showupperhalf": False, "diagonal": {"visible": False}}
+            figure.add_splom(dimensions=dimensions, text=text, name=kind, marker=marker, **half)
             continue
         bars = {f"error_{axis}": _bars(items, name) for axis, name in zip("xy", names, strict=True) if kind == "front"}
         x, y = ([item.value(name) for item in items] for name in names)
