@@ -10,7 +10,7 @@ from rich.table import Table
 from evomerge.build import Run
 from evomerge.build.planning import Forecast, Sizes
 from evomerge.core import Evaluation, Objective, Split
-from evomerge.search import Z_95, headline
+from evomerge.search import Z_95, headline, verdict
 
 _CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 """In a log file there is no screen to fit into: names must stay whole."""
@@ -134,8 +134,7 @@ def _print_comparisons(summary: dict[str, Any], tuned: str | None) -> None:
         _CONSOLE.print("best minus baseline on the report split, item by item (95% interval):")
     for name in shown:
         row = rows[name]
-        verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference shown"
-        _CONSOLE.print(f"  {name:<24}{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict}")
+        _CONSOLE.print(f"  {name:<24}{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict(row)}")
 
 
 def _print_surrogates(summary: dict[str, Any]) -> None:

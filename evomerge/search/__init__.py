@@ -21,7 +21,7 @@ from evomerge.search.recorder import RunRecorder, open_items, with_items
 from evomerge.search.run_directory import RunDirectory, writing_into
 from evomerge.search.run_lock import RunLock, holder_of
 from evomerge.search.state import RunState, utility
-from evomerge.search.summary import Z_95, headline, mean_with_error, overhead, summarize, tuned_task_arithmetic
+from evomerge.search.summary import Z_95, headline, mean_with_error, overhead, summarize, tuned_task_arithmetic, verdict
 from evomerge.search.tables import Entry
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "summarize",
     "tuned_task_arithmetic",
     "utility",
+    "verdict",
     "with_items",
     "writing_into",
 ]

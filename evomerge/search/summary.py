@@ -145,6 +145,11 @@ def headline(state: RunState, details: Mapping[str, Mapping[str, float]]) -> tup
     return names + [name for name in [state.best_id] if name and name not in names], tuned
 
 
+def verdict(comparison: Mapping[str, float]) -> str:
+    """What the interval of an entry of `comparisons` says of the best."""
+    return "better" if comparison["low"] > 0 else "worse" if comparison["high"] < 0 else "no difference shown"
+
+
 def tuned_task_arithmetic(details: Mapping[str, Mapping[str, float]]) -> str | None:
     """The id of the task-arithmetic baseline with the best mean in `details` (the search split's)."""
     names = [name for name in details if name.startswith("task_arithmetic:")]

@@ -10,6 +10,7 @@ import pytest
 from evomerge.build import open_run, parse_config, start_search
 from evomerge.build.report import write_report
 from evomerge.build.report.figures import MAX_PARAMETERS, Parameter, parameters
+from evomerge.build.report.page import _rows
 from evomerge.core import ConfigError, EvaluationError, JournalError
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 
@@ -79,6 +80,12 @@ def test_one_objective_and_an_unfinished_run(tmp_path: Path) -> None:
     assert "not finished" in path.read_text(encoding="utf-8")
     (run / "journal.jsonl").write_bytes(b"".join((run / "journal.jsonl").read_bytes().splitlines(True)[:1]))
     assert _Page(write_report(run)).headings[-2:] == ["Where the time goes", "Made with"], "nothing evaluated yet"
+
+
+def test_rows_keep_the_id_by_which_the_best_is_marked() -> None:
+    summary = {"task_arithmetic:0.5": {"mean": 0.5}, "uniform": {"mean": 0.4}}
+    rows = _rows(summary, ["uniform", "task_arithmetic:0.5"], "task_arithmetic:0.5")
+    assert [row[:2] for row in rows] == [("uniform", "uniform"), ("task_arithmetic:0.5", "task_arithmetic:0.5 (tuned)")]
 
 
 def test_three_objectives_are_shown_in_pairs(tmp_path: Path) -> None:

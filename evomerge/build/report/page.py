@@ -13,7 +13,7 @@ from evomerge.build.report import figures
 from evomerge.build.report.figures import Parameter
 from evomerge.core import ConfigError, EvomergeError, FilePath, Split, Status, atomic_write_text
 from evomerge.recipe import recipe_to_yaml
-from evomerge.search import Z_95, best_so_far, front_of, headline, utility
+from evomerge.search import Z_95, best_so_far, front_of, headline, utility, verdict
 
 MAX_ROWS = 50
 """of the tables of the front and of failures"""
@@ -64,7 +64,7 @@ def _page(run: Run, name: str) -> str:
         summary=summary,
         objectives=state.objectives,
         tables=[(split, _rows(summary["details"][split], shown, tuned)) for split in ("report", "search")],
-        comparisons=_comparisons(summary["comparisons"], shown),
+        comparisons=[(name, row, verdict(row)) for name, row in summary["comparisons"].items() if name in shown],
         members=sorted(front_of(state).members, key=lambda item: (-utility(state.objectives, item), item.candidate_id))[
             :MAX_ROWS
         ],
@@ -93,18 +93,9 @@ def _status(run: Run) -> str:
     return "not finished: search scores only, which flatter whatever was chosen by them"
 
 
-def _rows(details: dict[str, Any], shown: Sequence[str], tuned: str | None) -> list[tuple[str, dict[str, Any]]]:
-    return [(f"{name} (tuned)" if name == tuned else name, details[name]) for name in shown if name in details]
-
-
-def _comparisons(rows: dict[str, Any], shown: Sequence[str]) -> list[tuple[str, dict[str, float], str]]:
-    found = []
-    for name in rows:
-        if name in shown:
-            row = rows[name]
-            verdict = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference shown"
-            found.append((name, row, verdict))
-    return found
+def _rows(details: dict[str, Any], shown: Sequence[str], tuned: str | None) -> list[tuple[str, str, dict[str, Any]]]:
+    """(id, label, numbers) of what the table shows."""
+    return [(name, f"{name} (tuned)" if name == tuned else name, details[name]) for name in shown if name in details]
 
 
 def _failures(run: Run) -> list[tuple[str, str, str]]:
