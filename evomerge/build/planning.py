@@ -81,9 +81,7 @@ def sizes(problem: Problem) -> Sizes:
         dimension=problem.space.dimension,
         n_objectives=len(problem.objectives),
         candidate_bytes=problem.check_plans(),
-        source_bytes=sum(
-            tensor.end - tensor.start for header in problem.headers.values() for tensor in header.tensors.values()
-        ),
+        source_bytes=sum(header.n_bytes for header in problem.headers.values()),
         journal_bytes=_HEADER_BYTES + _COORDINATE_BYTES * problem.space.dimension,
     )
 

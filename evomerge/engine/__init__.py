@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from evomerge.core import EngineError, Json
 from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest, RemoteWrite
 from evomerge.engine.environment import engine_environment
+from evomerge.engine.gpu_memory import vllm_memory_options
 
 if TYPE_CHECKING:
     from evomerge.engine.transformers_engine import TransformersEngine
@@ -92,4 +93,5 @@ __all__ = [
     "default_engine_kind",
     "engine_environment",
     "make_engine",
+    "vllm_memory_options",
 ]

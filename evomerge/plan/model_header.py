@@ -125,6 +125,11 @@ class ModelHeader:
     adapter: Adapter | None = None
 
     @cached_property
+    def n_bytes(self) -> int:
+        """Size of all tensors, as they are stored."""
+        return sum(tensor.end - tensor.start for tensor in self.tensors.values())
+
+    @cached_property
     def n_layers(self) -> int:
         """Transformer layers, as config.json says; 0 where it does not."""
         for config in (self.config, self.config.get("text_config")):

@@ -5,5 +5,14 @@ from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.remote_merge import WRITE_MERGE
 from evomerge.weights.slots import write_slots_folder
+from evomerge.weights.triton import gpu_methods
 
-__all__ = ["WRITE_MERGE", "Merger", "WeightPool", "merge_file_to_folder", "merge_to_folder", "write_slots_folder"]
+__all__ = [
+    "WRITE_MERGE",
+    "Merger",
+    "WeightPool",
+    "gpu_methods",
+    "merge_file_to_folder",
+    "merge_to_folder",
+    "write_slots_folder",
+]

@@ -27,8 +27,7 @@ import evomerge.weights.blocks as blocks
 import evomerge.weights.fused.kernels as cpu_kernels
 from evomerge.core import CheckpointError
 from evomerge.plan import MergePlan, Piece, Region, TensorInput, TensorStep
-from evomerge.weights import Merger, WeightPool
-from evomerge.weights.fused.steps import fused_methods
+from evomerge.weights import Merger, WeightPool, gpu_methods
 from evomerge.weights.philox import mask_key, random_words
 from evomerge.weights.triton import kernels
 from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch
@@ -53,7 +52,7 @@ def written(plan, pool, dtype, **options):
     return target.tensor(plan.steps[0].output)
 
 
-METHODS = [method for method in fused_methods() if not method.startswith("della")]
+METHODS = gpu_methods()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from evomerge.weights.fused.steps import fused_methods
 from evomerge.weights.pool import WeightPool
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ logger = logging.getLogger(__name__)
 
 INTERPRET = "TRITON_INTERPRET"
 """Triton's variable that makes kernels run in Python, on tensors of the CPU"""
+
+
+def gpu_methods() -> tuple[str, ...]:
+    """Methods that are computed where the engine's weights are, on a GPU; none without triton. Pruning by rank is the CPU's."""
+    return tuple(name for name in fused_methods() if not name.startswith("della")) if find_spec("triton") else ()
 
 
 def triton_batch(pool: WeightPool, device: torch.device) -> "TritonBatch | None":

@@ -1,0 +1,53 @@
+"""How much of a GPU an engine may take, so that the models that are merged have room beside it. Knows nothing of merging."""
+
+import logging
+
+from evomerge.core import Json
+from evomerge.engine.environment import vllm_targets_cpu
+
+_LOGGER = logging.getLogger(__name__)
+
+USABLE_SHARE = 0.92
+"""vLLM's default for `gpu_memory_utilization`; the rest is for the driver and for what torch cannot give back."""
+ENGINE_SPARE_BYTES = 4 << 30
+"""What vLLM wants besides weights: activations, graphs and the smallest useful key-value cache of models up to some 10B."""
+SOURCE_SPARE_BYTES = 1 << 30
+"""What merging wants besides the sources: tables, compiled kernels, the allocator's leftovers."""
+
+
+def vllm_memory_options(*, engine_bytes: int, source_bytes: int, gpus: float) -> dict[str, Json]:
+    """Options of `VllmEngine` for this process's first GPU; none with a CPU build.
+
+    Args:
+        engine_bytes: weights of the served model on one GPU.
+        source_bytes: of the models that are merged there; 0 = they stay in the CPU's memory.
+        gpus: what this engine has been given; below 1, others share the GPU.
+    """
+    if vllm_targets_cpu():
+        return {}
+    from vllm.platforms import current_platform
+
+    total = int(current_platform.get_device_total_memory())
+    share = memory_share(total, engine_bytes=engine_bytes, source_bytes=source_bytes, gpus=gpus)
+    return {"gpu_memory_utilization": share}
+
+
+def memory_share(total_bytes: int, *, engine_bytes: int, source_bytes: int, gpus: float) -> float:
+    """The share of a GPU of `total_bytes` that vLLM may take, in (0, 1].
+
+    What is usable, without the sources where the engine has room enough then. Otherwise all of it, since candidates can be
+    merged on the CPU but an engine cannot do without; that is logged.
+    """
+    usable = USABLE_SHARE * total_bytes * min(1.0, gpus or 1.0)
+    left = usable - (source_bytes + SOURCE_SPARE_BYTES if source_bytes else 0)
+    if left < engine_bytes + ENGINE_SPARE_BYTES:
+        if source_bytes:
+            _LOGGER.warning(
+                "candidates will be merged on the CPU: %.1f GB of models do not fit beside an engine of %.1f GB in %.1f GB of "
+                "GPU memory; use fewer models or a larger GPU, or set engine.options.gpu_memory_utilization yourself",
+                source_bytes / 1e9,
+                engine_bytes / 1e9,
+                usable / 1e9,
+            )
+        left = usable
+    return left / total_bytes

@@ -1,0 +1,53 @@
+"""How much of a GPU vLLM may take. Sizes are those of real cases; no GPU is asked."""
+
+import logging
+
+import pytest
+
+from evomerge.engine.environment import vllm_targets_cpu
+from evomerge.engine.gpu_memory import (
+    ENGINE_SPARE_BYTES,
+    SOURCE_SPARE_BYTES,
+    USABLE_SHARE,
+    memory_share,
+    vllm_memory_options,
+)
+
+H100, H200 = 80 << 30, 141 << 30
+MODEL_8B = 16_060_000_000
+
+
+@pytest.mark.parametrize(("total", "n_models"), [(H200, 4), (H100, 2)])
+def test_sources_get_their_room(total: int, n_models: int) -> None:
+    sources = n_models * MODEL_8B
+
+    share = memory_share(total, engine_bytes=MODEL_8B, source_bytes=sources, gpus=1.0)
+
+    assert total * (USABLE_SHARE - share) == pytest.approx(sources + SOURCE_SPARE_BYTES)
+    assert total * share >= MODEL_8B + ENGINE_SPARE_BYTES
+
+
+def test_an_engine_that_would_starve_takes_all_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        share = memory_share(H100, engine_bytes=MODEL_8B, source_bytes=4 * MODEL_8B, gpus=1.0)
+
+    assert share == pytest.approx(USABLE_SHARE)
+    assert "64.2 GB of models do not fit beside an engine of 16.1 GB" in caplog.text
+
+
+def test_engines_that_share_a_gpu_share_its_memory() -> None:
+    share = memory_share(H200, engine_bytes=MODEL_8B, source_bytes=2 * MODEL_8B, gpus=0.5)
+
+    assert share < USABLE_SHARE / 2
+    assert 2 * (H200 * share + 2 * MODEL_8B + SOURCE_SPARE_BYTES) == pytest.approx(USABLE_SHARE * H200)
+
+
+@pytest.mark.parametrize("gpus", [1.0, 2.0, 0.0])
+def test_without_sources_vllm_takes_what_it_takes_anyway(gpus: float, caplog: pytest.LogCaptureFixture) -> None:
+    assert memory_share(H100, engine_bytes=MODEL_8B, source_bytes=0, gpus=gpus) == pytest.approx(USABLE_SHARE)
+    assert not caplog.records
+
+
+@pytest.mark.skipif(not vllm_targets_cpu(), reason="the installed vLLM is not a CPU build")
+def test_a_cpu_engine_has_no_such_option() -> None:
+    assert vllm_memory_options(engine_bytes=1, source_bytes=1, gpus=1.0) == {}
