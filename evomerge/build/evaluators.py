@@ -80,7 +80,7 @@ def _synthetic(config: SearchConfig) -> Evaluator:
 
 
 def _lm_eval(config: SearchConfig, models: ModelTable, n_slots: int | None) -> Evaluator:
-    from evomerge.evaluation import LmEvalEvaluator, TaskSpec
+    from evomerge.evaluation import LmEvalEvaluator, PromptFormat, TaskSpec
     from evomerge.weights import Merger, WeightPool
 
     headers = read_models(models)
@@ -93,6 +93,10 @@ def _lm_eval(config: SearchConfig, models: ModelTable, n_slots: int | None) -> E
             return plan
         return padded(plan, n_slots, folding_of(first).silenced)
 
+    wanted = config.evaluation
+    if isinstance(wanted, SyntheticConfig):
+        raise ConfigError("expected evaluation.kind: lm_eval")
+    prompt = PromptFormat(wanted.apply_chat_template, wanted.system_instruction, wanted.fewshot_as_multiturn)
     tasks = [
         TaskSpec(
             task=item.task,
@@ -100,12 +104,11 @@ def _lm_eval(config: SearchConfig, models: ModelTable, n_slots: int | None) -> E
             metric=item.metric,
             splits={Split(ours): theirs for ours, theirs in item.splits.items()},
             limit=item.limit,
+            num_fewshot=item.num_fewshot,
+            prompt=prompt,
         )
         for item in config.tasks
     ]
-    wanted = config.evaluation
-    if isinstance(wanted, SyntheticConfig):
-        raise ConfigError("expected evaluation.kind: lm_eval")
     return LmEvalEvaluator(
         engine,
         Merger(pool),

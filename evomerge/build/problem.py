@@ -9,7 +9,7 @@ from evomerge.build.stacking import stack_template
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
-from evomerge.plan import ModelHeader, make_plan, read_models
+from evomerge.plan import TEMPLATE_FILE, ModelHeader, chat_template_of, make_plan, read_models
 from evomerge.recipe import (
     AXES,
     Lineage,
@@ -268,7 +268,13 @@ def _checked(problem: Problem, errors: list[str]) -> Problem:
     """The problem itself, after the checks that need it whole."""
     from evomerge.build.strategies import strategy_for
 
-    for check in (lambda: problem.objectives, problem.check_plans, lambda: strategy_for(problem)):
+    checks = (
+        lambda: problem.objectives,
+        problem.check_plans,
+        lambda: strategy_for(problem),
+        lambda: _check_chat_template(problem),
+    )
+    for check in checks:
         try:
             check()
         except EvomergeError as error:
@@ -276,6 +282,19 @@ def _checked(problem: Problem, errors: list[str]) -> Problem:
     if errors:
         raise ConfigError(_listed(list(dict.fromkeys(errors))))
     return problem
+
+
+def _check_chat_template(problem: Problem) -> None:
+    """Raises ConfigError where conversations are asked for and the model that lends its tokenizer has no form for them."""
+    evaluation = problem.config.evaluation
+    if isinstance(evaluation, SyntheticConfig) or not evaluation.apply_chat_template:
+        return
+    first = next(iter(problem.headers.values()))
+    if chat_template_of(first) is None:
+        raise ConfigError(
+            f"evaluation.apply_chat_template: the tokenizer of {first.folder} has no chat template; put one there as {TEMPLATE_FILE}, "
+            "or leave the option out"
+        )
 
 
 def _listed(errors: list[str]) -> str:

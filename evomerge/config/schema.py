@@ -178,6 +178,8 @@ class TaskConfig(_Strict):
     """our split -> the data set's split; default: the same names"""
     limit: int | None = Field(default=None, ge=1)
     """use only the first so many items of every split"""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """solved examples before each item; default: as many as the task says"""
     search_on_test: bool = False
     """let a named benchmark's test split be searched on; its published scores then mean nothing for what is found"""
 
@@ -221,6 +223,12 @@ class LmEvalConfig(_Strict):
     """Scores candidates on lm-eval tasks with a running engine."""
 
     kind: Literal["lm_eval"] = "lm_eval"
+    apply_chat_template: bool = False
+    """put every item as a conversation, in the form of the tokenizer's chat template: for models that are tuned to chat"""
+    system_instruction: str | None = None
+    """stands before every task's own description"""
+    fewshot_as_multiturn: bool = True
+    """with a chat template: solved examples are earlier turns of the conversation; false: part of one question"""
     trust_task_code: bool = False
     """allow task files that name Python code (`!function`) and tasks that run what the model writes, in a sandbox"""
     task_code_timeout_s: float = Field(default=300.0, gt=0)

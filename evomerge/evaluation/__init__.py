@@ -7,7 +7,7 @@ Importing this package imports neither torch nor lm-eval; `LmEvalEvaluator` and 
 from typing import TYPE_CHECKING, Any
 
 from evomerge.evaluation.synthetic import SyntheticEvaluator, synthetic_task_names
-from evomerge.evaluation.task_spec import TaskSpec
+from evomerge.evaluation.task_spec import PromptFormat, TaskSpec
 
 if TYPE_CHECKING:
     from evomerge.evaluation.lm_eval_evaluator import LmEvalEvaluator
@@ -28,4 +28,12 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_LAZY[name]), name)
 
 
-__all__ = ["LmEvalEvaluator", "LoadedTask", "SyntheticEvaluator", "TaskSpec", "load_task", "synthetic_task_names"]
+__all__ = [
+    "LmEvalEvaluator",
+    "LoadedTask",
+    "PromptFormat",
+    "SyntheticEvaluator",
+    "TaskSpec",
+    "load_task",
+    "synthetic_task_names",
+]

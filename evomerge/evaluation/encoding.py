@@ -1,11 +1,15 @@
-"""Text -> token ids, exactly as lm-eval encodes requests for causal models.
+"""Conversations -> text -> token ids, exactly as lm-eval encodes requests for causal models.
 
-Follows lm-eval 0.4.13, `TemplateLM.loglikelihood`, `TemplateLM._encode_pair` and `HFLM.tok_encode`.
+Follows lm-eval 0.4.13, `TemplateLM.loglikelihood`, `TemplateLM._encode_pair`, `HFLM.tok_encode` and `HFLM.apply_chat_template`.
 """
 
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.core import EvaluationError
+
+logger = logging.getLogger(__name__)
 
 
 class Encoder:
@@ -13,18 +17,20 @@ class Encoder:
 
     Args:
         tokenizer: the models' tokenizer.
+        keep_system: whether a chat template that refuses system messages is an error.
 
     Raises:
         EvaluationError: it has neither a beginning-of-text nor an end-of-text token.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, *, keep_system: bool = False) -> None:
+        self._tokenizer, self._keep_system = tokenizer, keep_system
         prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if prefix is None:
             raise EvaluationError(
                 "the tokenizer has neither a beginning-of-text nor an end-of-text token; lm-eval's conventions need one"
             )
+        self._told_about_system = False
         self._prefix = int(prefix)
         self._prefix_text: str = tokenizer.decode([self._prefix])
         self.end_text: str | None = (
@@ -51,3 +57,45 @@ class Encoder:
         continuation = context[len(stripped) :] + continuation
         whole, before = self.prompt(stripped + continuation), self.prompt(stripped)
         return before, whole[len(before) :]
+
+    def conversation(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        """The text of a conversation in the form of the tokenizer's chat template, which is rendered in a sandbox (transformers').
+
+        Unless they must be kept, a template that refuses system messages gets the conversation without, as in lm-eval; logged.
+
+        Args:
+            messages: `role` (system, user, assistant) and `content` of each turn.
+            add_generation_prompt: end with the beginning of an answer; else the last turn is left open.
+
+        Raises:
+            EvaluationError: the tokenizer has no chat template, or it refuses this conversation.
+        """
+        try:
+            try:
+                return self._render(messages, add_generation_prompt)
+            except _template_error():
+                others = [message for message in messages if message["role"] != "system"]
+                if self._keep_system or len(others) == len(messages):
+                    raise
+                text = self._render(others, add_generation_prompt)
+        except (_template_error(), ValueError, TypeError) as error:
+            raise EvaluationError(f"the tokenizer's chat template refuses a conversation: {error}") from error
+        if not self._told_about_system:
+            logger.warning("the chat template refuses system messages: tasks are put without their description")
+            self._told_about_system = True
+        return text
+
+    def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return text
+
+
+def _template_error() -> type[Exception]:
+    from jinja2 import TemplateError
+
+    return TemplateError

@@ -76,7 +76,7 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
     dataset = _load_data(spec.task, settings)
     if is_task_file(spec.task) and not trust_code:
         check_templates(spec.task, settings, (row for part in dataset.values() for row in part))
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, keep_system=spec.prompt.system_instruction is not None)
     splits: dict[Split, TaskItems] = {}
     metric = filter_name = ""
     for split in Split:
@@ -90,7 +90,7 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
                     "Say which one under splits"
                 )
             continue
-        task = _lm_eval_task(f"{spec.task}, split {part!r}", settings, dataset, part)
+        task = _lm_eval_task(f"{spec.task}, split {part!r}", settings, dataset, part, spec.num_fewshot)
         metric, filter_index = _chosen_metric(spec, task)
         filter_name = task._filters[filter_index].name
         splits[split] = TaskItems(
@@ -98,7 +98,7 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
             task,
             metric=metric,
             filter_index=filter_index,
-            items=_build_items(f"{spec.task}, split {part!r}", task, spec.limit),
+            items=_build_items(f"{spec.task}, split {part!r}", task, spec, encoder),
             encoder=encoder,
         )
     _check_disjoint(name, splits)
@@ -149,8 +149,10 @@ def _load_data(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return loaded
 
 
-def _lm_eval_task(where: str, settings: Mapping[str, Any], dataset: Mapping[str, Any], part: str) -> Any:
-    """lm-eval's task object whose evaluated documents are the data split `part`."""
+def _lm_eval_task(
+    where: str, settings: Mapping[str, Any], dataset: Mapping[str, Any], part: str, num_fewshot: int | None
+) -> Any:
+    """lm-eval's task object whose evaluated documents are the data split `part`, with so many examples (None: its own number)."""
     base: Any = importlib.import_module("lm_eval.api.task").ConfigurableTask
 
     class LoadedDataTask(base):  # type: ignore[misc]
@@ -161,6 +163,8 @@ def _lm_eval_task(where: str, settings: Mapping[str, Any], dataset: Mapping[str,
 
     config = copy.deepcopy({key: value for key, value in settings.items() if key != "dataset_kwargs"})
     config["test_split"] = part
+    if num_fewshot is not None:
+        config["num_fewshot"] = num_fewshot
     try:
         task = LoadedDataTask(config=config)
         if task.config.num_fewshot is None:
@@ -177,11 +181,20 @@ def _template_error() -> type[Exception]:
     return jinja2.TemplateError
 
 
-def _build_items(where: str, task: Any, limit: int | None) -> list[Item]:
+def _build_items(where: str, task: Any, spec: TaskSpec, encoder: Encoder) -> list[Item]:
+    prompt = spec.prompt
     try:
         # Its progress bar has no switch.
         with redirect_stderr(io.StringIO()):
-            task.build_all_requests(limit=limit, rank=0, world_size=1)
+            task.build_all_requests(
+                limit=spec.limit,
+                rank=0,
+                world_size=1,
+                system_instruction=prompt.system_instruction,
+                apply_chat_template=prompt.apply_chat_template,
+                fewshot_as_multiturn=prompt.apply_chat_template and prompt.fewshot_as_multiturn,
+                chat_template=encoder.conversation if prompt.apply_chat_template else None,
+            )
     except (*SCORER_ERRORS, _template_error()) as error:
         raise EvaluationError(f"{where}: lm-eval cannot build the requests: {error!r}") from error
     by_document: dict[int, list[Any]] = {}

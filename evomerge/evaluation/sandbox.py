@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ class SandboxedTask:
             "spec": {
                 "task": spec.task, "metric": spec.metric, "name": spec.name, "limit": spec.limit,
                 "splits": {ours.value: theirs for ours, theirs in spec.splits.items()},
+                "num_fewshot": spec.num_fewshot, "prompt": asdict(spec.prompt),
             },
             "tokenizer": str(self._tokenizer), "folder": folder, "memory_bytes": MEMORY_BYTES, "file_bytes": FILE_BYTES,
         }  # fmt: skip

@@ -72,10 +72,11 @@ def _load(order: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
     from evomerge.core import Split
     from evomerge.evaluation.loaded_task import load_task
-    from evomerge.evaluation.task_spec import TaskSpec
+    from evomerge.evaluation.task_spec import PromptFormat, TaskSpec
 
     wanted = order["spec"]
-    spec = TaskSpec(**{**wanted, "splits": {Split(ours): theirs for ours, theirs in wanted["splits"].items()}})
+    splits_wanted = {Split(ours): theirs for ours, theirs in wanted["splits"].items()}
+    spec = TaskSpec(**{**wanted, "splits": splits_wanted, "prompt": PromptFormat(**wanted["prompt"])})
     task = load_task(spec, AutoTokenizer.from_pretrained(order["tokenizer"], local_files_only=True), trust_code=True)
     splits = {
         split.value: {

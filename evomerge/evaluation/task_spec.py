@@ -1,9 +1,24 @@
-"""`TaskSpec`: which lm-eval task, which metric, which of its items. Plain data."""
+"""`TaskSpec`: which lm-eval task, which metric, which of its items, and how they are put to the model. Plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from evomerge.core import EvaluationError, Split
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """How a task's text is put to the model: lm-eval's options of these names.
+
+    Attributes:
+        apply_chat_template: as a conversation, in the form of the tokenizer's chat template.
+        system_instruction: stands before the task's own description.
+        fewshot_as_multiturn: with a chat template, examples are earlier turns of the conversation; else part of one question.
+    """
+
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +32,8 @@ class TaskSpec:
         name: what the score is called; None = the task's own name.
         splits: our split -> the data set's split; a split that is not given is looked for under its own name.
         limit: use only the first so many items of every split.
+        num_fewshot: solved examples before each item; None = as many as the task says.
+        prompt: how items are put to the model.
     """
 
     task: str
@@ -24,11 +41,15 @@ class TaskSpec:
     name: str | None = None
     splits: Mapping[Split, str] = field(default_factory=dict)
     limit: int | None = None
+    num_fewshot: int | None = None
+    prompt: PromptFormat = PromptFormat()
 
     def __post_init__(self) -> None:
-        """Raises EvaluationError on a limit below one, or one data split that is given twice."""
+        """Raises EvaluationError on a limit below one, fewer than no examples, or one data split that is given twice."""
         if self.limit is not None and self.limit < 1:
             raise EvaluationError(f"task {self.task!r}: limit must be at least 1, got {self.limit}")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise EvaluationError(f"task {self.task!r}: num_fewshot must be at least 0, got {self.num_fewshot}")
         given = list(self.splits.values())
         twice = sorted({name for name in given if given.count(name) > 1})
         if twice:

@@ -1,6 +1,7 @@
 """Recipe + model headers -> merge plan. Reads headers and config files, never a weight."""
 
 from evomerge.plan.active import active_parameters
+from evomerge.plan.chat_template import TEMPLATE_FILE, chat_template_of
 from evomerge.plan.folding import FOLDINGS, folding_of
 from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorStep, WeightTarget
 from evomerge.plan.model_folder import check_unchanged, file_inside, read_model_header
@@ -11,6 +12,7 @@ from evomerge.plan.sources import ModelTable, read_headers, read_models, read_so
 
 __all__ = [
     "FOLDINGS",
+    "TEMPLATE_FILE",
     "Adapter",
     "LoraUpdate",
     "MergePlan",
@@ -23,6 +25,7 @@ __all__ = [
     "TensorStep",
     "WeightTarget",
     "active_parameters",
+    "chat_template_of",
     "check_unchanged",
     "file_inside",
     "folding_of",

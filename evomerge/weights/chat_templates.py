@@ -1,16 +1,11 @@
-"""Chat templates of merged models: Jinja text that the tokenizer renders. Written here, never rendered."""
+"""Chat templates of merged models: Jinja text that the tokenizer renders. Chosen here, never rendered."""
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from evomerge.core import CheckpointError, RecipeError
-from evomerge.plan import ModelHeader, file_inside
-from evomerge.plan.model_folder import read_json_file
-
-TEMPLATE_FILE = "chat_template.jinja"
+from evomerge.core import RecipeError
+from evomerge.plan import ModelHeader, chat_template_of
 
 AUTO = "auto"
 
@@ -47,7 +42,7 @@ def chosen_template(wanted: str, headers: Mapping[str, ModelHeader]) -> str | No
         RecipeError: neither a known name nor a template that Jinja can parse.
     """
     if wanted == AUTO:
-        found = [text.strip() for text in map(_template_of, headers.values()) if text]
+        found = [text.strip() for text in map(chat_template_of, headers.values()) if text]
         return Counter(found).most_common(1)[0][0] if found else None
     if wanted in BUILT_IN:
         return BUILT_IN[wanted]
@@ -61,24 +56,3 @@ def chosen_template(wanted: str, headers: Mapping[str, ModelHeader]) -> str | No
     except TemplateSyntaxError as problem:
         raise RecipeError(f"chat_template, line {problem.lineno}: {problem.message}") from None
     return wanted
-
-
-def _template_of(header: ModelHeader) -> str | None:
-    """A model's own template, wherever its tokenizer keeps it."""
-    if (header.folder / TEMPLATE_FILE).exists():
-        return _text(file_inside(header.folder, TEMPLATE_FILE))
-    if not (header.folder / "tokenizer_config.json").exists():
-        return None
-    config: Any = read_json_file(file_inside(header.folder, "tokenizer_config.json"))
-    template = config.get("chat_template") if isinstance(config, dict) else None
-    if isinstance(template, list):  # several, each with a name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise CheckpointError(f"{path}: cannot be read: {problem}") from None

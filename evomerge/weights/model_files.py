@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.core import Json, atomic_write_json, atomic_write_text
-from evomerge.plan import MergePlan, ModelHeader, file_inside
+from evomerge.plan import TEMPLATE_FILE, MergePlan, ModelHeader, file_inside
 from evomerge.plan.model_folder import read_json_file
 from evomerge.recipe import Recipe, RecipeFile, method_spec, recipe_to_yaml
-from evomerge.weights.chat_templates import TEMPLATE_FILE, chosen_template
+from evomerge.weights.chat_templates import chosen_template
 from evomerge.weights.vocabulary import Alignment
 
 logger = logging.getLogger(__name__)

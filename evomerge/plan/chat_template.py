@@ -1,0 +1,35 @@
+"""The chat template of a model folder, as text: Jinja that the tokenizer renders, and nothing here does."""
+
+from pathlib import Path
+from typing import Any
+
+from evomerge.core import CheckpointError
+from evomerge.plan.model_folder import file_inside, read_json_file
+from evomerge.plan.model_header import ModelHeader
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+def chat_template_of(header: ModelHeader) -> str | None:
+    """A model's own template, wherever its tokenizer keeps it; None where it has none.
+
+    Raises:
+        CheckpointError: a file that cannot be read, or is outside the folder.
+    """
+    if (header.folder / TEMPLATE_FILE).exists():
+        return _text(file_inside(header.folder, TEMPLATE_FILE))
+    if not (header.folder / "tokenizer_config.json").exists():
+        return None
+    config: Any = read_json_file(file_inside(header.folder, "tokenizer_config.json"))
+    template = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(template, list):  # several, each with a name
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise CheckpointError(f"{path}: cannot be read: {problem}") from None
