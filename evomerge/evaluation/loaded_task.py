@@ -15,6 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from evomerge.core import EvaluationError, Split
+from evomerge.evaluation.compiled_templates import keep_compiled_templates
 from evomerge.evaluation.encoding import Encoder
 from evomerge.evaluation.task_files import is_task_file
 from evomerge.evaluation.task_items import SCORER_ERRORS, Item, TaskItems
@@ -70,6 +71,7 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
     """
     # Its notes on defaults are not news here; errors are raised.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    keep_compiled_templates()
     settings = task_settings(spec.task, trust_code=trust_code)
     name = spec.name or str(settings["task"])
     _check_settings(spec.task, settings)

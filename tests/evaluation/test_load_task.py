@@ -41,6 +41,18 @@ def write_task(tmp_path):
     return write
 
 
+def test_templates_are_compiled_once(write_task, tokenizer):
+    from lm_eval.utils import apply_template, env
+
+    task = load_task(TaskSpec(write_task(doc_to_target="{{a}}")), tokenizer)
+    compiled = env.from_string.cache_info().misses
+    items = task.items(Split.REPORT)
+    assert items.score([], [Generation(f"answer {i}", 3) for i in range(6, 12)]).tolist() == [1] * 6
+    assert env.from_string.cache_info().misses == compiled
+    assert [apply_template("{{a}}-{{b}}", {"a": 1, "b": b}) for b in (2, 3)] == ["1-2", "1-3"]
+    assert apply_template("{{a}}+{{b}}", {"a": 1, "b": 2}) == "1+2"
+
+
 def test_requests_and_scores(write_task, tokenizer):
     task = load_task(TaskSpec(write_task(), name="mine"), tokenizer)
     assert (task.name, task.metric, task.filter) == ("mine", "exact_match", "none")
