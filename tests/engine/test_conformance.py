@@ -1,6 +1,6 @@
 import pytest
 
-from evomerge.testing.engine_suite import CHECKS, check_engines_are_independent
+from evomerge.testing.engine_checks import CHECKS, check_engines_are_independent
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -6,7 +6,7 @@ import torch
 from evomerge.core import EngineError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest, available_engines, make_engine
 from evomerge.engine.checkpoint import CheckpointFolder
-from evomerge.testing.engine_suite import write_tensors
+from evomerge.testing.engine_writers import write_tensors
 from evomerge.testing.tiny_models import write_tiny_llama
 
 pytestmark = pytest.mark.skipif("vllm" not in available_engines(), reason="vLLM is not installed")

@@ -3,12 +3,8 @@
 import pytest
 
 from evomerge.core import genome_to_json
-from evomerge.testing.strategy_suite import (
-    STRATEGY_CHECKS,
-    Driver,
-    resume_in_new_process,
-    strategy_cases,
-)
+from evomerge.testing.strategy_checks import STRATEGY_CHECKS
+from evomerge.testing.strategy_suite import Driver, resume_in_new_process, strategy_cases
 
 CASES = strategy_cases()
 

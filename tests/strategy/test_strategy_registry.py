@@ -19,7 +19,8 @@ from evomerge.strategy import (
     strategy_options,
     strategy_options_schema,
 )
-from evomerge.testing.strategy_suite import STRATEGY_CHECKS, strategy_cases
+from evomerge.testing.strategy_checks import STRATEGY_CHECKS
+from evomerge.testing.strategy_suite import strategy_cases
 
 
 def test_names_are_sorted_and_ours():
