@@ -65,7 +65,7 @@ zoo: setup
 	$(BIN)/evomerge zoo build --out zoo
 
 unit: setup $(PEER)
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not alone'
+	$(BIN)/pytest -n 2 --no-loadscope-reorder -m 'not alone'
 	$(BIN)/pytest -m alone
 
 $(TRITON): requirements/triton.txt | $(STAMP)

@@ -1,4 +1,4 @@
-"""Fixtures for tests of several packages, and how the tests are spread over processes (`pytest -n 2 --dist loadgroup`)."""
+"""Fixtures for tests of several packages, and how the tests are spread over processes (`pytest -n 2 --no-loadscope-reorder`)."""
 
 import os
 import time
@@ -51,9 +51,9 @@ def _folder(path: str) -> str:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keeps a file (or folder) that shares costly fixtures in one process.
+    """Keeps a file (or folder) that shares costly fixtures in one process, whatever `--dist` says.
 
-    What `--dist loadgroup` does with marks; with pytest 9.2 xdist 3.8 no longer sees them, and every fixture is made twice.
+    `--dist loadgroup` would do it by marks, but xdist 3.8 does not see marks under pytest 9.2, and every fixture is made twice.
     """
     from xdist.scheduler import LoadScopeScheduling
 

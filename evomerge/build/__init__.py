@@ -3,13 +3,14 @@
 from evomerge.build.models import Scored, evaluate_model, merge_recipe
 from evomerge.build.problem import Problem, describe, make_problem
 from evomerge.build.reading import Run, export_recipe, open_run
-from evomerge.build.runs import default_run_directory, resume_search, start_search
+from evomerge.build.runs import config_on_resume, default_run_directory, resume_search, start_search
 from evomerge.config import load_config, parse_config
 
 __all__ = [
     "Problem",
     "Run",
     "Scored",
+    "config_on_resume",
     "default_run_directory",
     "describe",
     "evaluate_model",

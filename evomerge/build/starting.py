@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evomerge.build.problem import make_problem
 from evomerge.config import parse_config
-from evomerge.core import ConfigError, atomic_write_text, load_yaml
+from evomerge.core import ConfigError, FilePath, atomic_write_text, load_yaml
 from evomerge.plan import read_source
 from evomerge.recipe import Source
 from evomerge.strategy import strategy_names
@@ -43,7 +43,7 @@ _NO_TASKS = "tasks: []            # to be filled in, or there is nothing to sear
 
 
 def write_first_config(
-    out: Path, experts: Sequence[str], *, base: Path | None, tasks: Sequence[str], overwrite: bool = False
+    out: FilePath, experts: Sequence[str], *, base: FilePath | None, tasks: Sequence[str], overwrite: bool = False
 ) -> list[str]:
     """Writes a commented configuration and returns what is still to be done, a line each.
 
@@ -58,6 +58,7 @@ def write_first_config(
         ConfigError: `out` exists, an expert's name is none or stands twice, or what `evomerge validate` would say.
         CheckpointError: a model cannot be read.
     """
+    out = Path(out)
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists; give another --out, or --overwrite")
     named = _named(experts)

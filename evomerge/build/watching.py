@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.config import SearchConfig, parse_config
-from evomerge.core import Objective, Split, Status
+from evomerge.core import FilePath, Objective, Split, Status
 from evomerge.search import JournalReader, RunDirectory, RunState, holder_of, utility
 
 N_BEST = 5
@@ -55,8 +55,8 @@ class Watcher:
         JournalError: there is none, or it is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._directory = RunDirectory(folder)
+    def __init__(self, folder: FilePath) -> None:
+        self._directory = RunDirectory(Path(folder))
         resolved = self._directory.read_resolved()
         self.config: SearchConfig = parse_config(
             dict(resolved["config"]), folder=Path("/"), where=str(self._directory.resolved)

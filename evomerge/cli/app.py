@@ -183,11 +183,11 @@ def search(
 @app.command()
 def resume(run: Run, overrides: Overrides = None) -> None:
     """Go on exactly where a run stopped: after a crash, a kill, or (--set budget.evaluations=N) a raised budget."""
-    from evomerge.build import open_run, resume_search
+    from evomerge.build import config_on_resume, open_run, resume_search
     from evomerge.cli.progress import watched
 
-    config = open_run(run).config
-    with watched(run, config.budget.evaluations) as observer:
+    config = config_on_resume(run, overrides or ())
+    with watched(run, config.budget.evaluations, open_run(run).state) as observer:
         resume_search(run, overrides=overrides or (), observers=[observer])
 
 

@@ -15,11 +15,17 @@ STATUS_EVERY_S = 10.0
 
 
 class Progress:
-    """An observer that prints; `n_evaluations` is the budget, if there is one."""
+    """An observer that prints.
 
-    def __init__(self, n_evaluations: int | None) -> None:
+    Args:
+        n_evaluations: the budget, if there is one.
+        known: the run so far, where one is resumed.
+    """
+
+    def __init__(self, n_evaluations: int | None, known: RunState | None = None) -> None:
         self._budget = n_evaluations
-        self._best = float("-inf")
+        before = [] if known is None else [utility(known.objectives, item) for item in known.iter_evaluated()]
+        self._best = max(before, default=float("-inf"))
         self._started = self._last = time.monotonic()
         self._n_here = 0
 
@@ -53,14 +59,16 @@ class Progress:
 
 
 @contextmanager
-def watched(folder: Path, n_evaluations: int | None) -> Iterator[Callable[[RunState, Evaluation], None]]:
+def watched(
+    folder: Path, n_evaluations: int | None, known: RunState | None = None
+) -> Iterator[Callable[[RunState, Evaluation], None]]:
     """Prints where the run is kept, its progress, and at the end its table or how to go on."""
     from evomerge.build import open_run
     from evomerge.cli.tables import print_summary
 
     print(f"run directory: {folder}", flush=True)
     try:
-        yield Progress(n_evaluations)
+        yield Progress(n_evaluations, known)
     except Interrupted:
         signal.signal(
             signal.SIGINT, signal.SIG_IGN

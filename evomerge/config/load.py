@@ -1,13 +1,14 @@
 """YAML file + `--set` overrides -> `SearchConfig`, with every error of the file at once."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from evomerge.config.schema import ModelConfig, SearchConfig
+from evomerge.config.schema import ModelConfig, SearchConfig, path_and_lora
 from evomerge.core import ConfigError, FilePath, load_yaml
 
 
@@ -16,7 +17,7 @@ def load_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
 
     Args:
         path: YAML file.
-        overrides: `a.b=value` settings, the value read as YAML.
+        overrides: `a.b=value` settings, the value read as YAML; `tasks.0.limit=50` reaches into a list.
 
     Raises:
         ConfigError: no such file, not YAML, or wrong; the message lists every wrong key with the nearest valid one.
@@ -38,6 +39,7 @@ def parse_config(
     data: dict[str, Any], *, folder: Path, where: str = "config", overrides: Sequence[str] = ()
 ) -> SearchConfig:
     """As `load_config`, from plain data; `folder` is what relative paths count from."""
+    data = deepcopy(data)
     for override in overrides:
         _apply(data, override)
     try:
@@ -55,17 +57,42 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {override!r}: expected key=value, e.g. --set budget.evaluations=200")
+    path = key.strip().split(".")
     node: Any = data
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if isinstance(node, str) and parent in ("strategy", "base"):
-            raise ConfigError(
-                f"--set {override!r}: {parent} is given in its short form ({node!r}); write it as a mapping first"
-            )
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {override!r}: {parent} is not a mapping")
-    node[last] = load_yaml(text, f"--set {key}") if text.strip() else None
+    for depth, part in enumerate(path, start=1):
+        place = _place_in(node, part, path[: depth - 1], override)
+        if depth == len(path):
+            node[place] = load_yaml(text, f"--set {key}") if text.strip() else None
+            return
+        if isinstance(node, dict) and node.get(place) is None:
+            node[place] = {}
+        node[place] = _long_form(node[place], path[:depth])
+        node = node[place]
+
+
+def _place_in(node: Any, part: str, above: Sequence[str], override: str) -> str | int:
+    """The key or index that `part` is of the settings `above`."""
+    if isinstance(node, dict):
+        return part
+    if not isinstance(node, list):
+        raise ConfigError(f"--set {override!r}: {'.'.join(above)} is {node!r}, which has no {part!r}")
+    if not part.isdecimal() or int(part) >= len(node):
+        raise ConfigError(
+            f"--set {override!r}: {'.'.join(above)} is a list of {len(node)}; expected a number below that, got {part!r}"
+        )
+    return int(part)
+
+
+def _long_form(value: Any, path: Sequence[str]) -> Any:
+    """Settings that stand in their short form, a plain text, as the mapping that they are short for."""
+    match path:
+        case ["models", "base"] | ["models", "experts", _]:
+            return path_and_lora(value)
+        case ["strategy"] | ["objectives", _]:
+            return {"name": value} if isinstance(value, str) else value
+        case ["tasks", _]:
+            return {"task": value} if isinstance(value, str) else value
+    return value
 
 
 def _describe(error: Any) -> str:
@@ -101,12 +128,20 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
+def _joined(folder: Path, text: str) -> Path:
+    """`text` as a path seen from `folder`, which has no links in it: leading `..` are taken back, as they stand in recipes and messages."""
+    path = Path(text)
+    while path.parts[:1] == ("..",):
+        folder, path = folder.parent, Path(*path.parts[1:])
+    return folder / path
+
+
 def _placed(model: ModelConfig, folder: Path) -> ModelConfig:
-    whole = folder / model.key
+    whole = _joined(folder, model.key)
     if model.lora is not None and whole.is_dir():  # no adapter: a folder with a plus in its name
         return model.model_copy(update={"path": str(whole), "lora": None})
-    lora = None if model.lora is None else str(folder / model.lora)
-    return model.model_copy(update={"path": str(folder / model.path), "lora": lora})
+    lora = None if model.lora is None else str(_joined(folder, model.lora))
+    return model.model_copy(update={"path": str(_joined(folder, model.path)), "lora": lora})
 
 
 def _absolute(config: SearchConfig, folder: Path) -> SearchConfig:
@@ -122,7 +157,9 @@ def _absolute(config: SearchConfig, folder: Path) -> SearchConfig:
         experts = {name: _placed(model, folder) for name, model in config.models.experts.items()}
         changes["models"] = config.models.model_copy(update={"base": base, "experts": experts})
     changes["tasks"] = tuple(
-        task.model_copy(update={"task": str(folder / task.task)}) if task.task.endswith((".yaml", ".yml")) else task
+        task.model_copy(update={"task": str(_joined(folder, task.task))})
+        if task.task.endswith((".yaml", ".yml"))
+        else task
         for task in config.tasks
     )
     if config.method is not None:

@@ -37,7 +37,8 @@ class ModelConfig(_Strict):
         return self.path if self.lora is None else f"{self.path}+{self.lora}"
 
 
-def _path_only(value: Any) -> Any:
+def path_and_lora(value: Any) -> Any:
+    """The settings of a model that is given in its short form; anything else as it is."""
     if not isinstance(value, str):
         return value
     path, _, lora = value.partition("+")
@@ -55,12 +56,12 @@ class ModelsConfig(_Strict):
     @field_validator("base", mode="before")
     @classmethod
     def _base_path(cls, value: Any) -> Any:
-        return _path_only(value)
+        return path_and_lora(value)
 
     @field_validator("experts", mode="before")
     @classmethod
     def _expert_paths(cls, value: Any) -> Any:
-        return {key: _path_only(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return {key: path_and_lora(item) for key, item in value.items()} if isinstance(value, dict) else value
 
     @field_validator("experts")
     @classmethod
@@ -149,7 +150,7 @@ class SpaceConfig(_Strict):
     """The search space."""
 
     method: str = "task_arithmetic"
-    """a merge method (`evomerge validate --methods` lists them)"""
+    """a merge method (docs/merge-methods.md lists them)"""
     parameters: dict[str, ParameterConfig] | None = None
     """what is searched; default: the method's usual parameters"""
     fixed: dict[str, float | bool] = Field(default_factory=dict)
@@ -335,6 +336,8 @@ class SearchConfig(_Strict):
 
     name: str | None = None
     """names the run directory; default: the config file's name"""
+    needs: str | None = None
+    """where the models and tasks come from: what the user is told where one is missing"""
     seed: int = Field(default=0, ge=0, lt=2**63)
     models: ModelsConfig | None = None
     method: str | None = None

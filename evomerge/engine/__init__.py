@@ -6,11 +6,10 @@ Importing this package imports neither torch nor vLLM; `ENGINES[kind]()` does.
 import importlib.util
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from evomerge.core import EngineError, Json
+from evomerge.core import EngineError, FilePath, Json
 from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest, RemoteWrite
 from evomerge.engine.environment import engine_environment
 from evomerge.engine.gpu_memory import vllm_memory_options
@@ -50,7 +49,7 @@ def default_engine_kind() -> str:
 
 def make_engine(
     kind: str,
-    model: Path,
+    model: FilePath,
     *,
     dtype: str = "auto",
     max_model_len: int | None = None,
@@ -72,8 +71,8 @@ def make_engine(
     """
     if kind not in ENGINES:
         near = get_close_matches(kind, ENGINES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise EngineError(f"unknown engine {kind!r}{hint} Known: {', '.join(ENGINES)}")
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise EngineError(f"unknown engine {kind!r}{hint}; known: {', '.join(ENGINES)}")
     if kind not in available_engines():
         raise EngineError(
             f"engine {kind!r}: the package {kind} is not installed; available: {', '.join(available_engines())}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from evomerge.core import EngineError, Json
+from evomerge.core import EngineError, FilePath, Json
 from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.batching import batches
 from evomerge.engine.checkpoint import CheckpointFolder
@@ -44,7 +44,7 @@ class TransformersEngine:
 
     def __init__(
         self,
-        model: Path,
+        model: FilePath,
         *,
         dtype: str = "auto",
         max_model_len: int | None = None,
@@ -59,8 +59,9 @@ class TransformersEngine:
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if dtype == "auto" and self._device.type == "cpu":
             dtype = "float32"
-        with CheckpointFolder(model) as checkpoint:
-            self._model, tokenizer = _load(model, dtype, self._device, options or {})
+        folder = Path(model)
+        with CheckpointFolder(folder) as checkpoint:
+            self._model, tokenizer = _load(folder, dtype, self._device, options or {})
             self._layout = _live_layout(self._model, checkpoint.shapes)
         config = self._model.config.get_text_config()
         self._max_length = _max_length(max_model_len, getattr(config, "max_position_embeddings", None))

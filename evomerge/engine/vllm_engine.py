@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.core import EngineError, EvomergeError, Json
+from evomerge.core import EngineError, EvomergeError, FilePath, Json
 from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.checkpoint import CheckpointFolder
 from evomerge.engine.environment import apply_engine_environment, vllm_targets_cpu
@@ -75,7 +75,7 @@ class VllmEngine:
 
     def __init__(
         self,
-        model: Path,
+        model: FilePath,
         *,
         dtype: str = "auto",
         max_model_len: int | None = None,
@@ -95,16 +95,17 @@ class VllmEngine:
         if arguments.get("tensor_parallel_size", 1) != 1:
             arguments |= _SHARDED
         apply_engine_environment()
-        with CheckpointFolder(model) as checkpoint:
+        folder = Path(model)
+        with CheckpointFolder(folder) as checkpoint:
             earlier = mapped_segments(os.getpid()), set(_children())
-            self._llm: LLM | None = _start(model, arguments)
+            self._llm: LLM | None = _start(folder, arguments)
             processes = set(_children()) - earlier[1]
             self._segments = SegmentKeeper(earlier[0], processes) if processes else None
             DISTRIBUTED_STATE.acquire()
             self._poisoned = False
             self._weights: LiveWeights | None = None
             try:
-                self._weights = _weights(self._llm, model, checkpoint)
+                self._weights = _weights(self._llm, folder, checkpoint)
             except EvomergeError:
                 self.close()
                 raise

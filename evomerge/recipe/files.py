@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from evomerge.core import Json, RecipeError, atomic_write_text, canonical_json
+from evomerge.core import FilePath, Json, RecipeError, atomic_write_text, canonical_json
 from evomerge.core.safe_yaml import MAX_YAML_BYTES, load_yaml_documents
 from evomerge.recipe.documents import RecipeFile, named_in, with_folders
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
@@ -106,17 +106,17 @@ def recipe_from_yaml(text: str, where: str = "recipe") -> Recipe:
     return _only(recipe_file_from_yaml(text, where), where)
 
 
-def write_recipe(recipe: Recipe | RecipeFile, path: Path) -> None:
+def write_recipe(recipe: Recipe | RecipeFile, path: FilePath) -> None:
     """Writes `recipe` as a file that evomerge reads back identically and mergekit as the same merge.
 
     Raises:
         RecipeError: a recipe that `check_recipe` refuses.
         OSError: `path` cannot be written.
     """
-    atomic_write_text(path, recipe_to_yaml(recipe))
+    atomic_write_text(Path(path), recipe_to_yaml(recipe))
 
 
-def read_recipe_file(path: Path) -> RecipeFile:
+def read_recipe_file(path: FilePath) -> RecipeFile:
     """What the file `path` says, with relative folders resolved against its folder, else the working directory.
 
     Raises:
@@ -135,7 +135,7 @@ def read_recipe_file(path: Path) -> RecipeFile:
     return RecipeFile(with_folders(file.final, resolve), named)
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: FilePath) -> Recipe:
     """The recipe in the file `path`, which must hold no other.
 
     Raises:

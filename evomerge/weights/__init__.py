@@ -1,6 +1,7 @@
 """Resident weights, merge methods and the merger that writes a plan's tensors into an engine or a checkpoint."""
 
 from evomerge.weights.export import merge_file_to_folder, merge_to_folder
+from evomerge.weights.kinship import strangers
 from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.remote_merge import WRITE_MERGE
@@ -14,5 +15,6 @@ __all__ = [
     "gpu_methods",
     "merge_file_to_folder",
     "merge_to_folder",
+    "strangers",
     "write_slots_folder",
 ]

@@ -16,7 +16,7 @@ def test_importing_the_package_is_cheap():
 def test_kinds(tmp_path):
     assert set(available_engines()) <= set(ENGINES) == {"vllm", "transformers"}
     assert default_engine_kind() in available_engines()
-    with pytest.raises(EngineError, match="unknown engine 'vlm'; did you mean 'vllm'"):
+    with pytest.raises(EngineError, match="unknown engine 'vlm' \\(did you mean 'vllm'\\?\\); known: vllm"):
         make_engine("vlm", tmp_path)
 
 

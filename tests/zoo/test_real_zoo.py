@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from evomerge.plan.model_folder import read_model_header
+from evomerge.weights import WeightPool, strangers
 from evomerge.zoo import SKILLS
 from evomerge.zoo.batches import SkillProbe
 from evomerge.zoo.build import GOOD_ACCURACY
@@ -31,6 +33,11 @@ def test_experts_are_good_at_one_skill_each(zoo: Path, model: str) -> None:
             assert accuracy > GOOD_ACCURACY
         else:
             assert accuracy < POOR_ACCURACY
+
+
+def test_experts_are_relatives(zoo: Path) -> None:
+    headers = {name: read_model_header(zoo / name) for name in ("base", *SKILLS)}
+    assert strangers(headers, WeightPool(headers).tensor) is None
 
 
 def test_teacher_forcing_equals_greedy_generation(zoo: Path) -> None:
