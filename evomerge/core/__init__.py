@@ -36,6 +36,7 @@ from evomerge.core.records import (
     to_losses,
 )
 from evomerge.core.safe_yaml import load_yaml, load_yaml_documents
+from evomerge.core.spelling import did_you_mean
 
 __all__ = [
     "Candidate",
@@ -64,6 +65,7 @@ __all__ = [
     "atomic_write_json",
     "atomic_write_text",
     "canonical_json",
+    "did_you_mean",
     "fingerprint",
     "fsync_folder",
     "genome_from_json",

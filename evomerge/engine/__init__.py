@@ -5,11 +5,10 @@ Importing this package imports neither torch nor vLLM; `ENGINES[kind]()` does.
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from evomerge.core import EngineError, FilePath, Json
+from evomerge.core import EngineError, FilePath, Json, did_you_mean
 from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest, RemoteWrite
 from evomerge.engine.environment import engine_environment
 from evomerge.engine.gpu_memory import vllm_memory_options
@@ -70,9 +69,7 @@ def make_engine(
         EngineError: there is no such kind, its package is not installed, or it cannot serve the model.
     """
     if kind not in ENGINES:
-        near = get_close_matches(kind, ENGINES, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise EngineError(f"unknown engine {kind!r}{hint}; known: {', '.join(ENGINES)}")
+        raise EngineError(f"unknown engine {kind!r}{did_you_mean(kind, ENGINES)} Known: {', '.join(ENGINES)}")
     if kind not in available_engines():
         raise EngineError(
             f"engine {kind!r}: the package {kind} is not installed; available: {', '.join(available_engines())}"

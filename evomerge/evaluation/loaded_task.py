@@ -10,11 +10,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import combinations
 from typing import Any
 
-from evomerge.core import EvaluationError, Split
+from evomerge.core import EvaluationError, Split, did_you_mean
 from evomerge.evaluation.compiled_templates import keep_compiled_templates
 from evomerge.evaluation.encoding import Encoder
 from evomerge.evaluation.task_files import is_task_file
@@ -233,9 +232,7 @@ def _chosen_metric(spec: TaskSpec, task: Any) -> tuple[str, int]:
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{what} {name!r}{hint} It has: {', '.join(known) or 'none'}"
+    return f"{what} {name!r}{did_you_mean(name, known)} It has: {', '.join(known) or 'none'}"
 
 
 def _check_disjoint(name: str, splits: Mapping[Split, TaskItems]) -> None:

@@ -6,13 +6,12 @@ Knows nothing of models, engines or lm-eval.
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.core import ConfigError, Evaluation, EvaluationRequest, Status, random_stream
+from evomerge.core import ConfigError, Evaluation, EvaluationRequest, Status, did_you_mean, random_stream
 
 Vector = NDArray[np.float64]
 
@@ -71,8 +70,7 @@ def synthetic_task_names(function: str) -> tuple[str, ...]:
         ConfigError: there is no such function; the nearest is named.
     """
     if function not in FUNCTIONS:
-        near = get_close_matches(function, FUNCTIONS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(function, FUNCTIONS)
         raise ConfigError(f"evaluation.function: unknown function {function!r}{hint} Known: {', '.join(FUNCTIONS)}")
     return tuple(f"f{index + 1}" for index in range(FUNCTIONS[function][0]))
 

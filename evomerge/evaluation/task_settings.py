@@ -8,7 +8,6 @@ import copy
 import importlib
 import re
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import jinja2
 import jinja2.exceptions
 import jinja2.sandbox
 
-from evomerge.core import EvaluationError
+from evomerge.core import EvaluationError, did_you_mean
 from evomerge.evaluation.task_files import data_files, is_task_file, read_task_file
 
 _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice", "description", "gen_prefix")
@@ -75,8 +74,7 @@ def _named_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
     if task in groups:
         raise EvaluationError(f"{task!r} is a group of lm-eval tasks; name the tasks in it one by one")
     if task not in tasks:
-        near = get_close_matches(task, tasks, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = did_you_mean(task, tasks, n=3)
         raise EvaluationError(
             f"lm-eval knows no task {task!r}{hint} A local task is named by the path of its YAML file"
         )
@@ -132,8 +130,7 @@ def _refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
         if isinstance(entry, dict) and entry.get("hf_evaluate"):
             raise EvaluationError(f"{path}: metric_list: {name}: hf_evaluate downloads code and {why}")
         if name not in known:
-            near = get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(str(name), known)
             raise EvaluationError(
                 f"{path}: metric_list: unknown metric {name!r}{hint} Known: {', '.join(sorted(known))}"
             )

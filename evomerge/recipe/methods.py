@@ -5,11 +5,10 @@ Knows nothing of tensors, so that a search space can be derived and a config che
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from types import MappingProxyType
 
-from evomerge.core import RecipeError
+from evomerge.core import RecipeError, did_you_mean
 
 
 class Scope(StrEnum):
@@ -95,8 +94,7 @@ class MethodSpec:
             if spec.name == name:
                 return spec
         known = ", ".join(spec.name for spec in self.parameters)
-        near = get_close_matches(name, [spec.name for spec in self.parameters], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        hint = did_you_mean(name, [spec.name for spec in self.parameters])
         raise RecipeError(f"merge method {self.name!r} has no parameter {name!r}{hint} It has: {known}")
 
 
@@ -268,6 +266,5 @@ def method_spec(name: str) -> MethodSpec:
     try:
         return METHODS[name]
     except KeyError:
-        near = get_close_matches(name, METHODS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, METHODS)
         raise RecipeError(f"unknown merge method {name!r}{hint} Known: {', '.join(sorted(METHODS))}") from None

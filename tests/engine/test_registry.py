@@ -16,8 +16,10 @@ def test_importing_the_package_is_cheap():
 def test_kinds(tmp_path):
     assert set(available_engines()) <= set(ENGINES) == {"vllm", "transformers"}
     assert default_engine_kind() in available_engines()
-    with pytest.raises(EngineError, match="unknown engine 'vlm' \\(did you mean 'vllm'\\?\\); known: vllm"):
+    with pytest.raises(EngineError, match=r"unknown engine 'vlm'; did you mean 'vllm'\? Known: vllm"):
         make_engine("vlm", tmp_path)
+    with pytest.raises(EngineError, match=r"unknown engine 'x'\. Known: vllm"):
+        make_engine("x", tmp_path)
 
 
 def test_vllm_is_preferred_where_it_is_installed(monkeypatch):
