@@ -1,12 +1,13 @@
 """config -> the evaluator of a worker. Runs in the worker's process; `make_evaluator` is named by the pools as data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from evomerge.build.crossings import crosses_models
 from evomerge.build.problem import model_table
+from evomerge.build.tasks import needed_splits, task_specs
 from evomerge.cluster import Evaluator
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Json, Split
@@ -27,11 +28,15 @@ def make_evaluator(settings: Mapping[str, Json]) -> Evaluator:
     config = SearchConfig.model_validate(settings["config"])
     if isinstance(config.evaluation, SyntheticConfig):
         return _synthetic(config)
-    return _lm_eval(config, cast(ModelTable, settings["models"]), cast(int | None, settings["n_slots"]))
+    splits = [Split(name) for name in cast(list[str], settings["splits"])]
+    return _lm_eval(config, cast(ModelTable, settings["models"]), cast(int | None, settings["n_slots"]), splits)
 
 
 def evaluator_settings(
-    config: SearchConfig, models: ModelTable | None = None, n_slots: int | None = None
+    config: SearchConfig,
+    models: ModelTable | None = None,
+    n_slots: int | None = None,
+    splits: Sequence[Split] | None = None,
 ) -> dict[str, Json]:
     """What `make_evaluator` needs, as JSON.
 
@@ -39,11 +44,13 @@ def evaluator_settings(
         config: the configuration.
         models: those that recipes may name, the one that lends its tokenizer first; default: the config's.
         n_slots: layers that the engine has room for; None = the models'.
+        splits: whose items every task must have; None = those that a search looks at.
     """
     return {
         "config": config.model_dump(mode="json"),
         "models": {key: list(place) for key, place in (models or model_table(config)).items()},
         "n_slots": n_slots,
+        "splits": [split.value for split in (needed_splits(config) if splits is None else splits)],
     }
 
 
@@ -79,8 +86,8 @@ def _synthetic(config: SearchConfig) -> Evaluator:
     )
 
 
-def _lm_eval(config: SearchConfig, models: ModelTable, n_slots: int | None) -> Evaluator:
-    from evomerge.evaluation import LmEvalEvaluator, PromptFormat, TaskSpec
+def _lm_eval(config: SearchConfig, models: ModelTable, n_slots: int | None, splits: Sequence[Split]) -> Evaluator:
+    from evomerge.evaluation import LmEvalEvaluator
     from evomerge.weights import Merger, WeightPool
 
     headers = read_models(models)
@@ -96,29 +103,19 @@ def _lm_eval(config: SearchConfig, models: ModelTable, n_slots: int | None) -> E
     wanted = config.evaluation
     if isinstance(wanted, SyntheticConfig):
         raise ConfigError("expected evaluation.kind: lm_eval")
-    prompt = PromptFormat(wanted.apply_chat_template, wanted.system_instruction, wanted.fewshot_as_multiturn)
-    tasks = [
-        TaskSpec(
-            task=item.task,
-            name=item.name,
-            metric=item.metric,
-            splits={Split(ours): theirs for ours, theirs in item.splits.items()},
-            limit=item.limit,
-            num_fewshot=item.num_fewshot,
-            prompt=prompt,
-        )
-        for item in config.tasks
-    ]
-    return LmEvalEvaluator(
+    evaluator = LmEvalEvaluator(
         engine,
         Merger(pool),
         headers,
-        tasks,
+        task_specs(config),
         tokenizer=first.folder,
         trust_code=wanted.trust_task_code,
         code_timeout_s=wanted.task_code_timeout_s,
         fit=fit,
     )
+    for split in splits:
+        evaluator.items(split)  # raises where a task has none: now, and not when the search is over
+    return evaluator
 
 
 _SAYS_MEMORY = {"gpu_memory_utilization", "kv_cache_memory_bytes"}

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from evomerge.build.crossings import Crossings, crosses_models, seed_template
 from evomerge.build.stacking import stack_template
+from evomerge.build.tasks import checked_task_names
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
-from evomerge.evaluation.task_files import is_task_file, task_name
+from evomerge.evaluation.task_files import is_task_file
 from evomerge.plan import TEMPLATE_FILE, ModelHeader, chat_template_of, make_plan, read_models
 from evomerge.recipe import (
     AXES,
@@ -187,11 +188,8 @@ def make_problem(config: SearchConfig) -> Problem:
             headers |= read_models({key: place})
         except EvomergeError as error:
             errors.append(f"{names_of[key]}: {error}")
-    names: tuple[str, ...] = ()
-    try:
-        names = _task_names(config)
-    except EvomergeError as error:
-        errors.append(str(error))
+    names, wrong = checked_task_names(config)
+    errors += wrong
     if errors:
         raise ConfigError(_listed(errors) + _needed(config))
     try:
@@ -321,14 +319,6 @@ def _needed(config: SearchConfig) -> str:
     places += [item.task for item in config.tasks if is_task_file(item.task)]
     missing = not all(Path(place).exists() for place in places)
     return f"\nwhat this configuration needs: {config.needs}" if config.needs and missing else ""
-
-
-def _task_names(config: SearchConfig) -> tuple[str, ...]:
-    names = [item.name or task_name(item.task) for item in config.tasks]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"tasks: {', '.join(twice)} stands twice; give each a name of its own")
-    return tuple(names)
 
 
 def _problem(config: SearchConfig, headers: Mapping[str, ModelHeader], names: tuple[str, ...]) -> Problem:

@@ -62,6 +62,7 @@ def open_run(folder: FilePath) -> Run:
     """
     directory = RunDirectory(Path(folder))
     config = parse_config(_config(directory.read_resolved()), folder=Path("/"), where=str(directory.resolved))
+    directory.check_journal()
     state = RunState.of(read_journal(directory.journal))
     return Run(directory, config, state, open_items(directory, state))
 

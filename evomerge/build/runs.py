@@ -32,6 +32,7 @@ from evomerge.search import (
     SearchLoop,
     StopRequest,
     event,
+    read_journal,
     run_finals,
     summarize,
     writing_into,
@@ -49,7 +50,7 @@ RECORDED_PACKAGES = (
 def start_search(
     config: SearchConfig, run_directory: FilePath, *, config_text: str = "", observers: Sequence[Observer] = ()
 ) -> RunState:
-    """Runs a new search in `run_directory` (created; must not hold a run).
+    """Runs a new search in `run_directory` (created; must not hold a run in which anything has been evaluated).
 
     Args:
         config: from `load_config`.
@@ -62,10 +63,7 @@ def start_search(
         Interrupted: stopped by a signal; `resume_search` goes on.
     """
     directory = RunDirectory(Path(run_directory))
-    if directory.exists:
-        raise ConfigError(
-            f"{run_directory} already holds a run: `evomerge resume {run_directory}` goes on with it; for a new one choose another --run-dir"
-        )
+    _refuse_results(directory)
     problem = make_problem(config)
     check_weights(problem)
     config_text = config_text or yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
@@ -74,7 +72,11 @@ def start_search(
     except OSError as error:
         raise ConfigError(f"{run_directory}: cannot be created: {error.strerror}") from None
     with RunLock(directory.folder) as lock:
+        _refuse_results(directory)
         with writing_into(directory):
+            directory.journal.unlink(
+                missing_ok=True
+            )  # of a run that was stopped, or could not go on, before it had a result
             atomic_write_text(directory.config, config_text)
             _write_resolved(directory, _resolved(problem, given(config_text, directory.config)))
         return _run(problem, directory, observers, lock)
@@ -93,6 +95,7 @@ def resume_search(
     """
     directory = RunDirectory(Path(run_directory))
     resolved = directory.read_resolved()
+    directory.check_journal()
     with RunLock(directory.folder) as lock:
         config, edited = resumed_config(directory, resolved, overrides)
         problem = make_problem(config)
@@ -217,6 +220,16 @@ def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> dict[str,
             "parameters": [[item.name, item.low, item.high] for item in problem.space.parameters],
         },
     }
+
+
+def _refuse_results(directory: RunDirectory) -> None:
+    """Raises ConfigError where a run in the directory has results that a new one would overwrite."""
+    directory.check_journal()
+    if directory.exists and RunState.of(read_journal(directory.journal)).evaluations:
+        raise ConfigError(
+            f"{directory.folder} already holds a run: `evomerge resume {directory.folder}` goes on with it; "
+            "for a new one choose another --run-dir"
+        )
 
 
 def _write_resolved(directory: RunDirectory, resolved: dict[str, Json]) -> None:

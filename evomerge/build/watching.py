@@ -58,6 +58,7 @@ class Watcher:
     def __init__(self, folder: FilePath) -> None:
         self._directory = RunDirectory(Path(folder))
         resolved = self._directory.read_resolved()
+        self._directory.check_journal()
         self.config: SearchConfig = parse_config(
             dict(resolved["config"]), folder=Path("/"), where=str(self._directory.resolved)
         )

@@ -16,7 +16,7 @@ from typing import Any
 from evomerge.core import EvaluationError, Split, did_you_mean
 from evomerge.evaluation.compiled_templates import keep_compiled_templates
 from evomerge.evaluation.encoding import Encoder
-from evomerge.evaluation.task_files import is_task_file
+from evomerge.evaluation.task_files import is_task_file, no_such_split
 from evomerge.evaluation.task_items import SCORER_ERRORS, Item, TaskItems
 from evomerge.evaluation.task_settings import check_templates, task_settings
 from evomerge.evaluation.task_spec import TaskSpec
@@ -82,14 +82,9 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
     metric = filter_name = ""
     for split in Split:
         part = spec.data_split(split)
-        if split not in spec.splits and part in spec.splits.values():
-            continue  # the user gave this part of the data another role
-        if part not in dataset:
+        if part is None or part not in dataset:
             if split in spec.splits or split is Split.SEARCH:
-                raise EvaluationError(
-                    f"task {name!r}: the data set has no split {part!r} for {split.value}; it has {', '.join(dataset)}. "
-                    "Say which one under splits"
-                )
+                raise EvaluationError(no_such_split(name, split, part, dataset))
             continue
         task = _lm_eval_task(f"{spec.task}, split {part!r}", settings, dataset, part, spec.num_fewshot)
         metric, filter_index = _chosen_metric(spec, task)

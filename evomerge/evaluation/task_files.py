@@ -1,17 +1,23 @@
-"""Task files as text: their name and fingerprint, without loading lm-eval."""
+"""Task files as text: their name, fingerprint and data files, without loading lm-eval."""
 
 import hashlib
+import importlib.util
 import re
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from evomerge.core import EvaluationError, load_yaml
+from evomerge.core import EvaluationError, Split, did_you_mean, load_yaml
+from evomerge.evaluation.task_spec import TaskSpec
 
 
 def is_task_file(task: str) -> bool:
     """Whether `task` is the path of a YAML file rather than a name that lm-eval knows."""
     return task.endswith((".yaml", ".yml"))
 
+
+_NAME_LINE = re.compile(r"""^["']?(task|group)["']?:[ \t]*["']?([\w.:+/()-]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
 
 _FUNCTION_TAG = re.compile(r"!function\s+([\w./-]+)")
 
@@ -70,6 +76,73 @@ def data_files(path: Path) -> dict[str, list[Path]]:
             if not name.is_file():
                 raise EvaluationError(f"{path}: data file of split {split!r} is not there: {name}")
     return files
+
+
+def check_task(spec: TaskSpec, needed: Sequence[Split]) -> None:
+    """Looks at what can be told of a task without loading it.
+
+    Args:
+        spec: the task.
+        needed: the splits that items are wanted of.
+
+    Raises:
+        EvaluationError: no such task file, data file, or task of lm-eval's (if it is installed here); or a local data set has no part
+            for a needed split.
+    """
+    if not is_task_file(spec.task):
+        if importlib.util.find_spec("lm_eval") is not None:
+            named_task_file(spec.task)
+        return
+    parts = data_files(Path(spec.task))
+    for split in needed:
+        part = spec.data_split(split)
+        if parts and part not in parts:
+            raise EvaluationError(no_such_split(spec.name or task_name(spec.task), split, part, parts))
+
+
+def no_such_split(name: str, split: Split, part: str | None, parts: Iterable[str]) -> str:
+    """What to tell the user of a task whose data has no `part` for our `split`."""
+    wanted = f"no split {part!r}" if part else "nothing left"
+    return (
+        f"task {name!r}: the data set has {wanted} for {split.value}; it has {', '.join(parts)}. Say which one under splits"
+        + ("" if split is Split.SEARCH else ", or finals: {finalists: 0} to search without")
+    )
+
+
+def named_task_file(task: str) -> Path:
+    """The file of a task in lm-eval's collection.
+
+    Raises:
+        EvaluationError: there is none of that name, or it is a group.
+    """
+    tasks, groups = named_tasks()
+    if task in groups:
+        raise EvaluationError(f"{task!r} is a group of lm-eval tasks; name the tasks in it one by one")
+    if task not in tasks:
+        hint = did_you_mean(task, tasks, n=3)
+        raise EvaluationError(
+            f"lm-eval knows no task {task!r}{hint} A local task is named by the path of its YAML file"
+        )
+    return tasks[task]
+
+
+@cache
+def named_tasks() -> tuple[dict[str, Path], frozenset[str]]:
+    """(task name -> its file, names of groups) of lm-eval's collection, which is not imported.
+
+    Reads one line of each file instead of parsing thousands as lm-eval's `TaskManager` does, which takes half a minute.
+    """
+    package = importlib.util.find_spec("lm_eval")
+    tasks: dict[str, Path] = {}
+    groups: set[str] = set()
+    for folder in package.submodule_search_locations or () if package else ():
+        for path in sorted((Path(folder) / "tasks").rglob("*.y*ml")):
+            for kind, name in _NAME_LINE.findall(path.read_text(encoding="utf-8", errors="replace")):
+                if kind == "task":
+                    tasks.setdefault(name, path)
+                else:
+                    groups.add(name)
+    return tasks, frozenset(groups)
 
 
 def task_fingerprint(task: str) -> str:

@@ -6,9 +6,7 @@ classes, metrics that are downloaded as code, pickled data, or templates that re
 
 import copy
 import importlib
-import re
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,11 @@ import jinja2.exceptions
 import jinja2.sandbox
 
 from evomerge.core import EvaluationError, did_you_mean
-from evomerge.evaluation.task_files import data_files, is_task_file, read_task_file
+from evomerge.evaluation.task_files import data_files, is_task_file, named_task_file, named_tasks, read_task_file
 
 _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice", "description", "gen_prefix")
 _CODE_KEYS = ("class", "use_prompt", "custom_dataset", "process_docs", "process_results")
 """Keys whose value is code, or names code that lm-eval would import."""
-_NAME_LINE = re.compile(r"""^["']?(task|group)["']?:[ \t]*["']?([\w.:+/()-]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
 _PICKLED_DATA = ("pandas",)
 """Loaders of the `datasets` package that unpickle files."""
 
@@ -64,25 +61,18 @@ def runs_code(task: str) -> bool:
     if is_task_file(task):
         return True
     loader = importlib.import_module("lm_eval.tasks._yaml_loader")
-    path = _named_tasks()[0].get(task)
+    path = named_tasks()[0].get(task)
     return path is not None and bool(loader.load_yaml(path, resolve_func=False).get("unsafe_code"))
 
 
 def _named_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
     loader = importlib.import_module("lm_eval.tasks._yaml_loader")
-    tasks, groups = _named_tasks()
-    if task in groups:
-        raise EvaluationError(f"{task!r} is a group of lm-eval tasks; name the tasks in it one by one")
-    if task not in tasks:
-        hint = did_you_mean(task, tasks, n=3)
-        raise EvaluationError(
-            f"lm-eval knows no task {task!r}{hint} A local task is named by the path of its YAML file"
-        )
+    path = named_task_file(task)
     if runs_code(task) and not trust_code:
         raise EvaluationError(
             f"lm-eval task {task!r} runs code that the model writes; evaluation.trust_task_code: true runs it in a sandbox"
         )
-    settings = dict(loader.load_yaml(tasks[task]))
+    settings = dict(loader.load_yaml(path))
     if "class" in settings:
         raise EvaluationError(
             f"lm-eval task {task!r} is a Python class; only tasks that are settings can be evaluated here"
@@ -91,24 +81,6 @@ def _named_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
         settings.pop(key, None)
     settings["metadata"] = settings.get("metadata") if isinstance(settings.get("metadata"), dict) else {}
     return settings
-
-
-@cache
-def _named_tasks() -> tuple[dict[str, Path], frozenset[str]]:
-    """(task name -> its file, names of groups) of lm-eval's collection.
-
-    Reads one line of each file instead of parsing thousands as lm-eval's `TaskManager` does, which takes half a minute.
-    """
-    (folder,) = importlib.import_module("lm_eval.tasks").__path__
-    tasks: dict[str, Path] = {}
-    groups: set[str] = set()
-    for path in sorted(Path(folder).rglob("*.y*ml")):
-        for kind, name in _NAME_LINE.findall(path.read_text(encoding="utf-8", errors="replace")):
-            if kind == "task":
-                tasks.setdefault(name, path)
-            else:
-                groups.add(name)
-    return tasks, frozenset(groups)
 
 
 def _refuse_code(path: Path, settings: Mapping[str, Any]) -> None:

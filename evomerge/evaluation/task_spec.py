@@ -58,6 +58,7 @@ class TaskSpec:
                 "they must be disjoint"
             )
 
-    def data_split(self, split: Split) -> str:
-        """The data set's name of `split`."""
-        return self.splits.get(split, split.value)
+    def data_split(self, split: Split) -> str | None:
+        """The data set's name of `split`; None where the part of that name was given another role."""
+        part = self.splits.get(split, split.value)
+        return None if split not in self.splits and part in self.splits.values() else part

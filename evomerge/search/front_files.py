@@ -55,7 +55,13 @@ def reference_losses(state: RunState) -> list[float] | None:
 
 
 def front_of(state: RunState) -> Front:
-    """The non-dominated evaluations of the search split, baselines included."""
+    """The non-dominated evaluations of the search split, baselines included.
+
+    Raises:
+        JournalError: the run has not begun.
+    """
+    if not state.run:
+        raise JournalError("this run is still starting, or was stopped while it did: nothing has been evaluated yet")
     front = Front(state.objectives)
     for evaluation in state.iter_evaluated():
         front.add(evaluation)

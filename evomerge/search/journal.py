@@ -106,7 +106,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The events of a journal that may still be written to by another process; a torn last record is left out.
+    """The events of a journal that may still be written to by another process; a torn last record is left out, and no file is no events.
 
     Raises:
         JournalError: as `Journal`.
@@ -122,13 +122,13 @@ class JournalReader:
         self._index = self._position = 0
 
     def new_events(self) -> list[dict[str, Any]]:
-        """The events since the last call, up to a record that is still being written.
+        """The events since the last call, up to a record that is still being written; none while there is no file.
 
         Raises:
             JournalError: as `read_journal`.
         """
         if not self._path.is_file():
-            raise JournalError(f"{self._path}: no journal there; is {self._path.parent} a run directory?")
+            return []
         events = []
         for record, end in _records(self._path, self._index, self._position):
             events.append(record)

@@ -44,6 +44,17 @@ class RunDirectory:
             raise JournalError(f"{self.resolved}: expected a mapping")
         return value
 
+    def check_journal(self) -> None:
+        """A run that was stopped while it started has no journal yet; with results and without a journal something is lost.
+
+        Raises:
+            JournalError: it is.
+        """
+        if not self.journal.exists() and (self.front_json.exists() or any(self.folder.glob("items.*"))):
+            raise JournalError(
+                f"{self.journal}: is missing, and nothing can be told of a run without it; restore it from a backup"
+            )
+
 
 @contextmanager
 def writing_into(directory: RunDirectory) -> Iterator[None]:

@@ -165,9 +165,9 @@ def test_splits_must_be_disjoint(write_task, tokenizer, report):
 
 def test_metric_and_filter_must_exist(write_task, tokenizer):
     path = write_task()
-    with pytest.raises(EvaluationError, match="no metric 'acc' It has: exact_match"):
+    with pytest.raises(EvaluationError, match=r"no metric 'acc'\. It has: exact_match"):
         load_task(TaskSpec(path, metric="acc"), tokenizer)
-    with pytest.raises(EvaluationError, match="no filter 'strict' It has: none"):
+    with pytest.raises(EvaluationError, match=r"no filter 'strict'\. It has: none"):
         load_task(TaskSpec(path, metric="exact_match,strict"), tokenizer)
 
 

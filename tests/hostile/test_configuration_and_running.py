@@ -50,9 +50,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     for index, name in enumerate(("base", "a", "b")):
         write_tiny_llama(folder / name, seed=index, dtype="float32")
-    (folder / "search.jsonl").write_text("".join(json.dumps({"q": f"item {n}", "a": "x"}) + "\n" for n in range(4)))
+    files = {"search": "item.jsonl", "select": "other.jsonl", "report": "third.jsonl"}
+    for file in files.values():
+        kind = file.removesuffix(".jsonl")
+        (folder / file).write_text("".join(json.dumps({"q": f"{kind} {n}", "a": "x"}) + "\n" for n in range(4)))
     task = {
-        "task": "toy", "dataset_path": "json", "dataset_kwargs": {"data_files": {"search": "search.jsonl"}},
+        "task": "toy", "dataset_path": "json", "dataset_kwargs": {"data_files": files},
         "output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "a",
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from evomerge.build import parse_config, resume_search, start_search
+from evomerge.build import open_run, parse_config, resume_search, start_search
 from evomerge.core import ConfigError, JournalError, Split
 from evomerge.search import read_journal
 
@@ -44,6 +44,36 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "search.yaml"
     path.write_text(yaml.safe_dump(SETTINGS))
     return path
+
+
+def test_a_run_that_was_stopped_while_it_started(tmp_path: Path) -> None:
+    """It has no journal, or one without results: `front` says so, `resume` starts it, and so does a new search."""
+    start(tmp_path / "whole")
+    for number, journal in enumerate(
+        (None, b"", (tmp_path / "whole" / "journal.jsonl").read_bytes().split(b"\n")[0] + b"\n")
+    ):
+        for again in (resume_search, start):
+            run = tmp_path / f"{again.__name__}{number}"
+            run.mkdir()
+            for name in ("config.yaml", "resolved.json"):
+                (run / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+            if journal is not None:
+                (run / "journal.jsonl").write_bytes(journal)
+            if not journal:
+                with pytest.raises(JournalError, match="nothing has been evaluated yet"):
+                    open_run(run).front()
+            again(run)
+            assert (run / "front.json").read_bytes() == (tmp_path / "whole" / "front.json").read_bytes()
+            with pytest.raises(ConfigError, match="already holds a run"):
+                start(run)
+
+
+def test_a_lost_journal_is_said(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    (tmp_path / "run" / "journal.jsonl").unlink()
+    for use in (open_run, resume_search, start):
+        with pytest.raises(JournalError, match="is missing, and nothing can be told of a run without it"):
+            use(tmp_path / "run")
 
 
 def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, config: Path) -> None:

@@ -1,0 +1,10 @@
+"""What a message about an unknown name says of the names that there are."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(name: str, known: Iterable[str], *, n: int = 1) -> str:
+    """`; did you mean 'x'?` with the up to `n` nearest known names, and a full stop where none is near: a sentence may follow."""
+    near = get_close_matches(name, list(known), n=n)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
