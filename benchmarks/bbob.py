@@ -3,7 +3,7 @@
     python benchmarks/bbob.py --dimension 5 --instances 1 2 3 4 5
 
 Prints the fraction of the 51 targets f_opt + 10^2 ... 10^-8 that are hit, the mean over functions and instances, with the
-standard error over instances. Peers run in the same way: pycma and its surrogate-assisted `fmin_lq_surr2`, from a random
+standard error over instances. `--numbers 1 4 7 --longest 25` runs a part. Peers run in the same way: pycma and its surrogate-assisted `fmin_lq_surr2`, from a random
 start in [-4, 4]^d with step size 2, restarted until the budget is spent. Single-threaded. `--workers 4` keeps four candidates
 pending; peers always work one by one.
 """
@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 
 import cma
@@ -73,10 +73,10 @@ def peer(name: str, function: Function, dimension: int, budget: int, seed: int, 
     return losses[:budget]
 
 
-def fractions(losses: Losses, optimum: float, dimension: int) -> list[float]:
-    """Fraction of the targets hit within each of `BUDGETS` evaluations per dimension."""
+def fractions(losses: Losses, optimum: float, dimension: int, budgets: Sequence[int]) -> list[float]:
+    """Fraction of the targets hit within each of `budgets` evaluations per dimension."""
     best = np.minimum.accumulate(losses) - optimum
-    return [float(np.mean(best[min(budget * dimension, len(best)) - 1] <= TARGETS)) for budget in BUDGETS]
+    return [float(np.mean(best[min(budget * dimension, len(best)) - 1] <= TARGETS)) for budget in budgets]
 
 
 def main() -> None:
@@ -85,31 +85,37 @@ def main() -> None:
     parser.add_argument("--instances", type=int, nargs="*", default=[1, 2, 3, 4, 5])
     parser.add_argument("--only", nargs="*", default=["pycma", "pycma lq", "cma_es", "cma_es, surrogate none", "sobol"])
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--numbers", type=int, nargs="*", default=list(range(1, 25)), help="functions to run")
+    parser.add_argument("--longest", type=int, choices=BUDGETS, default=BUDGETS[-1], help="evaluations per dimension")
     parser.add_argument("--functions", action="store_true", help="a row per function")
     arguments = parser.parse_args()
-    dimension, instances = arguments.dimension, arguments.instances
-    print(f"BBOB, d = {dimension}, instances {instances}, {arguments.workers} pending, {date.today()}\n")
-    print("| optimiser | " + " | ".join(f"{budget} d" for budget in BUDGETS) + " | ms an evaluation |")
-    print("|---|---|---|---|---|", flush=True)
+    dimension, instances, numbers = arguments.dimension, arguments.instances, arguments.numbers
+    budgets = [budget for budget in BUDGETS if budget <= arguments.longest]
+    which = "all functions" if len(numbers) == 24 else f"functions {numbers}"
+    print(f"BBOB, d = {dimension}, {which}, instances {instances}, {arguments.workers} pending, {date.today()}\n")
+    print("| optimiser | " + " | ".join(f"{budget} d" for budget in budgets) + " | ms an evaluation |")
+    print("|---|" + "---|" * (len(budgets) + 1), flush=True)
     for name in arguments.only:
-        hit = np.empty((24, len(instances), len(BUDGETS)))
+        hit = np.empty((len(numbers), len(instances), len(budgets)))
         spent = time.process_time()
-        for number in range(24):
+        for row, number in enumerate(numbers):
             for column, instance in enumerate(instances):
-                problem = cocoex.BareProblem("bbob", number + 1, dimension, instance)
+                problem = cocoex.BareProblem("bbob", number, dimension, instance)
                 run = ours if name in OURS else peer
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    seed = 100 * (number + 1) + instance
-                    losses = run(name, problem, dimension, BUDGETS[-1] * dimension, seed, arguments.workers)
-                hit[number, column] = fractions(losses, problem.best_value(), dimension)
-        spent = 1e3 * (time.process_time() - spent) / (24 * len(instances) * BUDGETS[-1] * dimension)
-        error = hit.mean(axis=0).std(axis=0, ddof=1) / np.sqrt(len(instances)) if len(instances) > 1 else [np.nan] * 3
-        cells = [f"{mean:.3f} +- {se:.3f}" for mean, se in zip(hit.mean(axis=(0, 1)), error, strict=True)]
+                    seed = 100 * number + instance
+                    losses = run(name, problem, dimension, budgets[-1] * dimension, seed, arguments.workers)
+                hit[row, column] = fractions(losses, problem.best_value(), dimension, budgets)
+        spent = 1e3 * (time.process_time() - spent) / (len(numbers) * len(instances) * budgets[-1] * dimension)
+        cells = [f"{mean:.3f}" for mean in hit.mean(axis=(0, 1))]
+        if len(instances) > 1:
+            errors = hit.mean(axis=0).std(axis=0, ddof=1) / np.sqrt(len(instances))
+            cells = [f"{cell} +- {error:.3f}" for cell, error in zip(cells, errors, strict=True)]
         print(f"| {name} | " + " | ".join(cells) + f" | {spent:.2f} |", flush=True)
         if arguments.functions:
-            for number, row in enumerate(hit.mean(axis=1)):
-                print(f"| - f{number + 1} | " + " | ".join(f"{value:.3f}" for value in row) + " | |")
+            for number, values in zip(numbers, hit.mean(axis=1), strict=True):
+                print(f"| - f{number} | " + " | ".join(f"{value:.3f}" for value in values) + " | |")
 
 
 if __name__ == "__main__":
