@@ -86,7 +86,7 @@ def merge_to_folder(
         tensors = Merger(pool, once=True).tensors(plan)
     else:
         merge = StreamedMerge(headers, alignment=alignment, device=device, max_bytes=max_memory)
-        tensors = merge.tensors(plan)
+        tensors = merge.parts(plan)
     with staging_folder(out) as staging:
         write_shards(staging, _outputs(plan, headers), tensors, shard_bytes)
         result = MergedModel(written or RecipeFile(recipe), recipe, plan, headers, alignment, warning)

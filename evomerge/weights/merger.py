@@ -21,6 +21,7 @@ from evomerge.weights.registry import reference
 from evomerge.weights.scan import first_bad_element
 from evomerge.weights.tensor_group import TensorGroup
 from evomerge.weights.triton import triton_batch
+from evomerge.weights.warm_memory import WarmMemory
 
 if TYPE_CHECKING:
     from evomerge.weights.triton.batch import TritonBatch
@@ -43,6 +44,7 @@ class Merger:
         fused: whether to use the compiled kernels.
         device: where the references run.
         once: for a single merge: thresholds are looked for one by one instead of in histograms.
+        memory: where `tensors` that the kernels compute on the CPU are made; None = torch's.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class Merger:
         fused: bool = True,
         device: str = "cpu",
         once: bool = False,
+        memory: WarmMemory | None = None,
     ) -> None:
         self._pool = pool
         self._device = device
+        self._memory = memory
         self._batch = FusedBatch(pool, threads, once=once) if fused else None
         self._on_gpu: dict[torch.device, TritonBatch | None] = {}
 
@@ -127,7 +131,10 @@ class Merger:
         if form is not None and batch is not None:
             # the CPU has no kernel for rounding to float16: torch does that from float32
             stored = dtype if dtype in batch.writes else torch.float32
-            merged = torch.empty(step.shape, dtype=stored, device=batch.device)
+            if self._memory is not None and batch is self._batch:
+                merged = self._memory.empty(step.shape, stored)
+            else:
+                merged = torch.empty(step.shape, dtype=stored, device=batch.device)
             destination = Destination(step, 0, merged.numel(), merged, False)
             bad = batch.run([destination], {step.output: form})
             merged = merged.to(dtype)

@@ -81,8 +81,8 @@ class WeightPool:
             raise CheckpointError(f"{source} has no tensor {name!r}") from None
 
 
-def check_finite(tensor: torch.Tensor, key: str, name: str) -> None:
-    """Refuses a tensor (of model `key`, called `name`) with NaN or infinities.
+def check_finite(tensor: torch.Tensor, key: str, name: str, first: int = 0) -> None:
+    """Refuses a tensor (of model `key`, called `name`; or a part of it from flat index `first` on) with NaN or infinities.
 
     Raises:
         CheckpointError: naming the element.
@@ -93,5 +93,5 @@ def check_finite(tensor: torch.Tensor, key: str, name: str) -> None:
     if index is not None:
         value = tensor.reshape(-1)[index].item()
         raise CheckpointError(
-            f"{key}: tensor {name!r} holds {value} at flat index {index}; the model is broken, fetch it again or leave it out"
+            f"{key}: tensor {name!r} holds {value} at flat index {first + index}; the model is broken, fetch it again or leave it out"
         )

@@ -1,7 +1,7 @@
 """Writing safetensors shards in one pass: sizes are known beforehand, so each tensor is written as soon as it is computed."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def split_into_shards(outputs: Sequence[OutputSpec], shard_bytes: int) -> list[l
 def write_shards(
     folder: Path, outputs: Sequence[OutputSpec], tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int
 ) -> None:
-    """Writes `tensors`, which come in the order of `outputs`, as `model.safetensors` or as shards with an index.
+    """Writes `tensors`, which come in the order of `outputs`, each whole or in consecutive flat parts, as `model.safetensors` or as shards with an index.
 
     Raises:
         OSError: the disk is full or read-only.
@@ -59,16 +59,27 @@ def write_shards(
         with UncachedFile(folder / file) as handle:
             _write_header(handle, shard)
             for output in shard:
-                name, tensor = next(stream)
-                if name != output.name or tuple(tensor.shape) != output.shape or tensor.dtype != output.dtype:
-                    raise RuntimeError(f"expected {output}, got {name} {tuple(tensor.shape)} {tensor.dtype}")
-                handle.write(_bytes_of(tensor))
-                weight_map[name] = file
+                _write_tensor(handle, output, stream)
+                weight_map[output.name] = file
     for name, _ in stream:  # also lets the producer finish: it looks at its sources once more
         raise RuntimeError(f"{name} is no output")
     if len(shards) > 1:
         total = sum(output.n_bytes for output in outputs)
         atomic_write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_tensor(handle: UncachedFile, output: OutputSpec, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """Writes the parts from `stream` that make up `output`."""
+    missing = torch.Size(output.shape).numel()
+    while True:
+        name, tensor = next(stream)
+        missing -= tensor.numel()
+        fits = tuple(tensor.shape) == output.shape or tensor.dim() == 1
+        if name != output.name or tensor.dtype != output.dtype or not fits or missing < 0:
+            raise RuntimeError(f"expected {output}, got {name} {tuple(tensor.shape)} {tensor.dtype}")
+        handle.write(_bytes_of(tensor))
+        if missing == 0:
+            return
 
 
 def _write_header(handle: UncachedFile, shard: Sequence[OutputSpec]) -> None:

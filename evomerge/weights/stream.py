@@ -1,7 +1,7 @@
 """Merging straight from files: each tensor is read when its turn comes and forgotten afterwards, so memory does not grow with the models.
 
-Two tensors are worked on at a time, so reading, computing and the caller's writing overlap. Knows nothing of recipes or of
-where results go.
+Large tensors go in parts where each element is merged by itself. Two parts are worked on at a time, so reading, computing and the caller's writing overlap. Files are read, not mapped: a mapped file
+that is cut off meanwhile kills the process. Knows nothing of recipes or of where results go.
 """
 
 import math
@@ -9,29 +9,58 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
 import torch
 
 from evomerge.core import CheckpointError, RecipeError
-from evomerge.plan import MergePlan, ModelHeader, TensorHeader, TensorStep, check_unchanged
+from evomerge.plan import MergePlan, ModelHeader, TensorHeader, TensorInput, TensorStep, check_unchanged
 from evomerge.plan.planner import is_copy
 from evomerge.weights.fused.steps import fused_methods
 from evomerge.weights.mapping import TORCH_DTYPES, read_tensor
 from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool, check_finite
 from evomerge.weights.vocabulary import Alignment
+from evomerge.weights.warm_memory import WarmMemory
 
 Tensors = Mapping[tuple[str, str], torch.Tensor]
 """(model, tensor name) -> tensor"""
 
 _AT_ONCE = 2
-"""tensors worked on while one is written; more would need more memory, and threads within a tensor use further cores"""
+"""parts worked on while one is written; more would need more memory, and threads within a part use further cores"""
+
+_ELEMENTWISE = ("linear", "passthrough", "task_arithmetic")
+"""methods that need nothing of a tensor but the element they compute, wherever it stands"""
+
+_PART_ELEMENTS = 1 << 22
+"""of a part of a larger tensor: what is read of it is still in the processor's cache when it is merged"""
 
 _OUTPUT_BYTES = 4
 """of an element of a result, before it is rounded"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is merged in one go.
+
+    Attributes:
+        step: its shape is that of the part.
+        first: flat element of the whole tensor; None where the part is the whole.
+    """
+
+    step: TensorStep
+    first: int | None
+
+    def of(self, header: TensorHeader) -> TensorHeader:
+        """The part of a stored tensor of the whole one's shape."""
+        if self.first is None:
+            return header
+        size = TORCH_DTYPES[header.dtype].itemsize
+        (n_elements,) = self.step.shape
+        start = header.start + self.first * size
+        return replace(header, shape=self.step.shape, start=start, end=start + n_elements * size)
 
 
 class StreamedMerge:
@@ -64,28 +93,37 @@ class StreamedMerge:
         self._files: dict[Path, int] = {}
         self._opening = Lock()
         self._threads = max(1, torch.get_num_threads() // _AT_ONCE)
+        self._memory = WarmMemory()
 
-    def tensors(self, plan: MergePlan) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every output tensor in the plan's order, as `Merger.tensors` makes them.
+    def parts(self, plan: MergePlan) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every output tensor in the plan's order, as `Merger.tensors` makes them; a large one may come as consecutive flat parts.
 
         Raises:
             RecipeError: a tensor needs more than `max_bytes`.
             CheckpointError: a source holds NaN or an infinity, its files change meanwhile, or as `Merger.tensors`.
         """
-        needed = [self._working_bytes(step) for step in plan.steps]
-        self._check_memory(plan, needed)
+        parts = [part for step in plan.steps for part in self._parts_of(step)]
+        needed = [self._working_bytes(part) for part in parts]
+        self._check_memory(parts, needed)
         try:
             with ThreadPoolExecutor(_AT_ONCE, "evomerge-stream") as workers:
                 running: deque[Future[torch.Tensor]] = deque()
-                handed = 0
-                for index, step in enumerate(plan.steps):
-                    merged = running.popleft().result() if running else self._merged(plan, step)
-                    handed = max(handed, index + 1)
-                    # a result counts like its step until the caller has written it
-                    while handed < len(needed) and len(running) < _AT_ONCE and self._fit(needed[index : handed + 1]):
-                        running.append(workers.submit(self._merged, plan, plan.steps[handed]))
-                        handed += 1
-                    yield step.output, merged
+                waiting = deque(parts)
+
+                def start(index: int) -> None:
+                    """Starts what fits beside part `index`, which counts in full until the caller has written it."""
+                    while (
+                        waiting
+                        and len(running) < _AT_ONCE
+                        and self._fit(needed[index : len(needed) - len(waiting) + 1])
+                    ):
+                        running.append(workers.submit(self._merged, plan, waiting.popleft()))
+
+                for index, part in enumerate(parts):
+                    start(index)
+                    merged = running.popleft().result()
+                    start(index)
+                    yield part.step.output, merged
                     del merged
             for header in self._headers.values():
                 check_unchanged(header)
@@ -94,30 +132,53 @@ class StreamedMerge:
                 os.close(descriptor)
             self._files.clear()
 
-    def _merged(self, plan: MergePlan, step: TensorStep) -> torch.Tensor:
-        # a pool and a merger of one step, so that nothing they remember outlives it
-        pool = WeightPool.holding(self._read(step))
+    def _parts_of(self, step: TensorStep) -> list[_Part]:
+        n_elements = math.prod(step.shape)
+        entries = _entries(step)
+        if (
+            step.method not in _ELEMENTWISE
+            or is_copy(step)
+            or n_elements <= _PART_ELEMENTS
+            or any(self._is_adapted(entry) or self._is_aligned(entry.tensor) for entry in entries)
+        ):
+            return [_Part(step, None)]
+        return [
+            _Part(replace(step, shape=(min(_PART_ELEMENTS, n_elements - first),)), first)
+            for first in range(0, n_elements, _PART_ELEMENTS)
+        ]
+
+    def _is_adapted(self, entry: TensorInput) -> bool:
+        adapter = self._headers[entry.source].adapter
+        return adapter is not None and entry.tensor in adapter.updates
+
+    def _is_aligned(self, name: str) -> bool:
+        return self._alignment is not None and self._alignment.concerns(name)
+
+    def _merged(self, plan: MergePlan, part: _Part) -> torch.Tensor:
+        # a pool and a merger of one part, so that nothing they remember outlives it
+        pool = WeightPool.holding(self._read(part))
         fused = self._device == "cpu"
-        merger = Merger(pool, threads=self._threads, fused=fused, device=self._device, once=True)
-        (_, merged), *_ = merger.tensors(replace(plan, steps=(step,)))
+        merger = Merger(pool, threads=self._threads, fused=fused, device=self._device, once=True, memory=self._memory)
+        (_, merged), *_ = merger.tensors(replace(plan, steps=(part.step,)))
         return merged
 
-    def _read(self, step: TensorStep) -> Tensors:
-        entries = step.inputs if step.base is None else (*step.inputs, step.base)
-        keys = dict.fromkeys((entry.source, entry.tensor) for entry in entries)
-        if self._alignment is not None and any(self._alignment.concerns(name) for _, name in keys):
-            return self._alignment.aligned(tuple(keys), self._one)
-        return {key: self._one(*key) for key in keys}
+    def _read(self, part: _Part) -> Tensors:
+        def one(source: str, name: str) -> torch.Tensor:
+            tensor = read_tensor(
+                self._headers[source], name, lambda folder, stored: self._stored(folder, part.of(stored))
+            )
+            check_finite(tensor, source, name, part.first or 0)
+            return tensor
 
-    def _one(self, source: str, name: str) -> torch.Tensor:
-        tensor = read_tensor(self._headers[source], name, self._stored)
-        check_finite(tensor, source, name)
-        return tensor
+        keys = dict.fromkeys((entry.source, entry.tensor) for entry in _entries(part.step))
+        if self._alignment is not None and any(self._is_aligned(name) for _, name in keys):
+            return self._alignment.aligned(tuple(keys), one)
+        return {key: one(*key) for key in keys}
 
     def _stored(self, folder: Path, header: TensorHeader) -> torch.Tensor:
         path = folder / header.file
         dtype = TORCH_DTYPES[header.dtype]
-        tensor = torch.empty(header.shape, dtype=dtype)
+        tensor = self._memory.empty(header.shape, dtype)
         memory = tensor.reshape(-1).view(torch.uint8).numpy().data
         try:
             with self._opening:
@@ -136,32 +197,34 @@ class StreamedMerge:
     def _fit(self, needed: list[int]) -> bool:
         return self._max_bytes is None or sum(needed) <= self._max_bytes
 
-    def _check_memory(self, plan: MergePlan, needed: list[int]) -> None:
+    def _check_memory(self, parts: list[_Part], needed: list[int]) -> None:
         if self._max_bytes is None:
             return
-        for step, n_bytes in zip(plan.steps, needed, strict=True):
+        for part, n_bytes in zip(parts, needed, strict=True):
             if n_bytes > self._max_bytes:
                 raise RecipeError(
-                    f"max-memory is {self._max_bytes} bytes; merging {step.output!r} with {step.method} needs about {n_bytes}: "
-                    "raise it (tensors are merged whole)"
+                    f"max-memory is {self._max_bytes} bytes; merging {part.step.output!r} with {part.step.method} needs about "
+                    f"{n_bytes}: raise it (tensors are merged whole or in parts of {_PART_ELEMENTS} elements)"
                 )
 
-    def _working_bytes(self, step: TensorStep) -> int:
-        """Everything that exists while the step is computed."""
-        entries = step.inputs if step.base is None else (*step.inputs, step.base)
+    def _working_bytes(self, part: _Part) -> int:
+        """Everything that exists while the part is computed."""
+        entries, n_elements = _entries(part.step), math.prod(part.step.shape)
         stored = 0
-        for source, name in dict.fromkeys((entry.source, entry.tensor) for entry in entries):
-            header = self._headers[source]
-            n_bytes = header.tensors[name].end - header.tensors[name].start
-            adapted = header.adapter is not None and name in header.adapter.updates
-            aligned = self._alignment is not None and self._alignment.concerns(name)
-            n_elements = max(math.prod(step.shape), math.prod(header.tensors[name].shape))
-            stored += n_bytes + 4 * n_elements * (2 * adapted + aligned)
-        n_elements = math.prod(step.shape)
-        if is_copy(step):
+        for entry in {(entry.source, entry.tensor): entry for entry in entries}.values():
+            header = part.of(self._headers[entry.source].tensors[entry.tensor])
+            most_elements = max(n_elements, math.prod(header.shape))
+            stored += header.end - header.start
+            stored += 4 * most_elements * (2 * self._is_adapted(entry) + self._is_aligned(entry.tensor))
+        if is_copy(part.step):
             return 2 * stored
         working = _OUTPUT_BYTES * n_elements
-        if step.method not in fused_methods() or self._device != "cpu":
+        if part.step.method not in fused_methods() or self._device != "cpu":
             # the references hold float32 copies of the inputs, their deltas, and a few results between
             working += 4 * n_elements * (3 * len(entries) + 3)
         return stored + working
+
+
+def _entries(step: TensorStep) -> tuple[TensorInput, ...]:
+    """All that is read for a step."""
+    return step.inputs if step.base is None else (*step.inputs, step.base)

@@ -1,0 +1,65 @@
+"""Merging from files gives what merging in memory gives, also in parts and in little memory."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from evomerge.core import CheckpointError, RecipeError
+from evomerge.plan import make_plan, read_headers
+from evomerge.recipe import recipe_from_yaml
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights import Merger, WeightPool, stream
+from evomerge.weights.stream import StreamedMerge
+
+PART = 1000
+"""elements: no multiple of a row of any tensor"""
+
+
+@pytest.fixture
+def models(tmp_path):
+    for seed, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(tmp_path / name, seed=seed, dtype="float32" if name == "b" else "bfloat16")
+    return tmp_path
+
+
+def planned(models, method):
+    base = "" if method == "linear" else f"base_model: {models}/base\n"
+    listed = "".join(f"- {{model: {models}/{name}, parameters: {{weight: 0.4}}}}\n" for name in "ab")
+    recipe = recipe_from_yaml(f"merge_method: {method}\n{base}models:\n{listed}dtype: float32\nout_dtype: bfloat16\n")
+    headers = read_headers(recipe)
+    return headers, make_plan(recipe, headers)
+
+
+@pytest.mark.parametrize("max_bytes", [None, 200_000])
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
+def test_parts_make_the_whole(models, monkeypatch, method, max_bytes):
+    monkeypatch.setattr(stream, "_PART_ELEMENTS", PART)
+    headers, plan = planned(models, method)
+    if method == "ties":
+        max_bytes = None  # whole tensors
+    parts = {}
+    for name, part in StreamedMerge(headers, max_bytes=max_bytes).parts(plan):
+        parts.setdefault(name, []).append(part.clone())
+    assert (max(map(len, parts.values())) > 1) == (method != "ties")
+    whole = dict(Merger(WeightPool(headers)).tensors(plan))
+    assert list(parts) == list(whole)
+    for name, tensor in whole.items():
+        assert torch.equal(torch.cat([part.reshape(-1) for part in parts[name]]), tensor.reshape(-1)), name
+
+
+def test_the_place_of_a_bad_element_is_that_in_the_tensor(models, monkeypatch):
+    monkeypatch.setattr(stream, "_PART_ELEMENTS", PART)
+    file = models / "a" / "model.safetensors"
+    weights = load_file(file)
+    name = max(weights, key=lambda key: weights[key].numel())
+    weights[name].view(-1)[PART + 17] = float("nan")
+    save_file(weights, file)
+    headers, plan = planned(models, "linear")
+    with pytest.raises(CheckpointError, match=rf"tensor '{name}' holds nan at flat index {PART + 17};"):
+        list(StreamedMerge(headers).parts(plan))
+
+
+def test_a_part_too_large_for_the_memory(models):
+    headers, plan = planned(models, "linear")
+    with pytest.raises(RecipeError, match=r"max-memory is 100 bytes; merging .* needs about"):
+        next(StreamedMerge(headers, max_bytes=100).parts(plan))

@@ -1,0 +1,53 @@
+"""Memory is used again when nothing refers to it any more, and never before."""
+
+import pytest
+import torch
+
+from evomerge.weights.warm_memory import WarmMemory
+
+MIB = 1 << 20
+
+
+def place_of(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def test_memory_is_used_again():
+    memory = WarmMemory()
+    first = memory.empty((3, MIB), torch.bfloat16)
+    assert first.shape == (3, MIB)
+    assert first.dtype is torch.bfloat16
+    assert place_of(first) % 4096 == 0
+    place = place_of(first)
+    del first
+    again = memory.empty((5 * MIB // 4,), torch.float32)  # a little smaller
+    assert place_of(again) == place
+    assert place_of(memory.empty((MIB,), torch.float32)) != place
+
+
+@pytest.mark.parametrize("keep", [lambda t: t[1:2], lambda t: t.view(torch.int32), lambda t: t.numpy(), lambda t: t.T])
+def test_what_is_referred_to_is_left_alone(keep):
+    memory = WarmMemory()
+    tensor = memory.empty((4, MIB), torch.float32).fill_(1)
+    kept, place = keep(tensor), place_of(tensor)
+    del tensor
+    other = memory.empty((4, MIB), torch.float32).fill_(2)
+    assert place_of(other) != place
+    del kept
+    assert place_of(memory.empty((4, MIB), torch.float32)) == place
+
+
+def test_never_more_than_was_in_use_at_one_time():
+    memory = WarmMemory()
+    for sizes in ((8, 8), (2, 2, 2), (16,), (3, 3, 3, 3), (1, 1)):
+        tensors = [memory.empty((size * MIB,), torch.uint8) for size in sizes]
+        most = max(16, sum(sizes))
+        assert memory.held_bytes <= most * MIB
+        del tensors
+
+
+def test_small_and_empty_tensors():
+    memory = WarmMemory()
+    assert memory.empty((0, 7), torch.float16).shape == (0, 7)
+    assert memory.empty((), torch.float32).shape == ()
+    assert memory.held_bytes == 0
