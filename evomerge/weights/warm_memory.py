@@ -69,8 +69,6 @@ class WarmMemory:
             while self._free and sum(map(len, self._free)) > room:
                 del self._free[0]  # the one that has been idle longest
             block = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                block.madvise(mmap.MADV_HUGEPAGE)
         self._used += len(block)
         self._most_used = max(self._most_used, self._used)
         return block
