@@ -52,7 +52,7 @@ _MAGNITUDE_BITS = np.uint32(0x7FFFFFFF)
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
-def load_window(address, kind, window):  # type: ignore[no-untyped-def]
+def _load(address, kind, window):  # type: ignore[no-untyped-def]
     """A window of a tensor as float32."""
     if kind == BF16:
         prefetch(address + 2 * window + _AHEAD)
@@ -110,8 +110,7 @@ def _set_thresholds(inputs, window, thresholds):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
-def magnitude_of(value):  # type: ignore[no-untyped-def]
-    """Absolute values, by clearing the sign."""
+def _magnitude(value):  # type: ignore[no-untyped-def]
     return from_bits(bits_of(value) & words(_MAGNITUDE_BITS))
 
 
@@ -119,7 +118,7 @@ def magnitude_of(value):  # type: ignore[no-untyped-def]
 def _only_large(value, delta, mode, thresholds):  # type: ignore[no-untyped-def]
     """`value` where |delta| reaches the row at address `thresholds` and, for BAND, is below the next; 0 elsewhere."""
     zero = floats(np.float32(0.0))
-    magnitude = magnitude_of(delta)
+    magnitude = _magnitude(delta)
     value = select(magnitude >= load_lanes(thresholds), value, zero)
     if mode == BAND:
         value = select(magnitude < load_lanes(thresholds + _ROW_BYTES), value, zero)
@@ -160,9 +159,9 @@ def _merge_windows(first, last, output, inputs, thresholds, weighted):  # type: 
             change = _set_thresholds(inputs, window, thresholds)
         total = zero
         if has_base:
-            base = load_window(base_address, base_kind, window)
+            base = _load(base_address, base_kind, window)
         for k in range(inputs.shape[0]):
-            value = load_window(inputs[k]["address"], inputs[k]["kind"], window)
+            value = _load(inputs[k]["address"], inputs[k]["kind"], window)
             weight = floats(inputs[k]["weight"])
             if has_base:
                 delta = value - base
@@ -171,7 +170,7 @@ def _merge_windows(first, last, output, inputs, thresholds, weighted):  # type: 
                 if mode == KEEP_ALL:
                     value = delta * weight
                 elif mode == MAGNITUDE and inputs[k]["scale"] == np.float32(1.0):
-                    value = select(magnitude_of(delta) >= load_lanes(row), delta * weight, zero)
+                    value = select(_magnitude(delta) >= load_lanes(row), delta * weight, zero)
                 else:
                     value = delta * floats(inputs[k]["scale"]) * weight
                     if mode in (MAGNITUDE, BAND):
@@ -191,7 +190,7 @@ def _merge_windows(first, last, output, inputs, thresholds, weighted):  # type: 
             total = total * floats(scale)
         if has_base:
             total = total + base
-        magnitude = bits_of(magnitude_of(total))
+        magnitude = bits_of(_magnitude(total))
         largest = select(magnitude > largest, magnitude, largest)
         _store(out_address, out_kind, window - out_offset, total)
     return largest_word(largest)
@@ -268,7 +267,7 @@ def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-u
     kept = zero
     for window in range(first, last, LANES):
         if measure:
-            kept = magnitude_of(load_window(address, kind, window) - load_window(base_address, base_kind, window))
+            kept = _magnitude(_load(address, kind, window) - _load(base_address, base_kind, window))
         if mode in (RANDOM, RANKED):
             limit = keep_below
             if mode == RANKED:
