@@ -5,6 +5,7 @@ Follows lm-eval 0.4.13, `TemplateLM.loglikelihood`, `TemplateLM._encode_pair`, `
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from evomerge.core import EvaluationError
@@ -31,6 +32,7 @@ class Encoder:
                 "the tokenizer has neither a beginning-of-text nor an end-of-text token; lm-eval's conventions need one"
             )
         self._told_about_system = False
+        self._context = lru_cache(maxsize=1)(self.prompt)  # long, and the same for all choices of an item
         self._prefix = int(prefix)
         self._prefix_text: str = tokenizer.decode([self._prefix])
         self.end_text: str | None = (
@@ -55,7 +57,7 @@ class Encoder:
             return (self._prefix,), tokens
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
-        whole, before = self.prompt(stripped + continuation), self.prompt(stripped)
+        whole, before = self.prompt(stripped + continuation), self._context(stripped)
         return before, whole[len(before) :]
 
     def conversation(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
