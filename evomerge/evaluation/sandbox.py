@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from evomerge.core import EvaluationError, Split
 from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
+from evomerge.evaluation.task_files import is_task_file
 from evomerge.evaluation.task_items import check_request_lengths
 from evomerge.evaluation.task_spec import TaskSpec
 
@@ -122,9 +123,10 @@ class SandboxedTask:
         check_sandbox()
         self._scratch = tempfile.TemporaryDirectory(prefix="evomerge-sandbox-", ignore_cleanup_errors=True)
         folder = self._scratch.name
+        _show_caches(Path(folder))
         environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ} | {
             "HOME": folder, "TMPDIR": folder, "HF_HOME": folder, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
-            "HF_ALLOW_CODE_EVAL": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1",
+            "HF_EVALUATE_OFFLINE": "1", "HF_ALLOW_CODE_EVAL": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1",
         }  # fmt: skip
         command = [*_ISOLATED, sys.executable, "-m", "evomerge.evaluation.sandbox_process"]
         self._process = subprocess.Popen(  # noqa: S603
@@ -139,7 +141,15 @@ class SandboxedTask:
             },
             "tokenizer": str(self._tokenizer), "folder": folder, "memory_bytes": MEMORY_BYTES, "file_bytes": FILE_BYTES,
         }  # fmt: skip
-        return self._ask(order, LOAD_TIMEOUT_S)
+        try:
+            return self._ask(order, LOAD_TIMEOUT_S)
+        except EvaluationError as error:
+            if is_task_file(spec.task):
+                raise
+            raise EvaluationError(
+                f"task {spec.task!r} cannot be loaded in its sandbox: {error}\nThere is no network there: its data set and its metrics must be in "
+                "the Hugging Face caches (HF_HOME) already; run the task once with lm-eval itself to get them"
+            ) from error
 
     def _ask(self, order: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """One order, one answer; a process that does not give one is killed."""
@@ -206,6 +216,25 @@ class SandboxedItems:
         if not good or len(scores) != len(self):
             raise EvaluationError(f"{self._where}: the sandbox gives no score per item: {scores!r:.200}")
         return np.array(scores, dtype=np.float64)
+
+
+def _show_caches(home: Path) -> None:
+    """Links what the user's Hugging Face caches hold (data sets, metrics) into those under `home`: to be read, and not written."""
+    from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
+
+    caches = {
+        "hub": (HF_HUB_CACHE, "*"),
+        "datasets": (
+            os.environ.get("HF_DATASETS_CACHE", f"{HF_HOME}/datasets"),
+            "*___*",
+        ),  # without those made of local files
+        "modules": (os.environ.get("HF_MODULES_CACHE", f"{HF_HOME}/modules"), "*"),
+    }
+    for name, (place, wanted) in caches.items():
+        shown = home / name
+        shown.mkdir()
+        for entry in Path(place).resolve().glob(wanted):
+            (shown / entry.name).symlink_to(entry)
 
 
 def _tokens(values: Sequence[Any]) -> tuple[int, ...]:
