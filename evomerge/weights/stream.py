@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 
@@ -35,7 +36,7 @@ _ELEMENTWISE = ("linear", "passthrough", "task_arithmetic")
 """methods that need nothing of a tensor but the element they compute, wherever it stands"""
 
 _PART_ELEMENTS = 1 << 22
-"""of a part of a larger tensor: what is read of it is still in the processor's cache when it is merged"""
+"""most of a part of a larger tensor: what is read of it is still in the processor's cache when it is merged"""
 
 _OUTPUT_BYTES = 4
 """of an element of a result, before it is rounded"""
@@ -142,10 +143,10 @@ class StreamedMerge:
             or any(self._is_adapted(entry) or self._is_aligned(entry.tensor) for entry in entries)
         ):
             return [_Part(step, None)]
-        return [
-            _Part(replace(step, shape=(min(_PART_ELEMENTS, n_elements - first),)), first)
-            for first in range(0, n_elements, _PART_ELEMENTS)
-        ]
+        # about equal, so that the memory of one fits the others
+        n_parts = -(-n_elements // _PART_ELEMENTS)
+        edges = [n_elements * number // n_parts for number in range(n_parts + 1)]
+        return [_Part(replace(step, shape=(last - first,)), first) for first, last in pairwise(edges)]
 
     def _is_adapted(self, entry: TensorInput) -> bool:
         adapter = self._headers[entry.source].adapter

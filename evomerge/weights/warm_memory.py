@@ -13,7 +13,7 @@ from threading import Lock
 import numpy as np
 import torch
 
-_LEAST_BYTES = 1 << 20
+_LEAST_BYTES = 2 << 20
 """smaller tensors come from torch: their memory is used again as it is"""
 
 _MOST_WASTE = 1.25
