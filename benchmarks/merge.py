@@ -3,10 +3,11 @@
     python benchmarks/merge.py resident [--size 110m|1.1b|tiny] [--methods ties,linear] [--threads N] [--json FILE]
     python benchmarks/merge.py disk     [--size 1.1b|110m|tiny] [--methods ties,linear] [--json FILE]
 
-`resident`: one run measures everything it compares: the copy rate of this machine, between the candidates, a resident
-candidate (plan and write into engine-like buffers, parameters changed every time), and mergekit in its own environment,
-whose import, reading and writing are not counted: its `method` call alone is timed on tensors in memory. A method is
-finished, mergekit included, before the next one starts, so an interrupted run has lost only its last line.
+`resident`: one run measures everything it compares: a resident candidate (plan and write into engine-like buffers,
+parameters changed every time); between the candidates two copies, one of plain memory and one of a model, tensor by
+tensor, into those buffers; and mergekit in its own environment, whose import, reading and writing are not counted: its
+`method` call alone is timed on tensors in memory. A method is finished, mergekit included, before the next one starts, so
+an interrupted run has lost only its last line.
 
 `disk`: wall time and peak memory of the commands `evomerge merge` and `mergekit-yaml` on the same recipe, each run once
 after the files were read once.
@@ -84,6 +85,11 @@ class Buffers:
     def names(self) -> list[str]:
         return list(self._views)
 
+    def hold(self, model: str, plan: MergePlan, pool: WeightPool) -> None:
+        """Copies a model's tensors, each to where a merge of it goes."""
+        for step in plan.steps:
+            self._views[step.output].copy_(pool.tensor(model, step.inputs[0].tensor))
+
     def regions(self, tensor: str) -> list[Region]:
         view = self._views[tensor]
         return [Region(tuple(slice(0, size) for size in view.shape), view)]
@@ -155,19 +161,22 @@ class Copy:
 
 def measure(
     method: str, models: list[str], pool: WeightPool, merger: Merger, copy: Copy
-) -> tuple[float, list[float], int]:
-    """Seconds of the first candidate and of each later one, bytes a candidate reads and writes; copies between candidates."""
+) -> tuple[list[float], list[float], int]:
+    """Seconds of each candidate, of each copy of a model between them, and the bytes a candidate reads and writes."""
     plan = make_plan(recipe_for(method, models, 0.0), pool.headers)
     buffers = Buffers(plan)
-    times = []
+    times, copies = [], []
     for index in range(ROUNDS + 1):
         start = time.perf_counter()
         plan = make_plan(recipe_for(method, models, index / (ROUNDS + 1)), pool.headers)
         merger.write(plan, buffers)
         times.append(time.perf_counter() - start)
         copy.run()
+        start = time.perf_counter()
+        buffers.hold(models[1], plan, pool)
+        copies.append(time.perf_counter() - start)
     n_tensors = len(plan.steps[0].inputs) + (plan.steps[0].base is not None) + 1
-    return times[0], times[1:], n_tensors * plan.output_bytes
+    return times, copies, n_tensors * plan.output_bytes
 
 
 def mergekit_seconds(python: str, models: list[str], methods: list[str], threads: int) -> dict[str, list[float]]:
@@ -196,17 +205,24 @@ def resident(options: argparse.Namespace, models: list[str]) -> list[dict[str, o
     merger = Merger(pool, threads=options.threads)
     n_elements = sum(tensor.end - tensor.start for tensor in pool.headers[models[0]].tensors.values()) // 2
     print(f"{n_elements / 1e6:.0f}M parameters, {N_EXPERTS} experts, {options.threads} thread(s), bfloat16")
-    print("method           first ms  best ms  median ms   copy GB/s   share of copy   mergekit s (CPU s)   ratio")
+    print(
+        "method           first ms  best ms  median ms   copy GB/s  share   model copy GB/s  share   mergekit s (CPU s)   ratio"
+    )
     rows: list[dict[str, object]] = []
     for method in options.methods.split(","):
         copy = Copy(n_elements)
-        first, later, n_bytes = measure(method, models, pool, merger, copy)
+        (first, *later), copies, n_bytes = measure(method, models, pool, merger, copy)
         best, median, rate = min(later), statistics.median(later), copy.rate()
+        model_rate = 4 * n_elements / min(copies)
         row: dict[str, object] = {
             "method": method, "first_s": first, "best_s": best, "median_s": median,
             "copy_bytes_per_s": rate, "share_of_copy": n_bytes / best / rate,
+            "model_copy_bytes_per_s": model_rate, "share_of_model_copy": n_bytes / best / model_rate,
         }  # fmt: skip
-        line = f"{method:16s} {first * 1e3:8.0f} {best * 1e3:8.1f} {median * 1e3:10.1f} {rate / 1e9:11.1f} {n_bytes / best / rate:15.2f}"
+        line = (
+            f"{method:16s} {first * 1e3:8.0f} {best * 1e3:8.1f} {median * 1e3:10.1f} {rate / 1e9:11.1f} {n_bytes / best / rate:6.2f}"
+            f" {model_rate / 1e9:17.1f} {n_bytes / best / model_rate:6.2f}"
+        )
         if Path(options.mergekit).exists():
             wall, cpu = mergekit_seconds(options.mergekit, models, [method], options.threads)[method]
             row |= {"mergekit_s": wall, "mergekit_cpu_s": cpu, "ratio": wall / best}

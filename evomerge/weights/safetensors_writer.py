@@ -10,7 +10,7 @@ import torch
 from evomerge.core import atomic_write_json
 from evomerge.plan.model_folder import INDEX_NAME
 from evomerge.weights.mapping import TORCH_DTYPES
-from evomerge.weights.uncached_file import UncachedFile
+from evomerge.weights.uncached_file import BLOCK_BYTES, UncachedFile
 
 _NAME_OF = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
@@ -94,7 +94,7 @@ def _write_header(handle: UncachedFile, shard: Sequence[OutputSpec]) -> None:
         }
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensors start aligned
+    text += b" " * (-(8 + len(text)) % BLOCK_BYTES)  # tensors start at a block
     handle.write(len(text).to_bytes(8, "little") + text)
 
 

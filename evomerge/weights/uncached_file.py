@@ -11,14 +11,20 @@ import os
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 _BUFFER_BYTES = 8 << 20
 
-_BLOCK_BYTES = 4096
-"""what lengths and places of uncached writes are multiples of"""
+BLOCK_BYTES = 4096
+"""what lengths and places of uncached writes, in memory and in the file, are multiples of"""
+
+
+_LEAST_DIRECT_BYTES = 1 << 20
+"""what is written without being collected first, where it can be"""
 
 
 class UncachedFile:
-    """Collects what is written in a buffer that starts at a page, as uncached writes need it.
+    """Collects what is written in a buffer that starts at a page, as uncached writes need it, unless it is large and does so itself.
 
     Args:
         path: the file; replaced if it exists.
@@ -43,6 +49,11 @@ class UncachedFile:
         """Appends `data`."""
         view = memoryview(data).cast("B")
         self._n_bytes += len(view)
+        if len(view) >= _LEAST_DIRECT_BYTES and self._filled % BLOCK_BYTES == 0 and _starts_at_a_block(view):
+            self._empty(self._filled)
+            direct = len(view) - len(view) % BLOCK_BYTES
+            self._put(view[:direct])
+            view = view[direct:]
         while len(view):
             part = view[: _BUFFER_BYTES - self._filled]
             self._buffer[self._filled : self._filled + len(part)] = part
@@ -59,7 +70,7 @@ class UncachedFile:
     ) -> None:
         try:
             if problem is None:
-                self._empty(-(-self._filled // _BLOCK_BYTES) * _BLOCK_BYTES)
+                self._empty(-(-self._filled // BLOCK_BYTES) * BLOCK_BYTES)
                 os.ftruncate(self._file, self._n_bytes)  # without the filling of the last block
         finally:
             os.close(self._file)
@@ -67,16 +78,24 @@ class UncachedFile:
 
     def _empty(self, n_bytes: int) -> None:
         """Writes the first `n_bytes` of the buffer."""
-        with memoryview(self._buffer) as buffer:
-            done = 0
-            while done < n_bytes:
-                with buffer[done:n_bytes] as rest:
-                    try:
-                        done += os.write(self._file, rest)
-                    except OSError as problem:
-                        uncached = fcntl.fcntl(self._file, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0)
-                        if problem.errno != errno.EINVAL or not uncached:
-                            raise
-                        # opened, but not written so: other block sizes, some network file systems
-                        fcntl.fcntl(self._file, fcntl.F_SETFL, 0)
+        with memoryview(self._buffer) as buffer, buffer[:n_bytes] as filled:
+            self._put(filled)
         self._filled = 0
+
+    def _put(self, view: memoryview) -> None:
+        """Writes whole blocks."""
+        done = 0
+        while done < len(view):
+            with view[done:] as rest:
+                try:
+                    done += os.write(self._file, rest)
+                except OSError as problem:
+                    uncached = fcntl.fcntl(self._file, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0)
+                    if problem.errno != errno.EINVAL or not uncached:
+                        raise
+                    # opened, but not written so: other block sizes, some network file systems
+                    fcntl.fcntl(self._file, fcntl.F_SETFL, 0)
+
+
+def _starts_at_a_block(view: memoryview) -> bool:
+    return int(np.frombuffer(view, np.uint8).ctypes.data) % BLOCK_BYTES == 0

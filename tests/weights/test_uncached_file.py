@@ -1,5 +1,6 @@
 """Files written past the page cache hold what was written, whatever its size and the file system."""
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,18 @@ SHM = Path("/dev/shm")  # noqa: S108
 )
 def test_holds_what_was_written(tmp_path, sizes):
     pieces = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
+    with UncachedFile(tmp_path / "file") as file:
+        for piece in pieces:
+            file.write(piece)
+    assert (tmp_path / "file").read_bytes() == b"".join(pieces)
+
+
+def test_memory_that_starts_at_a_page(tmp_path):
+    """Large pieces of such memory are not collected first, wherever the file stands."""
+    page = mmap.mmap(-1, 3 * MIB)
+    page.write(bytes(range(256)) * (3 * MIB // 256))
+    view = memoryview(page)
+    pieces = [view, b"x" * 4096, view[: 2 * MIB + 5], b"y" * 4091, view, view[4096:], b"z", view, view[1:]]
     with UncachedFile(tmp_path / "file") as file:
         for piece in pieces:
             file.write(piece)
