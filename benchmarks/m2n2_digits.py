@@ -7,29 +7,33 @@ everything fits in memory. Children are made and evaluated `--batch` at a time f
 scratch     from two random models, 50,000 children, mutation 0.01, 20 members
 pretrained  from two specialists (10 full-batch Adam steps on digits 0-4 and 5-9), 10,000 children, no mutation
 batch       the batch size's effect on `scratch`
-speed       candidates per second: in batches, and one by one
+speed       candidates per second: in batches, and one by one as one would write it in NumPy
+
+A pair is the two models that a search starts from. Every pair is searched from with `--seeds` seeds; errors are over pairs.
 """
 
 import argparse
 import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # children run in threads of their own; BLAS threads only get in their way
+os.environ["OMP_WAIT_POLICY"] = "passive"  # and these do not burn a core while they wait
 
+import itertools
 import json
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import numba
 import numpy as np
-from digits_perceptron import N_WEIGHTS, Floats, adam, digits, items, solved
+from digits_children import Matings, Nursery, arc
+from digits_perceptron import N_WEIGHTS, SIGMA, Floats, digits, random_models, solved, specialists
 
 from evomerge.archive import Niches, coverage
-from evomerge.weights.noise import normal_noise
 
-SIGMA = 0.01
+NOISE_TABLE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,133 @@ VARIANTS = {
 """the paper's GA competes for nothing (alpha 0) and draws both parents by fitness"""
 
 
-def arc(mix: float, cosine: float) -> tuple[float, float]:
-    """SLERP's factors of both vectors, LERP's for nearly parallel ones."""
-    angle = np.arccos(np.clip(cosine, -1.0, 1.0))
-    sine = np.sin(angle)
-    return (1.0 - mix, mix) if sine <= 1e-6 else (np.sin((1.0 - mix) * angle) / sine, np.sin(mix * angle) / sine)
+class Digits:
+    """One search. Same pair, seed and batch size, same result, whatever the number of threads."""
+
+    def __init__(self, variant: Variant, pair: int | str, seed: int, *, pretrained: bool, batch: int) -> None:
+        self.variant, self.batch = variant, batch
+        self.niches = Niches(20, variant.alpha)
+        self.weights = np.zeros((self.niches.size, N_WEIGHTS), np.float32)
+        named = [] if pair == "published" else [pair]
+        self.draw, noise = (np.random.default_rng([seed, stream, *named]) for stream in (0, 1))
+        n_noise = 0 if pretrained else NOISE_TABLE + N_WEIGHTS
+        self.nursery = Nursery(SIGMA * noise.standard_normal(n_noise, np.float32))
+        for model in specialists(pair) if pretrained else random_models(pair):
+            self.tell(model, self.nursery.solved(model))
+
+    def tell(self, child: Floats, right: Floats) -> None:
+        slot = self.niches.add(right)
+        if slot is not None:
+            self.weights[slot] = child
+
+    def matings(self) -> Matings:
+        """A batch of children to come, from one archive state."""
+        variant, n = self.variant, self.batch
+        mates = [
+            self.niches.parents(self.draw, attracted=variant.attraction, distinct=False)
+            if variant.crossover
+            else 2 * self.niches.parents(self.draw)[:1]
+            for _ in range(n)
+        ]
+        splits = self.draw.integers(N_WEIGHTS, size=n) if variant.split_point else np.zeros(n, np.int64)
+        return Matings(np.array(mates), self.draw.random(n), splits, self.draw.integers(NOISE_TABLE, size=n))
+
+    def step(self) -> None:
+        """A batch of children: proposed from one archive state, told in order."""
+        children = self.nursery.children(self.weights, self.niches.stakes(), self.matings())
+        for child, right, n_seen in zip(*children, strict=True):
+            if n_seen < len(right):
+                if self.niches.stakes().lost(~right):
+                    continue
+                right = self.nursery.solved(child)  # a sibling has entered since, and changed what it takes to win
+            self.tell(child, right)
+
+    def result(self) -> dict[str, float]:
+        """Per cent: test and training accuracy of the member with the best training accuracy, and coverage of training items."""
+        train = self.niches.items.mean(axis=1)
+        best = int(np.argmax(train))
+        test = solved(self.weights[best], *digits()[2:]).mean()
+        return {
+            "test": 100 * float(test),
+            "train": 100 * float(train[best]),
+            "coverage": 100 * coverage(self.niches.items),
+            "distinct": len(np.unique(self.niches.items, axis=0)),
+        }
+
+
+def search(variant: str, pair: int | str, seed: int, n_children: int, marks: Iterable[int], **options) -> list[dict]:
+    """Results after each number of children in `marks`."""
+    run = Digits(VARIANTS[variant], pair, seed, **options)
+    results = []
+    for done in range(run.batch, n_children + run.batch, run.batch):
+        run.step()
+        results += [{"after": mark, **run.result()} for mark in marks if mark <= done < mark + run.batch]
+    return results
+
+
+def collect(
+    title: str, rows: dict[str, Callable], runs: list[tuple[int | str, int]], journal: Path | None
+) -> list[dict]:
+    """The records of all runs (pair, seed) of all rows; those that are in `journal` already are not run again."""
+    lines = journal.read_text().splitlines() if journal is not None and journal.exists() else []
+    known = [record for record in map(json.loads, lines) if record["what"] == title and record["row"] in rows]
+    done = {(record["row"], record["pair"], record["seed"]) for record in known}
+    for (pair, seed), name in itertools.product(runs, rows):
+        if (name, pair, seed) in done:
+            continue
+        started = time.process_time()
+        found = rows[name](pair, seed)
+        new = {"what": title, "row": name, "pair": pair, "seed": seed, "cpu_s": time.process_time() - started}
+        known += [{**new, **result} for result in found]
+        if journal is not None:
+            with journal.open("a") as stream:
+                stream.writelines(json.dumps(record) + "\n" for record in known[-len(found) :])
+    return [record for record in known if (record["pair"], record["seed"]) in runs]
+
+
+def table(title: str, records: list[dict]) -> None:
+    """Prints one line per row: mean +- standard error over pairs (over seeds where there is one pair)."""
+    pairs, seeds = ({record[key] for record in records} for key in ("pair", "seed"))
+    print(f"{title}, {len(pairs)} pairs, {len(seeds)} seeds, {date.today()}: per cent, mean +- standard error\n")
+    marks = sorted({record["after"] for record in records})
+    names = [f"test at {mark:,}" for mark in marks] + ["train", "coverage", "distinct members", "CPU s/run"]
+    print("| | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
+    for name in dict.fromkeys(record["row"] for record in records):
+        columns = [("test", mark) for mark in marks] + [
+            (key, marks[-1]) for key in ("train", "coverage", "distinct", "cpu_s")
+        ]
+        cells = [interval(by_pair(records, name, *column)) for column in columns]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print()
+
+
+def by_pair(records: list[dict], row: str, key: str, after: int) -> dict[int | str, float]:
+    """A row's mean per pair; per seed where there is one pair."""
+    chosen = [record for record in records if record["row"] == row and record["after"] == after]
+    group = "pair" if len({record["pair"] for record in chosen}) > 1 else "seed"
+    values: dict[int | str, list[float]] = {}
+    for record in chosen:
+        values.setdefault(record[group], []).append(record[key])
+    return {name: float(np.mean(found)) for name, found in values.items()}
+
+
+def interval(values: dict[int | str, float]) -> str:
+    numbers = list(values.values())
+    error = np.std(numbers, ddof=1) / np.sqrt(len(numbers)) if len(numbers) > 1 else np.nan
+    return f"{np.mean(numbers):.1f} +- {error:.1f}"
+
+
+def steps(records: list[dict]) -> None:
+    """Prints the difference between each two neighbours of the published order, and in how many pairs it is not negative."""
+    last = max(record["after"] for record in records)
+    rows = list(dict.fromkeys(record["row"] for record in records))
+    print("| step | difference | pairs in which it holds |\n|---|---|---|")
+    for better, worse in itertools.pairwise(rows):
+        a, b = by_pair(records, better, "test", last), by_pair(records, worse, "test", last)
+        differences = {name: a[name] - b[name] for name in a if name in b}
+        holds = sum(value >= 0.0 for value in differences.values())
+        print(f"| {better} - {worse} | {interval(differences)} | {holds} of {len(differences)} |")
+    print()
 
 
 def cross(a: Floats, b: Floats, mix: float, split: int) -> Floats:
@@ -65,121 +191,13 @@ def cross(a: Floats, b: Floats, mix: float, split: int) -> Floats:
     child = np.empty_like(a)
     for part, share in ((slice(None, split), mix), (slice(split, None), 1.0 - mix)):
         of_a, of_b = arc(share, cosine)
-        np.multiply(a[part], a.dtype.type(of_a), out=child[part])
-        child[part] += b[part] * a.dtype.type(of_b)
+        child[part] = a.dtype.type(of_a) * a[part] + a.dtype.type(of_b) * b[part]
     return child
 
 
-class Digits:
-    """One run. Same seed and batch size, same result, whatever the number of threads."""
-
-    def __init__(
-        self, variant: Variant, seed: int, *, pretrained: bool, size: int = 20, batch: int, threads: int
-    ) -> None:
-        self.variant, self.batch = variant, batch
-        self.sigma = 0.0 if pretrained else SIGMA
-        self.niches = Niches(size, variant.alpha)
-        self.weights = np.zeros((size, N_WEIGHTS), np.float32)
-        self.draw = np.random.default_rng([seed, 0])
-        self.threads = ThreadPoolExecutor(threads) if threads > 1 else None
-        for model in specialists(seed) if pretrained else random_models(seed):
-            self.tell(model, items()[0].solved(model))
-
-    def tell(self, child: Floats, right: Floats) -> None:
-        slot = self.niches.add(right)
-        if slot is not None:
-            self.weights[slot] = child
-
-    def child(self, job: tuple[int, int, float, int, int]) -> tuple[Floats, Floats]:
-        """The weights of one child and which items it solves."""
-        first, second, mix, split, noise_seed = job
-        child = self.weights[first].copy()
-        if self.variant.crossover:
-            child = cross(child, self.weights[second], mix, split)
-        if self.sigma:
-            child += normal_noise(noise_seed, "digits", 0, N_WEIGHTS).numpy() * np.float32(self.sigma)
-        return child, items()[0].solved(child)
-
-    def step(self) -> None:
-        """A batch of children: proposed from one archive state, told in order."""
-        jobs = []
-        for _ in range(self.batch):
-            first, second = self.niches.parents(self.draw, attracted=self.variant.attraction, distinct=False)
-            mix = self.draw.random()
-            split = int(self.draw.integers(N_WEIGHTS)) if self.variant.split_point else 0
-            jobs.append((first, second, mix, split, int(self.draw.integers(2**63))))
-        results = list(self.threads.map(self.child, jobs)) if self.threads else list(map(self.child, jobs))
-        for child, right in results:
-            self.tell(child, right)
-
-    def result(self) -> dict[str, float]:
-        """Per cent: test and training accuracy of the member with the best training accuracy, and coverage of training items."""
-        train = self.niches.items.mean(axis=1)
-        best = int(np.argmax(train))
-        test = items()[1].solved(self.weights[best]).mean()
-        covered = coverage(self.niches.items)
-        return {"test": 100 * float(test), "train": 100 * float(train[best]), "coverage": 100 * covered}
-
-
-def random_models(seed: int) -> list[Floats]:
-    """Two models with normal weights of standard deviation 0.01."""
-    stream = np.random.default_rng([seed, 2])
-    return [SIGMA * stream.standard_normal(N_WEIGHTS, dtype=np.float32) for _ in range(2)]
-
-
-def specialists(seed: int) -> list[Floats]:
-    """`random_models` after 10 full-batch Adam steps (rate 0.003) on the digits 0-4 and 5-9; a pair for every seed."""
-    images, labels, _, _ = digits()
-    low = labels < 5
-    return [
-        adam(model, images[mask], labels[mask]) for model, mask in zip(random_models(seed), (low, ~low), strict=True)
-    ]
-
-
-def search(variant: str, seed: int, n_children: int, marks: tuple[int, ...], **options) -> dict[int, dict[str, float]]:
-    """Results after each number of children in `marks`."""
-    run = Digits(VARIANTS[variant], seed, **options)
-    results: dict[int, dict[str, float]] = {}
-    for done in range(run.batch, n_children + run.batch, run.batch):
-        run.step()
-        for mark in marks:
-            if mark <= done < mark + run.batch:
-                results[mark] = run.result()
-    return results
-
-
-def compare(
-    title: str, rows: dict[str, Callable[[int], dict[int, dict[str, float]]]], seeds: range, marks: tuple[int, ...]
-) -> list[dict]:
-    """Prints one row per entry: mean +- standard error over the seeds; returns every single result."""
-    print(f"{title}, {len(seeds)} seeds, {date.today()}: per cent, mean +- standard error\n")
-    names = [f"test at {mark:,}" for mark in marks] + ["train", "coverage", "s/run"]
-    print("| | " + " | ".join(names) + " |\n|---|" + "---|" * len(names), flush=True)
-    records = []
-    for name, row in rows.items():
-        started = time.perf_counter()
-        found = [row(seed) for seed in seeds]
-        seconds = (time.perf_counter() - started) / len(seeds)
-        records += [
-            {"what": title, "row": name, "seed": seed, "after": mark, **values}
-            for seed, result in zip(seeds, found, strict=True)
-            for mark, values in result.items()
-        ]
-        cells = [interval([result[mark]["test"] for result in found]) for mark in marks]
-        cells += [interval([result[marks[-1]][key] for result in found]) for key in ("train", "coverage")]
-        print(f"| {name} | " + " | ".join(cells) + f" | {seconds:.0f} |", flush=True)
-    print()
-    return records
-
-
-def interval(values: list[float]) -> str:
-    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return f"{np.mean(values):.1f} +- {error:.1f}"
-
-
-def one_by_one(dtype: type) -> Callable[[], None]:
-    """A step of the loop in plain NumPy: a parent pair, one child in `dtype`, one evaluation, one update."""
-    run = Digits(VARIANTS["M2N2"], 0, pretrained=False, batch=1, threads=1)
+def one_by_one(dtype: type, *, pretrained: bool) -> Callable[[], None]:
+    """A step of the loop as one would write it in NumPy: a pair of parents, a child in `dtype`, its evaluation, an update."""
+    run = Digits(VARIANTS["M2N2"], 0, 0, pretrained=pretrained, batch=1)
     images, labels = digits(dtype)[:2]
     weights = run.weights.astype(dtype)
     stream = np.random.default_rng(3)
@@ -187,7 +205,8 @@ def one_by_one(dtype: type) -> Callable[[], None]:
     def step() -> None:
         first, second = run.niches.parents(run.draw)
         child = cross(weights[first], weights[second], run.draw.random(), int(run.draw.integers(N_WEIGHTS)))
-        child = child + SIGMA * stream.standard_normal(N_WEIGHTS).astype(dtype)
+        if not pretrained:
+            child += SIGMA * stream.standard_normal(N_WEIGHTS, dtype)
         slot = run.niches.add(solved(child, images, labels))
         if slot is not None:
             weights[slot] = child
@@ -195,64 +214,74 @@ def one_by_one(dtype: type) -> Callable[[], None]:
     return step
 
 
-def speed(batch: int, threads: int, seconds: float = 10.0) -> None:
-    """Candidates per second of the whole loop (proposing, crossing, mutating, evaluating, telling)."""
-    batched = Digits(VARIANTS["M2N2"], 0, pretrained=False, batch=batch, threads=threads)
-    alone = Digits(VARIANTS["M2N2"], 0, pretrained=False, batch=1, threads=1)
+def speed(batch: int, n_children: int, *, pretrained: bool, n_turns: int = 8) -> None:
+    """Candidates per second over a whole search (proposing, crossing, mutating, evaluating, telling).
+
+    One by one costs the same at any time, so a thousandth as many turns of it do.
+    """
+    options = {"variant": VARIANTS["M2N2"], "pair": 0, "seed": 0, "pretrained": pretrained}
+    Digits(**options, batch=batch).step()  # compiles
+    threads = numba.get_num_threads()
     loops = {
-        f"batches of {batch}, {threads} threads, float32, compiled": (batched.step, batch),
-        "one by one, float32, compiled": (alone.step, 1),
-        "one by one, float32, NumPy": (one_by_one(np.float32), 1),
-        "one by one, float64, NumPy": (one_by_one(np.float64), 1),
+        f"batches of {batch}, {threads} threads": (Digits(**options, batch=batch).step, batch, n_children),
+        "batches of 1": (Digits(**options, batch=1).step, 1, n_children),
+        "one by one, float32, NumPy": (one_by_one(np.float32, pretrained=pretrained), 1, 5000),
+        "one by one, float64, NumPy": (one_by_one(np.float64, pretrained=pretrained), 1, 5000),
     }
-    rates: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(4):  # in turn, so that a busy machine slows all alike
-        for name, (step, count) in loops.items():
-            started, done = time.perf_counter(), 0
-            while time.perf_counter() - started < seconds / 4:
+    seconds = np.zeros((len(loops), n_turns))
+    for turn in range(n_turns):  # in turn, so that a busy machine slows all alike
+        for row, (step, size, count) in enumerate(loops.values()):
+            started = time.perf_counter()
+            for _ in range(count // n_turns // size):
                 step()
-                done += count
-            rates[name].append(done / (time.perf_counter() - started))
-    fastest = np.median(next(iter(rates.values())))
-    print(f"candidates per second, {date.today()}\n\n| | candidates/s | batches are faster by |\n|---|---|---|")
-    for name, values in rates.items():
-        print(f"| {name} | {np.median(values):.0f} | {fastest / np.median(values):.1f} |")
+            seconds[row, turn] = time.perf_counter() - started
+    rates = [count / total for (_, _, count), total in zip(loops.values(), seconds.sum(axis=1), strict=True)]
+    title = f"{'from two specialists' if pretrained else 'from scratch'}, {n_children:,} children"
+    print(f"candidates per second, {title}, {date.today()}\n\n| | candidates/s | times the last row |\n|---|---|---|")
+    for name, rate in zip(loops, rates, strict=True):
+        print(f"| {name} | {rate:.0f} | {rate / rates[-1]:.1f} |")
+    print()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("scratch", "pretrained", "batch", "speed"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--published", action="store_true", help="the one pair of the released code instead")
+    parser.add_argument("--seeds", type=int, default=1, help="searches from each pair")
     parser.add_argument("--children", type=int)
-    parser.add_argument("--batch", type=int, default=1, help="children made from one archive state (published: 1)")
+    parser.add_argument("--batch", type=int, default=2, help="children made from one archive state (published: 1)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="more than --batch have nothing to do")
     parser.add_argument("--only", nargs="*", help="variants to run, or batch sizes")
-    parser.add_argument("--json", type=Path, help="append every single result to this file")
+    parser.add_argument(
+        "--json", type=Path, help="append every result to this file; what it has already is not run again"
+    )
     given = parser.parse_args()
+    numba.set_num_threads(min(given.threads, given.batch))
     if given.what == "speed":
-        speed(given.batch, given.threads)
+        speed(given.batch, given.children or 50_000, pretrained=False)
+        speed(given.batch, given.children or 10_000, pretrained=True)
         return
     pretrained = given.what == "pretrained"
     n_children = given.children or (10_000 if pretrained else 50_000)
-    marks = (*(mark for mark in (1000, 10_000, 25_000, 50_000) if mark < n_children), n_children)
+    marks = (*(mark for mark in (1000, 10_000, 25_000) if mark < n_children), n_children)
 
-    def row(variant: str, batch: int) -> Callable[[int], dict[int, dict[str, float]]]:
-        options = {"pretrained": pretrained, "batch": batch, "threads": given.threads}
-        return lambda seed: search(variant, seed, n_children, marks, **options)
+    def row(variant: str, batch: int) -> Callable[[int | str, int], list[dict]]:
+        return lambda pair, seed: search(variant, pair, seed, n_children, marks, pretrained=pretrained, batch=batch)
 
     if given.what == "batch":
-        sizes = [int(size) for size in given.only or (1, 2, 8, 32)]
-        rows = {f"M2N2, batch {size}": row("M2N2", size) for size in sizes}
+        rows = {f"M2N2, batch {size}": row("M2N2", int(size)) for size in given.only or (1, 2, 8, 32)}
     else:
-        names = given.only or [
-            name for name in VARIANTS if pretrained or name not in ("no attraction", "no split point")
-        ]
-        names = [name for name in names if not (pretrained and name == "no crossover")]  # without mutation: clones
+        unused = ["no crossover"] if pretrained else ["no attraction", "no split point"]  # without mutation: clones
+        names = given.only or [name for name in VARIANTS if name not in unused]
         rows = {name: row(name, given.batch) for name in names}
-    records = compare(f"{given.what}, {n_children:,} children", rows, range(given.seeds), marks)
-    if given.json is not None:
-        with given.json.open("a") as stream:
-            stream.writelines(json.dumps(record) + "\n" for record in records)
+    pairs = ["published"] if given.published else list(range(given.pairs))
+    runs = [(pair, seed) for seed in range(given.seeds) for pair in pairs]
+    title = f"{given.what}, {n_children:,} children, batches of {given.batch}"
+    records = collect(title, rows, runs, given.json)
+    table(title, records)
+    if given.what != "batch":
+        steps(records)
 
 
 if __name__ == "__main__":

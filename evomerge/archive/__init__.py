@@ -3,11 +3,12 @@
 from evomerge.archive.dominance import dominates, non_dominated_mask
 from evomerge.archive.front import Front, hypervolume
 from evomerge.archive.knee import knee, knee_index
-from evomerge.archive.niches import Niches, attraction, coverage, resource_fitness, solve_rate_entropy
+from evomerge.archive.niches import Niches, Stakes, attraction, coverage, resource_fitness, solve_rate_entropy
 
 __all__ = [
     "Front",
     "Niches",
+    "Stakes",
     "attraction",
     "coverage",
     "dominates",

@@ -64,6 +64,22 @@ class _Standing(NamedTuple):
     worth: NDArray[np.float64]
 
 
+class Stakes(NamedTuple):
+    """What a newcomer plays for, item by item: `lost` says when its evaluation may stop."""
+
+    credit: NDArray[np.float64]
+    """(n_members,): its lead in fitness over each member if it scored 1 on every item; infinite where nothing can be said:
+    while the archive has room, and where a newcomer may change how items are rescaled"""
+    cost: NDArray[np.float64]
+    """(n_items, n_members), never negative: what it loses of that lead by scoring 0 on an item"""
+    order: NDArray[np.intp]
+    """(n_items,): items from the one that fewest members solve on, since failing these costs most"""
+
+    def lost(self, failed: ArrayLike) -> bool:
+        """Whether `Niches.add` turns the newcomer away even if it scores 1 on all items but `failed`, a mask or indices."""
+        return bool((self.credit - self.cost[failed].sum(axis=0)).max() < -_EPSILON * len(self.cost))
+
+
 class Niches:
     """The score table of an archive of fixed size: who enters, who leaves, who mates. What the members are, its user knows.
 
@@ -84,6 +100,7 @@ class Niches:
         self._n = 0
         self._in_unit_range = True
         self._standing: _Standing | None = None
+        self._stakes: Stakes | None = None
 
     def __len__(self) -> int:
         return self._n
@@ -118,14 +135,28 @@ class Niches:
         self._in_unit_range = self._in_unit_range and bool(row.min() >= 0.0 and row.max() <= 1.0)
         if self._n < self.size:
             self._n += 1
-            self._standing = None
+            self._standing = self._stakes = None
             return self._n - 1
         weakest = int(np.argmin(self._shares_with_newcomer(row)))
         if weakest == self.size:
             return None
         self._table[weakest] = row
-        self._standing = None
+        self._standing = self._stakes = None
         return weakest
+
+    def stakes(self) -> Stakes:
+        """What the next newcomer plays for, if its scores are in [0, 1]; to stop evaluating one that has lost already."""
+        if self._stakes is None:
+            now = self._current()
+            solved, failed = (
+                _worth(np.ones_like(now.demand), now.demand + 1.0, self.alpha),
+                _worth(now.capacity, now.demand, self.alpha),
+            )
+            known = self._n == self.size and self._in_unit_range and not self._from_worst
+            credit = solved.sum() - now.scores @ solved if known else np.full(self._n, np.inf)
+            cost = solved[:, None] + now.scores.T * (failed - solved)[:, None]
+            self._stakes = Stakes(credit, cost, np.argsort(now.demand, kind="stable"))
+        return self._stakes
 
     def parents(
         self, generator: np.random.Generator, *, attracted: bool = True, distinct: bool = True

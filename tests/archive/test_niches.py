@@ -1,5 +1,7 @@
 """Competition for items against its definition, written out in loops."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -117,3 +119,35 @@ def test_replacement_is_its_definition(rows, alpha):
             members[slot] = row
         assert np.array_equal(niches.items, members)
         niches.parents(generator)
+
+
+@given(
+    arrays(np.float64, (14, 6), elements=st.sampled_from([0.0, 0.25, 1.0])),
+    arrays(np.bool_, 6),
+    arrays(np.bool_, 6),
+    st.sampled_from([0.0, 1.0, 2.0]),
+)
+def test_a_lost_newcomer_is_turned_away_whatever_its_open_items(rows, solved, is_open, alpha):
+    niches = Niches(5, alpha)
+    for row in rows:
+        niches.add(row)
+    failed = ~solved & ~is_open
+    credit, cost, _ = niches.stakes()
+    best = copy.deepcopy(niches).add(np.where(is_open, 1.0, solved))
+    if niches.stakes().lost(failed):
+        assert best is None, "even if it solves all that is open"
+        assert copy.deepcopy(niches).add(solved) is None
+    else:
+        assert best is not None or (credit - cost[failed].sum(axis=0)).max() < 1e-9, "nobody is given up too early"
+
+
+def test_nothing_is_lost_while_there_is_room_or_scores_are_rescaled():
+    half_full = Niches(3)
+    half_full.add([1.0, 1.0])
+    rescaled = filled([[-1.0, 0.5], [1.0, 1.0]])
+    everything = np.ones(2, np.bool_)
+    assert not half_full.stakes().lost(everything)
+    assert not rescaled.stakes().lost(everything)
+    full = filled([[1.0, 1.0], [1.0, 0.0]])
+    assert full.stakes().lost(everything)
+    assert full.stakes().order.tolist() == [1, 0], "the item with fewer solvers first"
