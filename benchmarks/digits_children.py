@@ -15,7 +15,7 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from evomerge.archive import Stakes
+from evomerge.archive import Niches
 
 _ANY_ORDER = {"contract", "nsz", "reassoc"}
 """of sums, so that they can be vectorised"""
@@ -160,13 +160,28 @@ def _cross(a, b, mix, split, child):
             child[i] = factor_a * a[i] + factor_b * b[i]
 
 
+@numba.njit(cache=True, nogil=True)
+def _likely_failures_first(order, first, second):
+    """`order`, but items that both parents fail come first, and those that both solve last."""
+    sorted_order, place = np.empty_like(order), 0
+    for n_solvers in range(3):
+        for item in order:
+            if int(first[item]) + int(second[item]) == n_solvers:
+                sorted_order[place] = item
+                place += 1
+    return sorted_order
+
+
 @numba.njit(cache=True, parallel=True)
-def _batch(members, mates, mixes, splits, places, noise, images, labels, credit, cost, order, children, right, seen):
+def _batch(
+    members, solved, mates, mixes, splits, places, noise, images, labels, credit, cost, order, children, right, seen
+):
     for n in prange(len(children)):
         _cross(members[mates[n, 0]], members[mates[n, 1]], mixes[n], splits[n], children[n])
         if len(noise) > 0:
             children[n] += noise[places[n] : places[n] + N_WEIGHTS]
-        seen[n] = _race(children[n], images, labels, credit, cost, order, right[n])
+        sorted_order = _likely_failures_first(order, solved[mates[n, 0]], solved[mates[n, 1]])
+        seen[n] = _race(children[n], images, labels, credit, cost, sorted_order, right[n])
 
 
 class Matings(NamedTuple):
@@ -192,6 +207,7 @@ class Nursery:
         values = [image[pixels] for image, pixels in zip(images, lit, strict=True)]
         starts = np.cumsum([0, *map(len, lit)])
         self._images = starts, np.concatenate(lit).astype(np.int32), np.concatenate(values)
+        self._results = np.empty((0, N_WEIGHTS), np.float32), np.empty((0, 0), np.bool_), np.empty(0, np.int64)
 
     def solved(self, weights: Floats) -> np.ndarray:
         """Which items a model gets right, (n_items,) bool."""
@@ -201,13 +217,19 @@ class Nursery:
         )
         return right
 
-    def children(self, members: Floats, stakes: Stakes, matings: Matings) -> tuple[Floats, np.ndarray, np.ndarray]:
-        """Weights (n, N_WEIGHTS), items solved (n, n_items), and how many items were looked at (n,).
+    def children(self, members: Floats, niches: Niches, matings: Matings) -> tuple[Floats, np.ndarray, np.ndarray]:
+        """Weights (n, N_WEIGHTS), items solved (n, n_items), how many items were looked at (n,); overwritten by the next call.
 
-        Items not looked at, after the child had lost to every member, count as solved.
+        Items not looked at, after the child had lost to every one of `niches`, count as solved.
         """
         n = len(matings.mates)
-        children, right = np.empty((n, N_WEIGHTS), np.float32), np.empty((n, len(self._labels)), np.bool_)
-        seen = np.empty(n, np.int64)
-        _batch(members, *matings, self._noise, self._images, self._labels, *stakes, children, right, seen)
-        return children, right, seen
+        if len(self._results[0]) != n:
+            n_items = len(self._labels)
+            self._results = (
+                np.empty((n, N_WEIGHTS), np.float32),
+                np.empty((n, n_items), np.bool_),
+                np.empty(n, np.int64),
+            )
+        data = self._noise, self._images, self._labels
+        _batch(members, niches.items, *matings, *data, *niches.stakes(), *self._results)
+        return self._results

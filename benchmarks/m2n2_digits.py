@@ -89,10 +89,11 @@ class Digits:
 
     def step(self) -> None:
         """A batch of children: proposed from one archive state, told in order."""
-        children = self.nursery.children(self.weights, self.niches.stakes(), self.matings())
-        for child, right, n_seen in zip(*children, strict=True):
+        stakes = self.niches.stakes()
+        for child, right, n_seen in zip(*self.nursery.children(self.weights, self.niches, self.matings()), strict=True):
             if n_seen < len(right):
-                if self.niches.stakes().lost(~right):
+                now = self.niches.stakes()
+                if now is stakes or now.lost(~right):
                     continue
                 right = self.nursery.solved(child)  # a sibling has entered since, and changed what it takes to win
             self.tell(child, right)
@@ -277,7 +278,7 @@ def main() -> None:
         rows = {name: row(name, given.batch) for name in names}
     pairs = ["published"] if given.published else list(range(given.pairs))
     runs = [(pair, seed) for seed in range(given.seeds) for pair in pairs]
-    title = f"{given.what}, {n_children:,} children, batches of {given.batch}"
+    title = f"{given.what}, {n_children:,} children" + ("" if given.what == "batch" else f", batches of {given.batch}")
     records = collect(title, rows, runs, given.json)
     table(title, records)
     if given.what != "batch":

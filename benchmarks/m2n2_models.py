@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from m2n2_digits import arc
+from digits_children import arc
 
 from evomerge.archive import coverage, solve_rate_entropy
 from evomerge.build import make_problem, open_run

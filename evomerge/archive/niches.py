@@ -62,6 +62,8 @@ class _Standing(NamedTuple):
     demand: NDArray[np.float64]
     fitness: NDArray[np.float64]
     worth: NDArray[np.float64]
+    appeals: dict[int, NDArray[np.float64]]
+    """by first parent, how much each member adds to it; those asked for so far"""
 
 
 class Stakes(NamedTuple):
@@ -168,7 +170,7 @@ class Niches:
         """
         standing = self._current()
         first = _draw(standing.fitness, generator)
-        appeal = _gains(standing.scores, first, standing.worth) if attracted else np.zeros(self._n)
+        appeal = self._appeal(first) if attracted else np.zeros(self._n)
         if appeal.sum() <= 0.0:
             appeal = standing.fitness.copy()
             if distinct:
@@ -178,13 +180,19 @@ class Niches:
                     appeal[first] = 0.0
         return first, _draw(appeal, generator)
 
+    def _appeal(self, first: int) -> NDArray[np.float64]:
+        standing = self._current()
+        if first not in standing.appeals:
+            standing.appeals[first] = _gains(standing.scores, first, standing.worth)
+        return standing.appeals[first]
+
     def _current(self) -> "_Standing":
         """Sums over the archive as it is; most newcomers leave it so."""
         if self._standing is None:
             scores = self.scores()
             capacity, demand = scores.max(axis=0), scores.sum(axis=0)
             fitness = scores @ _worth(capacity, demand, self.alpha)
-            self._standing = _Standing(scores, capacity, demand, fitness, _worth(capacity, demand, 1.0))
+            self._standing = _Standing(scores, capacity, demand, fitness, _worth(capacity, demand, 1.0), {})
         return self._standing
 
     def _shares_with_newcomer(self, row: NDArray[np.float64]) -> NDArray[np.float64]:
