@@ -77,8 +77,8 @@ class Stakes(NamedTuple):
     order: NDArray[np.intp]
     """(n_items,): items from the one that fewest members solve on, since failing these costs most"""
 
-    def lost(self, failed: ArrayLike) -> bool:
-        """Whether `Niches.add` turns the newcomer away even if it scores 1 on all items but `failed`, a mask or indices."""
+    def lost(self, failed: NDArray[np.bool_]) -> bool:
+        """Whether `Niches.add` turns the newcomer away even if it scores 1 on all items but those `failed`, (n_items,)."""
         return bool((self.credit - self.cost[failed].sum(axis=0)).max() < -_EPSILON * len(self.cost))
 
 
