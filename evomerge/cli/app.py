@@ -121,7 +121,10 @@ def validate(
 @app.command()
 def plan(
     config: Config,
-    workers: Annotated[list[int] | None, typer.Option("--workers", "-w", min=1, help="May be repeated.")] = None,
+    workers: Annotated[
+        list[int] | None,
+        typer.Option("--workers", "-w", min=1, help="A number of workers. May be repeated. (default: 1, 4, 16, 64)"),
+    ] = None,
     measured: Annotated[
         Path | None, typer.Option("--from", metavar="RUN", help="Take the candidates' times from this run.")
     ] = None,
@@ -158,13 +161,13 @@ def search(
     config: Config,
     run_dir: Annotated[
         Path | None,
-        typer.Option("--run-dir", help="Where the run is kept. [default: runs/<name>-<time>]", show_default=False),
+        typer.Option("--run-dir", help="Where the run is kept. (default: runs/<name>-<time>)", show_default=False),
     ] = None,
     overrides: Overrides = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="A running Ray cluster, e.g. auto or ray://head:10001. [default: start a local one]",
+            help="A running Ray cluster, e.g. auto or ray://head:10001. (default: start a local one)",
             show_default=False,
         ),
     ] = None,
@@ -235,7 +238,7 @@ def export(
         str, typer.Option("--pick", help="best (winner of the finals), knee (of the front), or id:<candidate>.")
     ] = "best",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write. [default: <candidate>.yaml]", show_default=False)
+        Path | None, typer.Option("--out", "-o", help="File to write. (default: <candidate>.yaml)", show_default=False)
     ] = None,
 ) -> None:
     """Write a candidate's recipe as a file that evomerge and mergekit read."""
@@ -259,7 +262,7 @@ def merge(
     max_memory: Annotated[
         str | None,
         typer.Option(
-            help="Most memory that tensors may take, e.g. 4GB; the program itself takes about 0.5 GB. [default: a few tensors]",
+            help="Most memory that tensors may take, e.g. 4GB; the program itself takes about 0.5 GB. (default: a few tensors)",
             show_default=False,
         ),
     ] = None,
@@ -313,11 +316,15 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Score one model or recipe on the tasks of a configuration or run."""
-    from evomerge.build import evaluate_model, load_config, open_run
+    from evomerge.build import evaluate_model, load_config, open_run, parse_config
 
     if not model.exists():
         raise ConfigError(f"no such model folder or recipe file: {model}")
-    settings = open_run(source).config if source.is_dir() else load_config(source, overrides or ())
+    if source.is_dir():
+        stored = open_run(source).config.model_dump(mode="json")
+        settings = parse_config(stored, folder=Path("/"), where=str(source), overrides=overrides or ())
+    else:
+        settings = load_config(source, overrides or ())
     scored = evaluate_model(settings, model, split)
     if as_json:
         scores = {"model": scored.model, "split": split.value, "scores": dict(scored.evaluation.scores)}
@@ -341,7 +348,7 @@ def summary(run: Run) -> None:
 def report(
     run: Run,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write. [default: RUN/report.html]", show_default=False)
+        Path | None, typer.Option("--out", "-o", help="File to write. (default: RUN/report.html)", show_default=False)
     ] = None,
 ) -> None:
     """Write a live or finished run as one HTML file: scores, progress, front, parameters, best recipe."""

@@ -33,7 +33,7 @@ def print_summary(run: Run) -> None:
     files = [("best recipe", folder.best), ("front", folder.front_json), ("summary", folder.summary)]
     for label, path in files:
         if path.exists():
-            _CONSOLE.print(f"{label + ':':<13}{path}")
+            _CONSOLE.print(f"{label + ':':<14}{path}")
 
 
 def print_front(run: Run) -> None:

@@ -90,6 +90,16 @@ def test_validate_says_what_would_be_searched(project: Path) -> None:
     assert "toy (maximize)" in result.stdout
 
 
+def test_validate_says_when_nothing_would_be_searched(project: Path) -> None:
+    result = run("validate", project / "search.yaml", "--set", "budget.evaluations=8")
+    assert result.returncode == 0, result.stderr
+    assert "8 are used up by the 8 baselines" in result.stdout
+
+
+def test_defaults_stand_in_the_help() -> None:
+    assert "(default: runs/<name>-<time>)" in " ".join(run("search", "--help").stdout.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(
     ("changes", "messages"),
     [

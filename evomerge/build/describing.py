@@ -1,0 +1,62 @@
+"""What a search would do, in words: what `evomerge validate` prints."""
+
+from evomerge.build.problem import Problem
+from evomerge.build.strategies import chosen_strategy
+from evomerge.space import Parameter
+
+
+def describe(problem: Problem) -> list[str]:
+    """What a search would do, in a few lines."""
+    config, choice = problem.config, chosen_strategy(problem)
+    why = "" if choice.name == config.strategy.name else f" ({config.strategy.name}: {choice.reason})"
+    lines = [
+        f"strategy    {choice.name}{why}, seed {config.seed}, budget {config.budget.model_dump(exclude_none=True)}"
+    ]
+    lines.append(f"objectives  {', '.join(f'{item.name} ({item.direction.value})' for item in problem.objectives)}")
+    lines += _describe_space(problem)
+    if problem.template is not None:
+        header = next(iter(problem.headers.values()))
+        lines.append(
+            f"models      {len(problem.headers)} x {header.architecture}, {header.n_layers} layers, "
+            f"{problem.check_plans() / 1e6:.1f} MB a candidate"
+        )
+        lines.append(f"baselines   {', '.join(item.id for item in problem.baselines())}")
+    note = used_up_by_baselines(problem)
+    if note is not None:
+        lines.append(f"note        {note}")
+    return lines
+
+
+def used_up_by_baselines(problem: Problem) -> str | None:
+    """What to tell the user of a budget that leaves nothing to be searched with; None where it leaves something."""
+    wanted, count = problem.config.budget.evaluations, len(problem.baselines())
+    if wanted is None or wanted > count:
+        return None
+    return (
+        f"budget.evaluations: {wanted} are used up by the {count} baselines, which are evaluated in any case, so nothing is searched; "
+        "raise it, or set baselines: {sources: false, uniform: false, task_arithmetic: []}"
+    )
+
+
+def _describe_space(problem: Problem) -> list[str]:
+    if problem.crossings is not None:
+        layout, wanted = problem.crossings.layout, problem.config.space.crossover
+        return [
+            f"space       crossovers of {len(problem.crossings.seeds)} models: {layout.n_weights:,} weights in "
+            f"{len(layout.chromosomes)} chromosome(s), split at any {wanted.split}, {wanted.angle} angle"
+        ]
+    space = problem.space
+    shown = space.parameters[:6]
+    lines = [f"space       {space.dimension} parameters"]
+    lines += [f"            {item.name} in {_values(item)}" for item in shown]
+    if len(shown) < space.dimension:
+        lines.append(f"            ... {space.dimension - len(shown)} more")
+    return lines
+
+
+def _values(parameter: Parameter) -> str:
+    """The values of a parameter, the first six choices of a categorical one."""
+    if not parameter.choices:
+        return f"[{parameter.low:g}, {parameter.high:g}]"
+    more = ", ..." if len(parameter.choices) > 6 else ""
+    return f"{{{', '.join(parameter.choices[:6])}{more}}}"
