@@ -46,6 +46,7 @@ def parse_config(
         config = SearchConfig.model_validate(data)
     except ValidationError as problem:
         lines = [_describe(error) for error in problem.errors()]
+        where += f" with --set {', --set '.join(overrides)}" if overrides else ""
         raise ConfigError(
             f"{where}: {len(lines)} problem{'s' if len(lines) > 1 else ''}\n"
             + "\n".join(f"  - {line}" for line in lines)
