@@ -56,7 +56,7 @@ def merge_to_folder(
         dtype: what the weights are rounded to; overrides the recipe's `out_dtype`.
         seed: of random masks; overrides the recipe's.
         shard_bytes: largest size of a weight file.
-        max_memory: largest number of bytes of all tensors in memory at a time; None = those of two steps and a result.
+        max_memory: largest number of bytes of all tensors in memory at a time; None = those of two steps and a few results.
         device: where what the compiled kernels do not do is computed, e.g. "cuda"; the kernels run on the CPU and only there.
         overwrite: replace `out` if it exists and is not empty.
         trust_remote_code: accept models whose config names code of their own.

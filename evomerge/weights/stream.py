@@ -30,7 +30,10 @@ Tensors = Mapping[tuple[str, str], torch.Tensor]
 """(model, tensor name) -> tensor"""
 
 _AT_ONCE = 2
-"""parts worked on while one is written; more would need more memory, and threads within a part use further cores"""
+"""parts worked on; more would need more memory, and threads within a part use further cores"""
+
+_AHEAD = 4
+"""parts that are worked on or wait to be written: neither side should wait for a single slow part of the other"""
 
 _ELEMENTWISE = ("linear", "passthrough", "task_arithmetic")
 """methods that need nothing of a tensor but the element they compute, wherever it stands"""
@@ -71,7 +74,7 @@ class StreamedMerge:
         headers: key of every model of the plans -> its header, as the files have it.
         alignment: rearranges the rows of embeddings; None = they are merged as they are.
         device: where arithmetic without compiled kernels runs.
-        max_bytes: largest sum of all tensors held at a time; None = those of two steps and a result.
+        max_bytes: largest sum of all tensors held at a time; None = those of two steps and a few results.
 
     Raises:
         CheckpointError: a file changed since its header was read.
@@ -114,9 +117,7 @@ class StreamedMerge:
                 def start(index: int) -> None:
                     """Starts what fits beside part `index`, which counts in full until the caller has written it."""
                     while (
-                        waiting
-                        and len(running) < _AT_ONCE
-                        and self._fit(needed[index : len(needed) - len(waiting) + 1])
+                        waiting and len(running) < _AHEAD and self._fit(needed[index : len(needed) - len(waiting) + 1])
                     ):
                         running.append(workers.submit(self._merged, plan, waiting.popleft()))
 
