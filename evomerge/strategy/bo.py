@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from botorch.acquisition import AcquisitionFunction, PosteriorMean
 from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+from botorch.acquisition.multi_objective import logei
 from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
+from botorch.acquisition.multi_objective.utils import prune_inferior_points_multi_objective
 from botorch.acquisition.objective import ScalarizedPosteriorTransform
 from botorch.exceptions import ModelFittingError
 from botorch.fit import fit_gpytorch_mll
-from botorch.models import ModelListGP, SingleTaskGP
+from botorch.models import SingleTaskGP
 from botorch.optim import optimize_acqf
 from botorch.sampling import SobolQMCNormalSampler
 from gpytorch.constraints import GreaterThan
@@ -50,6 +52,10 @@ TRUST_REGION_DIMENSION = 30
 _FIT_ITERATIONS = 100
 _LOOK_BEYOND = 4
 _OTHERS_WEIGHT = 0.1
+_PRUNE_SAMPLES = 128
+"""Posterior draws, of which one must have a result on its front for the acquisition to look at it; BoTorch draws 2048."""
+_EXACT = 1e-4
+"""Noise variance, in units of its own, of an objective without standard errors beside one that has them."""
 _LOG_NOISE = (-8.0, 2.0)
 """Mean and deviation of the logarithm of a standardised loss's noise variance."""
 _LEAST_NOISE = 1e-6
@@ -59,6 +65,10 @@ _CLOSE = 1e-4
 """Proposals nearer than this (per root dimension) to a known point are worth no evaluation."""
 
 Parameters = list[torch.Tensor]
+
+# BoTorch would compile a kernel of its own where it finds a compiler: half a minute, other roundings than elsewhere (a run could not be
+# resumed there), and a lock that a killed process leaves for ever
+logei._load_attempted = True
 
 
 class BoOptions(StrategyOptions):
@@ -99,7 +109,8 @@ class BayesianOptimisation(ReplayStrategy):
     they lie. Seeds are part of the design.
 
     Noise: where evaluations carry standard errors, their squares are the observation noise; a standard error of 0, which items that
-    all agree give, counts as the smallest positive one. Without any the noise is fitted.
+    all agree give, counts as the smallest positive one. Without any the noise is fitted; an objective without any beside one that
+    has them counts as exact.
 
     Torch runs on one thread and with random numbers of its own, so proposals depend on neither the caller's number of threads
     nor his generator. Resuming replays, so it takes the time that the proposals took.
@@ -125,7 +136,10 @@ class BayesianOptimisation(ReplayStrategy):
         self._first = 0
         """results before this one belong to a trust region that is given up"""
         self._region = self._make_region()
-        self._fitted: tuple[int, list[Parameters]] | None = None
+        self._fitted: tuple[int, Parameters] | None = None
+        """how many results there were at the last fit, and its hyperparameters"""
+        self._beyond: torch.Tensor | None = None
+        """the hypervolume's reference point, kept for `_LOOK_BEYOND` proposals"""
 
     def _propose(self) -> Proposal:
         identifier = candidate_id(self._n_asked + 1)
@@ -181,86 +195,88 @@ class BayesianOptimisation(ReplayStrategy):
         seed = int(random_stream(self.random_seed, "bo", "refine", self._n_refined).integers(2**31))
         points, losses, variances = self._visible()
         with _quiet_torch(seed):
-            models = self._models(points, losses, variances)
-            best = self._maximise(models, points, losses, seed)
+            model = self._model(points, losses, variances)
+            best = self._maximise(model, points, losses, seed)
         taken = np.array([*points, *self._open.values(), *self._failed])
         if np.sqrt(((taken - best) ** 2).sum(axis=1)).min() < _CLOSE * np.sqrt(self.dimension):
             return self._design.next().values
         return tuple(best.tolist())
 
-    def _models(self, points: Floats, losses: Floats, variances: Floats) -> list[SingleTaskGP]:
-        """A process of the negative loss per objective; hyperparameters are fitted anew when it is time."""
+    def _model(self, points: Floats, losses: Floats, variances: Floats) -> SingleTaskGP:
+        """A process of the negative loss per objective, in one batch; hyperparameters are fitted anew when it is time."""
         failed = np.array(self._failed).reshape(-1, self.dimension)[-self.options.max_points // 4 :]
         everywhere = _tensor(np.vstack([points, failed]))
-        models = []
-        for column, noise in zip(losses.T, variances.T, strict=True):
-            known = noise[noise > 0.0]
-            values = np.append(column, np.full(len(failed), column.max()))
-            spread = np.append(noise, np.zeros(len(failed)))
-            yvar = None if len(known) == 0 else _tensor(np.where(spread > 0.0, spread, known.min()))[:, None]
-            likelihood = None if yvar is not None else _inferred_noise()
-            models.append(
-                SingleTaskGP(everywhere, _tensor(-values)[:, None], yvar, likelihood, _kernel(self.dimension))
-            )
+        values = np.vstack([losses, np.tile(losses.max(axis=0), (len(failed), 1))])
+        batch = torch.Size([] if losses.shape[1] == 1 else [losses.shape[1]])
+        yvar, likelihood = None, None
+        if variances.any():
+            known = np.vstack([variances, np.zeros((len(failed), losses.shape[1]))])
+            least = np.where(known > 0.0, known, np.inf).min(axis=0)
+            least = np.where(np.isfinite(least), least, _EXACT * values.var(axis=0))
+            yvar = _tensor(np.where(known > 0.0, known, least))
+        else:
+            likelihood = _inferred_noise(batch)
+        model = SingleTaskGP(everywhere, _tensor(-values), yvar, likelihood, _kernel(self.dimension, batch))
         n_results = len(self._finished) - self._first
-        if self._fitted is None or n_results >= self.options.refit_growth * self._fitted[0] or not self._load(models):
-            for model in models:
-                _fit(model)
-            self._fitted = (n_results, [[value.detach().clone() for value in model.parameters()] for model in models])
-        return models
+        if self._fitted is None or n_results >= self.options.refit_growth * self._fitted[0] or not self._load(model):
+            _fit(model)
+            self._fitted = (n_results, [value.detach().clone() for value in model.parameters()])
+        return model
 
-    def _load(self, models: Sequence[SingleTaskGP]) -> bool:
-        """Gives the models the hyperparameters of the last fit; False where those are of another form of noise."""
-        saved = [] if self._fitted is None else self._fitted[1]
-        if [len(list(model.parameters())) for model in models] != [len(values) for values in saved]:
+    def _load(self, model: SingleTaskGP) -> bool:
+        """Gives the model the hyperparameters of the last fit; False where those are of another form of noise."""
+        parameters, saved = list(model.parameters()), [] if self._fitted is None else self._fitted[1]
+        if len(parameters) != len(saved):
             return False
         with torch.no_grad():
-            for model, values in zip(models, saved, strict=True):
-                for parameter, value in zip(model.parameters(), values, strict=True):
-                    parameter.copy_(value)
+            for parameter, value in zip(parameters, saved, strict=True):
+                parameter.copy_(value)
         return True
 
-    def _maximise(self, models: Sequence[SingleTaskGP], points: Floats, losses: Floats, seed: int) -> Floats:
+    def _maximise(self, model: SingleTaskGP, points: Floats, losses: Floats, seed: int) -> Floats:
         """The point (d,) of the highest acquisition value that a few local searches find."""
-        options = self.options
         baseline = _tensor(points)
         pending = _tensor(np.array(list(self._open.values()))) if self._open else None
-        sampler = SobolQMCNormalSampler(torch.Size([options.n_samples]), seed=seed)
+        sampler = SobolQMCNormalSampler(torch.Size([self.options.n_samples]), seed=seed)
         acquisition: AcquisitionFunction
-        if len(models) == 1:
-            acquisition = qLogNoisyExpectedImprovement(
-                models[0], baseline, sampler, X_pending=pending, prune_baseline=True
-            )
+        if losses.shape[1] == 1:
+            acquisition = qLogNoisyExpectedImprovement(model, baseline, sampler, X_pending=pending, prune_baseline=True)
         else:
-            joint = ModelListGP(*models)
-            reference = self._reference(joint, points, losses, seed)
+            reference = self._reference(model, points, losses, seed)
+            baseline = prune_inferior_points_multi_objective(model, baseline, reference, num_samples=_PRUNE_SAMPLES)
             acquisition = qLogNoisyExpectedHypervolumeImprovement(
-                joint, reference, baseline, sampler, X_pending=pending, prune_baseline=True
+                model, reference, baseline, sampler, X_pending=pending
             )
         bounds = np.stack([np.zeros(self.dimension), np.ones(self.dimension)])
         if self._region is not None:
-            scales = np.stack([model.covar_module.lengthscale.detach().numpy().ravel() for model in models])
+            scales = model.covar_module.lengthscale.detach().numpy().reshape(-1, self.dimension)
             bounds = self._region.box(centre_of(points, losses), np.exp(np.log(scales).mean(axis=0)))
         return np.clip(self._optimum(acquisition, bounds, seed).numpy(), 0.0, 1.0)
 
-    def _reference(self, joint: ModelListGP, points: Floats, losses: Floats, seed: int) -> torch.Tensor:
+    def _reference(self, model: SingleTaskGP, points: Floats, losses: Floats, seed: int) -> torch.Tensor:
         """The hypervolume's reference point (m,), as negative losses.
 
-        A tenth beyond the ends of the front that the models expect, where one objective counts ten times as much as each other one; for
-        every fourth proposal the worst losses seen. The front of the results will not do: it reaches far too wide at first, and
+        A tenth beyond the ends of the front that the model expects, where one objective counts ten times as much as each other one, for
+        three proposals; for every fourth the worst losses seen. The front of the results will not do: it reaches far too wide at first, and
         once one result dominates the rest, what would extend it counts for nothing.
         """
         if self._n_refined % _LOOK_BEYOND == 0:
+            self._beyond = None
             return _tensor(-losses.max(axis=0))
+        if self._beyond is None:
+            self._beyond = self._beyond_the_ends(model, points, losses, seed)
+        return self._beyond
+
+    def _beyond_the_ends(self, model: SingleTaskGP, points: Floats, losses: Floats, seed: int) -> torch.Tensor:
         spread = np.std(losses, axis=0)
         scale = 1.0 / np.where(spread > 0.0, spread, 1.0)
         bounds = np.stack([np.zeros(self.dimension), np.ones(self.dimension)])
         ends = []
         for goal in range(len(scale)):
             weights = scale * np.where(np.arange(len(scale)) == goal, 1.0, _OTHERS_WEIGHT)
-            expected = PosteriorMean(joint, posterior_transform=ScalarizedPosteriorTransform(_tensor(weights)))
+            expected = PosteriorMean(model, posterior_transform=ScalarizedPosteriorTransform(_tensor(weights)))
             expected.X_baseline = _tensor(points)
-            ends.append(joint.posterior(self._optimum(expected, bounds, seed)[None]).mean[0].detach())
+            ends.append(model.posterior(self._optimum(expected, bounds, seed)[None]).mean[0].detach())
         nadir, ideal = torch.stack(ends).amin(dim=0), torch.stack(ends).amax(dim=0)
         return nadir - 0.1 * torch.where(ideal > nadir, ideal - nadir, _tensor(1.0 / scale))
 
@@ -283,18 +299,20 @@ def _tensor(values: Floats) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
 
 
-def _kernel(dimension: int) -> MaternKernel:
+def _kernel(dimension: int, batch: torch.Size) -> MaternKernel:
     """Matern 5/2 with BoTorch's prior of length scales; its own kernel, infinitely smooth, took the waves of ZDT3 for noise."""
     prior = LogNormalPrior(math.sqrt(2.0) + 0.5 * math.log(dimension), math.sqrt(3.0))
     constraint = GreaterThan(_LEAST_LENGTH, transform=None, initial_value=prior.mode)
-    return MaternKernel(nu=2.5, ard_num_dims=dimension, lengthscale_prior=prior, lengthscale_constraint=constraint)
+    return MaternKernel(
+        nu=2.5, ard_num_dims=dimension, batch_shape=batch, lengthscale_prior=prior, lengthscale_constraint=constraint
+    )
 
 
-def _inferred_noise() -> GaussianLikelihood:
+def _inferred_noise(batch: torch.Size) -> GaussianLikelihood:
     """Noise of unknown size; BoTorch's prior is for real experiments, but a merged model's score can be exact."""
     prior = LogNormalPrior(*_LOG_NOISE)
     constraint = GreaterThan(_LEAST_NOISE, transform=None, initial_value=prior.mode)
-    return GaussianLikelihood(noise_prior=prior, noise_constraint=constraint).double()
+    return GaussianLikelihood(noise_prior=prior, noise_constraint=constraint, batch_shape=batch).double()
 
 
 def _fit(model: SingleTaskGP) -> None:

@@ -40,6 +40,13 @@ def test_two_objectives_beat_nsga2_at_a_third_of_the_budget():
     assert ours > hypervolume(search("nsga2", zdt1, 4, 2, 72, 0), [1.1, 1.1])
 
 
+def test_nothing_is_compiled(monkeypatch):
+    compiled = []
+    monkeypatch.setattr("torch.utils.cpp_extension.load", lambda **arguments: compiled.append(arguments))
+    search("bo", zdt1, 2, 2, 10, 0, **FAST)
+    assert not compiled
+
+
 def test_pending_points_are_not_proposed_again():
     strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST)
     run(strategy, 10, bump)
@@ -52,7 +59,7 @@ def test_known_noise_widens_the_posterior():
     for stderr in (1e-4, 0.2):
         strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST)
         run(strategy, 10, bump, stderr)
-        (model,) = strategy._models(*strategy._visible())
+        model = strategy._model(*strategy._visible())
         deviations.append(model.posterior(torch.full((1, 2), 0.3, dtype=torch.float64)).variance.sqrt().item())
     assert deviations[1] > 3.0 * deviations[0]
 
@@ -61,9 +68,19 @@ def test_a_standard_error_of_zero_counts_as_the_smallest_known():
     strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST)
     run(strategy, 4, bump, 0.1)
     run(strategy, 4, bump, 0.0)
-    (model,) = strategy._models(*strategy._visible())
+    model = strategy._model(*strategy._visible())
     noise = model.likelihood.noise.flatten().tolist()
     assert noise == pytest.approx([noise[0]] * 8)
+
+
+def test_an_objective_without_standard_errors_beside_one_with_them_is_exact():
+    strategy = make_strategy("bo", dimension=2, objectives=["a", "b"], seed=1, **FAST)
+    for value in range(9):
+        (candidate,) = strategy.ask(1)
+        scores = {"a": float(value), "b": float(value % 3)}
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores, stderr={"a": 0.5})])
+    noise = strategy._model(*strategy._visible()).likelihood.noise[:, 0]
+    assert noise[1] < 1e-3 < noise[0]
 
 
 def test_failures_keep_it_away():
