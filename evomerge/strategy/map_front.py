@@ -37,11 +37,17 @@ class Surrogates:
     def fitted(
         cls, points: Floats, losses: Floats, objectives: tuple[Objective, ...], link: LinkChoice
     ) -> "Surrogates":
-        """Surrogates of losses (n, m) at unit points (n, d), n >= 2."""
+        """Surrogates of losses (n, m) at unit points (n, d), n >= 2.
+
+        With `link` "auto", where `choose_link` finds softplus, the identity takes turns with it, by the parity of n.
+        """
         models = []
         for goal, column in zip(objectives, losses.T, strict=True):
             scores = _sign(goal) * column
-            models.append(fit_quadratic(points, scores, choose_link(scores) if link == "auto" else link))
+            chosen = choose_link(scores) if link == "auto" else link
+            if link == "auto" and chosen == "softplus" and len(scores) % 2 == 1:
+                chosen = "identity"
+            models.append(fit_quadratic(points, scores, chosen))
         return cls(objectives, tuple(models), losses.var(axis=0))
 
     def predict(self, points: Floats) -> Floats:

@@ -35,7 +35,8 @@ class MapOptions(StrategyOptions):
     )
     link: LinkChoice = Field(
         "auto",
-        description="from the quadratic to the score; auto: logit for scores in [0, 1], softplus above 0, else identity",
+        description="from the quadratic to the score; auto: logit for scores in [0, 1], softplus and identity in turns for others "
+        "above 0 (neither does better on all problems), else identity",
     )
     bayesian: bool = Field(
         False,

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from evomerge.core import ConfigError, Evaluation, Split, Status
+from evomerge.core import ConfigError, Direction, Evaluation, Objective, Split, Status
 from evomerge.strategy import make_strategy
 from evomerge.strategy.map_bins import bin_numbers, bin_scores, bins_per_angle, directions, draw_where_wrong
+from evomerge.strategy.map_front import Surrogates
 from evomerge.strategy.quadratic_model import choose_link, fit_quadratic, n_coefficients, quadratic_features
 
 
@@ -55,6 +56,19 @@ def test_noise_is_not_mistaken_for_signal():
 def test_constant_scores_do_no_harm():
     model = fit_quadratic(sample(4, 2), np.ones(4), "logit")
     assert model.predict(sample(3, 2)) == pytest.approx(np.full(3, 1.0), abs=0.006)
+
+
+def test_above_zero_softplus_and_identity_take_turns():
+    points = np.random.default_rng(0).random((9, 2))
+    losses = np.column_stack([1.0 + points.sum(axis=1), points[:, 0]])
+    goals = (Objective("a", Direction.MINIMIZE), Objective("b", Direction.MINIMIZE))
+
+    def links(n, link):
+        return [model.link for model in Surrogates.fitted(points[:n], losses[:n], goals, link).models]
+
+    assert links(8, "auto") == ["softplus", "logit"]
+    assert links(9, "auto") == ["identity", "logit"]
+    assert links(9, "softplus") == ["softplus", "softplus"]
 
 
 def test_link_follows_the_range():
