@@ -2,7 +2,7 @@
 
 Three things make it fast. Half of all pixels are 0 and skipped. The first layer's weights are taken 64 hidden units at a time, so
 that they stay in the first-level cache while their sums stay in registers. And a child is given up as soon as it cannot enter
-the archive any more (`Niches.stakes`); items that few members solve come first, since failing these costs most.
+the archive any more (`Niches.stakes`): items that its parents fail come first, and of these the ones that few members solve.
 """
 
 from typing import NamedTuple
@@ -48,6 +48,7 @@ def _store(builder, value, address, offset):
 
 
 def _multiply_add(builder, a, b, total):
+    """Adds a * b to what `total` points at, as one instruction."""
     product = builder.fmul(a, b, flags=("contract",))
     builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
 

@@ -216,31 +216,34 @@ def one_by_one(dtype: type, *, pretrained: bool) -> Callable[[], None]:
 
 
 def speed(batch: int, n_children: int, *, pretrained: bool, n_turns: int = 8) -> None:
-    """Candidates per second over a whole search (proposing, crossing, mutating, evaluating, telling).
+    """Candidates per second over a whole search (proposing, crossing, mutating, evaluating, telling), elapsed and of one CPU.
 
-    One by one costs the same at any time, so a thousandth as many turns of it do.
+    One by one in NumPy costs the same at any time of a search, so fewer of them do.
     """
-    options = {"variant": VARIANTS["M2N2"], "pair": 0, "seed": 0, "pretrained": pretrained}
-    Digits(**options, batch=batch).step()  # compiles
+    options = {"variant": VARIANTS["M2N2"], "pair": 1, "seed": 0, "pretrained": pretrained}
     threads = numba.get_num_threads()
     loops = {
         f"batches of {batch}, {threads} threads": (Digits(**options, batch=batch).step, batch, n_children),
         "batches of 1": (Digits(**options, batch=1).step, 1, n_children),
-        "one by one, float32, NumPy": (one_by_one(np.float32, pretrained=pretrained), 1, 5000),
-        "one by one, float64, NumPy": (one_by_one(np.float64, pretrained=pretrained), 1, 5000),
+        "one by one, float32, NumPy": (one_by_one(np.float32, pretrained=pretrained), 1, 2000),
+        "one by one, float64, NumPy": (one_by_one(np.float64, pretrained=pretrained), 1, 2000),
     }
-    seconds = np.zeros((len(loops), n_turns))
-    for turn in range(n_turns):  # in turn, so that a busy machine slows all alike
+    Digits(**options, batch=batch).step()  # compiles
+    seconds = np.zeros((len(loops), 2))
+    for _ in range(n_turns):  # in turn, so that a busy machine slows all alike
         for row, (step, size, count) in enumerate(loops.values()):
-            started = time.perf_counter()
+            numba.set_num_threads(min(size, threads))
+            started = np.array([time.perf_counter(), time.process_time()])
             for _ in range(count // n_turns // size):
                 step()
-            seconds[row, turn] = time.perf_counter() - started
-    rates = [count / total for (_, _, count), total in zip(loops.values(), seconds.sum(axis=1), strict=True)]
+            seconds[row] += np.array([time.perf_counter(), time.process_time()]) - started
+    numba.set_num_threads(threads)
+    rates = np.array([count for _, _, count in loops.values()])[:, None] / seconds
     title = f"{'from two specialists' if pretrained else 'from scratch'}, {n_children:,} children"
-    print(f"candidates per second, {title}, {date.today()}\n\n| | candidates/s | times the last row |\n|---|---|---|")
-    for name, rate in zip(loops, rates, strict=True):
-        print(f"| {name} | {rate:.0f} | {rate / rates[-1]:.1f} |")
+    print(f"candidates per second, {title}, {date.today()}\n")
+    print("| | per second | times the last row | per CPU second | times the last row |\n|---|---|---|---|---|")
+    for name, (elapsed, cpu) in zip(loops, rates, strict=True):
+        print(f"| {name} | {elapsed:.0f} | {elapsed / rates[-1, 0]:.1f} | {cpu:.0f} | {cpu / rates[-1, 1]:.1f} |")
     print()
 
 
