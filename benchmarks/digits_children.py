@@ -119,7 +119,10 @@ def _race(weights, images, labels, credit, cost, order, right):
     """Evaluates until the child has lost; items not looked at count as solved in `right`. Returns how many were looked at."""
     starts, pixels, values = images
     first, second, hidden = _aligned(4 * 64, _UNITS), _aligned(10, 256), _aligned(_BLOCK, 256)
-    first.reshape(4, 64, _UNITS)[:] = weights[:16384].reshape(64, 4, _UNITS).transpose(1, 0, 2)
+    for part in range(4):
+        for pixel in range(64):
+            for unit in range(_UNITS):
+                first[64 * part + pixel, unit] = weights[256 * pixel + _UNITS * part + unit]
     second[:] = weights[16640:19200].reshape(256, 10).T
     bias, last, logits, credit = weights[16384:16640], weights[19200:], np.empty(10, np.float32), credit.copy()
     right[:] = True
@@ -164,12 +167,14 @@ def _cross(a, b, mix, split, child):
 @numba.njit(cache=True, nogil=True)
 def _likely_failures_first(order, first, second):
     """`order`, but items that both parents fail come first, and those that both solve last."""
-    sorted_order, place = np.empty_like(order), 0
-    for n_solvers in range(3):
-        for item in order:
-            if int(first[item]) + int(second[item]) == n_solvers:
-                sorted_order[place] = item
-                place += 1
+    n_solvers = (first + second).astype(np.int64)
+    sorted_order, places = np.empty_like(order), np.zeros(4, np.int64)
+    for n in n_solvers:
+        places[n + 1] += 1
+    places = np.cumsum(places)
+    for item in order:
+        sorted_order[places[n_solvers[item]]] = item
+        places[n_solvers[item]] += 1
     return sorted_order
 
 

@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--published", action="store_true", help="the one pair of the released code instead")
     parser.add_argument("--seeds", type=int, default=1, help="searches from each pair")
     parser.add_argument("--children", type=int)
-    parser.add_argument("--batch", type=int, default=2, help="children made from one archive state (published: 1)")
+    parser.add_argument("--batch", type=int, default=1, help="children made from one archive state (published: 1)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="more than --batch have nothing to do")
     parser.add_argument("--only", nargs="*", help="variants to run, or batch sizes")
     parser.add_argument(

@@ -214,5 +214,5 @@ class Niches:
 
 def _draw(weights: NDArray[np.float64], generator: np.random.Generator) -> int:
     """An index with probability proportional to `weights`, uniform where they are all 0."""
-    edges = np.cumsum(weights if weights.sum() > 0.0 else np.ones(len(weights)))
-    return min(int(np.searchsorted(edges, generator.random() * edges[-1], side="right")), len(weights) - 1)
+    edges = (weights if weights.any() else np.ones(len(weights))).cumsum()
+    return min(int(edges.searchsorted(generator.random() * edges[-1], side="right")), len(weights) - 1)
