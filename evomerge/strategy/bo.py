@@ -66,8 +66,8 @@ _CLOSE = 1e-4
 
 Parameters = list[torch.Tensor]
 
-# BoTorch would compile a kernel of its own where it finds a compiler: half a minute, other roundings than elsewhere (a run could not be
-# resumed there), and a lock that a killed process leaves for ever
+# BoTorch would compile a kernel of its own where it finds a compiler, for that very CPU: elsewhere proposals could round otherwise
+# and a run not resume. And a process killed meanwhile leaves its lock behind
 logei._load_attempted = True
 
 
