@@ -8,9 +8,14 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from evomerge.engine.segments import mapped_segments
 from evomerge.zoo import build_zoo
+
+# A timing is no test: on a busy machine an example may take any time.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

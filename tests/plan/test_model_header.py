@@ -66,7 +66,7 @@ def test_folders_that_hold_no_model(folder, tmp_path):
         refuse(folder, message)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=400), st.integers(0, 300))
 def test_random_damage_never_escapes_the_error_tree(tmp_path_factory, noise, position):
     header = json.dumps({"a": entry(0, 8, (2,)), "b": entry(8, 12)}).encode()

@@ -112,7 +112,7 @@ def values_of(recipe, seeds):
 
 
 @pytest.mark.parametrize("angle", Angle)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(genomes=pedigrees(), seed=st.integers(0, 50))
 def test_a_descendant_of_depth_12_equals_successive_slerps(angle, genomes, seed):
     seeds = seeds_of(seed)

@@ -110,14 +110,14 @@ def recipes(draw, canonical=False):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(recipes())
 def test_file_and_json_are_lossless(recipe):
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert recipe_from_yaml(recipe_to_yaml(recipe)) == recipe
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(recipes(canonical=True))
 def test_mergekit_form_alone_is_the_identity(recipe):
     """Without the trailing comment: everything that mergekit's format can say comes back."""

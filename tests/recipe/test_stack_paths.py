@@ -39,7 +39,7 @@ def layers(path: tuple[Step, ...]) -> str:
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_every_point_is_a_path_between_the_fixed_layers(name: str, data: st.DataObject) -> None:
     encoding = ENCODINGS[name]

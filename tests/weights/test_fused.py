@@ -20,7 +20,7 @@ from evomerge.weights.merger import Merger
 
 @pytest.mark.parametrize("method", fused_methods())
 def test_fused_equals_reference(method):
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(cases(method))
     def check(case):
         plan, pool = case
@@ -34,7 +34,7 @@ def test_fused_equals_reference(method):
 
 @pytest.mark.parametrize("method", fused_methods())
 def test_shards_cut_anywhere_hold_what_the_whole_holds(method):
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(cases(method), st.floats(0, 1), st.sampled_from([0, 1, 5]), st.sampled_from([torch.bfloat16, torch.float32]))
     def check(case, cut, offset, dtype):
         plan, pool = case
@@ -47,7 +47,7 @@ def test_shards_cut_anywhere_hold_what_the_whole_holds(method):
     check()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.integers(1, 4000),
     st.sampled_from([0, 1, 2, 50]),

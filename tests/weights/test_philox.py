@@ -18,7 +18,7 @@ def test_known_answers():
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 1 << 40), st.integers(0, 300), st.integers(0, 300))
 def test_any_chunking_gives_the_same_words(start, first, second):
     key = mask_key(3, "x", 1)

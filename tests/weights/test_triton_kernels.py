@@ -57,7 +57,7 @@ METHODS = gpu_methods()
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_bits_as_the_cpu(method):
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(cases(method, edges=(BLOCK, 2 * BLOCK)), st.sampled_from([0.0, 0.3]), st.sampled_from([0, 1, 8]))
     def check(case, cut, offset):
         plan, pool = case
@@ -75,7 +75,7 @@ def test_same_bits_as_the_cpu(method):
     check()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1 << 38), st.integers(0, 5))
 def test_random_words_are_those_of_the_cpu(counter, seed):
     start, key = 4 * counter, mask_key(seed, "x", 1)
@@ -256,7 +256,7 @@ def test_sources_that_share_memory_are_copied_once():
     assert resident.missing_bytes(entries) == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 5 * BLOCK * CHUNK_BLOCKS), st.integers(0, 2 * BLOCK * CHUNK_BLOCKS)), max_size=4)
 )
