@@ -1,7 +1,8 @@
 """Merging straight from files: each tensor is read when its turn comes and forgotten afterwards, so memory does not grow with the models.
 
-Large tensors go in parts where each element is merged by itself. Two parts are worked on at a time, so reading, computing and the caller's writing overlap. Files are read, not mapped: a mapped file
-that is cut off meanwhile kills the process. Knows nothing of recipes or of where results go.
+Large tensors go in parts where each element is merged by itself. Two parts are worked on at a time, so reading, computing and the
+caller's writing overlap. Files are read, not mapped: a mapped file that is cut off meanwhile kills the process. Knows nothing of recipes or
+of where results go.
 """
 
 import math
