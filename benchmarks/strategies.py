@@ -148,13 +148,15 @@ def models(seeds: range, only: list[str] | None, budget: int = 40, limit: int = 
     from demo_models import VARIANTS, DemoModels
 
     demo = DemoModels(limit)
-    print(f"{budget} evaluations of {limit} items a task, baselines included, {len(seeds)} seeds, {date.today()}\n")
+    print(f"{budget} evaluations of {limit} items a task, baselines included, {len(seeds)} seeds, {date.today()}")
+    print("mean +- standard error over the seeds; s: of one search\n")
     print("| strategy | hypervolume | best mean score | its report score | s |\n|---|---|---|---|---|")
     for name in only or dict.fromkeys([*strategy_names(), *VARIANTS]):
         started = time.perf_counter()
         found = np.array([demo.search(name, budget, seed) for seed in seeds])
-        cells = " | ".join(f"{mean:.3f}" for mean in found.mean(axis=0))
-        print(f"| {name} | {cells} | {time.perf_counter() - started:.0f} |", flush=True)
+        errors = found.std(axis=0, ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else [np.nan] * 3
+        cells = " | ".join(f"{mean:.3f} +- {error:.3f}" for mean, error in zip(found.mean(axis=0), errors, strict=True))
+        print(f"| {name} | {cells} | {(time.perf_counter() - started) / len(seeds):.0f} |", flush=True)
     demo.close()
 
 

@@ -66,7 +66,7 @@ def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
     _CONSOLE.print(f"a candidate {sizes.journal_bytes / 1e3:.2g} kB on disk, and 4 bytes for every item scored")
     if not forecasts:
         return
-    table = Table("workers", "evaluations", "hours", "busy", "worker hours", "cost")
+    table = Table("workers", "evaluations and finals", "hours", "busy", "worker hours", "cost")
     for column in table.columns:
         column.justify = "right"
     for item in forecasts:
