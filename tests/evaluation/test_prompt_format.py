@@ -84,7 +84,14 @@ def test_scores_are_lm_evals(chat_model, task_folder, num_fewshot, prompt):
             system_instruction=prompt.system_instruction,
             fewshot_as_multiturn=prompt.apply_chat_template and prompt.fewshot_as_multiturn,
             bootstrap_iters=0,
-        )["results"]
+            log_samples=True,
+        )
+    items, tokenizer = evaluator.items(Split.SEARCH), AutoTokenizer.from_pretrained(chat_model)
+    asked = [sample["arguments"][0][0] for sample in theirs["samples"]["write"] if sample["filter"] == "whole"]
+    assert [tokenizer.decode(request.prompt) for request in items["write"].generations] == asked
+    asked = ["".join(pair) for sample in theirs["samples"]["choices"] for pair in sample["arguments"]]
+    assert [tokenizer.decode(one.context + one.continuation) for one in items["choices"].likelihoods] == asked
+    theirs = theirs["results"]
     assert result.scores == {
         "choices": theirs["choices"]["acc,none"],
         "likely": theirs["likely"]["acc,none"],
