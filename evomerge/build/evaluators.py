@@ -122,31 +122,36 @@ _SAYS_MEMORY = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
 """options of vLLM with which a user says himself what it may take"""
 
 
-def _memory_options(config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None) -> dict[str, Json]:
-    """What vLLM may take of a GPU, so that all `models` have room beside it where they are merged there."""
-    from evomerge.engine import vllm_memory_options
+def gpu_memory_needs(config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None) -> dict[str, float]:
+    """What an engine and its merges need of each of its GPUs: the arguments of `vllm_memory_options`.
+
+    Args:
+        config: the configuration.
+        models: those that recipes may name, the one that is served first.
+        n_slots: layers that the engine has room for; None = the model's.
+    """
     from evomerge.weights import gpu_methods
 
     model, processes = next(iter(models.values())), config.engine.tensor_parallel
     on_gpu = crosses_models(config) or config.space.method in gpu_methods()
     depth = n_slots / model.n_layers if n_slots and model.n_layers else 1.0
     given = config.cluster.gpus_per_worker
-    return vllm_memory_options(
-        engine_bytes=int(model.n_bytes * depth / processes),
-        source_bytes=sum(header.n_bytes for header in models.values()) if on_gpu else 0,
-        gpus=1.0 if given is None else given / processes,
-    )
+    return {
+        "engine_bytes": model.n_bytes * depth / processes,
+        "source_bytes": sum(header.n_bytes for header in models.values()) if on_gpu else 0,
+        "gpus": 1.0 if given is None else given / processes,
+    }
 
 
 def _engine(config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None) -> "Engine":
     """An engine for models like the first; with `n_slots` layers, where that is another number."""
-    from evomerge.engine import make_engine
+    from evomerge.engine import make_engine, vllm_memory_options
     from evomerge.weights import write_slots_folder
 
     wanted, kind, model = config.engine, engine_kind(config), next(iter(models.values()))
     options = dict(wanted.options)
     if kind == "vllm" and not _SAYS_MEMORY & options.keys():
-        options |= _memory_options(config, models, n_slots)
+        options |= vllm_memory_options(**gpu_memory_needs(config, models, n_slots))
     if wanted.tensor_parallel > 1:
         if kind != "vllm":
             raise ConfigError(

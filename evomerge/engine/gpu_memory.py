@@ -15,7 +15,7 @@ SOURCE_SPARE_BYTES = 1 << 30
 """What merging wants besides the sources: tables, compiled kernels, the allocator's leftovers."""
 
 
-def vllm_memory_options(*, engine_bytes: int, source_bytes: int, gpus: float) -> dict[str, Json]:
+def vllm_memory_options(*, engine_bytes: float, source_bytes: float, gpus: float) -> dict[str, Json]:
     """Options of `VllmEngine` for this process's first GPU; none with a CPU build.
 
     Args:
@@ -32,7 +32,7 @@ def vllm_memory_options(*, engine_bytes: int, source_bytes: int, gpus: float) ->
     return {"gpu_memory_utilization": share}
 
 
-def memory_share(total_bytes: int, *, engine_bytes: int, source_bytes: int, gpus: float) -> float:
+def memory_share(total_bytes: int, *, engine_bytes: float, source_bytes: float, gpus: float) -> float:
     """The share of a GPU of `total_bytes` that vLLM may take, in (0, 1].
 
     What is usable, without the sources where the engine has room enough then. Otherwise all of it, since candidates can be
