@@ -78,9 +78,8 @@ def start_search(
     with RunLock(directory.folder) as lock:
         _refuse_results(directory)
         with writing_into(directory):
-            directory.journal.unlink(
-                missing_ok=True
-            )  # of a run that was stopped, or could not go on, before it had a result
+            # of a run that was stopped, or could not go on, before it had a result
+            directory.journal.unlink(missing_ok=True)
             atomic_write_text(directory.config, config_text)
             _write_resolved(directory, _resolved(problem, given(config_text, directory.config)))
         return _run(problem, directory, observers, lock)
