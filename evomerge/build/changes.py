@@ -54,7 +54,11 @@ def resumed_config(
 
 
 def differences(old: Json, new: Json, prefix: str = "") -> Iterator[tuple[str, Json, Json]]:
-    """(dotted key, old, new) wherever two settings differ; what is absent is None."""
+    """(dotted key, old, new) wherever two settings differ; what is absent is None, a mapping that is absent an empty one."""
+    if isinstance(old, Mapping) and new is None:
+        new = {}
+    if isinstance(new, Mapping) and old is None:
+        old = {}
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys([*old, *new]):
             yield from differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))

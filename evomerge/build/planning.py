@@ -113,7 +113,7 @@ def n_candidates(problem: Problem, seconds_each: float, workers: int) -> int:
     if budget.hours is not None:
         limits.append(max(1, int(budget.hours * 3600 * workers / seconds_each)))
     if budget.items is not None and isinstance(problem.config.evaluation, SyntheticConfig):
-        limits.append(budget.items // (problem.config.evaluation.n_items * len(problem.task_names)))
+        limits.append(max(1, budget.items // (problem.config.evaluation.n_items * len(problem.task_names))))
     if not limits:
         raise ConfigError(
             "a plan needs budget.evaluations or budget.hours; budget.items alone does not say how many candidates"

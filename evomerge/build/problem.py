@@ -71,10 +71,14 @@ class Problem:
         """What is optimised: the configured objectives, else every task.
 
         Raises:
-            ConfigError: an objective that no task produces.
+            ConfigError: an objective that no task produces, or that stands twice.
         """
         if not self.config.objectives:
             return tuple(Objective(name) for name in self.task_names)
+        wanted = [item.name for item in self.config.objectives]
+        for name in wanted:
+            if wanted.count(name) > 1:
+                raise ConfigError(f"objectives: {name!r} stands twice")
         for item in self.config.objectives:
             costs = [f"cost.{name}" for name in COSTS]
             if item.name not in self.task_names and item.name not in costs:

@@ -20,7 +20,7 @@ from evomerge.build.problem import Problem, make_problem
 from evomerge.build.signals import signals
 from evomerge.build.strategies import chosen_strategy, strategy_for
 from evomerge.config import SearchConfig
-from evomerge.core import ConfigError, FilePath, Json, atomic_write_json, atomic_write_text
+from evomerge.core import ConfigError, EvaluationError, FilePath, Json, atomic_write_json, atomic_write_text
 from evomerge.search import (
     Budget,
     FrontFiles,
@@ -61,6 +61,7 @@ def start_search(
 
     Raises:
         ConfigError: the configuration cannot work, or the directory already holds a run.
+        EvaluationError: every baseline failed, or many candidates one after the other; `resume_search` goes on.
         Interrupted: stopped by a signal; `resume_search` goes on.
     """
     directory = RunDirectory(Path(run_directory))
@@ -93,6 +94,7 @@ def resume_search(
     Raises:
         ConfigError: an override, or an edit of the run's config.yaml, of anything but budget, cluster and finals; or models or
             tasks that have changed since.
+        EvaluationError: as `start_search`.
         JournalError: not a run directory, in use by another process, or damaged.
         Interrupted: stopped by a signal.
     """
@@ -175,9 +177,10 @@ def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer
         )
         try:
             state = loop.run()
+            _refuse_failures(state)
             if config.finals.finalists:
                 state = run_finals(loop, recorder, config.finals.finalists)
-        except Interrupted:
+        except (Interrupted, EvaluationError):
             files.flush(recorder.state)
             raise
         files.write_front(state)
@@ -186,6 +189,15 @@ def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer
         with writing_into(directory):
             atomic_write_json(directory.summary, summarize(state, recorder.evaluation))
         return state
+
+
+def _refuse_failures(state: RunState) -> None:
+    """Raises EvaluationError where the search has stopped because everything fails: so would the finals, and they are held once."""
+    if "failures" in state.stopped:
+        raise EvaluationError(
+            f"{state.stopped['failures']}\nThe search has stopped and nothing finished is lost: mend the cause and resume the run. To end it with "
+            f"what it has, resume it with --set budget.evaluations={len(state.entries)}"
+        )
 
 
 def _run_record(problem: Problem, n_workers: int) -> dict[str, Json]:

@@ -115,6 +115,6 @@ class Watcher:
             return f"{doing}, {holder[0]}", False
         if self._state.finished:
             return f"finished; the best is {self._state.best_id}", True
-        if self._state.stopped and not self.config.finals.finalists:
+        if self._state.stopped and "failures" not in self._state.stopped and not self.config.finals.finalists:
             return f"finished ({', '.join(self._state.stopped)})", True
         return f"nobody works on it; `evomerge resume {self._directory.folder}` goes on", True

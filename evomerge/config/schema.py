@@ -203,7 +203,7 @@ class ObjectiveConfig(_Strict):
     direction: Literal["maximize", "minimize"] | None = None
     """default: maximize for tasks, minimize for costs"""
     reference: float | None = None
-    """the worst score that still counts in the hypervolume; default 0 for tasks, the worst baseline for costs"""
+    """the worst score that still counts in the hypervolume; default 0 for a task that is maximised, else the worst baseline"""
 
 
 class StrategyConfig(_Strict):

@@ -13,7 +13,8 @@ MAX_FAILURES_IN_A_ROW = 30
 class Budget:
     """Limits on the search split; None = no limit. Baselines count.
 
-    All but `hours` depend only on what was asked and told, so a deterministic run stops at the same candidate every time.
+    All but `hours` depend only on what was asked and told (failures: since the run was resumed last), so a deterministic run stops at the
+    same candidate every time.
     """
 
     evaluations: int | None = None

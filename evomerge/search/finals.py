@@ -16,15 +16,14 @@ from evomerge.search.state import RunState, utility
 def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> RunState:
     """Ranks on `select`, scores the winner and every baseline on `report`, and marks the run finished.
 
-    What has been evaluated on these splits before is not evaluated again.
+    What has been evaluated on these splits before is not evaluated again, so on a finished run nothing happens, unless another number of
+    finalists is wanted now.
 
     Raises:
         EvaluationError: nothing was evaluated well on the search or the select split.
         Interrupted: a stop was requested.
     """
     state = recorder.state
-    if state.finished:
-        return state
     finalists = choose_finalists(state, n_finalists)
     if tuple(finalists) != state.finalists:
         recorder.record(event("finalists", ids=finalists))
@@ -34,7 +33,8 @@ def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> Run
     if best != state.best_id:
         recorder.record(event("best", id=best))
     loop.evaluate_all(list(dict.fromkeys([*baselines, best])), Split.REPORT)
-    recorder.record(event("finished"))
+    if not state.finished:
+        recorder.record(event("finished"))
     return state
 
 

@@ -30,16 +30,16 @@ WRITE_EVERY_S = 1.0
 
 
 def reference_losses(state: RunState) -> list[float] | None:
-    """The hypervolume's reference point as losses (m,): configured, else score 0 for tasks and the worst baseline for costs.
+    """The hypervolume's reference point as losses (m,): configured, else score 0 for maximised tasks and the worst baseline for the rest.
 
-    None while a cost has neither.
+    None while one of the rest has no baseline.
     """
     losses = []
     for objective, item in zip(state.objectives, state.run["objectives"], strict=True):
         sign = -1.0 if objective.direction is Direction.MAXIMIZE else 1.0
         if item["reference"] is not None:
             losses.append(sign * item["reference"])
-        elif not objective.name.startswith("cost."):
+        elif objective.direction is Direction.MAXIMIZE and not objective.name.startswith("cost."):
             losses.append(0.0)
         else:
             known = [

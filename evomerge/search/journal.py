@@ -157,12 +157,14 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
 
 def _records(path: Path, index: int = 0, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
     """Every good event from record `index`, which is at byte `position`, and the byte after it, up to a torn last record."""
+    limit = MAX_RECORD_BYTES + 10
     with path.open("rb") as stream:
         stream.seek(position)
-        while line := stream.readline(MAX_RECORD_BYTES + 10):
+        while line := stream.readline(limit):
             event = _parse(line)
             if event is None:
-                if not stream.read(1):
+                # without its newline it was the last when it was read; whoever is writing it may have gone on since
+                if (len(line) < limit and not line.endswith(b"\n")) or not stream.read(1):
                     return
                 raise JournalError(
                     f"{path}: record {index} (byte {position}) is damaged; the {index} records before it are good. {_advice(path)}"

@@ -279,6 +279,9 @@ class SearchLoop:
     def _wait(self) -> None:
         """Takes in what has arrived, or waits a little for it.
 
+        A signal to leave at once has often reached the workers too. What they lose or fail with because of it is no fault of the candidates:
+        it is left out, and they are evaluated when the run is resumed.
+
         Raises:
             Interrupted: a stop was requested, and nothing that runs is waited for any more.
         """
@@ -291,8 +294,9 @@ class SearchLoop:
         group: list[Evaluation] = []
         while answer is not None:
             if isinstance(answer, LostWorker):
-                self._note_loss(answer)
-            else:
+                if not self._stop.now:
+                    self._note_loss(answer)
+            elif answer.status is not Status.FAILED or not self._stop.now:
                 self._submitted.discard((answer.candidate_id, answer.split))
                 self._recorder.note_evaluation(answer, self.elapsed_s)
                 group.append(answer)

@@ -1,8 +1,8 @@
 """The lock that keeps a second process out of a run directory, on this machine and on every other that sees the directory.
 
 On one machine the kernel decides (`flock`), so a lock ends with its process, however it ends. Where the file names another machine, whose
-`flock` a shared file system may not pass on, the holder's heartbeat decides: a counter in the file that is seen to move or not to
-move. No clock is compared, so clocks may differ or go backwards.
+`flock` a shared file system may not pass on, or the file system has no `flock`, the holder's heartbeat decides: a counter in the file that
+is seen to move or not to move. No clock is compared, so clocks may differ or go backwards.
 """
 
 import fcntl
@@ -54,15 +54,15 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         try:
             stream = self._path.open("a+b", buffering=0)
+            try:
+                self._take(stream)
+            except BaseException:
+                stream.close()
+                raise
         except OSError as problem:
             raise JournalError(
-                f"{self._path.parent}: cannot be written to ({problem.strerror}); make it writable for this user"
+                f"{self._path.parent}: cannot be written to ({problem.strerror}); free space, or make it writable for this user"
             ) from None
-        try:
-            self._take(stream)
-        except BaseException:
-            stream.close()
-            raise
         self._stream = stream
         self._beating = threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True)
         self._beating.start()
@@ -90,19 +90,21 @@ class RunLock:
             self._confirm()
 
     def _take(self, stream: BinaryIO) -> None:
+        locked = True
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise self._in_use(_read(self._path)) from None
         except OSError as problem:
             logger.warning("%s: this file system has no flock (%s); the heartbeat alone decides", self._path, problem)
+            locked = False
         holder = _read(self._path)
-        if holder and holder.get("machine") != self._machine:
+        if holder and not (locked and holder.get("machine") == self._machine):
             self._wait_for_a_sign(holder)
-        self._write(stream, 0)
+        self._write(0)
 
     def _wait_for_a_sign(self, holder: Mapping[str, Any]) -> None:
-        """Watches the counter of a holder on another machine; returns when it does not move."""
+        """Watches the counter of a holder that flock says nothing of; returns when it does not move."""
         logger.warning(
             "%s names process %s on %s; waiting %g s for a sign of life of it",
             self._path, holder.get("pid"), holder.get("host"), PATIENCE * self._heartbeat_s,
@@ -125,11 +127,9 @@ class RunLock:
         count = 0
         while not self._ended.wait(self._heartbeat_s):
             count += 1
-            if self._stream is None:
-                return
             try:
                 self._confirm()
-                self._write(self._stream, count)
+                self._write(count)
             except JournalError:
                 return  # `check` says so where somebody wants to write
             except OSError as problem:
@@ -146,7 +146,7 @@ class RunLock:
     def _is_ours(self) -> bool:
         return _read(self._path).get("token") == self._token
 
-    def _write(self, stream: BinaryIO, count: int) -> None:
+    def _write(self, count: int) -> None:
         content = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -154,7 +154,7 @@ class RunLock:
             "token": self._token,
             "heartbeat": f"{count:012d}",  # of constant length, so that a reader never sees half of two
         }
-        # not through the stream: it was opened for appending, where pwrite would append as well
+        # not through the stream of the lock: it was opened for appending, where pwrite would append as well
         descriptor = os.open(self._path, os.O_WRONLY)
         try:
             size = os.pwrite(descriptor, json.dumps(content).encode() + b"\n", 0)

@@ -37,7 +37,7 @@ class RunState:
         losses: (id, split) -> workers that were lost with it, where it has no evaluation yet.
         items_told: items of the baselines and of the candidates that the strategy has been told, search split.
         items_each: the most items one of those took.
-        failed_in_a_row: how many of the last told candidates failed.
+        failed_in_a_row: how many of the candidates told last failed, in this session.
         last_error: why the last of those failed.
         seeded: whether the strategy has been given the baselines.
         stopped: reasons of the last stop; empty while the search is going on.
@@ -123,7 +123,7 @@ class RunState:
         self.objectives = tuple(Objective(item["name"], Direction(item["direction"])) for item in event["objectives"])
 
     def _on_session(self, event: Mapping[str, Any]) -> None:
-        """Sessions are noted for readers; they change nothing."""
+        self.failed_in_a_row = 0  # whoever resumes a run that only failed has mended why
 
     def _on_baseline(self, event: Mapping[str, Any]) -> None:
         self.entries.add(Entry(event["id"], _genome(event), recipe=event["recipe"], baseline=True))
@@ -197,7 +197,7 @@ class RunState:
 
 
 def utility(objectives: Sequence[Objective], evaluation: Evaluation) -> float:
-    """Mean of the maximised objectives minus the mean of the minimised ones that have the scale of a score; higher is better.
+    """Mean of the objectives, the minimised ones negated; higher is better.
 
     Costs (`cost.*`) have other units and are left out unless they are all there is.
     """

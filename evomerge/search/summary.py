@@ -96,10 +96,16 @@ def _details(state: RunState, split: Split) -> dict[str, Json]:
 
 
 def _comparisons(state: RunState, read_items: ReadItems) -> dict[str, Json]:
-    """Baseline id -> paired difference best - baseline of the mean over tasks on `report`, with its 95% interval."""
+    """Baseline id -> paired difference best - baseline of the mean over tasks on `report`, with its 95% interval.
+
+    Empty where there is no interval: no objective is a task, or one has a single item.
+    """
     if state.best_id is None or state.evaluations.place(state.best_id, Split.REPORT) is None:
         return {}
     best = read_items(state.best_id, Split.REPORT)
+    counts = [len(best.item_scores[item.name]) for item in state.objectives if item.name in best.item_scores]
+    if min(counts, default=0) < 2:
+        return {}
     result: dict[str, Json] = {}
     for entry in state.baselines:
         if entry.id != state.best_id and state.evaluations.place(entry.id, Split.REPORT) is not None:
@@ -113,7 +119,7 @@ def _comparisons(state: RunState, read_items: ReadItems) -> dict[str, Json]:
 
 
 def paired_difference(objectives: tuple[Objective, ...], first: Evaluation, second: Evaluation) -> tuple[float, float]:
-    """Mean over tasks of `first` - `second` (positive: first is better) and its standard error, item by item."""
+    """Mean over tasks of `first` - `second` (positive: first is better) and its standard error, item by item; two items of each at least."""
     means, variances = [], []
     for objective in objectives:
         if objective.name in first.item_scores:

@@ -56,6 +56,12 @@ def test_what_items_alone_limit_is_not_guessed() -> None:
     assert planning.n_candidates(settings, 1.0, 1) == 10
 
 
+@pytest.mark.parametrize("method", [planning.forecast, planning.simulate])
+def test_a_budget_below_one_candidate_is_that_of_one(method: Any) -> None:
+    """As in a search: what a candidate takes is known after the first."""
+    assert method(problem(budget={"items": 5}, finals={"finalists": 0}), [1.0], 4).evaluations == 1
+
+
 def test_times_come_from_a_run(tmp_path: Path) -> None:
     wanted = problem(evaluation={"kind": "synthetic", "function": "sphere", "dimension": 3, "delay_s": 0.02})
     started = time.monotonic()

@@ -101,7 +101,7 @@ def test_reasons_of_failures_are_text(tmp_path: Path, monkeypatch: pytest.Monkey
 
     plain = _Page(write_report(_run(tmp_path / "plain", finals={"finalists": 0})))
     monkeypatch.setattr(SyntheticEvaluator, "evaluate", fail)
-    run = _run(tmp_path / "failing", finals={"finalists": 0})
+    run = _run(tmp_path / "failing", budget={"evaluations": 20}, finals={"finalists": 0})
     page = _Page(write_report(run))
     assert any(reason in cell for cell in page.cells)
     assert page.scripts < plain.scripts

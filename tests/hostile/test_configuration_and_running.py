@@ -134,6 +134,7 @@ def test_45_unknown_names(project: Path) -> None:
 
 def test_46_an_objective_that_no_task_produces(project: Path) -> None:
     refused(project, "no task produces 'toi'; known: toy", objectives=["toi"])
+    refused(project, "objectives: 'toy' stands twice", objectives=["toy", "cost.layers", "toy"])
 
 
 @pytest.mark.parametrize("name", ["nsga2", "cma_es"])

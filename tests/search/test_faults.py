@@ -1,5 +1,6 @@
 """What happens to a run when its surroundings misbehave: full and read-only disks, clocks, signals, edited files."""
 
+import itertools
 import json
 import os
 import resource
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from evomerge.build import open_run, parse_config, resume_search, start_search
-from evomerge.core import ConfigError, JournalError, Split
+from evomerge.build import config_on_resume, open_run, parse_config, resume_search, start_search
+from evomerge.build.watching import Watcher
+from evomerge.core import ConfigError, Evaluation, EvaluationError, EvaluationRequest, JournalError, Split, Status
+from evomerge.evaluation import SyntheticEvaluator
 from evomerge.search import read_journal
 
 SETTINGS: dict[str, Any] = {
@@ -162,6 +165,15 @@ def test_an_edit_of_what_may_change_counts(tmp_path: Path) -> None:
     resume_search(tmp_path / "run", overrides=["cluster.workers=1", "budget.evaluations=45"])
 
 
+def test_a_section_that_an_edit_adds_leaves_what_the_command_line_had_set(tmp_path: Path) -> None:
+    settings = {key: value for key, value in SETTINGS.items() if key != "cluster"}
+    config = parse_config(settings, folder=Path("/"), overrides=["cluster.kind=local", "cluster.workers=3"])
+    start_search(config, tmp_path / "run", config_text=yaml.safe_dump(settings))
+    _edit(tmp_path / "run", cluster={"max_attempts": 4})
+    resumed = config_on_resume(tmp_path / "run").cluster
+    assert (resumed.kind, resumed.workers, resumed.max_attempts) == ("local", 3, 4)
+
+
 def _running(tmp_path: Path, config: Path, *settings: str) -> tuple[subprocess.Popen[str], Path]:
     run = tmp_path / "run"
     options = [part for item in ("budget.evaluations=100000", *settings) for part in ("--set", item)]
@@ -207,3 +219,43 @@ def test_signals_save_and_say_how_to_go_on(
     assert {member["id"] for member in front["members"]} <= done
     state = resume_search(run, overrides=[f"budget.evaluations={len(asked) + 4}"])
     assert state.n_evaluations[Split.SEARCH] == len(asked) + 4
+
+
+def test_a_search_that_only_fails_stops_before_its_finals_and_goes_on_once_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What breaks every candidate would break the finals too, and those are held once."""
+    evaluate = SyntheticEvaluator.evaluate
+    calls = itertools.count(1)
+
+    def breaking(evaluator: SyntheticEvaluator, request: EvaluationRequest) -> Evaluation:
+        if next(calls) <= 5:
+            return evaluate(evaluator, request)
+        return Evaluation(request.candidate_id, request.split, Status.FAILED, error="the GPU is gone")
+
+    monkeypatch.setattr(SyntheticEvaluator, "evaluate", breaking)
+    with pytest.raises(
+        EvaluationError, match=r"3\d candidates failed one after the other; the last: the GPU is gone(.|\n)*resume"
+    ):
+        start(tmp_path / "run", budget={"evaluations": 60})
+    state = open_run(tmp_path / "run").state
+    assert (state.n_evaluations[Split.SEARCH], state.n_evaluations[Split.SELECT]) == (36, 0)
+    assert len(json.loads((tmp_path / "run" / "front.json").read_text())["members"]) > 0
+    assert "resume" in Watcher(tmp_path / "run").look().status
+    monkeypatch.undo()
+    state = resume_search(tmp_path / "run")
+    assert state.finished
+    assert state.n_evaluations[Split.SEARCH] == 60
+
+
+def test_other_finals_of_a_finished_run(tmp_path: Path) -> None:
+    """The setting may change on resume, so it must count; nothing is evaluated twice, and without a change nothing happens."""
+    assert len(start(tmp_path / "run").finalists) == 2
+    state = resume_search(tmp_path / "run", overrides=["finals.finalists=5"])
+    assert len(state.finalists) == 5
+    assert state.finished
+    assert state.n_evaluations[Split.SELECT] == 5
+    before = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    resume_search(tmp_path / "run")
+    (session,) = (tmp_path / "run" / "journal.jsonl").read_bytes()[len(before) :].splitlines()
+    assert b'"event":"session"' in session

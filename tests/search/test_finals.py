@@ -1,13 +1,14 @@
 """Choosing on unseen items, and the numbers that are reported."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evomerge.core import Direction, Evaluation, EvaluationError, Objective, Split, Status
-from evomerge.search import RunState, event, mean_with_error, tuned_task_arithmetic, utility
+from evomerge.search import RunState, event, mean_with_error, summarize, tuned_task_arithmetic, utility
 from evomerge.search.finals import best_on_select, choose_finalists
 from evomerge.search.front_files import front_json, front_of, pick, reference_losses
 from evomerge.search.summary import paired_difference
@@ -91,6 +92,45 @@ def test_paired_differences_use_the_same_items() -> None:
     unpaired = np.sqrt((items["good"].var() + items["bad"].var()) / 4000)
     assert error < unpaired / 3, "items that both solve or both miss say nothing about the difference"
     assert paired_difference((Objective("t", Direction.MINIMIZE),), good, bad)[0] == -difference
+
+
+@pytest.mark.parametrize(("names", "n_items"), [(("f",), 1), (("cost.items",), 4)], ids=["one-item", "costs-alone"])
+def test_without_an_interval_there_is_no_comparison(names: tuple[str, ...], n_items: int) -> None:
+    """The end of a search that took hours must not be a division by zero."""
+    goals = [{"name": name, "direction": "maximize", "reference": None} for name in names]
+    events = [event("run", version=1, objectives=goals)]
+    events += [event("baseline", id=name, recipe=None, values=None) for name in ("source:a", "source:b")]
+    for row, name in enumerate(("source:a", "source:b")):
+        events.append(
+            event(
+                "evaluated", id=name, split="report", status="ok", scores={"f": 0.5}, stderr={"f": 0.0}, cost={"items": n_items},
+                error=None, row=row, checksum="00000000", elapsed_s=1.0,
+            )
+        )  # fmt: skip
+    state = RunState.of([*events, event("best", id="source:a")])
+
+    def read(name: str, split: Split) -> Evaluation:
+        return replace(state.evaluations[name, split], item_scores={"f": np.full(n_items, 0.5, np.float32)})
+
+    summary = summarize(state, read)
+    assert summary["comparisons"] == {}
+    json.dumps(summary, allow_nan=False)
+
+
+def test_the_volume_of_a_minimised_task_counts_from_the_worst_baseline() -> None:
+    """From a score of 0, which nothing can be below, every volume would be 0."""
+    goals = [{"name": "f", "direction": "minimize", "reference": None}]
+    events = [event("run", version=1, objectives=goals)]
+    for name, score in (("source:a", 3.0), ("source:b", 5.0)):
+        events.append(event("baseline", id=name, recipe=None, values=None))
+        events.append(
+            event(
+                "evaluated", id=name, split="search", status="ok", scores={"f": score}, stderr={}, cost={"items": 1},
+                error=None, row=None, checksum=None, elapsed_s=1.0,
+            )
+        )  # fmt: skip
+    state = RunState.of(events)
+    assert front_json(state, front_of(state))["hypervolume"] == pytest.approx(2.0)
 
 
 def test_the_interval_of_a_mean_covers_it() -> None:

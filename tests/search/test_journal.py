@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from evomerge.core import JournalError, Split
-from evomerge.search import ItemStore, Journal, event, read_journal
+from evomerge.search import ItemStore, Journal, JournalReader, event, read_journal
+from evomerge.search import journal as journal_module
 
 ITEMS = (("a", 3), ("b", 2))
 
@@ -54,6 +55,25 @@ def test_flipped_bits_are_never_silently_wrong(written: Path) -> None:
             continue
         assert events == original[: len(events)]
         assert len(events) >= len(original) - 1, "only the last record may be dropped as torn"
+
+
+def test_a_record_that_is_completed_while_it_is_read_is_no_damage(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader saw half of the last line, and the writer went on before the reader looked whether more follows."""
+    content = written.read_bytes()
+    written.write_bytes(content[:-9])
+
+    def parse(line: bytes) -> dict[str, object] | None:
+        if not line.endswith(b"\n"):
+            written.write_bytes(content)
+        return original(line)
+
+    original = journal_module._parse
+    monkeypatch.setattr(journal_module, "_parse", parse)
+    reader = JournalReader(written)
+    assert len(reader.new_events()) == 39
+    assert len(reader.new_events()) == 1
 
 
 def test_repeated_missing_and_moved_lines_are_refused(written: Path) -> None:

@@ -14,6 +14,7 @@ from evomerge.core import (
     EvaluationError,
     EvaluationRequest,
     JournalError,
+    LostWorker,
     Objective,
     Split,
     Status,
@@ -241,3 +242,25 @@ def test_another_seed_does_not_continue_a_journal(tmp_path: Path) -> None:
     )
     with pytest.raises(JournalError, match="the strategy proposes"):
         loop.run()
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_what_a_signal_takes_from_the_workers_is_not_held_against_candidates(tmp_path: Path, lost: bool) -> None:
+    """Slurm's SIGTERM reaches workers too: they die, or their engines do, while the driver leaves."""
+    stop = StopRequest()
+
+    class EndingPool(ShufflingPool):
+        def next_done(self, timeout_s: float) -> Evaluation | LostWorker | None:
+            answer = super().next_done(timeout_s)
+            if not isinstance(answer, Evaluation) or answer.candidate_id < "c000010":
+                return answer
+            stop.drain = stop.now = True
+            if lost:
+                return LostWorker(answer.candidate_id, answer.split, "SIGTERM")
+            return Evaluation(answer.candidate_id, answer.split, Status.FAILED, error="the engine has died")
+
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", EndingPool(1), stop=stop)
+    state = run(tmp_path / "run", ShufflingPool(2))
+    assert len(state.evaluated()) == state.n_evaluations[Split.SEARCH] == 40
+    assert not any(b'"lost"' in line for line in (tmp_path / "run" / "journal.jsonl").read_bytes().splitlines())

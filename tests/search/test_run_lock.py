@@ -1,5 +1,7 @@
 """Who may work on a run: on this machine the kernel says it, beyond it the heartbeat."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -90,3 +92,30 @@ def test_the_heartbeat_moves(tmp_path: Path) -> None:
         while (tmp_path / "lock").read_bytes() == first:
             assert time.monotonic() < deadline
             time.sleep(BEAT_S)
+
+
+def test_without_flock_the_heartbeat_decides_on_one_machine_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(stream: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with lock(tmp_path) as held:
+        with pytest.raises(JournalError, match="in use by process"):
+            lock(tmp_path).__enter__()
+        held.check()
+    with lock(tmp_path):
+        pass
+
+
+def test_a_full_disk_is_one_clear_message(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys\nfrom pathlib import Path\nfrom evomerge.core import JournalError\nfrom evomerge.search import RunLock\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "try:\n    RunLock(Path(sys.argv[1])).__enter__()\nexcept JournalError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert "cannot be written to" in done.stdout

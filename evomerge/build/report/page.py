@@ -88,7 +88,7 @@ def _status(run: Run) -> str:
     state = run.state
     if state.finished:
         return "finished"
-    if state.stopped and not run.config.finals.finalists:
+    if state.stopped and "failures" not in state.stopped and not run.config.finals.finalists:
         return f"finished ({', '.join(state.stopped)})"
     return "not finished: search scores only, which flatter whatever was chosen by them"
 
