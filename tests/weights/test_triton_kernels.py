@@ -28,7 +28,7 @@ import evomerge.weights.fused.kernels as cpu_kernels
 from evomerge.core import CheckpointError
 from evomerge.plan import MergePlan, Piece, Region, TensorInput, TensorStep
 from evomerge.weights import Merger, WeightPool, gpu_methods
-from evomerge.weights.philox import mask_key, random_words
+from evomerge.weights.philox import keep_mask, mask_key, random_halves
 from evomerge.weights.triton import kernels
 from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch
 from evomerge.weights.triton.kernels import BLOCK, CHUNK_BLOCKS
@@ -77,21 +77,21 @@ def test_same_bits_as_the_cpu(method):
 
 @settings(max_examples=20)
 @given(st.integers(0, 1 << 38), st.integers(0, 5))
-def test_random_words_are_those_of_the_cpu(counter, seed):
-    start, key = 4 * counter, mask_key(seed, "x", 1)
-    words = torch.zeros(BLOCK, dtype=torch.int64)
-    _words[(1,)](words, torch.tensor(key), torch.tensor([start]), BLOCK=BLOCK)
-    assert np.array_equal(words.numpy(), random_words(key, start, BLOCK))
+def test_random_numbers_are_those_of_the_cpu(counter, seed):
+    start, key = 8 * counter, mask_key(seed, "x", 1)
+    halves = torch.zeros(BLOCK, dtype=torch.int64)
+    _halves[(1,)](halves, torch.tensor(key), torch.tensor([start]), BLOCK=BLOCK)
+    assert np.array_equal(halves.numpy(), random_halves(key, start, BLOCK))
 
 
 @triton.jit
-def _words(out, keys, start, BLOCK: tl.constexpr):
+def _halves(out, keys, start, BLOCK: tl.constexpr):
     key0, key1 = tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32)
-    words = kernels.random_block(key0, key1, tl.load(start), BLOCK)
-    tl.store(out + tl.arange(0, BLOCK), words.to(tl.int64))
+    numbers = kernels.random_block(key0, key1, tl.load(start), BLOCK)
+    tl.store(out + tl.arange(0, BLOCK), (numbers >> 16).to(tl.int64))
 
 
-@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("density", [0.0, 1e-6, 0.3, 1 - 2**-16, 1.0])
 def test_masks_are_those_of_the_cpu(density):
     """A delta of one everywhere shows the mask."""
     n_elements = 3 * BLOCK + 77
@@ -100,8 +100,7 @@ def test_masks_are_those_of_the_cpu(density):
     shared = {"lambda": 1.0, "normalize": False, "rescale": False}
     step = TensorStep("w", (n_elements,), "dare_linear", (entry,), TensorInput("base", "w", {}), shared)
     plan = MergePlan((step,), 0, 0, "float32", "float32", 11)
-    words = random_words(mask_key(11, "w", 0), 0, n_elements)
-    mask = torch.from_numpy(words.astype(np.int64) < round(density * 2**32))
+    mask = keep_mask(mask_key(11, "w", 0), (n_elements,), density)
     assert torch.equal(written(plan, pool, torch.float32) != 0, mask)
 
 

@@ -18,6 +18,7 @@ from evomerge.weights.fused.lanes import (
     bits_of,
     floats,
     from_bits,
+    halves,
     lane_of,
     largest_word,
     load_bfloat16,
@@ -27,14 +28,14 @@ from evomerge.weights.fused.lanes import (
     load_truths,
     load_uint16,
     no_sums,
-    philox_words,
     prefetch,
+    random_halves,
     select,
     store_float32,
     store_lanes,
     store_truths,
     store_upper_halves,
-    to_words,
+    to_halves,
     total_sum,
     words,
 )
@@ -258,9 +259,9 @@ def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-u
     row = inputs[0]
     base_address, base_kind = output["base_address"], output["base_kind"]
     address, kind, mode, measure = row["address"], row["kind"], row["mode"], row["measure"]
-    key0, key1, keep_below = np.uint64(row["key0"]), np.uint64(row["key1"]), words(row["keep"])
+    key0, key1, keep = np.uint64(row["key0"]), np.uint64(row["key1"]), row["keep"]
     mask_address, rank_address = row["mask_address"], row["rank_address"]
-    low, step, whole = floats(row["low"]), floats(row["step"]), floats(np.float32(2.0**32))
+    low, step = floats(row["low"]), floats(row["step"])
     zero = floats(np.float32(0.0))
     sums = no_sums()
     change = np.int64(0)
@@ -269,12 +270,13 @@ def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-u
         if measure:
             kept = _magnitude(_load(address, kind, window) - _load(base_address, base_kind, window))
         if mode in (RANDOM, RANKED):
-            limit = keep_below
+            numbers = random_halves(key0, key1, window)
             if mode == RANKED:
-                limit = to_words((low + load_uint16(rank_address + 2 * window) * step) * whole)
-            keep = philox_words(key0, key1, window) < limit
-            store_truths(mask_address + window // 8, keep)
-            kept = select(keep, kept, zero)
+                truths = to_halves(low + load_uint16(rank_address + 2 * window) * step) >= numbers
+            else:
+                truths = numbers < halves(np.uint16(keep))
+            store_truths(mask_address + window // 8, truths)
+            kept = select(truths, kept, zero)
         else:
             if window >= change:
                 change = _set_thresholds(inputs, window, thresholds)

@@ -18,15 +18,15 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from evomerge.weights.philox import MULTIPLIERS, ROUNDS, WEYL
+from evomerge.weights.philox import MASK_ROUNDS, MULTIPLIERS, WEYL
 
 LANES = 64
 """elements of a window: four registers of 512 bits, so that one window's arithmetic hides the latency of another's. The same on
 every processor, because sums over lanes depend on it"""
 
 _HALF = LANES // 2
-_COUNTERS = LANES // 4
-"""Philox counters of a window: each makes four words"""
+_COUNTERS = LANES // 8
+"""Philox counters of a window: each makes four words, and eight elements of a mask"""
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -37,7 +37,9 @@ class Vector(types.Type):  # type: ignore[misc]
         super().__init__(f"Vector({scalar})")
 
 
-FLOATS, WORDS, TRUTHS = Vector(types.float32), Vector(types.uint32), Vector(types.boolean)
+FLOATS, WORDS, HALVES, TRUTHS = [
+    Vector(scalar) for scalar in (types.float32, types.uint32, types.uint16, types.boolean)
+]
 SUMS = Vector(types.float64)
 """one float64 running sum per lane"""
 
@@ -49,6 +51,7 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
             types.float32: ir.FloatType(),
             types.float64: ir.DoubleType(),
             types.uint32: ir.IntType(32),
+            types.uint16: ir.IntType(16),
             types.boolean: ir.IntType(1),
         }
         super().__init__(manager, vector, ir.VectorType(scalar[vector.scalar], LANES))
@@ -106,6 +109,12 @@ def floats(typing_context: Any, value: Any) -> Any:
 def words(typing_context: Any, value: Any) -> Any:
     """The uint32 `value` in every lane."""
     return WORDS(types.uint32), lambda context, builder, signature, values: _splat(builder, values[0])
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def halves(typing_context: Any, value: Any) -> Any:
+    """The uint16 `value` in every lane."""
+    return HALVES(types.uint16), lambda context, builder, signature, values: _splat(builder, values[0])
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -273,9 +282,13 @@ def select(typing_context: Any, truth: Any, yes: Any, no: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def to_words(typing_context: Any, value: Any) -> Any:
-    """Non-negative float32 values below 2^32, cut off to integers."""
-    return WORDS(FLOATS), lambda context, builder, signature, values: builder.fptoui(values[0], _vector(_I32))
+def to_halves(typing_context: Any, value: Any) -> Any:
+    """Non-negative float32 values below 2^16, cut off to integers."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.trunc(builder.fptosi(values[0], _vector(_I32)), _vector(_I16))
+
+    return HALVES(FLOATS), code
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -302,8 +315,8 @@ def total_sum(typing_context: Any, sums: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def philox_words(typing_context: Any, key0: Any, key1: Any, start: Any) -> Any:
-    """Philox4x32-10 words of the window that starts at flat element `start`, see `evomerge.weights.philox`.
+def random_halves(typing_context: Any, key0: Any, key1: Any, start: Any) -> Any:
+    """What masks decide by in the window that starts at flat element `start`, see `evomerge.weights.philox`.
 
     Args:
         key0, key1: the key, below 2^32.
@@ -311,31 +324,35 @@ def philox_words(typing_context: Any, key0: Any, key1: Any, start: Any) -> Any:
     """
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        low, half = _constant(_I64, 0xFFFFFFFF, _COUNTERS), _constant(_I64, 32, _COUNTERS)
-        first = _splat(builder, builder.lshr(values[2], ir.Constant(_I64, 2)), _COUNTERS)
+        low, half, zero = (_constant(_I64, value, _COUNTERS) for value in (0xFFFFFFFF, 32, 0))
+        first = _splat(builder, builder.lshr(values[2], ir.Constant(_I64, 3)), _COUNTERS)
         counter = builder.add(first, ir.Constant(_vector(_I64, _COUNTERS), list(range(_COUNTERS))))
+
+        def round_of(number: int, word: list[Any]) -> tuple[list[Any], list[Any]]:
+            """Products of words 2 and 0, and what their upper halves are xored with."""
+            products = [
+                builder.mul(builder.and_(word[place], low), _constant(_I64, MULTIPLIERS[side], _COUNTERS))
+                for place, side in ((2, 1), (0, 0))
+            ]
+            keys = [builder.add(values[side], ir.Constant(_I64, number * WEYL[side])) for side in (0, 1)]
+            return products, [
+                builder.xor(word[place], _splat(builder, key, _COUNTERS))
+                for place, key in zip((1, 3), keys, strict=True)
+            ]
+
         # only the lower halves count: the upper ones hold rubbish, which the next masks remove
-        word = [counter, builder.lshr(counter, half), _constant(_I64, 0, _COUNTERS), _constant(_I64, 0, _COUNTERS)]
-        for number in range(ROUNDS):
-            product0 = builder.mul(builder.and_(word[0], low), _constant(_I64, MULTIPLIERS[0], _COUNTERS))
-            product1 = builder.mul(builder.and_(word[2], low), _constant(_I64, MULTIPLIERS[1], _COUNTERS))
-            key = [
-                _splat(builder, builder.add(values[side], ir.Constant(_I64, number * WEYL[side])), _COUNTERS)
-                for side in (0, 1)
-            ]
-            word = [
-                builder.xor(builder.xor(builder.lshr(product1, half), word[1]), key[0]),
-                product1,
-                builder.xor(builder.xor(builder.lshr(product0, half), word[3]), key[1]),
-                product0,
-            ]
-        halves = [builder.trunc(entry, _vector(_I32, _COUNTERS)) for entry in word]
-        mixed = [lane // 2 + _COUNTERS * (lane % 2) for lane in range(_HALF)]
-        even = _shuffled(builder, halves[0], halves[2], mixed)
-        odd = _shuffled(builder, halves[1], halves[3], mixed)
+        word = [counter, builder.lshr(counter, half), zero, zero]
+        for number in range(MASK_ROUNDS - 1):
+            products, others = round_of(number, word)
+            upper = [builder.xor(builder.lshr(a, half), b) for a, b in zip(products, others, strict=True)]
+            word = [upper[0], products[0], upper[1], products[1]]
+        # the last round leaves each product where it is: w1 + 2^32 w0 and w3 + 2^32 w2
+        products, others = round_of(MASK_ROUNDS - 1, word)
+        pairs = [builder.xor(a, builder.shl(b, half)) for a, b in zip(products, others, strict=True)]
+        even, odd = (builder.bitcast(pair, _vector(_I16, _HALF)) for pair in pairs)
         return _shuffled(builder, even, odd, list(range(LANES)))
 
-    return WORDS(types.uint64, types.uint64, types.int64), code
+    return HALVES(types.uint64, types.uint64, types.int64), code
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -351,7 +368,13 @@ def largest_word(typing_context: Any, value: Any) -> Any:
 
 
 def _register(
-    function: Any, of_floats: str | None, of_words: str | None, of_truths: str | None = None, *, compares: str = ""
+    function: Any,
+    of_floats: str | None,
+    of_words: str | None,
+    of_truths: str | None = None,
+    *,
+    of_halves: str | None = None,
+    compares: str = "",
 ) -> None:
     """Gives two vectors the operator `function`: the builder's methods for each kind of lane."""
 
@@ -368,7 +391,7 @@ def _register(
 
     known = {
         vector: code_for(name, vector)
-        for vector, name in ((FLOATS, of_floats), (WORDS, of_words), (TRUTHS, of_truths))
+        for vector, name in ((FLOATS, of_floats), (WORDS, of_words), (HALVES, of_halves), (TRUTHS, of_truths))
         if name is not None
     }
 
@@ -388,6 +411,6 @@ _register(operator.xor, None, "xor")
 _register(operator.lshift, None, "shl")
 _register(operator.rshift, None, "lshr")
 _register(operator.gt, "fcmp_ordered", "icmp_unsigned", compares=">")
-_register(operator.ge, "fcmp_ordered", "icmp_unsigned", compares=">=")
-_register(operator.lt, "fcmp_ordered", "icmp_unsigned", compares="<")
+_register(operator.ge, "fcmp_ordered", "icmp_unsigned", of_halves="icmp_unsigned", compares=">=")
+_register(operator.lt, "fcmp_ordered", "icmp_unsigned", of_halves="icmp_unsigned", compares="<")
 _register(operator.eq, "fcmp_ordered", "icmp_unsigned", compares="==")

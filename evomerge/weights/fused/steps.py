@@ -13,9 +13,9 @@ from evomerge.plan import TensorInput, TensorStep
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.statistics import MOST_RANKS, Pair, Statistics
 from evomerge.weights.methods.breadcrumbs import band
-from evomerge.weights.methods.della import probabilities
+from evomerge.weights.methods.della import last_kept
 from evomerge.weights.methods.slerp import coefficients
-from evomerge.weights.philox import keep_threshold, mask_key
+from evomerge.weights.philox import DECISIONS, keep_threshold, mask_key
 
 
 class Prune(NamedTuple):
@@ -139,7 +139,7 @@ def _keep_largest(step: TensorStep, position: int, n_elements: int, seed: int, s
 def _keep_random(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune:
     density = float(step.inputs[position].parameters["density"])
     keep = keep_threshold(density)
-    if keep == 1 << 32:
+    if keep == DECISIONS:
         return NO_PRUNE
     key0, key1 = mask_key(seed, step.output, position)
     return Prune(RANDOM, key0=key0, key1=key1, keep=keep)
@@ -156,7 +156,7 @@ def _keep_ranked(step: TensorStep, position: int, n_elements: int, seed: int, st
         return Prune(RANDOM, key0=key0, key1=key1, keep=0)
     if n_columns > MOST_RANKS:
         return None
-    low, rise = probabilities(n_columns, density, epsilon)
+    low, rise = last_kept(n_columns, density, epsilon)
     ranks = statistics.ranks(_pair(step.base, entry), n_columns)
     return Prune(RANKED, key0=key0, key1=key1, low=low, step=rise, ranks=ranks)
 

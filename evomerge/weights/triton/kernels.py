@@ -1,7 +1,7 @@
 """The merge on a GPU: one pass over base and sources, the arithmetic of `evomerge.weights.fused.kernels` in the same order.
 
 Every step is done in float32 without fused multiply-adds and with rounded divisions, bfloat16 is packed and unpacked by its bits, and
-random words are Philox's, so a GPU stores the bits that the CPU stores, and so does Triton's interpreter.
+random numbers are Philox's, so a GPU stores the bits that the CPU stores, and so does Triton's interpreter.
 
 One program computes one chunk: up to `CHUNK_BLOCKS` blocks of one row of the tables. Sources start on 16-byte boundaries and are
 padded with zeros to whole blocks (`resident.py`), so that they are read without masks. Loads and stores then are 16 bytes wide.
@@ -9,6 +9,8 @@ padded with zeros to whole blocks (`resident.py`), so that they are read without
 
 import triton
 import triton.language as tl
+
+from evomerge.weights.philox import MASK_ROUNDS
 
 BLOCK = 2048
 """elements of a block: with 8 warps each thread has 8, which is one 16-byte load of bfloat16"""
@@ -22,7 +24,7 @@ OUTPUT_INTEGERS = 4
 """integers of a row before those of its inputs: address of the output's element 0, address of the base, first element, end"""
 
 INPUT_INTEGERS = 6
-"""integers of one input: address, cutoff, cutoff of the band's top, largest word that keeps, and the two words of the key"""
+"""integers of one input: address, cutoff, cutoff of the band's top, largest word whose upper half keeps, and the two words of the key"""
 
 OUTPUT_FLOATS = 2
 """divisor, scale"""
@@ -33,6 +35,7 @@ INPUT_FLOATS = 6
 # what kernels read of the above must be constants of the compiler
 _OUTPUT_INTEGERS, _INPUT_INTEGERS = tl.constexpr(OUTPUT_INTEGERS), tl.constexpr(INPUT_INTEGERS)
 _OUTPUT_FLOATS, _INPUT_FLOATS = tl.constexpr(OUTPUT_FLOATS), tl.constexpr(INPUT_FLOATS)
+_ROUNDS = tl.constexpr(MASK_ROUNDS)
 
 # as evomerge.weights.blocks and evomerge.weights.fused.kernels number them; a test compares
 BF16, F32, F16, F32_AS_BF16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -93,11 +96,18 @@ def _store(address, start, lanes, inside, value, KIND: tl.constexpr, ALIGNED: tl
 
 @triton.jit
 def random_block(key0, key1, start, BLOCK: tl.constexpr):
-    """Philox4x32-10 words of elements [start, start + BLOCK), see `evomerge.weights.philox`; `start` is a multiple of 4."""
-    counter = start // 4 + tl.arange(0, BLOCK // 4).to(tl.int64)
-    zero = tl.zeros((BLOCK // 4,), tl.uint32)
-    w0, w1, w2, w3 = tl.philox_impl(counter.to(tl.uint32), (counter >> 32).to(tl.uint32), zero, zero, key0, key1, 10)
-    return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+    """What masks decide by for elements [start, start + BLOCK), see `evomerge.weights.philox`: in the upper half of each word.
+
+    The lower halves hold rubbish. `start` is a multiple of 8.
+    """
+    counter = start // 8 + tl.arange(0, BLOCK // 8).to(tl.int64)
+    zero = tl.zeros((BLOCK // 8,), tl.uint32)
+    w0, w1, w2, w3 = tl.philox_impl(
+        counter.to(tl.uint32), (counter >> 32).to(tl.uint32), zero, zero, key0, key1, _ROUNDS
+    )
+    even = tl.interleave(tl.interleave(w1 << 16, w0 << 16), tl.interleave(w1, w0))
+    odd = tl.interleave(tl.interleave(w3 << 16, w2 << 16), tl.interleave(w3, w2))
+    return tl.interleave(even, odd)
 
 
 @triton.jit
@@ -133,8 +143,8 @@ def _pruned(
         delta = tl.where(kept & (outlier == 0), delta, 0.0)
     elif MODE == RANDOM:
         # read here and not once a chunk: the keys of all rounds and inputs would fill the registers
-        words = random_block(tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32), start, BLOCK)
-        delta = tl.where(words <= whole[3].to(tl.uint32), delta, 0.0)
+        numbers = random_block(tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32), start, BLOCK)
+        delta = tl.where(numbers <= whole[3].to(tl.uint32), delta, 0.0)
     if RESCALE:
         delta = delta * real[5]
     return delta

@@ -127,9 +127,9 @@ def chunks_of(ranges: tuple[tuple[int, int], ...], device: torch.device) -> torc
 
 
 def _integers(prune: Prune) -> list[int]:
-    """Cutoff, cutoff of the band's top, largest word that keeps, and the key; what does not apply keeps all."""
+    """Cutoff, cutoff of the band's top, largest word whose upper half keeps, and the key; what does not apply keeps all."""
     cutoff = prune.cutoff if prune.mode in (MAGNITUDE, BAND) else _NEVER
-    last = max(prune.keep - 1, 0) if prune.mode == RANDOM else 2**32 - 1
+    last = (max(prune.keep, 1) << 16) - 1 if prune.mode == RANDOM else 2**32 - 1
     return [cutoff, prune.top_cutoff, last, prune.key0, prune.key1]
 
 
