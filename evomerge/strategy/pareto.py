@@ -24,6 +24,9 @@ from evomerge.strategy.pareto_evolution import ParetoEvolution
 
 Tournament = Callable[..., NDArray[np.int_]]
 
+_AGE_PRECISION = 1e-12
+"""pymoo's AGE-MOEA rounds losses so."""
+
 
 class Nsga2(ParetoEvolution):
     """NSGA-II (Deb et al. 2002, 10.1109/4235.996017): non-dominated rank, then crowding distance. Two objectives."""
@@ -113,5 +116,17 @@ class AgeMoea2(ParetoEvolution):
     def _tournament(self) -> Tournament:
         return binary_tournament  # type: ignore[no-any-return]
 
-    def _make_survival(self) -> AGEMOEA2Survival:
-        return AGEMOEA2Survival()
+    def _make_survival(self) -> "_AgeSurvival":
+        return _AgeSurvival()
+
+
+class _AgeSurvival(AGEMOEA2Survival):  # type: ignore[misc]
+    """pymoo's survival, which divides by zero where equal members are best at every objective: such a front has no curvature."""
+
+    def survival_score(
+        self, front: NDArray[np.float64], ideal_point: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
+        """Crowding (n,), exponent of the curvature, and what losses are divided by (m,)."""
+        if bool((front - ideal_point <= _AGE_PRECISION).all(axis=1).any()):
+            return np.zeros(len(front)), 1.0, np.ones(front.shape[1])
+        return super().survival_score(front, ideal_point)  # type: ignore[no-any-return]

@@ -119,6 +119,19 @@ def check_failures(case: StrategyCase) -> None:
     assert strategy.recommend().id > candidate.id
 
 
+def check_equal_scores(case: StrategyCase) -> None:
+    """Where every candidate scores the same, as on items that all of them or none solves, proposals go on coming."""
+    strategy = case.make()
+    goals = case.objectives()
+    for _ in range(30):
+        (candidate,) = strategy.ask(1)
+        scores = {goal.name: 1.0 for goal in goals}
+        items = {goal.name: np.ones(11, dtype=np.float32) for goal in goals}
+        result = Evaluation(candidate.id, Split.SEARCH, Status.OK, scores, dict.fromkeys(scores, 0.0), items)
+        strategy.tell([result])
+    assert strategy.recommend().id <= candidate.id
+
+
 def check_recommend(case: StrategyCase) -> None:
     """The recommendation was evaluated well, and with one objective nothing told is better."""
     driver = Driver(case, case.make()).run(50)
@@ -211,6 +224,7 @@ STRATEGY_CHECKS: tuple[Callable[[StrategyCase], None], ...] = (
     check_empty_ask_changes_nothing,
     check_tell_refuses_strangers,
     check_failures,
+    check_equal_scores,
     check_recommend,
     check_reports_are_json,
     check_seeds,
