@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evomerge.build.crossings import Crossings, crosses_models, seed_template
 from evomerge.build.stacking import stack_template
-from evomerge.build.tasks import checked_task_names
+from evomerge.build.tasks import checked_task_names, lower_is_better
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
@@ -242,6 +242,7 @@ def _checked(problem: Problem, errors: list[str]) -> Problem:
         problem.check_plans,
         lambda: strategy_for(problem),
         lambda: _check_chat_template(problem),
+        lambda: _check_directions(problem),
     )
     for check in checks:
         try:
@@ -251,6 +252,20 @@ def _checked(problem: Problem, errors: list[str]) -> Problem:
     if errors:
         raise ConfigError(_listed(list(dict.fromkeys(errors))))
     return problem
+
+
+def _check_directions(problem: Problem) -> None:
+    """Raises ConfigError where a score of which lower is better would be maximised, only because no direction is given."""
+    if isinstance(problem.config.evaluation, SyntheticConfig):
+        return
+    chosen = {item.name for item in problem.config.objectives if item.direction is not None}
+    optimised = {item.name for item in problem.objectives}
+    for name, task in zip(problem.task_names, problem.config.tasks, strict=True):
+        if name in optimised - chosen and lower_is_better(task):
+            raise ConfigError(
+                f"objectives: of the metric of task {name!r} lower is better ({task.task}: higher_is_better: false), and scores are maximised "
+                f"unless told otherwise; list the objectives, this one as {{name: {name}, direction: minimize}}"
+            )
 
 
 def _check_chat_template(problem: Problem) -> None:

@@ -1,9 +1,11 @@
 """The tasks of a configuration: their names, and whether they have the items that a search needs. Loads no data."""
 
-from evomerge.config import SearchConfig, SyntheticConfig
+from pathlib import Path
+
+from evomerge.config import SearchConfig, SyntheticConfig, TaskConfig
 from evomerge.core import EvomergeError, Split
 from evomerge.evaluation import PromptFormat, TaskSpec
-from evomerge.evaluation.task_files import check_task, task_name
+from evomerge.evaluation.task_files import check_task, is_task_file, read_task_file, task_name
 
 
 def task_specs(config: SearchConfig) -> list[TaskSpec]:
@@ -33,6 +35,22 @@ def task_specs(config: SearchConfig) -> list[TaskSpec]:
 def needed_splits(config: SearchConfig) -> tuple[Split, ...]:
     """The splits that a search looks at: without finals only its own."""
     return tuple(Split) if config.finals.finalists else (Split.SEARCH,)
+
+
+def lower_is_better(task: TaskConfig) -> bool:
+    """Whether a local task file says so of the metric that is scored; False where it says nothing, and for tasks of lm-eval's own.
+
+    Raises:
+        EvaluationError: the file cannot be read.
+    """
+    if not is_task_file(task.task):
+        return False
+    rows = read_task_file(Path(task.task), functions_as_text=True).get("metric_list") or []
+    rows = [row for row in rows if isinstance(row, dict)]
+    if task.metric is not None:
+        rows = [row for row in rows if row.get("metric") == task.metric.partition(",")[0]]
+    means = [row for row in rows if row.get("aggregation", "mean") == "mean"]
+    return (means or rows or [{}])[0].get("higher_is_better") is False
 
 
 def checked_task_names(config: SearchConfig) -> tuple[tuple[str, ...], list[str]]:

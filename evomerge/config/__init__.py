@@ -1,7 +1,7 @@
 """The configuration schema and its YAML files."""
 
 from evomerge.config.load import load_config, parse_config
-from evomerge.config.schema import LmEvalConfig, SearchConfig, SpaceConfig, StackingConfig, SyntheticConfig
+from evomerge.config.schema import LmEvalConfig, SearchConfig, SpaceConfig, StackingConfig, SyntheticConfig, TaskConfig
 
 __all__ = [
     "LmEvalConfig",
@@ -9,6 +9,7 @@ __all__ = [
     "SpaceConfig",
     "StackingConfig",
     "SyntheticConfig",
+    "TaskConfig",
     "load_config",
     "parse_config",
 ]

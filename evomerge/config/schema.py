@@ -201,7 +201,7 @@ class ObjectiveConfig(_Strict):
     name: str
     """a task's name or cost.<key>, e.g. cost.generated_tokens or cost.layers"""
     direction: Literal["maximize", "minimize"] | None = None
-    """default: maximize for tasks, minimize for costs"""
+    """default: minimize for costs, maximize for tasks; a task file whose metric says `higher_is_better: false` needs one"""
     reference: float | None = None
     """the worst score that still counts in the hypervolume; default 0 for a task that is maximised, else the worst baseline"""
 

@@ -119,7 +119,7 @@ class TaskItems:
         except SCORER_ERRORS as error:
             raise EvaluationError(f"{where}: the scorer fails: {error!r}") from error
         value = metrics.get(self._metric)
-        if isinstance(value, bool | int | float | np.number) and math.isfinite(value):
+        if isinstance(value, bool | int | float | np.number | np.bool_) and math.isfinite(value):
             return float(value)
         got = f"gives {value!r}" if self._metric in metrics else f"gives only {', '.join(metrics)}"
         raise EvaluationError(f"{where}: metric {self._metric!r} must be one finite number per item, the scorer {got}")

@@ -149,6 +149,16 @@ def test_a_score_must_be_a_number(write_task, tokenizer, tmp_path):
         task.items(Split.SEARCH).score([], [Generation("ab", 1)] * 6)
 
 
+def test_a_truth_of_numpy_is_a_score(write_task, tokenizer, tmp_path):
+    """lm-eval's own `mutual` gives them: `np.argmax(results) == gold`."""
+    (tmp_path / "helpers3.py").write_text(
+        "import numpy as np\n\n\ndef score(document, results):\n    return {'exact_match': np.float64(1) == 1}\n"
+    )
+    path = write_task(text=json.dumps(GENERATE)[:-1] + ', "process_results": !function helpers3.score}')
+    task = load_task(TaskSpec(path), tokenizer, trust_code=True)
+    assert task.items(Split.SEARCH).score([], [Generation("ab", 1)] * 6).tolist() == [1.0] * 6
+
+
 @pytest.mark.parametrize(
     "report",
     [

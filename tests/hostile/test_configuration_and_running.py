@@ -137,6 +137,21 @@ def test_46_an_objective_that_no_task_produces(project: Path) -> None:
     refused(project, "objectives: 'toy' stands twice", objectives=["toy", "cost.layers", "toy"])
 
 
+def test_46_a_score_of_which_lower_is_better(project: Path) -> None:
+    """Nobody means to search for the worst model."""
+    task = yaml.safe_load((project / "toy.yaml").read_text())
+    task["metric_list"][0]["higher_is_better"] = False
+    (project / "errors.yaml").write_text(yaml.safe_dump(task | {"task": "errors"}))
+    refused(project, "this one as {name: errors, direction: minimize}", tasks=["toy.yaml", "errors.yaml"])
+    refused(project, "lower is better", tasks=["errors.yaml"], objectives=["errors", "cost.layers"])
+    models = {"base": "base", "experts": {"a": "a", "b": "b"}}
+    for direction in ("minimize", "maximize"):
+        goals = [{"name": "errors", "direction": direction}]
+        settings = {"models": models, "tasks": ["errors.yaml"], "objectives": goals, "budget": {"evaluations": 20}}
+        (goal,) = make_problem(parse_config(settings, folder=project)).objectives
+        assert goal.direction == direction
+
+
 @pytest.mark.parametrize("name", ["nsga2", "cma_es"])
 def test_47_a_population_larger_than_the_budget(project: Path, name: str) -> None:
     strategy = {"name": name, "population_size": 11}
