@@ -16,6 +16,8 @@ from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
 from evomerge.strategy.replay import ReplayStrategy
 
 _SINGLE_OBJECTIVE = frozenset({"CmaEsSampler"})
+_FINITE = frozenset({"BruteForceSampler", "GridSampler"})
+"""Samplers of finitely many points, found out by Optuna at the first proposal."""
 _NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "torch"}
 """Packages that Optuna imports at the first proposal of a sampler; missing ones must be found earlier."""
 
@@ -61,6 +63,10 @@ class OptunaStrategy(ReplayStrategy):
                 known for known in optuna.samplers.__all__ if known.endswith("Sampler") and known != "BaseSampler"
             )
             raise ConfigError(f"strategy optuna: there is no sampler {name!r}; known: {', '.join(known)}")
+        if name in _FINITE:
+            raise ConfigError(
+                f"strategy optuna: {name} lists finitely many points, and these coordinates are real; use QMCSampler to cover the space"
+            )
         if name in _NEEDS and importlib.util.find_spec(_NEEDS[name]) is None:
             raise ConfigError(
                 f"strategy optuna: {name} needs the package {_NEEDS[name]!r}; install it or choose another sampler"

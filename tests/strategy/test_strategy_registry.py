@@ -65,6 +65,13 @@ def test_bad_values_are_config_errors(options, message):
         make_strategy("cma_es", dimension=2, objectives=["a"], seed=1, **options)
 
 
+@pytest.mark.parametrize("sampler", ["BruteForceSampler", "GridSampler", "TPE"])
+def test_samplers_that_cannot_search_a_cube_are_config_errors(sampler):
+    """Optuna itself says it at the first proposal, when a run has begun."""
+    with pytest.raises(ConfigError, match=sampler):
+        make_strategy("optuna", dimension=2, objectives=["a"], seed=1, sampler=sampler)
+
+
 def test_bad_arguments_are_config_errors():
     for arguments in ({"dimension": 0}, {"objectives": []}, {"seed": -1}):
         with pytest.raises(ConfigError):
