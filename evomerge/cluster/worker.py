@@ -8,7 +8,7 @@ from evomerge.core import Evaluation, EvaluationRequest, Json
 
 
 class Evaluator(Protocol):
-    """Scores candidates. A bad candidate is a FAILED evaluation, never an exception."""
+    """Scores candidates. A bad candidate is a FAILED evaluation; an exception says that this worker is broken and should be replaced."""
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """The evaluation of one request."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.core import (
+    EngineError,
     Evaluation,
     EvaluationError,
     EvaluationRequest,
@@ -29,6 +30,9 @@ from evomerge.evaluation.task_spec import TaskSpec
 from evomerge.plan import MergePlan, ModelHeader, active_parameters, make_plan, table_of
 from evomerge.recipe import Recipe
 from evomerge.weights import WRITE_MERGE, Merger
+
+MAX_BREAKDOWNS = 3
+"""One may be the candidate's fault, as memory that does not suffice for it."""
 
 
 class LmEvalEvaluator:
@@ -79,6 +83,7 @@ class LmEvalEvaluator:
                 items.check_lengths(engine.max_length)
             self._tasks[task.name] = task
         self._in_engine: str | None = None
+        self._n_breakdowns = 0
         self._size: dict[str, float] = {}
 
     @property
@@ -89,6 +94,9 @@ class LmEvalEvaluator:
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """The evaluation of `request.recipe` on the items of `request.split`; FAILED with the reason where anything goes wrong.
 
+        When libraries fail `MAX_BREAKDOWNS` times without a good evaluation in between, their error is passed on: a GPU or a process of the
+        engine may be gone for good, and the pool then makes a new worker for the candidate, instead of one after the other failing here.
+
         Scores are means as lm-eval computes them; `stderr` is the sample standard deviation over the items divided by sqrt(n)
         (0 for a single item). Costs: `items`, `prompt_tokens`, `generated_tokens`, `layers` and `active_parameters` of the merged model
         (elements of its tensors), `tokens_per_second` of the engine (prompt and generated), and seconds `plan_s`, `merge_s` (with the
@@ -97,8 +105,12 @@ class LmEvalEvaluator:
         started = time.perf_counter()
         try:
             evaluation = self._evaluate(request, started)
-        except Exception as error:  # noqa: BLE001 (the evaluator boundary: no candidate may stop the run)
+        except Exception as error:
             self._in_engine = None
+            if _is_breakdown(error):
+                self._n_breakdowns += 1
+                if self._n_breakdowns >= MAX_BREAKDOWNS:
+                    raise
             reason = str(error) if isinstance(error, EvomergeError) else f"{type(error).__name__}: {error}"
             return Evaluation(
                 request.candidate_id,
@@ -107,6 +119,7 @@ class LmEvalEvaluator:
                 cost={"total_s": time.perf_counter() - started},
                 error=reason,
             )
+        self._n_breakdowns = 0
         return evaluation
 
     def _evaluate(self, request: EvaluationRequest, started: float) -> Evaluation:
@@ -184,6 +197,13 @@ class LmEvalEvaluator:
             if isinstance(task, SandboxedTask):
                 task.close()
         self._engine.close()
+
+
+def _is_breakdown(error: Exception) -> bool:
+    """Whether a library has failed under us, as opposed to what we have found wrong with a candidate ourselves."""
+    if isinstance(error, EngineError):
+        return error.__cause__ is not None
+    return not isinstance(error, EvomergeError)
 
 
 class _Clock:

@@ -190,10 +190,16 @@ class ScriptedEngine:
 def evaluate(
     project: Path, generate: Callable[[Sequence[GenerateRequest]], list[Generation]], model: str = "base"
 ) -> Any:
+    return make_evaluator(project, generate, model).evaluate(EvaluationRequest("c1", Split.SEARCH, {}))
+
+
+def make_evaluator(
+    project: Path, generate: Callable[[Sequence[GenerateRequest]], list[Generation]], model: str = "base"
+) -> LmEvalEvaluator:
     engine: Any = ScriptedEngine(generate)
     evaluator = LmEvalEvaluator(engine, None, {}, [TaskSpec(str(project / "toy.yaml"))], tokenizer=project / model)  # type: ignore[arg-type]
     evaluator._load = lambda request, clock: None  # type: ignore[method-assign]  (no weights: this is about answers)
-    return evaluator.evaluate(EvaluationRequest("c1", Split.SEARCH, {}))
+    return evaluator
 
 
 def test_49_a_chat_template_that_tries_to_escape(project: Path, tmp_path: Path) -> None:
@@ -275,6 +281,30 @@ def test_59_an_engine_that_fails_is_a_failed_candidate(project: Path, error: Exc
     evaluation = evaluate(project, _raise(error))
     assert evaluation.status is Status.FAILED
     assert str(error) in evaluation.error
+
+
+def test_59_an_engine_that_stays_broken_is_handed_back_to_the_pool(project: Path) -> None:
+    """A GPU or a process of the engine is gone: each candidate would fail in a millisecond. A candidate's own faults do not count."""
+    answers: list[Exception | None] = []
+
+    def generate(requests: Sequence[GenerateRequest]) -> list[Generation]:
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+        return [Generation("", 0)] * len(requests)
+
+    evaluator = make_evaluator(project, generate)
+    gone = EngineError("a batch failed")
+    gone.__cause__ = RuntimeError("Executor failed.")
+    request = EvaluationRequest("c1", Split.SEARCH, {})
+    own = [EngineError("NaN log-probability")] * 5
+    answers += [gone, gone, None, RuntimeError("CUDA error"), *own, gone]
+    statuses = [evaluator.evaluate(request).status for _ in range(len(answers))]
+    assert statuses == [Status.FAILED, Status.FAILED, Status.OK] + [Status.FAILED] * 7
+    answers += [*own[:1], gone]
+    assert evaluator.evaluate(request).status is Status.FAILED
+    with pytest.raises(EngineError, match="a batch failed"):
+        evaluator.evaluate(request)
 
 
 def test_59_empty_text_is_a_wrong_answer(project: Path) -> None:
