@@ -119,7 +119,7 @@ def run_case(case: Case, seed: int, zoo: Path, folder: Path) -> dict[str, Json]:
         config = load_config(CONFIGS / case.config, [*settings, f"strategy={json.dumps(options)}"])
     spent += start_search(config, folder / "run").items_told
     name, select, report, baselines = finals(case, seed, zoo, folder / "run", more)
-    problem = open_run(folder / "run").problem()
+    problem = make_problem(config)
     return {
         "space": case.space,
         "strategy": case.strategy,
@@ -139,7 +139,7 @@ def finals(
 ) -> tuple[str, float, Rows, dict[str, Json]]:
     """Of a finished run: the winner, its mean on `select`, its item scores on `report`, and those of the baselines."""
     run = open_run(run_folder)
-    problem = run.problem()
+    problem = make_problem(run.config)
     full = load_config(CONFIGS / case.config, [*overrides(case, seed, ITEMS, zoo, limit=None), *more])
     evaluator = make_evaluator(evaluator_settings(full, n_slots=problem.max_slots))
 

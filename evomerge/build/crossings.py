@@ -1,6 +1,7 @@
 """config -> the lineage of a search that crosses models (`m2n2`): seed models, chromosomes, and the seeds' inner products."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,16 +85,8 @@ class Crossings:
         )
 
     def lineage(self) -> Lineage:
-        """Reads the seeds' weights, whole ones once, for their inner products.
-
-        Raises:
-            CheckpointError: a seed holds NaN or an infinity.
-        """
-        from evomerge.weights import WeightPool
-        from evomerge.weights.gram import SeedGram
-
-        pool = WeightPool({seed.key: self._headers[seed.key] for seed in self.seeds})
-        return self._lineage(SeedGram(pool, self.chromosomes))
+        """The lineage of the search; the seeds' weights are read, whole ones once, when their inner products are first needed."""
+        return self._lineage(_Products({seed.key: self._headers[seed.key] for seed in self.seeds}, self.chromosomes))
 
     def plan(self) -> MergePlan:
         """The plan of a child of two seeds, split in the middle; reads no weight."""
@@ -128,6 +121,24 @@ class Crossings:
             if not any(np.prod(step.shape) for step in steps):
                 raise ConfigError(f"space.module_groups: no tensor of the models belongs to {group!r}; remove it")
         return list(chromosomes.values())
+
+
+class _Products:
+    """Inner products of the seeds. The first question reads them; it raises CheckpointError where one holds NaN or an infinity."""
+
+    def __init__(self, headers: Mapping[str, ModelHeader], chromosomes: Sequence[Sequence[TensorStep]]) -> None:
+        self._headers, self._chromosomes = headers, chromosomes
+
+    def before(self, chromosome: int, position: int) -> NDArray[np.float64]:
+        """As `SeedGram.before`."""
+        return self._gram.before(chromosome, position)
+
+    @cached_property
+    def _gram(self) -> SeedProducts:
+        from evomerge.weights import WeightPool
+        from evomerge.weights.gram import SeedGram
+
+        return SeedGram(WeightPool(self._headers), self._chromosomes)
 
 
 class _NoProducts:

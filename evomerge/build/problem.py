@@ -15,6 +15,7 @@ from evomerge.evaluation.task_files import is_task_file
 from evomerge.plan import TEMPLATE_FILE, ModelHeader, chat_template_of, make_plan, read_models
 from evomerge.recipe import (
     AXES,
+    Combination,
     Lineage,
     Recipe,
     RecipeTemplate,
@@ -109,14 +110,27 @@ class Problem:
         return None if self.crossings is None else self.crossings.lineage()
 
     def recipe(self, candidate: Candidate, entries: Mapping[str, Entry]) -> Recipe | None:
-        """The recipe of a candidate; None for the synthetic evaluation. `entries` knows a crossover's ancestors."""
+        """The recipe of a candidate; None for the synthetic evaluation. `entries` knows a crossover and its ancestors."""
         if self._lineage is not None:
-            made = self._lineage.recipe(candidate, lambda name: entries[name].candidate().genome)
+            made = self._lineage.recipe_of(self._combination(self._lineage, candidate, entries), name=candidate.id)
         elif self.template is None:
             return None
         else:
             made = self.template.recipe(self.space.decode(candidate.point), name=candidate.id)
         return with_adapters(made, adapted_models(self.config))
+
+    def factors(self, candidate: Candidate, entries: Mapping[str, Entry]) -> list[float] | None:
+        """What the parents of a crossover are multiplied by, as the journal keeps it; None for other candidates."""
+        if self._lineage is None:
+            return None
+        factors = self._combination(self._lineage, candidate, entries).factors
+        return None if factors is None else factors.reshape(-1).tolist()
+
+    @staticmethod
+    def _combination(lineage: Lineage, candidate: Candidate, entries: Mapping[str, Entry]) -> Combination:
+        return lineage.combination(
+            candidate, lambda name: entries[name].candidate().genome, lambda name: entries[name].factors
+        )
 
     def recipe_json(self, candidate: Candidate, entries: Mapping[str, Entry]) -> Mapping[str, Json] | None:
         """`recipe` as JSON."""
@@ -203,11 +217,9 @@ def make_problem(config: SearchConfig) -> Problem:
     return _checked(problem, errors)
 
 
-def problem_of_run(config: SearchConfig) -> Problem:
-    """The problem of a run that has been checked when it was started: models are read, plans and strategy are not tried again."""
-    if isinstance(config.evaluation, SyntheticConfig):
-        return make_problem(config)
-    return _problem(config, read_models(model_table(config)), ())
+def problem_of_run(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> Problem:
+    """The problem of a run that has been checked when it was started, from the headers of its models: plans and strategy are not tried again."""
+    return make_problem(config) if isinstance(config.evaluation, SyntheticConfig) else _problem(config, headers, ())
 
 
 def model_table(config: SearchConfig) -> dict[str, tuple[str, str | None]]:

@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.build.problem import Problem, problem_of_run
+from evomerge.build.problem import model_table, problem_of_run
 from evomerge.config import SearchConfig, parse_config
-from evomerge.core import Evaluation, FilePath, Json, RecipeError, Split
+from evomerge.core import CheckpointError, CrossoverGenome, Evaluation, FilePath, Json, RecipeError, Split
+from evomerge.plan import ModelHeader, headers_from_json, read_models
+from evomerge.plan.model_folder import read_json_file
 from evomerge.recipe import Recipe, write_recipe
 from evomerge.search import (
+    Entry,
     ItemStore,
     RunDirectory,
     RunState,
@@ -49,9 +52,38 @@ class Run:
         """The summary, as `summary.json` has it after the run."""
         return summarize(self.state, self.evaluation)
 
-    def problem(self) -> Problem:
-        """The search problem; the models' headers are read, so their folders must be there."""
-        return problem_of_run(self.config)
+    def recipe(self, entry: Entry) -> Recipe | None:
+        """The recipe of a candidate, from what the run has recorded of its models; None for the synthetic evaluation.
+
+        Raises:
+            CheckpointError: nothing or too little is recorded (by an older evomerge), and the models are not where they were.
+        """
+        return problem_of_run(self.config, self._headers(entry)).recipe_of_entry(entry, self.state.entries)
+
+    def _headers(self, entry: Entry) -> dict[str, ModelHeader]:
+        recorded = self.directory.models
+        if recorded.exists() and self._is_resolved(entry):
+            return headers_from_json(read_json_file(recorded), str(recorded))
+        try:
+            return read_models(model_table(self.config))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{self.directory.folder}: an older evomerge ran this and recorded too little to say what {entry.id} is without the models; "
+                f"put them where they were: {error}"
+            ) from None
+
+    def _is_resolved(self, entry: Entry) -> bool:
+        """Whether the factors of a candidate and of all its ancestors are recorded."""
+        waiting, seen = [entry], {entry.id}
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one.genome, CrossoverGenome):
+                if one.factors is None:
+                    return False
+                new = set(one.genome.parents) - seen
+                seen |= new
+                waiting += [self.state.entries[name] for name in new]
+        return True
 
 
 def open_run(folder: FilePath) -> Run:
@@ -81,10 +113,11 @@ def export_recipe(folder: FilePath, choice: str, out: FilePath | None = None) ->
     Raises:
         JournalError: no such candidate.
         RecipeError: a run of the synthetic evaluation, which has no recipes.
+        CheckpointError: as `Run.recipe`.
     """
     run = open_run(folder)
     entry = pick(run.state, choice)
-    recipe = run.problem().recipe_of_entry(entry, run.state.entries)
+    recipe = run.recipe(entry)
     if recipe is None:
         raise RecipeError(f"{folder} is a run of the synthetic evaluation: its candidates are points, not recipes")
     path = Path(out) if out else Path(f"{entry.id.replace(':', '-')}.yaml")

@@ -1,5 +1,6 @@
 """Searching and resuming: everything between a configuration and a finished run directory."""
 
+import json
 import logging
 import os
 import socket
@@ -20,7 +21,8 @@ from evomerge.build.problem import Problem, make_problem
 from evomerge.build.signals import signals
 from evomerge.build.strategies import chosen_strategy, strategy_for
 from evomerge.config import SearchConfig
-from evomerge.core import ConfigError, EvaluationError, FilePath, Json, atomic_write_json, atomic_write_text
+from evomerge.core import Candidate, ConfigError, EvaluationError, FilePath, Json, atomic_write_json, atomic_write_text
+from evomerge.plan import headers_to_json
 from evomerge.search import (
     Budget,
     FrontFiles,
@@ -82,7 +84,7 @@ def start_search(
             # of a run that was stopped, or could not go on, before it had a result
             directory.journal.unlink(missing_ok=True)
             atomic_write_text(directory.config, config_text)
-            _write_resolved(directory, _resolved(problem, given(config_text, directory.config)))
+            _write_problem(directory, problem, _resolved(problem, given(config_text, directory.config)))
         return _run(problem, directory, observers, lock)
 
 
@@ -107,7 +109,7 @@ def resume_search(
         now = _resolved(problem, edited)
         _refuse_changes(resolved, now)
         with writing_into(directory):
-            _write_resolved(directory, now)
+            _write_problem(directory, problem, now)
         return _run(problem, directory, observers, lock)
 
 
@@ -162,11 +164,19 @@ def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer
         recorder.record(event("session", pid=os.getpid(), host=socket.gethostname(), workers=n_workers))
         entries = recorder.state.entries
         files = FrontFiles(directory, recorder.state, lambda entry: problem.recipe_of_entry(entry, entries))
+
+        def make_recipe(candidate: Candidate) -> Mapping[str, Json] | None:
+            if entries[candidate.id].factors is None:
+                factors = problem.factors(candidate, entries)
+                if factors is not None:
+                    recorder.note(event("crossed", id=candidate.id, factors=factors))
+            return problem.recipe_json(candidate, entries)
+
         loop = SearchLoop(
             strategy=strategy_for(problem),
             pool=pool,
             recorder=recorder,
-            make_recipe=lambda candidate: problem.recipe_json(candidate, entries),
+            make_recipe=make_recipe,
             baselines=problem.baselines(),
             budget=Budget(config.budget.evaluations, config.budget.items, config.budget.hours),
             in_flight=recorder.state.run["in_flight"] if config.deterministic else (lambda: pool.n_workers),
@@ -247,8 +257,10 @@ def _refuse_results(directory: RunDirectory) -> None:
         )
 
 
-def _write_resolved(directory: RunDirectory, resolved: dict[str, Json]) -> None:
-    """Keeps the order of keys: that of the experts is the order of the search space's coordinates."""
+def _write_problem(directory: RunDirectory, problem: Problem, resolved: dict[str, Json]) -> None:
+    """`models.json` and `resolved.json`, which keeps the order of keys: that of the experts is the order of the space's coordinates."""
+    if problem.headers:
+        atomic_write_text(directory.models, json.dumps(headers_to_json(problem.headers)) + "\n")
     atomic_write_json(directory.resolved, resolved, sort_keys=False)
 
 

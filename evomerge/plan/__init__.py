@@ -7,6 +7,7 @@ from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, Tens
 from evomerge.plan.model_folder import check_unchanged, file_inside, read_model_header
 from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader
 from evomerge.plan.planner import make_plan
+from evomerge.plan.recorded import headers_from_json, headers_to_json
 from evomerge.plan.slots import padded
 from evomerge.plan.sources import ModelTable, read_headers, read_models, read_source, table_of
 
@@ -29,6 +30,8 @@ __all__ = [
     "check_unchanged",
     "file_inside",
     "folding_of",
+    "headers_from_json",
+    "headers_to_json",
     "make_plan",
     "padded",
     "read_headers",

@@ -86,11 +86,14 @@ class Combination:
         ends: per chromosome: where each piece ends, (n_pieces,), increasing up to its number of weights.
         rows: per chromosome: coefficients, (n_pieces, K + n_noise).
         noise: seeds of the noises.
+        factors: of a crossover what its parents were multiplied by, (n_chromosomes, 2, 2): left and right of the split, first and second
+            parent; with them it can be made again without inner products. None of a point.
     """
 
     ends: tuple[NDArray[np.int64], ...]
     rows: tuple[Floats, ...]
     noise: tuple[int, ...] = ()
+    factors: Floats | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -124,11 +127,21 @@ class Lineage:
         self._tensor_ends = [layout.ends(index) for index in range(len(layout.chromosomes))]
         self._known: OrderedDict[str, Combination] = OrderedDict()
 
-    def combination(self, candidate: Candidate, genome_of: Callable[[str], Genome]) -> Combination:
-        """What `candidate` is made of; `genome_of` knows its ancestors.
+    def combination(
+        self,
+        candidate: Candidate,
+        genome_of: Callable[[str], Genome],
+        factors_of: Callable[[str], Sequence[float] | None] = lambda name: None,
+    ) -> Combination:
+        """What `candidate` is made of.
+
+        Args:
+            candidate: a point or a crossover.
+            genome_of: knows its ancestors.
+            factors_of: `Combination.factors` of it and of its ancestors, flat; None where they are not known, which takes inner products.
 
         Raises:
-            RecipeError: a genome has another number of seeds or chromosomes.
+            RecipeError: a genome or factors of another number of seeds or chromosomes.
         """
         found: dict[str, Combination] = {}
         open_ids = [candidate.id]
@@ -142,7 +155,7 @@ class Lineage:
                 open_ids += missing
                 continue
             if name not in found:
-                found[name] = known or self._make(genome, [found[parent] for parent in parents])
+                found[name] = known or self._make(genome, [found[parent] for parent in parents], factors_of(name))
                 self._remember(name, found[name])
             open_ids.pop()
         return found[candidate.id]
@@ -173,7 +186,7 @@ class Lineage:
             pieces=PieceTable(tuple(rows), tensors, combination.noise),
         )
 
-    def _make(self, genome: Genome, parents: Sequence[Combination]) -> Combination:
+    def _make(self, genome: Genome, parents: Sequence[Combination], factors: Sequence[float] | None) -> Combination:
         if isinstance(genome, VectorGenome):
             if len(genome.values) != len(self._seeds):
                 raise RecipeError(
@@ -191,16 +204,16 @@ class Lineage:
         noise = tuple(dict.fromkeys((*first.noise, *second.noise)))
         n_seeds = len(self._seeds)
         child = _aligned(first, second, noise, n_seeds, self._cuts(genome))
-        of_first, of_second = self._factors(child, genome.mix)
-        rows = [
-            of_a[:, None] * a + of_b[:, None] * b
-            for a, b, of_a, of_b in zip(child.first, child.second, of_first, of_second, strict=True)
-        ]
+        made = self._factors(child, genome.mix) if factors is None else self._recorded(factors)
+        rows = []
+        for a, b, ends, cut, (left, right) in zip(child.first, child.second, child.ends, child.cuts, made, strict=True):
+            of_both = np.where((ends <= cut)[:, None], left, right)
+            rows.append(of_both[:, :1] * a + of_both[:, 1:] * b)
         if genome.mutation is not None:
             noise = (*noise, genome.mutation.seed)
             rows = [np.hstack([table, np.full((len(table), 1), genome.mutation.sigma)]) for table in rows]
         joined = [_joined(ends, table) for ends, table in zip(child.ends, rows, strict=True)]
-        return Combination(tuple(ends for ends, _ in joined), tuple(table for _, table in joined), noise)
+        return Combination(tuple(ends for ends, _ in joined), tuple(table for _, table in joined), noise, made)
 
     def _cuts(self, genome: CrossoverGenome) -> list[int]:
         """The split point of each chromosome, in weights."""
@@ -213,20 +226,23 @@ class Lineage:
             cuts.append(cut)
         return cuts
 
-    def _factors(self, child: "_Aligned", mix: float) -> tuple[list[Floats], list[Floats]]:
-        """Per chromosome the factors of both parents in every piece, (n_pieces,) each."""
+    def _factors(self, child: "_Aligned", mix: float) -> Floats:
+        """`Combination.factors`, from inner products."""
         products = [self._piece_products(child, index) for index in range(len(child.ends))]
-        left = [ends <= cut for ends, cut in zip(child.ends, child.cuts, strict=True)]
         whole = sum((table.sum(axis=0) for table in products), np.zeros(3))
-        firsts, seconds = [], []
-        for table, is_left in zip(products, left, strict=True):
-            of_first, of_second = np.empty(len(table)), np.empty(len(table))
-            for side, share in ((is_left, mix), (~is_left, 1.0 - mix)):
+        factors = np.empty((len(products), 2, 2))
+        for of_sides, table, ends, cut in zip(factors, products, child.ends, child.cuts, strict=True):
+            is_left = ends <= cut
+            for row, side, share in ((0, is_left, mix), (1, ~is_left, 1.0 - mix)):
                 sums = whole if self._angle is Angle.GLOBAL else table[side].sum(axis=0)
-                of_first[side], of_second[side] = slerp_factors(share, *sums.tolist())
-            firsts.append(of_first)
-            seconds.append(of_second)
-        return firsts, seconds
+                of_sides[row] = slerp_factors(share, *sums.tolist())
+        return factors
+
+    def _recorded(self, factors: Sequence[float]) -> Floats:
+        n_chromosomes = len(self._tensor_ends)
+        if len(factors) != 4 * n_chromosomes:
+            raise RecipeError(f"a crossover has {len(factors)} factors, there are {n_chromosomes} chromosomes")
+        return np.array(factors).reshape(n_chromosomes, 2, 2)
 
     def _piece_products(self, child: "_Aligned", chromosome: int) -> Floats:
         """<A, A>, <B, B> and <A, B> of every piece, (n_pieces, 3)."""

@@ -16,6 +16,7 @@ class RunDirectory:
         self.folder = folder
         self.config = folder / "config.yaml"
         self.resolved = folder / "resolved.json"
+        self.models = folder / "models.json"
         self.journal = folder / "journal.jsonl"
         self.front_json = folder / "front.json"
         self.front_csv = folder / "front.csv"

@@ -138,6 +138,9 @@ class RunState:
         self.ask_s += event["ask_s"]
         self.stopped, self.finished = {}, False
 
+    def _on_crossed(self, event: Mapping[str, Any]) -> None:
+        self.entries.add_factors(event["id"], event["factors"])
+
     def _on_items(self, event: Mapping[str, Any]) -> None:
         self.layouts[Split(event["split"])] = tuple((task, count) for task, count in event["layout"])
 

@@ -4,7 +4,7 @@ A run of 100,000 candidates stays below the size of its item matrix; plain recor
 """
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from evomerge.core import Candidate, Evaluation, Genome, JournalError, Json, Split, Status, VectorGenome
@@ -23,6 +23,7 @@ class Entry:
         parents: ids it was made from.
         recipe: a baseline's recipe as JSON; None where it follows from the genome.
         baseline: whether it is a baseline.
+        factors: what a crossover's parents are multiplied by (docs/journal.md); None where that is not recorded.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Entry:
     parents: tuple[str, ...] = ()
     recipe: Mapping[str, Json] | None = None
     baseline: bool = False
+    factors: tuple[float, ...] | None = None
 
     @property
     def values(self) -> tuple[float, ...] | None:
@@ -56,6 +58,7 @@ class EntryTable(Mapping[str, Entry]):
         self._genomes: list[bytes | Genome | None] = []
         self._parents: list[tuple[str, ...]] = []
         self._baselines: dict[str, Mapping[str, Json] | None] = {}
+        self._factors: dict[str, bytes] = {}
 
     def add(self, entry: Entry) -> None:
         """Appends an entry.
@@ -72,6 +75,16 @@ class EntryTable(Mapping[str, Entry]):
         self._parents.append(tuple(self.name(parent) for parent in entry.parents))
         if entry.baseline:
             self._baselines[entry.id] = entry.recipe
+
+    def add_factors(self, identifier: str, factors: Sequence[float]) -> None:
+        """Takes in what the parents of a crossover are multiplied by.
+
+        Raises:
+            JournalError: there is no such candidate.
+        """
+        if identifier not in self._index:
+            raise JournalError(f"factors of {identifier}, which has not been asked")
+        self._factors[self.name(identifier)] = array("d", factors).tobytes()
 
     def name(self, identifier: str) -> str:
         """The one string object that stands for `identifier` in the whole run."""
@@ -95,8 +108,9 @@ class EntryTable(Mapping[str, Entry]):
         row = self._index[identifier]
         packed = self._genomes[row]
         genome = VectorGenome(tuple(array("d", packed))) if isinstance(packed, bytes) else packed
-        recipe = self._baselines.get(identifier)
-        return Entry(self._names[row], genome, self._parents[row], recipe, identifier in self._baselines)
+        recipe, made = self._baselines.get(identifier), self._factors.get(identifier)
+        factors = None if made is None else tuple(array("d", made))
+        return Entry(self._names[row], genome, self._parents[row], recipe, identifier in self._baselines, factors)
 
     def __contains__(self, identifier: object) -> bool:
         return identifier in self._index

@@ -7,6 +7,7 @@ import pytest
 
 from evomerge.build import describe, make_problem, parse_config
 from evomerge.core import Candidate, ConfigError, CrossoverGenome, VectorGenome
+from evomerge.search import Entry
 from evomerge.testing.tiny_models import write_tiny_llama
 
 TASK = Path(__file__).resolve().parents[2] / "tasks" / "reverse.yaml"
@@ -50,7 +51,7 @@ def test_module_groups_are_chromosomes(folder: Path) -> None:
     assert all("norm" in name for name in names[1])
     genomes = {name: VectorGenome(tuple(float(name == other) for other in "abc")) for name in "abc"}
     child = CrossoverGenome(("a", "b"), 0.25, (0.5, 0.0, 1.0))
-    entries = {name: _Entry(name, genome) for name, genome in genomes.items()}
+    entries = {name: Entry(name, genome) for name, genome in (genomes | {"c1": child}).items()}
     recipe = made.recipe(Candidate("c1", child), entries)
     assert recipe.name == "c1"
     assert recipe.models() == tuple(str(folder / name) for name in "abc")
@@ -59,14 +60,6 @@ def test_module_groups_are_chromosomes(folder: Path) -> None:
     head = recipe.pieces.tensors["model.embed_tokens.weight"][0].row
     assert recipe.pieces.rows[norm][0] < recipe.pieces.rows[norm][1], "right of its split: three quarters of the second"
     assert recipe.pieces.rows[head][0] > recipe.pieces.rows[head][1], "left of its split: a quarter of the second"
-
-
-class _Entry:
-    def __init__(self, identifier: str, genome: VectorGenome) -> None:
-        self._candidate = Candidate(identifier, genome)
-
-    def candidate(self) -> Candidate:
-        return self._candidate
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def _recipe(run: Run) -> tuple[str, str] | None:
         return None
     best = run.state.best_id or best_so_far(run.state)
     try:
-        recipe = run.problem().recipe_of_entry(run.state.entries[best], run.state.entries)
+        recipe = run.recipe(run.state.entries[best])
         text = None if recipe is None else recipe_to_yaml(recipe)
     except EvomergeError:
         text = run.directory.best.read_text(encoding="utf-8") if run.directory.best.exists() else None
