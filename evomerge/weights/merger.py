@@ -6,7 +6,7 @@ Knows nothing of recipes.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
@@ -76,6 +76,9 @@ class Merger:
     def write(self, plan: MergePlan, target: WeightTarget) -> None:
         """Computes every tensor of `target` and stores it there; its values are those of `tensors`, whatever the views' dtype.
 
+        On a GPU, what was under way there is waited for first (an engine computes in a stream of its own, and may still
+        read), and what is written has arrived when this returns.
+
         Raises:
             RecipeError: the target has a tensor that the plan does not make, or of another shape.
             CheckpointError: a model's files have changed, or as `tensors`; the target then holds a mixture and must be written again.
@@ -90,8 +93,22 @@ class Merger:
                 raise RecipeError(f"the engine has a tensor {name!r} that the merge does not make")
             places.append((steps[name], target.regions(name)))
         fused = self._fused(plan, [step for step, _ in places])
-        devices = {region.view.device for _, regions in places for region in regions} if fused else ()
-        batches = {device: self._batch_on(device, fused) for device in devices}
+        devices = {region.view.device for _, regions in places for region in regions}
+        wait_for(devices)
+        try:
+            self._write(plan, places, fused, devices)
+        finally:
+            wait_for(devices)
+
+    def _write(
+        self,
+        plan: MergePlan,
+        places: Sequence[tuple[TensorStep, Sequence[Region]]],
+        fused: Mapping[str, FusedStep],
+        devices: Iterable[torch.device],
+    ) -> None:
+        """Stores every step where it belongs."""
+        batches = {device: self._batch_on(device, fused) for device in devices} if fused else {}
         direct: dict[Batch, list[Destination]] = {}
         for step, regions in places:
             form = fused.get(step.output)
@@ -161,6 +178,13 @@ class Merger:
 
     def _input(self, entry: TensorInput) -> torch.Tensor:
         return self._pool.tensor(entry.source, entry.tensor)
+
+
+def wait_for(devices: Iterable[torch.device]) -> None:
+    """Returns when nothing is under way on those of `devices` that are GPUs, in whatever stream."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
 
 def _direct(plan: MergePlan, step: TensorStep, region: Region, batch: "Batch") -> Destination | None:

@@ -9,6 +9,7 @@ from evomerge.plan import Region, make_plan, read_model_header
 from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool
+from evomerge.weights.merger import wait_for
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "slerp")
 
@@ -185,3 +186,27 @@ def save_unaligned(tensors, path):
         data += part
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_a_write_waits_for_the_engine_before_and_for_the_gpu_after(models, pool, monkeypatch):
+    plan = make_plan(recipe_for("linear", models), pool.headers)
+    target = Target(plan, torch.bfloat16)
+    written = []
+
+    def look(devices):
+        assert list(devices) == [torch.device("cpu")]
+        written.append([not view.isnan().any() for view in target.parameters.values()])
+
+    monkeypatch.setattr("evomerge.weights.merger.wait_for", look)
+    Merger(pool).write(plan, target)
+    before, after = written
+    assert not any(before)
+    assert all(after)
+
+
+def test_only_gpus_are_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    gpus = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    wait_for([gpus[0], torch.device("cpu"), gpus[1]])
+    assert waited == gpus

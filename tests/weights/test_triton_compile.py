@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 from evomerge.plan import TensorInput, TensorStep
 from evomerge.weights import WeightPool
 from evomerge.weights.fused.batch import Destination
-from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM
+from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import fuse
 from evomerge.weights.triton import batch, kernels
@@ -46,6 +46,7 @@ CASES = {
     "task_arithmetic": {"BASE": 0, "MODE": KEEP_ALL, "ELECT": False, "NORMALIZE": False, "DIVIDE": False, "RESCALE": False},
     "ties": {"BASE": 0, "MODE": MAGNITUDE, "ELECT": True, "NORMALIZE": True, "DIVIDE": False, "RESCALE": False},
     "dare_ties": {"BASE": 0, "MODE": RANDOM, "ELECT": True, "NORMALIZE": False, "DIVIDE": False, "RESCALE": True},
+    "della": {"BASE": 0, "MODE": RANKED, "ELECT": True, "NORMALIZE": True, "DIVIDE": False, "RESCALE": True},
     "breadcrumbs": {"BASE": 0, "MODE": BAND, "ELECT": False, "NORMALIZE": False, "DIVIDE": False, "RESCALE": False},
 }  # fmt: skip
 
@@ -54,7 +55,7 @@ CASES = {
 def test_merge_kernel(method):
     constants = CASES[method]
     ptx = compiled(kernels.merge_chunks, "*i32", **constants, OUT=0, ALIGNED=True).asm["ptx"]
-    n_tensors = 3 + (constants["BASE"] != NO_BASE)
+    n_tensors = 3 + (constants["BASE"] != NO_BASE) + (3 if constants["MODE"] == RANKED else 0)
     assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == 2 * n_tensors  # wide loads, with cuts inside and without
     assert "st.global.v4.b32" in ptx
     assert "fma.rn.f32" not in ptx  # the CPU rounds products before it adds them
@@ -64,9 +65,10 @@ def test_merge_kernel(method):
     assert len(re.findall(r"st\.shared", ptx)) <= 2
 
 
-def test_norm_kernel():
-    ptx = compiled(kernels.pruned_l1_chunks, "*fp64", BASE=0, MODE=RANDOM).asm["ptx"]
-    assert "ld.global.v4.b32" in ptx
+@pytest.mark.parametrize(("mode", "n_tensors"), [(RANDOM, 2), (RANKED, 3)])
+def test_norm_kernel(mode, n_tensors):
+    ptx = compiled(kernels.pruned_l1_chunks, "*fp64", BASE=0, MODE=mode).asm["ptx"]
+    assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == 3 * n_tensors
 
 
 class Driver:
@@ -82,7 +84,7 @@ class Driver:
         return 0
 
 
-@pytest.mark.parametrize("method", ["linear", "dare_ties"])
+@pytest.mark.parametrize("method", ["linear", "dare_ties", "della"])
 def test_launches_as_the_merger_makes_them(method, monkeypatch):
     """Arguments, constants and options of a launch fit the kernels; only the launch itself is left out."""
     compiled_kernels = []
@@ -95,7 +97,7 @@ def test_launches_as_the_merger_makes_them(method, monkeypatch):
     monkeypatch.setattr(batch, "_kernel", warmed_up)
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
     pool = WeightPool.holding({(name, "w"): torch.rand(3 * BLOCK + 5) for name in ("base", "a", "b")})
-    inputs = tuple(TensorInput(name, "w", {"weight": 1.0, "density": 0.5}) for name in "ab")
+    inputs = tuple(TensorInput(name, "w", {"weight": 1.0, "density": 0.5, "epsilon": 0.1}) for name in "ab")
     base = None if method == "linear" else TensorInput("base", "w", {})
     shared = {"lambda": 1.0, "normalize": True, "rescale": True}
     step = TensorStep("w", (3 * BLOCK + 5,), method, inputs, base, shared)

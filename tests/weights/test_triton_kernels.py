@@ -5,6 +5,7 @@ addresses in tables are addresses of the CPU's memory there.
 """
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from evomerge.core import CheckpointError
 from evomerge.plan import MergePlan, Piece, Region, TensorInput, TensorStep
 from evomerge.weights import Merger, WeightPool, gpu_methods
 from evomerge.weights.philox import keep_mask, mask_key, random_halves
-from evomerge.weights.triton import kernels
+from evomerge.weights.triton import kernels, pruning
 from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch
 from evomerge.weights.triton.kernels import BLOCK, CHUNK_BLOCKS
 from evomerge.weights.triton.resident import ResidentSources
@@ -87,7 +88,7 @@ def test_random_numbers_are_those_of_the_cpu(counter, seed):
 @triton.jit
 def _halves(out, keys, start, BLOCK: tl.constexpr):
     key0, key1 = tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32)
-    numbers = kernels.random_block(key0, key1, tl.load(start), BLOCK)
+    numbers = pruning.random_block(key0, key1, tl.load(start), BLOCK)
     tl.store(out + tl.arange(0, BLOCK), (numbers >> 16).to(tl.int64))
 
 
@@ -102,6 +103,73 @@ def test_masks_are_those_of_the_cpu(density):
     plan = MergePlan((step,), 0, 0, "float32", "float32", 11)
     mask = keep_mask(mask_key(11, "w", 0), (n_elements,), density)
     assert torch.equal(written(plan, pool, torch.float32) != 0, mask)
+
+
+def della_case(n_models, method="della", *, rescale, normalize=True, levels=0, shape=(30, 97)):
+    """A plan of one tensor whose experts are pruned with all sorts of densities, and the pool for it.
+
+    Args:
+        n_models: how many experts.
+        method: della or della_linear.
+        rescale, normalize: as in the recipe.
+        levels: distinct magnitudes of the deltas; 0 = all different.
+        shape: of the tensor.
+    """
+    edges = [
+        (0.0, 0.0),
+        (1.0, 0.0),
+        (0.5, 0.0),
+        (0.5, 0.4999999),
+        (1e-6, 5e-7),
+        (1 - 1e-6, 5e-7),
+        (0.3, 0.2),
+        (0.6, 0.1),
+    ]
+    generator = torch.Generator().manual_seed(n_models)
+    tensors = {("base", "w"): torch.randn(shape, generator=generator).bfloat16()}
+    inputs = []
+    for number in range(n_models):
+        density, epsilon = edges[(number + 3) % len(edges)]
+        noise = torch.randn(shape, generator=generator)
+        if levels:
+            noise = (noise * levels).round() / levels
+        dtype = (torch.bfloat16, torch.float32, torch.float16)[number % 3]
+        tensors[f"m{number}", "w"] = (tensors["base", "w"].float() + noise).to(dtype)
+        parameters = {"weight": 0.4 - 0.1 * number, "density": density, "epsilon": epsilon}
+        inputs.append(TensorInput(f"m{number}", "w", parameters))
+    shared = {"lambda": 0.9, "normalize": normalize, "rescale": rescale}
+    step = TensorStep("w", shape, method, tuple(inputs), TensorInput("base", "w", {}), shared)
+    return MergePlan((step,), 0, 0, "float32", "float32", 3), WeightPool.holding(tensors)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("levels", [0, 2])
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+@pytest.mark.parametrize("n_models", [1, 3, MAX_INPUTS])
+def test_ranks_decide_as_on_the_cpu(n_models, method, levels, rescale):
+    plan, pool = della_case(n_models, method, rescale=rescale, levels=levels)
+    found = written(plan, pool, torch.float32, cut=0.4)
+    assert torch.equal(found, next(Merger(pool).tensors(plan))[1])
+    if not rescale:
+        assert torch.equal(found, next(Merger(pool, fused=False).tensors(plan))[1])
+
+
+@pytest.mark.parametrize(
+    ("density", "epsilon"),
+    [(0.0, 0.0), (1e-6, 5e-7), (0.3, 0.3 - 1e-9), (0.7, 0.3 - 1e-9), (1 - 2**-16, 0), (1.0, 0.0)],
+)
+@pytest.mark.parametrize("shape", [(3 * BLOCK + 77,), (5, 1300), (4000, 1), (1, 1)])
+def test_masks_by_rank_are_those_of_the_reference(shape, density, epsilon):
+    """Deltas that are never zero show the mask; most of their magnitudes are equal to others."""
+    deltas = 1.0 + torch.arange(math.prod(shape)).reshape(shape) % 7
+    pool = WeightPool.holding({("base", "w"): torch.zeros(shape), ("m", "w"): deltas})
+    entry = TensorInput("m", "w", {"weight": 1.0, "density": density, "epsilon": epsilon})
+    shared = {"lambda": 1.0, "normalize": False, "rescale": False}
+    step = TensorStep("w", shape, "della_linear", (entry,), TensorInput("base", "w", {}), shared)
+    plan = MergePlan((step,), 0, 0, "float32", "float32", 11)
+    found = written(plan, pool, torch.float32)
+    assert torch.equal(found, next(Merger(pool, fused=False).tensors(plan))[1])
+    assert torch.equal(found[found != 0], deltas[found != 0])
 
 
 def two_tensors(n_elements=5000, scale=1.0):
@@ -243,6 +311,29 @@ def no_memory(*_, **__):
     raise torch.OutOfMemoryError
 
 
+def test_a_gpu_without_room_for_ranks_leaves_della_to_the_cpu(caplog, monkeypatch):
+    plan, pool = della_case(3, rescale=False, shape=(2, BLOCK))
+    sources = 2 * BLOCK * (2 + 2 + 4 + 2)  # base and experts, in bfloat16, float32 and float16
+    n_ranked = sum(0 < entry.parameters["density"] < 1 for entry in plan.steps[0].inputs)
+    ranks = 2 * BLOCK * 2 * n_ranked
+    target, merger = Views(plan, torch.float32), Merger(pool)
+    monkeypatch.setattr(ResidentSources, "free_bytes", lambda self: float(sources + ranks - 1))
+    with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
+        patch.setattr(TritonBatch, "run", None)
+        merger.write(plan, target)
+    assert torch.equal(target.tensor("w"), next(Merger(pool).tensors(plan))[1])
+    assert "gpu_memory_utilization" in caplog.text
+    monkeypatch.setattr(ResidentSources, "free_bytes", lambda self: float(sources + ranks))
+    assert torch.equal(written(plan, pool, torch.float32), target.tensor("w"))
+
+
+def test_dropped_copies_go_back_to_the_gpu(monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    ResidentSources(WeightPool.holding({}), torch.device("cuda", 0)).drop()
+    assert emptied
+
+
 def test_sources_that_share_memory_are_copied_once():
     shared, other = torch.ones(3 * BLOCK), torch.ones(3 * BLOCK)
     pool = WeightPool.holding({("a", "w"): shared, ("b", "w"): shared, ("c", "w"): other})
@@ -272,8 +363,8 @@ def test_chunks_cover_every_range_once(spans):
 def test_both_sides_number_kinds_and_modes_alike():
     for name in ("BF16", "F32", "F16", "F32_AS_BF16"):
         assert getattr(kernels, name).value == getattr(blocks, name)
-    for name in ("KEEP_ALL", "MAGNITUDE", "BAND", "RANDOM"):
-        assert getattr(kernels, name).value == getattr(cpu_kernels, name)
+    for name in ("KEEP_ALL", "MAGNITUDE", "BAND", "RANDOM", "RANKED"):
+        assert getattr(pruning, name).value == getattr(cpu_kernels, name)
     assert all(kind < 1 << kernels.KIND_BITS for kind in (blocks.BF16, blocks.F32, blocks.F16))
 
 

@@ -121,7 +121,7 @@ class FusedBatch:
             place = self._places[key] = (tensor.data_ptr(), kind_of(tensor))
         return place
 
-    def run(self, destinations: list[Destination], fused: dict[str, FusedStep]) -> TensorStep | None:
+    def run(self, destinations: list[Destination], fused: Mapping[str, FusedStep]) -> TensorStep | None:
         """Computes `destinations`; `fused` holds the form of every step, by output name.
 
         Returns:

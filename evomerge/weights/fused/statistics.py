@@ -108,7 +108,8 @@ class Statistics:
                 _rank_keys(base.data_ptr(), KINDS[base.dtype], tensor.data_ptr(), KINDS[tensor.dtype], start, keys)
                 keys.sort(axis=1)
                 _ranks_of(keys, found[start:])
-            self._ranks[pair] = found
+            if not self._once:
+                self._ranks[pair] = found
         return found
 
     def _tensors(self, pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,8 +20,8 @@ INTERPRET = "TRITON_INTERPRET"
 
 
 def gpu_methods() -> tuple[str, ...]:
-    """Methods that are computed where the engine's weights are, on a GPU; none without triton. Pruning by rank is the CPU's."""
-    return tuple(name for name in fused_methods() if not name.startswith("della")) if find_spec("triton") else ()
+    """Methods that are computed where the engine's weights are, on a GPU; none without triton."""
+    return fused_methods() if find_spec("triton") else ()
 
 
 def triton_batch(pool: WeightPool, device: torch.device) -> "TritonBatch | None":

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.plan import TensorInput, TensorStep
+from evomerge.plan import TensorStep
 from evomerge.weights.blocks import OVERFLOW_BITS
 from evomerge.weights.fused.batch import TINY_SUM, Destination, Part, parts_of
-from evomerge.weights.fused.kernels import RANKED
 from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.triton.kernels import BLOCK, N_WARPS, merge_chunks, pruned_l1_chunks
-from evomerge.weights.triton.resident import ResidentSources
+from evomerge.weights.triton.resident import Item, ResidentSources
 from evomerge.weights.triton.tables import Tables, Variant, chunks_of, tables_of, variant_of
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class TritonBatch:
         self._reasons: set[str] = set()
 
     def ready(self, forms: Collection[FusedStep]) -> bool:
-        """Whether steps of all of these forms can be computed: their sources are on the GPU, copied where there is room.
+        """Whether steps of all of these forms can be computed: their sources and ranks are on the GPU, copied where there is room.
 
         Why not is logged, once.
         """
@@ -60,12 +59,10 @@ class TritonBatch:
         most = max((len(piece.inputs) for piece in pieces), default=0)
         if most > MAX_INPUTS:
             return self._declined(f"{most} models are merged, and the GPU's kernels take {MAX_INPUTS}")
-        if any(prune.mode == RANKED for piece in pieces for _, _, prune in piece.inputs):
-            return self._declined("the GPU's kernels do not prune by rank")
-        self._no_room = self._no_room or not self._hold([entry for piece in pieces for entry in _sources(piece)])
+        self._no_room = self._no_room or not self._hold([item for piece in pieces for item in _read(piece)])
         return not self._no_room
 
-    def _hold(self, wanted: list[TensorInput]) -> bool:
+    def _hold(self, wanted: list[Item]) -> bool:
         missing, free = self._resident.missing_bytes(wanted), self._resident.free_bytes()
         if missing <= free and self._resident.hold(wanted):
             return True
@@ -169,5 +166,7 @@ def _kernel(kernel: Any, n_programs: int) -> Any:
     return kernel[(n_programs,)]
 
 
-def _sources(form: FusedStep) -> list[TensorInput]:
-    return [entry for entry, _, _ in form.inputs] + ([] if form.base is None else [form.base])
+def _read(form: FusedStep) -> list[Item]:
+    """The sources and ranks that a step reads."""
+    ranks = [prune.ranks for _, _, prune in form.inputs if prune.ranks is not None]
+    return [*[entry for entry, _, _ in form.inputs], *([] if form.base is None else [form.base]), *ranks]

@@ -10,7 +10,7 @@ padded with zeros to whole blocks (`resident.py`), so that they are read without
 import triton
 import triton.language as tl
 
-from evomerge.weights.philox import MASK_ROUNDS
+from evomerge.weights.triton.pruning import pruned
 
 BLOCK = 2048
 """elements of a block: with 8 warps each thread has 8, which is one 16-byte load of bfloat16"""
@@ -23,23 +23,27 @@ CHUNK_BLOCKS = 32
 OUTPUT_INTEGERS = 4
 """integers of a row before those of its inputs: address of the output's element 0, address of the base, first element, end"""
 
-INPUT_INTEGERS = 6
-"""integers of one input: address, cutoff, cutoff of the band's top, largest word whose upper half keeps, and the two words of the key"""
+INPUT_INTEGERS = 7
+"""integers of one input: address, cutoff, cutoff of the band's top, largest word whose upper half keeps, address of the ranks, and
+the two words of the key"""
 
 OUTPUT_FLOATS = 2
 """divisor, scale"""
 
-INPUT_FLOATS = 6
-"""of one input: weight, threshold and the next float, threshold of the band's top (NaN = none) and the next float, scale"""
+INPUT_FLOATS = 8
+"""of one input: weight, threshold and the next float, threshold of the band's top (NaN = none) and the next float, scale, the largest
+random number that keeps rank 0 and its rise by rank"""
+
+INPUT_SCALE = 5
+"""which of them is the scale"""
 
 # what kernels read of the above must be constants of the compiler
 _OUTPUT_INTEGERS, _INPUT_INTEGERS = tl.constexpr(OUTPUT_INTEGERS), tl.constexpr(INPUT_INTEGERS)
 _OUTPUT_FLOATS, _INPUT_FLOATS = tl.constexpr(OUTPUT_FLOATS), tl.constexpr(INPUT_FLOATS)
-_ROUNDS = tl.constexpr(MASK_ROUNDS)
+_KEYS = tl.constexpr(INPUT_INTEGERS - 2)
 
-# as evomerge.weights.blocks and evomerge.weights.fused.kernels number them; a test compares
+# as evomerge.weights.blocks numbers them; a test compares
 BF16, F32, F16, F32_AS_BF16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-KEEP_ALL, MAGNITUDE, BAND, RANDOM = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 NO_BASE = -1
 """the kind of a base that is not there"""
@@ -95,73 +99,16 @@ def _store(address, start, lanes, inside, value, KIND: tl.constexpr, ALIGNED: tl
 
 
 @triton.jit
-def random_block(key0, key1, start, BLOCK: tl.constexpr):
-    """What masks decide by for elements [start, start + BLOCK), see `evomerge.weights.philox`: in the upper half of each word.
-
-    The lower halves hold rubbish. `start` is a multiple of 8.
-    """
-    counter = start // 8 + tl.arange(0, BLOCK // 8).to(tl.int64)
-    zero = tl.zeros((BLOCK // 8,), tl.uint32)
-    w0, w1, w2, w3 = tl.philox_impl(
-        counter.to(tl.uint32), (counter >> 32).to(tl.uint32), zero, zero, key0, key1, _ROUNDS
-    )
-    even = tl.interleave(tl.interleave(w1 << 16, w0 << 16), tl.interleave(w1, w0))
-    odd = tl.interleave(tl.interleave(w3 << 16, w2 << 16), tl.interleave(w3, w2))
-    return tl.interleave(even, odd)
-
-
-@triton.jit
-def _from(magnitude, threshold, after, cutoff, start, lanes, EDGE: tl.constexpr, BLOCK: tl.constexpr):
-    """Where a magnitude is at least `threshold`, or from flat index `cutoff` on at least `after`, the next float."""
-    if EDGE:
-        limit = tl.where(lanes < tl.minimum(tl.maximum(cutoff - start, 0), BLOCK).to(tl.int32), threshold, after)
-    else:
-        limit = tl.where(start < cutoff, threshold, after)
-    return magnitude >= limit
-
-
-@triton.jit
-def _pruned(
-    delta,
-    whole,
-    real,
-    keys,
-    start,
-    lanes,
-    MODE: tl.constexpr,
-    RESCALE: tl.constexpr,
-    EDGE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """A block of deltas made sparse by the numbers of one input, whose key is at `keys`."""
-    if MODE == MAGNITUDE:
-        kept = _from(tl.abs(delta), real[1], real[2], whole[1], start, lanes, EDGE, BLOCK)
-        delta = tl.where(kept, delta, 0.0)
-    elif MODE == BAND:
-        kept = _from(tl.abs(delta), real[1], real[2], whole[1], start, lanes, EDGE, BLOCK)
-        outlier = _from(tl.abs(delta), real[3], real[4], whole[2], start, lanes, EDGE, BLOCK)
-        delta = tl.where(kept & (outlier == 0), delta, 0.0)
-    elif MODE == RANDOM:
-        # read here and not once a chunk: the keys of all rounds and inputs would fill the registers
-        numbers = random_block(tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32), start, BLOCK)
-        delta = tl.where(numbers <= whole[3].to(tl.uint32), delta, 0.0)
-    if RESCALE:
-        delta = delta * real[5]
-    return delta
-
-
-@triton.jit
 def _read_inputs(integers, floats, K: tl.constexpr):
     """All numbers of a row's inputs but the keys, so that they are read once a chunk."""
     whole = ()
     real = ()
     for k in tl.static_range(K):
         at = integers + k * _INPUT_INTEGERS
-        whole = whole + ((tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)),)
+        whole = whole + ((tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4)),)
         at = floats + k * _INPUT_FLOATS
-        real = real + (
-            (tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), tl.load(at + 5)),
-        )
+        cuts = (tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4))
+        real = real + ((tl.load(at),) + cuts + (tl.load(at + 5), tl.load(at + 6), tl.load(at + 7)),)
     return whole, real
 
 
@@ -173,6 +120,47 @@ def _cut_inside(whole, first, end, K: tl.constexpr):
         inside = inside | ((whole[k][1] > first) & (whole[k][1] < end))
         inside = inside | ((whole[k][2] > first) & (whole[k][2] < end))
     return inside
+
+
+@triton.jit
+def _weighted(
+    k: tl.constexpr,
+    base,
+    start,
+    lanes,
+    inputs,
+    whole,
+    real,
+    KINDS: tl.constexpr,
+    BASE: tl.constexpr,
+    MODE: tl.constexpr,
+    RESCALE: tl.constexpr,
+    EDGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A block of input k times its weight; where there is a base, of its pruned difference from `base`."""
+    value = _load(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3)
+    if BASE >= 0:
+        keys = inputs + k * _INPUT_INTEGERS + _KEYS
+        value = pruned(value - base, whole[k], real[k], keys, start, lanes, MODE, RESCALE, EDGE, BLOCK)
+    return value * real[k][0]
+
+
+@triton.jit
+def _agreeing(values, total, real, K: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum of the values with the sign of `total` (+ where it is 0), divided by the sum of their weights if NORMALIZE."""
+    sign = tl.where(total >= 0.0, 1.0, -1.0)
+    agreed = tl.zeros((BLOCK,), tl.float32)
+    weights = tl.zeros((BLOCK,), tl.float32)
+    for k in tl.static_range(K):
+        value = values[k] * sign
+        agreed = agreed + tl.where(value > 0.0, value, 0.0)
+        if NORMALIZE:
+            weights = weights + tl.where(value > 0.0, real[k][0], 0.0)
+    agreed = agreed * sign
+    if NORMALIZE:
+        agreed = tl.div_rn(agreed, tl.where(weights == 0.0, 1.0, weights))
+    return agreed
 
 
 @triton.jit
@@ -211,29 +199,18 @@ def _merge_blocks(
         start = block * BLOCK
         total = tl.zeros((BLOCK,), tl.float32)
         values = ()
+        base = None
         if BASE >= 0:
             base = _load(base_address, start, lanes, BASE)
         for k in tl.static_range(K):
-            value = _load(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3)
-            if BASE >= 0:
-                keys = inputs + k * _INPUT_INTEGERS + 4
-                value = _pruned(value - base, whole[k], real[k], keys, start, lanes, MODE, RESCALE, EDGE, BLOCK)
-            value = value * real[k][0]
+            value = _weighted(
+                k, base, start, lanes, inputs, whole, real, KINDS, BASE, MODE, RESCALE, EDGE, BLOCK
+            )  # fmt: skip
             total = total + value
             if ELECT:
                 values = values + (value,)
         if ELECT:
-            sign = tl.where(total >= 0.0, 1.0, -1.0)
-            total = tl.zeros((BLOCK,), tl.float32)
-            agreeing = tl.zeros((BLOCK,), tl.float32)
-            for k in tl.static_range(K):
-                value = values[k] * sign
-                total = total + tl.where(value > 0.0, value, 0.0)
-                if NORMALIZE:
-                    agreeing = agreeing + tl.where(value > 0.0, real[k][0], 0.0)
-            total = total * sign
-            if NORMALIZE:
-                total = tl.div_rn(total, tl.where(agreeing == 0.0, 1.0, agreeing))
+            total = _agreeing(values, total, real, K, NORMALIZE, BLOCK)
         if DIVIDE:
             total = tl.div_rn(total, tl.zeros((BLOCK,), tl.float32) + divisor)
         total = total * scale
@@ -339,7 +316,7 @@ def pruned_l1_chunks(
             start = block * BLOCK
             value = _load(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3)
             value = value - _load(base_address, start, lanes, BASE)
-            keys = inputs + k * _INPUT_INTEGERS + 4
-            value = _pruned(value, whole[k], real[k], keys, start, lanes, MODE, False, True, BLOCK)
+            keys = inputs + k * _INPUT_INTEGERS + _KEYS
+            value = pruned(value, whole[k], real[k], keys, start, lanes, MODE, False, True, BLOCK)
             total = total + tl.abs(value).to(tl.float64)
         tl.store(norms + chunk * K + k, tl.sum(total, axis=0))

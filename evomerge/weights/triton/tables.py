@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from evomerge.weights.blocks import BF16, F16, F32, F32_AS_BF16
 from evomerge.weights.fused.batch import Part
-from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM
+from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.steps import Prune
 from evomerge.weights.fused.tables import KINDS
+from evomerge.weights.philox import DECISIONS
 from evomerge.weights.triton.kernels import (
     BLOCK,
     CHUNK_BLOCKS,
     INPUT_FLOATS,
+    INPUT_SCALE,
     KIND_BITS,
     NO_BASE,
     OUTPUT_FLOATS,
@@ -84,7 +86,7 @@ class Tables:
 
     def rescale(self, scales: NDArray[np.float32]) -> None:
         """Sets the scales of all inputs, (rows, inputs)."""
-        self.floats[:, OUTPUT_FLOATS + INPUT_FLOATS - 1 :: INPUT_FLOATS] = scales
+        self.floats[:, OUTPUT_FLOATS + INPUT_SCALE :: INPUT_FLOATS] = scales
 
 
 def tables_of(parts: Sequence[Part], variant: Variant, resident: ResidentSources) -> Tables:
@@ -97,7 +99,9 @@ def tables_of(parts: Sequence[Part], variant: Variant, resident: ResidentSources
         whole = [_first_address(part, variant.out), base, place.start, place.end]
         real = [form.divisor, form.scale]
         for entry, weight, prune in form.inputs:
-            whole += [resident.tensor(entry).data_ptr(), *_integers(prune)]
+            address = resident.tensor(entry).data_ptr()
+            ranks = address if prune.ranks is None else resident.tensor(prune.ranks).data_ptr()
+            whole += [address, *_integers(prune, ranks)]
             real += _floats(weight, prune)
         integers.append(whole)
         floats.append(real)
@@ -126,20 +130,23 @@ def chunks_of(ranges: tuple[tuple[int, int], ...], device: torch.device) -> torc
     return torch.from_numpy(chunks).to(device)
 
 
-def _integers(prune: Prune) -> list[int]:
-    """Cutoff, cutoff of the band's top, largest word whose upper half keeps, and the key; what does not apply keeps all."""
+def _integers(prune: Prune, ranks: int) -> list[int]:
+    """Cutoff, cutoff of the band's top, largest word whose upper half keeps, ranks, and the key; what does not apply keeps all.
+
+    Where others of the variant have `ranks` and this one has none, the address of anything as long will do: its rise is 0.
+    """
     cutoff = prune.cutoff if prune.mode in (MAGNITUDE, BAND) else _NEVER
     last = (max(prune.keep, 1) << 16) - 1 if prune.mode == RANDOM else 2**32 - 1
-    return [cutoff, prune.top_cutoff, last, prune.key0, prune.key1]
+    return [cutoff, prune.top_cutoff, last, ranks, prune.key0, prune.key1]
 
 
 def _floats(weight: float, prune: Prune) -> list[float]:
-    """Weight, thresholds with the floats behind them, scale. An input of which nothing is kept weighs nothing."""
-    if prune.mode == RANDOM and prune.keep == 0:
-        weight = 0.0
+    """Weight, thresholds with the floats behind them, scale, and what keeps by rank. An input of which nothing is kept weighs nothing."""
+    nothing = prune.mode == RANDOM and prune.keep == 0
     low = prune.threshold
     top = prune.top_threshold if prune.mode == BAND else math.nan
-    return [weight, low, _next(low), top, _next(top), 1.0]
+    by_rank = [prune.low, prune.step] if prune.mode == RANKED else [-1.0 if nothing else DECISIONS - 1.0, 0.0]
+    return [0.0 if nothing else weight, low, _next(low), top, _next(top), 1.0, *by_rank]
 
 
 def _next(value: float) -> float:

@@ -1,0 +1,75 @@
+"""How a block of deltas is made sparse on a GPU, by magnitude, at random or at random by rank: the decisions of the CPU's kernels, bit for bit."""
+
+import triton
+import triton.language as tl
+
+from evomerge.weights.philox import MASK_ROUNDS
+
+# what kernels read must be constants of the compiler
+_ROUNDS = tl.constexpr(MASK_ROUNDS)
+
+# as evomerge.weights.fused.kernels numbers them; a test compares
+KEEP_ALL, MAGNITUDE, BAND = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+RANDOM, RANKED = tl.constexpr(3), tl.constexpr(4)
+
+
+@triton.jit
+def random_block(key0, key1, start, BLOCK: tl.constexpr):
+    """What masks decide by for elements [start, start + BLOCK), see `evomerge.weights.philox`: in the upper half of each word.
+
+    The lower halves hold rubbish. `start` is a multiple of 8.
+    """
+    counter = start // 8 + tl.arange(0, BLOCK // 8).to(tl.int64)
+    zero = tl.zeros((BLOCK // 8,), tl.uint32)
+    w0, w1, w2, w3 = tl.philox_impl(
+        counter.to(tl.uint32), (counter >> 32).to(tl.uint32), zero, zero, key0, key1, _ROUNDS
+    )
+    even = tl.interleave(tl.interleave(w1 << 16, w0 << 16), tl.interleave(w1, w0))
+    odd = tl.interleave(tl.interleave(w3 << 16, w2 << 16), tl.interleave(w3, w2))
+    return tl.interleave(even, odd)
+
+
+@triton.jit
+def _from(magnitude, threshold, after, cutoff, start, lanes, EDGE: tl.constexpr, BLOCK: tl.constexpr):
+    """Where a magnitude is at least `threshold`, or from flat index `cutoff` on at least `after`, the next float."""
+    if EDGE:
+        limit = tl.where(lanes < tl.minimum(tl.maximum(cutoff - start, 0), BLOCK).to(tl.int32), threshold, after)
+    else:
+        limit = tl.where(start < cutoff, threshold, after)
+    return magnitude >= limit
+
+
+@triton.jit
+def pruned(
+    delta,
+    whole,
+    real,
+    keys,
+    start,
+    lanes,
+    MODE: tl.constexpr,
+    RESCALE: tl.constexpr,
+    EDGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A block of deltas made sparse by the numbers of one input, as `kernels._read_inputs` gives them, whose key is at `keys`."""
+    if MODE == MAGNITUDE:
+        kept = _from(tl.abs(delta), real[1], real[2], whole[1], start, lanes, EDGE, BLOCK)
+        delta = tl.where(kept, delta, 0.0)
+    elif MODE == BAND:
+        kept = _from(tl.abs(delta), real[1], real[2], whole[1], start, lanes, EDGE, BLOCK)
+        outlier = _from(tl.abs(delta), real[3], real[4], whole[2], start, lanes, EDGE, BLOCK)
+        delta = tl.where(kept & (outlier == 0), delta, 0.0)
+    elif MODE >= RANDOM:
+        # read here and not once a chunk: the keys of all rounds and inputs would fill the registers
+        numbers = random_block(tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32), start, BLOCK)
+        if MODE == RANKED:
+            ranks = tl.multiple_of(whole[4].to(tl.pointer_type(tl.uint16)), 16)
+            limit = real[6] + tl.load(ranks + start + lanes).to(tl.float32) * real[7]
+            kept = (numbers >> 16).to(tl.int32) <= limit.to(tl.int32)
+        else:
+            kept = numbers <= whole[3].to(tl.uint32)
+        delta = tl.where(kept, delta, 0.0)
+    if RESCALE:
+        delta = delta * real[5]
+    return delta
