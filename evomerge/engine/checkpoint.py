@@ -14,10 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evomerge.core import CheckpointError
+from evomerge.plan.model_header import is_derived
 
 
 class CheckpointFolder:
-    """The tensors of a Hugging Face folder (one `model.safetensors`, or shards with an index), memory-mapped.
+    """The tensors of a Hugging Face folder (one `model.safetensors`, or shards with an index), memory-mapped; without what `is_derived`.
 
     Raises:
         CheckpointError: there is no safetensors file, or one is damaged.
@@ -32,6 +33,8 @@ class CheckpointFolder:
             try:
                 file = self._stack.enter_context(safe_open(path, framework="pt"))
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    if is_derived(name):
+                        continue
                     self._file_of[name] = file
                     shapes[name] = tuple(file.get_slice(name).get_shape())
             except (OSError, SafetensorError) as error:

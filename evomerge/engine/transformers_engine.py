@@ -202,10 +202,6 @@ def _live_layout(model: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) 
     first_name = {value.data_ptr(): name for name, value in reversed(list(model.named_parameters()))}
     for name, shape in shapes.items():
         value = live.get(name)
-        if value is None and name.endswith("rotary_emb.inv_freq"):
-            # Old Llama checkpoints store this constant; models compute it.
-            ignored.append(name)
-            continue
         if value is None or tuple(value.shape) != shape or not value.is_floating_point():
             found = "none" if value is None else f"{tuple(value.shape)} of {value.dtype}"
             raise EngineError(

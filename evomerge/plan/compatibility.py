@@ -1,15 +1,11 @@
 """Whether models can be merged with each other, from their headers alone."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan.layers import layer_name
-from evomerge.plan.model_header import EMBEDDING_NAMES, HEAD_NAMES, ModelHeader
-
-_DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(bias|masked_bias)$|position_ids$")
-"""buffers that some exporters store and every loader computes; they need no merging"""
+from evomerge.plan.model_header import ModelHeader
 
 _SAME_CONFIG = ("model_type", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 """settings that change the meaning of a weight without changing its shape (or explain why shapes differ)"""
@@ -49,34 +45,24 @@ def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader], 
             _check_names(reference, header, key)
 
 
-def source_tensors(reference: ModelHeader, headers: Iterable[ModelHeader]) -> list[str]:
-    """Names of the tensors that a merge computes: the reference's, without buffers that some of the models do not store."""
-    others = [header for header in headers if header is not reference]
-    return [
-        name
-        for name in reference.tensors
-        if not _DERIVED.search(name) or all(name in header.tensors for header in others)
-    ]
-
-
 def _check_head(header: ModelHeader, key: str) -> None:
     """Only where the name of the missing tensor is certain: in models that are built like Llama."""
     if header.config.get("tie_word_embeddings") is not False or not header.architecture.endswith("ForCausalLM"):
         return
-    if header.tied and header.embedding == EMBEDDING_NAMES[0]:
+    if header.tied and header.embedding == "model.embed_tokens.weight":
         raise CheckpointError(
-            f"{key} has no {HEAD_NAMES[0]}, and its config.json says that the output layer is not the embedding "
+            f"{key} has no lm_head.weight, and its config.json says that the output layer is not the embedding "
             "(tie_word_embeddings: false); is its download complete?"
         )
 
 
 def _check_names(reference: ModelHeader, header: ModelHeader, key: str) -> None:
     for name in reference.tensors:
-        if name in header.tensors or _DERIVED.search(name) or (name == reference.head and header.tied):
+        if name in header.tensors or (name == reference.head and header.tied):
             continue
         raise CheckpointError(f"{key} has no tensor {name!r}, which {reference.folder} has; is its download complete?")
     for name in header.tensors:
-        if name not in reference.tensors and not _DERIVED.search(name):
+        if name not in reference.tensors:
             raise CheckpointError(
                 f"{key} has a tensor {name!r} that {reference.folder} has not; only models of one architecture can be merged"
             )
@@ -97,7 +83,7 @@ def _check_layers(reference: ModelHeader, header: ModelHeader, key: str) -> None
     outside = {name for name in reference.tensors if layer_name(name) is None}
     theirs = {name for name in header.tensors if layer_name(name) is None}
     for name in sorted(outside ^ theirs):
-        if not (_DERIVED.search(name) or (name == reference.head and header.tied)):
+        if not (name == reference.head and header.tied):
             raise CheckpointError(f"{name!r} is a tensor of only one of {key} and {reference.folder}")
 
 
@@ -105,7 +91,7 @@ def _layers(header: ModelHeader) -> dict[int, set[str]]:
     found: dict[int, set[str]] = {}
     for name in header.tensors:
         layer = layer_name(name)
-        if layer is not None and not _DERIVED.search(name):
+        if layer is not None:
             found.setdefault(layer.index, set()).add(f"{layer.stack}.*.{layer.rest}")
     return found
 

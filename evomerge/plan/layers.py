@@ -8,7 +8,8 @@ from evomerge.core import CheckpointError
 from evomerge.plan.model_header import ModelHeader
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
-_EMBEDDING = re.compile(r"embed|(^|\.)wte\.|(^|\.)wpe\.")
+_BEFORE = re.compile(r"embed(?!_out\.|ding_norm\.)|(^|\.)wte\.|(^|\.)wpe\.")
+"""embeddings and what belongs to them; not GPT-NeoX's output layer `embed_out`, and not LFM2's final `embedding_norm`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def layer_name(tensor: str) -> LayerName | None:
 
 def is_before_layers(tensor: str) -> bool:
     """Whether a tensor outside the layers comes before them (an embedding); the others come after."""
-    return _EMBEDDING.search(tensor) is not None
+    return _BEFORE.search(tensor) is not None
 
 
 def stack_sizes(tensors: Iterable[str]) -> dict[str, int]:

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evomerge.core import CheckpointError
-from evomerge.plan.model_header import FileStamp, ModelHeader, TensorHeader
+from evomerge.plan.model_header import FLOAT_DTYPES, FileStamp, ModelHeader, TensorHeader, config_value, is_derived
 from evomerge.plan.safetensors_header import parse_json, read_safetensors_header
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -14,8 +15,21 @@ INDEX_NAME = "model.safetensors.index.json"
 MAX_JSON_BYTES = 100_000_000
 """of config.json and of the index; the index of a 100,000-tensor model has about 10 MB"""
 
+_COMPARED_BYTES = 1 << 16
+"""of an output layer that may be a copy of the embedding"""
+
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
-_QUANTISED = re.compile(r"\.(qweight|qzeros|g_idx|weight_scale|weight_scale_inv|absmax|SCB)$|\.weight\.absmax$")
+_LOADED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+"""files that some loader takes without asking the index"""
+
+_QUANTISED = re.compile(
+    r"\.(qweight|qzeros|g_idx|weight_scale|weight_scale_inv|weight_packed|absmax|SCB)$|\.weight\.absmax$"
+)
+_QUANTISED_CONFIG = ("quantization_config", "quantization", "compression_config")
+"""keys of config.json: transformers', MLX's, and llm-compressor's old one"""
+
+_BUFFER_DTYPES = ("I64", "BOOL")
+"""what counters, positions and masks are stored in; narrower integers are packed weights"""
 
 
 def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) -> ModelHeader:
@@ -46,7 +60,8 @@ def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) ->
     if isinstance(shards, Mapping):
         _check_index(folder, shards, tensors)
     _check_plain(folder, tensors)
-    return ModelHeader(folder, config, tensors, files)
+    header = ModelHeader(folder, config, {name: tensors[name] for name in tensors if not is_derived(name)}, files)
+    return _without_copied_head(header)
 
 
 def file_stamp(path: Path) -> FileStamp:
@@ -101,10 +116,11 @@ def _read_config(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
             f"{folder / 'config.json'}: 'auto_map' asks to run code from the model's repository; "
             "set trust_remote_code: true if you trust it"
         )
-    if config.get("quantization_config"):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: the model is quantised (quantization_config); merge the original weights instead"
-        )
+    for key in _QUANTISED_CONFIG:
+        if config.get(key):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: the model is quantised ({key}); merge the original weights instead"
+            )
     return config
 
 
@@ -117,8 +133,15 @@ def _shards(folder: Path) -> Mapping[str, str] | str:
             raise CheckpointError(f"{folder / INDEX_NAME}: expected an object with a non-empty 'weight_map'")
         if not all(isinstance(file, str) for file in weight_map.values()):
             raise CheckpointError(f"{folder / INDEX_NAME}: 'weight_map' must map tensor names to file names")
+        named = set(weight_map.values())
+        stray = next((name for name in _weight_files(folder) if _LOADED.fullmatch(name) and name not in named), None)
+        if stray is not None:
+            raise CheckpointError(
+                f"{folder}: {stray} lies beside {INDEX_NAME}, which does not name it, so programs differ in what they load; "
+                "delete the weights that are outdated, and the index if it is"
+            )
         return weight_map
-    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    names = _weight_files(folder)
     if "model.safetensors" in names:
         return "model.safetensors"
     if any(_SHARD.search(name) for name in names):
@@ -138,6 +161,43 @@ def _shards(folder: Path) -> Mapping[str, str] | str:
             "s.save_file(torch.load('pytorch_model.bin', weights_only=True), 'model.safetensors')\""
         )
     raise CheckpointError(f"{folder}: has no safetensors weights (model.safetensors or {INDEX_NAME})")
+
+
+def _without_copied_head(header: ModelHeader) -> ModelHeader:
+    """A model that stores its output layer although it is the embedding, as if it did not; any other as it is.
+
+    Only the beginning of both is compared here; whoever reads the weights compares the rest.
+    """
+    tied = header.config.get("tie_word_embeddings", config_value(header.config, "tie_word_embeddings"))
+    head, embedding = header.head, header.embedding
+    if tied is False or head is None or embedding is None:
+        return header
+    one, other = header.tensors[head], header.tensors[embedding]
+    if (one.shape, one.dtype) == (other.shape, other.dtype) and _start(header, one) == _start(header, other):
+        return replace(
+            header, tensors={name: header.tensors[name] for name in header.tensors if name != head}, copied_head=one
+        )
+    if tied:
+        raise copy_differs(header, one)
+    return header
+
+
+def _start(header: ModelHeader, tensor: TensorHeader) -> bytes:
+    with (header.folder / tensor.file).open("rb") as stream:
+        stream.seek(tensor.start)
+        return stream.read(min(tensor.end - tensor.start, _COMPARED_BYTES))
+
+
+def copy_differs(header: ModelHeader, head: TensorHeader) -> CheckpointError:
+    """The error of a tied model that stores another output layer than its embedding."""
+    return CheckpointError(
+        f"{header.folder}: config.json ties the output layer to the embedding, and the weights hold another one ({head.name}), so "
+        "programs differ in which they use; set tie_word_embeddings: false in config.json to keep it, or take the tensor out of the file"
+    )
+
+
+def _weight_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.safetensors"))
 
 
 def file_inside(folder: Path, file: str) -> Path:
@@ -176,10 +236,11 @@ def _check_index(folder: Path, index: Mapping[str, str], tensors: Mapping[str, T
 def _check_plain(folder: Path, tensors: Mapping[str, TensorHeader]) -> None:
     if not tensors:
         raise CheckpointError(f"{folder}: its safetensors files hold no tensor")
-    for name in tensors:
-        if _QUANTISED.search(name):
+    for name, tensor in tensors.items():
+        packed = tensor.dtype not in FLOAT_DTYPES and tensor.dtype not in _BUFFER_DTYPES and not is_derived(name)
+        if packed or _QUANTISED.search(name):
             raise CheckpointError(
-                f"{folder}: tensor {name!r} shows that the model is quantised; merge the original weights instead"
+                f"{folder}: tensor {name!r} ({tensor.dtype}) shows that the model is quantised; merge the original weights instead"
             )
         if ".lora_A." in name or ".lora_B." in name:
             raise CheckpointError(f"{folder}: tensor {name!r} belongs to a LoRA adapter; give the folder as a `lora`")

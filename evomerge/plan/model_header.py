@@ -1,5 +1,6 @@
 """What is known of a model without reading a weight: its config and the header of every safetensors file."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,17 +28,44 @@ BYTES_OF_DTYPE: Mapping[str, int] = {
 FLOAT_DTYPES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors name -> torch name of what arithmetic is done on; tensors of other types are copied"""
 
-HEAD_NAMES = ("lm_head.weight", "language_model.lm_head.weight", "embed_out.weight", "output.weight")
-"""names of an output layer that is not tied to the embedding"""
+N_LAYERS_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""what configurations call the number of layers"""
 
-EMBEDDING_NAMES = (
-    "model.embed_tokens.weight",
-    "language_model.model.embed_tokens.weight",
-    "gpt_neox.embed_in.weight",
-    "transformer.wte.weight",
-    "model.tok_embeddings.weight",
+_MODULE = r"(?:[A-Za-z_]\w*\.)*"
+"""modules around a tensor that belongs to no layer"""
+
+_EMBEDDING = re.compile(
+    _MODULE + r"(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|token_embedding|embeddings?|shared)\.weight"
 )
-"""names of the token embedding"""
+_HEAD = re.compile(_MODULE + r"(lm_head|embed_out|output_layer)\.(weight|bias)|(output|head)\.weight")
+_OTHER_SENSES = re.compile(r"vision|visual|audio|speech")
+
+_DERIVED = re.compile(
+    r"(^|\.)(rotary\w*\.(inv_freq|cos_cached|sin_cached)|(attn|attention)\.(bias|masked_bias)|position_ids)$"
+)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a tensor of this name is a token embedding: one row for each token."""
+    return _EMBEDDING.fullmatch(name) is not None and _OTHER_SENSES.search(name) is None
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor of this name belongs to an output layer: one row (of its bias, one entry) for each token."""
+    return _HEAD.fullmatch(name) is not None and _OTHER_SENSES.search(name) is None
+
+
+def is_derived(name: str) -> bool:
+    """Whether a tensor of this name is a mask or a table of positions that some exporters store and every loader computes."""
+    return _DERIVED.search(name) is not None
+
+
+def config_value(config: Mapping[str, Json], *names: str) -> Json:
+    """The value of the first of `names` that a config.json gives, of the language model (`text_config`) before the whole; None without one."""
+    inner = config.get("text_config")
+    places = (inner, config) if isinstance(inner, Mapping) else (config,)
+    found = (place[name] for name in names for place in places if place.get(name) is not None)
+    return next(found, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +141,10 @@ class ModelHeader:
     Attributes:
         folder: where it is.
         config: its config.json.
-        tensors: name -> header, in the order of the files.
+        tensors: name -> header, in the order of the files; without those that `is_derived` and a `copied_head`.
         files: safetensors file name -> stamp at the time of reading.
         adapter: merged into the weights whenever they are read; None = the weights as they are.
+        copied_head: the output layer of a tied model that stores it although it is the embedding; None where it does not.
     """
 
     folder: Path
@@ -123,6 +152,7 @@ class ModelHeader:
     tensors: Mapping[str, TensorHeader]
     files: Mapping[str, FileStamp]
     adapter: Adapter | None = None
+    copied_head: TensorHeader | None = None
 
     @cached_property
     def n_bytes(self) -> int:
@@ -132,13 +162,8 @@ class ModelHeader:
     @cached_property
     def n_layers(self) -> int:
         """Transformer layers, as config.json says; 0 where it does not."""
-        for config in (self.config, self.config.get("text_config")):
-            if isinstance(config, Mapping):
-                for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
-                    value = config.get(key)
-                    if isinstance(value, int) and not isinstance(value, bool):
-                        return value
-        return 0
+        value = config_value(self.config, *N_LAYERS_KEYS)
+        return value if isinstance(value, int) else 0
 
     @cached_property
     def architecture(self) -> str:
@@ -152,12 +177,12 @@ class ModelHeader:
     @cached_property
     def head(self) -> str | None:
         """The name of the output layer's weight; None where it is tied to the embedding."""
-        return next((name for name in HEAD_NAMES if name in self.tensors), None)
+        return next((name for name in self.tensors if is_head(name) and name.endswith("weight")), None)
 
     @cached_property
     def embedding(self) -> str | None:
         """The name of the token embedding; None where it is not known."""
-        return next((name for name in EMBEDDING_NAMES if name in self.tensors), None)
+        return next((name for name in self.tensors if is_embedding(name)), None)
 
     @property
     def tied(self) -> bool:

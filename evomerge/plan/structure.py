@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from evomerge.core import RecipeError
-from evomerge.plan.compatibility import check_compatible, source_tensors
+from evomerge.plan.compatibility import check_compatible
 from evomerge.plan.layers import is_before_layers, layer_name, main_stack, stack_sizes
 from evomerge.plan.model_header import BYTES_OF_DTYPE, FLOAT_DTYPES, ModelHeader
 from evomerge.plan.modules import split_into_modules
@@ -96,7 +96,7 @@ class _Builder:
         self._key = key
         self._headers = headers
         self._reference = reference
-        self._names = source_tensors(reference, headers.values())
+        self._names = tuple(reference.tensors)
         self._sizes = stack_sizes(self._names)
         self._stack = main_stack(reference, self._sizes)
         self._groups: dict[object, int] = {}
@@ -181,13 +181,9 @@ class _Builder:
             base_tensor = self._stored_name(self._key.base, base or name)
         first = self._headers[sources[0].key].tensors[tensors[0]]
         shape = first.shape
-        for source, tensor in zip(sources, tensors, strict=True):
-            found = self._headers[source.key].tensors[tensor].shape
-            if found != shape:
-                raise RecipeError(
-                    f"tensor {name!r}: shape {list(shape)} in {sources[0].key}, {list(found)} in {source.key}; "
-                    "only models of equal shapes can be merged"
-                )
+        self._check_alike(name, [(source.key, tensor) for source, tensor in zip(sources, tensors, strict=True)])
+        if self._key.base is not None and base_tensor is not None:
+            self._check_alike(name, [(sources[0].key, tensors[0]), (self._key.base, base_tensor)])
         is_float = first.dtype in FLOAT_DTYPES
         hits = tuple(tuple(text in tensor for text in self._key.filters) for tensor in (name, *names))
         group = self._groups.setdefault((slice_index, depth, hits), len(self._groups))
@@ -198,6 +194,22 @@ class _Builder:
                 name, shape, slice_index, depth, names, tensors, base_tensor, group, is_float, n_elements, n_bytes
             )
         )
+
+    def _check_alike(self, name: str, inputs: Sequence[tuple[str, str]]) -> None:
+        """Refuses (model, tensor) pairs that cannot make one tensor `name`: all must have the first one's shape, and be floats or not as it is."""
+        (first_key, first_name), *others = inputs
+        first = self._headers[first_key].tensors[first_name]
+        for key, tensor in others:
+            found = self._headers[key].tensors[tensor]
+            if found.shape != first.shape:
+                raise RecipeError(
+                    f"tensor {name!r}: shape {list(first.shape)} in {first_key}, {list(found.shape)} in {key}; "
+                    "only models of equal shapes can be merged"
+                )
+            if (found.dtype in FLOAT_DTYPES) != (first.dtype in FLOAT_DTYPES):
+                raise RecipeError(
+                    f"tensor {name!r}: {first.dtype} in {first_key}, {found.dtype} in {key}; integers cannot be merged with weights"
+                )
 
     def _stored_name(self, key: str, tensor: str) -> str:
         """The name under which a model has `tensor`: a tied output layer is stored as the embedding."""

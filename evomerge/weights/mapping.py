@@ -8,6 +8,7 @@ import torch
 
 from evomerge.core import CheckpointError
 from evomerge.plan import ModelHeader, TensorHeader, check_unchanged
+from evomerge.plan.model_folder import copy_differs
 from evomerge.weights.adapters import apply_update
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
@@ -35,12 +36,20 @@ class MappedModel:
     Args:
         header: the model; its files must not have changed since.
         maps: files that are mapped already, and those that will be; to be shared by models of one folder.
+
+    Raises:
+        CheckpointError: a file has changed, or a stored output layer that should be the embedding is not.
     """
 
     def __init__(self, header: ModelHeader, maps: dict[Path, mmap.mmap] | None = None) -> None:
         check_unchanged(header)
         self.header = header
         self._maps = {} if maps is None else maps
+        copy, embedding = header.copied_head, header.tensors.get(header.embedding or "")
+        if copy is not None and embedding is not None:
+            both = [self._tensor(header.folder, tensor) for tensor in (copy, embedding)]
+            if not torch.equal(*(tensor.view(torch.uint8) for tensor in both)):
+                raise copy_differs(header, copy)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor called `name`, in the dtype and shape of the file, with the model's adapter merged in.

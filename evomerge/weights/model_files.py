@@ -106,6 +106,8 @@ def merged_config(model: MergedModel) -> dict[str, Json]:
     recipe, plan, owner = model.recipe, model.plan, model.owner
     config: dict[str, Any] = {key: value for key, value in owner.config.items() if key != "_name_or_path"}
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = plan.dtype
+    if owner.copied_head is not None:
+        config["tie_word_embeddings"] = True
     if model.alignment is not None:
         config = _with_vocabulary(config, model.alignment)
     layers = _layers_of(recipe)

@@ -4,6 +4,7 @@ A token that a model lacks gets the base's row, else that of the only model that
 rules of the recipe come first. All arithmetic is in float32.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from evomerge.core import RecipeError
 from evomerge.plan import ModelHeader, TensorHeader
-from evomerge.plan.model_header import EMBEDDING_NAMES, HEAD_NAMES
+from evomerge.plan.model_header import is_embedding, is_head
 from evomerge.recipe import Recipe, TokenRule
 from evomerge.weights.tokenizers import MergedTokenizer, build_tokenizer
 
@@ -22,6 +23,9 @@ ReadTensor = Callable[[str, str], torch.Tensor]
 
 TensorKey = tuple[str, str]
 """(model, tensor name)"""
+
+_MAY_HAVE_ROWS = re.compile(r"^(?!.*(pos|patch|wpe)).*(embed|head)")
+"""names of tensors that may have a row for each token: embeddings, but not those of positions, and heads"""
 
 Row = tuple[str, int]
 """(model, row of its embedding)"""
@@ -56,7 +60,7 @@ class Alignment:
 
     def concerns(self, tensor: str) -> bool:
         """Whether the tensor has a row for each token."""
-        return tensor in EMBEDDING_NAMES or tensor in HEAD_NAMES
+        return is_embedding(tensor) or is_head(tensor)
 
     def headers(self, headers: Mapping[str, ModelHeader]) -> dict[str, ModelHeader]:
         """The models as they are once rearranged: with `n_rows` rows in every embedding."""
@@ -72,7 +76,7 @@ class Alignment:
         """The tensors called `keys` (model, name), which make one tensor of the result, with their rows rearranged."""
         stored = {key: read(*key).float() for key in keys}
         by_model = {model: tensor for (model, _), tensor in stored.items()}
-        rows = self.rows["head" if any(name in HEAD_NAMES for _, name in keys) else "embedding"]
+        rows = self.rows["head" if any(is_head(name) for _, name in keys) else "embedding"]
         lent: dict[int, torch.Tensor] = {}
         for token, donors in rows.lent.items():
             missing = [model for model, _ in donors if model not in by_model]
@@ -103,7 +107,8 @@ def align(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Alignment | Non
     """The vocabulary that the recipe asks for; None where it asks for none.
 
     Raises:
-        RecipeError: a tokenizer cannot be read or merged, a rule cannot be followed, or only some of the models tie their output layer.
+        RecipeError: a tokenizer cannot be read or merged, a rule cannot be followed, a model has unknown tensors with
+            rows for tokens, or only some of the models tie their output layer.
     """
     spec = recipe.tokenizer
     if spec is None:
@@ -114,6 +119,8 @@ def align(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Alignment | Non
             "tokenizer: some of the models tie their output layer to the embedding and some do not; their rows cannot be lent"
         )
     tokenizer = build_tokenizer(recipe, headers)
+    for key, header in headers.items():
+        _check_embeddings(key, header, len(tokenizer.vocabularies[key]))
     n_tokens = len(tokenizer.ids)
     multiple = spec.pad_to_multiple_of or 1
     n_rows = -(-n_tokens // multiple) * multiple
@@ -122,6 +129,20 @@ def align(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Alignment | Non
         for place, index in (("embedding", 0), ("head", -1))
     }
     return Alignment(tokenizer, n_rows, maps)
+
+
+def _check_embeddings(key: str, header: ModelHeader, n_tokens: int) -> None:
+    """Refuses a model with rows for tokens in tensors that are not known: they would keep the order of its own vocabulary."""
+    advice = "leave the tokenizer out of the recipe and merge models of one vocabulary"
+    if header.embedding is None:
+        raise RecipeError(f"tokenizer: it is not known which tensor of {key} is its token embedding; {advice}")
+    for name, tensor in header.tensors.items():
+        known = is_embedding(name) or is_head(name)
+        if not known and _MAY_HAVE_ROWS.search(name) and tensor.shape and tensor.shape[0] >= n_tokens:
+            raise RecipeError(
+                f"tokenizer: tensor {name!r} of {key} seems to have a row for each token ({tensor.shape[0]} rows), and it is not known how "
+                f"to rearrange it; {advice}"
+            )
 
 
 def _contributors(recipe: Recipe, slice_index: int) -> tuple[str, ...]:
