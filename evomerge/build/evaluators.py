@@ -11,7 +11,7 @@ from evomerge.build.tasks import needed_splits, task_specs
 from evomerge.cluster import Evaluator
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Json, Split
-from evomerge.plan import MergePlan, ModelHeader, ModelTable, folding_of, padded, read_models
+from evomerge.plan import MergePlan, ModelHeader, ModelTable, folding_of, padded, rank_bytes, read_models
 
 if TYPE_CHECKING:
     from evomerge.engine import Engine
@@ -138,9 +138,19 @@ def gpu_memory_needs(config: SearchConfig, models: Mapping[str, ModelHeader], n_
     given = config.cluster.gpus_per_worker
     return {
         "engine_bytes": model.n_bytes * depth / processes,
-        "source_bytes": sum(header.n_bytes for header in models.values()) if on_gpu else 0,
+        "source_bytes": sum(header.n_bytes for header in models.values()) + ranks_of(config, models) if on_gpu else 0,
         "gpus": 1.0 if given is None else given / processes,
     }
+
+
+def ranks_of(config: SearchConfig, models: Mapping[str, ModelHeader]) -> int:
+    """Bytes of the ranks that a search's merges keep, in the CPU's memory and again in that of a GPU that merges.
+
+    Args:
+        config: the configuration.
+        models: those that recipes may name, the base first.
+    """
+    return 0 if crosses_models(config) else rank_bytes(config.space.method, list(models.values())[1:])
 
 
 def _engine(config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None) -> "Engine":

@@ -13,6 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
+from evomerge.build.evaluators import ranks_of
 from evomerge.build.problem import Problem
 from evomerge.build.reading import open_run
 from evomerge.build.strategies import strategy_for
@@ -39,6 +40,7 @@ class Sizes:
         n_objectives: scores that are optimised.
         candidate_bytes: merged weights of one candidate; 0 for the synthetic evaluation.
         source_bytes: weights of every source, resident in each worker.
+        rank_bytes: ranks that `della` methods keep beside them.
         journal_bytes: of one candidate on disk, item scores not counted.
     """
 
@@ -46,12 +48,13 @@ class Sizes:
     n_objectives: int
     candidate_bytes: int
     source_bytes: int
+    rank_bytes: int
     journal_bytes: int
 
     @property
     def worker_bytes(self) -> int:
-        """Weights that a worker holds: sources and the live candidate; its engine's caches come on top."""
-        return self.source_bytes + self.candidate_bytes
+        """What a worker holds: sources with their ranks and the live candidate; its engine's caches come on top."""
+        return self.source_bytes + self.rank_bytes + self.candidate_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ def sizes(problem: Problem) -> Sizes:
         n_objectives=len(problem.objectives),
         candidate_bytes=problem.check_plans(),
         source_bytes=sum(header.n_bytes for header in problem.headers.values()),
+        rank_bytes=ranks_of(problem.config, problem.headers),
         journal_bytes=_HEADER_BYTES + _COORDINATE_BYTES * problem.space.dimension,
     )
 

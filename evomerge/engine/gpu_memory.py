@@ -20,7 +20,7 @@ def vllm_memory_options(*, engine_bytes: float, source_bytes: float, gpus: float
 
     Args:
         engine_bytes: weights of the served model on one GPU.
-        source_bytes: of the models that are merged there; 0 = they stay in the CPU's memory.
+        source_bytes: of the models that are merged there, and of the ranks of some methods; 0 = they stay in the CPU's memory.
         gpus: what this engine has been given; below 1, others share the GPU.
     """
     if vllm_targets_cpu():
@@ -43,8 +43,8 @@ def memory_share(total_bytes: int, *, engine_bytes: float, source_bytes: float, 
     if left < engine_bytes + ENGINE_SPARE_BYTES:
         if source_bytes:
             _LOGGER.warning(
-                "candidates will be merged on the CPU: %.1f GB of models do not fit beside an engine of %.1f GB in %.1f GB of "
-                "GPU memory; use fewer models or a larger GPU, or set engine.options.gpu_memory_utilization yourself",
+                "candidates will be merged on the CPU: %.1f GB of models (and ranks, for della methods) do not fit beside an "
+                "engine of %.1f GB in %.1f GB of GPU memory; use fewer models or a larger GPU, or set engine.options.gpu_memory_utilization yourself",
                 source_bytes / 1e9,
                 engine_bytes / 1e9,
                 usable / 1e9,

@@ -7,12 +7,16 @@ from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, Tens
 from evomerge.plan.model_folder import check_unchanged, file_inside, read_model_header
 from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader
 from evomerge.plan.planner import make_plan
+from evomerge.plan.ranks import MOST_RANKS, RANK_BYTES, RANKED_METHODS, n_columns, rank_bytes
 from evomerge.plan.recorded import headers_from_json, headers_to_json
 from evomerge.plan.slots import padded
 from evomerge.plan.sources import ModelTable, read_headers, read_models, read_source, table_of
 
 __all__ = [
     "FOLDINGS",
+    "MOST_RANKS",
+    "RANKED_METHODS",
+    "RANK_BYTES",
     "TEMPLATE_FILE",
     "Adapter",
     "LoraUpdate",
@@ -33,7 +37,9 @@ __all__ = [
     "headers_from_json",
     "headers_to_json",
     "make_plan",
+    "n_columns",
     "padded",
+    "rank_bytes",
     "read_headers",
     "read_model_header",
     "read_models",

@@ -3,11 +3,18 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from evomerge.build import parse_config
+from evomerge.build import make_problem, parse_config, planning
 from evomerge.build.evaluators import gpu_memory_needs
-from evomerge.plan import read_models
+from evomerge.cli.tables import print_plan
+from evomerge.plan import RANK_BYTES, RANKED_METHODS, TensorInput, TensorStep, read_models
 from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
+from evomerge.weights import WeightPool
+from evomerge.weights.fused.statistics import Statistics
+from evomerge.weights.fused.steps import fuse, fused_methods
 
 
 @pytest.fixture
@@ -21,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     ("method", "engine", "cluster", "n_slots", "engine_share", "n_sources", "gpus"),
     [
         ("ties", {}, {}, None, 1, 3, 1),
-        ("della", {}, {}, None, 1, 0, 1),
+        ("model_stock", {}, {}, None, 1, 0, 1),
         ("ties", {}, {"gpus_per_worker": 0.5}, None, 1, 3, 0.5),
         ("ties", {"kind": "vllm", "tensor_parallel": 2}, {}, None, 0.5, 3, 1),
         ("ties", {"kind": "vllm", "tensor_parallel": 2}, {"gpus_per_worker": 2}, None, 0.5, 3, 1),
@@ -48,6 +55,51 @@ def test_needs(folder, monkeypatch, method, engine, cluster, n_slots, engine_sha
     assert needs["engine_bytes"] == pytest.approx(engine_share * size, rel=0.1)
     assert needs["source_bytes"] == pytest.approx(n_sources * size, rel=0.1)
     assert needs["gpus"] == gpus
+
+
+@pytest.mark.parametrize("method", RANKED_METHODS)
+def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
+    """Two bytes for every element of the two experts; the base has none."""
+    monkeypatch.setattr("evomerge.weights.triton.find_spec", lambda name: name)
+    write_toy_task(folder / "toy.yaml", n_items=4)
+    problem = make_problem(
+        parse_config(
+            {
+                "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
+                "method": method,
+                "tasks": ["toy.yaml"],
+                "budget": {"evaluations": 10},
+            },
+            folder=folder,
+        )
+    )
+    n_bytes = sum(header.n_bytes for header in problem.headers.values())
+    n_elements = sum(tensor.numel() for tensor in load_file(folder / "base" / "model.safetensors").values())
+    rank_bytes = 2 * 2 * n_elements
+
+    needs, sizes = gpu_memory_needs(problem.config, problem.headers, None), planning.sizes(problem)
+
+    assert needs["source_bytes"] == n_bytes + rank_bytes
+    assert (sizes.source_bytes, sizes.rank_bytes) == (n_bytes, rank_bytes)
+    assert sizes.worker_bytes == n_bytes + rank_bytes + sizes.candidate_bytes
+    print_plan(sizes, [])
+    assert f"{rank_bytes / 1e9:.3g} GB of their ranks" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_methods_that_keep_ranks_are_those_that_prune_by_rank():
+    tensor = torch.arange(8.0).reshape(2, 4)
+    pool = WeightPool.holding({("base", "w"): torch.zeros(2, 4), ("m", "w"): tensor})
+    shared = {"lambda": 1.0, "normalize": False, "rescale": False, "t": 0.5, "shift": False, "scale": 1.0}
+    own = {"weight": 1.0, "density": 0.5, "epsilon": 0.1, "gamma": 0.01, "scale": 1.0}
+    ranked = []
+    for method in fused_methods():
+        step = TensorStep("w", (2, 4), method, (TensorInput("m", "w", own),), TensorInput("base", "w", {}), shared)
+        form = fuse(step, 8, 0, Statistics(pool))
+        if form is not None and any(prune.ranks is not None for _, _, prune in form.inputs):
+            ranked.append(method)
+            (ranks,) = [prune.ranks for _, _, prune in form.inputs]
+            assert ranks.itemsize == RANK_BYTES
+    assert tuple(ranked) == RANKED_METHODS
 
 
 def test_without_triton_sources_stay_in_the_cpus_memory(folder, monkeypatch):

@@ -32,7 +32,20 @@ def test_an_engine_that_would_starve_takes_all_and_says_so(caplog: pytest.LogCap
         share = memory_share(H100, engine_bytes=MODEL_8B, source_bytes=4 * MODEL_8B, gpus=1.0)
 
     assert share == pytest.approx(USABLE_SHARE)
-    assert "64.2 GB of models do not fit beside an engine of 16.1 GB" in caplog.text
+    assert "64.2 GB of models (and ranks, for della methods) do not fit beside an engine of 16.1 GB" in caplog.text
+
+
+def test_three_experts_fit_where_they_do_not_with_their_ranks(caplog: pytest.LogCaptureFixture) -> None:
+    """64 GB of models beside an engine of 16 GB in 103 GB (96 GiB), and 48 GB of ranks."""
+    sources, ranks = 4 * MODEL_8B, 3 * MODEL_8B
+
+    fitting = memory_share(96 << 30, engine_bytes=MODEL_8B, source_bytes=sources, gpus=1.0)
+    with caplog.at_level(logging.WARNING):
+        too_much = memory_share(96 << 30, engine_bytes=MODEL_8B, source_bytes=sources + ranks, gpus=1.0)
+
+    assert fitting < too_much
+    assert too_much == pytest.approx(USABLE_SHARE)
+    assert "candidates will be merged on the CPU: 112.4 GB" in caplog.text
 
 
 def test_engines_that_share_a_gpu_share_its_memory() -> None:

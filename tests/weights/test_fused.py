@@ -6,12 +6,12 @@ from fused_cases import DTYPES, Views, cases, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evomerge.plan import MergePlan, TensorInput, TensorStep
+from evomerge.plan import MOST_RANKS, MergePlan, TensorInput, TensorStep
 from evomerge.weights import WeightPool
 from evomerge.weights.blocks import BLOCK
 from evomerge.weights.fused.magnitudes import STRETCH, MagnitudeHistogram
 from evomerge.weights.fused.selection import cut_once
-from evomerge.weights.fused.statistics import MOST_RANKS, Statistics
+from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import fuse, fused_methods
 from evomerge.weights.fused.tables import CHUNK_ELEMENTS
 from evomerge.weights.merger import DTYPES as DTYPE_OF

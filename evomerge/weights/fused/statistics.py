@@ -21,9 +21,6 @@ _REMEMBERED_CUTS = 64
 """per pair; a search with fixed densities asks for the same ones again and again"""
 
 
-MOST_RANKS = 1 << 16
-"""columns of a row whose ranks fit 16 bits"""
-
 _SORTED_AT_ONCE = 1 << 20
 """elements whose sort keys (8 bytes each) are in memory at a time"""
 
@@ -92,7 +89,7 @@ class Statistics:
 
         Args:
             pair: base and other, of at least one element.
-            n_columns: elements of a row, at most `MOST_RANKS`.
+            n_columns: elements of a row, at most `evomerge.plan.MOST_RANKS`.
 
         Returns:
             Flat, padded to whole windows of the kernels.

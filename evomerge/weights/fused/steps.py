@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.plan import TensorInput, TensorStep
+from evomerge.plan import MOST_RANKS, TensorInput, TensorStep, n_columns
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
-from evomerge.weights.fused.statistics import MOST_RANKS, Pair, Statistics
+from evomerge.weights.fused.statistics import Pair, Statistics
 from evomerge.weights.methods.breadcrumbs import band
 from evomerge.weights.methods.della import last_kept
 from evomerge.weights.methods.slerp import coefficients
@@ -148,16 +148,16 @@ def _keep_random(step: TensorStep, position: int, n_elements: int, seed: int, st
 def _keep_ranked(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune | None:
     entry = step.inputs[position]
     density, epsilon = float(entry.parameters["density"]), float(entry.parameters["epsilon"])
-    n_columns = step.shape[-1] if len(step.shape) > 1 else n_elements
+    columns = n_columns(step.shape)
     if density >= 1 or n_elements == 0 or step.base is None:
         return NO_PRUNE
     key0, key1 = mask_key(seed, step.output, position)
     if density <= 0:
         return Prune(RANDOM, key0=key0, key1=key1, keep=0)
-    if n_columns > MOST_RANKS:
+    if columns > MOST_RANKS:
         return None
-    low, rise = last_kept(n_columns, density, epsilon)
-    ranks = statistics.ranks(_pair(step.base, entry), n_columns)
+    low, rise = last_kept(columns, density, epsilon)
+    ranks = statistics.ranks(_pair(step.base, entry), columns)
     return Prune(RANKED, key0=key0, key1=key1, low=low, step=rise, ranks=ranks)
 
 
