@@ -26,7 +26,7 @@ from botorch.acquisition.objective import ScalarizedPosteriorTransform
 from botorch.exceptions import ModelFittingError
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
-from botorch.optim import optimize_acqf
+from botorch.optim import gen_batch_initial_conditions, optimize_acqf
 from botorch.sampling import SobolQMCNormalSampler
 from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import MaternKernel
@@ -290,6 +290,7 @@ class BayesianOptimisation(ReplayStrategy):
             num_restarts=options.n_restarts,
             raw_samples=options.n_raw,
             options={"maxiter": options.max_iterations, "seed": seed, "sample_around_best": True},
+            ic_generator=_starts_in_bounds,
         )
         best: torch.Tensor = found[0].detach()
         return best
@@ -297,6 +298,12 @@ class BayesianOptimisation(ReplayStrategy):
 
 def _tensor(values: Floats) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
+
+
+def _starts_in_bounds(*, bounds: torch.Tensor, **settings: Any) -> torch.Tensor:
+    """BoTorch's starting points, moved into `bounds`: from 20 dimensions it leaves coordinates of the best results as they are."""
+    starts: torch.Tensor = gen_batch_initial_conditions(bounds=bounds, **settings)
+    return starts.clamp(bounds[0], bounds[1])
 
 
 def _kernel(dimension: int, batch: torch.Size) -> MaternKernel:

@@ -113,6 +113,15 @@ def test_old_results_are_dropped_beyond_max_points():
     assert losses.min() == pytest.approx(min(told.losses[0] for told in strategy._finished))
 
 
+def test_the_best_results_may_lie_outside_the_box():
+    strategy = make_strategy("bo", dimension=40, objectives=["a"], seed=1, trust_region="on", **FAST | {"n_restarts": 8})
+    run(strategy, 10, bump)
+    points, losses, variances = strategy._visible()
+    strategy._region.box = lambda centre, length_scales: np.tile([[0.8], [1.0]], 40)
+    proposal = strategy._maximise(strategy._model(points, losses, variances), points, losses, 1)
+    assert proposal.min() >= 0.8
+
+
 def test_flat_losses_and_too_many_objectives():
     run(make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST), 12, lambda point: 0.5)
     with pytest.raises(ConfigError, match="at most 4 objectives, got 5; use nsga3"):
