@@ -114,7 +114,9 @@ def test_old_results_are_dropped_beyond_max_points():
 
 
 def test_the_best_results_may_lie_outside_the_box():
-    strategy = make_strategy("bo", dimension=40, objectives=["a"], seed=1, trust_region="on", **FAST | {"n_restarts": 8})
+    strategy = make_strategy(
+        "bo", dimension=40, objectives=["a"], seed=1, trust_region="on", **FAST | {"n_restarts": 8}
+    )
     run(strategy, 10, bump)
     points, losses, variances = strategy._visible()
     strategy._region.box = lambda centre, length_scales: np.tile([[0.8], [1.0]], 40)
