@@ -18,7 +18,6 @@ from evomerge.core import (
     EvaluationError,
     EvaluationRequest,
     Genome,
-    JournalError,
     Json,
     LostWorker,
     Split,
@@ -143,7 +142,7 @@ class SearchLoop:
         Raises:
             Interrupted: a stop was requested; the run can be resumed.
             EvaluationError: every baseline failed.
-            JournalError: the records cannot be written, or the strategy does not reproduce the recorded proposals.
+            JournalError: the records cannot be written, or are not of this strategy.
         """
         self._restore_strategy()
         self._run_baselines()
@@ -179,7 +178,8 @@ class SearchLoop:
             self._wait()
 
     def _restore_strategy(self) -> None:
-        """Replays the recorded seeds, asks and tells; the asks must come out as recorded."""
+        """Replays the recorded seeds, asks and tells. Asks that come out otherwise here are taken as they were recorded."""
+        n_asked, others = 0, list[str]()
         for record in self._recorder.events():
             if self._stop.now:
                 raise Interrupted
@@ -188,14 +188,18 @@ class SearchLoop:
             elif record["event"] == "told":
                 self._strategy.tell([self._recorder.evaluation(name) for name in record["ids"]])
             elif record["event"] == "asked":
-                found = self._strategy.ask(1)
-                wanted = self.state.entries[record["id"]].candidate()
-                got = found[0] if found else None
-                if got != wanted:
-                    raise JournalError(
-                        f"record {record['seq']}: the strategy proposes {got} where {wanted} was recorded; "
-                        "install the library versions that resolved.json names, and resume again"
-                    )
+                n_asked += 1
+                if not self._strategy.repeat(self.state.entries[record["id"]].candidate()):
+                    others.append(record["id"])
+        if others:
+            logger.warning(
+                "%d of the %d recorded proposals, from %s on, come out otherwise here, as on another processor or with other library versions "
+                "(resolved.json names those of the run). They are kept as they were evaluated, and the search goes on from them; what it "
+                "proposes next may differ from what it would have proposed there",
+                len(others),
+                n_asked,
+                others[0],
+            )
 
     def _run_baselines(self) -> None:
         known = self.state.entries

@@ -8,14 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from evomerge.core import Candidate, Evaluation, Genome, Json
+from evomerge.core import Candidate, Evaluation, Genome, Json, VectorGenome
 
 _ID_DIGITS = 6
+
+_ROUNDING = 1e-9
+"""Largest difference of a coordinate between points that are the same but for rounding."""
 
 
 def candidate_id(index: int) -> str:
     """The id of the `index`-th proposal of a run, counted from 1: `c000001`; longer than six digits where needed."""
     return f"c{index:0{_ID_DIGITS}d}"
+
+
+def nearly_equal(first: Genome, second: Genome | None) -> bool:
+    """Whether two points differ by rounding at most; other genomes are equal or they are not."""
+    if isinstance(first, VectorGenome) and isinstance(second, VectorGenome):
+        return bool(np.allclose(first.values, second.values, rtol=0.0, atol=_ROUNDING))
+    return first == second
 
 
 class Strategy(Protocol):
@@ -28,6 +38,20 @@ class Strategy(Protocol):
         """Up to `n` new candidates, also while earlier ones are pending; fewer or none where it must wait for them.
 
         An empty answer leaves the state as it was: no random number is drawn.
+        """
+        ...
+
+    def repeat(self, recorded: Candidate) -> bool:
+        """Asks for one candidate that an earlier session was given. What is `recorded` counts, whatever comes out here.
+
+        Another processor or another version of a library rounds otherwise, after which proposals soon differ; the results of the past
+        are worth more than their order of events.
+
+        Returns:
+            Whether the same came out.
+
+        Raises:
+            JournalError: another candidate comes next.
         """
         ...
 

@@ -36,7 +36,7 @@ from gpytorch.priors import LogNormalPrior
 from pydantic import Field
 
 from evomerge.archive import non_dominated_mask
-from evomerge.core import ConfigError, VectorGenome, random_stream
+from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import SobolStream
@@ -165,6 +165,9 @@ class BayesianOptimisation(ReplayStrategy):
         if self._region is not None and self._region.exhausted:
             self._region, self._first, self._fitted = self._make_region(), len(self._finished), None
             self._refined.clear()
+
+    def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
+        self._open[recorded.id] = recorded.point
 
     def _make_region(self) -> TrustRegion | None:
         wanted = self.options.trust_region

@@ -13,8 +13,8 @@ from cmaes import CatCMAwM
 from numpy.typing import NDArray
 from pydantic import Field
 
-from evomerge.core import Candidate, VectorGenome, random_stream
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+from evomerge.core import Candidate, Genome, VectorGenome, random_stream
+from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id, nearly_equal
 from evomerge.strategy.mean_loss import MeanLoss
 from evomerge.strategy.replay import ReplayStrategy
 
@@ -79,6 +79,17 @@ class CatCma(ReplayStrategy):
             point[self._discrete] = (np.argmax(solution.c, axis=1) + 0.5) / self._counts
         self._solutions[candidate_id(self._n_asked + 1)] = solution
         return Proposal(VectorGenome(tuple(point.tolist())))
+
+    def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
+        if nearly_equal(recorded.genome, proposed):
+            return
+        point = np.array(recorded.point)
+        real = point[self._real] if len(self._real) else None
+        chosen = None
+        if len(self._discrete):
+            choice = np.minimum(np.floor(point[self._discrete] * self._counts), self._counts - 1)
+            chosen = (np.arange(self._counts.max()) == choice[:, None]).astype(bool)
+        self._solutions[recorded.id] = CatCMAwM.Solution(real, None, chosen, real)
 
     def _learn(self, told: Told) -> None:
         self._finished.append((self._solutions.pop(told.candidate.id), self._losses.take(told)))

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from evomerge.core import Candidate, ConfigError, EvaluationError, Json, VectorGenome, random_stream
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+from evomerge.core import Candidate, ConfigError, EvaluationError, Genome, Json, VectorGenome, random_stream
+from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id, nearly_equal
 from evomerge.strategy.cma_run import CmaRun, Variant
 from evomerge.strategy.cma_surrogate_run import SurrogateRun
 from evomerge.strategy.replay import ReplayStrategy
@@ -131,6 +131,10 @@ class CmaEs(ReplayStrategy):
         self._origin[candidate_id(self._n_asked + 1)] = (self._n_runs, number)
         return Proposal(VectorGenome(point))
 
+    def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
+        if self._run is not None and proposed is not None and not nearly_equal(recorded.genome, proposed):
+            self._run.adopt(self._origin[recorded.id][1], recorded.point)
+
     def _start(self, seeds: Sequence[Told]) -> None:
         for told in seeds:
             loss = self._remember(told)
@@ -139,7 +143,7 @@ class CmaEs(ReplayStrategy):
 
     def _learn(self, told: Told) -> None:
         loss = self._remember(told)
-        run, number = self._origin.pop(told.candidate.id)
+        run, number = self._origin.pop(told.candidate.id, (0, 0))
         if self._run is None or run != self._n_runs:
             return
         self._spent[self._regime] += 1

@@ -136,6 +136,10 @@ class CmaRun:
         inside = np.clip(point[: len(point) - self._padding], 0.0, 1.0)
         return self._n_sampled, tuple(inside.tolist())
 
+    def adopt(self, number: int, point: tuple[float, ...]) -> None:
+        """Another point (d,) takes the place of the one sampled as `number`; pycma treats it as an injected one."""
+        self._sent[number] = (np.append(point, np.full(self._padding, 0.5)), self._sent[number][1])
+
     def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
         """Takes the loss of the point sampled as `number`, and its standard error; None ranks last in its batch."""
         self._batch.append((number, loss))

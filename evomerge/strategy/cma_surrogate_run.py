@@ -78,6 +78,15 @@ class SurrogateRun:
             point = self._spare[self._n_sampled] = self._clipped(self._ask(1))[0]
         return self._n_sampled, tuple(point.tolist())
 
+    def adopt(self, number: int, point: tuple[float, ...]) -> None:
+        """Another point (d,) takes the place of the one sampled as `number`; pycma treats it as an injected one."""
+        if number in self._spare:
+            self._spare[number] = np.array(point)
+            return
+        _, row = self._sent[number]
+        self._inside[row] = point
+        self._samples[row] = np.append(point, np.full(self._padding, 0.5))
+
     def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
         """Takes the loss of the point sampled as `number`, and its standard error.
 

@@ -26,6 +26,8 @@ from evomerge.strategy.sampling import SobolStream
 Point = tuple[float, ...]
 
 _GRID = 41
+_SAME = 1e-9
+"""Points nearer than this per coordinate differ by rounding only."""
 _MAX_SPARE_ROUNDS = 4
 """Rounds in a row that find nothing new to evaluate, before the last plane is filled further."""
 
@@ -64,6 +66,12 @@ class _Plane:
         pairs = zip(self.first, self.second, strict=True)
         return tuple(min(s * first + t * second, 1.0) for first, second in pairs)
 
+    def place(self, point: Point) -> tuple[float, float] | None:
+        """The (s, t) of a point of the plane; None where it lies elsewhere."""
+        spanning = np.array([self.first, self.second]).T
+        s, t = np.clip(np.linalg.lstsq(spanning, np.array(point), rcond=None)[0], 0.0, 1.0).tolist()
+        return (s, t) if np.allclose(self.point(s, t), point, rtol=0.0, atol=_SAME) else None
+
 
 class NestedPlan:
     """Proposes and learns points of one nested search. Deterministic given the seed and the order of calls."""
@@ -86,6 +94,7 @@ class NestedPlan:
         self._filler = SobolStream(dimension, random_stream(seed, "map", "design"))
         self._known: dict[Point, Point | None] = {}
         self._open: set[Point] = set()
+        self._latest: Point = ()
         self._planes: dict[tuple[Point, Point], _Plane] = {}
         self._nodes: list[_Node] = []
         self._pair: tuple[_Node, _Node] | None = None
@@ -96,9 +105,20 @@ class NestedPlan:
 
     def propose(self) -> Point:
         """The next point."""
-        point = self._next_point()
+        self._latest = self._next_point()
+        self._open.add(self._latest)
+        return self._latest
+
+    def adopt(self, point: Point) -> None:
+        """`point` takes the place of the one proposed last, in the planes that it lies in too."""
+        self._open.discard(self._latest)
         self._open.add(point)
-        return point
+        for plane in self._planes.values():
+            if plane.asked.pop(self._latest, None) is not None:
+                place = plane.place(point)
+                if place is not None:
+                    plane.asked[point] = place
+        self._latest = point
 
     def learn(self, point: Point, losses: Point | None) -> None:
         """Takes in a result; None for one that FAILED or was INFEASIBLE."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from evomerge.core import ConfigError, Json, Objective, VectorGenome, random_stream
+from evomerge.core import Candidate, ConfigError, Genome, Json, Objective, VectorGenome, random_stream
 from evomerge.strategy.base import Proposal, StrategyOptions, Told
 from evomerge.strategy.map_bins import MAX_BINNED_DIMENSION, draw_where_wrong
 from evomerge.strategy.map_front import LinkChoice, Surrogates, as_array, most_promising, predicted_front
@@ -87,6 +87,9 @@ class MapSurrogate(ReplayStrategy):
     def _learn(self, told: Told) -> None:
         self._plan.learn(told.candidate.point, told.losses)
 
+    def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
+        self._plan.adopt(recorded.point)
+
     def _check_dimension(self) -> None:
         options, dimension = self.options, self.dimension
         if options.nested and dimension < 2:
@@ -134,6 +137,10 @@ class _FlatPlan:
             point = self._refine()
         self._open.append(point)
         return point
+
+    def adopt(self, point: tuple[float, ...]) -> None:
+        """`point` takes the place of the one proposed last."""
+        self._open[-1] = point
 
     def learn(self, point: tuple[float, ...], losses: tuple[float, ...] | None) -> None:
         """Takes in a result; None for one that FAILED or was INFEASIBLE."""

@@ -6,15 +6,15 @@ w in [-1.5, 1.5]; in unit coordinates: `l1: 0.15` around `l1_centre: 0.5`.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 
 import nevergrad
 import numpy as np
 from pydantic import Field
 
-from evomerge.core import ConfigError, VectorGenome, random_stream
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
+from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id, nearly_equal
 from evomerge.strategy.replay import ReplayStrategy
 
 _UNKNOWN_LOSS = 1e20
@@ -96,14 +96,17 @@ class NevergradStrategy(ReplayStrategy):
 
     def _start(self, seeds: Sequence[Told]) -> None:
         for seed in seeds:
-            if seed.losses is None:
-                continue
-            with self._quiet():
-                point = self._optimizer.parametrization.spawn_child(new_value=np.array(seed.candidate.point))
-            try:
-                self._tell(point, self._penalised(seed))
-            except nevergrad.errors.TellNotAskedNotSupportedError:
-                return
+            if seed.losses is not None:
+                self._tell_not_asked(seed)
+
+    def _tell_not_asked(self, told: Told) -> None:
+        """A result of a point that the optimiser did not propose; one that cannot take such points never knows of it."""
+        with self._quiet():
+            point = self._optimizer.parametrization.spawn_child(new_value=np.array(told.candidate.point))
+        # differential evolution looks for the members it drops by this, and would fail on points that it did not ask for
+        point.heritage["lineage"] = point.uid
+        with suppress(nevergrad.errors.TellNotAskedNotSupportedError):
+            self._tell(point, self._penalised(told))
 
     def _propose(self) -> Proposal:
         with self._quiet():
@@ -111,14 +114,29 @@ class NevergradStrategy(ReplayStrategy):
         self._asked[candidate_id(self._n_asked + 1)] = point
         return Proposal(VectorGenome(tuple(np.clip(np.asarray(point.value, dtype=np.float64), 0.0, 1.0).tolist())))
 
+    def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
+        if nearly_equal(recorded.genome, proposed):
+            return
+        # an optimiser may wait for what it proposed, and may not take anything else: its own point counts as failed, and the recorded
+        # one as a point that was not asked
+        self._fail(self._asked.pop(recorded.id))
+
     def _learn(self, told: Told) -> None:
-        point = self._asked.pop(told.candidate.id)
-        if told.losses is not None:
+        point = self._asked.pop(told.candidate.id, None)
+        if told.losses is None:
+            if point is not None:
+                self._fail(point)
+            return
+        if point is None:
+            self._tell_not_asked(told)
+        else:
             self._tell(point, self._penalised(told))
-            held_back, self._held_back = self._held_back, []
-            for waiting in held_back:
-                self._tell(waiting, self._worst())
-        elif self._seen:
+        held_back, self._held_back = self._held_back, []
+        for waiting in held_back:
+            self._tell(waiting, self._worst())
+
+    def _fail(self, point: Any) -> None:
+        if self._seen:
             self._tell(point, self._worst())
         elif len(self.objectives) == 1:
             self._tell(point, (_UNKNOWN_LOSS,) * len(self.objectives))

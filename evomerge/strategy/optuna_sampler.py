@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import optuna
 from pydantic import Field
 
-from evomerge.core import ConfigError, VectorGenome
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+from evomerge.core import Candidate, ConfigError, Genome, VectorGenome
+from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id, nearly_equal
 from evomerge.strategy.replay import ReplayStrategy
 
 _SINGLE_OBJECTIVE = frozenset({"CmaEsSampler"})
@@ -100,9 +100,15 @@ class OptunaStrategy(ReplayStrategy):
         self._trial_of[candidate_id(self._n_asked + 1)] = trial.number
         return Proposal(VectorGenome(tuple(min(max(float(trial.params[name]), 0.0), 1.0) for name in self._space)))
 
+    def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
+        if not nearly_equal(recorded.genome, proposed):
+            self._study.tell(self._trial_of.pop(recorded.id), state=optuna.trial.TrialState.FAIL)
+
     def _learn(self, told: Told) -> None:
-        number = self._trial_of.pop(told.candidate.id)
-        if told.losses is None:
+        number = self._trial_of.pop(told.candidate.id, None)
+        if number is None:
+            self._start([told])
+        elif told.losses is None:
             self._study.tell(number, state=optuna.trial.TrialState.FAIL)
         else:
             self._study.tell(number, list(told.losses))

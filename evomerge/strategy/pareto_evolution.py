@@ -21,7 +21,7 @@ from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
 from pymoo.operators.selection.tournament import TournamentSelection
 
-from evomerge.core import ConfigError, VectorGenome, random_stream
+from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import SobolStream
@@ -109,6 +109,9 @@ class ParetoEvolution(ReplayStrategy):
         if told.losses is None:
             return
         self._population = self._survive(Population.merge(self._population, Population.create(self._individual(told))))
+
+    def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
+        self._seen.add(hash(recorded.genome))
 
     def _individual(self, told: Told) -> Individual:
         individual = Individual(X=np.array(told.candidate.point))

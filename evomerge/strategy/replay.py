@@ -1,8 +1,9 @@
 """The bookkeeping that all strategies share, and resume by replay.
 
 State is the ordered log of seeds, asks and tells. Loading it rebuilds the algorithm from its seed and feeds the log
-again; every replayed proposal must equal the recorded one bit for bit. So no algorithm needs a snapshot of its own, and
-a library that cannot save its state is resumed as exactly as one that can.
+again, and every proposal comes out as before, bit for bit. So no algorithm needs a snapshot of its own, and a library that
+cannot save its state is resumed as exactly as one that can. Where another processor or version rounds otherwise, `repeat` lets the
+algorithm go on from what was recorded.
 """
 
 import re
@@ -20,6 +21,7 @@ from evomerge.core import (
     Direction,
     Evaluation,
     EvaluationError,
+    Genome,
     JournalError,
     Json,
     Objective,
@@ -27,7 +29,7 @@ from evomerge.core import (
     to_losses,
 )
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
-from evomerge.strategy.replay_log import BestKnown, ReplayLog, digest, read_result, read_seed, rows_of
+from evomerge.strategy.replay_log import BestKnown, ReplayLog, digest, read_adopted, read_result, read_seed, rows_of
 
 _ASKED_ID = re.compile(r"c\d+")
 """What a proposal's id looks like; seeds have other ids."""
@@ -35,7 +37,7 @@ _FORMAT = 1
 
 
 class ReplayStrategy(ABC):
-    """Implements the `Strategy` protocol around three hooks: `_propose`, `_learn` and `_start`.
+    """Implements the `Strategy` protocol around four hooks: `_propose`, `_learn`, `_start` and `_adopt`.
 
     Subclasses must be deterministic: `_propose` may depend on the constructor's arguments, on earlier proposals and on
     what was learned, in that order, and on nothing else.
@@ -102,6 +104,12 @@ class ReplayStrategy(ABC):
         for seed in seeds:
             self._learn(seed)
 
+    def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:  # noqa: B027 - most have nothing to do
+        """Told when an earlier session was given `recorded` where this one has just proposed another genome, or None.
+
+        For algorithms that keep what they propose beyond its id.
+        """
+
     # --- the protocol --------------------------------------------------------------------------------------------
 
     def ask(self, n: int) -> Sequence[Candidate]:
@@ -124,6 +132,21 @@ class ReplayStrategy(ABC):
         if asked:
             self._log.ask(asked)
         return asked
+
+    def repeat(self, recorded: Candidate) -> bool:
+        """See `Strategy.repeat`."""
+        expected = candidate_id(self._n_asked + 1)
+        if recorded.id != expected:
+            raise JournalError(f"strategy {self.name}: {recorded.id} was recorded where {expected} comes next")
+        proposal = self._propose()
+        self._n_asked += 1
+        self._pending[expected] = recorded
+        same = proposal is not None and Candidate(expected, proposal.genome, proposal.parents) == recorded
+        proposed = None if proposal is None else proposal.genome
+        if proposed != recorded.genome:
+            self._adopt(recorded, proposed)
+        self._log.ask([recorded], adopted=not same)
+        return same
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """See `Strategy.tell`."""
@@ -270,13 +293,16 @@ class ReplayStrategy(ABC):
             self._log.seed(seeds)
             self._accept_seeds(seeds)
 
-    def _replay_ask(self, digests: Sequence[Json]) -> None:
-        asked = self.ask(len(digests))
-        for candidate, recorded in zip(asked, digests, strict=False):
+    def _replay_ask(self, asked: Sequence[Json]) -> None:
+        if not isinstance(asked[0], str):
+            self.repeat(read_adopted(candidate_id(self._n_asked + 1), cast(Sequence[Json], asked[0])))
+            return
+        found = self.ask(len(asked))
+        for candidate, recorded in zip(found, asked, strict=False):
             if digest(candidate) != recorded:
                 raise JournalError(
                     f"strategy {self.name}: replay proposes another point for {candidate.id} than was recorded; the "
-                    "libraries' versions may differ from those of the run (resolved.json): install those and resume"
+                    "libraries' versions or the processor may differ from those that the state is from"
                 )
-        if len(asked) != len(digests):
-            raise JournalError(f"strategy {self.name}: replay proposes {len(asked)} points, recorded {len(digests)}")
+        if len(found) != len(asked):
+            raise JournalError(f"strategy {self.name}: replay proposes {len(found)} points, recorded {len(asked)}")

@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 
 from evomerge.archive import knee_index, non_dominated_mask
-from evomerge.core import Candidate, Json, VectorGenome, canonical_json, genome_to_json
+from evomerge.core import Candidate, Json, VectorGenome, canonical_json, genome_from_json, genome_to_json
 from evomerge.strategy.base import Told, candidate_id
 
 _DIGEST_BYTES = 8
@@ -30,7 +30,8 @@ class ReplayLog:
     """The seeds, asks and tells of a strategy in their order.
 
     Takes 12 bytes a candidate and 16 for every objective, and what its items deflate to where they are kept. `records` gives
-    them as JSON: `{"ask": [digest, ...]}`, `{"tell": [result, ...]}`, `{"seed": [result with coordinates, ...]}`.
+    them as JSON: `{"ask": [digest, ...]}`, `{"tell": [result, ...]}`, `{"seed": [result with coordinates, ...]}`; a candidate that came out
+    otherwise than was recorded is kept whole: `{"ask": [[genome, parents]]}`.
 
     Args:
         n_objectives: m of every result.
@@ -41,6 +42,7 @@ class ReplayLog:
         self._steps = array("l")
         """n > 0: n candidates were asked; n < 0: -n results were told; 0: the next group of seeds"""
         self._digests = bytearray()
+        self._adopted: dict[int, list[Json]] = {}
         self._told = array("L")
         self._numbers = array("d")
         self._items: dict[int, bytes] = {}
@@ -49,9 +51,14 @@ class ReplayLog:
     def __bool__(self) -> bool:
         return bool(self._steps)
 
-    def ask(self, candidates: Sequence[Candidate]) -> None:
-        """Appends proposals; the n-th of a strategy's life has the id `candidate_id(n)`."""
+    def ask(self, candidates: Sequence[Candidate], *, adopted: bool = False) -> None:
+        """Appends proposals; the n-th of a strategy's life has the id `candidate_id(n)`. `adopted` ones came from a record."""
         for candidate in candidates:
+            if adopted:
+                self._adopted[len(self._digests) // _DIGEST_BYTES] = [
+                    genome_to_json(candidate.genome),
+                    list(candidate.parents),
+                ]
             self._digests += _digest(candidate)
         self._steps.append(len(candidates))
 
@@ -80,7 +87,7 @@ class ReplayLog:
         n_asked = n_told = n_seeds = 0
         for step in self._steps:
             if step > 0:
-                yield {"ask": [self._digest(row) for row in range(n_asked, n_asked + step)]}
+                yield {"ask": [self._asked(row) for row in range(n_asked, n_asked + step)]}
                 n_asked += step
             elif step < 0:
                 yield {"tell": [self._result(row) for row in range(n_told, n_told - step)]}
@@ -89,8 +96,8 @@ class ReplayLog:
                 yield {"seed": list(self._seeds[n_seeds])}
                 n_seeds += 1
 
-    def _digest(self, row: int) -> str:
-        return self._digests[row * _DIGEST_BYTES : (row + 1) * _DIGEST_BYTES].hex()
+    def _asked(self, row: int) -> Json:
+        return self._adopted.get(row) or self._digests[row * _DIGEST_BYTES : (row + 1) * _DIGEST_BYTES].hex()
 
     def _result(self, row: int) -> list[Json]:
         start, m = row * 2 * self._n_objectives, self._n_objectives
@@ -150,6 +157,11 @@ def read_result(candidate: Candidate, entry: Sequence[Json]) -> Told:
     if entry[3] is not None:
         items = np.frombuffer(zlib.decompress(base64.b64decode(cast(str, entry[3]), validate=True)), dtype="<f4")
     return Told(candidate, numbers[0], numbers[1], items)
+
+
+def read_adopted(identifier: str, entry: Sequence[Json]) -> Candidate:
+    """The candidate that a whole entry of an `ask` record describes. Raises as `read_result`."""
+    return Candidate(identifier, genome_from_json(entry[0]), tuple(cast(Sequence[str], entry[1])))
 
 
 def read_seed(entry: Sequence[Json]) -> Told:

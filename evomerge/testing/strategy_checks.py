@@ -28,6 +28,7 @@ from evomerge.core import (
     genome_from_json,
     genome_to_json,
 )
+from evomerge.strategy import Strategy
 from evomerge.testing.strategy_suite import Driver, StrategyCase, restored
 
 
@@ -38,16 +39,20 @@ def check_bounds_and_ids(case: StrategyCase) -> None:
     assert len(ids) == len(set(ids))
     assert ids == sorted(ids)
     for candidate in driver.trace:
-        genome = candidate.genome
-        assert genome_from_json(json.loads(canonical_json(genome_to_json(genome)))) == genome
-        if isinstance(genome, CrossoverGenome):
-            assert genome.parents == candidate.parents
-            values, expected = (genome.mix, *genome.splits), len(genome.splits) + 1
-        else:
-            values, expected = genome.values, case.dimension
-        assert len(values) == expected
-        assert all(isinstance(value, float) and 0.0 <= value <= 1.0 for value in values)
+        _check_inside(case, candidate)
         assert all(parent in ids and parent < candidate.id for parent in candidate.parents)
+
+
+def _check_inside(case: StrategyCase, candidate: Candidate) -> None:
+    genome = candidate.genome
+    assert genome_from_json(json.loads(canonical_json(genome_to_json(genome)))) == genome
+    if isinstance(genome, CrossoverGenome):
+        assert genome.parents == candidate.parents
+        values, expected = (genome.mix, *genome.splits), len(genome.splits) + 1
+    else:
+        values, expected = genome.values, case.dimension
+    assert len(values) == expected
+    assert all(isinstance(value, float) and 0.0 <= value <= 1.0 for value in values)
 
 
 def check_determinism(case: StrategyCase) -> None:
@@ -198,6 +203,47 @@ def check_resume(case: StrategyCase) -> None:
     assert driver.trace == whole.trace
 
 
+def _repeated(strategy: Strategy, driver: Driver) -> list[bool]:
+    """Tells a fresh strategy the past of another one; whether each proposal came out the same."""
+    same = []
+    for event in driver.history:
+        if isinstance(event, Candidate):
+            same.append(strategy.repeat(event))
+        else:
+            strategy.tell([event])
+    return same
+
+
+def check_repeat(case: StrategyCase) -> None:
+    """What is repeated comes out the same; `repeat` refuses a candidate that is not the next."""
+    driver = Driver(case, case.make()).run(30)
+    strategy = case.make()
+    assert all(_repeated(strategy, driver))
+    _assert_raises(JournalError, lambda: strategy.repeat(driver.trace[0]))
+    other = Driver(case, strategy, driver.pending, driver.n_told)
+    driver.trace.clear()
+    assert other.run(20).trace == driver.run(20).trace
+
+
+def check_repeat_elsewhere(case: StrategyCase) -> None:
+    """Where proposals come out otherwise, as on another processor, what was recorded counts and the search goes on.
+
+    Another seed stands for the other processor: no proposal that draws random numbers comes out the same.
+    """
+    driver = Driver(case, case.make()).run(50)
+    strategy = case.make(seed=8)
+    assert not all(_repeated(strategy, driver))
+    assert strategy.recommend() == driver.strategy.recommend()
+    other = Driver(case, strategy, driver.pending, driver.n_told)
+    loaded = case.make(seed=8)
+    loaded.load_state_dict(json.loads(canonical_json(strategy.state_dict())))
+    assert canonical_json(loaded.state_dict()) == canonical_json(strategy.state_dict())
+    other.run(40)
+    for candidate in other.trace:
+        assert candidate.id not in {known.id for known in driver.trace}
+        _check_inside(case, candidate)
+
+
 def check_state_is_guarded(case: StrategyCase) -> None:
     """A state of another seed, a damaged one, and one that cannot be reproduced are refused."""
     strategy = Driver(case, case.make()).run(10).strategy
@@ -229,5 +275,7 @@ STRATEGY_CHECKS: tuple[Callable[[StrategyCase], None], ...] = (
     check_reports_are_json,
     check_seeds,
     check_resume,
+    check_repeat,
+    check_repeat_elsewhere,
     check_state_is_guarded,
 )

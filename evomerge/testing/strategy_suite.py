@@ -163,6 +163,8 @@ class Driver:
         self.pending = list(pending)
         self.n_told = n_told
         self.trace: list[Candidate] = []
+        self.history: list[Candidate | Evaluation] = []
+        """what was asked and told, in order"""
 
     def run(self, n_tells: int) -> "Driver":
         """Goes on until `n_tells` more results were told."""
@@ -170,10 +172,13 @@ class Driver:
             asked = list(self.strategy.ask(4 - len(self.pending)))
             self.trace += asked
             self.pending += asked
+            self.history += asked
             assert self.pending, "a strategy with nothing pending must propose something"
             candidate = self.pending.pop((self.n_told * 3) % len(self.pending))
             failed = int(candidate.id[1:]) % 7 == 0
-            self.strategy.tell([self.case.evaluate(candidate, Status.FAILED if failed else Status.OK)])
+            evaluation = self.case.evaluate(candidate, Status.FAILED if failed else Status.OK)
+            self.strategy.tell([evaluation])
+            self.history.append(evaluation)
             self.n_told += 1
         return self
 

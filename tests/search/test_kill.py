@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -30,10 +31,11 @@ def _start(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def _finish(*arguments: str) -> None:
+def _finish(*arguments: str) -> str:
     process = _start(*arguments)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output.decode()
+    return output.decode()
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +131,29 @@ def test_a_raised_budget_goes_on(config: Path) -> None:
     _finish("search", str(config), "--run-dir", str(run), "--set", "budget.evaluations=20")
     _finish("resume", str(run), "--set", "budget.evaluations=30")
     assert json.loads((run / "summary.json").read_text())["evaluations"] == 30
+
+
+CMA_CONFIG = """
+seed: 5
+strategy: {name: cma_es, population_size: 6}
+evaluation: {kind: synthetic, function: sphere, dimension: 6}
+cluster: {kind: local, workers: 2}
+budget: {evaluations: 60}
+deterministic: true
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="OpenBLAS's kernels are chosen by their x86 names")
+def test_a_run_goes_on_where_the_processor_rounds_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "search.yaml").write_text(CMA_CONFIG)
+    run = tmp_path / "run"
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")
+    _finish("search", str(tmp_path / "search.yaml"), "--run-dir", str(run))
+    before = (run / "journal.jsonl").read_bytes()
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    output = _finish("resume", str(run), "--set", "budget.evaluations=90")
+    assert "come out otherwise here" in output
+    assert (run / "journal.jsonl").read_bytes().startswith(before)
+    counted = Counter(_evaluations(run))
+    assert max(counted.values()) == 1
+    assert sum(split == "search" for _, split in counted) == 90

@@ -13,7 +13,6 @@ from evomerge.core import (
     Evaluation,
     EvaluationError,
     EvaluationRequest,
-    JournalError,
     LostWorker,
     Objective,
     Split,
@@ -68,7 +67,7 @@ class ShufflingPool:
 
 def run(
     folder: Path, pool: ShufflingPool, *, budget: Budget | None = None, deterministic: bool = True, in_flight: int = 4,
-    strategy: str = "nsga2", stop: StopRequest | None = None, baselines: tuple[Baseline, ...] = (), finals: int = 0,
+    strategy: str = "nsga2", seed: int = 4, stop: StopRequest | None = None, baselines: tuple[Baseline, ...] = (), finals: int = 0,
     **options: object,
 ) -> RunState:  # fmt: skip
     folder.mkdir(exist_ok=True)
@@ -78,7 +77,7 @@ def run(
         recorder.record(event("run", version=1, objectives=goals))
     files = FrontFiles(RunDirectory(folder), recorder.state, lambda entry: None)
     loop = SearchLoop(
-        strategy=make_strategy(strategy, dimension=3, objectives=OBJECTIVES, seed=4, **options),
+        strategy=make_strategy(strategy, dimension=3, objectives=OBJECTIVES, seed=seed, **options),
         pool=pool,
         recorder=recorder,
         make_recipe=lambda candidate: None,
@@ -227,21 +226,24 @@ def test_every_prefix_of_the_journal_leads_to_the_same_end(tmp_path: Path) -> No
         assert len(asked_again) + len(done) == len(state.evaluations), "nothing finished was evaluated again"
 
 
-def test_another_seed_does_not_continue_a_journal(tmp_path: Path) -> None:
-    run(tmp_path / "run", ShufflingPool(1))
-    recorder = RunRecorder(RunDirectory(tmp_path / "run"))
-    loop = SearchLoop(
-        strategy=make_strategy("nsga2", dimension=3, objectives=OBJECTIVES, seed=5),
-        pool=ShufflingPool(1),
-        recorder=recorder,
-        make_recipe=lambda candidate: None,
-        baselines=(),
-        budget=Budget(evaluations=50),
-        in_flight=4,
-        deterministic=True,
-    )
-    with pytest.raises(JournalError, match="the strategy proposes"):
-        loop.run()
+@pytest.mark.parametrize("strategy", ["nsga2", "cma_es"])
+def test_proposals_that_come_out_otherwise_are_taken_as_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, strategy: str
+) -> None:
+    """Another seed stands for another processor, whose rounding leads elsewhere in the end."""
+    before = run(tmp_path / "run", ShufflingPool(1), strategy=strategy, baselines=POINTS)
+    recorded = [(entry.id, entry.genome) for entry in before.proposed]
+    pool = ShufflingPool(2)
+    after = run(tmp_path / "run", pool, strategy=strategy, seed=5, baselines=POINTS, budget=Budget(evaluations=60))
+    assert [(entry.id, entry.genome) for entry in after.proposed][: len(recorded)] == recorded
+    assert {request.candidate_id for request in pool.requests}.isdisjoint(name for name, _ in recorded)
+    assert after.n_proposed > len(recorded)
+    (record,) = caplog.records
+    assert f"of the {len(recorded)} recorded proposals" in record.message
+    assert "come out otherwise here" in record.message
+    caplog.clear()
+    run(tmp_path / "run", ShufflingPool(3), strategy=strategy, seed=5, baselines=POINTS, budget=Budget(evaluations=61))
+    assert f"of the {after.n_proposed} recorded" in caplog.text, "a resume of a resumed run says so again"
 
 
 @pytest.mark.parametrize("lost", [True, False])

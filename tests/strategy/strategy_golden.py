@@ -1,13 +1,24 @@
-"""Golden trajectories: the first 20 proposals of every strategy. `python tests/strategy/strategy_golden.py` rewrites the file."""
+"""Golden trajectories: the first 20 proposals of every strategy. `python tests/strategy/strategy_golden.py --write` rewrites the file."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from evomerge.core import Genome, VectorGenome, atomic_write_json
 from evomerge.testing.strategy_suite import Driver, StrategyCase, strategy_cases
 
 GOLDEN = Path(__file__).with_name("strategy_golden.json")
-DIGITS = 6  # proposals differ in the last bits between BLAS builds
+DIGITS = 6
+
+SAME_ROUNDING = {
+    "OPENBLAS_CORETYPE": "Haswell",
+    "NPY_DISABLE_CPU_FEATURES": "AVX512F,AVX512CD,AVX512_SKX,AVX512_CLX,AVX512_CNL,AVX512_ICL,AVX512_SPR",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_CBWR": "COMPATIBLE",
+}
+"""Instructions that every x86 processor of the last ten years has: libraries choose by processor, and round otherwise on another one."""
 
 
 def first_proposals(case: StrategyCase) -> list[list[float]]:
@@ -30,5 +41,17 @@ def read_golden() -> dict[str, list[list[float]]]:
     return json.loads(GOLDEN.read_text())
 
 
+def rounded_alike() -> dict[str, list[list[float]]]:
+    """`first_proposals` of every case by its name, made in a process that rounds as every other machine does."""
+    finished = subprocess.run(
+        [sys.executable, __file__], env=os.environ | SAME_ROUNDING, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout)
+
+
 if __name__ == "__main__":
-    atomic_write_json(GOLDEN, {str(case): first_proposals(case) for case in strategy_cases()})
+    if sys.argv[1:] == ["--write"]:
+        atomic_write_json(GOLDEN, rounded_alike())
+    else:
+        json.dump({str(case): first_proposals(case) for case in strategy_cases()}, sys.stdout)
