@@ -48,6 +48,13 @@ class EngineLayout:
         """The places of `tensor`. Raises KeyError where the engine holds none."""
         return self._regions[tensor]
 
+    def fill(self, tensor_of: Callable[[str], torch.Tensor]) -> None:
+        """Writes checkpoint tensors into their places."""
+        for name, regions in self._regions.items():
+            tensor = tensor_of(name)
+            for region in regions:
+                region.view.copy_(tensor[region.index])
+
 
 @dataclass(slots=True)
 class _Cell:
@@ -253,6 +260,6 @@ def _boxes(shape: Sequence[int], cuts: Sequence[set[int]]) -> list[tuple[slice, 
 def _refused(parameter: str, tensor: str) -> EngineError:
     return EngineError(
         f"engine parameter {parameter!r} does not hold checkpoint tensor {tensor!r} as plain blocks in its own order (it is "
-        "permuted, transposed, quantised or computed); evomerge cannot replace such weights in place. Use the transformers "
-        "engine for this model"
+        "permuted, transposed, quantised or computed); evomerge cannot replace such weights in place. Another engine may hold them plainly "
+        "(engine.kind: transformers or vllm)"
     )

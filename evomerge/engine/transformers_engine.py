@@ -4,8 +4,10 @@ Knows nothing of tasks or merging.
 """
 
 import gc
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from evomerge.engine.checkpoint import CheckpointFolder
 from evomerge.engine.greedy import Decoder, decode_batch
 from evomerge.engine.layout import EngineLayout
 from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
+from evomerge.engine.transformers_layout import live_layout
 from evomerge.engine.usable import Usable
-from evomerge.plan import Region, WeightTarget
+from evomerge.plan import WeightTarget
+from evomerge.plan.model_header import is_derived
 
 _LOAD_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, AttributeError, ImportError)
 """What `from_pretrained` raises for a folder it cannot load."""
@@ -62,12 +66,19 @@ class TransformersEngine:
         folder = Path(model)
         with CheckpointFolder(folder) as checkpoint:
             self._model, tokenizer = _load(folder, dtype, self._device, options or {})
-            self._layout = _live_layout(self._model, checkpoint.shapes)
+            self._layout = live_layout(self._model, checkpoint, self._load_another)
         config = self._model.config.get_text_config()
         self._max_length = _max_length(max_model_len, getattr(config, "max_position_embeddings", None))
         self._vocab_size = int(config.vocab_size)
         self._batch_tokens = batch_tokens or (2048 if self._device.type == "cpu" else 16384)
         self._decoder = Decoder(tokenizer, _end_tokens(self._model, tokenizer))
+
+    def _load_another(self, tensors: Mapping[str, torch.Tensor]) -> Any:
+        """A model like this engine's with other weights, on the CPU."""
+        with _quiet_transformers():
+            return type(self._model).from_pretrained(
+                None, config=self._model.config, state_dict=dict(tensors), dtype=self._model.dtype
+            )
 
     @property
     def max_length(self) -> int:
@@ -167,53 +178,41 @@ class TransformersEngine:
 
 def _load(folder: Path, dtype: str, device: torch.device, options: Mapping[str, Json]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # its report on keys: what matters there is raised below
+    ours = {"dtype": dtype, "local_files_only": True, "output_loading_info": True, "trust_remote_code": False}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, **({"dtype": dtype, "local_files_only": True, "output_loading_info": True} | dict(options))
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with _quiet_transformers():  # its report on keys: what matters there is raised below
+            model, info = AutoModelForCausalLM.from_pretrained(folder, **(ours | dict(options)))
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except _LOAD_ERRORS as error:
         raise EngineError(f"transformers cannot load {folder}: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-    wrong = {kind: sorted(info[kind]) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    keys = {kind: sorted(key for key in info.get(kind, ()) if not is_derived(str(key))) for kind in kinds}
+    wrong = {kind: found for kind, found in keys.items() if found}
     if wrong:
         raise EngineError(f"{folder}: tensors do not fit the architecture in config.json: {wrong}")
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise EngineError(
+            f"{folder}: {type(model).__name__} keeps its state in a cache of its own, which the transformers engine cannot continue; "
+            "use engine.kind: vllm"
+        )
     return model.eval().requires_grad_(False).to(device), tokenizer
 
 
-def _live_layout(model: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> EngineLayout:
-    """Addresses the model's own parameters and buffers by checkpoint names.
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers without progress bars and without reports below errors."""
+    from transformers.utils import logging
 
-    Raises:
-        EngineError: a checkpoint tensor has no parameter of its name and shape.
-    """
-    live = model.state_dict(keep_vars=True)
-    regions: dict[str, list[Region]] = {}
-    ignored = []
-    # Tied weights have several names; the one that comes first in the model stands for all that the checkpoint stores.
-    first_name = {value.data_ptr(): name for name, value in reversed(list(model.named_parameters()))}
-    for name, shape in shapes.items():
-        value = live.get(name)
-        if value is None or tuple(value.shape) != shape or not value.is_floating_point():
-            found = "none" if value is None else f"{tuple(value.shape)} of {value.dtype}"
-            raise EngineError(
-                f"transformers engine: checkpoint tensor {name!r} {shape} has no parameter of its own in "
-                f"{type(model).__name__} (found: {found}); fused or quantised models need another engine"
-            )
-        stands_for = first_name.get(value.data_ptr(), name)
-        if stands_for != name and stands_for in shapes:
-            ignored.append(name)
-            continue
-        regions[name] = [Region(tuple(slice(0, size) for size in shape), value.data)]
-    return EngineLayout(regions, ignored)
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _max_length(asked: int | None, limit: int | None) -> int:

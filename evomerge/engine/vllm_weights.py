@@ -60,10 +60,7 @@ class ModelWeights:
         load: Any = model.load_weights
         with torch.no_grad():
             self._layout = discover_layout(live, checkpoint.shapes, load, whole=whole)
-            for name in self._layout.names():
-                tensor = checkpoint.tensor(name)
-                for region in self._layout.regions(name):
-                    region.view.copy_(tensor[region.index])
+            self._layout.fill(checkpoint.tensor)
         for name, value in live.items():
             if not torch.equal(_sample(value).nan_to_num(), before[name].nan_to_num()):
                 raise EngineError(

@@ -1,0 +1,123 @@
+"""Models that transformers renames or fuses while it loads: their weights are replaced in place like those of any other."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_live_equals_export import RECIPES, assert_holds, exported
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from evomerge.core import EngineError
+from evomerge.engine import GenerateRequest, LogLikelihoodRequest
+from evomerge.engine.transformers_engine import TransformersEngine
+from evomerge.plan import make_plan, read_model_header
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights import Merger, WeightPool
+
+SMALL = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+KINDS = {
+    "gpt_neox": {},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 64},
+    "mixtral": {"num_local_experts": 3},
+    "qwen2_moe": MOE | {"shared_expert_intermediate_size": 24},
+    "qwen3_moe": MOE | {"head_dim": 8},
+    "deepseek_v3": {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
+        "v_head_dim": 8, "head_dim": 4, "num_key_value_heads": 4,
+    },
+    "gemma3": {
+        "text_config": SMALL | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
+        "vision_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                          "image_size": 28, "patch_size": 14},
+        "mm_tokens_per_image": 1,
+    },
+}  # fmt: skip
+"""model type -> settings beside `SMALL`"""
+
+
+def written(folder: Path, kind: str, seed: int, dtype: torch.dtype) -> str:
+    """A checkpoint as transformers writes it, with random weights that all matter."""
+    own = KINDS[kind]
+    config = AutoConfig.for_model(kind, **(own if "text_config" in own else SMALL | own))
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.2 * torch.randn_like(value))
+    write_tiny_llama(folder, seed=0)  # for its tokenizer
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def log_likelihoods(engine):
+    requests = [LogLikelihoodRequest((5, 6, 7), (8, 9)), LogLikelihoodRequest((20,), (21,))]
+    return [answer.log_probability for answer in engine.loglikelihood(requests)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_in_place_equal_the_export(kind, dtype, tmp_path):
+    folders = [written(tmp_path / name, kind, seed, dtype) for seed, name in enumerate("abc")]
+    headers = {folder: read_model_header(folder) for folder in folders}
+    name = str(dtype).removeprefix("torch.")
+    engine = TransformersEngine(folders[0], dtype=name)
+    plain = AutoModelForCausalLM.from_pretrained(folders[0], dtype=dtype).eval()
+    tokens = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        logits = plain(tokens).logits[0].float().log_softmax(-1)
+    assert log_likelihoods(engine)[0] == pytest.approx(
+        float(logits[2, 8] + logits[3, 9]), abs=1e-4 if name == "float32" else 0.2
+    )
+    assert_holds(engine, load_file(Path(folders[0]) / "model.safetensors"))
+    recipe = RECIPES["ties"](*folders)
+    plan = make_plan(recipe, headers)
+    engine.update(lambda target: Merger(WeightPool(headers)).write(plan, target))
+    assert_holds(engine, exported(recipe, tmp_path / "merged"))
+    fresh = TransformersEngine(tmp_path / "merged", dtype=name)
+    assert log_likelihoods(engine) == log_likelihoods(fresh)
+    requests = [GenerateRequest((5, 6, 7), 6), GenerateRequest((9, 10), 6)]
+    assert engine.generate(requests) == fresh.generate(requests)
+
+
+def test_a_loader_that_rearranges_is_refused_before_anything_is_served(tmp_path, monkeypatch):
+    """As transformers does for some models: rows of the queries are permuted for its rotary embedding."""
+    folder = written(tmp_path / "a", "mixtral", 0, torch.float32)
+    load = TransformersEngine._load_another
+
+    def permuting(self, tensors):
+        return load(self, {name: tensor.flip(0) if "q_proj" in name else tensor for name, tensor in tensors.items()})
+
+    monkeypatch.setattr(TransformersEngine, "_load_another", permuting)
+    with pytest.raises(EngineError, match=r"q_proj\.weight' as plain blocks.*engine\.kind"):
+        TransformersEngine(folder)
+
+
+def test_a_model_with_a_state_of_its_own_is_refused(tmp_path):
+    folder = tmp_path / "mamba"
+    write_tiny_llama(folder, seed=0)
+    (folder / "model.safetensors").unlink()
+    config = AutoConfig.for_model("mamba", vocab_size=128, hidden_size=32, num_hidden_layers=2, state_size=4)
+    model = AutoModelForCausalLM.from_config(config)
+    assert "past_key_values" not in inspect.signature(model.forward).parameters
+    model.save_pretrained(folder)
+    with pytest.raises(EngineError, match=r"MambaForCausalLM.*a cache of its own.*vllm"):
+        TransformersEngine(folder, max_model_len=64)
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.attn.masked_bias"])
+def test_masks_of_old_checkpoints_are_left_out(tmp_path, name):
+    from safetensors.torch import save_file
+
+    folder = write_tiny_llama(tmp_path / "a", seed=0)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {name: torch.ones(4)}, folder / "model.safetensors", {"format": "pt"})
+    assert_holds(TransformersEngine(folder), tensors)
