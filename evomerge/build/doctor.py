@@ -107,6 +107,8 @@ def _torch() -> Iterator[Finding]:
     )  # fmt: skip
     for index, device in enumerate(devices):
         yield Finding(f"gpu {index}", Grade.GOOD, f"{device.name}, {device.total_memory / 1e9:.0f} GB")
+    if devices:
+        yield _merging()
     if not devices:
         yield Finding("gpu", Grade.GOOD if torch.version.cuda is None else Grade.NOTE, "none; engines run on the CPU")
     if torch.version.cuda is None:
@@ -116,6 +118,16 @@ def _torch() -> Iterator[Finding]:
                     package, Grade.BAD, f"{_version(package)}, not a CPU build, beside a CPU build of torch",
                     f"transformers cannot be imported so: uninstall {package}; nothing here needs it",
                 )  # fmt: skip
+
+
+def _merging() -> Finding:
+    """Where candidates for a GPU's engine are merged."""
+    from evomerge.weights.triton import missing
+
+    lacking = missing()
+    if lacking is None:
+        return Finding("merging", Grade.GOOD, "on the GPU, where the sources fit beside the engine")
+    return Finding("merging", Grade.NOTE, "on the CPU, and copied to the GPU", lacking)
 
 
 def _engine() -> Iterator[Finding]:

@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_needs(folder, monkeypatch, method, engine, cluster, n_slots, engine_share, n_sources, gpus):
-    monkeypatch.setattr("evomerge.weights.triton.find_spec", lambda name: name)  # as where triton is installed
+    monkeypatch.setattr("evomerge.weights.triton.missing", lambda: None)  # as where triton can be used
     settings = {
         "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
         "method": method,
@@ -60,7 +60,7 @@ def test_needs(folder, monkeypatch, method, engine, cluster, n_slots, engine_sha
 @pytest.mark.parametrize("method", RANKED_METHODS)
 def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
     """Two bytes for every element of the two experts; the base has none."""
-    monkeypatch.setattr("evomerge.weights.triton.find_spec", lambda name: name)
+    monkeypatch.setattr("evomerge.weights.triton.missing", lambda: None)
     write_toy_task(folder / "toy.yaml", n_items=4)
     problem = make_problem(
         parse_config(
@@ -102,8 +102,11 @@ def test_the_methods_that_keep_ranks_are_those_that_prune_by_rank():
     assert tuple(ranked) == RANKED_METHODS
 
 
-def test_without_triton_sources_stay_in_the_cpus_memory(folder, monkeypatch):
-    monkeypatch.setattr("evomerge.weights.triton.find_spec", lambda name: None)
+@pytest.mark.parametrize("without", ["triton", "compiler"])
+def test_without_kernels_sources_stay_in_the_cpus_memory(folder, monkeypatch, without):
+    monkeypatch.setattr("evomerge.weights.triton.find_spec", lambda name: None if without == "triton" else name)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("CC", "no-such-compiler")
     settings = {
         "models": {"experts": {"a": "a", "b": "b"}},
         "method": "linear",

@@ -77,6 +77,35 @@ def cases(draw, method, edges=(1024, 3072)):
     return MergePlan((step,), 0, 0, out, "float32", draw(st.integers(0, 5))), WeightPool.holding(tensors)
 
 
+def fixed_case(method, n_sources, *, rescale=False, shape=(300, 1000), dtype=torch.bfloat16):
+    """A plan of one tensor in bfloat16 with the same values each time, and a pool of what it reads.
+
+    Args:
+        method: a method.
+        n_sources: at most so many sources.
+        rescale: restore norms, where the method knows that.
+        shape: of the tensor.
+        dtype: of base and sources.
+    """
+    spec = method_spec(method)
+    generator = torch.Generator().manual_seed(n_sources)
+    base = torch.randn(shape, generator=generator)
+    names = [f"m{i}" for i in range(min(n_sources, spec.max_sources or n_sources))]
+    tensors = {(name, "w"): (base + 0.1 * torch.randn(shape, generator=generator)).to(dtype) for name in names}
+    tensors["base", "w"] = base.to(dtype)
+    own = {"density": 0.45, "epsilon": 0.2, "gamma": 0.05, "scale": 0.9}
+    usual = {"lambda": 0.9, "normalize": True, "rescale": rescale, "shift": False, "t": 0.3}
+    scopes = {scope: [p.name for p in spec.parameters if p.scope is scope] for scope in Scope}
+    inputs = tuple(
+        TensorInput(name, "w", {p: own.get(p, 0.7 - 0.1 * number) for p in scopes[Scope.MODEL]})
+        for number, name in enumerate(names)
+    )
+    shared = {name: usual[name] for name in scopes[Scope.GLOBAL]}
+    base_entry = None if spec.base is BaseRole.SOURCE else TensorInput("base", "w", {})
+    step = TensorStep("w", shape, method, inputs, base_entry, shared)
+    return MergePlan((step,), 0, 0, "bfloat16", "float32", 3), WeightPool.holding(tensors)
+
+
 def close(fused, plain, plan):
     """Equal to the last bit, or to the last unit where sums are made in another order."""
     step = plan.steps[0]
@@ -87,12 +116,12 @@ def close(fused, plain, plan):
 
 
 class Views:
-    """A target that holds tensors as stretches of flat memory: each is cut in two at `cut` and starts at `offset`."""
+    """A target that holds tensors as stretches of flat memory on `device`: each is cut in two at `cut` and starts at `offset`."""
 
-    def __init__(self, plan, dtype, *, cut=0.0, offset=0):
+    def __init__(self, plan, dtype, *, cut=0.0, offset=0, device="cpu"):
         self.shapes = {step.output: step.shape for step in plan.steps}
         self.memory = {
-            name: torch.full((math.prod(shape) + 2 * offset,), torch.nan, dtype=dtype)
+            name: torch.full((math.prod(shape) + 2 * offset,), torch.nan, dtype=dtype, device=device)
             for name, shape in self.shapes.items()
         }
         self._cut, self._offset = cut, offset

@@ -30,8 +30,8 @@ from evomerge.core import CheckpointError
 from evomerge.plan import MergePlan, Piece, Region, TensorInput, TensorStep
 from evomerge.weights import Merger, WeightPool, gpu_methods
 from evomerge.weights.philox import keep_mask, mask_key, random_halves
-from evomerge.weights.triton import kernels, pruning
-from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch
+from evomerge.weights.triton import kernels, missing, pruning
+from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch, obstacle
 from evomerge.weights.triton.kernels import BLOCK, CHUNK_BLOCKS
 from evomerge.weights.triton.resident import ResidentSources
 from evomerge.weights.triton.tables import chunks_of
@@ -305,6 +305,48 @@ def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch, kno
         merger.write(plan, target)
     assert torch.equal(target.tensor("a"), next(Merger(pool).tensors(plan))[1])
     assert caplog.text.count("gpu_memory_utilization") == 1
+
+
+@pytest.mark.parametrize("compiler", [None, "/bin/false", "/no/such/compiler"])
+def test_a_build_that_fails_leaves_the_merge_to_the_cpu(caplog, monkeypatch, tmp_path, compiler):
+    """triton's own build, as before its first launch on a GPU: no compiler, one that fails (as without Python's headers), one not there."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    if compiler is None:
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.setenv("PATH", "")
+    else:
+        monkeypatch.setenv("CC", compiler)
+
+    def launch(kernel, n_programs):
+        triton.runtime.build.compile_module_from_src("int x;", "evomerge_test")
+
+    monkeypatch.setattr("evomerge.weights.triton.batch._kernel", launch)
+    plan, pool = ties_plan(("a",)), two_tensors()
+    target, merger = Views(plan, torch.bfloat16), Merger(pool)
+    with caplog.at_level(logging.WARNING):
+        merger.write(plan, target)
+        merger.write(plan, target)
+    assert torch.equal(target.tensor("a"), next(Merger(pool).tensors(plan))[1])
+    assert caplog.text.count("merging on the CPU and copying to cpu: triton's kernels do not run there") == 1
+
+
+def test_kernels_without_effect_are_noticed(monkeypatch):
+    monkeypatch.setattr("evomerge.weights.triton.batch._kernel", lambda kernel, n_programs: lambda *arguments: None)
+    assert "to no effect" in obstacle(torch.device("cpu"))
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setenv("CC", sys.executable)
+    assert missing() is None
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert "C compiler" in missing()
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    assert "C compiler" in missing()
+    assert gpu_methods() == ()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert missing() is None
 
 
 def no_memory(*_, **__):

@@ -6,13 +6,15 @@ come from there; knows nothing of methods.
 
 import logging
 import math
+import subprocess
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from triton.errors import TritonError
 
 from evomerge.plan import TensorStep
 from evomerge.weights.blocks import OVERFLOW_BITS
@@ -20,7 +22,7 @@ from evomerge.weights.fused.batch import TINY_SUM, Destination, Part, parts_of
 from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.pool import WeightPool
-from evomerge.weights.triton.kernels import BLOCK, N_WARPS, merge_chunks, pruned_l1_chunks
+from evomerge.weights.triton.kernels import BLOCK, N_WARPS, answer_one, merge_chunks, pruned_l1_chunks
 from evomerge.weights.triton.resident import Item, ResidentSources
 from evomerge.weights.triton.tables import Tables, Variant, chunks_of, tables_of, variant_of
 
@@ -88,7 +90,7 @@ class TritonBatch:
         variants: dict[Variant, list[int]] = {}
         for index, part in enumerate(parts):
             variants.setdefault(variant_of(part, self._resident), []).append(index)
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+        with _on(self.device):
             launched = [
                 (numbers, variant, *self._launch([parts[index] for index in numbers], variant))
                 for variant, numbers in variants.items()
@@ -156,6 +158,32 @@ class TritonBatch:
 
     def _on_device(self, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(tables.integers).to(self.device), torch.from_numpy(tables.floats).to(self.device)
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why kernels cannot run on `device`, found by running one; None where they can.
+
+    triton builds what starts kernels, and compiles them, at the first launch. Without C compiler, headers of Python, a folder for its cache
+    or support of this GPU it would fail there, in the middle of a search.
+    """
+    try:
+        with _on(device):
+            answer = torch.tensor([0], dtype=torch.int32, device=device)
+            _kernel(answer_one, 1)(answer)
+            if answer.item() == 1:
+                return None
+    except _LAUNCH_ERRORS as error:
+        return f"triton's kernels do not run there: {type(error).__name__}: {error}"
+    return "triton's kernels run there, but to no effect"
+
+
+_LAUNCH_ERRORS = (AssertionError, ImportError, OSError, RuntimeError, subprocess.SubprocessError, TritonError)
+"""what triton raises where it cannot build, compile or launch"""
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """What makes `device` the one that kernels are launched on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 # a product and a sum fused into one rounding would not be what the CPU computes

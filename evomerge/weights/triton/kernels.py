@@ -320,3 +320,9 @@ def pruned_l1_chunks(
             value = pruned(value, whole[k], real[k], keys, start, lanes, MODE, False, True, BLOCK)
             total = total + tl.abs(value).to(tl.float64)
         tl.store(norms + chunk * K + k, tl.sum(total, axis=0))
+
+
+@triton.jit
+def answer_one(answer):
+    """Writes 1 into `answer`, (1,) int32: whether kernels run at all."""
+    tl.store(answer, 1)

@@ -1,0 +1,118 @@
+"""On a GPU, its kernels store the bits that the CPU's kernels store: `pytest -m gpu` where there is one.
+
+What needs no GPU is in `test_triton_kernels.py`.
+"""
+
+import logging
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed (requirements/gpu.txt has it)")
+if os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available():
+    pytest.skip("needs a CUDA GPU, and no TRITON_INTERPRET=1", allow_module_level=True)
+
+from fused_cases import Views, close, fixed_case
+
+from evomerge.plan import TensorInput
+from evomerge.weights import Merger, WeightPool, gpu_methods
+from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch, obstacle
+from evomerge.weights.triton.kernels import BLOCK, CHUNK_BLOCKS
+from evomerge.weights.triton.resident import ResidentSources
+
+pytestmark = pytest.mark.gpu
+
+GPU = torch.device("cuda")
+
+CASES = [(method, 3) for method in gpu_methods()] + [(name, MAX_INPUTS) for name in ("linear", "ties", "della")]
+
+
+def written(plan, pool, monkeypatch, dtype=torch.bfloat16, **options):
+    """What the GPU writes for `plan`, on the CPU; fails where the CPU has merged."""
+    monkeypatch.setattr("evomerge.weights.fused.batch.FusedBatch.run", None)
+    target = Views(plan, dtype, device=GPU, **options)
+    Merger(pool).write(plan, target)
+    assert target.untouched()
+    return target.tensor("w").cpu()
+
+
+def expected(plan, pool):
+    return next(Merger(pool).tensors(plan))[1]
+
+
+def test_kernels_run_here():
+    assert obstacle(GPU) is None
+
+
+@pytest.mark.parametrize(("method", "n_sources"), CASES)
+def test_same_bits_as_the_cpu(method, n_sources, monkeypatch):
+    plan, pool = fixed_case(method, n_sources)
+    whole = expected(plan, pool)
+    assert torch.equal(written(plan, pool, monkeypatch, cut=0.4, offset=1), whole)
+    assert torch.equal(written(plan, pool, monkeypatch, offset=8), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "della"])
+def test_any_dtype_of_the_models(method, dtype, monkeypatch):
+    plan, pool = fixed_case(method, 3, dtype=dtype)
+    whole = expected(plan, pool)
+    assert torch.equal(written(plan, pool, monkeypatch, torch.float32), whole.float())
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "breadcrumbs"])
+def test_norms_are_restored(method, monkeypatch):
+    plan, pool = fixed_case(method, 3, rescale=True)
+    whole = expected(plan, pool)
+    assert close(written(plan, pool, monkeypatch), whole, plan)  # the norms' sums are made in another order
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "della_linear", "ties"])
+def test_tensors_of_many_chunks(method, monkeypatch):
+    plan, pool = fixed_case(method, 2, shape=(40, 3 * BLOCK * CHUNK_BLOCKS // 8 + 5))
+    whole = expected(plan, pool)
+    assert torch.equal(written(plan, pool, monkeypatch), whole)
+
+
+def test_what_an_engine_still_computes_sees_the_old_weights():
+    """In a stream of its own, as vLLM's; what starts after the write sees the new ones."""
+    plan, pool = fixed_case("linear", 3)
+    target, merger = Views(plan, torch.bfloat16, device=GPU), Merger(pool)
+    merger.write(plan, target)  # compiles
+    weights = target.tensor("w")
+    weights.zero_()
+    torch.cuda.synchronize()
+    before, after = torch.empty_like(weights), torch.empty_like(weights)
+    engine = torch.cuda.Stream()
+    with torch.cuda.stream(engine):
+        torch.cuda._sleep(1_000_000_000)  # half a second
+        before.copy_(weights)
+    merger.write(plan, target)
+    with torch.cuda.stream(engine):
+        after.copy_(weights)
+    torch.cuda.synchronize()
+    assert not before.any()
+    assert torch.equal(after.cpu(), expected(plan, pool))
+
+
+def test_dropped_copies_are_free_again():
+    n_bytes = 256 << 20
+    resident = ResidentSources(WeightPool.holding({("m", "w"): torch.zeros(n_bytes // 2, dtype=torch.bfloat16)}), GPU)
+    torch.cuda.empty_cache()
+    before = torch.cuda.mem_get_info()[0]
+    assert resident.hold([TensorInput("m", "w", {})])
+    assert torch.cuda.mem_get_info()[0] <= before - n_bytes
+    resident.drop()
+    assert torch.cuda.mem_get_info()[0] > before - n_bytes
+
+
+def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch):
+    monkeypatch.setattr("evomerge.weights.triton.resident.SPARE_BYTES", 1 << 50)
+    monkeypatch.setattr(TritonBatch, "run", None)
+    plan, pool = fixed_case("della", 3)
+    target = Views(plan, torch.bfloat16, device=GPU)
+    with caplog.at_level(logging.WARNING):
+        Merger(pool).write(plan, target)
+    assert torch.equal(target.tensor("w").cpu(), expected(plan, pool))
+    assert "gpu_memory_utilization" in caplog.text
