@@ -2,6 +2,7 @@
 
 from evomerge.build.problem import Problem
 from evomerge.build.strategies import chosen_strategy
+from evomerge.build.tasks import task_specs
 from evomerge.space import Parameter
 
 
@@ -13,6 +14,11 @@ def describe(problem: Problem) -> list[str]:
         f"strategy    {choice.name}{why}, seed {config.seed}, budget {config.budget.model_dump(exclude_none=True)}"
     ]
     lines.append(f"objectives  {', '.join(f'{item.name} ({item.direction.value})' for item in problem.objectives)}")
+    lines += [
+        f"group       {spec.name}: mean of {len(spec.members)} tasks, {'by size' if spec.weight_by_size else 'each the same'}"
+        for spec in task_specs(config)
+        if spec.members
+    ]
     lines += _describe_space(problem)
     if problem.template is not None:
         header = next(iter(problem.headers.values()))

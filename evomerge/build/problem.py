@@ -7,11 +7,12 @@ from pathlib import Path
 
 from evomerge.build.crossings import Crossings, crosses_models, seed_template
 from evomerge.build.stacking import stack_template
-from evomerge.build.tasks import checked_task_names, lower_is_better
+from evomerge.build.tasks import checked_task_names, task_specs
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
 from evomerge.evaluation.task_files import is_task_file
+from evomerge.evaluation.task_metrics import lower_is_better
 from evomerge.plan import TEMPLATE_FILE, ModelHeader, chat_template_of, make_plan, read_models
 from evomerge.recipe import (
     AXES,
@@ -272,10 +273,11 @@ def _check_directions(problem: Problem) -> None:
         return
     chosen = {item.name for item in problem.config.objectives if item.direction is not None}
     optimised = {item.name for item in problem.objectives}
-    for name, task in zip(problem.task_names, problem.config.tasks, strict=True):
-        if name in optimised - chosen and lower_is_better(task):
+    for name, spec in zip(problem.task_names, task_specs(problem.config), strict=True):
+        lower = lower_is_better(spec)
+        if name in optimised - chosen and lower:
             raise ConfigError(
-                f"objectives: of the metric of task {name!r} lower is better ({task.task}: higher_is_better: false), and scores are maximised "
+                f"objectives: of the metric of task {name!r} lower is better ({spec.task}: higher_is_better: false), and scores are maximised "
                 f"unless told otherwise; list the objectives, this one as {{name: {name}, direction: minimize}}"
             )
 

@@ -18,6 +18,7 @@ from evomerge.build.pools import worker_pool
 from evomerge.build.problem import Problem, make_problem
 from evomerge.build.signals import signals
 from evomerge.build.strategies import chosen_strategy, strategy_for
+from evomerge.build.tasks import task_specs
 from evomerge.build.versions import checkout, package_versions
 from evomerge.config import SearchConfig
 from evomerge.core import Candidate, ConfigError, EvaluationError, FilePath, Json, atomic_write_json, atomic_write_text
@@ -228,7 +229,7 @@ def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> dict[str,
         "versions": package_versions(),
         "checkout": checkout(),
         "models": {path: model_fingerprint(header) for path, header in problem.headers.items()},
-        "tasks": {item.task: task_fingerprint(item.task) for item in problem.config.tasks},
+        "tasks": {spec.task: task_fingerprint(spec) for spec in task_specs(problem.config)},
         "space": {
             "fingerprint": problem.space.fingerprint,
             "parameters": [[item.name, item.low, item.high] for item in problem.space.parameters],

@@ -1,35 +1,22 @@
 """The tasks of a configuration: their names, and whether they have the items that a search needs. Loads no data."""
 
-from pathlib import Path
+from dataclasses import replace
 
 from evomerge.config import SearchConfig, SyntheticConfig, TaskConfig
-from evomerge.core import EvomergeError, Split
+from evomerge.core import EvaluationError, EvomergeError, Split
 from evomerge.evaluation import PromptFormat, TaskSpec
-from evomerge.evaluation.task_files import check_task, is_task_file, read_task_file, task_name
+from evomerge.evaluation.task_files import check_task, is_task_file, task_name
+from evomerge.evaluation.task_groups import find_group
+from evomerge.evaluation.task_metrics import check_metric
 
 
 def task_specs(config: SearchConfig) -> list[TaskSpec]:
-    """The tasks as the evaluator takes them.
+    """The tasks and groups as the evaluator takes them: what has no score of its own (a tag) as the tasks it stands for.
 
     Raises:
-        EvaluationError: one part of a data set is to serve as several splits.
+        EvaluationError: one part of a data set is to serve as several splits, or a group cannot be used.
     """
-    if isinstance(config.evaluation, SyntheticConfig):
-        return []
-    wanted = config.evaluation
-    prompt = PromptFormat(wanted.apply_chat_template, wanted.system_instruction, wanted.fewshot_as_multiturn)
-    return [
-        TaskSpec(
-            task=item.task,
-            name=item.name,
-            metric=item.metric,
-            splits={Split(ours): theirs for ours, theirs in item.splits.items()},
-            limit=item.limit,
-            num_fewshot=item.num_fewshot,
-            prompt=prompt,
-        )
-        for item in config.tasks
-    ]
+    return [spec for item in config.tasks for spec in _specs(config, item)]
 
 
 def needed_splits(config: SearchConfig) -> tuple[Split, ...]:
@@ -37,37 +24,67 @@ def needed_splits(config: SearchConfig) -> tuple[Split, ...]:
     return tuple(Split) if config.finals.finalists else (Split.SEARCH,)
 
 
-def lower_is_better(task: TaskConfig) -> bool:
-    """Whether a local task file says so of the metric that is scored; False where it says nothing, and for tasks of lm-eval's own.
-
-    Raises:
-        EvaluationError: the file cannot be read.
-    """
-    if not is_task_file(task.task):
-        return False
-    rows = read_task_file(Path(task.task), functions_as_text=True).get("metric_list") or []
-    rows = [row for row in rows if isinstance(row, dict)]
-    if task.metric is not None:
-        rows = [row for row in rows if row.get("metric") == task.metric.partition(",")[0]]
-    means = [row for row in rows if row.get("aggregation", "mean") == "mean"]
-    return (means or rows or [{}])[0].get("higher_is_better") is False
-
-
 def checked_task_names(config: SearchConfig) -> tuple[tuple[str, ...], list[str]]:
     """The names of the scores, and everything that is wrong with the tasks as far as it can be told without loading them."""
     names: list[str] = []
     errors: list[str] = []
-    try:
-        specs = task_specs(config)
-    except EvomergeError as error:
-        return (), [str(error)]
-    for spec in specs:
+    for item in config.tasks:
         try:
-            check_task(spec, needed_splits(config))
-            names.append(spec.name or task_name(spec.task))
+            for spec in _specs(config, item):
+                check_task(spec, needed_splits(config))
+                check_metric(spec)
+                names.append(spec.name or task_name(spec.task))
         except EvomergeError as error:
             errors.append(str(error))
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         errors.append(f"tasks: {', '.join(twice)} stands twice; give each a name of its own")
     return tuple(names), errors
+
+
+def _specs(config: SearchConfig, item: TaskConfig) -> list[TaskSpec]:
+    wanted = config.evaluation
+    if isinstance(wanted, SyntheticConfig):
+        return []
+    spec = TaskSpec(
+        task=item.task,
+        name=item.name,
+        metric=item.metric,
+        splits={Split(ours): theirs for ours, theirs in item.splits.items()},
+        limit=item.limit,
+        num_fewshot=item.num_fewshot,
+        prompt=PromptFormat(wanted.apply_chat_template, wanted.system_instruction, wanted.fewshot_as_multiturn),
+    )
+    group = find_group(item.task)
+    if group is None:
+        return [spec]
+    members = tuple(
+        replace(
+            spec,
+            task=member.task,
+            name=None,
+            num_fewshot=member.num_fewshot if item.num_fewshot is None else item.num_fewshot,
+        )
+        for member in group.members
+    )
+    _check_public(item, members)
+    if not group.scores:
+        if item.name is not None:
+            raise EvaluationError(
+                f"task {item.task!r} stands for {len(members)} tasks and has no score of its own, so it cannot be called {item.name!r}; "
+                "leave the name out, or write a group file with aggregate_metric_list"
+            )
+        return list(members)
+    metric, by_size = group.score(item.metric)
+    members = tuple(replace(member, metric=metric) for member in members)
+    return [replace(spec, name=item.name or group.name, members=members, weight_by_size=by_size)]
+
+
+def _check_public(item: TaskConfig, members: tuple[TaskSpec, ...]) -> None:
+    """Raises EvaluationError where a group file would have a public benchmark's test split searched on."""
+    public = [member.task for member in members if not is_task_file(member.task)]
+    if public and item.splits.get("search") == "test" and not item.search_on_test:
+        raise EvaluationError(
+            f"task {item.task!r}: splits.search is the test split of the public benchmark {public[0]!r}; search on another, or say "
+            "search_on_test: true"
+        )

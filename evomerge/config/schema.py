@@ -168,7 +168,7 @@ class SpaceConfig(_Strict):
 
 
 class TaskConfig(_Strict):
-    """One task. In YAML the path of a task file or a name known to lm-eval will do."""
+    """One task, or a group of tasks with one score (docs/tasks.md). In YAML the path of its file or a name known to lm-eval will do."""
 
     task: str
     name: str | None = None
@@ -201,7 +201,7 @@ class ObjectiveConfig(_Strict):
     name: str
     """a task's name or cost.<key>, e.g. cost.generated_tokens or cost.layers"""
     direction: Literal["maximize", "minimize"] | None = None
-    """default: minimize for costs, maximize for tasks; a task file whose metric says `higher_is_better: false` needs one"""
+    """default: minimize for costs, maximize for tasks; a task of whose metric lower is better needs one"""
     reference: float | None = None
     """the worst score that still counts in the hypervolume; default 0 for a task that is maximised, else the worst baseline"""
 

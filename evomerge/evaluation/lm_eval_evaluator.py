@@ -22,6 +22,7 @@ from evomerge.core import (
     canonical_json,
 )
 from evomerge.engine import Engine, RemoteWrite
+from evomerge.evaluation.grouped_task import GroupedItems, GroupedTask
 from evomerge.evaluation.loaded_task import LoadedTask, load_task
 from evomerge.evaluation.sandbox import SandboxedItems, SandboxedTask
 from evomerge.evaluation.task_items import TaskItems
@@ -70,13 +71,20 @@ class LmEvalEvaluator:
         self._fit = fit
         self._engine, self._merger, self._headers = engine, merger, headers
         loaded_tokenizer = _load_tokenizer(tokenizer)
-        self._tasks: dict[str, LoadedTask | SandboxedTask] = {}
-        for spec in tasks:
-            task: LoadedTask | SandboxedTask
+
+        def load(spec: TaskSpec) -> LoadedTask | SandboxedTask:
             if trust_code and runs_code(spec.task):
-                task = SandboxedTask(spec, tokenizer, timeout_s=code_timeout_s)
+                return SandboxedTask(spec, tokenizer, timeout_s=code_timeout_s)
+            return load_task(spec, loaded_tokenizer)
+
+        self._tasks: dict[str, LoadedTask | SandboxedTask | GroupedTask] = {}
+        for spec in tasks:
+            task: LoadedTask | SandboxedTask | GroupedTask
+            if spec.members:
+                members = [load(member) for member in spec.members]
+                task = GroupedTask(spec.name or spec.task, members, weight_by_size=spec.weight_by_size)
             else:
-                task = load_task(spec, loaded_tokenizer)
+                task = load(spec)
             if task.name in self._tasks:
                 raise EvaluationError(f"two tasks are called {task.name!r}; give each a name of its own")
             for items in task.splits.values():
@@ -187,14 +195,14 @@ class LmEvalEvaluator:
                 self._engine.update(lambda target: self._merger.write(plan, target))
         self._in_engine, self._size = key, size
 
-    def items(self, split: Split) -> Mapping[str, TaskItems | SandboxedItems]:
+    def items(self, split: Split) -> Mapping[str, TaskItems | SandboxedItems | GroupedItems]:
         """Task name -> its items of `split`, in the order of `item_scores`."""
         return {name: task.items(split) for name, task in self._tasks.items()}
 
     def close(self) -> None:
         """Closes the engine and the sandboxes."""
         for task in self._tasks.values():
-            if isinstance(task, SandboxedTask):
+            if isinstance(task, SandboxedTask | GroupedTask):
                 task.close()
         self._engine.close()
 

@@ -2,11 +2,12 @@
 
 import hashlib
 import importlib.util
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evomerge.core import EvaluationError, Split, did_you_mean, load_yaml
 from evomerge.evaluation.task_spec import TaskSpec
@@ -19,18 +20,42 @@ def is_task_file(task: str) -> bool:
 
 _NAME_LINE = re.compile(r"""^["']?(task|group)["']?:[ \t]*["']?([\w.:+/()-]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
 
+_TAG_LINES = re.compile(r"""^["']?tag["']?:(.*(?:\n[ \t]*-.*)*)""", re.MULTILINE)
+
+_NAME = re.compile(r"[\w.:+/()-]{2,}")
+
+_SUFFIXES = ("", ".yaml", ".yml")
+"""of lm-eval's task files; without one, of what they include"""
+
 _FUNCTION_TAG = re.compile(r"!function\s+([\w./-]+)")
+
+
+def is_group(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings of a YAML file are a group's; a task of old files may name the groups it belongs to."""
+    return "group" in settings and "dataset_path" not in settings
 
 
 def read_task_file(path: Path, *, functions_as_text: bool = False) -> dict[str, Any]:
     """The settings of an lm-eval task file.
+
+    Raises:
+        EvaluationError: as `read_settings`, or a group.
+    """
+    settings = read_settings(path, functions_as_text=functions_as_text)
+    if is_group(settings):
+        raise EvaluationError(f"{path}: is a group of tasks, not a task")
+    return settings
+
+
+def read_settings(path: Path, *, functions_as_text: bool = False) -> dict[str, Any]:
+    """The settings of an lm-eval task file or group file.
 
     Args:
         path: the file.
         functions_as_text: read `!function module.name` as that text instead of refusing it; nothing is run either way.
 
     Raises:
-        EvaluationError: no such file, not YAML, not a mapping, or a tag that runs code.
+        EvaluationError: no such file, not YAML, not a mapping that names a task or group, or a tag that runs code.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -45,7 +70,7 @@ def read_task_file(path: Path, *, functions_as_text: bool = False) -> dict[str, 
             f"{path}: {found.group()} runs Python code; set evaluation.trust_task_code: true if you trust this file"
         )
     settings = load_yaml(text, str(path), EvaluationError)
-    if not isinstance(settings, dict) or not isinstance(settings.get("task"), str):
+    if not isinstance(settings, dict) or not (is_group(settings) or isinstance(settings.get("task"), str)):
         raise EvaluationError(f"{path}: not an lm-eval task file: it needs a mapping with the key 'task'")
     return settings
 
@@ -79,7 +104,7 @@ def data_files(path: Path) -> dict[str, list[Path]]:
 
 
 def check_task(spec: TaskSpec, needed: Sequence[Split]) -> None:
-    """Looks at what can be told of a task without loading it.
+    """Looks at what can be told of a task, or of all tasks of a group, without loading it.
 
     Args:
         spec: the task.
@@ -89,6 +114,10 @@ def check_task(spec: TaskSpec, needed: Sequence[Split]) -> None:
         EvaluationError: no such task file, data file, or task of lm-eval's (if it is installed here); or a local data set has no part
             for a needed split.
     """
+    if spec.members:
+        for member in spec.members:
+            check_task(member, needed)
+        return
     if not is_task_file(spec.task):
         if importlib.util.find_spec("lm_eval") is not None:
             named_task_file(spec.task)
@@ -113,11 +142,9 @@ def named_task_file(task: str) -> Path:
     """The file of a task in lm-eval's collection.
 
     Raises:
-        EvaluationError: there is none of that name, or it is a group.
+        EvaluationError: there is none of that name.
     """
-    tasks, groups = named_tasks()
-    if task in groups:
-        raise EvaluationError(f"{task!r} is a group of lm-eval tasks; name the tasks in it one by one")
+    tasks = named_tasks().tasks
     if task not in tasks:
         hint = did_you_mean(task, tasks, n=3)
         raise EvaluationError(
@@ -126,27 +153,45 @@ def named_task_file(task: str) -> Path:
     return tasks[task]
 
 
-@cache
-def named_tasks() -> tuple[dict[str, Path], frozenset[str]]:
-    """(task name -> its file, names of groups) of lm-eval's collection, which is not imported.
+class NamedTasks(NamedTuple):
+    """What is in lm-eval's collection: task -> its file, groups, tags."""
 
-    Reads one line of each file instead of parsing thousands as lm-eval's `TaskManager` does, which takes half a minute.
+    tasks: dict[str, Path]
+    groups: frozenset[str]
+    tags: frozenset[str]
+
+
+@cache
+def named_tasks() -> NamedTasks:
+    """The names in lm-eval's collection, which is not imported.
+
+    Reads a few lines of each file instead of parsing thousands as lm-eval's `TaskManager` does, which takes half a minute.
     """
     package = importlib.util.find_spec("lm_eval")
     tasks: dict[str, Path] = {}
     groups: set[str] = set()
+    tags: set[str] = set()
     for folder in package.submodule_search_locations or () if package else ():
-        for path in sorted((Path(folder) / "tasks").rglob("*.y*ml")):
-            for kind, name in _NAME_LINE.findall(path.read_text(encoding="utf-8", errors="replace")):
-                if kind == "task":
-                    tasks.setdefault(name, path)
-                else:
-                    groups.add(name)
-    return tasks, frozenset(groups)
+        for path in sorted((Path(folder) / "tasks").rglob("*")):
+            if path.suffix not in _SUFFIXES or not path.is_file():
+                continue
+            text = path.read_text(encoding="utf-8", errors="replace")
+            found = dict(_NAME_LINE.findall(text)) if path.suffix else {}
+            if "group" in found:
+                groups.add(found["group"])
+            elif "task" in found:
+                tasks.setdefault(found["task"], path)
+            for line in _TAG_LINES.findall(text):
+                tags.update(_NAME.findall(line))
+    return NamedTasks(tasks, frozenset(groups), frozenset(tags))
 
 
-def task_fingerprint(task: str) -> str:
-    """A hash of a task file and its data files; of the name alone for a task of lm-eval's."""
+def task_fingerprint(spec: TaskSpec) -> str:
+    """A hash of a task file and its data files; of the name alone for a task of lm-eval's; of a group, of its tasks and how they count."""
+    task = spec.task
+    if spec.members:
+        marks = [*map(task_fingerprint, spec.members), spec.members[0].metric, spec.weight_by_size]
+        return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
     digest = hashlib.sha256(task_name(task).encode())
     if is_task_file(task):
         path = Path(task)

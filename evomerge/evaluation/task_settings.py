@@ -61,7 +61,7 @@ def runs_code(task: str) -> bool:
     if is_task_file(task):
         return True
     loader = importlib.import_module("lm_eval.tasks._yaml_loader")
-    path = named_tasks()[0].get(task)
+    path = named_tasks().tasks.get(task)
     return path is not None and bool(loader.load_yaml(path, resolve_func=False).get("unsafe_code"))
 
 

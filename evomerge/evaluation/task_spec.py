@@ -1,4 +1,4 @@
-"""`TaskSpec`: which lm-eval task, which metric, which of its items, and how they are put to the model. Plain data."""
+"""`TaskSpec`: which lm-eval task or group, which metric, which of its items, and how they are put to the model. Plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ class PromptFormat:
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """One task of a run.
+    """One task of a run, or a group of tasks with one score.
 
     Attributes:
-        task: path of an lm-eval task file (`*.yaml`), or a task name that lm-eval knows.
+        task: path of an lm-eval task or group file (`*.yaml`), or a name that lm-eval knows.
         metric: a metric of the task, or `metric,filter` as lm-eval prints it; None = the first metric that is a mean over items,
             and the first filter.
         name: what the score is called; None = the task's own name.
@@ -34,6 +34,8 @@ class TaskSpec:
         limit: use only the first so many items of every split.
         num_fewshot: solved examples before each item; None = as many as the task says.
         prompt: how items are put to the model.
+        members: of a group its tasks, each with all that is said here of it; empty for a task.
+        weight_by_size: whether the members count by their numbers of items, or all the same.
     """
 
     task: str
@@ -43,6 +45,8 @@ class TaskSpec:
     limit: int | None = None
     num_fewshot: int | None = None
     prompt: PromptFormat = PromptFormat()
+    members: "tuple[TaskSpec, ...]" = ()
+    weight_by_size: bool = True
 
     def __post_init__(self) -> None:
         """Raises EvaluationError on a limit below one, fewer than no examples, or one data split that is given twice."""

@@ -202,7 +202,7 @@ def test_unknown_names():
         load_task(TaskSpec("gone.yaml"), None)
     with pytest.raises(EvaluationError, match="lm-eval knows no task 'gsm8kk'; did you mean"):
         load_task(TaskSpec("gsm8kk"), None)
-    with pytest.raises(EvaluationError, match="group of lm-eval tasks"):
+    with pytest.raises(EvaluationError, match="lm-eval knows no task 'mmlu'"):
         load_task(TaskSpec("mmlu"), None)
 
 

@@ -1,0 +1,85 @@
+"""A group of tasks as one: the items of all of them, weighted so that their mean is lm-eval's score of the group."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evomerge.core import EvaluationError, Split
+from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
+from evomerge.evaluation.loaded_task import LoadedTask
+from evomerge.evaluation.sandbox import SandboxedItems, SandboxedTask
+from evomerge.evaluation.task_items import TaskItems
+
+
+class GroupedTask:
+    """As `LoadedTask`, for the tasks of a group.
+
+    Args:
+        name: what its score is called.
+        members: its tasks, loaded; closed by `close`.
+        weight_by_size: whether they count by their numbers of items, or all the same.
+
+    Raises:
+        EvaluationError: they are scored by different metrics or filters.
+    """
+
+    def __init__(self, name: str, members: Sequence[LoadedTask | SandboxedTask], *, weight_by_size: bool) -> None:
+        self.name, self._members, self._weight_by_size = name, tuple(members), weight_by_size
+        first = members[0]
+        for member in members:
+            if (member.metric, member.filter) != (first.metric, first.filter):
+                raise EvaluationError(
+                    f"group {name!r}: {first.name!r} is scored by {first.metric},{first.filter} and {member.name!r} by "
+                    f"{member.metric},{member.filter}; say under metric which of their scores is meant"
+                )
+        self.splits: Mapping[Split, GroupedItems] = {
+            split: self._items(split) for split in Split if all(split in member.splits for member in members)
+        }
+
+    def items(self, split: Split) -> "GroupedItems":
+        """As `LoadedTask.items`."""
+        return self.splits[split] if split in self.splits else self._items(split)
+
+    def close(self) -> None:
+        """Ends the members' sandboxes."""
+        for member in self._members:
+            if isinstance(member, SandboxedTask):
+                member.close()
+
+    def _items(self, split: Split) -> "GroupedItems":
+        return GroupedItems([member.items(split) for member in self._members], weight_by_size=self._weight_by_size)
+
+
+class GroupedItems:
+    """As `TaskItems`, for one split of a `GroupedTask`: the items of its first task, then those of the second, and so on.
+
+    Where tasks count the same whatever their size, an item's score is multiplied by (items of all tasks / tasks / items of its task).
+    """
+
+    def __init__(self, parts: Sequence[TaskItems | SandboxedItems], *, weight_by_size: bool) -> None:
+        self._parts = tuple(parts)
+        self.likelihoods: tuple[LogLikelihoodRequest, ...] = tuple(one for part in parts for one in part.likelihoods)
+        self.generations: tuple[GenerateRequest, ...] = tuple(one for part in parts for one in part.generations)
+        self.prompt_tokens = sum(part.prompt_tokens for part in parts)
+        sizes = [len(part) for part in parts]
+        self._weights = [1.0 if weight_by_size else sum(sizes) / len(sizes) / size for size in sizes]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def check_lengths(self, max_length: int) -> None:
+        """As `TaskItems.check_lengths`."""
+        for part in self._parts:
+            part.check_lengths(max_length)
+
+    def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
+        """As `TaskItems.score`."""
+        scores, n_likelihoods, n_generations = [], 0, 0
+        for part, weight in zip(self._parts, self._weights, strict=True):
+            end, generations_end = n_likelihoods + len(part.likelihoods), n_generations + len(part.generations)
+            scores.append(
+                weight * part.score(likelihoods[n_likelihoods:end], generations[n_generations:generations_end])
+            )
+            n_likelihoods, n_generations = end, generations_end
+        return np.concatenate(scores)

@@ -1,0 +1,213 @@
+"""lm-eval's groups and tags: which tasks they stand for, and how a group's score is made of theirs. Loads no task.
+
+Follows lm-eval 0.4.13 (`TaskFactory._build_group_members`, `Group.aggregate`): a group's score is the mean of a metric over all tasks
+below it, weighted by their numbers of items or not; a tag, and a group without `aggregate_metric_list`, has no score of its own.
+Groups that change more of their tasks than the number of examples are refused.
+"""
+
+import importlib
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from evomerge.core import EvaluationError, did_you_mean
+from evomerge.evaluation.task_files import is_group, is_task_file, named_tasks, read_settings
+
+_GROUP_KEYS = frozenset({"group", "group_alias", "task", "aggregate_metric_list", "metadata", "tag"})
+_MEMBER_KEYS = frozenset({"task", "task_alias", "num_fewshot"})
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A task of a group: its file or lm-eval's name of it, and its number of examples (None: as the task says)."""
+
+    task: str
+    num_fewshot: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGroup:
+    """A group or a tag.
+
+    Attributes:
+        name: its name.
+        members: the tasks below it, in lm-eval's order.
+        scores: its `aggregate_metric_list`; empty where it has no score of its own.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    scores: tuple[Mapping[str, Any], ...] = ()
+
+    def score(self, metric: str | None) -> tuple[str, bool]:
+        """(the members' metric, or `metric,filter`; whether members count by their items) of one of its scores.
+
+        Args:
+            metric: the wanted one, or `metric,filter`; None: the first.
+
+        Raises:
+            EvaluationError: it has no such score, or one that is no mean.
+        """
+        known = {str(row.get("metric")): row for row in reversed(self.scores)}
+        wanted, _, wanted_filter = (metric or str(self.scores[0].get("metric"))).partition(",")
+        if wanted not in known:
+            hint = did_you_mean(wanted, known)
+            raise EvaluationError(f"group {self.name!r}: no score {wanted!r}{hint} It has: {', '.join(known)}")
+        row = known[wanted]
+        if row.get("aggregation") not in (None, "mean"):
+            raise EvaluationError(f"group {self.name!r}: its {wanted!r} is no mean of its tasks: {row['aggregation']}")
+        filters = _listed(row.get("filter_list"))
+        if wanted_filter and filters and wanted_filter not in filters:
+            raise EvaluationError(f"group {self.name!r}: no filter {wanted_filter!r}; it has: {', '.join(filters)}")
+        chosen = wanted_filter or next(iter(filters), "")
+        return f"{wanted},{chosen}" if chosen else wanted, bool(row.get("weight_by_size", True))
+
+
+def find_group(task: str) -> TaskGroup | None:
+    """The group or tag that a configuration calls `task`; None where it is a task, or nothing that is known here.
+
+    Args:
+        task: path of a group's YAML file, or lm-eval's name. What a file names is looked for in the files of its folder and below, then in
+            lm-eval's collection.
+
+    Raises:
+        EvaluationError: the file cannot be read, or the group cannot be used: says why.
+    """
+    if is_task_file(task):
+        path = Path(task)
+        settings = read_settings(path, functions_as_text=True)
+        return _group(settings, _folder(path.parent)) if is_group(settings) else None
+    names = named_tasks()
+    if task in names.groups and task in _collection().groups:
+        return _group(_collection().groups[task], _Index())
+    if task in names.tags - names.tasks.keys():
+        return TaskGroup(task, _once(f"tag {task!r}", _named(task, f"tag {task!r}", _Index(), ())))
+    return None
+
+
+@dataclass(slots=True)
+class _Index:
+    """What names stand for: tasks (how a configuration names each), groups (their settings), tags (names of their tasks)."""
+
+    tasks: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    tags: dict[str, list[str]] = field(default_factory=dict)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tasks or name in self.groups or name in self.tags
+
+
+def _folder(folder: Path) -> _Index:
+    """What the task files in a folder and below define; files that are none are passed over, as lm-eval does."""
+    index = _Index()
+    for path in sorted(folder.rglob("*.yaml"), key=Path.as_posix):
+        try:
+            settings = read_settings(path, functions_as_text=True)
+        except EvaluationError:
+            continue
+        if is_group(settings):
+            index.groups.setdefault(str(settings["group"]), settings)
+        elif settings["task"] not in index.tasks:
+            index.tasks[settings["task"]] = str(path)
+            for tag in _listed(settings.get("tag")):
+                index.tags.setdefault(str(tag), []).append(settings["task"])
+    return index
+
+
+@cache
+def _collection() -> _Index:
+    """lm-eval's own collection, by its own index, which takes seconds."""
+    module = importlib.import_module("lm_eval.tasks._index")
+    index = _Index()
+    for name, entry in module.TaskIndex.build([Path(str(module.__file__)).parent]).items():
+        if entry.kind is module.Kind.GROUP:
+            index.groups[name] = entry.cfg
+        elif entry.kind is module.Kind.TAG:
+            index.tags[name] = sorted(entry.tags)
+        else:
+            index.tasks[name] = name
+    return index
+
+
+def _group(settings: Mapping[str, Any], folder: _Index) -> TaskGroup:
+    name = str(settings["group"])
+    scores = settings.get("aggregate_metric_list") or []
+    rows = [scores] if isinstance(scores, Mapping) else scores
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) and row.get("metric") for row in rows):
+        raise EvaluationError(f"group {name!r}: aggregate_metric_list must be a list of mappings with the key 'metric'")
+    return TaskGroup(name, _once(f"group {name!r}", _members(settings, folder, ())), tuple(rows))
+
+
+def _once(where: str, members: Iterator[Member]) -> tuple[Member, ...]:
+    """The members; raises EvaluationError where there are none, or one stands twice."""
+    found = tuple(members)
+    twice = [task for task, count in Counter(member.task for member in found).items() if count > 1]
+    if twice or not found:
+        raise EvaluationError(f"{where}: {f'{twice[0]} stands in it twice' if twice else 'there is no task in it'}")
+    return found
+
+
+def _members(settings: Mapping[str, Any], folder: _Index, above: tuple[str, ...]) -> Iterator[Member]:
+    """The tasks below a group; `above` are the groups it stands in."""
+    name = str(settings["group"])
+    where = f"group {name!r}"
+    if name in above:
+        raise EvaluationError(f"{where}: stands in itself")
+    _refuse(where, "its tasks", settings, _GROUP_KEYS)
+    if not isinstance(settings.get("task"), list):
+        raise EvaluationError(f"{where}: 'task' must be a list of the tasks in it")
+    for item in settings["task"]:
+        if isinstance(item, str):
+            yield from _named(item, where, folder, (*above, name))
+        elif isinstance(item, Mapping) and isinstance(item.get("group"), str):
+            known = _where(item["group"], folder)
+            if known is not None and item["group"] in known.groups:
+                _refuse(where, item["group"], item, frozenset({"group"}))
+                yield from _members(known.groups[item["group"]], folder, (*above, name))
+            else:
+                yield from _members(item, folder, (*above, name))
+        elif isinstance(item, Mapping) and isinstance(item.get("task"), str):
+            _refuse(where, item["task"], item, _MEMBER_KEYS)
+            for member in _named(item["task"], where, folder, (*above, name)):
+                yield Member(member.task, item.get("num_fewshot", member.num_fewshot))
+        else:
+            raise EvaluationError(f"{where}: an entry of 'task' that names no task or group: {item!r:.100}")
+
+
+def _named(name: str, where: str, folder: _Index, above: tuple[str, ...]) -> Iterator[Member]:
+    """The tasks that a group or a tag calls `name`."""
+    index = _where(name, folder)
+    if index is None:
+        raise EvaluationError(f"{where}: {name!r} is no task, group or tag of its folder's files or of lm-eval's")
+    if name in index.tasks:
+        yield Member(index.tasks[name])
+    elif name in index.groups:
+        yield from _members(index.groups[name], folder, above)
+    else:
+        for task in index.tags[name]:
+            yield Member(index.tasks[task])
+
+
+def _where(name: str, folder: _Index) -> _Index | None:
+    """The index that knows `name`: the folder's before lm-eval's."""
+    if name in folder:
+        return folder
+    known = named_tasks()
+    maybe = name in known.tasks or name in known.groups or name in known.tags
+    return _collection() if maybe and name in _collection() else None
+
+
+def _refuse(where: str, what: str, settings: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    extra = sorted(map(str, settings.keys() - allowed))
+    if extra:
+        raise EvaluationError(
+            f"{where}: changes {', '.join(extra)} of {what}, which is not supported; name its tasks one by one"
+        )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
