@@ -3,18 +3,20 @@
 import os
 import sys
 import threading
+import traceback
 from typing import NoReturn
 
 from evomerge.cli.app import app
 from evomerge.cluster.local_pool import THREAD_NAME
 from evomerge.core import EvomergeError
 
+EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
-    """Runs the command line and exits. Usage errors exit with 2 as well; anything unforeseen keeps its traceback and exits with 1."""
+    """Runs the command line and exits. Usage errors exit with 2 as well; anything unforeseen shows its traceback and exits with 1."""
     try:
         app()
     except EvomergeError as error:
@@ -25,6 +27,12 @@ def main() -> None:
         _exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
+    except Exception as error:  # noqa: BLE001  (the end of the program: whoever runs it must be told how to go on)
+        hints = error.__dict__.pop("__notes__", [])  # said below
+        traceback.print_exc()
+        print(f"\ninternal error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("\n".join(["This is a fault of evomerge or a library; the traceback is above.", *hints]), file=sys.stderr)
+        _exit(EXIT_INTERNAL)
 
 
 def _exit(code: int) -> NoReturn:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from evomerge.core import Evaluation, Split, Status
+from evomerge.core import Evaluation, EvomergeError, Split, Status
 from evomerge.search import Interrupted, RunState, utility
 
 STATUS_EVERY_S = 10.0
@@ -75,4 +75,12 @@ def watched(
         )  # everything is saved: one Ctrl-C too many must not look like a failure
         print(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  evomerge resume {folder}", flush=True)
         sys.exit(130)
+    except EvomergeError:
+        raise
+    except Exception as error:
+        error.add_note(
+            f"Every finished evaluation is saved. When the fault is mended, go on with:\n  evomerge resume {folder}\n"
+            f"Logs of the workers: {folder / 'logs'}"
+        )
+        raise
     print_summary(open_run(folder))

@@ -1,0 +1,70 @@
+"""An error that nobody foresaw: traceback, a short message, exit code 1, and a run that goes on where it stopped."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge.build import open_run
+
+FAULT = """
+from evomerge.search.loop import SearchLoop
+
+tell_next, calls = SearchLoop._tell_next, []
+
+def fail(self):
+    calls.append(self)
+    if len(calls) > 12:
+        raise ZeroDivisionError("provoked")
+    return tell_next(self)
+
+SearchLoop._tell_next = fail
+"""
+SETTINGS = {
+    "strategy": "cma_es",
+    "evaluation": {"kind": "synthetic", "dimension": 3, "n_items": 10},
+    "budget": {"evaluations": 30},
+    "finals": {"finalists": 2},
+    "deterministic": True,
+}
+
+
+def run(*arguments: object, fault: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", f"{fault}\nfrom evomerge.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_a_search_that_breaks_is_resumed(tmp_path: Path, kind: str) -> None:
+    config = tmp_path / "search.yaml"
+    config.write_text(yaml.safe_dump({**SETTINGS, "cluster": {"kind": kind, "workers": 2}}))
+    broken = run("search", config, "--run-dir", tmp_path / "run", fault=FAULT)
+    assert broken.returncode == 1, broken.stderr
+    trace, _, message = broken.stderr.partition("\ninternal error: ZeroDivisionError: provoked\n")
+    assert "Traceback (most recent call last)" in trace
+    assert "in fail" in trace
+    assert "evomerge resume" not in trace, "said once, at the end"
+    assert message.splitlines()[0] == "This is a fault of evomerge or a library; the traceback is above."
+    assert f"evomerge resume {tmp_path / 'run'}" in message
+    assert str(tmp_path / "run" / "logs") in message
+    assert len(message.splitlines()) < 6
+    assert (tmp_path / "run" / "lock").read_text() == "", "free for whoever resumes"
+    assert 0 < len(open_run(tmp_path / "run").state.evaluations) < 30
+
+    resumed = run("resume", tmp_path / "run")
+    assert resumed.returncode == 0, resumed.stderr
+    whole = run("search", config, "--run-dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert (tmp_path / "run" / "front.json").read_bytes() == (tmp_path / "whole" / "front.json").read_bytes()
+
+
+def test_other_commands(tmp_path: Path) -> None:
+    fault = "import evomerge.build\ndef fail(folder):\n    raise ZeroDivisionError('provoked')\nevomerge.build.open_run = fail"
+    broken = run("front", tmp_path, fault=fault)
+    assert broken.returncode == 1
+    assert broken.stderr.startswith("Traceback (most recent call last)")
+    assert broken.stderr.endswith(
+        "\ninternal error: ZeroDivisionError: provoked\nThis is a fault of evomerge or a library; the traceback is above.\n"
+    )
