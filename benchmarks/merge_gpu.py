@@ -1,35 +1,44 @@
 """How fast candidates of 8B-shaped models appear in a GPU's memory, beside the rate at which that GPU copies.
 
-    python benchmarks/merge_gpu.py                  # on a GPU: needs 81 GB for 32 layers, and 10 GB of host memory
-    python benchmarks/merge_gpu.py --layers 16      # on a smaller one
-    python benchmarks/merge_gpu.py --interpret      # without one: a tiny model under Triton's interpreter; its times mean nothing
+    python benchmarks/merge_gpu.py --json benchmarks/results/merge-gpu-DATE.json
+    python benchmarks/merge_gpu.py --layers 16      # on a smaller GPU
+    python benchmarks/merge_gpu.py --tiny           # a tiny model on a GPU: whether everything runs, in seconds
+    python benchmarks/merge_gpu.py --interpret      # the same without a GPU, under Triton's interpreter; its times mean nothing
 
-Base and three experts in bfloat16, merged into parameters as an engine has them (q, k, v and gate, up fused). Each row is one method:
+32 layers need 81 GB of the GPU and 10 GB of host memory; della another 48 GB of both, for ranks. Base and three experts in bfloat16 are
+merged into parameters as an engine has them (q, k, v and gate, up fused). Each row is one method:
 
-    compile s     the first launch of each of its kernels, compilation included, with an empty cache
+    first s       the first candidate: sources are copied, statistics are made, kernels are compiled
+    compile s     of that, the first launch of each of its kernels, compilation included, with an empty cache
     kernels ms    a candidate's time on the GPU, best of the rounds; every round has other weights and densities
     candidate ms  the same from recipe values to weights in place, as a search sees it
     share         bytes that have to be read and written, over the kernels' time, as a share of the copy rate of the same run
+    target        whether the share reaches the target, for the methods that have one
+    bits          whether some of the tensors hold the bits that the CPU's kernels make of the last candidate
 
-dare_ties is measured with and without `rescale` (mergekit's default), which reads everything twice: once for the norms.
+dare_ties and della are measured with and without `rescale` (mergekit's default), which reads everything twice: once for the norms.
+A row that fails says why, and the next one is measured. The exit status is 1 where a row failed or bits differ.
 
 The target is a share of 85% on an H200 for linear, task_arithmetic, ties and dare_ties. No figure has been measured yet: there was
 no GPU at hand.
 """
 
 import argparse
+import datetime
 import json
 import math
 import os
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 N_EXPERTS = 3
 
 TARGET = 0.85
+
+TARGETED = ("linear", "task_arithmetic", "ties", "dare_ties")
 
 METHODS: dict[str, dict[str, bool]] = {
     "linear": {"normalize": True},
@@ -40,7 +49,16 @@ METHODS: dict[str, dict[str, bool]] = {
     "dare_linear": {"normalize": False, "rescale": False},
     "breadcrumbs": {"normalize": False, "rescale": False},
     "slerp": {},
+    "della": {"normalize": False, "rescale": False},
+    "della+rescale": {"normalize": False, "rescale": True},
 }
+"""row -> shared parameters; `della` last, whose ranks may not fit"""
+
+N_CHECKED = 3
+"""tensors, one a shape, whose bits are compared with the CPU's"""
+
+SPARE_BYTES = 1 << 30
+"""of the GPU, beside models and ranks"""
 
 
 @dataclass(frozen=True)
@@ -103,20 +121,28 @@ def parameters(shapes: dict[str, tuple[int, ...]], device: str):
 
 
 def make_pool(shapes: dict[str, tuple[int, ...]]):
-    """Base and experts; on the host, tensors of one shape share memory, so that 8B models need no 64 GB of it."""
+    """Base and experts. On the host a model is one buffer of little more than its largest tensor, so that 8B models need no 64 GB of it.
+
+    Each tensor starts at an offset of its own: those that start at one address are copied to the GPU once.
+    """
     import torch
 
     from evomerge.weights import WeightPool
 
+    step = 64
+    n_elements = max(math.prod(shape) for shape in shapes.values()) + step * len(shapes)
     generator = torch.Generator().manual_seed(0)
-    made: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
-    for shape in dict.fromkeys(shapes.values()):
-        base = torch.randn(shape, generator=generator) * 0.02
-        made["base", shape] = base.bfloat16()
-        for expert in range(N_EXPERTS):
-            made[f"expert{expert}", shape] = (base + 0.001 * torch.randn(shape, generator=generator)).bfloat16()
-    models = ("base", *(f"expert{expert}" for expert in range(N_EXPERTS)))
-    return WeightPool.holding({(model, name): made[model, shape] for model in models for name, shape in shapes.items()})
+    base = torch.randn(n_elements, generator=generator).mul_(0.02)
+    buffers = {"base": base.bfloat16()}
+    for expert in range(N_EXPERTS):
+        buffers[f"expert{expert}"] = torch.randn(n_elements, generator=generator).mul_(0.001).add_(base).bfloat16()
+    return WeightPool.holding(
+        {
+            (model, name): buffer[step * index :][: math.prod(shape)].view(shape)
+            for model, buffer in buffers.items()
+            for index, (name, shape) in enumerate(shapes.items())
+        }
+    )
 
 
 def make_plan(row: str, shapes: dict[str, tuple[int, ...]], variation: float):
@@ -124,7 +150,7 @@ def make_plan(row: str, shapes: dict[str, tuple[int, ...]], variation: float):
     from evomerge.plan import MergePlan, TensorInput, TensorStep
 
     method = row.split("+")[0]
-    own = {"weight": 0.3 + 0.3 * variation, "density": 0.3 + 0.3 * variation, "gamma": 0.01}
+    own = {"weight": 0.3 + 0.3 * variation, "density": 0.3 + 0.3 * variation, "gamma": 0.01, "epsilon": 0.1}
     shared = METHODS[row] | ({"t": 0.2 + 0.6 * variation} if method == "slerp" else {"lambda": 1.0})
     n_inputs = 1 if method == "slerp" else N_EXPERTS
     steps = [
@@ -142,12 +168,20 @@ def make_plan(row: str, shapes: dict[str, tuple[int, ...]], variation: float):
 
 
 def bytes_moved(row: str, n_elements: int) -> int:
-    """What a candidate has to read and write."""
+    """What a candidate has to read and write: sources, with their ranks for della, and the result."""
     n_inputs = 1 if row == "slerp" else N_EXPERTS
-    passes = [n_inputs + (row != "linear") + 1]
-    if METHODS[row].get("rescale"):
-        passes.append(n_inputs + 1)
-    return 2 * n_elements * sum(passes)
+    n_read = n_inputs * (2 if _is_ranked(row) else 1) + (row != "linear")
+    n_passes = 2 if METHODS[row].get("rescale") else 1
+    return 2 * n_elements * (n_passes * n_read + 1)
+
+
+def bytes_held(row: str, n_elements: int) -> int:
+    """What stays on the GPU: parameters, base, experts and ranks."""
+    return 2 * n_elements * (2 + N_EXPERTS * (2 if _is_ranked(row) else 1)) + SPARE_BYTES
+
+
+def _is_ranked(row: str) -> bool:
+    return row.startswith("della")
 
 
 class Clock:
@@ -184,8 +218,14 @@ class Clock:
         return event
 
     def take(self) -> float:
-        """Seconds of the launches since the last call."""
+        """Seconds of the launches since the last call.
+
+        Raises:
+            RuntimeError: there were none.
+        """
         spans, self._spans = self._spans, []
+        if not spans:
+            raise RuntimeError("no kernel was launched: merged on the CPU, the log says why")
         return sum(a.elapsed_time(b) / 1e3 if self._on_gpu else b - a for a, b in spans)
 
 
@@ -206,8 +246,8 @@ def copy_rate(device: str, n_elements: int, rounds: int) -> float:
     return 4 * n_elements / best
 
 
-def measure(row: str, shapes, target, merger, clock: Clock, rounds: int) -> dict[str, float]:
-    """First-candidate, compile, kernel and candidate seconds of one method."""
+def measure(row: str, shapes, target, merger, clock: Clock, rounds: int) -> dict[str, object]:
+    """First-candidate, compile, kernel and candidate seconds of one method, and whether its last candidate has the CPU's bits."""
     clock.compile_s = 0.0
     start = time.perf_counter()
     merger.write(make_plan(row, shapes, 0.0), target)
@@ -215,11 +255,31 @@ def measure(row: str, shapes, target, merger, clock: Clock, rounds: int) -> dict
     clock.take()
     kernels = candidate = math.inf
     for index in range(1, rounds + 1):
+        plan = make_plan(row, shapes, index / (rounds + 1))
         start = time.perf_counter()
-        merger.write(make_plan(row, shapes, index / (rounds + 1)), target)
+        merger.write(plan, target)
         candidate = min(candidate, time.perf_counter() - start)
         kernels = min(kernels, clock.take())
-    return {"first_s": first, "compile_s": clock.compile_s, "kernels_s": kernels, "candidate_s": candidate}
+    return {
+        "first_s": first,
+        "compile_s": clock.compile_s,
+        "kernels_s": kernels,
+        "candidate_s": candidate,
+        "bits_equal": bits_equal(plan, target, merger),
+    }
+
+
+def bits_equal(plan, target, merger) -> bool:
+    """Whether `target` holds what the CPU makes of `plan`, for the smallest tensors of different shapes."""
+    import torch
+
+    of_shape = {step.shape: step for step in plan.steps}
+    steps = sorted(of_shape.values(), key=lambda step: math.prod(step.shape))[:N_CHECKED]
+    for name, merged in merger.tensors(replace(plan, steps=tuple(steps))):
+        (region,) = target.regions(name)
+        if not torch.equal(region.view.cpu().view(torch.int16), merged.view(torch.int16)):
+            return False
+    return True
 
 
 def refuse(message: str) -> None:
@@ -232,63 +292,103 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model")
     parser.add_argument("--interpret", action="store_true", help="a tiny model under Triton's interpreter")
-    parser.add_argument("--json", type=Path, help="write the rows there too")
+    parser.add_argument("--json", type=Path, help="write the rows there too, after each of them")
     options = parser.parse_args()
     unknown = [row for row in options.methods.split(",") if row not in METHODS]
     if unknown:
         refuse(f"no method {unknown[0]!r} here; there are: {', '.join(METHODS)}")
     if options.interpret:
         os.environ["TRITON_INTERPRET"] = "1"
-        options.layers, options.rounds = 1, 1
+    if options.interpret or options.tiny:
+        options.layers = 1
+    if options.interpret:
+        options.rounds = 1
     import torch
 
     if not options.interpret and not torch.cuda.is_available():
         refuse("needs a CUDA GPU, and torch sees none; --interpret runs a tiny model without one")
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache  # so that compilation is measured
-        run(options, "cpu" if options.interpret else "cuda")
+        complete = run(options, "cpu" if options.interpret else "cuda")
+    raise SystemExit(0 if complete else 1)
 
 
-def run(options: argparse.Namespace, device: str) -> None:
+def run(options: argparse.Namespace, device: str) -> bool:
+    """Measures the rows; whether all could be measured and have the CPU's bits."""
     import torch
 
     from evomerge.weights import Merger
 
     try:
+        import triton
+
         from evomerge.weights.triton import batch
     except ImportError:
         refuse("triton is not installed; requirements/gpu.txt has it")
-    shapes = (TINY if options.interpret else LLAMA_8B).tensors(options.layers)
+    reason = batch.obstacle(torch.device(device))
+    if reason is not None:
+        refuse(reason)
+    tiny = options.tiny or options.interpret
+    shapes = (TINY if tiny else LLAMA_8B).tensors(options.layers)
     n_elements = sum(math.prod(shape) for shape in shapes.values())
-    if device == "cuda":
-        needed, free = 2 * n_elements * (N_EXPERTS + 2) + (1 << 30), torch.cuda.mem_get_info()[0]
-        if needed > free:
-            refuse(
-                f"{options.layers} layers need {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free; use fewer --layers"
-            )
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else math.inf
+    if bytes_held("linear", n_elements) > free:
+        needed = bytes_held("linear", n_elements)
+        refuse(f"{options.layers} layers need {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free; use fewer --layers")
     name = torch.cuda.get_device_name() if device == "cuda" else "Triton's interpreter (times mean nothing)"
-    rate = copy_rate(device, 1 << 16 if options.interpret else 1 << 30, options.rounds)
-    print(f"{name}: copies {rate / 1e9:.0f} GB/s")
+    rate = copy_rate(device, 1 << 16 if tiny else 1 << 30, options.rounds)
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    result = {
+        "date": datetime.date.today().isoformat(), "gpu": name, "torch": torch.__version__, "triton": triton.__version__,
+        "n_parameters": n_elements, "n_experts": N_EXPERTS, "copy_bytes_per_s": rate, "target_share": TARGET, "rows": [],
+    }  # fmt: skip
+    print(f"{result['date']}, {name}: copies {rate / 1e9:.0f} GB/s")
     print(
         f"{n_elements / 1e9:.2f}B parameters in bfloat16, {N_EXPERTS} experts; target: {TARGET:.0%} of the copy rate on an H200"
     )
-    print("method             first s   compile s   kernels ms   candidate ms   share   of candidate")
+    print("method             first s   compile s   kernels ms   candidate ms   share   of candidate   target   bits")
     pool, target, clock = make_pool(shapes), parameters(shapes, device), Clock(on_gpu=device == "cuda")
     batch._kernel = clock.wrap
     merger = Merger(pool)
-    rows = []
     for row in options.methods.split(","):
-        found = measure(row, shapes, target, merger, clock, options.rounds)
-        share, of_candidate = (bytes_moved(row, n_elements) / found[key] / rate for key in ("kernels_s", "candidate_s"))
-        rows.append({"method": row, **found, "share_of_copy": share, "candidate_share_of_copy": of_candidate})
-        print(
-            f"{row:18s} {found['first_s']:7.1f} {found['compile_s']:11.1f} {found['kernels_s'] * 1e3:12.2f} "
-            f"{found['candidate_s'] * 1e3:14.2f} {share:7.1%} {of_candidate:14.1%}",
-            flush=True,
-        )
-    if options.json is not None:
-        options.json.write_text(json.dumps({"gpu": name, "copy_bytes_per_s": rate, "rows": rows}, indent=1))
+        try:
+            if bytes_held(row, n_elements) > free:
+                raise RuntimeError(
+                    f"needs {bytes_held(row, n_elements) / 1e9:.0f} GB of the GPU, {free / 1e9:.0f} are free"
+                )
+            found = {"method": row, **measure(row, shapes, target, merger, clock, options.rounds)}
+            found |= shares(found, n_elements, rate, timed=device == "cuda" and not tiny)
+        except Exception as error:  # noqa: BLE001 (the other rows are measured whatever it is)
+            found = {"method": row, "error": f"{type(error).__name__}: {error}"}
+            merger = Merger(pool)  # one that has no room, or lost its sources, keeps to the CPU
+        result["rows"].append(found)
+        print(line(found), flush=True)
+        if options.json is not None:
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return all(found.get("bits_equal", False) for found in result["rows"])
+
+
+def shares(found, n_elements: int, rate: float, *, timed: bool) -> dict[str, object]:
+    """Bytes moved over times, as shares of the copy rate, and whether the target is met; None = there is none, or times mean nothing."""
+    row = found["method"]
+    share, of_candidate = (bytes_moved(row, n_elements) / found[key] / rate for key in ("kernels_s", "candidate_s"))
+    met = bool(share >= TARGET) if timed and row in TARGETED else None
+    return {"share_of_copy": share, "candidate_share_of_copy": of_candidate, "target_met": met}
+
+
+def line(found) -> str:
+    """A row of the table."""
+    if "error" in found:
+        return f"{found['method']:18s} failed: {found['error']}"
+    target = {True: "met", False: "missed", None: "-"}[found["target_met"]]
+    return (
+        f"{found['method']:18s} {found['first_s']:7.1f} {found['compile_s']:11.1f} {found['kernels_s'] * 1e3:12.2f} "
+        f"{found['candidate_s'] * 1e3:14.2f} {found['share_of_copy']:7.1%} {found['candidate_share_of_copy']:14.1%}   "
+        f"{target:6s}   {'equal' if found['bits_equal'] else 'DIFFER'}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Triton's kernels compile for the GPUs they are meant for, which needs no GPU, and what comes out looks as it should."""
 
+import importlib.util
 import os
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +72,26 @@ def test_merge_kernel(method):
 def test_norm_kernel(mode, n_tensors):
     ptx = compiled(kernels.pruned_l1_chunks, "*fp64", BASE=0, MODE=mode).asm["ptx"]
     assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == 3 * n_tensors
+
+
+def counter():
+    """The benchmark that counts instructions, as a module."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "merge_gpu_instructions.py"
+    spec = importlib.util.spec_from_file_location("merge_gpu_instructions", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+COUNTER = counter()
+
+
+@pytest.mark.parametrize("row", COUNTER.METHODS)
+def test_kernels_are_bound_by_memory(row):
+    """On an H200: fewer instructions than its processors issue while the bytes move, and at least 16 warps on each of them."""
+    found = COUNTER.count(row)
+    assert 10 < found.instructions < found.budget
+    assert found.registers <= 128
 
 
 class Driver:

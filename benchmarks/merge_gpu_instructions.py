@@ -1,0 +1,134 @@
+"""What the merge kernels compile to for an H200, counted in the machine code; needs no GPU.
+
+    PYTHONPATH=.triton:. python benchmarks/merge_gpu_instructions.py
+
+For each method, with base and three experts in bfloat16: bytes that move per element, instructions per element of the loop without masks
+(which all but the ends of tensors and a few cut chunks go through; the slow path of a division is not counted, which hardly any element
+takes), registers of a thread, and the instructions that the processors can issue while those bytes move at the target's rate. Where the
+second number is below the last, a kernel is bound by memory.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
+from evomerge.weights.triton import kernels
+
+HOPPER = GPUTarget("cuda", 90, 32)
+
+LANES_PER_S = 132 * 128 * 1.83e9
+"""instructions of single lanes that an H200 issues"""
+
+TARGET_BYTES_PER_S = 0.85 * 4.8e12
+
+N_INPUTS = 3
+
+PER_THREAD = kernels.BLOCK // (32 * kernels.N_WARPS)
+"""elements of a block that a thread computes"""
+
+_PLAIN = {"BASE": 0, "MODE": KEEP_ALL, "ELECT": False, "NORMALIZE": False, "DIVIDE": False, "RESCALE": False}
+
+METHODS = {
+    "linear": _PLAIN | {"BASE": kernels.NO_BASE, "DIVIDE": True},
+    "task_arithmetic": _PLAIN,
+    "ties": _PLAIN | {"MODE": MAGNITUDE, "ELECT": True, "NORMALIZE": True},
+    "breadcrumbs": _PLAIN | {"MODE": BAND},
+    "dare_linear": _PLAIN | {"MODE": RANDOM},
+    "dare_ties": _PLAIN | {"MODE": RANDOM, "ELECT": True},
+    "della_linear": _PLAIN | {"MODE": RANKED},
+    "della": _PLAIN | {"MODE": RANKED, "ELECT": True},
+    "della, normalize: true": _PLAIN | {"MODE": RANKED, "ELECT": True, "NORMALIZE": True},
+}
+"""row -> constants of `merge_chunks`, without `rescale`"""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one kernel compiles to."""
+
+    bytes_moved: int
+    """per element"""
+    instructions: float
+    """per element"""
+    registers: int
+    """per thread"""
+
+    @property
+    def budget(self) -> float:
+        """Instructions per element that can be issued while its bytes move."""
+        return LANES_PER_S * self.bytes_moved / TARGET_BYTES_PER_S
+
+
+def count(row: str) -> Counts:
+    """Compiles the kernel of a row and counts."""
+    constants = METHODS[row] | {"K": N_INPUTS, "KINDS": 0, "OUT": 0, "ALIGNED": True, "BLOCK": kernels.BLOCK}
+    signature = {"chunks": "*i64", "integers": "*i64", "floats": "*fp32", "largest": "*i32"}
+    source = ASTSource(kernels.merge_chunks, signature | dict.fromkeys(constants, "constexpr"), constants, {})
+    options = {"num_warps": kernels.N_WARPS, "enable_fp_fusion": False}
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(triton.compile(source, target=HOPPER, options=options).asm["cubin"])
+        code, resources = _cuobjdump("-sass", cubin), _cuobjdump("-res-usage", cubin)
+    (loop,) = [loop for loop in _loops(code) if sum("STG.E.128" in text for _, text in loop) == 1]
+    n_inputs = N_INPUTS * (2 if constants["MODE"] == RANKED else 1)
+    bytes_moved = 2 * (n_inputs + (constants["BASE"] != kernels.NO_BASE) + 1)
+    registers = re.search(r"REG:(\d+)", resources)
+    assert registers is not None, resources
+    return Counts(bytes_moved, _n_executed(loop) / PER_THREAD, int(registers[1]))
+
+
+def _cuobjdump(option: str, file: Path) -> str:
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([program, option, file], capture_output=True, text=True, check=True).stdout
+
+
+def _loops(code: str) -> list[list[tuple[int, str]]]:
+    """(address, instruction) of everything between a backward branch and its target, for every loop that stores."""
+    listed = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", code)]
+    found = []
+    for at, text in listed:
+        target = _target(text)
+        if target is not None and target < at:
+            body = [(place, other) for place, other in listed if target <= place <= at]
+            found += [body] if any("STG" in other for _, other in body) else []
+    return found
+
+
+def _target(text: str) -> int | None:
+    """Where a branch goes."""
+    match = re.search(r"\bBRA\b.* (0x[0-9a-f]+)", text)
+    return int(match[1], 16) if match else None
+
+
+def _n_executed(loop: list[tuple[int, str]]) -> int:
+    """Instructions of a loop without those that a branch jumps over together with a call (of a division's slow path)."""
+    skipped: set[int] = set()
+    for call in [at for at, text in loop if "CALL" in text]:
+        around = [(at, target) for at, text in loop if (target := _target(text)) is not None and at < call < target]
+        before, after = max(around)
+        skipped |= {at for at, _ in loop if before < at < after}
+    return len(loop) - len(skipped)
+
+
+def main() -> None:
+    print("| | bytes per element | instructions per element | registers | instructions that 85% of 4.8 TB/s leave |")
+    print("|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        for row in METHODS:
+            found = count(row)
+            print(
+                f"| `{row}` | {found.bytes_moved} | {found.instructions:.0f} | {found.registers} | {found.budget:.0f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
