@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from evomerge.core import RecipeError
+from evomerge.plan.layer_kinds import kinds_by_place, kinds_of_model
 from evomerge.plan.model_header import ModelHeader
 from evomerge.recipe import Folding
 
@@ -49,22 +50,10 @@ def folding_of(header: ModelHeader) -> Folding:
             f"{header.folder}: layers of {name or 'an unnamed architecture'} cannot be stacked: {reason}. "
             f"Known: {', '.join(FOLDINGS)}"
         )
-    kinds = header.config.get("layer_types")
-    if isinstance(kinds, list) and len(set(map(str, kinds))) > 1:
+    several = [key for key, kinds in kinds_of_model(header).items() if any(kind != kinds[0] for kind in kinds)]
+    several += kinds_by_place(header)
+    if several:
         raise RecipeError(
-            f"{header.folder}: its layers differ by position (layer_types: {', '.join(sorted(set(map(str, kinds))))}), so they cannot "
-            "change places"
-        )
-    window, total = header.config.get("max_window_layers"), header.n_layers
-    if header.config.get("use_sliding_window") and isinstance(window, int) and 0 < window < total:
-        raise RecipeError(
-            f"{header.folder}: layers from {window} on see a sliding window (max_window_layers), so they cannot change places"
-        )
-    for key in ("mlp_only_layers", "no_rope_layers"):
-        if header.config.get(key):
-            raise RecipeError(f"{header.folder}: {key} makes layers differ by position, so they cannot change places")
-    if header.config.get("decoder_sparse_step") not in (None, 1):
-        raise RecipeError(
-            f"{header.folder}: decoder_sparse_step makes layers differ by position, so they cannot change places"
+            f"{header.folder}: its layers differ by position ({', '.join(several)}), so they cannot change places"
         )
     return FOLDINGS[name]

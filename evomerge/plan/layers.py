@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from evomerge.core import CheckpointError
-from evomerge.plan.model_header import ModelHeader
+from evomerge.plan.model_header import ModelHeader, config_value
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 _BEFORE = re.compile(r"embed(?!_out\.|ding_norm\.)|(^|\.)wte\.|(^|\.)wpe\.")
@@ -55,7 +55,10 @@ def main_stack(header: ModelHeader, sizes: Mapping[str, int]) -> str | None:
     if not sizes:
         return None
     text = [name for name in sizes if "vision" not in name and "visual" not in name and "audio" not in name]
-    matching = [name for name in text if sizes[name] == header.n_layers]
+    # layers that predict further tokens come after the others and are not counted (DeepSeek-V3, GLM-4.5)
+    further = config_value(header.config, "num_nextn_predict_layers")
+    depths = (header.n_layers, header.n_layers + further if isinstance(further, int) else header.n_layers)
+    matching = [name for name in text if sizes[name] in depths]
     if not matching and header.n_layers:
         found = ", ".join(f"{size} in {name}" for name, size in sizes.items())
         raise CheckpointError(f"{header.folder}: config.json says {header.n_layers} layers, the weights have {found}")

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from evomerge.core import RecipeError
+from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan.compatibility import check_compatible
+from evomerge.plan.layer_kinds import kinds_by_place, kinds_of_model
 from evomerge.plan.layers import is_before_layers, layer_name, main_stack, stack_sizes
 from evomerge.plan.model_header import BYTES_OF_DTYPE, FLOAT_DTYPES, ModelHeader
 from evomerge.plan.modules import split_into_modules
@@ -100,10 +101,12 @@ class _Builder:
         self._sizes = stack_sizes(self._names)
         self._stack = main_stack(reference, self._sizes)
         self._groups: dict[object, int] = {}
+        self._within: dict[str, Mapping[int, list[str]]] = {}
+        self._kinds = {name: (kinds_of_model(header), kinds_by_place(header)) for name, header in headers.items()}
         self._outputs: list[OutputTensor] = []
 
     def build(self) -> Structure:
-        n_layers = self._sizes[self._stack] if self._stack is not None else 0
+        n_layers = 0 if self._stack is None else self._reference.n_layers or self._sizes[self._stack]
         tensors = split_into_modules(self._names, self._key.modules)
         for module, names in tensors.items():
             indices = [index for index, name in enumerate(self._key.modules) if name == module]
@@ -141,12 +144,6 @@ class _Builder:
                 f"slices need one stack of layers, the language model's ({self._stack}); {self._reference.folder} has: {stacks}. "
                 "In a model of several modules write `modules:`, with `models:` for the others"
             )
-        within: dict[int, list[str]] = {}
-        for name in tensors:
-            layer = layer_name(name)
-            if layer is not None:
-                within.setdefault(layer.index, []).append(layer.rest)
-        last = max(within)
         n_out = 0
         for slice_index in slice_indices:
             sources = self._key.slices[slice_index]
@@ -156,16 +153,65 @@ class _Builder:
             length = ranges[0][1] - ranges[0][0]
             for offset in range(length):
                 depth = offset / (length - 1) if length > 1 else 1.0
-                # a deeper model than the reference has layers like the reference's
-                for rest in within[min(base_range[0] + offset, last)]:
+                places = [(key, first + offset) for key, (first, _) in zip(listed, ranges, strict=True)]
+                if self._key.base is not None and self._key.base_needed:
+                    places.append((self._key.base, base_range[0] + offset))
+                self._check_one_kind(places, n_out)
+                for rest in self._layer(*places[0]):
                     inputs = [f"{self._stack}.{first + offset}.{rest}" for first, _ in ranges]
                     base = f"{self._stack}.{base_range[0] + offset}.{rest}"
                     self._add(f"{self._stack}.{n_out}.{rest}", slice_index, depth, inputs, base)
                 n_out += 1
         return n_out
 
+    def _layer(self, key: str, index: int) -> list[str]:
+        """What the tensors of a model's layer are called within it.
+
+        Raises:
+            CheckpointError: there are none.
+        """
+        if key not in self._within:
+            layers: dict[int, list[str]] = {}
+            for name in self._headers[key].tensors:
+                layer = layer_name(name)
+                if layer is not None and layer.stack == self._stack:
+                    layers.setdefault(layer.index, []).append(layer.rest)
+            self._within[key] = layers
+        if index not in self._within[key]:
+            raise CheckpointError(f"{key} has no tensor of layer {index}; is its download complete?")
+        return self._within[key][index]
+
+    def _check_one_kind(self, places: Sequence[tuple[str, int]], output: int) -> None:
+        """Refuses layers (of a model) that do not compute alike and so cannot be merged, or that would not as layer `output`.
+
+        Raises:
+            RecipeError: naming both layers and what differs.
+        """
+        (key, index), *others = places
+        kinds, _ = self._kinds[key]
+        for other_key, other_index in others:
+            where = f"layer {index} of {key} and layer {other_index} of {other_key}"
+            only_one = sorted(set(self._layer(key, index)) ^ set(self._layer(other_key, other_index)))
+            if only_one:
+                raise RecipeError(
+                    f"{where} are of different kinds (only one has {only_one[0]!r}); merge layers of one kind"
+                )
+            for setting, theirs in self._kinds[other_key][0].items():
+                if setting in kinds and kinds[setting][index] != theirs[other_index]:
+                    raise RecipeError(
+                        f"{where} are of different kinds ({setting}: {kinds[setting][index]!r} and {theirs[other_index]!r}); merge layers of one kind"
+                    )
+        for each, place in places:
+            _, by_place = self._kinds[each]
+            if place != output and by_place:
+                raise RecipeError(
+                    f"slices make layer {place} of {each} layer {output}, and its config.json tells layers apart by their place "
+                    f"({', '.join(by_place)}); keep every layer in its place"
+                )
+
     def _range(self, source: SourceLayers) -> tuple[int, int]:
-        n_stack = stack_sizes(self._headers[source.key].tensors)[str(self._stack)]
+        header = self._headers[source.key]
+        n_stack = header.n_layers or stack_sizes(header.tensors)[str(self._stack)]
         if source.layer_range is None or source.layer_range[1] > n_stack:
             raise RecipeError(f"layer_range {source.layer_range} of {source.key}: the model has {n_stack} layers")
         return source.layer_range

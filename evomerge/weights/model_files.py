@@ -9,7 +9,9 @@ from typing import Any
 
 from evomerge.core import Json, atomic_write_json, atomic_write_text
 from evomerge.plan import TEMPLATE_FILE, MergePlan, ModelHeader, file_inside
+from evomerge.plan.layer_kinds import listed_kinds
 from evomerge.plan.model_folder import read_json_file
+from evomerge.plan.model_header import N_LAYERS_KEYS
 from evomerge.recipe import Recipe, RecipeFile, method_spec, recipe_to_yaml
 from evomerge.weights.chat_templates import chosen_template
 from evomerge.weights.vocabulary import Alignment
@@ -113,9 +115,7 @@ def merged_config(model: MergedModel) -> dict[str, Json]:
     layers = _layers_of(recipe)
     if not layers:
         return config
-    return with_layers(
-        config, owner.n_layers, [layer for _, layer in layers], [model.headers[key].config for key, _ in layers]
-    )
+    return with_layers(config, [layer for _, layer in layers], [model.headers[key].config for key, _ in layers])
 
 
 def _with_vocabulary(config: Mapping[str, Json], alignment: Alignment) -> dict[str, Any]:
@@ -129,16 +129,12 @@ def _with_vocabulary(config: Mapping[str, Json], alignment: Alignment) -> dict[s
 
 
 def with_layers(
-    config: Mapping[str, Json],
-    n_layers: int,
-    layers: Sequence[int],
-    sources: Sequence[Mapping[str, Json]] | None = None,
+    config: Mapping[str, Json], layers: Sequence[int], sources: Sequence[Mapping[str, Json]] | None = None
 ) -> dict[str, Json]:
-    """`config`, of a model with `n_layers`, for one with other layers.
+    """`config` for a model with other layers.
 
     Args:
         config: what is changed.
-        n_layers: of the model it belongs to.
         layers: which layer each one is, of the model whose config stands at the same place in `sources`.
         sources: None = all of `config` itself.
     """
@@ -146,27 +142,23 @@ def with_layers(
     changed: dict[str, Any] = dict(config)
     inner = changed.get("text_config")
     if isinstance(inner, Mapping):
-        changed["text_config"] = with_layers(inner, n_layers, layers, [_inner(source) for source in sources])
-    for key, value in config.items():
-        if key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers") and isinstance(value, int):
+        changed["text_config"] = with_layers(inner, layers, [_inner(source) for source in sources])
+    for key in N_LAYERS_KEYS:
+        if isinstance(config.get(key), int):
             changed[key] = len(layers)
-        elif isinstance(value, list) and len(value) == n_layers and key.startswith("layer"):
-            # e.g. layer_types: one entry a layer
-            changed[key] = [
-                _of_layer(source.get(key), value, layer) for source, layer in zip(sources, layers, strict=True)
-            ]
+    kinds_of = {id(source): listed_kinds(source) for source in sources}
+    for key, own in listed_kinds(config).items():
+        # a model that lists no kinds has layers of the kind that the owner's have there
+        changed[key] = [
+            kinds_of[id(source)][key][layer] if key in kinds_of[id(source)] else own[min(layer, len(own) - 1)]
+            for source, layer in zip(sources, layers, strict=True)
+        ]
     return changed
 
 
 def _inner(config: Mapping[str, Json]) -> Mapping[str, Json]:
     inner = config.get("text_config")
     return inner if isinstance(inner, Mapping) else config
-
-
-def _of_layer(own: Json, owners: Sequence[Json], layer: int) -> Json:
-    """The entry of a layer, from its own model's list, else from the list of the model that lends the config."""
-    listed = own if isinstance(own, list) and layer < len(own) else owners
-    return listed[min(layer, len(listed) - 1)]
 
 
 def _layers_of(recipe: Recipe) -> list[tuple[str, int]]:

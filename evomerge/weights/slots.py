@@ -30,7 +30,7 @@ def write_slots_folder(folder: Path, header: ModelHeader, n_slots: int) -> None:
     for path in header.folder.iterdir():
         if path.is_file() and path.name != "config.json" and ".safetensors" not in path.name and path.suffix != ".bin":
             shutil.copyfile(path, folder / path.name)
-    atomic_write_json(folder / "config.json", with_layers(header.config, header.n_layers, [0] * n_slots))
+    atomic_write_json(folder / "config.json", with_layers(header.config, [0] * n_slots))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in _tensors(header, n_slots).items():

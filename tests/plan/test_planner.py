@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -207,3 +208,35 @@ def test_missing_and_extra_tensors(tmp_path, models, headers, extra):
     save_file(tensors, other / "model.safetensors")
     with pytest.raises(CheckpointError, match="extra.weight" if extra else "no tensor 'model.norm.weight'"):
         make_plan(whole({**models, "b": str(other)}), {**headers, str(other): read_model_header(other)})
+
+
+def test_layers_that_predict_further_tokens_are_merged_and_not_counted(tmp_path):
+    folders = {
+        name: str(write_tiny_llama(tmp_path / name, seed=seed, n_layers=4))
+        for seed, name in enumerate(["base", "a", "b"])
+    }
+    for folder in folders.values():
+        edited(Path(folder), num_hidden_layers=3, num_nextn_predict_layers=1)
+    plan = make_plan(whole(folders), {folder: read_model_header(folder) for folder in folders.values()})
+    assert plan.n_layers == 3
+    assert "model.layers.3.mlp.up_proj.weight" in by_name(plan)
+
+
+def test_an_output_layer_comes_after_the_layers(tmp_path):
+    """Whatever its name: it takes the parameters of the last slice, and the embedding those of the first."""
+    from safetensors.torch import load_file, save_file
+
+    folder = write_tiny_llama(tmp_path / "neox", seed=1, n_layers=2, tied=False)
+    names = {
+        "model.embed_tokens.weight": "gpt_neox.embed_in.weight",
+        "lm_head.weight": "embed_out.weight",
+        "model.norm.weight": "model.embedding_norm.weight",
+    }
+    tensors = load_file(folder / "model.safetensors")
+    save_file({names.get(name, name): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    pieces = [Slice((Source(str(folder), (layer, layer + 1), weight(Setting(layer + 1.0))),)) for layer in range(2)]
+    recipe = Recipe("linear", tuple(pieces), None, {"normalize": (Setting(False),)})
+    steps = by_name(make_plan(recipe, {str(folder): read_model_header(folder)}))
+    found = {name: steps[name].inputs[0].parameters["weight"] for name in names.values()}
+    assert list(found.values()) == [1.0, 2.0, 2.0]
+    assert next(iter(steps)) == "gpt_neox.embed_in.weight"

@@ -1,0 +1,67 @@
+"""What a config says of layers that do not compute alike, such as those that see a window and those that see the whole context."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from evomerge.core import Json
+from evomerge.plan.model_header import N_LAYERS_KEYS, ModelHeader, config_value
+
+_WINDOWS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
+"""model type -> every how many layers one sees the whole context and not a window, where the config does not say so (as transformers 4 wrote it)"""
+
+_NO_LAYER_LISTS = ("architectures", "eos_token_id", "full_attn_idxs", "mlp_only_layers")
+"""lists that may happen to be as long as the model is deep"""
+
+_COUNTS_OF_LISTED = (
+    "full_attention_interval", "global_attn_every_n_layers", "max_window_layers", "sliding_window_pattern", "full_attn_idxs"
+)  # fmt: skip
+"""settings from which `layer_types` is made; they say nothing where it is there"""
+
+_PERIODS = (
+    "attn_layer_period", "decoder_sparse_step", "expert_layer_period", "full_attention_interval", "global_attn_every_n_layers",
+    "interleave_moe_layer_step", "moe_layer_freq", "no_rope_layer_interval", "sliding_window_pattern",
+)  # fmt: skip
+"""every so many layers is another; 1 = all are alike"""
+
+_PLACES = (
+    "attention_types", "attn_layer_indices", "block_types", "cross_attention_layers", "first_k_dense_replace", "full_attn_idxs",
+    "hybrid_override_pattern", "mlp_only_layers", "moe_layers",
+)  # fmt: skip
+"""indices or a number of layers that are others; empty or 0 = all are alike"""
+
+
+def listed_kinds(config: Mapping[str, Json]) -> dict[str, list[Any]]:
+    """Settings with one entry for each layer: name -> entries. Alternating attention that the config keeps silent about is made explicit."""
+    n_layers = config_value(config, *N_LAYERS_KEYS)
+    listed = {
+        key: value
+        for key, value in config.items()
+        if isinstance(value, list) and len(value) == n_layers and key not in _NO_LAYER_LISTS
+    }
+    period = config.get("sliding_window_pattern") or _WINDOWS.get(str(config.get("model_type")))
+    if "layer_types" not in listed and isinstance(period, int) and isinstance(n_layers, int):
+        kinds = ("full_attention", "sliding_attention")
+        listed["layer_types"] = [kinds[bool((layer + 1) % period)] for layer in range(n_layers)]
+    return listed
+
+
+def kinds_of_model(header: ModelHeader) -> dict[str, list[Any]]:
+    """`listed_kinds` of the language model."""
+    return listed_kinds(_language_model(header))
+
+
+def kinds_by_place(header: ModelHeader) -> list[str]:
+    """Settings by which layers differ that have no entry for each layer: they hold for places, whatever layer stands there."""
+    config, listed = _language_model(header), kinds_of_model(header)
+    found = [key for key in _PERIODS if config.get(key) not in (None, False, 0, 1)]
+    found += [key for key in _PLACES if config.get(key)]
+    window = config.get("max_window_layers")
+    if config.get("use_sliding_window") and isinstance(window, int) and 0 < window < header.n_layers:
+        found.append("max_window_layers")
+    explained = _COUNTS_OF_LISTED if "layer_types" in listed else ()
+    return [key for key in dict.fromkeys(found) if key not in listed and key not in explained]
+
+
+def _language_model(header: ModelHeader) -> Mapping[str, Any]:
+    inner = header.config.get("text_config")
+    return inner if isinstance(inner, Mapping) else header.config

@@ -1,0 +1,133 @@
+"""Slices of models whose layers are of several kinds: the config follows the layers, or the recipe is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from evomerge.core import CheckpointError, RecipeError
+from evomerge.plan import make_plan, read_model_header
+from evomerge.recipe import Recipe, Setting, Slice, Source
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights import merge_to_folder
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+WEIGHT = {"weight": (Setting(0.5),)}
+
+
+def written(folder: Path, kind: str, seed: int = 0, **settings: object) -> str:
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL | settings))
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.2 * torch.randn_like(value))
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def configure(folder: str, **changes: object) -> None:
+    """Changes settings; None leaves them out."""
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def stacked(*pieces: tuple[str, int, int]) -> Recipe:
+    return Recipe("passthrough", tuple(Slice((Source(model, (first, end)),)) for model, first, end in pieces))
+
+
+def averaged(one: tuple[str, int, int], other: tuple[str, int, int], base: str | None = None) -> Recipe:
+    sources = tuple(Source(model, (first, end), WEIGHT) for model, first, end in (one, other))
+    return Recipe("linear" if base is None else "task_arithmetic", (Slice(sources),), base)
+
+
+def plan_of(recipe: Recipe):
+    return make_plan(recipe, {model: read_model_header(model) for model in recipe.models()})
+
+
+LFM2 = {"layer_types": ["conv", "full_attention", "conv", "conv"], "block_ff_dim": 64}
+
+
+def test_layers_of_two_kinds_are_stacked_with_their_config(tmp_path):
+    folder = written(tmp_path / "m", "lfm2", **LFM2)
+    merge_to_folder(stacked((folder, 0, 2), (folder, 1, 3)), tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.layer_types == ["conv", "full_attention", "full_attention", "conv"]
+    stored, merged = load_file(Path(folder) / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    for layer, origin in enumerate([0, 1, 1, 2]):
+        names = [name for name in stored if name.startswith(f"model.layers.{origin}.")]
+        assert names
+        for name in names:
+            assert torch.equal(merged[name.replace(f".{origin}.", f".{layer}.", 1)], stored[name])
+
+
+def test_layers_with_other_tensors_are_not_merged_with_each_other(tmp_path):
+    a, b = (written(tmp_path / name, "lfm2", seed, **LFM2) for seed, name in enumerate("ab"))
+    assert plan_of(averaged((a, 0, 4), (b, 0, 4))).n_layers == 4
+    with pytest.raises(RecipeError, match=r"layer 0 of .*a and layer 1 of .*b are of different kinds \(only one has"):
+        plan_of(averaged((a, 0, 2), (b, 1, 3)))
+    with pytest.raises(RecipeError, match=r"layer 1 of .*b and layer 0 of .*a are of different kinds"):
+        plan_of(Recipe("task_arithmetic", (Slice((Source(b, (1, 2), WEIGHT), Source(a, (0, 1)))),), a))
+
+
+def test_layers_with_the_same_tensors_may_be_of_two_kinds(tmp_path):
+    kinds = ["sliding_attention", "full_attention"] * 2
+    a, b = (written(tmp_path / name, "gemma3_text", seed, layer_types=kinds) for seed, name in enumerate("ab"))
+    with pytest.raises(RecipeError, match="layer_types: 'sliding_attention' and 'full_attention'"):
+        plan_of(averaged((a, 0, 2), (b, 1, 3)))
+    assert plan_of(averaged((a, 0, 2), (b, 2, 4))).n_layers == 2
+
+
+def test_what_a_config_of_transformers_4_keeps_silent_about_is_written(tmp_path):
+    """Every other layer of Gemma 2 sees a window, which its older configs do not say."""
+    folder = written(tmp_path / "m", "gemma2", layer_types=None)
+    expected = AutoConfig.from_pretrained(folder).layer_types
+    configure(folder, layer_types=None)
+    merge_to_folder(stacked((folder, 0, 2), (folder, 1, 3)), tmp_path / "out")
+    merged = AutoConfig.from_pretrained(tmp_path / "out").layer_types
+    assert merged == [expected[layer] for layer in (0, 1, 1, 2)]
+    assert len(set(merged)) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "key"),
+    [
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8}, "max_window_layers"),
+    ],
+)
+def test_settings_that_hold_for_places_keep_layers_in_theirs(tmp_path, kind, settings, key):
+    folder = written(tmp_path / "m", kind, **settings)
+    configure(folder, layer_types=None)
+    assert plan_of(stacked((folder, 0, 2), (folder, 2, 4))).n_layers == 4
+    with pytest.raises(RecipeError, match=rf"slices make layer 1 of .*m layer 2, and its config.json .*\({key}\)"):
+        plan_of(stacked((folder, 0, 2), (folder, 1, 4)))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3_moe", "llama", "mistral"])
+def test_settings_that_are_not_in_use_leave_layers_free(tmp_path, kind):
+    folder = written(tmp_path / "m", kind)
+    assert plan_of(stacked((folder, 0, 3), (folder, 1, 4))).n_layers == 6
+
+
+def test_lists_of_other_things_are_left_alone(tmp_path):
+    folder = str(write_tiny_llama(tmp_path / "m", seed=0, n_layers=2, eos_token_id=[1, 2]))
+    merge_to_folder(stacked((folder, 0, 2), (folder, 1, 2)), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["eos_token_id"], config["num_hidden_layers"]) == ([1, 2], 3)
+
+
+def test_a_layer_that_is_not_there(tmp_path):
+    folder = str(write_tiny_llama(tmp_path / "m", seed=0, n_layers=3))
+    tensors = load_file(Path(folder) / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
+    save_file(kept, Path(folder) / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has no tensor of layer 1; is its download complete"):
+        plan_of(stacked((folder, 0, 3)))
