@@ -67,7 +67,12 @@ def worker_environment(config: SearchConfig) -> dict[str, str]:
         return {}
     from evomerge.engine import engine_environment
 
-    return engine_environment(engine_kind(config), threads=max(1, int(config.cluster.cpus_per_worker)))
+    return engine_environment(engine_kind(config), threads=_cpus(config))
+
+
+def _cpus(config: SearchConfig) -> int:
+    """Cores that a worker has to itself."""
+    return max(1, int(config.cluster.cpus_per_worker))
 
 
 def _synthetic(config: SearchConfig) -> Evaluator:
@@ -111,6 +116,7 @@ def _lm_eval(config: SearchConfig, models: ModelTable, n_slots: int | None, spli
         tokenizer=first.folder,
         trust_code=wanted.trust_task_code,
         code_timeout_s=wanted.task_code_timeout_s,
+        code_processes=_cpus(config),
         fit=fit,
     )
     for split in splits:

@@ -50,6 +50,7 @@ class LmEvalEvaluator:
         tokenizer: folder of the models' tokenizer.
         trust_code: allow tasks that run code, each in a sandbox of its own.
         code_timeout_s: of scoring one split's answers there.
+        code_processes: so many processes of a sandbox do that.
         fit: makes a plan fit an engine that has room for more layers; None where every recipe is as deep as the engine.
 
     Raises:
@@ -66,6 +67,7 @@ class LmEvalEvaluator:
         tokenizer: Path,
         trust_code: bool = False,
         code_timeout_s: float = 300.0,
+        code_processes: int = 1,
         fit: Callable[[MergePlan], MergePlan] | None = None,
     ) -> None:
         self._fit = fit
@@ -74,7 +76,7 @@ class LmEvalEvaluator:
 
         def load(spec: TaskSpec) -> LoadedTask | SandboxedTask:
             if trust_code and runs_code(spec.task):
-                return SandboxedTask(spec, tokenizer, timeout_s=code_timeout_s)
+                return SandboxedTask(spec, tokenizer, timeout_s=code_timeout_s, processes=code_processes)
             return load_task(spec, loaded_tokenizer)
 
         self._tasks: dict[str, LoadedTask | SandboxedTask | GroupedTask] = {}

@@ -72,13 +72,14 @@ class SandboxedTask:
         spec: which task, metric and splits.
         tokenizer: folder of the models' tokenizer.
         timeout_s: of scoring one split's answers; the process is then killed, and a new one made for the next.
+        processes: so many of its copies score them, inside the same sandbox.
 
     Raises:
         EvaluationError: no sandbox here, or as `load_task`.
     """
 
-    def __init__(self, spec: TaskSpec, tokenizer: Path, *, timeout_s: float) -> None:
-        self._spec, self._tokenizer, self._timeout_s = spec, tokenizer, timeout_s
+    def __init__(self, spec: TaskSpec, tokenizer: Path, *, timeout_s: float, processes: int = 1) -> None:
+        self._spec, self._tokenizer, self._timeout_s, self._processes = spec, tokenizer, timeout_s, processes
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         loaded = self._start()
@@ -107,7 +108,7 @@ class SandboxedTask:
         """
         if self._process is None:
             self._start()
-        return self._ask(order, self._timeout_s).get("scores")
+        return self._ask({**order, "processes": self._processes}, self._timeout_s).get("scores")
 
     def close(self) -> None:
         """Ends the process and everything it started."""

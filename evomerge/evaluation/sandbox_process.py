@@ -96,6 +96,7 @@ def _score(task: Any, order: dict[str, Any]) -> dict[str, Any]:
     scores = task.items(Split(order["split"])).score(
         [LogLikelihood(*answer) for answer in order["likelihoods"]],
         [Generation(*answer) for answer in order["generations"]],
+        processes=order["processes"],
     )
     return {"scores": scores.tolist()}
 

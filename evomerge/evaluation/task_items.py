@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from evomerge.core import EvaluationError, canonical_json
 from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.evaluation.encoding import Encoder
+from evomerge.evaluation.forked_map import forked_map
 
 SCORER_ERRORS = (
     ArithmeticError,
@@ -88,11 +89,14 @@ class TaskItems:
         """Checks that the engine can serve every item without cutting its text. Raises as `check_request_lengths`."""
         check_request_lengths(self._where, self.likelihoods, self.generations, self.counts, max_length)
 
-    def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
+    def score(
+        self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation], *, processes: int = 1
+    ) -> NDArray[np.float64]:
         """Scores of the items, shape (n,), as lm-eval's `process_results` gives them.
 
         Args:
             likelihoods, generations: the engine's answers to `self.likelihoods` and `self.generations`.
+            processes: so many copies of this process score them, an item each at a time.
 
         Raises:
             EvaluationError: a scorer fails on an item, or gives something else than a number; names the item.
@@ -109,10 +113,10 @@ class TaskItems:
             self._filter.apply(instances)
         except SCORER_ERRORS as error:
             raise EvaluationError(f"{self._where}: filter {self._filter.name!r} fails: {error!r}") from error
-        return np.array([self._item_score(number, item) for number, item in enumerate(self._items)])
+        return np.array(forked_map(self._item_score, len(self), processes))
 
-    def _item_score(self, number: int, item: Item) -> float:
-        where = f"{self._where}, item {number}"
+    def _item_score(self, number: int) -> float:
+        item, where = self._items[number], f"{self._where}, item {number}"
         results = [instance.filtered_resps[self._filter.name] for instance in item.instances]
         try:
             metrics = self._task.process_results(item.document, results)

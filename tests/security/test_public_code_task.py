@@ -78,7 +78,7 @@ def task(home: Path, tmp_path: Path) -> Iterator[SandboxedTask]:
     write_caches(home)
     splits = {Split.SEARCH: "train", Split.SELECT: "validation", Split.REPORT: "test"}
     model = write_tiny_llama(tmp_path / "model", seed=0)
-    made = SandboxedTask(TaskSpec("mbpp", splits=splits, num_fewshot=1), model, timeout_s=60)
+    made = SandboxedTask(TaskSpec("mbpp", splits=splits, num_fewshot=1), model, timeout_s=60, processes=2)
     yield made
     made.close()
 

@@ -117,6 +117,47 @@ def test_everything_but_scoring_is_blocked(task: SandboxedTask, folder: Path) ->
     assert not (folder / "written").exists()
 
 
+COUNTING = """
+import os, time
+
+def score(document, results):
+    time.sleep(0.05)
+    if results[0] == "die":
+        os._exit(1)
+    if results[0] == "fail":
+        raise KeyError(document["q"])
+    return {"exact_match": float(os.getpid()) if results[0] == "who" else float(len(results[0])) / 10}
+"""
+
+
+def test_answers_are_scored_by_several_processes(folder: Path, tmp_path: Path) -> None:
+    """The same scores in the same order, and the first failure as one process finds it."""
+    try:
+        check_sandbox()
+    except EvaluationError as reason:
+        pytest.skip(str(reason))
+    rows = [{"q": f"item {number}"} for number in range(12)]
+    (tmp_path / "search.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "counting.py").write_text(COUNTING)
+    (tmp_path / "t.yaml").write_text(json.dumps(TASK)[:-1] + ', "process_results": !function counting.score}')
+    found = []
+    for processes in (1, 3):
+        task = SandboxedTask(TaskSpec(str(tmp_path / "t.yaml")), folder / "model", timeout_s=30, processes=processes)
+        items = task.items(Split.SEARCH)
+        who = set(items.score([], [Generation("who", 1)] * 12).tolist())
+        assert (len(who) > 1) == (processes > 1)
+        scores = items.score([], [Generation("x" * (number % 5 + 1), 1) for number in range(12)]).tolist()
+        with pytest.raises(EvaluationError) as failure:
+            items.score([], [Generation("fail" if number in (4, 9) else "x", 1) for number in range(12)])
+        assert "item 4: the scorer fails: KeyError('item 4')" in str(failure.value)
+        with pytest.raises(EvaluationError):
+            items.score([], [Generation("die" if number == 7 else "x", 1) for number in range(12)])
+        assert items.score([], [Generation("x", 1)] * 12).tolist() == [0.1] * 12, "a new candidate is scored"
+        task.close()
+        found.append(scores)
+    assert found[0] == found[1] == [(number % 5 + 1) / 10 for number in range(12)]
+
+
 def test_a_failing_scorer_is_one_failed_candidate(task: SandboxedTask) -> None:
     with pytest.raises(EvaluationError, match=r"item 2: the scorer fails: KeyError\('no gold'\)"):
         task.items(Split.SEARCH).score([], answers(overwrite="fail"))
