@@ -5,10 +5,23 @@ from typing import Any
 
 from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan.layers import layer_name
-from evomerge.plan.model_header import ModelHeader
+from evomerge.plan.model_header import ModelHeader, config_value
+from evomerge.plan.rope import rope_of, same_rope
 
-_SAME_CONFIG = ("model_type", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-"""settings that change the meaning of a weight without changing its shape (or explain why shapes differ)"""
+_HEADS = ("num_attention_heads", "n_head", "n_heads")
+
+_SAME_CONFIG = (
+    ("model_type",),
+    ("hidden_size", "n_embd", "d_model"),
+    _HEADS,
+    ("num_key_value_heads",),
+    ("head_dim",),
+    ("rotary_dim",),
+)
+"""settings, by all their names, that change the meaning of a weight without changing its shape (or explain why shapes differ)
+
+One that a config leaves out is not compared: transformers 4 leaves out defaults, and shapes are checked anyway.
+"""
 
 
 def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader], *, any_depth: bool = False) -> None:
@@ -106,44 +119,30 @@ def _check_vocabulary(reference: ModelHeader, header: ModelHeader, key: str) -> 
 
 
 def _check_config(reference: ModelHeader, header: ModelHeader, key: str) -> None:
-    for name in (*_SAME_CONFIG, "rope"):
-        ours, theirs = _config_value(reference, name), _config_value(header, name)
-        if ours != theirs:
-            raise RecipeError(
-                f"{key}: config.json has {name} = {theirs!r}, {reference.folder} has {ours!r}; "
-                "models that differ in it do not share the meaning of their weights"
-            )
+    for names in _SAME_CONFIG:
+        ours, theirs = config_value(reference.config, *names), config_value(header.config, *names)
+        if "head_dim" in names:
+            ours, theirs = ours or _head_dim(reference), theirs or _head_dim(header)
+        if None not in (ours, theirs) and ours != theirs:
+            raise _other_config(reference, key, names[0], ours, theirs)
+    ours, theirs = rope_of(reference.config), rope_of(header.config)
+    if not same_rope(ours, theirs):
+        raise _other_config(reference, key, "rope", ours.get("", ours), theirs.get("", theirs))
 
 
-def _config_value(header: ModelHeader, name: str) -> Any:
-    config: Mapping[str, Any] = header.config
-    inner = config.get("text_config")
-    if isinstance(inner, Mapping):
-        config = {**config, **inner}
-    if name == "rope":
-        return _rope(config)
-    if name == "num_key_value_heads":
-        return config.get(name) or config.get("num_attention_heads")
-    if name == "head_dim" and not config.get(name):
-        hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
-        return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 else None
-    return config.get(name)
+def _other_config(reference: ModelHeader, key: str, name: str, ours: Any, theirs: Any) -> RecipeError:
+    return RecipeError(
+        f"{key}: config.json has {name} = {theirs!r}, {reference.folder} has {ours!r}; "
+        "models that differ in it do not share the meaning of their weights"
+    )
 
 
-def _rope(config: Mapping[str, Any]) -> Any:
-    """Base frequency and scaling, however the config spells them; {} where it has none."""
-    rope: dict[str, Any] = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        value = config.get(key)
-        if isinstance(value, Mapping):
-            rope |= value
-    if "rope_theta" in config and config["rope_theta"] is not None:
-        rope.setdefault("rope_theta", config["rope_theta"])
-    if "type" in rope:
-        rope.setdefault("rope_type", rope.pop("type"))
-    if rope.get("rope_type") == "default":
-        del rope["rope_type"]
-    if rope:
-        rope.setdefault("rope_theta", 10000.0)
-        rope["rope_theta"] = float(rope["rope_theta"]) if isinstance(rope["rope_theta"], int) else rope["rope_theta"]
-    return {} if rope == {"rope_theta": 10000.0} else rope
+def _head_dim(header: ModelHeader) -> int | None:
+    """The rows of one head, where the config does not say it and the queries are a plain matrix."""
+    heads = config_value(header.config, *_HEADS)
+    queries = next(
+        (tensor for name, tensor in header.tensors.items() if name.endswith("self_attn.q_proj.weight")), None
+    )
+    if not isinstance(heads, int) or heads < 1 or queries is None or "qk_rope_head_dim" in header.config:
+        return None
+    return queries.shape[0] // heads

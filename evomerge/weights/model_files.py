@@ -107,7 +107,9 @@ def merged_config(model: MergedModel) -> dict[str, Json]:
     """The owner's config with the result's dtype, layers and vocabulary."""
     recipe, plan, owner = model.recipe, model.plan, model.owner
     config: dict[str, Any] = {key: value for key, value in owner.config.items() if key != "_name_or_path"}
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = plan.dtype
+    if "torch_dtype" not in config:
+        config.setdefault("dtype", plan.dtype)
+    config = _with_dtype(config, plan.dtype)
     if owner.copied_head is not None:
         config["tie_word_embeddings"] = True
     if model.alignment is not None:
@@ -116,6 +118,18 @@ def merged_config(model: MergedModel) -> dict[str, Json]:
     if not layers:
         return config
     return with_layers(config, [layer for _, layer in layers], [model.headers[key].config for key, _ in layers])
+
+
+def _with_dtype(config: Mapping[str, Json], dtype: str) -> dict[str, Any]:
+    """The config with another dtype wherever it says one, in those of parts (`text_config`) too."""
+    return {
+        key: dtype
+        if key in ("dtype", "torch_dtype")
+        else _with_dtype(value, dtype)
+        if key.endswith("_config") and isinstance(value, Mapping)
+        else value
+        for key, value in config.items()
+    }
 
 
 def _with_vocabulary(config: Mapping[str, Json], alignment: Alignment) -> dict[str, Any]:

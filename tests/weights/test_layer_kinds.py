@@ -131,3 +131,13 @@ def test_a_layer_that_is_not_there(tmp_path):
     save_file(kept, Path(folder) / "model.safetensors")
     with pytest.raises(CheckpointError, match="has no tensor of layer 1; is its download complete"):
         plan_of(stacked((folder, 0, 3)))
+
+
+def test_a_dtype_is_written_wherever_the_config_says_one(tmp_path):
+    """Multimodal models repeat it in the configs of their parts."""
+    folder = str(write_tiny_llama(tmp_path / "m", seed=0, dtype="float32"))
+    configure(folder, torch_dtype="float32", vision_config={"torch_dtype": "float32", "width": 3})
+    merge_to_folder(Recipe("linear", (Slice((Source(folder, None, WEIGHT),)),), out_dtype="float16"), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["torch_dtype"], config["dtype"]) == ("float16", "float16")
+    assert config["vision_config"] == {"torch_dtype": "float16", "width": 3}
