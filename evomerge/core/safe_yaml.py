@@ -4,6 +4,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import yaml
+from yaml.reader import ReaderError
 
 from evomerge.core.errors import ConfigError
 
@@ -14,35 +15,79 @@ MAX_YAML_ALIASES = 100
 """Enough for anchors used by hand; nested aliases of a "billion laughs" file need many."""
 
 
+_NO_VALUES = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value")
+"""what stays text: a name may look like a date"""
+
+_CONSTRUCTION_ERRORS = (ValueError, KeyError, AttributeError, TypeError, IndexError)
+"""what PyYAML's constructors raise for text that their tag does not fit, such as `!!bool maybe`"""
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader that refuses duplicate keys, more than `MAX_YAML_ALIASES` aliases, and aliases inside aliases."""
+    """PyYAML's safe loader that refuses duplicate keys, more than `MAX_YAML_ALIASES` aliases, and aliases of what they stand in.
+
+    Everything that is wrong with the text is a `MarkedYAMLError`, which knows the line.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's name)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NO_VALUES]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._n_aliases = 0
+        self._open_anchors: set[str] = set()
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, yaml.AliasEvent):
             self._n_aliases += 1
             if self._n_aliases > MAX_YAML_ALIASES:
-                raise yaml.MarkedYAMLError(
-                    problem=f"more than {MAX_YAML_ALIASES} aliases", problem_mark=parent.start_mark if parent else None
-                )
+                raise _wrong(f"more than {MAX_YAML_ALIASES} aliases", event)
+            if anchor in self._open_anchors:
+                raise _wrong(f"alias *{anchor} stands within what it stands for", event)
+        elif anchor is not None:
+            if anchor in self.anchors:
+                raise _wrong(f"anchor &{anchor} stands twice", event)
+            self._open_anchors.add(anchor)
+            node = super().compose_node(parent, index)
+            self._open_anchors.remove(anchor)
+            return node
         return super().compose_node(parent, index)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except _CONSTRUCTION_ERRORS:
+            raise _wrong(f"{node.value!r} is no {node.tag.rpartition(':')[2]}", node) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise _wrong("expected a mapping", node)
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable) or key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {key!r} stands twice" if isinstance(key, Hashable) else f"{key!r} cannot be a key",
-                    problem_mark=key_node.start_mark,
-                )
+            if not isinstance(key, Hashable):
+                raise _wrong(f"{key!r} cannot be a key", key_node)
+            if key in seen:
+                raise _wrong(f"key {key!r} stands twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+    def construct_unknown(self, node: yaml.Node) -> Any:
+        """Refuses a tag."""
+        raise _wrong(f"tag {node.tag!r} is not supported; only plain values are", node)
+
+
+_StrictLoader.add_constructor(None, _StrictLoader.construct_unknown)
+
+
+def _wrong(problem: str, place: Any) -> yaml.MarkedYAMLError:
+    """The error of an event or node."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
 def load_yaml(text: str, where: str, error: type[Exception] = ConfigError) -> Any:
@@ -71,7 +116,11 @@ def load_yaml_documents(text: str, where: str, error: type[Exception] = ConfigEr
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise error(f"{where}{place}: {problem.problem or problem}") from None
+        what = ", ".join(part for part in (problem.context, problem.problem) if part)
+        raise error(f"{where}{place}: {what or problem}") from None
+    except ReaderError as problem:
+        line = text.count("\n", 0, problem.position) + 1
+        raise error(f"{where}, line {line}: character {chr(problem.character)!r} cannot stand in YAML") from None
     except yaml.YAMLError as problem:
         raise error(f"{where}: not readable as YAML: {problem}") from None
     except (ValueError, RecursionError) as problem:
