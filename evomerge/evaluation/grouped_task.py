@@ -55,6 +55,9 @@ class GroupedItems:
     """As `TaskItems`, for one split of a `GroupedTask`: the items of its first task, then those of the second, and so on.
 
     Where tasks count the same whatever their size, an item's score is multiplied by (items of all tasks / tasks / items of its task).
+
+    Attributes:
+        sizes: items of each task.
     """
 
     def __init__(self, parts: Sequence[TaskItems | SandboxedItems], *, weight_by_size: bool) -> None:
@@ -62,11 +65,11 @@ class GroupedItems:
         self.likelihoods: tuple[LogLikelihoodRequest, ...] = tuple(one for part in parts for one in part.likelihoods)
         self.generations: tuple[GenerateRequest, ...] = tuple(one for part in parts for one in part.generations)
         self.prompt_tokens = sum(part.prompt_tokens for part in parts)
-        sizes = [len(part) for part in parts]
+        self.sizes = sizes = [len(part) for part in parts]
         self._weights = [1.0 if weight_by_size else sum(sizes) / len(sizes) / size for size in sizes]
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self._parts)
+        return sum(self.sizes)
 
     def check_lengths(self, max_length: int) -> None:
         """As `TaskItems.check_lengths`."""

@@ -108,7 +108,7 @@ class LmEvalEvaluator:
         engine may be gone for good, and the pool then makes a new worker for the candidate, instead of one after the other failing here.
 
         Scores are means as lm-eval computes them; `stderr` is the sample standard deviation over the items divided by sqrt(n)
-        (0 for a single item). Costs: `items`, `prompt_tokens`, `generated_tokens`, `layers` and `active_parameters` of the merged model
+        (0 for a single item); of a group, from that of each of its tasks. Costs: `items`, `prompt_tokens`, `generated_tokens`, `layers` and `active_parameters` of the merged model
         (elements of its tensors), `tokens_per_second` of the engine (prompt and generated), and seconds `plan_s`, `merge_s` (with the
         engine's reset), `request_s` (handing requests over), `engine_s`, `score_s`, `total_s`.
         """
@@ -157,7 +157,7 @@ class LmEvalEvaluator:
             request.split,
             Status.OK,
             scores={name: _mean(values) for name, values in scores.items()},
-            stderr={name: _stderr(values) for name, values in scores.items()},
+            stderr={name: _stderr(values, _sizes(items[name])) for name, values in scores.items()},
             item_scores={name: values.astype(np.float32) for name, values in scores.items()},
             cost={
                 "items": float(sum(map(len, items.values()))),
@@ -236,8 +236,15 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(sum(values.tolist()) / len(values))
 
 
-def _stderr(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+def _stderr(values: NDArray[np.float64], sizes: Sequence[int]) -> float:
+    """Of the mean of items that come from independent samples of `sizes` items, each with a mean of its own."""
+    parts = np.split(values, np.cumsum(sizes)[:-1])
+    errors = [part.std(ddof=1) / math.sqrt(len(part)) if len(part) > 1 else 0.0 for part in parts]
+    return float(math.hypot(*(len(part) * error for part, error in zip(parts, errors, strict=True))) / len(values))
+
+
+def _sizes(items: TaskItems | SandboxedItems | GroupedItems) -> Sequence[int]:
+    return items.sizes if isinstance(items, GroupedItems) else [len(items)]
 
 
 def _load_tokenizer(folder: Path) -> Any:

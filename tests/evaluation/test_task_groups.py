@@ -119,7 +119,7 @@ def test_a_groups_score_is_lm_evals(folder: Path, models: list[Path], tmp_path: 
         patch.chdir(folder)  # lm-eval takes data files relative to the working directory
 
         def scores(names: list[str], **options: Any) -> dict[str, Any]:
-            return simple_evaluate(model, tasks=names, task_manager=here, bootstrap_iters=0, **options)
+            return simple_evaluate(model, tasks=names, task_manager=here, bootstrap_iters=2, **options)
 
         whole = [scores([name]) for name in ("by_size", "all_the_same", "by_tag", "only_tagged", "no_score")]
         short = scores(["by_tag"], num_fewshot=1, limit=6)
@@ -134,6 +134,13 @@ def test_a_groups_score_is_lm_evals(folder: Path, models: list[Path], tmp_path: 
     }
     assert list(ours.scores) == list(wanted)
     assert ours.scores == pytest.approx(wanted, abs=1e-12)
+    theirs = {
+        number: whole[number]["groups"][name]["acc_stderr,none"]
+        for number, name in ((0, "by_size"), (1, "all_the_same"))
+    }
+    assert ours.stderr["all_the_same"] == pytest.approx(theirs[1], abs=1e-12)
+    assert ours.stderr["by_size"] == pytest.approx(theirs[0], rel=0.05), "lm-eval pools the variances"
+    assert ours.stderr["few"] == pytest.approx(whole[4]["results"]["few"]["acc_stderr,none"], abs=1e-12)
     assert 0 < ours.scores["all_the_same"] != ours.scores["by_size"] < 1
     counts = {name: len(values) for name, values in ours.item_scores.items()}
     assert counts == {
