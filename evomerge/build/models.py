@@ -98,7 +98,7 @@ def merge_recipe(
         max_memory: of all tensors in memory at a time, in bytes or as text; None = those of two steps and a result.
         device: where what the compiled kernels do not do is computed.
         seed: of random masks, instead of the recipe's.
-        trust_remote_code: accept models whose config names code of their own (it is not run).
+        trust_remote_code: accept models whose config names code of their own, and copy it (it is not run).
 
     Raises:
         RecipeError: the file is no recipe, an option is not understood, `out` exists.

@@ -273,7 +273,7 @@ def merge(
         int | None, typer.Option(min=0, help="Seed of random masks, instead of the recipe's.", show_default=False)
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Accept models that bring code (it is not run).")
+        bool, typer.Option("--trust-remote-code", help="Accept models that bring code, and copy it (it is not run).")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:

@@ -113,8 +113,8 @@ def _read_config(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
         raise CheckpointError(f"{folder / 'config.json'}: expected a JSON object")
     if config.get("auto_map") and not trust_remote_code:
         raise CheckpointError(
-            f"{folder / 'config.json'}: 'auto_map' asks to run code from the model's repository; "
-            "set trust_remote_code: true if you trust it"
+            f"{folder / 'config.json'}: 'auto_map' asks to run code from the model's repository, which evomerge never does, so a search "
+            "cannot serve the model; `evomerge merge --trust-remote-code` merges it and copies the code for those who do"
         )
     for key in _QUANTISED_CONFIG:
         if config.get(key):

@@ -59,7 +59,7 @@ def merge_to_folder(
         max_memory: largest number of bytes of all tensors in memory at a time; None = those of two steps and a few results.
         device: where what the compiled kernels do not do is computed, e.g. "cuda"; the kernels run on the CPU and only there.
         overwrite: replace `out` if it exists and is not empty.
-        trust_remote_code: accept models whose config names code of their own.
+        trust_remote_code: accept models whose config names code of their own, and copy it; it is not run.
         pool: weights that are loaded already; must hold the recipe's models. Recipes with a tokenizer read the files again.
         written: what the folder's recipe file and card say; None = `recipe`.
 
@@ -89,7 +89,9 @@ def merge_to_folder(
         tensors = merge.parts(plan)
     with staging_folder(out) as staging:
         write_shards(staging, _outputs(plan, headers), tensors, shard_bytes)
-        result = MergedModel(written or RecipeFile(recipe), recipe, plan, headers, alignment, warning)
+        result = MergedModel(
+            written or RecipeFile(recipe), recipe, plan, headers, alignment, warning, with_code=trust_remote_code
+        )
         write_model_files(staging, out.name, result)
         _flush(staging)
         _put_in_place(staging, out)

@@ -23,6 +23,8 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
     "added_tokens.json",
     "vocab.json",
     "vocab.txt",
@@ -30,6 +32,12 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+
+NAMES_CODE = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+"""files beside config.json whose `auto_map` may name Python files of the model's repository"""
+
+CODE_FILES = ("*.py", "*.tiktoken")
+"""such code, and what tokenizers of that kind read"""
 
 MODEL_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
 
@@ -46,6 +54,7 @@ class MergedModel:
         plan, headers: of the merge.
         alignment: the vocabulary; None = the base's.
         warning: of models that are no relatives of the others.
+        with_code: whether Python files that the model names are copied too.
     """
 
     file: RecipeFile
@@ -54,6 +63,7 @@ class MergedModel:
     headers: Mapping[str, ModelHeader]
     alignment: Alignment | None
     warning: str | None
+    with_code: bool = False
 
     @property
     def owner(self) -> ModelHeader:
@@ -87,7 +97,25 @@ def write_model_files(folder: Path, name: str, model: MergedModel) -> None:
     text = recipe_to_yaml(model.file)
     atomic_write_text(folder / RECIPE_FILE, text)
     atomic_write_text(folder / "README.md", model_card(name, model, text))
-    atomic_write_json(folder / "config.json", merged_config(model))
+    config = merged_config(model)
+    _copy_code(model, folder, config)
+    atomic_write_json(folder / "config.json", config)
+
+
+def _copy_code(model: MergedModel, folder: Path, config: Mapping[str, Json]) -> None:
+    """Copies the owner's Python files into `folder` where a file there, or `config`, names some; never runs them."""
+    written = {name: read_json_file(folder / name) for name in NAMES_CODE if (folder / name).exists()} | {
+        "config.json": config
+    }
+    naming = [name for name, content in written.items() if isinstance(content, Mapping) and content.get("auto_map")]
+    if naming and not model.with_code:
+        logger.warning(
+            "%s: auto_map in %s names code of the model's repository, which is not copied; --trust-remote-code copies it",
+            model.owner.folder, ", ".join(naming),
+        )  # fmt: skip
+    elif naming:
+        found = (path.name for pattern in CODE_FILES for path in model.owner.folder.glob(pattern))
+        _copy(model.owner.folder, tuple(sorted(found)), folder)
 
 
 def _write_chat_template(folder: Path, wanted: str, headers: Mapping[str, ModelHeader]) -> None:

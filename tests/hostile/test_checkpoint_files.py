@@ -278,10 +278,39 @@ def test_33_pickles_only(models, refused):
 
 
 def test_34_remote_code(models, refused, monkeypatch):
-    configure(models / "a", auto_map={"AutoModel": "x.Y"})
-    refused("config.json", "'auto_map'", "trust_remote_code: true")
+    configure(models / "base", auto_map={"AutoModel": "modeling_x.Y"})
+    for name, content in (
+        ("modeling_x.py", "from .layers import Z"),
+        ("layers.py", "raise SystemExit"),
+        ("notes.md", ""),
+    ):
+        (models / "base" / name).write_text(content)
+    refused("config.json", "'auto_map'", "--trust-remote-code", "a search cannot serve")
     run_merge(models, monkeypatch, recipe_of(), "--trust-remote-code")
-    assert (models / "out" / WEIGHTS).exists()
+    copied = {path.name: path.read_text() for path in (models / "out").glob("*.py")}
+    assert copied == {"modeling_x.py": "from .layers import Z", "layers.py": "raise SystemExit"}
+    assert not (models / "out" / "notes.md").exists()
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_34_remote_code_of_a_tokenizer(models, monkeypatch, caplog, trusted):
+    settings = json.loads((models / "base" / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["tokenization_x.T", None]}
+    (models / "base" / "tokenizer_config.json").write_text(json.dumps(settings))
+    (models / "base" / "tokenization_x.py").write_text("")
+    run_merge(models, monkeypatch, recipe_of(), *(["--trust-remote-code"] if trusted else []))
+    assert (models / "out" / "tokenization_x.py").exists() == trusted
+    said = "auto_map in tokenizer_config.json names code of the model's repository, which is not copied" in caplog.text
+    assert said != trusted
+
+
+def test_34_code_that_is_a_link_out_of_the_folder(models, monkeypatch):
+    configure(models / "base", auto_map={"AutoModel": "modeling_x.Y"})
+    (models / "secret").write_text("")
+    (models / "base" / "modeling_x.py").symlink_to(models / "secret")
+    with pytest.raises(SystemExit):
+        run_merge(models, monkeypatch, recipe_of(), "--trust-remote-code")
+    assert not (models / "out").exists()
 
 
 @pytest.mark.parametrize(
