@@ -31,6 +31,7 @@ LOW, HIGH = -5.0, 5.0
 OURS = {
     "cma_es": ("cma_es", {}),
     "cma_es, surrogate none": ("cma_es", {"surrogate": "none"}),
+    "cma_es, surrogate diagonal": ("cma_es", {"surrogate": "diagonal"}),
     "cma_es, bipop": ("cma_es", {"restarts": "bipop"}),
     "sobol": ("sobol", {}),
     "random": ("random", {}),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from evomerge.core import Json
 from evomerge.strategy.cma_run import make_pycma, pycma_stop_reasons, widen_where_noise_decides
-from evomerge.strategy.rank_weighted_quadratic import MIN_RESULTS, RankWeightedQuadratic
+from evomerge.strategy.rank_weighted_quadratic import RankWeightedQuadratic
 
 _TAU = 0.85
 """Agreement that ends a generation (Hansen 2019)."""
@@ -34,6 +34,7 @@ class SurrogateRun:
         population_size: samples per generation, >= 3.
         generator: source of all normal numbers.
         known: points (d,) and their losses that the model starts with.
+        full: whether the model may become a full quadratic; a diagonal one otherwise.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class SurrogateRun:
         population_size: int,
         generator: np.random.Generator,
         known: Sequence[tuple[tuple[float, ...], float]] = (),
+        *,
+        full: bool = True,
     ) -> None:
         # pycma does not take one dimension; a second one that nobody sees is neutral
         self._dimension, self._padding = len(mean), 1 if len(mean) == 1 else 0
@@ -50,7 +53,7 @@ class SurrogateRun:
         self._es = make_pycma(np.append(mean, np.full(self._padding, 0.5)), sigma, population_size, "full", generator)
         # what the model proposes is not cut to the length of a usual sample
         self._es.opts.set({"CMA_injections_threshold_keep_len": 1})
-        self._model = RankWeightedQuadratic(self._dimension, population_size)
+        self._model = RankWeightedQuadratic(self._dimension, population_size, full=full)
         for point, loss in known:
             self._model.add(np.array(point), loss)
         self._model.sort_latest(len(known))
@@ -111,7 +114,7 @@ class SurrogateRun:
 
     @property
     def _can_predict(self) -> bool:
-        return len(self._model) >= MIN_RESULTS
+        return len(self._model) >= self._model.min_results
 
     def _judge(self) -> None:
         """Ends the generation when all of it is known or the model has earned its trust; asked after 1, 2, 3, 5, 8, 12 ... results."""
@@ -171,7 +174,7 @@ class SurrogateRun:
         self._losses: dict[int, float | None] = {}
         self._noise: dict[int, float] = {}
         self._n_good = 0
-        self._next_check = max(1, MIN_RESULTS + 1 - len(self._model))
+        self._next_check = max(1, self._model.min_results + 1 - len(self._model))
 
     def _ask(self, count: int) -> list[NDArray[np.float64]]:
         with warnings.catch_warnings():

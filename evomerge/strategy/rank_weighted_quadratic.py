@@ -5,6 +5,8 @@ results it keeps is told to it by their order. Coordinates are shifted to the be
 stays exact when a search has narrowed in by eight orders of magnitude.
 """
 
+from math import ceil
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh, lstsq
@@ -12,7 +14,7 @@ from scipy.stats import kendalltau
 
 Floats = NDArray[np.float64]
 
-MIN_RESULTS = 3
+_MIN_RESULTS = 3
 """Fewer say nothing about a slope."""
 _KEPT = 0.75
 """The worse quarter of the archive is left out of the fit."""
@@ -29,13 +31,20 @@ class RankWeightedQuadratic:
 
     Args:
         dimension: d.
-        min_archive: results that are kept at least; beyond two per coefficient of a full quadratic the oldest go.
+        min_archive: results that are kept at least; beyond two per coefficient of a full quadratic, or five of a diagonal one, the oldest go.
+        full: whether the model may grow from a diagonal to a full quadratic. Where it may not there are many dimensions, and a line
+            through fewer points than it has coefficients, which orders just those as they are, is of no use.
+
+    Attributes:
+        min_results: with fewer it is not to be asked.
     """
 
-    def __init__(self, dimension: int, min_archive: int) -> None:
+    def __init__(self, dimension: int, min_archive: int, *, full: bool = True) -> None:
         self._dimension = dimension
-        self._coefficients_of = (dimension + 1, 2 * dimension + 1, (dimension + 1) * (dimension + 2) // 2)
-        self._max_archive = max(min_archive, 2 * self._coefficients_of[2])
+        sizes = (dimension + 1, 2 * dimension + 1, (dimension + 1) * (dimension + 2) // 2)
+        self._coefficients_of = sizes if full else sizes[:2]
+        self._max_archive = max(min_archive, (2 if full else 5) * self._coefficients_of[-1])
+        self.min_results = _MIN_RESULTS if full else ceil(_SURPLUS * sizes[0] / _KEPT)
         self._points: Floats = np.empty((0, dimension))
         self._losses: Floats = np.empty(0)
         self._level = 0
@@ -51,7 +60,10 @@ class RankWeightedQuadratic:
         self._points = np.vstack([point, self._points])[: self._max_archive]
         self._losses = np.append(loss, self._losses)[: self._max_archive]
         # a model that was good enough to grow does not shrink again
-        while self._level < 2 and len(self) * _KEPT >= _SURPLUS * self._coefficients_of[self._level + 1]:
+        while (
+            self._level + 1 < len(self._coefficients_of)
+            and len(self) * _KEPT >= _SURPLUS * self._coefficients_of[self._level + 1]
+        ):
             self._level += 1
         self._fit = None
 
@@ -62,14 +74,14 @@ class RankWeightedQuadratic:
         self._losses[:count] = self._losses[:count][order]
 
     def predict(self, points: Floats) -> Floats:
-        """Modelled losses (k,) at `points` (k, d); needs `MIN_RESULTS` results."""
+        """Modelled losses (k,) at `points` (k, d); needs `min_results`."""
         coefficients, centre, scale = self._fitted()
         return np.asarray(self._features((points - centre) / scale) @ coefficients)
 
     def agreement(self, n_evaluated: int) -> float:
         """Kendall's tau between losses and model at the latest results, `n_evaluated` of which belong to this generation."""
         count = min(len(self), max(_N_COMPARED, int(1.2 * n_evaluated)))
-        if count < MIN_RESULTS:
+        if count < _MIN_RESULTS:
             return 0.0
         tau = float(kendalltau(self._losses[:count], self.predict(self._points[:count]))[0])
         return tau if np.isfinite(tau) else 0.0

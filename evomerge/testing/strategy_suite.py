@@ -108,6 +108,7 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("cma_es", n_objectives=1, options={"variant": "sep", "weights": {"f0": 2.0}}),
         StrategyCase("cma_es", n_objectives=1, options={"variant": "vkd", "restarts": "none"}),
         StrategyCase("cma_es", dimension=2, options={"item_noise": True}),
+        StrategyCase("cma_es", n_objectives=1, options={"surrogate": "diagonal"}),
         StrategyCase("cma_es", dimension=2, n_objectives=1, options={"surrogate": "none", "population_size": 4}),
         StrategyCase("cma_es", dimension=1, n_objectives=1, options={"restarts": "bipop", "population_size": 4}),
         StrategyCase("cma_es", dimension=1, n_objectives=1, options={"surrogate": "none", "restarts": "bipop"}),

@@ -37,16 +37,16 @@ def test_trust_region_step_against_many_points_of_the_ball():
         assert step @ slope + 0.5 * step @ hessian @ step <= values.min() + 1e-9
 
 
-def search(seed, noise=0.0, workers=4, budget=120, **options):
+def search(seed, noise=0.0, workers=4, budget=120, dimension=4, **options):
     """True loss of the recommendation on an ellipsoid, which the strategy sees with `noise`."""
     strategy = make_strategy(
-        "cma_es", dimension=4, objectives=[Objective("f", Direction.MINIMIZE)], seed=seed, **options
+        "cma_es", dimension=dimension, objectives=[Objective("f", Direction.MINIMIZE)], seed=seed, **options
     )
     generator = np.random.default_rng(seed)
     pending = []
 
     def loss(candidate):
-        return float(np.sum(10.0 ** np.arange(4) * (np.array(candidate.genome.values) - 0.3) ** 2))
+        return float(np.sum(10.0 ** np.linspace(0, 3, dimension) * (np.array(candidate.genome.values) - 0.3) ** 2))
 
     for _ in range(budget):
         pending += strategy.ask(workers - len(pending))
@@ -62,6 +62,28 @@ def test_the_model_saves_evaluations_with_four_pending():
     assert np.median(modelled) < 1e-2 * np.median(plain)
 
 
+def test_a_diagonal_model_saves_evaluations_in_many_dimensions():
+    modelled = [search(seed, dimension=30, budget=300) for seed in range(3)]
+    plain = [search(seed, dimension=30, budget=300, surrogate="none") for seed in range(3)]
+    assert np.median(modelled) < 1e-2 * np.median(plain)
+
+
+def test_a_diagonal_model_helps_under_noise_too():
+    modelled = [search(seed, noise=20.0, dimension=40, budget=300) for seed in range(3)]
+    plain = [search(seed, noise=20.0, dimension=40, budget=300, surrogate="none") for seed in range(3)]
+    assert np.median(modelled) < np.median(plain)
+
+
+def test_a_diagonal_model_does_not_grow_and_waits_for_more_results_than_coefficients():
+    generator = np.random.default_rng(1)
+    model = RankWeightedQuadratic(3, 8, full=False)
+    assert model.min_results * 0.75 >= 4
+    for point in generator.random((200, 3)):
+        model.add(point, float(np.sum((point - 0.4) ** 2) + 3.0 * point[0] * point[1]))
+    assert len(model._fitted()[0]) == 7
+    assert len(model) == 35
+
+
 def test_noise_does_not_make_the_model_worse_than_none():
     modelled = [search(seed, noise=0.5) for seed in range(9)]
     plain = [search(seed, noise=0.5, surrogate="none") for seed in range(9)]
@@ -75,6 +97,8 @@ def test_more_workers_than_samples_and_a_model_from_seeds():
 def test_a_surrogate_needs_the_full_variant():
     with pytest.raises(ConfigError, match="variant full"):
         make_strategy("cma_es", dimension=4, objectives=["a"], seed=1, surrogate="quadratic", variant="sep")
+    with pytest.raises(ConfigError, match="surrogate diagonal needs variant full"):
+        make_strategy("cma_es", dimension=4, objectives=["a"], seed=1, surrogate="diagonal", variant="vkd")
 
 
 def test_an_optimum_in_a_corner_ends_the_run_before_the_step_size_overflows():
