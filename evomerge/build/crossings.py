@@ -1,5 +1,6 @@
 """config -> the lineage of a search that crosses models (`m2n2`): seed models, chromosomes, and the seeds' inner products."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -11,7 +12,7 @@ from evomerge.core import Candidate, ConfigError, CrossoverGenome, VectorGenome
 from evomerge.plan import MergePlan, ModelHeader, TensorStep, make_plan
 from evomerge.plan.planner import is_copy
 from evomerge.recipe import (
-    MODULE_GROUPS,
+    REST,
     Angle,
     Lineage,
     Recipe,
@@ -23,6 +24,8 @@ from evomerge.recipe import (
     Source,
     SplitAt,
     WeightLayout,
+    group_of,
+    module_filters,
 )
 
 
@@ -53,7 +56,7 @@ def seed_template(config: SearchConfig, base: str | None, first: ModelHeader) ->
         fixed={"normalize": False},
         n_layers=first.n_layers,
         layer_groups=[(0, first.n_layers)],
-        module_groups=space.module_groups,
+        module_groups={},
         out_dtype=space.out_dtype or first.dtype,
         seed=config.seed,
     )
@@ -68,7 +71,7 @@ class Crossings:
         out_dtype: what merged weights are rounded to.
 
     Raises:
-        ConfigError: a module group without tensors.
+        SpaceError: module groups that the models' tensors do not have.
         RecipeError: models that do not fit each other.
     """
 
@@ -112,14 +115,12 @@ class Crossings:
         """The steps of a sum of all seeds, by module group."""
         sources = tuple(Source(seed.model, parameters={"weight": (Setting(1.0),)}) for seed in self.seeds)
         plan = make_plan(Recipe("linear", (Slice(sources),)), self._headers)
-        groups = self._config.space.module_groups or ("rest",)
+        steps = [step for step in plan.steps if not is_copy(step)]
+        groups = self._config.space.module_groups or (REST,)
+        filters = module_filters(groups, [step.output for step in steps if math.prod(step.shape)])
         chromosomes: dict[str, list[TensorStep]] = {group: [] for group in groups}
-        for step in plan.steps:
-            if not is_copy(step):
-                chromosomes[_group(step.output, groups)].append(step)
-        for group, steps in chromosomes.items():
-            if not any(np.prod(step.shape) for step in steps):
-                raise ConfigError(f"space.module_groups: no tensor of the models belongs to {group!r}; remove it")
+        for step in steps:
+            chromosomes[group_of(step.output, filters)].append(step)
         return list(chromosomes.values())
 
 
@@ -150,8 +151,3 @@ class _NoProducts:
     def before(self, chromosome: int, position: int) -> NDArray[np.float64]:
         """Zeros, (K, K)."""
         return self._zero
-
-
-def _group(tensor: str, groups: Sequence[str]) -> str:
-    """The first group that the tensor belongs to; the last takes whatever is left ("rest")."""
-    return next((group for group in groups if any(text in tensor for text in MODULE_GROUPS[group])), groups[-1])

@@ -26,6 +26,7 @@ from evomerge.recipe import (
     default_searched,
     even_layer_groups,
     method_spec,
+    module_filters,
     with_adapters,
 )
 from evomerge.search import Baseline, Entry
@@ -363,7 +364,9 @@ def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) ->
         fixed=space.fixed,
         n_layers=first.n_layers,
         layer_groups=layer_groups,
-        module_groups=space.module_groups,
+        module_groups=module_filters(
+            space.module_groups, [name for header in headers.values() for name in header.tensors]
+        ),
         # Named, so that mergekit too computes in float32 and rounds once; left out, it computes in the sources' dtype.
         out_dtype=space.out_dtype or first.dtype,
         seed=config.seed,

@@ -141,7 +141,7 @@ def _plain(config: SearchConfig, base: str | None, experts: Mapping[str, str], n
         fixed={},
         n_layers=n_layers,
         layer_groups=[(0, n_layers)],
-        module_groups=(),
+        module_groups={},
         out_dtype=config.space.out_dtype,
         seed=config.seed,
     )

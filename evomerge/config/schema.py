@@ -158,7 +158,7 @@ class SpaceConfig(_Strict):
     layer_groups: int | tuple[tuple[int, int], ...] = 1
     """number of equal groups of consecutive layers, or explicit [first, last) ranges"""
     module_groups: tuple[str, ...] = ()
-    """e.g. [attention, mlp, rest]; empty = all tensors of a layer share a value. For `m2n2`: groups with a split point each"""
+    """some of attention, mlp, embeddings, norms, and last the rest; empty = all tensors of a layer share a value. For `m2n2`: groups with a split point each"""
     crossover: CrossoverConfig = CrossoverConfig()
     """for `m2n2`, which needs nothing else of the space"""
     out_dtype: Literal["bfloat16", "float16", "float32"] | None = None

@@ -21,6 +21,7 @@ from evomerge.recipe.methods import (
     Scope,
     method_spec,
 )
+from evomerge.recipe.module_groups import REST, group_of, module_filters
 from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, Source
 from evomerge.recipe.pieces import PieceTable, Span
 from evomerge.recipe.recipe import DTYPES, Recipe
@@ -30,7 +31,6 @@ from evomerge.recipe.stack_template import MERGED, StackedModels, StackTemplate
 from evomerge.recipe.stacking import Folding, Hop, stack_recipe
 from evomerge.recipe.template import (
     AXES,
-    MODULE_GROUPS,
     RecipeTemplate,
     SearchedParameter,
     allowed_axes,
@@ -45,8 +45,8 @@ __all__ = [
     "DTYPES",
     "MERGED",
     "METHODS",
-    "MODULE_GROUPS",
     "PIECEWISE",
+    "REST",
     "SHIFTED_LINEAR",
     "Angle",
     "BaseRole",
@@ -87,8 +87,10 @@ __all__ = [
     "check_setting",
     "default_searched",
     "even_layer_groups",
+    "group_of",
     "has_mergekit_form",
     "method_spec",
+    "module_filters",
     "read_recipe",
     "read_recipe_file",
     "recipe_file_from_yaml",

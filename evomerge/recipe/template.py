@@ -6,24 +6,12 @@ Also the recipes every search is compared with: each source alone, the uniform a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from types import MappingProxyType
 
 from evomerge.core import RecipeError, SpaceError
 from evomerge.recipe.methods import BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
 from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, Source
 from evomerge.recipe.recipe import Recipe
 from evomerge.space import Parameter, SearchSpace
-
-MODULE_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "attention": ("self_attn",),
-        "mlp": ("mlp",),
-        "embeddings": ("embed_tokens", "lm_head"),
-        "norms": ("norm",),
-        "rest": (),
-    }
-)
-"""module group -> substrings of tensor names (mergekit filters); "rest" is whatever the groups before it leave"""
 
 AXES = ("expert", "layer_group", "module_group")
 """what a parameter can vary over, in the order of a parameter's key"""
@@ -53,7 +41,7 @@ class RecipeTemplate:
         fixed: parameters with one value for the whole search.
         n_layers: transformer layers of every model.
         layer_groups: consecutive [first, last) ranges that cover [0, n_layers); one group = a whole-model recipe.
-        module_groups: keys of `MODULE_GROUPS`; empty = no distinction.
+        module_groups: group -> filters, as `module_filters` makes them; empty = no distinction.
         out_dtype: what merged weights are rounded to.
         seed: keys the random masks; one seed for the whole search (common random numbers).
 
@@ -72,17 +60,17 @@ class RecipeTemplate:
         fixed: Mapping[str, ParameterValue],
         n_layers: int,
         layer_groups: Sequence[tuple[int, int]],
-        module_groups: Sequence[str],
+        module_groups: Mapping[str, Sequence[str]],
         out_dtype: str | None,
         seed: int,
     ) -> None:
         self._spec = method_spec(method)
         self._base, self._experts = base, dict(experts)
         self._searched, self._fixed = tuple(searched), dict(fixed)
-        self._layer_groups, self._module_groups = tuple(layer_groups), tuple(module_groups)
+        self._layer_groups, self._module_groups = tuple(layer_groups), dict(module_groups)
         self._out_dtype, self._seed = out_dtype, seed
         _check_models(self._spec, base, self._experts)
-        _check_groups(self._layer_groups, self._module_groups, n_layers)
+        _check_groups(self._layer_groups, n_layers)
         for searched_parameter in self._searched:
             _check_searched(self._spec, searched_parameter)
         for name in self._fixed:
@@ -231,7 +219,7 @@ class RecipeTemplate:
                 settings[parameter.name] = tuple(
                     Setting(values[_key(parameter.name, owner, layer, module)], text)
                     for module in self._module_groups
-                    for text in (MODULE_GROUPS[module] or (None,))
+                    for text in (self._module_groups[module] or (None,))
                 )
             else:
                 settings[parameter.name] = (Setting(values[_key(parameter.name, owner, layer, None)]),)
@@ -301,21 +289,12 @@ def _check_models(spec: MethodSpec, base: str | None, experts: Mapping[str, str]
         )
 
 
-def _check_groups(layer_groups: Sequence[tuple[int, int]], module_groups: Sequence[str], n_layers: int) -> None:
+def _check_groups(layer_groups: Sequence[tuple[int, int]], n_layers: int) -> None:
     edges = [0, *(last for _, last in layer_groups)]
     starts = [first for first, _ in layer_groups]
     if starts != edges[:-1] or edges[-1] != n_layers or any(first >= last for first, last in layer_groups):
         raise SpaceError(
             f"layer_groups {[list(group) for group in layer_groups]} must be consecutive [first, last) ranges that cover 0 to {n_layers}"
-        )
-    unknown = [group for group in module_groups if group not in MODULE_GROUPS]
-    if unknown:
-        raise SpaceError(f"module_groups: unknown {unknown}; known: {', '.join(MODULE_GROUPS)}")
-    if len(set(module_groups)) != len(module_groups):
-        raise SpaceError(f"module_groups {list(module_groups)}: a group stands twice")
-    if module_groups and module_groups[-1] != "rest":
-        raise SpaceError(
-            f"module_groups {list(module_groups)} must end with 'rest', so that every tensor belongs to a group"
         )
 
 

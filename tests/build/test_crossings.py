@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from evomerge.build import describe, make_problem, parse_config
 from evomerge.core import Candidate, ConfigError, CrossoverGenome, VectorGenome
@@ -91,3 +92,26 @@ def test_on_recipes_the_space_is_the_methods(folder: Path) -> None:
     )
     assert made.crossings is None
     assert made.space.dimension == 4
+
+
+@pytest.mark.parametrize("strategy", ["m2n2", "random"])
+def test_module_groups_of_models_with_other_names(tmp_path: Path, strategy: str) -> None:
+    """As in GPT-NeoX; a group that the models do not have is refused with those that they have."""
+    for seed, name in enumerate("abc"):
+        path = write_tiny_llama(tmp_path / name, seed=seed) / "model.safetensors"
+        tensors = {name.replace("self_attn", "attention"): tensor for name, tensor in load_file(path).items()}
+        save_file({name.replace("mlp.", "mixer."): tensor for name, tensor in tensors.items()}, path)
+    method = {} if strategy == "m2n2" else {"method": "linear"}
+    made = problem(tmp_path, space={"module_groups": ["attention", "rest"], **method}, strategy=strategy)
+    if made.crossings is not None:
+        assert all("attention." in name for name, _ in made.crossings.layout.chromosomes[0])
+    else:
+        weight = (
+            made.template.recipe(made.space.decode([0.5] * made.space.dimension))
+            .slices[0]
+            .sources[0]
+            .parameters["weight"]
+        )
+        assert [setting.filter for setting in weight] == ["attention.", None]
+    with pytest.raises(ConfigError, match=r"is left for 'mlp'.*the models have attention, embeddings, norms"):
+        problem(tmp_path, space={"module_groups": ["mlp", "rest"], **method}, strategy=strategy)
