@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from evomerge.core import EngineError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest
 from evomerge.engine.transformers_engine import TransformersEngine
-from evomerge.plan import make_plan, read_model_header
+from evomerge.plan import folding_of, make_plan, padded, read_model_header
+from evomerge.recipe import Hop, stack_recipe
 from evomerge.testing.tiny_models import write_tiny_llama
-from evomerge.weights import Merger, WeightPool
+from evomerge.weights import Merger, WeightPool, write_slots_folder
 
 SMALL = {
     "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -86,6 +87,23 @@ def test_weights_in_place_equal_the_export(kind, dtype, tmp_path):
     assert log_likelihoods(engine) == log_likelihoods(fresh)
     requests = [GenerateRequest((5, 6, 7), 6), GenerateRequest((9, 10), 6)]
     assert engine.generate(requests) == fresh.generate(requests)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_stacks_of_mixtures_of_experts(kind, tmp_path):
+    """In an engine of more layers than the stack, started from a checkpoint of zeros."""
+    folder = written(tmp_path / "a", kind, 0, torch.float32)
+    headers = {folder: read_model_header(folder)}
+    (tmp_path / "slots").mkdir()
+    write_slots_folder(tmp_path / "slots", headers[folder], 4)
+    engine = TransformersEngine(tmp_path / "slots")
+    folding = folding_of(headers[folder])
+    hops = [Hop(layer, ((folder, 1.0),), scale) for layer, scale in ((1, 0.5), (0, 1.0), (1, 1.5))]
+    recipe = stack_recipe(hops, ends=[(folder, 1.0)], folding=folding, out_dtype="float32")
+    plan = padded(make_plan(recipe, headers), 4, folding.silenced)
+    engine.update(lambda target: Merger(WeightPool(headers)).write(plan, target))
+    exported(recipe, tmp_path / "merged")
+    assert log_likelihoods(engine) == pytest.approx(log_likelihoods(TransformersEngine(tmp_path / "merged")), abs=1e-4)
 
 
 def test_a_loader_that_rearranges_is_refused_before_anything_is_served(tmp_path, monkeypatch):
