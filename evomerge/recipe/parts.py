@@ -14,11 +14,12 @@ class Setting:
     """One conditional value of a parameter.
 
     Attributes:
-        value: a scalar, or a gradient over depth (a tuple, interpolated linearly over the slice's layers).
+        value: a scalar, or a gradient over depth (a tuple): numbers are interpolated linearly over the slice's layers, of switches
+            the last one that is reached holds.
         filter: substring of the tensor names it holds for; None or "*" = all.
     """
 
-    value: ParameterValue | tuple[float, ...]
+    value: ParameterValue | tuple[float | bool, ...]
     filter: str | None = None
 
     def __post_init__(self) -> None:
@@ -27,7 +28,7 @@ class Setting:
         if isinstance(self.value, tuple):
             if not self.value:
                 raise RecipeError("a parameter's gradient is an empty list; give at least one number")
-            object.__setattr__(self, "value", tuple(_finite(entry) for entry in self.value))
+            object.__setattr__(self, "value", tuple(map(_entry, self.value)))
         elif not isinstance(self.value, bool | str):
             object.__setattr__(self, "value", _finite(self.value))
 
@@ -84,6 +85,10 @@ class Slice:
 def joined(first: Parameters, then: Parameters) -> dict[str, tuple[Setting, ...]]:
     """Two levels of settings as one: those of `first` are tried before those of `then`."""
     return {name: (*first.get(name, ()), *then.get(name, ())) for name in dict.fromkeys([*first, *then])}
+
+
+def _entry(value: float | bool) -> float | bool:
+    return value if isinstance(value, bool) else _finite(value)
 
 
 def _finite(value: float) -> float:

@@ -30,7 +30,7 @@ class TokenizerSpec:
     """The vocabulary of a merged model; the rows of every source's embeddings are rearranged to it before merging.
 
     Attributes:
-        source: "union" of all models' tokens, "base", or the key of a model whose tokenizer is taken.
+        source: "union" of all models' tokens, "base", the key of a model whose tokenizer is taken, or a folder with another tokenizer.
         tokens: token -> rule; tokens that no tokenizer has are added to it.
         pad_to_multiple_of: rows are added up to a multiple of this, each the mean of all rows.
     """

@@ -225,6 +225,8 @@ def model_card(name: str, model: MergedModel, recipe_text: str) -> str:
     sources = [recipe.source(key) for recipe in recipes for key in recipe.models()]
     folders = {source.model: Path(source.model).name for source in sources}
     folders |= {source.lora: Path(source.lora).name for source in sources if source.lora is not None}
+    lenders = {key for recipe in recipes if recipe.tokenizer is not None for key in recipe.tokenizer.models()}
+    folders |= {folder: Path(folder).name for folder in lenders - {source.key for source in sources}}
     listed = dict.fromkeys(
         f"- {folders[source.model]}" + (f" with adapter {folders[source.lora]}" if source.lora is not None else "")
         for source in sources

@@ -56,16 +56,15 @@ def build_tokenizer(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Merge
     """The tokenizer that the recipe asks for.
 
     Raises:
-        RecipeError: a model's tokenizer cannot be read, the one asked for belongs to none of the models, or it has gaps.
+        RecipeError: a tokenizer cannot be read, or the merged one has gaps.
     """
     spec = recipe.tokenizer or TokenizerSpec()
     owner = recipe.models()[0]
     loaded = {key: _load(headers[key].folder, headers[key].vocab_size) for key in recipe.models()}
     source = owner if spec.source in (UNION, BASE) else spec.source
-    if source not in loaded:
-        raise RecipeError(f"tokenizer source {source} is none of the recipe's models: {', '.join(loaded)}")
     vocabularies = {key: tokenizer.get_vocab() for key, tokenizer in loaded.items()}
-    merged = _copy(loaded[source])
+    # a folder that is none of the models lends its tokenizer alone
+    merged = _copy(loaded[source] if source in loaded else _load(Path(source), None))
     if spec.source == UNION:
         for key, tokenizer in loaded.items():
             _add_missing(merged, tokenizer, vocabularies[key])

@@ -86,6 +86,9 @@ def recipes(models, out_dtype, names=("w",)):
     return {
         "parameters_at_every_level": levels,
         "gradients": whole("ties", gradients, density=[(0.2, 1.0)], lambda_=[(0.5, 1.0, 0.7)]),
+        "switches_over_depth": whole(
+            "ties", plain, density=[0.4], normalize=[(True, False, True)], rescale=[[(False, True), "mlp"]]
+        ),
         "base_is_listed": whole("task_arithmetic", mixed, sources=(a, base, b)),
         "linear_base_is_listed": whole("linear", plain, sources=(a, base, b)),
         "written_as_float16": with_dtypes(whole("ties", mixed), "float32", "float16"),

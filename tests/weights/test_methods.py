@@ -135,6 +135,12 @@ def test_multislerp_of_directions_that_cancel():
         reference("multislerp")(group("multislerp", [a, b, c], eps=1e-6))
 
 
+def test_ramplus_of_experts_without_changes_of_their_own():
+    base, change = torch.zeros(3), torch.tensor([1.0, -2.0, 0.5])
+    merged = reference("ramplus_tl")(group("ramplus_tl", [change, change], base, epsilon=0.0))
+    torch.testing.assert_close(merged, change)
+
+
 def test_search_bounds_are_admitted():
     for spec in METHODS.values():
         for parameter in spec.parameters:

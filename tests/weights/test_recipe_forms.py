@@ -141,6 +141,20 @@ def test_a_union_has_the_tokens_of_both(models):
     torch.testing.assert_close(merged[127], merged[: len(ids)].mean(dim=0))
 
 
+def test_a_tokenizer_of_another_folder(models):
+    ours = add_token(models / "a", "<ours>")
+    (models / "b").rename(models / "tokenizer")
+    add_token(models / "tokenizer", "<theirs>")
+    add_token(models / "tokenizer", "<ours>")
+    text = "merge_method: passthrough\nmodels: [{model: a}]\ntokenizer_source: tokenizer\n"
+    merged = merge(models, text)["model.embed_tokens.weight"]
+    ids, a = merged_vocabulary(models / "out"), embeddings(models / "a")
+    assert ids["<theirs>"] == ours
+    torch.testing.assert_close(merged[ids["<ours>"]], a[ours])
+    assert not merged[ids["<theirs>"]].any()
+    assert str(models) not in (models / "out" / "README.md").read_text()
+
+
 def test_rules_for_single_tokens(models):
     rules = """
 tokenizer:
