@@ -21,8 +21,15 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
             "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
         ),
         "mistral": (
-            "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %} {{ message['content'] | trim }}{{ eos_token }}"
-            "{% else %}[INST] {{ message['content'] }} [/INST]{% endif %}{% endfor %}"
+            "{{ bos_token }}{% set start = namespace(text='') %}{% for message in messages %}"
+            "{% if message['role'] == 'system' %}{% set start.text = message['content'] + '\n\n' %}"
+            "{% elif message['role'] == 'assistant' %} {{ message['content'] }}{{ eos_token }}"
+            "{% else %} [INST] {{ start.text }}{{ message['content'] }} [/INST]{% set start.text = '' %}{% endif %}{% endfor %}"
+        ),
+        "exaone": (
+            "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}[|system|][|endofturn|]\n{% endif %}"
+            "[|{{ message['role'] }}|]{{ message['content'] }}{% if message['role'] != 'user' %}[|endofturn|]{% endif %}{{ '\\n' }}{% endfor %}"
+            "{% if add_generation_prompt %}[|assistant|]{% endif %}"
         ),
         "alpaca": (
             "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
@@ -32,7 +39,10 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         ),
     }
 )
-"""the usual forms of well-known model families, by mergekit's names"""
+"""The forms of well-known model families, by mergekit's names.
+
+Where mergekit's text adds or drops line ends that the models were not trained with (llama3, alpaca), these do not.
+"""
 
 
 def chosen_template(wanted: str, headers: Mapping[str, ModelHeader]) -> str | None:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from evomerge.build import merge_recipe
 from evomerge.core import CheckpointError, RecipeError
 from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights.chat_templates import BUILT_IN
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -182,6 +183,29 @@ def test_chat_templates(models):
     (models / "b" / "chat_template.jinja").write_text("{{ mine }}")
     merge(models, LINEAR + "chat_template: auto\n", overwrite=True)
     assert (models / "out" / "chat_template.jinja").read_text() == "{{ mine }}"
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("chatml", "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            "llama3",
+            "<s><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        ("mistral", "<s> [INST] S\n\nQ [/INST]"),
+        ("alpaca", "S\n\n### Instruction:\nQ\n\n### Response:\n"),
+        ("exaone", "[|system|]S[|endofturn|]\n[|user|]Q\n[|assistant|]"),
+    ],
+)
+def test_built_in_chat_templates(name, wanted):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    chat = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
+    settings = {"chat_template": BUILT_IN[name], "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>"}
+    (prompt,), _ = render_jinja_template([chat], **settings)
+    assert prompt == wanted
 
 
 def test_37_a_permuted_model_is_reported(models, caplog):
