@@ -70,15 +70,25 @@ def _check_head(header: ModelHeader, key: str) -> None:
 
 
 def _check_names(reference: ModelHeader, header: ModelHeader, key: str) -> None:
-    for name in reference.tensors:
-        if name in header.tensors or (name == reference.head and header.tied):
-            continue
-        raise CheckpointError(f"{key} has no tensor {name!r}, which {reference.folder} has; is its download complete?")
-    for name in header.tensors:
-        if name not in reference.tensors:
-            raise CheckpointError(
-                f"{key} has a tensor {name!r} that {reference.folder} has not; only models of one architecture can be merged"
-            )
+    missing = [
+        name
+        for name in reference.tensors
+        if name not in header.tensors and not (name == reference.head and header.tied)
+    ]
+    extra = [name for name in header.tensors if name not in reference.tensors]
+    if missing and len(missing) == len(extra):
+        raise CheckpointError(
+            f"{key} has a tensor {extra[0]!r} and {reference.folder} {missing[0]!r}, {len(missing)} in all: if they are models of one "
+            "architecture, save both with one version of transformers, so that names are the same"
+        )
+    if missing:
+        raise CheckpointError(
+            f"{key} has no tensor {missing[0]!r}, which {reference.folder} has; is its download complete?"
+        )
+    if extra:
+        raise CheckpointError(
+            f"{key} has a tensor {extra[0]!r} that {reference.folder} has not; only models of one architecture can be merged"
+        )
 
 
 def _check_layers(reference: ModelHeader, header: ModelHeader, key: str) -> None:

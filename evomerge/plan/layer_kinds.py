@@ -9,13 +9,12 @@ from evomerge.plan.model_header import N_LAYERS_KEYS, ModelHeader, config_value
 _WINDOWS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
 """model type -> every how many layers one sees the whole context and not a window, where the config does not say so (as transformers 4 wrote it)"""
 
-_NO_LAYER_LISTS = ("architectures", "eos_token_id", "full_attn_idxs", "mlp_only_layers")
-"""lists that may happen to be as long as the model is deep"""
-
-_COUNTS_OF_LISTED = (
-    "full_attention_interval", "global_attn_every_n_layers", "max_window_layers", "sliding_window_pattern", "full_attn_idxs"
-)  # fmt: skip
-"""settings from which `layer_types` is made; they say nothing where it is there"""
+_MAKES = {
+    "layer_types": ("full_attention_interval", "full_attn_idxs", "global_attn_every_n_layers", "max_window_layers", "sliding_window_pattern"),
+    "mlp_layer_types": ("decoder_sparse_step", "first_k_dense_replace", "mlp_only_layers"),
+    "no_rope_layers": ("no_rope_layer_interval",),
+}  # fmt: skip
+"""list with an entry for each layer -> settings from which it is made, which say nothing where it is there"""
 
 _PERIODS = (
     "attn_layer_period", "decoder_sparse_step", "expert_layer_period", "full_attention_interval", "global_attn_every_n_layers",
@@ -28,6 +27,9 @@ _PLACES = (
     "hybrid_override_pattern", "mlp_only_layers", "moe_layers",
 )  # fmt: skip
 """indices or a number of layers that are others; empty or 0 = all are alike"""
+
+_NO_LAYER_LISTS = ("architectures", "eos_token_id", *_PLACES)
+"""lists that may happen to be as long as the model is deep"""
 
 
 def listed_kinds(config: Mapping[str, Json]) -> dict[str, list[Any]]:
@@ -58,7 +60,7 @@ def kinds_by_place(header: ModelHeader) -> list[str]:
     window = config.get("max_window_layers")
     if config.get("use_sliding_window") and isinstance(window, int) and 0 < window < header.n_layers:
         found.append("max_window_layers")
-    explained = _COUNTS_OF_LISTED if "layer_types" in listed else ()
+    explained = [key for made, keys in _MAKES.items() if made in listed for key in keys]
     return [key for key in dict.fromkeys(found) if key not in listed and key not in explained]
 
 

@@ -17,6 +17,9 @@ STRANGER_DISTANCE = 0.9
 """relative L2 distance to the nearest other model from which on a model is a stranger. Seen: fine-tuned experts .02 to .06, small ones
 that were trained for long and still merge .27 to .54; all heads permuted, rotated, or another parentage 1.2 to 1.6"""
 
+_QUERIES = ("q_proj.weight", "qkv", "c_attn.weight", "query_key_value.weight")
+"""in the names of matrices that make queries, alone or with keys and values"""
+
 _N_TENSORS = 3
 _N_ROWS = 256
 
@@ -73,7 +76,7 @@ def _sample(headers: Mapping[str, ModelHeader]) -> list[str]:
     names = [
         name
         for name, tensor in first.tensors.items()
-        if ("q_proj.weight" in name or "qkv" in name or "c_attn.weight" in name)
+        if any(text in name for text in _QUERIES)
         and len(tensor.shape) == 2
         and tensor.dtype in FLOAT_DTYPES
         and all(name in other.tensors and other.tensors[name].shape == tensor.shape for other in others)

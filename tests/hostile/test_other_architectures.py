@@ -186,3 +186,19 @@ def test_rows_for_tokens_under_unknown_names_are_refused(models, refused, names,
         write_tiny_llama(models / name, seed=1, dtype="float32", intermediate_size=128)
         renamed(models / name, names)
     refused(part, "models of one vocabulary", recipe=recipe_of("linear", tokenizer={"source": "union"}))
+
+
+def test_names_of_another_version(models, refused):
+    """As GPT-2 is called with and without `transformer.`."""
+    names = load_file(models / "a" / WEIGHTS)
+    renamed(models / "a", {name: name.removeprefix("model.") for name in names})
+    refused("'embed_tokens.weight'", f"'{EMBEDDING}'", "one version of transformers")
+
+
+@pytest.mark.parametrize("query", ["q_proj", "c_attn", "query_key_value"])
+def test_strangers_are_reported_whatever_their_queries_are_called(models, monkeypatch, caplog, query):
+    for name in ("base", "a", "b"):
+        names = load_file(models / name / WEIGHTS)
+        renamed(models / name, {each: each.replace("q_proj", query) for each in names})
+    run_merge(models, monkeypatch, recipe_of())
+    assert "as far from those of every other model as unrelated ones" in caplog.text

@@ -95,10 +95,18 @@ def test_what_a_config_of_transformers_4_keeps_silent_about_is_written(tmp_path)
     assert len(set(merged)) == 2
 
 
+DEEPSEEK = {
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 2,
+    "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "head_dim": 4, "num_key_value_heads": 4,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "key"),
     [
         ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("qwen3_moe", {"mlp_only_layers": [0, 1, 2, 3]}, "mlp_only_layers"),
+        ("deepseek_v3", DEEPSEEK, "first_k_dense_replace"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),
         ("qwen2", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8}, "max_window_layers"),
     ],
@@ -109,6 +117,13 @@ def test_settings_that_hold_for_places_keep_layers_in_theirs(tmp_path, kind, set
     assert plan_of(stacked((folder, 0, 2), (folder, 2, 4))).n_layers == 4
     with pytest.raises(RecipeError, match=rf"slices make layer 1 of .*m layer 2, and its config.json .*\({key}\)"):
         plan_of(stacked((folder, 0, 2), (folder, 1, 4)))
+
+
+def test_layers_without_positions_take_that_with_them(tmp_path):
+    folder = written(tmp_path / "m", "smollm3")
+    merge_to_folder(stacked((folder, 0, 4), (folder, 3, 4)), tmp_path / "out")
+    assert AutoConfig.from_pretrained(folder).no_rope_layers == [1, 1, 1, 0]
+    assert AutoConfig.from_pretrained(tmp_path / "out").no_rope_layers == [1, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3_moe", "llama", "mistral"])
