@@ -60,7 +60,7 @@ class Alignment:
 
     def concerns(self, tensor: str) -> bool:
         """Whether the tensor has a row for each token."""
-        return is_embedding(tensor) or is_head(tensor)
+        return _has_rows(tensor)
 
     def headers(self, headers: Mapping[str, ModelHeader]) -> dict[str, ModelHeader]:
         """The models as they are once rearranged: with `n_rows` rows in every embedding."""
@@ -137,12 +137,15 @@ def _check_embeddings(key: str, header: ModelHeader, n_tokens: int) -> None:
     if header.embedding is None:
         raise RecipeError(f"tokenizer: it is not known which tensor of {key} is its token embedding; {advice}")
     for name, tensor in header.tensors.items():
-        known = is_embedding(name) or is_head(name)
-        if not known and _MAY_HAVE_ROWS.search(name) and tensor.shape and tensor.shape[0] >= n_tokens:
+        if not _has_rows(name) and _MAY_HAVE_ROWS.search(name) and tensor.shape and tensor.shape[0] >= n_tokens:
             raise RecipeError(
                 f"tokenizer: tensor {name!r} of {key} seems to have a row for each token ({tensor.shape[0]} rows), and it is not known how "
                 f"to rearrange it; {advice}"
             )
+
+
+def _has_rows(tensor: str) -> bool:
+    return is_embedding(tensor) or is_head(tensor)
 
 
 def _contributors(recipe: Recipe, slice_index: int) -> tuple[str, ...]:
