@@ -28,13 +28,13 @@ STRATEGIES = {
 }
 
 
-def make_loss(dimension: int, seed: int, *, rotated: bool) -> Callable[[np.ndarray], float]:
+def make_loss(dimension: int, seed: int, *, rotated: bool, sharpness: float = 12.0) -> Callable[[np.ndarray], float]:
     generator = np.random.default_rng(1000 + seed)
     optimum = 0.3 + 0.4 * generator.random(dimension)
     weights = 10.0 ** generator.uniform(0.0, 2.0, dimension)
     weights /= weights.sum()
     turn = np.linalg.qr(generator.normal(size=(dimension, dimension)))[0] if rotated else np.eye(dimension)
-    return lambda point: float(1.0 - np.exp(-12.0 * np.sum(weights * (turn @ (point - optimum)) ** 2)))
+    return lambda point: float(1.0 - np.exp(-sharpness * np.sum(weights * (turn @ (point - optimum)) ** 2)))
 
 
 def recommended_loss(name: str, dimension: int, budget: int, seed: int, noise: float, *, rotated: bool) -> float:

@@ -1,9 +1,11 @@
-"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|single|map`; and on the demo models: `models`.
+"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|many|single|map`; and on the demo models: `models`.
 
 Prints one table per family; every row is the mean over the seeds with its standard deviation. Single-threaded; four
 candidates are always pending, as with four workers.
 
 pareto   normalised hypervolume (reference 1.1, 1 is the true front) after 200 evaluations
+many     hypervolume after 100 and 200 evaluations in 20 and 40 dimensions: normalised as above, and of two noisy skills (see noise.py; reference 0.5,
+         standard error 0.03) whose optima lie apart, along the axes or along random directions
 single   log10 of the best gap to the optimum after 25 d, 50 d and 100 d evaluations
 map      hypervolume on three experts of the digits task (digits_experts.py) after m + 15 evaluations
 models   hypervolume and best score of every registered strategy on the demo models after `--budget` evaluations of `--limit` items a task
@@ -20,6 +22,7 @@ from datetime import date
 from math import pi
 
 import numpy as np
+from noise import make_loss
 
 from evomerge.archive import hypervolume
 from evomerge.core import Direction, Evaluation, Objective, Split, Status
@@ -29,20 +32,33 @@ N_WORKERS = 4
 Floats = np.ndarray
 
 
-def run(name: str, function: Callable[[Floats], Floats], dimension: int, budget: int, seed: int, **options) -> Floats:
-    """Losses (budget, m) in the order of the results."""
+def run(
+    name: str,
+    function: Callable[[Floats], Floats],
+    dimension: int,
+    budget: int,
+    seed: int,
+    noise: float = 0.0,
+    **options,
+) -> Floats:
+    """Losses (budget, m) in the order of the results, as they are without the noise that the strategy sees."""
     n_objectives = len(function(np.full(dimension, 0.5)))
     objectives = [Objective(f"f{i}", Direction.MINIMIZE) for i in range(n_objectives)]
     if name == "m2n2":
         options = {"on": "recipes", **options}  # there are no models here
     strategy = make_strategy(name, dimension=dimension, objectives=objectives, seed=seed, **options)
+    generator = np.random.default_rng(seed)
     pending, losses = [], []
     while len(losses) < budget:
         pending += strategy.ask(N_WORKERS - len(pending))
         candidate = pending.pop(0)
         losses.append(function(np.array(candidate.genome.values)))
-        scores = {f"f{i}": float(value) for i, value in enumerate(losses[-1])}
-        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores)])
+        seen = (
+            losses[-1] if noise == 0.0 else np.clip(losses[-1] + noise * generator.normal(size=n_objectives), 0.0, 1.0)
+        )
+        scores = {f"f{i}": float(value) for i, value in enumerate(seen)}
+        errors = dict.fromkeys(scores, noise)
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores, stderr=errors)])
     return np.array(losses)
 
 
@@ -96,6 +112,36 @@ def pareto(seeds: range, only: list[str] | None) -> None:
             ]
             cells.append(f"{np.mean(volumes):.3f} +- {np.std(volumes):.3f}")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def many(seeds: range, only: list[str] | None) -> None:
+    def skills(dimension: int, seed: int, *, rotated: bool) -> Callable[[Floats], Floats]:
+        losses = [make_loss(dimension, 2 * seed + i, rotated=rotated, sharpness=6.0) for i in range(2)]
+        return lambda x: np.array([loss(x) for loss in losses])
+
+    def volumes(name: str, problem: str, dimension: int, seed: int) -> list[float]:
+        strategy, options = variants.get(name, (name, {}))
+        noise, reference, best = 0.0, 1.1, 1.0
+        if problem in functions:
+            function = functions[problem]
+            best = best_volume(function, dimension, len(function(np.full(dimension, 0.5))))
+        else:
+            function, noise, reference = skills(dimension, seed, rotated=problem == "skills, rotated"), 0.03, 0.5
+        losses = run(strategy, function, dimension, 200, seed, noise, **options)
+        return [hypervolume(losses[:n], [reference] * losses.shape[1]) / best for n in (100, 200)]
+
+    functions = {"ZDT1": zdt1, "ZDT3": zdt3, "DTLZ2, 2": dtlz2(2)}
+    problems = [*functions, "skills", "skills, rotated"]
+    variants = {"map, quadratic": ("map", {"model": "quadratic"})}
+    print(f"hypervolume after 100 / 200 evaluations, {len(seeds)} seeds, {date.today()}\n")
+    print("| dimensions | strategy | " + " | ".join(problems) + " |\n|---|---|" + "---|" * len(problems))
+    for dimension in (20, 40):
+        for name in only or ["random", "nsga2", "sms_emoa", "optuna", "map", *variants]:
+            cells = []
+            for problem in problems:
+                mean = np.mean([volumes(name, problem, dimension, seed) for seed in seeds], axis=0)
+                cells.append(f"{mean[0]:.3f} / {mean[1]:.3f}")
+            print(f"| {dimension} | {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 def single(seeds: range, only: list[str] | None) -> None:
@@ -162,7 +208,7 @@ def models(seeds: range, only: list[str] | None, budget: int = 40, limit: int = 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    families = {"pareto": pareto, "single": single, "map": amortised, "models": models}
+    families = {"pareto": pareto, "many": many, "single": single, "map": amortised, "models": models}
     parser.add_argument("family", choices=families)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="strategies to run")

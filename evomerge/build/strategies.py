@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from evomerge.build.problem import Problem
 
 
-MAP_DIMENSIONS = 10
-"""up to which the quadratic surrogates of `map` can be paid for with a few hundred evaluations"""
+MAP_DIMENSIONS = 20
+"""up to which the surrogates of `map` can be paid for with a few hundred evaluations"""
 
 
 class Choice(NamedTuple):

@@ -35,7 +35,13 @@ class Surrogates:
 
     @classmethod
     def fitted(
-        cls, points: Floats, losses: Floats, objectives: tuple[Objective, ...], link: LinkChoice
+        cls,
+        points: Floats,
+        losses: Floats,
+        objectives: tuple[Objective, ...],
+        link: LinkChoice,
+        *,
+        diagonal: bool = False,
     ) -> "Surrogates":
         """Surrogates of losses (n, m) at unit points (n, d), n >= 2.
 
@@ -47,7 +53,7 @@ class Surrogates:
             chosen = choose_link(scores) if link == "auto" else link
             if link == "auto" and chosen == "softplus" and len(scores) % 2 == 1:
                 chosen = "identity"
-            models.append(fit_quadratic(points, scores, chosen))
+            models.append(fit_quadratic(points, scores, chosen, diagonal=diagonal))
         return cls(objectives, tuple(models), losses.var(axis=0))
 
     def predict(self, points: Floats) -> Floats:

@@ -7,7 +7,7 @@ points are really evaluated. `bayesian` and `nested` are the paper's variants; s
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,8 +21,10 @@ from evomerge.strategy.quadratic_model import n_coefficients
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import SobolStream
 
-_MAX_DIMENSION = 40
-"""861 coefficients; more cannot be learned from the budgets this strategy is for."""
+_MOST_COEFFICIENTS = 861
+"""A full quadratic of 40 dimensions; more cannot be learned from the budgets this strategy is for."""
+_MAX_FULL_DIMENSION = 12
+"""From 13 dimensions on a diagonal model was better after 200 evaluations, from 12 on after 100."""
 
 
 class MapOptions(StrategyOptions):
@@ -31,12 +33,17 @@ class MapOptions(StrategyOptions):
     n_initial: int | None = Field(
         None,
         ge=2,
-        description="points of the design, seeds included; None: one per two coefficients, (d + 1)(d + 2) / 4, at least 2 d + 2",
+        description="points of the design, seeds included; None: one per two coefficients, at least 2 d + 2",
     )
     link: LinkChoice = Field(
         "auto",
         description="from the quadratic to the score; auto: logit for scores in [0, 1], softplus and identity in turns for others "
         "above 0 (neither does better on all problems), else identity",
+    )
+    model: Literal["auto", "quadratic", "diagonal"] = Field(
+        "auto",
+        description="quadratic: with all products of two coordinates; diagonal: with squares only, for many dimensions; "
+        f"auto: quadratic up to {_MAX_FULL_DIMENSION} dimensions, else diagonal; not used with `nested`",
     )
     bayesian: bool = Field(
         False,
@@ -67,14 +74,15 @@ class MapSurrogate(ReplayStrategy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._check_dimension()
         options = self.options
+        diagonal = options.model == "diagonal" or (options.model == "auto" and self.dimension > _MAX_FULL_DIMENSION)
+        self._check_dimension(n_coefficients(self.dimension, diagonal=diagonal))
         self._plan = (
             NestedPlan(
                 self.dimension, self.objectives, self.random_seed, options.link, options.pair_points, options.bayesian
             )
             if options.nested
-            else _FlatPlan(self.dimension, self.objectives, self.random_seed, options)
+            else _FlatPlan(self.dimension, self.objectives, self.random_seed, options, diagonal=diagonal)
         )
 
     def diagnostics(self) -> Mapping[str, Json]:
@@ -90,14 +98,14 @@ class MapSurrogate(ReplayStrategy):
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
         self._plan.adopt(recorded.point)
 
-    def _check_dimension(self) -> None:
+    def _check_dimension(self, coefficients: int) -> None:
         options, dimension = self.options, self.dimension
         if options.nested and dimension < 2:
             raise ConfigError("strategy map: nested joins sources in pairs, the space has only one dimension")
-        if not options.nested and dimension > _MAX_DIMENSION:
+        if not options.nested and coefficients > _MOST_COEFFICIENTS:
             raise ConfigError(
-                f"strategy map: {dimension} dimensions need {n_coefficients(dimension)} coefficients per objective; "
-                f"it takes at most {_MAX_DIMENSION}. Use nested: true where each coordinate is one source's weight, fewer "
+                f"strategy map: {dimension} dimensions need {coefficients} coefficients per objective; "
+                f"it takes at most {_MOST_COEFFICIENTS}. Use model: diagonal, nested: true where each coordinate is one source's weight, fewer "
                 "layer groups, or cma_es or nsga2"
             )
         if options.bayesian and not options.nested and not 2 <= dimension <= MAX_BINNED_DIMENSION:
@@ -110,12 +118,16 @@ class MapSurrogate(ReplayStrategy):
 class _FlatPlan:
     """One quadratic of all coordinates per objective."""
 
-    def __init__(self, dimension: int, objectives: tuple[Objective, ...], seed: int, options: MapOptions) -> None:
+    def __init__(
+        self, dimension: int, objectives: tuple[Objective, ...], seed: int, options: MapOptions, *, diagonal: bool
+    ) -> None:
         self._dimension = dimension
         self._objectives = objectives
         self._seed = seed
         self._options = options
-        self._n_initial = options.n_initial or max(n_coefficients(dimension) // 2, 2 * dimension + 2)
+        self._diagonal = diagonal
+        half = n_coefficients(dimension, diagonal=diagonal) // 2
+        self._n_initial = options.n_initial or max(half, 2 * dimension + 2)
         self._design = SobolStream(dimension, random_stream(seed, "map", "design"))
         self._points: list[tuple[float, ...]] = []
         self._losses: list[tuple[float, ...]] = []
@@ -157,7 +169,8 @@ class _FlatPlan:
         return {"loo_r2": self._fit().quality()} if len(self._points) > 1 else {}
 
     def _fit(self) -> Surrogates:
-        return Surrogates.fitted(np.array(self._points), np.array(self._losses), self._objectives, self._options.link)
+        points, losses = np.array(self._points), np.array(self._losses)
+        return Surrogates.fitted(points, losses, self._objectives, self._options.link, diagonal=self._diagonal)
 
     def _refine(self) -> tuple[float, ...]:
         """The point of the predicted front with most hypervolume beyond what is known or pending."""

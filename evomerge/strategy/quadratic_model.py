@@ -26,14 +26,16 @@ _REACH = 4.0
 """A score on a flat part of the link asks for an endless move of the quadratic: one step asks for no more than this."""
 
 
-def n_coefficients(dimension: int) -> int:
-    """Free coefficients of a quadratic in `dimension` variables: (d + 1)(d + 2) / 2."""
-    return (dimension + 1) * (dimension + 2) // 2
+def n_coefficients(dimension: int, *, diagonal: bool = False) -> int:
+    """Free coefficients of a quadratic in `dimension` variables: (d + 1)(d + 2) / 2, or 2 d + 1 without products of two of them."""
+    return 2 * dimension + 1 if diagonal else (dimension + 1) * (dimension + 2) // 2
 
 
-def quadratic_features(points: Floats) -> Floats:
-    """Features (n, (d + 1)(d + 2) / 2) of unit points (n, d), centred on the cube: 1, z_i, z_i z_j with z = 2x - 1."""
+def quadratic_features(points: Floats, *, diagonal: bool = False) -> Floats:
+    """Features (n, n_coefficients) of unit points (n, d), centred on the cube: 1, z_i, z_i z_j (`diagonal`: z_i^2) with z = 2x - 1."""
     centred = 2.0 * points - 1.0
+    if diagonal:
+        return np.hstack([np.ones((len(points), 1)), centred, centred**2])
     rows, columns = np.triu_indices(points.shape[1])
     return np.hstack([np.ones((len(points), 1)), centred, centred[:, rows] * centred[:, columns]])
 
@@ -45,18 +47,21 @@ class QuadraticModel:
     Attributes:
         coefficients: of `quadratic_features`, (n_coefficients,).
         link: from the quadratic's value to the score.
+        diagonal: whether it has no products of two coordinates.
         loo_errors: (n,) scores minus their leave-one-out predictions, in units of the score.
         loo_r2: leave-one-out coefficient of determination of the scores; 1 is perfect, below 0 worse than their mean.
     """
 
     coefficients: Floats
     link: Link
+    diagonal: bool
     loo_errors: Floats
     loo_r2: float
 
     def predict(self, points: Floats) -> Floats:
         """Scores (k,) at unit points (k, d)."""
-        return _LINKS[self.link](quadratic_features(points) @ self.coefficients)[0]
+        features = quadratic_features(points, diagonal=self.diagonal)
+        return _LINKS[self.link](features @ self.coefficients)[0]
 
 
 def choose_link(scores: Floats) -> Link:
@@ -66,9 +71,9 @@ def choose_link(scores: Floats) -> Link:
     return "softplus" if scores.min() > 0.0 else "identity"
 
 
-def fit_quadratic(points: Floats, scores: Floats, link: Link) -> QuadraticModel:
+def fit_quadratic(points: Floats, scores: Floats, link: Link, *, diagonal: bool = False) -> QuadraticModel:
     """Fits scores (n,) at unit points (n, d), n >= 2."""
-    features = quadratic_features(points)
+    features = quadratic_features(points, diagonal=diagonal)
     forward = _LINKS[link]
     targets = _start(scores, link)
     fit = _ridge_regression(features, targets, np.maximum(forward(targets)[1], _MIN_SLOPE) ** 2)
@@ -95,7 +100,7 @@ def fit_quadratic(points: Floats, scores: Floats, link: Link) -> QuadraticModel:
     errors = scores - forward(linear - moved)[0]
     total = float(np.sum((scores - scores.mean()) ** 2))
     return QuadraticModel(
-        fit.coefficients, link, errors, 1.0 - float(np.sum(errors**2)) / total if total > 0.0 else 0.0
+        fit.coefficients, link, diagonal, errors, 1.0 - float(np.sum(errors**2)) / total if total > 0.0 else 0.0
     )
 
 

@@ -123,6 +123,7 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("map", dimension=2, n_objectives=1, options={"n_initial": 5}),
         StrategyCase("map", dimension=2, n_objectives=3, options={"link": "identity"}),
         StrategyCase("map", dimension=3, options={"bayesian": True}),
+        StrategyCase("map", options={"model": "diagonal"}),
         StrategyCase("map", dimension=5, options={"nested": True, "pair_points": 6}),
         StrategyCase("map", dimension=3, options={"nested": True, "bayesian": True, "pair_points": 6}),
     ),

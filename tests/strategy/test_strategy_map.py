@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from test_strategy_against_random import search, zdt1
 
+from evomerge.archive import hypervolume
 from evomerge.core import ConfigError, Direction, Evaluation, Objective, Split, Status
 from evomerge.strategy import make_strategy
 from evomerge.strategy.map_bins import bin_numbers, bin_scores, bins_per_angle, directions, draw_where_wrong
@@ -17,6 +19,8 @@ def sample(n, dimension, seed=0):
 def test_counts_and_features():
     assert n_coefficients(3) == 10
     assert quadratic_features(sample(5, 3)).shape == (5, 10)
+    assert n_coefficients(3, diagonal=True) == 7
+    assert quadratic_features(sample(5, 3), diagonal=True).shape == (5, 7)
 
 
 def test_an_exact_quadratic_is_recovered():
@@ -157,9 +161,18 @@ def test_a_tree_beats_random_search_over_twelve_sources_that_hurt_each_other():
     assert mean > 1.3 * best_mean("random")[1]
 
 
+def test_a_diagonal_model_finds_a_front_in_many_dimensions():
+    ours = hypervolume(search("map", zdt1, 20, 2, 100, 0), [1.1, 1.1])
+    assert ours > 0.5
+    assert hypervolume(search("map", zdt1, 20, 2, 100, 0, model="quadratic"), [1.1, 1.1]) < 0.5 * ours
+
+
 def test_variants_refuse_spaces_that_they_are_not_for():
-    with pytest.raises(ConfigError, match="at most 40"):
-        make_strategy("map", dimension=41, objectives=["a"], seed=1)
+    with pytest.raises(ConfigError, match=r"903 coefficients.*at most 861.*diagonal"):
+        make_strategy("map", dimension=41, objectives=["a"], seed=1, model="quadratic")
+    make_strategy("map", dimension=41, objectives=["a"], seed=1)
+    with pytest.raises(ConfigError, match="at most 861"):
+        make_strategy("map", dimension=431, objectives=["a"], seed=1)
     with pytest.raises(ConfigError, match="bayesian takes 2 to 6 dimensions"):
         make_strategy("map", dimension=7, objectives=["a"], seed=1, bayesian=True)
     with pytest.raises(ConfigError, match="only one dimension"):
