@@ -5,6 +5,9 @@ from evomerge.build.strategies import chosen_strategy
 from evomerge.build.tasks import task_specs
 from evomerge.space import Parameter
 
+_MANY, _ENOUGH_EACH = 13, 10
+"""parameters, and candidates for each of them: with 4 for each of 36 no strategy found anything on the demo models"""
+
 
 def describe(problem: Problem) -> list[str]:
     """What a search would do, in a few lines."""
@@ -27,21 +30,25 @@ def describe(problem: Problem) -> list[str]:
             f"{problem.check_plans() / 1e6:.1f} MB a candidate"
         )
         lines.append(f"baselines   {', '.join(item.id for item in problem.baselines())}")
-    note = used_up_by_baselines(problem)
-    if note is not None:
-        lines.append(f"note        {note}")
-    return lines
+    return lines + [f"note        {note}" for note in notes_on_budget(problem)]
 
 
-def used_up_by_baselines(problem: Problem) -> str | None:
-    """What to tell the user of a budget that leaves nothing to be searched with; None where it leaves something."""
-    wanted, count = problem.config.budget.evaluations, len(problem.baselines())
-    if wanted is None or wanted > count:
-        return None
-    return (
-        f"budget.evaluations: {wanted} are used up by the {count} baselines, which are evaluated in any case, so nothing is searched; "
-        "raise it, or set baselines: {sources: false, uniform: false, task_arithmetic: []}"
-    )
+def notes_on_budget(problem: Problem) -> list[str]:
+    """What to tell the user of a budget that leaves nothing, or little for so many parameters, to be searched with."""
+    wanted, count, dimension = problem.config.budget.evaluations, len(problem.baselines()), problem.space.dimension
+    if wanted is None:
+        return []
+    if wanted <= count:
+        return [
+            f"budget.evaluations: {wanted} are used up by the {count} baselines, which are evaluated in any case, so nothing is searched; "
+            "raise it, or set baselines: {sources: false, uniform: false, task_arithmetic: []}"
+        ]
+    if problem.template is None or dimension < _MANY or wanted - count >= _ENOUGH_EACH * dimension:
+        return []
+    return [
+        f"budget.evaluations: {wanted - count} candidates are few for {dimension} parameters; fewer space.layer_groups or "
+        f"space.module_groups are searched better with them, or take {count + _ENOUGH_EACH * dimension} and more"
+    ]
 
 
 def _describe_space(problem: Problem) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from evomerge.build.changes import given, resumed_config
-from evomerge.build.describing import used_up_by_baselines
+from evomerge.build.describing import notes_on_budget
 from evomerge.build.fingerprints import model_fingerprint
 from evomerge.build.pools import worker_pool
 from evomerge.build.problem import Problem, make_problem
@@ -64,8 +64,7 @@ def start_search(
     directory = RunDirectory(Path(run_directory))
     _refuse_results(directory)
     problem = make_problem(config)
-    note = used_up_by_baselines(problem)
-    if note is not None:
+    for note in notes_on_budget(problem):
         logger.warning(note)
     check_weights(problem)
     config_text = config_text or yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)

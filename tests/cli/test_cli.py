@@ -96,6 +96,14 @@ def test_validate_says_when_nothing_would_be_searched(project: Path) -> None:
     assert "8 are used up by the 8 baselines" in result.stdout
 
 
+def test_validate_says_when_parameters_are_many_and_candidates_few(project: Path) -> None:
+    groups = ["--set", "space.layer_groups=2", "--set", "space.module_groups=[attention, rest]"]
+    few = run("validate", project / "search.yaml", *groups, "--set", "budget.evaluations=167")
+    assert "159 candidates are few for 16 parameters" in few.stdout
+    assert "or take 168 and more" in few.stdout
+    assert "few for" not in run("validate", project / "search.yaml", *groups, "--set", "budget.evaluations=168").stdout
+
+
 def test_defaults_stand_in_the_help() -> None:
     assert "(default: runs/<name>-<time>)" in " ".join(run("search", "--help").stdout.replace("│", " ").split())
 
