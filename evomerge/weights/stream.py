@@ -20,7 +20,7 @@ import torch
 from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan import MergePlan, ModelHeader, TensorHeader, TensorInput, TensorStep, check_unchanged
 from evomerge.plan.planner import is_copy
-from evomerge.weights.fused.steps import fused_methods
+from evomerge.weights.fused.steps import may_need_reference
 from evomerge.weights.mapping import TORCH_DTYPES, read_tensor
 from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool, check_finite
@@ -222,7 +222,7 @@ class StreamedMerge:
         if is_copy(part.step):
             return 2 * stored
         working = _OUTPUT_BYTES * n_elements
-        if part.step.method not in fused_methods() or self._device != "cpu":
+        if may_need_reference(part.step) or self._device != "cpu":
             # the references hold float32 copies of the inputs, their deltas, and a few results between
             working += 4 * n_elements * (3 * len(entries) + 3)
         return stored + working

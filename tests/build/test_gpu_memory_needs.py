@@ -10,6 +10,7 @@ from evomerge.build import make_problem, parse_config, planning
 from evomerge.build.evaluators import gpu_memory_needs
 from evomerge.cli.tables import print_plan
 from evomerge.plan import RANK_BYTES, RANKED_METHODS, TensorInput, TensorStep, read_models
+from evomerge.recipe import method_spec
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
 from evomerge.weights import WeightPool
@@ -28,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     ("method", "engine", "cluster", "n_slots", "engine_share", "n_sources", "gpus"),
     [
         ("ties", {}, {}, None, 1, 3, 1),
-        ("model_stock", {}, {}, None, 1, 0, 1),
+        ("sce", {}, {}, None, 1, 0, 1),
         ("ties", {}, {"gpus_per_worker": 0.5}, None, 1, 3, 0.5),
         ("ties", {"kind": "vllm", "tensor_parallel": 2}, {}, None, 0.5, 3, 1),
         ("ties", {"kind": "vllm", "tensor_parallel": 2}, {"gpus_per_worker": 2}, None, 0.5, 3, 1),
@@ -88,12 +89,21 @@ def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
 
 def test_the_methods_that_keep_ranks_are_those_that_prune_by_rank():
     tensor = torch.arange(8.0).reshape(2, 4)
-    pool = WeightPool.holding({("base", "w"): torch.zeros(2, 4), ("m", "w"): tensor})
+    pool = WeightPool.holding({("base", "w"): torch.zeros(2, 4), ("m0", "w"): tensor, ("m1", "w"): tensor.flip(1)})
     shared = {"lambda": 1.0, "normalize": False, "rescale": False, "t": 0.5, "shift": False, "scale": 1.0}
+    shared |= {
+        "filter_wise": False,
+        "nuslerp_flatten": True,
+        "normalize_weights": True,
+        "eps": 1e-8,
+        "max_iter": 10.0,
+        "tol": 1e-5,
+    }
     own = {"weight": 1.0, "density": 0.5, "epsilon": 0.1, "gamma": 0.01, "scale": 1.0}
     ranked = []
     for method in fused_methods():
-        step = TensorStep("w", (2, 4), method, (TensorInput("m", "w", own),), TensorInput("base", "w", {}), shared)
+        inputs = tuple(TensorInput(f"m{number}", "w", own) for number in range(method_spec(method).min_sources))
+        step = TensorStep("w", (2, 4), method, inputs, TensorInput("base", "w", {}), shared)
         form = fuse(step, 8, 0, Statistics(pool))
         if form is not None and any(prune.ranks is not None for _, _, prune in form.inputs):
             ranked.append(method)

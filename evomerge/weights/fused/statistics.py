@@ -1,5 +1,6 @@
 """What merges need to know of whole tensors (norms, inner products, magnitude histograms, ranks): computed when first asked for, kept for ever."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numba
@@ -25,6 +26,10 @@ _SORTED_AT_ONCE = 1 << 20
 """elements whose sort keys (8 bytes each) are in memory at a time"""
 
 
+Place = tuple[str, str]
+"""model, its tensor"""
+
+
 class Products(NamedTuple):
     """L2 norms of two tensors and their inner product, in float64."""
 
@@ -47,6 +52,7 @@ class Statistics:
         self._histograms: dict[Pair, MagnitudeHistogram] = {}
         self._cuts: dict[Pair, dict[int, Cut]] = {}
         self._products: dict[Pair, Products] = {}
+        self._inner: dict[tuple[Place | None, Place, Place], float] = {}
         self._l1: dict[Pair, float] = {}
         self._ranks: dict[Pair, NDArray[np.uint16]] = {}
 
@@ -73,6 +79,25 @@ class Statistics:
             aa, bb, ab = _products(a.data_ptr(), KINDS[a.dtype], b.data_ptr(), KINDS[b.dtype], a.numel())
             found = self._products[pair] = Products(aa**0.5, bb**0.5, ab)
         return found
+
+    def gram(self, base: Place | None, others: Sequence[Place]) -> NDArray[np.float64]:
+        """Inner products (n, n) of the tensors `others`, of their differences to `base` (rounded to float32) where there is one."""
+        matrix = np.empty((len(others), len(others)))
+        for row, a in enumerate(others):
+            for column, b in enumerate(others[: row + 1]):
+                key = (base, a, b)
+                found = self._inner.get(key)
+                if found is None:
+                    first, second = self._pool.tensor(*a), self._pool.tensor(*b)
+                    origin = first if base is None else self._pool.tensor(*base)
+                    found = self._inner[key] = float(
+                        _inner(
+                            origin.data_ptr(), KINDS[origin.dtype], base is not None, first.data_ptr(), KINDS[first.dtype],
+                            second.data_ptr(), KINDS[second.dtype], first.numel(),
+                        )
+                    )  # fmt: skip
+                matrix[row, column] = matrix[column, row] = found
+        return matrix
 
     def l1(self, pair: Pair) -> float:
         """L1 norm of `other - base`."""
@@ -131,6 +156,27 @@ def _products(address_a, kind_a, address_b, kind_b, n_elements):  # type: ignore
                 sums[1, lane] += y * y
                 sums[2, lane] += x * y
     return sums[0].sum(), sums[1].sum(), sums[2].sum()
+
+
+@numba.njit(cache=True, nogil=True)
+def _inner(base_address, base_kind, has_base, address_a, kind_a, address_b, kind_b, n_elements):  # type: ignore[no-untyped-def]
+    """Sum of (a - base)(b - base) in float64, in lanes as above; of a*b without a base."""
+    a, b, base = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
+    sums = np.zeros(8, np.float64)
+    for start in range(0, n_elements, BLOCK):
+        count = min(BLOCK, n_elements - start)
+        load_block(address_a, kind_a, start, count, a)
+        load_block(address_b, kind_b, start, count, b)
+        if has_base:
+            load_block(base_address, base_kind, start, count, base)
+        a[count:] = np.float32(0.0)
+        b[count:] = np.float32(0.0)
+        base[count:] = np.float32(0.0)
+        for i in range(0, BLOCK, 8):
+            for lane in range(8):
+                x, y = a[i + lane] - base[i + lane], b[i + lane] - base[i + lane]
+                sums[lane] += np.float64(x) * np.float64(y)
+    return sums.sum()
 
 
 @numba.njit(cache=True, nogil=True)

@@ -1,6 +1,6 @@
 """Which methods the fused kernels compute, and how a step of each becomes table rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.plan import MOST_RANKS, TensorInput, TensorStep, n_columns
+from evomerge.plan import MOST_RANKS, RANKED_METHODS, TensorInput, TensorStep, n_columns
+from evomerge.weights.fused import directions
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.statistics import Pair, Statistics
 from evomerge.weights.methods.breadcrumbs import band
@@ -105,6 +106,51 @@ def _slerp(step: TensorStep, n_elements: int, seed: int, statistics: Statistics)
     products = statistics.products(_pair(base, other))
     of_base, of_other = coefficients(float(step.parameters["t"]), *products)
     return FusedStep([(base, of_base, NO_PRUNE), (other, of_other, NO_PRUNE)])
+
+
+def _gram(step: TensorStep, statistics: Statistics) -> NDArray[np.float64]:
+    base = None if step.base is None else (step.base.source, step.base.tensor)
+    return statistics.gram(base, [(entry.source, entry.tensor) for entry in step.inputs])
+
+
+def _sum(step: TensorStep, factors: Iterable[float] | None) -> FusedStep | None:
+    """The sources, or their task vectors added to the base, with a factor each; None without factors."""
+    if factors is None:
+        return None
+    terms = [(entry, float(factor), NO_PRUNE) for entry, factor in zip(step.inputs, factors, strict=True)]
+    return FusedStep(terms, step.base)
+
+
+def _model_stock(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+    if step.parameters["filter_wise"] or n_elements == 0 or step.base is None:
+        return None
+    t = directions.model_stock(_gram(step, statistics))
+    if t is None:
+        return None
+    share = t / len(step.inputs)
+    return FusedStep([(step.base, 1 - t, NO_PRUNE), *((entry, share, NO_PRUNE) for entry in step.inputs)])
+
+
+def _nuslerp(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+    if not (step.parameters["nuslerp_flatten"] or not step.shape) or n_elements == 0:
+        return None
+    return _sum(step, directions.nuslerp(_gram(step, statistics), _weights(step)))
+
+
+def _multislerp(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+    weights = _weights(step)
+    if len(weights) == 1 or n_elements == 0:
+        return None
+    total = sum(weights) if step.parameters["normalize_weights"] else 1.0
+    relative = [weight / total for weight in weights]
+    return _sum(step, directions.multislerp(_gram(step, statistics), relative, float(step.parameters["eps"])))
+
+
+def _karcher(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+    if len(step.inputs) == 1 or n_elements == 0:
+        return None
+    limit, tolerance = int(step.parameters["max_iter"]), float(step.parameters["tol"])
+    return _sum(step, directions.karcher(_gram(step, statistics), limit, tolerance))
 
 
 def _piecewise(step: TensorStep) -> FusedStep | None:
@@ -206,6 +252,10 @@ _BUILDERS: Mapping[str, Callable[[TensorStep, int, int, Statistics], FusedStep |
     "passthrough": _passthrough,
     "shifted_linear": _shifted_linear,
     "slerp": _slerp,
+    "nuslerp": _nuslerp,
+    "multislerp": _multislerp,
+    "karcher": _karcher,
+    "model_stock": _model_stock,
     "task_arithmetic": _task_vectors(_keep_all, elect_sign=False),
     "ties": _task_vectors(_keep_largest, elect_sign=True),
     "dare_ties": _task_vectors(_keep_random, elect_sign=True),
@@ -215,6 +265,15 @@ _BUILDERS: Mapping[str, Callable[[TensorStep, int, int, Statistics], FusedStep |
     "breadcrumbs": _task_vectors(_keep_band, elect_sign=False),
     "breadcrumbs_ties": _task_vectors(_keep_band, elect_sign=True),
 }
+
+
+_BY_DIRECTION = ("nuslerp", "multislerp", "karcher", "model_stock")
+
+
+def may_need_reference(step: TensorStep) -> bool:
+    """Whether `fuse` may give None for the step, which only the values of its tensors can tell."""
+    ranked = step.method in RANKED_METHODS and n_columns(step.shape) > MOST_RANKS
+    return step.method not in _BUILDERS or step.method in _BY_DIRECTION or ranked
 
 
 def fused_methods() -> tuple[str, ...]:

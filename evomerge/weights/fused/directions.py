@@ -1,0 +1,94 @@
+"""Methods that go by directions: the result is a sum of the sources, with factors that follow from their inner products alone.
+
+Every function takes the Gram matrix of the sources (of their task vectors where there is a base), (n, n) in float64, and gives a factor
+for each of them; None where rounding would decide (directions that cancel, angles or norms near 0): there the reference counts.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Gram = NDArray[np.float64]
+
+_ILL = 1e-3
+"""below this a denominator, a norm of a mean of unit vectors, or an angle is too small to divide by or to compare"""
+
+_PARALLEL = 1e-16
+"""below this squared sine nuslerp interpolates linearly"""
+
+_TINY_NORM = 1e-6
+
+
+def model_stock(gram: Gram) -> float | None:
+    """The share t of the experts' average; the base has the rest (formula in `evomerge.weights.methods.model_stock`)."""
+    norms = np.sqrt(np.diag(gram))
+    if norms.min() < _TINY_NORM:
+        return None
+    n_sources = len(gram)
+    above = np.triu_indices(n_sources, 1)
+    cosine = float(np.clip(gram / np.maximum(np.outer(norms, norms), _TINY_NORM), -1, 1)[above].mean())
+    denominator = 1 + (n_sources - 1) * cosine
+    return None if abs(denominator) < _ILL else n_sources * cosine / denominator
+
+
+def nuslerp(gram: Gram, weights: Sequence[float]) -> tuple[float, float] | None:
+    """Factors of the two sources as flat vectors."""
+    total = sum(weights)
+    t = 0.5 if abs(total) < 1e-6 else weights[1] / total
+    norms = np.sqrt(np.diag(gram))
+    if norms.min() < _TINY_NORM:
+        return None
+    cosine = float(gram[0, 1] / (norms[0] * norms[1]))
+    if cosine < _ILL - 1:
+        return None
+    if 1 - cosine**2 <= _PARALLEL:
+        return 1 - t, t
+    angle = math.acos(cosine)
+    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+
+
+def multislerp(gram: Gram, weights: Sequence[float], eps: float) -> NDArray[np.float64] | None:
+    """Factors of two or more sources; `weights` as they count. The tangent part of the formula is 0 at the normalised mean."""
+    norms = np.sqrt(np.diag(gram))
+    if norms.min() < _TINY_NORM:
+        return None
+    factors = np.array(weights) / (norms + eps)
+    mean_norm = _norm(factors, gram)
+    if mean_norm < max(_ILL, 2 * eps):
+        return None
+    return factors / mean_norm * math.cos(eps) * float(norms @ np.array(weights))
+
+
+def karcher(gram: Gram, n_iterations: int, tolerance: float) -> NDArray[np.float64] | None:
+    """Factors of two or more sources."""
+    norms = np.sqrt(np.diag(gram))
+    if norms.min() <= max(tolerance, _TINY_NORM):
+        return None
+    units = gram / np.outer(norms, norms)
+    n_sources = len(gram)
+    mean = np.full(n_sources, 1.0 / n_sources)
+    for iteration in range(n_iterations + 1):
+        length = _norm(mean, units)
+        if length < max(_ILL, 2 * tolerance):
+            return None
+        mean = mean / length
+        cosines = np.clip(units @ mean, -1, 1)
+        angles = np.arccos(cosines)
+        if angles.min() < max(_ILL, 2 * tolerance) or cosines.min() < _ILL - 1:
+            return None
+        if iteration == n_iterations:
+            break
+        stretch = angles / np.sin(angles) / n_sources
+        tangent = stretch - float(stretch @ cosines) * mean
+        step = _norm(tangent, units)
+        if step < tolerance:
+            break
+        mean = math.cos(step) * mean + math.sin(step) * tangent / step
+    return np.asarray(mean / norms * norms.mean())
+
+
+def _norm(factors: NDArray[np.float64], gram: Gram) -> float:
+    """Of the sum with these factors."""
+    return math.sqrt(max(float(factors @ gram @ factors), 0.0))
