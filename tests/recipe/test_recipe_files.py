@@ -202,7 +202,7 @@ GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method
         ({"parameters": {"weight": float("nan")}}, "finite"),
         ({"parameters": {"weight": "abc"}}, "number"),
         ({"parameters": {"weight": []}}, "empty"),
-        ({"parameters": {"weight": [1, True]}}, "finite"),
+        ({"parameters": {"weight": [1, True]}}, "expected a number"),
         ({"parameters": {"weight": {"valeu": 1}}}, "did you mean 'value'"),
         ({"parameters": {"normalize": 3}}, "true or false"),
         ({"models": [{"model": "a"}, {"model": "a"}]}, "twice"),
