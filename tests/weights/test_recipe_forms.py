@@ -228,3 +228,12 @@ def test_memory_limits(models):
         merge(models, LINEAR, max_memory="much", overwrite=True)
     with pytest.raises(RecipeError, match="cannot be used here"):
         merge(models, LINEAR, device="cuda:77", overwrite=True)
+
+
+def test_a_memory_limit_counts_what_plain_torch_takes(models):
+    ties = (
+        "merge_method: ties\nbase_model: a\nmodels: [{model: b}, {model: c}]\nparameters: {weight: 1, density: 0.5}\n"
+    )
+    assert merge(models, ties, max_memory=100_000)
+    with pytest.raises(RecipeError, match="max-memory is 100000 bytes"):
+        merge(models, ties + "dtype: bfloat16\n", max_memory=100_000, overwrite=True)
