@@ -9,6 +9,9 @@ from importlib import import_module
 from evomerge.recipe import method_spec
 from evomerge.weights.tensor_group import MergeFunction
 
+ELEMENTWISE = ("linear", "passthrough", "task_arithmetic", "nearswap", "ram")
+"""methods that need nothing of a tensor but the element they compute, wherever it stands"""
+
 
 @cache
 def reference(method: str) -> MergeFunction:

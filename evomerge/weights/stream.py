@@ -24,6 +24,7 @@ from evomerge.weights.fused.steps import may_need_reference
 from evomerge.weights.mapping import TORCH_DTYPES, read_tensor
 from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool, check_finite
+from evomerge.weights.registry import ELEMENTWISE
 from evomerge.weights.vocabulary import Alignment
 from evomerge.weights.warm_memory import WarmMemory
 
@@ -35,9 +36,6 @@ _AT_ONCE = 2
 
 _AHEAD = 4
 """parts that are worked on or wait to be written: neither side should wait for a single slow part of the other"""
-
-_ELEMENTWISE = ("linear", "passthrough", "task_arithmetic")
-"""methods that need nothing of a tensor but the element they compute, wherever it stands"""
 
 _PART_ELEMENTS = 1 << 22
 """most of a part of a larger tensor: what is read of it is still in the processor's cache when it is merged"""
@@ -139,7 +137,7 @@ class StreamedMerge:
         n_elements = math.prod(step.shape)
         entries = _entries(step)
         if (
-            step.method not in _ELEMENTWISE
+            step.method not in ELEMENTWISE
             or is_copy(step)
             or n_elements <= _PART_ELEMENTS
             or any(self._is_adapted(entry) or self._is_aligned(entry.tensor) for entry in entries)

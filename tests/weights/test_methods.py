@@ -1,14 +1,16 @@
 """Properties of every method in the table; the values themselves are compared with mergekit's in test_mergekit_parity."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from evomerge.core import RecipeError
-from evomerge.plan import make_plan
+from evomerge.plan import MergePlan, TensorInput, TensorStep, make_plan
 from evomerge.recipe import METHODS, BaseRole, Recipe, Scope, Setting, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool
-from evomerge.weights.registry import reference
+from evomerge.weights.registry import ELEMENTWISE, reference
 from evomerge.weights.tensor_group import TensorGroup
 
 REQUIRED = {"weight": 0.5, "t": 0.3}
@@ -126,6 +128,28 @@ def test_parameters_that_contradict_each_other(method, settings, message, pool):
     recipe = Recipe(method, (Slice((Source(a), Source(b))),), None if method == "linear" else base, values)
     with pytest.raises(RecipeError, match=message):
         make_plan(recipe, pool.headers)
+
+
+@pytest.mark.parametrize("method", ELEMENTWISE)
+@pytest.mark.parametrize("math_dtype", ["float32", "bfloat16"])
+def test_blocks_of_a_tensor_make_the_whole(method, math_dtype):
+    spec = METHODS[method]
+    shape, generator = (5, 31_001), torch.Generator().manual_seed(2)
+    tensors = [torch.randn(shape, generator=generator).bfloat16() for _ in range(n_sources(spec) + 1)]
+    whole = group(method, tensors[1:], tensors[0] if spec.base is not BaseRole.SOURCE else None)
+    names = [f"m{number}" for number in range(len(whole.tensors))]
+    stored = {(name, "w"): tensor for name, tensor in zip(names, whole.tensors, strict=True)} | {
+        ("base", "w"): tensors[0]
+    }
+    inputs = tuple(TensorInput(name, "w", own) for name, own in zip(names, whole.parameters, strict=True))
+    base = None if whole.base is None else TensorInput("base", "w", {})
+    plan = MergePlan((TensorStep("w", shape, method, inputs, base, whole.shared),), 0, 0, "bfloat16", math_dtype, 0)
+    (_, merged) = next(Merger(WeightPool.holding(stored), fused=False).tensors(plan))
+    if math_dtype == "float32":
+        whole = replace(
+            whole, tensors=[t.float() for t in whole.tensors], base=None if base is None else whole.base.float()
+        )
+    assert torch.equal(merged, reference(method)(whole).bfloat16())
 
 
 def test_multislerp_of_directions_that_cancel():

@@ -24,14 +24,15 @@ def models(tmp_path):
 
 def planned(models, method):
     base = "" if method == "linear" else f"base_model: {models}/base\n"
-    listed = "".join(f"- {{model: {models}/{name}, parameters: {{weight: 0.4}}}}\n" for name in "ab")
+    weight = "" if method == "ram" else ", parameters: {weight: 0.4}"
+    listed = "".join(f"- {{model: {models}/{name}{weight}}}\n" for name in "ab")
     recipe = recipe_from_yaml(f"merge_method: {method}\n{base}models:\n{listed}dtype: float32\nout_dtype: bfloat16\n")
     headers = read_headers(recipe)
     return headers, make_plan(recipe, headers)
 
 
 @pytest.mark.parametrize("max_bytes", [None, 200_000])
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ram", "ties"])
 def test_parts_make_the_whole(models, monkeypatch, method, max_bytes):
     monkeypatch.setattr(stream, "_PART_ELEMENTS", PART)
     headers, plan = planned(models, method)

@@ -14,7 +14,7 @@ def changes(group: TensorGroup) -> tuple[list[torch.Tensor], list[torch.Tensor],
     base = group.required_base()
     deltas = [tensor - base for tensor in group.tensors]
     changed = [delta.abs() > float(group.shared["epsilon"]) for delta in deltas]
-    return deltas, changed, torch.stack(changed).sum(dim=0)
+    return deltas, changed, torch.stack(changed).sum(dim=0, dtype=torch.int32)
 
 
 def merge(group: TensorGroup) -> torch.Tensor:
