@@ -1,8 +1,10 @@
 """The compiled kernels give what the plain references give: random shapes, dtypes, numbers of sources, densities and exact ties."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from fused_cases import DTYPES, Views, cases, close
+from fused_cases import DTYPES, Views, cases, close, fixed_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +47,15 @@ def test_shards_cut_anywhere_hold_what_the_whole_holds(method):
         assert target.untouched()
 
     check()
+
+
+def test_karcher_without_a_tolerance():
+    plan, pool = fixed_case("karcher", 3, dtype=torch.float32)
+    (step,) = plan.steps
+    plan = replace(plan, dtype="float32", steps=(replace(step, parameters={"max_iter": 15.0, "tol": 0.0}),))
+    (_, fused), (_, plain) = next(Merger(pool).tensors(plan)), next(Merger(pool, fused=False).tensors(plan))
+    assert fuse(plan.steps[0], fused.numel(), 0, Statistics(pool)) is not None
+    assert close(fused, plain, plan)
 
 
 @settings(max_examples=80)

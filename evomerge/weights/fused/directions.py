@@ -20,6 +20,9 @@ _PARALLEL = 1e-16
 
 _TINY_NORM = 1e-6
 
+_ARRIVED = 1e-12
+"""a step below this changes nothing in float32, and cannot be divided by; karcher's own tolerance may be 0"""
+
 
 def model_stock(gram: Gram) -> float | None:
     """The share t of the experts' average; the base has the rest (formula in `evomerge.weights.methods.model_stock`)."""
@@ -83,7 +86,7 @@ def karcher(gram: Gram, n_iterations: int, tolerance: float) -> NDArray[np.float
         stretch = angles / np.sin(angles) / n_sources
         tangent = stretch - float(stretch @ cosines) * mean
         step = _norm(tangent, units)
-        if step < tolerance:
+        if step < max(tolerance, _ARRIVED):
             break
         mean = math.cos(step) * mean + math.sin(step) * tangent / step
     return np.asarray(mean / norms * norms.mean())
