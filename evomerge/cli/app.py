@@ -283,9 +283,10 @@ def merge(
     Weights are read, merged and written one tensor at a time; OUT appears when it is complete.
     """
     from evomerge.build import merge_recipe
+    from evomerge.build.signals import terminated_as_interrupted
 
-    print(
-        merge_recipe(
+    with terminated_as_interrupted():
+        merged = merge_recipe(
             recipe,
             out,
             dtype=dtype,
@@ -296,7 +297,7 @@ def merge(
             trust_remote_code=trust_remote_code,
             overwrite=overwrite,
         )
-    )
+    print(merged)
 
 
 @app.command(name="eval")

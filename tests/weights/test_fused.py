@@ -49,8 +49,9 @@ def test_shards_cut_anywhere_hold_what_the_whole_holds(method):
     check()
 
 
-def test_karcher_without_a_tolerance():
-    plan, pool = fixed_case("karcher", 3, dtype=torch.float32)
+@pytest.mark.parametrize("n_sources", [2, 3, 5])
+def test_karcher_without_a_tolerance(n_sources):
+    plan, pool = fixed_case("karcher", n_sources, dtype=torch.float32)
     (step,) = plan.steps
     plan = replace(plan, dtype="float32", steps=(replace(step, parameters={"max_iter": 15.0, "tol": 0.0}),))
     (_, fused), (_, plain) = next(Merger(pool).tensors(plan)), next(Merger(pool, fused=False).tensors(plan))

@@ -145,20 +145,31 @@ def test_memory_does_not_grow_with_the_models(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_merge_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+def started_merge(folder: Path, code: str) -> subprocess.Popen[bytes]:
+    """A merge of two models by `python -c code`, once it has begun to write."""
     for seed, name in enumerate("ab"):
-        write_tiny_llama(tmp_path / name, seed=seed, n_layers=8, hidden=512, dtype="float32", intermediate_size=1024)
+        write_tiny_llama(folder / name, seed=seed, n_layers=8, hidden=512, dtype="float32", intermediate_size=1024)
     weight = "parameters: {weight: 1}"
-    (tmp_path / "recipe.yaml").write_text(
-        f"merge_method: linear\nmodels: [{{model: {tmp_path}/a, {weight}}}, {{model: {tmp_path}/b, {weight}}}]\n"
+    (folder / "recipe.yaml").write_text(
+        f"merge_method: linear\nmodels: [{{model: {folder}/a, {weight}}}, {{model: {folder}/b, {weight}}}]\n"
     )
-    code = (
-        f"from evomerge import merge_recipe; merge_recipe({str(tmp_path / 'recipe.yaml')!r}, {str(tmp_path / 'out')!r})"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code])
-    while process.poll() is None and not list(tmp_path.glob(".out.*/*.safetensors")):
+    process = subprocess.Popen([sys.executable, "-c", code, "merge", folder / "recipe.yaml", folder / "out"])
+    while process.poll() is None and not list(folder.glob(".out.*/*.safetensors")):
         time.sleep(0.01)
-    assert process.poll() is None, "the merge was over before it could be killed"
+    assert process.poll() is None, "the merge was over before it could be stopped"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_merge_that_is_told_to_end_removes_what_it_wrote(tmp_path: Path, number: int) -> None:
+    process = started_merge(tmp_path, "from evomerge.cli.main import main; main()")
+    process.send_signal(number)
+    assert process.wait() == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "recipe.yaml"]
+
+
+def test_a_killed_merge_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    process = started_merge(tmp_path, "import sys; from evomerge import merge_recipe; merge_recipe(*sys.argv[2:])")
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out").exists()
