@@ -145,7 +145,7 @@ def staging_folder(out: Path) -> Iterator[Path]:
 
 def _check_device(device: str) -> None:
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which a device without memory, such as meta, cannot
     except (RuntimeError, AssertionError) as problem:  # torch without CUDA asserts
         raise RecipeError(f"device {device!r}: cannot be used here: {str(problem).splitlines()[0]}") from None
 

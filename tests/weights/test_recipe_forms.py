@@ -226,8 +226,9 @@ def test_memory_limits(models):
         merge(models, LINEAR, max_memory=1000, overwrite=True)
     with pytest.raises(RecipeError, match="expected a size such as"):
         merge(models, LINEAR, max_memory="much", overwrite=True)
-    with pytest.raises(RecipeError, match="cannot be used here"):
-        merge(models, LINEAR, device="cuda:77", overwrite=True)
+    for device in ("cuda:77", "meta", ""):
+        with pytest.raises(RecipeError, match="cannot be used here"):
+            merge(models, LINEAR, device=device, overwrite=True)
 
 
 def test_a_memory_limit_counts_what_plain_torch_takes(models):
