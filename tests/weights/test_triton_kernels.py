@@ -33,6 +33,8 @@ import evomerge.weights.triton.batch as triton_batch
 from evomerge.core import CheckpointError
 from evomerge.plan import MergePlan, Piece, Region, TensorInput, TensorStep
 from evomerge.weights import Merger, WeightPool, gpu_methods
+from evomerge.weights.fused.statistics import Statistics
+from evomerge.weights.fused.steps import fuse
 from evomerge.weights.philox import keep_mask, mask_key, random_halves
 from evomerge.weights.triton import kernels, missing, pruning
 from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch, obstacle
@@ -62,12 +64,17 @@ METHODS = gpu_methods()
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_bits_as_the_cpu(method):
+    compared = []
+
     @settings(max_examples=25)
     @given(cases(method, edges=(BLOCK, 2 * BLOCK)), st.sampled_from([0.0, 0.3]), st.sampled_from([0, 1, 8]))
     def check(case, cut, offset):
         plan, pool = case
-        if method == "shifted_linear" and plan.steps[0].parameters["shift"]:
-            return  # has no fused form
+        (step,) = plan.steps
+        form = fuse(step, math.prod(step.shape), plan.seed, Statistics(pool))
+        if form is None or len(form.inputs) > MAX_INPUTS:
+            return  # left to plain torch on every device; base and 16 models of model_stock to the CPU
+        compared.append(plan)
         (_, expected) = next(Merger(pool).tensors(plan))
         found = written(plan, pool, VIEWS[plan.dtype], cut=cut, offset=offset)
         if plan.steps[0].parameters.get("rescale"):
@@ -78,6 +85,7 @@ def test_same_bits_as_the_cpu(method):
         assert close(found, plain, plan)
 
     check()
+    assert compared
 
 
 @settings(max_examples=20)
