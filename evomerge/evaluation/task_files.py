@@ -144,9 +144,10 @@ def named_task_file(task: str) -> Path:
     Raises:
         EvaluationError: there is none of that name.
     """
-    tasks = named_tasks().tasks
+    names = named_tasks()
+    tasks = names.tasks
     if task not in tasks:
-        hint = did_you_mean(task, tasks, n=3)
+        hint = did_you_mean(task, names.tasks.keys() | names.groups | names.tags, n=3)
         raise EvaluationError(
             f"lm-eval knows no task {task!r}{hint} A local task is named by the path of its YAML file"
         )

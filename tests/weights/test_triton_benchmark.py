@@ -1,0 +1,122 @@
+"""benchmarks/merge_gpu.py runs, under Triton's interpreter, loses no row to another one's failure, and notices wrong bits.
+
+`make triton-test` runs these, as it does test_triton_kernels.py.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="triton stays out of this environment; `make triton-test` runs this")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("kernels run here only under TRITON_INTERPRET=1: `make triton-test`", allow_module_level=True)
+
+import evomerge.weights.triton.batch as triton_batch
+from evomerge.plan import TensorInput
+from evomerge.weights.triton.batch import TritonBatch, obstacle
+from evomerge.weights.triton.resident import ResidentSources
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "merge_gpu.py"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The benchmark as a module."""
+    spec = importlib.util.spec_from_file_location("merge_gpu", BENCHMARK)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "merge_gpu", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(triton_batch, "_kernel", triton_batch._kernel)  # which it replaces
+    return module
+
+
+def test_the_benchmark_runs(tmp_path):
+    methods = ["linear", "ties", "dare_ties+rescale", "slerp", "della"]
+    command = [
+        sys.executable,
+        BENCHMARK,
+        "--interpret",
+        "--methods",
+        ",".join(methods),
+        "--json",
+        tmp_path / "rows.json",
+    ]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [line.split()[0] for line in lines if line.endswith("equal")] == methods
+    found = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["method"], row["bits_equal"], row["target_met"]) for row in found["rows"]] == [
+        (method, True, None) for method in methods
+    ]
+    assert found["date"]
+    assert "interpreter" in found["gpu"]
+
+
+def test_a_method_that_fails_loses_no_other_row_of_the_benchmark(benchmark, monkeypatch, tmp_path):
+    options = argparse.Namespace(
+        interpret=True, tiny=False, layers=1, rounds=1, methods="linear,ties,slerp", json=tmp_path / "rows.json"
+    )
+    measure = benchmark.measure
+
+    def failing(row, *arguments):
+        if row == "ties":
+            raise RuntimeError("out of luck")
+        return measure(row, *arguments)
+
+    monkeypatch.setattr(benchmark, "measure", failing)
+    assert not benchmark.run(options, "cpu")
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["method"], row.get("error")) for row in rows] == [
+        ("linear", None), ("ties", "RuntimeError: out of luck"), ("slerp", None)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", ["bits", "device"])
+def test_the_benchmark_notices_what_is_not_the_gpus_work(benchmark, monkeypatch, tmp_path, wrong):
+    options = argparse.Namespace(
+        interpret=True, tiny=False, layers=1, rounds=1, methods="linear", json=tmp_path / "rows.json"
+    )
+    if wrong == "bits":
+        monkeypatch.setattr(TritonBatch, "run", lambda self, destinations, fused: answer_nothing(self.device))
+    else:
+        monkeypatch.setattr(ResidentSources, "free_bytes", lambda self: 0.0)
+    assert not benchmark.run(options, "cpu")
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert row["bits_equal"] is False if wrong == "bits" else "no kernel was launched" in row["error"]
+
+
+def answer_nothing(device):
+    """A launch that merges nothing."""
+    obstacle(device)
+
+
+def test_tensors_of_the_benchmark_are_copies_of_their_own(benchmark):
+    shapes = benchmark.TINY.tensors(2)
+    pool = benchmark.make_pool(shapes)
+    resident = ResidentSources(pool, torch.device("cpu"))
+    entries = [TensorInput(model, name, {}) for model in ("base", "expert0") for name in shapes]
+    resident.hold(entries)
+    assert len({resident.tensor(entry).data_ptr() for entry in entries}) == len(entries)
+
+
+@pytest.mark.parametrize(
+    ("row", "n_bytes"),
+    [("linear", 8), ("ties", 10), ("slerp", 6), ("della", 16), ("dare_ties+rescale", 18), ("della+rescale", 30)],
+)
+def test_bytes_of_an_element(benchmark, row, n_bytes):
+    assert benchmark.bytes_moved(row, 1) == n_bytes
+
+
+def test_the_benchmark_says_that_it_needs_a_gpu():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run([sys.executable, BENCHMARK], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "needs a CUDA GPU" in done.stderr
+    assert "Traceback" not in done.stderr
