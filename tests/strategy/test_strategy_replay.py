@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from evomerge.core import JournalError
+from evomerge.core import Candidate, JournalError
 from evomerge.testing.strategy_suite import Driver, StrategyCase
 
 CASE = StrategyCase("random")
@@ -40,3 +41,27 @@ def test_saving_does_not_freeze_the_strategy():
     size = len(state["log"])
     driver.run(3)
     assert len(state["log"]) == size
+
+
+LEARNERS = [
+    StrategyCase("cma_es", n_objectives=1),
+    StrategyCase("cma_es", n_objectives=1, options={"surrogate": "none"}),
+    StrategyCase("catcma", n_objectives=1),
+    StrategyCase("optuna", n_objectives=1),
+]
+
+
+def distance_of_what_comes_next(case, *, adopting=True):
+    """Median distance to the target of 10 proposals, after the past of another seed was repeated."""
+    driver = Driver(case, case.make()).run(100)
+    strategy = case.make(seed=8)
+    if not adopting:
+        strategy._adopt = lambda recorded, proposed: None
+    for event in driver.history:
+        strategy.repeat(event) if isinstance(event, Candidate) else strategy.tell([event])
+    return np.median([-case.evaluate(candidate).scores["f0"] for candidate in strategy.ask(10)])
+
+
+@pytest.mark.parametrize("case", LEARNERS, ids=str)
+def test_what_was_recorded_is_learned_from(case):
+    assert distance_of_what_comes_next(case) < 0.5 * distance_of_what_comes_next(case, adopting=False)
