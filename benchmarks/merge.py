@@ -1,7 +1,7 @@
 """Merging against memory and against mergekit, in parts that take minutes each.
 
-    python benchmarks/merge.py resident [--size 110m|1.1b|tiny] [--methods ties,linear] [--threads N] [--json FILE]
-    python benchmarks/merge.py disk     [--size 1.1b|110m|tiny] [--methods ties,linear] [--json FILE]
+    python benchmarks/merge.py resident [--size 110m|1.1b|tiny] [--methods ties,linear] [--dtype bfloat16] [--threads N] [--json FILE]
+    python benchmarks/merge.py disk     [--size 1.1b|110m|tiny] [--methods ties,linear] [--dtype bfloat16] [--json FILE]
 
 `resident`: one run measures everything it compares: a resident candidate (plan and write into engine-like buffers,
 parameters changed every time); between the candidates two copies, one of plain memory and one of a model, tensor by
@@ -62,7 +62,7 @@ for name, job in jobs["methods"].items():
     def merge(tensor):
         base = 0 if job["base"] else None
         inputs = chosen if job["base"] else chosen[1:]
-        group = TensorGroup.from_tensors([m[tensor].float() for m in inputs], base_index=base, name=tensor)
+        group = TensorGroup.from_tensors([m[tensor].to(getattr(torch, jobs["dtype"])) for m in inputs], base_index=base, name=tensor)
         entries = group.entries if not job["base"] else group.non_base
         parameters = dict(job["shared"])
         parameters |= {k: PerInputValues([(e.id, v) for e in entries]) for k, v in job["per_model"].items()}
@@ -133,12 +133,12 @@ def values_for(method: str, variation: float) -> dict[str, dict[str, float]]:
     }
 
 
-def recipe_for(method: str, models: list[str], variation: float) -> Recipe:
+def recipe_for(method: str, models: list[str], variation: float, dtype: str | None = None) -> Recipe:
     spec = method_spec(method)
     settings = {name: (Setting(v),) for group in values_for(method, variation).values() for name, v in group.items()}
     experts = models[1 : 1 + (spec.max_sources or N_EXPERTS)]
     base = models[0] if spec.base is not BaseRole.SOURCE else None
-    return Recipe(method, (Slice(tuple(Source(model) for model in experts)),), base, settings, out_dtype="bfloat16")
+    return Recipe(method, (Slice(tuple(Source(model) for model in experts)),), base, settings, dtype, "bfloat16")
 
 
 class Copy:
@@ -160,15 +160,15 @@ class Copy:
 
 
 def measure(
-    method: str, models: list[str], pool: WeightPool, merger: Merger, copy: Copy
+    method: str, models: list[str], pool: WeightPool, merger: Merger, copy: Copy, dtype: str
 ) -> tuple[list[float], list[float], int]:
     """Seconds of each candidate, of each copy of a model between them, and the bytes a candidate reads and writes."""
-    plan = make_plan(recipe_for(method, models, 0.0), pool.headers)
+    plan = make_plan(recipe_for(method, models, 0.0, dtype), pool.headers)
     buffers = Buffers(plan)
     times, copies = [], []
     for index in range(ROUNDS + 1):
         start = time.perf_counter()
-        plan = make_plan(recipe_for(method, models, index / (ROUNDS + 1)), pool.headers)
+        plan = make_plan(recipe_for(method, models, index / (ROUNDS + 1), dtype), pool.headers)
         merger.write(plan, buffers)
         times.append(time.perf_counter() - start)
         copy.run()
@@ -179,7 +179,9 @@ def measure(
     return times, copies, n_tensors * plan.output_bytes
 
 
-def mergekit_seconds(python: str, models: list[str], methods: list[str], threads: int) -> dict[str, list[float]]:
+def mergekit_seconds(
+    python: str, models: list[str], methods: list[str], threads: int, dtype: str
+) -> dict[str, list[float]]:
     """Wall and processor seconds of mergekit's arithmetic on tensors in memory, per method."""
     jobs = {
         method: {
@@ -192,7 +194,7 @@ def mergekit_seconds(python: str, models: list[str], methods: list[str], threads
     }
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "jobs.json"
-        file.write_text(json.dumps({"models": models, "methods": jobs, "threads": threads}))
+        file.write_text(json.dumps({"models": models, "methods": jobs, "threads": threads, "dtype": dtype}))
         lines = subprocess.run(
             [python, "-c", MERGEKIT_MERGE, file], check=True, capture_output=True, text=True
         ).stdout.splitlines()
@@ -204,14 +206,16 @@ def resident(options: argparse.Namespace, models: list[str]) -> list[dict[str, o
     pool = WeightPool.from_folders(models)
     merger = Merger(pool, threads=options.threads)
     n_elements = sum(tensor.end - tensor.start for tensor in pool.headers[models[0]].tensors.values()) // 2
-    print(f"{n_elements / 1e6:.0f}M parameters, {N_EXPERTS} experts, {options.threads} thread(s), bfloat16")
+    print(
+        f"{n_elements / 1e6:.0f}M parameters, {N_EXPERTS} experts, {options.threads} thread(s), bfloat16, arithmetic in {options.dtype}"
+    )
     print(
         "method           first ms  best ms  median ms   copy GB/s  share   model copy GB/s  share   mergekit s (CPU s)   ratio"
     )
     rows: list[dict[str, object]] = []
     for method in options.methods.split(","):
         copy = Copy(n_elements)
-        (first, *later), copies, n_bytes = measure(method, models, pool, merger, copy)
+        (first, *later), copies, n_bytes = measure(method, models, pool, merger, copy, options.dtype)
         best, median, rate = min(later), statistics.median(later), copy.rate()
         model_rate = 4 * n_elements / min(copies)
         row: dict[str, object] = {
@@ -224,7 +228,7 @@ def resident(options: argparse.Namespace, models: list[str]) -> list[dict[str, o
             f" {model_rate / 1e9:17.1f} {n_bytes / best / model_rate:6.2f}"
         )
         if Path(options.mergekit).exists():
-            wall, cpu = mergekit_seconds(options.mergekit, models, [method], options.threads)[method]
+            wall, cpu = mergekit_seconds(options.mergekit, models, [method], options.threads, options.dtype)[method]
             row |= {"mergekit_s": wall, "mergekit_cpu_s": cpu, "ratio": wall / best}
             line += f"   {wall:10.2f} ({cpu:5.1f}) {wall / best:8.0f}x"
         rows.append(row)
@@ -254,13 +258,15 @@ def disk(options: argparse.Namespace, models: list[str]) -> list[dict[str, objec
             while stream.read(1 << 24):
                 pass
     start_up, _ = command_cost([*ours, "merge", "--help"])
-    print(f"{options.size}, {N_EXPERTS} experts, bfloat16; start-up of `evomerge merge --help`: {start_up:.1f} s")
+    print(
+        f"{options.size}, {N_EXPERTS} experts, bfloat16, arithmetic in {options.dtype}; start-up of `evomerge merge --help`: {start_up:.1f} s"
+    )
     print("method           evomerge s   peak GB   mergekit s   peak GB   ratio")
     rows: list[dict[str, object]] = []
     for method in options.methods.split(","):
         with tempfile.TemporaryDirectory(dir=options.models) as folder:
             recipe = Path(folder) / "recipe.yaml"
-            recipe.write_text(recipe_to_yaml(recipe_for(method, models, 0.5)))
+            recipe.write_text(recipe_to_yaml(recipe_for(method, models, 0.5, options.dtype)))
             seconds, peak = command_cost([*ours, "merge", str(recipe), f"{folder}/ours"])
             other_seconds, other_peak = command_cost([str(peer), str(recipe), f"{folder}/theirs", "--quiet"])
         rows.append(
@@ -279,6 +285,7 @@ def main() -> None:
     parser.add_argument("part", choices=["resident", "disk"])
     parser.add_argument("--models", type=Path, default=Path("runs/benchmark-models"))
     parser.add_argument("--size", choices=SIZES, default="110m")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the recipe")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--mergekit", default=".venv-mergekit/bin/python")
     parser.add_argument("--methods", help="comma-separated; default: all seven (resident), ties and linear (disk)")
@@ -290,7 +297,7 @@ def main() -> None:
     rows = part(options, write_models(options.models, options.size))
     if options.json is not None:
         run = {"date": datetime.date.today().isoformat(), "cpus": os.cpu_count(), "part": options.part}
-        run |= {"size": options.size, "threads": options.threads, "rows": rows}
+        run |= {"size": options.size, "dtype": options.dtype, "threads": options.threads, "rows": rows}
         options.json.write_text(json.dumps(run, indent=1) + "\n")
 
 

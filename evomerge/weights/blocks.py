@@ -18,6 +18,9 @@ BLOCK = 1024
 BF16, F32, F16, F32_AS_BF16 = 0, 1, 2, 3
 """how a tensor is stored; the last is float32 memory that receives values rounded to bfloat16"""
 
+F16_TINY, F16_TOO_LARGE = np.uint32(0x38800000), np.uint32(0x47800000)
+"""float32 magnitudes: the least float16 that is not subnormal, and the power of two above the largest"""
+
 OVERFLOW_BITS = (0x7F7F8000, 0x7F800000, 0x477FF000, 0x7F7F8000)
 """by kind: float32 magnitudes from these bits on are infinite once rounded"""
 
@@ -72,6 +75,52 @@ def load_block(address, kind, start, count, block):  # type: ignore[no-untyped-d
             block[i] = words[i]
 
 
+@numba.njit(cache=True, nogil=True)
+def _to_bfloat16(bits):  # type: ignore[no-untyped-def]
+    """Bits whose upper half is the float32 with these `bits` rounded to nearest even."""
+    return bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+
+
+@numba.njit(cache=True, nogil=True)
+def _to_float16(bits):  # type: ignore[no-untyped-def]
+    """The float32 bits of the float16 nearest to the float32 with these `bits`."""
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    if magnitude < F16_TINY:
+        # float32 numbers from 0.5 on are as far apart as subnormal float16 numbers
+        rounded = as_bits((as_float(magnitude) + np.float32(0.5)) - np.float32(0.5))
+    else:
+        odd = (magnitude >> np.uint32(13)) & np.uint32(1)
+        rounded = (magnitude + np.uint32(0x0FFF) + odd) & np.uint32(0xFFFFE000)
+        if rounded >= F16_TOO_LARGE:
+            rounded = max(magnitude, np.uint32(0x7F800000))
+    return rounded | (bits & np.uint32(0x80000000))
+
+
+@numba.njit(cache=True, nogil=True, inline="never")
+def round_block(block, count, precision):  # type: ignore[no-untyped-def]
+    """Rounds the first `count` values of `block` to what `precision` (BF16, F16 or F32: nothing to do) can hold."""
+    if precision == BF16:
+        for i in range(count):
+            block[i] = as_float(_to_bfloat16(as_bits(block[i])) & np.uint32(0xFFFF0000))
+    elif precision == F16:
+        for i in range(count):
+            block[i] = as_float(_to_float16(as_bits(block[i])))
+
+
+@numba.njit(cache=True, nogil=True)
+def load_delta(base_address, base_kind, address, kind, precision, start, count, base, block):  # type: ignore[no-untyped-def]
+    """Elements [start, start + count) of tensor - base into `block`, in arithmetic that rounds to `precision`; `base` is scratch."""
+    load_block(base_address, base_kind, start, count, base)
+    load_block(address, kind, start, count, block)
+    if base_kind != precision:
+        round_block(base, count, precision)
+    if kind != precision:
+        round_block(block, count, precision)
+    for i in range(count):
+        block[i] -= base[i]
+    round_block(block, count, precision)
+
+
 @numba.njit(cache=True, nogil=True, inline="never")
 def store_block(address, kind, start, count, block):  # type: ignore[no-untyped-def]
     """Stores `block`, rounded to nearest even, and returns its largest magnitude as float32 bits (NaN above all)."""
@@ -82,16 +131,12 @@ def store_block(address, kind, start, count, block):  # type: ignore[no-untyped-
     if kind == BF16:
         halves = numba.carray(_pointer(address + 2 * start), count, np.uint16)
         for i in range(count):
-            bits = as_bits(block[i])
-            odd = (bits >> np.uint32(16)) & np.uint32(1)
-            halves[i] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+            halves[i] = np.uint16(_to_bfloat16(as_bits(block[i])) >> np.uint32(16))
     else:
         words = numba.carray(_pointer(address + 4 * start), count, np.float32)
         if kind == F32_AS_BF16:
             for i in range(count):
-                bits = as_bits(block[i])
-                odd = (bits >> np.uint32(16)) & np.uint32(1)
-                words[i] = as_float((bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000))
+                words[i] = as_float(_to_bfloat16(as_bits(block[i])) & np.uint32(0xFFFF0000))
         else:
             for i in range(count):
                 words[i] = block[i]

@@ -131,9 +131,9 @@ class Merger:
                 _refuse(bad.output, plan.dtype)
 
     def _fused(self, plan: MergePlan, steps: list[TensorStep]) -> dict[str, FusedStep]:
-        if self._batch is None or plan.math_dtype != "float32":
+        if self._batch is None:
             return {}
-        forms = self._batch.prepare(steps, plan.seed)
+        forms = self._batch.prepare(steps, plan.seed, DTYPES[plan.math_dtype])
         return {step.output: form for step, form in zip(steps, forms, strict=True) if form is not None}
 
     def _batch_on(self, device: torch.device, forms: Mapping[str, FusedStep]) -> "Batch | None":

@@ -106,7 +106,7 @@ class StreamedMerge:
             CheckpointError: a source holds NaN or an infinity, its files change meanwhile, or as `Merger.tensors`.
         """
         parts = [part for step in plan.steps for part in self._parts_of(step)]
-        needed = [self._working_bytes(part, plan.math_dtype) for part in parts]
+        needed = [self._working_bytes(part) for part in parts]
         self._check_memory(parts, needed)
         try:
             with ThreadPoolExecutor(_AT_ONCE, "evomerge-stream") as workers:
@@ -208,7 +208,7 @@ class StreamedMerge:
                     f"{n_bytes}: raise it (tensors are merged whole or in parts of {_PART_ELEMENTS} elements)"
                 )
 
-    def _working_bytes(self, part: _Part, math_dtype: str) -> int:
+    def _working_bytes(self, part: _Part) -> int:
         """Everything that exists while the part is computed."""
         entries, n_elements = _entries(part.step), math.prod(part.step.shape)
         stored = 0
@@ -220,7 +220,7 @@ class StreamedMerge:
         if is_copy(part.step):
             return 2 * stored
         working = _OUTPUT_BYTES * n_elements
-        if may_need_reference(part.step) or self._device != "cpu" or math_dtype != "float32":
+        if may_need_reference(part.step) or self._device != "cpu":
             # the references hold float32 copies of the inputs, their deltas, and a few results between
             working += 4 * n_elements * (3 * len(entries) + 3)
         return stored + working

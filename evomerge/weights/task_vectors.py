@@ -40,13 +40,18 @@ def merge_task_vectors(group: TensorGroup, prune: Prune | None, *, elect_sign: b
         divisor = in_order_sum([weight * agrees for weight, agrees in zip(weights, agreeing, strict=True)])
         divisor = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
     else:
-        divisor = weights.sum()
-        divisor = torch.where(divisor.abs() < 1e-8, torch.ones_like(divisor), divisor)
+        divisor = weight_sum(weights)
     if group.shared["normalize"]:
         total = total / divisor
     if group.shared["lambda"] != 1:
         total = total * float(group.shared["lambda"])
     return base + total
+
+
+def weight_sum(weights: torch.Tensor) -> torch.Tensor:
+    """What a normalised sum is divided by; 1 for weights that sum to 0."""
+    total = weights.sum()
+    return torch.where(total.abs().float() < 1e-8, torch.ones_like(total), total)  # float16 has no 1e-8
 
 
 def in_order_sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -50,7 +50,7 @@ def values(spec):
 
 
 @st.composite
-def cases(draw, method, edges=(1024, 3072)):
+def cases(draw, method, edges=(1024, 3072), math_dtype="float32"):
     """A plan of one tensor and a pool of what it reads."""
     spec = method_spec(method)
     shape = draw(shapes(edges))
@@ -86,7 +86,8 @@ def cases(draw, method, edges=(1024, 3072)):
     needs_base = spec.base is not BaseRole.SOURCE and (spec.base is not BaseRole.OPTIONAL or draw(st.booleans()))
     step = TensorStep("w", shape, method, inputs, TensorInput("base", "w", {}) if needs_base else None, shared)
     out = draw(st.sampled_from(["float32", "bfloat16", "float16"]))
-    plan, pool = MergePlan((step,), 0, 0, out, "float32", draw(st.integers(0, 5))), WeightPool.holding(tensors)
+    plan = MergePlan((step,), 0, 0, out, math_dtype, draw(st.integers(0, 5)))
+    pool = WeightPool.holding(tensors)
     if method == "multislerp":
         try:
             next(Merger(pool, fused=False).tensors(plan))

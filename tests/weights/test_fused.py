@@ -1,21 +1,24 @@
 """The compiled kernels give what the plain references give: random shapes, dtypes, numbers of sources, densities and exact ties."""
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from fused_cases import DTYPES, Views, cases, close, fixed_case
+from fused_cases import BY_DIRECTION, DTYPES, Views, cases, close, fixed_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.plan import MOST_RANKS, MergePlan, TensorInput, TensorStep
 from evomerge.weights import WeightPool
-from evomerge.weights.blocks import BLOCK
+from evomerge.weights.blocks import BF16, BLOCK, F16, F32, round_block
 from evomerge.weights.fused.magnitudes import STRETCH, MagnitudeHistogram
 from evomerge.weights.fused.selection import cut_once
 from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import fuse, fused_methods
-from evomerge.weights.fused.tables import CHUNK_ELEMENTS
+from evomerge.weights.fused.tables import CHUNK_ELEMENTS, KINDS
+from evomerge.weights.fused.tables import DTYPE_OF as TORCH_OF
 from evomerge.weights.merger import DTYPES as DTYPE_OF
 from evomerge.weights.merger import Merger
 
@@ -32,6 +35,47 @@ def test_fused_equals_reference(method):
         assert close(fused, plain, plan)
 
     check()
+
+
+@pytest.mark.parametrize("math_dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("method", [method for method in fused_methods() if method not in BY_DIRECTION])
+def test_arithmetic_in_lower_precision_equals_reference(method, math_dtype):
+    @settings(max_examples=100)
+    @given(cases(method, math_dtype=math_dtype))
+    def check(case):
+        plan, pool = case
+        (step,) = plan.steps
+        precision = KINDS[DTYPE_OF[math_dtype]]
+        assert (
+            step.parameters.get("shift")
+            or fuse(step, math.prod(step.shape), 0, Statistics(pool, precision)) is not None
+        )
+        (_, fused), (_, plain) = next(Merger(pool).tensors(plan)), next(Merger(pool, fused=False).tensors(plan))
+        assert fused.dtype == plain.dtype
+        assert close(fused, plain, plan)
+
+    check()
+
+
+@pytest.mark.parametrize("method", BY_DIRECTION)
+def test_inner_products_in_lower_precision_are_the_references(method):
+    plan, pool = fixed_case(method, 3)
+    (step,) = plan.steps
+    assert fuse(step, math.prod(step.shape), 0, Statistics(pool)) is not None
+    assert fuse(step, math.prod(step.shape), 0, Statistics(pool, BF16)) is None
+
+
+@pytest.mark.parametrize("kind", [BF16, F16, F32])
+def test_rounding_of_every_exponent(kind):
+    # the edges of every unit in the last place of both 16-bit formats, around every exponent, and what lies beside them
+    bits = np.arange(2**20, dtype=np.uint64)
+    bits = (bits[:, None] << 12) + np.array([0, 1, 0x7FF, 0x800, 0x801, 0xFFF], np.uint64)
+    values = torch.from_numpy(bits.astype(np.uint32).reshape(-1).view(np.float32))
+    values = values[~values.isnan()]
+    rounded = values.clone().numpy()
+    round_block(rounded, len(rounded), kind)
+    expected = values.to(TORCH_OF[kind]).float()
+    assert torch.equal(torch.from_numpy(rounded).view(torch.int32), expected.view(torch.int32))
 
 
 @pytest.mark.parametrize("method", fused_methods())

@@ -232,9 +232,11 @@ def test_memory_limits(models):
 
 
 def test_a_memory_limit_counts_what_plain_torch_takes(models):
-    ties = (
-        "merge_method: ties\nbase_model: a\nmodels: [{model: b}, {model: c}]\nparameters: {weight: 1, density: 0.5}\n"
+    recipe = (
+        "merge_method: {}\nbase_model: a\nmodels: [{{model: b}}, {{model: c}}]\nparameters: {{weight: 1}}\ndtype: {}\n"
     )
-    assert merge(models, ties, max_memory=100_000)
+    assert merge(models, recipe.format("ties", "float32"), max_memory=100_000)
+    assert merge(models, recipe.format("ties", "bfloat16"), max_memory=100_000, overwrite=True)
+    without_kernel = "merge_method: model_stock\nbase_model: a\nmodels: [{model: b}, {model: c}]\n"
     with pytest.raises(RecipeError, match="max-memory is 100000 bytes"):
-        merge(models, ties + "dtype: bfloat16\n", max_memory=100_000, overwrite=True)
+        merge(models, without_kernel, max_memory=100_000, overwrite=True)

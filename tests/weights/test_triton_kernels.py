@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -294,6 +295,16 @@ def test_more_models_than_the_kernels_take_are_merged_by_the_cpu(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "merging on the CPU and copying to cpu: 17 models are merged, and the GPU's kernels take 16"
     ]
+
+
+def test_arithmetic_below_float32_is_left_to_the_cpu(caplog, monkeypatch):
+    monkeypatch.setattr(TritonBatch, "run", None)
+    plan, pool = replace(ties_plan(("a",)), math_dtype="bfloat16"), two_tensors()
+    target = Views(plan, torch.bfloat16)
+    with caplog.at_level(logging.WARNING):
+        Merger(pool).write(plan, target)
+    assert torch.equal(target.tensor("a"), next(Merger(pool, fused=False).tensors(plan))[1])
+    assert "which only the CPU's kernels have" in caplog.text
 
 
 @pytest.mark.parametrize("known", [True, False])

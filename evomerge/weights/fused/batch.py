@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from evomerge.plan import TensorInput, TensorStep
-from evomerge.weights.blocks import F32, F32_AS_BF16, OVERFLOW_BITS
+from evomerge.weights.blocks import F32, F32_AS_BF16, OVERFLOW_BITS, round_block
 from evomerge.weights.fused.kernels import RANDOM, RANKED, mask_chunks, merge_chunks
 from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.statistics import Statistics
@@ -89,23 +89,28 @@ class FusedBatch:
 
     def __init__(self, pool: WeightPool, threads: int | None = None, *, once: bool = False) -> None:
         self._pool = pool
-        self._statistics = Statistics(pool, once=once)
+        self._once = once
+        self._statistics: dict[int, Statistics] = {}
         self._threads = Threads(threads)
         self._places: dict[tuple[str, str], tuple[int, int | None]] = {}
-        self._prepared: set[tuple[str, ...]] = set()
+        self._prepared: set[tuple[object, ...]] = set()
 
     def can_read(self, step: TensorStep) -> bool:
         """Whether the kernels read the dtypes of all of the step's tensors."""
         entries = step.inputs if step.base is None else (*step.inputs, step.base)
         return all(self._place(entry)[1] is not None for entry in entries)
 
-    def prepare(self, steps: list[TensorStep], seed: int) -> list[FusedStep | None]:
+    def prepare(
+        self, steps: list[TensorStep], seed: int, math_dtype: torch.dtype = torch.float32
+    ) -> list[FusedStep | None]:
         """The fused form of each step (None where there is none); statistics that are missing are computed, in threads."""
+        precision = KINDS[math_dtype]
+        statistics = self._statistics.setdefault(precision, Statistics(self._pool, precision, once=self._once))
 
         def form(step: TensorStep) -> FusedStep | None:
-            return fuse(step, math.prod(step.shape), seed, self._statistics) if self.can_read(step) else None
+            return fuse(step, math.prod(step.shape), seed, statistics) if self.can_read(step) else None
 
-        keys = {(step.method, step.output, *[entry.source for entry in step.inputs]) for step in steps}
+        keys = {(precision, step.method, step.output, *[entry.source for entry in step.inputs]) for step in steps}
         if keys <= self._prepared:  # only lookups are left, which hold the interpreter lock
             return [form(step) for step in steps]
         forms = self._threads.map(form, steps)
@@ -168,6 +173,7 @@ class FusedBatch:
                 form.base is not None,
                 form.elect_sign,
                 form.normalize,
+                form.precision,
             )
             for position, (entry, weight, prune) in enumerate(form.inputs):
                 address, kind = self._place(entry)
@@ -218,7 +224,10 @@ class FusedBatch:
             kept = self._kept_norms(np.array(ranges, _RANGE), outputs, inputs)
             whole = np.array(norms)
             scale = np.divide(whole, kept, out=np.ones_like(whole), where=(whole >= TINY_SUM) & (kept >= TINY_SUM))
-            inputs["scale"][[number for _, number, _, _ in ranges]] = scale.astype(np.float32)
+            held = scale.astype(np.float32)
+            for row, (output, _, _, _) in enumerate(ranges):
+                round_block(held[row:], 1, fused[output].precision)
+            inputs["scale"][[number for _, number, _, _ in ranges]] = held
         return masks
 
     def _kept_norms(self, ranges: np.ndarray, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 An output element is `sum c_i theta_i` (linear, slerp) or `base + lambda * combine(w_i prune(theta_i - base))` (task vectors),
 where prune is a test of the delta's magnitude, a random mask or nothing, and combine a sum or a sum over the elected sign.
-Arithmetic is float32 in the order of the plain references, so both agree to the last bit.
+Arithmetic is float32 in the order of the plain references, so both agree to the last bit. Where a recipe asks for a lower precision,
+sources and the result are rounded to it, and so is every step between task vectors.
 
 Tensors are cut into windows of `LANES` elements that start at multiples of `LANES`; a window's values stay in registers. Where
 only a part of a window is wanted (at the ends of a tensor or of a shard of it), it is computed on padded copies.
@@ -11,7 +12,7 @@ only a part of a window is wanted (at the ends of a tensor or of a shard of it),
 import numba
 import numpy as np
 
-from evomerge.weights.blocks import BF16, F16, F32, F32_AS_BF16, load_block, store_block
+from evomerge.weights.blocks import BF16, F16, F16_TINY, F16_TOO_LARGE, F32, F32_AS_BF16, load_block, store_block
 from evomerge.weights.fused.lanes import (
     LANES,
     add_to_sums,
@@ -72,6 +73,41 @@ def _round_to_bf16(value):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
+def _round_to_f16(value):  # type: ignore[no-untyped-def]
+    """`value` rounded to float16, as float32; see `evomerge.weights.blocks.round_block`."""
+    magnitude = bits_of(value) & words(_MAGNITUDE_BITS)
+    half = floats(np.float32(0.5))
+    small = bits_of((from_bits(magnitude) + half) - half)
+    odd = (magnitude >> words(np.uint32(13))) & words(np.uint32(1))
+    rounded = (magnitude + words(np.uint32(0x0FFF)) + odd) & words(np.uint32(0xFFFFE000))
+    infinity = words(np.uint32(0x7F800000))
+    beyond = select(magnitude > infinity, magnitude, infinity)
+    rounded = select(rounded >= words(F16_TOO_LARGE), beyond, rounded)
+    rounded = select(magnitude < words(F16_TINY), small, rounded)
+    return from_bits(rounded | (bits_of(value) & words(np.uint32(0x80000000))))
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _rounded(value, precision):  # type: ignore[no-untyped-def]
+    """`value` as `precision` holds it: BF16, F16, F32 or None. A compiler sees that None has nothing to do."""
+    if precision is None:
+        return value
+    if precision == BF16:
+        return from_bits(_round_to_bf16(value) & words(np.uint32(0xFFFF0000)))
+    if precision == F16:
+        return _round_to_f16(value)
+    return value
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _load_rounded(address, kind, window, precision):  # type: ignore[no-untyped-def]
+    value = _load(address, kind, window)
+    if precision is None:
+        return value
+    return value if kind == precision else _rounded(value, precision)
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
 def _store(address, kind, at, value):  # type: ignore[no-untyped-def]
     """Stores a window from element `at` of the memory on."""
     if kind == BF16:
@@ -127,7 +163,7 @@ def _only_large(value, delta, mode, thresholds):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
-def _agreeing(total, inputs, normalize, weighted):  # type: ignore[no-untyped-def]
+def _agreeing(total, inputs, normalize, weighted, precision):  # type: ignore[no-untyped-def]
     """Sum of the values (at address `weighted`) with the sign of `total` (+ where it is 0).
 
     Divided by the sum of their weights if `normalize`.
@@ -141,11 +177,12 @@ def _agreeing(total, inputs, normalize, weighted):  # type: ignore[no-untyped-de
         agreed = select(agrees, agreed + value, agreed)
         if normalize:
             weights = select(agrees, weights + floats(inputs[k]["weight"]), weights)
-    return agreed / select(weights == zero, one, weights) if normalize else agreed
+    agreed, weights = _rounded(agreed, precision), _rounded(weights, precision)
+    return _rounded(agreed / select(weights == zero, one, weights), precision) if normalize else agreed
 
 
 @numba.njit(cache=True, nogil=True, inline="never")
-def _merge_windows(first, last, output, inputs, thresholds, weighted):  # type: ignore[no-untyped-def]
+def _merge_windows(first, last, output, inputs, thresholds, weighted, precision):  # type: ignore[no-untyped-def]
     """Computes whole windows; `thresholds` and `weighted` are scratch memory for each input."""
     has_base, elect_sign, normalize = output["has_base"], output["elect_sign"], output["normalize"]
     base_address, base_kind = output["base_address"], output["base_kind"]
@@ -160,20 +197,20 @@ def _merge_windows(first, last, output, inputs, thresholds, weighted):  # type: 
             change = _set_thresholds(inputs, window, thresholds)
         total = zero
         if has_base:
-            base = _load(base_address, base_kind, window)
+            base = _load_rounded(base_address, base_kind, window, precision)
         for k in range(inputs.shape[0]):
-            value = _load(inputs[k]["address"], inputs[k]["kind"], window)
+            value = _load_rounded(inputs[k]["address"], inputs[k]["kind"], window, precision)
             weight = floats(inputs[k]["weight"])
             if has_base:
-                delta = value - base
+                delta = _rounded(value - base, precision)
                 mode = inputs[k]["mode"]
                 row = thresholds.ctypes.data + 2 * k * _ROW_BYTES
                 if mode == KEEP_ALL:
-                    value = delta * weight
+                    value = _rounded(delta * weight, precision)
                 elif mode == MAGNITUDE and inputs[k]["scale"] == np.float32(1.0):
-                    value = select(_magnitude(delta) >= load_lanes(row), delta * weight, zero)
+                    value = select(_magnitude(delta) >= load_lanes(row), _rounded(delta * weight, precision), zero)
                 else:
-                    value = delta * floats(inputs[k]["scale"]) * weight
+                    value = _rounded(_rounded(delta * floats(inputs[k]["scale"]), precision) * weight, precision)
                     if mode in (MAGNITUDE, BAND):
                         value = _only_large(value, delta, mode, row)
                     else:
@@ -183,14 +220,17 @@ def _merge_windows(first, last, output, inputs, thresholds, weighted):  # type: 
             total = total + value
             if elect_sign:
                 store_lanes(weighted.ctypes.data + k * _ROW_BYTES, value)
+        if has_base:
+            total = _rounded(total, precision)
         if elect_sign:
-            total = _agreeing(total, inputs, normalize, weighted.ctypes.data)
+            total = _agreeing(total, inputs, normalize, weighted.ctypes.data, precision)
         if divisor != np.float32(1.0):
             total = total / floats(divisor)
         if scale != np.float32(1.0):
-            total = total * floats(scale)
+            total = _rounded(total, precision) * floats(scale)
         if has_base:
-            total = total + base
+            total = _rounded(total, precision) + base
+        total = _rounded(total, precision)
         magnitude = bits_of(_magnitude(total))
         largest = select(magnitude > largest, magnitude, largest)
         _store(out_address, out_kind, window - out_offset, total)
@@ -198,7 +238,7 @@ def _merge_windows(first, last, output, inputs, thresholds, weighted):  # type: 
 
 
 @numba.njit(cache=True, nogil=True)
-def _merge_part(window, start, end, output, inputs, thresholds, weighted, copies, outputs):  # type: ignore[no-untyped-def]
+def _merge_part(window, start, end, output, inputs, thresholds, weighted, copies, outputs, precision):  # type: ignore[no-untyped-def]
     """Computes elements [start, end) of a window on copies of them, padded with zeros.
 
     Args:
@@ -219,9 +259,29 @@ def _merge_part(window, start, end, output, inputs, thresholds, weighted, copies
         load_block(output["base_address"], output["base_kind"], start, end - start, base[start - window :])
         whole["base_address"], whole["base_kind"] = base.ctypes.data - 4 * window, F32
     whole["out_address"], whole["out_kind"], whole["out_offset"] = merged.ctypes.data, F32, window
-    largest = _merge_windows(window, window + LANES, whole, rows, thresholds, weighted)
+    largest = _merge_windows(window, window + LANES, whole, rows, thresholds, weighted, precision)
     at = start - output["out_offset"]
     store_block(output["out_address"], output["out_kind"], at, end - start, merged[start - window :])
+    return largest
+
+
+@numba.njit(cache=True, nogil=True)
+def _merge_range(first, last, output, inputs, precision):  # type: ignore[no-untyped-def]
+    """Computes elements [first, last) of an output; returns the bits of their largest magnitude."""
+    n_inputs = inputs.shape[0]
+    thresholds, weighted = np.zeros((n_inputs, 2, LANES), np.float32), np.empty((n_inputs, LANES), np.float32)
+    copies, row = np.empty((n_inputs + 2, LANES), np.float32), np.empty(1, OUTPUT)
+    largest = np.uint32(0)
+    if first % LANES:
+        end = min(first - first % LANES + LANES, last)
+        window = first - first % LANES
+        largest = _merge_part(window, first, end, output, inputs, thresholds, weighted, copies, row, precision)
+        first = end
+    middle = first + (last - first) // LANES * LANES
+    largest = max(largest, _merge_windows(first, middle, output, inputs, thresholds, weighted, precision))
+    if middle < last:
+        rest = _merge_part(middle, middle, last, output, inputs, thresholds, weighted, copies, row, precision)
+        largest = max(largest, rest)
     return largest
 
 
@@ -235,22 +295,12 @@ def merge_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
     for c in range(chunks.shape[0]):
         output = outputs[chunks[c]["output"]]
         own = inputs[output["first_input"] : output["first_input"] + output["n_inputs"]]
-        thresholds = np.zeros((own.shape[0], 2, LANES), np.float32)
-        weighted = np.empty((own.shape[0], LANES), np.float32)
-        copies, row = np.empty((own.shape[0] + 2, LANES), np.float32), np.empty(1, OUTPUT)
         first, last = chunks[c]["start"], chunks[c]["end"]
-        largest = np.uint32(0)
-        if first % LANES:
-            end = min(first - first % LANES + LANES, last)
-            window = first - first % LANES
-            largest = _merge_part(window, first, end, output, own, thresholds, weighted, copies, row)
-            first = end
-        middle = first + (last - first) // LANES * LANES
-        largest = max(largest, _merge_windows(first, middle, output, own, thresholds, weighted))
-        if middle < last:
-            rest = _merge_part(middle, middle, last, output, own, thresholds, weighted, copies, row)
-            largest = max(largest, rest)
-        chunks[c]["largest"] = largest
+        # compiled twice: tests for a rounding that does not happen would cost a sixth
+        if output["precision"] == F32:
+            chunks[c]["largest"] = _merge_range(first, last, output, own, None)
+        else:
+            chunks[c]["largest"] = _merge_range(first, last, output, own, output["precision"])
 
 
 @numba.njit(cache=True, nogil=True, inline="never")
@@ -261,14 +311,15 @@ def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-u
     address, kind, mode, measure = row["address"], row["kind"], row["mode"], row["measure"]
     key0, key1, keep = np.uint64(row["key0"]), np.uint64(row["key1"]), row["keep"]
     mask_address, rank_address = row["mask_address"], row["rank_address"]
-    low, step = floats(row["low"]), floats(row["step"])
+    low, step, precision = floats(row["low"]), floats(row["step"]), output["precision"]
     zero = floats(np.float32(0.0))
     sums = no_sums()
     change = np.int64(0)
     kept = zero
     for window in range(first, last, LANES):
         if measure:
-            kept = _magnitude(_load(address, kind, window) - _load(base_address, base_kind, window))
+            base = _load_rounded(base_address, base_kind, window, precision)
+            kept = _magnitude(_rounded(_load_rounded(address, kind, window, precision) - base, precision))
         if mode in (RANDOM, RANKED):
             numbers = random_halves(key0, key1, window)
             if mode == RANKED:

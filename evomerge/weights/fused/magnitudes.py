@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import torch
 
-from evomerge.weights.blocks import BLOCK, as_bits, load_block
+from evomerge.weights.blocks import BLOCK, F32, as_bits, load_delta
 from evomerge.weights.fused.tables import KINDS
 
 STRETCH = 20 * BLOCK
@@ -42,10 +42,11 @@ class MagnitudeHistogram:
 
     Args:
         base, tensor: of one shape, contiguous, on the CPU, of a dtype in `KINDS`.
+        precision: the kind that both and their delta are rounded to.
     """
 
-    def __init__(self, base: torch.Tensor, tensor: torch.Tensor) -> None:
-        self._places = (base.data_ptr(), KINDS[base.dtype], tensor.data_ptr(), KINDS[tensor.dtype])
+    def __init__(self, base: torch.Tensor, tensor: torch.Tensor, precision: int = F32) -> None:
+        self._places = (base.data_ptr(), KINDS[base.dtype], tensor.data_ptr(), KINDS[tensor.dtype], precision)
         self._held = (base, tensor)
         self.n_elements = tensor.numel()
         low, high = _bin_range(*self._places, self.n_elements)
@@ -113,22 +114,21 @@ def value_of(bits: int) -> float:
 
 
 @numba.njit(cache=True, nogil=True)
-def delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits):  # type: ignore[no-untyped-def]
+def delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits):  # type: ignore[no-untyped-def]
     """Magnitude bits of the deltas of elements [start, start + count) into `bits`; `base` and `block` are scratch."""
-    load_block(base_address, base_kind, start, count, base)
-    load_block(address, kind, start, count, block)
+    load_delta(base_address, base_kind, address, kind, precision, start, count, base, block)
     for i in range(count):
-        bits[i] = as_bits(block[i] - base[i]) & np.uint32(0x7FFFFFFF)
+        bits[i] = as_bits(block[i]) & np.uint32(0x7FFFFFFF)
 
 
 @numba.njit(cache=True, nogil=True)
-def _bin_range(base_address, base_kind, address, kind, n_elements):  # type: ignore[no-untyped-def]
+def _bin_range(base_address, base_kind, address, kind, precision, n_elements):  # type: ignore[no-untyped-def]
     """Lowest and highest bin of the non-zero deltas; (0, -1) where all are zero."""
     base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     lowest, highest = np.uint32(0xFFFFFFFF), np.uint32(0)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
+        delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits)
         for i in range(count):
             # zero wraps around to the largest number and is never the lowest
             lowest = min(lowest, bits[i] - np.uint32(1))
@@ -139,12 +139,12 @@ def _bin_range(base_address, base_kind, address, kind, n_elements):  # type: ign
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(base_address, base_kind, address, kind, n_elements, low, counts, mixed):  # type: ignore[no-untyped-def]
+def _count(base_address, base_kind, address, kind, precision, n_elements, low, counts, mixed):  # type: ignore[no-untyped-def]
     """Counts plain non-zero deltas per stretch and bin, and mixed ones per bin."""
     base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
+        delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits)
         row = start // STRETCH
         for i in range(count):
             if bits[i] != 0:
@@ -156,23 +156,23 @@ def _count(base_address, base_kind, address, kind, n_elements, low, counts, mixe
 
 
 @numba.njit(cache=True, nogil=True)
-def _nth_plain(base_address, base_kind, address, kind, n_elements, low, column, rank, counts):  # type: ignore[no-untyped-def]
+def _nth_plain(base_address, base_kind, address, kind, precision, n_elements, low, column, rank, counts):  # type: ignore[no-untyped-def]
     """Flat index of the `rank`-th (from 1) plain element of a bin."""
     row = 0
     while rank > counts[row, column]:
         rank -= np.int64(counts[row, column])
         row += 1
     wanted = np.uint32((low + column) << 16)
-    return nth_equal(base_address, base_kind, address, kind, n_elements, row * STRETCH, wanted, rank)
+    return nth_equal(base_address, base_kind, address, kind, precision, n_elements, row * STRETCH, wanted, rank)
 
 
 @numba.njit(cache=True, nogil=True)
-def nth_equal(base_address, base_kind, address, kind, n_elements, first, wanted, rank):  # type: ignore[no-untyped-def]
+def nth_equal(base_address, base_kind, address, kind, precision, n_elements, first, wanted, rank):  # type: ignore[no-untyped-def]
     """Flat index of the `rank`-th (from 1) element from `first` on whose magnitude bits are `wanted`; there must be one."""
     base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     for start in range(first, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
+        delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits)
         inside = 0
         for i in range(count):
             inside += bits[i] == wanted
@@ -187,7 +187,7 @@ def nth_equal(base_address, base_kind, address, kind, n_elements, first, wanted,
 
 
 @numba.njit(cache=True, nogil=True)
-def _collect(base_address, base_kind, address, kind, n_elements, bin_number, n_members):  # type: ignore[no-untyped-def]
+def _collect(base_address, base_kind, address, kind, precision, n_elements, bin_number, n_members):  # type: ignore[no-untyped-def]
     """Keys of the mixed members of one bin, or of all bins (-1), in flat order."""
     base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     members = np.empty(n_members, np.uint64)
@@ -196,7 +196,7 @@ def _collect(base_address, base_kind, address, kind, n_elements, bin_number, n_m
         if found == n_members:
             break
         count = min(BLOCK, n_elements - start)
-        delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
+        delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits)
         for i in range(count):
             if bits[i] & np.uint32(0xFFFF) and (bin_number < 0 or np.int64(bits[i] >> np.uint32(16)) == bin_number):
                 descending = np.uint64(0x7FFFFFFF) - np.uint64(bits[i])

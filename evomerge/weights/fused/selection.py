@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import torch
 
-from evomerge.weights.blocks import BLOCK
+from evomerge.weights.blocks import BLOCK, F32
 from evomerge.weights.fused.magnitudes import INDEX_BITS, Cut, cut_at, delta_bits, nth_equal, value_of
 from evomerge.weights.fused.tables import KINDS
 
@@ -23,14 +23,14 @@ _SPREADS = (0.0, 4.0, 40.0, math.inf)
 _LARGEST = 0x7FFFFFFF
 
 
-def cut_once(base: torch.Tensor, tensor: torch.Tensor, k: int) -> Cut:
+def cut_once(base: torch.Tensor, tensor: torch.Tensor, k: int, precision: int = F32) -> Cut:
     """What separates the `k` largest magnitudes of `tensor - base`, as `MagnitudeHistogram.cut`."""
     n_elements = tensor.numel()
     if k <= 0:
         return Cut(float("inf"), 0)
     if k >= n_elements:
         return Cut(0.0, n_elements)
-    places = (base.data_ptr(), KINDS[base.dtype], tensor.data_ptr(), KINDS[tensor.dtype], n_elements)
+    places = (base.data_ptr(), KINDS[base.dtype], tensor.data_ptr(), KINDS[tensor.dtype], precision, n_elements)
     sample = _sample(*places)
     sample.sort()
     for spread in _SPREADS:
@@ -57,25 +57,25 @@ def _bracket(sample: np.ndarray, share: float, spread: float) -> tuple[np.uint32
 
 
 @numba.njit(cache=True, nogil=True)
-def _sample(base_address, base_kind, address, kind, n_elements):  # type: ignore[no-untyped-def]
+def _sample(base_address, base_kind, address, kind, precision, n_elements):  # type: ignore[no-untyped-def]
     """Magnitude bits of a run in each whole stride, at a place that moves on, so that no column of a matrix is preferred."""
     sample = np.empty(n_elements // _STRIDE * _RUN, np.uint32)
     base, block = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
     for number in range(n_elements // _STRIDE):
         start = number * _STRIDE + number * 17 * _RUN % (_STRIDE - _RUN)
         bits = sample[number * _RUN : (number + 1) * _RUN]
-        delta_bits(base_address, base_kind, address, kind, start, _RUN, base, block, bits)
+        delta_bits(base_address, base_kind, address, kind, precision, start, _RUN, base, block, bits)
     return sample
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(base_address, base_kind, address, kind, n_elements, low, high):  # type: ignore[no-untyped-def]
+def _count(base_address, base_kind, address, kind, precision, n_elements, low, high):  # type: ignore[no-untyped-def]
     """How many magnitudes are above `high`, and how many in [low, high]."""
     base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     above, reaching = np.int64(0), np.int64(0)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
+        delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits)
         n_above, n_reaching = np.uint32(0), np.uint32(0)
         for i in range(count):
             n_above += np.uint32(bits[i] > high)
@@ -86,14 +86,14 @@ def _count(base_address, base_kind, address, kind, n_elements, low, high):  # ty
 
 
 @numba.njit(cache=True, nogil=True)
-def _collect(base_address, base_kind, address, kind, n_elements, low, high, n_members):  # type: ignore[no-untyped-def]
+def _collect(base_address, base_kind, address, kind, precision, n_elements, low, high, n_members):  # type: ignore[no-untyped-def]
     """Keys of the elements in [low, high]."""
     base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     keys = np.empty(n_members, np.uint64)
     found = 0
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        delta_bits(base_address, base_kind, address, kind, start, count, base, block, bits)
+        delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits)
         for i in range(count):
             if low <= bits[i] <= high:
                 descending = np.uint64(0x7FFFFFFF) - np.uint64(bits[i])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.weights.blocks import BLOCK, as_bits, load_block
+from evomerge.weights.blocks import BLOCK, F32, as_bits, load_block, load_delta, round_block
 from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.magnitudes import Cut, MagnitudeHistogram
 from evomerge.weights.fused.selection import cut_once
@@ -43,11 +43,16 @@ class Statistics:
 
     Args:
         pool: the tensors.
+        precision: the kind that tensors and their differences are rounded to.
         once: for a single merge: nothing is made that pays only when asked again.
+
+    Attributes:
+        precision: as given.
     """
 
-    def __init__(self, pool: WeightPool, *, once: bool = False) -> None:
+    def __init__(self, pool: WeightPool, precision: int = F32, *, once: bool = False) -> None:
         self._pool = pool
+        self.precision = precision
         self._once = once
         self._histograms: dict[Pair, MagnitudeHistogram] = {}
         self._cuts: dict[Pair, dict[int, Cut]] = {}
@@ -61,10 +66,10 @@ class Statistics:
         known = self._cuts.setdefault(pair, {})
         cut = known.get(k)
         if cut is None and self._once:
-            cut = known[k] = cut_once(*self._tensors(pair), k)
+            cut = known[k] = cut_once(*self._tensors(pair), k, self.precision)
         elif cut is None:
             if pair not in self._histograms:
-                self._histograms[pair] = MagnitudeHistogram(*self._tensors(pair))
+                self._histograms[pair] = MagnitudeHistogram(*self._tensors(pair), self.precision)
             cut = self._histograms[pair].cut(k)
             if len(known) >= _REMEMBERED_CUTS:
                 known.clear()
@@ -76,7 +81,7 @@ class Statistics:
         found = self._products.get(pair)
         if found is None:
             a, b = self._tensors(pair)
-            aa, bb, ab = _products(a.data_ptr(), KINDS[a.dtype], b.data_ptr(), KINDS[b.dtype], a.numel())
+            aa, bb, ab = _products(*_places(a, b), self.precision, a.numel())
             found = self._products[pair] = Products(aa**0.5, bb**0.5, ab)
         return found
 
@@ -104,9 +109,7 @@ class Statistics:
         found = self._l1.get(pair)
         if found is None:
             base, tensor = self._tensors(pair)
-            found = self._l1[pair] = float(
-                _l1(base.data_ptr(), KINDS[base.dtype], tensor.data_ptr(), KINDS[tensor.dtype], tensor.numel())
-            )
+            found = self._l1[pair] = float(_l1(*_places(base, tensor), self.precision, tensor.numel()))
         return found
 
     def ranks(self, pair: Pair, n_columns: int) -> NDArray[np.uint16]:
@@ -127,7 +130,7 @@ class Statistics:
             rows_at_once = max(1, _SORTED_AT_ONCE // n_columns)
             for start in range(0, n_elements, rows_at_once * n_columns):
                 keys = np.empty((min(rows_at_once, (n_elements - start) // n_columns), n_columns), np.uint64)
-                _rank_keys(base.data_ptr(), KINDS[base.dtype], tensor.data_ptr(), KINDS[tensor.dtype], start, keys)
+                _rank_keys(*_places(base, tensor), self.precision, start, keys)
                 keys.sort(axis=1)
                 _ranks_of(keys, found[start:])
             if not self._once:
@@ -138,8 +141,13 @@ class Statistics:
         return self._pool.tensor(pair[0], pair[1]), self._pool.tensor(pair[2], pair[3])
 
 
+def _places(a: torch.Tensor, b: torch.Tensor) -> tuple[int, int, int, int]:
+    """Where both are and how the kernels read them."""
+    return a.data_ptr(), KINDS[a.dtype], b.data_ptr(), KINDS[b.dtype]
+
+
 @numba.njit(cache=True, nogil=True)
-def _products(address_a, kind_a, address_b, kind_b, n_elements):  # type: ignore[no-untyped-def]
+def _products(address_a, kind_a, address_b, kind_b, precision, n_elements):  # type: ignore[no-untyped-def]
     """Sums of a*a, b*b and a*b in float64, in eight lanes each so that the compiler can use vector registers."""
     a, b = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     sums = np.zeros((3, 8), np.float64)
@@ -147,6 +155,8 @@ def _products(address_a, kind_a, address_b, kind_b, n_elements):  # type: ignore
         count = min(BLOCK, n_elements - start)
         load_block(address_a, kind_a, start, count, a)
         load_block(address_b, kind_b, start, count, b)
+        round_block(a, count, precision)
+        round_block(b, count, precision)
         a[count:] = np.float32(0.0)
         b[count:] = np.float32(0.0)
         for i in range(0, BLOCK, 8):
@@ -180,32 +190,29 @@ def _inner(base_address, base_kind, has_base, address_a, kind_a, address_b, kind
 
 
 @numba.njit(cache=True, nogil=True)
-def _l1(base_address, base_kind, address, kind, n_elements):  # type: ignore[no-untyped-def]
+def _l1(base_address, base_kind, address, kind, precision, n_elements):  # type: ignore[no-untyped-def]
     """Sum of |other - base| in float64, in lanes as above."""
     base, block = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     sums = np.zeros(8, np.float64)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        load_block(base_address, base_kind, start, count, base)
-        load_block(address, kind, start, count, block)
-        base[count:] = np.float32(0.0)
+        load_delta(base_address, base_kind, address, kind, precision, start, count, base, block)
         block[count:] = np.float32(0.0)
         for i in range(0, BLOCK, 8):
             for lane in range(8):
-                sums[lane] += np.float64(abs(block[i + lane] - base[i + lane]))
+                sums[lane] += np.float64(abs(block[i + lane]))
     return sums.sum()
 
 
 @numba.njit(cache=True, nogil=True)
-def _rank_keys(base_address, base_kind, address, kind, start, keys):  # type: ignore[no-untyped-def]
+def _rank_keys(base_address, base_kind, address, kind, precision, start, keys):  # type: ignore[no-untyped-def]
     """Fills `keys` (rows, columns) with magnitude bits above the column, from flat element `start` on."""
     n_columns = keys.shape[1]
     base, row = np.empty(n_columns, np.float32), np.empty(n_columns, np.float32)
     for r in range(keys.shape[0]):
-        load_block(base_address, base_kind, start + r * n_columns, n_columns, base)
-        load_block(address, kind, start + r * n_columns, n_columns, row)
+        load_delta(base_address, base_kind, address, kind, precision, start + r * n_columns, n_columns, base, row)
         for i in range(n_columns):
-            bits = as_bits(row[i] - base[i]) & np.uint32(0x7FFFFFFF)
+            bits = as_bits(row[i]) & np.uint32(0x7FFFFFFF)
             keys[r, i] = (np.uint64(bits) << np.uint64(16)) | np.uint64(i)
 
 

@@ -1,7 +1,7 @@
 """Which methods the fused kernels compute, and how a step of each becomes table rows."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,13 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.plan import MOST_RANKS, RANKED_METHODS, TensorInput, TensorStep, n_columns
+from evomerge.weights.blocks import F32
 from evomerge.weights.fused import directions
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.statistics import Pair, Statistics
+from evomerge.weights.fused.tables import DTYPE_OF
 from evomerge.weights.methods.breadcrumbs import band
 from evomerge.weights.methods.della import last_kept
 from evomerge.weights.methods.slerp import coefficients
 from evomerge.weights.philox import DECISIONS, keep_threshold, mask_key
+from evomerge.weights.task_vectors import weight_sum
 
 
 class Prune(NamedTuple):
@@ -49,6 +52,7 @@ class FusedStep:
         divisor, scale: applied to the sum, in this order.
         norms: of the inputs whose pruned deltas get their L1 norm back: position -> that norm.
         pieces: (end, form) of consecutive stretches of flat elements, instead of all of the above.
+        precision: the kind that arithmetic rounds to; where there is no base, only what is read and the result.
     """
 
     inputs: Sequence[tuple[TensorInput, float, Prune]]
@@ -59,20 +63,33 @@ class FusedStep:
     scale: float = 1.0
     norms: Mapping[int, float] = field(default_factory=dict)
     pieces: tuple[tuple[int, "FusedStep"], ...] = ()
+    precision: int = F32
 
 
 def fuse(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
-    """`step` for the kernels; None where its method has no fused form."""
-    if step.pieces:
-        return _piecewise(step)
-    build = _BUILDERS.get(step.method)
-    return None if build is None else build(step, n_elements, seed, statistics)
+    """`step` for the kernels, in the precision of `statistics`; None where its method has no fused form."""
+    precision = statistics.precision
+    build = _piecewise if step.pieces else _BUILDERS.get(step.method)
+    if build is None or (precision != F32 and step.method in _BY_DIRECTION):  # inner products are those of float32
+        return None
+    form = build(step, n_elements, seed, statistics)
+    if form is None or precision == F32:
+        return form
+    pieces = tuple([(end, replace(piece, precision=precision)) for end, piece in form.pieces])
+    return replace(form, pieces=pieces, precision=precision)
 
 
 @lru_cache(maxsize=4096)
 def _weight_sum(weights: tuple[float, ...]) -> float:
     """In float32 and torch's order of summation, as the references do it."""
     return torch.tensor(weights, dtype=torch.float32).sum().item()
+
+
+@lru_cache(maxsize=4096)
+def _as_held(weights: tuple[float, ...], precision: int) -> tuple[tuple[float, ...], float]:
+    """Weights of task vectors, and what a sum is divided by, as the references hold them."""
+    held = torch.tensor(weights, dtype=DTYPE_OF[precision])
+    return tuple(held.tolist()), weight_sum(held).item()
 
 
 def _weights(step: TensorStep) -> tuple[float, ...]:
@@ -153,7 +170,7 @@ def _karcher(step: TensorStep, n_elements: int, seed: int, statistics: Statistic
     return _sum(step, directions.karcher(_gram(step, statistics), limit, tolerance))
 
 
-def _piecewise(step: TensorStep) -> FusedStep | None:
+def _piecewise(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
     """A plain sum for each piece; None where there is noise."""
     if any(piece.noise for piece in step.pieces):
         return None
@@ -226,7 +243,7 @@ def _task_vectors(
     prune: PruneBuilder, *, elect_sign: bool
 ) -> Callable[[TensorStep, int, int, Statistics], FusedStep | None]:
     def build(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
-        weights = _weights(step)
+        weights, divisor = _as_held(_weights(step), statistics.precision)
         inputs: list[tuple[TensorInput, float, Prune]] = []
         norms: dict[int, float] = {}
         for position, (entry, weight) in enumerate(zip(step.inputs, weights, strict=True)):
@@ -237,10 +254,8 @@ def _task_vectors(
             if step.parameters.get("rescale", False) and pruned.mode != KEEP_ALL:
                 norms[position] = statistics.l1(_pair(step.base, entry))
         normalize = bool(step.parameters["normalize"])
-        divisor = 1.0
-        if normalize and not elect_sign:
-            total = _weight_sum(weights)
-            divisor = total if abs(total) >= 1e-8 else 1.0
+        if elect_sign or not normalize:
+            divisor = 1.0
         scale = float(step.parameters["lambda"])
         return FusedStep(inputs, step.base, elect_sign, normalize and elect_sign, divisor, scale, norms)
 

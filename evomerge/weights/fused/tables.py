@@ -20,6 +20,7 @@ OUTPUT = np.dtype(
         ("has_base", np.bool_),
         ("elect_sign", np.bool_),
         ("normalize", np.bool_),
+        ("precision", np.int32),  # the kind that arithmetic rounds to
     ],
     align=True,
 )
@@ -63,7 +64,9 @@ CHUNK_ELEMENTS = 1 << 18
 """elements of one chunk: small enough to spread over threads, large enough to cost nothing to hand out"""
 
 KINDS = {torch.bfloat16: BF16, torch.float32: F32, torch.float16: F16}
-"""dtypes that the kernels read"""
+"""dtypes that the kernels read, and that their arithmetic can round to"""
+
+DTYPE_OF = {kind: dtype for dtype, kind in KINDS.items()}
 
 
 def kind_of(tensor: torch.Tensor) -> int | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from triton.errors import TritonError
 
 from evomerge.plan import TensorStep
-from evomerge.weights.blocks import OVERFLOW_BITS
+from evomerge.weights.blocks import F32, OVERFLOW_BITS
 from evomerge.weights.fused.batch import TINY_SUM, Destination, Part, parts_of
 from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.fused.tables import KINDS
@@ -61,6 +61,10 @@ class TritonBatch:
         most = max((len(piece.inputs) for piece in pieces), default=0)
         if most > MAX_INPUTS:
             return self._declined(f"{most} models are merged, and the GPU's kernels take {MAX_INPUTS}")
+        if any(piece.precision != F32 for piece in pieces):
+            return self._declined(
+                "the recipe's dtype asks for arithmetic below float32, which only the CPU's kernels have"
+            )
         self._no_room = self._no_room or not self._hold([item for piece in pieces for item in _read(piece)])
         return not self._no_room
 
