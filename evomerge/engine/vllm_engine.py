@@ -5,6 +5,7 @@ Knows nothing of tasks, text (beyond decoding what was generated) or merging. Im
 """
 
 import gc
+import inspect
 import logging
 import math
 import os
@@ -40,6 +41,8 @@ CPU_KV_CACHE_BYTES = 256 << 20
 """Key-value cache of a CPU engine unless `kv_cache_memory_bytes` says otherwise; vLLM's own default takes most of the memory."""
 _MAX_TARGETS = 16
 """Last tokens scored by one pass; vLLM allows 20 log-probabilities per token (`max_logprobs`) by default."""
+_KEY_VALUE_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
+"""Where vLLM looks for the number of heads that have keys and values (vllm/transformers_utils/model_arch_config_convertor.py)."""
 _SINGLE = {"pipeline_parallel_size": 1, "data_parallel_size": 1}
 _SHARDED = {"worker_extension_cls": "evomerge.engine.vllm_shard.Shard", "distributed_executor_backend": "mp"}
 """A tensor-parallel engine's processes are this process's children, also in a Ray actor, where vLLM would ask Ray for more."""
@@ -307,9 +310,31 @@ def _check_unquantised(llm: "LLM") -> None:
         )
 
 
+def _check_key_value_heads(llm: "LLM") -> None:
+    """vLLM runs models that it has no code for with that of transformers, but takes the number of heads from any of `_KEY_VALUE_HEADS`.
+
+    Raises:
+        EngineError: config.json has one that the model itself does not look at: its attention would be another, without an error.
+    """
+    if not llm.model_config.using_transformers_backend():
+        return
+    config = llm.model_config.hf_text_config
+    known = {*inspect.signature(type(config).__init__).parameters, *type(config).attribute_map}
+    own = type(config).from_dict({key: value for key, value in config.to_dict().items() if key in known})
+    heads = llm.model_config.model_arch_config.total_num_attention_heads
+    for name in _KEY_VALUE_HEADS:
+        found = getattr(config, name, None)
+        if name not in known and found not in (getattr(own, name, heads), None):
+            raise EngineError(
+                f"vLLM engine: {name} is {found} in config.json, which a {config.model_type} model does not know but vLLM would go by; "
+                "remove it from config.json, or use engine.kind: transformers"
+            )
+
+
 def _weights(llm: "LLM", model: Path, checkpoint: CheckpointFolder) -> LiveWeights:
     """The engine's live weights, wherever they are. Raises EngineError where they cannot be replaced in place."""
     _check_unquantised(llm)
+    _check_key_value_heads(llm)
     if llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size > 1:
         return ShardedWeights(llm, model, checkpoint.shapes)
     return ModelWeights(llm.apply_model(lambda module: module)[0], checkpoint, whole=True)

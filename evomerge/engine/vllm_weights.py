@@ -6,7 +6,7 @@ Both are written through the same layout discovery. Over processes no tensor tra
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,7 +15,7 @@ import torch
 from evomerge.core import EngineError, canonical_json
 from evomerge.engine.base import RemoteWrite
 from evomerge.engine.checkpoint import CheckpointFolder
-from evomerge.engine.layout import discover_layout
+from evomerge.engine.layout import Load, discover_layout
 from evomerge.engine.patches import check_writable_cpu_linears
 from evomerge.plan import WeightTarget
 
@@ -57,9 +57,8 @@ class ModelWeights:
         self._model = model
         live = {name: value.data for name, value in [*model.named_parameters(), *model.named_buffers()]}
         before = {name: _sample(value).clone() for name, value in live.items()}
-        load: Any = model.load_weights
         with torch.no_grad():
-            self._layout = discover_layout(live, checkpoint.shapes, load, whole=whole)
+            self._layout = discover_layout(live, checkpoint.shapes, _in_place(model, live), whole=whole)
             self._layout.fill(checkpoint.tensor)
         for name, value in live.items():
             if not torch.equal(_sample(value).nan_to_num(), before[name].nan_to_num()):
@@ -136,6 +135,20 @@ class ShardedWeights:
             if "error" in answer:
                 raise EngineError(answer["error"])
         return answers
+
+
+def _in_place(model: torch.nn.Module, live: Mapping[str, torch.Tensor]) -> Load:
+    """The model's weight loader, which then writes into `live` alone: vLLM makes the bias of an output layer anew at every load."""
+
+    def load(weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        load_weights: Any = model.load_weights
+        load_weights(weights)
+        for name, value in model.named_parameters():
+            if name in live and value.data_ptr() != live[name].data_ptr():
+                live[name].copy_(value)
+                value.data = live[name]
+
+    return load
 
 
 def _sample(value: torch.Tensor) -> torch.Tensor:

@@ -44,9 +44,9 @@ KINDS = {
 """model type -> settings beside `SMALL`"""
 
 
-def written(folder: Path, kind: str, seed: int, dtype: torch.dtype) -> str:
+def written(folder: Path, kind: str, seed: int, dtype: torch.dtype, **settings: object) -> str:
     """A checkpoint as transformers writes it, with random weights that all matter."""
-    own = KINDS[kind]
+    own = KINDS.get(kind, {}) | settings
     config = AutoConfig.for_model(kind, **(own if "text_config" in own else SMALL | own))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(dtype)

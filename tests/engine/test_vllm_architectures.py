@@ -1,0 +1,52 @@
+"""Models that vLLM runs with transformers' code: scored as transformers scores them, or refused.
+
+vLLM decorates a model's class for good, so in one process transformers cannot make a model of a kind that vLLM has served; each test
+here has a kind of its own.
+"""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_transformers_architectures import written
+from transformers import AutoModelForCausalLM
+
+from evomerge.core import EngineError
+from evomerge.engine import LogLikelihoodRequest, available_engines, make_engine
+from evomerge.testing.engine_writers import write_tensors
+
+pytestmark = pytest.mark.skipif("vllm" not in available_engines(), reason="vLLM is not installed")
+WIDE = {"hidden_size": 128, "intermediate_size": 96, "num_key_value_heads": 4}
+"""heads of 32, the narrowest that vLLM serves on a CPU"""
+PROMPT, CONTINUATION = (5, 6, 7), (8, 9)
+
+
+def log_probability(folder: str) -> float:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([PROMPT + CONTINUATION])).logits[0].log_softmax(-1)
+    return sum(float(logits[len(PROMPT) - 1 + i, token]) for i, token in enumerate(CONTINUATION))
+
+
+def test_an_output_layer_with_a_bias(tmp_path):
+    """vLLM makes that bias anew at every load, also while the layout is discovered."""
+    folders = [written(tmp_path / str(seed), "phi", seed, torch.float32, **WIDE) for seed in range(2)]
+    expected = [log_probability(folder) for folder in folders]
+    tensors = [load_file(f"{folder}/model.safetensors") for folder in folders]
+    assert tensors[1]["lm_head.bias"].std() > 0.1
+    engine = make_engine("vllm", folders[0], dtype="float32")
+    try:
+        request = LogLikelihoodRequest(PROMPT, CONTINUATION)
+        for which in (0, 1):
+            if which:
+                engine.update(lambda target: write_tensors(target, tensors[1]))
+            assert engine.loglikelihood([request])[0].log_probability == pytest.approx(expected[which], abs=1e-3)
+    finally:
+        engine.close()
+
+
+def test_key_value_heads_that_the_model_does_not_know(tmp_path):
+    """GPTBigCode has one, or as many as it has heads (`multi_query`); vLLM would go by the two that config.json names."""
+    sizes = WIDE | {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    folder = written(tmp_path / "a", "gpt_bigcode", 0, torch.float32, **sizes | {"num_key_value_heads": 2})
+    with pytest.raises(EngineError, match=r"num_key_value_heads is 2 in config\.json, which a gpt_bigcode model does not know"):
+        make_engine("vllm", folder, dtype="float32")
