@@ -48,5 +48,7 @@ def test_key_value_heads_that_the_model_does_not_know(tmp_path):
     """GPTBigCode has one, or as many as it has heads (`multi_query`); vLLM would go by the two that config.json names."""
     sizes = WIDE | {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64}
     folder = written(tmp_path / "a", "gpt_bigcode", 0, torch.float32, **sizes | {"num_key_value_heads": 2})
-    with pytest.raises(EngineError, match=r"num_key_value_heads is 2 in config\.json, which a gpt_bigcode model does not know"):
+    with pytest.raises(
+        EngineError, match=r"num_key_value_heads is 2 in config\.json, which a gpt_bigcode model does not know"
+    ):
         make_engine("vllm", folder, dtype="float32")
