@@ -23,6 +23,7 @@ from evomerge.core.genomes import (
     genome_to_json,
 )
 from evomerge.core.jsonable import Json, canonical_json, fingerprint
+from evomerge.core.machine import machine_id
 from evomerge.core.random_streams import random_stream
 from evomerge.core.records import (
     Candidate,
@@ -72,6 +73,7 @@ __all__ = [
     "genome_to_json",
     "load_yaml",
     "load_yaml_documents",
+    "machine_id",
     "random_stream",
     "to_losses",
 ]

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from evomerge.core import JournalError
+from evomerge.core import JournalError, machine_id
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class RunLock:
     def __init__(self, folder: Path, *, heartbeat_s: float = HEARTBEAT_S, machine: str | None = None) -> None:
         self._path = folder / "lock"
         self._heartbeat_s = heartbeat_s
-        self._machine = machine or _machine()
+        self._machine = machine or machine_id()
         self._token = secrets.token_hex(8)
         self._stream: BinaryIO | None = None
         self._ended = threading.Event()
@@ -170,7 +170,7 @@ def holder_of(folder: Path) -> tuple[str, bool | None] | None:
     if not content:
         return None
     who = f"process {content.get('pid')} on {content.get('host')}"
-    if content.get("machine") != _machine():
+    if content.get("machine") != machine_id():
         return who, None
     return who, isinstance(content.get("pid"), int) and Path(f"/proc/{content['pid']}").exists()
 
@@ -184,13 +184,6 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {"host": "a machine that is writing its lock"}
     return value if isinstance(value, dict) else {}
-
-
-def _machine() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return socket.gethostname()
 
 
 def _awake_and_asleep_s() -> float:

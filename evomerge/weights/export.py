@@ -3,9 +3,7 @@
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from evomerge.weights.merger import DTYPES, Merger
 from evomerge.weights.model_files import MergedModel, write_model_files
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.safetensors_writer import OutputSpec, write_shards
+from evomerge.weights.staging import put_in_place, remove_leftovers, staging_folder
 from evomerge.weights.stream import StreamedMerge
 from evomerge.weights.vocabulary import align
 
@@ -48,7 +47,8 @@ def merge_to_folder(
     """Writes the merged model: weights, config, tokenizer, generation settings, a model card and the recipe.
 
     Weights are read, merged and written one tensor at a time. Everything goes into a hidden folder beside `out`, is flushed to disk
-    and renamed, so an interrupted merge leaves nothing that looks finished. Deterministic: equal recipes and models give equal bytes.
+    and renamed, so an interrupted merge leaves nothing that looks finished, and the next one to `out` removes
+    what a killed one left. Deterministic: equal recipes and models give equal bytes.
 
     Args:
         recipe: the merge; its models are folders.
@@ -80,6 +80,7 @@ def merge_to_folder(
     alignment = align(recipe, headers)
     shapes = headers if alignment is None else alignment.headers(headers)
     plan = make_plan(recipe, shapes)
+    remove_leftovers(out)
     _check_room(out.parent, plan)
     warning = _report_strangers(headers)
     if pool is not None and alignment is None and device == "cpu":
@@ -94,7 +95,7 @@ def merge_to_folder(
         )
         write_model_files(staging, out.name, result)
         _flush(staging)
-        _put_in_place(staging, out)
+        put_in_place(staging, out)
     return out
 
 
@@ -121,26 +122,6 @@ def merge_file_to_folder(file: RecipeFile, out: Path | str, *, overwrite: bool =
         for name in file.order():
             merge_to_folder(with_folders(file.named[name], folder), parts / name, **shared)
         return merge_to_folder(with_folders(file.final, folder), out, overwrite=overwrite, written=file, **options)
-
-
-@contextmanager
-def staging_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out`, which is removed in the end if it is still there.
-
-    Raises:
-        CheckpointError: it cannot be made, or the disk fails while it is used.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".merging"))
-    except OSError as problem:
-        raise CheckpointError(f"{out.parent}: cannot be written: {problem.strerror}") from None
-    try:
-        yield staging
-    except OSError as problem:
-        raise CheckpointError(f"{out}: cannot be written: {problem.strerror or problem}; nothing was kept") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _check_device(device: str) -> None:
@@ -198,13 +179,3 @@ def _flush(folder: Path) -> None:
         path.chmod(0o644)
     folder.chmod(0o755)
     fsync_folder(folder)
-
-
-def _put_in_place(staging: Path, out: Path) -> None:
-    """Renames `staging` to `out`; a folder in its place is moved aside first and deleted last."""
-    aside = staging.with_suffix(".replaced")
-    if out.is_dir():
-        os.replace(out, aside)
-    os.replace(staging, out)
-    fsync_folder(out.parent)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge import EvomergeError, merge_recipe
 from evomerge.testing.tiny_models import CHARACTERS, SPECIAL_TOKENS, write_tiny_llama
+from evomerge.weights.staging import put_in_place, remove_leftovers, staging_folder
 
 MERGEKIT = Path(
     os.environ.get("MERGEKIT_PYTHON", Path(__file__).resolve().parents[2] / ".venv-mergekit" / "bin" / "python")
@@ -178,3 +179,30 @@ def test_a_killed_merge_leaves_nothing_that_looks_finished(tmp_path: Path) -> No
     )
     merge_recipe(tmp_path / "recipe.yaml", tmp_path / "out")
     assert (tmp_path / "out" / "config.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out", "recipe.yaml"]
+
+
+def test_folders_of_merges_that_live_or_may_live_are_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = tmp_path / "out"
+    foreign = tmp_path / ".out.0123abcd-xyz.merging"
+    (foreign / "weights").mkdir(parents=True)
+    with staging_folder(out) as live, staging_folder(tmp_path / "out.b") as other:
+        remove_leftovers(out)
+        assert live.exists()
+        assert other.exists()
+        assert foreign.exists()
+        assert "another machine" in caplog.text
+        assert str(foreign) in caplog.text
+    left = tmp_path / live.name
+    (left / "weights").mkdir(parents=True)
+    (tmp_path / ".out.b.1-2.merging").mkdir()
+    remove_leftovers(out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([foreign.name, ".out.b.1-2.merging"])
+
+
+def test_a_model_that_was_moved_aside_by_a_killed_merge_goes_with_the_next(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / ".out.1-2.replaced").mkdir()
+    with staging_folder(out) as staging:
+        put_in_place(staging, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
