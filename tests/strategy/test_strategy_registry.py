@@ -166,3 +166,20 @@ def test_importing_the_package_loads_no_library():
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "why"),
+    [
+        ("BO", "proposes a point twice"),
+        ("Carola3", "fails at the second result"),
+        ("FCMA", "Please install fcmaes"),
+        ("PCABO", "No module named 'bayes_optim'"),
+        ("DiscreteDoerrOnePlusOne", "only in the sequential case"),
+        ("Powell", "does not support parallelization"),
+    ],
+)
+def test_optimizers_that_would_end_the_search_are_refused_at_once(optimizer, why):
+    pytest.importorskip("nevergrad")
+    with pytest.raises(ConfigError, match=f"strategy nevergrad: {optimizer} cannot be used.*{why}"):
+        make_strategy("nevergrad", dimension=5, objectives=["a", "b"], seed=1, optimizer=optimizer)
