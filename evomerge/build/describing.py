@@ -30,6 +30,11 @@ def describe(problem: Problem) -> list[str]:
             f"{problem.check_plans() / 1e6:.1f} MB a candidate"
         )
         lines.append(f"baselines   {', '.join(item.id for item in problem.baselines())}")
+        lines += [
+            f"note        {name} is no point of the space: the search is compared with it, and does not start from it"
+            for name in problem.own
+            if name not in problem.own_values() and problem.crossings is None
+        ]
     return lines + [f"note        {note}" for note in notes_on_budget(problem)]
 
 

@@ -1,11 +1,12 @@
 """config -> the search problem: models, space, objectives, baselines, recipes. Reads model headers, never a weight."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from evomerge.build.crossings import Crossings, crosses_models, seed_template
+from evomerge.build.own_recipes import own_recipes, values_in_space
 from evomerge.build.stacking import stack_template
 from evomerge.build.tasks import checked_task_names, task_specs
 from evomerge.config import SearchConfig, SyntheticConfig
@@ -46,6 +47,7 @@ class Problem:
         template: point -> recipe; None for the synthetic evaluation.
         task_names: the scores that evaluations will have.
         crossings: what crossovers are made of; None where the strategy proposes points.
+        own: the user's own recipes that are baselines, by name.
     """
 
     config: SearchConfig
@@ -53,6 +55,7 @@ class Problem:
     template: RecipeTemplate | StackTemplate | None
     task_names: tuple[str, ...]
     crossings: Crossings | None = None
+    own: Mapping[str, Recipe] = field(default_factory=dict)
 
     @property
     def max_slots(self) -> int | None:
@@ -156,7 +159,8 @@ class Problem:
             name: recipe
             for name, recipe in recipes.items()
             if (wanted.sources or not name.startswith("source:")) and (wanted.uniform or name != "uniform")
-        }
+        } | dict(self.own)
+        points |= self.own_values()
         return [
             Baseline(
                 name,
@@ -165,6 +169,13 @@ class Problem:
             )
             for name, recipe in kept.items()
         ]
+
+    def own_values(self) -> dict[str, dict[str, float]]:
+        """For each of the user's own recipes that is a point of the space, its parameter values."""
+        if not isinstance(self.template, RecipeTemplate) or self.crossings is not None:
+            return {}
+        values = {name: values_in_space(recipe, self.template, self.headers) for name, recipe in self.own.items()}
+        return {name: found for name, found in values.items() if found is not None}
 
     def check_plans(self) -> int:
         """Plans the middle of the space and every baseline, so that what cannot be merged shows now; returns bytes of a candidate.
@@ -214,6 +225,7 @@ def make_problem(config: SearchConfig) -> Problem:
         raise ConfigError(_listed(errors) + _needed(config))
     try:
         problem = _problem(config, headers, names)
+        problem = replace(problem, own=own_recipes(config, headers, problem.max_slots))
     except EvomergeError as error:
         raise ConfigError(_listed([*errors, str(error)])) from None
     return _checked(problem, errors)

@@ -229,6 +229,7 @@ def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> dict[str,
         "checkout": checkout(),
         "models": {path: model_fingerprint(header) for path, header in problem.headers.items()},
         "tasks": {spec.task: task_fingerprint(spec) for spec in task_specs(problem.config)},
+        "baselines": {name: recipe.fingerprint() for name, recipe in problem.own.items()},
         "space": {
             "fingerprint": problem.space.fingerprint,
             "parameters": [[item.name, item.low, item.high] for item in problem.space.parameters],
@@ -256,8 +257,8 @@ def _write_problem(directory: RunDirectory, problem: Problem, resolved: dict[str
 def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     changed = [
         f"{kind} {name}"
-        for kind in ("models", "tasks")
-        for name, mark in old[kind].items()
+        for kind in ("models", "tasks", "baselines")
+        for name, mark in old.get(kind, {}).items()  # "baselines" came later
         if new[kind].get(name) != mark
     ]
     if old["space"]["fingerprint"] != new["space"]["fingerprint"]:

@@ -33,6 +33,7 @@ strategy: {strategy}
 budget: {{evaluations: 200}}    # also: items, hours; `evomerge resume RUN --set budget.evaluations=400` goes on
 seed: 0
 
+# baselines: {{recipes: [mine.yml]}}                      # recipes of yours (mergekit's too) to start from and compare with
 # evaluation: {{apply_chat_template: true}}               # for models tuned to chat; also: system_instruction
 # engine: {{max_model_len: 2048}}                         # longest prompt with its answer; default: the model's
 # cluster: {{workers: 4, gpus_per_worker: 1}}             # default: one worker per GPU, else per CPU core

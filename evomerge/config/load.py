@@ -13,7 +13,7 @@ from evomerge.core import ConfigError, FilePath, load_yaml
 
 
 def load_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
-    """Reads a configuration file; model, task and data paths become absolute (relative ones count from the file).
+    """Reads a configuration file; model, task, recipe and data paths become absolute (relative ones count from the file).
 
     Args:
         path: YAML file.
@@ -146,7 +146,7 @@ def _placed(model: ModelConfig, folder: Path) -> ModelConfig:
 
 
 def _absolute(config: SearchConfig, folder: Path) -> SearchConfig:
-    """The config with model folders and task files as absolute paths; names known to lm-eval stay as they are."""
+    """The config with model folders, task and recipe files as absolute paths; names known to lm-eval stay as they are."""
     changes: dict[str, Any] = {}
     if config.models is not None:
         base = config.models.base and _placed(config.models.base, folder)
@@ -163,6 +163,9 @@ def _absolute(config: SearchConfig, folder: Path) -> SearchConfig:
         else task
         for task in config.tasks
     )
+    if config.baselines.recipes:
+        recipes = tuple(str(_joined(folder, path)) for path in config.baselines.recipes)
+        changes["baselines"] = config.baselines.model_copy(update={"recipes": recipes})
     if config.method is not None:
         changes["space"] = config.space.model_copy(update={"method": config.method})
         changes["method"] = None

@@ -322,6 +322,8 @@ class BaselinesConfig(_Strict):
     uniform: bool = True
     task_arithmetic: tuple[float, ...] = (0.3, 0.5, 0.8, 1.0)
     """weights of the task vectors; needs a base"""
+    recipes: tuple[str, ...] = ()
+    """recipe files (evomerge's or mergekit's) of these models, relative to the config file; a search starts from those that lie in its space"""
 
 
 class FinalsConfig(_Strict):

@@ -19,6 +19,9 @@ AXES = ("expert", "layer_group", "module_group")
 
 _DARE_TIES = "dare_ties:0.5"
 
+_NORMALISING = ("normalize", "normalize_weights")
+"""what methods call the switch; without one (nuslerp) they always do"""
+
 
 @dataclass(frozen=True, slots=True)
 class SearchedParameter:
@@ -91,8 +94,9 @@ class RecipeTemplate:
 
     @property
     def normalised(self) -> bool:
-        """Whether weights are divided by their sum."""
-        return bool(self._fixed.get("normalize", self._spec.parameter("normalize").default))
+        """Whether weights are divided by their sum, or only their ratios count."""
+        switches = [parameter for parameter in self._spec.parameters if parameter.name in _NORMALISING]
+        return all(bool(self._fixed.get(switch.name, switch.default)) for switch in switches)
 
     def weights(self, values: Mapping[str, float], layer: int) -> dict[str, float]:
         """Expert -> its weight in layer `layer`; only for spaces whose weights do not vary over module groups."""

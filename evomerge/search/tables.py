@@ -18,7 +18,7 @@ class Entry:
     """A candidate of the run.
 
     Attributes:
-        id: unique in the run; baselines are called `source:<name>`, `uniform`, `task_arithmetic:<weight>`.
+        id: unique in the run; baselines are called `source:<name>`, `uniform`, `task_arithmetic:<weight>`, `recipe:<file>`.
         genome: as it was proposed; None for a baseline outside the space.
         parents: ids it was made from.
         recipe: a baseline's recipe as JSON; None where it follows from the genome.

@@ -1,0 +1,119 @@
+"""Recipes of the user's own that a search is compared with and starts from: read from files, checked, found in the search space."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from evomerge.config import SearchConfig
+from evomerge.core import ConfigError, RecipeError
+from evomerge.plan import RANKED_METHODS, MergePlan, ModelHeader, TensorStep, make_plan
+from evomerge.recipe import Recipe, RecipeTemplate, read_recipe, with_folders
+
+PREFIX = "recipe:"
+"""of the names of these baselines"""
+
+
+def own_recipes(config: SearchConfig, headers: Mapping[str, ModelHeader], n_layers: int | None) -> dict[str, Recipe]:
+    """`recipe:<name of the file>` -> recipe, for every file of `baselines.recipes`.
+
+    Args:
+        config: the configuration.
+        headers: what recipes call a model -> header.
+        n_layers: most layers that the engine has room for; None = those of the first model, and no fewer.
+
+    Raises:
+        ConfigError: a file that is no recipe, a recipe that the engine cannot hold, or two of one name.
+    """
+    found: dict[str, Recipe] = {}
+    for path in config.baselines.recipes:
+        name = PREFIX + Path(path).stem
+        if name in found:
+            raise ConfigError(f"baselines.recipes: two files are called {Path(path).stem!r}; rename one")
+        try:
+            found[name] = _fitting(read_recipe(path), config, headers, n_layers)
+        except RecipeError as error:
+            raise ConfigError(f"baselines.recipes: {path}: {str(error).removeprefix(f'{path}: ')}") from None
+    return found
+
+
+def _fitting(recipe: Recipe, config: SearchConfig, headers: Mapping[str, ModelHeader], n_layers: int | None) -> Recipe:
+    """The recipe with the search's names of models."""
+    places = {os.path.realpath(part): part for key in headers for part in _folders(key, config)}
+    recipe = with_folders(recipe, lambda folder: places.get(os.path.realpath(folder), folder))
+    strange = [model for model in recipe.models() if model not in headers]
+    if strange:
+        raise RecipeError(f"uses {', '.join(strange)}, which models does not list")
+    for setting in ("tokenizer", "chat_template"):
+        if getattr(recipe, setting) is not None:
+            raise RecipeError(f"{setting}: every candidate has the vocabulary and chat template of the first model")
+    if recipe.method in RANKED_METHODS and config.space.method not in RANKED_METHODS:
+        raise RecipeError(
+            f"{recipe.method} keeps ranks of all weights in memory, for which only a search over such a method has room; "
+            "score the recipe with `evomerge eval`"
+        )
+    depth, wanted = make_plan(recipe, headers).n_layers, n_layers or next(iter(headers.values())).n_layers
+    if depth != wanted and (n_layers is None or depth > wanted):
+        raise RecipeError(
+            f"makes a model of {depth} layers; the search's have {'at most ' if n_layers else ''}{wanted}"
+        )
+    return recipe
+
+
+def _folders(key: str, config: SearchConfig) -> tuple[str, ...]:
+    """The folders of the model that recipes call `key`: its own and that of its adapter."""
+    models = config.models
+    listed = [] if models is None else [*([models.base] if models.base else []), *models.experts.values()]
+    return next((tuple(filter(None, (model.path, model.lora))) for model in listed if model.key == key), (key,))
+
+
+def values_in_space(
+    recipe: Recipe, template: RecipeTemplate, headers: Mapping[str, ModelHeader]
+) -> dict[str, float] | None:
+    """The parameter values at which `template` makes the same merge; None where there are none.
+
+    The order of the experts, the seed of random masks and the dtypes do not count.
+    """
+    wanted = _steps(make_plan(recipe, headers))
+    parameters = template.space.parameters
+    # a value of its own for every coordinate shows which tensors it is used for
+    marks = {
+        parameter.name: parameter.low + (parameter.high - parameter.low) * (number + 1) / (len(parameters) + 1)
+        for number, parameter in enumerate(parameters)
+    }
+    names = {(_family(name), mark): name for name, mark in marks.items()}
+    values: dict[str, float] = {}
+    for output, marked in _steps(make_plan(template.recipe(marks), headers)).items():
+        step = wanted.get(output)
+        if step is None or len(step) != len(marked):
+            return None
+        for (_, found), (_, places) in zip(step, marked, strict=True):
+            for name, mark in places.items():
+                coordinate = names.get((name, mark))
+                if coordinate is not None and name in found:
+                    values.setdefault(coordinate, float(found[name]))
+    inside = [
+        parameter.name in values and parameter.low <= values[parameter.name] <= parameter.high
+        for parameter in parameters
+    ]
+    if not all(inside) or _steps(make_plan(template.recipe(values), headers)) != wanted:
+        return None
+    return values
+
+
+def _family(coordinate: str) -> str:
+    """The merge parameter that a coordinate is a value of."""
+    return coordinate.partition("[")[0]
+
+
+_Step = list[tuple[tuple[str, ...], Mapping[str, float | bool]]]
+
+
+def _steps(plan: MergePlan) -> dict[str, _Step]:
+    """Output -> what makes it: (method, base) with the shared parameters, then every input with its own, by name."""
+
+    def of(step: TensorStep) -> _Step:
+        base = () if step.base is None else (step.base.source, step.base.tensor)
+        inputs = [((entry.source, entry.tensor), entry.parameters) for entry in step.inputs]
+        return [((step.method, *base), step.parameters), *sorted(inputs, key=lambda entry: entry[0])]
+
+    return {step.output: of(step) for step in plan.steps}

@@ -1,0 +1,141 @@
+"""Recipes of the user's own as baselines: found in the space where they lie in it, refused where the search cannot hold them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from evomerge.build import describe, make_problem, parse_config
+from evomerge.core import ConfigError
+from evomerge.recipe import METHODS, write_recipe
+from evomerge.testing.tiny_models import write_tiny_llama
+
+TASK = Path(__file__).resolve().parents[2] / "tasks" / "reverse.yaml"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(place / name, seed=seed, n_layers=4)
+    return place
+
+
+def problem(
+    folder: Path, method: str = "ties", experts: str = "ab", recipes: tuple[str, ...] = (), **space: Any
+) -> Any:
+    settings = {
+        "models": {"base": "./base", "experts": {name: f"./{name}" for name in experts}},
+        "space": {"method": method, **space},
+        "tasks": [str(TASK)],
+        "budget": {"evaluations": 50},
+        "baselines": {"recipes": list(recipes)},
+    }
+    return make_problem(parse_config(settings, folder=folder))
+
+
+def written(folder: Path, text: str, name: str = "mine.yml") -> str:
+    (folder / name).write_text(text)
+    return name
+
+
+SEARCHED = [spec for spec in METHODS.values() if any(parameter.search_default for parameter in spec.parameters)]
+
+
+@pytest.mark.parametrize("groups", [{}, {"layer_groups": 2, "module_groups": ["attention", "rest"]}])
+@pytest.mark.parametrize("spec", SEARCHED, ids=lambda spec: spec.name)
+def test_every_point_of_a_space_is_found_again(folder, spec, groups):
+    experts = "a" if spec.max_sources == 1 else "ab"
+    plain = problem(folder, spec.name, experts, **groups)
+    point = np.random.default_rng(1).uniform(0.3, 0.6, plain.space.dimension)
+    recipe = plain.template.recipe(plain.space.decode(point))
+    write_recipe(recipe, folder / "point.yml")
+    found = problem(folder, spec.name, experts, ("point.yml",), **groups)
+    (baseline,) = [item for item in found.baselines() if item.id == "recipe:point"]
+    assert baseline.values == pytest.approx(point, abs=1e-12)
+    assert baseline.recipe == {**recipe.to_json(), "name": baseline.recipe["name"]}
+    assert not any("no point of the space" in line for line in describe(found))
+
+
+MERGEKIT = """\
+merge_method: ties
+base_model: {folder}/base
+models:
+  - {{model: {folder}/b, parameters: {{weight: 0.5, density: 0.3}}}}
+  - {{model: ./a, parameters: {{weight: 0.25, density: 0.75}}}}
+parameters: {{normalize: {normalize}, int8_mask: true}}
+dtype: bfloat16
+"""
+
+
+def test_a_mergekit_file_is_a_start_in_any_order_and_dtype(folder):
+    mine = written(folder, MERGEKIT.format(folder=folder, normalize="false"))
+    made = problem(folder, recipes=(mine,), fixed={"normalize": False})
+    (baseline,) = [item for item in made.baselines() if item.id == "recipe:mine"]
+    values = made.space.decode(baseline.values)
+    assert values == pytest.approx({"weight[a]": 0.25, "weight[b]": 0.5, "density[a]": 0.75, "density[b]": 0.3})
+    assert baseline.recipe["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("text", "space"),
+    [
+        (MERGEKIT.replace("{normalize}", "true"), {"fixed": {"normalize": False}}),
+        (MERGEKIT.replace("{normalize}", "false"), {"method": "dare_ties", "fixed": {"normalize": False}}),
+        (MERGEKIT.replace("{normalize}", "false").replace("0.75", "[0.75, 0.8]"), {"fixed": {"normalize": False}}),
+        (
+            MERGEKIT.replace("{normalize}", "false").replace("0.25", "9"),
+            {"fixed": {"normalize": False}},
+        ),
+    ],
+    ids=["another switch", "another method", "a gradient inside a group", "outside the bounds"],
+)
+def test_what_is_no_point_is_compared_with_and_said(folder, text, space):
+    made = problem(folder, recipes=(written(folder, text.format(folder=folder)),), **space)
+    (baseline,) = [item for item in made.baselines() if item.id == "recipe:mine"]
+    assert baseline.values is None
+    assert [line for line in describe(made) if "recipe:mine is no point of the space" in line]
+
+
+def test_slices_along_the_layer_groups_are_a_point(folder):
+    parts = "".join(
+        f"  - sources: [{{model: base, layer_range: {layers}}}, {{model: a, layer_range: {layers}, parameters: {{density: {density}}}}}]\n"
+        for layers, density in (("[0, 3]", 0.25), ("[3, 4]", 0.5))
+    )
+    text = f"merge_method: ties\nbase_model: base\nparameters: {{weight: 1, normalize: false}}\nslices:\n{parts}"
+    groups = {"layer_groups": [[0, 3], [3, 4]], "fixed": {"normalize": False}}
+    made = problem(folder, experts="a", recipes=(written(folder, text),), **groups)
+    expected = {"weight[a,0-2]": 1.0, "weight[a,3-3]": 1.0, "density[a,0-2]": 0.25, "density[a,3-3]": 0.5}
+    assert made.own_values() == {"recipe:mine": expected}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("merge_method: tiez\nmodels: [{model: a}]\n", "mine.yml.*tiez"),
+        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}, {model: c, parameters: {weight: 1}}]\n", "/c, which models does not list"),
+        ("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ntokenizer_source: union\n", "tokenizer: every candidate"),
+        ("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\nchat_template: chatml\n", "chat_template: every candidate"),
+        ("merge_method: passthrough\nslices:\n  - {sources: [{model: a, layer_range: [0, 3]}]}\n  - {sources: [{model: b, layer_range: [1, 4]}]}\n", "6 layers; the search's have 4"),
+        ("merge_method: della\nbase_model: base\nmodels: [{model: a}]\nparameters: {weight: 1}\n", "della keeps ranks"),
+    ],
+)  # fmt: skip
+def test_what_the_search_cannot_hold_is_refused(folder, text, message):
+    if "model: c" in text:
+        write_tiny_llama(folder / "c", seed=9, n_layers=4)
+    with pytest.raises(ConfigError, match=rf"baselines\.recipes: .*{message}"):
+        problem(folder, recipes=(written(folder, text),))
+
+
+def test_files_that_are_missing_or_of_one_name_are_refused(folder):
+    with pytest.raises(ConfigError, match=r"baselines\.recipes: .*absent\.yml"):
+        problem(folder, recipes=("absent.yml",))
+    (folder / "sub").mkdir(exist_ok=True)
+    text = yaml.safe_dump(
+        {"merge_method": "linear", "models": [{"model": str(folder / "a")}], "parameters": {"weight": 1}}
+    )
+    written(folder, text, "sub/mine.yml")
+    with pytest.raises(ConfigError, match="two files are called 'mine'"):
+        problem(folder, recipes=(written(folder, text), "sub/mine.yml"))
