@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from evomerge.config import SearchConfig, parse_config
-from evomerge.core import ConfigError, JournalError, Json, canonical_json, load_yaml
+from evomerge.core import ConfigError, JournalError, Json, canonical_json, load_yaml, why_unreadable
 from evomerge.search import RunDirectory
 
 CHANGEABLE_ON_RESUME = ("budget", "cluster", "finals")
@@ -72,7 +72,7 @@ def _settings_now(directory: RunDirectory, resolved: Mapping[str, Any]) -> dict[
     except FileNotFoundError:
         return dict(resolved.get("given", {}))
     except (OSError, UnicodeDecodeError) as problem:
-        raise JournalError(f"{directory.config}: not readable: {problem}") from None
+        raise JournalError(f"{directory.config}: {why_unreadable(problem)}") from None
 
 
 def _put(settings: dict[str, Any], path: Sequence[str], value: Json) -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from evomerge.config.schema import ModelConfig, SearchConfig, path_and_lora
-from evomerge.core import ConfigError, FilePath, load_yaml
+from evomerge.core import ConfigError, FilePath, load_yaml, why_unreadable
 
 
 def load_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
@@ -28,7 +28,7 @@ def load_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
     except FileNotFoundError:
         raise ConfigError(f"no such configuration file: {path}") from None
     except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"{path}: not readable: {problem}") from None
+        raise ConfigError(f"{path}: {why_unreadable(problem)}") from None
     data = load_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, got {type(data).__name__}")

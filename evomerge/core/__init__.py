@@ -13,7 +13,14 @@ from evomerge.core.errors import (
     RecipeError,
     SpaceError,
 )
-from evomerge.core.files import FilePath, atomic_write_bytes, atomic_write_json, atomic_write_text, fsync_folder
+from evomerge.core.files import (
+    FilePath,
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    fsync_folder,
+    why_unreadable,
+)
 from evomerge.core.genomes import (
     CrossoverGenome,
     Genome,
@@ -76,4 +83,5 @@ __all__ = [
     "machine_id",
     "random_stream",
     "to_losses",
+    "why_unreadable",
 ]

@@ -49,3 +49,14 @@ def atomic_write_json(path: Path, value: Json, *, sort_keys: bool = True) -> Non
     """Replaces `path` by indented JSON; with sorted keys it is byte-identical for equal values, without them it keeps their order."""
     text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
     atomic_write_text(path, text + "\n")
+
+
+def why_unreadable(problem: OSError | UnicodeDecodeError) -> str:
+    """In words, why a text file could not be read."""
+    if isinstance(problem, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(problem, IsADirectoryError):
+        return "is a folder; name a file"
+    if isinstance(problem, UnicodeDecodeError):
+        return f"is not text in UTF-8 (byte {problem.object[problem.start]:#04x} at position {problem.start})"
+    return f"cannot be read: {problem.strerror or problem}"

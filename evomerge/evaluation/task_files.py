@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evomerge.core import EvaluationError, Split, did_you_mean, load_yaml
+from evomerge.core import EvaluationError, Split, did_you_mean, load_yaml, why_unreadable
 from evomerge.evaluation.task_spec import TaskSpec
 
 
@@ -62,7 +62,7 @@ def read_settings(path: Path, *, functions_as_text: bool = False) -> dict[str, A
     except FileNotFoundError:
         raise EvaluationError(f"no such task file: {path}") from None
     except (OSError, UnicodeDecodeError) as problem:
-        raise EvaluationError(f"{path}: not readable: {problem}") from None
+        raise EvaluationError(f"{path}: {why_unreadable(problem)}") from None
     if functions_as_text:
         text = _FUNCTION_TAG.sub(r"'!function \1'", text)
     elif found := _FUNCTION_TAG.search(text):

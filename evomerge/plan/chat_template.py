@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from evomerge.core import CheckpointError
+from evomerge.core import CheckpointError, why_unreadable
 from evomerge.plan.model_folder import file_inside, read_json_file
 from evomerge.plan.model_header import ModelHeader
 
@@ -32,4 +32,4 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
-        raise CheckpointError(f"{path}: cannot be read: {problem}") from None
+        raise CheckpointError(f"{path}: {why_unreadable(problem)}") from None

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from evomerge.core import FilePath, Json, RecipeError, atomic_write_text, canonical_json
+from evomerge.core import FilePath, Json, RecipeError, atomic_write_text, canonical_json, why_unreadable
 from evomerge.core.safe_yaml import MAX_YAML_BYTES, load_yaml_documents
 from evomerge.recipe.documents import RecipeFile, named_in, with_folders
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
@@ -128,7 +128,7 @@ def read_recipe_file(path: FilePath) -> RecipeFile:
             raise RecipeError(f"{path}: {path.stat().st_size} bytes; a recipe has at most {2 * MAX_YAML_BYTES}")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
-        raise RecipeError(f"{path}: cannot be read as a recipe: {problem}") from None
+        raise RecipeError(f"{path}: {why_unreadable(problem)}") from None
     file = recipe_file_from_yaml(text, str(path))
     resolve = _resolver(path, set(file.named))
     named = {name: with_folders(recipe, resolve) for name, recipe in file.named.items()}

@@ -75,8 +75,8 @@ def build_zoo(
         settings: None for the demo's.
 
     Raises:
-        EvomergeError: `out` holds something that is not a zoo, or a training process failed.
-        OSError: `out` cannot be written.
+        EvomergeError: `out` holds something that is not a zoo, its parent cannot be written, or a training process failed.
+        OSError: the disk fails while it is written.
     """
     if seed < 0:
         raise EvomergeError(f"zoo: the seed must not be negative, got {seed}")
@@ -84,7 +84,6 @@ def build_zoo(
     say: Progress = logger.info if progress is None else progress
     # absolute but not resolved: a link stays where the user put it
     out = Path(os.path.abspath(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
     with _builders_turn(out):
         found = _finished(out, settings.fingerprint(seed))
         if found is not None:
@@ -112,8 +111,13 @@ def build_zoo(
 
 @contextmanager
 def _builders_turn(out: Path) -> Iterator[None]:
-    """Holds the lock of `out`; the operating system releases it if the process dies."""
-    with (out.parent / f".{out.name}.lock").open("w") as lock:
+    """Holds the lock of `out`, whose parent is made; the operating system releases it if the process dies."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = (out.parent / f".{out.name}.lock").open("w")
+    except OSError as problem:
+        raise EvomergeError(f"{out.parent}: cannot be written: {problem.strerror}") from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -18,6 +18,7 @@ COMMANDS = [
     ["resume"],
     ["front"],
     ["summary"],
+    ["report"],
     ["export"],
     ["merge"],
     ["eval"],
@@ -52,6 +53,29 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "heavy: []" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["merge", "none.yml", "out"], "none.yml: there is no such file"),
+        (["merge", ".", "out"], ".: is a folder; name a file"),
+        (["merge", "binary.yml", "out"], "binary.yml: is not text in UTF-8 (byte 0xff at position 1)"),
+        (["validate", "."], ".: is a folder; name a file"),
+        (["zoo", "build", "-o", "binary.yml/zoo"], "binary.yml: cannot be written"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_files_that_cannot_be_read_are_named_in_words(
+    command: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "binary.yml").write_bytes(b"a\xff")
+    monkeypatch.chdir(tmp_path)
+    result = run(*command)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "Errno" not in result.stderr
 
 
 @pytest.fixture(scope="module")
