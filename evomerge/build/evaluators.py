@@ -12,6 +12,7 @@ from evomerge.cluster import Evaluator
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Json, Split
 from evomerge.plan import MergePlan, ModelHeader, ModelTable, folding_of, padded, rank_bytes, read_models
+from evomerge.recipe import PIECEWISE
 
 if TYPE_CHECKING:
     from evomerge.engine import Engine
@@ -29,7 +30,8 @@ def make_evaluator(settings: Mapping[str, Json]) -> Evaluator:
     if isinstance(config.evaluation, SyntheticConfig):
         return _synthetic(config)
     splits = [Split(name) for name in cast(list[str], settings["splits"])]
-    return _lm_eval(config, cast(ModelTable, settings["models"]), cast(int | None, settings["n_slots"]), splits)
+    models = read_models(cast(ModelTable, settings["models"]))
+    return _lm_eval(config, models, cast(int | None, settings["n_slots"]), splits, str(settings["method"]))
 
 
 def evaluator_settings(
@@ -37,6 +39,7 @@ def evaluator_settings(
     models: ModelTable | None = None,
     n_slots: int | None = None,
     splits: Sequence[Split] | None = None,
+    method: str | None = None,
 ) -> dict[str, Json]:
     """What `make_evaluator` needs, as JSON.
 
@@ -45,11 +48,13 @@ def evaluator_settings(
         models: those that recipes may name, the one that lends its tokenizer first; default: the config's.
         n_slots: layers that the engine has room for; None = the models'.
         splits: whose items every task must have; None = those that a search looks at.
+        method: of the recipes; None = the config's.
     """
     return {
         "config": config.model_dump(mode="json"),
         "models": {key: list(place) for key, place in (models or model_table(config)).items()},
         "n_slots": n_slots,
+        "method": method or merge_method(config),
         "splits": [split.value for split in (needed_splits(config) if splits is None else splits)],
     }
 
@@ -91,14 +96,15 @@ def _synthetic(config: SearchConfig) -> Evaluator:
     )
 
 
-def _lm_eval(config: SearchConfig, models: ModelTable, n_slots: int | None, splits: Sequence[Split]) -> Evaluator:
+def _lm_eval(
+    config: SearchConfig, headers: Mapping[str, ModelHeader], n_slots: int | None, splits: Sequence[Split], method: str
+) -> Evaluator:
     from evomerge.evaluation import LmEvalEvaluator
     from evomerge.weights import Merger, WeightPool
 
-    headers = read_models(models)
     pool = WeightPool(headers)
     first = next(iter(headers.values()))
-    engine = _engine(config, headers, n_slots)
+    engine = _engine(config, headers, n_slots, method)
 
     def fit(plan: MergePlan) -> MergePlan:
         if n_slots is None or plan.n_layers == n_slots:
@@ -128,38 +134,46 @@ _SAYS_MEMORY = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
 """options of vLLM with which a user says himself what it may take"""
 
 
-def gpu_memory_needs(config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None) -> dict[str, float]:
+def gpu_memory_needs(
+    config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None, method: str
+) -> dict[str, float]:
     """What an engine and its merges need of each of its GPUs: the arguments of `vllm_memory_options`.
 
     Args:
         config: the configuration.
         models: those that recipes may name, the one that is served first.
         n_slots: layers that the engine has room for; None = the model's.
+        method: that they are merged by.
     """
     from evomerge.weights import gpu_methods
 
     model, processes = next(iter(models.values())), config.engine.tensor_parallel
-    on_gpu = crosses_models(config) or config.space.method in gpu_methods()
+    on_gpu = method == PIECEWISE.name or method in gpu_methods()
     depth = n_slots / model.n_layers if n_slots and model.n_layers else 1.0
     given = config.cluster.gpus_per_worker
     return {
         "engine_bytes": model.n_bytes * depth / processes,
-        "source_bytes": sum(header.n_bytes for header in models.values()) + ranks_of(config, models) if on_gpu else 0,
+        "source_bytes": sum(header.n_bytes for header in models.values()) + ranks_of(method, models) if on_gpu else 0,
         "gpus": 1.0 if given is None else given / processes,
     }
 
 
-def ranks_of(config: SearchConfig, models: Mapping[str, ModelHeader]) -> int:
-    """Bytes of the ranks that a search's merges keep, in the CPU's memory and again in that of a GPU that merges.
+def merge_method(config: SearchConfig) -> str:
+    """What a search merges its models by."""
+    return PIECEWISE.name if crosses_models(config) else config.space.method
+
+
+def ranks_of(method: str, models: Mapping[str, ModelHeader]) -> int:
+    """Bytes of the ranks that merges by `method` keep, in the CPU's memory and again in that of a GPU that merges.
 
     Args:
-        config: the configuration.
+        method: of the merges.
         models: those that recipes may name, the base first.
     """
-    return 0 if crosses_models(config) else rank_bytes(config.space.method, list(models.values())[1:])
+    return rank_bytes(method, list(models.values())[1:])
 
 
-def _engine(config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None) -> "Engine":
+def _engine(config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None, method: str) -> "Engine":
     """An engine for models like the first; with `n_slots` layers, where that is another number."""
     from evomerge.engine import make_engine, vllm_memory_options
     from evomerge.weights import write_slots_folder
@@ -167,7 +181,7 @@ def _engine(config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: in
     wanted, kind, model = config.engine, engine_kind(config), next(iter(models.values()))
     options = dict(wanted.options)
     if kind == "vllm" and not _SAYS_MEMORY & options.keys():
-        options |= vllm_memory_options(**gpu_memory_needs(config, models, n_slots))
+        options |= vllm_memory_options(**gpu_memory_needs(config, models, n_slots, method))
     if wanted.tensor_parallel > 1:
         if kind != "vllm":
             raise ConfigError(

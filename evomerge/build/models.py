@@ -56,7 +56,9 @@ def evaluate_model(config: SearchConfig, model: FilePath, split: Split = Split.R
             )
     headers = read_headers(recipe)
     n_layers = make_plan(recipe, headers).n_layers
-    settings = evaluator_settings(config, table_of(headers), n_slots=n_layers or None, splits=[split])
+    settings = evaluator_settings(
+        config, table_of(headers), n_slots=n_layers or None, splits=[split], method=recipe.method
+    )
     for name, value in worker_environment(config).items():
         os.environ.setdefault(name, value)  # before torch is imported: the same conditions as a worker of a search
     evaluator = make_evaluator(settings)

@@ -13,7 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
-from evomerge.build.evaluators import ranks_of
+from evomerge.build.evaluators import merge_method, ranks_of
 from evomerge.build.problem import Problem
 from evomerge.build.reading import open_run
 from evomerge.build.strategies import strategy_for
@@ -85,7 +85,7 @@ def sizes(problem: Problem) -> Sizes:
         n_objectives=len(problem.objectives),
         candidate_bytes=problem.check_plans(),
         source_bytes=sum(header.n_bytes for header in problem.headers.values()),
-        rank_bytes=ranks_of(problem.config, problem.headers),
+        rank_bytes=ranks_of(merge_method(problem.config), problem.headers),
         journal_bytes=_HEADER_BYTES + _COORDINATE_BYTES * problem.space.dimension,
     )
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evomerge.build import make_problem, parse_config, planning
+from evomerge.build import evaluate_model, make_problem, parse_config, planning
 from evomerge.build.evaluators import gpu_memory_needs
 from evomerge.cli.tables import print_plan
+from evomerge.config import SearchConfig
+from evomerge.core import EvaluationError
 from evomerge.plan import RANK_BYTES, RANKED_METHODS, TensorInput, TensorStep, read_models
 from evomerge.recipe import method_spec
 from evomerge.testing.tiny_models import write_tiny_llama
@@ -50,7 +52,7 @@ def test_needs(folder, monkeypatch, method, engine, cluster, n_slots, engine_sha
     models = read_models({name: (str(folder / name), None) for name in ("base", "a", "b")})
     size = (folder / "base" / "model.safetensors").stat().st_size
 
-    needs = gpu_memory_needs(config, models, n_slots)
+    needs = gpu_memory_needs(config, models, n_slots, method)
 
     # the file also has a header, of a tenth at most
     assert needs["engine_bytes"] == pytest.approx(engine_share * size, rel=0.1)
@@ -78,13 +80,44 @@ def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
     n_elements = sum(tensor.numel() for tensor in load_file(folder / "base" / "model.safetensors").values())
     rank_bytes = 2 * 2 * n_elements
 
-    needs, sizes = gpu_memory_needs(problem.config, problem.headers, None), planning.sizes(problem)
+    needs, sizes = gpu_memory_needs(problem.config, problem.headers, None, method), planning.sizes(problem)
 
     assert needs["source_bytes"] == n_bytes + rank_bytes
     assert (sizes.source_bytes, sizes.rank_bytes) == (n_bytes, rank_bytes)
     assert sizes.worker_bytes == n_bytes + rank_bytes + sizes.candidate_bytes
     print_plan(sizes, [])
     assert f"{rank_bytes / 1e9:.3g} GB of their ranks" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_evaluation_of_a_recipe_makes_room_for_what_that_recipe_needs(folder, monkeypatch):
+    """Whatever the configuration would search."""
+    asked = []
+
+    def make_evaluator(settings):
+        asked.append(settings)
+        raise EvaluationError("enough")
+
+    monkeypatch.setattr("evomerge.build.models.make_evaluator", make_evaluator)
+    write_toy_task(folder / "toy.yaml", n_items=4)
+    own = "parameters: {weight: 1, density: 0.5}"
+    (folder / "recipe.yaml").write_text(
+        f"merge_method: della\nbase_model: {folder}/base\nmodels: [{{model: {folder}/a, {own}}}, {{model: {folder}/b, {own}}}]\n"
+    )
+    settings = {
+        "models": {"experts": {"a": "a", "b": "b"}},
+        "method": "linear",
+        "tasks": ["toy.yaml"],
+        "budget": {"evaluations": 9},
+    }
+    with pytest.raises(EvaluationError, match="enough"):
+        evaluate_model(parse_config(settings, folder=folder), folder / "recipe.yaml")
+    assert asked[0]["method"] == "della"
+    models = read_models(asked[0]["models"])
+    config = SearchConfig.model_validate(asked[0]["config"])
+    monkeypatch.setattr("evomerge.weights.triton.missing", lambda: None)
+    n_bytes = sum(header.n_bytes for header in models.values())
+    needs = gpu_memory_needs(config, models, None, asked[0]["method"])
+    assert needs["source_bytes"] > 1.5 * n_bytes  # two bytes an element of both experts beside three models in bfloat16
 
 
 def test_the_methods_that_keep_ranks_are_those_that_prune_by_rank():
@@ -124,4 +157,4 @@ def test_without_kernels_sources_stay_in_the_cpus_memory(folder, monkeypatch, wi
         "budget": {"evaluations": 9},
     }
     models = read_models({"a": (str(folder / "a"), None), "b": (str(folder / "b"), None)})
-    assert gpu_memory_needs(parse_config(settings, folder=folder), models, None)["source_bytes"] == 0
+    assert gpu_memory_needs(parse_config(settings, folder=folder), models, None, "linear")["source_bytes"] == 0
