@@ -29,6 +29,7 @@ class ParameterSpec:
         scope: per source or once.
         default: used where a recipe says nothing; None = required.
         low, high: what the formula admits (inclusive; None = unbounded).
+        above_low: whether `low` itself is not admitted.
         search_low, search_high: the bounds a search uses unless told otherwise; both None = not searched.
         search_default: whether a search varies it when the config names no parameters.
     """
@@ -41,6 +42,21 @@ class ParameterSpec:
     search_low: float | None = None
     search_high: float | None = None
     search_default: bool = False
+    above_low: bool = False
+
+    def admits(self, value: float) -> bool:
+        """Whether `value` is in range."""
+        too_low = self.low is not None and (value < self.low or (self.above_low and value == self.low))
+        return not too_low and (self.high is None or value <= self.high)
+
+    @property
+    def range(self) -> str:
+        """The range in words."""
+        if self.above_low:
+            return f"more than {self.low:g}"
+        if self.low is not None and self.high is not None:
+            return f"{self.low:g} to {self.high:g}"
+        return f"at least {self.low:g}" if self.low is not None else "any number"
 
 
 class BaseRole(StrEnum):
@@ -181,14 +197,17 @@ _ROWS = (
         (
             _weight(),
             ParameterSpec("normalize_weights", Scope.GLOBAL, True),
-            ParameterSpec("eps", Scope.GLOBAL, 1e-8, 0.0),
+            ParameterSpec("eps", Scope.GLOBAL, 1e-8, 0.0, above_low=True),
         ),
         BaseRole.OPTIONAL,
         "goddard.blog (Multi-SLERP)",
     ),
     MethodSpec(
         "karcher",
-        (ParameterSpec("max_iter", Scope.GLOBAL, 10.0, 0.0), ParameterSpec("tol", Scope.GLOBAL, 1e-5, 0.0)),
+        (
+            ParameterSpec("max_iter", Scope.GLOBAL, 10.0, 0.0),
+            ParameterSpec("tol", Scope.GLOBAL, 1e-5, 0.0, above_low=True),
+        ),
         BaseRole.SOURCE,
         "arXiv 2603.04972",
     ),

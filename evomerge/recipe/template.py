@@ -308,11 +308,9 @@ def _check_searched(spec: MethodSpec, searched: SearchedParameter) -> None:
         raise SpaceError(
             f"parameter {searched.name!r} is a switch and cannot be searched; fix it (space.fixed.{searched.name})"
         )
-    if (parameter.low is not None and searched.low < parameter.low) or (
-        parameter.high is not None and searched.high > parameter.high
-    ):
+    if not (parameter.admits(searched.low) and parameter.admits(searched.high)):
         raise SpaceError(
-            f"parameter {searched.name!r}: bounds [{searched.low}, {searched.high}] outside what {spec.name} admits: [{parameter.low}, {parameter.high}]"
+            f"parameter {searched.name!r}: bounds [{searched.low}, {searched.high}] outside what {spec.name} admits: {parameter.range}"
         )
     wrong = [axis for axis in searched.per if axis not in allowed_axes(parameter, AXES)]
     if wrong:

@@ -77,7 +77,7 @@ def _check_parameters(spec: MethodSpec, parameters: Parameters, where: str, *, o
 
 
 def check_setting(parameter: ParameterSpec, setting: Setting, where: str) -> None:
-    """Refuses a value of the wrong type or outside [low, high].
+    """Refuses a value of the wrong type or outside the parameter's range.
 
     Raises:
         RecipeError: naming `where`, what was expected and what was found.
@@ -90,10 +90,8 @@ def check_setting(parameter: ParameterSpec, setting: Setting, where: str) -> Non
     for value in values:
         if isinstance(value, bool | str):
             raise RecipeError(f"{where}: expected a number, got {value!r}")
-        if (parameter.low is not None and value < parameter.low) or (
-            parameter.high is not None and value > parameter.high
-        ):
-            raise RecipeError(f"{where}: {value!r} is outside [{parameter.low}, {parameter.high}]")
+        if not parameter.admits(value):
+            raise RecipeError(f"{where}: expected {parameter.range}, got {value!r}")
 
 
 def all_filters(recipe: Recipe) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ filters = st.one_of(st.none(), st.sampled_from(["mlp", "self_attn", "*", "layers
 def values(spec):
     if isinstance(spec.default, bool):
         return st.booleans()
-    low = -2.0 if spec.low is None else spec.low
+    low = -2.0 if spec.low is None else spec.low + 0.25 * spec.above_low
     high = 2.0 if spec.high is None else spec.high
     number = st.floats(low, high, allow_nan=False)
     return st.one_of(number, st.lists(number, min_size=1, max_size=4).map(tuple))
@@ -236,7 +236,10 @@ GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method
         ({"models": [{"model": {"model": "a", "override_architecture": "x"}}]}, "not supported"),
         ({"dtype": "int4"}, "unknown dtype"),
         ({"merge_method": "ties"}, "needs a base model"),
-        ({"merge_method": "slerp", "base_model": "b", "parameters": {"t": 2.0}}, "outside"),
+        ({"merge_method": "slerp", "base_model": "b", "parameters": {"t": 2.0}}, "t: expected 0 to 1, got 2.0"),
+        ({"merge_method": "karcher", "parameters": {"tol": 0}}, "tol: expected more than 0, got 0.0"),
+        ({"merge_method": "karcher", "parameters": {"max_iter": -1}}, "max_iter: expected at least 0, got -1.0"),
+        ({"merge_method": "multislerp", "parameters": {"weight": 1, "eps": 0}}, "eps: expected more than 0, got 0.0"),
     ],
 )
 def test_bad_documents_are_named(change, message):
