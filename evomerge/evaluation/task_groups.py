@@ -81,24 +81,30 @@ def find_group(task: str) -> TaskGroup | None:
         path = Path(task)
         settings = read_settings(path, functions_as_text=True)
         return _group(settings, _folder(path.parent)) if is_group(settings) else None
-    names = named_tasks()
-    if task in names.groups and task in _collection().groups:
-        return _group(_collection().groups[task], _Index())
-    if task in names.tags - names.tasks.keys():
+    known = _collection()
+    if task in known.groups:
+        return _group(known.group(task), _Index())
+    if task in known.tags and task not in known.tasks:
         return TaskGroup(task, _once(f"tag {task!r}", _named(task, f"tag {task!r}", _Index(), ())))
     return None
 
 
 @dataclass(slots=True)
 class _Index:
-    """What names stand for: tasks (how a configuration names each), groups (their settings), tags (names of their tasks)."""
+    """What names stand for: tasks (how a configuration names each), groups (their settings, or their files in lm-eval's collection), tags
+    (names of their tasks)."""
 
     tasks: dict[str, str] = field(default_factory=dict)
-    groups: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    groups: dict[str, Mapping[str, Any] | Path] = field(default_factory=dict)
     tags: dict[str, list[str]] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
         return name in self.tasks or name in self.groups or name in self.tags
+
+    def group(self, name: str) -> Mapping[str, Any]:
+        """The settings of a group."""
+        found = self.groups[name]
+        return _named_group(name, found) if isinstance(found, Path) else found
 
 
 def _folder(folder: Path) -> _Index:
@@ -120,16 +126,26 @@ def _folder(folder: Path) -> _Index:
 
 @cache
 def _collection() -> _Index:
-    """lm-eval's own collection, by its own index, which takes seconds."""
+    """lm-eval's own collection."""
+    names = named_tasks()
+    return _Index({name: name for name in names.tasks}, dict(names.groups), names.tags)
+
+
+@cache
+def _named_group(name: str, path: Path) -> Mapping[str, Any]:
+    """The settings of a group of lm-eval's; from lm-eval's own index where our stricter reader does not take its file."""
+    try:
+        return read_settings(path, functions_as_text=True)
+    except EvaluationError:
+        settings: Mapping[str, Any] = lm_evals_index()[name].cfg
+        return settings
+
+
+@cache
+def lm_evals_index() -> Mapping[str, Any]:
+    """lm-eval's own index of its collection, which takes seconds."""
     module = importlib.import_module("lm_eval.tasks._index")
-    index = _Index()
-    for name, entry in module.TaskIndex.build([Path(str(module.__file__)).parent]).items():
-        if entry.kind is module.Kind.GROUP:
-            index.groups[name] = entry.cfg
-        elif entry.kind is module.Kind.TAG:
-            index.tags[name] = sorted(entry.tags)
-        else:
-            index.tasks[name] = name
+    index: Mapping[str, Any] = module.TaskIndex.build([Path(str(module.__file__)).parent])
     return index
 
 
@@ -167,7 +183,7 @@ def _members(settings: Mapping[str, Any], folder: _Index, above: tuple[str, ...]
             known = _where(item["group"], folder)
             if known is not None and item["group"] in known.groups:
                 _refuse(where, item["group"], item, frozenset({"group"}))
-                yield from _members(known.groups[item["group"]], folder, (*above, name))
+                yield from _members(known.group(item["group"]), folder, (*above, name))
             else:
                 yield from _members(item, folder, (*above, name))
         elif isinstance(item, Mapping) and isinstance(item.get("task"), str):
@@ -186,7 +202,7 @@ def _named(name: str, where: str, folder: _Index, above: tuple[str, ...]) -> Ite
     if name in index.tasks:
         yield Member(index.tasks[name])
     elif name in index.groups:
-        yield from _members(index.groups[name], folder, above)
+        yield from _members(index.group(name), folder, above)
     else:
         for task in index.tags[name]:
             yield Member(index.tasks[task])
@@ -196,9 +212,7 @@ def _where(name: str, folder: _Index) -> _Index | None:
     """The index that knows `name`: the folder's before lm-eval's."""
     if name in folder:
         return folder
-    known = named_tasks()
-    maybe = name in known.tasks or name in known.groups or name in known.tags
-    return _collection() if maybe and name in _collection() else None
+    return _collection() if name in _collection() else None
 
 
 def _refuse(where: str, what: str, settings: Mapping[str, Any], allowed: frozenset[str]) -> None:

@@ -13,7 +13,8 @@ from evomerge.build.tasks import task_specs
 from evomerge.core import ConfigError, EvaluationRequest, Split, Status, random_stream
 from evomerge.engine import make_engine
 from evomerge.evaluation import LmEvalEvaluator
-from evomerge.evaluation.task_groups import find_group
+from evomerge.evaluation.task_files import named_tasks
+from evomerge.evaluation.task_groups import find_group, lm_evals_index
 from evomerge.plan import read_model_header
 from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.weights import Merger, WeightPool
@@ -237,6 +238,23 @@ def test_tags_and_groups_of_lm_evals_collection() -> None:
     assert len(tag_in_an_included_file.members) == 49
     assert find_group("gsm8k") is None
     assert find_group("gsm8kk") is None
+
+
+def test_names_are_those_of_lm_evals_own_index() -> None:
+    """Which takes ten times as long, and is needed for none but groups that our reader of YAML refuses."""
+    find_group("mmlu")
+    assert lm_evals_index.cache_info().currsize == 0
+    names, index = named_tasks(), lm_evals_index()
+    kinds = {name: entry.kind.name for name, entry in index.items()}
+    groups = {name for name, kind in kinds.items() if kind == "GROUP"}
+    tags = {name: sorted(entry.tags) for name, entry in index.items() if kinds[name] == "TAG"}
+    assert names.groups.keys() == groups
+    assert {tag: members for tag, members in names.tags.items() if tag in tags} == tags
+    assert names.tags.keys() - tags.keys() <= kinds.keys()
+    assert names.tasks.keys() == kinds.keys() - groups - tags.keys()
+    refused = find_group("turblimp_core")
+    assert refused is not None
+    assert len(refused.members) == len(index["turblimp_core"].cfg["task"])
 
 
 def test_lm_evals_own_tasks_of_which_lower_is_better_need_a_direction(models: list[Path], tmp_path: Path) -> None:
