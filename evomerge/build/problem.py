@@ -358,7 +358,15 @@ def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) ->
         axis for axis, used in zip(AXES, (True, len(layer_groups) > 1, bool(space.module_groups)), strict=True) if used
     )
     if space.parameters is None:
-        searched = [item for item in default_searched(spec, axes) if item.name not in space.fixed]
+        usual = default_searched(spec, axes)
+        if not usual:
+            open_ones = ", ".join(item.name for item in spec.parameters if not isinstance(item.default, bool))
+            raise ConfigError(
+                f"space: {spec.name} has no parameter that searches usually vary; "
+                + (f"give space.parameters (it has {open_ones}), or compare" if open_ones else "compare")
+                + " with such a merge by baselines.recipes"
+            )
+        searched = [item for item in usual if item.name not in space.fixed]
     else:
         searched = []
         for name, wanted in space.parameters.items():
