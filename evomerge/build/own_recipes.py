@@ -13,33 +13,40 @@ PREFIX = "recipe:"
 """of the names of these baselines"""
 
 
-def own_recipes(config: SearchConfig, headers: Mapping[str, ModelHeader], n_layers: int | None) -> dict[str, Recipe]:
+def own_recipes(
+    config: SearchConfig,
+    headers: Mapping[str, ModelHeader],
+    models: Mapping[str, tuple[str, str | None]],
+    n_layers: int | None,
+) -> dict[str, Recipe]:
     """`recipe:<name of the file>` -> recipe, for every file of `baselines.recipes`.
 
     Args:
         config: the configuration.
         headers: what recipes call a model -> header.
+        models: what recipes call a model -> its folder and that of its adapter.
         n_layers: most layers that the engine has room for; None = those of the first model, and no fewer.
 
     Raises:
         ConfigError: a file that is no recipe, a recipe that the engine cannot hold, or two of one name.
     """
+    folders = {os.path.realpath(folder): folder for place in models.values() for folder in place if folder is not None}
     found: dict[str, Recipe] = {}
     for path in config.baselines.recipes:
         name = PREFIX + Path(path).stem
         if name in found:
             raise ConfigError(f"baselines.recipes: two files are called {Path(path).stem!r}; rename one")
         try:
-            found[name] = _fitting(read_recipe(path), config, headers, n_layers)
+            recipe = with_folders(read_recipe(path), lambda folder: folders.get(os.path.realpath(folder), folder))
+            _check_fits(recipe, config, headers, n_layers)
         except RecipeError as error:
             raise ConfigError(f"baselines.recipes: {path}: {str(error).removeprefix(f'{path}: ')}") from None
+        found[name] = recipe
     return found
 
 
-def _fitting(recipe: Recipe, config: SearchConfig, headers: Mapping[str, ModelHeader], n_layers: int | None) -> Recipe:
-    """The recipe with the search's names of models."""
-    places = {os.path.realpath(part): part for key in headers for part in _folders(key, config)}
-    recipe = with_folders(recipe, lambda folder: places.get(os.path.realpath(folder), folder))
+def _check_fits(recipe: Recipe, config: SearchConfig, headers: Mapping[str, ModelHeader], n_layers: int | None) -> None:
+    """Raises RecipeError where the search's engine and sources do not do for the recipe."""
     strange = [model for model in recipe.models() if model not in headers]
     if strange:
         raise RecipeError(f"uses {', '.join(strange)}, which models does not list")
@@ -56,14 +63,6 @@ def _fitting(recipe: Recipe, config: SearchConfig, headers: Mapping[str, ModelHe
         raise RecipeError(
             f"makes a model of {depth} layers; the search's have {'at most ' if n_layers else ''}{wanted}"
         )
-    return recipe
-
-
-def _folders(key: str, config: SearchConfig) -> tuple[str, ...]:
-    """The folders of the model that recipes call `key`: its own and that of its adapter."""
-    models = config.models
-    listed = [] if models is None else [*([models.base] if models.base else []), *models.experts.values()]
-    return next((tuple(filter(None, (model.path, model.lora))) for model in listed if model.key == key), (key,))
 
 
 def values_in_space(

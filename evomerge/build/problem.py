@@ -225,7 +225,7 @@ def make_problem(config: SearchConfig) -> Problem:
         raise ConfigError(_listed(errors) + _needed(config))
     try:
         problem = _problem(config, headers, names)
-        problem = replace(problem, own=own_recipes(config, headers, problem.max_slots))
+        problem = replace(problem, own=own_recipes(config, headers, model_table(config), problem.max_slots))
     except EvomergeError as error:
         raise ConfigError(_listed([*errors, str(error)])) from None
     return _checked(problem, errors)
