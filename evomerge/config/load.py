@@ -32,6 +32,8 @@ def load_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
     data = load_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
+    if "merge_method" in data:
+        raise ConfigError(f"{path}: is a recipe, not the configuration of a search; evomerge merge and eval take it")
     return parse_config(data, folder=path.resolve().parent, where=str(path), overrides=overrides)
 
 

@@ -230,7 +230,9 @@ def _resolver(file: Path, names: set[str]) -> Callable[[str], str]:
             place = next((place for place in places if place.is_dir()), None)
             if place is None:
                 listed = " and ".join(dict.fromkeys(str(place) for place in places))
-                raise RecipeError(f"{file}: model {folder!r} is no folder; tried {listed}")
+                raise RecipeError(
+                    f"{file}: model {folder!r} is no folder; tried {listed}. Models of a hub must be downloaded first"
+                )
             found[folder] = folder if Path(folder).is_absolute() else str(place.resolve())
         return found[folder]
 

@@ -45,6 +45,10 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
         RecipeError: an unknown key or one that evomerge does not support, a wrong type, not exactly one of `models`, `slices` and
             `modules`.
     """
+    if isinstance(document, dict) and "tasks" in document and "merge_method" not in document:
+        raise RecipeError(
+            f"{where}: is the configuration of a search, not a recipe; evomerge export writes one for a run"
+        )
     fields = mapping_of(document, where, _TOP)
     given = [form for form in _FORMS if fields.get(form) is not None]
     if len(given) != 1:

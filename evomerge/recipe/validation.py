@@ -23,9 +23,10 @@ def check_recipe(recipe: Recipe) -> None:
     _check_parameters(spec, recipe.parameters, "parameters", on_source=False)
     for index, piece in enumerate(recipe.slices):
         where = f"slices[{index}]"
+        listed = "models" if recipe.whole_model else f"{where}.sources"
         _check_parameters(spec, piece.parameters, f"{where}.parameters", on_source=False)
         for source in piece.sources:
-            _check_parameters(spec, source.parameters, f"{where}.sources[{source.key}].parameters", on_source=True)
+            _check_parameters(spec, source.parameters, f"{listed}[{source.key}].parameters", on_source=True)
         _check_sources(spec, piece, recipe.base, where)
 
 

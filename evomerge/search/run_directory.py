@@ -37,7 +37,7 @@ class RunDirectory:
         """
         try:
             value = json.loads(self.resolved.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise JournalError(f"{self.folder}: not a run directory (no {self.resolved.name} in it)") from None
         except ValueError as problem:
             raise JournalError(f"{self.resolved}: not readable: {problem}") from None

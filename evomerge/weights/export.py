@@ -82,7 +82,8 @@ def merge_to_folder(
     plan = make_plan(recipe, shapes)
     remove_leftovers(out)
     _check_room(out.parent, plan)
-    warning = _report_strangers(headers)
+    # a stack mixes no weights
+    warning = None if recipe.method == "passthrough" else _report_strangers(headers)
     if pool is not None and alignment is None and device == "cpu":
         tensors = Merger(pool, once=True).tensors(plan)
     else:

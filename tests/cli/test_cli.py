@@ -62,14 +62,23 @@ def test_help_imports_nothing_heavy() -> None:
         (["merge", ".", "out"], ".: is a folder; name a file"),
         (["merge", "binary.yml", "out"], "binary.yml: is not text in UTF-8 (byte 0xff at position 1)"),
         (["validate", "."], ".: is a folder; name a file"),
+        (["validate", "recipe.yml"], "recipe.yml: is a recipe, not the configuration of a search"),
+        (["merge", "search.yml", "out"], "search.yml: is the configuration of a search, not a recipe"),
+        (["merge", "recipe.yml", "out"], "model 'org/a' is no folder; tried"),
+        (["export", "recipe.yml"], "recipe.yml: not a run directory"),
+        (["report", "recipe.yml"], "recipe.yml: not a run directory"),
+        (["resume", "recipe.yml"], "recipe.yml: not a run directory"),
+        (["watch", "recipe.yml", "--once"], "recipe.yml: not a run directory"),
         (["zoo", "build", "-o", "binary.yml/zoo"], "binary.yml: cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_files_that_cannot_be_read_are_named_in_words(
+def test_files_of_another_kind_are_named_in_words(
     command: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "binary.yml").write_bytes(b"a\xff")
+    (tmp_path / "recipe.yml").write_text("merge_method: passthrough\nmodels: [{model: org/a}]\n")
+    (tmp_path / "search.yml").write_text("needs: much\ntasks: [gsm8k]\n")
     monkeypatch.chdir(tmp_path)
     result = run(*command)
     assert result.returncode == 2

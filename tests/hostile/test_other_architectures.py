@@ -202,3 +202,9 @@ def test_strangers_are_reported_whatever_their_queries_are_called(models, monkey
         renamed(models / name, {each: each.replace("q_proj", query) for each in names})
     run_merge(models, monkeypatch, recipe_of())
     assert "as far from those of every other model as unrelated ones" in caplog.text
+
+
+def test_a_stack_of_strangers_mixes_no_weights_and_is_not_reported(models, monkeypatch, caplog):
+    slices = [{"sources": [{"model": name, "layer_range": [0, 1]}]} for name in "ab"]
+    run_merge(models, monkeypatch, {"merge_method": "passthrough", "slices": slices})
+    assert "unrelated ones" not in caplog.text

@@ -207,6 +207,10 @@ GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method
         ({"parameters": {"normalize": 3}}, "true or false"),
         ({"models": [{"model": "a"}, {"model": "a"}]}, "twice"),
         ({"models": [{"model": "a", "parameters": {"normalize": True}}]}, "whole merge"),
+        (
+            {"models": [{"model": "a", "parameters": {"wieght": 1}}]},
+            r"models\[a\]\.parameters: .*'wieght'; did you mean 'weight'",
+        ),
         ({"models": []}, "at least one"),
         ({"models": "a"}, "list"),
         ({"slices": []}, "exactly one"),
