@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from evomerge.core import RecipeError
+from evomerge.recipe.methods import METHODS
 from evomerge.recipe.parts import Source
 
 
@@ -50,6 +51,9 @@ def _path(data: Any, where: str) -> tuple[str, str | None]:
     return path, after or None
 
 
+_PARAMETERS = frozenset(parameter.name for method in METHODS.values() for parameter in method.parameters)
+
+
 def mapping_of(data: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
     """`data` as a mapping with no key outside `known`; else RecipeError."""
     if not isinstance(data, Mapping):
@@ -58,6 +62,8 @@ def mapping_of(data: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
         if key not in known:
             near = get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            if "parameters" in known and key in _PARAMETERS:
+                hint = "; it belongs under 'parameters'"
             raise RecipeError(f"{where}: unknown key {key!r}{hint}")
     return dict(data)
 

@@ -199,6 +199,10 @@ GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method
         ({"merge_methd": "x"}, "did you mean 'merge_method'"),
         ({"merge_method": "tie"}, "did you mean 'ties'"),
         ({"parameters": {"wieght": 1}}, "did you mean 'weight'"),
+        (
+            {"models": [{"model": "a", "weight": 1}]},
+            r"models\[0\]: unknown key 'weight'; it belongs under 'parameters'",
+        ),
         ({"parameters": {"weight": float("nan")}}, "finite"),
         ({"parameters": {"weight": "abc"}}, "number"),
         ({"parameters": {"weight": []}}, "empty"),
