@@ -55,9 +55,8 @@ def strategy_for(problem: "Problem") -> Strategy:
         options["chromosomes"] = len(problem.crossings.chromosomes)
     return make_strategy(
         chosen_strategy(problem).name,
-        dimension=problem.space.dimension,
+        space=problem.space,
         objectives=problem.objectives,
         seed=problem.config.seed,
-        choices=problem.space.choices,
         **options,
     )

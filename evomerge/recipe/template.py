@@ -81,9 +81,14 @@ class RecipeTemplate:
         self._check_complete()
         self.space = SearchSpace(
             [
-                Parameter(key, searched_parameter.low, searched_parameter.high)
+                Parameter(
+                    key,
+                    searched_parameter.low,
+                    searched_parameter.high,
+                    family=_key(searched_parameter.name, expert, None, None),
+                )
                 for searched_parameter in self._searched
-                for key in self._keys(searched_parameter)
+                for key, expert in self._keys(searched_parameter).items()
             ]
         )
 

@@ -23,12 +23,15 @@ class Parameter:
         name: unique in its space.
         low, high: bounds of a real parameter.
         choices: names of the values of a categorical one, at least two; its value is the index of the choice. () = real.
+        family: what it has in common with others that are likely to want similar values, such as the same weight in other layers;
+            "" = nothing.
     """
 
     name: str
     low: float
     high: float
     choices: tuple[str, ...] = ()
+    family: str = ""
 
     @classmethod
     def categorical(cls, name: str, choices: Sequence[str]) -> "Parameter":
@@ -79,6 +82,13 @@ class SearchSpace:
     def choices(self) -> tuple[int, ...]:
         """(d,): the number of choices of every coordinate, 0 for real ones."""
         return tuple(len(parameter.choices) for parameter in self.parameters)
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """(d,): the number of every coordinate's family, counted from 0 as they come; a parameter without one is alone in its own."""
+        keys = [(parameter.family, "" if parameter.family else parameter.name) for parameter in self.parameters]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return tuple(numbers[key] for key in keys)
 
     @property
     def fingerprint(self) -> str:

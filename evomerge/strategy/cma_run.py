@@ -24,9 +24,17 @@ Variant = Literal["full", "sep", "vkd"]
 
 
 def make_pycma(
-    mean: NDArray[np.float64], sigma: float, population_size: int, variant: Variant, generator: np.random.Generator
+    mean: NDArray[np.float64],
+    sigma: float,
+    population_size: int,
+    variant: Variant,
+    generator: np.random.Generator,
+    correlation: NDArray[np.float64] | None = None,
 ) -> Any:
-    """pycma's `CMAEvolutionStrategy` on [0, 1]^d, d >= 2, that draws from `generator` and touches no global state or file."""
+    """pycma's `CMAEvolutionStrategy` on [0, 1]^d, d >= 2, that draws from `generator` and touches no global state or file.
+
+    The variant `full` may start with another `correlation` (d, d) of its steps than none.
+    """
 
     def normal(*shape: int) -> NDArray[np.float64]:
         return generator.standard_normal(shape)
@@ -51,7 +59,11 @@ def make_pycma(
         options["CMA_sampler_options"] = {"randn": normal}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return cma.CMAEvolutionStrategy(mean, sigma, options)
+        es = cma.CMAEvolutionStrategy(mean, sigma, options)
+    if correlation is not None:
+        es.sm.C = correlation.copy()
+        es.sm.update_now(-1)
+    return es
 
 
 def pycma_stop_reasons(es: Any) -> Mapping[str, Json]:
@@ -95,6 +107,7 @@ class CmaRun:
         population_size: results per update, >= 3.
         variant: `full`, `sep` or `vkd`.
         generator: source of all normal numbers.
+        correlation: see `make_pycma`.
     """
 
     def __init__(
@@ -104,6 +117,7 @@ class CmaRun:
         population_size: int,
         variant: Variant,
         generator: np.random.Generator,
+        correlation: NDArray[np.float64] | None = None,
     ) -> None:
         self._population_size = population_size
         self._strict = variant == "vkd"
@@ -116,7 +130,7 @@ class CmaRun:
         self._padding = 1 if len(mean) == 1 else 0
         self._waiting = False
         start = np.append(mean, np.full(self._padding, 0.5))
-        self._es = make_pycma(start, sigma, population_size, variant, generator)
+        self._es = make_pycma(start, sigma, population_size, variant, generator, correlation)
 
     def sample(self) -> tuple[int, tuple[float, ...]] | None:
         """A number to tell it by and a point of the current distribution (d,).

@@ -35,6 +35,8 @@ class SurrogateRun:
         generator: source of all normal numbers.
         known: points (d,) and their losses that the model starts with.
         full: whether the model may become a full quadratic; a diagonal one otherwise.
+        families: (d,) of coordinates that the model is to take together first; see `RankWeightedQuadratic`.
+        correlation: see `make_pycma`.
     """
 
     def __init__(
@@ -46,14 +48,17 @@ class SurrogateRun:
         known: Sequence[tuple[tuple[float, ...], float]] = (),
         *,
         full: bool = True,
+        families: Sequence[int] | None = None,
+        correlation: NDArray[np.float64] | None = None,
     ) -> None:
         # pycma does not take one dimension; a second one that nobody sees is neutral
         self._dimension, self._padding = len(mean), 1 if len(mean) == 1 else 0
         self._population_size = population_size
-        self._es = make_pycma(np.append(mean, np.full(self._padding, 0.5)), sigma, population_size, "full", generator)
+        start = np.append(mean, np.full(self._padding, 0.5))
+        self._es = make_pycma(start, sigma, population_size, "full", generator, correlation)
         # what the model proposes is not cut to the length of a usual sample
         self._es.opts.set({"CMA_injections_threshold_keep_len": 1})
-        self._model = RankWeightedQuadratic(self._dimension, population_size, full=full)
+        self._model = RankWeightedQuadratic(self._dimension, population_size, full=full, families=families)
         for point, loss in known:
             self._model.add(np.array(point), loss)
         self._model.sort_latest(len(known))

@@ -1,11 +1,16 @@
-"""A linear, then diagonal, then full quadratic of the latest results, fitted with weights by rank: what `cma_es` ranks by.
+"""A quadratic of the latest results that grows with them, fitted with weights by rank: what `cma_es` ranks by.
 
-The model of lq-CMA-ES (Hansen 2019, 10.1145/3321707.3321842). It knows points and losses, nothing of a distribution: which
-results it keeps is told to it by their order. Coordinates are shifted to the best point and scaled before the fit, so that it
-stays exact when a search has narrowed in by eight orders of magnitude.
+The model of lq-CMA-ES (Hansen 2019, 10.1145/3321707.3321842): linear, then diagonal, then full. It knows points and losses, nothing of a
+distribution: which results it keeps is told to it by their order. Coordinates are shifted to the best point and scaled before the fit, so
+that it stays exact when a search has narrowed in by eight orders of magnitude.
+
+Where coordinates come in families it begins with a quadratic of the families' means, their levels, which takes a few coefficients
+whatever the number of coordinates; those of the single coordinates follow.
 """
 
+from collections.abc import Sequence
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +29,20 @@ _MAX_WEIGHT = 20.0
 """Of the best result's residual; the worst has 1."""
 _N_COMPARED = 15
 """Agreement is judged on so many of the latest results."""
+_ROUNDING = 1e-12
+"""Curvatures and slopes that are smaller, relative to the largest, are taken for 0."""
+
+
+class _Terms(NamedTuple):
+    """What a quadratic is made of, in numbers of the linear forms that it knows: those of its own, and pairs that are multiplied."""
+
+    linear: NDArray[np.intp]
+    first: NDArray[np.intp]
+    second: NDArray[np.intp]
+
+    @property
+    def n_coefficients(self) -> int:
+        return 1 + len(self.linear) + len(self.first)
 
 
 class RankWeightedQuadratic:
@@ -34,22 +53,32 @@ class RankWeightedQuadratic:
         min_archive: results that are kept at least; beyond two per coefficient of a full quadratic, or five of a diagonal one, the oldest go.
         full: whether the model may grow from a diagonal to a full quadratic. Where it may not there are many dimensions, and a line
             through fewer points than it has coefficients, which orders just those as they are, is of no use.
+        families: (d,) the number of each coordinate's family, from 0 on; None: no two coordinates belong together.
 
     Attributes:
         min_results: with fewer it is not to be asked.
     """
 
-    def __init__(self, dimension: int, min_archive: int, *, full: bool = True) -> None:
+    def __init__(
+        self, dimension: int, min_archive: int, *, full: bool = True, families: Sequence[int] | None = None
+    ) -> None:
         self._dimension = dimension
-        sizes = (dimension + 1, 2 * dimension + 1, (dimension + 1) * (dimension + 2) // 2)
-        self._coefficients_of = sizes if full else sizes[:2]
-        self._max_archive = max(min_archive, (2 if full else 5) * self._coefficients_of[-1])
-        self.min_results = _MIN_RESULTS if full else ceil(_SURPLUS * sizes[0] / _KEPT)
+        numbers = np.arange(dimension) if families is None else np.array(families)
+        self._together = np.equal.outer(numbers, numbers)
+        # the linear forms: each coordinate, and each family's mean
+        self._forms = np.eye(dimension)
+        if families is not None:
+            means = (self._together / self._together.sum(axis=1))[np.unique(numbers, return_index=True)[1]]
+            self._forms = np.vstack([self._forms, means]).T
+        self._stages = _stages(dimension, self._forms.shape[1], self._together.sum(axis=1) > 1)[: None if full else -1]
+        largest, smallest = self._stages[-1].n_coefficients, self._stages[0].n_coefficients
+        self._max_archive = max(min_archive, (2 if full else 5) * largest)
+        overdetermined = not full or families is not None
+        self.min_results = ceil(_SURPLUS * smallest / _KEPT) if overdetermined else _MIN_RESULTS
         self._points: Floats = np.empty((0, dimension))
         self._losses: Floats = np.empty(0)
-        self._level = 0
+        self._stage = 0
         self._fit: tuple[Floats, Floats, Floats] | None = None
-        self._rows, self._columns = np.triu_indices(dimension, 1)
 
     def __len__(self) -> int:
         """Results in the archive."""
@@ -61,10 +90,10 @@ class RankWeightedQuadratic:
         self._losses = np.append(loss, self._losses)[: self._max_archive]
         # a model that was good enough to grow does not shrink again
         while (
-            self._level + 1 < len(self._coefficients_of)
-            and len(self) * _KEPT >= _SURPLUS * self._coefficients_of[self._level + 1]
+            self._stage + 1 < len(self._stages)
+            and len(self) * _KEPT >= _SURPLUS * self._stages[self._stage + 1].n_coefficients
         ):
-            self._level += 1
+            self._stage += 1
         self._fit = None
 
     def sort_latest(self, count: int) -> None:
@@ -89,12 +118,11 @@ class RankWeightedQuadratic:
     def minimum(self, mean: Floats, root: Floats, radius: float) -> Floats:
         """The model's minimum (d,) among mean + root z, |z| <= radius; `root` (d, d) shapes the trust region."""
         coefficients, centre, scale = self._fitted()
-        d = self._dimension
-        slope, hessian = coefficients[1 : d + 1], np.zeros((d, d))
-        if self._level > 0:
-            hessian[np.diag_indices(d)] = 2.0 * coefficients[d + 1 : 2 * d + 1]
-        if self._level > 1:
-            hessian[self._rows, self._columns] = hessian[self._columns, self._rows] = coefficients[2 * d + 1 :]
+        terms = self._stages[self._stage]
+        n_linear = len(terms.linear)
+        slope = self._forms[:, terms.linear] @ coefficients[1 : n_linear + 1]
+        half = (self._forms[:, terms.first] * coefficients[n_linear + 1 :]) @ self._forms[:, terms.second].T
+        hessian = half + half.T
         offset = (mean - centre) / scale
         scaled = root / scale[:, None]
         step = trust_region_step(scaled.T @ (slope + hessian @ offset), scaled.T @ hessian @ scaled, radius)
@@ -102,11 +130,13 @@ class RankWeightedQuadratic:
 
     def _fitted(self) -> tuple[Floats, Floats, Floats]:
         if self._fit is None:
-            n_needed = max(self._coefficients_of[self._level] + 2, int(_KEPT * (len(self) + 1)))
+            n_needed = max(self._stages[self._stage].n_coefficients + 2, int(_KEPT * (len(self) + 1)))
             best = np.argsort(self._losses, kind="stable")[:n_needed]
             points, losses = self._points[best], self._losses[best]
             centre = points[0]
-            scale = np.maximum(np.abs(points - centre).max(axis=0), 1e-300)
+            # one scale for a family, so that its mean stays its mean
+            spread = np.where(self._together, np.abs(points - centre).max(axis=0), 0.0).max(axis=1)
+            scale = np.maximum(spread, 1e-300)
             weights = np.linspace(_MAX_WEIGHT, 1.0, len(best))
             design = self._features((points - centre) / scale) * weights[:, None]
             # the best loss is taken out, or it would swamp the differences late in a search
@@ -115,18 +145,49 @@ class RankWeightedQuadratic:
         return self._fit
 
     def _features(self, points: Floats) -> Floats:
-        parts = [np.ones((len(points), 1)), points]
-        if self._level > 0:
-            parts.append(points**2)
-        if self._level > 1:
-            parts.append(points[:, self._rows] * points[:, self._columns])
-        return np.hstack(parts)
+        terms, forms = self._stages[self._stage], points @ self._forms
+        return np.hstack(
+            [np.ones((len(points), 1)), forms[:, terms.linear], forms[:, terms.first] * forms[:, terms.second]]
+        )
+
+
+def _stages(dimension: int, n_forms: int, shared: NDArray[np.bool_]) -> list[_Terms]:
+    """The quadratics that a model grows through; the last is full. Forms are numbered, coordinates first, then levels.
+
+    Args:
+        dimension: d.
+        n_forms: d, and the number of levels.
+        shared: (d,) whether a coordinate is not the only one of its family, whose level it would be.
+    """
+    none, single, levels = np.arange(0), np.arange(dimension), np.arange(dimension, n_forms)
+    full = _Terms(single, *_pairs(single))
+    if n_forms == dimension:
+        return [_Terms(single, none, none), _Terms(single, single, single), full]
+    growing = [_Terms(levels, none, none), _Terms(levels, levels, levels)]
+    first, second = levels, levels
+    # many levels' products would take longer to learn than what the coordinates do on their own
+    if len(levels) * (len(levels) - 1) // 2 <= dimension:
+        first, second = _pairs(levels)
+        growing.append(_Terms(levels, first, second))
+    squares = single[shared]
+    growing.append(_Terms(single, first, second))
+    growing.append(_Terms(single, np.append(first, squares), np.append(second, squares)))
+    return [*growing, full]
+
+
+def _pairs(numbers: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Every number with itself, then every two of them."""
+    rows, columns = np.triu_indices(len(numbers), 1)
+    return np.append(numbers, numbers[rows]), np.append(numbers, numbers[columns])
 
 
 def trust_region_step(slope: Floats, hessian: Floats, radius: float) -> Floats:
     """The z (d,) that minimises slope . z + z . hessian . z / 2 over |z| <= radius (Moré and Sorensen, 10.1137/0904038)."""
     values, vectors = eigh(hessian)
     turned = vectors.T @ slope
+    # where the model knows nothing of a direction, what is left of it is rounding and would fill the radius
+    flat = np.abs(values) <= _ROUNDING * np.abs(values).max()
+    turned[flat & (np.abs(turned) <= _ROUNDING * np.linalg.norm(turned))] = 0.0
     if not turned.any():
         return np.zeros_like(slope)
     floor = max(0.0, -float(values[0]))

@@ -118,6 +118,7 @@ def make_strategy(
     objectives: Sequence[Objective | str],
     seed: int,
     choices: Sequence[int] | None = None,
+    families: Sequence[int] | None = None,
     **options: Any,
 ) -> Strategy:
     """A fresh strategy.
@@ -125,11 +126,13 @@ def make_strategy(
     Args:
         name: one of `strategy_names()`.
         dimension: number of unit coordinates of the space, d >= 1; or give `space`.
-        space: the space itself, which also tells `choices`; give it or `dimension`, not both.
+        space: the space itself, which also tells `choices` and `families`; give it or `dimension`, not both.
         objectives: what is optimised; a plain name means: maximise it.
         seed: of every random number, >= 0.
         choices: (d,), the number of choices of each categorical coordinate, 0 for real ones (`SearchSpace.choices`); None = all
             real. Only a space that has categorical coordinates is told to the strategy.
+        families: (d,), the number of each coordinate's family (`SearchSpace.families`); None = no two belong together. Told only to a
+            strategy whose class says `uses_families`.
         options: the strategy's own options; `strategy_options_schema(name)` lists them.
 
     Raises:
@@ -141,10 +144,13 @@ def make_strategy(
             "make_strategy needs either dimension= or space=, got " + ("neither" if space is None else "both")
         )
     if space is not None:
-        dimension, choices = space.dimension, space.choices
+        dimension, choices, families = space.dimension, space.choices, space.families
     goals = [Objective(goal) if isinstance(goal, str) else goal for goal in objectives]
-    discrete = {"choices": tuple(choices)} if choices is not None and any(choices) else {}
-    return strategy_class(name)(dimension, goals, seed, checked, **discrete)
+    strategy = strategy_class(name)
+    told: dict[str, Any] = {"choices": tuple(choices)} if choices is not None and any(choices) else {}
+    if families is not None and getattr(strategy, "uses_families", False):
+        told["families"] = tuple(families)
+    return strategy(dimension, goals, seed, checked, **told)
 
 
 def _options_type(name: str) -> type[StrategyOptions]:

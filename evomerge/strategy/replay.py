@@ -49,6 +49,8 @@ class ReplayStrategy(ABC):
         options: an instance of `options_type`; None for the defaults.
         choices: (d,), the number of choices of each categorical coordinate, 0 for real ones; None = all real. A choice i of n is
             any value in [i/n, (i+1)/n). Strategies that do not look at it search a step function.
+        families: (d,), the number of each coordinate's family, whose members are likely to want similar values; None = no two belong
+            together. Only for classes with `uses_families`.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -58,6 +60,8 @@ class ReplayStrategy(ABC):
     options_type: ClassVar[type[StrategyOptions]] = StrategyOptions
     needs_items: ClassVar[bool] = False
     """Whether `Told.items` is filled, and kept in the state."""
+    uses_families: ClassVar[bool] = False
+    """Whether it wants to be told which coordinates belong together."""
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class ReplayStrategy(ABC):
         options: StrategyOptions | None = None,
         *,
         choices: Sequence[int] | None = None,
+        families: Sequence[int] | None = None,
     ) -> None:
         if dimension < 1:
             raise ConfigError(f"strategy {self.name}: the space has {dimension} dimensions; it needs at least one")
@@ -78,7 +83,12 @@ class ReplayStrategy(ABC):
             raise ConfigError(
                 f"strategy {self.name}: choices needs one number per coordinate ({dimension}), 0 or at least 2; got {list(choices)}"
             )
+        if families is not None and len(families) != dimension:
+            raise ConfigError(
+                f"strategy {self.name}: families needs one number per coordinate ({dimension}), got {len(families)}"
+            )
         self.dimension = dimension
+        self.families = None if families is None or len(set(families)) == dimension else tuple(families)
         self.choices = (0,) * dimension if choices is None else tuple(choices)
         self.objectives = tuple(objectives)
         self.random_seed = seed
@@ -231,6 +241,7 @@ class ReplayStrategy(ABC):
             "seed": self.random_seed,
             "options": self.options.model_dump(mode="json"),
             **({"choices": list(self.choices)} if any(self.choices) else {}),
+            **({"families": list(self.families)} if self.families is not None else {}),
         }
 
     def _results(self, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation]) -> list[Told]:

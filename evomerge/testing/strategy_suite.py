@@ -40,11 +40,12 @@ class StrategyCase:
     n_objectives: int = 2
     options: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[int, ...] | None = None
+    families: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
-        mixed = "-mixed" if self.choices else ""
-        return f"{self.name}-{self.dimension}d-{self.n_objectives}obj{mixed}" + (f"-{options}" if options else "")
+        kind = ("-mixed" if self.choices else "") + ("-families" if self.families else "")
+        return f"{self.name}-{self.dimension}d-{self.n_objectives}obj{kind}" + (f"-{options}" if options else "")
 
     def objectives(self) -> list[Objective]:
         """`f0` is maximised (its score is the negative distance), the others are minimised."""
@@ -61,6 +62,7 @@ class StrategyCase:
             objectives=self.objectives(),
             seed=seed,
             choices=self.choices,
+            families=self.families,
             **dict(self.options),
         )
 
@@ -112,6 +114,8 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("cma_es", dimension=2, n_objectives=1, options={"surrogate": "none", "population_size": 4}),
         StrategyCase("cma_es", dimension=1, n_objectives=1, options={"restarts": "bipop", "population_size": 4}),
         StrategyCase("cma_es", dimension=1, n_objectives=1, options={"surrogate": "none", "restarts": "bipop"}),
+        StrategyCase("cma_es", dimension=12, n_objectives=1, families=(0, 1) * 6),
+        StrategyCase("cma_es", n_objectives=1, options={"group_correlation": 0.5}, families=(0, 1, 1, 2)),
     ),
     "m2n2": (
         StrategyCase("m2n2", n_objectives=1, options={"population_size": 5, "chromosomes": 2, "mutation_sigma": 0.01}),

@@ -52,6 +52,16 @@ def merged(recipe: Recipe, folders: dict[str, str]) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in Merger(WeightPool(headers)).tensors(make_plan(recipe, headers))}
 
 
+def test_what_an_expert_has_in_several_groups_is_a_family(folders: dict[str, str]) -> None:
+    space = template(folders, "ties").space
+    found = {parameter.name: parameter.family for parameter in space.parameters}
+    assert found["weight[a,0-0,attention]"] == found["weight[a,2-2,rest]"] == "weight[a]"
+    assert found["density[a,0-0,attention]"] == "density[a]"
+    assert len(set(space.families)) == 4
+    searched = [SearchedParameter("t", 0.0, 1.0, ("layer_group",))]
+    assert template(folders, "slerp", experts={"a": folders["a"]}, searched=searched).space.families == (0, 0, 0)
+
+
 def test_every_coordinate_moves_its_own_tensors_and_no_other(folders: dict[str, str]) -> None:
     made = template(folders)
     middle = dict.fromkeys((parameter.name for parameter in made.space.parameters), 0.5)

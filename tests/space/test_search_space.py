@@ -53,6 +53,13 @@ def test_points_and_values_that_do_not_fit_are_refused() -> None:
         space.encode({"a": 1, "c": 0})
 
 
+def test_families_are_numbered_as_they_come_and_the_fingerprint_does_not_know_them() -> None:
+    families = ("x", "", "y", "x", "", "y")
+    space = SearchSpace([Parameter(f"p{index}", 0, 1, family=family) for index, family in enumerate(families)])
+    assert space.families == (0, 1, 2, 0, 3, 2)
+    assert space.fingerprint == SearchSpace([Parameter(f"p{index}", 0, 1) for index in range(6)]).fingerprint
+
+
 def test_the_fingerprint_tells_spaces_apart() -> None:
     space = SearchSpace([Parameter("a", 0, 2)])
     assert space.fingerprint == SearchSpace([Parameter("a", 0, 2)]).fingerprint
