@@ -165,8 +165,8 @@ def _stages(dimension: int, n_forms: int, shared: NDArray[np.bool_]) -> list[_Te
         return [_Terms(single, none, none), _Terms(single, single, single), full]
     growing = [_Terms(levels, none, none), _Terms(levels, levels, levels)]
     first, second = levels, levels
-    # many levels' products would take longer to learn than what the coordinates do on their own
-    if len(levels) * (len(levels) - 1) // 2 <= dimension:
+    # the products of more than three levels would take longer to learn than what they are worth: not before those of all coordinates
+    if len(levels) <= 3:
         first, second = _pairs(levels)
         growing.append(_Terms(levels, first, second))
     squares = single[shared]
