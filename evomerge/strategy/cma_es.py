@@ -8,6 +8,9 @@ The variant `vkd` alone works in strict generations, because its two-point step-
 In few dimensions a quadratic model of the results saves evaluations (`surrogate`, see `cma_surrogate_run`): on the 24 BBOB
 functions it hits about twice the targets that plain CMA-ES hits within 25 to 100 evaluations per dimension.
 
+Coordinates of one family (a parameter in several layer and module groups) start with correlated steps, and the model learns their mean
+before what each does on its own (docs/adr/0014).
+
 Bounds: pycma's `BoundTransform`, a smooth fold of each coordinate into [0, 1]. Unlike `BoundPenalty` it needs no
 statistics of a whole generation, so it suits results that arrive one by one, and every proposal is inside.
 """
@@ -36,7 +39,9 @@ MAX_DIAGONAL_DIMENSION = 60
 
 FREE_DIFFERENCES = 8
 """The first steps' differences within families are together as large as those of so many coordinates that belong to nobody, however many
-there are: with fewer nothing is gained, and with more the levels are found late. Measured from 12 to 60 dimensions."""
+there are: with fewer, unrelated optima are found late, and with more, levels are. Measured from 12 to 60 dimensions."""
+MIN_GROUPED_DIMENSION = 13
+"""In 12 dimensions the model learns what every coordinate does as soon as it is of use."""
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -70,7 +75,7 @@ class CmaEsOptions(StrategyOptions):
         lt=1.0,
         description="correlation of the first steps of what a parameter is in several layer and module groups, whose level the model learns "
         "before their differences, variant full only; 0: as if they were unrelated; "
-        f"None: 1 - {FREE_DIFFERENCES} / (coordinates - levels), not below 0",
+        f"None: 1 - {FREE_DIFFERENCES} / (coordinates - levels) from {MIN_GROUPED_DIMENSION} coordinates on, not below 0",
     )
     start: Literal["best", "centre"] | tuple[Unit, ...] = Field(
         "best", description="first mean: the best seed point (the centre where there is none), the centre, or a point"
@@ -211,9 +216,10 @@ class CmaEs(ReplayStrategy):
         wanted = self.options.group_correlation
         if self.families is None or self.options.variant != "full":
             return 0.0
-        if wanted is None:
-            return max(0.0, 1.0 - FREE_DIFFERENCES / (self.dimension - len(set(self.families))))
-        return wanted
+        if wanted is not None:
+            return wanted
+        n_differences = self.dimension - len(set(self.families))
+        return max(0.0, 1.0 - FREE_DIFFERENCES / n_differences) if self.dimension >= MIN_GROUPED_DIMENSION else 0.0
 
     def _first_run(self) -> CmaRun | SurrogateRun:
         self._n_runs = 1

@@ -114,7 +114,7 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("cma_es", dimension=2, n_objectives=1, options={"surrogate": "none", "population_size": 4}),
         StrategyCase("cma_es", dimension=1, n_objectives=1, options={"restarts": "bipop", "population_size": 4}),
         StrategyCase("cma_es", dimension=1, n_objectives=1, options={"surrogate": "none", "restarts": "bipop"}),
-        StrategyCase("cma_es", dimension=12, n_objectives=1, families=(0, 1) * 6),
+        StrategyCase("cma_es", dimension=14, n_objectives=1, families=(0, 1) * 7),
         StrategyCase("cma_es", n_objectives=1, options={"group_correlation": 0.5}, families=(0, 1, 1, 2)),
     ),
     "m2n2": (
