@@ -28,6 +28,7 @@ from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
 from evomerge.strategy.cma_run import CmaRun, Variant
 from evomerge.strategy.cma_surrogate_run import SurrogateRun
 from evomerge.strategy.replay import ReplayStrategy
+from evomerge.strategy.sampling import family_correlation
 
 _MAX_DOUBLINGS = 9
 """IPOP and BIPOP stop doubling here: nine restarts as in Hansen (2009), 10.1145/1570256.1570333."""
@@ -235,8 +236,7 @@ class CmaEs(ReplayStrategy):
         generator = random_stream(self.random_seed, "cma_es", "run", self._n_runs)
         correlation = None
         if self._groups is not None:
-            together = np.equal.outer(self._groups, self._groups)
-            correlation = np.eye(self.dimension) + self._correlation * (together - np.eye(self.dimension))
+            correlation = family_correlation(self._groups, self._correlation)
         if self._surrogate != "none":
             full = self._surrogate == "quadratic"
             return SurrogateRun(

@@ -2,8 +2,8 @@
 
 No generations: each ask mates two members of the current population (binary tournament, simulated binary crossover,
 polynomial mutation), each result enters at once and the survival rule drops one member. So any number of evaluations
-can be pending. The first members are the seeds, then the points of a scrambled Sobol sequence. Categorical coordinates come from
-either parent and are mutated to another choice, with the same probability per coordinate.
+can be pending. The first members are the seeds, then the points of a scrambled Sobol sequence, in which the coordinates of a family go
+together. Categorical coordinates come from either parent and are mutated to another choice, with the same probability per coordinate.
 """
 
 from abc import abstractmethod
@@ -24,7 +24,7 @@ from pymoo.operators.selection.tournament import TournamentSelection
 from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
 from evomerge.strategy.replay import ReplayStrategy
-from evomerge.strategy.sampling import SobolStream
+from evomerge.strategy.sampling import FamilyStream, PointStream, SobolStream
 
 _MAX_MATINGS = 50
 """Tries for an offspring that was not proposed before; then a Sobol point is taken."""
@@ -41,6 +41,12 @@ class ParetoEvolutionOptions(StrategyOptions):
         15.0, gt=1.0, description="SBX distribution index: higher stays nearer the parents (Deb 2002)"
     )
     mutation_eta: float = Field(20.0, gt=1.0, description="polynomial mutation's distribution index (Deb 2002)")
+    group_correlation: float = Field(
+        0.9,
+        ge=0.0,
+        lt=1.0,
+        description="correlation, in the first points, of what a parameter is in several layer and module groups; 0: none",
+    )
     mutation_probability: float | None = Field(
         None, gt=0.0, le=1.0, description="per coordinate; None: 1/d, at most 0.5 (Deb 2002)"
     )
@@ -53,6 +59,7 @@ class ParetoEvolution(ReplayStrategy):
     """
 
     options_type: ClassVar[type[StrategyOptions]] = ParetoEvolutionOptions
+    uses_families: ClassVar[bool] = True
     options: ParetoEvolutionOptions
     min_objectives: ClassVar[int] = 2
     tournament_type: ClassVar[str] = "comp_by_rank_and_crowding"
@@ -66,7 +73,9 @@ class ParetoEvolution(ReplayStrategy):
             )
         options = self.options
         self._generator = random_stream(self.random_seed, self.name, "mating")
-        self._initial = SobolStream(self.dimension, random_stream(self.random_seed, self.name, "sobol"))
+        self._initial: PointStream = SobolStream(self.dimension, random_stream(self.random_seed, self.name, "sobol"))
+        if self.families is not None and options.group_correlation > 0.0:
+            self._initial = FamilyStream(self._initial, self.families, options.group_correlation)
         self._problem = Problem(n_var=self.dimension, n_obj=len(self.objectives), xl=0.0, xu=1.0)
         self._selection = TournamentSelection(func_comp=self._tournament())
         # what pymoo's tournament wants to know of its algorithm

@@ -1,14 +1,20 @@
 """Points that fill the unit cube, one at a time."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
 
 from evomerge.core import VectorGenome
 
 MAX_SOBOL_DIMENSION = 21201
 """scipy's table of direction numbers ends here (Joe and Kuo, 10.1137/070709359)."""
+
+_EDGE = 1e-9
+"""0 and 1 have no finite normal number."""
 
 
 class PointStream(Protocol):
@@ -49,3 +55,28 @@ class SobolStream:
             warnings.simplefilter("ignore", UserWarning)
             point = self._sobol.random(1)[0]
         return VectorGenome(tuple(np.clip(point, 0.0, 1.0).tolist()))
+
+
+class FamilyStream:
+    """The points of another stream, each coordinate as evenly spread as there, those of a family correlated (a Gaussian copula).
+
+    Args:
+        stream: of points (d,).
+        families: (d,) the number of each coordinate's family.
+        correlation: of two normal numbers behind the coordinates of a family, in [0, 1).
+    """
+
+    def __init__(self, stream: PointStream, families: Sequence[int], correlation: float) -> None:
+        self._stream = stream
+        self._root = np.linalg.cholesky(family_correlation(families, correlation))
+
+    def next(self) -> VectorGenome:
+        """The next point."""
+        inside = np.clip(self._stream.next().values, _EDGE, 1.0 - _EDGE)
+        return VectorGenome(tuple(ndtr(self._root @ ndtri(inside)).tolist()))
+
+
+def family_correlation(families: Sequence[int], correlation: float) -> NDArray[np.float64]:
+    """(d, d): `correlation` between the coordinates of a family, none between others."""
+    together = np.equal.outer(families, families).astype(np.float64)
+    return np.eye(len(together)) + correlation * (together - np.eye(len(together)))

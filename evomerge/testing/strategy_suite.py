@@ -144,7 +144,10 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("optuna", options={"sampler": "QMCSampler"}),
     ),
     "sms_emoa": (StrategyCase("sms_emoa", n_objectives=3, options={"population_size": 6}),),
-    "nsga2": (StrategyCase("nsga2", n_objectives=3, options={"population_size": 6}),),
+    "nsga2": (
+        StrategyCase("nsga2", n_objectives=3, options={"population_size": 6}),
+        StrategyCase("nsga2", options={"group_correlation": 0.5}, families=(0, 1, 1, 0)),
+    ),
 }
 """Further cases of our own strategies, beside the default options."""
 

@@ -1,5 +1,6 @@
-"""Coordinates that belong together: what `cma_es` makes of them."""
+"""Coordinates that belong together: what `cma_es` and the population-based strategies make of them."""
 
+import moocore
 import numpy as np
 import pytest
 
@@ -149,3 +150,44 @@ def test_between_levels_and_a_full_quadratic_come_what_coordinates_do_on_their_o
     for point in generator.random((100, 7)):
         model.add(point, loss(point))
     np.testing.assert_allclose(model.minimum(np.full(7, 0.5), np.eye(7), 3.0), optimum, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["nsga2", "sms_emoa"])
+def test_a_first_population_takes_families_together_and_fills_the_cube(name):
+    goals, families = [Objective("a"), Objective("b")], (0, 1, 0, 1)
+    strategy = make_strategy(name, dimension=4, families=families, objectives=goals, seed=1, population_size=512)
+    points = np.array([candidate.point for candidate in strategy.ask(512)])
+    same = np.corrcoef(points, rowvar=False)[[0, 1], [2, 3]]
+    assert (same > 0.8).all()
+    assert abs(np.corrcoef(points, rowvar=False)[0, 1]) < 0.1
+    for column in points.T:
+        np.testing.assert_allclose(np.quantile(column, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.05)
+    assert ((points >= 0.0) & (points <= 1.0)).all()
+
+
+def test_without_correlation_a_first_population_is_the_usual_one():
+    arguments = {"dimension": 4, "objectives": ["a", "b"], "seed": 1}
+    found = make_strategy("nsga2", families=(0, 0, 1, 1), group_correlation=0.0, **arguments).ask(20)
+    assert found == make_strategy("nsga2", **arguments).ask(20)
+
+
+def hypervolume_of(seed, **options):
+    """What 100 candidates of `nsga2` dominate of [0, 1]^2, two losses with optima of their own, levels and small differences."""
+    families, generator = families_of(3, 8), np.random.default_rng(seed)
+    levels = generator.uniform(0.2, 0.8, (2, 3))[:, families]
+    optima = np.clip(levels + 0.06 * generator.standard_normal((2, 24)), 0.0, 1.0)
+    goals = [Objective(name, Direction.MINIMIZE) for name in "ab"]
+    strategy = make_strategy("nsga2", dimension=24, families=families, objectives=goals, seed=seed, **options)
+    losses = []
+    for _ in range(100):
+        (candidate,) = strategy.ask(1)
+        losses.append(1.0 - np.exp(-12.0 * np.mean((np.array(candidate.point) - optima) ** 2, axis=1)))
+        scores = dict(zip("ab", losses[-1].tolist(), strict=True))
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores)])
+    return moocore.hypervolume(np.array(losses), ref=[1.0, 1.0])
+
+
+def test_a_front_over_groups_is_found_sooner():
+    known = [hypervolume_of(seed) for seed in range(5)]
+    unknown = [hypervolume_of(seed, group_correlation=0.0) for seed in range(5)]
+    assert np.mean(known) > np.mean(unknown) + 0.08
