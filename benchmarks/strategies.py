@@ -1,4 +1,4 @@
-"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|many|single|map`; and on the demo models: `models`.
+"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|many|groups|single|map`; and on the demo models: `models`.
 
 Prints one table per family; every row is the mean over the seeds with its standard deviation. Single-threaded; four
 candidates are always pending, as with four workers.
@@ -6,6 +6,8 @@ candidates are always pending, as with four workers.
 pareto   normalised hypervolume (reference 1.1, 1 is the true front) after 200 evaluations
 many     hypervolume after 100 and 200 evaluations in 20 and 40 dimensions: normalised as above, and of two noisy skills (see noise.py; reference 0.5,
          standard error 0.03) whose optima lie apart, along the axes or along random directions
+groups   hypervolume (reference 1, not normalised) after 60, 100 and 200 evaluations of two noisy losses whose coordinates are parameters in several
+         groups (see noise.py)
 single   log10 of the best gap to the optimum after 25 d, 50 d and 100 d evaluations
 map      hypervolume on three experts of the digits task (digits_experts.py) after m + 15 evaluations
 models   hypervolume and best score of every registered strategy on the demo models after `--budget` evaluations of `--limit` items a task
@@ -22,7 +24,7 @@ from datetime import date
 from math import pi
 
 import numpy as np
-from noise import make_loss
+from noise import GROUPED, make_families, make_grouped_loss, make_loss
 
 from evomerge.archive import hypervolume
 from evomerge.core import Direction, Evaluation, Objective, Split, Status
@@ -144,6 +146,36 @@ def many(seeds: range, only: list[str] | None) -> None:
             print(f"| {dimension} | {name} | " + " | ".join(cells) + " |", flush=True)
 
 
+def groups(seeds: range, only: list[str] | None) -> None:
+    def volumes(name: str, kind: str, dimension: int, seed: int) -> list[float]:
+        strategy, options = variants.get(name, (name, {}))
+        families = make_families(dimension)
+        parts = [make_grouped_loss(kind, families, 2 * seed + i) for i in range(2)]
+        losses = run(
+            strategy,
+            lambda x: np.array([part(x) for part in parts]),
+            dimension,
+            200,
+            seed,
+            0.03,
+            families=families.tolist(),
+            **options,
+        )
+        return [hypervolume(losses[:n], [1.0, 1.0]) for n in (60, 100, 200)]
+
+    related = ("nsga2", "sms_emoa")
+    variants = {f"{name}, group_correlation 0": (name, {"group_correlation": 0.0}) for name in related}
+    print(f"hypervolume after 60 / 100 / 200 evaluations, {len(seeds)} seeds, {date.today()}\n")
+    print("| dimensions | strategy | " + " | ".join(GROUPED) + " |\n|---|---|" + "---|" * len(GROUPED))
+    for dimension in (24, 60):
+        for name in only or [*related, *variants, "optuna"]:
+            cells = []
+            for kind in GROUPED:
+                mean = np.mean([volumes(name, kind, dimension, seed) for seed in seeds], axis=0)
+                cells.append(" / ".join(f"{value:.3f}" for value in mean))
+            print(f"| {dimension} | {name} | " + " | ".join(cells) + " |", flush=True)
+
+
 def single(seeds: range, only: list[str] | None) -> None:
     def rotated_ellipsoid(x: Floats) -> Floats:
         rotation = np.linalg.qr(np.random.default_rng(len(x)).normal(size=(len(x), len(x))))[0]
@@ -208,7 +240,7 @@ def models(seeds: range, only: list[str] | None, budget: int = 40, limit: int = 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    families = {"pareto": pareto, "many": many, "single": single, "map": amortised, "models": models}
+    families = {"pareto": pareto, "many": many, "groups": groups, "single": single, "map": amortised, "models": models}
     parser.add_argument("family", choices=families)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="strategies to run")

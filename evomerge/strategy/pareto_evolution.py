@@ -29,6 +29,10 @@ from evomerge.strategy.sampling import FamilyStream, PointStream, SobolStream
 _MAX_MATINGS = 50
 """Tries for an offspring that was not proposed before; then a Sobol point is taken."""
 
+GROUP_CORRELATION = 0.9
+MIN_GROUPED_DIMENSION = 12
+"""With six coordinates it helped where groups are related no more than it cost where they are not."""
+
 
 class ParetoEvolutionOptions(StrategyOptions):
     """Options of the population-based Pareto strategies."""
@@ -41,11 +45,12 @@ class ParetoEvolutionOptions(StrategyOptions):
         15.0, gt=1.0, description="SBX distribution index: higher stays nearer the parents (Deb 2002)"
     )
     mutation_eta: float = Field(20.0, gt=1.0, description="polynomial mutation's distribution index (Deb 2002)")
-    group_correlation: float = Field(
-        0.9,
+    group_correlation: float | None = Field(
+        None,
         ge=0.0,
         lt=1.0,
-        description="correlation, in the first points, of what a parameter is in several layer and module groups; 0: none",
+        description="correlation, in the first points, of what a parameter is in several layer and module groups; 0: none; "
+        f"None: {GROUP_CORRELATION} from {MIN_GROUPED_DIMENSION} coordinates on, else 0",
     )
     mutation_probability: float | None = Field(
         None, gt=0.0, le=1.0, description="per coordinate; None: 1/d, at most 0.5 (Deb 2002)"
@@ -74,8 +79,11 @@ class ParetoEvolution(ReplayStrategy):
         options = self.options
         self._generator = random_stream(self.random_seed, self.name, "mating")
         self._initial: PointStream = SobolStream(self.dimension, random_stream(self.random_seed, self.name, "sobol"))
-        if self.families is not None and options.group_correlation > 0.0:
-            self._initial = FamilyStream(self._initial, self.families, options.group_correlation)
+        correlation = options.group_correlation
+        if correlation is None:
+            correlation = GROUP_CORRELATION if self.dimension >= MIN_GROUPED_DIMENSION else 0.0
+        if self.families is not None and correlation > 0.0:
+            self._initial = FamilyStream(self._initial, self.families, correlation)
         self._problem = Problem(n_var=self.dimension, n_obj=len(self.objectives), xl=0.0, xu=1.0)
         self._selection = TournamentSelection(func_comp=self._tournament())
         # what pymoo's tournament wants to know of its algorithm

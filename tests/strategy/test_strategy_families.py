@@ -154,20 +154,24 @@ def test_between_levels_and_a_full_quadratic_come_what_coordinates_do_on_their_o
 
 @pytest.mark.parametrize("name", ["nsga2", "sms_emoa"])
 def test_a_first_population_takes_families_together_and_fills_the_cube(name):
-    goals, families = [Objective("a"), Objective("b")], (0, 1, 0, 1)
-    strategy = make_strategy(name, dimension=4, families=families, objectives=goals, seed=1, population_size=512)
+    goals, families = [Objective("a"), Objective("b")], (0, 1) * 6
+    strategy = make_strategy(name, dimension=12, families=families, objectives=goals, seed=1, population_size=512)
     points = np.array([candidate.point for candidate in strategy.ask(512)])
-    same = np.corrcoef(points, rowvar=False)[[0, 1], [2, 3]]
-    assert (same > 0.8).all()
-    assert abs(np.corrcoef(points, rowvar=False)[0, 1]) < 0.1
+    found = np.corrcoef(points, rowvar=False)
+    together = np.equal.outer(families, families)
+    assert (found[together] > 0.8).all()
+    assert (np.abs(found[~together]) < 0.1).all()
     for column in points.T:
         np.testing.assert_allclose(np.quantile(column, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.05)
     assert ((points >= 0.0) & (points <= 1.0)).all()
 
 
-def test_without_correlation_a_first_population_is_the_usual_one():
-    arguments = {"dimension": 4, "objectives": ["a", "b"], "seed": 1}
-    found = make_strategy("nsga2", families=(0, 0, 1, 1), group_correlation=0.0, **arguments).ask(20)
+@pytest.mark.parametrize(
+    ("families", "options"), [((0,) * 6 + (1,) * 6, {"group_correlation": 0.0}), ((0, 0, 0, 1, 1, 1), {})]
+)
+def test_without_correlation_a_first_population_is_the_usual_one(families, options):
+    arguments = {"dimension": len(families), "objectives": ["a", "b"], "seed": 1}
+    found = make_strategy("nsga2", families=families, **arguments, **options).ask(20)
     assert found == make_strategy("nsga2", **arguments).ask(20)
 
 
