@@ -211,7 +211,17 @@ def resume_in_new_process(jobs: Sequence[tuple[StrategyCase, Mapping[str, Json]]
     request = {
         "n_tells": n_tells,
         "jobs": [
-            {"case": [case.name, case.dimension, case.n_objectives, dict(case.options), case.choices], "saved": saved}
+            {
+                "case": [
+                    case.name,
+                    case.dimension,
+                    case.n_objectives,
+                    dict(case.options),
+                    case.choices,
+                    case.families,
+                ],
+                "saved": saved,
+            }
             for case, saved in jobs
         ],
     }
