@@ -1,11 +1,12 @@
 """The composition root: configuration -> live objects -> runs. The only reader of `evomerge.config` besides the CLI."""
 
 from evomerge.build.describing import describe
+from evomerge.build.loading import load_config
 from evomerge.build.models import Scored, evaluate_model, merge_recipe
 from evomerge.build.problem import Problem, make_problem
 from evomerge.build.reading import Run, export_recipe, open_run
 from evomerge.build.runs import config_on_resume, default_run_directory, resume_search, start_search
-from evomerge.config import load_config, parse_config
+from evomerge.config import parse_config
 
 __all__ = [
     "Problem",

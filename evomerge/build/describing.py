@@ -5,8 +5,8 @@ from evomerge.build.strategies import chosen_strategy
 from evomerge.build.tasks import task_specs
 from evomerge.space import Parameter
 
-_MANY, _ENOUGH_EACH = 13, 8
-"""parameters, and candidates for each of them: 4 for each of 36 found nothing better than baselines on the demo models, 10 did on the testbed"""
+_MANY, _ENOUGH_EACH = 13, 6
+"""parameters, and candidates for each of them: 4 for each of 36 found nothing better than baselines on the demo models, 6 for each of 24 did"""
 
 
 def describe(problem: Problem) -> list[str]:

@@ -154,7 +154,7 @@ class SpaceConfig(_Strict):
     parameters: dict[str, ParameterConfig] | None = None
     """what is searched; default: the method's usual parameters"""
     fixed: dict[str, float | bool] = Field(default_factory=dict)
-    """parameters with one value, e.g. {normalize: false}"""
+    """parameters with one value, e.g. {density: 0.5}; where weights of ties or della are searched, normalize is false unless it stands here"""
     layer_groups: int | tuple[tuple[int, int], ...] = 1
     """number of equal groups of consecutive layers, or explicit [first, last) ranges"""
     module_groups: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ from evomerge.recipe.template import (
     SearchedParameter,
     allowed_axes,
     default_searched,
+    default_switches,
     even_layer_groups,
 )
 from evomerge.recipe.tokenizer_spec import TokenizerSpec, TokenRule
@@ -86,6 +87,7 @@ __all__ = [
     "check_recipe",
     "check_setting",
     "default_searched",
+    "default_switches",
     "even_layer_groups",
     "group_of",
     "has_mergekit_form",

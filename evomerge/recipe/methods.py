@@ -32,6 +32,7 @@ class ParameterSpec:
         above_low: whether `low` itself is not admitted.
         search_low, search_high: the bounds a search uses unless told otherwise; both None = not searched.
         search_default: whether a search varies it when the config names no parameters.
+        search_value: of a switch: what a search over weights sets it to unless told otherwise; None = the default.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ParameterSpec:
     search_high: float | None = None
     search_default: bool = False
     above_low: bool = False
+    search_value: bool | None = None
 
     def admits(self, value: float) -> bool:
         """Whether `value` is in range."""
@@ -123,7 +125,8 @@ _LAMBDA = ParameterSpec("lambda", Scope.GLOBAL, 1.0, search_low=0.3, search_high
 
 
 def _normalize(default: bool) -> ParameterSpec:
-    return ParameterSpec("normalize", Scope.GLOBAL, default)
+    # divided by their sum, weights are but ratios: how far a merge goes along its task vectors would not be searched
+    return ParameterSpec("normalize", Scope.GLOBAL, default, search_value=False)
 
 
 def _rescale(default: bool) -> ParameterSpec:
@@ -168,7 +171,12 @@ def _task_vectors(
 _DARE, _BREADCRUMBS, _DELLA = "arXiv 2311.03099", "arXiv 2312.06795", "arXiv 2406.11617"
 
 _ROWS = (
-    MethodSpec("linear", (_weight(), _normalize(True)), BaseRole.SOURCE, "arXiv 2203.05482 (model soups)"),
+    MethodSpec(
+        "linear",
+        (_weight(), ParameterSpec("normalize", Scope.GLOBAL, True)),
+        BaseRole.SOURCE,
+        "arXiv 2203.05482 (model soups)",
+    ),
     _task_vectors("task_arithmetic", "arXiv 2212.04089", normalize=False, rescale=None, inert=("density", "rescale")),
     _task_vectors("ties", "arXiv 2306.01708", (_DENSITY,), normalize=True, rescale=False),
     _task_vectors("dare_linear", _DARE, (_DENSITY,), normalize=False, rescale=True, deterministic=False),

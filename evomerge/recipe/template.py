@@ -17,8 +17,6 @@ AXES = ("expert", "layer_group", "module_group")
 """what a parameter can vary over, in the order of a parameter's key"""
 
 
-_DARE_TIES = "dare_ties:0.5"
-
 _NORMALISING = ("normalize", "normalize_weights")
 """what methods call the switch; without one (nuslerp) they always do"""
 
@@ -139,7 +137,8 @@ class RecipeTemplate:
     def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
         """name -> recipe: `source:<name>` for base and experts, `uniform`, and `task_arithmetic:<weight>` where there is a base.
 
-        In a space of DARE-TIES also `dare_ties:0.5`, weight and density one half (arXiv 2403.13187's starting point).
+        In a space of a method that makes task vectors sparse also `<method>:0.5`, weight and density one half (arXiv 2403.13187's
+        starting point, there of DARE-TIES).
         """
         sources = dict(self._experts) if self._base is None else {"base": self._base, **self._experts}
         recipes = {f"source:{name}": self._plain("linear", {path: 1.0}) for name, path in sources.items()}
@@ -148,9 +147,9 @@ class RecipeTemplate:
             for weight in task_arithmetic_weights:
                 weights = dict.fromkeys(self._experts.values(), weight)
                 recipes[f"task_arithmetic:{weight:g}"] = self._plain("task_arithmetic", weights)
-        halves = self._dare_ties_halves()
+        halves = self._halves()
         if halves is not None:
-            recipes[_DARE_TIES] = self.recipe(halves)
+            recipes[f"{self._spec.name}:0.5"] = self.recipe(halves)
         return recipes
 
     def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
@@ -168,17 +167,19 @@ class RecipeTemplate:
             if self._spec.name == "task_arithmetic" and not normalised:
                 wanted |= {f"task_arithmetic:{w:g}": dict.fromkeys(self._experts, w) for w in task_arithmetic_weights}
         points = {name: self._point(weights) for name, weights in wanted.items()}
-        points[_DARE_TIES] = self._dare_ties_halves()
+        points[f"{self._spec.name}:0.5"] = self._halves()
         return {name: values for name, values in points.items() if values is not None}
 
-    def _dare_ties_halves(self) -> dict[str, float] | None:
+    def _halves(self) -> dict[str, float] | None:
         """Values with weight and density one half; None where the space does not hold them."""
-        searched = {parameter.name for parameter in self._searched}
-        if self._spec.name != "dare_ties" or "weight" not in searched:
-            return None
-        if "density" not in searched and self._fixed.get("density") != 0.5:
+        if "weight" not in {parameter.name for parameter in self._searched} or not self._has_density_one_half():
             return None
         return self._point(dict.fromkeys(self._experts, 0.5), density=0.5)
+
+    def _has_density_one_half(self) -> bool:
+        if "density" not in {parameter.name for parameter in self._spec.parameters}:
+            return False
+        return "density" in {parameter.name for parameter in self._searched} or self._fixed.get("density") == 0.5
 
     def _point(self, weights: Mapping[str, float], density: float | None = None) -> dict[str, float] | None:
         """Values with these weights everywhere, this density, and every other parameter at its neutral value.
@@ -262,6 +263,12 @@ def default_searched(spec: MethodSpec, axes: Sequence[str]) -> list[SearchedPara
         for parameter in spec.parameters
         if parameter.search_default and parameter.search_low is not None and parameter.search_high is not None
     ]
+
+
+def default_switches(spec: MethodSpec) -> dict[str, bool]:
+    """What a search over weights sets switches to unless told otherwise, where that is not the method's default."""
+    values = {parameter.name: parameter.search_value for parameter in spec.parameters}
+    return {name: value for name, value in values.items() if value not in (None, spec.parameter(name).default)}
 
 
 def allowed_axes(spec: ParameterSpec, axes: Sequence[str]) -> tuple[str, ...]:

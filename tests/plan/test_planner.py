@@ -130,7 +130,7 @@ def test_structure_is_cached_and_values_are_not(models, headers):
     [
         (lambda m: whole(m, "tie"), "did you mean 'ties'"),
         (lambda m: whole(m, parameters={"densty": (Setting(1.0),)}), "did you mean 'density'"),
-        (lambda m: whole(m, parameters={"density": (Setting(2.0),)}), "outside"),
+        (lambda m: whole(m, parameters={"density": (Setting(2.0),)}), "expected 0 to 1"),
         (lambda m: Recipe("ties", (Slice((Source(m["a"]),)),), m["base"]), "'weight' of .* has no value"),
         (lambda m: Recipe("slerp", (Slice((Source(m["a"]), Source(m["b"]))),), m["base"]), "exactly 1"),
         (

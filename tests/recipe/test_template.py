@@ -88,7 +88,8 @@ def test_baselines_inside_the_space_are_reproduced_exactly(folders: dict[str, st
     assert {"source:a", "source:b"} <= set(points)
     assert ("uniform" in points) == (method in ("linear", "task_arithmetic"))
     assert ("task_arithmetic:0.3" in points) == (method == "task_arithmetic")
-    assert ("dare_ties:0.5" in points) == ("dare_ties:0.5" in recipes) == (method == "dare_ties")
+    halves = f"{method}:0.5"
+    assert (halves in points) == (halves in recipes) == (method in ("ties", "dare_ties"))
     for name, values in points.items():
         wanted, got = merged(recipes[name], folders), merged(made.recipe(values), folders)
         for tensor in wanted:
@@ -96,7 +97,7 @@ def test_baselines_inside_the_space_are_reproduced_exactly(folders: dict[str, st
             torch.testing.assert_close(got[tensor].float(), wanted[tensor].float(), rtol=2**-8, atol=1e-6)
 
 
-def test_dare_ties_of_halves_is_a_baseline_where_the_space_holds_it(folders: dict[str, str]) -> None:
+def test_halves_are_a_baseline_where_the_space_holds_it(folders: dict[str, str]) -> None:
     values = template(folders, "dare_ties").baseline_values(())["dare_ties:0.5"]
     assert set(values.values()) == {0.5}
     weight = SearchedParameter("weight", 0.0, 1.0, ("expert",))

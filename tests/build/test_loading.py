@@ -1,0 +1,37 @@
+"""What a search sets unless told otherwise is written out when its configuration is loaded."""
+
+import pytest
+import yaml
+
+from evomerge.build import load_config
+from evomerge.recipe import METHODS, default_switches
+
+WEIGHTS = {"weight": {"low": 0.0, "high": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("space", "fixed"),
+    [
+        ({"method": "ties"}, {"normalize": False}),
+        ({"method": "della", "parameters": WEIGHTS, "fixed": {"density": 0.5}}, {"density": 0.5, "normalize": False}),
+        ({"method": "ties", "fixed": {"normalize": True}}, {"normalize": True}),
+        ({"method": "ties", "parameters": {"density": {}}, "fixed": {"weight": 1}}, {"weight": 1}),
+        ({"method": "linear"}, {}),
+        ({"method": "task_arithmetic"}, {}),
+        ({"method": "tise"}, {}),
+    ],
+)
+def test_searched_weights_are_not_divided_by_their_sum(tmp_path, space, fixed):
+    settings = {"models": {"base": "b", "experts": {"a": "a"}}, "space": space, "tasks": ["x"], "budget": {"hours": 1}}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
+    assert load_config(tmp_path / "search.yaml").space.fixed == fixed
+
+
+def test_niches_have_nothing_to_fix(tmp_path):
+    settings = {"models": {"experts": {"a": "a", "b": "b"}}, "tasks": ["x"], "budget": {"hours": 1}, "strategy": "m2n2"}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
+    assert load_config(tmp_path / "search.yaml").space.fixed == {}
+
+
+def test_which_methods():
+    assert {name for name, spec in METHODS.items() if default_switches(spec)} == {"ties", "della"}
