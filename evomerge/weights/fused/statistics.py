@@ -43,7 +43,7 @@ class Statistics:
 
     Args:
         pool: the tensors.
-        precision: the kind that tensors and their differences are rounded to.
+        precision: the kind that tensors and their differences are rounded to (for `gram`: not at all).
         once: for a single merge: nothing is made that pays only when asked again.
 
     Attributes:
