@@ -146,15 +146,30 @@ def test_memory_does_not_grow_with_the_models(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+SLOWLY = """
+import time
+from evomerge.weights.stream import StreamedMerge
+
+parts = StreamedMerge.parts
+
+def slow_parts(self, plan):
+    for part in parts(self, plan):
+        time.sleep(0.1)
+        yield part
+
+StreamedMerge.parts = slow_parts
+"""
+
+
 def started_merge(folder: Path, code: str) -> subprocess.Popen[bytes]:
-    """A merge of two models by `python -c code`, once it has begun to write."""
+    """A merge of two models by `python -c code` that takes seconds, once it has begun to write."""
     for seed, name in enumerate("ab"):
         write_tiny_llama(folder / name, seed=seed, n_layers=8, hidden=512, dtype="float32", intermediate_size=1024)
     weight = "parameters: {weight: 1}"
     (folder / "recipe.yaml").write_text(
         f"merge_method: linear\nmodels: [{{model: {folder}/a, {weight}}}, {{model: {folder}/b, {weight}}}]\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, "merge", folder / "recipe.yaml", folder / "out"])
+    process = subprocess.Popen([sys.executable, "-c", SLOWLY + code, "merge", folder / "recipe.yaml", folder / "out"])
     while process.poll() is None and not list(folder.glob(".out.*/*.safetensors")):
         time.sleep(0.01)
     assert process.poll() is None, "the merge was over before it could be stopped"
