@@ -147,6 +147,7 @@ def test_memory_does_not_grow_with_the_models(tmp_path: Path) -> None:
 
 
 SLOWLY = """
+import signal
 import time
 from evomerge.weights.stream import StreamedMerge
 
@@ -158,6 +159,7 @@ def slow_parts(self, plan):
         yield part
 
 StreamedMerge.parts = slow_parts
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 """
 
 
