@@ -9,7 +9,7 @@ from evomerge.core import ConfigError, RecipeError
 from evomerge.plan import RANKED_METHODS, MergePlan, ModelHeader, TensorStep, make_plan
 from evomerge.recipe import Recipe, RecipeTemplate, read_recipe, with_folders
 
-PREFIX = "recipe:"
+_PREFIX = "recipe:"
 """of the names of these baselines"""
 
 
@@ -33,7 +33,7 @@ def own_recipes(
     folders = {os.path.realpath(folder): folder for place in models.values() for folder in place if folder is not None}
     found: dict[str, Recipe] = {}
     for path in config.baselines.recipes:
-        name = PREFIX + Path(path).stem
+        name = _PREFIX + Path(path).stem
         if name in found:
             raise ConfigError(f"baselines.recipes: two files are called {Path(path).stem!r}; rename one")
         try:

@@ -13,11 +13,7 @@ from evomerge.core import ConfigError, FilePath, load_yaml, why_unreadable
 
 
 def load_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
-    """Reads a configuration file; model, task, recipe and data paths become absolute (relative ones count from the file).
-
-    Args:
-        path: YAML file.
-        overrides: `a.b=value` settings, the value read as YAML; `tasks.0.limit=50` reaches into a list.
+    """What a configuration file says, with `a.b=value` overrides, and paths that count from the file made absolute.
 
     Raises:
         ConfigError: no such file, not YAML, or wrong; the message lists every wrong key with the nearest valid one.

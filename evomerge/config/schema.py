@@ -325,6 +325,11 @@ class BaselinesConfig(_Strict):
     recipes: tuple[str, ...] = ()
     """recipe files (evomerge's or mergekit's) of these models, relative to the config file; a search starts from those that lie in its space"""
 
+    @field_validator("recipes", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
 
 class FinalsConfig(_Strict):
     """What happens after the search: finalists are ranked on `select`, the best is scored on `report`."""
@@ -398,8 +403,10 @@ class SearchConfig(_Strict):
                 raise ValueError("models: is missing (what should be merged?)")
             if not self.tasks:
                 raise ValueError("tasks: is missing (what should the merged model be good at?)")
-        elif self.models is not None or self.tasks:
-            raise ValueError("the synthetic evaluation takes no models and no tasks")
+        elif self.models is not None or self.tasks or self.baselines.recipes:
+            raise ValueError(
+                "the synthetic evaluation takes no models and no tasks, and has no recipes to compare with"
+            )
         if self.method is not None and "method" in self.space.model_fields_set and self.method != self.space.method:
             raise ValueError(f"method is {self.method!r} but space.method is {self.space.method!r}; give one")
         return self

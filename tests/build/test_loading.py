@@ -3,8 +3,10 @@
 import pytest
 import yaml
 
-from evomerge.build import load_config
+from evomerge.build import load_config, parse_config
+from evomerge.build.changes import resumed_config
 from evomerge.recipe import METHODS, default_switches
+from evomerge.search import RunDirectory
 
 WEIGHTS = {"weight": {"low": 0.0, "high": 1.0}}
 
@@ -35,3 +37,17 @@ def test_niches_have_nothing_to_fix(tmp_path):
 
 def test_which_methods():
     assert {name for name, spec in METHODS.items() if default_switches(spec)} == {"ties", "della"}
+
+
+def test_a_run_that_was_begun_without_goes_on_without(tmp_path):
+    settings = {
+        "models": {"base": "b", "experts": {"a": "a"}},
+        "method": "ties",
+        "tasks": ["x"],
+        "budget": {"hours": 1},
+    }
+    begun = parse_config(settings, folder=tmp_path)
+    resolved = {"config": begun.model_dump(mode="json"), "given": settings}
+    resumed, _ = resumed_config(RunDirectory(tmp_path), resolved, ["budget.hours=2"])
+    assert resumed.space == begun.space
+    assert resumed.space.fixed == {}

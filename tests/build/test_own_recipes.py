@@ -129,6 +129,22 @@ def test_what_the_search_cannot_hold_is_refused(folder, text, message):
         problem(folder, recipes=(written(folder, text),))
 
 
+def test_a_single_file_needs_no_list(folder):
+    settings = {
+        "models": {"experts": {"a": "a"}},
+        "tasks": ["x"],
+        "budget": {"hours": 1},
+        "baselines": {"recipes": "m.yml"},
+    }
+    assert parse_config(settings, folder=folder).baselines.recipes == (str(folder / "m.yml"),)
+
+
+def test_without_models_there_is_nothing_to_compare(folder):
+    settings = {"evaluation": {"kind": "synthetic"}, "budget": {"hours": 1}, "baselines": {"recipes": "m.yml"}}
+    with pytest.raises(ConfigError, match="no recipes to compare with"):
+        parse_config(settings, folder=folder)
+
+
 def test_files_that_are_missing_or_of_one_name_are_refused(folder):
     with pytest.raises(ConfigError, match=r"baselines\.recipes: .*absent\.yml"):
         problem(folder, recipes=("absent.yml",))
