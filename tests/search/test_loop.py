@@ -90,7 +90,7 @@ def run(
     )
     try:
         state = loop.run()
-        files.write_front(state)
+        files.finish(state)
         if finals:
             run_finals(loop, recorder, finals)
             summary = summarize(state, recorder.evaluation)
