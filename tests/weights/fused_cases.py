@@ -48,7 +48,7 @@ def values(spec):
         return st.sampled_from([0.0, 0.5])
     if spec.low is not None:
         return st.floats(spec.low, 1e-3 if spec.high is None else spec.high)
-    return st.sampled_from([1.0, 0.5, 0.0, -0.75, 1.5])
+    return st.sampled_from([1.0, 0.5, 0.0, -0.75, 1.5, 0.3])
 
 
 @st.composite
