@@ -249,7 +249,7 @@ class SyntheticConfig(_Strict):
 
 
 class EngineConfig(_Strict):
-    """The inference engine of a worker."""
+    """The inference engine of a worker. In YAML its kind will do."""
 
     kind: Literal["auto", "vllm", "transformers"] = "auto"
     """auto: vllm where it is installed"""
@@ -366,6 +366,7 @@ class SearchConfig(_Strict):
     @field_validator("tasks", mode="before")
     @classmethod
     def _task_names(cls, value: Any) -> Any:
+        value = [value] if isinstance(value, str) else value
         return (
             [{"task": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
         )
@@ -373,6 +374,7 @@ class SearchConfig(_Strict):
     @field_validator("objectives", mode="before")
     @classmethod
     def _objective_names(cls, value: Any) -> Any:
+        value = [value] if isinstance(value, str) else value
         return (
             [{"name": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
         )
@@ -381,6 +383,11 @@ class SearchConfig(_Strict):
     @classmethod
     def _strategy_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _engine_kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("evaluation", mode="before")
     @classmethod
