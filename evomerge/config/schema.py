@@ -176,7 +176,7 @@ class TaskConfig(_Strict):
     metric: str | None = None
     """default: the task's first metric"""
     splits: dict[Literal["search", "select", "report"], str] = Field(default_factory=dict)
-    """our split -> the data set's split; default: the same names"""
+    """our split -> the data set's split, or a part of it, e.g. train[:60%]; default: the same names"""
     limit: int | None = Field(default=None, ge=1)
     """use only the first so many items of every split"""
     num_fewshot: int | None = Field(default=None, ge=0)
@@ -187,7 +187,7 @@ class TaskConfig(_Strict):
     @model_validator(mode="after")
     def _test_split_is_kept(self) -> "TaskConfig":
         public = not self.task.endswith((".yaml", ".yml"))
-        if public and self.splits.get("search") == "test" and not self.search_on_test:
+        if public and self.splits.get("search", "").partition("[")[0] == "test" and not self.search_on_test:
             raise ValueError(
                 f"splits.search is the test split of the public benchmark {self.task!r}: what is found could not be compared with "
                 "anybody's score. Search on its train or validation split, or say search_on_test: true"

@@ -169,26 +169,33 @@ def front_csv(objectives: Sequence[Objective], members: Sequence[Evaluation]) ->
 
 
 def pick(state: RunState, choice: str) -> Entry:
-    """The entry a user means by `best`, `knee` or `id:<id>`.
+    """The entry a user means by `best`, `knee`, or an id with or without `id:` before it.
 
     `best` is the winner of the finals, or of the search split while there have been none; `id:42` means `id:c000042`.
 
     Raises:
         JournalError: nothing has been evaluated, or there is no such candidate.
     """
-    if choice.startswith("id:"):
+    if choice not in ("best", "knee"):
         wanted = choice.removeprefix("id:")
         name = candidate_id(int(wanted)) if wanted.isdecimal() else wanted
         if name not in state.entries:
-            raise JournalError(f"no candidate {name!r} in this run; `evomerge front` lists the best")
+            raise JournalError(
+                f"no candidate {name!r} in this run; expected best, knee or an id (`evomerge front` lists the best)"
+            )
         return state.entries[name]
-    if choice not in ("best", "knee"):
-        raise JournalError(f"cannot pick {choice!r}: expected best, knee or id:<candidate>")
     if next(state.iter_evaluated(), None) is None:
         raise JournalError("no candidate of this run has been evaluated yet")
     if choice == "knee":
         return state.entries[knee(front_of(state)).candidate_id]
     return state.entries[state.best_id or best_so_far(state)]
+
+
+def leader(state: RunState) -> str | None:
+    """The id of the winner of the finals, or of the best on the search split while there have been none; None before a result."""
+    if state.best_id is None and next(state.iter_evaluated(), None) is not None:
+        return best_so_far(state)
+    return state.best_id
 
 
 def best_so_far(state: RunState) -> str:

@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evomerge.core import Direction, Evaluation, EvaluationError, Objective, Split, Status
+from evomerge.core import Direction, Evaluation, EvaluationError, JournalError, Objective, Split, Status
 from evomerge.search import (
     Entry,
     FrontFiles,
     RunDirectory,
     RunState,
     event,
+    headline,
+    indifferent,
+    leader,
     mean_with_error,
     summarize,
     tuned_task_arithmetic,
@@ -78,6 +81,40 @@ def test_picking() -> None:
     assert pick(state, "knee").id == "c000002"
     assert pick(state, "id:3").id == "c000003"
     assert pick(state, "id:c000001").id == "c000001"
+    assert pick(state, "c000001").id == "c000001"
+    with pytest.raises(JournalError, match=r"no candidate 'worst' in this run; expected best, knee or an id"):
+        pick(state, "worst")
+
+
+def test_before_finals_the_best_on_search_leads() -> None:
+    state = state_of({"c000001": (1.0, 0.0), "c000002": (0.8, 0.7)})
+    assert leader(state) == "c000002"
+    assert headline(state, summarize(state, no_items)["details"]["search"])[0] == ["c000002"]
+    assert leader(RunState()) is None
+
+
+def no_items(name: str, split: Split) -> Evaluation:
+    raise AssertionError(f"nobody asked for the items of {name} on {split}")
+
+
+def test_tasks_on_which_no_baseline_differs() -> None:
+    names = ("f", "g", "cost.layers")
+    events = [
+        event(
+            "run", version=1, objectives=[{"name": name, "direction": "maximize", "reference": None} for name in names]
+        )
+    ]
+    for name, score in (("source:a", 0.2), ("source:b", 0.3), ("uniform", None)):
+        events.append(event("baseline", id=name, recipe=None, values=None))
+        events.append(
+            event(
+                "evaluated", id=name, split="search", status="failed" if score is None else "ok",
+                scores={} if score is None else {"f": score, "g": 0.0}, stderr={}, cost={"layers": 4.0},
+                error=None, row=None, checksum=None, elapsed_s=1.0,
+            )
+        )  # fmt: skip
+    assert indifferent(RunState.of(events)) == {"g": 0.0}
+    assert indifferent(RunState.of(events[:3])) == {}
 
 
 def test_costs_do_not_enter_the_mean_of_scores_and_their_reference_is_the_worst_baseline() -> None:
