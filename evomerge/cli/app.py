@@ -288,20 +288,18 @@ def merge(
     Weights are read, merged and written one tensor at a time; OUT appears when it is complete.
     """
     from evomerge.build import merge_recipe
-    from evomerge.build.signals import terminated_as_interrupted
 
-    with terminated_as_interrupted():
-        merged = merge_recipe(
-            recipe,
-            out,
-            dtype=dtype,
-            shard_size=shard_size,
-            max_memory=max_memory,
-            device=device,
-            seed=random_seed,
-            trust_remote_code=trust_remote_code,
-            overwrite=overwrite,
-        )
+    merged = merge_recipe(
+        recipe,
+        out,
+        dtype=dtype,
+        shard_size=shard_size,
+        max_memory=max_memory,
+        device=device,
+        seed=random_seed,
+        trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
+    )
     print(merged)
 
 

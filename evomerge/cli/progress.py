@@ -1,12 +1,12 @@
 """Progress of a search on the terminal: one line for every improvement, a status line in between, the table at the end."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from evomerge.core import Evaluation, EvomergeError, Split, Status
 from evomerge.search import Interrupted, RunState, indifferent, utility
 
@@ -80,11 +80,9 @@ def watched(
     try:
         yield Progress(n_evaluations, known)
     except Interrupted:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # everything is saved: one Ctrl-C too many must not look like a failure
+        ignore_interrupts()  # everything is saved: one Ctrl-C too many must not look like a failure
         print(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  evomerge resume {folder}", flush=True)
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
     except EvomergeError:
         raise
     except Exception as error:
