@@ -124,8 +124,10 @@ def values_for(method: str, variation: float) -> dict[str, dict[str, float]]:
     """Parameters of one candidate by scope; `variation` in [0, 1) makes each candidate another one."""
     values = {
         "weight": 0.3 + 0.3 * variation, "density": 0.3 + 0.3 * variation, "t": 0.2 + 0.6 * variation,
-        "gamma": 0.01, "epsilon": 0.1,
+        "gamma": 0.01, "epsilon": 0.1, "select_topk": 0.3 + 0.3 * variation, "r": 0.1 + 0.3 * variation, "alpha": 0.2,
     }  # fmt: skip
+    if method in ("nearswap", "ram", "ramplus_tl"):  # distances between weights, which are about 0.001
+        values |= {"t": values["t"] / 1000, "epsilon": 1e-5}
     spec = method_spec(method)
     return {
         scope.value: {p.name: values[p.name] for p in spec.parameters if p.scope is scope and p.name in values}

@@ -164,7 +164,7 @@ def merge_method(config: SearchConfig) -> str:
 
 
 def ranks_of(method: str, models: Mapping[str, ModelHeader]) -> int:
-    """Bytes of the ranks that merges by `method` keep, in the CPU's memory and again in that of a GPU that merges.
+    """Bytes of the ranks that merges by `method` keep, in the CPU's memory and again in that of a GPU that merges by it.
 
     Args:
         method: of the merges.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evomerge.config import SearchConfig
 from evomerge.core import ConfigError, RecipeError
-from evomerge.plan import RANKED_METHODS, MergePlan, ModelHeader, TensorStep, make_plan
+from evomerge.plan import RANKED_METHODS, MergePlan, ModelHeader, TensorStep, keeps_ranks, make_plan
 from evomerge.recipe import Recipe, RecipeTemplate, read_recipe, with_folders
 
 _PREFIX = "recipe:"
@@ -53,12 +53,14 @@ def _check_fits(recipe: Recipe, config: SearchConfig, headers: Mapping[str, Mode
     for setting in ("tokenizer", "chat_template"):
         if getattr(recipe, setting) is not None:
             raise RecipeError(f"{setting}: every candidate has the vocabulary and chat template of the first model")
-    if recipe.method in RANKED_METHODS and config.space.method not in RANKED_METHODS:
+    plan = make_plan(recipe, headers)
+    alike = RANKED_METHODS if recipe.method in RANKED_METHODS else (recipe.method,)
+    if any(map(keeps_ranks, plan.steps)) and config.space.method not in alike:
         raise RecipeError(
             f"{recipe.method} keeps ranks of all weights in memory, for which only a search over such a method has room; "
             "score the recipe with `evomerge eval`"
         )
-    depth, wanted = make_plan(recipe, headers).n_layers, n_layers or next(iter(headers.values())).n_layers
+    depth, wanted = plan.n_layers, n_layers or next(iter(headers.values())).n_layers
     if depth != wanted and (n_layers is None or depth > wanted):
         raise RecipeError(
             f"makes a model of {depth} layers; the search's have {'at most ' if n_layers else ''}{wanted}"

@@ -40,7 +40,7 @@ class Sizes:
         n_objectives: scores that are optimised.
         candidate_bytes: merged weights of one candidate; 0 for the synthetic evaluation.
         source_bytes: weights of every source, resident in each worker.
-        rank_bytes: ranks that `della` methods keep beside them.
+        rank_bytes: ranks that `della` methods and `sce` keep beside them.
         journal_bytes: of one candidate on disk, item scores not counted.
     """
 

@@ -7,7 +7,7 @@ from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, Tens
 from evomerge.plan.model_folder import check_unchanged, file_inside, read_model_header
 from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader
 from evomerge.plan.planner import make_plan
-from evomerge.plan.ranks import MOST_RANKS, RANK_BYTES, RANKED_METHODS, n_columns, rank_bytes
+from evomerge.plan.ranks import MOST_RANKS, PLACE_BYTES, RANK_BYTES, RANKED_METHODS, keeps_ranks, n_columns, rank_bytes
 from evomerge.plan.recorded import headers_from_json, headers_to_json
 from evomerge.plan.slots import padded
 from evomerge.plan.sources import ModelTable, read_headers, read_models, read_source, table_of
@@ -15,6 +15,7 @@ from evomerge.plan.sources import ModelTable, read_headers, read_models, read_so
 __all__ = [
     "FOLDINGS",
     "MOST_RANKS",
+    "PLACE_BYTES",
     "RANKED_METHODS",
     "RANK_BYTES",
     "TEMPLATE_FILE",
@@ -36,6 +37,7 @@ __all__ = [
     "folding_of",
     "headers_from_json",
     "headers_to_json",
+    "keeps_ranks",
     "make_plan",
     "n_columns",
     "padded",

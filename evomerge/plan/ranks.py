@@ -1,8 +1,13 @@
-"""What pruning by rank keeps in memory beside the models: for every element of an expert its rank by magnitude in its row. Reads headers only."""
+"""What merges by rank keep in memory beside the models. Reads headers only.
+
+The methods that prune by rank keep, for every element of an expert, its rank by magnitude in its row; `sce` keeps for every element of
+the base its place by variance over the experts in its tensor.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
+from evomerge.plan.merge_plan import TensorStep
 from evomerge.plan.model_header import FLOAT_DTYPES, ModelHeader
 
 RANKED_METHODS = ("della", "della_linear")
@@ -15,8 +20,15 @@ MOST_RANKS = 1 << (8 * RANK_BYTES)
 """columns of a row whose ranks are kept; those of longer rows are found anew for every merge, as ranks do not fit"""
 
 
-def rank_bytes(method: str, experts: Iterable[ModelHeader]) -> int:
-    """Size of the ranks that merges of `experts` by `method` keep; 0 where they prune otherwise."""
+PLACE_BYTES = 4
+"""of one place"""
+
+
+def rank_bytes(method: str, experts: Sequence[ModelHeader]) -> int:
+    """Size of the ranks or places that merges of `experts` by `method` keep; 0 where they need none."""
+    if method == "sce":
+        tensors = experts[0].tensors.values() if experts else ()
+        return PLACE_BYTES * sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype in FLOAT_DTYPES)
     if method not in RANKED_METHODS:
         return 0
     return RANK_BYTES * sum(
@@ -30,3 +42,8 @@ def rank_bytes(method: str, experts: Iterable[ModelHeader]) -> int:
 def n_columns(shape: tuple[int, ...]) -> int:
     """Elements of a row, within which ranks are: a vector is one row."""
     return shape[-1] if len(shape) > 1 else math.prod(shape)
+
+
+def keeps_ranks(step: TensorStep) -> bool:
+    """Whether a resident merge of the step keeps ranks or places."""
+    return step.method in RANKED_METHODS or (step.method == "sce" and float(step.parameters["select_topk"]) < 1)

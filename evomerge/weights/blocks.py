@@ -21,6 +21,9 @@ BF16, F32, F16, F32_AS_BF16 = 0, 1, 2, 3
 F16_TINY, F16_TOO_LARGE = np.uint32(0x38800000), np.uint32(0x47800000)
 """float32 magnitudes: the least float16 that is not subnormal, and the power of two above the largest"""
 
+ZEROS = 4
+"""a tensor of zeros, which is in no memory"""
+
 OVERFLOW_BITS = (0x7F7F8000, 0x7F800000, 0x477FF000, 0x7F7F8000)
 """by kind: float32 magnitudes from these bits on are infinite once rounded"""
 
@@ -69,6 +72,8 @@ def load_block(address, kind, start, count, block):  # type: ignore[no-untyped-d
             # exponent and mantissa moved into place, then the bias corrected: exact for subnormals too
             magnitude = as_float((bits & np.uint32(0x7FFF)) << np.uint32(13)) * np.float32(2.0**112)
             block[i] = as_float(as_bits(magnitude) | ((bits & np.uint32(0x8000)) << np.uint32(16)))
+    elif kind == ZEROS:
+        block[:count] = np.float32(0.0)
     else:
         words = numba.carray(_pointer(address + 4 * start), count, np.float32)
         for i in range(count):

@@ -11,7 +11,7 @@ from evomerge.build.evaluators import gpu_memory_needs
 from evomerge.cli.tables import print_plan
 from evomerge.config import SearchConfig
 from evomerge.core import EvaluationError
-from evomerge.plan import RANK_BYTES, RANKED_METHODS, TensorInput, TensorStep, read_models
+from evomerge.plan import PLACE_BYTES, RANK_BYTES, RANKED_METHODS, TensorInput, TensorStep, keeps_ranks, read_models
 from evomerge.recipe import method_spec
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -60,9 +60,9 @@ def test_needs(folder, monkeypatch, method, engine, cluster, n_slots, engine_sha
     assert needs["gpus"] == gpus
 
 
-@pytest.mark.parametrize("method", RANKED_METHODS)
+@pytest.mark.parametrize("method", [*RANKED_METHODS, "sce"])
 def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
-    """Two bytes for every element of the two experts; the base has none."""
+    """Two bytes for every element of the two experts, the base has none; with sce four for each of the base, and no GPU."""
     monkeypatch.setattr("evomerge.weights.triton.missing", lambda: None)
     write_toy_task(folder / "toy.yaml", n_items=4)
     problem = make_problem(
@@ -78,11 +78,11 @@ def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
     )
     n_bytes = sum(header.n_bytes for header in problem.headers.values())
     n_elements = sum(tensor.numel() for tensor in load_file(folder / "base" / "model.safetensors").values())
-    rank_bytes = 2 * 2 * n_elements
+    rank_bytes = 4 * n_elements
 
     needs, sizes = gpu_memory_needs(problem.config, problem.headers, None, method), planning.sizes(problem)
 
-    assert needs["source_bytes"] == n_bytes + rank_bytes
+    assert needs["source_bytes"] == (0 if method == "sce" else n_bytes + rank_bytes)
     assert (sizes.source_bytes, sizes.rank_bytes) == (n_bytes, rank_bytes)
     assert sizes.worker_bytes == n_bytes + rank_bytes + sizes.candidate_bytes
     print_plan(sizes, [])
@@ -131,6 +131,10 @@ def test_the_methods_that_keep_ranks_are_those_that_prune_by_rank():
         "eps": 1e-8,
         "max_iter": 10.0,
         "tol": 1e-5,
+        "r": 0.1,
+        "alpha": 0.2,
+        "epsilon": 0.0,
+        "select_topk": 0.5,
     }
     own = {"weight": 1.0, "density": 0.5, "epsilon": 0.1, "gamma": 0.01, "scale": 1.0}
     ranked = []
@@ -138,11 +142,15 @@ def test_the_methods_that_keep_ranks_are_those_that_prune_by_rank():
         inputs = tuple(TensorInput(f"m{number}", "w", own) for number in range(method_spec(method).min_sources))
         step = TensorStep("w", (2, 4), method, inputs, TensorInput("base", "w", {}), shared)
         form = fuse(step, 8, 0, Statistics(pool))
-        if form is not None and any(prune.ranks is not None for _, _, prune in form.inputs):
+        kept = [
+            prune.ranks if prune.places is None else prune.places
+            for _, _, prune in ([] if form is None else form.inputs)
+        ]
+        if any(ranks is not None for ranks in kept):
             ranked.append(method)
-            (ranks,) = [prune.ranks for _, _, prune in form.inputs]
-            assert ranks.itemsize == RANK_BYTES
-    assert tuple(ranked) == RANKED_METHODS
+            assert keeps_ranks(step)
+            assert kept[0].itemsize == (PLACE_BYTES if method == "sce" else RANK_BYTES)
+    assert tuple(ranked) == (*RANKED_METHODS, "sce")
 
 
 @pytest.mark.parametrize("without", ["triton", "compiler"])

@@ -10,6 +10,7 @@ from fused_cases import BY_DIRECTION, DTYPES, Views, cases, close, fixed_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evomerge.core import CheckpointError
 from evomerge.plan import MOST_RANKS, MergePlan, TensorInput, TensorStep
 from evomerge.weights import WeightPool
 from evomerge.weights.blocks import BF16, BLOCK, F16, F32, round_block
@@ -214,3 +215,65 @@ def test_rescaling_does_not_depend_on_threads():
     plan = MergePlan((step,), 0, 0, "float32", "float32", 0)
     results = [next(Merger(pool, threads=threads).tensors(plan))[1] for threads in (1, 2, 5)]
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@settings(max_examples=60)
+@given(cases("sce"), st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_any_share_of_the_most_varied_entries_is_selected_again_and_again(case, shares):
+    plan, pool = case
+    resident = Merger(pool, threads=2)
+    for share in shares:
+        candidate = replace(plan, steps=(replace(plan.steps[0], parameters={"select_topk": share}),))
+        (_, plain) = next(Merger(pool, fused=False).tensors(candidate))
+        for merger in (resident, Merger(pool, once=True)):
+            assert torch.equal(next(merger.tensors(candidate))[1], plain)
+
+
+def test_places_are_kept_for_one_set_of_experts_of_a_base():
+    generator = torch.Generator().manual_seed(0)
+    pool = WeightPool.holding({(name, "w"): torch.randn(3000, generator=generator) for name in "abcd"})
+    steps = [
+        TensorStep(f"w{number}", (3000,), "sce", tuple(TensorInput(name, "w", {}) for name in names), TensorInput("a", "w", {}), {"select_topk": 0.3})
+        for number, names in enumerate(["bc", "cd", "bcd", "bc"])
+    ]  # fmt: skip
+    plan = MergePlan(tuple(steps), 0, 0, "float32", "float32", 0)
+    merger, plain = Merger(pool, threads=2), Merger(pool, fused=False)
+    target = Views(plan, torch.float32)
+    for _ in range(2):
+        merger.write(plan, target)
+        assert all(torch.equal(target.tensor(name), merged) for name, merged in plain.tensors(plan))
+
+
+def test_sums_and_other_formulas_are_written_together():
+    generator = torch.Generator().manual_seed(0)
+    pool = WeightPool.holding({(name, "w"): torch.randn(700, generator=generator) for name in "abc"})
+    shared = {
+        "ram": {"epsilon": 0.5},
+        "task_arithmetic": {"lambda": 1.0, "normalize": False},
+        "nearswap": {"t": 0.3},
+        "linear": {"normalize": False},
+    }
+    steps = []
+    for method, parameters in shared.items():
+        names = "b" if method == "nearswap" else "bc"
+        inputs = tuple(TensorInput(name, "w", {"weight": 0.5}) for name in names)
+        base = None if method == "linear" else TensorInput("a", "w", {})
+        steps.append(TensorStep(method, (700,), method, inputs, base, parameters))
+    plan = MergePlan(tuple(steps), 0, 0, "float32", "float32", 0)
+    target = Views(plan, torch.float32)
+    Merger(pool).write(plan, target)
+    assert all(torch.equal(target.tensor(name), merged) for name, merged in Merger(pool, fused=False).tensors(plan))
+
+
+@pytest.mark.parametrize("method", ["ram", "nearswap", "sce"])
+def test_results_outside_the_range_are_named(method):
+    sources = {("b", "w"): torch.full((100,), 3.4e38), ("a", "w"): torch.full((100,), -3.4e38)}
+    parameters = {"ram": {"epsilon": 0.5}, "nearswap": {"t": 1.0}, "sce": {"select_topk": 1.0}}[method]
+    if method == "nearswap":  # its result is between the two, but not that of rounding
+        sources = {key: torch.full((100,), 3.4028e38) for key in sources}
+    step = TensorStep("w", (100,), method, (TensorInput("b", "w", {}),), TensorInput("a", "w", {}), parameters)
+    plan = MergePlan((step,), 0, 0, "bfloat16", "float32", 0)
+    target = Views(plan, torch.bfloat16)
+    with pytest.raises(CheckpointError, match="'w' holds values outside the range of bfloat16"):
+        Merger(WeightPool.holding(sources)).write(plan, target)
+    assert not target.tensor("w").any()

@@ -9,10 +9,11 @@ import torch
 
 from evomerge.plan import TensorInput, TensorStep
 from evomerge.weights.blocks import F32, F32_AS_BF16, OVERFLOW_BITS, round_block
+from evomerge.weights.fused.formulas import SUM, formula_chunks
 from evomerge.weights.fused.kernels import RANDOM, RANKED, mask_chunks, merge_chunks
 from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.statistics import Statistics
-from evomerge.weights.fused.steps import FusedStep, fuse
+from evomerge.weights.fused.steps import FusedStep, fuse, is_measured
 from evomerge.weights.fused.tables import INPUT, KINDS, OUTPUT, chunks_of, kind_of
 from evomerge.weights.fused.threads import Threads
 from evomerge.weights.pool import WeightPool
@@ -111,7 +112,8 @@ class FusedBatch:
             return fuse(step, math.prod(step.shape), seed, statistics) if self.can_read(step) else None
 
         keys = {(precision, step.method, step.output, *[entry.source for entry in step.inputs]) for step in steps}
-        if keys <= self._prepared:  # only lookups are left, which hold the interpreter lock
+        # where only lookups are left, which hold the interpreter lock, one thread is enough
+        if keys <= self._prepared and not any(map(is_measured, steps)):
             return [form(step) for step in steps]
         forms = self._threads.map(form, steps)
         self._prepared |= keys
@@ -133,6 +135,7 @@ class FusedBatch:
             The first step whose result left the range of its dtype, if any.
         """
         parts = [part for destination in destinations for part in parts_of(destination, fused)]
+        parts.sort(key=lambda part: part.form.formula != SUM)
         rows: dict[tuple[str, int], int] = {}
         for part in parts:
             rows.setdefault(part.key, len(rows))
@@ -147,11 +150,14 @@ class FusedBatch:
             outputs[index]["out_offset"] = part.place.start
             ranges[index] = (index, 0, part.place.start, part.place.end)
         chunks = chunks_of(ranges)
-        self._threads.run_chunks(merge_chunks, chunks, outputs, inputs)
+        n_sums = np.searchsorted(chunks["output"], sum(part.form.formula == SUM for part in parts))
+        for kernel, own in ((merge_chunks, chunks[:n_sums]), (formula_chunks, chunks[n_sums:])):
+            if len(own):
+                self._threads.run_chunks(kernel, own, outputs, inputs)
         del masks  # the tables hold their addresses
         limits = np.array(OVERFLOW_BITS, np.uint32)[outputs["out_kind"][chunks["output"]]]
         bad = np.flatnonzero(chunks["largest"] >= limits)
-        return parts[int(chunks["output"][bad[0]])].place.step if len(bad) else None
+        return parts[int(chunks["output"][bad].min())].place.step if len(bad) else None
 
     def _tables(self, fused: list[FusedStep], steps: list[TensorStep]) -> tuple[np.ndarray, np.ndarray]:
         """One output row a step, without its destination, and all input rows."""
@@ -174,16 +180,19 @@ class FusedBatch:
                 form.elect_sign,
                 form.normalize,
                 form.precision,
+                form.formula,
+                form.parameter,
             )
             for position, (entry, weight, prune) in enumerate(form.inputs):
                 address, kind = self._place(entry)
+                ranks = prune.ranks if prune.places is None else prune.places
                 input_rows.append(
                     (
                         address,
                         prune.cutoff,
                         prune.top_cutoff,
                         0,
-                        0 if prune.ranks is None else prune.ranks.ctypes.data,
+                        0 if ranks is None else ranks.ctypes.data,
                         kind,
                         prune.mode,
                         prune.key0,

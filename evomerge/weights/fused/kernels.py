@@ -88,7 +88,7 @@ def _round_to_f16(value):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
-def _rounded(value, precision):  # type: ignore[no-untyped-def]
+def round_lanes(value, precision):  # type: ignore[no-untyped-def]
     """`value` as `precision` holds it: BF16, F16, F32 or None. A compiler sees that None has nothing to do."""
     if precision is None:
         return value
@@ -104,7 +104,7 @@ def _load_rounded(address, kind, window, precision):  # type: ignore[no-untyped-
     value = _load(address, kind, window)
     if precision is None:
         return value
-    return value if kind == precision else _rounded(value, precision)
+    return value if kind == precision else round_lanes(value, precision)
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
@@ -147,7 +147,8 @@ def _set_thresholds(inputs, window, thresholds):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
-def _magnitude(value):  # type: ignore[no-untyped-def]
+def magnitude_of(value):  # type: ignore[no-untyped-def]
+    """`value` without its sign."""
     return from_bits(bits_of(value) & words(_MAGNITUDE_BITS))
 
 
@@ -155,7 +156,7 @@ def _magnitude(value):  # type: ignore[no-untyped-def]
 def _only_large(value, delta, mode, thresholds):  # type: ignore[no-untyped-def]
     """`value` where |delta| reaches the row at address `thresholds` and, for BAND, is below the next; 0 elsewhere."""
     zero = floats(np.float32(0.0))
-    magnitude = _magnitude(delta)
+    magnitude = magnitude_of(delta)
     value = select(magnitude >= load_lanes(thresholds), value, zero)
     if mode == BAND:
         value = select(magnitude < load_lanes(thresholds + _ROW_BYTES), value, zero)
@@ -177,8 +178,8 @@ def _agreeing(total, inputs, normalize, weighted, precision):  # type: ignore[no
         agreed = select(agrees, agreed + value, agreed)
         if normalize:
             weights = select(agrees, weights + floats(inputs[k]["weight"]), weights)
-    agreed, weights = _rounded(agreed, precision), _rounded(weights, precision)
-    return _rounded(agreed / select(weights == zero, one, weights), precision) if normalize else agreed
+    agreed, weights = round_lanes(agreed, precision), round_lanes(weights, precision)
+    return round_lanes(agreed / select(weights == zero, one, weights), precision) if normalize else agreed
 
 
 @numba.njit(cache=True, nogil=True, inline="never")
@@ -202,15 +203,15 @@ def _merge_windows(first, last, output, inputs, thresholds, weighted, precision)
             value = _load_rounded(inputs[k]["address"], inputs[k]["kind"], window, precision)
             weight = floats(inputs[k]["weight"])
             if has_base:
-                delta = _rounded(value - base, precision)
+                delta = round_lanes(value - base, precision)
                 mode = inputs[k]["mode"]
                 row = thresholds.ctypes.data + 2 * k * _ROW_BYTES
                 if mode == KEEP_ALL:
-                    value = _rounded(delta * weight, precision)
+                    value = round_lanes(delta * weight, precision)
                 elif mode == MAGNITUDE and inputs[k]["scale"] == np.float32(1.0):
-                    value = select(_magnitude(delta) >= load_lanes(row), _rounded(delta * weight, precision), zero)
+                    value = select(magnitude_of(delta) >= load_lanes(row), round_lanes(delta * weight, precision), zero)
                 else:
-                    value = _rounded(_rounded(delta * floats(inputs[k]["scale"]), precision) * weight, precision)
+                    value = round_lanes(round_lanes(delta * floats(inputs[k]["scale"]), precision) * weight, precision)
                     if mode in (MAGNITUDE, BAND):
                         value = _only_large(value, delta, mode, row)
                     else:
@@ -221,17 +222,17 @@ def _merge_windows(first, last, output, inputs, thresholds, weighted, precision)
             if elect_sign:
                 store_lanes(weighted.ctypes.data + k * _ROW_BYTES, value)
         if has_base:
-            total = _rounded(total, precision)
+            total = round_lanes(total, precision)
         if elect_sign:
             total = _agreeing(total, inputs, normalize, weighted.ctypes.data, precision)
         if divisor != np.float32(1.0):
             total = total / floats(divisor)
         if scale != np.float32(1.0):
-            total = _rounded(total, precision) * floats(scale)
+            total = round_lanes(total, precision) * floats(scale)
         if has_base:
-            total = _rounded(total, precision) + base
-        total = _rounded(total, precision)
-        magnitude = bits_of(_magnitude(total))
+            total = round_lanes(total, precision) + base
+        total = round_lanes(total, precision)
+        magnitude = bits_of(magnitude_of(total))
         largest = select(magnitude > largest, magnitude, largest)
         _store(out_address, out_kind, window - out_offset, total)
     return largest_word(largest)
@@ -319,7 +320,7 @@ def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-u
     for window in range(first, last, LANES):
         if measure:
             base = _load_rounded(base_address, base_kind, window, precision)
-            kept = _magnitude(_rounded(_load_rounded(address, kind, window, precision) - base, precision))
+            kept = magnitude_of(round_lanes(_load_rounded(address, kind, window, precision) - base, precision))
         if mode in (RANDOM, RANKED):
             numbers = random_halves(key0, key1, window)
             if mode == RANKED:

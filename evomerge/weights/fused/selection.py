@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import torch
 
-from evomerge.weights.blocks import BLOCK, F32
+from evomerge.weights.blocks import BLOCK, F32, ZEROS
 from evomerge.weights.fused.magnitudes import INDEX_BITS, Cut, cut_at, delta_bits, nth_equal, value_of
 from evomerge.weights.fused.tables import KINDS
 
@@ -23,14 +23,15 @@ _SPREADS = (0.0, 4.0, 40.0, math.inf)
 _LARGEST = 0x7FFFFFFF
 
 
-def cut_once(base: torch.Tensor, tensor: torch.Tensor, k: int, precision: int = F32) -> Cut:
-    """What separates the `k` largest magnitudes of `tensor - base`, as `MagnitudeHistogram.cut`."""
+def cut_once(base: torch.Tensor | None, tensor: torch.Tensor, k: int, precision: int = F32) -> Cut:
+    """What separates the `k` largest magnitudes of `tensor - base` (of `tensor` without one), as `MagnitudeHistogram.cut`."""
     n_elements = tensor.numel()
     if k <= 0:
         return Cut(float("inf"), 0)
     if k >= n_elements:
         return Cut(0.0, n_elements)
-    places = (base.data_ptr(), KINDS[base.dtype], tensor.data_ptr(), KINDS[tensor.dtype], precision, n_elements)
+    origin = (0, ZEROS) if base is None else (base.data_ptr(), KINDS[base.dtype])
+    places = (*origin, tensor.data_ptr(), KINDS[tensor.dtype], precision, n_elements)
     sample = _sample(*places)
     sample.sort()
     for spread in _SPREADS:

@@ -1,6 +1,6 @@
 """What merges need to know of whole tensors (norms, inner products, magnitude histograms, ranks): computed when first asked for, kept for ever."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numba
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.weights.blocks import BLOCK, F32, as_bits, load_block, load_delta, round_block
+from evomerge.weights.fused.experts import changed_by, mark_cut, places_of, sort_keys, square_sums, variances
 from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.magnitudes import Cut, MagnitudeHistogram
 from evomerge.weights.fused.selection import cut_once
@@ -22,12 +23,21 @@ _REMEMBERED_CUTS = 64
 """per pair; a search with fixed densities asks for the same ones again and again"""
 
 
+_REMEMBERED_COUNTS = 1 << 16
+"""of changed entries, in all; a search that varies their threshold asks for new ones each time"""
+
 _SORTED_AT_ONCE = 1 << 20
 """elements whose sort keys (8 bytes each) are in memory at a time"""
 
 
 Place = tuple[str, str]
 """model, its tensor"""
+
+Experts = tuple[Place, ...]
+"""the tensors of experts and, last, of the base"""
+
+MOST_PLACES = 2**32 - 1
+"""elements of a tensor whose order fits what is kept of it"""
 
 
 class Products(NamedTuple):
@@ -60,6 +70,9 @@ class Statistics:
         self._inner: dict[tuple[Place | None, Place, Place], float] = {}
         self._l1: dict[Pair, float] = {}
         self._ranks: dict[Pair, NDArray[np.uint16]] = {}
+        self._orders: dict[Place, tuple[Experts, NDArray[np.uint32], int]] = {}
+        self._square_sums: dict[Experts, dict[int, list[float]]] = {}
+        self._changed: dict[tuple[Experts, float], tuple[list[int], list[int]]] = {}
 
     def cut(self, pair: Pair, k: int) -> Cut:
         """What separates the `k` largest magnitudes of `other - base`."""
@@ -136,6 +149,65 @@ class Statistics:
             if not self._once:
                 self._ranks[pair] = found
         return found
+
+    def square_sums(self, experts: Experts, order: NDArray[np.uint32] | None, limit: int) -> list[float]:
+        """Sum of squares of each task vector, over the entries whose place in `order` (None: all) is below `limit`."""
+        known = self._square_sums.setdefault(experts, {})
+        key = -1 if order is None else limit
+        found = known.get(key)
+        if found is None:
+            address = 0 if order is None else order.ctypes.data
+            found = square_sums(*self._all_places(experts), address, np.uint32(limit)).tolist()
+            if len(known) >= _REMEMBERED_CUTS:
+                known.clear()
+            if order is None or not self._once:
+                known[key] = found
+        return found
+
+    def most_varied(self, experts: Experts, wanted: Callable[[int], int]) -> tuple[NDArray[np.uint32], int]:
+        """Places of all entries by variance over the task vectors, and the place before which the most varied `wanted` are.
+
+        Of equal variances the first count as larger. `wanted` is given how many variances are not 0. Places are padded to whole windows of
+        the kernels. Those of one set of experts are kept for each base.
+        """
+        held, order, n_varied = self._orders.get(experts[-1], ((), np.zeros(0, np.uint32), 0))
+        if held == experts:
+            return order, wanted(n_varied)
+        places = self._all_places(experts)
+        n_elements = places[-1]
+        order = np.zeros(n_elements + LANES, np.uint32)
+        variance = order.view(np.float32)[:n_elements]
+        variances(*places, variance)
+        if self._once:
+            cut = cut_once(None, torch.from_numpy(variance), wanted(int(np.count_nonzero(variance))))
+            mark_cut(variance, np.float32(cut.threshold), cut.cutoff)
+            return order, 1
+        keys = np.empty(n_elements, np.uint64)
+        n_varied = int(sort_keys(variance, keys))
+        keys.sort()
+        places_of(keys, order)
+        self._orders[experts[-1]] = (experts, order, n_varied)
+        return order, wanted(n_varied)
+
+    def changed_by(self, experts: Experts, epsilon: float) -> tuple[list[int], list[int]]:
+        """How many entries each expert changes by more than `epsilon`: those that no other does, and those that others do too."""
+        key = (experts, epsilon)
+        found = self._changed.get(key)
+        if found is None:
+            held = np.array([epsilon], np.float32)
+            round_block(held, 1, self.precision)
+            alone, together = changed_by(*self._all_places(experts), held[0]).tolist()
+            if len(self._changed) >= _REMEMBERED_COUNTS:
+                self._changed.clear()
+            found = self._changed[key] = (alone, together)
+        return found
+
+    def _all_places(self, experts: Experts) -> tuple[NDArray[np.int64], NDArray[np.int32], int, int]:
+        """Addresses and kinds of the tensors, precision and number of elements."""
+        tensors = [self._pool.tensor(*place) for place in experts]
+        addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
+        kinds = np.array([KINDS[tensor.dtype] for tensor in tensors], np.int32)
+        return addresses, kinds, self.precision, tensors[0].numel()
 
     def _tensors(self, pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
         return self._pool.tensor(pair[0], pair[1]), self._pool.tensor(pair[2], pair[3])

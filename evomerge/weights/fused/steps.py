@@ -1,5 +1,6 @@
 """Which methods the fused kernels compute, and how a step of each becomes table rows."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -9,14 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.plan import MOST_RANKS, RANKED_METHODS, TensorInput, TensorStep, n_columns
+from evomerge.plan import MOST_RANKS, RANKED_METHODS, TensorInput, TensorStep, keeps_ranks, n_columns
 from evomerge.weights.blocks import F32
 from evomerge.weights.fused import directions
+from evomerge.weights.fused.formulas import NEARSWAP, RAM, SCE, SUM
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
-from evomerge.weights.fused.statistics import Pair, Statistics
+from evomerge.weights.fused.statistics import MOST_PLACES, Experts, Pair, Statistics
 from evomerge.weights.fused.tables import DTYPE_OF
 from evomerge.weights.methods.breadcrumbs import band
 from evomerge.weights.methods.della import last_kept
+from evomerge.weights.methods.ramplus_tl import own_factor
+from evomerge.weights.methods.sce import expert_weights, n_selected
 from evomerge.weights.methods.slerp import coefficients
 from evomerge.weights.philox import DECISIONS, keep_threshold, mask_key
 from evomerge.weights.task_vectors import weight_sum
@@ -36,6 +40,7 @@ class Prune(NamedTuple):
     low: float = 0.0
     step: float = 0.0
     ranks: NDArray[np.uint16] | None = None
+    places: NDArray[np.uint32] | None = None
 
 
 NO_PRUNE = Prune()
@@ -53,6 +58,7 @@ class FusedStep:
         norms: of the inputs whose pruned deltas get their L1 norm back: position -> that norm.
         pieces: (end, form) of consecutive stretches of flat elements, instead of all of the above.
         precision: the kind that arithmetic rounds to; where there is no base, only what is read and the result.
+        formula, parameter: one of `evomerge.weights.fused.formulas`, which reads base, inputs and their weights, and its own number.
     """
 
     inputs: Sequence[tuple[TensorInput, float, Prune]]
@@ -64,6 +70,8 @@ class FusedStep:
     norms: Mapping[int, float] = field(default_factory=dict)
     pieces: tuple[tuple[int, "FusedStep"], ...] = ()
     precision: int = F32
+    formula: int = SUM
+    parameter: float = 0.0
 
 
 def fuse(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
@@ -168,6 +176,47 @@ def _karcher(step: TensorStep, n_elements: int, seed: int, statistics: Statistic
         return None
     limit, tolerance = int(step.parameters["max_iter"]), float(step.parameters["tol"])
     return _sum(step, directions.karcher(_gram(step, statistics), limit, tolerance))
+
+
+def _nearswap(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
+    return FusedStep(
+        [(step.inputs[0], 1.0, NO_PRUNE)], step.base, formula=NEARSWAP, parameter=float(step.parameters["t"])
+    )
+
+
+def _ram(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
+    inputs = [(entry, 1.0, NO_PRUNE) for entry in step.inputs]
+    return FusedStep(inputs, step.base, normalize=True, formula=RAM, parameter=float(step.parameters["epsilon"]))
+
+
+def _ramplus_tl(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
+    r, alpha, epsilon = (float(step.parameters[name]) for name in ("r", "alpha", "epsilon"))
+    alone, together = statistics.changed_by(_experts(step), epsilon)
+    factors = [own_factor(*counts, r, alpha, epsilon) for counts in zip(alone, together, strict=True)]
+    inputs = [(entry, factor, NO_PRUNE) for entry, factor in zip(step.inputs, factors, strict=True)]
+    return FusedStep(inputs, step.base, formula=RAM, parameter=epsilon)
+
+
+def _sce(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+    if n_elements > MOST_PLACES:
+        return None
+    share, experts, prune = float(step.parameters["select_topk"]), _experts(step), NO_PRUNE
+    if share < 1:
+        order, limit = statistics.most_varied(experts, lambda n_varied: n_selected(n_varied, share))
+        prune = Prune(cutoff=limit, places=order)
+    energy = torch.tensor(statistics.square_sums(experts, prune.places, prune.cutoff), dtype=torch.float64) / max(
+        n_elements, 1
+    )
+    weights = expert_weights(energy.to(DTYPE_OF[statistics.precision])).tolist()
+    inputs = [(entry, weight, prune) for entry, weight in zip(step.inputs, weights, strict=True)]
+    return FusedStep(inputs, step.base, formula=SCE)
+
+
+def _experts(step: TensorStep) -> Experts:
+    """The tensors of a step that has a base, which comes last."""
+    if step.base is None:
+        raise RuntimeError(f"plan without a base for {step.output}")
+    return tuple([(entry.source, entry.tensor) for entry in (*step.inputs, step.base)])
 
 
 def _piecewise(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
@@ -279,16 +328,29 @@ _BUILDERS: Mapping[str, Callable[[TensorStep, int, int, Statistics], FusedStep |
     "della_linear": _task_vectors(_keep_ranked, elect_sign=False),
     "breadcrumbs": _task_vectors(_keep_band, elect_sign=False),
     "breadcrumbs_ties": _task_vectors(_keep_band, elect_sign=True),
+    "nearswap": _nearswap,
+    "ram": _ram,
+    "ramplus_tl": _ramplus_tl,
+    "sce": _sce,
 }
+
+CPU_ONLY = ("nearswap", "ram", "ramplus_tl", "sce")
+"""methods whose fused forms only the CPU's kernels compute"""
 
 
 _BY_DIRECTION = ("nuslerp", "multislerp", "karcher", "model_stock")
 
 
+def is_measured(step: TensorStep) -> bool:
+    """Whether every other value of its parameters costs a pass over the tensors before the merge."""
+    return step.method == "sce" and keeps_ranks(step)
+
+
 def may_need_reference(step: TensorStep) -> bool:
     """Whether `fuse` may give None for the step, which only the values of its tensors can tell."""
     ranked = step.method in RANKED_METHODS and n_columns(step.shape) > MOST_RANKS
-    return step.method not in _BUILDERS or step.method in _BY_DIRECTION or ranked
+    too_large = step.method == "sce" and math.prod(step.shape) > MOST_PLACES
+    return step.method not in _BUILDERS or step.method in _BY_DIRECTION or ranked or too_large
 
 
 def fused_methods() -> tuple[str, ...]:

@@ -21,6 +21,8 @@ OUTPUT = np.dtype(
         ("elect_sign", np.bool_),
         ("normalize", np.bool_),
         ("precision", np.int32),  # the kind that arithmetic rounds to
+        ("formula", np.int32),
+        ("parameter", np.float32),
     ],
     align=True,
 )
@@ -31,7 +33,7 @@ INPUT = np.dtype(
         ("cutoff", np.int64),
         ("top_cutoff", np.int64),
         ("mask_address", np.int64),  # a bit per element; see `lanes.store_truths`
-        ("rank_address", np.int64),  # uint16 per element, padded to whole windows
+        ("rank_address", np.int64),  # uint16 (sce: uint32) per element, padded to whole windows
         ("kind", np.int32),
         ("mode", np.int32),
         ("key0", np.uint32),

@@ -12,5 +12,6 @@ def merge(group: TensorGroup) -> torch.Tensor:
     """Entry-wise interpolation from base to expert."""
     base, expert = group.required_base(), group.tensors[0]
     distance = (base - expert).abs().clamp(min=1e-6)
-    share = (float(group.shared["t"]) / distance).clamp(min=0, max=1)
+    # the reciprocal of 1e-6 is infinite in float16, and NaN times t = 0
+    share = (float(group.shared["t"]) / distance).nan_to_num(nan=0.0).clamp(min=0, max=1)
     return share * expert + (1 - share) * base

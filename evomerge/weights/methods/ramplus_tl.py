@@ -17,9 +17,14 @@ def merge(group: TensorGroup) -> torch.Tensor:
     parts = []
     for delta, active in zip(deltas, changed, strict=True):
         n_unique, n_shared = int((active & (count == 1)).sum()), int((active & (count > 1)).sum())
-        # without entries of its own there is nothing to enlarge, and with epsilon 0 nothing to divide by
-        share = n_shared / max(n_unique, epsilon) if n_unique else 0.0
-        factor = 1 + r * min(share, alpha)
+        factor = own_factor(n_unique, n_shared, r, alpha, epsilon)
         scale = torch.where(count > 1, 1.0 / count.clamp(min=1), torch.full_like(delta, factor, dtype=torch.float32))
         parts.append(delta * active * scale.to(delta.dtype))
     return group.required_base() + in_order_sum(parts)
+
+
+def own_factor(n_unique: int, n_shared: int, r: float, alpha: float, epsilon: float) -> float:
+    """What an expert's own changes are multiplied by, of which it has `n_unique` beside `n_shared` that others made too."""
+    # without entries of its own there is nothing to enlarge, and with epsilon 0 nothing to divide by
+    share = n_shared / max(n_unique, epsilon) if n_unique else 0.0
+    return 1 + r * min(share, alpha)

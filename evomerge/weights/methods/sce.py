@@ -19,20 +19,28 @@ def merge(group: TensorGroup) -> torch.Tensor:
     deltas = torch.stack([tensor - base for tensor in group.tensors])
     share = float(group.shared["select_topk"])
     if share < 1:
-        deltas = deltas * _selected(deltas, share)
+        deltas = torch.where(_selected(deltas, share), deltas, torch.zeros_like(deltas))
     elected = torch.where(in_order_sum(list(deltas)) >= 0, 1.0, -1.0).to(base.dtype)
-    energy = deltas.square().reshape(len(deltas), -1).mean(dim=1)
-    total = energy.sum()
-    weights = energy / total if total.abs() >= _TINY else torch.full_like(energy, 1.0 / len(deltas))
+    weights = expert_weights(deltas.square().reshape(len(deltas), -1).mean(dim=1, dtype=torch.float64).to(base.dtype))
     agreeing = (deltas.sign() == elected) * weights.reshape(-1, *[1] * base.dim())
-    return base + (deltas * agreeing).sum(dim=0) / agreeing.sum(dim=0).clamp(min=_TINY)
+    return base + in_order_sum(list(deltas * agreeing)) / in_order_sum(list(agreeing)).clamp(min=_TINY)
+
+
+def expert_weights(energy: torch.Tensor) -> torch.Tensor:
+    """omega of each expert, in the dtype of the arithmetic."""
+    total = energy.sum()
+    return energy / total if total.abs() >= _TINY else torch.full_like(energy, 1.0 / len(energy))
+
+
+def n_selected(n_varied: int, share: float) -> int:
+    """How many entries are selected where `n_varied` have a variance."""
+    return int(n_varied * share) if share > 0 else 0
 
 
 def _selected(deltas: torch.Tensor, share: float) -> torch.Tensor:
-    """1 at the entries of largest variance, else 0; in the shape of one delta."""
+    """Where the entries of largest variance are; in the shape of one delta."""
     variance = deltas.var(dim=0, unbiased=False)
-    mask = torch.zeros(variance.numel(), dtype=deltas.dtype, device=deltas.device)
-    count = int(int(torch.count_nonzero(variance)) * share) if share > 0 else 0
+    mask = torch.zeros(variance.numel(), dtype=torch.bool, device=deltas.device)
     order = torch.sort(variance.reshape(-1), descending=True, stable=True).indices
-    mask[order[:count]] = 1
+    mask[order[: n_selected(int(torch.count_nonzero(variance)), share)]] = True
     return mask.reshape(variance.shape)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evomerge.weights.fused.steps import fused_methods
+from evomerge.weights.fused.steps import CPU_ONLY, fused_methods
 from evomerge.weights.pool import WeightPool
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def missing() -> str | None:
 
 def gpu_methods() -> tuple[str, ...]:
     """Methods that are computed where the engine's weights are, on a GPU; none where the kernels lack something."""
-    return fused_methods() if missing() is None else ()
+    return tuple(method for method in fused_methods() if method not in CPU_ONLY) if missing() is None else ()
 
 
 def triton_batch(pool: WeightPool, device: torch.device) -> "TritonBatch | None":

@@ -48,6 +48,7 @@ def pruned(
     start,
     lanes,
     MODE: tl.constexpr,
+    RESCALE: tl.constexpr,
     EDGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -69,4 +70,6 @@ def pruned(
         else:
             kept = numbers <= whole[3].to(tl.uint32)
         delta = tl.where(kept, delta, 0.0)
+    if RESCALE:
+        delta = delta * real[5]
     return delta

@@ -48,7 +48,6 @@ class Variant(NamedTuple):
     normalize: bool
     divide: bool
     rescale: bool
-    precision: int
     aligned: bool
 
 
@@ -68,7 +67,6 @@ def variant_of(part: Part, resident: ResidentSources) -> Variant:
         normalize=form.normalize,
         divide=form.divisor != 1,
         rescale=bool(form.norms),
-        precision=form.precision,
         aligned=_first_address(part, out) % _WIDE == 0,
     )
 

@@ -1,0 +1,145 @@
+"""Compiled merges beside the sums of `evomerge.weights.fused.kernels`: nearswap, ram, ramplus_tl and sce, one pass over base and sources each.
+
+A block of each tensor is made float32 in the first-level cache, and the formula goes over it in vectors. Arithmetic is that of the plain
+references, to the last bit, in float32 and where a recipe asks for a lower precision.
+"""
+
+import numba
+import numpy as np
+
+from evomerge.weights.blocks import BLOCK, F32, load_block, round_block, store_block
+from evomerge.weights.fused.kernels import magnitude_of, round_lanes
+from evomerge.weights.fused.lanes import LANES, bits_of, floats, from_bits, load_lanes, select, store_lanes, words
+
+SUM, NEARSWAP, RAM, SCE = 0, 1, 2, 3
+"""what `evomerge.weights.fused.kernels` computes, and what is computed here"""
+
+_TINY = np.float32(1e-6)
+_SIGN = np.uint32(0x80000000)
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _nearswap(rows, merged, at, inputs, t, precision):  # type: ignore[no-untyped-def]
+    """The window at offset `at` of every row, see `evomerge.weights.methods.nearswap`."""
+    zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
+    other, base = load_lanes(rows + at), load_lanes(rows + 4 * BLOCK + at)
+    least = round_lanes(floats(_TINY), precision)
+    distance = magnitude_of(round_lanes(base - other, precision))
+    distance = select(distance < least, least, distance)
+    # torch divides a number by a tensor in two steps
+    share = round_lanes(round_lanes(one / distance, precision) * floats(t), precision)
+    share = select(share > one, one, select(share >= zero, share, zero))  # NaN is 0, as there
+    rest = round_lanes(round_lanes(one - share, precision) * base, precision)
+    store_lanes(merged + at, round_lanes(round_lanes(share * other, precision) + rest, precision))
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _ram(rows, merged, at, inputs, epsilon, mean, precision):  # type: ignore[no-untyped-def]
+    """As above; plain `ram` where `mean`, else `ramplus_tl` with each input's weight as the factor of its own entries."""
+    zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
+    n_inputs = inputs.shape[0]
+    base = load_lanes(rows + 4 * BLOCK * n_inputs + at)
+    least = round_lanes(floats(epsilon), precision)
+    count = zero
+    for k in range(n_inputs):
+        row = rows + 4 * BLOCK * k + at
+        delta = round_lanes(load_lanes(row) - base, precision)
+        changed = magnitude_of(delta) > least
+        count = select(changed, count + one, count)
+        store_lanes(row, select(changed, delta, zero))
+    several = count > one
+    divisor = select(several, count, one)
+    share = one / divisor
+    total = zero
+    for k in range(n_inputs):
+        delta = load_lanes(rows + 4 * BLOCK * k + at)
+        if mean:
+            total = total + round_lanes(delta / divisor, precision)
+        else:
+            scale = round_lanes(select(several, share, floats(inputs[k]["weight"])), precision)
+            total = total + round_lanes(delta * scale, precision)
+    store_lanes(merged + at, round_lanes(base + round_lanes(total, precision), precision))
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _sce(rows, merged, at, inputs, order, limit, precision):  # type: ignore[no-untyped-def]
+    """As above, of the entries whose place at address `order` (where there is one) is below `limit`; weights are the inputs'."""
+    zero = floats(np.float32(0.0))
+    n_inputs = inputs.shape[0]
+    base = load_lanes(rows + 4 * BLOCK * n_inputs + at)
+    total = zero
+    for k in range(n_inputs):
+        row = rows + 4 * BLOCK * k + at
+        delta = round_lanes(load_lanes(row) - base, precision)
+        if order != 0:
+            delta = select(bits_of(load_lanes(order + at)) < words(limit), delta, zero)
+        total = total + delta
+        store_lanes(row, delta)
+    minus = bits_of(select(round_lanes(total, precision) >= zero, zero, from_bits(words(_SIGN))))
+    agreed, weights = zero, zero
+    for k in range(n_inputs):
+        delta, weight = load_lanes(rows + 4 * BLOCK * k + at), floats(inputs[k]["weight"])
+        agrees = from_bits(bits_of(delta) ^ minus) > zero
+        agreed = select(agrees, agreed + round_lanes(delta * weight, precision), agreed)
+        weights = select(agrees, weights + weight, weights)
+    agreed, weights, least = (
+        round_lanes(agreed, precision),
+        round_lanes(weights, precision),
+        round_lanes(floats(_TINY), precision),
+    )
+    mean = round_lanes(agreed / select(weights < least, least, weights), precision)
+    store_lanes(merged + at, round_lanes(base + mean, precision))
+
+
+@numba.njit(cache=True, nogil=True)
+def load_rows(addresses, kinds, precision, start, count, rows):  # type: ignore[no-untyped-def]
+    """Elements [start, start + count) of tensors into rows of a block each, rounded to `precision`, with zeros to the next whole window."""
+    edge = -(-count // LANES) * LANES
+    for k in range(addresses.shape[0]):
+        row = rows[k]
+        load_block(addresses[k], kinds[k], start, count, row)
+        if kinds[k] != precision:
+            round_block(row, count, precision)
+        row[count:edge] = np.float32(0.0)
+
+
+@numba.njit(cache=True, nogil=True, inline="never")
+def _windows(rows, merged, count, output, inputs, order, precision):  # type: ignore[no-untyped-def]
+    """The formula of `output` for `count` elements at addresses of a block each."""
+    formula, parameter, mean = output["formula"], output["parameter"], output["normalize"]
+    limit = np.uint32(inputs[0]["cutoff"])
+    for at in range(0, 4 * count, 4 * LANES):
+        if formula == NEARSWAP:
+            _nearswap(rows, merged, at, inputs, parameter, precision)
+        elif formula == RAM:
+            _ram(rows, merged, at, inputs, parameter, mean, precision)
+        else:
+            _sce(rows, merged, at, inputs, order, limit, precision)
+
+
+@numba.njit(cache=True, nogil=True)
+def formula_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
+    """Computes chunks, as `evomerge.weights.fused.kernels.merge_chunks`."""
+    for c in range(chunks.shape[0]):
+        output = outputs[chunks[c]["output"]]
+        n_inputs = output["n_inputs"]
+        own = inputs[output["first_input"] : output["first_input"] + n_inputs]
+        addresses, kinds = np.empty(n_inputs + 1, np.int64), np.empty(n_inputs + 1, np.int32)
+        for k in range(n_inputs):
+            addresses[k], kinds[k] = own[k]["address"], own[k]["kind"]
+        addresses[n_inputs], kinds[n_inputs] = output["base_address"], output["base_kind"]
+        rows, merged = np.empty((n_inputs + 1, BLOCK), np.float32), np.empty(BLOCK, np.float32)
+        places, result, precision = rows.ctypes.data, merged.ctypes.data, output["precision"]
+        largest = np.uint32(0)
+        for start in range(chunks[c]["start"], chunks[c]["end"], BLOCK):
+            count = min(BLOCK, chunks[c]["end"] - start)
+            load_rows(addresses, kinds, precision, start, count, rows)
+            order = own[0]["rank_address"] + 4 * start if own[0]["rank_address"] != 0 else 0
+            # compiled twice, as sums are
+            if precision == F32:
+                _windows(places, result, count, output, own, order, None)
+            else:
+                _windows(places, result, count, output, own, order, precision)
+            at = start - output["out_offset"]
+            largest = max(largest, store_block(output["out_address"], output["out_kind"], at, count, merged))
+        chunks[c]["largest"] = largest
