@@ -19,6 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from evomerge.weights.blocks import BF16, F32
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.triton import kernels
 
@@ -46,6 +47,9 @@ METHODS = {
     "della_linear": _PLAIN | {"MODE": RANKED},
     "della": _PLAIN | {"MODE": RANKED, "ELECT": True},
     "della, normalize: true": _PLAIN | {"MODE": RANKED, "ELECT": True, "NORMALIZE": True},
+    "linear, dtype: bfloat16": _PLAIN | {"BASE": kernels.NO_BASE, "DIVIDE": True, "PRECISION": BF16},
+    "ties, dtype: bfloat16": _PLAIN | {"MODE": MAGNITUDE, "ELECT": True, "NORMALIZE": True, "PRECISION": BF16},
+    "dare_ties, dtype: bfloat16": _PLAIN | {"MODE": RANDOM, "ELECT": True, "PRECISION": BF16},
 }
 """row -> constants of `merge_chunks`, without `rescale`"""
 
@@ -69,7 +73,8 @@ class Counts:
 
 def count(row: str) -> Counts:
     """Compiles the kernel of a row and counts."""
-    constants = METHODS[row] | {"K": N_INPUTS, "KINDS": 0, "OUT": 0, "ALIGNED": True, "BLOCK": kernels.BLOCK}
+    same = {"K": N_INPUTS, "KINDS": 0, "OUT": 0, "PRECISION": F32, "ALIGNED": True, "BLOCK": kernels.BLOCK}
+    constants = same | METHODS[row]
     signature = {"chunks": "*i64", "integers": "*i64", "floats": "*fp32", "largest": "*i32"}
     source = ASTSource(kernels.merge_chunks, signature | dict.fromkeys(constants, "constexpr"), constants, {})
     options = {"num_warps": kernels.N_WARPS, "enable_fp_fusion": False}

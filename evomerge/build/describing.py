@@ -13,9 +13,7 @@ def describe(problem: Problem) -> list[str]:
     """What a search would do, in a few lines."""
     config, choice = problem.config, chosen_strategy(problem)
     why = "" if choice.name == config.strategy.name else f" ({config.strategy.name}: {choice.reason})"
-    lines = [
-        f"strategy    {choice.name}{why}, seed {config.seed}, budget {config.budget.model_dump(exclude_none=True)}"
-    ]
+    lines = [f"strategy    {choice.name}{why}, seed {config.seed}, budget {_budget(problem)}"]
     lines.append(f"objectives  {', '.join(f'{item.name} ({item.direction.value})' for item in problem.objectives)}")
     lines += [
         f"group       {spec.name}: mean of {len(spec.members)} tasks, {'by size' if spec.weight_by_size else 'each the same'}"
@@ -36,6 +34,13 @@ def describe(problem: Problem) -> list[str]:
             if name not in problem.own_values() and problem.crossings is None
         ]
     return lines + [f"note        {note}" for note in notes_on_budget(problem)]
+
+
+def _budget(problem: Problem) -> str:
+    limits = problem.config.budget.model_dump(exclude_none=True)
+    return " or ".join(
+        f"{limit:g} {name}" if name == "hours" else f"{limit:,} {name}" for name, limit in limits.items()
+    )
 
 
 def notes_on_budget(problem: Problem) -> list[str]:

@@ -104,7 +104,7 @@ def export_recipe(folder: FilePath, choice: str, out: FilePath | None = None) ->
 
     Args:
         folder: the run directory.
-        choice: `best`, `knee` or `id:<candidate>`.
+        choice: `best`, `knee` or a candidate's id.
         out: the file; default `<candidate>.yaml` in the working directory.
 
     Returns:

@@ -187,9 +187,7 @@ def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer
         except (Interrupted, EvaluationError):
             files.flush(recorder.state)
             raise
-        files.write_front(state)
-        if state.best_id is not None:
-            files.write_best(state.entries[state.best_id])
+        files.finish(state)
         with writing_into(directory):
             atomic_write_json(directory.summary, summarize(state, recorder.evaluation))
         return state

@@ -9,6 +9,7 @@ from pathlib import Path
 from evomerge.build.problem import make_problem
 from evomerge.config import parse_config
 from evomerge.core import ConfigError, FilePath, atomic_write_text, load_yaml
+from evomerge.evaluation.task_groups import find_task
 from evomerge.plan import read_source
 from evomerge.recipe import Source
 from evomerge.strategy import strategy_names
@@ -24,7 +25,7 @@ method: {method}{method_note}
 
 # What the merged model should be good at: lm-eval task files, or names that lm-eval knows. Each task needs three disjoint
 # splits: search (fitness), select (ranks the finalists), report (looked at once); say which of the data's splits they are with
-#   - {{task: mine.yaml, splits: {{search: train, select: validation, report: test}}}}
+#   - {{task: mine.yaml, splits: {{search: train, select: validation, report: test}}}}      # or parts of one: 'train[:60%]', ...
 {tasks}
 
 # cma_es: one objective, or the mean of several. nsga2: the trade-offs between several. All: {strategies}
@@ -46,7 +47,7 @@ _NO_TASKS = "tasks: []            # to be filled in, or there is nothing to sear
 def write_first_config(
     out: FilePath, experts: Sequence[str], *, base: FilePath | None, tasks: Sequence[str], overwrite: bool = False
 ) -> list[str]:
-    """Writes a commented configuration and returns what is still to be done, a line each.
+    """Writes a commented configuration and returns what is still to be done, a line each; first what is to be mended in it.
 
     Args:
         out: the file.
@@ -56,7 +57,7 @@ def write_first_config(
         overwrite: replace `out` where it exists.
 
     Raises:
-        ConfigError: `out` exists, an expert's name is none or stands twice, or what `evomerge validate` would say.
+        ConfigError: `out` exists, an expert's name is none or stands twice, or a task is not there.
         CheckpointError: a model cannot be read.
     """
     out = Path(out)
@@ -88,13 +89,19 @@ def write_first_config(
     )  # fmt: skip
     settings = load_yaml(text, str(out))
     config = parse_config({**settings, "tasks": settings["tasks"] or ["to-be-named"]}, folder=folder, where=str(out))
-    if local:
-        make_problem(config)
+    for task in local and tasks:
+        find_task(task)
     try:
         atomic_write_text(out, text)
     except OSError as problem:
         raise ConfigError(f"{out}: cannot be written: {problem.strerror}") from None
-    return [f"evomerge search {out}"] if local else [f"name tasks in {out}", f"evomerge validate {out}"]
+    if not local:
+        return [f"name tasks in {out}", f"evomerge validate {out}"]
+    try:
+        make_problem(config)
+    except ConfigError as problem:
+        return [str(problem), f"mend this in {out}", f"evomerge validate {out}"]
+    return [f"evomerge search {out}"]
 
 
 def _named(experts: Sequence[str]) -> dict[str, Source]:
@@ -118,8 +125,10 @@ def _place(source: Source, folder: Path) -> str:
 
 
 def _relative(text: str, folder: Path) -> str:
-    """The path as seen from `folder`; absolute where they have nothing in common."""
-    path = Path(text).resolve()
+    """The path as seen from `folder`: below it as it is given, elsewhere without links; absolute where they have nothing in common."""
+    path = Path(text).absolute()
+    if not path.is_relative_to(folder) or ".." in path.parts:
+        path = path.resolve()
     place = os.path.relpath(path, folder)
     return str(path) if place.count("..") > 3 else place if place.startswith(".") else f"./{place}"
 

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
-from evomerge.config import SearchConfig, SyntheticConfig, TaskConfig
+from evomerge.config import LmEvalConfig, SearchConfig, SyntheticConfig, TaskConfig
 from evomerge.core import EvaluationError, EvomergeError, Split
 from evomerge.evaluation import PromptFormat, TaskSpec
+from evomerge.evaluation.split_parts import split_name
 from evomerge.evaluation.task_files import check_task, is_task_file, task_name
 from evomerge.evaluation.task_groups import find_group
 from evomerge.evaluation.task_metrics import check_metric
+from evomerge.evaluation.task_settings import check_runs_nothing
 
 
 def task_specs(config: SearchConfig) -> list[TaskSpec]:
@@ -32,6 +34,8 @@ def checked_task_names(config: SearchConfig) -> tuple[tuple[str, ...], list[str]
         try:
             for spec in _specs(config, item):
                 check_task(spec, needed_splits(config))
+                if isinstance(config.evaluation, LmEvalConfig) and not config.evaluation.trust_task_code:
+                    check_runs_nothing(spec)
                 check_metric(spec)
                 names.append(spec.name or task_name(spec.task))
         except EvomergeError as error:
@@ -83,7 +87,7 @@ def _specs(config: SearchConfig, item: TaskConfig) -> list[TaskSpec]:
 def _check_public(item: TaskConfig, members: tuple[TaskSpec, ...]) -> None:
     """Raises EvaluationError where a group file would have a public benchmark's test split searched on."""
     public = [member.task for member in members if not is_task_file(member.task)]
-    if public and item.splits.get("search") == "test" and not item.search_on_test:
+    if public and split_name(item.splits.get("search", "")) == "test" and not item.search_on_test:
         raise EvaluationError(
             f"task {item.task!r}: splits.search is the test split of the public benchmark {public[0]!r}; search on another, or say "
             "search_on_test: true"

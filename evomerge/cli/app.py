@@ -76,7 +76,11 @@ def init(
     from evomerge.build.starting import write_first_config
 
     todo = write_first_config(out, models, base=base, tasks=task or (), overwrite=overwrite)
-    print(f"{out}: written. Next: {'; '.join(todo)}")
+    *wrong, last = todo
+    print(f"{out}: written")
+    for line in wrong:
+        print(line)
+    print(f"next: {last}")
 
 
 @app.command()
@@ -235,7 +239,7 @@ def front(
 def export(
     run: Run,
     choice: Annotated[
-        str, typer.Option("--pick", help="best (winner of the finals), knee (of the front), or id:<candidate>.")
+        str, typer.Option("--pick", help="best (winner of the finals), knee (of the front), or a candidate's id.")
     ] = "best",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write. (default: <candidate>.yaml)", show_default=False)
@@ -246,7 +250,8 @@ def export(
     from evomerge.recipe import has_mergekit_form
 
     name, recipe, path = export_recipe(run, choice, out)
-    print(f"{path}: {name}, {recipe.method} of {len(recipe.slices[0].sources)} models")
+    count = len(recipe.models())
+    print(f"{path}: {name}, {recipe.method} of {count} model{'s' if count > 1 else ''}")
     if not has_mergekit_form(recipe):
         print("mergekit cannot express this merge; evomerge merge reads the file")
 
@@ -283,20 +288,18 @@ def merge(
     Weights are read, merged and written one tensor at a time; OUT appears when it is complete.
     """
     from evomerge.build import merge_recipe
-    from evomerge.build.signals import terminated_as_interrupted
 
-    with terminated_as_interrupted():
-        merged = merge_recipe(
-            recipe,
-            out,
-            dtype=dtype,
-            shard_size=shard_size,
-            max_memory=max_memory,
-            device=device,
-            seed=random_seed,
-            trust_remote_code=trust_remote_code,
-            overwrite=overwrite,
-        )
+    merged = merge_recipe(
+        recipe,
+        out,
+        dtype=dtype,
+        shard_size=shard_size,
+        max_memory=max_memory,
+        device=device,
+        seed=random_seed,
+        trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
+    )
     print(merged)
 
 

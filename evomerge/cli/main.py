@@ -6,25 +6,36 @@ import threading
 import traceback
 from typing import NoReturn
 
-from evomerge.cli.app import app
-from evomerge.cluster.local_pool import THREAD_NAME
-from evomerge.core import EvomergeError
+from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts, take_interrupts
 
 EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Runs the command line and exits. Usage errors exit with 2 as well; anything unforeseen shows its traceback and exits with 1."""
+    take_interrupts()
     try:
-        app()
-    except EvomergeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        _exit(EXIT_BAD_INPUT)
+        code = _command()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        _exit(EXIT_INTERRUPTED)
+        code = EXIT_INTERRUPTED
+    ignore_interrupts()
+    _exit(code)
+
+
+def _command() -> int:
+    """Runs the command and says how it ended. Imports here, so that an interrupt meanwhile ends as any other."""
+    from evomerge.cli.app import app
+    from evomerge.core import EvomergeError
+
+    try:
+        app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_INTERNAL if end.code else 0
+    except EvomergeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     except BrokenPipeError:
         sys.stderr.close()
     except Exception as error:  # noqa: BLE001  (the end of the program: whoever runs it must be told how to go on)
@@ -32,11 +43,14 @@ def main() -> None:
         traceback.print_exc()
         print(f"\ninternal error: {type(error).__name__}: {error}", file=sys.stderr)
         print("\n".join(["This is a fault of evomerge or a library; the traceback is above.", *hints]), file=sys.stderr)
-        _exit(EXIT_INTERNAL)
+        return EXIT_INTERNAL
+    return 0
 
 
 def _exit(code: int) -> NoReturn:
     """Exits; past the interpreter's shutdown where an abandoned evaluation still runs, since C++ code aborts when its thread is ended."""
+    from evomerge.cluster.local_pool import THREAD_NAME
+
     if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

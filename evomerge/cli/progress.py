@@ -1,14 +1,14 @@
 """Progress of a search on the terminal: one line for every improvement, a status line in between, the table at the end."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from evomerge.core import Evaluation, EvomergeError, Split, Status
-from evomerge.search import Interrupted, RunState, utility
+from evomerge.search import Interrupted, RunState, indifferent, utility
 
 STATUS_EVERY_S = 10.0
 """How often a status line is printed where nothing improves."""
@@ -44,12 +44,22 @@ class Progress:
         elif entry.baseline:
             self._print(state, line)
             self._best = max(self._best, value)
+            if all(state.evaluations.get((item.id, Split.SEARCH)) is not None for item in state.baselines):
+                self._say_what_cannot_be_searched(state)
         elif value > self._best:
             self._best = value
             self._print(state, f"{line}   best so far")
         elif time.monotonic() - self._last > STATUS_EVERY_S:
             rate = self._n_here / (time.monotonic() - self._started)
             self._print(state, f"{line}   ({60 * rate:.0f}/min, best {self._best:.3f})")
+
+    def _say_what_cannot_be_searched(self, state: RunState) -> None:
+        for name, score in indifferent(state).items():
+            print(
+                f"note: every baseline has {score:.3f} on {name}, so the search may have nothing to go by there; look at the task's prompts, "
+                "targets and filters",
+                flush=True,
+            )
 
     def _print(self, state: RunState, text: str) -> None:
         self._last = time.monotonic()
@@ -70,11 +80,9 @@ def watched(
     try:
         yield Progress(n_evaluations, known)
     except Interrupted:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # everything is saved: one Ctrl-C too many must not look like a failure
+        ignore_interrupts()  # everything is saved: one Ctrl-C too many must not look like a failure
         print(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  evomerge resume {folder}", flush=True)
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
     except EvomergeError:
         raise
     except Exception as error:

@@ -10,7 +10,7 @@ from rich.table import Table
 from evomerge.build import Run
 from evomerge.build.planning import Forecast, Sizes
 from evomerge.core import Evaluation, Objective, Split
-from evomerge.search import Z_95, headline, verdict
+from evomerge.search import Z_95, headline, leader, verdict
 
 _CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 """In a log file there is no screen to fit into: names must stay whole."""
@@ -21,12 +21,15 @@ def print_summary(run: Run) -> None:
     summary = cast(dict[str, Any], run.summary())
     objectives = run.state.objectives
     names, tuned = headline(run.state, summary["details"]["search"])
-    best = summary["best_id"]
+    best = leader(run.state)
+    mark = "best" if run.state.best_id else "best on search"
     for split in (Split.SEARCH, Split.REPORT):
         details = summary["details"][split.value]
         if any(name in details for name in names):
-            _CONSOLE.print(_split_table(split, names, details, objectives, tuned, best))
+            _CONSOLE.print(_split_table(split, names, details, objectives, tuned, best, mark))
     _print_comparisons(summary, tuned)
+    if run.state.best_id is not None and run.state.entries[run.state.best_id].baseline:
+        _CONSOLE.print(f"no merge that was found beats {run.state.best_id} on the select split")
     _print_surrogates(summary)
     _print_overhead(summary)
     folder = run.directory
@@ -41,6 +44,9 @@ def print_front(run: Run) -> None:
     from evomerge.search import front_of, utility
 
     objectives = run.state.objectives
+    if not run.state.n_evaluations[Split.SEARCH]:
+        _CONSOLE.print("no candidate has been evaluated yet")
+        return
     table = Table(
         title=f"front on the search split ({run.state.n_evaluations[Split.SEARCH]} evaluations)", title_justify="left"
     )
@@ -101,6 +107,7 @@ def _split_table(
     objectives: tuple[Objective, ...],
     tuned: str | None,
     best: str | None,
+    mark: str,
 ) -> Table:
     table = Table(title=f"{split} split, ± 95% interval", title_justify="left")
     table.add_column("recipe", no_wrap=True)
@@ -120,7 +127,7 @@ def _split_table(
         label = f"{name} (tuned)" if name == tuned else name
         style = "bold" if name == best else None
         table.add_row(
-            f"{label} (best)" if name == best else label,
+            f"{label} ({mark})" if name == best else label,
             *cells,
             f"{row['mean']:.3f} ± {Z_95 * row['mean_stderr']:.3f}",
             style=style,

@@ -1,10 +1,11 @@
 """YAML file + `--set` overrides -> `SearchConfig`, with every error of the file at once."""
 
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -43,7 +44,7 @@ def parse_config(
     try:
         config = SearchConfig.model_validate(data)
     except ValidationError as problem:
-        lines = [_describe(error) for error in problem.errors()]
+        lines = _describe(problem)
         where += f" with --set {', --set '.join(overrides)}" if overrides else ""
         raise ConfigError(
             f"{where}: {len(lines)} problem{'s' if len(lines) > 1 else ''}\n"
@@ -91,30 +92,94 @@ def _long_form(value: Any, path: Sequence[str]) -> Any:
             return {"name": value} if isinstance(value, str) else value
         case ["tasks", _]:
             return {"task": value} if isinstance(value, str) else value
+        case ["tasks"] | ["objectives"]:
+            return [value] if isinstance(value, str) else value
+        case ["engine"]:
+            return {"kind": value} if isinstance(value, str) else value
     return value
 
 
-def _describe(error: Any) -> str:
-    """One line for one pydantic error: where, what, and the nearest valid key of an unknown one."""
-    location = [str(part) for part in error["loc"] if part not in ("lm_eval", "synthetic", "function-after", "int")]
-    place = ".".join(location) or "config"
-    if error["type"] == "extra_forbidden":
-        near = get_close_matches(location[-1], _keys_beside(error["loc"]), n=1)
-        return f"{place}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
-    message = error["msg"].removeprefix("Value error, ")
-    value = error.get("input")
-    shown = (
-        f" (got {value!r})"
-        if isinstance(value, str | int | float | bool | type(None)) and error["type"] not in ("missing", "value_error")
-        else ""
-    )
-    return f"{place}: {message[0].lower()}{message[1:]}{shown}"
+def _describe(problem: ValidationError) -> list[str]:
+    """One line for every setting that is wrong: where, what, and the nearest valid key of an unknown one."""
+    lines: dict[str, list[str]] = {}
+    got: dict[str, str] = {}
+    for error in problem.errors():
+        location = [str(part) for part in error["loc"] if not _NO_KEY.fullmatch(str(part))]
+        if len(location) > 1 and error["type"].startswith(f"{location[-1]}_"):
+            location.pop()  # the kind of value that was tried
+        place = ".".join(location) or "config"
+        lines.setdefault(place, []).append(_in_words(error, location))
+        value = error.get("input")
+        if isinstance(value, str | int | float | bool | type(None)) and error["type"] not in _VALUE_SAYS_NOTHING:
+            got[place] = f" (got {'nothing' if value is None else repr(value)})"
+    # of a setting that may be one of several things, a line for each of them
+    return [
+        f"{place}: {' or '.join(dict.fromkeys(lines[place])).replace(' or must be ', ' or ')}{got.get(place, '')}"
+        for place in lines
+    ]
+
+
+_NO_KEY = re.compile(r"lm_eval|synthetic|\[key\]|constrained-int|(function-after|literal|tuple)\[.*")
+"""what pydantic puts among the keys: which alternative of a setting it tried"""
+
+_VALUE_SAYS_NOTHING = ("missing", "value_error", "extra_forbidden")
+
+_KINDS = {
+    "dict_type": "must be a mapping of names to values",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "string_type": "must be a text",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "missing": "is missing",
+    "too_long": "has too many values",
+}
+"""pydantic's kind of an error -> the same in the words of YAML"""
+
+
+def _in_words(error: Any, location: Sequence[str]) -> str:
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return "unknown key" + _where_instead(location, _keys_beside(error["loc"]))
+    if kind == "model_type":
+        return f"must be a mapping of settings: {', '.join(_keys_beside([*error['loc'], '']))}"
+    if kind == "union_tag_invalid":
+        return f"kind: must be {' or '.join(error['ctx']['expected_tags'].split(', '))}, got {error['ctx']['tag']!r}"
+    message = _KINDS.get(kind) or error["msg"].removeprefix("Value error, ")
+    message = re.sub("^Input should be ", "must be ", message)
+    return f"{message[0].lower()}{message[1:]}"
+
+
+def _where_instead(location: Sequence[str], beside: Sequence[str]) -> str:
+    """What the user may have meant by an unknown key: one that is spelt like it, or the same one in another place."""
+    elsewhere = [path for path in _all_keys(SearchConfig) if path.split(".")[-1] == location[-1]]
+    elsewhere = [path for path in elsewhere if path != ".".join(location)]  # that of another kind of evaluation
+    near = get_close_matches(location[-1], beside, n=1) or sorted(elsewhere, key=lambda path: path.count("."))[:1]
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(beside)}"
+
+
+def _all_keys(model: type[BaseModel], above: str = "") -> list[str]:
+    """Every key below `model`, dotted; those below names that a user chooses are left out."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(above + name)
+        for found in _models_in(field.annotation):
+            if dict not in {get_origin(field.annotation), *map(get_origin, get_args(field.annotation))}:
+                keys += _all_keys(found, f"{above}{name}.")
+    return keys
 
 
 def _keys_beside(location: Sequence[Any]) -> list[str]:
     """Valid keys of the model that the last part of `location` was given to."""
     models: list[type[BaseModel]] = [SearchConfig]
     for part in location[:-1]:
+        if part in ("lm_eval", "synthetic"):  # of the kinds of evaluation, the one that was chosen
+            models = [model for model in models if model.model_fields["kind"].default == part]
         fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
         if fields:
             models = [found for field in fields for found in _models_in(field)]
@@ -128,8 +193,11 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _joined(folder: Path, text: str) -> Path:
-    """`text` as a path seen from `folder`, which has no links in it: leading `..` are taken back, as they stand in recipes and messages."""
-    path = Path(text)
+    """`text` as a path seen from `folder`, which has no links in it: leading `..` are taken back, as they stand in recipes and messages.
+
+    `~/` is the user's home, as in a shell.
+    """
+    path = Path.home() / text[2:] if text.startswith("~/") else Path(text)
     while path.parts[:1] == ("..",):
         folder, path = folder.parent, Path(*path.parts[1:])
     return folder / path

@@ -176,7 +176,7 @@ class TaskConfig(_Strict):
     metric: str | None = None
     """default: the task's first metric"""
     splits: dict[Literal["search", "select", "report"], str] = Field(default_factory=dict)
-    """our split -> the data set's split; default: the same names"""
+    """our split -> the data set's split, or a part of it, e.g. train[:60%]; default: the same names"""
     limit: int | None = Field(default=None, ge=1)
     """use only the first so many items of every split"""
     num_fewshot: int | None = Field(default=None, ge=0)
@@ -187,7 +187,7 @@ class TaskConfig(_Strict):
     @model_validator(mode="after")
     def _test_split_is_kept(self) -> "TaskConfig":
         public = not self.task.endswith((".yaml", ".yml"))
-        if public and self.splits.get("search") == "test" and not self.search_on_test:
+        if public and self.splits.get("search", "").partition("[")[0] == "test" and not self.search_on_test:
             raise ValueError(
                 f"splits.search is the test split of the public benchmark {self.task!r}: what is found could not be compared with "
                 "anybody's score. Search on its train or validation split, or say search_on_test: true"
@@ -249,7 +249,7 @@ class SyntheticConfig(_Strict):
 
 
 class EngineConfig(_Strict):
-    """The inference engine of a worker."""
+    """The inference engine of a worker. In YAML its kind will do."""
 
     kind: Literal["auto", "vllm", "transformers"] = "auto"
     """auto: vllm where it is installed"""
@@ -366,6 +366,7 @@ class SearchConfig(_Strict):
     @field_validator("tasks", mode="before")
     @classmethod
     def _task_names(cls, value: Any) -> Any:
+        value = [value] if isinstance(value, str) else value
         return (
             [{"task": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
         )
@@ -373,6 +374,7 @@ class SearchConfig(_Strict):
     @field_validator("objectives", mode="before")
     @classmethod
     def _objective_names(cls, value: Any) -> Any:
+        value = [value] if isinstance(value, str) else value
         return (
             [{"name": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
         )
@@ -381,6 +383,11 @@ class SearchConfig(_Strict):
     @classmethod
     def _strategy_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _engine_kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("evaluation", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from typing import Any
 from evomerge.core import EvaluationError, Split, did_you_mean
 from evomerge.evaluation.compiled_templates import keep_compiled_templates
 from evomerge.evaluation.encoding import Encoder
+from evomerge.evaluation.split_parts import part_range, split_name
 from evomerge.evaluation.task_files import is_task_file, no_such_split
 from evomerge.evaluation.task_items import SCORER_ERRORS, Item, TaskItems
 from evomerge.evaluation.task_settings import check_templates, task_settings
@@ -82,11 +83,12 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
     metric = filter_name = ""
     for split in Split:
         part = spec.data_split(split)
-        if part is None or part not in dataset:
+        if part is None or split_name(part) not in dataset:
             if split in spec.splits or split is Split.SEARCH:
                 raise EvaluationError(no_such_split(name, split, part, dataset))
             continue
-        task = _lm_eval_task(f"{spec.task}, split {part!r}", settings, dataset, part, spec.num_fewshot)
+        where = f"{spec.task}, split {part!r}"
+        task = _lm_eval_task(where, settings, _with_part(where, dataset, part), part, spec.num_fewshot)
         metric, filter_index = _chosen_metric(spec, task)
         filter_name = task._filters[filter_index].name
         splits[split] = TaskItems(
@@ -94,7 +96,7 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
             task,
             metric=metric,
             filter_index=filter_index,
-            items=_build_items(f"{spec.task}, split {part!r}", task, spec, encoder),
+            items=_build_items(where, task, spec, encoder),
             encoder=encoder,
         )
     _check_disjoint(name, splits)
@@ -145,6 +147,17 @@ def _load_data(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return loaded
 
 
+def _with_part(where: str, dataset: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """The data with `part` as a split of its own."""
+    if part in dataset:
+        return dataset
+    whole = dataset[split_name(part)]
+    rows = part_range(part, len(whole))
+    if not rows:
+        raise EvaluationError(f"{where}: there is no row in it; {split_name(part)} has {len(whole)}")
+    return {**dataset, part: whole.select(rows) if hasattr(whole, "select") else whole[rows.start : rows.stop]}
+
+
 def _lm_eval_task(
     where: str, settings: Mapping[str, Any], dataset: Mapping[str, Any], part: str, num_fewshot: int | None
 ) -> Any:
@@ -159,6 +172,7 @@ def _lm_eval_task(
 
     config = copy.deepcopy({key: value for key, value in settings.items() if key != "dataset_kwargs"})
     config["test_split"] = part
+    _keep_items_out_of_their_examples(config, part)
     if num_fewshot is not None:
         config["num_fewshot"] = num_fewshot
     try:
@@ -169,6 +183,21 @@ def _lm_eval_task(
     except (*SCORER_ERRORS, ImportError, _template_error()) as error:
         raise EvaluationError(f"{where}: lm-eval cannot build the task: {error!r}") from error
     return task
+
+
+def _keep_items_out_of_their_examples(config: dict[str, Any], part: str) -> None:
+    """Names `part` as the split of the solved examples where they come from the split that it is (a part of).
+
+    Only then does lm-eval see that an item must not be among its own examples.
+    """
+    fewshot = config.get("fewshot_config") or {}
+    named = fewshot.get("split") or config.get("fewshot_split")
+    if named is None and fewshot.get("samples") is None:
+        named = config.get("training_split") or config.get("validation_split")
+    if named is not None and split_name(named) == split_name(part):
+        config["fewshot_split"] = part
+        if fewshot.get("split"):
+            fewshot["split"] = part
 
 
 def _template_error() -> type[Exception]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evomerge.core import EvaluationError, Split, did_you_mean, load_yaml, why_unreadable
+from evomerge.evaluation.split_parts import split_name
 from evomerge.evaluation.task_spec import TaskSpec
 
 
@@ -60,10 +61,26 @@ def read_settings(path: Path, *, functions_as_text: bool = False) -> dict[str, A
     Raises:
         EvaluationError: no such file, not YAML, not a mapping that names a task or group, or a tag that runs code.
     """
+    settings = _read(path, functions_as_text)[0]
+    if not (is_group(settings) or isinstance(settings.get("task"), str)):
+        raise EvaluationError(f"{path}: {_NO_TASK_FILE}")
+    return settings
+
+
+_NO_TASK_FILE = "not an lm-eval task file: it needs a mapping with the key 'task'"
+
+
+def _read(path: Path, functions_as_text: bool, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
+    """The settings of a YAML file over those of the files that it includes, as lm-eval lays them over each other; and all these files.
+
+    `above` are the files that include it.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise EvaluationError(f"no such task file: {path}") from None
+        raise EvaluationError(
+            f"{above[-1]}: include: there is no {path}" if above else f"no such task file: {path}"
+        ) from None
     except (OSError, UnicodeDecodeError) as problem:
         raise EvaluationError(f"{path}: {why_unreadable(problem)}") from None
     if functions_as_text:
@@ -73,9 +90,22 @@ def read_settings(path: Path, *, functions_as_text: bool = False) -> dict[str, A
             f"{path}: {found.group()} runs Python code; set evaluation.trust_task_code: true if you trust this file"
         )
     settings = load_yaml(text, str(path), EvaluationError)
-    if not isinstance(settings, dict) or not (is_group(settings) or isinstance(settings.get("task"), str)):
-        raise EvaluationError(f"{path}: not an lm-eval task file: it needs a mapping with the key 'task'")
-    return settings
+    if not isinstance(settings, dict):
+        raise EvaluationError(f"{path}: {_NO_TASK_FILE}")
+    included = settings.pop("include", None) or []
+    merged: dict[str, Any] = {}
+    files = [path]
+    for name in included if isinstance(included, list) else [included]:
+        if not isinstance(name, str):
+            raise EvaluationError(f"{path}: include: expected the name of a file, got {name!r}")
+        file = path.parent / name
+        if os.path.normpath(file) in map(os.path.normpath, (*above, path)):
+            raise EvaluationError(f"{path}: include: {name} includes this file")
+        below, more = _read(file, functions_as_text, (*above, path))
+        below.pop("task_list", None)
+        merged |= below
+        files += more
+    return merged | settings, files
 
 
 def task_name(task: str) -> str:
@@ -128,15 +158,18 @@ def check_task(spec: TaskSpec, needed: Sequence[Split]) -> None:
     parts = data_files(Path(spec.task))
     for split in needed:
         part = spec.data_split(split)
-        if parts and part not in parts:
+        if parts and (part is None or split_name(part) not in parts):
             raise EvaluationError(no_such_split(spec.name or task_name(spec.task), split, part, parts))
 
 
 def no_such_split(name: str, split: Split, part: str | None, parts: Iterable[str]) -> str:
     """What to tell the user of a task whose data has no `part` for our `split`."""
-    wanted = f"no split {part!r}" if part else "nothing left"
+    wanted = f"no split {split_name(part)!r}" if part else "nothing left"
+    known = list(parts)
+    whole = known[0] if known else "train"
     return (
-        f"task {name!r}: the data set has {wanted} for {split.value}; it has {', '.join(parts)}. Say which one under splits"
+        f"task {name!r}: the data set has {wanted} for {split.value}; it has {', '.join(known)}. Say which one under splits, or which part of "
+        f"one, e.g. splits: {{search: '{whole}[:60%]', select: '{whole}[60%:80%]', report: '{whole}[80%:]'}}"
         + ("" if split is Split.SEARCH else ", or finals: {finalists: 0} to search without")
     )
 
@@ -203,7 +236,7 @@ def named_tasks() -> NamedTasks:
 
 
 def task_fingerprint(spec: TaskSpec) -> str:
-    """A hash of a task file and its data files; of the name alone for a task of lm-eval's; of a group, of its tasks and how they count."""
+    """A hash of a task file, what it includes and its data files; of the name alone for a task of lm-eval's; of a group, of its tasks and how they count."""
     task = spec.task
     if spec.members:
         marks = [*map(task_fingerprint, spec.members), spec.members[0].metric, spec.weight_by_size]
@@ -211,7 +244,8 @@ def task_fingerprint(spec: TaskSpec) -> str:
     digest = hashlib.sha256(task_name(task).encode())
     if is_task_file(task):
         path = Path(task)
-        digest.update(path.read_bytes())
+        for file in _read(path, functions_as_text=True)[1]:
+            digest.update(file.read_bytes())
         for names in data_files(path).values():
             for name in names:
                 digest.update(name.read_bytes())

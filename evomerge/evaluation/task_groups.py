@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.core import EvaluationError, did_you_mean
-from evomerge.evaluation.task_files import is_group, is_task_file, named_tasks, read_settings
+from evomerge.evaluation.task_files import is_group, is_task_file, named_task_file, named_tasks, read_settings
 
 _GROUP_KEYS = frozenset({"group", "group_alias", "task", "aggregate_metric_list", "metadata", "tag"})
 _MEMBER_KEYS = frozenset({"task", "task_alias", "num_fewshot"})
@@ -87,6 +87,18 @@ def find_group(task: str) -> TaskGroup | None:
     if task in known.tags and task not in known.tasks:
         return TaskGroup(task, _once(f"tag {task!r}", _named(task, f"tag {task!r}", _Index(), ())))
     return None
+
+
+def find_task(task: str) -> None:
+    """Looks whether there is a task or group that a configuration calls `task`.
+
+    Raises:
+        EvaluationError: there is none; or its file is no task file.
+    """
+    if is_task_file(task):
+        read_settings(Path(task), functions_as_text=True)
+    elif importlib.util.find_spec("lm_eval") is not None and task not in _collection():
+        named_task_file(task)
 
 
 @dataclass(slots=True)

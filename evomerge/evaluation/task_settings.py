@@ -6,6 +6,7 @@ classes, metrics that are downloaded as code, pickled data, or templates that re
 
 import copy
 import importlib
+import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import jinja2.sandbox
 
 from evomerge.core import EvaluationError, did_you_mean
 from evomerge.evaluation.task_files import data_files, is_task_file, named_task_file, named_tasks, read_task_file
+from evomerge.evaluation.task_spec import TaskSpec
 
 _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice", "description", "gen_prefix")
 _CODE_KEYS = ("class", "use_prompt", "custom_dataset", "process_docs", "process_results")
@@ -53,6 +55,22 @@ def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
     return settings
 
 
+def check_runs_nothing(spec: TaskSpec) -> None:
+    """Looks, without loading it, whether a task or one of a group wants to run code.
+
+    Raises:
+        EvaluationError: it does; says what, and how to allow it.
+    """
+    for member in spec.members:
+        check_runs_nothing(member)
+    if spec.members:
+        return
+    if is_task_file(spec.task):
+        _refuse_code_keys(Path(spec.task), read_task_file(Path(spec.task)))
+    elif importlib.util.find_spec("lm_eval") is not None:
+        _refuse_unsafe(spec.task)
+
+
 def runs_code(task: str) -> bool:
     """Whether a task may run code that is not lm-eval's own: any local file may, and what lm-eval marks `unsafe_code`.
 
@@ -68,10 +86,8 @@ def runs_code(task: str) -> bool:
 def _named_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
     loader = importlib.import_module("lm_eval.tasks._yaml_loader")
     path = named_task_file(task)
-    if runs_code(task) and not trust_code:
-        raise EvaluationError(
-            f"lm-eval task {task!r} runs code that the model writes; evaluation.trust_task_code: true runs it in a sandbox"
-        )
+    if not trust_code:
+        _refuse_unsafe(task)
     settings = dict(loader.load_yaml(path))
     if "class" in settings:
         raise EvaluationError(
@@ -83,29 +99,43 @@ def _named_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
     return settings
 
 
+def _refuse_unsafe(task: str) -> None:
+    """Refuses a task of lm-eval's that runs what the model writes."""
+    if runs_code(task):
+        raise EvaluationError(
+            f"lm-eval task {task!r} runs code that the model writes; evaluation.trust_task_code: true runs it in a sandbox"
+        )
+
+
+_WHY = "runs code; set evaluation.trust_task_code: true if you trust this file"
+
+
 def _refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
     """Refuses what would run code other than lm-eval's own."""
-    why = "runs code; set trust_task_code: true if you trust this file"
-    for key in _CODE_KEYS:
-        if settings.get(key) is not None:
-            raise EvaluationError(f"{path}: {key}: {why}")
-    if settings.get("unsafe_code"):
-        raise EvaluationError(f"{path}: unsafe_code: {why}")
-    if "include" in settings:
-        raise EvaluationError(f"{path}: include: not supported in a local task file; copy the keys into it")
-    if settings.get("dataset_path") in _PICKLED_DATA:
-        raise EvaluationError(f"{path}: dataset_path: {settings['dataset_path']} unpickles files, which {why}")
+    _refuse_code_keys(path, settings)
     importlib.import_module("lm_eval.api.metrics")  # fills the registry
     known = importlib.import_module("lm_eval.api.registry").METRIC_REGISTRY
     for entry in settings.get("metric_list") or []:
         name = entry.get("metric") if isinstance(entry, dict) else entry
-        if isinstance(entry, dict) and entry.get("hf_evaluate"):
-            raise EvaluationError(f"{path}: metric_list: {name}: hf_evaluate downloads code and {why}")
         if name not in known:
             hint = did_you_mean(str(name), known)
             raise EvaluationError(
                 f"{path}: metric_list: unknown metric {name!r}{hint} Known: {', '.join(sorted(known))}"
             )
+
+
+def _refuse_code_keys(path: Path, settings: Mapping[str, Any]) -> None:
+    """The part of `_refuse_code` that needs no lm-eval."""
+    for key in _CODE_KEYS:
+        if settings.get(key) is not None:
+            raise EvaluationError(f"{path}: {key}: {_WHY}")
+    if settings.get("unsafe_code"):
+        raise EvaluationError(f"{path}: unsafe_code: {_WHY}")
+    if settings.get("dataset_path") in _PICKLED_DATA:
+        raise EvaluationError(f"{path}: dataset_path: {settings['dataset_path']} unpickles files, which {_WHY}")
+    for entry in settings.get("metric_list") or []:
+        if isinstance(entry, dict) and entry.get("hf_evaluate"):
+            raise EvaluationError(f"{path}: metric_list: {entry.get('metric')}: hf_evaluate downloads code and {_WHY}")
 
 
 def check_templates(path: str, settings: Mapping[str, Any], documents: Iterable[Mapping[str, Any]]) -> None:

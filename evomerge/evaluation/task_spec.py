@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from evomerge.core import EvaluationError, Split
+from evomerge.evaluation.split_parts import always_share_rows, part_range, split_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class TaskSpec:
         metric: a metric of the task, or `metric,filter` as lm-eval prints it; None = the first metric that is a mean over items,
             and the first filter.
         name: what the score is called; None = the task's own name.
-        splits: our split -> the data set's split; a split that is not given is looked for under its own name.
+        splits: our split -> the data set's split, or a part of it (`train[:60%]`); a split that is not given is looked for under its own
+            name.
         limit: use only the first so many items of every split.
         num_fewshot: solved examples before each item; None = as many as the task says.
         prompt: how items are put to the model.
@@ -49,20 +52,24 @@ class TaskSpec:
     weight_by_size: bool = True
 
     def __post_init__(self) -> None:
-        """Raises EvaluationError on a limit below one, fewer than no examples, or one data split that is given twice."""
+        """Raises EvaluationError on a limit below one, fewer than no examples, or data splits that are no splits or overlap."""
         if self.limit is not None and self.limit < 1:
             raise EvaluationError(f"task {self.task!r}: limit must be at least 1, got {self.limit}")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise EvaluationError(f"task {self.task!r}: num_fewshot must be at least 0, got {self.num_fewshot}")
-        given = list(self.splits.values())
-        twice = sorted({name for name in given if given.count(name) > 1})
-        if twice:
-            raise EvaluationError(
-                f"task {self.task!r}: {', '.join(twice)} is given to several of search, select and report; "
-                "they must be disjoint"
-            )
+        for part in self.splits.values():
+            part_range(part, 0)
+        for one, two in combinations(self.splits, 2):
+            first, second = self.splits[one], self.splits[two]
+            if always_share_rows(first, second):
+                shown = f"{first} is given to both" if first == second else f"{first} and {second} overlap for"
+                raise EvaluationError(
+                    f"task {self.task!r}: {shown} {one.value} and {two.value}, which must be disjoint; parts of a split are written as "
+                    "train[:60%], train[60%:80%], train[80%:]"
+                )
 
     def data_split(self, split: Split) -> str | None:
         """The data set's name of `split`; None where the part of that name was given another role."""
         part = self.splits.get(split, split.value)
-        return None if split not in self.splits and part in self.splits.values() else part
+        taken = map(split_name, self.splits.values())
+        return None if split not in self.splits and part in taken else part

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) ->
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such model folder")
+        raise CheckpointError(f"{folder}: no such model folder{_what_instead(folder)}")
     config = _read_config(folder, trust_remote_code)
     shards = _shards(folder)
     tensors: dict[str, TensorHeader] = {}
@@ -62,6 +63,19 @@ def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) ->
     _check_plain(folder, tensors)
     header = ModelHeader(folder, config, {name: tensors[name] for name in tensors if not is_derived(name)}, files)
     return _without_copied_head(header)
+
+
+def _what_instead(folder: Path) -> str:
+    """What to do about a folder that is not there: a name is misspelt, or it is no path of this machine at all."""
+    if "$" in str(folder) or "~" in folder.parts:
+        return "; environment variables are not read here and ~ only at the start of a path: write it out"
+    if folder.is_file():
+        return ", but a file"
+    if folder.parent.is_dir():
+        beside = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
+        near = get_close_matches(folder.name, beside, n=1)
+        return f"; did you mean {near[0]!r}?" if near else ""
+    return "; models are folders of this machine: `hf download ORG/NAME --local-dir FOLDER` fetches one of the hub's"
 
 
 def file_stamp(path: Path) -> FileStamp:

@@ -167,7 +167,9 @@ class RecipeTemplate:
             if self._spec.name == "task_arithmetic" and not normalised:
                 wanted |= {f"task_arithmetic:{w:g}": dict.fromkeys(self._experts, w) for w in task_arithmetic_weights}
         points = {name: self._point(weights) for name, weights in wanted.items()}
-        points[f"{self._spec.name}:0.5"] = self._halves()
+        halves = self._halves()
+        if halves is not None:
+            points[f"{self._spec.name}:0.5"] = halves
         return {name: values for name, values in points.items() if values is not None}
 
     def _halves(self) -> dict[str, float] | None:

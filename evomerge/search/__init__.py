@@ -11,6 +11,7 @@ from evomerge.search.front_files import (
     front_csv,
     front_json,
     front_of,
+    leader,
     pick,
     reference_losses,
 )
@@ -21,7 +22,16 @@ from evomerge.search.recorder import RunRecorder, open_items, with_items
 from evomerge.search.run_directory import RunDirectory, writing_into
 from evomerge.search.run_lock import RunLock, holder_of
 from evomerge.search.state import RunState, utility
-from evomerge.search.summary import Z_95, headline, mean_with_error, overhead, summarize, tuned_task_arithmetic, verdict
+from evomerge.search.summary import (
+    Z_95,
+    headline,
+    indifferent,
+    mean_with_error,
+    overhead,
+    summarize,
+    tuned_task_arithmetic,
+    verdict,
+)
 from evomerge.search.tables import Entry
 
 __all__ = [
@@ -49,6 +59,8 @@ __all__ = [
     "front_of",
     "headline",
     "holder_of",
+    "indifferent",
+    "leader",
     "mean_with_error",
     "open_items",
     "overhead",

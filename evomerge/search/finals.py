@@ -3,6 +3,7 @@
 Choosing by the score that was optimised rewards luck; the three splits keep the reported number honest.
 """
 
+import math
 from collections.abc import Sequence
 
 from evomerge.core import EvaluationError, Split, Status
@@ -67,8 +68,14 @@ def best_on_select(state: RunState, names: Sequence[str]) -> str:
         good,
         key=lambda item: (
             -utility(state.objectives, item),
-            -utility(state.objectives, state.evaluations[item.candidate_id, Split.SEARCH]),
+            -_on_search(state, item.candidate_id),
             item.candidate_id,
         ),
     )
     return ranked[0].candidate_id
+
+
+def _on_search(state: RunState, name: str) -> float:
+    """The mean of the objectives on `search`; below all others where a baseline failed there."""
+    evaluation = state.evaluations[name, Split.SEARCH]
+    return utility(state.objectives, evaluation) if evaluation.status is Status.OK else -math.inf

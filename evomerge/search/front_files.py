@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evomerge.archive import Front
+from evomerge.archive import Front, knee
 from evomerge.core import (
     Direction,
     Evaluation,
@@ -24,6 +24,7 @@ from evomerge.recipe import Recipe, write_recipe
 from evomerge.search.run_directory import RunDirectory, writing_into
 from evomerge.search.state import RunState, utility
 from evomerge.search.tables import Entry
+from evomerge.strategy import candidate_id
 
 WRITE_EVERY_S = 1.0
 """While results keep coming, the files are this far behind the journal at most."""
@@ -45,8 +46,7 @@ def reference_losses(state: RunState) -> list[float] | None:
             known = [
                 sign * state.evaluations[entry.id, Split.SEARCH].value(objective.name)
                 for entry in state.baselines
-                if state.evaluations.get((entry.id, Split.SEARCH)) is not None
-                and state.evaluations[entry.id, Split.SEARCH].status is Status.OK
+                if state.evaluations.status(entry.id, Split.SEARCH) is Status.OK
             ]
             if not known:
                 return None
@@ -83,7 +83,8 @@ def front_json(state: RunState, front: Front) -> dict[str, Json]:
 class FrontFiles:
     """An observer that rewrites the files when an evaluation changes them, at most once a second while results keep coming.
 
-    Whoever runs the loop calls `flush` when nothing comes, and at the end.
+    Whoever runs the loop calls `flush` when nothing comes, and at the end. What is known already is written with the first of those: a
+    killed process may have left the files behind the journal.
 
     Args:
         directory: the run.
@@ -94,8 +95,12 @@ class FrontFiles:
     def __init__(self, directory: RunDirectory, state: RunState, recipe_of: Callable[[Entry], Recipe | None]) -> None:
         self._directory, self._recipe_of = directory, recipe_of
         self._front = front_of(state)
-        self._best = max((utility(state.objectives, item) for item in state.iter_evaluated()), default=-np.inf)
         self._front_changed, self._new_best = False, ""
+        self._best = (-np.inf, 0)
+        if self._front:
+            best = best_so_far(state)
+            self._best = _rank(state, state.evaluations[best, Split.SEARCH])
+            self._front_changed, self._new_best = True, state.best_id or best
         self._next_write = -np.inf
 
     def __call__(self, state: RunState, evaluation: Evaluation) -> None:
@@ -104,37 +109,47 @@ class FrontFiles:
             return
         if self._front.add(replace(evaluation, item_scores={})):
             self._front_changed = True
-        value = utility(state.objectives, evaluation)
-        if value > self._best:
-            self._best, self._new_best = value, evaluation.candidate_id
+        rank = _rank(state, evaluation)
+        if rank > self._best:
+            self._best, self._new_best = rank, evaluation.candidate_id
         if time.monotonic() >= self._next_write:
             self.flush(state)
 
     def flush(self, state: RunState) -> None:
-        """Writes what has changed."""
+        """Writes what has changed.
+
+        Raises:
+            JournalError: the files cannot be written.
+        """
         started = time.monotonic()
         if self._front_changed:
-            self.write_front(state)
+            self._write_front(state)
         if self._new_best:
-            self.write_best(state.entries[self._new_best])
+            self._write_best(state.entries[self._new_best])
         if self._front_changed or self._new_best:
             # a slow disk or a large front may take a twentieth of the time, not more
             self._next_write = time.monotonic() + max(WRITE_EVERY_S, 20 * (time.monotonic() - started))
         self._front_changed, self._new_best = False, ""
 
-    def write_front(self, state: RunState) -> None:
-        """Rewrites `front.json` and `front.csv`.
+    def finish(self, state: RunState) -> None:
+        """Writes everything as it is at the end of a run: the best is the winner of the finals, where there were any.
 
         Raises:
-            JournalError: they cannot be written.
+            JournalError: as `flush`.
         """
+        self._write_front(state)
+        if self._front:
+            self._write_best(state.entries[state.best_id or best_so_far(state)])
+
+    def _write_front(self, state: RunState) -> None:
+        """`front.json` and `front.csv`."""
         content = front_json(state, self._front)
         with writing_into(self._directory):
             atomic_write_json(self._directory.front_json, content)
             atomic_write_text(self._directory.front_csv, front_csv(state.objectives, self._front.members))
 
-    def write_best(self, entry: Entry) -> None:
-        """Rewrites `best.yaml`. Raises JournalError as `write_front`."""
+    def _write_best(self, entry: Entry) -> None:
+        """`best.yaml`."""
         recipe = self._recipe_of(entry)
         if recipe is not None:
             with writing_into(self._directory):
@@ -154,24 +169,21 @@ def front_csv(objectives: Sequence[Objective], members: Sequence[Evaluation]) ->
 
 
 def pick(state: RunState, choice: str) -> Entry:
-    """The entry a user means by `best`, `knee` or `id:<id>`.
+    """The entry a user means by `best`, `knee`, or an id with or without `id:` before it.
 
     `best` is the winner of the finals, or of the search split while there have been none; `id:42` means `id:c000042`.
 
     Raises:
         JournalError: nothing has been evaluated, or there is no such candidate.
     """
-    from evomerge.archive import knee
-    from evomerge.strategy import candidate_id
-
-    if choice.startswith("id:"):
+    if choice not in ("best", "knee"):
         wanted = choice.removeprefix("id:")
         name = candidate_id(int(wanted)) if wanted.isdecimal() else wanted
         if name not in state.entries:
-            raise JournalError(f"no candidate {name!r} in this run; `evomerge front` lists the best")
+            raise JournalError(
+                f"no candidate {name!r} in this run; expected best, knee or an id (`evomerge front` lists the best)"
+            )
         return state.entries[name]
-    if choice not in ("best", "knee"):
-        raise JournalError(f"cannot pick {choice!r}: expected best, knee or id:<candidate>")
     if next(state.iter_evaluated(), None) is None:
         raise JournalError("no candidate of this run has been evaluated yet")
     if choice == "knee":
@@ -179,9 +191,21 @@ def pick(state: RunState, choice: str) -> Entry:
     return state.entries[state.best_id or best_so_far(state)]
 
 
+def leader(state: RunState) -> str | None:
+    """The id of the winner of the finals, or of the best on the search split while there have been none; None before a result."""
+    if state.best_id is None and next(state.iter_evaluated(), None) is not None:
+        return best_so_far(state)
+    return state.best_id
+
+
 def best_so_far(state: RunState) -> str:
-    """The id of the best evaluation on the search split; of equals the first."""
-    return max(state.iter_evaluated(), key=lambda item: utility(state.objectives, item)).candidate_id
+    """The id of the best evaluation on the search split; of equals the first that was asked."""
+    return max(state.iter_evaluated(), key=lambda item: _rank(state, item)).candidate_id
+
+
+def _rank(state: RunState, evaluation: Evaluation) -> tuple[float, int]:
+    """Larger is better, whatever order results come in."""
+    return utility(state.objectives, evaluation), -state.entries.position(evaluation.candidate_id)
 
 
 def _member(evaluation: Evaluation, names: Sequence[str]) -> Mapping[str, Json]:

@@ -327,7 +327,8 @@ class SearchLoop:
         """Tells one result: the oldest candidate's (`deterministic`), or the next that came. False where there is none."""
         if self._deterministic:
             name = next(iter(self.state.pending), None)
-            if name is None or (name, Split.SEARCH) not in self.state.evaluations:
+            # once nothing more is asked, telling would put results before proposals that should not know of them: the resumed run does it
+            if name is None or (name, Split.SEARCH) not in self.state.evaluations or self._stop.drain:
                 return False
         elif self._ready:
             name = self._ready.popleft()

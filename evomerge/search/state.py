@@ -185,7 +185,7 @@ class RunState:
         self.diagnostics = event.get("diagnostics", {})
 
     def _on_finalists(self, event: Mapping[str, Any]) -> None:
-        self.finalists = tuple(event["ids"])
+        self.finalists, self.finished = tuple(event["ids"]), False
 
     def _on_best(self, event: Mapping[str, Any]) -> None:
         self.best_id = event["id"]

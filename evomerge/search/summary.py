@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from evomerge.core import Direction, Evaluation, Json, Objective, Split, Status
-from evomerge.search.front_files import front_json, front_of
+from evomerge.search.front_files import front_json, front_of, leader
 from evomerge.search.state import RunState, utility
 from evomerge.search.tables import Entry
 
@@ -80,7 +80,7 @@ def _split(state: RunState, split: Split) -> dict[str, Json]:
 def _details(state: RunState, split: Split) -> dict[str, Json]:
     """id -> scores, standard errors, and the mean of the objectives with its standard error."""
     names = [entry.id for entry in state.baselines]
-    names += [name for name in dict.fromkeys([*state.finalists, state.best_id]) if name and name not in names]
+    names += [name for name in dict.fromkeys([*state.finalists, leader(state)]) if name and name not in names]
     details: dict[str, Json] = {}
     for name in names:
         evaluation = state.evaluations.get((name, split))
@@ -137,7 +137,7 @@ def _source_name(entry: Entry) -> str | None:
 
 
 def headline(state: RunState, details: Mapping[str, Mapping[str, float]]) -> tuple[list[str], str | None]:
-    """What a table of the run shows: the baselines, of task arithmetic only the best on the search split, and the winner.
+    """What a table of the run shows: the baselines, of task arithmetic only the best on the search split, and the winner, or the best so far.
 
     Args:
         state: the run.
@@ -148,7 +148,19 @@ def headline(state: RunState, details: Mapping[str, Mapping[str, float]]) -> tup
     """
     tuned = tuned_task_arithmetic(details)
     names = [entry.id for entry in state.baselines if not entry.id.startswith("task_arithmetic:") or entry.id == tuned]
-    return names + [name for name in [state.best_id] if name and name not in names], tuned
+    return names + [name for name in [leader(state)] if name and name not in names], tuned
+
+
+def indifferent(state: RunState) -> dict[str, float]:
+    """The tasks among the objectives on which all baselines, of two or more, have the very same score on the search split; and that score."""
+    found = [state.evaluations.get((entry.id, Split.SEARCH)) for entry in state.baselines]
+    good = [item for item in found if item is not None and item.status is Status.OK]
+    scores = {
+        goal.name: {item.value(goal.name) for item in good}
+        for goal in state.objectives
+        if not goal.name.startswith("cost.")
+    }
+    return {name: values.pop() for name, values in scores.items() if len(good) > 1 and len(values) == 1}
 
 
 def verdict(comparison: Mapping[str, float]) -> str:

@@ -91,6 +91,10 @@ class EntryTable(Mapping[str, Entry]):
         row = self._index.get(identifier)
         return identifier if row is None else self._names[row]
 
+    def position(self, identifier: str) -> int:
+        """How many entries were added before it."""
+        return self._index[identifier]
+
     def baselines(self) -> list[Entry]:
         """The baselines, in the order they were declared."""
         return [self[name] for name in self._baselines]

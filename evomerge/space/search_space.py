@@ -70,7 +70,8 @@ class SearchSpace:
                 )
         self.parameters = tuple(parameters)
         self._low = np.array([parameter.low for parameter in parameters])
-        self._width = np.array([parameter.high - parameter.low for parameter in parameters])
+        self._high = np.array([parameter.high for parameter in parameters])
+        self._width = self._high - self._low
         self._choices = np.array([len(parameter.choices) for parameter in parameters])
 
     @property
@@ -138,7 +139,7 @@ class SearchSpace:
             raise SpaceError(f"a point of this space has shape ({self.dimension},), got {array.shape}")
         if not ((array >= 0) & (array <= 1)).all():
             raise SpaceError("every coordinate of a point must lie in [0, 1]")
-        values = self._low + array * self._width
+        values = np.minimum(self._low + array * self._width, self._high)  # which rounding may pass
         discrete = self._choices > 0
         values[discrete] = np.minimum(np.floor(array * self._choices), self._choices - 1)[discrete]
         return {parameter.name: float(value) for parameter, value in zip(self.parameters, values, strict=True)}

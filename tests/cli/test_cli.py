@@ -145,7 +145,7 @@ def test_defaults_stand_in_the_help() -> None:
     ("changes", "messages"),
     [
         (["budgets.evaluations=3"], ["budgets: unknown key; did you mean 'budget'?"]),
-        (["budget.evaluations=0"], ["budget.evaluations: input should be greater than or equal to 1 (got 0)"]),
+        (["budget.evaluations=0"], ["budget.evaluations: must be greater than or equal to 1 (got 0)"]),
         (["models.experts.c=models/none"], ["models/none: no such model folder"]),
         (["models.experts.c=models/wide"], ["wide"]),
         (["tasks=[toy.yaml, none.yaml]"], ["no such task file", "none.yaml"]),

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evomerge.build import load_config
+from evomerge.build import load_config, make_problem
 from evomerge.build.doctor import Grade, examine
 from evomerge.build.starting import write_first_config
 from evomerge.build.watching import Watcher
-from evomerge.core import CheckpointError, ConfigError, JournalError
+from evomerge.core import CheckpointError, ConfigError, EvaluationError, JournalError
 from evomerge.testing.tiny_models import write_tiny_llama
 
 
@@ -57,6 +57,27 @@ def test_init_without_tasks_says_what_is_missing(models: Path) -> None:
     assert yaml.safe_load((models / "s.yaml").read_text())["method"] == "linear"
     with pytest.raises(ConfigError, match="tasks: is missing"):
         load_config(models / "s.yaml")
+
+
+def test_init_writes_the_file_where_only_the_tasks_need_mending(models: Path) -> None:
+    (models / "rows.jsonl").write_text('{"q": "a"}\n')
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": "rows.jsonl"}}
+    (models / "toy.yaml").write_text(yaml.safe_dump({"task": "toy", **data}))
+    experts = [str(models / "math"), f"b={models / 'base'}"]
+    todo = write_first_config(models / "s.yaml", experts, base=None, tasks=[str(models / "toy.yaml")])
+    assert "has no split 'search'" in todo[0]
+    assert todo[1:] == [f"mend this in {models / 's.yaml'}", f"evomerge validate {models / 's.yaml'}"]
+    with pytest.raises(ConfigError, match="has no split 'search'"):
+        make_problem(load_config(models / "s.yaml"))
+    with pytest.raises(EvaluationError, match="no such task file"):
+        write_first_config(models / "t.yaml", experts, base=None, tasks=["nowhere.yaml"])
+    assert not (models / "t.yaml").exists()
+
+
+def test_init_names_models_as_they_were_given(models: Path) -> None:
+    (models / "zoo").symlink_to(models / "math", target_is_directory=True)
+    write_first_config(models / "s.yaml", [f"a={models / 'zoo'}", f"b={models / 'base'}"], base=None, tasks=())
+    assert yaml.safe_load((models / "s.yaml").read_text())["models"]["experts"] == {"a": "./zoo", "b": "./base"}
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,22 @@ def test_short_forms_and_relative_paths() -> None:
     assert parse({"tasks": ["../t/x.yaml", "/t/y.yaml"]}).tasks[0].task == "/t/x.yaml"
 
 
+def test_one_of_a_list_needs_no_list_and_an_engine_is_its_kind() -> None:
+    config = parse({"tasks": "tasks/x.yaml", "objectives": "x", "engine": "transformers"}, "tasks.0.limit=5")
+    assert [(task.task, task.limit) for task in config.tasks] == [("/somewhere/tasks/x.yaml", 5)]
+    assert config.objectives[0].name == "x"
+    assert config.engine.kind == "transformers"
+
+
+def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    changes = {"models": {"base": "~/base", "experts": {"a": "~/a+~/lora", "b": "b"}}, "tasks": ["~/x.yaml"]}
+    config = parse(changes)
+    assert config.models.base.path == "/home/me/base"
+    assert config.models.experts["a"].key == "/home/me/a+/home/me/lora"
+    assert config.tasks[0].task == "/home/me/x.yaml"
+
+
 def test_overrides_reach_nested_keys_and_are_yaml() -> None:
     config = parse({}, "budget.evaluations=7", "space.module_groups=[mlp, rest]", "deterministic=true")
     assert config.budget.evaluations == 7
@@ -58,10 +74,26 @@ def test_strategy_options_pass_through() -> None:
         ({"bugdet": {}}, "bugdet: unknown key; did you mean 'budget'"),
         ({"models": {"base": "a", "expert": {}}}, "models.expert: unknown key; did you mean 'experts'"),
         ({"models": {"experts": {"a/b": "x"}}}, "expert name 'a/b' must be"),
-        ({"budget": {"evaluations": 0}}, "budget.evaluations: input should be greater than or equal to 1"),
+        ({"budget": {"evaluations": 0}}, "budget.evaluations: must be greater than or equal to 1 (got 0)"),
         ({"budget": {}}, "give at least one of evaluations, items, hours"),
-        ({"budget": {"hours": float("nan")}}, "budget.hours: input should be a finite number"),
-        ({"seed": "x"}, "seed: input should be a valid integer"),
+        ({"budget": {"hours": float("nan")}}, "budget.hours: must be a finite number"),
+        ({"seed": "x"}, "seed: must be a whole number (got 'x')"),
+        ({"seed": 1.5}, "seed: must be a whole number (got 1.5)"),
+        ({"budget": 100}, "budget: must be a mapping of settings: evaluations, items, hours (got 100)"),
+        ({"budget": None}, "budget: must be a mapping of settings: evaluations, items, hours (got nothing)"),
+        ({"tasks": {"x": 1}}, "tasks: must be a list"),
+        ({"models": {"experts": ["zoo/a"]}}, "models.experts: must be a mapping of names to values"),
+        ({"models": {"base": "zoo/base"}}, "models.experts: is missing"),
+        ({"experts": {}}, "experts: unknown key; did you mean 'models.experts'?"),
+        ({"layer_groups": 2}, "layer_groups: unknown key; did you mean 'space.layer_groups'?"),
+        ({"budget": {"epochs": 2}}, "budget.epochs: unknown key; known: evaluations, items, hours"),
+        ({"evaluation": {"function": "sphere"}}, "evaluation.function: unknown key; known: kind, apply_chat_template,"),
+        ({"space": {"layer_groups": "four"}}, "space.layer_groups: must be a whole number or a list (got 'four')"),
+        (
+            {"space": {"fixed": {"density": "low"}}},
+            "space.fixed.density: must be a number or true or false (got 'low')",
+        ),
+        ({"cluster": {"workers": "two"}}, "cluster.workers: must be a whole number or 'auto' (got 'two')"),
         ({"name": "../escape"}, "must be printable, without path separators"),
         ({"name": "a\nb"}, "must be printable, without path separators"),
         ({"tasks": []}, "tasks: is missing"),
@@ -69,11 +101,12 @@ def test_strategy_options_pass_through() -> None:
         ({"tasks": [{"task": "gsm8k", "splits": {"search": "test"}}]}, "test split of the public benchmark 'gsm8k'"),
         ({"method": "ties", "space": {"method": "slerp"}}, "method is 'ties' but space.method is 'slerp'"),
         ({"evaluation": {"kind": "synthetic"}}, "takes no models and no tasks"),
-        ({"evaluation": {"kind": "magic"}}, "evaluation"),
+        ({"evaluation": {"kind": "magic"}}, "evaluation: kind: must be 'lm_eval' or 'synthetic', got 'magic'"),
         ({"cluster": {"workers": 0}}, "must be at least 1 or 'auto'"),
         ({"engine": {"kind": "transformers", "tensor_parallel": 2}}, "tensor_parallel needs kind: vllm"),
         ({"engine": {"options": {"tensor_parallel_size": 2}}}, "give tensor_parallel instead"),
-        ({"engine": {"kind": "vlm"}}, "engine.kind: input should be 'auto', 'vllm' or 'transformers'"),
+        ({"engine": {"kind": "vlm"}}, "engine.kind: must be 'auto', 'vllm' or 'transformers'"),
+        ({"engine": "vlm"}, "engine.kind: must be 'auto', 'vllm' or 'transformers' (got 'vlm')"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:

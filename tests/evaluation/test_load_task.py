@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 from evomerge.core import EvaluationError, Split
 from evomerge.engine import Generation, LogLikelihood
 from evomerge.evaluation import TaskSpec, load_task
+from evomerge.evaluation.task_files import task_fingerprint
 
 ROWS = [{"q": f"question {i}", "a": f"answer {i}"} for i in range(12)]
 GENERATE = {
@@ -80,6 +81,55 @@ def test_limit_and_split_names(write_task, tokenizer):
     assert len(task.items(Split.SEARCH)) == 4
 
 
+THIRDS = {Split.SEARCH: "train[:50%]", Split.SELECT: "train[50%:9]", Split.REPORT: "train[-25%:]"}
+
+
+def test_one_file_gives_all_splits(write_task, tokenizer):
+    path = write_task(search=ROWS, dataset_kwargs={"data_files": "search.jsonl"}, test_split="train")
+    task = load_task(TaskSpec(path, splits=THIRDS), tokenizer)
+    asked = {split: [tokenizer.decode(one.prompt) for one in task.items(split).generations] for split in Split}
+    assert [question for split in Split for question in asked[split]] == [row["q"] for row in ROWS]
+    assert [len(asked[split]) for split in Split] == [6, 3, 3]
+    with pytest.raises(EvaluationError, match=r"split 'train\[90:\]': there is no row in it; train has 12"):
+        load_task(TaskSpec(path, splits=THIRDS | {Split.REPORT: "train[90:]"}), tokenizer)
+    with pytest.raises(EvaluationError, match="1 of the 4 report items are also search items"):
+        load_task(TaskSpec(path, splits={Split.SEARCH: "train[:9]", Split.REPORT: "train[-4:]"}), tokenizer)
+    with pytest.raises(EvaluationError, match=r"no split 'search' .*, e\.g\. splits: {search: 'train\[:60%\]'"):
+        load_task(TaskSpec(path), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "source", [{"fewshot_split": "train"}, {"training_split": "train"}, {"fewshot_config": {"split": "train"}}]
+)
+@pytest.mark.parametrize("splits", [THIRDS, {Split.SEARCH: "train"}])
+def test_no_item_is_its_own_example(write_task, tokenizer, source, splits):
+    path = write_task(
+        search=ROWS, dataset_kwargs={"data_files": "search.jsonl"}, num_fewshot=2, fewshot_delimiter="|", **source
+    )
+    task = load_task(TaskSpec(path, splits=splits), tokenizer)
+    for items in task.splits.values():
+        for request in items.generations:
+            *examples, question = tokenizer.decode(request.prompt).split("|")
+            assert len(examples) == 2
+            assert not any(example.startswith(question.strip()) for example in examples)
+
+
+def test_a_task_file_may_include_another(write_task, tokenizer, tmp_path):
+    write_task(doc_to_text="Please {{q}}")
+    (tmp_path / "mine.yaml").write_text(
+        "include: t.yaml\ntask: mine\ngeneration_kwargs: {until: ['!'], max_gen_toks: 2}\n"
+    )
+    before = task_fingerprint(TaskSpec(str(tmp_path / "mine.yaml")))
+    task = load_task(TaskSpec(str(tmp_path / "mine.yaml")), tokenizer)
+    request = task.items(Split.SEARCH).generations[0]
+    assert (task.name, tokenizer.decode(request.prompt), request.stop[0]) == ("mine", "Please question 0", "!")
+    write_task(doc_to_text="Kindly {{q}}")
+    assert task_fingerprint(TaskSpec(str(tmp_path / "mine.yaml"))) != before
+    write_task(process_results="utils.score")
+    with pytest.raises(EvaluationError, match="process_results: runs code"):
+        load_task(TaskSpec(str(tmp_path / "mine.yaml")), tokenizer)
+
+
 def test_few_shot_examples_come_from_their_split(write_task, tokenizer):
     path = write_task(num_fewshot=2, fewshot_split="report", fewshot_delimiter="|")
     request = load_task(TaskSpec(path), tokenizer).items(Split.SEARCH).generations[0]
@@ -102,7 +152,8 @@ def refused(what, **settings):
         refused("process_docs: runs code", process_docs="utils.f"),
         refused("class: runs code", **{"class": "x.Y"}),
         refused("unsafe_code: runs code", unsafe_code=True),
-        refused("include: not supported", include="other.yaml"),
+        refused("include: there is no", include="other.yaml"),
+        refused("t.yaml includes this file", include="t.yaml"),
         refused("repeats: 3", repeats=3),
         refused("only greedy decoding", generation_kwargs={"until": ["."], "do_sample": True, "temperature": 0.7}),
         refused("only text tasks", doc_to_image=["x"]),
@@ -220,5 +271,12 @@ def test_named_tasks_are_lm_evals_own():
 def test_spec_is_checked():
     with pytest.raises(EvaluationError, match="limit must be at least 1"):
         TaskSpec("t.yaml", limit=0)
-    with pytest.raises(EvaluationError, match="test is given to several"):
+    with pytest.raises(EvaluationError, match="test is given to both search and report"):
         TaskSpec("t.yaml", splits={Split.SEARCH: "test", Split.REPORT: "test"})
+    with pytest.raises(EvaluationError, match=r"x\[:60%\] and x\[50%:\] overlap for search and report"):
+        TaskSpec("t.yaml", splits={Split.SEARCH: "x[:60%]", Split.REPORT: "x[50%:]"})
+    with pytest.raises(EvaluationError, match=r"x\[:10\] and x overlap for select and report"):
+        TaskSpec("t.yaml", splits={Split.SELECT: "x[:10]", Split.REPORT: "x"})
+    with pytest.raises(EvaluationError, match=r"'x\[60%\]': expected a split, or a part of one"):
+        TaskSpec("t.yaml", splits={Split.SEARCH: "x[60%]"})
+    assert TaskSpec("t.yaml", splits={Split.SEARCH: "x[:500]", Split.REPORT: "x[50%:]"})  # that depends on the data

@@ -1,6 +1,7 @@
 """Small models to be damaged, and the merge that meets them."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,15 @@ def run_merge(models: Path, monkeypatch: pytest.MonkeyPatch, recipe: dict[str, A
     (models / "recipe.yml").write_text(yaml.safe_dump(recipe))
     command = ["evomerge", "merge", str(models / "recipe.yml"), str(models / "out"), *options]
     monkeypatch.setattr("sys.argv", command)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     try:
         main()
     except SystemExit as ended:
         if ended.code:
             raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def recipe_of(method: str = "task_arithmetic", weight: float = 0.5, **more: object) -> dict[str, Any]:

@@ -132,6 +132,30 @@ def test_45_unknown_names(project: Path) -> None:
     refused(project, "no such task file", tasks=["toi.yaml"])
 
 
+def test_45_task_files_that_run_code_are_refused_with_the_configuration(project: Path) -> None:
+    task = yaml.safe_load((project / "toy.yaml").read_text())
+    (project / "code.yaml").write_text(yaml.safe_dump(task) + "process_results: !function score.py.f\n")
+    (project / "class.yaml").write_text(yaml.safe_dump(task | {"class": "score.Task"}))
+    (project / "group.yaml").write_text(yaml.safe_dump({"group": "g", "task": ["toy2"]}))
+    (project / "toy2.yaml").write_text(yaml.safe_dump(task | {"task": "toy2", "unsafe_code": True}))
+    refused(project, "runs Python code; set evaluation.trust_task_code: true", tasks=["code.yaml"])
+    refused(project, "class: runs code; set evaluation.trust_task_code: true", tasks=["class.yaml"])
+    refused(project, "unsafe_code: runs code; set evaluation.trust_task_code: true", tasks=["group.yaml"])
+    refused(
+        project, "'humaneval' runs code that the model writes; evaluation.trust_task_code: true", tasks=["humaneval"]
+    )
+
+
+def test_45_models_that_are_not_there(project: Path) -> None:
+    def models(path: str) -> dict[str, Any]:
+        return {"base": "base", "experts": {"a": "a", "b": path}}
+
+    refused(project, "no such model folder; did you mean 'base'?", models=models("bas"))
+    refused(project, "`hf download ORG/NAME --local-dir FOLDER` fetches", models=models("meta-llama/Llama-3.1-8B"))
+    refused(project, "environment variables are not read here", models=models("$HOME/b"))
+    refused(project, "no such model folder, but a file", models=models("toy.yaml"))
+
+
 def test_46_an_objective_that_no_task_produces(project: Path) -> None:
     refused(project, "no task produces 'toi'; known: toy", objectives=["toi"])
     refused(project, "objectives: 'toy' stands twice", objectives=["toy", "cost.layers", "toy"])

@@ -83,13 +83,14 @@ def test_every_coordinate_moves_its_own_tensors_and_no_other(folders: dict[str, 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties"])
 def test_baselines_inside_the_space_are_reproduced_exactly(folders: dict[str, str], method: str) -> None:
     made = template(folders, method)
-    weights = (0.3, 1.0)
+    weights = (0.3, 0.5, 1.0)
     recipes, points = made.baselines(weights), made.baseline_values(weights)
     assert {"source:a", "source:b"} <= set(points)
     assert ("uniform" in points) == (method in ("linear", "task_arithmetic"))
-    assert ("task_arithmetic:0.3" in points) == (method == "task_arithmetic")
+    for weight in weights:
+        assert (f"task_arithmetic:{weight:g}" in points) == (method == "task_arithmetic")
     halves = f"{method}:0.5"
-    assert (halves in points) == (halves in recipes) == (method in ("ties", "dare_ties"))
+    assert (halves in points) == (halves in recipes) == (method != "linear")
     for name, values in points.items():
         wanted, got = merged(recipes[name], folders), merged(made.recipe(values), folders)
         for tensor in wanted:

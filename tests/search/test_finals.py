@@ -7,16 +7,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evomerge.core import Direction, Evaluation, EvaluationError, Objective, Split, Status
-from evomerge.search import RunState, event, mean_with_error, summarize, tuned_task_arithmetic, utility
+from evomerge.core import Direction, Evaluation, EvaluationError, JournalError, Objective, Split, Status
+from evomerge.search import (
+    Entry,
+    FrontFiles,
+    RunDirectory,
+    RunState,
+    event,
+    headline,
+    indifferent,
+    leader,
+    mean_with_error,
+    summarize,
+    tuned_task_arithmetic,
+    utility,
+)
 from evomerge.search.finals import best_on_select, choose_finalists
 from evomerge.search.front_files import front_json, front_of, pick, reference_losses
 from evomerge.search.summary import paired_difference
 
+Scores = dict[str, tuple[float, float] | None]
 
-def state_of(
-    search: dict[str, tuple[float, float]], select: dict[str, tuple[float, float] | None] | None = None
-) -> RunState:
+
+def state_of(search: Scores, select: Scores | None = None) -> RunState:
     """A state with these scores of (f, g); None = failed."""
     goals = [{"name": name, "direction": "maximize", "reference": None} for name in ("f", "g")]
     events = [event("run", version=1, objectives=goals)]
@@ -54,12 +67,54 @@ def test_ties_on_select_go_to_the_better_on_search_then_the_smaller_id() -> None
     assert best_on_select(state, ["a", "c", "b"]) == "b"
 
 
+def test_a_baseline_that_failed_on_search_may_still_win_on_select() -> None:
+    """A worker that hung over it is no reason for the finals to break down."""
+    state = state_of({"a": (0.5, 0.5), "flaky": None}, {"a": (0.3, 0.3), "flaky": (0.4, 0.4)})
+    assert best_on_select(state, ["a", "flaky"]) == "flaky"
+    tied = state_of({"a": None, "b": (0.1, 0.1)}, dict.fromkeys("ab", (0.3, 0.3)))
+    assert best_on_select(tied, ["a", "b"]) == "b"
+
+
 def test_picking() -> None:
     state = state_of({"c000001": (1.0, 0.0), "c000002": (0.8, 0.7), "c000003": (0.0, 1.0)})
     assert pick(state, "best").id == "c000002"
     assert pick(state, "knee").id == "c000002"
     assert pick(state, "id:3").id == "c000003"
     assert pick(state, "id:c000001").id == "c000001"
+    assert pick(state, "c000001").id == "c000001"
+    with pytest.raises(JournalError, match=r"no candidate 'worst' in this run; expected best, knee or an id"):
+        pick(state, "worst")
+
+
+def test_before_finals_the_best_on_search_leads() -> None:
+    state = state_of({"c000001": (1.0, 0.0), "c000002": (0.8, 0.7)})
+    assert leader(state) == "c000002"
+    assert headline(state, summarize(state, no_items)["details"]["search"])[0] == ["c000002"]
+    assert leader(RunState()) is None
+
+
+def no_items(name: str, split: Split) -> Evaluation:
+    raise AssertionError(f"nobody asked for the items of {name} on {split}")
+
+
+def test_tasks_on_which_no_baseline_differs() -> None:
+    names = ("f", "g", "cost.layers")
+    events = [
+        event(
+            "run", version=1, objectives=[{"name": name, "direction": "maximize", "reference": None} for name in names]
+        )
+    ]
+    for name, score in (("source:a", 0.2), ("source:b", 0.3), ("uniform", None)):
+        events.append(event("baseline", id=name, recipe=None, values=None))
+        events.append(
+            event(
+                "evaluated", id=name, split="search", status="failed" if score is None else "ok",
+                scores={} if score is None else {"f": score, "g": 0.0}, stderr={}, cost={"layers": 4.0},
+                error=None, row=None, checksum=None, elapsed_s=1.0,
+            )
+        )  # fmt: skip
+    assert indifferent(RunState.of(events)) == {"g": 0.0}
+    assert indifferent(RunState.of(events[:3])) == {}
 
 
 def test_costs_do_not_enter_the_mean_of_scores_and_their_reference_is_the_worst_baseline() -> None:
@@ -153,6 +208,52 @@ def test_tuned_task_arithmetic_is_the_best_on_search() -> None:
     details = {"uniform": {"mean": 0.9}, "task_arithmetic:0.3": {"mean": 0.5}, "task_arithmetic:0.8": {"mean": 0.6}}
     assert tuned_task_arithmetic(details) == "task_arithmetic:0.8"
     assert tuned_task_arithmetic({"uniform": {"mean": 0.9}}) is None
+
+
+class BestWritten:
+    """Which candidates `best.yaml` was written for."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def __call__(self, entry: Entry) -> None:
+        self.ids.append(entry.id)
+
+
+def test_best_does_not_depend_on_the_order_of_results(tmp_path: Path) -> None:
+    """Scores of a few items are often equal; in a deterministic run answers still come in any order."""
+    scores = {"c000001": (0.2, 0.2), "c000002": (0.5, 0.5), "c000003": (0.5, 0.5), "c000004": (0.4, 0.4)}
+    state = state_of(scores)
+    for order in (list(scores), list(reversed(scores))):
+        written = BestWritten()
+        files = FrontFiles(RunDirectory(tmp_path), state_of({}), written)
+        for name in order:
+            files(state, state.evaluations[name, Split.SEARCH])
+        files.flush(state)
+        assert written.ids[-1] == pick(state, "best").id == "c000002"
+
+
+def test_files_that_a_killed_process_left_behind_are_brought_up_to_date(tmp_path: Path) -> None:
+    state = state_of({"c000001": (0.2, 0.2), "c000002": (0.5, 0.5)})
+    written = BestWritten()
+    files = FrontFiles(RunDirectory(tmp_path), state, written)
+    files.flush(state)
+    assert written.ids == ["c000002"]
+    assert [member["id"] for member in json.loads((tmp_path / "front.json").read_text())["members"]] == ["c000002"]
+    files.flush(state)
+    assert written.ids == ["c000002"], "once is enough"
+    state.apply(event("best", id="c000001"))
+    files.finish(state)
+    assert written.ids[-1] == "c000001", "the winner of the finals"
+
+
+def test_finals_that_are_held_again_are_not_finished_yet() -> None:
+    state = state_of({"a": (0.5, 0.5), "b": (0.4, 0.4)})
+    for step in (event("finalists", ids=["a"]), event("finished")):
+        state.apply(step)
+    assert state.finished
+    state.apply(event("finalists", ids=["a", "b"]))
+    assert not state.finished
 
 
 def test_front_files_hold_no_times_and_no_paths(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def run(
     )
     try:
         state = loop.run()
-        files.write_front(state)
+        files.finish(state)
         if finals:
             run_finals(loop, recorder, finals)
             summary = summarize(state, recorder.evaluation)
@@ -188,22 +188,27 @@ def test_a_search_that_only_fails_stops(tmp_path: Path) -> None:
     assert state.n_evaluations[Split.SEARCH] < 40
 
 
-def test_interrupting_drains_what_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_interrupting_drains_what_runs_and_leaves_no_trace(tmp_path: Path, at_once: bool) -> None:
+    """A strategy that learns from the first result on proposes something else once it is told earlier than it would have been."""
+    options = {"strategy": "cma_es", "baselines": POINTS}
     stop = StopRequest()
     pool = ShufflingPool(1)
 
     def interrupt(request: EvaluationRequest) -> bool:
-        stop.drain = stop.drain or request.candidate_id == "c000010"
+        stop.drain = stop.drain or request.candidate_id == "c000013"
+        stop.now = stop.drain and at_once
         return False
 
     pool._failing = interrupt
     with pytest.raises(Interrupted):
-        run(tmp_path / "run", pool, stop=stop)
+        run(tmp_path / "run", pool, stop=stop, **options)
     recorder = RunRecorder(RunDirectory(tmp_path / "run"))
-    assert all((entry.id, Split.SEARCH) in recorder.state.evaluations for entry in recorder.state.entries.values())
+    state = recorder.state
+    assert at_once or all((entry.id, Split.SEARCH) in state.evaluations for entry in state.entries.values())
     recorder.close()
-    resumed = run(tmp_path / "run", ShufflingPool(3))
-    undisturbed = run(tmp_path / "other", ShufflingPool(4))
+    resumed = run(tmp_path / "run", ShufflingPool(3), **options)
+    undisturbed = run(tmp_path / "other", ShufflingPool(4), **options)
     assert [entry.values for entry in resumed.proposed] == [entry.values for entry in undisturbed.proposed]
 
 

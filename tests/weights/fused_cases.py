@@ -50,7 +50,7 @@ def values(spec):
         return st.one_of(st.floats(spec.low, 1e-3), st.floats(spec.low, 0.2))
     if spec.low is not None:
         return st.floats(spec.low, spec.high)
-    return st.sampled_from([1.0, 0.5, 0.0, -0.75, 1.5])
+    return st.sampled_from([1.0, 0.5, 0.0, -0.75, 1.5, 0.3])
 
 
 @st.composite

@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 
 from evomerge.plan import TensorInput, TensorStep
 from evomerge.weights import WeightPool
+from evomerge.weights.blocks import BF16, F16, F32
 from evomerge.weights.fused.batch import Destination
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.statistics import Statistics
@@ -36,7 +37,7 @@ HOPPER = GPUTarget("cuda", 90, 32)
 
 
 def compiled(kernel, result_type, **constants):
-    constants |= {"K": 3, "KINDS": 0, "BLOCK": BLOCK}
+    constants = {"K": 3, "KINDS": 0, "PRECISION": F32, "BLOCK": BLOCK} | constants
     result = "largest" if kernel is kernels.merge_chunks else "norms"
     signature = {"chunks": "*i64", "integers": "*i64", "floats": "*fp32", result: result_type}
     signature |= dict.fromkeys(constants, "constexpr")
@@ -68,6 +69,16 @@ def test_merge_kernel(method):
     assert len(re.findall(r"st\.shared", ptx)) <= 2
 
 
+@pytest.mark.parametrize("precision", [BF16, F16])
+@pytest.mark.parametrize("method", ["linear", "ties", "della"])
+def test_merge_kernel_that_rounds(method, precision):
+    """What is rounded to is not optimised away, and nothing is fused across it."""
+    ptx = compiled(kernels.merge_chunks, "*i32", **CASES[method], OUT=0, ALIGNED=True, PRECISION=precision).asm["ptx"]
+    assert ("cvt.rn.f16.f32" in ptx) == (precision == F16)
+    assert "fma.rn" not in ptx
+    assert ".ftz" not in ptx
+
+
 @pytest.mark.parametrize(("mode", "n_tensors"), [(RANDOM, 2), (RANKED, 3)])
 def test_norm_kernel(mode, n_tensors):
     ptx = compiled(kernels.pruned_l1_chunks, "*fp64", BASE=0, MODE=mode).asm["ptx"]
@@ -86,7 +97,7 @@ def counter():
 COUNTER = counter()
 
 
-@pytest.mark.parametrize("row", COUNTER.METHODS)
+@pytest.mark.parametrize("row", [row for row, constants in COUNTER.METHODS.items() if "PRECISION" not in constants])
 def test_kernels_are_bound_by_memory(row):
     """On an H200: fewer instructions than its processors issue while the bytes move, and at least 16 warps on each of them."""
     found = COUNTER.count(row)

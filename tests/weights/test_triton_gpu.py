@@ -5,6 +5,7 @@ What needs no GPU is in `test_triton_kernels.py`.
 
 import logging
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,6 +60,14 @@ def test_any_dtype_of_the_models(method, dtype, monkeypatch):
     plan, pool = fixed_case(method, 3, dtype=dtype)
     whole = expected(plan, pool)
     assert torch.equal(written(plan, pool, monkeypatch, torch.float32), whole.float())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "della", "breadcrumbs"])
+def test_precision_of_a_recipe(method, precision, monkeypatch):
+    plan, pool = fixed_case(method, 3)
+    plan = replace(plan, math_dtype=precision)
+    assert torch.equal(written(plan, pool, monkeypatch, cut=0.4, offset=1), expected(plan, pool))
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "breadcrumbs"])

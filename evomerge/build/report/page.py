@@ -13,7 +13,7 @@ from evomerge.build.report import figures
 from evomerge.build.report.figures import Parameter
 from evomerge.core import ConfigError, EvomergeError, FilePath, Split, Status, atomic_write_text
 from evomerge.recipe import recipe_to_yaml
-from evomerge.search import Z_95, best_so_far, front_of, headline, utility, verdict
+from evomerge.search import Z_95, front_of, headline, leader, utility, verdict
 
 MAX_ROWS = 50
 """of the tables of the front and of failures"""
@@ -71,6 +71,7 @@ def _page(run: Run, name: str) -> str:
         failures=_failures(run),
         n_failed=state.evaluations.count(Status.FAILED),
         max_rows=MAX_ROWS,
+        best=leader(state),
         recipe=_recipe(run),
         versions=resolved["versions"],
         checkout=resolved.get("checkout"),
@@ -116,9 +117,9 @@ def _recipe(run: Run) -> tuple[str, str] | None:
 
     Where the models are not here any more, the file that the run wrote serves.
     """
-    if next(run.state.iter_evaluated(), None) is None:
+    best = leader(run.state)
+    if best is None:
         return None
-    best = run.state.best_id or best_so_far(run.state)
     try:
         recipe = run.recipe(run.state.entries[best])
         text = None if recipe is None else recipe_to_yaml(recipe)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from triton.errors import TritonError
 
 from evomerge.plan import TensorStep
-from evomerge.weights.blocks import F32, OVERFLOW_BITS
+from evomerge.weights.blocks import OVERFLOW_BITS, round_block
 from evomerge.weights.fused.batch import TINY_SUM, Destination, Part, parts_of
 from evomerge.weights.fused.formulas import SUM
 from evomerge.weights.fused.steps import FusedStep
@@ -62,10 +62,6 @@ class TritonBatch:
         most = max((len(piece.inputs) for piece in pieces), default=0)
         if most > MAX_INPUTS:
             return self._declined(f"{most} models are merged, and the GPU's kernels take {MAX_INPUTS}")
-        if any(piece.precision != F32 for piece in pieces):
-            return self._declined(
-                "the recipe's dtype asks for arithmetic below float32, which only the CPU's kernels have"
-            )
         if any(piece.formula != SUM for piece in pieces):
             return self._declined("the recipe's method has kernels on the CPU only")
         self._no_room = self._no_room or not self._hold([item for piece in pieces for item in _read(piece)])
@@ -129,6 +125,7 @@ class TritonBatch:
                 NORMALIZE=variant.normalize,
                 DIVIDE=variant.divide,
                 RESCALE=variant.rescale,
+                PRECISION=variant.precision,
                 ALIGNED=variant.aligned,
                 BLOCK=BLOCK,
                 **_OPTIONS,
@@ -140,7 +137,9 @@ class TritonBatch:
         kept = self._kept_norms(parts, variant, tables)
         whole = np.array([[part.form.norms.get(k, 0.0) for k in range(variant.n_inputs)] for part in parts])
         scale = np.divide(whole, kept, out=np.ones_like(whole), where=(whole >= TINY_SUM) & (kept >= TINY_SUM))
-        tables.rescale(scale.astype(np.float32))
+        held = scale.astype(np.float32)
+        round_block(held.reshape(-1), held.size, variant.precision)
+        tables.rescale(held)
 
     def _kept_norms(self, parts: list[Part], variant: Variant, tables: Tables) -> NDArray[np.float64]:
         """(rows, inputs): L1 norms of pruned deltas, of whole tensors whatever part of them is wanted here."""
@@ -156,6 +155,7 @@ class TritonBatch:
                 KINDS=variant.kinds,
                 BASE=variant.base,
                 MODE=variant.mode,
+                PRECISION=variant.precision,
                 BLOCK=BLOCK,
                 **_OPTIONS,
             )

@@ -1,7 +1,8 @@
 """The merge on a GPU: one pass over base and sources, the arithmetic of `evomerge.weights.fused.kernels` in the same order.
 
 Every step is done in float32 without fused multiply-adds and with rounded divisions, bfloat16 is packed and unpacked by its bits, and
-random numbers are Philox's, so a GPU stores the bits that the CPU stores, and so does Triton's interpreter.
+random numbers are Philox's, so a GPU stores the bits that the CPU stores, and so does Triton's interpreter. Where a recipe asks for a
+lower precision, the same steps are rounded to it as on the CPU.
 
 One program computes one chunk: up to `CHUNK_BLOCKS` blocks of one row of the tables. Sources start on 16-byte boundaries and are
 padded with zeros to whole blocks (`resident.py`), so that they are read without masks. Loads and stores then are 16 bytes wide.
@@ -41,6 +42,7 @@ INPUT_SCALE = 5
 _OUTPUT_INTEGERS, _INPUT_INTEGERS = tl.constexpr(OUTPUT_INTEGERS), tl.constexpr(INPUT_INTEGERS)
 _OUTPUT_FLOATS, _INPUT_FLOATS = tl.constexpr(OUTPUT_FLOATS), tl.constexpr(INPUT_FLOATS)
 _KEYS = tl.constexpr(INPUT_INTEGERS - 2)
+_SCALE = tl.constexpr(INPUT_SCALE)
 
 # as evomerge.weights.blocks numbers them; a test compares
 BF16, F32, F16, F32_AS_BF16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -79,6 +81,30 @@ def _rounded_bits(value):
 
 
 @triton.jit
+def _as_bf16(value):
+    """`value` rounded to bfloat16."""
+    return (_rounded_bits(value) & 0xFFFF0000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rounded(value, PRECISION: tl.constexpr):
+    """`value` as PRECISION holds it."""
+    if PRECISION == BF16:
+        value = _as_bf16(value)
+    elif PRECISION == F16:
+        value = value.to(tl.float16).to(tl.float32)
+    return value
+
+
+@triton.jit
+def _load_rounded(address, start, lanes, KIND: tl.constexpr, PRECISION: tl.constexpr):
+    value = _load(address, start, lanes, KIND)
+    if KIND != PRECISION:
+        value = rounded(value, PRECISION)
+    return value
+
+
+@triton.jit
 def _store(address, start, lanes, inside, value, KIND: tl.constexpr, ALIGNED: tl.constexpr):
     """Stores a block, rounded to nearest even, where `inside` (None = everywhere)."""
     if KIND == BF16:
@@ -89,7 +115,7 @@ def _store(address, start, lanes, inside, value, KIND: tl.constexpr, ALIGNED: tl
         stored = value.to(tl.float16)
     elif KIND == F32_AS_BF16:
         pointer = address.to(tl.pointer_type(tl.float32))
-        stored = (_rounded_bits(value) & 0xFFFF0000).to(tl.float32, bitcast=True)
+        stored = _as_bf16(value)
     else:
         pointer = address.to(tl.pointer_type(tl.float32))
         stored = value
@@ -135,19 +161,28 @@ def _weighted(
     BASE: tl.constexpr,
     MODE: tl.constexpr,
     RESCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
     EDGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A block of input k times its weight; where there is a base, of its pruned difference from `base`."""
-    value = _load(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3)
+    value = _load_rounded(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3, PRECISION)
     if BASE >= 0:
         keys = inputs + k * _INPUT_INTEGERS + _KEYS
-        value = pruned(value - base, whole[k], real[k], keys, start, lanes, MODE, RESCALE, EDGE, BLOCK)
-    return value * real[k][0]
+        value = rounded(value - base, PRECISION)
+        value = pruned(value, whole[k], real[k], keys, start, lanes, MODE, EDGE, BLOCK)
+        if RESCALE:
+            value = rounded(value * real[k][_SCALE], PRECISION)
+        value = rounded(value * real[k][0], PRECISION)
+    else:
+        value = value * real[k][0]
+    return value
 
 
 @triton.jit
-def _agreeing(values, total, real, K: tl.constexpr, NORMALIZE: tl.constexpr, BLOCK: tl.constexpr):
+def _agreeing(
+    values, total, real, K: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr
+):
     """Sum of the values with the sign of `total` (+ where it is 0), divided by the sum of their weights if NORMALIZE."""
     sign = tl.where(total >= 0.0, 1.0, -1.0)
     agreed = tl.zeros((BLOCK,), tl.float32)
@@ -157,9 +192,10 @@ def _agreeing(values, total, real, K: tl.constexpr, NORMALIZE: tl.constexpr, BLO
         agreed = agreed + tl.where(value > 0.0, value, 0.0)
         if NORMALIZE:
             weights = weights + tl.where(value > 0.0, real[k][0], 0.0)
-    agreed = agreed * sign
+    agreed = rounded(agreed * sign, PRECISION)
     if NORMALIZE:
-        agreed = tl.div_rn(agreed, tl.where(weights == 0.0, 1.0, weights))
+        weights = rounded(weights, PRECISION)
+        agreed = rounded(tl.div_rn(agreed, tl.where(weights == 0.0, 1.0, weights)), PRECISION)
     return agreed
 
 
@@ -185,6 +221,7 @@ def _merge_blocks(
     NORMALIZE: tl.constexpr,
     DIVIDE: tl.constexpr,
     RESCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
     ALIGNED: tl.constexpr,
     EDGE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -201,21 +238,23 @@ def _merge_blocks(
         values = ()
         base = None
         if BASE >= 0:
-            base = _load(base_address, start, lanes, BASE)
+            base = _load_rounded(base_address, start, lanes, BASE, PRECISION)
         for k in tl.static_range(K):
             value = _weighted(
-                k, base, start, lanes, inputs, whole, real, KINDS, BASE, MODE, RESCALE, EDGE, BLOCK
+                k, base, start, lanes, inputs, whole, real, KINDS, BASE, MODE, RESCALE, PRECISION, EDGE, BLOCK
             )  # fmt: skip
             total = total + value
             if ELECT:
                 values = values + (value,)
+        if BASE >= 0:
+            total = rounded(total, PRECISION)
         if ELECT:
-            total = _agreeing(values, total, real, K, NORMALIZE, BLOCK)
+            total = _agreeing(values, total, real, K, NORMALIZE, PRECISION, BLOCK)
         if DIVIDE:
             total = tl.div_rn(total, tl.zeros((BLOCK,), tl.float32) + divisor)
-        total = total * scale
+        total = rounded(rounded(total, PRECISION) * scale, PRECISION)
         if BASE >= 0:
-            total = total + base
+            total = rounded(total + base, PRECISION)
         if EDGE:
             inside = (lanes >= (first - start)) & (lanes < (end - start))
             worst = tl.maximum(worst, tl.where(inside, _magnitude(total), 0))
@@ -241,6 +280,7 @@ def merge_chunks(
     NORMALIZE: tl.constexpr,
     DIVIDE: tl.constexpr,
     RESCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -258,6 +298,7 @@ def merge_chunks(
         MODE: how inputs are made sparse; the numbers of one that is not keep all.
         ELECT, NORMALIZE: sum over the elected sign, divide by the weights that agree.
         DIVIDE, RESCALE: whether any divisor of a row, any scale of an input, is not 1.
+        PRECISION: the kind that arithmetic rounds to, F32 for no rounding; where there is no base, only what is read and the result.
         ALIGNED: whether all outputs start on 16-byte boundaries.
         BLOCK: elements of a block.
     """
@@ -275,12 +316,12 @@ def merge_chunks(
     if (start < first) | (stop > end) | _cut_inside(whole, start, stop, K):
         worst = _merge_blocks(
             first_block, end_block, out, base, first, end, divisor, scale, inputs, whole, real,
-            K, KINDS, BASE, OUT, MODE, ELECT, NORMALIZE, DIVIDE, RESCALE, ALIGNED, True, BLOCK,
+            K, KINDS, BASE, OUT, MODE, ELECT, NORMALIZE, DIVIDE, RESCALE, PRECISION, ALIGNED, True, BLOCK,
         )  # fmt: skip
     else:
         worst = _merge_blocks(
             first_block, end_block, out, base, first, end, divisor, scale, inputs, whole, real,
-            K, KINDS, BASE, OUT, MODE, ELECT, NORMALIZE, DIVIDE, RESCALE, ALIGNED, False, BLOCK,
+            K, KINDS, BASE, OUT, MODE, ELECT, NORMALIZE, DIVIDE, RESCALE, PRECISION, ALIGNED, False, BLOCK,
         )  # fmt: skip
     tl.store(largest + chunk, tl.max(worst, axis=0))
 
@@ -295,6 +336,7 @@ def pruned_l1_chunks(
     KINDS: tl.constexpr,
     BASE: tl.constexpr,
     MODE: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Writes the L1 norm (float64) of each input's pruned delta within chunk `program_id` into `norms` (n, K).
@@ -314,10 +356,10 @@ def pruned_l1_chunks(
         total = tl.zeros((BLOCK,), tl.float64)
         for block in range(first_block, end_block):
             start = block * BLOCK
-            value = _load(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3)
-            value = value - _load(base_address, start, lanes, BASE)
+            value = _load_rounded(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3, PRECISION)
+            value = rounded(value - _load_rounded(base_address, start, lanes, BASE, PRECISION), PRECISION)
             keys = inputs + k * _INPUT_INTEGERS + _KEYS
-            value = pruned(value, whole[k], real[k], keys, start, lanes, MODE, False, True, BLOCK)
+            value = pruned(value, whole[k], real[k], keys, start, lanes, MODE, True, BLOCK)
             total = total + tl.abs(value).to(tl.float64)
         tl.store(norms + chunk * K + k, tl.sum(total, axis=0))
 

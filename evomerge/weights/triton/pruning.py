@@ -48,7 +48,6 @@ def pruned(
     start,
     lanes,
     MODE: tl.constexpr,
-    RESCALE: tl.constexpr,
     EDGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -70,6 +69,4 @@ def pruned(
         else:
             kept = numbers <= whole[3].to(tl.uint32)
         delta = tl.where(kept, delta, 0.0)
-    if RESCALE:
-        delta = delta * real[5]
     return delta

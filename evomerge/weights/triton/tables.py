@@ -48,6 +48,7 @@ class Variant(NamedTuple):
     normalize: bool
     divide: bool
     rescale: bool
+    precision: int
     aligned: bool
 
 
@@ -67,6 +68,7 @@ def variant_of(part: Part, resident: ResidentSources) -> Variant:
         normalize=form.normalize,
         divide=form.divisor != 1,
         rescale=bool(form.norms),
+        precision=form.precision,
         aligned=_first_address(part, out) % _WIDE == 0,
     )
 

@@ -1,0 +1,72 @@
+"""What Ctrl-C and SIGTERM do to a command: KeyboardInterrupt, so that what is half done is removed, and exit code 130.
+
+A search has handlers of its own while candidates are evaluated (`evomerge.build.signals`). Imports nothing heavy: this is in force before anything else is
+imported.
+"""
+
+import os
+import signal
+import sys
+import weakref
+from types import CodeType, FrameType
+
+EXIT_INTERRUPTED = 130
+
+_LOOK_AGAIN_S = 0.02
+
+_HELD_UP_IN = {"<frozen importlib._bootstrap>", weakref.__file__}
+"""Code from which the exception must not come. C++ that calls Python while a module is initialised, as torch's does, aborts the process
+when that raises; what a finalizer raises is lost."""
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+def take_interrupts() -> None:
+    """From here on the first SIGINT or SIGTERM raises KeyboardInterrupt in the main thread, and the second ends the process.
+
+    What is ignored (as SIGINT is in the background of a shell) stays ignored. Child processes do not inherit this.
+    """
+    taken = [number for number in _NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in taken}
+    interrupt = _Interrupt(sys._getframe(1).f_code)
+    for number in taken:
+        signal.signal(number, interrupt)
+    signal.signal(signal.SIGALRM, interrupt)
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            if signal.getsignal(number) is interrupt:
+                signal.signal(number, handler)
+
+    os.register_at_fork(after_in_child=give_back)
+
+
+def ignore_interrupts() -> None:
+    """From here on the process is about to end by itself: a signal must not change how."""
+    for number in (*_NUMBERS, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Interrupt:
+    """The handler. `bottom`: the code that everything to be interrupted is called from."""
+
+    def __init__(self, bottom: CodeType) -> None:
+        self._bottom = bottom
+        self._asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGALRM:
+            if self._asked:
+                os._exit(EXIT_INTERRUPTED)
+            self._asked = True
+        if self._is_held_up(frame):
+            signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_S)
+        else:
+            raise KeyboardInterrupt
+
+    def _is_held_up(self, frame: FrameType | None) -> bool:
+        while frame is not None and frame.f_code is not self._bottom:
+            if frame.f_code.co_filename in _HELD_UP_IN:
+                return True
+            frame = frame.f_back
+        return False
