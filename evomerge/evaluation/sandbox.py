@@ -145,6 +145,7 @@ class SandboxedTask:
         try:
             return self._ask(order, LOAD_TIMEOUT_S)
         except EvaluationError as error:
+            self.close()  # a process without the task would be asked to score next
             if is_task_file(spec.task):
                 raise
             raise EvaluationError(

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from evomerge.core import EvaluationError, Split
@@ -175,6 +177,23 @@ def test_code_that_hangs_is_killed_and_the_next_candidate_is_scored(task: Sandbo
     assert task.items(Split.SEARCH).score([], answers()).sum() >= 6
     with pytest.raises(EvaluationError, match="its sandbox has died"):
         task.items(Split.SEARCH).score([], answers(connect="die"))
+
+
+def test_what_cannot_be_loaded_leaves_no_process(task: SandboxedTask, folder: Path, tmp_path: Path) -> None:
+    """Neither at first nor after a process has died, and the reason is said each time."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    other = SandboxedTask(TaskSpec(str(tmp_path / "t.yaml")), folder / "model", timeout_s=10)
+    items = other.items(Split.SEARCH)
+    with pytest.raises(EvaluationError, match="its sandbox has died"):
+        items.score([], answers(connect="die"))
+    (tmp_path / "search.jsonl").unlink()
+    before = set(psutil.Process().children())
+    for _ in range(2):
+        with pytest.raises(EvaluationError, match=r"data file of split 'search' is not there"):
+            items.score([], answers())
+    with pytest.raises(EvaluationError, match=r"data file of split 'search' is not there"):
+        SandboxedTask(TaskSpec(str(tmp_path / "t.yaml")), folder / "model", timeout_s=10)
+    assert set(psutil.Process().children()) <= before
 
 
 def test_without_isolation_the_task_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
