@@ -1,6 +1,7 @@
 """config -> the evaluator of a worker. Runs in the worker's process; `make_evaluator` is named by the pools as data."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
@@ -9,13 +10,14 @@ from evomerge.build.crossings import crosses_models
 from evomerge.build.problem import model_table
 from evomerge.build.tasks import needed_splits, task_specs
 from evomerge.cluster import Evaluator
-from evomerge.config import SearchConfig, SyntheticConfig
+from evomerge.config import LmEvalConfig, SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Json, Split
 from evomerge.plan import MergePlan, ModelHeader, ModelTable, folding_of, padded, rank_bytes, read_models
 from evomerge.recipe import PIECEWISE
 
 if TYPE_CHECKING:
     from evomerge.engine import Engine
+    from evomerge.evaluation import LmEvalEvaluator
 
 FACTORY = "evomerge.build.evaluators:make_evaluator"
 
@@ -27,11 +29,18 @@ def make_evaluator(settings: Mapping[str, Json]) -> Evaluator:
         EvomergeError: a model, a task or the engine cannot be loaded.
     """
     config = SearchConfig.model_validate(settings["config"])
-    if isinstance(config.evaluation, SyntheticConfig):
-        return _synthetic(config)
-    splits = [Split(name) for name in cast(list[str], settings["splits"])]
+    wanted = config.evaluation
+    if isinstance(wanted, SyntheticConfig):
+        return _synthetic(wanted, config.seed)
     models = read_models(cast(ModelTable, settings["models"]))
-    return _lm_eval(config, models, cast(int | None, settings["n_slots"]), splits, str(settings["method"]))
+    with ExitStack() as stack:
+        evaluator = _lm_eval(
+            config, wanted, models, cast(int | None, settings["n_slots"]), str(settings["method"]), stack
+        )
+        for name in cast(list[str], settings["splits"]):
+            evaluator.items(Split(name))  # raises where a task has none: now, and not when the search is over
+        stack.pop_all()
+    return evaluator
 
 
 def evaluator_settings(
@@ -80,40 +89,41 @@ def _cpus(config: SearchConfig) -> int:
     return max(1, int(config.cluster.cpus_per_worker))
 
 
-def _synthetic(config: SearchConfig) -> Evaluator:
+def _synthetic(wanted: SyntheticConfig, seed: int) -> Evaluator:
     from evomerge.evaluation.synthetic import SyntheticEvaluator
 
-    wanted = config.evaluation
-    if not isinstance(wanted, SyntheticConfig):
-        raise ConfigError("expected evaluation.kind: synthetic")
     return SyntheticEvaluator(
         wanted.function,
         n_items=wanted.n_items,
         item_noise=wanted.item_noise,
         delay_s=wanted.delay_s,
         failure_rate=wanted.failure_rate,
-        seed=config.seed,
+        seed=seed,
     )
 
 
 def _lm_eval(
-    config: SearchConfig, headers: Mapping[str, ModelHeader], n_slots: int | None, splits: Sequence[Split], method: str
-) -> Evaluator:
+    config: SearchConfig,
+    wanted: LmEvalConfig,
+    headers: Mapping[str, ModelHeader],
+    n_slots: int | None,
+    method: str,
+    stack: ExitStack,
+) -> "LmEvalEvaluator":
+    """An evaluator with a running engine; `stack` closes what has been started."""
     from evomerge.evaluation import LmEvalEvaluator
     from evomerge.weights import Merger, WeightPool
 
     pool = WeightPool(headers)
     first = next(iter(headers.values()))
     engine = _engine(config, headers, n_slots, method)
+    stack.callback(engine.close)
 
     def fit(plan: MergePlan) -> MergePlan:
         if n_slots is None or plan.n_layers == n_slots:
             return plan
         return padded(plan, n_slots, folding_of(first).silenced)
 
-    wanted = config.evaluation
-    if isinstance(wanted, SyntheticConfig):
-        raise ConfigError("expected evaluation.kind: lm_eval")
     evaluator = LmEvalEvaluator(
         engine,
         Merger(pool),
@@ -125,8 +135,7 @@ def _lm_eval(
         code_processes=_cpus(config),
         fit=fit,
     )
-    for split in splits:
-        evaluator.items(split)  # raises where a task has none: now, and not when the search is over
+    stack.callback(evaluator.close)
     return evaluator
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
+
 from evomerge.core import EvaluationError
 
 logger = logging.getLogger(__name__)
@@ -75,12 +77,12 @@ class Encoder:
         try:
             try:
                 return self._render(messages, add_generation_prompt)
-            except _template_error():
+            except TemplateError:
                 others = [message for message in messages if message["role"] != "system"]
                 if self._keep_system or len(others) == len(messages):
                     raise
                 text = self._render(others, add_generation_prompt)
-        except (_template_error(), ValueError, TypeError) as error:
+        except (TemplateError, ValueError, TypeError) as error:
             raise EvaluationError(f"the tokenizer's chat template refuses a conversation: {error}") from error
         if not self._told_about_system:
             logger.warning("the chat template refuses system messages: tasks are put without their description")
@@ -95,9 +97,3 @@ class Encoder:
             continue_final_message=not add_generation_prompt,
         )
         return text
-
-
-def _template_error() -> type[Exception]:
-    from jinja2 import TemplateError
-
-    return TemplateError

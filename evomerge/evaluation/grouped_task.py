@@ -17,7 +17,7 @@ class GroupedTask:
 
     Args:
         name: what its score is called.
-        members: its tasks, loaded; closed by `close`.
+        members: its tasks, loaded.
         weight_by_size: whether they count by their numbers of items, or all the same.
 
     Raises:
@@ -40,12 +40,6 @@ class GroupedTask:
     def items(self, split: Split) -> "GroupedItems":
         """As `LoadedTask.items`."""
         return self.splits[split] if split in self.splits else self._items(split)
-
-    def close(self) -> None:
-        """Ends the members' sandboxes."""
-        for member in self._members:
-            if isinstance(member, SandboxedTask):
-                member.close()
 
     def _items(self, split: Split) -> "GroupedItems":
         return GroupedItems([member.items(split) for member in self._members], weight_by_size=self._weight_by_size)

@@ -43,7 +43,7 @@ class LmEvalEvaluator:
     the engine for all tasks together, and scoring.
 
     Args:
-        engine: runs the merged weights; closed by `close`.
+        engine: runs the merged weights; closed by `close`, and not where the evaluator cannot be made.
         merger: holds the sources.
         headers: key of every model that a recipe may name -> its header.
         tasks: what to score.
@@ -72,29 +72,39 @@ class LmEvalEvaluator:
     ) -> None:
         self._fit = fit
         self._engine, self._merger, self._headers = engine, merger, headers
+        self._sandboxes: list[SandboxedTask] = []
+        self._tasks: dict[str, LoadedTask | SandboxedTask | GroupedTask] = {}
         loaded_tokenizer = _load_tokenizer(tokenizer)
 
         def load(spec: TaskSpec) -> LoadedTask | SandboxedTask:
-            if trust_code and runs_code(spec.task):
-                return SandboxedTask(spec, tokenizer, timeout_s=code_timeout_s, processes=code_processes)
-            return load_task(spec, loaded_tokenizer)
+            if not trust_code or not runs_code(spec.task):
+                return load_task(spec, loaded_tokenizer)
+            self._sandboxes.append(SandboxedTask(spec, tokenizer, timeout_s=code_timeout_s, processes=code_processes))
+            return self._sandboxes[-1]
 
-        self._tasks: dict[str, LoadedTask | SandboxedTask | GroupedTask] = {}
-        for spec in tasks:
-            task: LoadedTask | SandboxedTask | GroupedTask
-            if spec.members:
-                members = [load(member) for member in spec.members]
-                task = GroupedTask(spec.name or spec.task, members, weight_by_size=spec.weight_by_size)
-            else:
-                task = load(spec)
-            if task.name in self._tasks:
-                raise EvaluationError(f"two tasks are called {task.name!r}; give each a name of its own")
-            for items in task.splits.values():
-                items.check_lengths(engine.max_length)
-            self._tasks[task.name] = task
+        try:
+            for spec in tasks:
+                self._add(spec, load)
+        except BaseException:
+            self._close_sandboxes()
+            raise
         self._in_engine: str | None = None
         self._n_breakdowns = 0
         self._size: dict[str, float] = {}
+
+    def _add(self, spec: TaskSpec, load: Callable[[TaskSpec], LoadedTask | SandboxedTask]) -> None:
+        """Loads a task or a group and checks it."""
+        task: LoadedTask | SandboxedTask | GroupedTask
+        if spec.members:
+            members = [load(member) for member in spec.members]
+            task = GroupedTask(spec.name or spec.task, members, weight_by_size=spec.weight_by_size)
+        else:
+            task = load(spec)
+        if task.name in self._tasks:
+            raise EvaluationError(f"two tasks are called {task.name!r}; give each a name of its own")
+        for items in task.splits.values():
+            items.check_lengths(self._engine.max_length)
+        self._tasks[task.name] = task
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -203,10 +213,12 @@ class LmEvalEvaluator:
 
     def close(self) -> None:
         """Closes the engine and the sandboxes."""
-        for task in self._tasks.values():
-            if isinstance(task, SandboxedTask | GroupedTask):
-                task.close()
+        self._close_sandboxes()
         self._engine.close()
+
+    def _close_sandboxes(self) -> None:
+        for sandbox in self._sandboxes:
+            sandbox.close()
 
 
 def _is_breakdown(error: Exception) -> bool:

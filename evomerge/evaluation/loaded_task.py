@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import jinja2
+
 from evomerge.core import EvaluationError, Split, did_you_mean
 from evomerge.evaluation.compiled_templates import keep_compiled_templates
 from evomerge.evaluation.encoding import Encoder
@@ -134,8 +136,10 @@ def _load_data(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
             if callable(custom)
             else datasets.load_dataset(path=settings.get("dataset_path"), name=settings.get("dataset_name"), **kwargs)
         )
-    except (*SCORER_ERRORS, ImportError) as error:
-        raise EvaluationError(f"{where}: its data cannot be loaded: {error}") from error
+    except StopIteration:  # what datasets says of a file with nothing in it
+        raise EvaluationError(f"{where}: its data cannot be loaded: a file is empty") from None
+    except (*SCORER_ERRORS, ImportError, datasets.exceptions.DatasetsError) as error:
+        raise EvaluationError(f"{where}: its data cannot be loaded: {error.__cause__ or error}") from error
     finally:
         if not bars:
             datasets.enable_progress_bars()
@@ -180,7 +184,7 @@ def _lm_eval_task(
         if task.config.num_fewshot is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    except (*SCORER_ERRORS, ImportError, _template_error()) as error:
+    except (*SCORER_ERRORS, ImportError, jinja2.TemplateError) as error:
         raise EvaluationError(f"{where}: lm-eval cannot build the task: {error!r}") from error
     return task
 
@@ -200,12 +204,6 @@ def _keep_items_out_of_their_examples(config: dict[str, Any], part: str) -> None
             fewshot["split"] = part
 
 
-def _template_error() -> type[Exception]:
-    import jinja2
-
-    return jinja2.TemplateError
-
-
 def _build_items(where: str, task: Any, spec: TaskSpec, encoder: Encoder) -> list[Item]:
     prompt = spec.prompt
     try:
@@ -220,7 +218,7 @@ def _build_items(where: str, task: Any, spec: TaskSpec, encoder: Encoder) -> lis
                 fewshot_as_multiturn=prompt.apply_chat_template and prompt.fewshot_as_multiturn,
                 chat_template=encoder.conversation if prompt.apply_chat_template else None,
             )
-    except (*SCORER_ERRORS, _template_error()) as error:
+    except (*SCORER_ERRORS, jinja2.TemplateError) as error:
         raise EvaluationError(f"{where}: lm-eval cannot build the requests: {error!r}") from error
     by_document: dict[int, list[Any]] = {}
     for instance in task.instances:

@@ -138,6 +138,14 @@ def test_few_shot_examples_come_from_their_split(write_task, tokenizer):
     assert all("answer" in shot for shot in shots[:2])
 
 
+@pytest.mark.parametrize(("content", "reason"), [("", "a file is empty"), ('{"q": 1}\n{"q": ', "JSON parse error")])
+def test_damaged_data_is_the_users_to_mend(write_task, tokenizer, tmp_path, content, reason):
+    path = write_task()
+    (tmp_path / "search.jsonl").write_text(content)
+    with pytest.raises(EvaluationError, match=f"its data cannot be loaded: {reason}"):
+        load_task(TaskSpec(path), tokenizer)
+
+
 def refused(what, **settings):
     return pytest.param(what, settings, id=what)
 
