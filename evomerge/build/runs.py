@@ -230,7 +230,10 @@ def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> dict[str,
         "baselines": {name: recipe.fingerprint() for name, recipe in problem.own.items()},
         "space": {
             "fingerprint": problem.space.fingerprint,
-            "parameters": [[item.name, item.low, item.high] for item in problem.space.parameters],
+            "parameters": [
+                [item.name, item.low, item.high, *([list(item.choices)] if item.choices else [])]
+                for item in problem.space.parameters
+            ],
         },
     }
 

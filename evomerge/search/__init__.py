@@ -7,7 +7,6 @@ from evomerge.search.budget import Budget
 from evomerge.search.finals import run_finals
 from evomerge.search.front_files import (
     FrontFiles,
-    best_so_far,
     front_csv,
     front_json,
     front_of,
@@ -52,7 +51,6 @@ __all__ = [
     "SearchLoop",
     "StopRequest",
     "WorkerPool",
-    "best_so_far",
     "event",
     "front_csv",
     "front_json",

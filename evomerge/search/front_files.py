@@ -95,12 +95,8 @@ class FrontFiles:
     def __init__(self, directory: RunDirectory, state: RunState, recipe_of: Callable[[Entry], Recipe | None]) -> None:
         self._directory, self._recipe_of = directory, recipe_of
         self._front = front_of(state)
-        self._front_changed, self._new_best = False, ""
-        self._best = (-np.inf, 0)
-        if self._front:
-            best = best_so_far(state)
-            self._best = _rank(state, state.evaluations[best, Split.SEARCH])
-            self._front_changed, self._new_best = True, state.best_id or best
+        self._best = max((_rank(state, item) for item in state.iter_evaluated()), default=(-np.inf, 0))
+        self._front_changed, self._new_best = bool(self._front), leader(state)
         self._next_write = -np.inf
 
     def __call__(self, state: RunState, evaluation: Evaluation) -> None:
@@ -124,12 +120,12 @@ class FrontFiles:
         started = time.monotonic()
         if self._front_changed:
             self._write_front(state)
-        if self._new_best:
+        if self._new_best is not None:
             self._write_best(state.entries[self._new_best])
-        if self._front_changed or self._new_best:
+        if self._front_changed or self._new_best is not None:
             # a slow disk or a large front may take a twentieth of the time, not more
             self._next_write = time.monotonic() + max(WRITE_EVERY_S, 20 * (time.monotonic() - started))
-        self._front_changed, self._new_best = False, ""
+        self._front_changed, self._new_best = False, None
 
     def finish(self, state: RunState) -> None:
         """Writes everything as it is at the end of a run: the best is the winner of the finals, where there were any.
@@ -138,8 +134,9 @@ class FrontFiles:
             JournalError: as `flush`.
         """
         self._write_front(state)
-        if self._front:
-            self._write_best(state.entries[state.best_id or best_so_far(state)])
+        best = leader(state)
+        if best is not None:
+            self._write_best(state.entries[best])
 
     def _write_front(self, state: RunState) -> None:
         """`front.json` and `front.csv`."""
@@ -184,23 +181,19 @@ def pick(state: RunState, choice: str) -> Entry:
                 f"no candidate {name!r} in this run; expected best, knee or an id (`evomerge front` lists the best)"
             )
         return state.entries[name]
-    if next(state.iter_evaluated(), None) is None:
+    best = leader(state)
+    if best is None:
         raise JournalError("no candidate of this run has been evaluated yet")
-    if choice == "knee":
-        return state.entries[knee(front_of(state)).candidate_id]
-    return state.entries[state.best_id or best_so_far(state)]
+    return state.entries[knee(front_of(state)).candidate_id if choice == "knee" else best]
 
 
 def leader(state: RunState) -> str | None:
-    """The id of the winner of the finals, or of the best on the search split while there have been none; None before a result."""
-    if state.best_id is None and next(state.iter_evaluated(), None) is not None:
-        return best_so_far(state)
-    return state.best_id
+    """The id of the winner of the finals, or of the best on the search split while there have been none; None before a result.
 
-
-def best_so_far(state: RunState) -> str:
-    """The id of the best evaluation on the search split; of equals the first that was asked."""
-    return max(state.iter_evaluated(), key=lambda item: _rank(state, item)).candidate_id
+    Of equals it is the first that was asked.
+    """
+    best = max(state.iter_evaluated(), key=lambda item: _rank(state, item), default=None)
+    return state.best_id or (None if best is None else best.candidate_id)
 
 
 def _rank(state: RunState, evaluation: Evaluation) -> tuple[float, int]:

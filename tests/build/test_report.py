@@ -9,10 +9,11 @@ import pytest
 
 from evomerge.build import open_run, parse_config, start_search
 from evomerge.build.report import write_report
-from evomerge.build.report.figures import MAX_PARAMETERS, Parameter, parameters
+from evomerge.build.report.figures import MAX_PARAMETERS, parameters
 from evomerge.build.report.page import _rows
 from evomerge.core import ConfigError, EvaluationError, JournalError
 from evomerge.evaluation.synthetic import SyntheticEvaluator
+from evomerge.space import Parameter
 
 
 class _Page(HTMLParser):
@@ -117,6 +118,19 @@ def test_many_parameters_are_cut_to_those_that_the_best_agree_in(tmp_path: Path)
     assert len(labels) == MAX_PARAMETERS + 1
     assert labels[-1] == "mean"
     assert labels[:-1] == sorted(labels[:-1], key=lambda label: int(label[1:]))
+
+
+def test_choices_are_shown_by_their_names(tmp_path: Path) -> None:
+    evaluation = {"function": "sphere", "dimension": 2}
+    state = open_run(_run(tmp_path / "run", evaluation=evaluation, finals={"finalists": 0})).state
+    figure = parameters(state, [Parameter.categorical("layer", ("skip", "a", "b")), Parameter("weight", -1.0, 1.0)])
+    assert figure is not None
+    layer, weight, _ = figure.data[0].dimensions
+    points = [entry.values for entry in state.proposed]
+    assert set(layer.values) == {0.0, 1.0, 2.0}
+    assert list(layer.values) == [float(int(3 * point[0])) for point in points if point is not None]
+    assert (list(layer.tickvals), list(layer.ticktext)) == ([0, 1, 2], ["skip", "a", "b"])
+    assert list(weight.values) == pytest.approx([2 * point[1] - 1 for point in points if point is not None])
 
 
 def test_no_run_and_no_place_to_write(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The plots of the report, as plotly figures. Each function gives None where the run has nothing to show in it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from evomerge.archive import Front
 from evomerge.core import Evaluation, Objective, Split
 from evomerge.search import Z_95, RunState, front_of, mean_with_error, reference_losses, utility
+from evomerge.space import Parameter, SearchSpace
 
 MAX_PARAMETERS = 24
 """So many coordinates fit beside each other; the ones that vary most among the best are shown."""
@@ -23,15 +23,6 @@ _LAYOUT: dict[str, Any] = {
     "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
     "legend": {"orientation": "h", "y": 1.08},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A coordinate of the search space: its name and the values of its ends."""
-
-    name: str
-    low: float
-    high: float
 
 
 def progress(state: RunState) -> go.Figure | None:
@@ -129,19 +120,26 @@ def parameters(state: RunState, space: Sequence[Parameter]) -> go.Figure | None:
     """Parallel coordinates of the candidates, coloured by their mean score; None where candidates are not points."""
     rows, means = [], []
     for item in state.evaluated():
-        values = state.entries[item.candidate_id].values
-        if values is not None and len(values) == len(space):
-            rows.append(values)
+        point = state.entries[item.candidate_id].values
+        if point is not None and len(point) == len(space):
+            rows.append(point)
             means.append(utility(state.objectives, item))
     if len(rows) < 2:
         return None
     points, scores = np.array(rows), np.array(means)
-    shown = _telling(points, scores)
+    telling = _telling(points, scores)
+    shown = SearchSpace([space[index] for index in telling])
+    values = [shown.decode(row) for row in points[:, telling]]
     dimensions: list[dict[str, Any]] = []
-    for index in shown:
-        one = space[index]
-        column = one.low + (one.high - one.low) * points[:, index]
-        dimensions.append({"label": one.name, "range": [one.low, one.high], "values": column.tolist()})
+    for one in shown.parameters:
+        column: dict[str, Any] = {
+            "label": one.name,
+            "range": [one.low, one.high],
+            "values": [found[one.name] for found in values],
+        }
+        if one.choices:
+            column |= {"tickvals": list(range(len(one.choices))), "ticktext": list(one.choices)}
+        dimensions.append(column)
     dimensions.append({"label": "mean", "values": scores.tolist()})
     line = {"color": scores.tolist(), "colorscale": "Viridis", "showscale": True}
     figure = go.Figure(go.Parcoords(dimensions=dimensions, line=line, labelangle=-20))

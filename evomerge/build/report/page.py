@@ -1,6 +1,7 @@
 """The report's page: what the template needs, from a run. Numbers come from the same summary as the terminal's tables."""
 
 from collections.abc import Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,10 +11,10 @@ from plotly.offline import get_plotlyjs
 
 from evomerge.build.reading import Run, open_run
 from evomerge.build.report import figures
-from evomerge.build.report.figures import Parameter
 from evomerge.core import ConfigError, EvomergeError, FilePath, Split, Status, atomic_write_text
 from evomerge.recipe import recipe_to_yaml
 from evomerge.search import Z_95, front_of, headline, leader, utility, verdict
+from evomerge.space import Parameter
 
 MAX_ROWS = 50
 """of the tables of the front and of failures"""
@@ -55,7 +56,7 @@ def _page(run: Run, name: str) -> str:
         "front": figures.fronts(state),
         "hypervolume": figures.hypervolume(state),
         "optimism": figures.optimism(state),
-        "parameters": figures.parameters(state, [Parameter(*row) for row in resolved["space"]["parameters"]]),
+        "parameters": figures.parameters(state, list(starmap(_parameter, resolved["space"]["parameters"]))),
     }
     return environment.get_template("report.html.j2").render(
         name=name,
@@ -79,6 +80,11 @@ def _page(run: Run, name: str) -> str:
         plotly=get_plotlyjs(),
         z=Z_95,
     )
+
+
+def _parameter(name: str, low: float, high: float, choices: Sequence[str] = ()) -> Parameter:
+    """A row of `resolved.json`; older ones say nothing of choices."""
+    return Parameter(name, low, high, tuple(choices))
 
 
 def _html(name: str, figure: go.Figure) -> str:
