@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evomerge.build.problem import model_table, problem_of_run
 from evomerge.config import SearchConfig, parse_config
@@ -93,7 +92,7 @@ def open_run(folder: FilePath) -> Run:
         JournalError: there is none, or it is damaged.
     """
     directory = RunDirectory(Path(folder))
-    config = parse_config(_config(directory.read_resolved()), folder=Path("/"), where=str(directory.resolved))
+    config = parse_config(directory.read_resolved()["config"], folder=Path("/"), where=str(directory.resolved))
     directory.check_journal()
     state = RunState.of(read_journal(directory.journal))
     return Run(directory, config, state, open_items(directory, state))
@@ -127,7 +126,3 @@ def export_recipe(folder: FilePath, choice: str, out: FilePath | None = None) ->
     except OSError as problem:
         raise RecipeError(f"{path}: cannot be written: {problem.strerror}") from None
     return entry.id, recipe, path
-
-
-def _config(resolved: dict[str, Any]) -> dict[str, Any]:
-    return dict(resolved["config"])

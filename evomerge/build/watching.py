@@ -60,7 +60,7 @@ class Watcher:
         resolved = self._directory.read_resolved()
         self._directory.check_journal()
         self.config: SearchConfig = parse_config(
-            dict(resolved["config"]), folder=Path("/"), where=str(self._directory.resolved)
+            resolved["config"], folder=Path("/"), where=str(self._directory.resolved)
         )
         self._reader = JournalReader(self._directory.journal)
         self._state = RunState()

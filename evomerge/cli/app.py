@@ -1,7 +1,6 @@
 """The commands. Heavy packages are imported inside them, so that `--help` is instant."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,14 +28,6 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a setting, e.g. budget.evaluations=200. May be repeated."
     ),
 ]
-
-
-class Output(StrEnum):
-    """How tables are printed."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
 
 
 @app.callback(invoke_without_command=True)

@@ -1,10 +1,9 @@
 """Reading the values of a mergekit document: mappings with known keys, texts, references to models. Every message says where."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
-from evomerge.core import RecipeError
+from evomerge.core import RecipeError, did_you_mean
 from evomerge.recipe.methods import METHODS
 from evomerge.recipe.parts import Source
 
@@ -60,11 +59,9 @@ def mapping_of(data: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
         raise RecipeError(f"{where}: expected a mapping with {', '.join(known)}; got {data!r}")
     for key in data:
         if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
             if "parameters" in known and key in _PARAMETERS:
-                hint = "; it belongs under 'parameters'"
-            raise RecipeError(f"{where}: unknown key {key!r}{hint}")
+                raise RecipeError(f"{where}: unknown key {key!r}; it belongs under 'parameters'")
+            raise RecipeError(f"{where}: unknown key {key!r}{did_you_mean(str(key), known)} Known: {', '.join(known)}")
     return dict(data)
 
 

@@ -4,10 +4,9 @@ Knows nothing of YAML or files.
 """
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
-from evomerge.core import Json, RecipeError
+from evomerge.core import Json, RecipeError, did_you_mean
 from evomerge.recipe.parts import Parameters, Setting, Slice, Source
 
 FORMAT_VERSION = 1
@@ -111,9 +110,9 @@ def checked_object(data: Json, where: str, known: Sequence[str], required: Seque
         raise RecipeError(f"recipe {where}: expected an object, got {data!r}")
     for key in data:
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-            raise RecipeError(f"recipe {where}: unknown key {key!r}{hint}")
+            raise RecipeError(
+                f"recipe {where}: unknown key {key!r}{did_you_mean(key, known)} Known: {', '.join(known)}"
+            )
     for key in required:
         if key not in data:
             raise RecipeError(f"recipe {where}: key {key!r} is missing")

@@ -1,6 +1,5 @@
 """From a strategy's name to a live strategy: the table of our own, plugins, and typed options."""
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -9,7 +8,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from evomerge.core import ConfigError, Json, Objective
+from evomerge.core import ConfigError, Json, Objective, did_you_mean
 from evomerge.space import SearchSpace
 from evomerge.strategy.base import Strategy, StrategyOptions
 
@@ -63,7 +62,7 @@ def strategy_class(name: str) -> Callable[..., Strategy]:
     plugins = _plugins()
     if name not in STRATEGIES and name not in plugins:
         raise ConfigError(
-            f"there is no strategy {name!r}{_nearest(name, (AUTO, *strategy_names()))}; known: {', '.join(strategy_names())}, "
+            f"there is no strategy {name!r}{did_you_mean(name, (AUTO, *strategy_names()))} Known: {', '.join(strategy_names())}, "
             f"and in a configuration {AUTO}"
         )
     try:
@@ -89,7 +88,7 @@ def strategy_options(name: str, options: Mapping[str, Any]) -> StrategyOptions:
         if key not in options_type.model_fields:
             valid = sorted(options_type.model_fields)
             raise ConfigError(
-                f"strategy {name} has no option {key!r}{_nearest(key, valid)}; it has: {', '.join(valid) or 'none'}"
+                f"strategy {name} has no option {key!r}{did_you_mean(key, valid)} It has: {', '.join(valid) or 'none'}"
             )
     try:
         return options_type.model_validate(dict(options))
@@ -158,8 +157,3 @@ def _options_type(name: str) -> type[StrategyOptions]:
     if not (isinstance(options_type, type) and issubclass(options_type, StrategyOptions)):
         raise ConfigError(f"strategy {name!r} is broken: its `options_type` must be a subclass of StrategyOptions")
     return options_type
-
-
-def _nearest(wrong: str, valid: Sequence[str]) -> str:
-    match = difflib.get_close_matches(wrong, valid, n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""

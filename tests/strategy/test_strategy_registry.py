@@ -45,7 +45,7 @@ def test_unknown_names_and_options_name_the_nearest():
         strategy_class("atuo")
     with pytest.raises(ConfigError, match=r"no option 'populationsize'.*did you mean 'population_size'"):
         make_strategy("cma_es", dimension=2, objectives=["a"], seed=1, populationsize=3)
-    with pytest.raises(ConfigError, match="it has: none"):
+    with pytest.raises(ConfigError, match="It has: none"):
         make_strategy("random", dimension=2, objectives=["a"], seed=1, sigma0=3)
 
 
