@@ -18,7 +18,7 @@ from evomerge.core import (
     Split,
     Status,
 )
-from evomerge.plan import make_plan, read_headers, table_of
+from evomerge.plan import check_tokenizer, make_plan, read_headers, table_of
 from evomerge.recipe import Recipe, Setting, Slice, Source, read_recipe, read_recipe_file
 
 
@@ -56,6 +56,7 @@ def evaluate_model(config: SearchConfig, model: FilePath, split: Split = Split.R
             )
     headers = read_headers(recipe)
     n_layers = make_plan(recipe, headers).n_layers
+    check_tokenizer(next(iter(headers.values())).folder)
     settings = evaluator_settings(
         config, table_of(headers), n_slots=n_layers or None, splits=[split], method=recipe.method
     )

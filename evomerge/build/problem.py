@@ -14,7 +14,7 @@ from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
 from evomerge.evaluation.task_files import is_task_file
 from evomerge.evaluation.task_metrics import lower_is_better
-from evomerge.plan import TEMPLATE_FILE, ModelHeader, chat_template_of, make_plan, read_models
+from evomerge.plan import TEMPLATE_FILE, ModelHeader, chat_template_of, check_tokenizer, make_plan, read_models
 from evomerge.recipe import (
     AXES,
     Combination,
@@ -267,6 +267,7 @@ def _checked(problem: Problem, errors: list[str]) -> Problem:
         lambda: problem.objectives,
         problem.check_plans,
         lambda: strategy_for(problem),
+        lambda: _check_tokenizer(problem),
         lambda: _check_chat_template(problem),
         lambda: _check_directions(problem),
     )
@@ -293,6 +294,12 @@ def _check_directions(problem: Problem) -> None:
                 f"objectives: of the metric of task {name!r} lower is better ({spec.task}: higher_is_better: false), and scores are maximised "
                 f"unless told otherwise; list the objectives, this one as {{name: {name}, direction: minimize}}"
             )
+
+
+def _check_tokenizer(problem: Problem) -> None:
+    """Raises CheckpointError where the model that lends its tokenizer has none."""
+    for header in list(problem.headers.values())[:1]:
+        check_tokenizer(header.folder)
 
 
 def _check_chat_template(problem: Problem) -> None:

@@ -14,7 +14,7 @@ import yaml
 from evomerge.build.changes import given, resumed_config
 from evomerge.build.describing import notes_on_budget
 from evomerge.build.fingerprints import model_fingerprint
-from evomerge.build.pools import worker_pool
+from evomerge.build.pools import RunPool, worker_pool
 from evomerge.build.problem import Problem, make_problem
 from evomerge.build.signals import signals
 from evomerge.build.strategies import chosen_strategy, strategy_for
@@ -34,6 +34,7 @@ from evomerge.search import (
     RunState,
     SearchLoop,
     StopRequest,
+    choose_finalists,
     event,
     read_journal,
     run_finals,
@@ -151,46 +152,85 @@ def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer
         handle = stack.enter_context(signals(stop, abandon=config.cluster.on_interrupt == "abandon"))
         recorder = RunRecorder(directory, lock.check)
         stack.callback(recorder.close)
-        pool, n_workers = stack.enter_context(worker_pool(problem, directory))
-        handle()  # Ray has a SIGTERM handler of its own
-        if not recorder.state.run:
-            recorder.record(event("run", **_run_record(problem, n_workers)))
-        recorder.record(event("session", pid=os.getpid(), host=socket.gethostname(), workers=n_workers))
-        entries = recorder.state.entries
-        files = FrontFiles(directory, recorder.state, lambda entry: problem.recipe_of_entry(entry, entries))
-
-        def make_recipe(candidate: Candidate) -> Mapping[str, Json] | None:
-            if entries[candidate.id].factors is None:
-                factors = problem.factors(candidate, entries)
-                if factors is not None:
-                    recorder.note(event("crossed", id=candidate.id, factors=factors))
-            return problem.recipe_json(candidate, entries)
-
-        loop = SearchLoop(
-            strategy=strategy_for(problem),
-            pool=pool,
-            recorder=recorder,
-            make_recipe=make_recipe,
-            baselines=problem.baselines(),
-            budget=Budget(config.budget.evaluations, config.budget.items, config.budget.hours),
-            in_flight=recorder.state.run["in_flight"] if config.deterministic else (lambda: pool.n_workers),
-            deterministic=config.deterministic,
-            observers=[files, *observers],
-            on_pause=files.flush,
-            stop=stop,
-        )
-        try:
-            state = loop.run()
-            _refuse_failures(state)
-            if config.finals.finalists:
-                state = run_finals(loop, recorder, config.finals.finalists)
-        except (Interrupted, EvaluationError):
-            files.flush(recorder.state)
-            raise
+        state = recorder.state
+        complete = _is_complete(config, state)
+        if not complete:
+            pool, n_workers = stack.enter_context(worker_pool(problem, directory))
+            handle()  # Ray has a SIGTERM handler of its own
+            if not state.run:
+                recorder.record(event("run", **_run_record(problem, n_workers)))
+            recorder.record(event("session", pid=os.getpid(), host=socket.gethostname(), workers=n_workers))
+        files = FrontFiles(directory, state, lambda entry: problem.recipe_of_entry(entry, state.entries))
+        if complete:
+            name, limit = next(iter(_used_up(config, state).items()))
+            logger.warning(
+                "nothing is left to do: budget.%s: %s is used up. More: evomerge resume %s --set budget.%s=%s",
+                *(name, limit, directory.folder, name, 2 * limit),
+            )
+        else:
+            _search(problem, recorder, pool, files, observers, stop)
         files.finish(state)
         with writing_into(directory):
             atomic_write_json(directory.summary, summarize(state, recorder.evaluation))
         return state
+
+
+def _search(
+    problem: Problem,
+    recorder: RunRecorder,
+    pool: RunPool,
+    files: FrontFiles,
+    observers: Sequence[Observer],
+    stop: StopRequest,
+) -> None:
+    """The search and its finals, from where the recorded events end."""
+    config, entries = problem.config, recorder.state.entries
+
+    def make_recipe(candidate: Candidate) -> Mapping[str, Json] | None:
+        if entries[candidate.id].factors is None:
+            factors = problem.factors(candidate, entries)
+            if factors is not None:
+                recorder.note(event("crossed", id=candidate.id, factors=factors))
+        return problem.recipe_json(candidate, entries)
+
+    loop = SearchLoop(
+        strategy=strategy_for(problem),
+        pool=pool,
+        recorder=recorder,
+        make_recipe=make_recipe,
+        baselines=problem.baselines(),
+        budget=_budget(config),
+        in_flight=recorder.state.run["in_flight"] if config.deterministic else (lambda: pool.n_workers),
+        deterministic=config.deterministic,
+        observers=[files, *observers],
+        on_pause=files.flush,
+        stop=stop,
+    )
+    try:
+        _refuse_failures(loop.run())
+        if config.finals.finalists:
+            run_finals(loop, recorder, config.finals.finalists)
+    except (Interrupted, EvaluationError):
+        files.flush(recorder.state)
+        raise
+
+
+def _budget(config: SearchConfig) -> Budget:
+    return Budget(config.budget.evaluations, config.budget.items, config.budget.hours)
+
+
+def _used_up(config: SearchConfig, state: RunState) -> dict[str, Any]:
+    """The limits of the budget that recorded evaluations have reached."""
+    return dict(_budget(config).reasons_to_stop(state, state.elapsed_s))
+
+
+def _is_complete(config: SearchConfig, state: RunState) -> bool:
+    """Whether the budget is used up and the finals are done, so that no worker is needed."""
+    reasons = _used_up(config, state)
+    if state.pending or not state.stopped or not reasons or "failures" in {*reasons, *state.stopped}:
+        return False
+    count = config.finals.finalists
+    return not count or (state.finished and tuple(choose_finalists(state, count)) == state.finalists)
 
 
 def _refuse_failures(state: RunState) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evomerge.build.problem import make_problem
 from evomerge.config import parse_config
-from evomerge.core import ConfigError, FilePath, atomic_write_text, load_yaml
+from evomerge.core import ConfigError, FilePath, atomic_write_text, cached_model, load_yaml
 from evomerge.evaluation.task_groups import find_task
 from evomerge.plan import read_source
 from evomerge.recipe import Source
@@ -66,7 +66,9 @@ def write_first_config(
     named = _named(experts)
     if base is None and len(named) < 2:
         raise ConfigError("one model alone cannot be merged; name at least two, or one and its --base")
-    header, *_ = [read_source(source) for source in ([Source(str(base))] if base else []) + list(named.values())]
+    header, *_ = [
+        read_source(_found(source)) for source in ([Source(str(base))] if base else []) + list(named.values())
+    ]
     folder = out.resolve().parent
     places = {name: _place(source, folder) for name, source in named.items()}
     models = [f"  base: {_place(Source(str(base)), folder)}"] if base else []
@@ -118,6 +120,15 @@ def _named(experts: Sequence[str]) -> dict[str, Source]:
     return named
 
 
+def _found(source: Source) -> Source:
+    """The source with folders for models of the hub's cache."""
+    model, lora = (
+        path if path is None or Path(path).exists() else str(cached_model(path) or path)
+        for path in (source.model, source.lora)
+    )
+    return Source(model or source.model, lora=lora)
+
+
 def _place(source: Source, folder: Path) -> str:
     """The source as a configuration in `folder` names it."""
     model = _relative(source.model, folder)
@@ -125,7 +136,12 @@ def _place(source: Source, folder: Path) -> str:
 
 
 def _relative(text: str, folder: Path) -> str:
-    """The path as seen from `folder`: below it as it is given, elsewhere without links; absolute where they have nothing in common."""
+    """The path as seen from `folder`: below it as it is given, elsewhere without links; absolute where they have nothing in common.
+
+    A model of the hub's cache keeps its name.
+    """
+    if not Path(text).exists() and cached_model(text) is not None:
+        return text
     path = Path(text).absolute()
     if not path.is_relative_to(folder) or ".." in path.parts:
         path = path.resolve()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from evomerge.core import ConfigError, Split
+from evomerge.core import ConfigError, Split, cached_model
 
 app = typer.Typer(
     name="evomerge",
@@ -53,7 +53,9 @@ def init(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...", help="Experts: folders, or name=folder; folder+adapter for LoRA.", show_default=False
+            metavar="MODEL...",
+            help="Experts: folders, or name=folder; folder+adapter for LoRA; ORG/NAME of the hub's cache.",
+            show_default=False,
         ),
     ],
     base: Annotated[Path | None, typer.Option(help="The model they were all trained from.", show_default=False)] = None,
@@ -249,7 +251,9 @@ def export(
 
 @app.command()
 def merge(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file: evomerge's or mergekit's YAML.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(help="Recipe file: evomerge's or mergekit's YAML, or -.", show_default=False)
+    ],
     out: Annotated[Path, typer.Argument(help="Folder to write the merged model to.", show_default=False)],
     dtype: Annotated[
         str | None, typer.Option(help="Write bfloat16, float16 or float32 instead of the recipe's.", show_default=False)
@@ -272,21 +276,39 @@ def merge(
         bool, typer.Option("--trust-remote-code", help="Accept models that bring code, and copy it (it is not run).")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    cuda: Annotated[bool, typer.Option("--cuda", help="As --device cuda.")] = False,
+    always_so: Annotated[
+        bool,
+        typer.Option(
+            "--copy-tokenizer",
+            "--lazy-unpickle",
+            "--low-cpu-memory",
+            "--allow-crimes",
+            "--safe-serialization",
+            "--write-model-card",
+            "--async-write",
+            hidden=True,
+        ),
+    ] = False,
 ) -> None:
     """Materialise a recipe as a Hugging Face checkpoint.
 
     Reads any mergekit YAML: models, slices, modules, several documents, adapters as MODEL+ADAPTER, tokenizer rules, chat templates.
     Weights are read, merged and written one tensor at a time; OUT appears when it is complete.
+    Models are folders, or ORG/NAME of what `hf download` has put into the hub's cache.
+
+    mergekit-yaml's --copy-tokenizer, --lazy-unpickle, --low-cpu-memory, --safe-serialization, --write-model-card, --async-write and
+    --allow-crimes are taken and change nothing: what they ask for is done, or needs no permission.
     """
     from evomerge.build import merge_recipe
 
     merged = merge_recipe(
-        recipe,
+        Path("/dev/stdin") if str(recipe) == "-" else recipe,
         out,
         dtype=dtype,
         shard_size=shard_size,
         max_memory=max_memory,
-        device=device,
+        device="cuda" if cuda else device,
         seed=random_seed,
         trust_remote_code=trust_remote_code,
         overwrite=overwrite,
@@ -313,6 +335,7 @@ def evaluate(
     """Score one model or recipe on the tasks of a configuration or run."""
     from evomerge.build import evaluate_model, load_config, open_run, parse_config
 
+    model = model if model.exists() else cached_model(str(model)) or model
     if not model.exists():
         raise ConfigError(f"no such model folder or recipe file: {model}")
     if source.is_dir():

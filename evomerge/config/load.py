@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from evomerge.config.schema import ModelConfig, SearchConfig, path_and_lora
-from evomerge.core import ConfigError, FilePath, load_yaml, why_unreadable
+from evomerge.core import ConfigError, FilePath, cached_model, load_yaml, why_unreadable
 
 
 def load_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
@@ -207,8 +207,14 @@ def _placed(model: ModelConfig, folder: Path) -> ModelConfig:
     whole = _joined(folder, model.key)
     if model.lora is not None and whole.is_dir():  # no adapter: a folder with a plus in its name
         return model.model_copy(update={"path": str(whole), "lora": None})
-    lora = None if model.lora is None else str(_joined(folder, model.lora))
-    return model.model_copy(update={"path": str(_joined(folder, model.path)), "lora": lora})
+    lora = None if model.lora is None else str(_folder_of(folder, model.lora))
+    return model.model_copy(update={"path": str(_folder_of(folder, model.path)), "lora": lora})
+
+
+def _folder_of(folder: Path, name: str) -> Path:
+    """The folder `name` seen from `folder`; where there is none, the model of that name in the hub's cache, if it is there."""
+    path = _joined(folder, name)
+    return path if path.is_dir() else cached_model(name) or path
 
 
 def _absolute(config: SearchConfig, folder: Path) -> SearchConfig:

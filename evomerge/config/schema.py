@@ -27,7 +27,7 @@ class ModelConfig(_Strict):
     """One model. In YAML a plain path will do, `path+lora` for one with an adapter."""
 
     path: str
-    """folder of a Hugging Face checkpoint, relative to the config file"""
+    """folder of a Hugging Face checkpoint, relative to the config file, or ORG/NAME of one in the hub's cache"""
     lora: str | None = None
     """folder of a PEFT LoRA adapter that is merged into it, relative to the config file"""
 

@@ -29,6 +29,7 @@ from evomerge.core.genomes import (
     genome_from_json,
     genome_to_json,
 )
+from evomerge.core.hub_cache import cached_model, model_name
 from evomerge.core.jsonable import Json, canonical_json, fingerprint
 from evomerge.core.machine import machine_id
 from evomerge.core.random_streams import random_stream
@@ -72,6 +73,7 @@ __all__ = [
     "atomic_write_bytes",
     "atomic_write_json",
     "atomic_write_text",
+    "cached_model",
     "canonical_json",
     "did_you_mean",
     "fingerprint",
@@ -81,6 +83,7 @@ __all__ = [
     "load_yaml",
     "load_yaml_documents",
     "machine_id",
+    "model_name",
     "random_stream",
     "to_losses",
     "why_unreadable",

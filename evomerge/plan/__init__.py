@@ -4,7 +4,7 @@ from evomerge.plan.active import active_parameters
 from evomerge.plan.chat_template import TEMPLATE_FILE, chat_template_of
 from evomerge.plan.folding import FOLDINGS, folding_of
 from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorStep, WeightTarget
-from evomerge.plan.model_folder import check_unchanged, file_inside, read_model_header
+from evomerge.plan.model_folder import check_tokenizer, check_unchanged, file_inside, read_model_header
 from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader
 from evomerge.plan.planner import make_plan
 from evomerge.plan.ranks import MOST_RANKS, PLACE_BYTES, RANK_BYTES, RANKED_METHODS, keeps_ranks, n_columns, rank_bytes
@@ -32,6 +32,7 @@ __all__ = [
     "WeightTarget",
     "active_parameters",
     "chat_template_of",
+    "check_tokenizer",
     "check_unchanged",
     "file_inside",
     "folding_of",

@@ -65,6 +65,22 @@ def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) ->
     return _without_copied_head(header)
 
 
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Looks for a tokenizer's files in a model folder; nothing of them is read.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    if not any(path.is_file() for pattern in _TOKENIZERS for path in folder.glob(pattern)):
+        raise CheckpointError(
+            f"{folder}: has no tokenizer (tokenizer.json, ...), which prompts are encoded with; copy the files of one whose vocabulary is "
+            "the same into it, as that of the model it was trained from"
+        )
+
+
 def _what_instead(folder: Path) -> str:
     """What to do about a folder that is not there: a name is misspelt, or it is no path of this machine at all."""
     if "$" in str(folder) or "~" in folder.parts:
@@ -75,7 +91,7 @@ def _what_instead(folder: Path) -> str:
         beside = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
         near = get_close_matches(folder.name, beside, n=1)
         return f"; did you mean {near[0]!r}?" if near else ""
-    return "; models are folders of this machine: `hf download ORG/NAME --local-dir FOLDER` fetches one of the hub's"
+    return "; models are folders, or are in the hub's cache on this machine: `hf download ORG/NAME` fetches one"
 
 
 def file_stamp(path: Path) -> FileStamp:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from evomerge.core import RecipeError
+from evomerge.core import RecipeError, cached_model
 from evomerge.recipe.parts import Source
 from evomerge.recipe.recipe import Recipe
 
@@ -69,6 +69,22 @@ def with_adapters(recipe: Recipe, adapted: Mapping[str, tuple[str, str]]) -> Rec
         return recipe
     return replace(
         recipe, slices=tuple(replace(piece, sources=tuple(map(parted, piece.sources))) for piece in recipe.slices)
+    )
+
+
+def with_cached_revisions(recipe: Recipe) -> Recipe:
+    """The recipe with every model of a pinned revision that the hub's cache has as its folder there."""
+
+    def found(source: Source) -> Source:
+        place = None if source.revision is None else cached_model(source.model, source.revision)
+        return source if place is None else replace(source, model=str(place), revision=None)
+
+    keys = {source.key: found(source).key for piece in recipe.slices for source in piece.sources}
+    return replace(
+        recipe,
+        slices=tuple(replace(piece, sources=tuple(map(found, piece.sources))) for piece in recipe.slices),
+        base=None if recipe.base is None else keys.get(recipe.base, recipe.base),
+        tokenizer=None if recipe.tokenizer is None else recipe.tokenizer.with_keys(lambda key: keys.get(key, key)),
     )
 
 

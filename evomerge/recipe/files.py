@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from evomerge.core import FilePath, Json, RecipeError, atomic_write_text, canonical_json, why_unreadable
+from evomerge.core import FilePath, Json, RecipeError, atomic_write_text, cached_model, canonical_json, why_unreadable
 from evomerge.core.safe_yaml import MAX_YAML_BYTES, load_yaml_documents
-from evomerge.recipe.documents import RecipeFile, named_in, with_folders
+from evomerge.recipe.documents import RecipeFile, named_in, with_cached_revisions, with_folders
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
 from evomerge.recipe.mergekit_writer import has_mergekit_form, recipe_to_mergekit
 from evomerge.recipe.recipe import Recipe
@@ -117,7 +117,7 @@ def write_recipe(recipe: Recipe | RecipeFile, path: FilePath) -> None:
 
 
 def read_recipe_file(path: FilePath) -> RecipeFile:
-    """What the file `path` says, with relative folders resolved against its folder, else the working directory.
+    """What the file `path` says, with relative folders resolved against its folder, else the working directory, else the hub's cache.
 
     Raises:
         RecipeError: the file or a model folder is missing, or as `recipe_file_from_yaml`.
@@ -131,8 +131,8 @@ def read_recipe_file(path: FilePath) -> RecipeFile:
         raise RecipeError(f"{path}: {why_unreadable(problem)}") from None
     file = recipe_file_from_yaml(text, str(path))
     resolve = _resolver(path, set(file.named))
-    named = {name: with_folders(recipe, resolve) for name, recipe in file.named.items()}
-    return RecipeFile(with_folders(file.final, resolve), named)
+    named = {name: with_folders(with_cached_revisions(recipe), resolve) for name, recipe in file.named.items()}
+    return RecipeFile(with_folders(with_cached_revisions(file.final), resolve), named)
 
 
 def read_recipe(path: FilePath) -> Recipe:
@@ -227,11 +227,11 @@ def _resolver(file: Path, names: set[str]) -> Callable[[str], str]:
     def resolve(folder: str) -> str:
         if folder not in found:
             places = [file.parent / folder, Path.cwd() / folder]
-            place = next((place for place in places if place.is_dir()), None)
+            place = next((place for place in places if place.is_dir()), cached_model(folder))
             if place is None:
                 listed = " and ".join(dict.fromkeys(str(place) for place in places))
                 raise RecipeError(
-                    f"{file}: model {folder!r} is no folder; tried {listed}. Models of a hub must be downloaded first"
+                    f"{file}: model {folder!r} is no folder (tried {listed}) and no model of the hub's cache; `hf download ORG/NAME` fetches one"
                 )
             found[folder] = folder if Path(folder).is_absolute() else str(place.resolve())
         return found[folder]

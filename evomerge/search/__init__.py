@@ -4,7 +4,7 @@ Sees strategies and evaluations; never tensors, engines or Ray.
 """
 
 from evomerge.search.budget import Budget
-from evomerge.search.finals import run_finals
+from evomerge.search.finals import choose_finalists, run_finals
 from evomerge.search.front_files import (
     FrontFiles,
     front_csv,
@@ -51,6 +51,7 @@ __all__ = [
     "SearchLoop",
     "StopRequest",
     "WorkerPool",
+    "choose_finalists",
     "event",
     "front_csv",
     "front_json",

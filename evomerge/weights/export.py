@@ -144,7 +144,7 @@ def _check_target(out: Path, headers: Mapping[str, ModelHeader], overwrite: bool
     if out.exists() and not out.is_dir():
         raise RecipeError(f"{out}: is a file; name a folder")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise RecipeError(f"{out}: exists and is not empty; name another folder or allow overwriting")
+        raise RecipeError(f"{out}: exists and is not empty; name another folder, or overwrite it (--overwrite)")
     target = out.resolve()
     for header in headers.values():
         source = header.folder.resolve()

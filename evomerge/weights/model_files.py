@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.core import Json, atomic_write_json, atomic_write_text
+from evomerge.core import Json, atomic_write_json, atomic_write_text, model_name
 from evomerge.plan import TEMPLATE_FILE, MergePlan, ModelHeader, file_inside
 from evomerge.plan.layer_kinds import listed_kinds
 from evomerge.plan.model_folder import read_json_file
@@ -219,14 +219,14 @@ def _copy(source: Path, names: tuple[str, ...], folder: Path) -> None:
 
 
 def model_card(name: str, model: MergedModel, recipe_text: str) -> str:
-    """The README.md of a merged model; models are named by their folders' last part."""
+    """The README.md of a merged model; models are named by their folders' last part, those of the hub's cache as there."""
     recipes = [*model.file.named.values(), model.file.final]
     methods = ", then ".join(f"`{recipe.method}` ({method_spec(recipe.method).paper})" for recipe in recipes)
     sources = [recipe.source(key) for recipe in recipes for key in recipe.models()]
-    folders = {source.model: Path(source.model).name for source in sources}
-    folders |= {source.lora: Path(source.lora).name for source in sources if source.lora is not None}
+    folders = {source.model: model_name(source.model) for source in sources}
+    folders |= {source.lora: model_name(source.lora) for source in sources if source.lora is not None}
     lenders = {key for recipe in recipes if recipe.tokenizer is not None for key in recipe.tokenizer.models()}
-    folders |= {folder: Path(folder).name for folder in lenders - {source.key for source in sources}}
+    folders |= {folder: model_name(folder) for folder in lenders - {source.key for source in sources}}
     listed = dict.fromkeys(
         f"- {folders[source.model]}" + (f" with adapter {folders[source.lora]}" if source.lora is not None else "")
         for source in sources

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from torch.cuda import is_available
 
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -32,9 +33,9 @@ COMMANDS = [
 ]
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -64,7 +65,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["validate", "."], ".: is a folder; name a file"),
         (["validate", "recipe.yml"], "recipe.yml: is a recipe, not the configuration of a search"),
         (["merge", "search.yml", "out"], "search.yml: is the configuration of a search, not a recipe"),
-        (["merge", "recipe.yml", "out"], "model 'org/a' is no folder; tried"),
+        (["merge", "recipe.yml", "out"], "model 'org/a' is no folder (tried"),
         (["export", "recipe.yml"], "recipe.yml: not a run directory"),
         (["report", "recipe.yml"], "recipe.yml: not a run directory"),
         (["resume", "recipe.yml"], "recipe.yml: not a run directory"),
@@ -212,6 +213,23 @@ def test_what_is_not_there_is_said(arguments: list[str], message: str) -> None:
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_merge_takes_the_command_lines_of_mergekit_and_standard_input(project: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yml"
+    models = [{"model": str(project / "models" / name), "parameters": {"weight": 0.5}} for name in "ab"]
+    recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": models, "dtype": "float32"}))
+    usual = ("--copy-tokenizer", "--allow-crimes", "--lazy-unpickle", "--low-cpu-memory", "--out-shard-size", "1B")
+    first = run("merge", recipe, tmp_path / "first", *usual)
+    assert (first.returncode, first.stdout) == (0, f"{tmp_path / 'first'}\n"), first.stderr
+    second = run("merge", "-", tmp_path / "second", stdin=recipe.read_text())
+    assert second.returncode == 0, second.stderr
+    contents = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
+    assert contents[0] == contents[1]
+    # where there is no GPU, it is asked for all the same
+    assert run("merge", recipe, tmp_path / "third", "--device", "cpu", "--cuda").returncode == (
+        0 if is_available() else 2
+    )
 
 
 def test_a_search_from_start_to_merged_model(project: Path, tmp_path: Path) -> None:

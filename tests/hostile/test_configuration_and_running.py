@@ -151,9 +151,19 @@ def test_45_models_that_are_not_there(project: Path) -> None:
         return {"base": "base", "experts": {"a": "a", "b": path}}
 
     refused(project, "no such model folder; did you mean 'base'?", models=models("bas"))
-    refused(project, "`hf download ORG/NAME --local-dir FOLDER` fetches", models=models("meta-llama/Llama-3.1-8B"))
+    refused(project, "`hf download ORG/NAME` fetches", models=models("meta-llama/Llama-3.1-8B"))
     refused(project, "environment variables are not read here", models=models("$HOME/b"))
     refused(project, "no such model folder, but a file", models=models("toy.yaml"))
+
+
+def test_45_a_base_without_a_tokenizer(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project / "base", tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    refused(
+        project,
+        "base: has no tokenizer (tokenizer.json, ...)",
+        models={"base": str(tmp_path / "base"), "experts": {"a": "a"}},
+    )
 
 
 def test_46_an_objective_that_no_task_produces(project: Path) -> None:

@@ -133,6 +133,20 @@ def test_a_raised_budget_goes_on(config: Path) -> None:
     assert json.loads((run / "summary.json").read_text())["evaluations"] == 30
 
 
+def test_a_run_with_nothing_left_to_do_says_so_and_mends_its_files(config: Path) -> None:
+    run = config.parent / "done"
+    _finish("search", str(config), "--run-dir", str(run), "--set", "budget.evaluations=20")
+    before, journal = (run / "front.json").read_bytes(), (run / "journal.jsonl").read_bytes()
+    (run / "front.json").unlink()
+    (run / "summary.json").unlink()
+    output = _finish("resume", str(run))
+    assert f"budget.evaluations: 20 is used up. More: evomerge resume {run} --set budget.evaluations=40" in output
+    assert ((run / "front.json").read_bytes(), (run / "summary.json").exists()) == (before, True)
+    assert (run / "journal.jsonl").read_bytes() == journal
+    assert "used up" not in _finish("resume", str(run), "--set", "finals.finalists=3")
+    assert "used up" not in _finish("resume", str(run), "--set", "budget.evaluations=25")
+
+
 CMA_CONFIG = """
 seed: 5
 strategy: {name: cma_es, population_size: 6}
