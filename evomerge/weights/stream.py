@@ -18,9 +18,9 @@ from threading import Lock
 import torch
 
 from evomerge.core import CheckpointError, RecipeError
-from evomerge.plan import PLACE_BYTES, MergePlan, ModelHeader, TensorHeader, TensorInput, TensorStep, check_unchanged
+from evomerge.plan import MergePlan, ModelHeader, TensorHeader, TensorInput, TensorStep, check_unchanged
 from evomerge.plan.planner import is_copy
-from evomerge.weights.fused.steps import is_measured, may_need_reference
+from evomerge.weights.fused.steps import may_need_reference, scratch_bytes
 from evomerge.weights.mapping import TORCH_DTYPES, read_tensor
 from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool, check_finite
@@ -219,7 +219,7 @@ class StreamedMerge:
             stored += 4 * most_elements * (2 * self._is_adapted(entry) + self._is_aligned(entry.tensor))
         if is_copy(part.step):
             return 2 * stored
-        working = (_OUTPUT_BYTES + PLACE_BYTES * is_measured(part.step)) * n_elements
+        working = (_OUTPUT_BYTES + scratch_bytes(part.step)) * n_elements
         if may_need_reference(part.step) or self._device != "cpu":
             # the references hold float32 copies of the inputs, their deltas, and a few results between
             working += 4 * n_elements * (3 * len(entries) + 3)

@@ -277,3 +277,43 @@ def test_results_outside_the_range_are_named(method):
     with pytest.raises(CheckpointError, match="'w' holds values outside the range of bfloat16"):
         Merger(WeightPool.holding(sources)).write(plan, target)
     assert not target.tensor("w").any()
+
+
+@pytest.mark.parametrize("shape", [(300, 1000), (2, 70_001), (1, 70_001), (3, 4, 20_000), (70_001,), (70_001, 1)])
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("arcee_fusion", {}),
+        ("model_stock", {"filter_wise": True}),
+        ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": False}),
+    ],
+)
+def test_rows_of_any_size_are_those_of_the_reference(method, parameters, shape):
+    plan, pool = fixed_case(method, 3, shape=shape)
+    (step,) = plan.steps
+    plan = replace(plan, dtype="float32", steps=(replace(step, parameters=parameters),))
+    target, resident = Views(plan, torch.float32, cut=0.4, offset=3), Merger(pool, threads=2)
+    resident.write(plan, target)
+    (_, plain) = next(Merger(pool, fused=False).tensors(plan))
+    if (
+        method == "model_stock" and len(shape) == 1
+    ):  # a vector is one filter, whose inner products are summed in another order
+        assert torch.allclose(target.tensor("w"), plain, rtol=1e-5, atol=1e-6)
+    else:
+        assert torch.equal(target.tensor("w"), plain)
+    assert torch.equal(next(Merger(pool, once=True, threads=1).tensors(plan))[1], target.tensor("w"))
+    resident.write(plan, target)
+    assert target.untouched()
+
+
+def test_parallel_rows_are_interpolated_linearly():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(6, 40, generator=generator)
+    b = torch.cat([3 * a[:3], -a[3:5], torch.randn(1, 40, generator=generator)])
+    pool = WeightPool.holding({("a", "w"): a, ("b", "w"): b})
+    inputs = (TensorInput("a", "w", {"weight": 0.4}), TensorInput("b", "w", {"weight": 0.6}))
+    step = TensorStep("w", (6, 40), "nuslerp", inputs, None, {"nuslerp_flatten": False, "nuslerp_row_wise": False})
+    plan = MergePlan((step,), 0, 0, "float32", "float32", 0)
+    merged = next(Merger(pool).tensors(plan))[1]
+    assert torch.equal(merged, next(Merger(pool, fused=False).tensors(plan))[1])
+    assert torch.allclose(merged[:3], 0.4 * a[:3] + 0.6 * b[:3])

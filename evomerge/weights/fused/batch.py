@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from evomerge.plan import TensorInput, TensorStep
+from evomerge.plan import TensorInput, TensorStep, n_columns
 from evomerge.weights.blocks import F32, F32_AS_BF16, OVERFLOW_BITS, round_block
 from evomerge.weights.fused.formulas import SUM, formula_chunks
 from evomerge.weights.fused.kernels import RANDOM, RANKED, mask_chunks, merge_chunks
@@ -182,6 +182,9 @@ class FusedBatch:
                 form.precision,
                 form.formula,
                 form.parameter,
+                0 if form.numbers is None else form.numbers.ctypes.data,
+                0 if form.numbers is None else len(form.numbers),
+                n_columns(step.shape),
             )
             for position, (entry, weight, prune) in enumerate(form.inputs):
                 address, kind = self._place(entry)

@@ -1,4 +1,6 @@
-"""Compiled merges beside the sums of `evomerge.weights.fused.kernels`: nearswap, ram, ramplus_tl and sce, one pass over base and sources each.
+"""Compiled merges beside the sums of `evomerge.weights.fused.kernels`, one pass over base and sources each.
+
+nearswap, ram, ramplus_tl, sce and, with numbers of every row, arcee_fusion, model_stock by filters and nuslerp by rows.
 
 A block of each tensor is made float32 in the first-level cache, and the formula goes over it in vectors. Arithmetic is that of the plain
 references, to the last bit, in float32 and where a recipe asks for a lower precision.
@@ -11,7 +13,7 @@ from evomerge.weights.blocks import BLOCK, F32, load_block, round_block, store_b
 from evomerge.weights.fused.kernels import magnitude_of, round_lanes
 from evomerge.weights.fused.lanes import LANES, bits_of, floats, from_bits, load_lanes, select, store_lanes, words
 
-SUM, NEARSWAP, RAM, SCE = 0, 1, 2, 3
+SUM, NEARSWAP, RAM, SCE, FUSION, STOCK, ARC = 0, 1, 2, 3, 4, 5, 6
 """what `evomerge.weights.fused.kernels` computes, and what is computed here"""
 
 _TINY = np.float32(1e-6)
@@ -91,6 +93,62 @@ def _sce(rows, merged, at, inputs, order, limit, precision):  # type: ignore[no-
     store_lanes(merged + at, round_lanes(base + mean, precision))
 
 
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _fusion(rows, merged, at, inputs, numbers, least, precision):  # type: ignore[no-untyped-def]
+    """As above, with each row's divergence at address `numbers`, see `evomerge.weights.methods.arcee_fusion`."""
+    zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
+    other, base = load_lanes(rows + at), load_lanes(rows + 4 * BLOCK + at)
+    delta = round_lanes(other - base, precision)
+    importance = round_lanes(magnitude_of(delta) * load_lanes(numbers + at), precision)
+    taken = delta * select(importance >= floats(least), one, zero)
+    store_lanes(merged + at, round_lanes(base + taken, precision))
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _stock(rows, merged, at, inputs, numbers, precision):  # type: ignore[no-untyped-def]
+    """As above, with each row's t, see `evomerge.weights.methods.model_stock`."""
+    one, total = floats(np.float32(1.0)), floats(np.float32(0.0))
+    n_inputs = inputs.shape[0]
+    base, t = load_lanes(rows + 4 * BLOCK * n_inputs + at), load_lanes(numbers + at)
+    for k in range(n_inputs):
+        total = total + load_lanes(rows + 4 * BLOCK * k + at)
+    average = round_lanes(round_lanes(total, precision) / floats(np.float32(n_inputs)), precision)
+    rest = round_lanes(round_lanes(one - t, precision) * base, precision)
+    store_lanes(merged + at, round_lanes(round_lanes(t * average, precision) + rest, precision))
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _arc(rows, merged, at, inputs, numbers, has_base, precision):  # type: ignore[no-untyped-def]
+    """As above, with each row's factors of the two sources and what their sum is divided by, see `evomerge.weights.methods.nuslerp`."""
+    base = load_lanes(rows + 8 * BLOCK + at)
+    a, b = load_lanes(rows + at), load_lanes(rows + 4 * BLOCK + at)
+    if has_base:
+        a, b = round_lanes(a - base, precision), round_lanes(b - base, precision)
+    a = round_lanes(load_lanes(numbers + at) * a, precision)
+    b = round_lanes(load_lanes(numbers + 4 * BLOCK + at) * b, precision)
+    total = round_lanes(round_lanes(a + b, precision) / load_lanes(numbers + 8 * BLOCK + at), precision)
+    store_lanes(merged + at, round_lanes(base + total, precision) if has_base else total)
+
+
+@numba.njit(cache=True, nogil=True, inline="never")
+def _spread(address, n_rows, n_columns, start, count, few, numbers):  # type: ignore[no-untyped-def]
+    """Numbers of rows, one array after the other at `address`, for every one of `count` elements from `start` on.
+
+    Args:
+        few: scratch memory for the numbers of a block's rows, which are one more than its elements at most.
+        numbers: (arrays, BLOCK).
+    """
+    first = start // n_columns
+    own = (start + count - 1) // n_columns - first + 1
+    for j in range(numbers.shape[0]):
+        load_block(address + 4 * j * n_rows, F32, first, own, few)
+        at, left = 0, n_columns - start % n_columns
+        for r in range(own):
+            end = min(at + left, count)
+            numbers[j, at:end] = few[r]
+            at, left = end, n_columns
+
+
 @numba.njit(cache=True, nogil=True)
 def load_rows(addresses, kinds, precision, start, count, rows):  # type: ignore[no-untyped-def]
     """Elements [start, start + count) of tensors into rows of a block each, rounded to `precision`, with zeros to the next whole window."""
@@ -104,17 +162,23 @@ def load_rows(addresses, kinds, precision, start, count, rows):  # type: ignore[
 
 
 @numba.njit(cache=True, nogil=True, inline="never")
-def _windows(rows, merged, count, output, inputs, order, precision):  # type: ignore[no-untyped-def]
+def _windows(rows, merged, count, output, inputs, order, numbers, precision):  # type: ignore[no-untyped-def]
     """The formula of `output` for `count` elements at addresses of a block each."""
-    formula, parameter, mean = output["formula"], output["parameter"], output["normalize"]
+    formula, parameter, mean, has_base = output["formula"], output["parameter"], output["normalize"], output["has_base"]
     limit = np.uint32(inputs[0]["cutoff"])
     for at in range(0, 4 * count, 4 * LANES):
         if formula == NEARSWAP:
             _nearswap(rows, merged, at, inputs, parameter, precision)
         elif formula == RAM:
             _ram(rows, merged, at, inputs, parameter, mean, precision)
-        else:
+        elif formula == SCE:
             _sce(rows, merged, at, inputs, order, limit, precision)
+        elif formula == FUSION:
+            _fusion(rows, merged, at, inputs, numbers, parameter, precision)
+        elif formula == STOCK:
+            _stock(rows, merged, at, inputs, numbers, precision)
+        else:
+            _arc(rows, merged, at, inputs, numbers, has_base, precision)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -127,19 +191,26 @@ def formula_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
         addresses, kinds = np.empty(n_inputs + 1, np.int64), np.empty(n_inputs + 1, np.int32)
         for k in range(n_inputs):
             addresses[k], kinds[k] = own[k]["address"], own[k]["kind"]
-        addresses[n_inputs], kinds[n_inputs] = output["base_address"], output["base_kind"]
+        # without a base its row is not used: another source stands there
+        addresses[n_inputs] = output["base_address"] if output["has_base"] else addresses[0]
+        kinds[n_inputs] = output["base_kind"] if output["has_base"] else kinds[0]
         rows, merged = np.empty((n_inputs + 1, BLOCK), np.float32), np.empty(BLOCK, np.float32)
+        numbers, few = np.empty((output["n_numbers"], BLOCK), np.float32), np.empty(BLOCK + 1, np.float32)
         places, result, precision = rows.ctypes.data, merged.ctypes.data, output["precision"]
+        columns = max(output["n_columns"], 1)
+        n_rows = output["n_elements"] // columns
         largest = np.uint32(0)
         for start in range(chunks[c]["start"], chunks[c]["end"], BLOCK):
             count = min(BLOCK, chunks[c]["end"] - start)
             load_rows(addresses, kinds, precision, start, count, rows)
             order = own[0]["rank_address"] + 4 * start if own[0]["rank_address"] != 0 else 0
+            if output["n_numbers"] > 0:
+                _spread(output["number_address"], n_rows, columns, start, count, few, numbers)
             # compiled twice, as sums are
             if precision == F32:
-                _windows(places, result, count, output, own, order, None)
+                _windows(places, result, count, output, own, order, numbers.ctypes.data, None)
             else:
-                _windows(places, result, count, output, own, order, precision)
+                _windows(places, result, count, output, own, order, numbers.ctypes.data, precision)
             at = start - output["out_offset"]
             largest = max(largest, store_block(output["out_address"], output["out_kind"], at, count, merged))
         chunks[c]["largest"] = largest

@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evomerge.plan import TensorInput
 from evomerge.weights.blocks import BLOCK, F32, as_bits, load_block, load_delta, round_block
 from evomerge.weights.fused.experts import changed_by, mark_cut, places_of, sort_keys, square_sums, variances
 from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.magnitudes import Cut, MagnitudeHistogram
 from evomerge.weights.fused.selection import cut_once
-from evomerge.weights.fused.tables import KINDS
+from evomerge.weights.fused.tables import DTYPE_OF, KINDS
+from evomerge.weights.methods.arcee_fusion import important
 from evomerge.weights.pool import WeightPool
+from evomerge.weights.row_blocks import by_rows
 
 Pair = tuple[str, str, str, str]
 """base model, its tensor, other model, its tensor"""
@@ -72,6 +75,8 @@ class Statistics:
         self._ranks: dict[Pair, NDArray[np.uint16]] = {}
         self._orders: dict[Place, tuple[Experts, NDArray[np.uint32], int]] = {}
         self._square_sums: dict[Experts, dict[int, list[float]]] = {}
+        self._of_rows: dict[tuple[object, ...], NDArray[np.float32]] = {}
+        self._important: dict[Pair, tuple[NDArray[np.float32], float]] = {}
         self._changed: dict[tuple[Experts, float], tuple[list[int], list[int]]] = {}
 
     def cut(self, pair: Pair, k: int) -> Cut:
@@ -200,6 +205,30 @@ class Statistics:
             if len(self._changed) >= _REMEMBERED_COUNTS:
                 self._changed.clear()
             found = self._changed[key] = (alone, together)
+        return found
+
+    def important(self, pair: Pair) -> tuple[NDArray[np.float32], float]:
+        """Which changes of other `arcee_fusion` takes, see there."""
+        found = self._important.get(pair)
+        if found is None:
+            divergence, least = important(*self._tensors(pair), DTYPE_OF[self.precision])
+            found = self._important[pair] = (divergence.float().numpy(), least.item())
+        return found
+
+    def of_rows(
+        self, function: Callable[..., torch.Tensor], entries: Sequence[TensorInput], base: TensorInput | None = None
+    ) -> NDArray[np.float32]:
+        """`function` of the rows of tensors, or of their differences to a base, as `evomerge.weights.row_blocks.by_rows`: (rows,)."""
+        places = [(entry.source, entry.tensor) for entry in (*entries, *([] if base is None else [base]))]
+        key = (function, base is None, *places)
+        found = self._of_rows.get(key)
+        if found is None:
+
+            def of_differences(*rows: torch.Tensor) -> torch.Tensor:
+                return function(*rows) if base is None else function(*[row - rows[-1] for row in rows[:-1]])
+
+            tensors = [self._pool.tensor(*place) for place in places]
+            found = self._of_rows[key] = by_rows(of_differences, tensors, DTYPE_OF[self.precision]).float().numpy()
         return found
 
     def _all_places(self, experts: Experts) -> tuple[NDArray[np.int64], NDArray[np.int32], int, int]:

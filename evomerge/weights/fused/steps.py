@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.plan import MOST_RANKS, RANKED_METHODS, TensorInput, TensorStep, keeps_ranks, n_columns
+from evomerge.plan import MOST_RANKS, PLACE_BYTES, RANKED_METHODS, TensorInput, TensorStep, keeps_ranks, n_columns
 from evomerge.weights.blocks import F32
 from evomerge.weights.fused import directions
-from evomerge.weights.fused.formulas import NEARSWAP, RAM, SCE, SUM
+from evomerge.weights.fused.formulas import ARC, FUSION, NEARSWAP, RAM, SCE, STOCK, SUM
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.statistics import MOST_PLACES, Experts, Pair, Statistics
 from evomerge.weights.fused.tables import DTYPE_OF
 from evomerge.weights.methods.breadcrumbs import band
 from evomerge.weights.methods.della import last_kept
+from evomerge.weights.methods.model_stock import shares
+from evomerge.weights.methods.nuslerp import angles, share_of_second
 from evomerge.weights.methods.ramplus_tl import own_factor
 from evomerge.weights.methods.sce import expert_weights, n_selected
 from evomerge.weights.methods.slerp import coefficients
@@ -59,6 +61,7 @@ class FusedStep:
         pieces: (end, form) of consecutive stretches of flat elements, instead of all of the above.
         precision: the kind that arithmetic rounds to; where there is no base, only what is read and the result.
         formula, parameter: one of `evomerge.weights.fused.formulas`, which reads base, inputs and their weights, and its own number.
+        numbers: what the formula needs to know of every row, (numbers, rows).
     """
 
     inputs: Sequence[tuple[TensorInput, float, Prune]]
@@ -72,6 +75,7 @@ class FusedStep:
     precision: int = F32
     formula: int = SUM
     parameter: float = 0.0
+    numbers: NDArray[np.float32] | None = None
 
 
 def fuse(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
@@ -147,8 +151,11 @@ def _sum(step: TensorStep, factors: Iterable[float] | None) -> FusedStep | None:
 
 
 def _model_stock(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
-    if step.parameters["filter_wise"] or n_elements == 0 or step.base is None:
+    if n_elements == 0 or step.base is None:
         return None
+    if step.parameters["filter_wise"] and len(step.shape) > 1:
+        numbers = statistics.of_rows(shares, [step.base, *step.inputs])[None]
+        return FusedStep([(entry, 1.0, NO_PRUNE) for entry in step.inputs], step.base, formula=STOCK, numbers=numbers)
     t = directions.model_stock(_gram(step, statistics))
     if t is None:
         return None
@@ -157,9 +164,19 @@ def _model_stock(step: TensorStep, n_elements: int, seed: int, statistics: Stati
 
 
 def _nuslerp(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
-    if not (step.parameters["nuslerp_flatten"] or not step.shape) or n_elements == 0:
+    if n_elements == 0:
         return None
+    if not step.parameters["nuslerp_flatten"] and step.shape:
+        return None if step.parameters["nuslerp_row_wise"] else _nuslerp_rows(step, statistics)
     return _sum(step, directions.nuslerp(_gram(step, statistics), _weights(step)))
+
+
+def _nuslerp_rows(step: TensorStep, statistics: Statistics) -> FusedStep:
+    t = share_of_second(*_weights(step))
+    angle = torch.from_numpy(statistics.of_rows(angles, step.inputs, step.base))
+    numbers = torch.stack([torch.sin((1 - t) * angle), torch.sin(t * angle), torch.sin(angle)])
+    numbers[:, angle == 0] = torch.tensor([[1 - t], [t], [1.0]])
+    return FusedStep([(entry, 1.0, NO_PRUNE) for entry in step.inputs], step.base, formula=ARC, numbers=numbers.numpy())
 
 
 def _multislerp(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
@@ -210,6 +227,16 @@ def _sce(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -
     weights = expert_weights(energy.to(DTYPE_OF[statistics.precision])).tolist()
     inputs = [(entry, weight, prune) for entry, weight in zip(step.inputs, weights, strict=True)]
     return FusedStep(inputs, step.base, formula=SCE)
+
+
+def _arcee_fusion(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+    if step.base is None:
+        return None
+    inputs = [(step.inputs[0], 1.0, NO_PRUNE)]
+    if n_elements == 0:
+        return FusedStep(inputs, step.base)  # nothing is computed
+    divergence, least = statistics.important(_pair(step.base, step.inputs[0]))
+    return FusedStep(inputs, step.base, formula=FUSION, parameter=least, numbers=divergence[None])
 
 
 def _experts(step: TensorStep) -> Experts:
@@ -332,11 +359,15 @@ _BUILDERS: Mapping[str, Callable[[TensorStep, int, int, Statistics], FusedStep |
     "ram": _ram,
     "ramplus_tl": _ramplus_tl,
     "sce": _sce,
+    "arcee_fusion": _arcee_fusion,
 }
 
-CPU_ONLY = ("nearswap", "ram", "ramplus_tl", "sce")
+CPU_ONLY = ("arcee_fusion", "nearswap", "ram", "ramplus_tl", "sce")
 """methods whose fused forms only the CPU's kernels compute"""
 
+
+_SCORE_BYTES = 8
+"""an importance as it is computed, and as quartiles are found"""
 
 _BY_DIRECTION = ("nuslerp", "multislerp", "karcher", "model_stock")
 
@@ -344,6 +375,11 @@ _BY_DIRECTION = ("nuslerp", "multislerp", "karcher", "model_stock")
 def is_measured(step: TensorStep) -> bool:
     """Whether every other value of its parameters costs a pass over the tensors before the merge."""
     return step.method == "sce" and keeps_ranks(step)
+
+
+def scratch_bytes(step: TensorStep) -> int:
+    """Of every element, beside sources and result, while `fuse` prepares the step."""
+    return PLACE_BYTES if is_measured(step) else _SCORE_BYTES if step.method == "arcee_fusion" else 0
 
 
 def may_need_reference(step: TensorStep) -> bool:

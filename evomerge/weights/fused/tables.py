@@ -23,6 +23,9 @@ OUTPUT = np.dtype(
         ("precision", np.int32),  # the kind that arithmetic rounds to
         ("formula", np.int32),
         ("parameter", np.float32),
+        ("number_address", np.int64),  # float32 of every row, one array after the other
+        ("n_numbers", np.int32),  # how many arrays
+        ("n_columns", np.int64),  # of the rows
     ],
     align=True,
 )

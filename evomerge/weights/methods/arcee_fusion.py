@@ -6,6 +6,7 @@ Quantiles are exact (entry int(q (n - 1)) of the sorted scores); mergekit estima
 
 import torch
 
+from evomerge.weights.row_blocks import blocks_of_rows
 from evomerge.weights.tensor_group import TensorGroup
 
 _TINY = 1e-8
@@ -16,12 +17,28 @@ def merge(group: TensorGroup) -> torch.Tensor:
     base, expert = group.required_base(), group.tensors[0]
     if base.numel() == 0:
         return base.clone()
-    rows = (expert, base) if base.dim() else (expert.reshape(1), base.reshape(1))
-    p, q = (torch.softmax(tensor, dim=-1) + _TINY for tensor in rows)
-    divergence = (p * torch.log(p / q)).sum(dim=-1, keepdim=True)
-    importance = (rows[0] - rows[1]).abs() * divergence
-    scores = torch.sort(importance.reshape(-1)).values
-    last = scores.numel() - 1
-    q1, median, q3 = (scores[int(share * last)] for share in (0.25, 0.5, 0.75))
-    taken = (importance >= median + 1.5 * (q3 - q1)).reshape(base.shape).to(base.dtype)
+    divergence, least = important(base, expert, base.dtype)
+    rows = (base - expert).abs().reshape(len(divergence), -1)
+    taken = (rows * divergence.unsqueeze(-1) >= least).reshape(base.shape).to(base.dtype)
     return base + (expert - base) * taken
+
+
+def important(base: torch.Tensor, expert: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which changes are taken: the divergence of every row, by which |d| is multiplied, (rows,), and the least product, (); of `dtype`."""
+    divergences: list[torch.Tensor] = []
+    scores = torch.empty(base.numel(), dtype=dtype)
+    done = 0
+    for origin, changed in blocks_of_rows([tensor.reshape(tensor.shape or (1,)) for tensor in (base, expert)], dtype):
+        p, q = (torch.softmax(rows, dim=-1) + _TINY for rows in (changed, origin))
+        divergences.append((p * torch.log(p / q)).sum(dim=-1))
+        torch.mul(
+            (changed - origin).abs(),
+            divergences[-1].unsqueeze(-1),
+            out=scores[done : done + origin.numel()].view(origin.shape),
+        )
+        done += origin.numel()
+    places = [int(share * (done - 1)) for share in (0.25, 0.5, 0.75)]
+    held = scores.float().numpy()
+    held.partition(places)
+    q1, median, q3 = torch.from_numpy(held[places]).to(dtype)
+    return torch.cat(divergences), median + 1.5 * (q3 - q1)

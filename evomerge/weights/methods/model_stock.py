@@ -8,6 +8,8 @@ from itertools import combinations
 
 import torch
 
+from evomerge.weights.row_blocks import by_rows
+from evomerge.weights.task_vectors import in_order_sum
 from evomerge.weights.tensor_group import TensorGroup
 
 _TINY = 1e-6
@@ -15,23 +17,23 @@ _TINY = 1e-6
 
 def merge(group: TensorGroup) -> torch.Tensor:
     """The point between base and average."""
-    base = group.required_base()
-    by_row = bool(group.shared["filter_wise"]) and base.dim() > 1
+    base, sources = group.required_base(), group.tensors
+    if group.shared["filter_wise"] and base.dim() > 1 and base.numel():
+        t = by_rows(shares, [base, *sources], base.dtype).reshape(*base.shape[:-1], 1)
+    else:
+        t = shares(*[tensor.reshape(1, -1) for tensor in (base, *sources)]).reshape([1] * base.dim())
+    average = in_order_sum(sources) / len(sources)
+    return t * average + (1 - t) * base
 
-    def rows(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if by_row else tensor.reshape(1, -1)
 
-    origin = rows(base)
-    sources = [rows(tensor) for tensor in group.tensors]
-    deltas = [source - origin for source in sources]
+def shares(base: torch.Tensor, *sources: torch.Tensor) -> torch.Tensor:
+    """t of every row of matrices, (rows,)."""
+    deltas = [source - base for source in sources]
     cosines = []
     for a, b in combinations(deltas, 2):
         norms = a.norm(dim=-1) * b.norm(dim=-1)
         cosines.append(((a * b).sum(dim=-1) / norms.clamp(min=_TINY)).clamp(-1, 1))
-    cosine = torch.stack(cosines).mean(dim=0).unsqueeze(-1)
+    cosine = torch.stack(cosines).mean(dim=0)
     count = len(sources)
     denominator = 1 + (count - 1) * cosine
-    singular = denominator.abs() < _TINY
-    t = torch.where(singular, torch.zeros_like(cosine), count * cosine / denominator)
-    average = torch.stack(sources).sum(dim=0) / count
-    return (t * average + (1 - t) * origin).reshape(base.shape)
+    return torch.where(denominator.abs() < _TINY, torch.zeros_like(cosine), count * cosine / denominator)

@@ -63,7 +63,7 @@ class TritonBatch:
         if most > MAX_INPUTS:
             return self._declined(f"{most} models are merged, and the GPU's kernels take {MAX_INPUTS}")
         if any(piece.formula != SUM for piece in pieces):
-            return self._declined("the recipe's method has kernels on the CPU only")
+            return self._declined("the recipe's method, as it is set there, has kernels on the CPU only")
         self._no_room = self._no_room or not self._hold([item for piece in pieces for item in _read(piece)])
         return not self._no_room
 
