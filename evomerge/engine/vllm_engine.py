@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.core import EngineError, EvomergeError, FilePath, Json
+from evomerge.core import EngineError, FilePath, Json
 from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.checkpoint import CheckpointFolder
 from evomerge.engine.environment import apply_engine_environment, vllm_targets_cpu
@@ -100,16 +100,17 @@ class VllmEngine:
         apply_engine_environment()
         folder = Path(model)
         with CheckpointFolder(folder) as checkpoint:
-            earlier = mapped_segments(os.getpid()), set(_children())
+            segments_before, processes_before = mapped_segments(os.getpid()), set(_children())
             self._llm: LLM | None = _start(folder, arguments)
-            processes = set(_children()) - earlier[1]
-            self._segments = SegmentKeeper(earlier[0], processes) if processes else None
             DISTRIBUTED_STATE.acquire()
             self._poisoned = False
+            self._segments: SegmentKeeper | None = None
             self._weights: LiveWeights | None = None
             try:
+                processes = set(_children()) - processes_before
+                self._segments = SegmentKeeper(segments_before, processes) if processes else None
                 self._weights = _weights(self._llm, folder, checkpoint)
-            except EvomergeError:
+            except BaseException:
                 self.close()
                 raise
         model_config = self._llm.model_config

@@ -6,6 +6,7 @@ import torch
 from evomerge.core import EngineError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest, available_engines, make_engine
 from evomerge.engine.checkpoint import CheckpointFolder
+from evomerge.engine.patches import DISTRIBUTED_STATE
 from evomerge.testing.engine_writers import write_tensors
 from evomerge.testing.tiny_models import write_tiny_llama
 
@@ -127,3 +128,20 @@ def test_bfloat16_layout_and_options(tmp_path):
 def test_wrong_options_are_named(suite, options, what):
     with pytest.raises(EngineError, match=what):
         start(suite.folders[0], options=options)
+
+
+def test_an_engine_that_cannot_be_made_is_shut_down(tmp_path, monkeypatch):
+    """Whatever went wrong: its memory, and its part in vLLM's state of the whole process."""
+    model = write_tiny_llama(tmp_path / "model", seed=0)
+    shut_down = []
+
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("no room for the layout")
+
+    monkeypatch.setattr("evomerge.engine.vllm_engine._weights", fail)
+    monkeypatch.setattr(DISTRIBUTED_STATE, "release", shut_down.append)
+    with pytest.raises(torch.OutOfMemoryError):
+        start(model, max_model_len=64)
+    assert len(shut_down) == 1
+    monkeypatch.undo()
+    DISTRIBUTED_STATE.release(shut_down[0])
