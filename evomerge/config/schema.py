@@ -361,7 +361,7 @@ class SearchConfig(_Strict):
     baselines: BaselinesConfig = BaselinesConfig()
     finals: FinalsConfig = FinalsConfig()
     deterministic: bool = False
-    """results are applied in the order of submission: the same front on every run, at the price of some waiting"""
+    """results are applied in the order of submission: the same front on every run with as many workers, at the price of some waiting"""
 
     @field_validator("tasks", mode="before")
     @classmethod
