@@ -98,6 +98,12 @@ def open_run(folder: FilePath) -> Run:
     return Run(directory, config, state, open_items(directory, state))
 
 
+def is_over(state: RunState, config: SearchConfig) -> bool:
+    """Whether nothing is left to be done: the finals have been held, or a search without finals has ended, and not because everything failed."""
+    ended = bool(state.stopped) and "failures" not in state.stopped
+    return state.finished or (ended and not config.finals.finalists)
+
+
 def export_recipe(folder: FilePath, choice: str, out: FilePath | None = None) -> tuple[str, Recipe, Path]:
     """Writes the recipe of a run's candidate as a mergekit-compatible file.
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from evomerge.build.reading import is_over
 from evomerge.config import SearchConfig, parse_config
 from evomerge.core import FilePath, Objective, Split, Status
 from evomerge.search import JournalReader, RunDirectory, RunState, holder_of, utility
@@ -115,6 +116,6 @@ class Watcher:
             return f"{doing}, {holder[0]}", False
         if self._state.finished:
             return f"finished; the best is {self._state.best_id}", True
-        if self._state.stopped and "failures" not in self._state.stopped and not self.config.finals.finalists:
+        if is_over(self._state, self.config):
             return f"finished ({', '.join(self._state.stopped)})", True
         return f"nobody works on it; `evomerge resume {self._directory.folder}` goes on", True

@@ -10,7 +10,7 @@ from rich.table import Table
 from evomerge.build import Run
 from evomerge.build.planning import Forecast, Sizes
 from evomerge.core import Evaluation, Objective, Split
-from evomerge.search import Z_95, headline, leader, verdict
+from evomerge.search import Z_95, best_of_front, headline, leader, verdict
 
 _CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 """In a log file there is no screen to fit into: names must stay whole."""
@@ -41,8 +41,6 @@ def print_summary(run: Run) -> None:
 
 def print_front(run: Run) -> None:
     """The members of the front, best mean first."""
-    from evomerge.search import front_of, utility
-
     objectives = run.state.objectives
     if not run.state.n_evaluations[Split.SEARCH]:
         _CONSOLE.print("no candidate has been evaluated yet")
@@ -53,7 +51,7 @@ def print_front(run: Run) -> None:
     table.add_column("id")
     for objective in objectives:
         table.add_column(f"{objective.name} ({objective.direction.value})", justify="right")
-    for member in sorted(front_of(run.state).members, key=lambda item: (-utility(objectives, item), item.candidate_id)):
+    for member in best_of_front(run.state):
         table.add_row(member.candidate_id, *(_with_interval(member, objective) for objective in objectives))
     _CONSOLE.print(table)
     volume = run.front()["hypervolume"]

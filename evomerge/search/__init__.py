@@ -7,6 +7,7 @@ from evomerge.search.budget import Budget
 from evomerge.search.finals import choose_finalists, run_finals
 from evomerge.search.front_files import (
     FrontFiles,
+    best_of_front,
     front_csv,
     front_json,
     front_of,
@@ -51,6 +52,7 @@ __all__ = [
     "SearchLoop",
     "StopRequest",
     "WorkerPool",
+    "best_of_front",
     "choose_finalists",
     "event",
     "front_csv",

@@ -68,6 +68,12 @@ def front_of(state: RunState) -> Front:
     return front
 
 
+def best_of_front(state: RunState) -> list[Evaluation]:
+    """The members of the front, best mean first, then by id."""
+    members = front_of(state).members
+    return sorted(members, key=lambda item: (-utility(state.objectives, item), item.candidate_id))
+
+
 def front_json(state: RunState, front: Front) -> dict[str, Json]:
     """What `front.json` says: objectives, members by id with scores and standard errors, hypervolume. No times, no paths."""
     reference = reference_losses(state)

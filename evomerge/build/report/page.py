@@ -9,11 +9,11 @@ import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from evomerge.build.reading import Run, open_run
+from evomerge.build.reading import Run, is_over, open_run
 from evomerge.build.report import figures
 from evomerge.core import ConfigError, EvomergeError, FilePath, Split, Status, atomic_write_text
 from evomerge.recipe import recipe_to_yaml
-from evomerge.search import Z_95, front_of, headline, leader, utility, verdict
+from evomerge.search import Z_95, best_of_front, headline, leader, verdict
 from evomerge.space import Parameter
 
 MAX_ROWS = 50
@@ -66,9 +66,7 @@ def _page(run: Run, name: str) -> str:
         objectives=state.objectives,
         tables=[(split, _rows(summary["details"][split], shown, tuned)) for split in ("report", "search")],
         comparisons=[(name, row, verdict(row)) for name, row in summary["comparisons"].items() if name in shown],
-        members=sorted(front_of(state).members, key=lambda item: (-utility(state.objectives, item), item.candidate_id))[
-            :MAX_ROWS
-        ],
+        members=best_of_front(state)[:MAX_ROWS],
         failures=_failures(run),
         n_failed=state.evaluations.count(Status.FAILED),
         max_rows=MAX_ROWS,
@@ -93,11 +91,10 @@ def _html(name: str, figure: go.Figure) -> str:
 
 
 def _status(run: Run) -> str:
-    state = run.state
-    if state.finished:
+    if run.state.finished:
         return "finished"
-    if state.stopped and "failures" not in state.stopped and not run.config.finals.finalists:
-        return f"finished ({', '.join(state.stopped)})"
+    if is_over(run.state, run.config):
+        return f"finished ({', '.join(run.state.stopped)})"
     return "not finished: search scores only, which flatter whatever was chosen by them"
 
 
