@@ -52,7 +52,7 @@ def examine(folder: FilePath, address: str | None = None) -> list[Finding]:
         address: a Ray cluster to look at as well.
     """
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python, _processor, _memory, _torch, _engine, _packages, _bytecode, lambda: _disk(Path(folder)), _shared_memory, _files,
+        _python, _processor, _memory, _torch, lambda: _engine(on_nodes=address is not None), _packages, _bytecode, lambda: _disk(Path(folder)), _shared_memory, _files,
         _sandbox,
     )  # fmt: skip
     findings = [finding for check in checks for finding in check()]
@@ -100,7 +100,7 @@ def _torch() -> Iterator[Finding]:
         yield Finding("torch", Grade.BAD, f"cannot be imported: {error}", "install evomerge with the extra cpu or gpu")
         return
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    blind = torch.version.cuda is not None and not devices
+    blind = _sees_no_gpu()
     yield Finding(
         "torch", Grade.NOTE if blind else Grade.GOOD, torch.__version__,
         "a CUDA build, but no GPU is seen: check the driver, CUDA_VISIBLE_DEVICES, the container's --gpus" if blind else "",
@@ -110,7 +110,7 @@ def _torch() -> Iterator[Finding]:
     if devices:
         yield _merging()
     if not devices:
-        yield Finding("gpu", Grade.GOOD if torch.version.cuda is None else Grade.NOTE, "none; engines run on the CPU")
+        yield Finding("gpu", Grade.NOTE if blind else Grade.GOOD, "none" if blind else "none; engines run on the CPU")
     if torch.version.cuda is None:
         for package in CUDA_BUILDS_BESIDE_CPU_TORCH:
             if _version(package) and "+cpu" not in str(_version(package)):
@@ -118,6 +118,13 @@ def _torch() -> Iterator[Finding]:
                     package, Grade.BAD, f"{_version(package)}, not a CPU build, beside a CPU build of torch",
                     f"transformers cannot be imported so: uninstall {package}; nothing here needs it",
                 )  # fmt: skip
+
+
+def _sees_no_gpu() -> bool:
+    """Whether torch is a build for GPUs and finds none."""
+    import torch
+
+    return torch.version.cuda is not None and torch.cuda.device_count() == 0
 
 
 def _merging() -> Finding:
@@ -130,7 +137,8 @@ def _merging() -> Finding:
     return Finding("merging", Grade.NOTE, "on the CPU, and copied to the GPU", lacking)
 
 
-def _engine() -> Iterator[Finding]:
+def _engine(*, on_nodes: bool) -> Iterator[Finding]:
+    """What computes candidates here; `on_nodes`: or on the nodes of a cluster, whose GPUs are not this machine's."""
     from evomerge.engine import available_engines, default_engine_kind
 
     installed = {name: found for name in ENGINE_PACKAGES if (found := _version(name))}
@@ -154,6 +162,13 @@ def _engine() -> Iterator[Finding]:
             found,
             "" if fits else "weights are replaced in place in 0.32: install that",
         )
+        if name == "vllm" and _sees_no_gpu():
+            yield Finding(
+                "engine", Grade.NOTE if on_nodes else Grade.BAD, "vllm is for GPUs, and this machine has none",
+                "an engine starts on nodes with GPUs only" if on_nodes
+                else "see torch above; or set engine.kind: transformers, which runs on the CPU, or install the extra cpu",
+            )  # fmt: skip
+            return
     if not available_engines():
         yield Finding("engine", Grade.BAD, "none", "install the extra cpu or gpu")
     else:

@@ -42,8 +42,9 @@ def engine_environment(kind: str = "vllm", *, threads: int = 1) -> dict[str, str
         # The weights are written through views of the live parameters, so the engine must live in this process.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
-        # Its process groups listen on the address of the host's name otherwise, which may be one that others reach.
+        # Its process groups, which are all of one machine, listen on an address that others may reach otherwise.
         "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
         "VLLM_LOGGING_LEVEL": "INFO" if debug else "ERROR",
         "TORCH_CPP_LOG_LEVEL": "WARNING" if debug else "ERROR",
         "TOKENIZERS_PARALLELISM": "false",

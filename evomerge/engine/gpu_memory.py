@@ -1,8 +1,8 @@
-"""How much of a GPU an engine may take, so that the models that are merged have room beside it. Knows nothing of merging."""
+"""Whether there is a GPU, and how much of it an engine may take, so that the models that are merged have room beside it. Knows nothing of merging."""
 
 import logging
 
-from evomerge.core import Json
+from evomerge.core import EngineError, Json
 from evomerge.engine.environment import vllm_targets_cpu
 
 _LOGGER = logging.getLogger(__name__)
@@ -15,6 +15,23 @@ SOURCE_SPARE_BYTES = 1 << 30
 """What merging wants besides the sources: tables, compiled kernels, the allocator's leftovers."""
 
 
+def check_gpu() -> None:
+    """Looks for what the installed vLLM computes on.
+
+    Raises:
+        EngineError: it is built for GPUs and sees none.
+    """
+    if vllm_targets_cpu():
+        return
+    from vllm.platforms import current_platform
+
+    if current_platform.is_unspecified():
+        raise EngineError(
+            "vLLM sees no GPU, and the installed one computes on nothing else: check the driver, CUDA_VISIBLE_DEVICES and the container's --gpus, "
+            "or set engine.kind: transformers (`evomerge doctor` says what is there)"
+        )
+
+
 def vllm_memory_options(*, engine_bytes: float, source_bytes: float, gpus: float) -> dict[str, Json]:
     """Options of `VllmEngine` for this process's first GPU; none with a CPU build.
 
@@ -22,9 +39,13 @@ def vllm_memory_options(*, engine_bytes: float, source_bytes: float, gpus: float
         engine_bytes: weights of the served model on one GPU.
         source_bytes: of the models that are merged there, and of the ranks of some methods; 0 = they stay in the CPU's memory.
         gpus: what this engine has been given; below 1, others share the GPU.
+
+    Raises:
+        EngineError: there is no GPU.
     """
     if vllm_targets_cpu():
         return {}
+    check_gpu()
     from vllm.platforms import current_platform
 
     total = int(current_platform.get_device_total_memory())

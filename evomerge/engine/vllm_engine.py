@@ -19,6 +19,7 @@ from evomerge.core import EngineError, FilePath, Json
 from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.checkpoint import CheckpointFolder
 from evomerge.engine.environment import apply_engine_environment, vllm_targets_cpu
+from evomerge.engine.gpu_memory import check_gpu
 from evomerge.engine.patches import (
     DISTRIBUTED_STATE,
     leave_processes_unbound,
@@ -122,6 +123,9 @@ class VllmEngine:
         arguments: dict[str, Any] = common | {"use_tqdm_on_load": False}
         if vllm_targets_cpu():
             arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
+        else:
+            # the default of some GPUs (FlashInfer on Blackwell) swaps or shuffles the weights of experts after loading
+            arguments["moe_backend"] = "triton"
         return arguments
 
     @property
@@ -284,6 +288,7 @@ def _start(model: Path, arguments: Mapping[str, Any]) -> "LLM":
             raise EngineError(
                 f"vLLM cannot be imported ({error}); install evomerge with the extra `cpu` or `gpu`, or use the transformers engine"
             ) from error
+        check_gpu()
         if vllm_targets_cpu():
             stack.enter_context(writable_cpu_linears())
             stack.enter_context(thread_setter_kept())

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 
+_PLAIN_EXPERTS = {"TRITON", "BATCHED_TRITON"}
+"""vLLM's backends for unquantised experts (`UnquantizedMoeBackend`) that compute with the weights as they are loaded"""
+
 _PROBE_ELEMENTS = 1 << 20
 """At most so many elements of each parameter are compared with their value before the layout was discovered."""
 
@@ -49,13 +52,17 @@ class ModelWeights:
         whole: whether every element of every tensor must be here.
 
     Raises:
-        EngineError: the weights are packed, permuted, or changed by vLLM after loading.
+        EngineError: the weights are packed, permuted, copied, or changed by vLLM after loading.
     """
 
     def __init__(self, model: torch.nn.Module, checkpoint: CheckpointFolder, *, whole: bool) -> None:
         check_writable_cpu_linears(model)
+        check_plain_experts(model)
         self._model = model
-        live = {name: value.data for name, value in [*model.named_parameters(), *model.named_buffers()]}
+        live = without_aliases(
+            {name: value.data for name, value in [*model.named_parameters(), *model.named_buffers()]}
+        )
+        check_no_copies(model)
         before = {name: _sample(value).clone() for name, value in live.items()}
         with torch.no_grad():
             self._layout = discover_layout(live, checkpoint.shapes, _in_place(model, live), whole=whole)
@@ -83,8 +90,10 @@ class ModelWeights:
         """See `LiveWeights.clear_caches`."""
         for module in self._model.modules():
             cache = getattr(module, "kv_cache", None)
-            if isinstance(cache, torch.Tensor):
-                cache.zero_()
+            # layers with a state instead of keys and values have several tensors
+            for tensor in cache if isinstance(cache, list | tuple) else [cache]:
+                if isinstance(tensor, torch.Tensor):
+                    tensor.zero_()
 
 
 class ShardedWeights:
@@ -149,6 +158,88 @@ def _in_place(model: torch.nn.Module, live: Mapping[str, torch.Tensor]) -> Load:
                 value.data = live[name]
 
     return load
+
+
+def without_aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each place in memory once: without tensors that lie within another, such as the halves of `kv_b_proj` that vLLM's latent attention multiplies by."""
+    kept: dict[str, torch.Tensor] = {}
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for name, value in sorted(
+        tensors.items(), key=lambda item: -item[1].numel()
+    ):  # stable: parameters come before buffers
+        size = value.element_size()
+        first = value.data_ptr()
+        last = first + size * sum(
+            stride * (length - 1) for stride, length in zip(value.stride(), value.shape, strict=True)
+        )
+        taken = spans.setdefault(value.untyped_storage().data_ptr(), [])
+        if value.numel() and any(start <= first and last < end for start, end in taken):
+            continue
+        kept[name] = value
+        if value.is_contiguous():  # otherwise there may be others' elements between its own
+            taken.append((first, last + size))
+    return {name: kept[name] for name in tensors if name in kept}
+
+
+def check_plain_experts(model: torch.nn.Module) -> None:
+    """Looks at how the experts of a loaded model are kept. An engine that was started from zeros for a stack of layers does not show it in its values.
+
+    Raises:
+        EngineError: vLLM has put them in another order.
+    """
+    for name, module in model.named_modules():
+        backend = getattr(getattr(module, "quant_method", None), "unquantized_backend", None)
+        if backend is not None and backend.name not in _PLAIN_EXPERTS:
+            raise EngineError(
+                f"vLLM layer {name!r} keeps its experts as {backend.value} wants them, so they cannot be replaced in place; on a GPU use "
+                "engine.options: {moe_backend: triton}, on a CPU engine.kind: transformers"
+            )
+
+
+def check_no_copies(model: torch.nn.Module) -> None:
+    """Looks for copies of weights that vLLM computes with instead of the parameters, in modules and in what they hold (attention backends).
+
+    FlashInfer's attention keeps attention sinks in float32, for one; they would stay those of the first model. A copy is found by its values, in
+    whatever order and precision, unless all are equal.
+
+    Raises:
+        EngineError: naming the copy.
+    """
+    storages = {value.untyped_storage().data_ptr() for value in [*model.parameters(), *model.buffers()]}
+    by_size: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            by_size.setdefault(parameter.numel(), []).append((name, parameter.data))
+    for place, tensor in _held_tensors(model):
+        if tensor.untyped_storage().data_ptr() in storages or not tensor.is_floating_point() or tensor.numel() < 2:
+            continue
+        for name, value in by_size.get(tensor.numel(), []):
+            if _same_values(tensor, value):
+                raise EngineError(
+                    f"vLLM computes with a copy of parameter {name!r} ({place}), which would stay as it is when the parameter is replaced; choose another "
+                    "engine.options.attention_backend, or engine.kind: transformers"
+                )
+
+
+def _held_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors that are no parameters or buffers: attributes of modules, and of objects that are such attributes."""
+    for name, module in model.named_modules():
+        for attribute, held in vars(module).items():
+            if isinstance(held, torch.Tensor):
+                yield f"{name}.{attribute}", held
+            elif not isinstance(held, torch.nn.Module | type) and hasattr(held, "__dict__"):
+                for inner, value in vars(held).items():
+                    if isinstance(value, torch.Tensor):
+                        yield f"{name}.{attribute}.{inner}", value
+
+
+def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether both hold the same values, in whatever order, and not all of them equal."""
+    if one.device != other.device:
+        return False
+    low = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    first, second = (value.reshape(-1).to(low).sort().values for value in (one, other))
+    return bool(first[0] != first[-1]) and torch.equal(first, second)
 
 
 def _sample(value: torch.Tensor) -> torch.Tensor:

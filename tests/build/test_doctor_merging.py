@@ -1,11 +1,11 @@
-"""`evomerge doctor` says where candidates for a GPU's engine are merged. The GPU is a stand-in."""
+"""`evomerge doctor` says where candidates for a GPU's engine are merged, and that such an engine needs a GPU. The GPU is a stand-in."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from evomerge.build.doctor import Grade, examine
+from evomerge.build.doctor import Grade, _engine, examine
 
 
 @pytest.mark.parametrize("lacking", [None, "triton needs a C compiler"])
@@ -15,3 +15,14 @@ def test_what_keeps_merges_off_the_gpu_is_named(monkeypatch, tmp_path, lacking):
     monkeypatch.setattr("evomerge.weights.triton.missing", lambda: lacking)
     (finding,) = [finding for finding in examine(tmp_path) if finding.subject == "merging"]
     assert (finding.grade, finding.advice) == ((Grade.NOTE, lacking) if lacking else (Grade.GOOD, ""))
+
+
+@pytest.mark.parametrize("on_nodes", [False, True])
+def test_an_engine_for_gpus_does_not_run_without(monkeypatch, on_nodes):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("evomerge.build.doctor._version", lambda package: "0.32.0" if package == "vllm" else None)
+    *_, engine = _engine(on_nodes=on_nodes)
+    assert engine.subject == "engine"
+    assert engine.grade is (Grade.NOTE if on_nodes else Grade.BAD)
+    assert engine.found == "vllm is for GPUs, and this machine has none"

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from evomerge.core import EngineError
 from evomerge.engine import LogLikelihoodRequest, available_engines, make_engine
+from evomerge.plan import read_model_header
 from evomerge.testing.engine_writers import write_tensors
+from evomerge.weights import write_slots_folder
 
 pytestmark = pytest.mark.skipif("vllm" not in available_engines(), reason="vLLM is not installed")
 WIDE = {"hidden_size": 128, "intermediate_size": 96, "num_key_value_heads": 4}
@@ -52,3 +54,29 @@ def test_key_value_heads_that_the_model_does_not_know(tmp_path):
         EngineError, match=r"num_key_value_heads is 2 in config\.json, which a gpt_bigcode model does not know"
     ):
         make_engine("vllm", folder, dtype="float32")
+
+
+def test_latent_attention_is_replaced_with_the_matrices_that_are_made_of_it(tmp_path):
+    """vLLM multiplies by the transposed halves of `kv_b_proj`, which are other names for places in it."""
+    heads = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "v_head_dim": 64, "head_dim": 64}
+    dense = {"first_k_dense_replace": 2, "num_hidden_layers": 2}
+    folders = [written(tmp_path / str(seed), "deepseek_v3", seed, torch.float32, **heads, **dense) for seed in range(2)]
+    request = LogLikelihoodRequest(PROMPT, CONTINUATION)
+    engine, fresh = (make_engine("vllm", folder, dtype="float32") for folder in folders)
+    try:
+        first = engine.loglikelihood([request])
+        tensors = load_file(f"{folders[1]}/model.safetensors")
+        engine.update(lambda target: write_tensors(target, tensors))
+        assert engine.loglikelihood([request]) == fresh.loglikelihood([request]) != first
+    finally:
+        engine.close()
+        fresh.close()
+
+
+def test_experts_that_are_packed_are_refused_where_all_weights_are_zero(tmp_path):
+    """As in the checkpoint that an engine for stacks of layers starts from, whose values show nothing."""
+    folder = written(tmp_path / "a", "mixtral", 0, torch.float32, **WIDE)
+    (tmp_path / "slots").mkdir()
+    write_slots_folder(tmp_path / "slots", read_model_header(folder), 4)
+    with pytest.raises(EngineError, match="keeps its experts as"):
+        make_engine("vllm", tmp_path / "slots", dtype="float32")

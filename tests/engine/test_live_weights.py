@@ -1,0 +1,125 @@
+"""What vLLM computes with must be what is replaced: parts of weights under other names, copies, rearranged experts, and a machine without a GPU.
+
+The modules are small ones that keep their weights as vLLM's do on a GPU.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from evomerge.core import EngineError
+from evomerge.engine import available_engines, engine_environment
+from evomerge.engine.vllm_weights import check_no_copies, check_plain_experts, without_aliases
+
+needs_vllm = pytest.mark.skipif("vllm" not in available_engines(), reason="vLLM is not installed")
+
+
+def parameter(value: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(value, requires_grad=False)
+
+
+class Attention(torch.nn.Module):
+    """Has a parameter `sinks`, and an implementation that computes with `used`."""
+
+    def __init__(self, sinks: torch.Tensor, used: torch.Tensor) -> None:
+        super().__init__()
+        self.sinks = parameter(sinks)
+        self.impl = SimpleNamespace(sinks=used)
+
+
+def test_each_place_in_memory_is_found_once() -> None:
+    """`W_UK_T` and `W_UV` are parts of the transposed `kv_b_proj`; the rows of a buffer with gaps hide nothing."""
+    weight = torch.randn(4 * (3 + 5), 16)
+    halves = weight.T.view(16, 4, 8).split([3, 5], dim=-1)
+    whole = torch.randn(6, 8)
+    tensors = {
+        "W_UV": halves[1].transpose(0, 1),
+        "W_UK_T": halves[0].permute(1, 2, 0),
+        "kv_b_proj": weight,
+        "conv_weights": whole.view(6, 8),
+        "conv1d": whole.view(6, 1, 8),
+        "even": (rows := torch.randn(7, 4))[::2],
+        "odd": rows[1::2],
+        "none": torch.empty(0),
+    }
+
+    assert list(without_aliases(tensors)) == ["kv_b_proj", "conv_weights", "even", "odd", "none"]
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda sinks: sinks.float(),
+        lambda sinks: sinks.flip(0).reshape(2, 4),
+    ],
+    ids=["in another precision", "in another order"],
+)
+def test_a_copy_that_is_computed_with_is_refused(copy) -> None:
+    sinks = torch.randn(8).bfloat16()
+    model = torch.nn.ModuleDict({"layer": Attention(sinks, copy(sinks))})
+    with pytest.raises(EngineError, match=r"copy of parameter 'layer\.sinks' \(layer\.impl\.sinks\)"):
+        check_no_copies(model)
+
+
+def test_what_is_no_copy_is_left_alone() -> None:
+    sinks = torch.randn(8).bfloat16()
+    shared, other, constant = (
+        Attention(sinks, sinks),
+        Attention(sinks, torch.randn(8)),
+        Attention(torch.ones(8), torch.ones(8)),
+    )
+    shared.impl.sinks = shared.sinks
+    for model in (shared, other, constant):
+        check_no_copies(model)
+
+
+@needs_vllm
+def test_experts_that_a_backend_rearranges_are_refused() -> None:
+    from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend, map_unquantized_backend
+
+    model = torch.nn.ModuleDict({"experts": torch.nn.Module()})
+
+    def kept_as(backend: UnquantizedMoeBackend) -> None:
+        model["experts"].quant_method = SimpleNamespace(unquantized_backend=backend)
+        check_plain_experts(model)
+
+    kept_as(map_unquantized_backend("triton"))
+    for backend in (UnquantizedMoeBackend.FLASHINFER_TRTLLM, UnquantizedMoeBackend.FLASHINFER_CUTLASS):
+        with pytest.raises(EngineError, match=r"'experts' keeps its experts as FlashInfer .*moe_backend: triton"):
+            kept_as(backend)
+
+
+@needs_vllm
+def test_the_experts_that_a_gpu_is_asked_for_stay_as_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.layers.fused_moe.oracle.unquantized import (
+        convert_to_unquantized_kernel_format,
+        map_unquantized_backend,
+    )
+
+    from evomerge.engine.vllm_engine import VllmEngine
+
+    monkeypatch.setattr("evomerge.engine.vllm_engine.vllm_targets_cpu", lambda: False)
+    asked = VllmEngine._arguments(dtype="auto")["moe_backend"]
+    assert EngineArgs(model="m", moe_backend=asked).moe_backend == asked
+    weights = torch.randn(2, 8, 4), torch.randn(2, 4, 4)
+    converted = convert_to_unquantized_kernel_format(map_unquantized_backend(asked), SimpleNamespace(), *weights)
+    assert [value.data_ptr() for value in converted] == [value.data_ptr() for value in weights]
+
+
+@needs_vllm
+def test_a_build_for_gpus_on_a_machine_without_one_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms.interface import UnspecifiedPlatform
+
+    from evomerge.engine import vllm_memory_options
+
+    monkeypatch.setattr("evomerge.engine.gpu_memory.vllm_targets_cpu", lambda: False)
+    monkeypatch.setattr("vllm.platforms._current_platform", UnspecifiedPlatform())
+    with pytest.raises(EngineError, match="vLLM sees no GPU"):
+        vllm_memory_options(engine_bytes=1, source_bytes=1, gpus=1.0)
+
+
+def test_the_processes_of_an_engine_talk_on_the_loopback_interface() -> None:
+    variables = engine_environment()
+    assert {variables["GLOO_SOCKET_IFNAME"], variables["NCCL_SOCKET_IFNAME"]} == {"lo"}
