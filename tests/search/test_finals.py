@@ -18,9 +18,11 @@ from evomerge.search import (
     indifferent,
     leader,
     mean_with_error,
+    overhead,
     summarize,
     tuned_task_arithmetic,
     utility,
+    verdict,
 )
 from evomerge.search.finals import best_on_select, choose_finalists
 from evomerge.search.front_files import front_json, front_of, pick, reference_losses
@@ -147,6 +149,67 @@ def test_paired_differences_use_the_same_items() -> None:
     unpaired = np.sqrt((items["good"].var() + items["bad"].var()) / 4000)
     assert error < unpaired / 3, "items that both solve or both miss say nothing about the difference"
     assert paired_difference((Objective("t", Direction.MINIMIZE),), good, bad)[0] == -difference
+
+
+def test_the_winner_is_compared_with_every_other_baseline_that_was_scored_on_report() -> None:
+    goals = [{"name": name, "direction": "maximize", "reference": None} for name in ("f", "g")]
+    items = {
+        "best": ([1, 1, 1, 0], [1, 1, 0, 0]),
+        "source:a": ([1, 0, 0, 0], [1, 0, 1, 0]),
+        "source:b": ([0, 0, 0, 0], [0, 0, 0, 0]),
+    }
+    events = [event("run", version=1, objectives=goals)]
+    events += [event("baseline", id=name, recipe=None, values=None) for name in [*items, "failed", "not scored"]]
+    for row, name in enumerate([*items, "failed"]):
+        good = name in items
+        scores = dict(zip("fg", map(float, np.mean(items[name], axis=1)), strict=True)) if good else {}
+        events.append(
+            event(
+                "evaluated", id=name, split="report", status="ok" if good else "failed", scores=scores, stderr=dict.fromkeys(scores, 0.1),
+                cost={}, error=None, row=row if good else None, checksum="00000000" if good else None, elapsed_s=1.0,
+            )
+        )  # fmt: skip
+    state = RunState.of([*events, event("best", id="best")])
+
+    def read(name: str, split: Split) -> Evaluation:
+        columns = dict(zip("fg", (np.array(values, np.float32) for values in items[name]), strict=True))
+        return replace(state.evaluations[name, split], item_scores=columns)
+
+    found = summarize(state, read)["comparisons"]
+    assert set(found) == {"source:a", "source:b"}
+    # f: 0 1 1 0, g: 0 1 -1 0, each with its sample variance over four items; the mean of two tasks halves the error
+    error = np.sqrt((1 / 3) / 4 + (2 / 3) / 4) / 2
+    assert found["source:a"]["difference"] == pytest.approx(0.25)
+    assert found["source:a"]["low"] == pytest.approx(0.25 - 1.959964 * error)
+    assert found["source:a"]["high"] == pytest.approx(0.25 + 1.959964 * error)
+    assert (verdict(found["source:a"]), verdict(found["source:b"])) == ("no difference shown", "better")
+    assert verdict({"low": -0.2, "high": -0.1}) == "worse"
+
+
+def test_overhead_is_what_neither_the_engine_nor_scoring_takes() -> None:
+    """Means over the candidates that were timed; the strategy's own time is shared by those that it proposed."""
+    goals = [{"name": "f", "direction": "maximize", "reference": None}]
+    events = [event("run", version=1, objectives=goals), event("baseline", id="source:a", recipe=None, values=None)]
+    events.append(event("asked", id="c000001", values=[0.5], parents=[], ask_s=0.5))
+    for name, cost in (
+        ("source:a", {"total_s": 2.0, "engine_s": 1.0, "score_s": 0.5, "merge_s": 0.25, "items": 4}),
+        ("c000001", {"total_s": 4.0, "engine_s": 2.0, "score_s": 0.5, "merge_s": 0.75, "items": 4}),
+    ):
+        events.append(
+            event(
+                "evaluated", id=name, split="search", status="ok", scores={"f": 0.5}, stderr={}, cost=cost,
+                error=None, row=None, checksum=None, elapsed_s=1.0,
+            )
+        )  # fmt: skip
+    assert overhead(RunState.of(events)) == {
+        "candidate_s": 3.5,
+        "ask_s": 0.5,
+        "engine_s": 1.5,
+        "merge_s": 0.5,
+        "score_s": 0.5,
+        "share": pytest.approx(1.5 / 3.5),
+    }
+    assert overhead(state_of({"a": (0.5, 0.5)})) == {}
 
 
 @pytest.mark.parametrize(("names", "n_items"), [(("f",), 1), (("cost.items",), 4)], ids=["one-item", "costs-alone"])
