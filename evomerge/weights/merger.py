@@ -17,7 +17,7 @@ from evomerge.plan.planner import is_copy
 from evomerge.weights.fused.batch import Destination, FusedBatch
 from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.pool import WeightPool
-from evomerge.weights.registry import ELEMENTWISE, reference
+from evomerge.weights.registry import reference
 from evomerge.weights.scan import first_bad_element
 from evomerge.weights.tensor_group import TensorGroup
 from evomerge.weights.triton import triton_batch
@@ -33,9 +33,6 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
-
-_BLOCK_ELEMENTS = 1 << 16
-"""of what plain torch computes at a time where every element is merged by itself"""
 
 
 class Merger:
@@ -167,24 +164,9 @@ class Merger:
         return merged.cpu()
 
     def _reference(self, plan: MergePlan, step: TensorStep) -> torch.Tensor:
-        """In the dtype of the arithmetic, or of the plan."""
+        """In the dtype of the arithmetic."""
         inputs = [self._input(entry) for entry in step.inputs]
         base = None if step.base is None else self._input(step.base)
-        n_elements = math.prod(step.shape)
-        if step.method not in ELEMENTWISE or n_elements <= _BLOCK_ELEMENTS or self._device != "cpu":
-            return self._of_group(plan, step, inputs, base)
-        # in the same memory again and again, which stays in the processor's cache
-        result = torch.empty(n_elements, dtype=DTYPES[plan.dtype])
-        flat, flat_base = [tensor.reshape(-1) for tensor in inputs], None if base is None else base.reshape(-1)
-        for start in range(0, n_elements, _BLOCK_ELEMENTS):
-            block = slice(start, start + _BLOCK_ELEMENTS)
-            block_base = None if flat_base is None else flat_base[block]
-            result[block] = self._of_group(plan, step, [tensor[block] for tensor in flat], block_base)
-        return result.reshape(step.shape)
-
-    def _of_group(
-        self, plan: MergePlan, step: TensorStep, inputs: Sequence[torch.Tensor], base: torch.Tensor | None
-    ) -> torch.Tensor:
         dtype = DTYPES[plan.math_dtype]
         group = TensorGroup(
             step.output,

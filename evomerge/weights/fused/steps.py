@@ -221,9 +221,8 @@ def _sce(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -
     if share < 1:
         order, limit = statistics.most_varied(experts, lambda n_varied: n_selected(n_varied, share))
         prune = Prune(cutoff=limit, places=order)
-    energy = torch.tensor(statistics.square_sums(experts, prune.places, prune.cutoff), dtype=torch.float64) / max(
-        n_elements, 1
-    )
+    sums = statistics.square_sums(experts, prune.places, prune.cutoff)
+    energy = torch.tensor(sums, dtype=torch.float64) / max(n_elements, 1)
     weights = expert_weights(energy.to(DTYPE_OF[statistics.precision])).tolist()
     inputs = [(entry, weight, prune) for entry, weight in zip(step.inputs, weights, strict=True)]
     return FusedStep(inputs, step.base, formula=SCE)

@@ -26,7 +26,7 @@ def merge(group: TensorGroup) -> torch.Tensor:
 def important(base: torch.Tensor, expert: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Which changes are taken: the divergence of every row, by which |d| is multiplied, (rows,), and the least product, (); of `dtype`."""
     divergences: list[torch.Tensor] = []
-    scores = torch.empty(base.numel(), dtype=dtype)
+    scores = torch.empty(base.numel(), dtype=dtype, device=base.device)
     done = 0
     for origin, changed in blocks_of_rows([tensor.reshape(tensor.shape or (1,)) for tensor in (base, expert)], dtype):
         p, q = (torch.softmax(rows, dim=-1) + _TINY for rows in (changed, origin))
@@ -38,7 +38,7 @@ def important(base: torch.Tensor, expert: torch.Tensor, dtype: torch.dtype) -> t
         )
         done += origin.numel()
     places = [int(share * (done - 1)) for share in (0.25, 0.5, 0.75)]
-    held = scores.float().numpy()
+    held = scores.float().cpu().numpy()
     held.partition(places)
-    q1, median, q3 = torch.from_numpy(held[places]).to(dtype)
+    q1, median, q3 = torch.from_numpy(held[places]).to(base.device, dtype)
     return torch.cat(divergences), median + 1.5 * (q3 - q1)
