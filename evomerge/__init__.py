@@ -5,6 +5,7 @@ Everything the command line does is one call here:
     config = evomerge.load_config("search.yaml")
     evomerge.run_search(config, "runs/mine")
     evomerge.open_run("runs/mine").summary()
+    pandas.DataFrame(evomerge.open_run("runs/mine").records())
     evomerge.write_report("runs/mine")
     evomerge.export_recipe("runs/mine", "best", "best.yaml")
     evomerge.merge_recipe("best.yaml", "merged")
@@ -54,7 +55,13 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("evomerge")
     if name not in __all__:
         raise AttributeError(f"module 'evomerge' has no attribute {name!r}")
     home = import_module(_HOMES.get(name, "evomerge.build"))

@@ -1,25 +1,33 @@
 """`load_config`: a configuration file with what a search sets unless told otherwise written out, so that a run keeps what it began with."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from evomerge.build.crossings import crosses_models
-from evomerge.config import SearchConfig
+from evomerge.config import SearchConfig, parse_config
 from evomerge.config import load_config as read_config
 from evomerge.core import FilePath
 from evomerge.recipe import METHODS, default_switches
 
 
-def load_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
-    """Reads a configuration file; model, task, recipe and data paths become absolute (relative ones count from the file).
+def load_config(path: FilePath | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()) -> SearchConfig:
+    """Reads a configuration; model, task, recipe and data paths become absolute (relative ones count from the file).
 
     Args:
-        path: YAML file.
-        overrides: `a.b=value` settings, the value read as YAML; `tasks.0.limit=50` reaches into a list.
+        path: YAML file, or the settings themselves, whose relative paths count from the working directory.
+        overrides: `a.b=value` settings, the value read as YAML, or a mapping of `a.b` to values; `tasks.0.limit` reaches into a list.
 
     Raises:
         ConfigError: no such file, not YAML, or wrong; the message lists every wrong key with the nearest valid one.
     """
-    config = read_config(path, overrides)
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    if isinstance(path, Mapping):
+        config = parse_config(dict(path), folder=Path.cwd(), overrides=overrides)
+    else:
+        config = read_config(path, overrides)
     space, spec = config.space, METHODS.get(config.space.method)
     weights_are_searched = space.parameters is None or "weight" in space.parameters
     if spec is None or config.models is None or crosses_models(config) or not weights_are_searched:

@@ -19,7 +19,7 @@ from evomerge.core import (
     Status,
 )
 from evomerge.plan import check_tokenizer, make_plan, read_headers, table_of
-from evomerge.recipe import Recipe, Setting, Slice, Source, read_recipe, read_recipe_file
+from evomerge.recipe import Recipe, RecipeFile, Setting, Slice, Source, read_recipe, read_recipe_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class Scored:
     evaluation: Evaluation
 
 
-def evaluate_model(config: SearchConfig, model: FilePath, split: Split = Split.REPORT) -> Scored:
-    """Scores a checkpoint folder or a recipe file on the tasks of `config`.
+def evaluate_model(config: SearchConfig, model: FilePath | Recipe, split: Split | str = Split.REPORT) -> Scored:
+    """Scores a checkpoint folder or a recipe on the tasks of `config`.
 
     Args:
         config: names tasks and engine; its models do not matter.
-        model: a folder with a config.json, or a recipe file.
+        model: a folder with a config.json, a recipe file, or a recipe, as `Run.recipe` gives it.
         split: which items.
 
     Raises:
@@ -46,8 +46,12 @@ def evaluate_model(config: SearchConfig, model: FilePath, split: Split = Split.R
     """
     if isinstance(config.evaluation, SyntheticConfig):
         raise ConfigError("the synthetic evaluation scores points, not models")
-    model = Path(model)
-    recipe = identity_recipe(model) if model.is_dir() else read_recipe(model)
+    split = Split(split)
+    if isinstance(model, Recipe):
+        recipe, model = model, Path(model.name or model.fingerprint())
+    else:
+        model = Path(model)
+        recipe = identity_recipe(model) if model.is_dir() else read_recipe(model)
     for setting in ("tokenizer", "chat_template"):
         if getattr(recipe, setting) is not None:
             raise RecipeError(
@@ -79,7 +83,7 @@ def identity_recipe(folder: Path) -> Recipe:
 
 
 def merge_recipe(
-    recipe: FilePath,
+    recipe: FilePath | Recipe,
     out: FilePath,
     *,
     dtype: str | None = None,
@@ -90,10 +94,11 @@ def merge_recipe(
     seed: int | None = None,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Materialises a recipe file (evomerge's or mergekit's) as a checkpoint folder and returns the folder.
+    """Materialises a recipe (evomerge's or mergekit's) as a checkpoint folder and returns the folder.
 
     Args:
-        recipe: the file; it may hold several documents, of which the others make models that the result is made of.
+        recipe: one as `Run.recipe` gives it, or a file; it may hold several documents, of which the others make models that the result is
+            made of.
         out: the new folder.
         dtype: written instead of the recipe's.
         overwrite: replace `out` if it exists.
@@ -113,7 +118,7 @@ def merge_recipe(
     if max_memory is not None:
         options["max_memory"] = parse_bytes(max_memory, "max memory")
     return merge_file_to_folder(
-        read_recipe_file(Path(recipe)),
+        RecipeFile(recipe) if isinstance(recipe, Recipe) else read_recipe_file(Path(recipe)),
         Path(out),
         dtype=dtype,
         overwrite=overwrite,

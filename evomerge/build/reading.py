@@ -1,11 +1,12 @@
 """Looking at runs, live or finished, and taking recipes out of them. Never writes into a run directory, never takes its lock."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.build.problem import model_table, problem_of_run
 from evomerge.config import SearchConfig, parse_config
-from evomerge.core import CheckpointError, CrossoverGenome, Evaluation, FilePath, Json, RecipeError, Split
+from evomerge.core import CheckpointError, CrossoverGenome, Evaluation, FilePath, JournalError, Json, RecipeError, Split
 from evomerge.plan import ModelHeader, headers_from_json, read_models
 from evomerge.plan.model_folder import read_json_file
 from evomerge.recipe import Recipe, write_recipe
@@ -22,6 +23,7 @@ from evomerge.search import (
     summarize,
     with_items,
 )
+from evomerge.space import Parameter, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,43 @@ class Run:
     _items: ItemStore
 
     def evaluation(self, identifier: str, split: Split = Split.SEARCH) -> Evaluation:
-        """An evaluation with its item scores."""
-        return with_items(self.state, self._items, identifier, split)
+        """An evaluation with its item scores.
+
+        Raises:
+            JournalError: there is none.
+        """
+        if (identifier, Split(split)) not in self.state.evaluations:
+            raise JournalError(f"{self.directory.folder}: {identifier!r} has not been evaluated on the {split} split")
+        return with_items(self.state, self._items, identifier, Split(split))
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space, as it was recorded."""
+        return SearchSpace([_parameter(*row) for row in self.directory.read_resolved()["space"]["parameters"]])
+
+    def records(self) -> list[dict[str, Json]]:
+        """Every evaluation as a flat row, in the order they came in: `pandas.DataFrame(run.records())` is a table of them.
+
+        A row has `id`, `split`, `status`, `baseline`, `error`, the value of every parameter under its name where the candidate is a point of
+        the space, every score under its name with `<name>_stderr`, and `cost.<key>`.
+        """
+        space, rows = self.space, list[dict[str, Json]]()
+        for evaluation in self.state.evaluations.values():
+            entry = self.state.entries[evaluation.candidate_id]
+            row: dict[str, Json] = {
+                "id": entry.id,
+                "split": evaluation.split.value,
+                "status": evaluation.status.value,
+                "baseline": entry.baseline,
+                "error": evaluation.error,
+            }
+            if entry.values is not None and len(entry.values) == space.dimension:
+                row |= space.decode(entry.values)
+            row |= evaluation.scores
+            row |= {f"{name}_stderr": error for name, error in evaluation.stderr.items()}
+            row |= {f"cost.{name}": value for name, value in evaluation.cost.items()}
+            rows.append(row)
+        return rows
 
     def front(self) -> dict[str, Json]:
         """The front, as `front.json` has it."""
@@ -51,12 +88,17 @@ class Run:
         """The summary, as `summary.json` has it after the run."""
         return summarize(self.state, self.evaluation)
 
-    def recipe(self, entry: Entry) -> Recipe | None:
+    def recipe(self, entry: Entry | str) -> Recipe | None:
         """The recipe of a candidate, from what the run has recorded of its models; None for the synthetic evaluation.
 
+        Args:
+            entry: the candidate, or what `pick` takes: best, knee or an id.
+
         Raises:
+            JournalError: no such candidate.
             CheckpointError: nothing or too little is recorded (by an older evomerge), and the models are not where they were.
         """
+        entry = pick(self.state, entry) if isinstance(entry, str) else entry
         return problem_of_run(self.config, self._headers(entry)).recipe_of_entry(entry, self.state.entries)
 
     def _headers(self, entry: Entry) -> dict[str, ModelHeader]:
@@ -83,6 +125,11 @@ class Run:
                 seen |= new
                 waiting += [self.state.entries[name] for name in new]
         return True
+
+
+def _parameter(name: str, low: float, high: float, choices: Sequence[str] = ()) -> Parameter:
+    """A row of `resolved.json`; older ones say nothing of choices."""
+    return Parameter(name, low, high, tuple(choices))
 
 
 def open_run(folder: FilePath) -> Run:

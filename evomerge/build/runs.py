@@ -15,13 +15,14 @@ from evomerge.build.changes import given, resumed_config
 from evomerge.build.describing import notes_on_budget
 from evomerge.build.fingerprints import model_fingerprint
 from evomerge.build.pools import RunPool, worker_pool
-from evomerge.build.problem import Problem, make_problem
+from evomerge.build.problem import Problem, make_problem, model_table
 from evomerge.build.signals import signals
 from evomerge.build.strategies import chosen_strategy, strategy_for
 from evomerge.build.tasks import task_specs
 from evomerge.build.versions import checkout, package_versions
 from evomerge.config import SearchConfig
 from evomerge.core import Candidate, ConfigError, EvaluationError, FilePath, Json, atomic_write_json, atomic_write_text
+from evomerge.evaluation.task_files import is_task_file
 from evomerge.plan import headers_to_json
 from evomerge.search import (
     Budget,
@@ -100,12 +101,27 @@ def resume_search(
     directory.check_journal()
     with RunLock(directory.folder) as lock:
         config, edited = resumed_config(directory, resolved, overrides)
-        problem = make_problem(config)
+        problem = _problem_as_before(config, directory)
         now = _resolved(problem, edited)
         _refuse_changes(resolved, now)
         with writing_into(directory):
             _write_problem(directory, problem, now)
         return _run(problem, directory, observers, lock)
+
+
+def _problem_as_before(config: SearchConfig, directory: RunDirectory) -> Problem:
+    """`make_problem`, whose errors say what to do where the models or tasks have been moved."""
+    try:
+        return make_problem(config)
+    except ConfigError as error:
+        places = {folder for place in model_table(config).values() for folder in place if folder is not None}
+        places |= {item.task for item in config.tasks if is_task_file(item.task)}
+        if all(Path(place).exists() for place in places):
+            raise
+        raise ConfigError(
+            f"{error}\n{directory.folder} was started with its models and tasks at these places; put them there again to go on (links will do: "
+            "ln -s NEW OLD)"
+        ) from None
 
 
 def config_on_resume(run_directory: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:

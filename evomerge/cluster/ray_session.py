@@ -58,7 +58,13 @@ class RaySession:
                 ray.init(address=self._address, **common)
         except Exception as problem:  # the pool boundary: a node that is slow to start is a bare Exception of Ray's
             ray.shutdown()
-            raise EngineError(f"no Ray cluster at {self._address or 'this machine'}: {problem}") from problem
+            keyless = self._address is not None and os.environ.get("RAY_AUTH_MODE") != "token"
+            hint = (
+                ". If it asks for a token, set RAY_AUTH_MODE=token and have its token in ~/.ray/auth_token"
+                if keyless
+                else ""
+            )
+            raise EngineError(f"no Ray cluster at {self._address or 'this machine'}: {problem}{hint}") from problem
         return self
 
     def __exit__(

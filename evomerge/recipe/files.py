@@ -229,6 +229,10 @@ def _resolver(file: Path, names: set[str]) -> Callable[[str], str]:
             places = [file.parent / folder, Path.cwd() / folder]
             place = next((place for place in places if place.is_dir()), cached_model(folder))
             if place is None:
+                if Path(folder).is_absolute():
+                    raise RecipeError(
+                        f"{file}: model {folder!r} is no folder; where it has moved, change its path in the file"
+                    )
                 listed = " and ".join(dict.fromkeys(str(place) for place in places))
                 raise RecipeError(
                     f"{file}: model {folder!r} is no folder (tried {listed}) and no model of the hub's cache; `hf download ORG/NAME` fetches one"

@@ -8,7 +8,7 @@ import pytest
 
 from evomerge.build import export_recipe, open_run, parse_config, resume_search, start_search
 from evomerge.build.report import write_report
-from evomerge.core import CheckpointError, CrossoverGenome
+from evomerge.core import CheckpointError, ConfigError, CrossoverGenome
 from evomerge.search.journal import Journal, read_journal
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -85,6 +85,10 @@ def test_a_resumed_run_records_what_an_older_one_did_not(tmp_path: Path) -> None
     without_record(run)
     resume_search(run, overrides=["budget.evaluations=14"])
     (tmp_path / "models").rename(tmp_path / "moved")
+    with pytest.raises(
+        ConfigError, match=r"no such model folder(.|\n)*put them there again to go on \(links will do: ln -s NEW OLD\)"
+    ):
+        resume_search(run, overrides=["budget.evaluations=15"])
     state = open_run(run).state
     assert any(isinstance(entry.genome, CrossoverGenome) and entry.factors is None for entry in state.proposed)
     assert export_recipe(run, "id:source:a", tmp_path / "a.yaml")[0] == "source:a"

@@ -1,7 +1,6 @@
 """The report's page: what the template needs, from a run. Numbers come from the same summary as the terminal's tables."""
 
 from collections.abc import Sequence
-from itertools import starmap
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,6 @@ from evomerge.build.report import figures
 from evomerge.core import ConfigError, EvomergeError, FilePath, Split, Status, atomic_write_text
 from evomerge.recipe import recipe_to_yaml
 from evomerge.search import Z_95, best_of_front, headline, leader, verdict
-from evomerge.space import Parameter
 
 MAX_ROWS = 50
 """of the tables of the front and of failures"""
@@ -56,7 +54,7 @@ def _page(run: Run, name: str) -> str:
         "front": figures.fronts(state),
         "hypervolume": figures.hypervolume(state),
         "optimism": figures.optimism(state),
-        "parameters": figures.parameters(state, list(starmap(_parameter, resolved["space"]["parameters"]))),
+        "parameters": figures.parameters(state, run.space.parameters),
     }
     return environment.get_template("report.html.j2").render(
         name=name,
@@ -78,11 +76,6 @@ def _page(run: Run, name: str) -> str:
         plotly=get_plotlyjs(),
         z=Z_95,
     )
-
-
-def _parameter(name: str, low: float, high: float, choices: Sequence[str] = ()) -> Parameter:
-    """A row of `resolved.json`; older ones say nothing of choices."""
-    return Parameter(name, low, high, tuple(choices))
 
 
 def _html(name: str, figure: go.Figure) -> str:

@@ -1,0 +1,65 @@
+"""The Python interface as a notebook uses it: settings without a file, a table of all evaluations, recipes as objects."""
+
+from pathlib import Path
+
+import pytest
+
+import evomerge
+from evomerge.build.models import evaluate_model, identity_recipe
+from evomerge.core import ConfigError, JournalError, Split
+from evomerge.recipe import read_recipe
+from evomerge.testing.tiny_models import write_tiny_llama
+
+SETTINGS = {
+    "strategy": "random",
+    "evaluation": {"kind": "synthetic", "function": "zdt1", "dimension": 3, "n_items": 5, "failure_rate": 0.2},
+    "cluster": {"kind": "local"},
+    "budget": {"evaluations": 12},
+    "finals": {"finalists": 2},
+}
+
+
+def test_settings_need_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"models": {"experts": {"a": "a", "b": "/b"}}, "tasks": "t.yaml", "budget": {"evaluations": 9}}
+    config = evomerge.load_config(settings, {"budget.evaluations": 7, "tasks.0.splits": {"search": "train[:50%]"}})
+    assert config.models is not None
+    assert [model.path for model in config.models.experts.values()] == [str(tmp_path / "a"), "/b"]
+    assert (config.budget.evaluations, config.tasks[0].splits) == (7, {"search": "train[:50%]"})
+    with pytest.raises(ConfigError, match="bugdet: unknown key"):
+        evomerge.load_config({**settings, "bugdet": 1})
+
+
+def test_a_run_is_a_table(tmp_path: Path) -> None:
+    evomerge.run_search(evomerge.load_config(SETTINGS), tmp_path / "run")
+    run = evomerge.open_run(tmp_path / "run")
+    rows = run.records()
+    assert len(rows) == len(run.state.evaluations)
+    assert sum(row["split"] == "search" for row in rows) == 12
+    good = next(row for row in rows if row["status"] == "ok")
+    evaluation = run.evaluation(str(good["id"]), Split(str(good["split"])))
+    assert good["f1"] == evaluation.scores["f1"]
+    assert good["f1_stderr"] == evaluation.stderr["f1"]
+    assert good["cost.items"] == evaluation.cost["items"]
+    assert {"x0", "x1", "x2"} <= good.keys()
+    assert {row["status"] for row in rows} == {"ok", "failed"}
+    assert all(row["error"] for row in rows if row["status"] == "failed")
+    assert run.recipe("best") is None
+    with pytest.raises(JournalError, match="'c000099' has not been evaluated on the search split"):
+        run.evaluation("c000099")
+    with pytest.raises(JournalError, match="no candidate 'c000099'"):
+        run.recipe("c000099")
+
+
+def test_recipes_as_objects(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "a", seed=0)
+    recipe = identity_recipe(tmp_path / "a")
+    out = evomerge.merge_recipe(recipe, tmp_path / "out")
+    assert read_recipe(out / "recipe.yaml") == recipe
+    with pytest.raises(ConfigError, match="scores points, not models"):
+        evaluate_model(evomerge.load_config(SETTINGS), recipe, "search")
+
+
+def test_names_are_listed_and_loaded() -> None:
+    assert all(getattr(evomerge, name) is not None for name in dir(evomerge))
+    assert evomerge.__version__[0].isdecimal()
