@@ -101,7 +101,8 @@ def test_another_seed_gives_another_front(config: Path, undisturbed: Path) -> No
 def test_ctrl_c_saves_and_says_how_to_go_on(config: Path, undisturbed: Path) -> None:
     run = config.parent / "interrupted"
     process = _start("search", str(config), "--run-dir", str(run))
-    while not (run / "front.json").exists():
+    # so late that what is proposed depends on what was told
+    while not (run / "front.json").exists() or (run / "journal.jsonl").read_bytes().count(b'"event":"evaluated"') < 40:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
