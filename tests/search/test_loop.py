@@ -1,7 +1,7 @@
 """The loop with a pool whose order of answers the test decides."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from evomerge.core import (
+    Candidate,
     CrossoverGenome,
     Evaluation,
     EvaluationError,
     EvaluationRequest,
+    Json,
     LostWorker,
     Objective,
     Split,
@@ -68,7 +70,7 @@ class ShufflingPool:
 def run(
     folder: Path, pool: ShufflingPool, *, budget: Budget | None = None, deterministic: bool = True, in_flight: int = 4,
     strategy: str = "nsga2", seed: int = 4, stop: StopRequest | None = None, baselines: tuple[Baseline, ...] = (), finals: int = 0,
-    **options: object,
+    make_recipe: Callable[[Candidate], Mapping[str, Json] | None] = lambda candidate: None, **options: object,
 ) -> RunState:  # fmt: skip
     folder.mkdir(exist_ok=True)
     recorder = RunRecorder(RunDirectory(folder))
@@ -80,7 +82,7 @@ def run(
         strategy=make_strategy(strategy, dimension=3, objectives=OBJECTIVES, seed=seed, **options),
         pool=pool,
         recorder=recorder,
-        make_recipe=lambda candidate: None,
+        make_recipe=make_recipe,
         baselines=baselines,
         budget=budget or Budget(evaluations=40),
         in_flight=in_flight,
@@ -134,6 +136,19 @@ def test_crossovers_are_journaled_and_replayed(tmp_path: Path) -> None:
     crossed = [entry.genome for entry in whole.proposed if isinstance(entry.genome, CrossoverGenome)]
     assert len(crossed) == 37
     assert all(genome.mutation is not None and len(genome.splits) == 2 for genome in crossed)
+
+
+def test_a_request_carries_the_recipe_of_its_candidate_and_a_baseline_its_own(tmp_path: Path) -> None:
+    own = Baseline("recipe:mine", {"made": "before"}, (0.2, 0.2, 0.2))
+    pool = ShufflingPool(1)
+    state = run(
+        tmp_path / "run", pool, baselines=(own, POINTS[0]), budget=Budget(evaluations=10), finals=3,
+        make_recipe=lambda candidate: {"made": "from", "values": candidate.point},
+    )  # fmt: skip
+    assert len(pool.requests) == len(state.evaluations) > 12
+    for request in pool.requests:
+        made = {"made": "from", "values": state.entries[request.candidate_id].values}
+        assert request.recipe == (own.recipe if request.candidate_id == own.id else made)
 
 
 def test_in_flight_is_a_bound_and_is_used(tmp_path: Path) -> None:
