@@ -337,10 +337,23 @@ def _check_key_value_heads(llm: "LLM") -> None:
             )
 
 
+def _check_latent_attention(llm: "LLM") -> None:
+    """vLLM's rotary kernel for CPUs (`RotaryEmbedding.forward_cpu` in 0.32) rotates queries of shape (tokens, heads, size) wrongly.
+
+    Raises:
+        EngineError: the model hands it such queries, as those with latent attention do.
+    """
+    if vllm_targets_cpu() and llm.model_config.is_deepseek_mla:
+        raise EngineError(
+            "vLLM engine: on a CPU vLLM computes latent attention (DeepSeek) with wrong positions, without an error; use engine.kind: transformers"
+        )
+
+
 def _weights(llm: "LLM", model: Path, checkpoint: CheckpointFolder) -> LiveWeights:
     """The engine's live weights, wherever they are. Raises EngineError where they cannot be replaced in place."""
     _check_unquantised(llm)
     _check_key_value_heads(llm)
+    _check_latent_attention(llm)
     if llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size > 1:
         return ShardedWeights(llm, model, checkpoint.shapes)
     return ModelWeights(llm.apply_model(lambda module: module)[0], checkpoint, whole=True)

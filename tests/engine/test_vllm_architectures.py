@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from evomerge.core import EngineError
 from evomerge.engine import LogLikelihoodRequest, available_engines, make_engine
+from evomerge.engine.environment import vllm_targets_cpu
 from evomerge.plan import read_model_header
 from evomerge.testing.engine_writers import write_tensors
 from evomerge.weights import write_slots_folder
@@ -56,11 +57,14 @@ def test_key_value_heads_that_the_model_does_not_know(tmp_path):
         make_engine("vllm", folder, dtype="float32")
 
 
-def test_latent_attention_is_replaced_with_the_matrices_that_are_made_of_it(tmp_path):
+HEADS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "v_head_dim": 64, "head_dim": 64}
+LATENT = HEADS | {"first_k_dense_replace": 2, "num_hidden_layers": 2}
+
+
+def test_latent_attention_is_replaced_with_the_matrices_that_are_made_of_it(tmp_path, monkeypatch):
     """vLLM multiplies by the transposed halves of `kv_b_proj`, which are other names for places in it."""
-    heads = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "v_head_dim": 64, "head_dim": 64}
-    dense = {"first_k_dense_replace": 2, "num_hidden_layers": 2}
-    folders = [written(tmp_path / str(seed), "deepseek_v3", seed, torch.float32, **heads, **dense) for seed in range(2)]
+    monkeypatch.setattr("evomerge.engine.vllm_engine._check_latent_attention", lambda llm: None)
+    folders = [written(tmp_path / str(seed), "deepseek_v3", seed, torch.float32, **LATENT) for seed in range(2)]
     request = LogLikelihoodRequest(PROMPT, CONTINUATION)
     engine, fresh = (make_engine("vllm", folder, dtype="float32") for folder in folders)
     try:
@@ -71,6 +75,24 @@ def test_latent_attention_is_replaced_with_the_matrices_that_are_made_of_it(tmp_
     finally:
         engine.close()
         fresh.close()
+
+
+@pytest.mark.skipif(not vllm_targets_cpu(), reason="the installed vLLM is not a CPU build")
+def test_latent_attention_is_refused_on_a_cpu_where_vllm_rotates_it_wrongly(tmp_path):
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.layers.rotary_embedding import get_rope
+
+    parameters = {"rope_theta": 1e4, "rope_type": "default"}
+    with set_current_vllm_config(VllmConfig()):
+        rope = get_rope(64, max_position=64, is_neox_style=False, rope_parameters=parameters, dtype=torch.float32)
+    positions, queries, keys = torch.arange(5), torch.randn(5, 4, 64), torch.randn(5, 1, 64)
+    expected, _ = rope.forward_native(positions, queries.clone(), keys.clone())
+    rotated, _ = rope.forward_cpu(positions, queries.clone(), keys.clone())
+    assert not torch.allclose(rotated, expected, atol=1e-2), "mended: `_check_latent_attention` can go"
+
+    folder = written(tmp_path / "a", "deepseek_v3", 0, torch.float32, **LATENT)
+    with pytest.raises(EngineError, match="wrong positions"):
+        make_engine("vllm", folder, dtype="float32")
 
 
 def test_experts_that_are_packed_are_refused_where_all_weights_are_zero(tmp_path):
