@@ -147,17 +147,14 @@ class VllmEngine:
         return self._llm
 
     def update(self, write: Callable[[WeightTarget], None]) -> None:
-        """Replaces the weights in place; see `Engine.update`. The prefix cache is forgotten.
+        """Replaces the weights in place; see `Engine.update`.
 
         Raises:
-            EngineError: vLLM refuses to forget its prefix cache. Whatever `write` raises is passed on, and the engine is unusable
-                until an update succeeds.
+            EngineError: the engine is closed. Whatever `write` raises is passed on, and the engine is unusable until an update succeeds.
         """
         with self._usable.updating():
             weights = self._clean_up()
             weights.write(write)
-            if not self.llm.reset_prefix_cache():
-                raise EngineError("vLLM engine: the prefix cache could not be reset, so stale states would be served")
 
     def _clean_up(self) -> LiveWeights:
         """Removes what a failed batch or NaN weights left behind, and returns the weights.
@@ -180,8 +177,8 @@ class VllmEngine:
         """Log-probabilities of continuations; see `Engine.loglikelihood`.
 
         Each sequence is run without its last token, whose log-probability is asked for as the next token's. So continuations
-        that differ only there share one pass, sequences may be `max_length` long, and one-token continuations use the prefix
-        cache.
+        that differ only there share one pass, and sequences may be `max_length` long. What sequences begin with in common, such as the
+        context of several continuations, is computed once: vLLM keeps it in its prefix cache.
 
         A tie for the largest probability counts as not greedy, except at the last token, where vLLM's own choice decides.
         """
@@ -192,7 +189,11 @@ class VllmEngine:
             for group in group_by_prompt(requests)
             for first in range(0, len(group.last_tokens), _MAX_TARGETS)
         ]
-        outputs = self._run([group.prompt for group, _ in jobs], [self._scoring(*job) for job in jobs])
+        outputs = list(self._run([group.prompt for group, _ in jobs], [self._scoring(*job) for job in jobs]))
+        cut = [number for number, (group, _) in enumerate(jobs) if _lacks_scores(group, outputs[number])]
+        parameters = [self._scoring(*jobs[number], read_cache=False) for number in cut]
+        for number, output in zip(cut, self._run([jobs[number][0].prompt for number in cut], parameters), strict=True):
+            outputs[number] = output
         answers: list[LogLikelihood | None] = [None] * len(requests)
         for (group, targets), output in zip(jobs, outputs, strict=True):
             for index, answer in _answers(group, targets, output):
@@ -201,13 +202,15 @@ class VllmEngine:
                 answers[index] = answer
         return [answer for answer in answers if answer is not None]
 
-    def _scoring(self, group: PromptGroup, targets: Sequence[int]) -> "SamplingParams":
+    def _scoring(self, group: PromptGroup, targets: Sequence[int], *, read_cache: bool = True) -> "SamplingParams":
         from vllm import SamplingParams
 
         return SamplingParams(
             temperature=0.0,
             max_tokens=1,
             prompt_logprobs=0 if group.start < len(group.prompt) else None,
+            # By default vLLM does not, as tokens read from the cache get no log-probability.
+            skip_reading_prefix_cache=not read_cache,
             logprob_token_ids=list(targets),
             flat_logprobs=True,
             detokenize=False,
@@ -251,8 +254,11 @@ class VllmEngine:
     def _run(
         self, prompts: Sequence[tuple[int, ...]], parameters: Sequence["SamplingParams"]
     ) -> Sequence["RequestOutput"]:
+        """Answers in the order of the prompts. The prefix cache is empty before, so that nothing but weights and prompts matters."""
         if not prompts:
             return []
+        if not self.llm.reset_prefix_cache():
+            raise EngineError("vLLM engine: the prefix cache could not be reset, so stale states would be served")
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         with self._usable.running():
             try:
@@ -359,6 +365,11 @@ def _weights(llm: "LLM", model: Path, checkpoint: CheckpointFolder) -> LiveWeigh
     return ModelWeights(llm.apply_model(lambda module: module)[0], checkpoint, whole=True)
 
 
+def _lacks_scores(group: PromptGroup, output: "RequestOutput") -> bool:
+    """Whether tokens that need a log-probability were read from the prefix cache: another sequence had begun with them too."""
+    return group.start < len(group.prompt) and (output.num_cached_tokens or 0) >= group.start
+
+
 def _answers(group: PromptGroup, targets: Sequence[int], output: "RequestOutput") -> list[tuple[int, LogLikelihood]]:
     """(request index, answer) of the members of `group` whose last token is in `targets`."""
     completion = output.outputs[0]
@@ -366,7 +377,8 @@ def _answers(group: PromptGroup, targets: Sequence[int], output: "RequestOutput"
     scored = completion.logprobs
     # vLLM puts the sampled token first, then the targets in the order asked for.
     last = dict(zip(targets, scored.logprobs[1 : 1 + len(targets)], strict=True))
-    # With flat_logprobs and prompt_logprobs=0: one entry per prompt token after the first, for that token itself.
+    # With flat_logprobs and prompt_logprobs=0: one entry per token, for that token itself, up to the prompt's last. Where they begin
+    # differs: some of vLLM's model runners leave out what was read from the prefix cache, others have nothing of use there.
     flat = output.prompt_logprobs
     answers = []
     for index, start, token in group.members:
@@ -374,8 +386,8 @@ def _answers(group: PromptGroup, targets: Sequence[int], output: "RequestOutput"
             continue
         total, greedy = last[token], token == next_token
         if start < len(group.prompt):
-            first = flat.start_indices[start]
-            total += math.fsum(flat.logprobs[first:])
-            greedy = greedy and all(rank == 1 for rank in flat.ranks[first:])
+            n_scored = len(group.prompt) - start
+            total += math.fsum(flat.logprobs[-n_scored:])
+            greedy = greedy and all(rank == 1 for rank in flat.ranks[-n_scored:])
         answers.append((index, LogLikelihood(total, greedy)))
     return answers

@@ -132,7 +132,7 @@ def random_tokens(*names: str | int, n: int) -> tuple[int, ...]:
 
 
 def _log_likelihood_requests() -> list[LogLikelihoodRequest]:
-    """Short and long, one token and many, four choices after the same context, a duplicate."""
+    """Short and long, one token and many, four choices after the same context, long common beginnings, a duplicate."""
     requests = []
     for item in range(6):
         context = random_tokens("context", item, n=5 + 9 * item)
@@ -147,6 +147,8 @@ def _log_likelihood_requests() -> list[LogLikelihoodRequest]:
     ]
     # Same sequence, split at different places, so that one forward pass must serve both.
     requests += [LogLikelihoodRequest(shared[:20], shared[20:24]), LogLikelihoodRequest(shared[:23], shared[23:24])]
+    # Continuations that begin alike, by more than a block of a prefix cache.
+    requests += [LogLikelihoodRequest(shared[:7], shared[7:] + random_tokens("end", i, n=1 + i)) for i in range(3)]
     return [*requests, requests[0]]
 
 

@@ -7,6 +7,7 @@ from evomerge.core import EngineError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest, available_engines, make_engine
 from evomerge.engine.checkpoint import CheckpointFolder
 from evomerge.engine.patches import DISTRIBUTED_STATE
+from evomerge.testing.engine_suite import random_tokens
 from evomerge.testing.engine_writers import write_tensors
 from evomerge.testing.tiny_models import write_tiny_llama
 
@@ -22,17 +23,13 @@ def suite(suite_of):
     return suite_of("vllm-untied")
 
 
-def write_without_reset(suite, which):
-    """Overwrites the live weights behind the engine's back."""
-    targets = []
-    suite.engine.update(lambda target: (targets.append(target), write_tensors(target, suite.weights[0])))
-    suite.answers(suite.engine)  # fills the prefix cache with weight set 0
-    write_tensors(targets[0], suite.weights[which])
-
-
-def test_without_the_reset_stale_tokens_are_served_and_the_suite_sees_them(suite):
-    write_without_reset(suite, 1)
-    found = suite.fresh[1].differences(suite.answers(suite.engine))
+def test_without_the_reset_stale_tokens_are_served_and_the_suite_sees_them(suite, monkeypatch):
+    suite.load(0)
+    with monkeypatch.context() as without:
+        without.setattr(suite.engine.llm, "reset_prefix_cache", lambda: True)
+        suite.answers(suite.engine)  # fills the prefix cache with weight set 0
+        suite.load(1)
+        found = suite.fresh[1].differences(suite.answers(suite.engine))
     assert found, "the prefix cache did not bite; the conformance check could not fail"
     # Only the requests with a long shared prefix are wrong: everything else was computed anew.
     shared = {i for i, request in enumerate(suite.generate_requests) if len(request.prompt) > 300}
@@ -43,12 +40,10 @@ def test_without_the_reset_stale_tokens_are_served_and_the_suite_sees_them(suite
 
 def test_a_refused_reset_is_an_error(suite, monkeypatch):
     monkeypatch.setattr(suite.engine.llm, "reset_prefix_cache", lambda: False)
+    suite.load(0)
     with pytest.raises(EngineError, match="prefix cache could not be reset"):
-        suite.load(0)
-    with pytest.raises(EngineError, match="weight update failed"):
         suite.engine.generate(suite.generate_requests)
     monkeypatch.undo()
-    suite.load(0)
     suite.check_serves(0)
 
 
@@ -94,6 +89,49 @@ def test_many_choices_after_one_context(suite):
     assert sum(answer.is_greedy for answer in answers) <= 1
     singles = [suite.engine.loglikelihood([request])[0].log_probability for request in requests[:40:13]]
     assert singles == pytest.approx([answer.log_probability for answer in answers[:40:13]], abs=1e-5)
+
+
+@pytest.fixture
+def cached_tokens(suite, monkeypatch):
+    """For each batch of the engine, how many tokens of each prompt the prefix cache held."""
+    batches = []
+    generate = suite.engine.llm.generate
+
+    def spied(*arguments, **settings):
+        outputs = generate(*arguments, **settings)
+        batches.append([output.num_cached_tokens for output in outputs])
+        return outputs
+
+    monkeypatch.setattr(suite.engine.llm, "generate", spied)
+    return batches
+
+
+def test_a_context_is_computed_once(suite, cached_tokens):
+    suite.load(1)
+    context = random_tokens("few-shot examples", n=300)
+    requests = [LogLikelihoodRequest(context, random_tokens("choice", i, n=3 + i)) for i in range(4)]
+    answers = suite.engine.loglikelihood(requests)
+    block = suite.engine.llm.llm_engine.vllm_config.cache_config.block_size
+    assert cached_tokens == [[0, *[300 // block * block] * 3]]
+    for request, answer in zip(requests, answers, strict=True):
+        (alone,) = suite.engine.loglikelihood([request])
+        assert alone.log_probability == pytest.approx(answer.log_probability, abs=1e-4)
+        assert alone.is_greedy == answer.is_greedy
+    assert cached_tokens[1:] == [[0]] * 4  # what was asked before does not matter
+
+
+def test_continuations_that_begin_alike(suite, cached_tokens):
+    """What the cache holds of a continuation has no log-probabilities, so those sequences are run again, without it."""
+    suite.load(1)
+    beginning = random_tokens("beginning", n=290)
+    continuations = [beginning + random_tokens("end", i, n=2) for i in range(3)]
+    requests = [LogLikelihoodRequest((5, 6), continuation) for continuation in continuations]
+    answers = suite.engine.loglikelihood(requests)
+    assert [len(batch) for batch in cached_tokens] == [3, 2]
+    assert cached_tokens[1] == [0, 0]
+    for request, answer in zip(requests, answers, strict=True):
+        (alone,) = suite.engine.loglikelihood([request])
+        assert alone.log_probability == pytest.approx(answer.log_probability, abs=1e-4)
 
 
 def test_bfloat16_layout_and_options(tmp_path):
