@@ -138,6 +138,7 @@ def test_without_groups_the_recipe_is_a_whole_model_merge(folders: dict[str, str
         ({"method": "slerp", "searched": [SearchedParameter("t", 0, 1, ())]}, RecipeError, "takes exactly 1 expert"),
         ({"layer_groups": [(0, 1), (2, 3)]}, SpaceError, "must be consecutive"),
         ({"layer_groups": [(0, 2)]}, SpaceError, "cover 0 to 3"),
+        ({"layer_groups": [(0, 0), (0, 3)]}, SpaceError, "must be consecutive"),
         ({"searched": [SearchedParameter("density", 0, 1, ())]}, RecipeError, "has no parameter 'density'"),
         ({"method": "ties", "searched": [SearchedParameter("density", 0, 2, ())]}, SpaceError, "outside what ties admits"),
         ({"searched": [SearchedParameter("normalize", 0, 1, ())]}, SpaceError, "is a switch"),
