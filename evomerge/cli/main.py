@@ -36,8 +36,6 @@ def _command() -> int:
     except EvomergeError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except BrokenPipeError:
-        sys.stderr.close()
     except Exception as error:  # noqa: BLE001  (the end of the program: whoever runs it must be told how to go on)
         hints = error.__dict__.pop("__notes__", [])  # said below
         traceback.print_exc()

@@ -67,3 +67,14 @@ def test_other_commands(tmp_path: Path) -> None:
     assert broken.stderr.endswith(
         "\ninternal error: ZeroDivisionError: provoked\nThis is a fault of evomerge or a library; the traceback is above.\n"
     )
+
+
+def test_a_reader_that_leaves_is_no_internal_error(tmp_path: Path) -> None:
+    """`evomerge ... | head`: nothing is said, and the exit code does not claim that all was done."""
+    command = [sys.executable, "-c", "from evomerge.cli import main; main()", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
