@@ -1,0 +1,57 @@
+"""Threads that run compiled kernels: nothing of theirs is still running when the caller goes on, however it goes on."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from evomerge.weights.fused.threads import Threads
+
+
+@pytest.fixture
+def interrupt():
+    """`interrupt()` sends this process SIGINT, which raises KeyboardInterrupt also where a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_waits_for_what_runs_and_starts_nothing_more(interrupt) -> None:
+    """Kernels write to memory by its address, which is freed when the caller gives up."""
+    started, running, n_started = threading.Event(), set(), 0
+
+    def kernel(part, name):
+        nonlocal n_started
+        n_started += 1
+        running.add(threading.get_ident())
+        started.set()
+        time.sleep(0.5)
+        running.remove(threading.get_ident())
+
+    threading.Thread(target=lambda: (started.wait(), interrupt())).start()
+    chunks = np.zeros(8, [("start", np.int64), ("end", np.int64)])
+    chunks["end"] = 1
+    with pytest.raises(KeyboardInterrupt):
+        Threads(2).run_chunks(kernel, chunks, "x")
+    assert not running
+    assert 0 < n_started <= 2
+
+
+def test_a_failure_waits_too() -> None:
+    done = []
+
+    def work(number):
+        if number == 0:
+            raise ZeroDivisionError
+        time.sleep(0.3)
+        done.append(number)
+
+    with pytest.raises(ZeroDivisionError):
+        Threads(2).map(work, [0, 1])
+    assert done in ([], [1])
+    before = list(done)
+    time.sleep(0.5)
+    assert done == before
