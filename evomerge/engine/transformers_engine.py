@@ -30,7 +30,7 @@ _LOAD_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, Attribut
 
 
 class TransformersEngine:
-    """A transformers causal language model in this process.
+    """A transformers causal language model in this process, on the GPU where there is one.
 
     Args:
         model: Hugging Face folder (safetensors, tokenizer). Its weights are what the engine serves until the first `update`.
@@ -38,7 +38,6 @@ class TransformersEngine:
         max_model_len: longest sequence in tokens; None = the config's `max_position_embeddings`.
         batch_tokens: padded tokens of one forward pass; bounds its memory. None = 2048 on a CPU, where larger batches fall out
             of the caches (a 0.8M-parameter model took 1.5 times as long at 8192), 16384 on an accelerator.
-        device: "cpu", "cuda", "cuda:1", ...; None = CUDA where there is one.
         seed: taken for symmetry with other engines; nothing is random here.
         options: further keyword arguments of `AutoModelForCausalLM.from_pretrained`, as they are.
 
@@ -53,14 +52,13 @@ class TransformersEngine:
         dtype: str = "auto",
         max_model_len: int | None = None,
         batch_tokens: int | None = None,
-        device: str | None = None,
         seed: int = 0,
         options: Mapping[str, Json] | None = None,
     ) -> None:
         self._usable = Usable(f"transformers engine of {model}")
         if batch_tokens is not None and batch_tokens < 1:
             raise EngineError(f"transformers engine: batch_tokens must be at least 1, got {batch_tokens}")
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if dtype == "auto" and self._device.type == "cpu":
             dtype = "float32"
         folder = Path(model)

@@ -31,10 +31,6 @@ class ItemStore:
         self._waiting: dict[Split, list[bytes]] = {}
         self._n_bytes: dict[Split, int] = {}
 
-    def layout(self, split: Split) -> Layout | None:
-        """The columns of a split; None before its first row."""
-        return self._layouts.get(split)
-
     def declare(self, split: Split, layout: Layout) -> None:
         """Fixes the columns of a split (from the journal, or at its first evaluation)."""
         self._layouts[split] = layout
@@ -56,12 +52,6 @@ class ItemStore:
             with path.open("r+b") as stream:
                 stream.truncate(wanted)
                 os.fsync(stream.fileno())
-
-    def append(self, split: Split, scores: Mapping[str, NDArray[np.float32]]) -> tuple[int, str]:
-        """Writes one row and returns (row, checksum) when it is durable. Raises JournalError as `write` and `commit`."""
-        place = self.write(split, scores)
-        self.commit()
-        return place
 
     def write(self, split: Split, scores: Mapping[str, NDArray[np.float32]]) -> tuple[int, str]:
         """Takes one row in, which reaches the disk with the next `commit`; returns (row, checksum).

@@ -114,10 +114,12 @@ def test_a_full_disk_loses_nothing(written: Path, monkeypatch: pytest.MonkeyPatc
 
 def _rows(store: ItemStore, count: int) -> list[tuple[int, str]]:
     store.declare(Split.SEARCH, ITEMS)
-    return [
-        store.append(Split.SEARCH, {"a": np.full(3, row, np.float32), "b": np.full(2, row / 2, np.float32)})
+    places = [
+        store.write(Split.SEARCH, {"a": np.full(3, row, np.float32), "b": np.full(2, row / 2, np.float32)})
         for row in range(count)
     ]
+    store.commit()
+    return places
 
 
 def test_item_rows_come_back_and_damage_is_noticed(tmp_path: Path) -> None:
@@ -149,4 +151,4 @@ def test_scores_with_other_columns_are_refused(tmp_path: Path) -> None:
     store = ItemStore(tmp_path)
     store.declare(Split.SEARCH, ITEMS)
     with pytest.raises(JournalError, match="have columns"):
-        store.append(Split.SEARCH, {"a": np.zeros(4, np.float32), "b": np.zeros(2, np.float32)})
+        store.write(Split.SEARCH, {"a": np.zeros(4, np.float32), "b": np.zeros(2, np.float32)})
