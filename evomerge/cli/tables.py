@@ -9,7 +9,7 @@ from rich.table import Table
 
 from evomerge.build import Run
 from evomerge.build.planning import Forecast, Sizes
-from evomerge.core import Evaluation, Objective, Split
+from evomerge.core import Evaluation, Objective, Split, Status
 from evomerge.search import Z_95, best_of_front, headline, leader, verdict
 
 _CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -28,6 +28,11 @@ def print_summary(run: Run) -> None:
         if any(name in details for name in names):
             _CONSOLE.print(_split_table(split, names, details, objectives, tuned, best, mark))
     _print_comparisons(summary, tuned)
+    last = run.state.evaluations.get((run.state.best_id or "", Split.REPORT))
+    if last is not None and last.status is not Status.OK:
+        _CONSOLE.print(
+            f"{last.candidate_id}, the best, failed on the report split and has no score there: {last.error}"
+        )
     if run.state.best_id is not None and run.state.entries[run.state.best_id].baseline:
         _CONSOLE.print(f"no merge that was found beats {run.state.best_id} on the select split")
     _print_surrogates(summary)

@@ -9,11 +9,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evomerge.build import load_config, make_problem
+from evomerge.build import load_config, make_problem, open_run, parse_config, start_search
 from evomerge.build.doctor import Grade, examine
 from evomerge.build.starting import write_first_config
 from evomerge.build.watching import Watcher
-from evomerge.core import CheckpointError, ConfigError, EvaluationError, JournalError
+from evomerge.cli.tables import print_summary
+from evomerge.core import (
+    CheckpointError,
+    ConfigError,
+    Evaluation,
+    EvaluationError,
+    EvaluationRequest,
+    JournalError,
+    Split,
+)
+from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.testing.tiny_models import write_tiny_llama
 
 
@@ -173,3 +183,25 @@ def test_doctor_finds_what_would_stop_a_search(monkeypatch: pytest.MonkeyPatch) 
     bad = {finding.subject: finding for finding in findings if finding.grade is Grade.BAD}
     assert {"vllm", "ray", "disk", "ray cluster"} <= set(bad)
     assert all(finding.advice for finding in bad.values())
+
+
+def test_a_winner_without_a_report_score_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its row is missing in the table, and nothing else would say why."""
+    score = SyntheticEvaluator.evaluate
+
+    def fail_on_report(self: SyntheticEvaluator, request: EvaluationRequest) -> Evaluation:
+        return self._failed(request, "no room left") if request.split is Split.REPORT else score(self, request)
+
+    settings = SETTINGS | {"budget": {"evaluations": 6}, "evaluation": {"kind": "synthetic", "function": "zdt1"}}
+    start_search(parse_config(settings, folder=tmp_path), tmp_path / "good")
+    monkeypatch.setattr(SyntheticEvaluator, "evaluate", fail_on_report)
+    state = start_search(parse_config(settings, folder=tmp_path), tmp_path / "bad")
+    print_summary(open_run(tmp_path / "good"))
+    assert "has no score there" not in capsys.readouterr().out
+    print_summary(open_run(tmp_path / "bad"))
+    assert (
+        f"{state.best_id}, the best, failed on the report split and has no score there: no room left"
+        in capsys.readouterr().out
+    )
