@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from evomerge.core import Candidate, CrossoverGenome, Mutation, RecipeError, VectorGenome, random_stream
-from evomerge.plan import Region, make_plan
+from evomerge.plan import Piece, Region, make_plan
 from evomerge.recipe import (
     Lineage,
     Recipe,
@@ -20,6 +20,8 @@ from evomerge.weights import Merger, WeightPool
 from evomerge.weights.gram import SeedGram
 from evomerge.weights.noise import noise_key, normal_noise, quantiles
 from evomerge.weights.philox import random_words
+from evomerge.weights.registry import reference
+from evomerge.weights.tensor_group import TensorGroup
 
 DEPTH = 9
 
@@ -172,6 +174,14 @@ def test_a_recipe_of_other_models_is_refused(pool, layout, gram, tmp_path):
         renamed = dict(zip(pool.headers, other.headers.values(), strict=True))
         with pytest.raises(RecipeError, match=complaint):
             make_plan(recipe, renamed)
+
+
+def test_the_reference_computes_where_its_inputs_are():
+    """`evomerge merge --device cuda` of a descendant; a device without memory stands for the GPU."""
+    tensors = [torch.empty(4, 8, device="meta") for _ in range(2)]
+    pieces = (Piece(10, (0.5, 0.5), ((3, 0.1),)), Piece(32, (0.2, 0.8)))
+    merged = reference("piecewise")(TensorGroup("w", tensors, [{}, {}], None, {}, 0, pieces))
+    assert (merged.device.type, merged.shape) == ("meta", (4, 8))
 
 
 def test_noise_is_normal_and_does_not_depend_on_the_chunking():

@@ -12,7 +12,7 @@ from evomerge.weights.tensor_group import TensorGroup
 def merge(group: TensorGroup) -> torch.Tensor:
     """The pieces side by side."""
     first = group.tensors[0]
-    total = torch.zeros(first.numel(), dtype=torch.float32)
+    total = torch.zeros(first.numel(), dtype=torch.float32, device=first.device)
     flat = [tensor.reshape(-1) for tensor in group.tensors]
     start = 0
     for piece in group.pieces:
@@ -20,8 +20,7 @@ def merge(group: TensorGroup) -> torch.Tensor:
         for tensor, weight in zip(flat, torch.tensor(piece.weights, dtype=torch.float32), strict=True):
             part += tensor[start : piece.end].float() * weight
         for seed, scale in piece.noise:
-            part += normal_noise(seed, group.output, start, piece.end - start) * torch.tensor(
-                scale, dtype=torch.float32
-            )
+            noise = normal_noise(seed, group.output, start, piece.end - start).to(first.device)
+            part += noise * torch.tensor(scale, dtype=torch.float32)
         start = piece.end
     return total.reshape(first.shape).to(first.dtype)
