@@ -15,6 +15,9 @@ from evomerge.plan import ModelHeader, TensorHeader
 from evomerge.plan.layers import layer_name
 from evomerge.weights.model_files import with_layers
 
+_OTHER_WEIGHTS = (".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
+"""weights in formats that nobody reads here, which a worker need not copy"""
+
 
 def write_slots_folder(folder: Path, header: ModelHeader, n_slots: int) -> None:
     """Makes `folder` (which must exist) a checkpoint of `n_slots` layers like those of `header`, all weights zero.
@@ -28,7 +31,8 @@ def write_slots_folder(folder: Path, header: ModelHeader, n_slots: int) -> None:
         OSError: the folder cannot be written.
     """
     for path in header.folder.iterdir():
-        if path.is_file() and path.name != "config.json" and ".safetensors" not in path.name and path.suffix != ".bin":
+        is_weights = ".safetensors" in path.name or path.suffix in _OTHER_WEIGHTS
+        if path.is_file() and path.name != "config.json" and not is_weights:
             shutil.copyfile(path, folder / path.name)
     atomic_write_json(folder / "config.json", with_layers(header.config, [0] * n_slots))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}

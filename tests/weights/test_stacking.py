@@ -2,6 +2,7 @@
 
 import math
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,8 +158,17 @@ def test_active_parameters_are_those_of_the_experts_a_token_goes_through(
     assert active_parameters(plan, config) == stored - 5 * idle * 3 * config["hidden_size"] * width
 
 
-def test_a_slots_folder_takes_no_room(models: tuple[str, str], tmp_path: Path) -> None:
-    write_slots_folder(tmp_path, read_model_header(models[0]), 200)
+def test_a_slots_folder_takes_no_room(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nor do weights in other formats, which repositories hold beside."""
+    source, tmp_path = tmp_path_factory.mktemp("source") / "model", tmp_path_factory.mktemp("slots")
+    shutil.copytree(models[0], source)
+    for name in ("tf_model.h5", "model.gguf", "consolidated.00.pth"):
+        (source / name).write_bytes(bytes(1000))
+    (source / "vocab.extra").write_text("of a tokenizer")
+    write_slots_folder(tmp_path, read_model_header(source), 200)
+    assert {path.name for path in source.iterdir()} - {path.name for path in tmp_path.iterdir()} == {
+        "tf_model.h5", "model.gguf", "consolidated.00.pth",
+    }  # fmt: skip
     weights = tmp_path / "model.safetensors"
     assert weights.stat().st_size > 30 * Path(models[0], "model.safetensors").stat().st_size
     assert weights.stat().st_blocks * 512 < 0.2 * weights.stat().st_size, "a hole, apart from the header"
