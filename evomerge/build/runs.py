@@ -165,14 +165,13 @@ def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer
     config = problem.config
     stop = StopRequest()
     with ExitStack() as stack:
-        handle = stack.enter_context(signals(stop, abandon=config.cluster.on_interrupt == "abandon"))
+        stack.enter_context(signals(stop, abandon=config.cluster.on_interrupt == "abandon"))
         recorder = RunRecorder(directory, lock.check)
         stack.callback(recorder.close)
         state = recorder.state
         complete = _is_complete(config, state)
         if not complete:
             pool, n_workers = stack.enter_context(worker_pool(problem, directory))
-            handle()  # Ray has a SIGTERM handler of its own
             if not state.run:
                 recorder.record(event("run", **_run_record(problem, n_workers)))
             recorder.record(event("session", pid=os.getpid(), host=socket.gethostname(), workers=n_workers))

@@ -2,35 +2,32 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from evomerge.search import StopRequest
 
 
 @contextmanager
-def signals(stop: StopRequest, *, abandon: bool) -> Iterator[Callable[[], None]]:
+def signals(stop: StopRequest, *, abandon: bool) -> Iterator[None]:
     """Handles signals until the end of the block, in the main thread; elsewhere nothing is done.
 
     First SIGINT: ask nothing more and take in what runs (`abandon`: do not wait for it). Second SIGINT, or SIGTERM: leave at the next
-    poll. Yields a function that installs the handlers again, for after a library has put its own in their place.
+    poll.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield
         return
 
     def interrupt(number: int, frame: object) -> None:
         stop.now = stop.now or abandon or stop.drain or number == signal.SIGTERM
         stop.drain = True
 
-    def install() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, interrupt)
-
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    install()
+    for number in before:
+        signal.signal(number, interrupt)
     try:
-        yield install
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -5,8 +5,11 @@ connection to it needs a token that is made for it. Import this before anything 
 import logging
 import os
 import secrets
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -45,17 +48,18 @@ class RaySession:
 
         common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
-            if self._address is None:
-                ray.init(
-                    address="local",
-                    num_cpus=self._n_cpus,
-                    include_dashboard=False,
-                    _node_ip_address="127.0.0.1",
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    **common,
-                )
-            else:
-                ray.init(address=self._address, **common)
+            with _handlers_kept():
+                if self._address is None:
+                    ray.init(
+                        address="local",
+                        num_cpus=self._n_cpus,
+                        include_dashboard=False,
+                        _node_ip_address="127.0.0.1",
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        **common,
+                    )
+                else:
+                    ray.init(address=self._address, **common)
         except Exception as problem:  # the pool boundary: a node that is slow to start is a bare Exception of Ray's
             ray.shutdown()
             keyless = self._address is not None and os.environ.get("RAY_AUTH_MODE") != "token"
@@ -72,7 +76,8 @@ class RaySession:
     ) -> None:
         import ray
 
-        ray.shutdown()
+        with _handlers_kept():
+            ray.shutdown()
 
     def resources(self) -> Mapping[str, float]:
         """Total resources, e.g. {"CPU": 8, "GPU": 2}."""
@@ -90,6 +95,29 @@ class RaySession:
     def room(self, cpus: float, gpus: float) -> int:
         """How many workers of this size fit; each on one node, nodes may differ."""
         return room_for(cpus, gpus)
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Keeps this process's handlers of SIGINT and SIGTERM while Ray starts or ends.
+
+    `ray.init` sets one for SIGTERM that exits with 15 in the middle of whatever is done; `ray.shutdown` gives SIGTERM back to the system, which ends the process,
+    without telling Python.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    from ray._private import utils
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    set_handler = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = set_handler
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def room_for(cpus: float, gpus: float) -> int:
