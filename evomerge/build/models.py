@@ -2,9 +2,10 @@
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from evomerge.build.evaluators import evaluator_settings, make_evaluator, worker_environment
 from evomerge.config import SearchConfig, SyntheticConfig
@@ -21,22 +22,30 @@ from evomerge.core import (
 from evomerge.plan import check_tokenizer, make_plan, read_headers, table_of
 from evomerge.recipe import Recipe, RecipeFile, Setting, Slice, Source, read_recipe, read_recipe_file
 
+if TYPE_CHECKING:
+    from evomerge.evaluation import LmEvalEvaluator
+    from evomerge.evaluation.shown_items import ShownItem
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What was scored, and how it did."""
+    """What was scored, how it did, and of every task so many items as were to be shown."""
 
     model: str
     evaluation: Evaluation
+    shown: "Mapping[str, Sequence[ShownItem]]" = field(default_factory=dict)
 
 
-def evaluate_model(config: SearchConfig, model: FilePath | Recipe, split: Split | str = Split.REPORT) -> Scored:
+def evaluate_model(
+    config: SearchConfig, model: FilePath | Recipe, split: Split | str = Split.REPORT, *, show: int = 0
+) -> Scored:
     """Scores a checkpoint folder or a recipe on the tasks of `config`.
 
     Args:
         config: names tasks and engine; its models do not matter.
         model: a folder with a config.json, a recipe file, or a recipe, as `Run.recipe` gives it.
         split: which items.
+        show: so many items of every task are returned with what the model was asked and said.
 
     Raises:
         ConfigError: a synthetic configuration.
@@ -69,11 +78,12 @@ def evaluate_model(config: SearchConfig, model: FilePath | Recipe, split: Split 
     evaluator = make_evaluator(settings)
     try:
         evaluation = evaluator.evaluate(EvaluationRequest(str(model), split, recipe.to_json()))
+        if evaluation.status is not Status.OK:
+            raise EvaluationError(f"{model}: {evaluation.error}")
+        shown = cast("LmEvalEvaluator", evaluator).show(split, show) if show else {}
     finally:
         evaluator.close()
-    if evaluation.status is not Status.OK:
-        raise EvaluationError(f"{model}: {evaluation.error}")
-    return Scored(str(model), evaluation)
+    return Scored(str(model), evaluation, shown)
 
 
 def identity_recipe(folder: Path) -> Recipe:

@@ -329,10 +329,15 @@ def evaluate(
         ),
     ],
     split: Annotated[Split, typer.Option(help="Which items.")] = Split.REPORT,
+    show: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Also show N items of every task: prompt, answer, target, score.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Scores as JSON.")] = False,
     overrides: Overrides = None,
 ) -> None:
     """Score one model or recipe on the tasks of a configuration or run."""
+    from dataclasses import asdict
+
     from evomerge.build import evaluate_model, load_config, open_run, parse_config
 
     model = model if model.exists() else cached_model(str(model)) or model
@@ -343,14 +348,17 @@ def evaluate(
         settings = parse_config(stored, folder=Path("/"), where=str(source), overrides=overrides or ())
     else:
         settings = load_config(source, overrides or ())
-    scored = evaluate_model(settings, model, split)
+    scored = evaluate_model(settings, model, split, show=show)
     if as_json:
         scores = {"model": scored.model, "split": split.value, "scores": dict(scored.evaluation.scores)}
-        print(json.dumps({**scores, "stderr": dict(scored.evaluation.stderr)}, indent=2))
+        shown = {task: [asdict(item) for item in items] for task, items in scored.shown.items()}
+        extra = {"items": shown} if show else {}
+        print(json.dumps({**scores, "stderr": dict(scored.evaluation.stderr), **extra}, indent=2))
         return
-    from evomerge.cli.tables import print_evaluation
+    from evomerge.cli.tables import print_evaluation, print_items
 
     print_evaluation(scored.model, scored.evaluation)
+    print_items(scored.shown, scored.evaluation)
 
 
 @app.command()

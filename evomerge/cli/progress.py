@@ -18,12 +18,13 @@ class Progress:
     """An observer that prints.
 
     Args:
+        folder: the run directory.
         n_evaluations: the budget, if there is one.
         known: the run so far, where one is resumed.
     """
 
-    def __init__(self, n_evaluations: int | None, known: RunState | None = None) -> None:
-        self._budget = n_evaluations
+    def __init__(self, folder: Path, n_evaluations: int | None, known: RunState | None = None) -> None:
+        self._folder, self._budget = folder, n_evaluations
         before = [] if known is None else [utility(known.objectives, item) for item in known.iter_evaluated()]
         self._best = max(before, default=float("-inf"))
         self._started = self._last = time.monotonic()
@@ -56,8 +57,8 @@ class Progress:
     def _say_what_cannot_be_searched(self, state: RunState) -> None:
         for name, score in indifferent(state).items():
             print(
-                f"note: every baseline has {score:.3f} on {name}, so the search may have nothing to go by there; look at the task's prompts, "
-                "targets and filters",
+                f"note: every baseline has {score:.3f} on {name}, so the search may have nothing to go by there; what models answer: "
+                f"evomerge eval MODEL -c {self._folder} --split search --show 3",
                 flush=True,
             )
 
@@ -78,7 +79,7 @@ def watched(
 
     print(f"run directory: {folder}", flush=True)
     try:
-        yield Progress(n_evaluations, known)
+        yield Progress(folder, n_evaluations, known)
     except Interrupted:
         ignore_interrupts()  # everything is saved: one Ctrl-C too many must not look like a failure
         print(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  evomerge resume {folder}", flush=True)

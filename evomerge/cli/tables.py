@@ -1,8 +1,8 @@
 """Tables on the terminal. Every number comes from `Run.summary`, `Run.front` or an evaluation."""
 
 import sys
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +11,9 @@ from evomerge.build import Run
 from evomerge.build.planning import Forecast, Sizes
 from evomerge.core import Evaluation, Objective, Split, Status
 from evomerge.search import Z_95, best_of_front, headline, leader, verdict
+
+if TYPE_CHECKING:
+    from evomerge.evaluation.shown_items import ShownItem
 
 _CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 """In a log file there is no screen to fit into: names must stay whole."""
@@ -101,6 +104,27 @@ def print_evaluation(name: str, evaluation: Evaluation) -> None:
         margin = Z_95 * evaluation.stderr[task]
         table.add_row(task, f"{score:.4f} ± {margin:.4f}", str(len(evaluation.item_scores[task])))
     _CONSOLE.print(table)
+
+
+def print_items(shown: Mapping[str, Sequence["ShownItem"]], evaluation: Evaluation) -> None:
+    """Items with what was asked and said; texts as Python writes them, so that spaces and line ends can be seen."""
+    for task, items in shown.items():
+        for item in items:
+            _CONSOLE.print(
+                f"\n{task}, item {item.number}: score {evaluation.item_scores[task][item.number]:g}", markup=False
+            )
+            prompt = item.prompt if len(item.prompt) <= MAX_PROMPT else f"[...]{item.prompt[-MAX_PROMPT:]}"
+            _CONSOLE.print(f"  prompt  {prompt!r}", markup=False)
+            for answer in item.answers:
+                _CONSOLE.print(
+                    f"  answer  {answer!r}" if len(item.answers) == 1 else f"  choice  {answer}", markup=False
+                )
+            if item.target is not None:
+                _CONSOLE.print(f"  target  {item.target!r}", markup=False)
+
+
+MAX_PROMPT = 400
+"""characters of a prompt that are shown, from its end"""
 
 
 def _split_table(

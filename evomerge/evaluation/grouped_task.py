@@ -51,11 +51,12 @@ class GroupedItems:
     Where tasks count the same whatever their size, an item's score is multiplied by (items of all tasks / tasks / items of its task).
 
     Attributes:
-        sizes: items of each task.
+        parts: the items of each task.
+        sizes: how many these are.
     """
 
     def __init__(self, parts: Sequence[TaskItems | SandboxedItems], *, weight_by_size: bool) -> None:
-        self._parts = tuple(parts)
+        self.parts = tuple(parts)
         self.likelihoods: tuple[LogLikelihoodRequest, ...] = tuple(one for part in parts for one in part.likelihoods)
         self.generations: tuple[GenerateRequest, ...] = tuple(one for part in parts for one in part.generations)
         self.prompt_tokens = sum(part.prompt_tokens for part in parts)
@@ -67,13 +68,13 @@ class GroupedItems:
 
     def check_lengths(self, max_length: int) -> None:
         """As `TaskItems.check_lengths`."""
-        for part in self._parts:
+        for part in self.parts:
             part.check_lengths(max_length)
 
     def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
         """As `TaskItems.score`."""
         scores, n_likelihoods, n_generations = [], 0, 0
-        for part, weight in zip(self._parts, self._weights, strict=True):
+        for part, weight in zip(self.parts, self._weights, strict=True):
             end, generations_end = n_likelihoods + len(part.likelihoods), n_generations + len(part.generations)
             scores.append(
                 weight * part.score(likelihoods[n_likelihoods:end], generations[n_generations:generations_end])

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from evomerge.engine import Engine, RemoteWrite
 from evomerge.evaluation.grouped_task import GroupedItems, GroupedTask
 from evomerge.evaluation.loaded_task import LoadedTask, load_task
 from evomerge.evaluation.sandbox import SandboxedItems, SandboxedTask
+from evomerge.evaluation.shown_items import ShownItem, show_items
 from evomerge.evaluation.task_items import TaskItems
 from evomerge.evaluation.task_settings import runs_code
 from evomerge.evaluation.task_spec import TaskSpec
@@ -74,7 +76,7 @@ class LmEvalEvaluator:
         self._engine, self._merger, self._headers = engine, merger, headers
         self._sandboxes: list[SandboxedTask] = []
         self._tasks: dict[str, LoadedTask | SandboxedTask | GroupedTask] = {}
-        loaded_tokenizer = _load_tokenizer(tokenizer)
+        loaded_tokenizer = self._tokenizer = _load_tokenizer(tokenizer)
 
         def load(spec: TaskSpec) -> LoadedTask | SandboxedTask:
             if not trust_code or not runs_code(spec.task):
@@ -206,6 +208,22 @@ class LmEvalEvaluator:
             else:
                 self._engine.update(lambda target: self._merger.write(plan, target))
         self._in_engine, self._size = key, size
+
+    def show(self, split: Split, count: int) -> dict[str, list[ShownItem]]:
+        """Task name -> its first `count` items of `split` (of a group: of each of its tasks), answered by the model evaluated last.
+
+        Raises:
+            EvaluationError: no such items.
+            EngineError: the engine fails.
+        """
+        shown: dict[str, list[ShownItem]] = {}
+        for name, items in self.items(split).items():
+            start = 0
+            for part in items.parts if isinstance(items, GroupedItems) else (items,):
+                found = show_items(part, count, self._engine, self._tokenizer.decode)
+                shown.setdefault(name, []).extend(replace(item, number=start + item.number) for item in found)
+                start += len(part)
+        return shown
 
     def items(self, split: Split) -> Mapping[str, TaskItems | SandboxedItems | GroupedItems]:
         """Task name -> its items of `split`, in the order of `item_scores`."""

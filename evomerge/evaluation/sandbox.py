@@ -186,6 +186,7 @@ class SandboxedItems:
         self._task, self._split = task, split
         self._where = f"task {task.name!r}, {split.value} split"
         self.counts: tuple[int, ...] = tuple(int(count) for count in content["counts"])
+        self._targets = tuple(str(target) for target in content["targets"])
         self.likelihoods: tuple[LogLikelihoodRequest, ...] = tuple(
             LogLikelihoodRequest(_tokens(context), _tokens(continuation))
             for context, continuation in content["likelihoods"]
@@ -204,6 +205,10 @@ class SandboxedItems:
     def check_lengths(self, max_length: int) -> None:
         """As `TaskItems.check_lengths`."""
         check_request_lengths(self._where, self.likelihoods, self.generations, self.counts, max_length)
+
+    def target(self, number: int) -> str | None:
+        """As `TaskItems.target`; None where the sandbox has not told it."""
+        return self._targets[number] if number < len(self._targets) else None
 
     def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
         """As `TaskItems.score`. Raises EvaluationError also where the sandbox dies, hangs or answers nonsense."""

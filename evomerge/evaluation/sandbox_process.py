@@ -11,6 +11,9 @@ import resource
 from pathlib import Path
 from typing import Any
 
+N_TARGETS = 100
+"""Right answers of so many items are told, to be shown beside those of a model."""
+
 _HANDLED_SINCE_1 = 0b1_1111_1111_0010
 """Landlock's rights of its first version that change files (linux/landlock.h): write, remove, and make of every kind."""
 _TRUNCATE = 1 << 14
@@ -81,6 +84,7 @@ def _load(order: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     splits = {
         split.value: {
             "counts": items.counts,
+            "targets": [items.target(number) for number in range(min(len(items), N_TARGETS))],
             "likelihoods": [[one.context, one.continuation] for one in items.likelihoods],
             "generations": [[one.prompt, one.max_tokens, one.stop] for one in items.generations],
         }

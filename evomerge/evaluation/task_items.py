@@ -128,6 +128,10 @@ class TaskItems:
         got = f"gives {value!r}" if self._metric in metrics else f"gives only {', '.join(metrics)}"
         raise EvaluationError(f"{where}: metric {self._metric!r} must be one finite number per item, the scorer {got}")
 
+    def target(self, number: int) -> str:
+        """What the task takes for the right answer of an item, as text."""
+        return str(self._task.doc_to_target(self._items[number].document))
+
     def keys(self) -> list[tuple[Hashable, Hashable]]:
         """Two keys per item, its document and its requests: items of two splits that share either are the same item."""
         return [

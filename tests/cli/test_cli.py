@@ -258,6 +258,9 @@ def test_a_search_from_start_to_merged_model(project: Path, tmp_path: Path) -> N
     refused = run("merge", tmp_path / "best.yaml", tmp_path / "merged")
     assert refused.returncode == 2
 
-    scored = run("eval", tmp_path / "merged", "--config", directory, "--split", "report", "--json")
+    scored = run("eval", tmp_path / "merged", "--config", directory, "--split", "report", "--json", "--show", "2")
     assert scored.returncode == 0, scored.stderr
-    assert json.loads(scored.stdout)["scores"]["toy"] == summary["splits"]["report"]["best"]["toy"]
+    answer = json.loads(scored.stdout)
+    assert answer["scores"]["toy"] == summary["splits"]["report"]["best"]["toy"]
+    assert [item["number"] for item in answer["items"]["toy"]] == [0, 1]
+    assert all(item["prompt"] and item["answers"] and item["target"] for item in answer["items"]["toy"])

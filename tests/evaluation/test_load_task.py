@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from evomerge.core import EvaluationError, Split
+from evomerge.cli.tables import print_items
+from evomerge.core import Evaluation, EvaluationError, Split, Status
 from evomerge.engine import Generation, LogLikelihood
 from evomerge.evaluation import TaskSpec, load_task
+from evomerge.evaluation.shown_items import show_items
 from evomerge.evaluation.task_files import task_fingerprint
 
 ROWS = [{"q": f"question {i}", "a": f"answer {i}"} for i in range(12)]
@@ -238,6 +241,34 @@ def test_metric_and_filter_must_exist(write_task, tokenizer):
         load_task(TaskSpec(path, metric="acc"), tokenizer)
     with pytest.raises(EvaluationError, match=r"no filter 'strict'\. It has: none"):
         load_task(TaskSpec(path, metric="exact_match,strict"), tokenizer)
+
+
+class Echo:
+    """The engine's protocol: writes what it was asked, and finds a continuation as likely as it is short."""
+
+    def generate(self, requests):
+        return [Generation(f" {len(request.prompt)}", 1) for request in requests]
+
+    def loglikelihood(self, requests):
+        return [LogLikelihood(-float(len(request.continuation)), False) for request in requests]
+
+
+def test_items_are_shown_with_what_the_model_says(write_task, task_folder, tokenizer, capsys):
+    written = load_task(TaskSpec(write_task()), tokenizer).items(Split.REPORT)
+    first, second = show_items(written, 2, Echo(), tokenizer.decode)
+    assert (first.prompt, first.answers, first.target) == ("question 6", (" 10",), "answer 6")
+    assert (second.number, second.prompt) == (1, "question 7")
+    assert len(show_items(written, 99, Echo(), tokenizer.decode)) == len(written)
+    chosen = load_task(TaskSpec(str(task_folder / "choices.yaml")), tokenizer).items(Split.SEARCH)
+    *_, last = show_items(chosen, 3, Echo(), tokenizer.decode)
+    assert last.prompt.startswith("Q: ")
+    assert len(last.answers) == 4
+    assert all(answer.split()[-1].startswith("-") for answer in last.answers)
+    evaluation = Evaluation("m", Split.REPORT, Status.OK, item_scores={"t": np.array([0.0, 1.0], np.float32)})
+    print_items({"t": [first, second]}, evaluation)
+    assert capsys.readouterr().out.splitlines()[1:5] == [
+        "t, item 0: score 0", "  prompt  'question 6'", "  answer  ' 10'", "  target  'answer 6'"
+    ]  # fmt: skip
 
 
 def test_first_mean_metric_is_the_default(task_folder, tokenizer):

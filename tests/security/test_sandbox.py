@@ -110,6 +110,7 @@ def test_everything_but_scoring_is_blocked(task: SandboxedTask, folder: Path) ->
     before = (folder / "attempts.py").read_bytes()
     items = task.items(Split.SEARCH)
     assert (task.name, task.metric, len(items), len(items.generations)) == ("attempts", "exact_match", 7, 7)
+    assert [items.target(number) for number in range(8)] == [*NAMES, None]
     with socket.create_server(("127.0.0.1", 0)) as server, subprocess.Popen(["sleep", "60"]) as other:
         port = server.getsockname()[1]
         scores = items.score([], answers(connect=str(port), see_worker=str(os.getpid())))
