@@ -16,7 +16,7 @@ def describe(problem: Problem) -> list[str]:
     lines = [f"strategy    {choice.name}{why}, seed {config.seed}, budget {_budget(problem)}"]
     lines.append(f"objectives  {', '.join(f'{item.name} ({item.direction.value})' for item in problem.objectives)}")
     lines += [
-        f"group       {spec.name}: mean of {len(spec.members)} tasks, {'by size' if spec.weight_by_size else 'each the same'}"
+        f"group       {spec.name}: mean of {len(spec.members)} task{'s' if len(spec.members) > 1 else ''}, {'by size' if spec.weight_by_size else 'each the same'}"
         for spec in task_specs(config)
         if spec.members
     ]

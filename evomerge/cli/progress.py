@@ -55,10 +55,11 @@ class Progress:
             self._print(state, f"{line}   ({60 * rate:.0f}/min, best {self._best:.3f})")
 
     def _say_what_cannot_be_searched(self, state: RunState) -> None:
-        for name, score in indifferent(state).items():
+        same = [f"{name} ({score:.3f})" for name, score in indifferent(state).items()]
+        if same:
             print(
-                f"note: every baseline has {score:.3f} on {name}, so the search may have nothing to go by there; what models answer: "
-                f"evomerge eval MODEL -c {self._folder} --split search --show 3",
+                f"note: every baseline has the same score on {', '.join(same)}, so the search may have nothing to go by there; what models "
+                f"answer: evomerge eval MODEL -c {self._folder} --split search --show 3",
                 flush=True,
             )
 

@@ -226,7 +226,8 @@ def _resolver(file: Path, names: set[str]) -> Callable[[str], str]:
 
     def resolve(folder: str) -> str:
         if folder not in found:
-            places = [file.parent / folder, Path.cwd() / folder]
+            home = folder.startswith("~/")
+            places = [Path.home() / folder[2:]] if home else [file.parent / folder, Path.cwd() / folder]
             place = next((place for place in places if place.is_dir()), cached_model(folder))
             if place is None:
                 if Path(folder).is_absolute():

@@ -71,6 +71,13 @@ def test_recipes(cache: Path, tmp_path: Path) -> None:
         read_recipe(tmp_path / "r.yml")
 
 
+def test_recipes_may_name_models_below_home(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(cache))
+    models = [{"model": "~/models--acme--a/blobs", "parameters": {"weight": 1}}]
+    (tmp_path / "r.yml").write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    assert read_recipe(tmp_path / "r.yml").models() == (str(cache / "models--acme--a" / "blobs"),)
+
+
 def test_configurations(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text("task: toy\n")
     write_first_config(tmp_path / "s.yaml", ["acme/a", "acme/b"], base=None, tasks=[str(tmp_path / "toy.yaml")])

@@ -38,7 +38,7 @@ def write_report(folder: FilePath, out: FilePath | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(path, _page(run, Path(folder).resolve().name))
     except OSError as problem:
-        raise ConfigError(f"{path}: cannot be written: {problem.strerror}") from None
+        raise ConfigError(f"{path}: cannot be written: {problem.strerror}; name another file (--out)") from None
     return path
 
 
