@@ -1,5 +1,6 @@
 """config -> the worker pool of a run."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from evomerge.cluster import LocalPool
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError
 from evomerge.search import RunDirectory, WorkerPool
+
+logger = logging.getLogger(__name__)
 
 
 class RunPool(WorkerPool, Protocol):
@@ -58,6 +61,11 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[Run
         n_workers = wanted or max(1, room)
         if n_workers > room and cluster.address is None:
             raise ConfigError(f"cluster.workers: {n_workers} workers do not fit: {dict(resources)} has room for {room}")
+        if n_workers > room:
+            logger.warning(
+                "the cluster has room for %d of %d workers (each %g CPUs, %g GPUs); the others start when there is more",
+                *(room, n_workers, cluster.cpus_per_worker, gpus),
+            )
         from evomerge.cluster.ray_pool import RayPool, WorkerOptions
 
         options = WorkerOptions(
