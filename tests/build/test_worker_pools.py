@@ -61,5 +61,5 @@ def test_workers_that_do_not_fit_yet(
     caplog.clear()
     assert started(tmp_path, address="auto", cpus_per_worker=8) == 1
     assert "room for 0 of 1 workers (each 8 CPUs" in caplog.text
-    with pytest.raises(ConfigError, match="9 workers do not fit: .* has room for 4"):
+    with pytest.raises(ConfigError, match=r"9 workers do not fit: .* has room for 4"):
         started(tmp_path, workers=9)
