@@ -111,13 +111,17 @@ def _lm_eval(
     stack: ExitStack,
 ) -> "LmEvalEvaluator":
     """An evaluator with a running engine; `stack` closes what has been started."""
+    from evomerge.engine import source_room
     from evomerge.evaluation import LmEvalEvaluator
     from evomerge.weights import Merger, WeightPool
 
     pool = WeightPool(headers)
     first = next(iter(headers.values()))
-    engine = _engine(config, headers, n_slots, method)
+    needs = gpu_memory_needs(config, headers, n_slots, method)
+    options = _engine_options(config, needs)
+    engine = _engine(config, first, n_slots, options)
     stack.callback(engine.close)
+    gpu_bytes = source_room(options, gpus=needs["gpus"]) if engine_kind(config) == "vllm" else None
 
     def fit(plan: MergePlan) -> MergePlan:
         if n_slots is None or plan.n_layers == n_slots:
@@ -126,7 +130,7 @@ def _lm_eval(
 
     evaluator = LmEvalEvaluator(
         engine,
-        Merger(pool),
+        Merger(pool, gpu_bytes=gpu_bytes),
         headers,
         task_specs(config),
         tokenizer=first.folder,
@@ -182,15 +186,22 @@ def ranks_of(method: str, models: Mapping[str, ModelHeader]) -> int:
     return rank_bytes(method, list(models.values())[1:])
 
 
-def _engine(config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None, method: str) -> "Engine":
-    """An engine for models like the first; with `n_slots` layers, where that is another number."""
-    from evomerge.engine import make_engine, vllm_memory_options
+def _engine_options(config: SearchConfig, needs: Mapping[str, float]) -> dict[str, Json]:
+    """The configuration's, with vLLM's share of the GPU where they do not say it."""
+    from evomerge.engine import vllm_memory_options
+
+    options = dict(config.engine.options)
+    if engine_kind(config) == "vllm" and not _SAYS_MEMORY & options.keys():
+        options |= vllm_memory_options(**needs)
+    return options
+
+
+def _engine(config: SearchConfig, model: ModelHeader, n_slots: int | None, options: dict[str, Json]) -> "Engine":
+    """An engine for models like `model`; with `n_slots` layers, where that is another number."""
+    from evomerge.engine import make_engine
     from evomerge.weights import write_slots_folder
 
-    wanted, kind, model = config.engine, engine_kind(config), next(iter(models.values()))
-    options = dict(wanted.options)
-    if kind == "vllm" and not _SAYS_MEMORY & options.keys():
-        options |= vllm_memory_options(**gpu_memory_needs(config, models, n_slots, method))
+    wanted, kind = config.engine, engine_kind(config)
     if wanted.tensor_parallel > 1:
         if kind != "vllm":
             raise ConfigError(
@@ -200,7 +211,7 @@ def _engine(config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: in
             raise ConfigError(
                 "engine.tensor_parallel: an engine with slots for layers is one process; use more workers instead"
             )
-        options["tensor_parallel_size"] = wanted.tensor_parallel
+        options = options | {"tensor_parallel_size": wanted.tensor_parallel}
 
     def start(folder: Path) -> "Engine":
         return make_engine(kind, folder, dtype=wanted.dtype, max_model_len=wanted.max_model_len, options=options)

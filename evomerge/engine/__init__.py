@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from evomerge.core import EngineError, FilePath, Json, did_you_mean
 from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest, RemoteWrite
 from evomerge.engine.environment import engine_environment
-from evomerge.engine.gpu_memory import vllm_memory_options
+from evomerge.engine.gpu_memory import source_room, vllm_memory_options
 
 if TYPE_CHECKING:
     from evomerge.engine.transformers_engine import TransformersEngine
@@ -89,5 +89,6 @@ __all__ = [
     "default_engine_kind",
     "engine_environment",
     "make_engine",
+    "source_room",
     "vllm_memory_options",
 ]

@@ -1,6 +1,8 @@
 """Whether there is a GPU, and how much of it an engine may take, so that the models that are merged have room beside it. Knows nothing of merging."""
 
 import logging
+from collections.abc import Mapping
+from typing import cast
 
 from evomerge.core import EngineError, Json
 from evomerge.engine.environment import vllm_targets_cpu
@@ -51,6 +53,24 @@ def vllm_memory_options(*, engine_bytes: float, source_bytes: float, gpus: float
     total = int(current_platform.get_device_total_memory())
     share = memory_share(total, engine_bytes=engine_bytes, source_bytes=source_bytes, gpus=gpus)
     return {"gpu_memory_utilization": share}
+
+
+def source_room(options: Mapping[str, Json], *, gpus: float) -> float | None:
+    """Bytes of this process's first GPU that vLLM with these `options` never takes; more may look free until it computes.
+
+    None where that cannot be said: with a CPU build, or where `kv_cache_memory_bytes` makes vLLM take no share.
+    """
+    if vllm_targets_cpu() or options.get("kv_cache_memory_bytes") is not None:
+        return None
+    from vllm.platforms import current_platform
+
+    share = cast(float, options.get("gpu_memory_utilization", USABLE_SHARE))
+    return room_beside(int(current_platform.get_device_total_memory()), share=share, gpus=gpus)
+
+
+def room_beside(total_bytes: int, *, share: float, gpus: float) -> float:
+    """Bytes of a worker's part of a GPU of `total_bytes`, of all of which vLLM takes `share`."""
+    return max(0.0, (min(1.0, gpus or 1.0) - share) * total_bytes)
 
 
 def memory_share(total_bytes: int, *, engine_bytes: float, source_bytes: float, gpus: float) -> float:

@@ -203,6 +203,7 @@ class LmEvalEvaluator:
                 settings: dict[str, Json] = {
                     "recipe": request.recipe,
                     "models": {key: list(place) for key, place in table_of(self._headers).items()},
+                    "gpu_bytes": self._merger.gpu_bytes,
                 }
                 self._engine.update(RemoteWrite(WRITE_MERGE, settings))
             else:

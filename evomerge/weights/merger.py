@@ -45,6 +45,10 @@ class Merger:
         device: where the references run.
         once: for a single merge: thresholds are looked for one by one instead of in histograms.
         memory: where `tensors` that the kernels compute on the CPU are made; None = torch's.
+        gpu_bytes: of each GPU, most that copies of the sources there may take; None = what is free.
+
+    Attributes:
+        gpu_bytes: as given.
     """
 
     def __init__(
@@ -56,7 +60,9 @@ class Merger:
         device: str = "cpu",
         once: bool = False,
         memory: WarmMemory | None = None,
+        gpu_bytes: float | None = None,
     ) -> None:
+        self.gpu_bytes = gpu_bytes
         self._pool = pool
         self._device = device
         self._memory = memory
@@ -136,7 +142,7 @@ class Merger:
     def _batch_on(self, device: torch.device, forms: Mapping[str, FusedStep]) -> "Batch | None":
         """What computes steps of these forms for memory on `device`."""
         if device not in self._on_gpu:
-            self._on_gpu[device] = triton_batch(self._pool, device)
+            self._on_gpu[device] = triton_batch(self._pool, device, self.gpu_bytes)
         on_gpu = self._on_gpu[device]
         return on_gpu if on_gpu is not None and on_gpu.ready(forms.values()) else self._batch
 

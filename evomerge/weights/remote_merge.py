@@ -18,18 +18,22 @@ def write_merge(settings: Mapping[str, Json], target: WeightTarget) -> None:
     """Writes a recipe's weights into `target`.
 
     Args:
-        settings: `recipe` (as JSON), and `models`, the table of those that recipes of this run may name; those stay loaded.
+        settings: `recipe` (as JSON), `models`, the table of those that recipes of this run may name (those stay loaded), and maybe `gpu_bytes`,
+            see `Merger`.
         target: what this process holds.
 
     Raises:
         EvomergeError: as `make_plan` and `Merger.write`.
     """
     table = cast(ModelTable, settings["models"])
-    merger, headers = _sources(tuple((key, model, lora) for key, (model, lora) in table.items()))
+    models = tuple((key, model, lora) for key, (model, lora) in table.items())
+    merger, headers = _sources(models, cast(float | None, settings.get("gpu_bytes")))
     merger.write(make_plan(Recipe.from_json(cast(Mapping[str, Any], settings["recipe"])), headers), target)
 
 
 @cache
-def _sources(models: tuple[tuple[str, str, str | None], ...]) -> tuple[Merger, Mapping[str, ModelHeader]]:
+def _sources(
+    models: tuple[tuple[str, str, str | None], ...], gpu_bytes: float | None
+) -> tuple[Merger, Mapping[str, ModelHeader]]:
     headers = read_models({key: (model, lora) for key, model, lora in models})
-    return Merger(WeightPool(headers)), headers
+    return Merger(WeightPool(headers), gpu_bytes=gpu_bytes), headers

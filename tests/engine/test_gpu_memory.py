@@ -10,6 +10,8 @@ from evomerge.engine.gpu_memory import (
     SOURCE_SPARE_BYTES,
     USABLE_SHARE,
     memory_share,
+    room_beside,
+    source_room,
     vllm_memory_options,
 )
 
@@ -24,6 +26,7 @@ def test_sources_get_their_room(total: int, n_models: int) -> None:
     share = memory_share(total, engine_bytes=MODEL_8B, source_bytes=sources, gpus=1.0)
 
     assert total * (USABLE_SHARE - share) == pytest.approx(sources + SOURCE_SPARE_BYTES)
+    assert room_beside(total, share=share, gpus=1.0) > sources + SOURCE_SPARE_BYTES
     assert total * share >= MODEL_8B + ENGINE_SPARE_BYTES
 
 
@@ -32,6 +35,7 @@ def test_an_engine_that_would_starve_takes_all_and_says_so(caplog: pytest.LogCap
         share = memory_share(H100, engine_bytes=MODEL_8B, source_bytes=4 * MODEL_8B, gpus=1.0)
 
     assert share == pytest.approx(USABLE_SHARE)
+    assert room_beside(H100, share=share, gpus=1.0) < MODEL_8B
     assert "64.2 GB of models (and ranks, for della methods) do not fit beside an engine of 16.1 GB" in caplog.text
 
 
@@ -52,6 +56,7 @@ def test_engines_that_share_a_gpu_share_its_memory() -> None:
     share = memory_share(H200, engine_bytes=MODEL_8B, source_bytes=2 * MODEL_8B, gpus=0.5)
 
     assert share < USABLE_SHARE / 2
+    assert room_beside(H200, share=share, gpus=0.5) > 2 * MODEL_8B + SOURCE_SPARE_BYTES
     assert 2 * (H200 * share + 2 * MODEL_8B + SOURCE_SPARE_BYTES) == pytest.approx(USABLE_SHARE * H200)
 
 
@@ -64,3 +69,8 @@ def test_without_sources_vllm_takes_what_it_takes_anyway(gpus: float, caplog: py
 @pytest.mark.skipif(not vllm_targets_cpu(), reason="the installed vLLM is not a CPU build")
 def test_a_cpu_engine_has_no_such_option() -> None:
     assert vllm_memory_options(engine_bytes=1, source_bytes=1, gpus=1.0) == {}
+    assert source_room({}, gpus=1.0) is None
+
+
+def test_an_engine_that_takes_all_leaves_nothing() -> None:
+    assert room_beside(H100, share=0.9, gpus=0.5) == 0

@@ -35,7 +35,7 @@ from evomerge.weights.philox import keep_mask, mask_key, random_halves
 from evomerge.weights.triton import kernels, missing, pruning
 from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch, obstacle
 from evomerge.weights.triton.kernels import BLOCK, CHUNK_BLOCKS
-from evomerge.weights.triton.resident import ResidentSources
+from evomerge.weights.triton.resident import SPARE_BYTES, ResidentSources
 from evomerge.weights.triton.tables import chunks_of
 
 VIEWS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -355,21 +355,38 @@ def test_methods_without_kernels_there_are_left_to_the_cpu(caplog, monkeypatch, 
     assert "as it is set there, has kernels on the CPU only" in caplog.text
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch, known):
-    if known:
+@pytest.mark.parametrize("case", ["free", "allowed", "in pieces"])
+def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch, case):
+    gpu_bytes = None
+    if case == "free":
         monkeypatch.setattr(ResidentSources, "free_bytes", lambda self: 10_000.0)
+    elif case == "allowed":
+        gpu_bytes = SPARE_BYTES + 10_000
     else:
         monkeypatch.setattr("evomerge.weights.triton.resident.torch.zeros", no_memory)
     monkeypatch.setattr(TritonBatch, "run", None)
     plan, pool = ties_plan(("a",)), two_tensors()
     target = Views(plan, torch.bfloat16)
     with caplog.at_level(logging.WARNING):
-        merger = Merger(pool)
+        merger = Merger(pool, gpu_bytes=gpu_bytes)
         merger.write(plan, target)
         merger.write(plan, target)
     assert torch.equal(target.tensor("a"), next(Merger(pool).tensors(plan))[1])
     assert caplog.text.count("gpu_memory_utilization") == 1
+
+
+def test_what_is_held_counts_against_what_is_allowed(monkeypatch):
+    """Room for the sources of one tensor: three blocks each of base and model, of two bytes an element."""
+    pool, ran = two_tensors(), []
+    run = TritonBatch.run
+    monkeypatch.setattr(TritonBatch, "run", lambda self, *a: (ran.append(a), run(self, *a))[1])
+    merger = Merger(pool, gpu_bytes=SPARE_BYTES + 3 * 2 * 2 * BLOCK)
+    for name, n_runs in (("a", 1), ("a", 2), ("b", 2)):
+        plan = ties_plan((name,))
+        target = Views(plan, torch.bfloat16)
+        merger.write(plan, target)
+        assert torch.equal(target.tensor(name), next(Merger(pool).tensors(plan))[1])
+        assert len(ran) == n_runs
 
 
 @pytest.mark.parametrize("compiler", [None, "/bin/false", "/no/such/compiler"])

@@ -35,8 +35,11 @@ def gpu_methods() -> tuple[str, ...]:
     return tuple(method for method in fused_methods() if method not in CPU_ONLY) if missing() is None else ()
 
 
-def triton_batch(pool: WeightPool, device: torch.device) -> "TritonBatch | None":
-    """What merges into tensors on `device`; None where that is the CPU's work or kernels do not run there (which is logged)."""
+def triton_batch(pool: WeightPool, device: torch.device, most_bytes: float | None = None) -> "TritonBatch | None":
+    """What merges into tensors on `device`, of which its sources take `most_bytes`; see `TritonBatch`.
+
+    None where that is the CPU's work or kernels do not run there (which is logged).
+    """
     if device.type != "cuda" and not (device.type == "cpu" and os.environ.get(INTERPRET) == "1"):
         return None
     reason = missing()
@@ -45,6 +48,6 @@ def triton_batch(pool: WeightPool, device: torch.device) -> "TritonBatch | None"
 
         reason = obstacle(device)
         if reason is None:
-            return TritonBatch(pool, device)
+            return TritonBatch(pool, device, most_bytes)
     logger.warning("merging on the CPU and copying to %s: %s", device, reason)
     return None

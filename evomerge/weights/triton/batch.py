@@ -39,6 +39,7 @@ class TritonBatch:
     Args:
         pool: the sources, on the CPU; copied to `device` when first used.
         device: a GPU, or the CPU under Triton's interpreter.
+        most_bytes: of the device that copies of the sources may take; None = what is free.
 
     Attributes:
         device: where destinations are.
@@ -47,9 +48,9 @@ class TritonBatch:
 
     writes = tuple(KINDS)
 
-    def __init__(self, pool: WeightPool, device: torch.device) -> None:
+    def __init__(self, pool: WeightPool, device: torch.device, most_bytes: float | None = None) -> None:
         self.device = device
-        self._resident = ResidentSources(pool, device)
+        self._resident = ResidentSources(pool, device, most_bytes)
         self._no_room = False
         self._reasons: set[str] = set()
 

@@ -27,11 +27,13 @@ class ResidentSources:
     Args:
         pool: the sources, on the CPU.
         device: where the copies are.
+        most_bytes: that they may take together; None = what is free.
     """
 
-    def __init__(self, pool: WeightPool, device: torch.device) -> None:
+    def __init__(self, pool: WeightPool, device: torch.device, most_bytes: float | None = None) -> None:
         self._pool = pool
         self._device = device
+        self._most_bytes = math.inf if most_bytes is None else most_bytes - SPARE_BYTES
         self._copies: dict[Place, torch.Tensor] = {}
 
     def missing_bytes(self, items: Iterable[Item]) -> int:
@@ -39,11 +41,12 @@ class ResidentSources:
         return sum(_padded(tensor.numel()) * tensor.element_size() for tensor in self._missing(items).values())
 
     def free_bytes(self) -> float:
-        """Room for copies; infinite on the CPU, where the interpreter's tests are small."""
+        """Room for more copies. On the CPU, where the interpreter's tests are small, everything is free."""
+        allowed = self._most_bytes - sum(copy.nbytes for copy in self._copies.values())
         if self._device.type != "cuda":
-            return math.inf
+            return allowed
         unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return float(torch.cuda.mem_get_info(self._device)[0] + unused - SPARE_BYTES)
+        return min(allowed, float(torch.cuda.mem_get_info(self._device)[0] + unused - SPARE_BYTES))
 
     def hold(self, items: Iterable[Item]) -> bool:
         """Copies what is not there yet; False where memory that looked free was not (in pieces, or taken meanwhile)."""
