@@ -4,6 +4,10 @@ vLLM decorates a model's class for good, so in one process transformers cannot m
 here has a kind of its own.
 """
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,7 +15,7 @@ from test_transformers_architectures import written
 from transformers import AutoModelForCausalLM
 
 from evomerge.core import EngineError
-from evomerge.engine import LogLikelihoodRequest, available_engines, make_engine
+from evomerge.engine import LogLikelihoodRequest, available_engines, engine_environment, make_engine
 from evomerge.engine.environment import vllm_targets_cpu
 from evomerge.plan import read_model_header
 from evomerge.testing.engine_writers import write_tensors
@@ -100,5 +104,14 @@ def test_experts_that_are_packed_are_refused_where_all_weights_are_zero(tmp_path
     folder = written(tmp_path / "a", "mixtral", 0, torch.float32, **WIDE)
     (tmp_path / "slots").mkdir()
     write_slots_folder(tmp_path / "slots", read_model_header(folder), 4)
-    with pytest.raises(EngineError, match="keeps its experts as"):
-        make_engine("vllm", tmp_path / "slots", dtype="float32")
+    # in a process of its own: vLLM makes no group of processes for experts where an engine without any has started before
+    script = (
+        f"from evomerge.engine import make_engine\nmake_engine('vllm', {str(tmp_path / 'slots')!r}, dtype='float32')"
+    )
+    environment = os.environ | engine_environment()
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert ended.returncode == 1
+    assert "EngineError: vLLM layer" in ended.stderr
+    assert "keeps its experts as" in ended.stderr
