@@ -16,12 +16,14 @@ after the files were read once.
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -296,7 +298,10 @@ def main() -> None:
     part = {"resident": resident, "disk": disk}[options.part]
     options.methods = options.methods or (",".join(METHODS) if options.part == "resident" else "ties,linear")
     torch.set_num_threads(options.threads)
-    rows = part(options, write_models(options.models, options.size))
+    # in a process of its own: the peak memory of a command is at least what this process holds when it starts it
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as writer:
+        models = writer.submit(write_models, options.models, options.size).result()
+    rows = part(options, models)
     if options.json is not None:
         run = {"date": datetime.date.today().isoformat(), "cpus": os.cpu_count(), "part": options.part}
         run |= {"size": options.size, "dtype": options.dtype, "threads": options.threads, "rows": rows}
