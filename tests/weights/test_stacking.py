@@ -207,7 +207,7 @@ def test_every_architecture_of_the_table_is_tested() -> None:
         ("gemma3_text", {"layer_types": ["sliding_attention"] * 2 + ["full_attention"]}, "differ by position"),
         ("granite", {}, "multiplies what its blocks add"),
         ("olmo2", {}, "do not normalise their input"),
-        ("phi", {}, "not known which of its weights"),
+        ("stablelm", {}, "not known which of its weights"),
         (
             "qwen2",
             {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 4},
