@@ -19,8 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache with acme/a and acme/b, whose files are links into `blobs`, as huggingface_hub lays them out."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("a", "b")):
         folder = tmp_path / "hf" / "hub" / f"models--acme--{name}"
@@ -34,16 +33,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hf" / "hub"
 
 
-def test_names_revisions_and_what_is_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_revisions_and_what_is_none(cache: Path) -> None:
     snapshot = cache / "models--acme--a" / "snapshots" / COMMIT
     assert cached_model("acme/a") == cached_model("acme/a", "main") == cached_model("acme/a", COMMIT) == snapshot
     assert read_model_header(snapshot).n_layers > 0
     assert cached_model("acme/none") is cached_model("acme/a", "v2") is None
     assert cached_model("../hub/models--acme--a") is cached_model("a") is cached_model("acme/a", "../main") is None
-    (cache / "models--acme--a" / "refs" / "main").write_text("../../../..")
-    assert cached_model("acme/a") is None
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache.parent))
-    assert cached_model("acme/b") is None
     assert model_name(str(snapshot)) == "acme/a"
     assert model_name("/models/acme/a") == "a"
 
