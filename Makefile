@@ -73,7 +73,7 @@ $(TRITON): requirements/triton.txt | $(STAMP)
 	@touch $@
 
 triton-test: setup $(TRITON) ## the GPU's kernels, run by Triton's interpreter and compiled, without a GPU
-	PYTHONPATH=.triton TRITON_INTERPRET=1 $(BIN)/pytest tests/weights/test_triton_kernels.py tests/weights/test_triton_benchmark.py
+	PYTHONPATH=.triton TRITON_INTERPRET=1 $(BIN)/pytest tests/weights/test_triton_kernels.py tests/weights/test_triton_left_to_cpu.py tests/weights/test_triton_benchmark.py
 	PYTHONPATH=.triton $(BIN)/pytest tests/weights/test_triton_compile.py
 
 format: setup ## rewrite the code in its format

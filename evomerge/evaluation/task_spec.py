@@ -57,8 +57,11 @@ class TaskSpec:
             raise EvaluationError(f"task {self.task!r}: limit must be at least 1, got {self.limit}")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise EvaluationError(f"task {self.task!r}: num_fewshot must be at least 0, got {self.num_fewshot}")
-        for part in self.splits.values():
-            part_range(part, 0)
+        for split, part in self.splits.items():
+            try:
+                part_range(part, 0)
+            except EvaluationError as error:
+                raise EvaluationError(f"task {self.task!r}, split {split.value}: {error}") from None
         for one, two in combinations(self.splits, 2):
             first, second = self.splits[one], self.splits[two]
             if always_share_rows(first, second):

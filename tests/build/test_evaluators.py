@@ -9,8 +9,9 @@ import pytest
 
 from evomerge.build import parse_config
 from evomerge.build.evaluators import evaluator_settings, make_evaluator
-from evomerge.core import EvaluationError, Split
+from evomerge.core import EvaluationError, EvaluationRequest, Split
 from evomerge.evaluation.sandbox import check_sandbox
+from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
 
@@ -68,3 +69,25 @@ def test_sandboxes_are_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(EvaluationError, match="its data cannot be loaded"):
         make_evaluator(wanted)
     assert set(psutil.Process().children()) <= before
+
+
+def test_merges_take_no_more_of_a_gpu_than_vllm_leaves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the processes of a tensor-parallel engine, which are told."""
+    written: list[Any] = []
+    engine = SimpleNamespace(max_length=64, close=lambda: None, is_sharded=True, update=written.append)
+    asked: list[Any] = []
+
+    def source_room(options: dict[str, Any], *, gpus: float) -> float:
+        asked.append((options, gpus))
+        return 5e9
+
+    monkeypatch.setattr("evomerge.engine.make_engine", lambda *args, **options: engine)
+    monkeypatch.setattr("evomerge.engine.vllm_memory_options", lambda **needs: {"gpu_memory_utilization": 0.3})
+    monkeypatch.setattr("evomerge.engine.source_room", source_room)
+    wanted = settings(folder, engine={"kind": "vllm"}, cluster={"gpus_per_worker": 0.5})
+    evaluator = make_evaluator(wanted)
+    assert asked == [({"gpu_memory_utilization": 0.3}, 0.5)]
+    weight = {"weight": (Setting(0.5),)}
+    recipe = Recipe("linear", (Slice(tuple(Source(key, parameters=weight) for key in wanted["models"])),))
+    evaluator.evaluate(EvaluationRequest("c000000", Split.SEARCH, recipe.to_json()))
+    assert written[0].settings["gpu_bytes"] == 5e9

@@ -60,3 +60,14 @@ def test_a_recipe_that_cannot_be_merged_is_the_usual_error(tmp_path):
     recipe = Recipe("linear", (Slice((Source("/nowhere", parameters={"weight": (Setting(1.0),)}),)),))
     with pytest.raises(RecipeError, match="nowhere"):
         RemoteWrite(WRITE_MERGE, {"recipe": recipe.to_json(), "models": {path: [path, None]}})(None)
+
+
+def test_what_a_gpu_has_room_for_is_told(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Merger, "write", lambda self, plan, target: told.append(self.gpu_bytes))
+    path = str(write_tiny_llama(tmp_path / "m", seed=0))
+    recipe = Recipe("linear", (Slice((Source(path, parameters={"weight": (Setting(1.0),)}),)),))
+    shared = {"recipe": recipe.to_json(), "models": {path: [path, None]}}
+    for room in ({}, {"gpu_bytes": None}, {"gpu_bytes": 7.0}):
+        RemoteWrite(WRITE_MERGE, shared | room)(None)
+    assert told == [None, None, 7.0]

@@ -1,6 +1,6 @@
 """On a GPU, its kernels store the bits that the CPU's kernels store: `pytest -m gpu` where there is one.
 
-What needs no GPU is in `test_triton_kernels.py`.
+What needs no GPU is in `test_triton_kernels.py` and `test_triton_left_to_cpu.py`.
 """
 
 import logging

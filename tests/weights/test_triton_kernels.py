@@ -4,10 +4,8 @@
 addresses in tables are addresses of the CPU's memory there.
 """
 
-import logging
 import math
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -20,7 +18,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("kernels run here only under TRITON_INTERPRET=1: `make triton-test`", allow_module_level=True)
 
 import triton.language as tl
-from fused_cases import BY_DIRECTION, DTYPES, Views, cases, close, fixed_case
+from fused_cases import BY_DIRECTION, DTYPES, Views, cases, close
+from triton_cases import della_case, ties_plan, two_tensors, written
 
 import evomerge.weights.blocks as blocks
 import evomerge.weights.fused.kernels as cpu_kernels
@@ -29,30 +28,15 @@ from evomerge.plan import MergePlan, Piece, Region, TensorInput, TensorStep
 from evomerge.weights import Merger, WeightPool, gpu_methods
 from evomerge.weights.fused.formulas import SUM
 from evomerge.weights.fused.statistics import Statistics
-from evomerge.weights.fused.steps import CPU_ONLY, fuse
+from evomerge.weights.fused.steps import fuse
 from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.philox import keep_mask, mask_key, random_halves
-from evomerge.weights.triton import kernels, missing, pruning
-from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch, obstacle
+from evomerge.weights.triton import kernels, pruning
+from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch
 from evomerge.weights.triton.kernels import BLOCK, CHUNK_BLOCKS
-from evomerge.weights.triton.resident import SPARE_BYTES, ResidentSources
 from evomerge.weights.triton.tables import chunks_of
 
 VIEWS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-def written(plan, pool, dtype, **options):
-    """What the Triton kernels write for `plan`; fails where they are not what wrote it."""
-    merger, target = Merger(pool), Views(plan, dtype, **options)
-    runs = []
-    run = TritonBatch.run
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TritonBatch, "run", lambda self, *a: (runs.append(a), run(self, *a))[1])
-        patch.setattr("evomerge.weights.fused.batch.FusedBatch.run", None)
-        merger.write(plan, target)
-    assert runs
-    assert target.untouched()
-    return target.tensor(plan.steps[0].output)
 
 
 METHODS = gpu_methods()
@@ -119,43 +103,6 @@ def test_masks_are_those_of_the_cpu(density):
     assert torch.equal(written(plan, pool, torch.float32) != 0, mask)
 
 
-def della_case(n_models, method="della", *, rescale, normalize=True, levels=0, shape=(30, 97)):
-    """A plan of one tensor whose experts are pruned with all sorts of densities, and the pool for it.
-
-    Args:
-        n_models: how many experts.
-        method: della or della_linear.
-        rescale, normalize: as in the recipe.
-        levels: distinct magnitudes of the deltas; 0 = all different.
-        shape: of the tensor.
-    """
-    edges = [
-        (0.0, 0.0),
-        (1.0, 0.0),
-        (0.5, 0.0),
-        (0.5, 0.4999999),
-        (1e-6, 5e-7),
-        (1 - 1e-6, 5e-7),
-        (0.3, 0.2),
-        (0.6, 0.1),
-    ]
-    generator = torch.Generator().manual_seed(n_models)
-    tensors = {("base", "w"): torch.randn(shape, generator=generator).bfloat16()}
-    inputs = []
-    for number in range(n_models):
-        density, epsilon = edges[(number + 3) % len(edges)]
-        noise = torch.randn(shape, generator=generator)
-        if levels:
-            noise = (noise * levels).round() / levels
-        dtype = (torch.bfloat16, torch.float32, torch.float16)[number % 3]
-        tensors[f"m{number}", "w"] = (tensors["base", "w"].float() + noise).to(dtype)
-        parameters = {"weight": 0.4 - 0.1 * number, "density": density, "epsilon": epsilon}
-        inputs.append(TensorInput(f"m{number}", "w", parameters))
-    shared = {"lambda": 0.9, "normalize": normalize, "rescale": rescale}
-    step = TensorStep("w", shape, method, tuple(inputs), TensorInput("base", "w", {}), shared)
-    return MergePlan((step,), 0, 0, "float32", "float32", 3), WeightPool.holding(tensors)
-
-
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("levels", [0, 2])
 @pytest.mark.parametrize("method", ["della", "della_linear"])
@@ -199,32 +146,6 @@ def test_norms_are_those_of_rounded_deltas():
     (_, expected) = next(Merger(pool).tensors(plan))
     assert torch.equal(expected, next(Merger(pool, fused=False).tensors(plan))[1])
     assert torch.equal(written(plan, pool, torch.bfloat16), expected)
-
-
-def two_tensors(n_elements=5000, scale=1.0):
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name in ("a", "b"):
-        base = torch.randn(n_elements, generator=generator)
-        tensors["base", name] = base.bfloat16()
-        tensors["m", name] = (scale * (base + 0.1 * torch.randn(n_elements, generator=generator))).bfloat16()
-    return WeightPool.holding(tensors)
-
-
-def ties_plan(names, n_elements=5000, dtype="bfloat16", weight=0.7):
-    shared = {"lambda": 1.0, "normalize": False, "rescale": False}
-    steps = [
-        TensorStep(
-            name,
-            (n_elements,),
-            "ties",
-            (TensorInput("m", name, {"weight": weight, "density": 0.5}),),
-            TensorInput("base", name, {}),
-            shared,
-        )
-        for name in names
-    ]
-    return MergePlan(tuple(steps), 0, 0, dtype, "float32", 0)
 
 
 def test_one_launch_computes_all_tensors_of_a_kind(monkeypatch):
@@ -303,22 +224,6 @@ def test_overflow_is_named_and_leaves_zeros():
     assert not target.tensor("b").any()
 
 
-def test_more_models_than_the_kernels_take_are_merged_by_the_cpu(caplog):
-    n_models = MAX_INPUTS + 1
-    pool = WeightPool.holding({(f"m{i}", "w"): torch.full((10,), float(i)) for i in range(n_models)})
-    inputs = tuple(TensorInput(f"m{i}", "w", {"weight": 1.0}) for i in range(n_models))
-    step = TensorStep("w", (10,), "linear", inputs, None, {"normalize": True})
-    plan = MergePlan((step,), 0, 0, "float32", "float32", 0)
-    target, merger = Views(plan, torch.float32), Merger(pool)
-    with caplog.at_level(logging.WARNING):
-        merger.write(plan, target)
-        merger.write(plan, target)
-    assert torch.equal(target.tensor("w"), torch.full((10,), 8.0))
-    assert [record.getMessage() for record in caplog.records] == [
-        "merging on the CPU and copying to cpu: 17 models are merged, and the GPU's kernels take 16"
-    ]
-
-
 @settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([blocks.BF16, blocks.F16, blocks.F32]))
 def test_rounding_is_that_of_the_cpu(seed, precision):
@@ -341,133 +246,6 @@ EDGES = [0.0, -0.0, 1e-45, 3.4e38, np.inf, *_HALF_EDGES]
 def _rounded(values, PRECISION: tl.constexpr, BLOCK: tl.constexpr):
     lanes = tl.arange(0, BLOCK)
     tl.store(values + lanes, kernels.rounded(tl.load(values + lanes), PRECISION))
-
-
-@pytest.mark.parametrize("method", CPU_ONLY)
-def test_methods_without_kernels_there_are_left_to_the_cpu(caplog, monkeypatch, method):
-    assert method not in METHODS
-    monkeypatch.setattr(TritonBatch, "run", None)
-    plan, pool = fixed_case(method, 2)
-    target = Views(plan, torch.bfloat16)
-    with caplog.at_level(logging.WARNING):
-        Merger(pool).write(plan, target)
-    assert torch.equal(target.tensor("w"), next(Merger(pool, fused=False).tensors(plan))[1])
-    assert "as it is set there, has kernels on the CPU only" in caplog.text
-
-
-@pytest.mark.parametrize("case", ["free", "allowed", "in pieces"])
-def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch, case):
-    gpu_bytes = None
-    if case == "free":
-        monkeypatch.setattr(ResidentSources, "free_bytes", lambda self: 10_000.0)
-    elif case == "allowed":
-        gpu_bytes = SPARE_BYTES + 10_000
-    else:
-        monkeypatch.setattr("evomerge.weights.triton.resident.torch.zeros", no_memory)
-    monkeypatch.setattr(TritonBatch, "run", None)
-    plan, pool = ties_plan(("a",)), two_tensors()
-    target = Views(plan, torch.bfloat16)
-    with caplog.at_level(logging.WARNING):
-        merger = Merger(pool, gpu_bytes=gpu_bytes)
-        merger.write(plan, target)
-        merger.write(plan, target)
-    assert torch.equal(target.tensor("a"), next(Merger(pool).tensors(plan))[1])
-    assert caplog.text.count("gpu_memory_utilization") == 1
-
-
-def test_what_is_held_counts_against_what_is_allowed(monkeypatch):
-    """Room for the sources of one tensor: three blocks each of base and model, of two bytes an element."""
-    pool, ran = two_tensors(), []
-    run = TritonBatch.run
-    monkeypatch.setattr(TritonBatch, "run", lambda self, *a: (ran.append(a), run(self, *a))[1])
-    merger = Merger(pool, gpu_bytes=SPARE_BYTES + 3 * 2 * 2 * BLOCK)
-    for name, n_runs in (("a", 1), ("a", 2), ("b", 2)):
-        plan = ties_plan((name,))
-        target = Views(plan, torch.bfloat16)
-        merger.write(plan, target)
-        assert torch.equal(target.tensor(name), next(Merger(pool).tensors(plan))[1])
-        assert len(ran) == n_runs
-
-
-@pytest.mark.parametrize("compiler", [None, "/bin/false", "/no/such/compiler"])
-def test_a_build_that_fails_leaves_the_merge_to_the_cpu(caplog, monkeypatch, tmp_path, compiler):
-    """triton's own build, as before its first launch on a GPU: no compiler, one that fails (as without Python's headers), one not there."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    if compiler is None:
-        monkeypatch.delenv("CC", raising=False)
-        monkeypatch.setenv("PATH", "")
-    else:
-        monkeypatch.setenv("CC", compiler)
-
-    def launch(kernel, n_programs):
-        triton.runtime.build.compile_module_from_src("int x;", "evomerge_test")
-
-    monkeypatch.setattr("evomerge.weights.triton.batch._kernel", launch)
-    plan, pool = ties_plan(("a",)), two_tensors()
-    target, merger = Views(plan, torch.bfloat16), Merger(pool)
-    with caplog.at_level(logging.WARNING):
-        merger.write(plan, target)
-        merger.write(plan, target)
-    assert torch.equal(target.tensor("a"), next(Merger(pool).tensors(plan))[1])
-    assert caplog.text.count("merging on the CPU and copying to cpu: triton's kernels do not run there") == 1
-
-
-def test_kernels_without_effect_are_noticed(monkeypatch):
-    monkeypatch.setattr("evomerge.weights.triton.batch._kernel", lambda kernel, n_programs: lambda *arguments: None)
-    assert "to no effect" in obstacle(torch.device("cpu"))
-
-
-def test_what_is_missing_is_said(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET")
-    monkeypatch.setenv("CC", sys.executable)
-    assert missing() is None
-    monkeypatch.setenv("CC", "no-such-compiler")
-    assert "C compiler" in missing()
-    monkeypatch.delenv("CC")
-    monkeypatch.setenv("PATH", "")
-    assert "C compiler" in missing()
-    assert gpu_methods() == ()
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert missing() is None
-
-
-def no_memory(*_, **__):
-    raise torch.OutOfMemoryError
-
-
-def test_a_gpu_without_room_for_ranks_leaves_della_to_the_cpu(caplog, monkeypatch):
-    plan, pool = della_case(3, rescale=False, shape=(2, BLOCK))
-    sources = 2 * BLOCK * (2 + 2 + 4 + 2)  # base and experts, in bfloat16, float32 and float16
-    n_ranked = sum(0 < entry.parameters["density"] < 1 for entry in plan.steps[0].inputs)
-    ranks = 2 * BLOCK * 2 * n_ranked
-    target, merger = Views(plan, torch.float32), Merger(pool)
-    monkeypatch.setattr(ResidentSources, "free_bytes", lambda self: float(sources + ranks - 1))
-    with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
-        patch.setattr(TritonBatch, "run", None)
-        merger.write(plan, target)
-    assert torch.equal(target.tensor("w"), next(Merger(pool).tensors(plan))[1])
-    assert "gpu_memory_utilization" in caplog.text
-    monkeypatch.setattr(ResidentSources, "free_bytes", lambda self: float(sources + ranks))
-    assert torch.equal(written(plan, pool, torch.float32), target.tensor("w"))
-
-
-def test_dropped_copies_go_back_to_the_gpu(monkeypatch):
-    emptied = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
-    ResidentSources(WeightPool.holding({}), torch.device("cuda", 0)).drop()
-    assert emptied
-
-
-def test_sources_that_share_memory_are_copied_once():
-    shared, other = torch.ones(3 * BLOCK), torch.ones(3 * BLOCK)
-    pool = WeightPool.holding({("a", "w"): shared, ("b", "w"): shared, ("c", "w"): other})
-    resident = ResidentSources(pool, torch.device("cpu"))
-    entries = [TensorInput(model, "w", {}) for model in "abc"]
-    assert resident.missing_bytes(entries) == 2 * 4 * 3 * BLOCK
-    resident.hold(entries)
-    a, b, c = (resident.tensor(entry).data_ptr() for entry in entries)
-    assert a == b != c
-    assert resident.missing_bytes(entries) == 0
 
 
 @settings(max_examples=60)
