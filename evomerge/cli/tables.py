@@ -189,10 +189,11 @@ def _print_overhead(summary: dict[str, Any]) -> None:
     parts = ", ".join(
         f"{name.removesuffix('_s')} {1000 * value:.1f}"
         for name, value in row.items()
-        if name.endswith("_s") and name != "candidate_s"
+        if name.endswith("_s") and not name.endswith("candidate_s")
     )
     _CONSOLE.print(
-        f"a candidate takes {row['candidate_s']:.3f} s (ms: {parts}); everything but engine and scoring: {100 * row['share']:.1f}%"
+        f"a candidate takes {row['candidate_s']:.3f} s, the slowest {row['slowest_candidate_s']:.3f} s (ms: {parts}); "
+        f"everything but engine and scoring: {100 * row['share']:.1f}%"
     )
 
 

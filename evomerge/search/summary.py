@@ -37,22 +37,26 @@ def summarize(state: RunState, read_items: ReadItems) -> dict[str, Json]:
 
 
 def overhead(state: RunState) -> dict[str, Json]:
-    """Where the time of a candidate goes (mean seconds on the search split), and the share that is neither engine nor scoring."""
-    sums: dict[str, float] = {}
-    count = 0
-    for item in state.iter_evaluated():
-        if "total_s" in item.cost:
-            count += 1
-            for name, seconds in item.cost.items():
-                if name.endswith("_s"):
-                    sums[name] = sums.get(name, 0.0) + seconds
-    if not count:
+    """Where the time of a candidate goes, in seconds, and the share that is neither engine nor scoring.
+
+    Medians over the search split, since each machine's first candidates also pay for compiling; asking is a mean.
+    """
+    costs = [item.cost for item in state.iter_evaluated() if "total_s" in item.cost]
+    if not costs:
         return {}
-    total = sums.pop("total_s") / count
-    means = {name: sums[name] / count for name in sorted(sums)}
+    names = sorted({name for cost in costs for name in cost if name.endswith("_s")})
+    medians = {name: float(np.median([cost.get(name, 0.0) for cost in costs])) for name in names}
+    total = medians.pop("total_s")
     ask = state.ask_s / max(1, state.n_proposed)
-    other = ask + total - means.get("engine_s", 0.0) - means.get("score_s", 0.0)
-    return {"candidate_s": ask + total, "ask_s": ask, **means, "share": other / (ask + total)}
+    other = ask + total - medians.get("engine_s", 0.0) - medians.get("score_s", 0.0)
+    slowest = max(float(cost["total_s"]) for cost in costs)
+    return {
+        "candidate_s": ask + total,
+        "ask_s": ask,
+        **medians,
+        "share": other / (ask + total),
+        "slowest_candidate_s": slowest,
+    }
 
 
 def mean_with_error(objectives: tuple[Objective, ...], evaluation: Evaluation) -> tuple[float, float]:

@@ -34,7 +34,7 @@ COMMANDS = [
 
 
 def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "evomerge", *map(str, arguments)]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -187,13 +187,15 @@ def test_the_winner_is_compared_with_every_other_baseline_that_was_scored_on_rep
 
 
 def test_overhead_is_what_neither_the_engine_nor_scoring_takes() -> None:
-    """Means over the candidates that were timed; the strategy's own time is shared by those that it proposed."""
+    """Medians over the candidates that were timed, so that one that waited for a compiler does not count; asking is shared by those proposed."""
     goals = [{"name": "f", "direction": "maximize", "reference": None}]
-    events = [event("run", version=1, objectives=goals), event("baseline", id="source:a", recipe=None, values=None)]
+    events = [event("run", version=1, objectives=goals)]
+    events += [event("baseline", id=name, recipe=None, values=None) for name in ("source:a", "source:b")]
     events.append(event("asked", id="c000001", values=[0.5], parents=[], ask_s=0.5))
     for name, cost in (
         ("source:a", {"total_s": 2.0, "engine_s": 1.0, "score_s": 0.5, "merge_s": 0.25, "items": 4}),
         ("c000001", {"total_s": 4.0, "engine_s": 2.0, "score_s": 0.5, "merge_s": 0.75, "items": 4}),
+        ("source:b", {"total_s": 9.0, "engine_s": 1.5, "score_s": 0.25, "merge_s": 7.0, "items": 4}),
     ):
         events.append(
             event(
@@ -202,12 +204,13 @@ def test_overhead_is_what_neither_the_engine_nor_scoring_takes() -> None:
             )
         )  # fmt: skip
     assert overhead(RunState.of(events)) == {
-        "candidate_s": 3.5,
+        "candidate_s": 4.5,
         "ask_s": 0.5,
         "engine_s": 1.5,
-        "merge_s": 0.5,
+        "merge_s": 0.75,
         "score_s": 0.5,
-        "share": pytest.approx(1.5 / 3.5),
+        "share": pytest.approx(2.5 / 4.5),
+        "slowest_candidate_s": 9.0,
     }
     assert overhead(state_of({"a": (0.5, 0.5)})) == {}
 
