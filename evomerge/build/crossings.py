@@ -1,6 +1,5 @@
 """config -> the lineage of a search that crosses models (`m2n2`): seed models, chromosomes, and the seeds' inner products."""
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -10,7 +9,6 @@ from numpy.typing import NDArray
 from evomerge.config import SearchConfig, SpaceConfig
 from evomerge.core import Candidate, ConfigError, CrossoverGenome, VectorGenome
 from evomerge.plan import MergePlan, ModelHeader, TensorStep, make_plan
-from evomerge.plan.planner import is_copy
 from evomerge.recipe import (
     REST,
     Angle,
@@ -115,9 +113,9 @@ class Crossings:
         """The steps of a sum of all seeds, by module group."""
         sources = tuple(Source(seed.model, parameters={"weight": (Setting(1.0),)}) for seed in self.seeds)
         plan = make_plan(Recipe("linear", (Slice(sources),)), self._headers)
-        steps = [step for step in plan.steps if not is_copy(step)]
+        steps = [step for step in plan.steps if not step.is_copy]
         groups = self._config.space.module_groups or (REST,)
-        filters = module_filters(groups, [step.output for step in steps if math.prod(step.shape)])
+        filters = module_filters(groups, [step.output for step in steps if step.n_elements])
         chromosomes: dict[str, list[TensorStep]] = {group: [] for group in groups}
         for step in steps:
             chromosomes[group_of(step.output, filters)].append(step)

@@ -1,6 +1,5 @@
 """How many of a merged model's weights one token is computed with. Reads names and shapes alone."""
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +23,7 @@ def active_parameters(plan: MergePlan, config: Mapping[str, Any]) -> float:
             Qwen3-MoE have them); without these settings everything counts.
     """
     share = _chosen_share(config)
-    return sum(math.prod(step.shape) * (share if _is_routed(step) else 1.0) for step in plan.steps)
+    return sum(step.n_elements * (share if _is_routed(step) else 1.0) for step in plan.steps)
 
 
 def _is_routed(step: TensorStep) -> bool:

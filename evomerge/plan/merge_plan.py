@@ -1,5 +1,6 @@
 """`MergePlan`: what to compute for which output tensor. Names and numbers only; no tensor is touched here."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -8,13 +9,20 @@ if TYPE_CHECKING:
     import torch
 
 
+Scalars = Mapping[str, float | bool]
+"""parameter name -> value"""
+
+COPY_METHOD = "passthrough"
+"""the method of integer buffers, which cannot be averaged"""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInput:
     """One input of a step: tensor `tensor` of the model `source`, with the method's per-source parameters resolved to scalars."""
 
     source: str
     tensor: str
-    parameters: Mapping[str, float | bool]
+    parameters: Scalars
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +59,30 @@ class TensorStep:
     method: str
     inputs: tuple[TensorInput, ...]
     base: TensorInput | None
-    parameters: Mapping[str, float | bool]
+    parameters: Scalars
     pieces: tuple[Piece, ...] = ()
+
+    @property
+    def n_elements(self) -> int:
+        """Elements of the output."""
+        return math.prod(self.shape)
+
+    @property
+    def sources(self) -> tuple[TensorInput, ...]:
+        """Everything that is read: the inputs, then the base where there is one."""
+        return self.inputs if self.base is None else (*self.inputs, self.base)
+
+    @property
+    def required_base(self) -> TensorInput:
+        """The base of a method that needs one; recipes without it were refused (`check_recipe`)."""
+        if self.base is None:
+            raise RuntimeError(f"{self.method} of {self.output!r} was planned without a base")
+        return self.base
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether an integer buffer is copied as it is (a `passthrough` of weights has a scale)."""
+        return self.method == COPY_METHOD and not self.inputs[0].parameters
 
 
 @dataclass(frozen=True, slots=True)

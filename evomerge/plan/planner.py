@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from evomerge.core import RecipeError
-from evomerge.plan.merge_plan import MergePlan, TensorInput, TensorStep
+from evomerge.plan.merge_plan import COPY_METHOD, MergePlan, Scalars, TensorInput, TensorStep
 from evomerge.plan.model_header import ModelHeader
 from evomerge.plan.piecewise import check_tensors, piecewise_step
 from evomerge.plan.structure import OutputTensor, SourceLayers, StructureKey, build_structure
@@ -25,13 +25,7 @@ from evomerge.recipe.validation import all_filters
 
 _BYTES_OF = {"bfloat16": 2, "float16": 2, "float32": 4}
 
-_COPY = "passthrough"
-"""the method of integer buffers, which cannot be averaged"""
-
-
-def is_copy(step: TensorStep) -> bool:
-    """Whether the step copies an integer buffer as it is (a `passthrough` of weights has a scale)."""
-    return step.method == _COPY and not step.inputs[0].parameters
+_NOTHING: Scalars = {}
 
 
 def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
@@ -87,12 +81,6 @@ def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
     return MergePlan(tuple(steps), structure.n_layers, n_bytes, dtype, recipe.dtype or "float32", recipe.seed)
 
 
-Scalars = Mapping[str, float | bool]
-"""parameter name -> value"""
-
-_NOTHING: Scalars = {}
-
-
 def _default_dtype(header: ModelHeader) -> str:
     return header.dtype if header.dtype in _BYTES_OF else "float32"
 
@@ -136,7 +124,7 @@ def _structure_key(
 
 def _copy_step(output: OutputTensor, piece: Slice) -> TensorStep:
     source = TensorInput(piece.sources[0].key, output.tensors[0], _NOTHING)
-    return TensorStep(output.name, output.shape, _COPY, (source,), None, _NOTHING)
+    return TensorStep(output.name, output.shape, COPY_METHOD, (source,), None, _NOTHING)
 
 
 class _Resolver:
@@ -207,9 +195,7 @@ def interpolate(gradient: Sequence[float], depth: float) -> float:
     return (1 - share) * gradient[left] + share * gradient[right]
 
 
-def _check_linear(
-    tensor: str, shared: Mapping[str, float | bool], inputs: Sequence[Mapping[str, float | bool]]
-) -> None:
+def _check_linear(tensor: str, shared: Scalars, inputs: Sequence[Scalars]) -> None:
     if shared["normalize"] and sum(values["weight"] for values in inputs) == 0:
         raise RecipeError(
             f"the weights of {tensor!r} sum to 0 and cannot be normalised; change them or set normalize: false"

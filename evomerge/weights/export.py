@@ -12,7 +12,6 @@ import torch
 
 from evomerge.core import CheckpointError, RecipeError, fsync_folder
 from evomerge.plan import MergePlan, ModelHeader, make_plan, read_headers
-from evomerge.plan.planner import is_copy
 from evomerge.recipe import Recipe, RecipeFile, with_folders
 from evomerge.weights.kinship import strangers
 from evomerge.weights.mapping import TORCH_DTYPES, MappedModel
@@ -163,7 +162,7 @@ def _outputs(plan: MergePlan, headers: Mapping[str, ModelHeader]) -> list[Output
     outputs = []
     for step in plan.steps:
         dtype = DTYPES[plan.dtype]
-        if is_copy(step):
+        if step.is_copy:
             first = step.inputs[0]
             dtype = TORCH_DTYPES[headers[first.source].tensors[first.tensor].dtype]
         outputs.append(OutputSpec(step.output, step.shape, dtype))

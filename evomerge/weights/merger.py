@@ -13,7 +13,6 @@ import torch
 
 from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan import MergePlan, Region, TensorInput, TensorStep, WeightTarget
-from evomerge.plan.planner import is_copy
 from evomerge.weights.fused.batch import Destination, FusedBatch
 from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.pool import WeightPool
@@ -148,7 +147,7 @@ class Merger:
 
     def _merged(self, plan: MergePlan, step: TensorStep, form: FusedStep | None, batch: "Batch | None") -> torch.Tensor:
         """One tensor, on the device of `batch`."""
-        if is_copy(step):
+        if step.is_copy:
             return self._input(step.inputs[0]).clone()
         dtype = DTYPES[plan.dtype]
         if form is not None and batch is not None:

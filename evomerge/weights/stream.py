@@ -19,7 +19,6 @@ import torch
 
 from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan import MergePlan, ModelHeader, TensorHeader, TensorInput, TensorStep, check_unchanged
-from evomerge.plan.planner import is_copy
 from evomerge.weights.fused.steps import may_need_reference, scratch_bytes
 from evomerge.weights.mapping import TORCH_DTYPES, read_tensor
 from evomerge.weights.merger import Merger
@@ -134,13 +133,12 @@ class StreamedMerge:
             self._files.clear()
 
     def _parts_of(self, step: TensorStep) -> list[_Part]:
-        n_elements = math.prod(step.shape)
-        entries = _entries(step)
+        n_elements = step.n_elements
         if (
             step.method not in ELEMENTWISE
-            or is_copy(step)
+            or step.is_copy
             or n_elements <= _PART_ELEMENTS
-            or any(self._is_adapted(entry) or self._is_aligned(entry.tensor) for entry in entries)
+            or any(self._is_adapted(entry) or self._is_aligned(entry.tensor) for entry in step.sources)
         ):
             return [_Part(step, None)]
         # about equal, so that the memory of one fits the others
@@ -171,7 +169,7 @@ class StreamedMerge:
             check_finite(tensor, source, name, part.first or 0)
             return tensor
 
-        keys = dict.fromkeys((entry.source, entry.tensor) for entry in _entries(part.step))
+        keys = dict.fromkeys((entry.source, entry.tensor) for entry in part.step.sources)
         if self._alignment is not None and any(self._is_aligned(name) for _, name in keys):
             return self._alignment.aligned(tuple(keys), one)
         return {key: one(*key) for key in keys}
@@ -210,22 +208,17 @@ class StreamedMerge:
 
     def _working_bytes(self, part: _Part) -> int:
         """Everything that exists while the part is computed."""
-        entries, n_elements = _entries(part.step), math.prod(part.step.shape)
+        entries, n_elements = part.step.sources, part.step.n_elements
         stored = 0
         for entry in {(entry.source, entry.tensor): entry for entry in entries}.values():
             header = part.of(self._headers[entry.source].tensors[entry.tensor])
             most_elements = max(n_elements, math.prod(header.shape))
             stored += header.end - header.start
             stored += 4 * most_elements * (2 * self._is_adapted(entry) + self._is_aligned(entry.tensor))
-        if is_copy(part.step):
+        if part.step.is_copy:
             return 2 * stored
         working = (_OUTPUT_BYTES + scratch_bytes(part.step)) * n_elements
         if may_need_reference(part.step) or self._device != "cpu":
             # the references hold float32 copies of the inputs, their deltas, and a few results between
             working += 4 * n_elements * (3 * len(entries) + 3)
         return stored + working
-
-
-def _entries(step: TensorStep) -> tuple[TensorInput, ...]:
-    """All that is read for a step."""
-    return step.inputs if step.base is None else (*step.inputs, step.base)

@@ -12,8 +12,8 @@ from evomerge.weights.tensor_group import TensorGroup
 Prune = Callable[[TensorGroup, int, torch.Tensor], torch.Tensor]
 """(group, position of the source, delta) -> pruned delta"""
 
-_TINY_SUM = 1e-7
-"""below this L1 norm mergekit does not rescale"""
+TINY_SUM = 1e-7
+"""below this L1 norm nothing is rescaled, as in mergekit"""
 
 
 def merge_task_vectors(group: TensorGroup, prune: Prune | None, *, elect_sign: bool) -> torch.Tensor:
@@ -65,7 +65,7 @@ def in_order_sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 def match_l1(delta: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:
     """`pruned` scaled to the L1 norm of `delta` (mergekit's `rescale`; the DARE paper divides by the density instead)."""
     before, after = delta.abs().sum(dtype=torch.float64), pruned.abs().sum(dtype=torch.float64)
-    if before < _TINY_SUM or after < _TINY_SUM:
+    if before < TINY_SUM or after < TINY_SUM:
         return pruned
     return pruned * (before / after).to(pruned.dtype)
 

@@ -1,11 +1,11 @@
 """`FusedBatch`: many output tensors computed by the compiled kernels in one go, each into memory of the caller's."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from evomerge.plan import TensorInput, TensorStep, n_columns
 from evomerge.weights.blocks import F32, F32_AS_BF16, OVERFLOW_BITS, round_block
@@ -17,9 +17,7 @@ from evomerge.weights.fused.steps import FusedStep, fuse, is_measured
 from evomerge.weights.fused.tables import INPUT, KINDS, OUTPUT, chunks_of, kind_of
 from evomerge.weights.fused.threads import Threads
 from evomerge.weights.pool import WeightPool
-
-TINY_SUM = 1e-7
-"""below this L1 norm nothing is rescaled, as in the references"""
+from evomerge.weights.task_vectors import TINY_SUM
 
 _RANGE = np.dtype([("output", np.int32), ("input", np.int32), ("start", np.int64), ("end", np.int64)])
 
@@ -72,6 +70,12 @@ def parts_of(destination: Destination, fused: Mapping[str, FusedStep]) -> list[P
     return parts
 
 
+def scales_to(whole: NDArray[np.float64], kept: NDArray[np.float64]) -> NDArray[np.float32]:
+    """What pruned deltas of L1 norms `kept` are multiplied by to have the norms `whole`, as in `task_vectors.match_l1`."""
+    scales = np.divide(whole, kept, out=np.ones_like(whole), where=(whole >= TINY_SUM) & (kept >= TINY_SUM))
+    return scales.astype(np.float32)
+
+
 class FusedBatch:
     """Computes steps with the compiled kernels.
 
@@ -98,8 +102,7 @@ class FusedBatch:
 
     def can_read(self, step: TensorStep) -> bool:
         """Whether the kernels read the dtypes of all of the step's tensors."""
-        entries = step.inputs if step.base is None else (*step.inputs, step.base)
-        return all(self._place(entry)[1] is not None for entry in entries)
+        return all(self._place(entry)[1] is not None for entry in step.sources)
 
     def prepare(
         self, steps: list[TensorStep], seed: int, math_dtype: torch.dtype = torch.float32
@@ -109,7 +112,7 @@ class FusedBatch:
         statistics = self._statistics.setdefault(precision, Statistics(self._pool, precision, once=self._once))
 
         def form(step: TensorStep) -> FusedStep | None:
-            return fuse(step, math.prod(step.shape), seed, statistics) if self.can_read(step) else None
+            return fuse(step, seed, statistics) if self.can_read(step) else None
 
         keys = {(precision, step.method, step.output, *[entry.source for entry in step.inputs]) for step in steps}
         # where only lookups are left, which hold the interpreter lock, one thread is enough
@@ -169,7 +172,7 @@ class FusedBatch:
                 0,
                 0,
                 base_address,
-                math.prod(step.shape),
+                step.n_elements,
                 len(input_rows),
                 len(form.inputs),
                 0,
@@ -234,9 +237,7 @@ class FusedBatch:
                     norms.append(form.norms.get(position, 0.0))
         if ranges:
             kept = self._kept_norms(np.array(ranges, _RANGE), outputs, inputs)
-            whole = np.array(norms)
-            scale = np.divide(whole, kept, out=np.ones_like(whole), where=(whole >= TINY_SUM) & (kept >= TINY_SUM))
-            held = scale.astype(np.float32)
+            held = scales_to(np.array(norms), kept)
             for row, (output, _, _, _) in enumerate(ranges):
                 round_block(held[row:], 1, fused[output].precision)
             inputs["scale"][[number for _, number, _, _ in ranges]] = held

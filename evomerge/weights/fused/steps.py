@@ -1,6 +1,5 @@
 """Which methods the fused kernels compute, and how a step of each becomes table rows."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -47,6 +46,9 @@ class Prune(NamedTuple):
 
 NO_PRUNE = Prune()
 
+Term = tuple[TensorInput, float, Prune]
+"""an input, its weight and its pruning"""
+
 
 @dataclass(frozen=True, slots=True)
 class FusedStep:
@@ -64,7 +66,7 @@ class FusedStep:
         numbers: what the formula needs to know of every row, (numbers, rows).
     """
 
-    inputs: Sequence[tuple[TensorInput, float, Prune]]
+    inputs: Sequence[Term]
     base: TensorInput | None = None
     elect_sign: bool = False
     normalize: bool = False
@@ -78,13 +80,17 @@ class FusedStep:
     numbers: NDArray[np.float32] | None = None
 
 
-def fuse(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+Builder = Callable[[TensorStep, int, Statistics], FusedStep | None]
+"""(step, seed, statistics) -> its fused form; None where the kernels cannot compute it"""
+
+
+def fuse(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
     """`step` for the kernels, in the precision of `statistics`; None where its method has no fused form."""
     precision = statistics.precision
     build = _piecewise if step.pieces else _BUILDERS.get(step.method)
     if build is None or (precision != F32 and step.method in _BY_DIRECTION):  # inner products are those of float32
         return None
-    form = build(step, n_elements, seed, statistics)
+    form = build(step, seed, statistics)
     if form is None or precision == F32:
         return form
     pieces = tuple([(end, replace(piece, precision=precision)) for end, piece in form.pieces])
@@ -108,30 +114,34 @@ def _weights(step: TensorStep) -> tuple[float, ...]:
     return tuple([float(entry.parameters["weight"]) for entry in step.inputs])
 
 
-def _linear(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
+def _weighted(step: TensorStep, weights: Iterable[float], prune: Prune = NO_PRUNE) -> list[Term]:
+    return [(entry, weight, prune) for entry, weight in zip(step.inputs, weights, strict=True)]
+
+
+def _unweighted(step: TensorStep) -> list[Term]:
+    return [(entry, 1.0, NO_PRUNE) for entry in step.inputs]
+
+
+def _linear(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep:
     weights = _weights(step)
     divisor = _weight_sum(weights) if step.parameters["normalize"] else 1.0
-    return FusedStep(
-        [(entry, weight, NO_PRUNE) for entry, weight in zip(step.inputs, weights, strict=True)], divisor=divisor
-    )
+    return FusedStep(_weighted(step, weights), divisor=divisor)
 
 
-def _passthrough(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+def _passthrough(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
     if not step.inputs[0].parameters:
         return None  # an integer buffer
     return FusedStep([(step.inputs[0], float(step.inputs[0].parameters["scale"]), NO_PRUNE)])
 
 
-def _shifted_linear(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+def _shifted_linear(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
     if step.parameters["shift"]:
         return None  # norms, a few numbers each
-    return FusedStep([(entry, weight, NO_PRUNE) for entry, weight in zip(step.inputs, _weights(step), strict=True)])
+    return FusedStep(_weighted(step, _weights(step)))
 
 
-def _slerp(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
-    other, base = step.inputs[0], step.base
-    if base is None:
-        raise RuntimeError(f"plan without a base for {step.output}")
+def _slerp(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep:
+    base, other = step.required_base, step.inputs[0]
     products = statistics.products(_pair(base, other))
     of_base, of_other = coefficients(float(step.parameters["t"]), *products)
     return FusedStep([(base, of_base, NO_PRUNE), (other, of_other, NO_PRUNE)])
@@ -144,27 +154,25 @@ def _gram(step: TensorStep, statistics: Statistics) -> NDArray[np.float64]:
 
 def _sum(step: TensorStep, factors: Iterable[float] | None) -> FusedStep | None:
     """The sources, or their task vectors added to the base, with a factor each; None without factors."""
-    if factors is None:
-        return None
-    terms = [(entry, float(factor), NO_PRUNE) for entry, factor in zip(step.inputs, factors, strict=True)]
-    return FusedStep(terms, step.base)
+    return None if factors is None else FusedStep(_weighted(step, map(float, factors)), step.base)
 
 
-def _model_stock(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
-    if n_elements == 0 or step.base is None:
+def _model_stock(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
+    if step.n_elements == 0:
         return None
+    base = step.required_base
     if step.parameters["filter_wise"] and len(step.shape) > 1:
-        numbers = statistics.of_rows(shares, [step.base, *step.inputs])[None]
-        return FusedStep([(entry, 1.0, NO_PRUNE) for entry in step.inputs], step.base, formula=STOCK, numbers=numbers)
+        numbers = statistics.of_rows(shares, [base, *step.inputs])[None]
+        return FusedStep(_unweighted(step), base, formula=STOCK, numbers=numbers)
     t = directions.model_stock(_gram(step, statistics))
     if t is None:
         return None
     share = t / len(step.inputs)
-    return FusedStep([(step.base, 1 - t, NO_PRUNE), *((entry, share, NO_PRUNE) for entry in step.inputs)])
+    return FusedStep([(base, 1 - t, NO_PRUNE), *_weighted(step, [share] * len(step.inputs))])
 
 
-def _nuslerp(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
-    if n_elements == 0:
+def _nuslerp(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
+    if step.n_elements == 0:
         return None
     if not step.parameters["nuslerp_flatten"] and step.shape:
         return None if step.parameters["nuslerp_row_wise"] else _nuslerp_rows(step, statistics)
@@ -176,105 +184,92 @@ def _nuslerp_rows(step: TensorStep, statistics: Statistics) -> FusedStep:
     angle = torch.from_numpy(statistics.of_rows(angles, step.inputs, step.base))
     numbers = torch.stack([torch.sin((1 - t) * angle), torch.sin(t * angle), torch.sin(angle)])
     numbers[:, angle == 0] = torch.tensor([[1 - t], [t], [1.0]])
-    return FusedStep([(entry, 1.0, NO_PRUNE) for entry in step.inputs], step.base, formula=ARC, numbers=numbers.numpy())
+    return FusedStep(_unweighted(step), step.base, formula=ARC, numbers=numbers.numpy())
 
 
-def _multislerp(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+def _multislerp(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
     weights = _weights(step)
-    if len(weights) == 1 or n_elements == 0:
+    if len(weights) == 1 or step.n_elements == 0:
         return None
     total = sum(weights) if step.parameters["normalize_weights"] else 1.0
     relative = [weight / total for weight in weights]
     return _sum(step, directions.multislerp(_gram(step, statistics), relative, float(step.parameters["eps"])))
 
 
-def _karcher(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
-    if len(step.inputs) == 1 or n_elements == 0:
+def _karcher(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
+    if len(step.inputs) == 1 or step.n_elements == 0:
         return None
     limit, tolerance = int(step.parameters["max_iter"]), float(step.parameters["tol"])
     return _sum(step, directions.karcher(_gram(step, statistics), limit, tolerance))
 
 
-def _nearswap(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
-    return FusedStep(
-        [(step.inputs[0], 1.0, NO_PRUNE)], step.base, formula=NEARSWAP, parameter=float(step.parameters["t"])
-    )
+def _nearswap(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep:
+    return FusedStep(_unweighted(step), step.base, formula=NEARSWAP, parameter=float(step.parameters["t"]))
 
 
-def _ram(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
-    inputs = [(entry, 1.0, NO_PRUNE) for entry in step.inputs]
-    return FusedStep(inputs, step.base, normalize=True, formula=RAM, parameter=float(step.parameters["epsilon"]))
+def _ram(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep:
+    epsilon = float(step.parameters["epsilon"])
+    return FusedStep(_unweighted(step), step.base, normalize=True, formula=RAM, parameter=epsilon)
 
 
-def _ramplus_tl(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep:
+def _ramplus_tl(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep:
     r, alpha, epsilon = (float(step.parameters[name]) for name in ("r", "alpha", "epsilon"))
     alone, together = statistics.changed_by(_experts(step), epsilon)
     factors = [own_factor(*counts, r, alpha, epsilon) for counts in zip(alone, together, strict=True)]
-    inputs = [(entry, factor, NO_PRUNE) for entry, factor in zip(step.inputs, factors, strict=True)]
-    return FusedStep(inputs, step.base, formula=RAM, parameter=epsilon)
+    return FusedStep(_weighted(step, factors), step.base, formula=RAM, parameter=epsilon)
 
 
-def _sce(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
-    if n_elements > MOST_PLACES:
+def _sce(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
+    if step.n_elements > MOST_PLACES:
         return None
     share, experts, prune = float(step.parameters["select_topk"]), _experts(step), NO_PRUNE
     if share < 1:
         order, limit = statistics.most_varied(experts, lambda n_varied: n_selected(n_varied, share))
         prune = Prune(cutoff=limit, places=order)
     sums = statistics.square_sums(experts, prune.places, prune.cutoff)
-    energy = torch.tensor(sums, dtype=torch.float64) / max(n_elements, 1)
+    energy = torch.tensor(sums, dtype=torch.float64) / max(step.n_elements, 1)
     weights = expert_weights(energy.to(DTYPE_OF[statistics.precision])).tolist()
-    inputs = [(entry, weight, prune) for entry, weight in zip(step.inputs, weights, strict=True)]
-    return FusedStep(inputs, step.base, formula=SCE)
+    return FusedStep(_weighted(step, weights, prune), step.base, formula=SCE)
 
 
-def _arcee_fusion(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
-    if step.base is None:
-        return None
-    inputs = [(step.inputs[0], 1.0, NO_PRUNE)]
-    if n_elements == 0:
-        return FusedStep(inputs, step.base)  # nothing is computed
-    divergence, least = statistics.important(_pair(step.base, step.inputs[0]))
-    return FusedStep(inputs, step.base, formula=FUSION, parameter=least, numbers=divergence[None])
+def _arcee_fusion(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
+    if step.n_elements == 0:
+        return FusedStep(_unweighted(step), step.base)  # nothing is computed
+    divergence, least = statistics.important(_pair(step.required_base, step.inputs[0]))
+    return FusedStep(_unweighted(step), step.base, formula=FUSION, parameter=least, numbers=divergence[None])
 
 
 def _experts(step: TensorStep) -> Experts:
     """The tensors of a step that has a base, which comes last."""
-    if step.base is None:
-        raise RuntimeError(f"plan without a base for {step.output}")
-    return tuple([(entry.source, entry.tensor) for entry in (*step.inputs, step.base)])
+    return tuple([(entry.source, entry.tensor) for entry in (*step.inputs, step.required_base)])
 
 
-def _piecewise(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+def _piecewise(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
     """A plain sum for each piece; None where there is noise."""
     if any(piece.noise for piece in step.pieces):
         return None
-    forms = [
-        FusedStep([(entry, weight, NO_PRUNE) for entry, weight in zip(step.inputs, piece.weights, strict=True)])
-        for piece in step.pieces
-    ]
-    return FusedStep([], pieces=tuple((piece.end, form) for piece, form in zip(step.pieces, forms, strict=True)))
+    return FusedStep([], pieces=tuple((piece.end, FusedStep(_weighted(step, piece.weights))) for piece in step.pieces))
 
 
-PruneBuilder = Callable[[TensorStep, int, int, int, Statistics], Prune | None]
-"""(step, position of the input, elements, seed, statistics) -> how to prune it; None where the kernels cannot"""
+PruneBuilder = Callable[[TensorStep, int, int, Statistics], Prune | None]
+"""(step, position of the input, seed, statistics) -> how to prune it; None where the kernels cannot"""
 
 
-def _keep_all(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune:
+def _keep_all(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune:
     return NO_PRUNE
 
 
-def _keep_largest(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune:
+def _keep_largest(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune:
     entry = step.inputs[position]
     density = float(entry.parameters["density"])
-    if density >= 1 or n_elements == 0 or step.base is None:
+    if density >= 1 or step.n_elements == 0:
         return NO_PRUNE
-    k = max(1, int(density * n_elements)) if density > 0 else 0
-    cut = statistics.cut(_pair(step.base, entry), k)
+    k = max(1, int(density * step.n_elements)) if density > 0 else 0
+    cut = statistics.cut(_pair(step.required_base, entry), k)
     return Prune(MAGNITUDE, cut.threshold, cut.cutoff)
 
 
-def _keep_random(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune:
+def _keep_random(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune:
     density = float(step.inputs[position].parameters["density"])
     keep = keep_threshold(density)
     if keep == DECISIONS:
@@ -283,11 +278,11 @@ def _keep_random(step: TensorStep, position: int, n_elements: int, seed: int, st
     return Prune(RANDOM, key0=key0, key1=key1, keep=keep)
 
 
-def _keep_ranked(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune | None:
+def _keep_ranked(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune | None:
     entry = step.inputs[position]
     density, epsilon = float(entry.parameters["density"]), float(entry.parameters["epsilon"])
     columns = n_columns(step.shape)
-    if density >= 1 or n_elements == 0 or step.base is None:
+    if density >= 1 or step.n_elements == 0:
         return NO_PRUNE
     key0, key1 = mask_key(seed, step.output, position)
     if density <= 0:
@@ -295,17 +290,17 @@ def _keep_ranked(step: TensorStep, position: int, n_elements: int, seed: int, st
     if columns > MOST_RANKS:
         return None
     low, rise = last_kept(columns, density, epsilon)
-    ranks = statistics.ranks(_pair(step.base, entry), columns)
+    ranks = statistics.ranks(_pair(step.required_base, entry), columns)
     return Prune(RANKED, key0=key0, key1=key1, low=low, step=rise, ranks=ranks)
 
 
-def _keep_band(step: TensorStep, position: int, n_elements: int, seed: int, statistics: Statistics) -> Prune:
+def _keep_band(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune:
     entry = step.inputs[position]
     density = float(entry.parameters["density"])
-    if density >= 1 or n_elements == 0 or step.base is None:
+    if density >= 1 or step.n_elements == 0:
         return NO_PRUNE
-    dropped, keep = band(n_elements, density, float(entry.parameters["gamma"]))
-    pair = _pair(step.base, entry)
+    dropped, keep = band(step.n_elements, density, float(entry.parameters["gamma"]))
+    pair = _pair(step.required_base, entry)
     low, top = statistics.cut(pair, dropped + keep), statistics.cut(pair, dropped)
     return Prune(BAND, low.threshold, low.cutoff, top_threshold=top.threshold, top_cutoff=top.cutoff)
 
@@ -314,30 +309,28 @@ def _pair(base: TensorInput, other: TensorInput) -> Pair:
     return base.source, base.tensor, other.source, other.tensor
 
 
-def _task_vectors(
-    prune: PruneBuilder, *, elect_sign: bool
-) -> Callable[[TensorStep, int, int, Statistics], FusedStep | None]:
-    def build(step: TensorStep, n_elements: int, seed: int, statistics: Statistics) -> FusedStep | None:
+def _task_vectors(prune: PruneBuilder, *, elect_sign: bool) -> Builder:
+    def build(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
         weights, divisor = _as_held(_weights(step), statistics.precision)
-        inputs: list[tuple[TensorInput, float, Prune]] = []
+        inputs: list[Term] = []
         norms: dict[int, float] = {}
         for position, (entry, weight) in enumerate(zip(step.inputs, weights, strict=True)):
-            pruned = prune(step, position, n_elements, seed, statistics)
-            if pruned is None or step.base is None:
+            pruned = prune(step, position, seed, statistics)
+            if pruned is None:
                 return None
             inputs.append((entry, weight, pruned))
             if step.parameters.get("rescale", False) and pruned.mode != KEEP_ALL:
-                norms[position] = statistics.l1(_pair(step.base, entry))
+                norms[position] = statistics.l1(_pair(step.required_base, entry))
         normalize = bool(step.parameters["normalize"])
         if elect_sign or not normalize:
             divisor = 1.0
         scale = float(step.parameters["lambda"])
-        return FusedStep(inputs, step.base, elect_sign, normalize and elect_sign, divisor, scale, norms)
+        return FusedStep(inputs, step.required_base, elect_sign, normalize and elect_sign, divisor, scale, norms)
 
     return build
 
 
-_BUILDERS: Mapping[str, Callable[[TensorStep, int, int, Statistics], FusedStep | None]] = {
+_BUILDERS: Mapping[str, Builder] = {
     "linear": _linear,
     "passthrough": _passthrough,
     "shifted_linear": _shifted_linear,
@@ -364,11 +357,11 @@ _BUILDERS: Mapping[str, Callable[[TensorStep, int, int, Statistics], FusedStep |
 CPU_ONLY = ("arcee_fusion", "nearswap", "ram", "ramplus_tl", "sce")
 """methods whose fused forms only the CPU's kernels compute"""
 
-
 _SCORE_BYTES = 8
 """an importance as it is computed, and as quartiles are found"""
 
 _BY_DIRECTION = ("nuslerp", "multislerp", "karcher", "model_stock")
+"""methods of which `evomerge.weights.fused.directions` may say that rounding would decide"""
 
 
 def is_measured(step: TensorStep) -> bool:
@@ -384,7 +377,7 @@ def scratch_bytes(step: TensorStep) -> int:
 def may_need_reference(step: TensorStep) -> bool:
     """Whether `fuse` may give None for the step, which only the values of its tensors can tell."""
     ranked = step.method in RANKED_METHODS and n_columns(step.shape) > MOST_RANKS
-    too_large = step.method == "sce" and math.prod(step.shape) > MOST_PLACES
+    too_large = step.method == "sce" and step.n_elements > MOST_PLACES
     return step.method not in _BUILDERS or step.method in _BY_DIRECTION or ranked or too_large
 
 

@@ -5,7 +5,6 @@ come from there; knows nothing of methods.
 """
 
 import logging
-import math
 import subprocess
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +17,7 @@ from triton.errors import TritonError
 
 from evomerge.plan import TensorStep
 from evomerge.weights.blocks import OVERFLOW_BITS, round_block
-from evomerge.weights.fused.batch import TINY_SUM, Destination, Part, parts_of
+from evomerge.weights.fused.batch import Destination, Part, parts_of, scales_to
 from evomerge.weights.fused.formulas import SUM
 from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.fused.tables import KINDS
@@ -137,14 +136,13 @@ class TritonBatch:
         """Sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta."""
         kept = self._kept_norms(parts, variant, tables)
         whole = np.array([[part.form.norms.get(k, 0.0) for k in range(variant.n_inputs)] for part in parts])
-        scale = np.divide(whole, kept, out=np.ones_like(whole), where=(whole >= TINY_SUM) & (kept >= TINY_SUM))
-        held = scale.astype(np.float32)
+        held = scales_to(whole, kept)
         round_block(held.reshape(-1), held.size, variant.precision)
         tables.rescale(held)
 
     def _kept_norms(self, parts: list[Part], variant: Variant, tables: Tables) -> NDArray[np.float64]:
         """(rows, inputs): L1 norms of pruned deltas, of whole tensors whatever part of them is wanted here."""
-        ranges = tuple([(0, math.prod(part.place.step.shape)) for part in parts])
+        ranges = tuple([(0, part.place.step.n_elements) for part in parts])
         chunks = chunks_of(ranges, self.device)
         partial = torch.zeros(len(chunks), variant.n_inputs, dtype=torch.float64, device=self.device)
         if len(chunks):
