@@ -28,7 +28,7 @@ from evomerge.recipe.recipe import DTYPES, Recipe
 from evomerge.recipe.scale_range import scale_bounds
 from evomerge.recipe.stack_paths import Categorical, Indicator, Moves, PathEncoding, StackFrame, Step, Swap
 from evomerge.recipe.stack_template import MERGED, StackedModels, StackTemplate
-from evomerge.recipe.stacking import Folding, Hop, stack_recipe
+from evomerge.recipe.stacking import Folding, StackLayer, stack_recipe
 from evomerge.recipe.template import (
     AXES,
     RecipeTemplate,
@@ -54,7 +54,6 @@ __all__ = [
     "Categorical",
     "Combination",
     "Folding",
-    "Hop",
     "Indicator",
     "Lineage",
     "MethodSpec",
@@ -76,6 +75,7 @@ __all__ = [
     "Span",
     "SplitAt",
     "StackFrame",
+    "StackLayer",
     "StackTemplate",
     "StackedModels",
     "Step",

@@ -170,7 +170,7 @@ class Slots(PathEncoding):
         return math.exp(values[f"log_{slot}"]) if self.scales else 1.0
 
     def _whole(self, values: Mapping[str, float], free: Sequence[Step]) -> tuple[Step, ...]:
-        """The path around `free`, with the scale of the hop into the fixed last layers."""
+        """The path around `free`, with the scale on the way into the fixed last layers."""
         return self.frame.path(free, self._entering(values, LAST) if self._last_scaled else 1.0)
 
     def _unscaled(self) -> dict[str, float]:
@@ -207,7 +207,7 @@ class Indicator(PathEncoding):
         else:
             offered = self.frame.offered()
             stops = [*offered, *([None] if self._last_scaled else [])]
-            names = [_hop(start, stop) for start in [None, *offered] for stop in stops]
+            names = [_way(start, stop) for start in [None, *offered] for stop in stops]
         return [*indicators, *map(self._scale, names)]
 
     def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
@@ -236,7 +236,7 @@ class Indicator(PathEncoding):
     ) -> float:
         if not self.scales:
             return 1.0
-        return math.exp(values[_hop(start, stop) if self.matrix else f"log_{slot}"])
+        return math.exp(values[_way(start, stop) if self.matrix else f"log_{slot}"])
 
     def _slots(self) -> list[tuple[int, str, int]]:
         return [(repeat, *offer) for repeat in range(self.repeats) for offer in self.frame.offered()]
@@ -355,7 +355,7 @@ def _slot(repeat: int, model: str, layer: int) -> str:
     return f"take[{repeat},{model}.{layer}]"
 
 
-def _hop(start: tuple[str, int] | None, stop: tuple[str, int] | None) -> str:
-    """The scale of the hop from one layer to another; None = from the fixed first layers, or to the fixed last ones."""
+def _way(start: tuple[str, int] | None, stop: tuple[str, int] | None) -> str:
+    """The name of the scale on the way from one layer to another; None = from the fixed first layers, or to the fixed last ones."""
     left = "first" if start is None else f"{start[0]}.{start[1]}"
     return f"log_scale[{left}>{LAST if stop is None else f'{stop[0]}.{stop[1]}'}]"

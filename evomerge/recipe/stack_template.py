@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from evomerge.core import SpaceError
 from evomerge.recipe.recipe import Recipe
 from evomerge.recipe.stack_paths import PathEncoding, Step
-from evomerge.recipe.stacking import Folding, Hop, stack_recipe
+from evomerge.recipe.stacking import Folding, StackLayer, stack_recipe
 from evomerge.recipe.template import RecipeTemplate
 from evomerge.space import SearchSpace
 
@@ -17,7 +17,7 @@ MERGED = "merged"
 """what the parameter-space merge is called among the stacked models"""
 
 LINEAR_METHODS = ("linear", "task_arithmetic")
-"""methods whose merge is a linear combination of the models, so that a merged layer can be a hop"""
+"""methods whose merge is a linear combination of the models, so that a merged layer can stand in a stack"""
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class StackTemplate:
         return self._stacked(self.path(values), values, name)
 
     def _stacked(self, path: Sequence[Step], values: Mapping[str, float], name: str | None) -> Recipe:
-        hops = [Hop(step.layer, self._weights(values, step.model, step.layer), step.scale) for step in path]
+        layers = [StackLayer(step.layer, self._weights(values, step.model, step.layer), step.scale) for step in path]
         ends = self._weights(values, self._encoding.frame.ends, 0)
-        return stack_recipe(hops, ends=ends, folding=self._folding, out_dtype=self._out_dtype, name=name)
+        return stack_recipe(layers, ends=ends, folding=self._folding, out_dtype=self._out_dtype, name=name)
 
     def widest(self) -> Recipe:
         """A recipe with every layer that any path may use, to see beforehand whether the models fit each other."""

@@ -9,7 +9,7 @@ itself; or, where what it adds is normalised once more, out of that norm's weigh
 Knows nothing of model files; `evomerge.plan.folding` says which weights those are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
@@ -24,17 +24,16 @@ ENDS = ("embed_tokens", "lm_head", "model.norm.")
 
 
 @dataclass(frozen=True, slots=True)
-class Hop:
+class StackLayer:
     """One layer of a stack.
 
     Attributes:
-        layer: which layer of the models.
-        weights: (model folder, coefficient), so that the hop's weights are the sum of coefficient times model; one model with 1.0 = a
-            plain layer.
-        scale: the hidden state is multiplied by it on entering the hop (arXiv 2403.13187), > 0.
+        index: which layer of the models.
+        weights: (model folder, coefficient): its weights are the sum of coefficient times that layer of the model; one model with 1.0 = a plain layer.
+        scale: the hidden state is multiplied by it on entering the layer (arXiv 2403.13187), > 0.
     """
 
-    layer: int
+    index: int
     weights: tuple[tuple[str, float], ...]
     scale: float = 1.0
 
@@ -55,7 +54,7 @@ class Folding:
 
 
 def stack_recipe(
-    hops: Sequence[Hop],
+    layers: Sequence[StackLayer],
     *,
     ends: Sequence[tuple[str, float]],
     folding: Folding,
@@ -66,31 +65,31 @@ def stack_recipe(
 
     Where every layer is one model's own, and embedding and output layer are those of the models of the first and last layer, it is a
     `passthrough` with a slice for each run of layers of equal scale. Everything else is a `linear` merge without normalisation,
-    one slice for each hop; `shifted_linear` where scaled norms stand for 1 + w.
+    one slice for each layer; `shifted_linear` where scaled norms stand for 1 + w.
 
     Args:
-        hops: the layers, first to last.
+        layers: the layers, first to last.
         ends: (model folder, coefficient) of embedding, final norm and output layer.
         folding: where the architecture takes the scales.
         out_dtype: what the result is rounded to.
         name: a label.
 
     Raises:
-        RecipeError: no hop, no model, or a scale that is not positive.
+        RecipeError: no layer, no model, or a scale that is not positive.
     """
-    if not hops or not all(hop.weights for hop in hops) or not ends:
+    if not layers or not all(layer.weights for layer in layers) or not ends:
         raise RecipeError("a stack needs at least one layer, and models for every layer and for embedding and output")
-    for index, hop in enumerate(hops):
-        if not hop.scale > 0.0:
-            raise RecipeError(f"layer {index} of the stack has scale {hop.scale}; scales must be positive")
-    products = list(accumulate((hop.scale for hop in hops), mul))
+    for index, layer in enumerate(layers):
+        if not layer.scale > 0.0:
+            raise RecipeError(f"layer {index} of the stack has scale {layer.scale}; scales must be positive")
+    products = list(accumulate((layer.scale for layer in layers), mul))
     shifted = folding.shifted and any(product != 1.0 for product in products)
     if shifted:
-        method, slices = SHIFTED_LINEAR.name, _sums(hops, products, ends, folding)
-    elif _is_copied(hops, ends):
-        method, slices = "passthrough", _copies(hops, products, folding)
+        method, slices = SHIFTED_LINEAR.name, _sums(layers, products, ends, folding)
+    elif _is_copied(layers, ends):
+        method, slices = "passthrough", _copies(layers, products, folding)
     else:
-        method, slices = "linear", _sums(hops, products, ends, folding)
+        method, slices = "linear", _sums(layers, products, ends, folding)
     return Recipe(
         method,
         slices,
@@ -100,24 +99,24 @@ def stack_recipe(
     )
 
 
-def _is_copied(hops: Sequence[Hop], ends: Sequence[tuple[str, float]]) -> bool:
+def _is_copied(layers: Sequence[StackLayer], ends: Sequence[tuple[str, float]]) -> bool:
     """Whether every tensor is one model's, times a factor; a passthrough takes those outside the layers from the first and last layer's model."""
     return all(
-        len(weights) == 1 and weights[0][1] == 1.0 for weights in (*(hop.weights for hop in hops), ends)
-    ) and all(hop.weights == tuple(ends) for hop in (hops[0], hops[-1]))
+        len(weights) == 1 and weights[0][1] == 1.0 for weights in (*(layer.weights for layer in layers), ends)
+    ) and all(layer.weights == tuple(ends) for layer in (layers[0], layers[-1]))
 
 
-def _copies(hops: Sequence[Hop], products: Sequence[float], folding: Folding) -> tuple[Slice, ...]:
+def _copies(layers: Sequence[StackLayer], products: Sequence[float], folding: Folding) -> tuple[Slice, ...]:
     """A slice for each run of consecutive layers of one model with one product of scales."""
     slices: list[Slice] = []
     first = 0
-    for end in range(1, len(hops) + 1):
-        if end < len(hops) and _continues(hops[end - 1], hops[end]) and products[end] == products[end - 1]:
+    for end in range(1, len(layers) + 1):
+        if end < len(layers) and _continues(layers[end - 1], layers[end]) and products[end] == products[end - 1]:
             continue
         factor = tuple(Setting(1.0 / products[first], text) for text in folding.scaled)
         source = Source(
-            hops[first].weights[0][0],
-            (hops[first].layer, hops[end - 1].layer + 1),
+            layers[first].weights[0][0],
+            (layers[first].index, layers[end - 1].index + 1),
             {"scale": factor} if products[first] != 1.0 else {},
         )
         slices.append(Slice((source,)))
@@ -125,36 +124,35 @@ def _copies(hops: Sequence[Hop], products: Sequence[float], folding: Folding) ->
     return tuple(slices)
 
 
-def _continues(before: Hop, hop: Hop) -> bool:
-    return hop.weights == before.weights and hop.layer == before.layer + 1
+def _continues(before: StackLayer, layer: StackLayer) -> bool:
+    return layer.weights == before.weights and layer.index == before.index + 1
 
 
 def _sums(
-    hops: Sequence[Hop], products: Sequence[float], ends: Sequence[tuple[str, float]], folding: Folding
+    layers: Sequence[StackLayer], products: Sequence[float], ends: Sequence[tuple[str, float]], folding: Folding
 ) -> tuple[Slice, ...]:
-    """A slice for each hop, which is a weighted sum of models."""
+    """A slice for each layer, which is a weighted sum of models."""
     slices = []
-    for index, (hop, product) in enumerate(zip(hops, products, strict=True)):
-        outer = dict(ends) if index in (0, len(hops) - 1) else {}
-        weights = dict(hop.weights)
+    for index, (layer, product) in enumerate(zip(layers, products, strict=True)):
+        outer = dict(ends) if index in (0, len(layers) - 1) else {}
+        weights = dict(layer.weights)
         # mergekit takes as many sources for final norm and output layer from the last slice as the first slice has
-        listed = [*weights, *outer, *(dict(hops[-1].weights) if index == 0 else ())]
+        listed = [*weights, *outer, *(dict(layers[-1].weights) if index == 0 else ())]
         sources = []
         for model in dict.fromkeys(listed):
             # a model that is listed for tensors outside the layers alone may have fewer layers: any of them will do
-            layer = hop.layer if model in weights else 0
-            weight = _settings(weights.get(model, 0.0), product, folding.scaled, outer and outer.get(model, 0.0))
-            sources.append(Source(model, (layer, layer + 1), {"weight": weight}))
+            first = layer.index if model in weights else 0
+            of_ends = outer.get(model, 0.0) if outer else None
+            weight = _settings(weights.get(model, 0.0), product, folding.scaled, of_ends)
+            sources.append(Source(model, (first, first + 1), {"weight": weight}))
         shifts = tuple(Setting(1.0 / product - 1.0, text) for text in folding.scaled) if folding.shifted else ()
         slices.append(Slice(tuple(sources), {"shift": shifts} if shifts and product != 1.0 else {}))
     return tuple(slices)
 
 
-def _settings(
-    weight: float, product: float, scaled: Sequence[str], outer: float | Mapping[str, float]
-) -> tuple[Setting, ...]:
-    """A model's weight in one slice: of tensors outside the layers, of those that take the scale, of the rest."""
-    special = [Setting(outer, text) for text in ENDS] if isinstance(outer, float) and outer != weight else []
+def _settings(weight: float, product: float, scaled: Sequence[str], of_ends: float | None) -> tuple[Setting, ...]:
+    """A model's weight in one slice: of tensors outside the layers (None where the slice makes none), of those that take the scale, of the rest."""
+    special = [] if of_ends is None or of_ends == weight else [Setting(of_ends, text) for text in ENDS]
     if product != 1.0:
         special += [Setting(weight / product, text) for text in scaled]
     return (*special, Setting(weight))

@@ -8,7 +8,7 @@ import pytest
 from evomerge.core import CheckpointError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest, available_engines, make_engine
 from evomerge.plan import folding_of, make_plan, padded, read_model_header
-from evomerge.recipe import Hop, stack_recipe
+from evomerge.recipe import StackLayer, stack_recipe
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool, merge_to_folder, write_slots_folder
 
@@ -36,8 +36,10 @@ def test_one_engine_serves_every_depth(kind: str, tmp_path: Path) -> None:
     score = [LogLikelihoodRequest((7, 8, 9, 10), (token, 11)) for token in (12, 13)]
     draw = random.Random(2)
     for index, depth in enumerate((5, 1, 3)):
-        hops = [Hop(draw.randrange(2), ((draw.choice(folders), 1.0),), draw.uniform(0.5, 1.6)) for _ in range(depth)]
-        recipe = stack_recipe(hops, ends=[(folders[0], 1.0)], folding=folding, out_dtype="float32")
+        layers = [
+            StackLayer(draw.randrange(2), ((draw.choice(folders), 1.0),), draw.uniform(0.5, 1.6)) for _ in range(depth)
+        ]
+        recipe = stack_recipe(layers, ends=[(folders[0], 1.0)], folding=folding, out_dtype="float32")
         plan = padded(make_plan(recipe, headers), MAX_SLOTS, folding.silenced)
         engine.update(lambda target, plan=plan: merger.write(plan, target))
         merge_to_folder(recipe, tmp_path / f"exported-{index}")
@@ -58,16 +60,16 @@ def test_a_stack_that_overflows_leaves_nothing_in_idle_layers(tmp_path: Path) ->
     engine = make_engine("transformers", tmp_path / "slots", dtype="float32", max_model_len=64)
     question = [LogLikelihoodRequest((7, 8, 9, 10), (12, 11))]
 
-    def put(hops: list[Hop]) -> None:
-        recipe = stack_recipe(hops, ends=[(model, 1.0)], folding=folding, out_dtype="float32")
+    def put(layers: list[StackLayer]) -> None:
+        recipe = stack_recipe(layers, ends=[(model, 1.0)], folding=folding, out_dtype="float32")
         plan = padded(make_plan(recipe, {model: header}), MAX_SLOTS, folding.silenced)
         engine.update(lambda target: merger.write(plan, target))
 
-    shallow = [Hop(0, ((model, 1.0),))]
+    shallow = [StackLayer(0, ((model, 1.0),))]
     put(shallow)
     before = engine.loglikelihood(question)
     with pytest.raises(CheckpointError, match="outside the range"):
-        put([*shallow * 3, Hop(1, ((model, 1e39),))])
+        put([*shallow * 3, StackLayer(1, ((model, 1e39),))])
     put(shallow)
     assert engine.loglikelihood(question) == before
     engine.close()

@@ -13,7 +13,7 @@ from evomerge.core import EngineError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest
 from evomerge.engine.transformers_engine import TransformersEngine
 from evomerge.plan import folding_of, make_plan, padded, read_model_header
-from evomerge.recipe import Hop, stack_recipe
+from evomerge.recipe import StackLayer, stack_recipe
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool, write_slots_folder
 
@@ -98,8 +98,8 @@ def test_stacks_of_mixtures_of_experts(kind, tmp_path):
     write_slots_folder(tmp_path / "slots", headers[folder], 4)
     engine = TransformersEngine(tmp_path / "slots")
     folding = folding_of(headers[folder])
-    hops = [Hop(layer, ((folder, 1.0),), scale) for layer, scale in ((1, 0.5), (0, 1.0), (1, 1.5))]
-    recipe = stack_recipe(hops, ends=[(folder, 1.0)], folding=folding, out_dtype="float32")
+    layers = [StackLayer(layer, ((folder, 1.0),), scale) for layer, scale in ((1, 0.5), (0, 1.0), (1, 1.5))]
+    recipe = stack_recipe(layers, ends=[(folder, 1.0)], folding=folding, out_dtype="float32")
     plan = padded(make_plan(recipe, headers), 4, folding.silenced)
     engine.update(lambda target: Merger(WeightPool(headers)).write(plan, target))
     exported(recipe, tmp_path / "merged")

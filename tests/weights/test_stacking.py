@@ -14,7 +14,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.core import RecipeError
 from evomerge.plan import FOLDINGS, active_parameters, folding_of, make_plan, padded, read_model_header
-from evomerge.recipe import Folding, Hop, Recipe, Setting, Slice, Source, recipe_from_yaml, recipe_to_yaml, stack_recipe
+from evomerge.recipe import (
+    Folding,
+    Recipe,
+    Setting,
+    Slice,
+    Source,
+    StackLayer,
+    recipe_from_yaml,
+    recipe_to_yaml,
+    stack_recipe,
+)
 from evomerge.recipe.scale_range import GROWTH_BITS
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool, merge_to_folder, write_slots_folder
@@ -76,11 +86,11 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return write_model(folder / "a", request.param, 0), write_model(folder / "b", request.param, 1)
 
 
-def random_path(models: tuple[str, str], seed: int, depth: int) -> list[Hop]:
+def random_path(models: tuple[str, str], seed: int, depth: int) -> list[StackLayer]:
     """Repeats, skips, both models, scales of 0.3 to 2."""
     draw = random.Random(seed)
     return [
-        Hop(
+        StackLayer(
             draw.randrange(N_LAYERS),
             ((draw.choice(models), 1.0),),
             math.exp(draw.uniform(math.log(0.3), math.log(2.0))),
@@ -89,9 +99,9 @@ def random_path(models: tuple[str, str], seed: int, depth: int) -> list[Hop]:
     ]
 
 
-def stacked(models: tuple[str, str], hops: list[Hop], **settings: object) -> Recipe:
+def stacked(models: tuple[str, str], layers: list[StackLayer], **settings: object) -> Recipe:
     folding = folding_of(read_model_header(models[0]))
-    return stack_recipe(hops, ends=[(models[0], 1.0)], folding=folding, out_dtype="float32", **settings)
+    return stack_recipe(layers, ends=[(models[0], 1.0)], folding=folding, out_dtype="float32", **settings)
 
 
 def logits(folder: Path, tokens: torch.Tensor, scales: list[float] | None = None) -> torch.Tensor:
@@ -112,11 +122,11 @@ def logits(folder: Path, tokens: torch.Tensor, scales: list[float] | None = None
 def test_a_folded_stack_equals_hidden_states_multiplied_by_hand(models: tuple[str, str], tmp_path: Path) -> None:
     tokens = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(5))
     for seed, depth in enumerate((2, 6)):
-        hops = random_path(models, seed, depth)
-        unscaled = [Hop(hop.layer, hop.weights) for hop in hops]
-        merge_to_folder(stacked(models, hops), tmp_path / f"folded-{seed}")
+        layers = random_path(models, seed, depth)
+        unscaled = [StackLayer(layer.index, layer.weights) for layer in layers]
+        merge_to_folder(stacked(models, layers), tmp_path / f"folded-{seed}")
         merge_to_folder(stacked(models, unscaled), tmp_path / f"plain-{seed}")
-        by_hand = logits(tmp_path / f"plain-{seed}", tokens, [hop.scale for hop in hops])
+        by_hand = logits(tmp_path / f"plain-{seed}", tokens, [layer.scale for layer in layers])
         folded = logits(tmp_path / f"folded-{seed}", tokens)
         assert float((folded - by_hand).norm() / by_hand.norm()) < 1e-4
         assert torch.equal(folded.argmax(-1), by_hand.argmax(-1))
@@ -179,15 +189,15 @@ def test_models_of_different_depth_are_stacked(tmp_path: Path) -> None:
     shallow = write_model(tmp_path / "shallow", "Qwen3ForCausalLM", 0)
     deep = write_model(tmp_path / "deep", "Qwen3ForCausalLM", 1, num_hidden_layers=5)
     path = [(shallow, 0), (deep, 3), (deep, 4), (deep, 0), (shallow, 2)]
-    hops = [Hop(layer, ((model, 1.0),)) for model, layer in path]
-    merge_to_folder(stacked((shallow, deep), hops), tmp_path / "merged")
+    layers = [StackLayer(layer, ((model, 1.0),)) for model, layer in path]
+    merge_to_folder(stacked((shallow, deep), layers), tmp_path / "merged")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert len(model.model.layers) == model.config.num_hidden_layers == len(model.config.layer_types) == len(path)
     sources = {folder: AutoModelForCausalLM.from_pretrained(folder) for folder in (shallow, deep)}
     for block, (folder, layer) in zip(model.model.layers, path, strict=True):
         theirs = sources[folder].model.layers[layer].state_dict()
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in block.state_dict().items())
-    too_far = stacked((shallow, deep), [*hops[:3], Hop(3, ((shallow, 1.0),)), hops[-1]])
+    too_far = stacked((shallow, deep), [*layers[:3], StackLayer(3, ((shallow, 1.0),)), layers[-1]])
     with pytest.raises(RecipeError, match=r"layer_range .3, 4. of .*shallow: the model has 3 layers"):
         merge_to_folder(too_far, tmp_path / "none")
     weight = {"weight": (Setting(0.5),)}
@@ -225,12 +235,12 @@ def test_architectures_that_cannot_be_stacked_are_refused_by_name(
 
 
 def test_stacks_that_are_none_are_refused() -> None:
-    hop = Hop(0, (("m", 1.0),))
+    layer = StackLayer(0, (("m", 1.0),))
     with pytest.raises(RecipeError, match="at least one layer"):
         stack_recipe([], ends=[("m", 1.0)], folding=Folding(("o_proj",), ("o_proj",)), out_dtype=None)
     with pytest.raises(RecipeError, match="layer 1 of the stack has scale 0"):
         stack_recipe(
-            [hop, Hop(0, hop.weights, 0.0)],
+            [layer, StackLayer(0, layer.weights, 0.0)],
             ends=[("m", 1.0)],
             folding=Folding(("o_proj",), ("o_proj",)),
             out_dtype=None,
@@ -238,9 +248,13 @@ def test_stacks_that_are_none_are_refused() -> None:
 
 
 def test_a_stack_is_a_recipe_like_any_other() -> None:
-    hops = [Hop(0, (("m", 1.0),)), Hop(1, (("n", 0.25), ("m", 0.5)), 0.5), Hop(0, (("n", 1.0),), 2.0)]
+    layers = [
+        StackLayer(0, (("m", 1.0),)),
+        StackLayer(1, (("n", 0.25), ("m", 0.5)), 0.5),
+        StackLayer(0, (("n", 1.0),), 2.0),
+    ]
     recipe = stack_recipe(
-        hops,
+        layers,
         ends=[("m", 0.75), ("n", 0.25)],
         folding=Folding(("o_proj", "down_proj"), ("o_proj", "down_proj")),
         out_dtype="bfloat16",
@@ -252,8 +266,16 @@ def test_a_stack_is_a_recipe_like_any_other() -> None:
 def test_layers_that_are_copied_are_written_as_passthrough_slices() -> None:
     folding = Folding(("o_proj", "down_proj"), ("o_proj", "down_proj"))
     m, n = (("m", 1.0),), (("n", 1.0),)
-    hops = [Hop(0, m), Hop(1, m), Hop(5, n, 0.5), Hop(6, n), Hop(7, n, 4.0), Hop(2, m, 0.5), Hop(3, m)]
-    recipe = stack_recipe(hops, ends=m, folding=folding, out_dtype="bfloat16")
+    layers = [
+        StackLayer(0, m),
+        StackLayer(1, m),
+        StackLayer(5, n, 0.5),
+        StackLayer(6, n),
+        StackLayer(7, n, 4.0),
+        StackLayer(2, m, 0.5),
+        StackLayer(3, m),
+    ]
+    recipe = stack_recipe(layers, ends=m, folding=folding, out_dtype="bfloat16")
     text = recipe_to_yaml(recipe)
     document = yaml.safe_load(text)
     assert document["merge_method"] == "passthrough"
@@ -271,7 +293,7 @@ def test_layers_that_are_copied_are_written_as_passthrough_slices() -> None:
         entry("m", 2, 4, None),
     ]
     for first, ends in ((n, m), (m, (("m", 0.5), ("n", 0.5)))):
-        mixed = stack_recipe([Hop(0, first), *hops[1:]], ends=ends, folding=folding, out_dtype=None)
+        mixed = stack_recipe([StackLayer(0, first), *layers[1:]], ends=ends, folding=folding, out_dtype=None)
         assert mixed.method == "linear", "a passthrough takes embedding and head from the first and last slice"
 
 
@@ -280,9 +302,11 @@ def test_the_bounds_of_scales_are_where_folded_stacks_begin_to_differ(tmp_path: 
     model = str(write_tiny_llama(tmp_path / "m", seed=0, n_layers=1, dtype="float32", rms_norm_eps=1e-14))
     tokens = torch.randint(0, 64, (1, 8), generator=torch.Generator().manual_seed(7))
     for count, exact in ((GROWTH_BITS["float32"], True), (62, False)):
-        hops = [Hop(0, ((model, 1.0),), 0.5)] * count
-        merge_to_folder(stacked((model, model), hops), tmp_path / f"folded-{count}")
-        merge_to_folder(stacked((model, model), [replace(hop, scale=1.0) for hop in hops]), tmp_path / f"plain-{count}")
+        layers = [StackLayer(0, ((model, 1.0),), 0.5)] * count
+        merge_to_folder(stacked((model, model), layers), tmp_path / f"folded-{count}")
+        merge_to_folder(
+            stacked((model, model), [replace(layer, scale=1.0) for layer in layers]), tmp_path / f"plain-{count}"
+        )
         folded = logits(tmp_path / f"folded-{count}", tokens)
         by_hand = logits(tmp_path / f"plain-{count}", tokens, [0.5] * count)
         assert (float((folded - by_hand).norm() / by_hand.norm()) < 1e-4) is exact
