@@ -1,10 +1,10 @@
 """`RecipeFile`: a recipe and the recipes of the models it is made of, where those are merges themselves (several YAML documents)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from evomerge.core import RecipeError, cached_model
-from evomerge.recipe.parts import Source
+from evomerge.recipe.parts import Slice, Source
 from evomerge.recipe.recipe import Recipe
 
 
@@ -65,11 +65,7 @@ def with_adapters(recipe: Recipe, adapted: Mapping[str, tuple[str, str]]) -> Rec
         model, lora = adapted[source.model]
         return replace(source, model=model, lora=lora)
 
-    if not adapted:
-        return recipe
-    return replace(
-        recipe, slices=tuple(replace(piece, sources=tuple(map(parted, piece.sources))) for piece in recipe.slices)
-    )
+    return recipe if not adapted else replace(recipe, slices=_with_sources(recipe.slices, parted))
 
 
 def with_cached_revisions(recipe: Recipe) -> Recipe:
@@ -79,13 +75,7 @@ def with_cached_revisions(recipe: Recipe) -> Recipe:
         place = None if source.revision is None else cached_model(source.model, source.revision)
         return source if place is None else replace(source, model=str(place), revision=None)
 
-    keys = {source.key: found(source).key for piece in recipe.slices for source in piece.sources}
-    return replace(
-        recipe,
-        slices=tuple(replace(piece, sources=tuple(map(found, piece.sources))) for piece in recipe.slices),
-        base=None if recipe.base is None else keys.get(recipe.base, recipe.base),
-        tokenizer=None if recipe.tokenizer is None else recipe.tokenizer.with_keys(lambda key: keys.get(key, key)),
-    )
+    return _renamed(recipe, found, lambda key: key)
 
 
 def with_folders(recipe: Recipe, folder: Callable[[str], str]) -> Recipe:
@@ -94,14 +84,23 @@ def with_folders(recipe: Recipe, folder: Callable[[str], str]) -> Recipe:
     def moved(source: Source) -> Source:
         return replace(source, model=folder(source.model), lora=None if source.lora is None else folder(source.lora))
 
-    keys = {source.key: moved(source).key for piece in recipe.slices for source in piece.sources}
+    return _renamed(recipe, moved, folder)
+
+
+def _renamed(recipe: Recipe, change: Callable[[Source], Source], unlisted: Callable[[str], str]) -> Recipe:
+    """The recipe with `change` of every source, also where base and tokenizer name it; models that are no source become `unlisted` of their key."""
+    keys = {source.key: change(source).key for piece in recipe.slices for source in piece.sources}
 
     def key(old: str) -> str:
-        return keys[old] if old in keys else folder(old)
+        return keys[old] if old in keys else unlisted(old)
 
     return replace(
         recipe,
-        slices=tuple(replace(piece, sources=tuple(map(moved, piece.sources))) for piece in recipe.slices),
+        slices=_with_sources(recipe.slices, change),
         base=None if recipe.base is None else key(recipe.base),
         tokenizer=None if recipe.tokenizer is None else recipe.tokenizer.with_keys(key),
     )
+
+
+def _with_sources(slices: Sequence[Slice], change: Callable[[Source], Source]) -> tuple[Slice, ...]:
+    return tuple(replace(piece, sources=tuple(map(change, piece.sources))) for piece in slices)

@@ -102,6 +102,19 @@ class MethodSpec:
         """Whether a recipe must name a base."""
         return self.base in (BaseRole.REQUIRED, BaseRole.ENDPOINT)
 
+    def takes(self, n_sources: int) -> bool:
+        """Whether so many models, besides a required or endpoint base, can be merged."""
+        return self.min_sources <= n_sources and (self.max_sources is None or n_sources <= self.max_sources)
+
+    @property
+    def source_range(self) -> str:
+        """How many it takes, in words."""
+        if self.min_sources == self.max_sources:
+            return f"exactly {self.min_sources}"
+        return (
+            f"at least {self.min_sources}" if self.max_sources is None else f"{self.min_sources} to {self.max_sources}"
+        )
+
     def parameter(self, name: str) -> ParameterSpec:
         """The parameter called `name`.
 

@@ -299,11 +299,9 @@ def _key(name: str, expert: str | None, layer: tuple[int, int] | None, module: s
 def _check_models(spec: MethodSpec, base: str | None, experts: Mapping[str, str]) -> None:
     if spec.needs_base and base is None:
         raise RecipeError(f"merge method {spec.name!r} needs a base model: set models.base")
-    low, high = spec.min_sources, spec.max_sources
-    if len(experts) < low or (high is not None and len(experts) > high):
-        wanted = f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+    if not spec.takes(len(experts)):
         raise RecipeError(
-            f"merge method {spec.name!r} takes {wanted} expert(s), got {len(experts)}: {', '.join(experts) or 'none'}"
+            f"merge method {spec.name!r} takes {spec.source_range} expert(s), got {len(experts)}: {', '.join(experts) or 'none'}"
         )
 
 

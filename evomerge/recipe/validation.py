@@ -54,11 +54,11 @@ def _check_sources(spec: MethodSpec, piece: Slice, base: str | None, where: str)
         ranges = ", ".join(f"{source.key} {list(source.layer_range or ())}" for source in piece.sources)
         raise RecipeError(f"{where}: all sources must have the same number of layers, got {ranges}")
     n_sources = len(keys) if spec.base is BaseRole.SOURCE else sum(key != base for key in keys)
-    low, high = spec.min_sources, spec.max_sources
-    if n_sources < low or (high is not None and n_sources > high):
-        wanted = f"exactly {low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+    if not spec.takes(n_sources):
         beside = "" if spec.base is BaseRole.SOURCE else " besides the base"
-        raise RecipeError(f"{where}: merge method {spec.name!r} takes {wanted} model(s){beside}, got {n_sources}")
+        raise RecipeError(
+            f"{where}: merge method {spec.name!r} takes {spec.source_range} model(s){beside}, got {n_sources}"
+        )
 
 
 def _check_parameters(spec: MethodSpec, parameters: Parameters, where: str, *, on_source: bool) -> None:
