@@ -6,6 +6,7 @@ from typing import Any
 
 from evomerge.plan.layers import layer_name
 from evomerge.plan.merge_plan import MergePlan, TensorStep
+from evomerge.plan.model_header import config_value
 
 _N_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """what configurations call the number of experts of a layer among which a router chooses"""
@@ -32,11 +33,7 @@ def _is_routed(step: TensorStep) -> bool:
 
 
 def _chosen_share(config: Mapping[str, Any]) -> float:
-    inner = config.get("text_config")
-    if isinstance(inner, Mapping):
-        config = {**config, **inner}
-    chosen = config.get("num_experts_per_tok")
-    total = next((config[key] for key in _N_EXPERTS if isinstance(config.get(key), int)), None)
-    if not isinstance(chosen, int) or total is None or not 0 < chosen <= total:
+    chosen, total = config_value(config, "num_experts_per_tok"), config_value(config, *_N_EXPERTS)
+    if not isinstance(chosen, int) or not isinstance(total, int) or not 0 < chosen <= total:
         return 1.0
-    return chosen / int(total)
+    return chosen / total

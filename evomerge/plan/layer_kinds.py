@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.core import Json
-from evomerge.plan.model_header import N_LAYERS_KEYS, ModelHeader, config_value
+from evomerge.plan.model_header import N_LAYERS_KEYS, ModelHeader, config_value, language_config
 
 _WINDOWS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
 """model type -> every how many layers one sees the whole context and not a window, where the config does not say so (as transformers 4 wrote it)"""
@@ -49,12 +49,12 @@ def listed_kinds(config: Mapping[str, Json]) -> dict[str, list[Any]]:
 
 def kinds_of_model(header: ModelHeader) -> dict[str, list[Any]]:
     """`listed_kinds` of the language model."""
-    return listed_kinds(_language_model(header))
+    return listed_kinds(language_config(header.config))
 
 
 def kinds_by_place(header: ModelHeader) -> list[str]:
     """Settings by which layers differ that have no entry for each layer: they hold for places, whatever layer stands there."""
-    config, listed = _language_model(header), kinds_of_model(header)
+    config, listed = language_config(header.config), kinds_of_model(header)
     found = [key for key in _PERIODS if config.get(key) not in (None, False, 0, 1)]
     found += [key for key in _PLACES if config.get(key)]
     window = config.get("max_window_layers")
@@ -62,8 +62,3 @@ def kinds_by_place(header: ModelHeader) -> list[str]:
         found.append("max_window_layers")
     explained = [key for made, keys in _MAKES.items() if made in listed for key in keys]
     return [key for key in dict.fromkeys(found) if key not in listed and key not in explained]
-
-
-def _language_model(header: ModelHeader) -> Mapping[str, Any]:
-    inner = header.config.get("text_config")
-    return inner if isinstance(inner, Mapping) else header.config

@@ -60,10 +60,15 @@ def is_derived(name: str) -> bool:
     return _DERIVED.search(name) is not None
 
 
+def language_config(config: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The part of a config.json that describes the language model: `text_config` where there is one, else the whole."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
 def config_value(config: Mapping[str, Json], *names: str) -> Json:
     """The value of the first of `names` that a config.json gives, of the language model (`text_config`) before the whole; None without one."""
-    inner = config.get("text_config")
-    places = (inner, config) if isinstance(inner, Mapping) else (config,)
+    places = (language_config(config), config)
     found = (place[name] for name in names for place in places if place.get(name) is not None)
     return next(found, None)
 

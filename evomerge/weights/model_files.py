@@ -2,19 +2,17 @@
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from evomerge.core import Json, atomic_write_json, atomic_write_text, model_name
-from evomerge.plan import TEMPLATE_FILE, MergePlan, ModelHeader, file_inside
-from evomerge.plan.layer_kinds import listed_kinds
+from evomerge.core import Json, atomic_write_json, atomic_write_text
+from evomerge.plan import TEMPLATE_FILE, ModelHeader, file_inside
 from evomerge.plan.model_folder import read_json_file
-from evomerge.plan.model_header import N_LAYERS_KEYS
-from evomerge.recipe import Recipe, RecipeFile, method_spec, recipe_to_yaml
+from evomerge.recipe import recipe_to_yaml
 from evomerge.weights.chat_templates import chosen_template
-from evomerge.weights.vocabulary import Alignment
+from evomerge.weights.merged_config import merged_config
+from evomerge.weights.merged_model import RECIPE_FILE, MergedModel
+from evomerge.weights.model_card import model_card
 
 logger = logging.getLogger(__name__)
 
@@ -40,35 +38,6 @@ CODE_FILES = ("*.py", "*.tiktoken")
 """such code, and what tokenizers of that kind read"""
 
 MODEL_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
-
-RECIPE_FILE = "recipe.yaml"
-
-
-@dataclass(frozen=True, eq=False)
-class MergedModel:
-    """What was merged.
-
-    Attributes:
-        file: what its recipe file and card say.
-        recipe: the merge itself, with models that are folders.
-        plan, headers: of the merge.
-        alignment: the vocabulary; None = the base's.
-        warning: of models that are no relatives of the others.
-        with_code: whether Python files that the model names are copied too.
-    """
-
-    file: RecipeFile
-    recipe: Recipe
-    plan: MergePlan
-    headers: Mapping[str, ModelHeader]
-    alignment: Alignment | None
-    warning: str | None
-    with_code: bool = False
-
-    @property
-    def owner(self) -> ModelHeader:
-        """The model that lends config and generation settings."""
-        return self.headers[self.recipe.models()[0]]
 
 
 def write_model_files(folder: Path, name: str, model: MergedModel) -> None:
@@ -131,116 +100,7 @@ def _write_chat_template(folder: Path, wanted: str, headers: Mapping[str, ModelH
     atomic_write_text(folder / TEMPLATE_FILE, text)
 
 
-def merged_config(model: MergedModel) -> dict[str, Json]:
-    """The owner's config with the result's dtype, layers and vocabulary."""
-    recipe, plan, owner = model.recipe, model.plan, model.owner
-    config: dict[str, Any] = {key: value for key, value in owner.config.items() if key != "_name_or_path"}
-    if "torch_dtype" not in config:
-        config.setdefault("dtype", plan.dtype)
-    config = _with_dtype(config, plan.dtype)
-    if owner.copied_head is not None:
-        config["tie_word_embeddings"] = True
-    if model.alignment is not None:
-        config = _with_vocabulary(config, model.alignment)
-    layers = _layers_of(recipe)
-    if not layers:
-        return config
-    return with_layers(config, [layer for _, layer in layers], [model.headers[key].config for key, _ in layers])
-
-
-def _with_dtype(config: Mapping[str, Json], dtype: str) -> dict[str, Any]:
-    """The config with another dtype wherever it says one, in those of parts (`text_config`) too."""
-    return {
-        key: dtype
-        if key in ("dtype", "torch_dtype")
-        else _with_dtype(value, dtype)
-        if key.endswith("_config") and isinstance(value, Mapping)
-        else value
-        for key, value in config.items()
-    }
-
-
-def _with_vocabulary(config: Mapping[str, Json], alignment: Alignment) -> dict[str, Any]:
-    changed: dict[str, Any] = alignment.tokenizer.translated(config)
-    if "vocab_size" in changed:
-        changed["vocab_size"] = alignment.n_rows
-    inner = changed.get("text_config")
-    if isinstance(inner, Mapping):
-        changed["text_config"] = _with_vocabulary(inner, alignment)
-    return changed
-
-
-def with_layers(
-    config: Mapping[str, Json], layers: Sequence[int], sources: Sequence[Mapping[str, Json]] | None = None
-) -> dict[str, Json]:
-    """`config` for a model with other layers.
-
-    Args:
-        config: what is changed.
-        layers: which layer each one is, of the model whose config stands at the same place in `sources`.
-        sources: None = all of `config` itself.
-    """
-    sources = sources or [config] * len(layers)
-    changed: dict[str, Any] = dict(config)
-    inner = changed.get("text_config")
-    if isinstance(inner, Mapping):
-        changed["text_config"] = with_layers(inner, layers, [_inner(source) for source in sources])
-    for key in N_LAYERS_KEYS:
-        if isinstance(config.get(key), int):
-            changed[key] = len(layers)
-    kinds_of = {id(source): listed_kinds(source) for source in sources}
-    for key, own in listed_kinds(config).items():
-        # a model that lists no kinds has layers of the kind that the owner's have there
-        changed[key] = [
-            kinds_of[id(source)][key][layer] if key in kinds_of[id(source)] else own[min(layer, len(own) - 1)]
-            for source, layer in zip(sources, layers, strict=True)
-        ]
-    return changed
-
-
-def _inner(config: Mapping[str, Json]) -> Mapping[str, Json]:
-    inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) else config
-
-
-def _layers_of(recipe: Recipe) -> list[tuple[str, int]]:
-    """For each layer made by slices, the model (the base where it is listed, else the first source) and layer it comes from."""
-    layers: list[tuple[str, int]] = []
-    for piece in recipe.slices:
-        chosen = next((source for source in piece.sources if source.key == recipe.base), piece.sources[0])
-        layers.extend((chosen.key, layer) for layer in range(*(chosen.layer_range or (0, 0))))
-    return layers
-
-
 def _copy(source: Path, names: tuple[str, ...], folder: Path) -> None:
     for name in names:
         if (source / name).exists():
             shutil.copyfile(file_inside(source, name), folder / name)
-
-
-def model_card(name: str, model: MergedModel, recipe_text: str) -> str:
-    """The README.md of a merged model; models are named by their folders' last part, those of the hub's cache as there."""
-    recipes = [*model.file.named.values(), model.file.final]
-    methods = ", then ".join(f"`{recipe.method}` ({method_spec(recipe.method).paper})" for recipe in recipes)
-    sources = [recipe.source(key) for recipe in recipes for key in recipe.models()]
-    folders = {source.model: model_name(source.model) for source in sources}
-    folders |= {source.lora: model_name(source.lora) for source in sources if source.lora is not None}
-    lenders = {key for recipe in recipes if recipe.tokenizer is not None for key in recipe.tokenizer.models()}
-    folders |= {folder: model_name(folder) for folder in lenders - {source.key for source in sources}}
-    listed = dict.fromkeys(
-        f"- {folders[source.model]}" + (f" with adapter {folders[source.lora]}" if source.lora is not None else "")
-        for source in sources
-        if source.model not in model.file.named
-    )
-    shown = recipe_text[: recipe_text.rindex("# evomerge-recipe: ")]
-    for folder in sorted(folders, key=len, reverse=True):
-        shown = shown.replace(folder, folders[folder])
-    warning = model.warning
-    for folder in sorted(folders, key=len, reverse=True):
-        warning = None if warning is None else warning.replace(folder, folders[folder])
-    beware = "" if warning is None else f"**Beware**: {warning}.\n\n"
-    return (
-        "---\nlibrary_name: transformers\ntags:\n- merge\n- evomerge\n---\n"
-        f"# {name}\n\n{beware}Merged by evomerge with {methods} from:\n\n{chr(10).join(listed)}\n\n"
-        f"```yaml\n{shown}```\n\n`{RECIPE_FILE}` holds the complete recipe, fingerprint {model.file.final.fingerprint()}.\n"
-    )

@@ -13,7 +13,7 @@ from typing import Any
 from evomerge.core import atomic_write_json
 from evomerge.plan import ModelHeader, TensorHeader
 from evomerge.plan.layers import layer_name
-from evomerge.weights.model_files import with_layers
+from evomerge.weights.merged_config import with_layers
 
 _OTHER_WEIGHTS = (".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
 """weights in formats that nobody reads here, which a worker need not copy"""
