@@ -29,6 +29,22 @@ class OutputSpec:
         return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
 
 
+def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...], int]], multiple: int) -> bytes:
+    """What a safetensors file begins with, padded so that the data begins at a multiple of `multiple` bytes.
+
+    Args:
+        tensors: (name, safetensors' name of the dtype, shape, size in bytes), in the order of the data.
+    """
+    header: dict[str, Mapping[str, object]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, dtype, shape, n_bytes in tensors:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + n_bytes]}
+        offset += n_bytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % multiple)
+    return len(text).to_bytes(8, "little") + text
+
+
 def split_into_shards(outputs: Sequence[OutputSpec], shard_bytes: int) -> list[list[OutputSpec]]:
     """Consecutive groups of at most `shard_bytes` (a larger tensor has a shard of its own)."""
     shards: list[list[OutputSpec]] = [[]]
@@ -57,7 +73,8 @@ def write_shards(
     for index, shard in enumerate(shards):
         file = "model.safetensors" if len(shards) == 1 else f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
         with UncachedFile(folder / file) as handle:
-            _write_header(handle, shard)
+            entries = [(output.name, _NAME_OF[output.dtype], output.shape, output.n_bytes) for output in shard]
+            handle.write(header_bytes(entries, BLOCK_BYTES))  # large tensors are then written from where they are
             for output in shard:
                 _write_tensor(handle, output, stream)
                 weight_map[output.name] = file
@@ -80,22 +97,6 @@ def _write_tensor(handle: UncachedFile, output: OutputSpec, stream: Iterator[tup
         handle.write(_bytes_of(tensor))
         if missing == 0:
             return
-
-
-def _write_header(handle: UncachedFile, shard: Sequence[OutputSpec]) -> None:
-    header: dict[str, Mapping[str, object]] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for output in shard:
-        end = offset + output.n_bytes
-        header[output.name] = {
-            "dtype": _NAME_OF[output.dtype],
-            "shape": list(output.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-(8 + len(text)) % BLOCK_BYTES)  # tensors start at a block
-    handle.write(len(text).to_bytes(8, "little") + text)
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -3,20 +3,21 @@
 The weights are a hole in the file: no disk space, read as zeros. They are replaced before anything is scored.
 """
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from evomerge.core import atomic_write_json
 from evomerge.plan import ModelHeader, TensorHeader
 from evomerge.plan.layers import layer_name
 from evomerge.weights.merged_config import with_layers
+from evomerge.weights.safetensors_writer import header_bytes
 
 _OTHER_WEIGHTS = (".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
 """weights in formats that nobody reads here, which a worker need not copy"""
+
+_ALIGNMENT = 8
+"""bytes; the safetensors library aligns the data so too"""
 
 
 def write_slots_folder(folder: Path, header: ModelHeader, n_slots: int) -> None:
@@ -35,18 +36,14 @@ def write_slots_folder(folder: Path, header: ModelHeader, n_slots: int) -> None:
         if path.is_file() and path.name != "config.json" and not is_weights:
             shutil.copyfile(path, folder / path.name)
     atomic_write_json(folder / "config.json", with_layers(header.config, [0] * n_slots))
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, tensor in _tensors(header, n_slots).items():
-        end = offset + tensor.end - tensor.start
-        entries[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    tensors = [
+        (name, tensor.dtype, tensor.shape, tensor.end - tensor.start)
+        for name, tensor in _tensors(header, n_slots).items()
+    ]
+    beginning = header_bytes(tensors, _ALIGNMENT)
     with (folder / "model.safetensors").open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.flush()
-        os.truncate(stream.fileno(), 8 + len(text) + offset)
+        stream.write(beginning)
+        stream.truncate(len(beginning) + sum(n_bytes for *_, n_bytes in tensors))
 
 
 def _tensors(header: ModelHeader, n_slots: int) -> Mapping[str, TensorHeader]:
