@@ -15,8 +15,9 @@ from evomerge.plan import MergePlan, ModelHeader, make_plan, read_headers
 from evomerge.recipe import Recipe, RecipeFile, with_folders
 from evomerge.weights.kinship import strangers
 from evomerge.weights.mapping import TORCH_DTYPES, MappedModel
+from evomerge.weights.merged_model import MergedModel
 from evomerge.weights.merger import DTYPES, Merger
-from evomerge.weights.model_files import MergedModel, write_model_files
+from evomerge.weights.model_files import write_model_files
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.safetensors_writer import OutputSpec, write_shards
 from evomerge.weights.staging import put_in_place, remove_leftovers, staging_folder
