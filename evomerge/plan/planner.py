@@ -196,10 +196,8 @@ def interpolate(gradient: Sequence[float], depth: float) -> float:
 
 
 def _check_linear(tensor: str, shared: Scalars, inputs: Sequence[Scalars]) -> None:
-    if shared["normalize"] and sum(values["weight"] for values in inputs) == 0:
-        raise RecipeError(
-            f"the weights of {tensor!r} sum to 0 and cannot be normalised; change them or set normalize: false"
-        )
+    if shared["normalize"]:
+        _check_weight_sum(tensor, inputs, "normalize")
 
 
 def _check_della(tensor: str, shared: Scalars, inputs: Sequence[Scalars]) -> None:
@@ -211,14 +209,21 @@ def _check_della(tensor: str, shared: Scalars, inputs: Sequence[Scalars]) -> Non
             )
 
 
-def _check_weight_sum(tensor: str, shared: Scalars, inputs: Sequence[Scalars]) -> None:
-    if len(inputs) > 1 and shared["normalize_weights"] and sum(values["weight"] for values in inputs) == 0:
-        raise RecipeError(f"the weights of {tensor!r} sum to 0 and cannot be normalised; change them")
+def _check_multislerp(tensor: str, shared: Scalars, inputs: Sequence[Scalars]) -> None:
+    if len(inputs) > 1 and shared["normalize_weights"]:
+        _check_weight_sum(tensor, inputs, "normalize_weights")
+
+
+def _check_weight_sum(tensor: str, inputs: Sequence[Scalars], switch: str) -> None:
+    if sum(values["weight"] for values in inputs) == 0:
+        raise RecipeError(
+            f"the weights of {tensor!r} sum to 0 and cannot be normalised; change them or set {switch}: false"
+        )
 
 
 _EXTRA_CHECKS: Mapping[str, Callable[[str, Scalars, Sequence[Scalars]], None]] = {
     "linear": _check_linear,
     "della": _check_della,
     "della_linear": _check_della,
-    "multislerp": _check_weight_sum,
+    "multislerp": _check_multislerp,
 }

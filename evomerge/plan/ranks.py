@@ -19,7 +19,6 @@ RANK_BYTES = 2
 MOST_RANKS = 1 << (8 * RANK_BYTES)
 """columns of a row whose ranks are kept; those of longer rows are found anew for every merge, as ranks do not fit"""
 
-
 PLACE_BYTES = 4
 """of one place"""
 

@@ -49,7 +49,8 @@ class OutputTensor:
         base_tensor: the base's name where the base is needed.
         group: tensors of equal group resolve to the same parameters.
         is_float: False for integer buffers, which are copied.
-        n_bytes: of the output, per byte of a float element (floats) or in all (others).
+        n_elements: of the output.
+        n_bytes: of a copied buffer; 0 for floats, whose size follows from the dtype that is written.
     """
 
     name: str

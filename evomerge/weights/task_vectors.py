@@ -21,7 +21,7 @@ def merge_task_vectors(group: TensorGroup, prune: Prune | None, *, elect_sign: b
 
     Args:
         group: sources with `weight`; shared `lambda` and `normalize`.
-        prune: makes deltas sparse; None leaves them as they are.
+        prune: makes deltas sparse, which then get their L1 norm back where `rescale`; None leaves them as they are.
         elect_sign: keep only entries whose sign is that of the weighted sum (TIES).
     """
     base = group.required_base()
@@ -30,7 +30,10 @@ def merge_task_vectors(group: TensorGroup, prune: Prune | None, *, elect_sign: b
     weighted = []
     for position, (tensor, weight) in enumerate(zip(group.tensors, weights, strict=True)):
         delta = tensor - base
-        weighted.append((delta if prune is None else prune(group, position, delta)) * weight)
+        if prune is not None:
+            pruned = prune(group, position, delta)
+            delta = match_l1(delta, pruned) if group.shared["rescale"] else pruned
+        weighted.append(delta * weight)
     total = in_order_sum(weighted)
     if elect_sign:
         elected = torch.where(total >= 0, 1.0, -1.0).to(base.dtype)
@@ -78,7 +81,16 @@ def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
     if density <= 0 or n_elements == 0:
         return torch.zeros_like(delta)
     keep = max(1, int(density * n_elements))
-    order = torch.sort(delta.abs().reshape(-1).float(), descending=True, stable=True).indices[:keep]
-    mask = torch.zeros(n_elements, dtype=torch.bool, device=delta.device)
-    mask[order] = True
-    return torch.where(mask.reshape(delta.shape), delta, torch.zeros_like(delta))
+    return torch.where(marked(delta, falling(delta.abs().float())[:keep]), delta, torch.zeros_like(delta))
+
+
+def falling(values: torch.Tensor) -> torch.Tensor:
+    """Flat indices of `values`, the largest first; of equal ones the first in flat order, (elements,) int64."""
+    return torch.sort(values.reshape(-1), descending=True, stable=True).indices
+
+
+def marked(tensor: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """A boolean mask in the shape of `tensor`, True at flat `indices`."""
+    mask = torch.zeros(tensor.numel(), dtype=torch.bool, device=tensor.device)
+    mask[indices] = True
+    return mask.reshape(tensor.shape)

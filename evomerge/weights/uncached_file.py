@@ -18,7 +18,6 @@ _BUFFER_BYTES = 8 << 20
 BLOCK_BYTES = 4096
 """what lengths and places of uncached writes, in memory and in the file, are multiples of"""
 
-
 _LEAST_DIRECT_BYTES = 1 << 20
 """what is written without being collected first, where it can be"""
 

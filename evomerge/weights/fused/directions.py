@@ -10,13 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.weights.methods.nuslerp import PARALLEL, share_of_second
+
 Gram = NDArray[np.float64]
 
 _ILL = 1e-3
 """below this a denominator, a norm of a mean of unit vectors, or an angle is too small to divide by or to compare"""
-
-_PARALLEL = 1e-16
-"""below this squared sine nuslerp interpolates linearly"""
 
 _TINY_NORM = 1e-6
 
@@ -38,15 +37,14 @@ def model_stock(gram: Gram) -> float | None:
 
 def nuslerp(gram: Gram, weights: Sequence[float]) -> tuple[float, float] | None:
     """Factors of the two sources as flat vectors."""
-    total = sum(weights)
-    t = 0.5 if abs(total) < 1e-6 else weights[1] / total
+    t = share_of_second(*weights)
     norms = np.sqrt(np.diag(gram))
     if norms.min() < _TINY_NORM:
         return None
     cosine = float(gram[0, 1] / (norms[0] * norms[1]))
     if cosine < _ILL - 1:
         return None
-    if 1 - cosine**2 <= _PARALLEL:
+    if 1 - cosine**2 <= PARALLEL:
         return 1 - t, t
     angle = math.acos(cosine)
     return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)

@@ -19,25 +19,23 @@ from evomerge.weights.methods.arcee_fusion import important
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.row_blocks import by_rows
 
+Place = tuple[str, str]
+"""model, its tensor"""
+
 Pair = tuple[str, str, str, str]
 """base model, its tensor, other model, its tensor"""
 
+Experts = tuple[Place, ...]
+"""the tensors of experts and, last, of the base"""
+
 _REMEMBERED_CUTS = 64
 """per pair; a search with fixed densities asks for the same ones again and again"""
-
 
 _REMEMBERED_COUNTS = 1 << 16
 """of changed entries, in all; a search that varies their threshold asks for new ones each time"""
 
 _SORTED_AT_ONCE = 1 << 20
 """elements whose sort keys (8 bytes each) are in memory at a time"""
-
-
-Place = tuple[str, str]
-"""model, its tensor"""
-
-Experts = tuple[Place, ...]
-"""the tensors of experts and, last, of the base"""
 
 MOST_PLACES = 2**32 - 1
 """elements of a tensor whose order fits what is kept of it"""

@@ -6,7 +6,7 @@ go. Of equal magnitudes the first in flat order count as larger.
 
 import torch
 
-from evomerge.weights.task_vectors import match_l1, merge_task_vectors
+from evomerge.weights.task_vectors import falling, marked, merge_task_vectors
 from evomerge.weights.tensor_group import TensorGroup
 
 
@@ -18,17 +18,14 @@ def band(n_elements: int, density: float, gamma: float) -> tuple[int, int]:
 
 
 def drop_outliers(group: TensorGroup, position: int, delta: torch.Tensor) -> torch.Tensor:
-    """`delta` without its largest and smallest entries, rescaled where asked for."""
+    """`delta` without its largest and smallest entries."""
     parameters = group.parameters[position]
     density, gamma = float(parameters["density"]), float(parameters["gamma"])
     if density >= 1:
         return delta
     dropped, keep = band(delta.numel(), density, gamma)
-    order = torch.sort(delta.abs().reshape(-1).float(), descending=True, stable=True).indices
-    mask = torch.zeros(delta.numel(), dtype=torch.bool, device=delta.device)
-    mask[order[dropped : dropped + keep]] = True
-    pruned = torch.where(mask.reshape(delta.shape), delta, torch.zeros_like(delta))
-    return match_l1(delta, pruned) if group.shared["rescale"] else pruned
+    mask = marked(delta, falling(delta.abs().float())[dropped : dropped + keep])
+    return torch.where(mask, delta, torch.zeros_like(delta))
 
 
 def merge(group: TensorGroup) -> torch.Tensor:

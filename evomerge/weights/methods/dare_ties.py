@@ -7,18 +7,17 @@ density). Masks are functions of (seed, tensor, source, element): see `evomerge.
 import torch
 
 from evomerge.weights.philox import keep_mask, mask_key
-from evomerge.weights.task_vectors import match_l1, merge_task_vectors
+from evomerge.weights.task_vectors import merge_task_vectors
 from evomerge.weights.tensor_group import TensorGroup
 
 
 def drop_at_random(group: TensorGroup, position: int, delta: torch.Tensor) -> torch.Tensor:
-    """`delta` with every entry kept with probability `density`, rescaled where asked for."""
+    """`delta` with every entry kept with probability `density`."""
     density = float(group.parameters[position]["density"])
     if density >= 1:
         return delta
     mask = keep_mask(mask_key(group.seed, group.output, position), delta.shape, density).to(delta.device)
-    pruned = torch.where(mask, delta, torch.zeros_like(delta))
-    return match_l1(delta, pruned) if group.shared["rescale"] else pruned
+    return torch.where(mask, delta, torch.zeros_like(delta))
 
 
 def merge(group: TensorGroup) -> torch.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from evomerge.weights.philox import DECISIONS, mask_key, random_halves
-from evomerge.weights.task_vectors import match_l1, merge_task_vectors
+from evomerge.weights.task_vectors import merge_task_vectors
 from evomerge.weights.tensor_group import TensorGroup
 
 
@@ -24,7 +24,7 @@ def last_kept(n_columns: int, density: float, epsilon: float) -> tuple[float, fl
 
 
 def drop_by_rank(group: TensorGroup, position: int, delta: torch.Tensor) -> torch.Tensor:
-    """`delta` with entries dropped with a probability that falls with their rank in the row, rescaled where asked for."""
+    """`delta` with entries dropped with a probability that falls with their rank in the row."""
     parameters = group.parameters[position]
     density, epsilon = float(parameters["density"]), float(parameters["epsilon"])
     if density >= 1 or delta.numel() == 0:
@@ -39,8 +39,7 @@ def drop_by_rank(group: TensorGroup, position: int, delta: torch.Tensor) -> torc
     by_entry.scatter_(1, order, by_rank.expand(rows.shape).contiguous())
     halves = random_halves(mask_key(group.seed, group.output, position), 0, delta.numel()).astype(np.int32)
     mask = (torch.from_numpy(halves) <= by_entry.reshape(-1)).reshape(delta.shape)
-    pruned = torch.where(mask.to(delta.device), delta, torch.zeros_like(delta))
-    return match_l1(delta, pruned) if group.shared["rescale"] else pruned
+    return torch.where(mask.to(delta.device), delta, torch.zeros_like(delta))
 
 
 def merge(group: TensorGroup) -> torch.Tensor:

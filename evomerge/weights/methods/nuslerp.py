@@ -10,7 +10,7 @@ from evomerge.weights.row_blocks import by_rows
 from evomerge.weights.tensor_group import TensorGroup
 
 _TINY_NORM = 1e-7
-_PARALLEL = 1e-16
+PARALLEL = 1e-16
 """below this squared sine two vectors count as parallel"""
 
 
@@ -43,7 +43,7 @@ def angles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     unit_a = a / a.norm(dim=-1, keepdim=True).clamp(min=_TINY_NORM)
     unit_b = b / b.norm(dim=-1, keepdim=True).clamp(min=_TINY_NORM)
     cosine = (unit_a * unit_b).sum(dim=-1, keepdim=True).clamp(-1, 1)
-    parallel = 1 - cosine.square() <= _PARALLEL
+    parallel = 1 - cosine.square() <= PARALLEL
     return torch.where(parallel, torch.zeros_like(cosine), torch.acos(cosine))
 
 

@@ -7,7 +7,7 @@ theta_base + sum(omega d) / sum(omega) over the entries that agree.
 
 import torch
 
-from evomerge.weights.task_vectors import in_order_sum
+from evomerge.weights.task_vectors import falling, in_order_sum, marked
 from evomerge.weights.tensor_group import TensorGroup
 
 _TINY = 1e-6
@@ -40,7 +40,4 @@ def n_selected(n_varied: int, share: float) -> int:
 def _selected(deltas: torch.Tensor, share: float) -> torch.Tensor:
     """Where the entries of largest variance are; in the shape of one delta."""
     variance = deltas.var(dim=0, unbiased=False)
-    mask = torch.zeros(variance.numel(), dtype=torch.bool, device=deltas.device)
-    order = torch.sort(variance.reshape(-1), descending=True, stable=True).indices
-    mask[order[: n_selected(int(torch.count_nonzero(variance)), share)]] = True
-    return mask.reshape(variance.shape)
+    return marked(variance, falling(variance)[: n_selected(int(torch.count_nonzero(variance)), share)])

@@ -6,13 +6,12 @@ The elected sign is that of the weighted sum (+ where it is 0); entries that are
 
 import torch
 
-from evomerge.weights.task_vectors import keep_largest, match_l1, merge_task_vectors
+from evomerge.weights.task_vectors import keep_largest, merge_task_vectors
 from evomerge.weights.tensor_group import TensorGroup
 
 
 def _prune(group: TensorGroup, position: int, delta: torch.Tensor) -> torch.Tensor:
-    pruned = keep_largest(delta, float(group.parameters[position]["density"]))
-    return match_l1(delta, pruned) if group.shared["rescale"] else pruned
+    return keep_largest(delta, float(group.parameters[position]["density"]))
 
 
 def merge(group: TensorGroup) -> torch.Tensor:
