@@ -103,15 +103,15 @@ class TransformersEngine:
         """
         check_loglikelihood(requests, max_length=self._max_length, vocab_size=self._vocab_size)
         self._usable.check()
-        answers: list[LogLikelihood | None] = [None] * len(requests)
+        answers: dict[int, LogLikelihood] = {}
         groups = sorted(group_by_prompt(requests), key=lambda group: -len(group.prompt))
         for batch in batches(groups, lambda group: len(group.prompt), self._batch_tokens):
-            self._score(batch, answers)
-        return [answer for answer in answers if answer is not None]
+            answers |= self._score(batch)
+        return [answers[index] for index in range(len(requests))]
 
     @torch.inference_mode()
-    def _score(self, batch: Sequence[PromptGroup], answers: list[LogLikelihood | None]) -> None:
-        """Fills the answers of one batch."""
+    def _score(self, batch: Sequence[PromptGroup]) -> dict[int, LogLikelihood]:
+        """Request index -> answer, of one batch."""
         scored = _ScoredPositions(batch)
         # Padded on the right: under a causal mask no real token sees the padding, so no attention mask is needed.
         tokens = torch.tensor([[*group.prompt, *[0] * (scored.width - len(group.prompt))] for group in batch])
@@ -131,6 +131,7 @@ class TransformersEngine:
         targets = torch.tensor(scored.targets, device=self._device)
         chosen = torch.log_softmax(logits.float(), dim=-1)[rows, targets].tolist()
         greedy = (logits.argmax(dim=-1)[rows] == targets).tolist()
+        answers: dict[int, LogLikelihood] = {}
         first = 0
         for index, length in scored.members:
             last = first + length
@@ -141,13 +142,14 @@ class TransformersEngine:
                 )
             answers[index] = LogLikelihood(total, all(greedy[first:last]))
             first = last
+        return answers
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Greedy continuations; see `Engine.generate`. A text also ends where `max_length` is reached."""
         check_generate(requests, max_length=self._max_length, vocab_size=self._vocab_size)
         self._usable.check()
         order = sorted(range(len(requests)), key=lambda index: -len(requests[index].prompt))
-        answers: list[Generation | None] = [None] * len(requests)
+        answers: dict[int, Generation] = {}
 
         def room(index: int) -> int:
             return min(len(requests[index].prompt) + requests[index].max_tokens, self._max_length)
@@ -160,9 +162,8 @@ class TransformersEngine:
                 max_length=self._max_length,
                 device=self._device,
             )
-            for index, generation in zip(batch, generations, strict=True):
-                answers[index] = generation
-        return [answer for answer in answers if answer is not None]
+            answers.update(zip(batch, generations, strict=True))
+        return [answers[index] for index in range(len(requests))]
 
     def close(self) -> None:
         """Drops the model and frees its memory."""

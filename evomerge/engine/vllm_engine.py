@@ -47,7 +47,7 @@ _KEY_VALUE_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_q
 _SINGLE = {"pipeline_parallel_size": 1, "data_parallel_size": 1}
 _SHARDED = {"worker_extension_cls": "evomerge.engine.vllm_shard.Shard", "distributed_executor_backend": "mp"}
 """A tensor-parallel engine's processes are this process's children, also in a Ray actor, where vLLM would ask Ray for more."""
-_START_ERRORS = (
+_VLLM_ERRORS = (
     ValueError,
     TypeError,
     RuntimeError,
@@ -57,7 +57,7 @@ _START_ERRORS = (
     NotImplementedError,
     AssertionError,
 )
-"""What vLLM raises for a model, an option or a machine it cannot serve (its own errors are subclasses of these)."""
+"""What vLLM raises for a model, an option, a machine or a batch it cannot serve (its own errors are subclasses of these)."""
 
 
 class VllmEngine:
@@ -194,13 +194,13 @@ class VllmEngine:
         parameters = [self._scoring(*jobs[number], read_cache=False) for number in cut]
         for number, output in zip(cut, self._run([jobs[number][0].prompt for number in cut], parameters), strict=True):
             outputs[number] = output
-        answers: list[LogLikelihood | None] = [None] * len(requests)
+        answers: dict[int, LogLikelihood] = {}
         for (group, targets), output in zip(jobs, outputs, strict=True):
             for index, answer in _answers(group, targets, output):
                 if math.isnan(answer.log_probability):
                     raise self._nan(f"log-likelihood request {index}")
                 answers[index] = answer
-        return [answer for answer in answers if answer is not None]
+        return [answers[index] for index in range(len(requests))]
 
     def _scoring(self, group: PromptGroup, targets: Sequence[int], *, read_cache: bool = True) -> "SamplingParams":
         from vllm import SamplingParams
@@ -263,7 +263,7 @@ class VllmEngine:
         with self._usable.running():
             try:
                 outputs: Sequence[RequestOutput] = self.llm.generate(inputs, list(parameters), use_tqdm=False)
-            except _START_ERRORS as error:
+            except _VLLM_ERRORS as error:
                 self._poisoned = True
                 raise EngineError(f"vLLM engine: a batch of {len(prompts)} requests failed ({error!r})") from error
             if len(outputs) != len(prompts):
@@ -303,7 +303,7 @@ def _start(model: Path, arguments: Mapping[str, Any]) -> "LLM":
                 leave_processes_unbound()
         try:
             return LLM(model=str(model), **arguments)
-        except _START_ERRORS as error:
+        except _VLLM_ERRORS as error:
             raise EngineError(f"vLLM cannot serve {model}: {error}") from error
 
 
