@@ -36,6 +36,10 @@ def _command() -> int:
     except EvomergeError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except PermissionError as error:
+        refused = f"error: {error.filename or error}: this user may not use it; have it shared, or name another place"
+        print("\n".join([refused, *error.__dict__.get("__notes__", [])]), file=sys.stderr)
+        return EXIT_BAD_INPUT
     except Exception as error:  # noqa: BLE001  (the end of the program: whoever runs it must be told how to go on)
         hints = error.__dict__.pop("__notes__", [])  # said below
         traceback.print_exc()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.core import CheckpointError
-from evomerge.plan.model_folder import file_inside, file_stamp, read_json_file
+from evomerge.plan.model_folder import file_inside, file_stamp, read_json_file, unreadable_as_error
 from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader
 from evomerge.plan.safetensors_header import read_safetensors_header
 
@@ -35,10 +35,14 @@ def read_adapter(folder: Path | str, model: ModelHeader) -> Adapter:
     """The metadata of the LoRA adapter in `folder`, which changes `model`.
 
     Raises:
-        CheckpointError: the folder holds no adapter (perhaps a model), one that is damaged or pickled, of another kind, or one that
+        CheckpointError: the folder is unreadable, holds no adapter (perhaps a model), one that is damaged or pickled, of another kind, or one that
             does not fit the model.
     """
-    folder = Path(folder)
+    with unreadable_as_error(Path(folder)):
+        return _read(Path(folder), model)
+
+
+def _read(folder: Path, model: ModelHeader) -> Adapter:
     config = _read_config(folder)
     path = file_inside(folder, WEIGHTS_NAME) if (folder / WEIGHTS_NAME).exists() else _refuse_missing_weights(folder)
     tensors = {_model_name(name): tensor for name, tensor in read_safetensors_header(path, WEIGHTS_NAME).items()}

@@ -1,13 +1,14 @@
 """Reading a Hugging Face model folder's metadata: config.json, the shard index and every shard's header, all checked."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from evomerge.core import CheckpointError
+from evomerge.core import CheckpointError, why_unreadable
 from evomerge.plan.model_header import FLOAT_DTYPES, FileStamp, ModelHeader, TensorHeader, config_value, is_derived
 from evomerge.plan.safetensors_header import parse_json, read_safetensors_header
 
@@ -41,10 +42,27 @@ def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) ->
         trust_remote_code: accept a config that names Python code of its own (`auto_map`); evomerge itself never runs it.
 
     Raises:
-        CheckpointError: the folder is missing, incomplete, damaged, unsafe (paths or links that leave it, pickles, remote
+        CheckpointError: the folder is missing, unreadable, incomplete, damaged, unsafe (paths or links that leave it, pickles, remote
             code) or holds something else than a plain model (a LoRA adapter, a quantised model).
     """
-    folder = Path(folder)
+    with unreadable_as_error(Path(folder)):
+        return _read_header(Path(folder), trust_remote_code)
+
+
+@contextmanager
+def unreadable_as_error(folder: Path) -> Iterator[None]:
+    """Around reading a model's files: what the system refuses is an error of the model, named.
+
+    Raises:
+        CheckpointError: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as problem:
+        raise CheckpointError(f"{problem.filename or folder}: {why_unreadable(problem)}") from None
+
+
+def _read_header(folder: Path, trust_remote_code: bool) -> ModelHeader:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder{_what_instead(folder)}")
     config = _read_config(folder, trust_remote_code)

@@ -69,6 +69,13 @@ def test_other_commands(tmp_path: Path) -> None:
     )
 
 
+def test_what_this_user_may_not_use_is_no_internal_error(tmp_path: Path) -> None:
+    fault = "import evomerge.build\ndef fail(folder):\n    raise PermissionError(13, 'Permission denied', '/home/other/run')\nevomerge.build.open_run = fail"
+    refused = run("front", tmp_path, fault=fault)
+    assert refused.returncode == 2
+    assert refused.stderr == "error: /home/other/run: this user may not use it; have it shared, or name another place\n"
+
+
 def test_a_reader_that_leaves_is_no_internal_error(tmp_path: Path) -> None:
     """`evomerge ... | head`: nothing is said, and the exit code does not claim that all was done."""
     command = [sys.executable, "-c", "from evomerge.cli import main; main()", "--help"]

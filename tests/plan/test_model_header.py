@@ -57,6 +57,7 @@ def test_folders_that_hold_no_model(folder, tmp_path):
             read_model_header(path)
 
     refuse(tmp_path / "nowhere", "no such model folder")
+    refuse(tmp_path / ("long" * 100), "cannot be read: File name too long")
     (tmp_path / "empty").mkdir()
     refuse(tmp_path / "empty", r"no config\.json")
     (folder / "model.safetensors").unlink()
