@@ -10,6 +10,7 @@ from evomerge.core import RecipeError
 from evomerge.plan import MergePlan, Region, TensorInput, TensorStep
 from evomerge.recipe import BaseRole, Scope, method_spec
 from evomerge.weights import Merger, WeightPool
+from evomerge.weights.fused import statistics
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -142,6 +143,30 @@ def close(fused, plain, plan):
         relative = 1e-6 if fused.dtype == torch.float32 else 2**-7
         return torch.allclose(fused.float(), plain.float(), rtol=relative, atol=1e-6)
     return torch.equal(fused, plain)
+
+
+def kept_norms_seen(monkeypatch, module, merge):
+    """What `merge`, of a plan and a pool, takes for the L1 norms of what is kept (in float64) where `module` makes scales of them.
+
+    Once measured and once known for every density. Magnitudes are of all sizes: added up as they are, their sums depend on the order.
+    """
+    plan, _ = fixed_case("dare_linear", 2, rescale=True, shape=(300, 1001))
+    (step,) = plan.steps
+    generator = torch.Generator().manual_seed(0)
+    tensors = {("base", "w"): torch.zeros(step.shape)}
+    for entry in step.inputs:
+        normal, size = (torch.randn(step.shape, generator=generator) for _ in range(2))
+        tensors[entry.source, "w"] = normal * torch.exp(4 * size)
+    pool = WeightPool.holding(tensors)
+    seen = []
+    scales = module.scales
+    monkeypatch.setattr(
+        module, "scales", lambda whole, kept, precision: (seen.append(kept), scales(whole, kept, precision))[1]
+    )
+    merge(plan, pool)
+    monkeypatch.setattr(statistics, "_LARGE", 0)
+    merge(plan, pool)
+    return [kept.reshape(-1).tolist() for kept in seen]
 
 
 class Views:

@@ -1,11 +1,12 @@
 """The compiled kernels give what the plain references give: random shapes, dtypes, numbers of sources, densities and exact ties."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from fused_cases import BY_DIRECTION, DTYPES, Views, cases, close, fixed_case
+from fused_cases import BY_DIRECTION, DTYPES, Views, cases, close, fixed_case, kept_norms_seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,9 @@ from evomerge.core import CheckpointError
 from evomerge.plan import MOST_RANKS, MergePlan, TensorInput, TensorStep
 from evomerge.weights import WeightPool
 from evomerge.weights.blocks import BF16, BLOCK, F16, F32, round_block
+from evomerge.weights.fused import batch, statistics
 from evomerge.weights.fused.magnitudes import STRETCH, MagnitudeHistogram
+from evomerge.weights.fused.norms import addend_grid, kept_norms
 from evomerge.weights.fused.selection import cut_once
 from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import fuse, fused_methods
@@ -21,6 +24,8 @@ from evomerge.weights.fused.tables import CHUNK_ELEMENTS, KINDS
 from evomerge.weights.fused.tables import DTYPE_OF as TORCH_OF
 from evomerge.weights.merger import DTYPES as DTYPE_OF
 from evomerge.weights.merger import Merger
+from evomerge.weights.philox import DECISIONS, random_halves
+from evomerge.weights.task_vectors import TINY_SUM
 
 
 @pytest.mark.parametrize("method", fused_methods())
@@ -194,8 +199,76 @@ def test_della_of_a_row_of_more_than_16_bits_takes_the_reference():
     assert fuse(step, 0, Statistics(pool)) is None
 
 
-def test_rescaling_does_not_depend_on_threads():
-    n_elements = 3 * CHUNK_ELEMENTS + 5
+@pytest.mark.parametrize(("method", "math_dtype"), [("dare_ties", "float32"), ("dare_linear", "bfloat16")])
+def test_norms_known_for_every_density_are_those_measured(method, math_dtype, monkeypatch):
+    """Bit for bit, also after a change of the seed: a resident merger gives what a single merge gives."""
+    known = []
+    kept_l1 = Statistics.kept_l1
+
+    def noted(self, pair, key, keep):
+        known.append(kept_l1(self, pair, key, keep) is not None)
+        return kept_l1(self, pair, key, keep)
+
+    monkeypatch.setattr(statistics, "_LARGE", 0)
+    monkeypatch.setattr(Statistics, "kept_l1", noted)
+
+    @settings(max_examples=60)
+    @given(
+        cases(method, math_dtype=math_dtype),
+        st.lists(st.tuples(st.integers(0, 2), st.floats(0, 1)), min_size=1, max_size=4),
+    )
+    def check(case, candidates):
+        plan, pool = case
+        (step,) = plan.steps
+        resident = Merger(pool, threads=2)
+        for seed, density in candidates:
+            inputs = [replace(entry, parameters={**entry.parameters, "density": density}) for entry in step.inputs]
+            candidate = replace(step, inputs=tuple(inputs), parameters={**step.parameters, "rescale": True})
+            candidate_plan = replace(plan, steps=(candidate,), seed=seed)
+            found = [next(merger.tensors(candidate_plan))[1] for merger in (resident, Merger(pool, once=True))]
+            assert torch.equal(*found)
+
+    check()
+    assert set(known) == {True, False}
+
+
+def test_measured_norms_are_the_known_ones_to_the_last_bit(monkeypatch):
+    measured, known = kept_norms_seen(monkeypatch, batch, lambda plan, pool: next(Merger(pool).tensors(plan)))
+    assert measured == known
+    assert all(norm > 0 for norm in known)
+
+
+@pytest.mark.parametrize("n_elements", [1, 63, 64, 2 * BLOCK + 77])
+def test_kept_norms_are_sums_of_magnitudes(n_elements):
+    generator = torch.Generator().manual_seed(0)
+    base, tensor = (torch.randn(n_elements, generator=generator) for _ in range(2))
+    numbers, magnitudes = random_halves((3, 5), 0, n_elements), (tensor - base).abs().double().numpy()
+    grid = addend_grid(magnitudes.sum())
+    found = kept_norms(base.data_ptr(), F32, tensor.data_ptr(), F32, F32, n_elements, 3, 5, grid)
+    for keep in (0, 1, 300, 30_000, DECISIONS - 1, DECISIONS):
+        exact = math.fsum(magnitudes[numbers < keep])
+        assert found[keep] == pytest.approx(exact, rel=0, abs=n_elements * 2.0**-52 * magnitudes.sum())
+    assert found[DECISIONS] > 0
+
+
+@settings(max_examples=60)
+@given(st.lists(st.floats(0, 2.0**60, width=32), min_size=2, max_size=50), st.randoms(use_true_random=False))
+def test_sums_on_the_grid_do_not_depend_on_the_order(addends, random):
+    grid = addend_grid(sum(addends))
+    rounded = [(addend + grid) - grid for addend in addends]
+    total = sum(rounded)
+    if grid:
+        assert total == math.fsum(rounded)
+        assert abs(total - math.fsum(addends)) <= len(addends) * 2.0**-52 * math.fsum(addends)
+        random.shuffle(rounded)
+        assert sum(rounded) == total
+    else:
+        assert sum(addends) < TINY_SUM
+
+
+@pytest.mark.parametrize("n_elements", [3 * CHUNK_ELEMENTS + 5, 5 * CHUNK_ELEMENTS + 5])
+def test_rescaling_does_not_depend_on_threads(n_elements):
+    """Nor on whether norms are measured, as of smaller tensors, or known."""
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(n_elements, generator=generator)
     expert = base + 0.1 * torch.randn(n_elements, generator=generator)
@@ -209,7 +282,8 @@ def test_rescaling_does_not_depend_on_threads():
         {"lambda": 1.0, "normalize": False, "rescale": True},
     )
     plan = MergePlan((step,), 0, 0, "float32", "float32", 0)
-    results = [next(Merger(pool, threads=threads).tensors(plan))[1] for threads in (1, 2, 5)]
+    mergers = [*[Merger(pool, threads=threads) for threads in (1, 2, 5)], Merger(pool, once=True)]
+    results = [next(merger.tensors(plan))[1] for merger in mergers]
     assert all(torch.equal(result, results[0]) for result in results)
 
 

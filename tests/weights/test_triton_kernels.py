@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("kernels run here only under TRITON_INTERPRET=1: `make triton-test`", allow_module_level=True)
 
 import triton.language as tl
-from fused_cases import BY_DIRECTION, DTYPES, Views, cases, close
+from fused_cases import BY_DIRECTION, DTYPES, Views, cases, close, fixed_case, kept_norms_seen
 from triton_cases import della_case, ties_plan, two_tensors, written
 
 import evomerge.weights.blocks as blocks
@@ -26,12 +26,13 @@ import evomerge.weights.fused.kernels as cpu_kernels
 from evomerge.core import CheckpointError
 from evomerge.plan import MergePlan, Piece, Region, TensorInput, TensorStep
 from evomerge.weights import Merger, WeightPool, gpu_methods
+from evomerge.weights.fused import statistics
 from evomerge.weights.fused.formulas import SUM
 from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import fuse
 from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.philox import keep_mask, mask_key, random_halves
-from evomerge.weights.triton import kernels, pruning
+from evomerge.weights.triton import batch, kernels, pruning
 from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch
 from evomerge.weights.triton.kernels import BLOCK, CHUNK_BLOCKS
 from evomerge.weights.triton.tables import chunks_of
@@ -60,13 +61,9 @@ def test_same_bits_as_the_cpu(method, math_dtype):
         compared.append(plan)
         (_, expected) = next(Merger(pool).tensors(plan))
         found = written(plan, pool, VIEWS[plan.dtype], cut=cut, offset=offset)
+        assert torch.equal(found, expected)
         if math_dtype != "float32":
-            assert torch.equal(found, expected)  # how far both are from plain torch is tested on the CPU
-            return
-        if step.parameters.get("rescale"):
-            assert close(found, expected, plan)  # the norms' sums are made in another order
-        else:
-            assert torch.equal(found, expected)
+            return  # how far both are from plain torch is tested on the CPU
         (_, plain) = next(Merger(pool, fused=False).tensors(plan))
         assert close(found, plain, plan)
 
@@ -146,6 +143,28 @@ def test_norms_are_those_of_rounded_deltas():
     (_, expected) = next(Merger(pool).tensors(plan))
     assert torch.equal(expected, next(Merger(pool, fused=False).tensors(plan))[1])
     assert torch.equal(written(plan, pool, torch.bfloat16), expected)
+
+
+def test_norms_are_those_of_the_cpu_to_the_last_bit(monkeypatch):
+    measured, known = kept_norms_seen(monkeypatch, batch, lambda plan, pool: written(plan, pool, torch.bfloat16))
+    assert measured == known
+    assert all(norm > 0 for norm in known)
+
+
+def test_a_norm_is_measured_beside_a_known_one(monkeypatch):
+    plan, pool = fixed_case("dare_ties", 2, rescale=True)
+    expected = next(Merger(pool).tensors(plan))[1]
+    kept_l1 = Statistics.kept_l1
+    asked = []
+
+    def of_the_first(self, pair, key, keep):
+        asked.append(kept_l1(self, pair, key, keep) if pair[2] == plan.steps[0].inputs[0].source else None)
+        return asked[-1]
+
+    monkeypatch.setattr(statistics, "_LARGE", 0)
+    monkeypatch.setattr(Statistics, "kept_l1", of_the_first)
+    assert torch.equal(written(plan, pool, torch.bfloat16), expected)
+    assert [norm is None for norm in asked] == [False, True]
 
 
 def test_one_launch_computes_all_tensors_of_a_kind(monkeypatch):

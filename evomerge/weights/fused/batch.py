@@ -5,19 +5,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from evomerge.plan import TensorInput, TensorStep, n_columns
-from evomerge.weights.blocks import F32, F32_AS_BF16, OVERFLOW_BITS, round_block
+from evomerge.weights.blocks import F32, F32_AS_BF16, OVERFLOW_BITS
 from evomerge.weights.fused.formulas import SUM, formula_chunks
 from evomerge.weights.fused.kernels import RANDOM, RANKED, mask_chunks, merge_chunks
 from evomerge.weights.fused.lanes import LANES
+from evomerge.weights.fused.norms import Norms, addend_grid, scales
 from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import FusedStep, fuse, is_measured
 from evomerge.weights.fused.tables import INPUT, KINDS, OUTPUT, chunks_of, kind_of
 from evomerge.weights.fused.threads import Threads
 from evomerge.weights.pool import WeightPool
-from evomerge.weights.task_vectors import TINY_SUM
 
 _RANGE = np.dtype([("output", np.int32), ("input", np.int32), ("start", np.int64), ("end", np.int64)])
 
@@ -70,12 +69,6 @@ def parts_of(destination: Destination, fused: Mapping[str, FusedStep]) -> list[P
     return parts
 
 
-def scales_to(whole: NDArray[np.float64], kept: NDArray[np.float64]) -> NDArray[np.float32]:
-    """What pruned deltas of L1 norms `kept` are multiplied by to have the norms `whole`, as in `task_vectors.match_l1`."""
-    scales = np.divide(whole, kept, out=np.ones_like(whole), where=(whole >= TINY_SUM) & (kept >= TINY_SUM))
-    return scales.astype(np.float32)
-
-
 class FusedBatch:
     """Computes steps with the compiled kernels.
 
@@ -110,6 +103,7 @@ class FusedBatch:
         """The fused form of each step (None where there is none); statistics that are missing are computed, in threads."""
         precision = KINDS[math_dtype]
         statistics = self._statistics.setdefault(precision, Statistics(self._pool, precision, once=self._once))
+        statistics.use_seed(seed)
 
         def form(step: TensorStep) -> FusedStep | None:
             return fuse(step, seed, statistics) if self.can_read(step) else None
@@ -210,7 +204,8 @@ class FusedBatch:
                         prune.low,
                         prune.step,
                         1.0,
-                        position in form.norms,
+                        position in form.norms and form.norms[position].kept is None,
+                        addend_grid(form.norms[position].whole) if position in form.norms else 0.0,
                     )
                 )
         with np.errstate(over="ignore"):  # a weight beyond float32 becomes infinite and is reported with the result
@@ -224,28 +219,28 @@ class FusedBatch:
         """
         masks: list[np.ndarray] = []
         ranges: list[tuple[int, int, int, int]] = []
-        norms: list[float] = []
+        norms: dict[int, Norms] = {}
         for output, form in enumerate(fused):
-            n_elements = int(outputs[output]["n_elements"])
-            for position, number in enumerate(range(outputs[output]["first_input"], len(inputs))[: len(form.inputs)]):
+            n_elements, first = int(outputs[output]["n_elements"]), int(outputs[output]["first_input"])
+            norms |= {first + position: pair for position, pair in form.norms.items()}
+            for number in range(first, first + len(form.inputs)):
                 is_random = inputs[number]["mode"] in (RANDOM, RANKED)
                 if is_random:
                     masks.append(np.empty(-(-n_elements // LANES) * LANES // 8, np.uint8))
                     inputs[number]["mask_address"] = masks[-1].ctypes.data
-                if is_random or position in form.norms:
+                if is_random or inputs[number]["measure"]:
                     ranges.append((output, number, 0, n_elements))
-                    norms.append(form.norms.get(position, 0.0))
-        if ranges:
-            kept = self._kept_norms(np.array(ranges, _RANGE), outputs, inputs)
-            held = scales_to(np.array(norms), kept)
-            for row, (output, _, _, _) in enumerate(ranges):
-                round_block(held[row:], 1, fused[output].precision)
-            inputs["scale"][[number for _, number, _, _ in ranges]] = held
+        measured = self._measured(np.array(ranges, _RANGE), outputs, inputs)
+        if norms:
+            whole = np.array([pair.whole for pair in norms.values()])
+            kept = np.array([measured[n] if pair.kept is None else pair.kept for n, pair in norms.items()])
+            inputs["scale"][list(norms)] = scales(whole, kept, fused[0].precision)
         return masks
 
-    def _kept_norms(self, ranges: np.ndarray, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        """L1 norm of what each range's input keeps (0 where it does not measure); writes random masks on the way."""
+    def _measured(self, ranges: np.ndarray, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """By row of `inputs`, the L1 norm of what pruning keeps of each that measures it; writes random masks on the way."""
+        if not len(ranges):
+            return np.zeros(len(inputs))
         chunks = chunks_of(ranges)
         self._threads.run_chunks(mask_chunks, chunks, outputs, inputs)
-        owner = np.searchsorted(ranges["input"], chunks["input"])
-        return np.bincount(owner, chunks["l1"], len(ranges))
+        return np.bincount(chunks["input"], chunks["l1"], len(inputs))

@@ -15,7 +15,7 @@ import numpy as np
 from evomerge.weights.blocks import BF16, F16, F16_TINY, F16_TOO_LARGE, F32, F32_AS_BF16, load_block, store_block
 from evomerge.weights.fused.lanes import (
     LANES,
-    add_to_sums,
+    add_on_grid,
     bits_of,
     floats,
     from_bits,
@@ -309,7 +309,7 @@ def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-u
     """Masks whole windows of the one row `inputs`."""
     row = inputs[0]
     base_address, base_kind = output["base_address"], output["base_kind"]
-    address, kind, mode, measure = row["address"], row["kind"], row["mode"], row["measure"]
+    address, kind, mode, measure, grid = row["address"], row["kind"], row["mode"], row["measure"], row["grid"]
     key0, key1, keep = np.uint64(row["key0"]), np.uint64(row["key1"]), row["keep"]
     mask_address, rank_address = row["mask_address"], row["rank_address"]
     low, step, precision = floats(row["low"]), floats(row["step"]), output["precision"]
@@ -333,7 +333,7 @@ def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-u
             if window >= change:
                 change = _set_thresholds(inputs, window, thresholds)
             kept = _only_large(kept, kept, mode, thresholds.ctypes.data)
-        sums = add_to_sums(sums, kept)
+        sums = add_on_grid(sums, kept, grid)
     return total_sum(sums)
 
 
@@ -355,7 +355,8 @@ def _mask_part(window, end, output, inputs, thresholds, copies, outputs):  # typ
 def mask_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
     """Makes the random mask of the input row that each chunk names, and writes the L1 norm (float64) of what it keeps.
 
-    The norm is that of the pruned delta, for every mode but KEEP_ALL, and 0 where the row does not ask to `measure`.
+    The norm is that of the pruned delta, for every mode but KEEP_ALL, of addends rounded by the row's `grid`; 0 where the row does not
+    ask to `measure`.
     Chunks start at multiples of `LANES`.
     """
     thresholds = np.zeros((1, 2, LANES), np.float32)

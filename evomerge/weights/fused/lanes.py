@@ -292,6 +292,29 @@ def to_halves(typing_context: Any, value: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def store_halves(typing_context: Any, address: Any, value: Any) -> Any:
+    """Stores uint16 values in the order of lanes."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.store(values[1], _pointer(builder, values[0], _I16), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, HALVES), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_on_grid(typing_context: Any, sums: Any, value: Any, grid: Any) -> Any:
+    """`sums` plus float32 values, to which the float64 `grid` is added and taken away again; see `evomerge.weights.fused.norms`."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        grids = _splat(builder, values[2])
+        moved = builder.fadd(builder.fpext(values[1], _vector(_DOUBLE)), grids)
+        return builder.fadd(values[0], builder.fsub(moved, grids))
+
+    return SUMS(SUMS, FLOATS, types.float64), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def add_to_sums(typing_context: Any, sums: Any, value: Any) -> Any:
     """`sums` plus float32 values."""
 

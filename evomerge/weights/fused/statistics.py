@@ -13,6 +13,7 @@ from evomerge.weights.blocks import BLOCK, F32, as_bits, load_block, load_delta,
 from evomerge.weights.fused.experts import changed_by, mark_cut, places_of, sort_keys, square_sums, variances
 from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.magnitudes import Cut, MagnitudeHistogram
+from evomerge.weights.fused.norms import addend_grid, kept_norms
 from evomerge.weights.fused.selection import cut_once
 from evomerge.weights.fused.tables import DTYPE_OF, KINDS
 from evomerge.weights.methods.arcee_fusion import important
@@ -33,6 +34,12 @@ _REMEMBERED_CUTS = 64
 
 _REMEMBERED_COUNTS = 1 << 16
 """of changed entries, in all; a search that varies their threshold asks for new ones each time"""
+
+_LARGE = 1 << 20
+"""elements of tensors of which it is kept what every density keeps (512 KB): a quarter of the smallest in bfloat16"""
+
+_MOST_KEPT_NORMS = 2048
+"""1 GB of them; an 8B model with three experts has 672"""
 
 _SORTED_AT_ONCE = 1 << 20
 """elements whose sort keys (8 bytes each) are in memory at a time"""
@@ -70,12 +77,20 @@ class Statistics:
         self._products: dict[Pair, Products] = {}
         self._inner: dict[tuple[Place | None, Place, Place], float] = {}
         self._l1: dict[Pair, float] = {}
+        self._seed = 0
+        self._kept_norms: dict[tuple[Pair, tuple[int, int]], NDArray[np.float64]] = {}
         self._ranks: dict[Pair, NDArray[np.uint16]] = {}
         self._orders: dict[Place, tuple[Experts, NDArray[np.uint32], int]] = {}
         self._square_sums: dict[Experts, dict[int, list[float]]] = {}
         self._of_rows: dict[tuple[object, ...], NDArray[np.float32]] = {}
         self._important: dict[Pair, tuple[NDArray[np.float32], float]] = {}
         self._changed: dict[tuple[Experts, float], tuple[list[int], list[int]]] = {}
+
+    def use_seed(self, seed: int) -> None:
+        """Says which seed the masks have from now on; what is known of others' is forgotten. Not while other threads ask."""
+        if seed != self._seed:
+            self._seed = seed
+            self._kept_norms.clear()
 
     def cut(self, pair: Pair, k: int) -> Cut:
         """What separates the `k` largest magnitudes of `other - base`."""
@@ -127,6 +142,23 @@ class Statistics:
             base, tensor = self._tensors(pair)
             found = self._l1[pair] = float(_l1(*_places(base, tensor), self.precision, tensor.numel()))
         return found
+
+    def kept_l1(self, pair: Pair, key: tuple[int, int], keep: int) -> float | None:
+        """L1 norm of what a mask with this key keeps of `other - base`; None where the merge had better measure it.
+
+        Args:
+            pair: base and other.
+            key: of the mask, see `evomerge.weights.philox`.
+            keep: how many of its numbers, from 0 on, keep an element.
+        """
+        found = self._kept_norms.get((pair, key))
+        if found is None:
+            base, tensor = self._tensors(pair)
+            if self._once or tensor.numel() < _LARGE or len(self._kept_norms) >= _MOST_KEPT_NORMS:
+                return None
+            found = kept_norms(*_places(base, tensor), self.precision, tensor.numel(), *key, addend_grid(self.l1(pair)))
+            self._kept_norms[pair, key] = found
+        return float(found[keep])
 
     def ranks(self, pair: Pair, n_columns: int) -> NDArray[np.uint16]:
         """Rank of every `|other - base|` in its row, from 0 for the smallest; of equal ones the first is lower.

@@ -14,6 +14,7 @@ from evomerge.weights.blocks import F32
 from evomerge.weights.fused import directions
 from evomerge.weights.fused.formulas import ARC, FUSION, NEARSWAP, RAM, SCE, STOCK, SUM
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
+from evomerge.weights.fused.norms import Norms
 from evomerge.weights.fused.statistics import MOST_PLACES, Experts, Pair, Statistics
 from evomerge.weights.fused.tables import DTYPE_OF
 from evomerge.weights.methods.breadcrumbs import band
@@ -59,7 +60,7 @@ class FusedStep:
         base: subtracted from the inputs and added at the end; None for plain sums.
         elect_sign, normalize: sign consensus, and division by the agreeing weights.
         divisor, scale: applied to the sum, in this order.
-        norms: of the inputs whose pruned deltas get their L1 norm back: position -> that norm.
+        norms: of the inputs whose pruned deltas get their L1 norm back, by position.
         pieces: (end, form) of consecutive stretches of flat elements, instead of all of the above.
         precision: the kind that arithmetic rounds to; where there is no base, only what is read and the result.
         formula, parameter: one of `evomerge.weights.fused.formulas`, which reads base, inputs and their weights, and its own number.
@@ -72,7 +73,7 @@ class FusedStep:
     normalize: bool = False
     divisor: float = 1.0
     scale: float = 1.0
-    norms: Mapping[int, float] = field(default_factory=dict)
+    norms: Mapping[int, Norms] = field(default_factory=dict)
     pieces: tuple[tuple[int, "FusedStep"], ...] = ()
     precision: int = F32
     formula: int = SUM
@@ -305,6 +306,12 @@ def _keep_band(step: TensorStep, position: int, seed: int, statistics: Statistic
     return Prune(BAND, low.threshold, low.cutoff, top_threshold=top.threshold, top_cutoff=top.cutoff)
 
 
+def _norms(pair: Pair, prune: Prune, statistics: Statistics) -> Norms:
+    is_random = prune.mode == RANDOM
+    kept = statistics.kept_l1(pair, (prune.key0, prune.key1), prune.keep) if is_random else None
+    return Norms(statistics.l1(pair), kept)
+
+
 def _pair(base: TensorInput, other: TensorInput) -> Pair:
     return base.source, base.tensor, other.source, other.tensor
 
@@ -313,14 +320,14 @@ def _task_vectors(prune: PruneBuilder, *, elect_sign: bool) -> Builder:
     def build(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
         weights, divisor = _as_held(_weights(step), statistics.precision)
         inputs: list[Term] = []
-        norms: dict[int, float] = {}
+        norms: dict[int, Norms] = {}
         for position, (entry, weight) in enumerate(zip(step.inputs, weights, strict=True)):
             pruned = prune(step, position, seed, statistics)
             if pruned is None:
                 return None
             inputs.append((entry, weight, pruned))
             if step.parameters.get("rescale", False) and pruned.mode != KEEP_ALL:
-                norms[position] = statistics.l1(_pair(step.required_base, entry))
+                norms[position] = _norms(_pair(step.required_base, entry), pruned, statistics)
         normalize = bool(step.parameters["normalize"])
         if elect_sign or not normalize:
             divisor = 1.0

@@ -49,6 +49,7 @@ INPUT = np.dtype(
         ("step", np.float32),
         ("scale", np.float32),
         ("measure", np.bool_),
+        ("grid", np.float64),  # of norms; see `norms.addend_grid`
     ],
     align=True,
 )

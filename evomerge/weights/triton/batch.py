@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from triton.errors import TritonError
 
 from evomerge.plan import TensorStep
-from evomerge.weights.blocks import OVERFLOW_BITS, round_block
-from evomerge.weights.fused.batch import Destination, Part, parts_of, scales_to
+from evomerge.weights.blocks import OVERFLOW_BITS
+from evomerge.weights.fused.batch import Destination, Part, parts_of
 from evomerge.weights.fused.formulas import SUM
+from evomerge.weights.fused.norms import Norms, scales
 from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.pool import WeightPool
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 MAX_INPUTS = 16
 """inputs of a step: kernels are unrolled over them"""
+
+_UNSCALED = Norms(0.0, 0.0)
 
 
 class TritonBatch:
@@ -134,16 +137,18 @@ class TritonBatch:
 
     def _rescale(self, parts: list[Part], variant: Variant, tables: Tables) -> None:
         """Sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta."""
-        kept = self._kept_norms(parts, variant, tables)
-        whole = np.array([[part.form.norms.get(k, 0.0) for k in range(variant.n_inputs)] for part in parts])
-        held = scales_to(whole, kept)
-        round_block(held.reshape(-1), held.size, variant.precision)
-        tables.rescale(held)
+        norms = [[part.form.norms.get(k, _UNSCALED) for k in range(variant.n_inputs)] for part in parts]
+        whole = np.array([[pair.whole for pair in row] for row in norms])
+        known = np.array([[np.nan if pair.kept is None else pair.kept for pair in row] for row in norms])
+        kept = np.where(np.isnan(known), self._measured(parts, np.isnan(known).any(axis=1), variant, tables), known)
+        tables.rescale(scales(whole.reshape(-1), kept.reshape(-1), variant.precision).reshape(whole.shape))
 
-    def _kept_norms(self, parts: list[Part], variant: Variant, tables: Tables) -> NDArray[np.float64]:
-        """(rows, inputs): L1 norms of pruned deltas, of whole tensors whatever part of them is wanted here."""
-        ranges = tuple([(0, part.place.step.n_elements) for part in parts])
-        chunks = chunks_of(ranges, self.device)
+    def _measured(
+        self, parts: list[Part], wanted: NDArray[np.bool_], variant: Variant, tables: Tables
+    ) -> NDArray[np.float64]:
+        """(rows, inputs): L1 norms of pruned deltas, of whole tensors whatever part of them is wanted here; 0 in rows not `wanted`."""
+        sizes = [part.place.step.n_elements if row else 0 for part, row in zip(parts, wanted, strict=True)]
+        chunks = chunks_of(tuple([(0, size) for size in sizes]), self.device)
         partial = torch.zeros(len(chunks), variant.n_inputs, dtype=torch.float64, device=self.device)
         if len(chunks):
             _kernel(pruned_l1_chunks, len(chunks))(
@@ -158,9 +163,8 @@ class TritonBatch:
                 BLOCK=BLOCK,
                 **_OPTIONS,
             )
-        # added up on the CPU in the order of the chunks: the order of a GPU's atomic additions changes from run to run
         sums, rows = partial.cpu().numpy(), chunks[:, 0].cpu().numpy()
-        return np.stack([np.bincount(rows, column, len(ranges)) for column in sums.T], axis=1)
+        return np.stack([np.bincount(rows, column, len(parts)) for column in sums.T], axis=1)
 
     def _on_device(self, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(tables.integers).to(self.device), torch.from_numpy(tables.floats).to(self.device)

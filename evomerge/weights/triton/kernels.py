@@ -31,9 +31,9 @@ the two words of the key"""
 OUTPUT_FLOATS = 2
 """divisor, scale"""
 
-INPUT_FLOATS = 8
+INPUT_FLOATS = 9
 """of one input: weight, threshold and the next float, threshold of the band's top (NaN = none) and the next float, scale, the largest
-random number that keeps rank 0 and its rise by rank"""
+random number that keeps rank 0 and its rise by rank, and what rounds the addends of its norm (see `evomerge.weights.fused.norms`)"""
 
 INPUT_SCALE = 5
 """which of them is the scale"""
@@ -42,7 +42,7 @@ INPUT_SCALE = 5
 _OUTPUT_INTEGERS, _INPUT_INTEGERS = tl.constexpr(OUTPUT_INTEGERS), tl.constexpr(INPUT_INTEGERS)
 _OUTPUT_FLOATS, _INPUT_FLOATS = tl.constexpr(OUTPUT_FLOATS), tl.constexpr(INPUT_FLOATS)
 _KEYS = tl.constexpr(INPUT_INTEGERS - 2)
-_SCALE = tl.constexpr(INPUT_SCALE)
+_SCALE, _GRID = tl.constexpr(INPUT_SCALE), tl.constexpr(INPUT_FLOATS - 1)
 
 # as evomerge.weights.blocks numbers them; a test compares
 BF16, F32, F16, F32_AS_BF16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -354,13 +354,14 @@ def pruned_l1_chunks(
     lanes = tl.arange(0, BLOCK)
     for k in tl.static_range(K):
         total = tl.zeros((BLOCK,), tl.float64)
+        grid = tl.load(floats + _OUTPUT_FLOATS + k * _INPUT_FLOATS + _GRID).to(tl.float64)
         for block in range(first_block, end_block):
             start = block * BLOCK
             value = _load_rounded(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3, PRECISION)
             value = rounded(value - _load_rounded(base_address, start, lanes, BASE, PRECISION), PRECISION)
             keys = inputs + k * _INPUT_INTEGERS + _KEYS
             value = pruned(value, whole[k], real[k], keys, start, lanes, MODE, True, BLOCK)
-            total = total + tl.abs(value).to(tl.float64)
+            total = total + ((tl.abs(value).to(tl.float64) + grid) - grid)
         tl.store(norms + chunk * K + k, tl.sum(total, axis=0))
 
 

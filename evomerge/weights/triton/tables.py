@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from evomerge.weights.blocks import BF16, F16, F32, F32_AS_BF16
 from evomerge.weights.fused.batch import Part
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
+from evomerge.weights.fused.norms import addend_grid
 from evomerge.weights.fused.steps import Prune
 from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.philox import DECISIONS
@@ -100,11 +101,12 @@ def tables_of(parts: Sequence[Part], variant: Variant, resident: ResidentSources
         base = 0 if form.base is None else resident.tensor(form.base).data_ptr()
         whole = [_first_address(part, variant.out), base, place.start, place.end]
         real = [form.divisor, form.scale]
-        for entry, weight, prune in form.inputs:
+        for position, (entry, weight, prune) in enumerate(form.inputs):
             address = resident.tensor(entry).data_ptr()
             ranks = address if prune.ranks is None else resident.tensor(prune.ranks).data_ptr()
             whole += [address, *_integers(prune, ranks)]
-            real += _floats(weight, prune)
+            grid = addend_grid(form.norms[position].whole) if position in form.norms else 0.0
+            real += [*_floats(weight, prune), grid]
         integers.append(whole)
         floats.append(real)
     with np.errstate(over="ignore"):  # a weight beyond float32 becomes infinite and is reported with the result
