@@ -159,9 +159,9 @@ class SandboxedTask:
         if process is None or process.stdin is None or process.stdout is None:
             raise EvaluationError(f"task {self._spec.task!r}: its sandbox is closed")
         try:
-            process.stdin.write(json.dumps(order).encode() + b"\n")
-            process.stdin.flush()
-            answer = json.loads(_line(process.stdout.fileno(), timeout_s))
+            deadline = time.monotonic() + timeout_s
+            _send(process.stdin.fileno(), json.dumps(order).encode() + b"\n", deadline)
+            answer = json.loads(_line(process.stdout.fileno(), deadline))
         except TimeoutError:
             self.close()
             raise EvaluationError(f"task {self._spec.task!r}: its code took more than {timeout_s:g} s") from None
@@ -248,14 +248,30 @@ def _tokens(values: Sequence[Any]) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def _line(descriptor: int, timeout_s: float) -> bytes:
+def _send(descriptor: int, content: bytes, deadline: float) -> None:
+    """Writes into a pipe whose other side may have stopped reading.
+
+    Raises:
+        TimeoutError: not all of it until `deadline`.
+        OSError: the other side has gone.
+    """
+    rest = memoryview(content)
+    while rest:
+        _, ready, _ = select.select([], [descriptor], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError
+        # a pipe that is ready takes so much without waiting
+        rest = rest[os.write(descriptor, rest[: select.PIPE_BUF]) :]
+
+
+def _line(descriptor: int, deadline: float) -> bytes:
     """The next line of a pipe.
 
     Raises:
-        TimeoutError: none in time.
+        TimeoutError: none until `deadline`.
         EOFError: the other side has gone, or says too much.
     """
-    content, deadline = bytearray(), time.monotonic() + timeout_s
+    content = bytearray()
     while not content.endswith(b"\n"):
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from evomerge.evaluation.task_settings import runs_code, task_settings
 from evomerge.testing.tiny_models import write_tiny_llama
 
 ATTEMPTS = """
-import os, signal, socket, time
+import os, re, signal, socket, threading, time
 from pathlib import Path
 
 def blocked(attempt):
@@ -62,6 +63,9 @@ def score(document, results):
     if answer == "die":
         os.kill(os.getpid(), signal.SIGKILL)
         os._exit(1)
+    if answer == "deaf":  # soon: it never lets go of the interpreter
+        threading.Timer(0.3, re.match, ("(a+)+$", "a" * 60 + "b")).start()
+        return {"exact_match": 1.0}
     if answer == "fail":
         raise KeyError("no gold")
     return {"exact_match": blocked(lambda: globals()[document["q"]](answer))}
@@ -178,6 +182,17 @@ def test_code_that_hangs_is_killed_and_the_next_candidate_is_scored(task: Sandbo
     assert task.items(Split.SEARCH).score([], answers()).sum() >= 6
     with pytest.raises(EvaluationError, match="its sandbox has died"):
         task.items(Split.SEARCH).score([], answers(connect="die"))
+
+
+def test_code_that_stops_reading_is_killed_too(folder: Path, task: SandboxedTask) -> None:
+    """An order that does not fit into the pipe is not waited for without end."""
+    deaf = SandboxedTask(TaskSpec(str(folder / "t.yaml")), folder / "model", timeout_s=3)
+    items = deaf.items(Split.SEARCH)
+    assert items.score([], answers(connect="deaf"))[0] == 1.0
+    time.sleep(1)
+    with pytest.raises(EvaluationError, match="its code took more than 3 s"):
+        items.score([], answers(connect="x" * (1 << 20)))
+    deaf.close()
 
 
 def test_what_cannot_be_loaded_leaves_no_process(task: SandboxedTask, folder: Path, tmp_path: Path) -> None:
