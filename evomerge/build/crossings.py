@@ -82,7 +82,7 @@ class Crossings:
         self._out_dtype = config.space.out_dtype or first.dtype
         self.chromosomes = self._chromosomes()
         self.layout = WeightLayout(
-            tuple(tuple((step.output, int(np.prod(step.shape))) for step in steps) for steps in self.chromosomes)
+            tuple(tuple((step.output, step.n_elements) for step in steps) for steps in self.chromosomes)
         )
 
     def lineage(self) -> Lineage:

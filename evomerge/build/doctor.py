@@ -139,6 +139,7 @@ def _merging() -> Finding:
 def _engine(*, on_nodes: bool) -> Iterator[Finding]:
     """What computes candidates here; `on_nodes`: or on the nodes of a cluster, whose GPUs are not this machine's."""
     from evomerge.engine import available_engines, default_engine_kind
+    from evomerge.engine.environment import SUPPORTED_VLLM
 
     installed = {name: found for name in ENGINE_PACKAGES if (found := _version(name))}
     if len(installed) > 1:
@@ -154,12 +155,12 @@ def _engine(*, on_nodes: bool) -> Iterator[Finding]:
         )
     else:
         ((name, found),) = installed.items()
-        fits = found.startswith("0.32.")
+        fits = found.startswith(f"{SUPPORTED_VLLM}.")
         yield Finding(
             name,
             Grade.GOOD if fits else Grade.BAD,
             found,
-            "" if fits else "weights are replaced in place in 0.32: install that",
+            "" if fits else f"weights are replaced in place in {SUPPORTED_VLLM}: install that",
         )
         if name == "vllm" and _sees_no_gpu():
             yield Finding(

@@ -2,15 +2,15 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Protocol
 
 from evomerge.build.evaluators import FACTORY, evaluator_settings, worker_environment
 from evomerge.build.problem import Problem
 from evomerge.cluster import LocalPool
 from evomerge.config import SearchConfig, SyntheticConfig
-from evomerge.core import ConfigError
+from evomerge.core import ConfigError, Json
 from evomerge.search import RunDirectory, WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -37,20 +37,30 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[Run
         ConfigError: so many workers do not fit.
         EngineError: no Ray cluster answers.
     """
-    config, settings = problem.config, evaluator_settings(problem.config, n_slots=problem.max_slots)
-    cluster = config.cluster
-    if cluster.kind == "local":
-        n_workers = 1 if cluster.workers == "auto" else cluster.workers
-        if n_workers > 1 and not isinstance(config.evaluation, SyntheticConfig):
-            raise ConfigError("cluster.kind local runs one engine; set cluster.workers to 1, or cluster.kind to ray")
-        local = LocalPool(FACTORY, settings, n_workers)
-        try:
-            yield local, n_workers
-        finally:
-            local.close()
-        return
+    settings = evaluator_settings(problem.config, n_slots=problem.max_slots)
+    make = _local_pool if problem.config.cluster.kind == "local" else _ray_pool
+    with make(problem.config, settings, directory) as sized:
+        yield sized
+
+
+@contextmanager
+def _local_pool(
+    config: SearchConfig, settings: Mapping[str, Json], directory: RunDirectory
+) -> Iterator[tuple[RunPool, int]]:
+    n_workers = 1 if config.cluster.workers == "auto" else config.cluster.workers
+    if n_workers > 1 and not isinstance(config.evaluation, SyntheticConfig):
+        raise ConfigError("cluster.kind local runs one engine; set cluster.workers to 1, or cluster.kind to ray")
+    with closing(LocalPool(FACTORY, settings, n_workers)) as pool:
+        yield pool, n_workers
+
+
+@contextmanager
+def _ray_pool(
+    config: SearchConfig, settings: Mapping[str, Json], directory: RunDirectory
+) -> Iterator[tuple[RunPool, int]]:
     from evomerge.cluster.ray_session import RaySession
 
+    cluster = config.cluster
     wanted = None if cluster.workers == "auto" else cluster.workers
     n_cpus = None if wanted is None else max(os.cpu_count() or 1, round(wanted * cluster.cpus_per_worker))
     with RaySession(cluster.address, n_cpus) as session:
@@ -78,11 +88,8 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[Run
             startup_timeout_s=cluster.startup_timeout_s,
             log_folder=str(directory.logs.resolve()) if cluster.address is None else None,
         )
-        pool = RayPool(FACTORY, settings, options)
-        try:
+        with closing(RayPool(FACTORY, settings, options)) as pool:
             yield pool, n_workers
-        finally:
-            pool.close()
 
 
 def gpus_per_worker(config: SearchConfig) -> float:

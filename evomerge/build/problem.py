@@ -1,6 +1,6 @@
 """config -> the search problem: models, space, objectives, baselines, recipes. Reads model headers, never a weight."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from evomerge.build.crossings import Crossings, crosses_models, seed_template
 from evomerge.build.own_recipes import own_recipes, values_in_space
 from evomerge.build.stacking import stack_template
 from evomerge.build.tasks import checked_task_names, task_specs
-from evomerge.config import SearchConfig, SyntheticConfig
+from evomerge.config import ObjectiveConfig, SearchConfig, SpaceConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
 from evomerge.evaluation.task_files import is_task_file
@@ -19,6 +19,7 @@ from evomerge.recipe import (
     AXES,
     Combination,
     Lineage,
+    MethodSpec,
     Recipe,
     RecipeTemplate,
     SearchedParameter,
@@ -90,17 +91,7 @@ class Problem:
             if item.name not in self.task_names and item.name not in costs:
                 known = ", ".join([*self.task_names, *costs])
                 raise ConfigError(f"objectives: no task produces {item.name!r}; known: {known}")
-        return tuple(
-            Objective(
-                item.name,
-                Direction(item.direction)
-                if item.direction
-                else Direction.MINIMIZE
-                if item.name.startswith("cost.") and item.name.removeprefix("cost.") not in HIGHER_IS_BETTER
-                else Direction.MAXIMIZE,
-            )
-            for item in self.config.objectives
-        )
+        return tuple(Objective(item.name, _direction(item)) for item in self.config.objectives)
 
     def objectives_json(self) -> list[Json]:
         """The objectives as the journal keeps them."""
@@ -194,6 +185,14 @@ class Problem:
             return self.crossings.plan().output_bytes
         middle = self.template.recipe(self.space.decode([0.5] * self.space.dimension))
         return make_plan(middle, self.headers).output_bytes
+
+
+def _direction(item: ObjectiveConfig) -> Direction:
+    """As configured; else scores are maximised, and costs minimised but for those of `HIGHER_IS_BETTER`."""
+    if item.direction:
+        return Direction(item.direction)
+    cost = item.name.removeprefix("cost.")
+    return Direction.MINIMIZE if cost != item.name and cost not in HIGHER_IS_BETTER else Direction.MAXIMIZE
 
 
 def make_problem(config: SearchConfig) -> Problem:
@@ -364,30 +363,11 @@ def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) ->
     axes = tuple(
         axis for axis, used in zip(AXES, (True, len(layer_groups) > 1, bool(space.module_groups)), strict=True) if used
     )
-    if space.parameters is None:
-        usual = default_searched(spec, axes)
-        if not usual:
-            open_ones = ", ".join(item.name for item in spec.parameters if not isinstance(item.default, bool))
-            raise ConfigError(
-                f"space: {spec.name} has no parameter that searches usually vary; "
-                + (f"give space.parameters (it has {open_ones}), or compare" if open_ones else "compare")
-                + " with such a merge by baselines.recipes"
-            )
-        searched = [item for item in usual if item.name not in space.fixed]
-    else:
-        searched = []
-        for name, wanted in space.parameters.items():
-            row = spec.parameter(name)
-            low = row.search_low if wanted.low is None else wanted.low
-            high = row.search_high if wanted.high is None else wanted.high
-            if low is None or high is None:
-                raise ConfigError(f"space.parameters.{name}: give low and high; {spec.name} has no usual range for it")
-            searched.append(SearchedParameter(name, low, high, wanted.per or allowed_axes(row, axes)))
     return RecipeTemplate(
         method=spec.name,
         base=base,
         experts=experts,
-        searched=searched,
+        searched=_searched(space, spec, axes),
         fixed=space.fixed,
         n_layers=first.n_layers,
         layer_groups=layer_groups,
@@ -398,3 +378,26 @@ def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) ->
         out_dtype=space.out_dtype or first.dtype,
         seed=config.seed,
     )
+
+
+def _searched(space: SpaceConfig, spec: MethodSpec, axes: Sequence[str]) -> list[SearchedParameter]:
+    """What is searched: the configured parameters, else those that searches over the method usually vary and that are not fixed."""
+    if space.parameters is None:
+        usual = default_searched(spec, axes)
+        if not usual:
+            open_ones = ", ".join(item.name for item in spec.parameters if not isinstance(item.default, bool))
+            raise ConfigError(
+                f"space: {spec.name} has no parameter that searches usually vary; "
+                + (f"give space.parameters (it has {open_ones}), or compare" if open_ones else "compare")
+                + " with such a merge by baselines.recipes"
+            )
+        return [item for item in usual if item.name not in space.fixed]
+    searched = []
+    for name, wanted in space.parameters.items():
+        row = spec.parameter(name)
+        low = row.search_low if wanted.low is None else wanted.low
+        high = row.search_high if wanted.high is None else wanted.high
+        if low is None or high is None:
+            raise ConfigError(f"space.parameters.{name}: give low and high; {spec.name} has no usual range for it")
+        searched.append(SearchedParameter(name, low, high, wanted.per or allowed_axes(row, axes)))
+    return searched

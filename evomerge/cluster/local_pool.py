@@ -5,8 +5,8 @@ import threading
 import time
 from collections.abc import Mapping
 
-from evomerge.cluster.worker import make_evaluator
-from evomerge.core import Evaluation, EvaluationRequest, Json, Status
+from evomerge.cluster.worker import failed, make_evaluator
+from evomerge.core import Evaluation, EvaluationRequest, Json
 
 THREAD_NAME = "evomerge-worker"
 """what the names of worker threads begin with"""
@@ -71,13 +71,3 @@ class LocalPool:
             except Exception as problem:  # noqa: BLE001  (the pool boundary)
                 self._results.put(failed(request, f"{type(problem).__name__}: {problem}"))
         evaluator.close()
-
-
-def quarantined(request: EvaluationRequest, n_lost: int, reason: str) -> Evaluation:
-    """The evaluation of a request that is not tried again, because so many workers were lost with it."""
-    return failed(request, f"quarantined: {n_lost} workers were lost with it; the last: {reason}")
-
-
-def failed(request: EvaluationRequest, reason: str) -> Evaluation:
-    """The evaluation of a request that could not be finished."""
-    return Evaluation(request.candidate_id, request.split, Status.FAILED, error=reason)

@@ -18,9 +18,9 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, NodeDiedError
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from evomerge.cluster.local_pool import failed, quarantined
 from evomerge.cluster.ray_session import RaySession, room_for
 from evomerge.cluster.ray_worker import Worker
+from evomerge.cluster.worker import failed
 from evomerge.core import EngineError, Evaluation, EvaluationRequest, EvomergeError, Json, LostWorker, Split
 
 __all__ = ["RayPool", "RaySession", "WorkerOptions"]
@@ -112,7 +112,7 @@ class RayPool:
     def submit(self, request: EvaluationRequest) -> None:
         """Queues a request; a free worker takes it. One that has cost too many workers already fails at once."""
         if request.attempt >= self._options.max_attempts:
-            self._done.append(quarantined(request, request.attempt, "before this process started"))
+            self._done.append(_quarantined(request, request.attempt, "before this process started"))
             return
         self._queue.append(request)
         self._dispatch()
@@ -242,7 +242,7 @@ class RayPool:
         if attempts < self._options.max_attempts:
             self._queue.appendleft(replace(request, attempt=attempts))
         else:
-            self._done.append(quarantined(request, attempts, reason))
+            self._done.append(_quarantined(request, attempts, reason))
 
     def _look_around(self) -> None:
         """Notices workers that have found a place, and follows the cluster where it grows or shrinks."""
@@ -269,6 +269,11 @@ class RayPool:
         if isinstance(problem, NodeDiedError | ActorUnavailableError) or "node has died" in str(problem):
             return True
         return slot.node is not None and any(node["NodeID"] == slot.node and not node["Alive"] for node in ray.nodes())
+
+
+def _quarantined(request: EvaluationRequest, n_lost: int, reason: str) -> Evaluation:
+    """The evaluation of a request that is not tried again, because so many workers were lost with it."""
+    return failed(request, f"quarantined: {n_lost} workers were lost with it; the last: {reason}")
 
 
 def _reason(problem: RayError) -> str:

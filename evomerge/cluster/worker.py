@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Protocol, cast
 
-from evomerge.core import Evaluation, EvaluationRequest, Json
+from evomerge.core import Evaluation, EvaluationRequest, Json, Status
 
 
 class Evaluator(Protocol):
@@ -23,3 +23,8 @@ def make_evaluator(factory: str, settings: Mapping[str, Json]) -> Evaluator:
     """Calls `factory` ("package.module:function") with `settings`."""
     module, _, name = factory.partition(":")
     return cast(Evaluator, getattr(import_module(module), name)(settings))
+
+
+def failed(request: EvaluationRequest, reason: str) -> Evaluation:
+    """The evaluation of a request that could not be finished."""
+    return Evaluation(request.candidate_id, request.split, Status.FAILED, error=reason)

@@ -12,6 +12,9 @@ from functools import cache
 
 _LOGGER = logging.getLogger("evomerge")
 
+SUPPORTED_VLLM = "0.32"
+"""The minor version of vLLM whose source `evomerge.engine.patches` was written against."""
+
 
 @cache
 def vllm_targets_cpu() -> bool:

@@ -14,9 +14,7 @@ from types import ModuleType
 import torch
 
 from evomerge.core import EngineError
-
-SUPPORTED_VLLM = "0.32"
-"""The minor version whose source these patches were written against."""
+from evomerge.engine.environment import SUPPORTED_VLLM
 
 
 def _replaced(module: ModuleType, name: str, parameters: tuple[str, ...]) -> Callable[..., object]:

@@ -34,9 +34,7 @@ class SeedGram:
     def __init__(self, pool: WeightPool, chromosomes: Sequence[Sequence[TensorStep]]) -> None:
         self._pool = pool
         self._steps = [tuple(steps) for steps in chromosomes]
-        self._starts = [
-            np.cumsum([0, *(int(np.prod(step.shape, dtype=np.int64)) for step in steps)]) for steps in self._steps
-        ]
+        self._starts = [np.cumsum([0, *(step.n_elements for step in steps)]) for steps in self._steps]
         self._at_starts: dict[int, Floats] = {}
         self._known: dict[tuple[int, int], Floats] = {}
 
