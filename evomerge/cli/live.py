@@ -5,16 +5,16 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from evomerge.build.doctor import Finding, Grade
 from evomerge.build.watching import Look, Watcher
+from evomerge.cli.console import CONSOLE
 from evomerge.core import Objective
 
-_CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 _STYLES = {Grade.GOOD: "green", Grade.NOTE: "yellow", Grade.BAD: "bold red"}
 
 
@@ -22,9 +22,9 @@ def watch_run(watcher: Watcher, every_s: float, *, once: bool) -> None:
     """Shows a run until nobody works on it any more or Ctrl-C; once where the output is no terminal."""
     look = watcher.look()
     if once or look.over or not sys.stdout.isatty():
-        _CONSOLE.print(_shown(look, watcher))
+        CONSOLE.print(_shown(look, watcher))
         return
-    with Live(_shown(look, watcher), console=_CONSOLE, auto_refresh=False) as live:
+    with Live(_shown(look, watcher), console=CONSOLE, auto_refresh=False) as live:
         while not look.over:
             time.sleep(every_s)
             look = watcher.look()
@@ -38,7 +38,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
         table.add_row(Text(finding.grade.value, _STYLES[finding.grade]), finding.subject, finding.found)
         if finding.advice:
             table.add_row("", "", Text(f"-> {finding.advice}", "italic"))
-    _CONSOLE.print(table)
+    CONSOLE.print(table)
 
 
 def _shown(look: Look, watcher: Watcher) -> RenderableType:

@@ -1,22 +1,18 @@
 """Tables on the terminal. Every number comes from `Run.summary`, `Run.front` or an evaluation."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from rich.console import Console
 from rich.table import Table
 
 from evomerge.build import Run
 from evomerge.build.planning import Forecast, Sizes
+from evomerge.cli.console import CONSOLE
 from evomerge.core import Evaluation, Objective, Split, Status
 from evomerge.search import Z_95, best_of_front, headline, leader, verdict
 
 if TYPE_CHECKING:
     from evomerge.evaluation.shown_items import ShownItem
-
-_CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-"""In a log file there is no screen to fit into: names must stay whole."""
 
 
 def print_summary(run: Run) -> None:
@@ -29,29 +25,27 @@ def print_summary(run: Run) -> None:
     for split in (Split.SEARCH, Split.REPORT):
         details = summary["details"][split.value]
         if any(name in details for name in names):
-            _CONSOLE.print(_split_table(split, names, details, objectives, tuned, best, mark))
+            CONSOLE.print(_split_table(split, names, details, objectives, tuned, best, mark))
     _print_comparisons(summary, tuned)
     last = run.state.evaluations.get((run.state.best_id or "", Split.REPORT))
     if last is not None and last.status is not Status.OK:
-        _CONSOLE.print(
-            f"{last.candidate_id}, the best, failed on the report split and has no score there: {last.error}"
-        )
+        CONSOLE.print(f"{last.candidate_id}, the best, failed on the report split and has no score there: {last.error}")
     if run.state.best_id is not None and run.state.entries[run.state.best_id].baseline:
-        _CONSOLE.print(f"no merge that was found beats {run.state.best_id} on the select split")
+        CONSOLE.print(f"no merge that was found beats {run.state.best_id} on the select split")
     _print_surrogates(summary)
     _print_overhead(summary)
     folder = run.directory
     files = [("best recipe", folder.best), ("front", folder.front_json), ("summary", folder.summary)]
     for label, path in files:
         if path.exists():
-            _CONSOLE.print(f"{label + ':':<14}{path}")
+            CONSOLE.print(f"{label + ':':<14}{path}")
 
 
 def print_front(run: Run) -> None:
     """The members of the front, best mean first."""
     objectives = run.state.objectives
     if not run.state.n_evaluations[Split.SEARCH]:
-        _CONSOLE.print("no candidate has been evaluated yet")
+        CONSOLE.print("no candidate has been evaluated yet")
         return
     table = Table(
         title=f"front on the search split ({run.state.n_evaluations[Split.SEARCH]} evaluations)", title_justify="left"
@@ -61,22 +55,22 @@ def print_front(run: Run) -> None:
         table.add_column(f"{objective.name} ({objective.direction.value})", justify="right")
     for member in best_of_front(run.state):
         table.add_row(member.candidate_id, *(_with_interval(member, objective) for objective in objectives))
-    _CONSOLE.print(table)
+    CONSOLE.print(table)
     volume = run.front()["hypervolume"]
     if volume is not None:
-        _CONSOLE.print(f"hypervolume {volume:.6g}")
+        CONSOLE.print(f"hypervolume {volume:.6g}")
 
 
 def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
     """What a search holds, and what numbers of workers make of it."""
-    _CONSOLE.print(f"space       {sizes.dimension} dimensions, {sizes.n_objectives} objectives")
+    CONSOLE.print(f"space       {sizes.dimension} dimensions, {sizes.n_objectives} objectives")
     if sizes.candidate_bytes:
         ranks = f"{sizes.rank_bytes / 1e9:.3g} GB of their ranks, " if sizes.rank_bytes else ""
-        _CONSOLE.print(
+        CONSOLE.print(
             f"a worker    {sizes.worker_bytes / 1e9:.3g} GB of weights: {sizes.source_bytes / 1e9:.3g} GB of sources, {ranks}"
             f"{sizes.candidate_bytes / 1e9:.3g} GB of candidate; the engine's caches come on top"
         )
-    _CONSOLE.print(f"a candidate {sizes.journal_bytes / 1e3:.2g} kB on disk, and 4 bytes for every item scored")
+    CONSOLE.print(f"a candidate {sizes.journal_bytes / 1e3:.2g} kB on disk, and 4 bytes for every item scored")
     if not forecasts:
         return
     table = Table("workers", "evaluations and finals", "hours", "busy", "worker hours", "cost")
@@ -91,7 +85,7 @@ def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
             f"{item.workers * item.wall_s / 3600:.3g}",
             "" if item.cost is None else f"{item.cost:.2f}",
         )
-    _CONSOLE.print(table)
+    CONSOLE.print(table)
 
 
 def print_evaluation(name: str, evaluation: Evaluation) -> None:
@@ -103,24 +97,20 @@ def print_evaluation(name: str, evaluation: Evaluation) -> None:
     for task, score in evaluation.scores.items():
         margin = Z_95 * evaluation.stderr[task]
         table.add_row(task, f"{score:.4f} ± {margin:.4f}", str(len(evaluation.item_scores[task])))
-    _CONSOLE.print(table)
+    CONSOLE.print(table)
 
 
 def print_items(shown: Mapping[str, Sequence["ShownItem"]], evaluation: Evaluation) -> None:
     """Items with what was asked and said; texts as Python writes them, so that spaces and line ends can be seen."""
     for task, items in shown.items():
         for item in items:
-            _CONSOLE.print(
-                f"\n{task}, item {item.number}: score {evaluation.item_scores[task][item.number]:g}", markup=False
-            )
+            CONSOLE.print(f"\n{task}, item {item.number}: score {evaluation.item_scores[task][item.number]:g}")
             prompt = item.prompt if len(item.prompt) <= MAX_PROMPT else f"[...]{item.prompt[-MAX_PROMPT:]}"
-            _CONSOLE.print(f"  prompt  {prompt!r}", markup=False)
+            CONSOLE.print(f"  prompt  {prompt!r}")
             for answer in item.answers:
-                _CONSOLE.print(
-                    f"  answer  {answer!r}" if len(item.answers) == 1 else f"  choice  {answer}", markup=False
-                )
+                CONSOLE.print(f"  answer  {answer!r}" if len(item.answers) == 1 else f"  choice  {answer}")
             if item.target is not None:
-                _CONSOLE.print(f"  target  {item.target!r}", markup=False)
+                CONSOLE.print(f"  target  {item.target!r}")
 
 
 MAX_PROMPT = 400
@@ -166,10 +156,10 @@ def _print_comparisons(summary: dict[str, Any], tuned: str | None) -> None:
     rows = summary["comparisons"]
     shown = [name for name in rows if not name.startswith("task_arithmetic:") or name == tuned]
     if shown:
-        _CONSOLE.print("best minus baseline on the report split, item by item (95% interval):")
+        CONSOLE.print("best minus baseline on the report split, item by item (95% interval):")
     for name in shown:
         row = rows[name]
-        _CONSOLE.print(f"  {name:<24}{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict(row)}")
+        CONSOLE.print(f"  {name:<24}{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict(row)}")
 
 
 def _print_surrogates(summary: dict[str, Any]) -> None:
@@ -179,7 +169,7 @@ def _print_surrogates(summary: dict[str, Any]) -> None:
         if row.get("loo_r2"):
             quality = ", ".join(f"{name} {value:.2f}" for name, value in row["loo_r2"].items())
             where = f" (sources {' + '.join(map(str, row['sources']))})" if "sources" in row else ""
-            _CONSOLE.print(f"surrogates' leave-one-out R2{where}: {quality}")
+            CONSOLE.print(f"surrogates' leave-one-out R2{where}: {quality}")
 
 
 def _print_overhead(summary: dict[str, Any]) -> None:
@@ -191,7 +181,7 @@ def _print_overhead(summary: dict[str, Any]) -> None:
         for name, value in row.items()
         if name.endswith("_s") and not name.endswith("candidate_s")
     )
-    _CONSOLE.print(
+    CONSOLE.print(
         f"a candidate takes {row['candidate_s']:.3f} s, the slowest {row['slowest_candidate_s']:.3f} s (ms: {parts}); "
         f"everything but engine and scoring: {100 * row['share']:.1f}%"
     )

@@ -192,16 +192,18 @@ def test_a_winner_without_a_report_score_is_said(
     score = SyntheticEvaluator.evaluate
 
     def fail_on_report(self: SyntheticEvaluator, request: EvaluationRequest) -> Evaluation:
-        return self._failed(request, "no room left") if request.split is Split.REPORT else score(self, request)
+        return (
+            self._failed(request, "no room left for [/INST]") if request.split is Split.REPORT else score(self, request)
+        )
 
     settings = SETTINGS | {"budget": {"evaluations": 6}, "evaluation": {"kind": "synthetic", "function": "zdt1"}}
     start_search(parse_config(settings, folder=tmp_path), tmp_path / "good")
     monkeypatch.setattr(SyntheticEvaluator, "evaluate", fail_on_report)
-    state = start_search(parse_config(settings, folder=tmp_path), tmp_path / "bad")
+    state = start_search(parse_config(settings, folder=tmp_path), tmp_path / "bad[v2]")
     print_summary(open_run(tmp_path / "good"))
     assert "has no score there" not in capsys.readouterr().out
-    print_summary(open_run(tmp_path / "bad"))
-    assert (
-        f"{state.best_id}, the best, failed on the report split and has no score there: no room left"
-        in capsys.readouterr().out
-    )
+    print_summary(open_run(tmp_path / "bad[v2]"))
+    shown = capsys.readouterr().out
+    reason = "failed on the report split and has no score there: no room left for [/INST]"
+    assert f"{state.best_id}, the best, {reason}" in shown, "brackets are no markup"
+    assert str(tmp_path / "bad[v2]" / "front.json") in shown
