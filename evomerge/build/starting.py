@@ -3,14 +3,14 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evomerge.build.problem import make_problem
 from evomerge.config import parse_config
 from evomerge.core import ConfigError, FilePath, atomic_write_text, cached_model, load_yaml
 from evomerge.evaluation.task_groups import find_task
-from evomerge.plan import read_source
+from evomerge.plan import ModelHeader, read_source
 from evomerge.recipe import Source
 from evomerge.strategy import strategy_names
 
@@ -70,28 +70,15 @@ def write_first_config(
         read_source(_found(source)) for source in ([Source(str(base))] if base else []) + list(named.values())
     ]
     folder = out.resolve().parent
-    places = {name: _place(source, folder) for name, source in named.items()}
-    models = [f"  base: {_place(Source(str(base)), folder)}"] if base else []
-    models += ["  experts:", *(f"    {_scalar(name)}: {place}" for name, place in places.items())]
     local = [_scalar(_relative(task, folder)) if task.endswith((".yaml", ".yml")) else task for task in tasks]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise ConfigError(f"{folder}: cannot be created: {problem.strerror}") from None
-    text = _TEMPLATE.format(
-        file=out,
-        architecture=header.architecture,
-        n_layers=header.n_layers,
-        models="\n".join(models),
-        method="task_arithmetic" if base else "linear",
-        method_note="       # base + weighted differences of the experts" if base else "                # weighted mean; name a base for the methods with task vectors",
-        tasks="tasks:\n" + "\n".join(f"  - {task}" for task in local) if local else _NO_TASKS,
-        strategy="nsga2" if len(local) > 1 else "cma_es",
-        strategies=", ".join(strategy_names()),
-    )  # fmt: skip
+    text = _text(out, header, folder, named, base, local)
     settings = load_yaml(text, str(out))
     config = parse_config({**settings, "tasks": settings["tasks"] or ["to-be-named"]}, folder=folder, where=str(out))
-    for task in local and tasks:
+    for task in tasks:
         find_task(task)
     try:
         atomic_write_text(out, text)
@@ -104,6 +91,30 @@ def write_first_config(
     except ConfigError as problem:
         return [str(problem), f"mend this in {out}", f"evomerge validate {out}"]
     return [f"evomerge search {out}"]
+
+
+def _text(
+    out: Path,
+    header: ModelHeader,
+    folder: Path,
+    named: Mapping[str, Source],
+    base: FilePath | None,
+    tasks: Sequence[str],
+) -> str:
+    """The configuration; `header` is that of its first model, paths are as seen from `folder`."""
+    models = [f"  base: {_place(Source(str(base)), folder)}"] if base else []
+    models += ["  experts:", *(f"    {_scalar(name)}: {_place(source, folder)}" for name, source in named.items())]
+    return _TEMPLATE.format(
+        file=out,
+        architecture=header.architecture,
+        n_layers=header.n_layers,
+        models="\n".join(models),
+        method="task_arithmetic" if base else "linear",
+        method_note="       # base + weighted differences of the experts" if base else "                # weighted mean; name a base for the methods with task vectors",
+        tasks="tasks:\n" + "\n".join(f"  - {task}" for task in tasks) if tasks else _NO_TASKS,
+        strategy="nsga2" if len(tasks) > 1 else "cma_es",
+        strategies=", ".join(strategy_names()),
+    )  # fmt: skip
 
 
 def _named(experts: Sequence[str]) -> dict[str, Source]:

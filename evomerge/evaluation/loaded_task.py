@@ -20,7 +20,7 @@ from evomerge.evaluation.compiled_templates import keep_compiled_templates
 from evomerge.evaluation.encoding import Encoder
 from evomerge.evaluation.split_parts import part_range, split_name
 from evomerge.evaluation.task_files import is_task_file, no_such_split
-from evomerge.evaluation.task_items import SCORER_ERRORS, Item, TaskItems
+from evomerge.evaluation.task_items import SCORER_ERRORS, Item, TaskItems, no_items
 from evomerge.evaluation.task_settings import check_templates, task_settings
 from evomerge.evaluation.task_spec import TaskSpec
 
@@ -54,9 +54,7 @@ class LoadedTask:
         try:
             return self.splits[split]
         except KeyError:
-            raise EvaluationError(
-                f"task {self.name!r} has no {split.value} items; name the data set's split for it under splits"
-            ) from None
+            raise no_items(self.name, split) from None
 
 
 def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> LoadedTask:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from evomerge.core import EvaluationError, Split
 from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.evaluation.task_files import is_task_file
-from evomerge.evaluation.task_items import check_request_lengths
+from evomerge.evaluation.task_items import check_request_lengths, no_items
 from evomerge.evaluation.task_spec import TaskSpec
 
 MEMORY_BYTES = 16 << 30
@@ -96,9 +96,7 @@ class SandboxedTask:
         try:
             return self.splits[split]
         except KeyError:
-            raise EvaluationError(
-                f"task {self.name!r} has no {split.value} items; name the data set's split for it under splits"
-            ) from None
+            raise no_items(self.name, split) from None
 
     def score(self, order: Mapping[str, Any]) -> Any:
         """What the sandbox answers to a scoring order.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.core import EvaluationError, canonical_json
+from evomerge.core import EvaluationError, Split, canonical_json
 from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.evaluation.encoding import Encoder
 from evomerge.evaluation.forked_map import forked_map
@@ -142,6 +142,11 @@ class TaskItems:
             )
             for item in self._items
         ]
+
+
+def no_items(task: str, split: Split) -> EvaluationError:
+    """The error of a task whose data set has no such split."""
+    return EvaluationError(f"task {task!r} has no {split.value} items; name the data set's split for it under splits")
 
 
 def check_request_lengths(

@@ -24,6 +24,8 @@ _CODE_KEYS = ("class", "use_prompt", "custom_dataset", "process_docs", "process_
 """Keys whose value is code, or names code that lm-eval would import."""
 _PICKLED_DATA = ("pandas",)
 """Loaders of the `datasets` package that unpickle files."""
+_BELONGS_TO = ("tag", "group", "task_list")
+"""Keys that say which collections a task is in; `TaskConfig` does not take them."""
 
 
 def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
         settings = read_task_file(path)
         _refuse_code(path, settings)
     settings = copy.deepcopy(settings)
-    for key in ("tag", "group", "task_list"):
+    for key in _BELONGS_TO:
         settings.pop(key, None)
     kwargs = settings.get("dataset_kwargs") or {}
     if kwargs.get("data_files"):
@@ -93,7 +95,7 @@ def _named_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
         raise EvaluationError(
             f"lm-eval task {task!r} is a Python class; only tasks that are settings can be evaluated here"
         )
-    for key in ("tag", "group", "task_list"):
+    for key in _BELONGS_TO:
         settings.pop(key, None)
     settings["metadata"] = settings.get("metadata") if isinstance(settings.get("metadata"), dict) else {}
     return settings

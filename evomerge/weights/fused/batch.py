@@ -163,7 +163,7 @@ class FusedBatch:
         for row, (form, step) in enumerate(zip(fused, steps, strict=True)):
             base_address, base_kind = (0, 0) if form.base is None else self._place(form.base)
             outputs[row] = (
-                0,
+                0,  # where to, which the destination says: out_address, out_offset and, below, out_kind
                 0,
                 base_address,
                 step.n_elements,
@@ -191,7 +191,7 @@ class FusedBatch:
                         address,
                         prune.cutoff,
                         prune.top_cutoff,
-                        0,
+                        0,  # mask_address and, below, scale are known when masks are made
                         0 if ranks is None else ranks.ctypes.data,
                         kind,
                         prune.mode,
