@@ -10,7 +10,7 @@ import os
 import sys
 from functools import cache
 
-_LOGGER = logging.getLogger("evomerge")
+logger = logging.getLogger("evomerge")
 
 SUPPORTED_VLLM = "0.32"
 """The minor version of vLLM whose source `evomerge.engine.patches` was written against."""
@@ -40,7 +40,7 @@ def engine_environment(kind: str = "vllm", *, threads: int = 1) -> dict[str, str
     """
     if kind != "vllm":
         return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    debug = _LOGGER.isEnabledFor(logging.DEBUG)
+    debug = logger.isEnabledFor(logging.DEBUG)
     variables = {
         # The weights are written through views of the live parameters, so the engine must live in this process.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -68,7 +68,7 @@ def apply_engine_environment() -> None:
     for name, value in engine_environment().items():
         if name == "OMP_NUM_THREADS" and "torch" in sys.modules:
             if name not in os.environ:
-                _LOGGER.warning(
+                logger.warning(
                     "torch was imported before the vLLM engine with OMP_NUM_THREADS unset; if the machine is busy, start the "
                     "process with evomerge.engine.engine_environment() for speed"
                 )
@@ -80,5 +80,5 @@ def apply_engine_environment() -> None:
         import torch._dynamo
 
         torch._dynamo.config.disable = True
-    if importlib.util.find_spec("triton") is None and not _LOGGER.isEnabledFor(logging.DEBUG):
+    if importlib.util.find_spec("triton") is None and not logger.isEnabledFor(logging.DEBUG):
         logging.getLogger("torch._library.triton").setLevel(logging.ERROR)

@@ -7,7 +7,7 @@ from typing import cast
 from evomerge.core import EngineError, Json
 from evomerge.engine.environment import vllm_targets_cpu
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 USABLE_SHARE = 0.92
 """vLLM's default for `gpu_memory_utilization`; the rest is for the driver and for what torch cannot give back."""
@@ -83,7 +83,7 @@ def memory_share(total_bytes: int, *, engine_bytes: float, source_bytes: float, 
     left = usable - (source_bytes + SOURCE_SPARE_BYTES if source_bytes else 0)
     if left < engine_bytes + ENGINE_SPARE_BYTES:
         if source_bytes:
-            _LOGGER.warning(
+            logger.warning(
                 "candidates will be merged on the CPU: %.1f GB of models (and ranks, for della methods) do not fit beside an "
                 "engine of %.1f GB in %.1f GB of GPU memory; use fewer models or a larger GPU, or set engine.options.gpu_memory_utilization yourself",
                 source_bytes / 1e9,

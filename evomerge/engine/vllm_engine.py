@@ -6,7 +6,6 @@ Knows nothing of tasks, text (beyond decoding what was generated) or merging. Im
 
 import gc
 import inspect
-import logging
 import math
 import os
 import warnings
@@ -35,8 +34,6 @@ from evomerge.plan import WeightTarget
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
-
-_LOGGER = logging.getLogger(__name__)
 
 CPU_KV_CACHE_BYTES = 256 << 20
 """Key-value cache of a CPU engine unless `kv_cache_memory_bytes` says otherwise; vLLM's own default takes most of the memory."""

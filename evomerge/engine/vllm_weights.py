@@ -22,7 +22,7 @@ from evomerge.plan import WeightTarget
 if TYPE_CHECKING:
     from vllm import LLM
 
-_LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PLAIN_EXPERTS = {"TRITON", "BATCHED_TRITON"}
 """vLLM's backends for unquantised experts (`UnquantizedMoeBackend`) that compute with the weights as they are loaded"""
@@ -74,7 +74,7 @@ class ModelWeights:
                     "so it cannot be replaced in place. Use the transformers engine for this model"
                 )
         if self._layout.ignored:
-            _LOGGER.info("vLLM keeps no copy of %s", ", ".join(self._layout.ignored))
+            logger.info("vLLM keeps no copy of %s", ", ".join(self._layout.ignored))
 
     def n_elements(self) -> dict[str, int]:
         """How many elements of each checkpoint tensor are here."""
