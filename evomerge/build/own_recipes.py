@@ -113,8 +113,8 @@ def _steps(plan: MergePlan) -> dict[str, _Step]:
     """Output -> what makes it: (method, base) with the shared parameters, then every input with its own, by name."""
 
     def of(step: TensorStep) -> _Step:
-        base = () if step.base is None else (step.base.source, step.base.tensor)
-        inputs = [((entry.source, entry.tensor), entry.parameters) for entry in step.inputs]
+        base = () if step.base is None else step.base.key
+        inputs = [(entry.key, entry.parameters) for entry in step.inputs]
         return [((step.method, *base), step.parameters), *sorted(inputs, key=lambda entry: entry[0])]
 
     return {step.output: of(step) for step in plan.steps}

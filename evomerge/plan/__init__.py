@@ -3,7 +3,7 @@
 from evomerge.plan.active import active_parameters
 from evomerge.plan.chat_template import TEMPLATE_FILE, chat_template_of
 from evomerge.plan.folding import FOLDINGS, folding_of
-from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorStep, WeightTarget
+from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorKey, TensorStep, WeightTarget
 from evomerge.plan.model_folder import check_tokenizer, check_unchanged, file_inside, read_model_header
 from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader
 from evomerge.plan.planner import make_plan
@@ -28,6 +28,7 @@ __all__ = [
     "Region",
     "TensorHeader",
     "TensorInput",
+    "TensorKey",
     "TensorStep",
     "WeightTarget",
     "active_parameters",

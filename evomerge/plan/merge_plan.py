@@ -16,6 +16,10 @@ COPY_METHOD = "passthrough"
 """the method of integer buffers, which cannot be averaged"""
 
 
+TensorKey = tuple[str, str]
+"""(model, tensor name)"""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInput:
     """One input of a step: tensor `tensor` of the model `source`, with the method's per-source parameters resolved to scalars."""
@@ -23,6 +27,11 @@ class TensorInput:
     source: str
     tensor: str
     parameters: Scalars
+
+    @property
+    def key(self) -> TensorKey:
+        """What it is called among the tensors of all models."""
+        return self.source, self.tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class SeedGram:
 
     def _products(self, step: TensorStep, end: int) -> Floats:
         """Over the first `end` elements of a tensor."""
-        flat = [self._pool.tensor(entry.source, entry.tensor).reshape(-1) for entry in step.inputs]
+        flat = [self._pool.tensor(*entry.key).reshape(-1) for entry in step.inputs]
         total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
         for first in range(0, end, _CHUNK):
             rows = torch.stack([tensor[first : min(first + _CHUNK, end)].double() for tensor in flat])

@@ -5,13 +5,14 @@ leaves its function alone and makes every merge nonsense; a model of other paren
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import torch
 
 from evomerge.plan import ModelHeader
 from evomerge.plan.model_header import FLOAT_DTYPES
+from evomerge.weights.mapping import ReadTensor
 
 STRANGER_DISTANCE = 0.9
 """relative L2 distance to the nearest other model from which on a model is a stranger. Seen: fine-tuned experts .02 to .06, small ones
@@ -22,9 +23,6 @@ _QUERIES = ("q_proj.weight", "qkv", "c_attn.weight", "query_key_value.weight")
 
 _N_TENSORS = 3
 _N_ROWS = 256
-
-ReadTensor = Callable[[str, str], torch.Tensor]
-"""(model, tensor name) -> tensor"""
 
 
 def strangers(headers: Mapping[str, ModelHeader], read: ReadTensor) -> str | None:

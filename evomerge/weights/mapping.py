@@ -76,11 +76,14 @@ class MappedModel:
         return self._maps[path]
 
 
-TensorReader = Callable[[Path, TensorHeader], torch.Tensor]
+ReadStored = Callable[[Path, TensorHeader], torch.Tensor]
 """(folder, what to read of a file in it) -> the tensor as it is stored"""
 
+ReadTensor = Callable[[str, str], torch.Tensor]
+"""(model, tensor name) -> tensor, as the model's files have it"""
 
-def read_tensor(header: ModelHeader, name: str, read: TensorReader) -> torch.Tensor:
+
+def read_tensor(header: ModelHeader, name: str, read: ReadStored) -> torch.Tensor:
     """Tensor `name` of a model, with its adapter merged in.
 
     Raises:

@@ -185,7 +185,7 @@ class Merger:
         return reference(step.method)(group)
 
     def _input(self, entry: TensorInput) -> torch.Tensor:
-        return self._pool.tensor(entry.source, entry.tensor)
+        return self._pool.tensor(*entry.key)
 
 
 def wait_for(devices: Iterable[torch.device]) -> None:

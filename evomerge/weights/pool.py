@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from evomerge.core import CheckpointError
-from evomerge.plan import ModelHeader, check_unchanged, read_model_header
+from evomerge.plan import ModelHeader, TensorKey, check_unchanged, read_model_header
 from evomerge.weights.mapping import MappedModel
 from evomerge.weights.scan import first_bad_element
 
@@ -30,8 +30,8 @@ class WeightPool:
         self.headers = dict(headers)
         maps: dict[Path, mmap.mmap] = {}
         models = {key: MappedModel(header, maps) for key, header in self.headers.items()}
-        self._tensors: dict[tuple[str, str], torch.Tensor] = {}
-        to_check: dict[int, tuple[str, str]] = {}  # by address: adapters of one model share what they do not change
+        self._tensors: dict[TensorKey, torch.Tensor] = {}
+        to_check: dict[int, TensorKey] = {}  # by address: adapters of one model share what they do not change
         for key, model in models.items():
             for name in model.header.tensors:
                 self._tensors[key, name] = model.tensor(name)
@@ -42,7 +42,7 @@ class WeightPool:
                 pass
 
     @classmethod
-    def holding(cls, tensors: Mapping[tuple[str, str], torch.Tensor]) -> "WeightPool":
+    def holding(cls, tensors: Mapping[TensorKey, torch.Tensor]) -> "WeightPool":
         """A pool of tensors that are in memory and checked already, by (model, name)."""
         pool = cls({})
         pool._tensors = dict(tensors)

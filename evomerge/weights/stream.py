@@ -18,7 +18,7 @@ from threading import Lock
 import torch
 
 from evomerge.core import CheckpointError, RecipeError
-from evomerge.plan import MergePlan, ModelHeader, TensorHeader, TensorInput, TensorStep, check_unchanged
+from evomerge.plan import MergePlan, ModelHeader, TensorHeader, TensorInput, TensorKey, TensorStep, check_unchanged
 from evomerge.weights.fused.steps import may_need_reference, scratch_bytes
 from evomerge.weights.mapping import TORCH_DTYPES, read_tensor
 from evomerge.weights.merger import Merger
@@ -26,9 +26,6 @@ from evomerge.weights.pool import WeightPool, check_finite
 from evomerge.weights.registry import ELEMENTWISE
 from evomerge.weights.vocabulary import Alignment
 from evomerge.weights.warm_memory import WarmMemory
-
-Tensors = Mapping[tuple[str, str], torch.Tensor]
-"""(model, tensor name) -> tensor"""
 
 _AT_ONCE = 2
 """parts worked on; more would need more memory, and threads within a part use further cores"""
@@ -161,7 +158,7 @@ class StreamedMerge:
         (_, merged), *_ = merger.tensors(replace(plan, steps=(part.step,)))
         return merged
 
-    def _read(self, part: _Part) -> Tensors:
+    def _read(self, part: _Part) -> Mapping[TensorKey, torch.Tensor]:
         def one(source: str, name: str) -> torch.Tensor:
             tensor = read_tensor(
                 self._headers[source], name, lambda folder, stored: self._stored(folder, part.of(stored))
@@ -169,7 +166,7 @@ class StreamedMerge:
             check_finite(tensor, source, name, part.first or 0)
             return tensor
 
-        keys = dict.fromkeys((entry.source, entry.tensor) for entry in part.step.sources)
+        keys = dict.fromkeys(entry.key for entry in part.step.sources)
         if self._alignment is not None and any(self._is_aligned(name) for _, name in keys):
             return self._alignment.aligned(tuple(keys), one)
         return {key: one(*key) for key in keys}
@@ -210,7 +207,7 @@ class StreamedMerge:
         """Everything that exists while the part is computed."""
         entries, n_elements = part.step.sources, part.step.n_elements
         stored = 0
-        for entry in {(entry.source, entry.tensor): entry for entry in entries}.values():
+        for entry in {entry.key: entry for entry in entries}.values():
             header = part.of(self._headers[entry.source].tensors[entry.tensor])
             most_elements = max(n_elements, math.prod(header.shape))
             stored += header.end - header.start

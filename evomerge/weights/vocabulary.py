@@ -5,7 +5,7 @@ rules of the recipe come first. All arithmetic is in float32.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,16 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.core import RecipeError
-from evomerge.plan import ModelHeader, TensorHeader
+from evomerge.plan import ModelHeader, TensorHeader, TensorKey
 from evomerge.plan.model_header import is_embedding, is_head
 from evomerge.recipe import Recipe, TokenRule
+from evomerge.weights.mapping import ReadTensor
 from evomerge.weights.tokenizers import MergedTokenizer, build_tokenizer
-
-ReadTensor = Callable[[str, str], torch.Tensor]
-"""(model, tensor name) -> tensor, as the model's files have it"""
-
-TensorKey = tuple[str, str]
-"""(model, tensor name)"""
 
 _MAY_HAVE_ROWS = re.compile(r"^(?!.*(pos|patch|wpe)).*(embed|head)")
 """names of tensors that may have a row for each token: embeddings, but not those of positions, and heads"""

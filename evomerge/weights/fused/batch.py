@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from evomerge.plan import TensorInput, TensorStep, n_columns
+from evomerge.plan import TensorInput, TensorKey, TensorStep, n_columns
 from evomerge.weights.blocks import F32, F32_AS_BF16, OVERFLOW_BITS
 from evomerge.weights.fused.formulas import SUM, formula_chunks
 from evomerge.weights.fused.kernels import RANDOM, RANKED, mask_chunks, merge_chunks
@@ -90,7 +90,7 @@ class FusedBatch:
         self._once = once
         self._statistics: dict[int, Statistics] = {}
         self._threads = Threads(threads)
-        self._places: dict[tuple[str, str], tuple[int, int | None]] = {}
+        self._places: dict[TensorKey, tuple[int, int | None]] = {}
         self._prepared: set[tuple[object, ...]] = set()
 
     def can_read(self, step: TensorStep) -> bool:
@@ -118,7 +118,7 @@ class FusedBatch:
 
     def _place(self, entry: TensorInput) -> tuple[int, int | None]:
         """Address of a source's tensor and how the kernels read it."""
-        key = (entry.source, entry.tensor)
+        key = entry.key
         place = self._places.get(key)
         if place is None:
             tensor = self._pool.tensor(*key)

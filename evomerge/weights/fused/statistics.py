@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.plan import TensorInput
+from evomerge.plan import TensorInput, TensorKey
 from evomerge.weights.blocks import BLOCK, F32, as_bits, load_block, load_delta, round_block
 from evomerge.weights.fused.experts import changed_by, mark_cut, places_of, sort_keys, square_sums, variances
 from evomerge.weights.fused.lanes import LANES
@@ -20,13 +20,10 @@ from evomerge.weights.methods.arcee_fusion import important
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.row_blocks import by_rows
 
-Place = tuple[str, str]
-"""model, its tensor"""
+Pair = tuple[TensorKey, TensorKey]
+"""a base and what is compared with it"""
 
-Pair = tuple[str, str, str, str]
-"""base model, its tensor, other model, its tensor"""
-
-Experts = tuple[Place, ...]
+Experts = tuple[TensorKey, ...]
 """the tensors of experts and, last, of the base"""
 
 _REMEMBERED_CUTS = 64
@@ -75,12 +72,12 @@ class Statistics:
         self._histograms: dict[Pair, MagnitudeHistogram] = {}
         self._cuts: dict[Pair, dict[int, Cut]] = {}
         self._products: dict[Pair, Products] = {}
-        self._inner: dict[tuple[Place | None, Place, Place], float] = {}
+        self._inner: dict[tuple[TensorKey | None, TensorKey, TensorKey], float] = {}
         self._l1: dict[Pair, float] = {}
         self._seed = 0
         self._kept_norms: dict[tuple[Pair, tuple[int, int]], NDArray[np.float64]] = {}
         self._ranks: dict[Pair, NDArray[np.uint16]] = {}
-        self._orders: dict[Place, tuple[Experts, NDArray[np.uint32], int]] = {}
+        self._orders: dict[TensorKey, tuple[Experts, NDArray[np.uint32], int]] = {}
         self._square_sums: dict[Experts, dict[int, list[float]]] = {}
         self._of_rows: dict[tuple[object, ...], NDArray[np.float32]] = {}
         self._important: dict[Pair, tuple[NDArray[np.float32], float]] = {}
@@ -116,7 +113,7 @@ class Statistics:
             found = self._products[pair] = Products(aa**0.5, bb**0.5, ab)
         return found
 
-    def gram(self, base: Place | None, others: Sequence[Place]) -> NDArray[np.float64]:
+    def gram(self, base: TensorKey | None, others: Sequence[TensorKey]) -> NDArray[np.float64]:
         """Inner products (n, n) of the tensors `others`, of their differences to `base` (rounded to float32) where there is one."""
         matrix = np.empty((len(others), len(others)))
         for row, a in enumerate(others):
@@ -249,27 +246,27 @@ class Statistics:
         self, function: Callable[..., torch.Tensor], entries: Sequence[TensorInput], base: TensorInput | None = None
     ) -> NDArray[np.float32]:
         """`function` of the rows of tensors, or of their differences to a base, as `evomerge.weights.row_blocks.by_rows`: (rows,)."""
-        places = [(entry.source, entry.tensor) for entry in (*entries, *([] if base is None else [base]))]
-        key = (function, base is None, *places)
+        keys = [entry.key for entry in (*entries, *([] if base is None else [base]))]
+        key = (function, base is None, *keys)
         found = self._of_rows.get(key)
         if found is None:
 
             def of_differences(*rows: torch.Tensor) -> torch.Tensor:
                 return function(*rows) if base is None else function(*[row - rows[-1] for row in rows[:-1]])
 
-            tensors = [self._pool.tensor(*place) for place in places]
+            tensors = [self._pool.tensor(*key) for key in keys]
             found = self._of_rows[key] = by_rows(of_differences, tensors, DTYPE_OF[self.precision]).float().numpy()
         return found
 
     def _all_places(self, experts: Experts) -> tuple[NDArray[np.int64], NDArray[np.int32], int, int]:
         """Addresses and kinds of the tensors, precision and number of elements."""
-        tensors = [self._pool.tensor(*place) for place in experts]
+        tensors = [self._pool.tensor(*key) for key in experts]
         addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
         kinds = np.array([KINDS[tensor.dtype] for tensor in tensors], np.int32)
         return addresses, kinds, self.precision, tensors[0].numel()
 
     def _tensors(self, pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._pool.tensor(pair[0], pair[1]), self._pool.tensor(pair[2], pair[3])
+        return self._pool.tensor(*pair[0]), self._pool.tensor(*pair[1])
 
 
 def _places(a: torch.Tensor, b: torch.Tensor) -> tuple[int, int, int, int]:

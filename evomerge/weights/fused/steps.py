@@ -149,8 +149,8 @@ def _slerp(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep:
 
 
 def _gram(step: TensorStep, statistics: Statistics) -> NDArray[np.float64]:
-    base = None if step.base is None else (step.base.source, step.base.tensor)
-    return statistics.gram(base, [(entry.source, entry.tensor) for entry in step.inputs])
+    base = None if step.base is None else step.base.key
+    return statistics.gram(base, [entry.key for entry in step.inputs])
 
 
 def _sum(step: TensorStep, factors: Iterable[float] | None) -> FusedStep | None:
@@ -242,7 +242,7 @@ def _arcee_fusion(step: TensorStep, seed: int, statistics: Statistics) -> FusedS
 
 def _experts(step: TensorStep) -> Experts:
     """The tensors of a step that has a base, which comes last."""
-    return tuple([(entry.source, entry.tensor) for entry in (*step.inputs, step.required_base)])
+    return tuple([entry.key for entry in (*step.inputs, step.required_base)])
 
 
 def _piecewise(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
@@ -313,7 +313,7 @@ def _norms(pair: Pair, prune: Prune, statistics: Statistics) -> Norms:
 
 
 def _pair(base: TensorInput, other: TensorInput) -> Pair:
-    return base.source, base.tensor, other.source, other.tensor
+    return base.key, other.key
 
 
 def _task_vectors(prune: PruneBuilder, *, elect_sign: bool) -> Builder:

@@ -76,7 +76,7 @@ class ResidentSources:
     def _on_cpu(self, item: Item) -> torch.Tensor:
         if isinstance(item, np.ndarray):
             return torch.from_numpy(item.view(np.int16))
-        return self._pool.tensor(item.source, item.tensor)
+        return self._pool.tensor(*item.key)
 
 
 def _place(tensor: torch.Tensor) -> Place:
