@@ -37,16 +37,14 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[Run
         ConfigError: so many workers do not fit.
         EngineError: no Ray cluster answers.
     """
-    settings = evaluator_settings(problem.config, n_slots=problem.max_slots)
-    make = _local_pool if problem.config.cluster.kind == "local" else _ray_pool
-    with make(problem.config, settings, directory) as sized:
+    config, settings = problem.config, evaluator_settings(problem.config, n_slots=problem.max_slots)
+    local = config.cluster.kind == "local"
+    with _local_pool(config, settings) if local else _ray_pool(config, settings, directory) as sized:
         yield sized
 
 
 @contextmanager
-def _local_pool(
-    config: SearchConfig, settings: Mapping[str, Json], directory: RunDirectory
-) -> Iterator[tuple[RunPool, int]]:
+def _local_pool(config: SearchConfig, settings: Mapping[str, Json]) -> Iterator[tuple[RunPool, int]]:
     n_workers = 1 if config.cluster.workers == "auto" else config.cluster.workers
     if n_workers > 1 and not isinstance(config.evaluation, SyntheticConfig):
         raise ConfigError("cluster.kind local runs one engine; set cluster.workers to 1, or cluster.kind to ray")
