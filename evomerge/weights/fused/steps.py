@@ -261,11 +261,11 @@ def _keep_all(step: TensorStep, position: int, seed: int, statistics: Statistics
 
 
 def _keep_largest(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune:
-    entry = step.inputs[position]
+    entry, n_elements = step.inputs[position], step.n_elements
     density = float(entry.parameters["density"])
-    if density >= 1 or step.n_elements == 0:
+    if density >= 1 or n_elements == 0:
         return NO_PRUNE
-    k = max(1, int(density * step.n_elements)) if density > 0 else 0
+    k = max(1, int(density * n_elements)) if density > 0 else 0
     cut = statistics.cut(_pair(step.required_base, entry), k)
     return Prune(MAGNITUDE, cut.threshold, cut.cutoff)
 
@@ -296,11 +296,11 @@ def _keep_ranked(step: TensorStep, position: int, seed: int, statistics: Statist
 
 
 def _keep_band(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune:
-    entry = step.inputs[position]
+    entry, n_elements = step.inputs[position], step.n_elements
     density = float(entry.parameters["density"])
-    if density >= 1 or step.n_elements == 0:
+    if density >= 1 or n_elements == 0:
         return NO_PRUNE
-    dropped, keep = band(step.n_elements, density, float(entry.parameters["gamma"]))
+    dropped, keep = band(n_elements, density, float(entry.parameters["gamma"]))
     pair = _pair(step.required_base, entry)
     low, top = statistics.cut(pair, dropped + keep), statistics.cut(pair, dropped)
     return Prune(BAND, low.threshold, low.cutoff, top_threshold=top.threshold, top_cutoff=top.cutoff)
