@@ -158,7 +158,7 @@ def test_a_norm_is_measured_beside_a_known_one(monkeypatch):
     asked = []
 
     def of_the_first(self, pair, key, keep):
-        asked.append(kept_l1(self, pair, key, keep) if pair[2] == plan.steps[0].inputs[0].source else None)
+        asked.append(kept_l1(self, pair, key, keep) if pair[1] == plan.steps[0].inputs[0].key else None)
         return asked[-1]
 
     monkeypatch.setattr(statistics, "_LARGE", 0)
