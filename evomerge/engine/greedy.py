@@ -3,6 +3,7 @@
 A compact loop instead of `model.generate`, which prepares far more than arg max per step and cannot drop finished rows.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,11 +66,29 @@ class _Row:
         return Generation(self.text, len(self.tokens))
 
 
+STATEFUL = (
+    "bamba", "falcon_h1", "granitemoehybrid", "jamba", "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text",
+    "qwen3_next", "zamba2",
+)  # fmt: skip
+"""model types with a recurrent state that padding does not disturb; a test compares. It does with mamba, falcon_mamba, recurrent_gemma"""
+
+
+def cache_argument(model: Any) -> str | None:
+    """What the model's `forward` calls the cache that it is given; None where `decode_batch` cannot continue from one.
+
+    transformers renamed it in 5.24. A model may take it and yet keep its state elsewhere, or let padding change it.
+    """
+    if not model._supports_default_dynamic_cache() or (model._is_stateful and model.config.model_type not in STATEFUL):
+        return None
+    taken = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in taken), None)
+
+
 @torch.inference_mode()
 def decode_batch(
     model: Any, decoder: Decoder, requests: Sequence[GenerateRequest], *, max_length: int, device: torch.device
 ) -> list[Generation]:
-    """Greedy continuations of one batch of prompts, in order.
+    """Greedy continuations of one batch of prompts, in order, of a model that has a `cache_argument`.
 
     Raises:
         EngineError: the model's logits hold a NaN.
@@ -84,14 +103,15 @@ def decode_batch(
         torch.arange(tokens.shape[1], device=device)[None] if mask is None else (mask.cumsum(1) - 1).clamp(min=0)
     )
     cache = DynamicCache(config=model.config)
+    given = {str(cache_argument(model)): cache}
     while True:
         output = model(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **given,
         )
         logits = output.logits[:, -1]
         if bool(logits.amax(dim=-1).isnan().any()):
@@ -108,7 +128,7 @@ def decode_batch(
         if len(unfinished) < len(active):
             kept = torch.tensor(unfinished, device=device)
             active = [active[i] for i in unfinished]
-            cache.batch_select_indices(kept)
+            cache.reorder_cache(kept)  # which recurrent states have too, unlike batch_select_indices
             chosen = chosen[kept]
             if mask is not None:
                 mask, positions = mask[kept], positions[kept]

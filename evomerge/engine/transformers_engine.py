@@ -4,7 +4,6 @@ Knows nothing of tasks or merging.
 """
 
 import gc
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from evomerge.core import EngineError, FilePath, Json
 from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.batching import batches
 from evomerge.engine.checkpoint import CheckpointFolder
-from evomerge.engine.greedy import Decoder, decode_batch
+from evomerge.engine.greedy import Decoder, cache_argument, decode_batch
 from evomerge.engine.layout import EngineLayout
 from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
 from evomerge.engine.transformers_layout import live_layout
@@ -190,7 +189,7 @@ def _load(folder: Path, dtype: str, device: torch.device, options: Mapping[str, 
     wrong = {kind: found for kind, found in keys.items() if found}
     if wrong:
         raise EngineError(f"{folder}: tensors do not fit the architecture in config.json: {wrong}")
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
+    if cache_argument(model) is None:
         raise EngineError(
             f"{folder}: {type(model).__name__} keeps its state in a cache of its own, which the transformers engine cannot continue; "
             "use engine.kind: vllm"

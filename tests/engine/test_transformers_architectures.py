@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from test_live_equals_export import RECIPES, assert_holds, exported
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.core import EngineError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest
+from evomerge.engine.greedy import STATEFUL, Decoder
 from evomerge.engine.transformers_engine import TransformersEngine
 from evomerge.plan import folding_of, make_plan, padded, read_model_header
 from evomerge.recipe import StackLayer, stack_recipe
@@ -119,15 +121,66 @@ def test_a_loader_that_rearranges_is_refused_before_anything_is_served(tmp_path,
         TransformersEngine(folder)
 
 
-def test_a_model_with_a_state_of_its_own_is_refused(tmp_path):
-    folder = tmp_path / "mamba"
-    write_tiny_llama(folder, seed=0)
-    (folder / "model.safetensors").unlink()
-    config = AutoConfig.for_model("mamba", vocab_size=128, hidden_size=32, num_hidden_layers=2, state_size=4)
-    model = AutoModelForCausalLM.from_config(config)
-    assert "past_key_values" not in inspect.signature(model.forward).parameters
-    model.save_pretrained(folder)
-    with pytest.raises(EngineError, match=r"MambaForCausalLM.*a cache of its own.*vllm"):
+STATES = {
+    "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 8,
+}  # fmt: skip
+LINEAR = {
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+STATEFUL_KINDS = {
+    "bamba": STATES | {"attn_layer_indices": [1]},
+    "falcon_h1": STATES | {"mamba_d_ssm": 64, "head_dim": 8},
+    "granitemoehybrid": STATES | {"layer_types": ["mamba", "attention"], "num_local_experts": 0, "shared_intermediate_size": 48},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_d_state": 4},
+    "mamba2": {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8},
+    "nemotron_h": {
+        "hybrid_override_pattern": "M*", "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1, "ssm_state_size": 8, "chunk_size": 8,
+        "head_dim": 8,
+    },
+    "olmo_hybrid": LINEAR,
+    "qwen3_5_moe_text": LINEAR | MOE | {"shared_expert_intermediate_size": 16},
+    "qwen3_5_text": LINEAR,
+    "qwen3_next": LINEAR | MOE | {"shared_expert_intermediate_size": 16},
+    "zamba2": {
+        "mamba_d_state": 8, "n_mamba_heads": 4, "mamba_headdim": 16, "mamba_ngroups": 1, "chunk_size": 8,
+        "layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*STATEFUL, "lfm2"])
+def test_a_recurrent_state_is_continued_beside_other_prompts(kind, tmp_path):
+    """Prompts of unequal length, and rows that end early, against each prompt's own tokens, computed anew for every step."""
+    if kind == "mamba2" and "cache" not in inspect.signature(transformers.Mamba2ForCausalLM.forward).parameters:
+        pytest.skip("takes no cache of transformers before 5.24, and is refused")
+    folder = written(tmp_path / "a", kind, 0, torch.float32, **STATEFUL_KINDS.get(kind, {}))
+    engine = TransformersEngine(folder, max_model_len=64)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    decoder = Decoder(AutoTokenizer.from_pretrained(folder), frozenset())
+    requests = [
+        GenerateRequest((5, 6, 7), 8), GenerateRequest((9, 10, 11, 12, 13, 14), 3), GenerateRequest((20,), 5), GenerateRequest((33, 34), 8),
+    ]  # fmt: skip
+    for request, answer in zip(requests, engine.generate(requests), strict=True):
+        prompt, tokens = request.prompt, list(request.prompt)
+        while len(tokens) < len(prompt) + request.max_tokens and tokens[-1] != 1:
+            with torch.no_grad():
+                tokens.append(int(plain(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
+        assert answer.text == decoder.text(prompt, tokens[len(prompt) :])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("mamba", {"state_size": 4}),
+        ("recurrent_gemma", {"lru_width": 32, "block_types": ["recurrent", "attention"]}),
+        ("minimax", {"layer_types": ["linear_attention", "full_attention"], "block_size": 8, "num_local_experts": 2}),
+    ],
+    ids=["mamba", "recurrent_gemma", "minimax"],
+)
+def test_a_model_with_a_state_of_its_own_is_refused(kind, settings, tmp_path):
+    folder = written(tmp_path / "a", kind, 0, torch.float32, **settings)
+    with pytest.raises(EngineError, match=r"ForCausalLM.*a cache of its own.*vllm"):
         TransformersEngine(folder, max_model_len=64)
 
 
