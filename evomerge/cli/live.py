@@ -15,6 +15,7 @@ from evomerge.build.watching import Look, Watcher
 from evomerge.cli.console import CONSOLE
 from evomerge.core import Objective
 
+_SIGN_OF_LIFE_EVERY_S = 0.5
 _STYLES = {Grade.GOOD: "green", Grade.NOTE: "yellow", Grade.BAD: "bold red"}
 
 
@@ -22,6 +23,9 @@ def watch_run(watcher: Watcher, every_s: float, *, once: bool) -> None:
     """Shows a run until nobody works on it any more or Ctrl-C; once where the output is no terminal."""
     look = watcher.look()
     if once or look.over or not sys.stdout.isatty():
+        while not look.sure:
+            time.sleep(_SIGN_OF_LIFE_EVERY_S)
+            look = watcher.look()
         CONSOLE.print(_shown(look, watcher))
         return
     with Live(_shown(look, watcher), console=CONSOLE, auto_refresh=False) as live:

@@ -4,9 +4,12 @@ connection to it needs a token that is made for it. Import this before anything 
 
 import logging
 import os
+import re
 import secrets
 import signal
+import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +22,12 @@ logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 256 << 20
 """Results are a few kilobytes; Ray's default takes 30% of the machine."""
+
+CONNECT_S = 5.0
+"""How long a cluster's address may take to answer; Ray itself would go on trying for a quarter of an hour."""
+
+_MAX_REASONS = 3
+"""So many different lines of what Ray printed are shown where it does not connect."""
 
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray reads it on import. "0" makes Ray take 127.0.0.1 for its own address on every system and bind to it; a loopback address that is
@@ -59,16 +68,10 @@ class RaySession:
                         **common,
                     )
                 else:
-                    ray.init(address=self._address, **common)
+                    _join(self._address, common)
         except Exception as problem:  # the pool boundary: a node that is slow to start is a bare Exception of Ray's
             ray.shutdown()
-            keyless = self._address is not None and os.environ.get("RAY_AUTH_MODE") != "token"
-            hint = (
-                ". If it asks for a token, set RAY_AUTH_MODE=token and have its token in ~/.ray/auth_token"
-                if keyless
-                else ""
-            )
-            raise EngineError(f"no Ray cluster at {self._address or 'this machine'}: {problem}{hint}") from problem
+            raise EngineError(f"no Ray cluster at {self._address or 'this machine'}: {problem}") from problem
         return self
 
     def __exit__(
@@ -95,6 +98,62 @@ class RaySession:
     def room(self, cpus: float, gpus: float) -> int:
         """How many workers of this size fit; each on one node, nodes may differ."""
         return room_for(cpus, gpus)
+
+
+def _join(address: str, options: Mapping[str, Any]) -> None:
+    """Connects to a running cluster. Raises what says why not, in one piece: Ray prints the reason again and again, and raises another."""
+    import ray
+
+    _knock(address)
+    said = ""
+    try:
+        with tempfile.TemporaryFile() as stream:
+            try:
+                with _errors_into(stream.fileno()):
+                    ray.init(address=address, **options)
+            finally:
+                stream.seek(0)
+                said = stream.read().decode(errors="replace")
+    except Exception as problem:
+        reasons = dict.fromkeys(re.sub(r"^\[[^]]*\] \S+:\d+: ", "", line) for line in said.splitlines() if line.strip())
+        reason = "".join(f"; {line}" for line in [*reasons][-_MAX_REASONS:])
+        keyless = os.environ.get("RAY_AUTH_MODE") != "token"
+        hint = (
+            ". If it asks for a token, set RAY_AUTH_MODE=token and have its token in ~/.ray/auth_token"
+            if keyless
+            else ""
+        )
+        raise ConnectionError(f"{problem}{reason}{hint}") from problem
+    sys.stderr.write(said)
+
+
+def _knock(address: str) -> None:
+    """Raises ConnectionError where nothing listens at the address, also where it is found by `auto`."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    place = address.removeprefix("ray://") if address.startswith("ray://") else canonicalize_bootstrap_address(address)
+    host, _, port = (place or "").rpartition(":")
+    if not (host and port.isdigit()):
+        return  # Ray says what it does not understand
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        found = "" if place in address else f"{place}, "
+        raise ConnectionError(f"{found}nothing answers there ({error})") from error
+
+
+@contextmanager
+def _errors_into(descriptor: int) -> Iterator[None]:
+    """Sends standard error to another descriptor, also what C++ writes."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    os.dup2(descriptor, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager

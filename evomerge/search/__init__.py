@@ -20,7 +20,7 @@ from evomerge.search.journal import Journal, JournalReader, event, read_journal
 from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, StopRequest, WorkerPool
 from evomerge.search.recorder import RunRecorder, open_items, with_items
 from evomerge.search.run_directory import RunDirectory, writing_into
-from evomerge.search.run_lock import RunLock, holder_of
+from evomerge.search.run_lock import HolderWatch, RunLock
 from evomerge.search.state import RunState, utility
 from evomerge.search.summary import (
     Z_95,
@@ -40,6 +40,7 @@ __all__ = [
     "Budget",
     "Entry",
     "FrontFiles",
+    "HolderWatch",
     "Interrupted",
     "ItemStore",
     "Journal",
@@ -59,7 +60,6 @@ __all__ = [
     "front_json",
     "front_of",
     "headline",
-    "holder_of",
     "indifferent",
     "leader",
     "mean_with_error",

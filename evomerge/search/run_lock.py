@@ -149,6 +149,7 @@ class RunLock:
     def _write(self, count: int) -> None:
         content = {
             "pid": os.getpid(),
+            "process": _process_mark(os.getpid()),
             "host": socket.gethostname(),
             "machine": self._machine,
             "token": self._token,
@@ -164,15 +165,51 @@ class RunLock:
         self._seen_s = _awake_and_asleep_s()
 
 
-def holder_of(folder: Path) -> tuple[str, bool | None] | None:
-    """Who works on the run in `folder`, and whether that process lives (None: it is on another machine); None where nobody does."""
-    content = _read(folder / "lock")
-    if not content:
-        return None
-    who = f"process {content.get('pid')} on {content.get('host')}"
-    if content.get("machine") != machine_id():
-        return who, None
-    return who, isinstance(content.get("pid"), int) and Path(f"/proc/{content['pid']}").exists()
+class HolderWatch:
+    """Tells from outside, without taking the lock, who works on the run in `folder`, and whether that process lives.
+
+    A process that is seen in this machine's list of processes is looked for there, by number and start time, so that a number which has been
+    given to another process is not taken for it. Of any other, on another machine or in another container, the heartbeat tells.
+    """
+
+    def __init__(self, folder: Path, *, heartbeat_s: float = HEARTBEAT_S) -> None:
+        self._path = folder / "lock"
+        self._silence_s = PATIENCE * heartbeat_s
+        self._first: dict[str, Any] = {}
+        self._last: dict[str, Any] = {}
+        self._moved_s = 0.0
+
+    def look(self) -> tuple[str, bool | None] | None:
+        """The holder now, and whether it lives (None: it has not been watched long enough to say); None where nobody holds the run."""
+        content = _read(self._path)
+        if not content:
+            return None
+        now = _awake_and_asleep_s()
+        if content.get("token") != self._first.get("token"):
+            self._first, self._last, self._moved_s = content, content, now
+        elif content != self._last:
+            self._last, self._moved_s = content, now
+        return f"process {content.get('pid')} on {content.get('host')}", self._lives(content, now)
+
+    def _lives(self, content: Mapping[str, Any], now: float) -> bool | None:
+        pid, mark = content.get("pid"), content.get("process")
+        if content.get("machine") == machine_id() and isinstance(pid, int) and isinstance(mark, str):
+            namespace = mark.partition(":")[0]
+            if namespace == _process_mark(os.getpid()).partition(":")[0]:
+                return _process_mark(pid) == mark
+        if now - self._moved_s > self._silence_s:
+            return False
+        return True if content != self._first else None
+
+
+def _process_mark(pid: int) -> str:
+    """A process's list of processes and its start time, which tell it from a later one of the same number; empty where it has ended."""
+    try:
+        # the name of the program, in brackets, may hold anything; the start time is the 20th field after it (proc_pid_stat(5), field 22)
+        started = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        return f"{os.readlink('/proc/self/ns/pid')[5:-1]}:{started}"
+    except OSError:
+        return ""
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -159,6 +159,29 @@ def test_watch_follows_a_run_from_outside(tmp_path: Path) -> None:
     assert (whole.n_evaluations, whole.best) == (last.n_evaluations, last.best)
 
 
+def test_watch_waits_for_a_sign_of_life_from_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evomerge.cli.live import watch_run
+    from evomerge.search import run_lock
+
+    folder = tmp_path / "run"
+    settings = SETTINGS | {"budget": {"evaluations": 2}, "finals": {"finalists": 0}}
+    start_search(parse_config(settings, folder=tmp_path), folder)
+    (folder / "lock").write_text(json.dumps({"pid": 1, "host": "far", "machine": "there", "token": "t"}))
+    monkeypatch.setattr(run_lock, "_awake_and_asleep_s", iter(range(0, 1000, 15)).__next__)
+    looks: list[str] = []
+    watcher = Watcher(folder)
+    look = watcher.look
+
+    def looked() -> object:
+        seen = look()
+        looks.append(seen.status)
+        return seen
+
+    monkeypatch.setattr(watcher, "look", looked)
+    watch_run(watcher, 1.0, once=True)
+    assert looks == ["in the finals, process 1 on far"] * 2 + ["finished (evaluations)"]
+
+
 def test_watch_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="not a run directory"):
         Watcher(tmp_path)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.core import JournalError
-from evomerge.search import RunLock
+from evomerge.core import JournalError, machine_id
+from evomerge.search import HolderWatch, RunLock
 
 BEAT_S = 0.05
 
@@ -83,6 +83,39 @@ def test_a_holder_that_was_asleep_while_another_took_over_does_not_write(tmp_pat
         with pytest.raises(JournalError, match="another process has taken this run over"):
             held.check()
     assert json.loads((tmp_path / "lock").read_text()) == taken, "the other's lock stays"
+
+
+def test_a_holder_is_not_taken_for_a_process_that_got_its_number(tmp_path: Path) -> None:
+    watch = HolderWatch(tmp_path, heartbeat_s=1000)
+    assert watch.look() is None
+    with RunLock(tmp_path):
+        name, lives = watch.look() or ("", None)
+        assert (name.split(" on ")[0], lives) == (f"process {os.getpid()}", True)
+        left = json.loads((tmp_path / "lock").read_text())
+    _leave(tmp_path, **left)
+    assert (watch.look() or ("", None))[1] is True
+    _leave(tmp_path, **left | {"process": left["process"] + "0"})
+    assert (watch.look() or ("", None))[1] is False, "same number, started at another time"
+    _leave(tmp_path, **left | {"pid": 2**22 + 1})
+    assert (watch.look() or ("", None))[1] is False, "no such process"
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [{}, {"machine": "here", "process": "4026532000:5"}], ids=["machine", "container"]
+)
+def test_of_a_holder_that_cannot_be_seen_the_heartbeat_tells(tmp_path: Path, elsewhere: dict[str, str]) -> None:
+    """In a container of this machine the same number means another process, or none."""
+    if elsewhere:
+        elsewhere = {**elsewhere, "machine": machine_id()}
+    watch = HolderWatch(tmp_path, heartbeat_s=BEAT_S)
+    _leave(tmp_path, **elsewhere, pid=os.getpid())
+    assert watch.look() == (f"process {os.getpid()} on far", None)
+    _leave(tmp_path, **elsewhere, pid=os.getpid(), heartbeat="000000000002")
+    assert watch.look() == (f"process {os.getpid()} on far", True)
+    time.sleep(5 * BEAT_S)
+    assert watch.look() == (f"process {os.getpid()} on far", False)
+    _leave(tmp_path, **elsewhere | {"token": "another"})
+    assert watch.look() == ("process 77 on far", None), "whoever takes over is watched from the beginning"
 
 
 def test_the_heartbeat_moves(tmp_path: Path) -> None:
