@@ -78,7 +78,9 @@ def cache_argument(model: Any) -> str | None:
 
     transformers renamed it in 5.24. A model may take it and yet keep its state elsewhere, or let padding change it.
     """
-    if not model._supports_default_dynamic_cache() or (model._is_stateful and model.config.model_type not in STATEFUL):
+    if not model._supports_default_dynamic_cache() or (
+        model._is_stateful and model.config.get_text_config().model_type not in STATEFUL
+    ):
         return None
     taken = inspect.signature(model.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in taken), None)

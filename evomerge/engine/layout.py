@@ -8,7 +8,8 @@ architecture, every checkpoint tensor is replaced by tags, and what arrives in t
 3. the row, column, ... number: which part of the tensor each rectangle holds, in which order.
 
 Numbers are written in digits that the narrowest parameter dtype holds exactly (bfloat16: integers up to 256), one load per
-digit. A loader that permutes, transposes, scales or quantises does not give the tags back in order and is refused by name.
+digit. A loader that permutes, transposes, scales or quantises does not give the tags back in order. Which tensors those are is found by loading
+ones and twos: they are refused by name, or, if the caller wants it, written into memory of their own and from there by the engine's loader.
 
 Knows nothing of vLLM, of models, or of files.
 """
@@ -34,11 +35,20 @@ class EngineLayout:
 
     Attributes:
         ignored: checkpoint tensors that the engine does not keep (the output layer of a tied model, say).
+        reloaded: checkpoint tensors that the engine keeps in another form, whole, as they are written; `settle` hands them to its loader.
     """
 
-    def __init__(self, regions: Mapping[str, Sequence[Region]], ignored: Sequence[str]) -> None:
+    def __init__(
+        self,
+        regions: Mapping[str, Sequence[Region]],
+        ignored: Sequence[str],
+        reloaded: Mapping[str, torch.Tensor] | None = None,
+        load: Load | None = None,
+    ) -> None:
         self._regions = regions
         self.ignored = tuple(ignored)
+        self.reloaded = reloaded or {}
+        self._load = load
 
     def names(self) -> Sequence[str]:
         """The tensors that the engine holds, in checkpoint order."""
@@ -54,6 +64,12 @@ class EngineLayout:
             tensor = tensor_of(name)
             for region in regions:
                 region.view.copy_(tensor[region.index])
+        self.settle()
+
+    def settle(self) -> None:
+        """After every write: lets the engine's loader bring the `reloaded` tensors into the form that it computes with."""
+        if self.reloaded and self._load is not None:
+            self._load(iter(self.reloaded.items()))
 
 
 @dataclass(slots=True)
@@ -68,7 +84,12 @@ class _Cell:
 
 
 def discover_layout(
-    parameters: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], load: Load, *, whole: bool = True
+    parameters: Mapping[str, torch.Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    load: Load,
+    *,
+    whole: bool = True,
+    reload: bool = False,
 ) -> EngineLayout:
     """Finds the places of all checkpoint tensors. Overwrites the parameters; the caller restores them.
 
@@ -77,20 +98,31 @@ def discover_layout(
         shapes: checkpoint tensor name -> shape, of everything that `load` accepts.
         load: the engine's weight loader.
         whole: every tensor that is held at all must be held whole; False for one shard of a model.
+        reload: tensors that are held in another form than plain blocks may be, if `load` takes some tensors alone: they get memory of their own
+            (`EngineLayout.reloaded`).
 
     Raises:
         EngineError: a parameter's dtype is not a plain float, or its layout is not made of rectangles of checkpoint tensors in
-            their own order; names the parameter and the tensor.
+            their own order; names the parameter and the tensor. With `reload`, only where such a parameter is computed of several tensors together.
     """
     probe = _Probe(parameters, shapes, load)
     untouched = probe.find_untouched()
     cells = probe.find_cells(untouched)
     probe.find_coordinates(cells)
-    return _as_layout(cells, shapes, whole=whole)
+    probe.find_order(cells)
+    if probe.odd and not reload:
+        raise _refused(*next(iter(probe.odd.items())))
+    reloaded = probe.find_reloaded(cells, untouched) if probe.odd else {}
+    plain = [cell for cell in cells if cell.parameter not in probe.odd and cell.tensor not in reloaded]
+    return _as_layout(plain, shapes, reloaded, load, whole=whole)
 
 
 class _Probe:
-    """Sends tags and reads them back."""
+    """Sends tags and reads them back.
+
+    Attributes:
+        odd: parameter that is not made of plain blocks -> the tensor that shows it, "?" where that is not known.
+    """
 
     def __init__(
         self, parameters: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], load: Load
@@ -98,6 +130,7 @@ class _Probe:
         self._parameters = {name: value for name, value in parameters.items() if value.is_floating_point()}
         self._shapes = shapes
         self._load = load
+        self.odd: dict[str, str] = {}
         written = {value.dtype for value in self._parameters.values()}
         for name, value in parameters.items():
             if isinstance(value, torch.nn.Parameter) and value.dtype not in _EXACT_INTEGERS:
@@ -126,11 +159,7 @@ class _Probe:
         )
 
     def find_untouched(self) -> dict[str, torch.Tensor]:
-        """Parameter name -> True where no load writes; only the parameters that have such elements.
-
-        Raises:
-            EngineError: a load writes something else than it was given.
-        """
+        """Parameter name -> True where no load writes; only the parameters that have such elements. Finds those that hold something else than was sent."""
         self._send(lambda number, name, shape: torch.ones((), device=self._device))
         others = {name: value.clone() for name, value in self._parameters.items() if not bool((value == 1).all())}
         self._send(lambda number, name, shape: torch.full((), 2.0, device=self._device))
@@ -139,15 +168,19 @@ class _Probe:
             before = others.get(name, torch.ones((), device=value.device))
             same = (value == before) | (value.isnan() & before.isnan())
             if not bool((same | ((before == 1) & (value == 2))).all()):
-                raise _refused(name, "?")
-            if bool(same.any()):
+                self.odd[name] = "?"
+            elif bool(same.any()):
                 untouched[name] = same
         return untouched
 
     def find_cells(self, untouched: Mapping[str, torch.Tensor]) -> list[_Cell]:
         """Cuts every parameter where the tensor's number changes, and reads the number of each piece."""
         n_digits = self._n_digits(len(self._shapes))
-        touched = [name for name in self._parameters if name not in untouched or not bool(untouched[name].all())]
+        touched = [
+            name
+            for name in self._parameters
+            if name not in self.odd and (name not in untouched or not bool(untouched[name].all()))
+        ]
         cuts = {name: [set[int]() for _ in self._parameters[name].shape] for name in touched}
         for digit in range(n_digits):
             self._send(lambda number, name, shape, digit=digit: self._digit(number, digit))  # type: ignore[misc]
@@ -171,25 +204,24 @@ class _Probe:
             box = corners[name][i]
             if name in untouched and bool(untouched[name][tuple(part.start for part in box)]):
                 continue
-            cells.append(self._cell(name, names[number] if 0 <= number < len(names) else "?", box))
+            cell = self._cell(name, names[number] if 0 <= number < len(names) else "?", box)
+            if cell is not None:
+                cells.append(cell)
         return cells
 
-    def _cell(self, parameter: str, tensor: str, box: tuple[slice, ...]) -> _Cell:
+    def _cell(self, parameter: str, tensor: str, box: tuple[slice, ...]) -> _Cell | None:
         view = self._parameters[parameter][box]
         n_dimensions = len(self._shapes.get(tensor, ()))
         # Stacked experts: the leading dimensions of the parameter are not dimensions of the checkpoint tensor.
         while view.ndim > n_dimensions and view.shape[0] == 1:
             view = view[0]
         if tensor not in self._shapes or view.ndim != n_dimensions:
-            raise _refused(parameter, tensor)
+            self.odd.setdefault(parameter, tensor)
+            return None
         return _Cell(parameter, tensor, view)
 
     def find_coordinates(self, cells: Sequence[_Cell]) -> None:
-        """Fills `coordinates` of every cell.
-
-        Raises:
-            EngineError: a cell's rows (columns, ...) are not rows (columns, ...) of its tensor.
-        """
+        """Fills `coordinates` of every cell. Finds cells whose rows (columns, ...) are not rows (columns, ...) of their tensor."""
         for dimension in range(max((len(shape) for shape in self._shapes.values()), default=0)):
             longest = max(shape[dimension] for shape in self._shapes.values() if len(shape) > dimension)
             concerned = [cell for cell in cells if cell.view.ndim > dimension]
@@ -210,19 +242,118 @@ class _Probe:
                     profile = cell.view[tuple(slice(None) if i == dimension else 0 for i in range(cell.view.ndim))]
                     shaped = profile.view([-1 if i == dimension else 1 for i in range(cell.view.ndim)])
                     if not bool((cell.view == shaped).all()):
-                        raise _refused(cell.parameter, cell.tensor)
+                        self.odd.setdefault(cell.parameter, cell.tensor)
                     digits = profile.to("cpu", torch.int64) - 1
                     cell.coordinates[dimension] += digits * self._base**digit
 
+    def find_order(self, cells: Sequence[_Cell]) -> None:
+        """Finds cells whose rows (columns, ...) are not in their tensor's order."""
+        for cell in cells:
+            for coordinates in cell.coordinates:
+                first = int(coordinates[0])
+                if not torch.equal(coordinates, torch.arange(first, first + len(coordinates))):
+                    self.odd.setdefault(cell.parameter, cell.tensor)
 
-def _as_layout(cells: Sequence[_Cell], shapes: Mapping[str, tuple[int, ...]], *, whole: bool) -> EngineLayout:
-    regions: dict[str, list[Region]] = {}
+    def find_reloaded(self, cells: Sequence[_Cell], untouched: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors that the odd parameters are made of -> memory for each; the loader was tried with these alone.
+
+        Raises:
+            EngineError: an element depends on several tensors together, or the loader, given these tensors alone, writes something else.
+        """
+        names = list(self._shapes)
+        held: dict[str, torch.Tensor] = {}
+        for parameter, numbers in self._dependence().items():
+            value = self._parameters[parameter]
+            for number in torch.bincount(numbers.flatten() + 1).nonzero().flatten().tolist():
+                if number > len(names):
+                    raise _refused(parameter, self.odd[parameter])
+                if number:
+                    name = names[number - 1]
+                    dtype = torch.promote_types(value.dtype, held[name].dtype) if name in held else value.dtype
+                    held[name] = torch.empty(self._shapes[name], dtype=dtype, device=value.device)
+        reloaded = {name: held[name] for name in names if name in held}
+        self._check_alone(reloaded, {cell.parameter for cell in cells if cell.tensor in reloaded}, untouched)
+        return reloaded
+
+    def _dependence(self) -> dict[str, torch.Tensor]:
+        """Odd parameter -> of each element the number of the tensor that it changes with (int32); -1 = none, above all = several.
+
+        Every tensor is sent as ones or as twos, by the bits of its number and by their complement.
+        """
+        count = len(self._shapes)
+        n_bits = count.bit_length()
+        self._send(lambda number, name, shape: torch.ones((), device=self._device))
+        ones = {name: self._parameters[name].clone() for name in self.odd}
+        found = {name: torch.zeros(value.shape, dtype=torch.int32, device=value.device) for name, value in ones.items()}
+        n_unlike = {name: torch.zeros_like(value, dtype=torch.int8) for name, value in ones.items()}
+        for bit in range(n_bits):
+            changed = []
+            for sent in (1, 0):
+
+                def tag(number: int, name: str, shape: tuple[int, ...], k: int = bit, s: int = sent) -> torch.Tensor:
+                    return torch.full((), 2.0 if (number + 1) >> k & 1 == s else 1.0, device=self._device)
+
+                self._send(tag)
+                changed.append({name: self._parameters[name] != value for name, value in ones.items()})
+            for name in ones:
+                found[name] += changed[0][name].int() << bit
+                n_unlike[name] += (changed[0][name] != changed[1][name]).to(torch.int8)
+        numbers = {}
+        for name in ones:
+            never = (found[name] == 0) & (n_unlike[name] == 0)
+            numbers[name] = torch.where((n_unlike[name] == n_bits) | never, found[name] - 1, count)
+        return numbers
+
+    def _check_alone(
+        self, reloaded: Mapping[str, torch.Tensor], concerned: set[str], untouched: Mapping[str, torch.Tensor]
+    ) -> None:
+        """That the loader, given these tensors alone, writes what it writes when given all, and nothing else.
+
+        Args:
+            reloaded: memory for the tensors.
+            concerned: parameters that hold some of them as plain blocks.
+            untouched: as `find_untouched` returns it.
+
+        Raises:
+            EngineError: naming the parameter.
+        """
+
+        def tag(number: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+            size = torch.Size(shape).numel()
+            return ((torch.arange(size, device=self._device) + number) % 7 + 1).view(shape)
+
+        self._send(tag)
+        expected = {parameter: self._parameters[parameter].clone() for parameter in self.odd}
+        for number, (name, shape) in enumerate(self._shapes.items()):
+            if name in reloaded:
+                reloaded[name].copy_(tag(number, name, shape))
+        self._send(lambda number, name, shape: torch.ones((), device=self._device))
+        self._load(iter(reloaded.items()))
+        for parameter, value in self._parameters.items():
+            if parameter in expected:
+                same = torch.equal(value.nan_to_num(), expected[parameter].nan_to_num())
+            else:
+                left = value == 1
+                same = parameter in concerned or bool((left | untouched.get(parameter, left)).all())
+            if not same:
+                raise _refused(parameter, self.odd.get(parameter, "?"))
+
+
+def _as_layout(
+    cells: Sequence[_Cell],
+    shapes: Mapping[str, tuple[int, ...]],
+    reloaded: Mapping[str, torch.Tensor],
+    load: Load,
+    *,
+    whole: bool,
+) -> EngineLayout:
+    regions: dict[str, list[Region]] = {
+        name: [Region(tuple(slice(0, size) for size in value.shape), value)] for name, value in reloaded.items()
+    }
     for cell in cells:
         index = []
         for coordinates in cell.coordinates:
             start = int(coordinates[0])
-            if not torch.equal(coordinates, torch.arange(start, start + len(coordinates))):
-                raise _refused(cell.parameter, cell.tensor)
             index.append(slice(start, start + len(coordinates)))
         regions.setdefault(cell.tensor, []).append(Region(tuple(index), cell.view))
     for tensor, found in regions.items():
@@ -234,7 +365,7 @@ def _as_layout(cells: Sequence[_Cell], shapes: Mapping[str, tuple[int, ...]], *,
                 "be replaced; it may be sharded over several processes or packed by a kernel"
             )
     ordered = {name: tuple(regions[name]) for name in shapes if name in regions}
-    return EngineLayout(ordered, [name for name in shapes if name not in regions])
+    return EngineLayout(ordered, [name for name in shapes if name not in regions], reloaded, load)
 
 
 def _changes(value: torch.Tensor, dimension: int) -> list[int]:

@@ -34,7 +34,7 @@ class TransformersEngine:
     Args:
         model: Hugging Face folder (safetensors, tokenizer). Its weights are what the engine serves until the first `update`.
         dtype: of weights and activations; "auto" = float32 on a CPU, the checkpoint's on an accelerator.
-        max_model_len: longest sequence in tokens; None = the config's `max_position_embeddings`.
+        max_model_len: longest sequence in tokens; None = the config's `max_position_embeddings` or `max_seq_len`.
         batch_tokens: padded tokens of one forward pass; bounds its memory. None = 2048 on a CPU, where larger batches fall out
             of the caches (a 0.8M-parameter model took 1.5 times as long at 8192), 16384 on an accelerator.
         seed: taken for symmetry with other engines; nothing is random here.
@@ -65,7 +65,7 @@ class TransformersEngine:
             self._model, tokenizer = _load(folder, dtype, self._device, options or {})
             self._layout = live_layout(self._model, checkpoint, self._load_another)
         config = self._model.config.get_text_config()
-        self._max_length = _max_length(max_model_len, getattr(config, "max_position_embeddings", None))
+        self._max_length = _max_length(max_model_len, config)
         self._vocab_size = int(config.vocab_size)
         self._batch_tokens = batch_tokens or (2048 if self._device.type == "cpu" else 16384)
         self._decoder = Decoder(tokenizer, _end_tokens(self._model, tokenizer))
@@ -175,12 +175,17 @@ class TransformersEngine:
 
 
 def _load(folder: Path, dtype: str, device: torch.device, options: Mapping[str, Json]) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     ours = {"dtype": dtype, "local_files_only": True, "output_loading_info": True, "trust_remote_code": False}
     try:
         with _quiet_transformers():  # its report on keys: what matters there is raised below
-            model, info = AutoModelForCausalLM.from_pretrained(folder, **(ours | dict(options)))
+            trusted = bool(options.get("trust_remote_code", False))
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+            if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
+                # transformers' default, torch's fused attention, leaves the cap out without a word (Gemma 2)
+                ours["attn_implementation"] = "eager"
+            model, info = _class_for(config).from_pretrained(folder, **(ours | dict(options)))
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except _LOAD_ERRORS as error:
         raise EngineError(f"transformers cannot load {folder}: {error}") from error
@@ -194,7 +199,32 @@ def _load(folder: Path, dtype: str, device: torch.device, options: Mapping[str, 
             f"{folder}: {type(model).__name__} keeps its state in a cache of its own, which the transformers engine cannot continue; "
             "use engine.kind: vllm"
         )
-    return model.eval().requires_grad_(False).to(device), tokenizer
+    model = model.eval().requires_grad_(False).to(device)
+    if not _is_causal(model):
+        raise EngineError(
+            f"{folder}: a token of {type(model).__name__} sees the tokens after it, so the transformers engine cannot score it"
+        )
+    return model, tokenizer
+
+
+def _class_for(config: Any) -> Any:
+    """The automatic class that makes the model of config.json: models that see images too are not among the causal language models."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        with_images = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+        if with_images.__name__ in (config.architectures or ()):
+            return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
+@torch.inference_mode()
+def _is_causal(model: Any) -> bool:
+    """Whether the last of three tokens leaves the logits of the others as they are; PaliGemma's prompts see themselves whole."""
+    last = int(model.config.get_text_config().vocab_size) - 1
+    tokens = torch.tensor([[0, 1, 0], [0, 1, last]], device=model.device)
+    one, other = model(input_ids=tokens, use_cache=False).logits[:, :2].float()
+    return not bool((one - other).abs().max() > 0.01 * one.std())
 
 
 @contextmanager
@@ -213,10 +243,13 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _max_length(asked: int | None, limit: int | None) -> int:
+def _max_length(asked: int | None, config: Any) -> int:
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     if asked is None:
         if limit is None:
-            raise EngineError("transformers engine: config.json has no max_position_embeddings; give max_model_len")
+            raise EngineError(
+                "transformers engine: config.json has no max_position_embeddings; give engine.max_model_len"
+            )
         return int(limit)
     if limit is not None and asked > limit:
         raise EngineError(

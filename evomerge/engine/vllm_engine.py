@@ -5,6 +5,7 @@ Knows nothing of tasks, text (beyond decoding what was generated) or merging. Im
 """
 
 import gc
+import importlib.util
 import inspect
 import math
 import os
@@ -49,7 +50,7 @@ _VLLM_ERRORS = (
     TypeError,
     RuntimeError,
     OSError,
-    KeyError,
+    LookupError,
     AttributeError,
     NotImplementedError,
     AssertionError,
@@ -301,7 +302,17 @@ def _start(model: Path, arguments: Mapping[str, Any]) -> "LLM":
         try:
             return LLM(model=str(model), **arguments)
         except _VLLM_ERRORS as error:
-            raise EngineError(f"vLLM cannot serve {model}: {error}") from error
+            raise EngineError(f"vLLM cannot serve {model}: {error}{_missing_package(str(error))}") from error
+
+
+def _missing_package(error: str) -> str:
+    """What vLLM leaves unsaid where it cannot import its own code for a model: most models that see images need torchvision."""
+    if "failed to be inspected" not in error or importlib.util.find_spec("torchvision") is not None:
+        return ""
+    return (
+        "\nvLLM's code for most models that see images imports torchvision, which is not installed (on CPUs it is left out); "
+        "engine.kind: transformers serves their language model without it"
+    )
 
 
 def _children() -> Iterator[int]:

@@ -65,7 +65,8 @@ class ModelWeights:
         check_no_copies(model)
         before = {name: _sample(value).clone() for name, value in live.items()}
         with torch.no_grad():
-            self._layout = discover_layout(live, checkpoint.shapes, _in_place(model, live), whole=whole)
+            load = _in_place(model, live)
+            self._layout = discover_layout(live, checkpoint.shapes, load, whole=whole, reload=True)
             self._layout.fill(checkpoint.tensor)
         for name, value in live.items():
             if not torch.equal(_sample(value).nan_to_num(), before[name].nan_to_num()):
@@ -75,6 +76,8 @@ class ModelWeights:
                 )
         if self._layout.ignored:
             logger.info("vLLM keeps no copy of %s", ", ".join(self._layout.ignored))
+        if self._layout.reloaded:
+            logger.info("vLLM's loader changes the form of %s", ", ".join(self._layout.reloaded))
 
     def n_elements(self) -> dict[str, int]:
         """How many elements of each checkpoint tensor are here."""
@@ -85,6 +88,7 @@ class ModelWeights:
         """See `LiveWeights.write`."""
         with torch.no_grad():
             write(self._layout)
+            self._layout.settle()
 
     def clear_caches(self) -> None:
         """See `LiveWeights.clear_caches`."""

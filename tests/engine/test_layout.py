@@ -102,6 +102,68 @@ def test_sharded_by_columns_in_two_parts():
     assert places(layout)["w"] == [(((0, 5), (0, 3)), (5, 3)), (((0, 5), (3, 7)), (5, 4))]
 
 
+OTHER_FORMS = {
+    "transposed": lambda value: value.T,
+    "heads first": lambda value: value.view(3, 2, 6).transpose(0, 1).reshape(6, 6),
+    "of another sign and scale": lambda value: -torch.exp(value),
+}
+
+
+def fused_with(change):
+    """A loader of a parameter with a plain half and one in another form, and of a plain one; and the parameters."""
+    live = {"fused": parameter(12, 6), "plain": parameter(6, 6), "buffer": parameter(3)}
+
+    def load(pairs):
+        for name, value in pairs:
+            if name == "odd":
+                live["fused"][:6].copy_(change(value))
+            elif name == "even":
+                live["fused"][6:].copy_(value)
+            else:
+                live["plain"].copy_(value)
+
+    return live, load
+
+
+@pytest.mark.parametrize("change", OTHER_FORMS.values(), ids=OTHER_FORMS)
+def test_other_forms_go_through_the_loader(change):
+    live, load = fused_with(change)
+    shapes = dict.fromkeys(("other", "odd", "even"), (6, 6))
+    layout = discover_layout(live, shapes, load, reload=True)
+    assert "odd" in layout.reloaded
+    assert "other" not in layout.reloaded
+    values = {name: torch.randn(6, 6) for name in shapes}
+    layout.fill(values.__getitem__)
+    assert torch.equal(live["fused"], torch.cat([change(values["odd"]), values["even"]]))
+    assert torch.equal(live["plain"], values["other"])
+    layout.regions("odd")[0].view.zero_()
+    layout.settle()
+    assert torch.equal(live["fused"][:6], change(torch.zeros(6, 6)))
+
+
+def test_a_parameter_of_two_tensors_together_is_refused():
+    live = {"product": parameter(6, 6), "plain": parameter(6, 6)}
+
+    def load(pairs):
+        values = dict(pairs)
+        live["product"].copy_(values["a"] * values["b"])
+        live["plain"].copy_(values["c"])
+
+    with pytest.raises(EngineError, match="'product'"):
+        discover_layout(live, dict.fromkeys("abc", (6, 6)), load, reload=True)
+
+
+def test_a_loader_that_forgets_what_it_is_not_given_is_refused():
+    live, load = fused_with(OTHER_FORMS["transposed"])
+
+    def forgetful(pairs):
+        live["plain"].zero_()
+        load(pairs)
+
+    with pytest.raises(EngineError, match="'plain'"):
+        discover_layout(live, dict.fromkeys(("other", "odd", "even"), (6, 6)), forgetful, reload=True)
+
+
 @pytest.mark.parametrize(
     "change",
     [

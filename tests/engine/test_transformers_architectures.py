@@ -8,7 +8,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from test_live_equals_export import RECIPES, assert_holds, exported
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from evomerge.core import EngineError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest
@@ -36,6 +37,12 @@ KINDS = {
         "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
         "v_head_dim": 8, "head_dim": 4, "num_key_value_heads": 4,
     },
+    "gemma2": {"head_dim": 8, "attn_logit_softcapping": 0.5},
+    "mistral3": {
+        "text_config": SMALL | {"model_type": "mistral", "head_dim": 8},
+        "vision_config": {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+                          "num_attention_heads": 2, "head_dim": 8, "image_size": 28, "patch_size": 14},
+    },
     "gemma3": {
         "text_config": SMALL | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]},
         "vision_config": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -51,7 +58,8 @@ def written(folder: Path, kind: str, seed: int, dtype: torch.dtype, **settings: 
     own = KINDS.get(kind, {}) | settings
     config = AutoConfig.for_model(kind, **(own if "text_config" in own else SMALL | own))
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    with_images = kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    model = (AutoModelForImageTextToText if with_images else AutoModelForCausalLM).from_config(config).to(dtype)
     with torch.no_grad():
         for value in model.parameters():
             value.add_(0.2 * torch.randn_like(value))
@@ -73,7 +81,8 @@ def test_weights_in_place_equal_the_export(kind, dtype, tmp_path):
     headers = {folder: read_model_header(folder) for folder in folders}
     name = str(dtype).removeprefix("torch.")
     engine = TransformersEngine(folders[0], dtype=name)
-    plain = AutoModelForCausalLM.from_pretrained(folders[0], dtype=dtype).eval()
+    auto = AutoModelForCausalLM if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else AutoModelForImageTextToText
+    plain = auto.from_pretrained(folders[0], dtype=dtype, attn_implementation="eager").eval()
     tokens = torch.tensor([[5, 6, 7, 8, 9]])
     with torch.no_grad():
         logits = plain(tokens).logits[0].float().log_softmax(-1)
@@ -182,6 +191,20 @@ def test_a_model_with_a_state_of_its_own_is_refused(kind, settings, tmp_path):
     folder = written(tmp_path / "a", kind, 0, torch.float32, **settings)
     with pytest.raises(EngineError, match=r"ForCausalLM.*a cache of its own.*vllm"):
         TransformersEngine(folder, max_model_len=64)
+
+
+def test_a_model_whose_tokens_see_the_tokens_after_them_is_refused(tmp_path):
+    text = SMALL | {"model_type": "gemma", "head_dim": 8}
+    vision = KINDS["gemma3"]["vision_config"] | {"model_type": "siglip_vision_model", "projection_dim": 32}
+    folder = written(tmp_path / "a", "paligemma", 0, torch.float32, text_config=text, vision_config=vision)
+    with pytest.raises(EngineError, match="a token of PaliGemmaForConditionalGeneration sees the tokens after it"):
+        TransformersEngine(folder)
+
+
+def test_a_model_with_another_cache_is_refused_at_the_start(tmp_path):
+    folder = written(tmp_path / "minimax", "minimax", 0, torch.float32, num_local_experts=2, head_dim=8)
+    with pytest.raises(EngineError, match=r"MiniMaxForCausalLM.*a cache of its own"):
+        TransformersEngine(folder)
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.attn.masked_bias"])

@@ -51,6 +51,23 @@ def test_an_output_layer_with_a_bias(tmp_path):
         engine.close()
 
 
+def test_matrices_that_vllm_keeps_transposed(tmp_path):
+    """They go through its own loader at every update."""
+    sizes = {"hidden_size": 128, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    folders = [written(tmp_path / str(seed), "gpt2", seed, torch.float32, **sizes) for seed in range(2)]
+    expected = [log_probability(folder) for folder in folders]
+    tensors = load_file(f"{folders[1]}/model.safetensors")
+    engine = make_engine("vllm", folders[0], dtype="float32")
+    try:
+        request = LogLikelihoodRequest(PROMPT, CONTINUATION)
+        assert engine.loglikelihood([request])[0].log_probability == pytest.approx(expected[0], abs=1e-3)
+        engine.update(lambda target: write_tensors(target, tensors))
+        assert engine.loglikelihood([request])[0].log_probability == pytest.approx(expected[1], abs=1e-3)
+        assert abs(expected[0] - expected[1]) > 0.1
+    finally:
+        engine.close()
+
+
 def test_key_value_heads_that_the_model_does_not_know(tmp_path):
     """GPTBigCode has one, or as many as it has heads (`multi_query`); vLLM would go by the two that config.json names."""
     sizes = WIDE | {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64}
