@@ -1,6 +1,8 @@
-"""docs/cluster.md: its files parse and fit their schemas, its commands and options exist. The clusters themselves are not here to try."""
+"""docs/cluster.md: its files parse and fit their schemas, its commands and options exist. The Slurm script runs with stand-ins for Slurm,
+Ray and evomerge; the clusters themselves are not here to try."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -100,3 +102,95 @@ def test_the_kuberay_file_has_the_parts_of_a_ray_job() -> None:
 
 def test_rays_authentication_is_on_wherever_it_is_started() -> None:
     assert DOCUMENT.count("RAY_AUTH_MODE") >= 6
+
+
+FAKE_SRUN = """#!/bin/bash
+# srun's part for one node: the program alone, without the options before it
+while [[ "$1" == --* ]]; do shift; done
+echo "srun $*" >> "$LOG"
+exec "$@"
+"""
+
+FAKE_RAY = """#!/usr/bin/env python3
+import os, signal, socket, sys, time
+words = sys.argv[1:]
+open(os.environ["LOG"], "a").write("ray " + " ".join(words) + "\\n")
+if words[0] == "status":
+    sys.exit(print("Active:\\n 1 node_a\\n 1 node_b"))
+server = None
+for word in words:
+    if word.startswith("--port="):
+        time.sleep(1)
+        server = socket.create_server(("", int(word.split("=")[1])))
+if server is None:
+    address = next(word for word in words if word.startswith("--address=")).split("=")[1].split(":")
+    socket.create_connection((address[0], int(address[1])), timeout=5).close()
+signal.pause()
+"""
+
+FAKE_EVOMERGE = """#!/usr/bin/env python3
+import os, signal, sys, time
+open(os.environ["LOG"], "a").write("evomerge " + " ".join(sys.argv[1:]) + "\\n")
+if os.environ["END"] == "interrupt":
+    try:
+        os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(20)
+    except KeyboardInterrupt:
+        sys.exit(130)
+sys.exit(int(os.environ["END"]))
+"""
+
+
+def run_slurm_script(folder: Path, end: str, *, begun: bool) -> tuple[int, list[str]]:
+    """Runs the document's script with stand-ins for Slurm, Ray and evomerge: its exit code, and what it called in order."""
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    hosts = "#!/bin/bash\necho h1\necho h2\n"
+    programs = {"srun": FAKE_SRUN, "ray": FAKE_RAY, "evomerge": FAKE_EVOMERGE, "scontrol": hosts}
+    for name, text in programs.items():
+        (folder / ".venv" / "bin" / name).write_text(text)
+        (folder / ".venv" / "bin" / name).chmod(0o755)
+    (folder / ".venv" / "bin" / "activate").write_text(f"PATH={folder}/.venv/bin:$PATH\n")
+    if begun:
+        (folder / "runs" / "slurm").mkdir(parents=True)
+        (folder / "runs" / "slurm" / "journal.jsonl").touch()
+    job = str(os.getpid())
+    script = folder / "job.sh"
+    script.write_text(next(text for text in SCRIPTS if "#SBATCH" in text))
+    log = folder / "log"
+    environment = dict(os.environ) | {
+        "LOG": str(log),
+        "END": end,
+        "SLURM_JOB_ID": job,
+        "SLURM_JOB_NODELIST": "h[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "3",
+    }
+    ended = subprocess.run(
+        ["bash", str(script)], cwd=folder, env=environment, timeout=60, check=False, capture_output=True
+    )
+    return ended.returncode, log.read_text().splitlines()
+
+
+@pytest.mark.parametrize(("end", "code"), [("0", 0), ("2", 2), ("interrupt", 130)])
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_slurm_script_starts_ray_and_hands_on_signals_and_exit_codes(
+    tmp_path: Path, end: str, code: int, begun: bool
+) -> None:
+    ended, calls = run_slurm_script(tmp_path, end, begun=begun)
+    assert ended == code, calls
+    head = next(call for call in calls if call.startswith("ray") and "--head" in call)
+    port = re.search(r"--port=(\d+)", head)
+    address = re.search(r"--node-ip-address=(\S+)", head)
+    assert port is not None
+    assert address is not None
+    assert "--num-cpus=3" in head
+    at = f"{address[1]}:{port[1]}"
+    joined = [call for call in calls if call.startswith("ray start") and f"--address={at}" in call]
+    assert len(joined) == 1
+    driver = next(call for call in calls if call.startswith("evomerge"))
+    assert driver == (
+        f"evomerge resume runs/slurm --set cluster.address={at}"
+        if begun
+        else f"evomerge search search.yaml --run-dir runs/slurm --address {at}"
+    )
+    assert calls[-1].startswith("srun rm -rf /tmp/ray-")
