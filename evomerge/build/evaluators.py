@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
 from evomerge.build.crossings import crosses_models
+from evomerge.build.fingerprints import refuse_other_sources
 from evomerge.build.problem import model_table
 from evomerge.build.tasks import needed_splits, task_specs
 from evomerge.cluster import Evaluator
@@ -33,6 +34,9 @@ def make_evaluator(settings: Mapping[str, Json]) -> Evaluator:
     if isinstance(wanted, SyntheticConfig):
         return _synthetic(wanted, config.seed)
     models = read_models(cast(ModelTable, settings["models"]))
+    marks = cast(Mapping[str, Mapping[str, str]] | None, settings["marks"])
+    if marks is not None:
+        refuse_other_sources(marks, config, models)
     with ExitStack() as stack:
         evaluator = _lm_eval(
             config, wanted, models, cast(int | None, settings["n_slots"]), str(settings["method"]), stack
@@ -49,6 +53,7 @@ def evaluator_settings(
     n_slots: int | None = None,
     splits: Sequence[Split] | None = None,
     method: str | None = None,
+    marks: Mapping[str, Json] | None = None,
 ) -> dict[str, Json]:
     """What `make_evaluator` needs, as JSON.
 
@@ -58,12 +63,14 @@ def evaluator_settings(
         n_slots: layers that the engine has room for; None = the models'.
         splits: whose items every task must have; None = those that a search looks at.
         method: of the recipes; None = the config's.
+        marks: `source_marks`, which the models and tasks must have where the evaluator is made; None = any.
     """
     return {
         "config": config.model_dump(mode="json"),
         "models": {key: list(place) for key, place in (models or model_table(config)).items()},
         "n_slots": n_slots,
         "method": method or merge_method(config),
+        "marks": None if marks is None else dict(marks),
         "splits": [split.value for split in (needed_splits(config) if splits is None else splits)],
     }
 

@@ -1,15 +1,36 @@
-"""Marks by which a run recognises its models when it is resumed."""
+"""Marks by which a run recognises its models and tasks: when it is resumed, and on every machine that evaluates for it."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from evomerge.core import Json, canonical_json
+from evomerge.build.tasks import task_specs
+from evomerge.config import SearchConfig
+from evomerge.core import ConfigError, Json, canonical_json
+from evomerge.evaluation.task_files import task_fingerprint
 from evomerge.plan import ModelHeader
 from evomerge.plan.model_header import FileStamp
 
 SAMPLE_BYTES = 1 << 16
 """read from both ends of every shard: a model that was trained further differs everywhere, so this is enough to notice"""
+
+
+def source_marks(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> dict[str, dict[str, str]]:
+    """`{"models": {what recipes call it: fingerprint}, "tasks": {file or name: fingerprint}}`."""
+    return {
+        "models": {name: model_fingerprint(header) for name, header in headers.items()},
+        "tasks": {spec.task: task_fingerprint(spec) for spec in task_specs(config)},
+    }
+
+
+def refuse_other_sources(
+    marks: Mapping[str, Mapping[str, str]], config: SearchConfig, headers: Mapping[str, ModelHeader]
+) -> None:
+    """Raises ConfigError where the models or tasks of this machine are not those of `marks`, of the machine that started the search."""
+    here = source_marks(config, headers)
+    other = [f"{kind} {name}" for kind in marks for name, mark in marks[kind].items() if here[kind].get(name) != mark]
+    if other:
+        raise ConfigError(f"not the same as where the search was started: {', '.join(other)}; copy them from there")
 
 
 def model_fingerprint(header: ModelHeader) -> str:

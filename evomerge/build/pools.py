@@ -7,7 +7,9 @@ from contextlib import closing, contextmanager
 from typing import Protocol
 
 from evomerge.build.evaluators import FACTORY, evaluator_settings, worker_environment
+from evomerge.build.fingerprints import source_marks
 from evomerge.build.problem import Problem
+from evomerge.build.versions import package_versions
 from evomerge.cluster import LocalPool
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Json
@@ -37,7 +39,8 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[Run
         ConfigError: so many workers do not fit.
         EngineError: no Ray cluster answers.
     """
-    config, settings = problem.config, evaluator_settings(problem.config, n_slots=problem.max_slots)
+    config, marks = problem.config, source_marks(problem.config, problem.headers)
+    settings = evaluator_settings(config, n_slots=problem.max_slots, marks=marks)
     local = config.cluster.kind == "local"
     with _local_pool(config, settings) if local else _ray_pool(config, settings, directory) as sized:
         yield sized
@@ -85,6 +88,7 @@ def _ray_pool(
             evaluation_timeout_s=cluster.evaluation_timeout_s,
             startup_timeout_s=cluster.startup_timeout_s,
             log_folder=str(directory.logs.resolve()) if cluster.address is None else None,
+            versions={name: str(found) for name, found in package_versions().items() if name != "python"},
         )
         with closing(RayPool(FACTORY, settings, options)) as pool:
             yield pool, n_workers

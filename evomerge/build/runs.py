@@ -13,12 +13,11 @@ import yaml
 
 from evomerge.build.changes import given, resumed_config
 from evomerge.build.describing import notes_on_budget
-from evomerge.build.fingerprints import model_fingerprint
+from evomerge.build.fingerprints import source_marks
 from evomerge.build.pools import RunPool, worker_pool
 from evomerge.build.problem import Problem, make_problem, model_table
 from evomerge.build.signals import signals
 from evomerge.build.strategies import chosen_strategy, strategy_for
-from evomerge.build.tasks import task_specs
 from evomerge.build.versions import checkout, package_versions
 from evomerge.config import SearchConfig
 from evomerge.core import Candidate, ConfigError, EvaluationError, FilePath, Json, atomic_write_json, atomic_write_text
@@ -273,15 +272,12 @@ def _run_record(problem: Problem, n_workers: int) -> dict[str, Json]:
 
 def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> dict[str, Json]:
     """`resolved.json`: the full configuration, as it was given, and what its results depend on."""
-    from evomerge.evaluation.task_files import task_fingerprint
-
     return {
         "config": problem.config.model_dump(mode="json"),
         "given": given_settings,
         "versions": package_versions(),
         "checkout": checkout(),
-        "models": {path: model_fingerprint(header) for path, header in problem.headers.items()},
-        "tasks": {spec.task: task_fingerprint(spec) for spec in task_specs(problem.config)},
+        **source_marks(problem.config, problem.headers),
         "baselines": {name: recipe.fingerprint() for name, recipe in problem.own.items()},
         "space": {
             "fingerprint": problem.space.fingerprint,

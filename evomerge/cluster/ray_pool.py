@@ -9,7 +9,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from evomerge.cluster.ray_session import RaySession, room_for
-from evomerge.cluster.ray_worker import Worker
+from evomerge.cluster.ray_worker import Started, Worker
 from evomerge.cluster.worker import failed
-from evomerge.core import EngineError, Evaluation, EvaluationRequest, EvomergeError, Json, LostWorker, Split
+from evomerge.core import EngineError, Evaluation, EvaluationRequest, Json, LostWorker, Split
 
 __all__ = ["RayPool", "RaySession", "WorkerOptions"]
 
@@ -52,6 +52,7 @@ class WorkerOptions:
         evaluation_timeout_s: a running evaluation older than this counts as hung.
         startup_timeout_s: how long a worker may take to be ready, once it has a place.
         log_folder: where each worker writes `worker-<n>.log`; None = nowhere.
+        versions: package -> its version here; a machine that has another is named.
     """
 
     n_workers: int | None
@@ -62,6 +63,7 @@ class WorkerOptions:
     evaluation_timeout_s: float
     startup_timeout_s: float
     log_folder: str | None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,6 +100,7 @@ class RayPool:
         self._done: deque[Evaluation | LostWorker] = deque()
         self._idle: deque[_Slot] = deque()
         self._resting: dict[int, tuple[float, int]] = {}
+        self._different: set[str] = set()
         self._node_losses: Counter[tuple[str, Split]] = Counter()
         self._looked = time.monotonic()
         self._slots: dict[int, _Slot] = {}
@@ -152,7 +155,7 @@ class RayPool:
             runtime_env={"env_vars": dict(options.environment)} if options.environment else None,
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=place),
         ).remote(log_file)
-        started = actor.start.remote(self._factory, self._settings)
+        started = actor.start.remote(self._factory, self._settings, list(options.versions))
         self._slots[index] = _Slot(index, place, actor, started, time.monotonic(), n_failed_starts=n_failed_starts)
 
     def _remove(self, slot: _Slot) -> None:
@@ -196,14 +199,28 @@ class RayPool:
         if slot.request is not None:
             slot.request = None
             self._done.append(answer)
-        elif isinstance(answer, EvomergeError):
-            if not any(other.is_ready for other in self._slots.values()):
-                raise answer
-            self._replace(slot, str(answer), blameless=False)
+        elif not self._has_started(slot, answer):
             return
-        else:
-            slot.node = answer
         self._idle.append(slot)
+
+    def _has_started(self, slot: _Slot, started: Started) -> bool:
+        """Takes a worker into use, or replaces it where it has to be mended. Raises what is to be mended where no other works."""
+        if started.problem is not None:
+            where = f"on {started.host}: " if sum(node["Alive"] for node in ray.nodes()) > 1 else ""
+            if not any(other.is_ready for other in self._slots.values()):
+                raise type(started.problem)(f"{where}{started.problem}")
+            self._replace(slot, f"{where}{started.problem}", blameless=False)
+            return False
+        slot.node = started.node
+        other = [
+            f"{name} {started.versions[name]} and not {here}"
+            for name, here in self._options.versions.items()
+            if name in started.versions and _public(started.versions[name]) != _public(here)
+        ]
+        if other and started.host not in self._different:
+            self._different.add(started.host)
+            logger.warning("%s has %s: the same candidate may score otherwise there", started.host, ", ".join(other))
+        return True
 
     def _check_time(self, slot: _Slot) -> None:
         if slot.task is None or not (slot.is_placed or slot.is_ready):
@@ -274,6 +291,11 @@ class RayPool:
 def _quarantined(request: EvaluationRequest, n_lost: int, reason: str) -> Evaluation:
     """The evaluation of a request that is not tried again, because so many workers were lost with it."""
     return failed(request, f"quarantined: {n_lost} workers were lost with it; the last: {reason}")
+
+
+def _public(version: str) -> str:
+    """A version without what tells builds for different hardware apart (`2.9.0+cpu`)."""
+    return version.partition("+")[0]
 
 
 def _reason(problem: RayError) -> str:

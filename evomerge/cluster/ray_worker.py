@@ -2,13 +2,33 @@
 
 import logging
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from evomerge.cluster.worker import make_evaluator
 from evomerge.core import Evaluation, EvaluationRequest, EvomergeError, Json
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Where a worker has started, or has not.
+
+    Attributes:
+        node: the id of its node.
+        host: the name of its machine.
+        versions: of the packages that were asked for, as far as they are installed there.
+        problem: what the user has to mend before it can start; None where it has.
+    """
+
+    node: str
+    host: str
+    versions: Mapping[str, str]
+    problem: EvomergeError | None
 
 
 class Worker:
@@ -18,20 +38,32 @@ class Worker:
         if log_file is not None:
             _write_output_to(Path(log_file))
 
-    def start(self, factory: str, settings: Mapping[str, Json]) -> str | EvomergeError:
-        """Makes the evaluator; returns the node's id, or what the user has to mend; raises what may go away by itself."""
+    def start(self, factory: str, settings: Mapping[str, Json], packages: Collection[str]) -> Started:
+        """Makes the evaluator; raises what may go away by itself."""
         import ray
 
+        problem = None
         try:
             self._evaluator = make_evaluator(factory, settings)
-        except EvomergeError as problem:
+        except EvomergeError as error:
             logger.exception("the evaluator cannot be made")
-            return problem
-        return str(ray.get_runtime_context().get_node_id())
+            problem = error
+        node = str(ray.get_runtime_context().get_node_id())
+        return Started(node, socket.gethostname(), _versions(packages), problem)
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """The evaluation of one request."""
         return self._evaluator.evaluate(request)
+
+
+def _versions(packages: Collection[str]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _write_output_to(path: Path) -> None:

@@ -9,7 +9,10 @@ import pytest
 
 from evomerge.build import parse_config
 from evomerge.build.evaluators import evaluator_settings, make_evaluator
-from evomerge.core import EvaluationError, EvaluationRequest, Split
+from evomerge.build.fingerprints import source_marks
+from evomerge.build.problem import make_problem
+from evomerge.config import SearchConfig
+from evomerge.core import ConfigError, EvaluationError, EvaluationRequest, Split
 from evomerge.evaluation.sandbox import check_sandbox
 from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
@@ -34,6 +37,23 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
         **changes,
     }
     return dict(evaluator_settings(parse_config(config, folder=folder)))
+
+
+def test_a_worker_refuses_models_and_tasks_that_are_not_the_searches(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster each machine reads its own files."""
+    monkeypatch.setattr("evomerge.engine.make_engine", lambda *args, **options: Closed().engine(64))
+    config = SearchConfig.model_validate(settings(folder)["config"])
+    marks = source_marks(config, make_problem(config).headers)
+    given = dict(evaluator_settings(config, marks=marks))
+    make_evaluator(given).close()
+    items = folder / "toy.search.jsonl"
+    items.write_text(items.read_text().replace("search 1 is", "search one is"))
+    write_tiny_llama(folder / "b", seed=7)
+    with pytest.raises(ConfigError, match=f"started: models {folder / 'b'}, tasks {folder / 'toy.yaml'}; copy"):
+        make_evaluator(given)
+    make_evaluator(given | {"marks": None}).close()
 
 
 class Closed(list[str]):

@@ -1,10 +1,12 @@
 """Both pools keep the same promises; the Ray pool also survives its workers."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -73,7 +75,12 @@ def ray_session() -> Iterator[None]:
 
 
 def ray_pool(
-    factory: str, folder: Path, n_workers: int = 2, evaluation_timeout_s: float = 60, startup_timeout_s: float = 60
+    factory: str,
+    folder: Path,
+    n_workers: int = 2,
+    evaluation_timeout_s: float = 60,
+    startup_timeout_s: float = 60,
+    versions: Mapping[str, str] | None = None,
 ) -> LocalPool:
     from evomerge.cluster.ray_pool import RayPool, WorkerOptions
 
@@ -86,6 +93,7 @@ def ray_pool(
         evaluation_timeout_s=evaluation_timeout_s,
         startup_timeout_s=startup_timeout_s,
         log_folder=str(folder),
+        versions=versions or {},
     )
     return RayPool(factory, {"folder": str(folder)}, options)  # type: ignore[return-value]
 
@@ -128,6 +136,30 @@ def test_ray_pool_says_why_a_worker_cannot_start(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="tensor 'x' holds NaN"):
         drain(pool, 1)
     pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_of_several_machines_the_one_to_be_mended_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    pool = ray_pool(UNLOADABLE, tmp_path, n_workers=1)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {}, "NodeID": name} for name in "ab"])
+    with pytest.raises(CheckpointError, match=f"^on {socket.gethostname()}: model.safetensors: tensor 'x' holds NaN"):
+        drain(pool, 1)
+    pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_machine_with_other_versions_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    numpy = version("numpy")
+    pool = ray_pool(SCRIPTED, tmp_path, versions={"ray": "1.0", "numpy": f"{numpy}+cpu", "nothing-of-this-name": "1.0"})
+    submit(pool, *(f"slow-{index}" for index in range(3)))
+    drain(pool, 3)
+    pool.close()
+    said = [record.getMessage() for record in caplog.records if "may score otherwise" in record.getMessage()]
+    assert said == [
+        f"{socket.gethostname()} has ray {version('ray')} and not 1.0: the same candidate may score otherwise there"
+    ]
 
 
 @pytest.mark.usefixtures("ray_session")
