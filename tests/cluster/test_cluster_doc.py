@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import typer.main
 import yaml
@@ -124,7 +125,11 @@ for word in words:
         server = socket.create_server(("", int(word.split("=")[1])))
 if server is None:
     address = next(word for word in words if word.startswith("--address=")).split("=")[1].split(":")
-    socket.create_connection((address[0], int(address[1])), timeout=5).close()
+    try:
+        socket.create_connection((address[0], int(address[1])), timeout=5).close()
+    except ConnectionRefusedError:
+        open(os.environ["LOG"], "a").write("a node came before the head listened\\n")
+        sys.exit(1)
 signal.pause()
 """
 
@@ -144,8 +149,13 @@ sys.exit(int(os.environ["END"]))
 def run_slurm_script(folder: Path, end: str, *, begun: bool) -> tuple[int, list[str]]:
     """Runs the document's script with stand-ins for Slurm, Ray and evomerge: its exit code, and what it called in order."""
     (folder / ".venv" / "bin").mkdir(parents=True)
-    hosts = "#!/bin/bash\necho h1\necho h2\n"
-    programs = {"srun": FAKE_SRUN, "ray": FAKE_RAY, "evomerge": FAKE_EVOMERGE, "scontrol": hosts}
+    programs = {
+        "srun": FAKE_SRUN,
+        "ray": FAKE_RAY,
+        "evomerge": FAKE_EVOMERGE,
+        "scontrol": "#!/bin/bash\necho h1\necho h2\n",
+        "hostname": "#!/bin/bash\necho 127.0.0.1 0.0.0.0\n",  # the second is this machine too, also without a network
+    }
     for name, text in programs.items():
         (folder / ".venv" / "bin" / name).write_text(text)
         (folder / ".venv" / "bin" / name).chmod(0o755)
@@ -165,10 +175,21 @@ def run_slurm_script(folder: Path, end: str, *, begun: bool) -> tuple[int, list[
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_CPUS_PER_TASK": "3",
     }
-    ended = subprocess.run(
-        ["bash", str(script)], cwd=folder, env=environment, timeout=60, check=False, capture_output=True
-    )
-    return ended.returncode, log.read_text().splitlines()
+    with subprocess.Popen(["bash", str(script)], cwd=folder, env=environment, start_new_session=True) as job_script:
+        try:
+            code = job_script.wait(timeout=60)
+        finally:
+            for process in psutil.process_iter():
+                if _session(process.pid) == job_script.pid:
+                    process.kill()
+    return code, log.read_text().splitlines()
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
 
 
 @pytest.mark.parametrize(("end", "code"), [("0", 0), ("2", 2), ("interrupt", 130)])
@@ -178,6 +199,7 @@ def test_the_slurm_script_starts_ray_and_hands_on_signals_and_exit_codes(
 ) -> None:
     ended, calls = run_slurm_script(tmp_path, end, begun=begun)
     assert ended == code, calls
+    assert "a node came before the head listened" not in calls
     head = next(call for call in calls if call.startswith("ray") and "--head" in call)
     port = re.search(r"--port=(\d+)", head)
     address = re.search(r"--node-ip-address=(\S+)", head)
