@@ -102,7 +102,19 @@ def test_the_kuberay_file_has_the_parts_of_a_ray_job() -> None:
 
 
 def test_rays_authentication_is_on_wherever_it_is_started() -> None:
-    assert DOCUMENT.count("RAY_AUTH_MODE") >= 6
+    """By hand and in the Slurm script it is exported before."""
+    assert sum("export RAY_AUTH_MODE=token" in text for text in SCRIPTS) == 2
+    file = _of("cluster_name")
+    starts = [line for key in ("head", "worker") for line in file[f"{key}_start_ray_commands"] if "ray start" in line]
+    assert [line.split()[0] for line in starts] == ["RAY_AUTH_MODE=token"] * 2
+
+
+def test_the_ray_cluster_file_starts_as_many_workers_as_it_names() -> None:
+    """Ray's newer autoscaler takes the head for one of them; and `ray down` ends nothing where `ray` is not on the PATH."""
+    file = _of("cluster_name")
+    assert file["max_workers"] == len(file["provider"]["worker_ips"])
+    assert "RAY_enable_autoscaler_v2=0 ray start" in file["head_start_ray_commands"][-1]
+    assert any("~/.bashrc" in line and "/.venv/bin:$PATH" in line for line in file["setup_commands"])
 
 
 FAKE_SRUN = """#!/bin/bash
