@@ -8,8 +8,8 @@ import re
 import secrets
 import signal
 import socket
+import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,8 +23,13 @@ logger = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 256 << 20
 """Results are a few kilobytes; Ray's default takes 30% of the machine."""
 
-CONNECT_S = 5.0
+CONNECT_S = 10.0
 """How long a cluster's address may take to answer; Ray itself would go on trying for a quarter of an hour."""
+
+ANSWER_S = 120.0
+"""How long it may then take to connect; Ray gives up a wrong token after 20 s."""
+
+_JOIN = "import logging, sys, ray; ray.init(sys.argv[1], logging_level=logging.ERROR, log_to_driver=False)"
 
 _MAX_REASONS = 3
 """So many different lines of what Ray printed are shown where it does not connect."""
@@ -68,7 +73,8 @@ class RaySession:
                         **common,
                     )
                 else:
-                    _join(self._address, common)
+                    _try_to_join(self._address)
+                    ray.init(address=self._address, **common)
         except Exception as problem:  # the pool boundary: a node that is slow to start is a bare Exception of Ray's
             ray.shutdown()
             raise EngineError(f"no Ray cluster at {self._address or 'this machine'}: {problem}") from problem
@@ -100,31 +106,37 @@ class RaySession:
         return room_for(cpus, gpus)
 
 
-def _join(address: str, options: Mapping[str, Any]) -> None:
-    """Connects to a running cluster. Raises what says why not, in one piece: Ray prints the reason again and again, and raises another."""
-    import ray
+def _try_to_join(address: str) -> None:
+    """Raises ConnectionError with the reason where a process cannot connect to the cluster.
 
+    Tried in a process of its own: where Ray does not connect it prints the reason again and again, ignores Ctrl-C, or ends the process.
+    """
     _knock(address)
-    said = ""
+    command = [sys.executable, "-P", "-c", _JOIN, address]
+    nothing = subprocess.DEVNULL
     try:
-        with tempfile.TemporaryFile() as stream:
-            try:
-                with _errors_into(stream.fileno()):
-                    ray.init(address=address, **options)
-            finally:
-                stream.seek(0)
-                said = stream.read().decode(errors="replace")
-    except Exception as problem:
-        reasons = dict.fromkeys(re.sub(r"^\[[^]]*\] \S+:\d+: ", "", line) for line in said.splitlines() if line.strip())
-        reason = "".join(f"; {line}" for line in [*reasons][-_MAX_REASONS:])
-        keyless = os.environ.get("RAY_AUTH_MODE") != "token"
-        hint = (
-            ". If it asks for a token, set RAY_AUTH_MODE=token and have its token in ~/.ray/auth_token"
-            if keyless
-            else ""
+        done = subprocess.run(  # noqa: S603
+            command, stdin=nothing, stdout=nothing, stderr=subprocess.PIPE, text=True, timeout=ANSWER_S, check=False
         )
-        raise ConnectionError(f"{problem}{reason}{hint}") from problem
-    sys.stderr.write(said)
+    except subprocess.TimeoutExpired:
+        raise ConnectionError(f"something listens there, but has not answered in {ANSWER_S:g} s") from None
+    if done.returncode:
+        raise ConnectionError(_why(done.stderr) or f"a process that connected ended with {done.returncode}")
+
+
+def _why(said: str) -> str:
+    """The reason in what Ray printed: the exception, and what its C++ part logged, each once; and what to do."""
+    lines = said.splitlines()
+    logged = dict.fromkeys(found[1] for line in lines if (found := re.match(r"\[[^]]*\] \S+:\d+: (.*)", line)))
+    raised = [lines[-1].partition(": ")[2]] if "Traceback (most recent call last):" in lines else []
+    reason = "; ".join([*raised, *[*logged][-_MAX_REASONS:]])
+    if "sockets/raylet" in reason:
+        return f"{reason}. This machine is no node of it: `ray start` it as one, or give ray://HEAD:10001"
+    if "ray client connection timeout" in reason:
+        return f"{reason}. A wrong token ends so too"
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return f"{reason}. If it asks for a token, set RAY_AUTH_MODE=token and have its token in ~/.ray/auth_token"
+    return reason
 
 
 def _knock(address: str) -> None:
@@ -140,20 +152,6 @@ def _knock(address: str) -> None:
     except OSError as error:
         found = "" if place in address else f"{place}, "
         raise ConnectionError(f"{found}nothing answers there ({error})") from error
-
-
-@contextmanager
-def _errors_into(descriptor: int) -> Iterator[None]:
-    """Sends standard error to another descriptor, also what C++ writes."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    os.dup2(descriptor, 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 @contextmanager

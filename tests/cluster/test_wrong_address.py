@@ -1,56 +1,90 @@
-"""An address where no cluster answers is one message, soon; Ray alone tries for a quarter of an hour and prints a line each second."""
+"""An address where no cluster answers is one message, soon; Ray alone tries for a quarter of an hour, prints a line each second, or ends the process."""
 
+import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+RAY = """
+import os, sys
+
+def init(address, **options):
+    def say(text):
+        os.write(2, f"[2026-01-01 00:00:00,001 W 7 7] gcs_client.cc:210: {text}\\n".encode())
+
+    manner = os.environ["MANNER"]
+    for _ in range(20 if manner == "refuses" else 0):
+        say("InvalidAuthToken: token is missing or incorrect")
+    if manner == "refuses":
+        raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
+    if manner == "aborts":
+        say("Failed to connect to socket at address:/tmp/ray/session_1/sockets/raylet")
+        os.write(2, b"*** StackTrace Information ***\\n_raylet.so(+0x1)\\n")
+        os._exit(1)
+    if manner == "hangs":
+        import time
+        time.sleep(100)
+
+def shutdown():
+    pass
+"""
+
 CODE = """
-import os, socket, sys
-from evomerge.cluster.ray_session import RaySession
+import sys
+from evomerge.cluster import ray_session
 from evomerge.core import EngineError
 
-import ray
-
-def refused(address, **options):
-    for second in range(20):
-        os.write(2, f"[2026-01-01 00:00:{second:02d} W 7 7] gcs_client.cc:210: InvalidAuthToken: token is missing or incorrect\\n".encode())
-    raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
-
-def joined(address, **options):
-    os.write(2, b"a warning\\n")
-
-listening = socket.create_server(("", 0))  # Ray replaces a loopback address by the machine's own
-port = listening.getsockname()[1]
-for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
-    ray.init = joined
-    RaySession(address).__enter__()
-    ray.init = refused
-    try:
-        RaySession(address).__enter__()
-    except EngineError as error:
-        print(error)
-listening.close()
+ray_session.ANSWER_S = float(sys.argv[2])
 try:
-    RaySession(sys.argv[1].format(port=port)).__enter__()
+    with ray_session.RaySession(sys.argv[1]):
+        print("connected")
 except EngineError as error:
     print(error)
-print(port)
 """
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "auto"])
-def test_the_reason_is_said_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    if address == "auto":
-        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    done = subprocess.run([sys.executable, "-c", CODE, address], capture_output=True, text=True, timeout=60, check=True)
-    *refused, nobody, port = done.stdout.splitlines()
-    assert refused == [
-        f"no Ray cluster at {place}: Failed to connect to Ray cluster at {place}; InvalidAuthToken: token is missing or incorrect"
-        for place in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}")
-    ]
-    assert nobody.startswith(f"no Ray cluster at {address.format(port=port)}: ")
-    assert "nothing answers there ([Errno 111] Connection refused)" in nobody
-    assert address != "auto" or ":1, nothing" in nobody, "where `auto` looked is said"
-    assert done.stderr == "a warning\n" * 2, "what Ray says where it connects is passed on"
+def said(folder: Path, address: str, manner: str, *, patience_s: float = 60, **environment: str) -> str:
+    """What a process says that connects to `address` with a Ray that behaves in this manner."""
+    (folder / "ray" / "_private").mkdir(parents=True, exist_ok=True)
+    (folder / "ray" / "__init__.py").write_text(RAY)
+    (folder / "ray" / "_private" / "services.py").write_text(
+        "def canonicalize_bootstrap_address(address):\n    return '127.0.0.1:1' if address == 'auto' else address\n"
+    )
+    (folder / "ray" / "_private" / "utils.py").write_text("set_sigterm_handler = None\n")
+    path = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, address, str(patience_s)],
+        env={**os.environ, "PYTHONPATH": path, "MANNER": manner, "RAY_AUTH_MODE": "token", **environment},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_the_reason_is_said_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        place = f"127.0.0.1:{listening.getsockname()[1]}"
+        assert said(tmp_path, place, "connects") == "connected"
+        assert said(tmp_path, f"ray://{place}", "connects") == "connected"
+        refused = f"no Ray cluster at {place}: Failed to connect to Ray cluster at {place}; InvalidAuthToken: token is missing or incorrect"
+        assert said(tmp_path, place, "refuses") == refused
+        assert said(tmp_path, place, "refuses", RAY_AUTH_MODE="disabled").startswith(
+            f"{refused}. If it asks for a token"
+        )
+        assert said(tmp_path, place, "aborts") == (
+            f"no Ray cluster at {place}: Failed to connect to socket at address:/tmp/ray/session_1/sockets/raylet. This machine is no node of it: "
+            "`ray start` it as one, or give ray://HEAD:10001"
+        )
+        assert "has not answered in 2 s" in said(tmp_path, place, "hangs", patience_s=2)
+
+
+@pytest.mark.parametrize(
+    ("address", "place"), [("127.0.0.1:1", ""), ("ray://127.0.0.1:1", ""), ("auto", "127.0.0.1:1, ")]
+)
+def test_where_nothing_listens_ray_is_not_asked(tmp_path: Path, address: str, place: str) -> None:
+    assert said(tmp_path, address, "hangs") == (
+        f"no Ray cluster at {address}: {place}nothing answers there ([Errno 111] Connection refused)"
+    )
