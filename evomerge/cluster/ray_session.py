@@ -29,7 +29,14 @@ CONNECT_S = 10.0
 ANSWER_S = 120.0
 """How long it may then take to connect; Ray gives up a wrong token after 20 s."""
 
-_JOIN = "import logging, sys, ray; ray.init(sys.argv[1], logging_level=logging.ERROR, log_to_driver=False)"
+_JOIN = """
+import logging, sys, ray
+try:
+    ray.init(sys.argv[1], logging_level=logging.ERROR, log_to_driver=False)
+except Exception as problem:
+    print(problem)
+    sys.exit(1)
+"""
 
 _MAX_REASONS = 3
 """So many different lines of what Ray printed are shown where it does not connect."""
@@ -113,23 +120,23 @@ def _try_to_join(address: str) -> None:
     """
     _knock(address)
     command = [sys.executable, "-P", "-c", _JOIN, address]
-    nothing = subprocess.DEVNULL
     try:
         done = subprocess.run(  # noqa: S603
-            command, stdin=nothing, stdout=nothing, stderr=subprocess.PIPE, text=True, timeout=ANSWER_S, check=False
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_S, check=False
         )
     except subprocess.TimeoutExpired:
         raise ConnectionError(f"something listens there, but has not answered in {ANSWER_S:g} s") from None
     if done.returncode:
-        raise ConnectionError(_why(done.stderr) or f"a process that connected ended with {done.returncode}")
+        raise ConnectionError(
+            _why(done.stdout, done.stderr) or f"a process that connected ended with {done.returncode}"
+        )
 
 
-def _why(said: str) -> str:
-    """The reason in what Ray printed: the exception, and what its C++ part logged, each once; and what to do."""
-    lines = said.splitlines()
-    logged = dict.fromkeys(found[1] for line in lines if (found := re.match(r"\[[^]]*\] \S+:\d+: (.*)", line)))
-    raised = [lines[-1].partition(": ")[2]] if "Traceback (most recent call last):" in lines else []
-    reason = "; ".join([*raised, *[*logged][-_MAX_REASONS:]])
+def _why(raised: str, said: str) -> str:
+    """The reason: what Ray raised, and what its C++ part logged, each once; and what to do."""
+    found = (re.match(r"\[[^]]*\] \S+:\d+: (.*)", line) for line in said.splitlines())
+    logged = [*dict.fromkeys(match[1] for match in found if match)][-_MAX_REASONS:]
+    reason = "; ".join(part for part in (" ".join(raised.split()), *logged) if part)
     if "sockets/raylet" in reason:
         return f"{reason}. This machine is no node of it: `ray start` it as one, or give ray://HEAD:10001"
     if "ray client connection timeout" in reason:

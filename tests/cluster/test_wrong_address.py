@@ -20,6 +20,8 @@ def init(address, **options):
         say("InvalidAuthToken: token is missing or incorrect")
     if manner == "refuses":
         raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
+    if manner == "differs":
+        raise RuntimeError("Version mismatch: the cluster was started with:\\n    Python: 3.12\\nThis process with:\\n    Python: 3.11")
     if manner == "aborts":
         say("Failed to connect to socket at address:/tmp/ray/session_1/sockets/raylet")
         os.write(2, b"*** StackTrace Information ***\\n_raylet.so(+0x1)\\n")
@@ -77,6 +79,9 @@ def test_the_reason_is_said_once(tmp_path: Path) -> None:
         assert said(tmp_path, place, "aborts") == (
             f"no Ray cluster at {place}: Failed to connect to socket at address:/tmp/ray/session_1/sockets/raylet. This machine is no node of it: "
             "`ray start` it as one, or give ray://HEAD:10001"
+        )
+        assert said(tmp_path, place, "differs") == (
+            f"no Ray cluster at {place}: Version mismatch: the cluster was started with: Python: 3.12 This process with: Python: 3.11"
         )
         assert "has not answered in 2 s" in said(tmp_path, place, "hangs", patience_s=2)
 
