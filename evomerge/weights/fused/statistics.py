@@ -36,7 +36,7 @@ _LARGE = 1 << 20
 """elements of tensors of which it is kept what every density keeps (512 KB): a quarter of the smallest in bfloat16"""
 
 _MOST_KEPT_NORMS = 2048
-"""1 GB of them; an 8B model with three experts has 672"""
+"""1 GB of them; a Llama of 8B with three experts has 678"""
 
 _SORTED_AT_ONCE = 1 << 20
 """elements whose sort keys (8 bytes each) are in memory at a time"""
