@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, cast
 
 from evomerge.build.crossings import crosses_models
 from evomerge.build.fingerprints import refuse_other_sources
+from evomerge.build.items import load_tasks
 from evomerge.build.problem import model_table
-from evomerge.build.tasks import needed_splits, task_specs
+from evomerge.build.tasks import needed_splits
 from evomerge.cluster import Evaluator
-from evomerge.config import LmEvalConfig, SearchConfig, SyntheticConfig
+from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Json, Split
 from evomerge.plan import MergePlan, ModelHeader, ModelTable, folding_of, padded, rank_bytes, read_models
 from evomerge.recipe import PIECEWISE
 
 if TYPE_CHECKING:
     from evomerge.engine import Engine
-    from evomerge.evaluation import LmEvalEvaluator
+    from evomerge.evaluation import LmEvalEvaluator, TaskSet
 
 FACTORY = "evomerge.build.evaluators:make_evaluator"
 
@@ -37,12 +38,14 @@ def make_evaluator(settings: Mapping[str, Json]) -> Evaluator:
     marks = cast(Mapping[str, Mapping[str, str]] | None, settings["marks"])
     if marks is not None:
         refuse_other_sources(marks, config, models)
+    first, splits = next(iter(models.values())), [Split(name) for name in cast(list[str], settings["splits"])]
     with ExitStack() as stack:
+        # before the engine, which takes minutes where these take seconds and may have something wrong
+        tasks = load_tasks(config, wanted, first, splits, code_processes=_cpus(config))
+        stack.callback(tasks.close)
         evaluator = _lm_eval(
-            config, wanted, models, cast(int | None, settings["n_slots"]), str(settings["method"]), stack
+            config, tasks, models, cast(int | None, settings["n_slots"]), str(settings["method"]), stack
         )
-        for name in cast(list[str], settings["splits"]):
-            evaluator.items(Split(name))  # raises where a task has none: now, and not when the search is over
         stack.pop_all()
     return evaluator
 
@@ -111,7 +114,7 @@ def _synthetic(wanted: SyntheticConfig, seed: int) -> Evaluator:
 
 def _lm_eval(
     config: SearchConfig,
-    wanted: LmEvalConfig,
+    tasks: "TaskSet",
     headers: Mapping[str, ModelHeader],
     n_slots: int | None,
     method: str,
@@ -135,19 +138,7 @@ def _lm_eval(
             return plan
         return padded(plan, n_slots, folding_of(first).silenced)
 
-    evaluator = LmEvalEvaluator(
-        engine,
-        Merger(pool, gpu_bytes=gpu_bytes),
-        headers,
-        task_specs(config),
-        tokenizer=first.folder,
-        trust_code=wanted.trust_task_code,
-        code_timeout_s=wanted.task_code_timeout_s,
-        code_processes=_cpus(config),
-        fit=fit,
-    )
-    stack.callback(evaluator.close)
-    return evaluator
+    return LmEvalEvaluator(engine, Merger(pool, gpu_bytes=gpu_bytes), headers, tasks, fit=fit)
 
 
 _SAYS_MEMORY = {"gpu_memory_utilization", "kv_cache_memory_bytes"}

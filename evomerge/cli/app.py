@@ -103,6 +103,12 @@ def validate(
     config: Config,
     overrides: Overrides = None,
     show: Annotated[bool, typer.Option("--show", help="Print every setting with its default.")] = False,
+    items: Annotated[
+        bool,
+        typer.Option(
+            "--items", help="Load the tasks too, as workers will: what a candidate is asked, and whether it fits."
+        ),
+    ] = False,
 ) -> None:
     """Check a configuration, its models and tasks: every error at once, before anything heavy is loaded."""
     from evomerge.build import describe, load_config, make_problem
@@ -113,6 +119,11 @@ def validate(
         print(json.dumps(settings.model_dump(mode="json"), indent=2))
     for line in describe(problem):
         print(line)
+    if items:
+        from evomerge.build.items import describe_items
+
+        for line in describe_items(problem):
+            print(line)
 
 
 @app.command()

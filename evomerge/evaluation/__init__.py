@@ -1,6 +1,6 @@
 """Scoring candidates: lm-eval tasks with a running engine, or test functions.
 
-Importing this package imports neither torch nor lm-eval; `LmEvalEvaluator` and `load_task` are imported on first use, while
+Importing this package imports neither torch nor lm-eval; `LmEvalEvaluator`, `TaskSet` and `load_task` are imported on first use, while
 `evomerge.evaluation.synthetic` and `evomerge.evaluation.task_files` are light.
 """
 
@@ -12,10 +12,12 @@ from evomerge.evaluation.task_spec import PromptFormat, TaskSpec
 if TYPE_CHECKING:
     from evomerge.evaluation.lm_eval_evaluator import LmEvalEvaluator
     from evomerge.evaluation.loaded_task import LoadedTask, load_task
+    from evomerge.evaluation.task_set import TaskSet
 
 _LAZY = {
     "LmEvalEvaluator": "evomerge.evaluation.lm_eval_evaluator",
     "LoadedTask": "evomerge.evaluation.loaded_task",
+    "TaskSet": "evomerge.evaluation.task_set",
     "load_task": "evomerge.evaluation.loaded_task",
 }
 
@@ -33,6 +35,7 @@ __all__ = [
     "LoadedTask",
     "PromptFormat",
     "SyntheticEvaluator",
+    "TaskSet",
     "TaskSpec",
     "load_task",
     "synthetic_task_names",

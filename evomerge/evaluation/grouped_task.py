@@ -66,8 +66,13 @@ class GroupedItems:
     def __len__(self) -> int:
         return sum(self.sizes)
 
+    @property
+    def longest(self) -> int:
+        """As `ItemRequests.longest`."""
+        return max(part.longest for part in self.parts)
+
     def check_lengths(self, max_length: int) -> None:
-        """As `TaskItems.check_lengths`."""
+        """As `ItemRequests.check_lengths`."""
         for part in self.parts:
             part.check_lengths(max_length)
 

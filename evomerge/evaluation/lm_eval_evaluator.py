@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +21,11 @@ from evomerge.core import (
     canonical_json,
 )
 from evomerge.engine import Engine, RemoteWrite
-from evomerge.evaluation.grouped_task import GroupedItems, GroupedTask
-from evomerge.evaluation.loaded_task import LoadedTask, load_task
-from evomerge.evaluation.sandbox import SandboxedItems, SandboxedTask
+from evomerge.evaluation.grouped_task import GroupedItems
+from evomerge.evaluation.sandbox import SandboxedItems
 from evomerge.evaluation.shown_items import ShownItem, show_items
 from evomerge.evaluation.task_items import TaskItems
-from evomerge.evaluation.task_settings import runs_code
-from evomerge.evaluation.task_spec import TaskSpec
+from evomerge.evaluation.task_set import TaskSet
 from evomerge.plan import MergePlan, ModelHeader, active_parameters, make_plan, table_of
 from evomerge.recipe import Recipe
 from evomerge.weights import WRITE_MERGE, Merger
@@ -41,22 +37,17 @@ MAX_BREAKDOWNS = 3
 class LmEvalEvaluator:
     """Scores merge recipes on lm-eval tasks with one running engine. Not thread-safe.
 
-    Requests and token ids are built once, here; a candidate costs its merge, one log-likelihood call and one generation call to
-    the engine for all tasks together, and scoring.
+    A candidate costs its merge, one log-likelihood call and one generation call to the engine for all tasks together, and scoring.
 
     Args:
-        engine: runs the merged weights; closed by `close`, and not where the evaluator cannot be made.
+        engine: runs the merged weights; closed by `close`, as the tasks are, and not where the evaluator cannot be made.
         merger: holds the sources.
         headers: key of every model that a recipe may name -> its header.
         tasks: what to score.
-        tokenizer: folder of the models' tokenizer.
-        trust_code: allow tasks that run code, each in a sandbox of its own.
-        code_timeout_s: of scoring one split's answers there.
-        code_processes: so many processes of a sandbox do that.
         fit: makes a plan fit an engine that has room for more layers; None where every recipe is as deep as the engine.
 
     Raises:
-        EvaluationError: a task cannot be loaded, two have the same name, or an item is too long for the engine.
+        EvaluationError: an item is too long for the engine.
     """
 
     def __init__(
@@ -64,54 +55,20 @@ class LmEvalEvaluator:
         engine: Engine,
         merger: Merger,
         headers: Mapping[str, ModelHeader],
-        tasks: Sequence[TaskSpec],
+        tasks: TaskSet,
         *,
-        tokenizer: Path,
-        trust_code: bool = False,
-        code_timeout_s: float = 300.0,
-        code_processes: int = 1,
         fit: Callable[[MergePlan], MergePlan] | None = None,
     ) -> None:
-        self._fit = fit
-        self._engine, self._merger, self._headers = engine, merger, headers
-        self._sandboxes: list[SandboxedTask] = []
-        self._tasks: dict[str, LoadedTask | SandboxedTask | GroupedTask] = {}
-        loaded_tokenizer = self._tokenizer = _load_tokenizer(tokenizer)
-
-        def load(spec: TaskSpec) -> LoadedTask | SandboxedTask:
-            if not trust_code or not runs_code(spec.task):
-                return load_task(spec, loaded_tokenizer)
-            self._sandboxes.append(SandboxedTask(spec, tokenizer, timeout_s=code_timeout_s, processes=code_processes))
-            return self._sandboxes[-1]
-
-        try:
-            for spec in tasks:
-                self._add(spec, load)
-        except BaseException:
-            self._close_sandboxes()
-            raise
+        tasks.check_lengths(engine.max_length)
+        self._engine, self._merger, self._headers, self._tasks, self._fit = engine, merger, headers, tasks, fit
         self._in_engine: str | None = None
         self._n_breakdowns = 0
         self._size: dict[str, float] = {}
 
-    def _add(self, spec: TaskSpec, load: Callable[[TaskSpec], LoadedTask | SandboxedTask]) -> None:
-        """Loads a task or a group and checks it."""
-        task: LoadedTask | SandboxedTask | GroupedTask
-        if spec.members:
-            members = [load(member) for member in spec.members]
-            task = GroupedTask(spec.name or spec.task, members, weight_by_size=spec.weight_by_size)
-        else:
-            task = load(spec)
-        if task.name in self._tasks:
-            raise EvaluationError(f"two tasks are called {task.name!r}; give each a name of its own")
-        for items in task.splits.values():
-            items.check_lengths(self._engine.max_length)
-        self._tasks[task.name] = task
-
     @property
     def task_names(self) -> tuple[str, ...]:
         """The names of the scores, in the order of the tasks."""
-        return tuple(self._tasks)
+        return self._tasks.names
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """The evaluation of `request.recipe` on the items of `request.split`; FAILED with the reason where anything goes wrong.
@@ -147,7 +104,7 @@ class LmEvalEvaluator:
     def _evaluate(self, request: EvaluationRequest, started: float) -> Evaluation:
         clock = _Clock()
         self._load(request, clock)
-        items = self.items(request.split)
+        items = self._tasks.items(request.split)
         with clock.part("request_s"):
             likelihood_requests = [one for part in items.values() for one in part.likelihoods]
             generate_requests = [one for part in items.values() for one in part.generations]
@@ -218,26 +175,18 @@ class LmEvalEvaluator:
             EngineError: the engine fails.
         """
         shown: dict[str, list[ShownItem]] = {}
-        for name, items in self.items(split).items():
+        for name, items in self._tasks.items(split).items():
             start = 0
             for part in items.parts if isinstance(items, GroupedItems) else (items,):
-                found = show_items(part, count, self._engine, self._tokenizer.decode)
+                found = show_items(part, count, self._engine, self._tasks.tokenizer.decode)
                 shown.setdefault(name, []).extend(replace(item, number=start + item.number) for item in found)
                 start += len(part)
         return shown
 
-    def items(self, split: Split) -> Mapping[str, TaskItems | SandboxedItems | GroupedItems]:
-        """Task name -> its items of `split`, in the order of `item_scores`."""
-        return {name: task.items(split) for name, task in self._tasks.items()}
-
     def close(self) -> None:
         """Closes the engine and the sandboxes."""
-        self._close_sandboxes()
+        self._tasks.close()
         self._engine.close()
-
-    def _close_sandboxes(self) -> None:
-        for sandbox in self._sandboxes:
-            sandbox.close()
 
 
 def _is_breakdown(error: Exception) -> bool:
@@ -276,12 +225,3 @@ def _stderr(values: NDArray[np.float64], sizes: Sequence[int]) -> float:
 
 def _sizes(items: TaskItems | SandboxedItems | GroupedItems) -> Sequence[int]:
     return items.sizes if isinstance(items, GroupedItems) else [len(items)]
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, TypeError, OSError, KeyError, ImportError) as error:
-        raise EvaluationError(f"{folder}: its tokenizer cannot be loaded: {error}") from error

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from evomerge.core import EvaluationError, Split
 from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
+from evomerge.evaluation.item_requests import ItemRequests
 from evomerge.evaluation.task_files import is_task_file
-from evomerge.evaluation.task_items import check_request_lengths, no_items
+from evomerge.evaluation.task_items import no_items
 from evomerge.evaluation.task_spec import TaskSpec
 
 MEMORY_BYTES = 16 << 30
@@ -177,32 +178,21 @@ class SandboxedTask:
         return EvaluationError(f"task {self._spec.task!r}: its sandbox gives no proper answer: {what!r:.200}")
 
 
-class SandboxedItems:
+class SandboxedItems(ItemRequests):
     """As `TaskItems`, for one split of a `SandboxedTask`. `content` is what the sandbox says it asks the model."""
 
     def __init__(self, task: SandboxedTask, split: Split, content: Mapping[str, Any]) -> None:
         self._task, self._split = task, split
-        self._where = f"task {task.name!r}, {split.value} split"
-        self.counts: tuple[int, ...] = tuple(int(count) for count in content["counts"])
+        super().__init__(
+            f"task {task.name!r}, {split.value} split",
+            [LogLikelihoodRequest(_tokens(before), _tokens(after)) for before, after in content["likelihoods"]],
+            [
+                GenerateRequest(_tokens(prompt), int(most), tuple(str(text) for text in stop))
+                for prompt, most, stop in content["generations"]
+            ],
+            [int(count) for count in content["counts"]],
+        )
         self._targets = tuple(str(target) for target in content["targets"])
-        self.likelihoods: tuple[LogLikelihoodRequest, ...] = tuple(
-            LogLikelihoodRequest(_tokens(context), _tokens(continuation))
-            for context, continuation in content["likelihoods"]
-        )
-        self.generations: tuple[GenerateRequest, ...] = tuple(
-            GenerateRequest(_tokens(prompt), int(most), tuple(str(text) for text in stop))
-            for prompt, most, stop in content["generations"]
-        )
-        self.prompt_tokens = sum(len(one.context) + len(one.continuation) for one in self.likelihoods) + sum(
-            len(one.prompt) for one in self.generations
-        )
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def check_lengths(self, max_length: int) -> None:
-        """As `TaskItems.check_lengths`."""
-        check_request_lengths(self._where, self.likelihoods, self.generations, self.counts, max_length)
 
     def target(self, number: int) -> str | None:
         """As `TaskItems.target`; None where the sandbox has not told it."""

@@ -12,6 +12,7 @@ from evomerge.core import EvaluationError, Split, canonical_json
 from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.evaluation.encoding import Encoder
 from evomerge.evaluation.forked_map import forked_map
+from evomerge.evaluation.item_requests import ItemRequests
 
 SCORER_ERRORS = (
     ArithmeticError,
@@ -40,7 +41,7 @@ class Item:
     instances: tuple[Any, ...]
 
 
-class TaskItems:
+class TaskItems(ItemRequests):
     """The items of one split, in the data set's order.
 
     Args:
@@ -52,8 +53,7 @@ class TaskItems:
         encoder: turns their texts into tokens.
 
     Attributes:
-        likelihoods, generations: the requests to the engine, in the order of the items; one of the two is empty.
-        prompt_tokens: tokens that the model reads.
+        likelihoods, generations, counts, prompt_tokens: see `ItemRequests`.
 
     Raises:
         EvaluationError: a request that the engines cannot serve (sampling, no text to score).
@@ -62,7 +62,7 @@ class TaskItems:
     def __init__(
         self, where: str, task: Any, *, metric: str, filter_index: int, items: Sequence[Item], encoder: Encoder
     ) -> None:
-        self._where, self._task, self._metric, self._items = where, task, metric, tuple(items)
+        self._task, self._metric, self._items = task, metric, tuple(items)
         self._filter = task._filters[filter_index]
         likelihoods, generations = [], []
         for number, item in enumerate(self._items):
@@ -71,23 +71,7 @@ class TaskItems:
                     generations.append(_generate_request(f"{where}, item {number}", instance, encoder))
                 else:
                     likelihoods.append(_likelihood_request(f"{where}, item {number}", instance, encoder))
-        self.likelihoods: tuple[LogLikelihoodRequest, ...] = tuple(likelihoods)
-        self.generations: tuple[GenerateRequest, ...] = tuple(generations)
-        self.prompt_tokens = sum(len(request.context) + len(request.continuation) for request in likelihoods) + sum(
-            len(request.prompt) for request in generations
-        )
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @property
-    def counts(self) -> list[int]:
-        """How many requests each item makes."""
-        return [len(item.instances) for item in self._items]
-
-    def check_lengths(self, max_length: int) -> None:
-        """Checks that the engine can serve every item without cutting its text. Raises as `check_request_lengths`."""
-        check_request_lengths(self._where, self.likelihoods, self.generations, self.counts, max_length)
+        super().__init__(where, likelihoods, generations, [len(item.instances) for item in self._items])
 
     def score(
         self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation], *, processes: int = 1
@@ -147,37 +131,6 @@ class TaskItems:
 def no_items(task: str, split: Split) -> EvaluationError:
     """The error of a task whose data set has no such split."""
     return EvaluationError(f"task {task!r} has no {split.value} items; name the data set's split for it under splits")
-
-
-def check_request_lengths(
-    where: str,
-    likelihoods: Sequence[LogLikelihoodRequest],
-    generations: Sequence[GenerateRequest],
-    counts: Sequence[int],
-    max_length: int,
-) -> None:
-    """Checks that an engine with room for `max_length` tokens can serve every request.
-
-    Args:
-        where: task and split, for messages.
-        likelihoods, generations: the requests; one of the two is empty.
-        counts: how many of them each item makes, in their order.
-        max_length: tokens.
-
-    Raises:
-        EvaluationError: names the longest item.
-    """
-    sizes = [len(request.context) + len(request.continuation) for request in likelihoods]
-    sizes += [len(request.prompt) + request.max_tokens for request in generations]
-    longest = max(range(len(sizes)), key=sizes.__getitem__)
-    if sizes[longest] > max_length:
-        number = int(np.searchsorted(np.cumsum(counts), longest, side="right"))
-        what = "prompt and max_gen_toks" if generations else "context and continuation"
-        raise EvaluationError(
-            f"{where}, item {number}: {what} take {sizes[longest]} tokens, the engine has room for {max_length} "
-            f"({sum(size > max_length for size in sizes)} of {len(sizes)} requests are too long); raise engine.max_model_len"
-            + (", or lower generation_kwargs.max_gen_toks in the task file" if generations else "")
-        )
 
 
 def _plain(value: Any) -> Any:

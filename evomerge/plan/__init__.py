@@ -5,7 +5,7 @@ from evomerge.plan.chat_template import TEMPLATE_FILE, chat_template_of
 from evomerge.plan.folding import FOLDINGS, folding_of
 from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorKey, TensorStep, WeightTarget
 from evomerge.plan.model_folder import check_tokenizer, check_unchanged, file_inside, read_model_header
-from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader
+from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader, config_value
 from evomerge.plan.planner import make_plan
 from evomerge.plan.ranks import MOST_RANKS, PLACE_BYTES, RANK_BYTES, RANKED_METHODS, keeps_ranks, n_columns, rank_bytes
 from evomerge.plan.recorded import headers_from_json, headers_to_json
@@ -35,6 +35,7 @@ __all__ = [
     "chat_template_of",
     "check_tokenizer",
     "check_unchanged",
+    "config_value",
     "file_inside",
     "folding_of",
     "headers_from_json",

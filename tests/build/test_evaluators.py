@@ -63,17 +63,27 @@ class Closed(list[str]):
         return SimpleNamespace(max_length=max_length, close=lambda: self.append("closed"))
 
 
-@pytest.mark.parametrize(("max_length", "message"), [(3, "are too long"), (64, "has no report items")])
-def test_the_engine_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch, max_length: int, message: str) -> None:
+def test_the_engine_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = Closed()
-    monkeypatch.setattr("evomerge.engine.make_engine", lambda *args, **options: closed.engine(max_length))
-    make_evaluator(settings(folder) | {"splits": [Split.SEARCH.value]}) if max_length > 3 else None
-    assert not closed
-    task = (folder / "toy.yaml").read_text().replace("report: toy.report.jsonl", "other: toy.report.jsonl")
-    (folder / "toy.yaml").write_text(task)
-    with pytest.raises(EvaluationError, match=message):
+    monkeypatch.setattr("evomerge.engine.make_engine", lambda *args, **options: closed.engine(3))
+    with pytest.raises(EvaluationError, match="the engine has room for 3"):
         make_evaluator(settings(folder))
     assert closed
+
+
+def test_tasks_are_refused_before_an_engine_is_started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_engine(*args: Any, **options: Any) -> None:
+        raise AssertionError("an engine was started")
+
+    monkeypatch.setattr("evomerge.engine.make_engine", make_engine)
+    with pytest.raises(EvaluationError, match="the engine has room for 8"):
+        make_evaluator(settings(folder, engine={"kind": "transformers", "max_model_len": 8}))
+    task = (folder / "toy.yaml").read_text().replace("report: toy.report.jsonl", "other: toy.report.jsonl")
+    (folder / "toy.yaml").write_text(task)
+    with pytest.raises(EvaluationError, match="has no report items"):
+        make_evaluator(settings(folder))
+    with pytest.raises(AssertionError, match="an engine was started"):
+        make_evaluator(settings(folder) | {"splits": [Split.SEARCH.value]})
 
 
 def test_sandboxes_are_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

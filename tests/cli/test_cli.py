@@ -124,6 +124,25 @@ def test_validate_says_what_would_be_searched(project: Path) -> None:
     assert "toy (maximize)" in result.stdout
 
 
+def test_validate_loads_the_items_where_asked(project: Path) -> None:
+    result = run("validate", project / "search.yaml", "--items")
+    assert result.returncode == 0, result.stderr
+    assert "items       toy: 4 search, 4 select, 4 report; the longest takes 15 tokens" in result.stdout
+    assert "a candidate 8 requests on search, 116 tokens read\n" in result.stdout
+    short = run("validate", project / "search.yaml", "--items", "--set", "engine.max_model_len=14")
+    assert short.returncode == 2
+    assert "context and continuation take 15 tokens, the engine has room for 14" in short.stderr
+
+
+def test_validate_says_when_items_are_longer_than_the_models_positions(project: Path, tmp_path: Path) -> None:
+    for name in ("base", "a", "b"):
+        write_tiny_llama(tmp_path / "models" / name, seed=1, max_position_embeddings=12)
+    for name in ("search.yaml", "toy.yaml", *(f"toy.{split}.jsonl" for split in ("search", "select", "report"))):
+        (tmp_path / name).write_text((project / name).read_text())
+    result = run("validate", tmp_path / "search.yaml", "--items")
+    assert "config.json names 12 positions, fewer than the longest item takes" in result.stdout
+
+
 def test_validate_says_when_nothing_would_be_searched(project: Path) -> None:
     result = run("validate", project / "search.yaml", "--set", "budget.evaluations=9")
     assert result.returncode == 0, result.stderr

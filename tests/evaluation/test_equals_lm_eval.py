@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from evomerge.core import EvaluationRequest, Split, Status
 from evomerge.engine import available_engines, make_engine
-from evomerge.evaluation import LmEvalEvaluator, TaskSpec
+from evomerge.evaluation import LmEvalEvaluator, TaskSet, TaskSpec
 from evomerge.plan import read_model_header
 from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.weights import Merger, WeightPool, merge_to_folder
@@ -33,7 +33,7 @@ def evaluator(request, models, task_folder):
         TaskSpec(str(task_folder / "likely.yaml"), metric="acc"),
         TaskSpec(str(task_folder / "write.yaml"), metric="exact_match,first-letter"),
     ]
-    evaluator = LmEvalEvaluator(engine, Merger(WeightPool(headers)), headers, specs, tokenizer=models[0])
+    evaluator = LmEvalEvaluator(engine, Merger(WeightPool(headers)), headers, TaskSet(specs, models[0]))
     yield evaluator
     evaluator.close()
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from evomerge.core import EvaluationError, EvaluationRequest, Split, Status
 from evomerge.engine import make_engine
-from evomerge.evaluation import LmEvalEvaluator, PromptFormat, TaskSpec, load_task
+from evomerge.evaluation import LmEvalEvaluator, PromptFormat, TaskSet, TaskSpec, load_task
 from evomerge.plan import read_model_header
 from evomerge.recipe import Recipe, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
@@ -61,12 +61,12 @@ def test_scores_are_lm_evals(chat_model, task_folder, num_fewshot, prompt):
 
     headers = {str(chat_model): read_model_header(chat_model)}
     specs = [TaskSpec(str(task_folder / f"{name}.yaml"), num_fewshot=num_fewshot, prompt=prompt) for name in TASKS]
+    tasks = TaskSet(specs, chat_model)
     evaluator = LmEvalEvaluator(
         make_engine("transformers", chat_model, dtype="float32"),
         Merger(WeightPool(headers)),
         headers,
-        specs,
-        tokenizer=chat_model,
+        tasks,
     )
     alone = Recipe("passthrough", (Slice((Source(str(chat_model)),)),), out_dtype="float32")
     result = evaluator.evaluate(EvaluationRequest("c", Split.SEARCH, recipe=alone.to_json()))
@@ -86,7 +86,7 @@ def test_scores_are_lm_evals(chat_model, task_folder, num_fewshot, prompt):
             bootstrap_iters=0,
             log_samples=True,
         )
-    items, tokenizer = evaluator.items(Split.SEARCH), AutoTokenizer.from_pretrained(chat_model)
+    items, tokenizer = tasks.items(Split.SEARCH), AutoTokenizer.from_pretrained(chat_model)
     asked = [sample["arguments"][0][0] for sample in theirs["samples"]["write"] if sample["filter"] == "whole"]
     assert [tokenizer.decode(request.prompt) for request in items["write"].generations] == asked
     asked = ["".join(pair) for sample in theirs["samples"]["choices"] for pair in sample["arguments"]]

@@ -12,7 +12,7 @@ from evomerge.build import describe, make_problem, parse_config, resume_search, 
 from evomerge.build.tasks import task_specs
 from evomerge.core import ConfigError, EvaluationRequest, Split, Status, random_stream
 from evomerge.engine import make_engine
-from evomerge.evaluation import LmEvalEvaluator
+from evomerge.evaluation import LmEvalEvaluator, TaskSet
 from evomerge.evaluation.task_files import named_tasks
 from evomerge.evaluation.task_groups import find_group, lm_evals_index
 from evomerge.plan import read_model_header
@@ -107,7 +107,7 @@ def test_a_groups_score_is_lm_evals(folder: Path, models: list[Path], tmp_path: 
     config = configured(folder, models, *tasks)
     headers = {str(model): read_model_header(model) for model in models}
     engine = make_engine("transformers", models[0], dtype="float32")
-    evaluator = LmEvalEvaluator(engine, Merger(WeightPool(headers)), headers, task_specs(config), tokenizer=models[0])
+    evaluator = LmEvalEvaluator(engine, Merger(WeightPool(headers)), headers, TaskSet(task_specs(config), models[0]))
     alone = {"weight": (Setting(1.0),)}
     recipe = Recipe("linear", (Slice((Source(str(models[0]), parameters=alone),)),), out_dtype="float32")
     ours = evaluator.evaluate(EvaluationRequest("c", Split.SEARCH, recipe=recipe.to_json()))

@@ -21,7 +21,7 @@ from evomerge.build import make_problem, parse_config
 from evomerge.config import load_config
 from evomerge.core import ConfigError, EngineError, EvaluationRequest, JournalError, RecipeError, Split, Status
 from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
-from evomerge.evaluation import LmEvalEvaluator, TaskSpec
+from evomerge.evaluation import LmEvalEvaluator, TaskSet, TaskSpec
 from evomerge.recipe import Recipe, Setting, Slice, Source, check_recipe
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
 from evomerge.search import Journal, RunState, event, read_journal
@@ -231,7 +231,8 @@ def make_evaluator(
     project: Path, generate: Callable[[Sequence[GenerateRequest]], list[Generation]], model: str = "base"
 ) -> LmEvalEvaluator:
     engine: Any = ScriptedEngine(generate)
-    evaluator = LmEvalEvaluator(engine, None, {}, [TaskSpec(str(project / "toy.yaml"))], tokenizer=project / model)  # type: ignore[arg-type]
+    tasks = TaskSet([TaskSpec(str(project / "toy.yaml"))], project / model)
+    evaluator = LmEvalEvaluator(engine, None, {}, tasks)  # type: ignore[arg-type]
     evaluator._load = lambda request, clock: None  # type: ignore[method-assign]  (no weights: this is about answers)
     return evaluator
 

@@ -1,0 +1,87 @@
+"""The items of a configuration's tasks, loaded without an engine: what the workers score, and what `evomerge validate --items` tells of it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from evomerge.build.problem import Problem
+from evomerge.build.tasks import needed_splits, task_specs
+from evomerge.config import LmEvalConfig, SearchConfig
+from evomerge.core import Split
+from evomerge.plan import ModelHeader, config_value
+
+if TYPE_CHECKING:
+    from evomerge.evaluation import TaskSet
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""what config.json calls the longest sequence that a model was made for"""
+
+
+def load_tasks(
+    config: SearchConfig, wanted: LmEvalConfig, model: ModelHeader, splits: Sequence[Split], *, code_processes: int = 1
+) -> "TaskSet":
+    """The tasks with their requests, ready to be put to an engine.
+
+    Args:
+        config: the configuration.
+        wanted: its evaluation.
+        model: whose tokenizer is used.
+        splits: whose items every task must have.
+        code_processes: so many score the answers to a task that runs code.
+
+    Raises:
+        EvaluationError: a task cannot be loaded, has no such items, or has some that `engine.max_model_len` is too short for.
+    """
+    from evomerge.evaluation import TaskSet
+
+    tasks = TaskSet(
+        task_specs(config),
+        model.folder,
+        trust_code=wanted.trust_task_code,
+        code_timeout_s=wanted.task_code_timeout_s,
+        code_processes=code_processes,
+    )
+    try:
+        for split in splits:
+            tasks.items(split)
+        if config.engine.max_model_len is not None:
+            tasks.check_lengths(config.engine.max_model_len)
+    except BaseException:
+        tasks.close()
+        raise
+    return tasks
+
+
+def describe_items(problem: Problem) -> list[str]:
+    """How many items each split of each task has, and how many tokens they are: as a search loads them, without an engine.
+
+    Raises:
+        EvaluationError: as `load_tasks`.
+    """
+    config, wanted = problem.config, problem.config.evaluation
+    if not isinstance(wanted, LmEvalConfig):
+        return []
+    model, splits = next(iter(problem.headers.values())), needed_splits(config)
+    tasks = load_tasks(config, wanted, model, splits)
+    try:
+        items = {split: tasks.items(split) for split in splits}
+    finally:
+        tasks.close()
+    lines = []
+    for name in tasks.names:
+        counts = ", ".join(f"{len(items[split][name]):,} {split.value}" for split in splits)
+        longest = max(items[split][name].longest for split in splits)
+        lines.append(f"items       {name}: {counts}; the longest takes {longest:,} tokens")
+    search = items[Split.SEARCH].values()
+    asked = sum(len(part.likelihoods) + len(part.generations) for part in search)
+    read = sum(part.prompt_tokens for part in search)
+    written = sum(request.max_tokens for part in search for request in part.generations)
+    most = f", at most {written:,} tokens written" if written else ""
+    lines.append(f"a candidate {asked:,} requests on search, {read:,} tokens read{most}")
+    positions = config_value(model.config, *POSITIONS)
+    longest = max(part.longest for parts in items.values() for part in parts.values())
+    if config.engine.max_model_len is None and isinstance(positions, int) and longest > positions:
+        lines.append(
+            f"note        config.json names {positions:,} positions, fewer than the longest item takes; engines refuse it unless "
+            "engine.max_model_len allows more, or task.limit or a shorter task leaves it out"
+        )
+    return lines

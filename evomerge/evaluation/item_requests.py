@@ -1,0 +1,64 @@
+"""What the items of one task and split ask an engine: how much that is, and whether it has room for it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from evomerge.core import EvaluationError
+from evomerge.engine import GenerateRequest, LogLikelihoodRequest
+
+
+class ItemRequests:
+    """The requests of items, in their order.
+
+    Args:
+        where: task and split, for messages.
+        likelihoods, generations: the requests; one of the two is empty.
+        counts: how many of them each item makes.
+
+    Attributes:
+        likelihoods, generations, counts: these.
+        prompt_tokens: tokens that the model reads.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        likelihoods: Sequence[LogLikelihoodRequest],
+        generations: Sequence[GenerateRequest],
+        counts: Sequence[int],
+    ) -> None:
+        self._where = where
+        self.likelihoods, self.generations, self.counts = tuple(likelihoods), tuple(generations), tuple(counts)
+        read = [len(request.context) + len(request.continuation) for request in likelihoods]
+        read += [len(request.prompt) for request in generations]
+        self.prompt_tokens = sum(read)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request, read and written."""
+        return max(self._sizes())
+
+    def check_lengths(self, max_length: int) -> None:
+        """Checks that an engine with room for `max_length` tokens can serve every item without cutting its text.
+
+        Raises:
+            EvaluationError: names the longest item.
+        """
+        sizes = self._sizes()
+        longest = max(range(len(sizes)), key=sizes.__getitem__)
+        if sizes[longest] > max_length:
+            number = int(np.searchsorted(np.cumsum(self.counts), longest, side="right"))
+            what = "prompt and max_gen_toks" if self.generations else "context and continuation"
+            raise EvaluationError(
+                f"{self._where}, item {number}: {what} take {sizes[longest]} tokens, the engine has room for {max_length} "
+                f"({sum(size > max_length for size in sizes)} of {len(sizes)} requests are too long); raise engine.max_model_len"
+                + (", or lower generation_kwargs.max_gen_toks in the task file" if self.generations else "")
+            )
+
+    def _sizes(self) -> list[int]:
+        sizes = [len(request.context) + len(request.continuation) for request in self.likelihoods]
+        return sizes + [len(request.prompt) + request.max_tokens for request in self.generations]
