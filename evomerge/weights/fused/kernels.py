@@ -304,29 +304,46 @@ def merge_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
             chunks[c]["largest"] = _merge_range(first, last, output, own, output["precision"])
 
 
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _drawn(mode, key0, key1, keep, ranks, low, step, window):  # type: ignore[no-untyped-def]
+    """Which elements of a window a random mask keeps."""
+    numbers = random_halves(key0, key1, window)
+    if mode == RANKED:
+        return to_halves(low + load_uint16(ranks + 2 * window) * step) >= numbers
+    return numbers < keep
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def _draws(row):  # type: ignore[no-untyped-def]
+    """What `_drawn` needs of a row, as loops hold it: mode, key, `keep`, address of the ranks, `low` and `step`."""
+    key0, key1, keep = np.uint64(row["key0"]), np.uint64(row["key1"]), halves(np.uint16(row["keep"]))
+    return row["mode"], key0, key1, keep, row["rank_address"], floats(row["low"]), floats(row["step"])
+
+
+@numba.njit(cache=True, nogil=True, inline="never")
+def _draw_windows(first, last, row):  # type: ignore[no-untyped-def]
+    """Makes the random mask of whole windows."""
+    mode, key0, key1, keep, ranks, low, step = _draws(row)
+    mask_address = row["mask_address"]
+    for window in range(first, last, LANES):
+        store_truths(mask_address + window // 8, _drawn(mode, key0, key1, keep, ranks, low, step, window))
+
+
 @numba.njit(cache=True, nogil=True, inline="never")
 def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-untyped-def]
-    """Masks whole windows of the one row `inputs`."""
+    """Masks whole windows of the one row `inputs`; returns the L1 norm of what is kept."""
     row = inputs[0]
-    base_address, base_kind = output["base_address"], output["base_kind"]
-    address, kind, mode, measure, grid = row["address"], row["kind"], row["mode"], row["measure"], row["grid"]
-    key0, key1, keep = np.uint64(row["key0"]), np.uint64(row["key1"]), row["keep"]
-    mask_address, rank_address = row["mask_address"], row["rank_address"]
-    low, step, precision = floats(row["low"]), floats(row["step"]), output["precision"]
+    base_address, base_kind, precision = output["base_address"], output["base_kind"], output["precision"]
+    address, kind, grid, mask_address = row["address"], row["kind"], row["grid"], row["mask_address"]
+    mode, key0, key1, keep, ranks, low, step = _draws(row)
     zero = floats(np.float32(0.0))
     sums = no_sums()
     change = np.int64(0)
-    kept = zero
     for window in range(first, last, LANES):
-        if measure:
-            base = _load_rounded(base_address, base_kind, window, precision)
-            kept = magnitude_of(round_lanes(_load_rounded(address, kind, window, precision) - base, precision))
+        base = _load_rounded(base_address, base_kind, window, precision)
+        kept = magnitude_of(round_lanes(_load_rounded(address, kind, window, precision) - base, precision))
         if mode in (RANDOM, RANKED):
-            numbers = random_halves(key0, key1, window)
-            if mode == RANKED:
-                truths = to_halves(low + load_uint16(rank_address + 2 * window) * step) >= numbers
-            else:
-                truths = numbers < halves(np.uint16(keep))
+            truths = _drawn(mode, key0, key1, keep, ranks, low, step, window)
             store_truths(mask_address + window // 8, truths)
             kept = select(truths, kept, zero)
         else:
@@ -355,8 +372,8 @@ def _mask_part(window, end, output, inputs, thresholds, copies, outputs):  # typ
 def mask_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
     """Makes the random mask of the input row that each chunk names, and writes the L1 norm (float64) of what it keeps.
 
-    The norm is that of the pruned delta, for every mode but KEEP_ALL, of addends rounded by the row's `grid`; 0 where the row does not
-    ask to `measure`.
+    The norm is that of the pruned delta, for every mode but KEEP_ALL, of addends rounded by the row's `grid`; where the row does not
+    ask to `measure`, it is 0 and nothing is read.
     Chunks start at multiples of `LANES`.
     """
     thresholds = np.zeros((1, 2, LANES), np.float32)
@@ -364,6 +381,10 @@ def mask_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
     for c in range(chunks.shape[0]):
         output, own = outputs[chunks[c]["output"]], inputs[chunks[c]["input"] : chunks[c]["input"] + 1]
         first, last = chunks[c]["start"], chunks[c]["end"]
+        if not own[0]["measure"]:
+            _draw_windows(first, last, own[0])  # masks and ranks have room for whole windows
+            chunks[c]["l1"] = 0.0
+            continue
         middle = first + (last - first) // LANES * LANES
         l1 = _mask_windows(first, middle, output, own, thresholds)
         if middle < last:
