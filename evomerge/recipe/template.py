@@ -6,6 +6,7 @@ Also the recipes every search is compared with: each source alone, the uniform a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 from evomerge.core import RecipeError, SpaceError
 from evomerge.recipe.methods import BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
@@ -19,6 +20,9 @@ AXES = ("expert", "layer_group", "module_group")
 
 _NORMALISING = ("normalize", "normalize_weights")
 """what methods call the switch; without one (nuslerp) they always do"""
+
+_FELT = ("density", "lambda")
+"""with another value than 1, whatever has weight comes out otherwise; the other parameters that can be fixed leave a whole task vector alone"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +106,16 @@ class RecipeTemplate:
         return all(bool(self._fixed.get(switch.name, switch.default)) for switch in switches)
 
     def weights(self, values: Mapping[str, float], layer: int) -> dict[str, float]:
-        """Expert -> its weight in layer `layer`; only for spaces whose weights do not vary over module groups."""
+        """Expert -> its weight in layer `layer`, times lambda where there is one.
+
+        Only for spaces whose parameters do not vary over module groups.
+        """
         group = next(group for group in self._layer_groups if group[0] <= layer < group[1])
-        found = {}
-        for expert in self._experts:
-            setting = self._settings(values, Scope.MODEL, group, expert)["weight"][0]
-            found[expert] = float(setting.value) if not isinstance(setting.value, tuple) else setting.value[0]
-        return found
+        scale = _number(self._settings(values, Scope.GLOBAL, group, None).get("lambda", (Setting(1.0),)))
+        return {
+            expert: scale * _number(self._settings(values, Scope.MODEL, group, expert)["weight"])
+            for expert in self._experts
+        }
 
     def recipe(self, values: Mapping[str, float], name: str | None = None) -> Recipe:
         """The recipe of decoded parameter values (`space.decode`)."""
@@ -186,8 +193,10 @@ class RecipeTemplate:
     def _point(self, weights: Mapping[str, float], density: float | None = None) -> dict[str, float] | None:
         """Values with these weights everywhere, this density, and every other parameter at its neutral value.
 
-        None where the bounds exclude it.
+        None where the bounds, or what is fixed, exclude it.
         """
+        if density is None and any(weights.values()) and any(self._fixed.get(name, 1.0) != 1.0 for name in _FELT):
+            return None
         values: dict[str, float] = {}
         for parameter in self._searched:
             for key, expert in self._keys(parameter).items():
@@ -288,6 +297,11 @@ def even_layer_groups(n_layers: int, n_groups: int) -> list[tuple[int, int]]:
         raise SpaceError(f"layer_groups: {n_groups} groups cannot be made of {n_layers} layers")
     edges = [round(index * n_layers / n_groups) for index in range(n_groups + 1)]
     return list(pairwise(edges))
+
+
+def _number(settings: tuple[Setting, ...]) -> float:
+    """What a template's settings of a parameter say where they are one for all tensors."""
+    return float(cast(float, settings[0].value))
 
 
 def _key(name: str, expert: str | None, layer: tuple[int, int] | None, module: str | None) -> str:

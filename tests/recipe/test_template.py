@@ -9,9 +9,15 @@ import torch
 from evomerge.core import RecipeError, SpaceError
 from evomerge.plan import make_plan, read_model_header
 from evomerge.recipe import (
+    MERGED,
+    Folding,
     Recipe,
     RecipeTemplate,
     SearchedParameter,
+    StackedModels,
+    StackFrame,
+    StackTemplate,
+    Swap,
     default_searched,
     even_layer_groups,
     method_spec,
@@ -96,6 +102,57 @@ def test_baselines_inside_the_space_are_reproduced_exactly(folders: dict[str, st
         for tensor in wanted:
             # theta_base + (theta - theta_base) may round differently from theta in float32 by far less than a bf16 unit
             torch.testing.assert_close(got[tensor].float(), wanted[tensor].float(), rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "fixed"),
+    [
+        ("task_arithmetic", {"lambda": 0.5}),
+        ("ties", {"density": 0.2}),
+        ("dare_linear", {"density": 0.5, "rescale": False}),
+        ("breadcrumbs", {"gamma": 0.02}),
+        ("della", {"density": 1.0, "epsilon": 0.1}),
+    ],
+)
+def test_baselines_are_points_of_a_space_with_fixed_parameters_only_where_it_makes_them(
+    folders: dict[str, str], method: str, fixed: dict[str, float]
+) -> None:
+    weight = SearchedParameter("weight", 0.0, 1.5, ("expert",))
+    made = template(folders, method, searched=[weight], fixed=fixed)
+    recipes, points = made.baselines((0.3,)), made.baseline_values((0.3,))
+    assert ("source:a" in points) == (fixed.get("lambda", 1.0) == fixed.get("density", 1.0) == 1.0)
+    assert ("source:base" in points) == (not made.normalised)
+    for name, values in points.items():
+        wanted, got = merged(recipes[name], folders), merged(made.recipe(values), folders)
+        for tensor in wanted:
+            torch.testing.assert_close(got[tensor].float(), wanted[tensor].float(), rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("searched", "fixed", "at"),
+    [([], {"lambda": 0.5}, {}), ([SearchedParameter("lambda", 0.3, 2.0, ())], {}, {"lambda": 0.7}), ([], {}, {})],
+)
+def test_a_stack_of_all_merged_layers_is_the_merge(
+    folders: dict[str, str], searched: list[SearchedParameter], fixed: dict[str, float], at: dict[str, float]
+) -> None:
+    weight = SearchedParameter("weight", 0.0, 1.5, ("expert",))
+    merge = template(folders, searched=[weight, *searched], fixed=fixed, layer_groups=[(0, N_LAYERS)], module_groups={})
+    frame = StackFrame(
+        {MERGED: tuple(range(N_LAYERS))}, MERGED, N_LAYERS, fixed_first=1, fixed_last=1,
+        min_depth=N_LAYERS, max_depth=N_LAYERS, scale_low=1.0, scale_high=1.0,
+    )  # fmt: skip
+    stack = StackTemplate(
+        models=StackedModels({name: folders[name] for name in "ab"}, folders["base"], dict.fromkeys(folders, N_LAYERS)),
+        encoding=Swap(frame, scales=False),
+        folding=Folding(("o_proj",), ("o_proj",)),
+        merge=merge,
+        plain=merge,
+        out_dtype="bfloat16",
+    )
+    values = {"weight[a]": 0.6, "weight[b]": 0.2, **at}
+    wanted, got = merged(merge.recipe(values), folders), merged(stack.recipe(values), folders)
+    for tensor in wanted:
+        torch.testing.assert_close(got[tensor].float(), wanted[tensor].float(), rtol=2**-7, atol=1e-6)
 
 
 def test_halves_are_a_baseline_where_the_space_holds_it(folders: dict[str, str]) -> None:
