@@ -39,7 +39,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Text without the stop string and without special tokens, and the number of tokens that were generated."""
+    """Text without the stop string, the token that ended it and special tokens, and the number of tokens that were generated."""
 
     text: str
     n_tokens: int

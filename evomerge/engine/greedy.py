@@ -51,6 +51,7 @@ class _Row:
         """Appends a token; True when the text is finished."""
         self.tokens.append(token)
         if token in decoder.end_tokens:
+            self.text = decoder.text(self.request.prompt, self.tokens[:-1])  # which need not be a special token
             return True
         if self.request.stop:
             text = decoder.text(self.request.prompt, self.tokens)

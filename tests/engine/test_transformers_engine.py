@@ -60,6 +60,21 @@ def test_generations_one_by_one(model, plain, batch_tokens):
     assert ended
 
 
+def test_the_token_that_ends_a_text_is_not_in_it(model, tmp_path):
+    """Also where the tokenizer does not call it special, as with many models tuned to chat (<|im_end|>)."""
+    requests = [GenerateRequest(prompt, 12) for prompt in prompts()]
+    before = TransformersEngine(model).generate(requests)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).symlink_to(model / name)
+    letter = before[0].text[2]
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(letter)]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    after = TransformersEngine(tmp_path).generate(requests)
+    assert [answer.text for answer in after] == [answer.text.partition(letter)[0] for answer in before]
+    assert after[0].n_tokens == before[0].text.index(letter) + 1
+
+
 def test_text_keeps_a_leading_space_and_drops_half_characters():
     from evomerge.engine.greedy import Decoder
 
