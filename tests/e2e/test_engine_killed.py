@@ -14,9 +14,13 @@ import pytest
 import yaml
 
 from evomerge.search import read_journal
+from evomerge.testing.engines import cannot_start
 from evomerge.testing.tiny_models import write_tiny_llama
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(cannot_start("vllm")), reason=cannot_start("vllm")),
+]
 
 TASK = {
     "task": "letters",

@@ -15,12 +15,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from evomerge.testing.engines import cannot_start
+
 ROOT = Path(__file__).resolve().parents[2]
 MERGEKIT = Path(os.environ.get("MERGEKIT_PYTHON", ROOT / ".venv-mergekit" / "bin" / "python"))
 N_EVALUATIONS = 16
 LIMIT = 60
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(cannot_start("vllm")), reason=cannot_start("vllm")),
+]
 
 
 def evomerge(*arguments: object) -> subprocess.Popen[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from evomerge.engine import available_engines
 from evomerge.engine.segments import mapped_segments
+from evomerge.testing.engines import cannot_start
 from evomerge.testing.tiny_models import write_tiny_llama
 
 START = """
@@ -32,7 +32,7 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-@pytest.mark.skipif("vllm" not in available_engines(), reason="vLLM is not installed")
+@pytest.mark.skipif(bool(cannot_start("vllm")), reason=cannot_start("vllm"))
 def test_a_killed_engine_of_two_processes_leaves_nothing_behind(
     tmp_path: Path, left_in_shared_memory: Callable[[], set[str]]
 ) -> None:

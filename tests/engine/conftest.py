@@ -3,7 +3,8 @@ import sys
 
 import pytest
 
-from evomerge.engine import available_engines, engine_environment, make_engine
+from evomerge.engine import engine_environment, make_engine
+from evomerge.testing.engines import cannot_start
 
 # Before torch and vLLM start, as a worker's launcher does it.
 os.environ.update(engine_environment())
@@ -21,8 +22,8 @@ def suite_of(tmp_path_factory):
 
     def suite_of(name):
         kind, tied, *sharded = name.split("-")
-        if kind not in available_engines():
-            pytest.skip(f"{kind} is not installed")
+        if cannot_start(kind):
+            pytest.skip(cannot_start(kind))
         if name not in started:
 
             def start(model, **settings):

@@ -4,9 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evomerge.engine import RemoteWrite, available_engines, make_engine
+from evomerge.engine import RemoteWrite, make_engine
 from evomerge.plan import make_plan, read_model_header
 from evomerge.recipe import Recipe, Setting, Slice, Source
+from evomerge.testing.engines import cannot_start
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import WRITE_MERGE, Merger, WeightPool, merge_to_folder
 
@@ -87,8 +88,8 @@ def test_every_tensor(suite_of, engine, method, tmp_path):
 
 @pytest.mark.parametrize("kind", ["transformers", "vllm"])
 def test_in_bfloat16(kind, tmp_path):
-    if kind not in available_engines():
-        pytest.skip(f"{kind} is not installed")
+    if cannot_start(kind):
+        pytest.skip(cannot_start(kind))
     folders = [str(write_tiny_llama(tmp_path / name, seed=i, hidden=128, vocab=99)) for i, name in enumerate("abc")]
     headers = {folder: read_model_header(folder) for folder in folders}
     merger = Merger(WeightPool(headers))

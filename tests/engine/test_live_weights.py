@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from evomerge.core import EngineError
-from evomerge.engine import available_engines, engine_environment
+from evomerge.engine import engine_environment
 from evomerge.engine.vllm_weights import check_no_copies, check_plain_experts, without_aliases
+from evomerge.testing.engines import cannot_start
 
-needs_vllm = pytest.mark.skipif("vllm" not in available_engines(), reason="vLLM is not installed")
+needs_vllm = pytest.mark.skipif(bool(cannot_start("vllm")), reason=cannot_start("vllm"))
 
 
 def parameter(value: torch.Tensor) -> torch.nn.Parameter:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from evomerge.core import CheckpointError
-from evomerge.engine import GenerateRequest, LogLikelihoodRequest, available_engines, make_engine
+from evomerge.engine import GenerateRequest, LogLikelihoodRequest, make_engine
 from evomerge.plan import folding_of, make_plan, padded, read_model_header
 from evomerge.recipe import StackLayer, stack_recipe
+from evomerge.testing.engines import cannot_start
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool, merge_to_folder, write_slots_folder
 
@@ -17,8 +18,8 @@ MAX_SLOTS = 5
 
 @pytest.mark.parametrize("kind", ["transformers", "vllm"])
 def test_one_engine_serves_every_depth(kind: str, tmp_path: Path) -> None:
-    if kind not in available_engines():
-        pytest.skip(f"{kind} is not installed")
+    if cannot_start(kind):
+        pytest.skip(cannot_start(kind))
     folders = [
         str(write_tiny_llama(tmp_path / name, seed=seed, hidden=128, vocab=99, dtype="float32", init_std=0.2))
         for seed, name in enumerate("ab")

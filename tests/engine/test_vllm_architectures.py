@@ -15,13 +15,14 @@ from test_transformers_architectures import written
 from transformers import AutoModelForCausalLM
 
 from evomerge.core import EngineError
-from evomerge.engine import LogLikelihoodRequest, available_engines, engine_environment, make_engine
+from evomerge.engine import LogLikelihoodRequest, engine_environment, make_engine
 from evomerge.engine.environment import vllm_targets_cpu
 from evomerge.plan import read_model_header
 from evomerge.testing.engine_writers import write_tensors
+from evomerge.testing.engines import cannot_start
 from evomerge.weights import write_slots_folder
 
-pytestmark = pytest.mark.skipif("vllm" not in available_engines(), reason="vLLM is not installed")
+pytestmark = pytest.mark.skipif(bool(cannot_start("vllm")), reason=cannot_start("vllm"))
 WIDE = {"hidden_size": 128, "intermediate_size": 96, "num_key_value_heads": 4}
 """heads of 32, the narrowest that vLLM serves on a CPU"""
 PROMPT, CONTINUATION = (5, 6, 7), (8, 9)

@@ -5,10 +5,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from evomerge.core import EvaluationRequest, Split, Status
-from evomerge.engine import available_engines, make_engine
+from evomerge.engine import make_engine
 from evomerge.evaluation import LmEvalEvaluator, TaskSet, TaskSpec
 from evomerge.plan import read_model_header
 from evomerge.recipe import Recipe, Setting, Slice, Source
+from evomerge.testing.engines import cannot_start
 from evomerge.weights import Merger, WeightPool, merge_to_folder
 
 
@@ -23,8 +24,8 @@ def half_way(models):
 
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
 def evaluator(request, models, task_folder):
-    if request.param not in available_engines():
-        pytest.skip(f"{request.param} is not installed")
+    if cannot_start(request.param):
+        pytest.skip(cannot_start(request.param))
     headers = {str(model): read_model_header(model) for model in models}
     engine = make_engine(request.param, models[0], dtype="float32")
     specs = [
