@@ -137,7 +137,7 @@ def _merging() -> Finding:
 def _engine(*, on_nodes: bool) -> Iterator[Finding]:
     """What computes candidates here; `on_nodes`: or on the nodes of a cluster, whose GPUs are not this machine's."""
     from evomerge.engine import available_engines, default_engine_kind
-    from evomerge.engine.environment import SUPPORTED_VLLM
+    from evomerge.engine.environment import SUPPORTED_VLLM, supports_vllm
 
     installed = {name: found for name in ENGINE_PACKAGES if (found := _version(name))}
     if len(installed) > 1:
@@ -153,12 +153,12 @@ def _engine(*, on_nodes: bool) -> Iterator[Finding]:
         )
     else:
         ((name, found),) = installed.items()
-        fits = found.startswith(f"{SUPPORTED_VLLM}.")
+        fits = supports_vllm(found)
         yield Finding(
             name,
             Grade.GOOD if fits else Grade.BAD,
             found,
-            "" if fits else f"weights are replaced in place in {SUPPORTED_VLLM}: install that",
+            "" if fits else f"weights are replaced in place in {' and '.join(SUPPORTED_VLLM)}: install one of these",
         )
         if name == "vllm" and _sees_no_gpu():
             yield Finding(

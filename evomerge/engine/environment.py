@@ -12,8 +12,13 @@ from functools import cache
 
 logger = logging.getLogger("evomerge")
 
-SUPPORTED_VLLM = "0.32"
-"""The minor version of vLLM whose source `evomerge.engine.patches` was written against."""
+SUPPORTED_VLLM = ("0.32", "0.33")
+"""The minor versions of vLLM whose source the engine and its patches were written against."""
+
+
+def supports_vllm(version: str) -> bool:
+    """Whether weights can be replaced in place in this version of vLLM."""
+    return version.startswith(tuple(f"{minor}." for minor in SUPPORTED_VLLM))
 
 
 @cache

@@ -29,7 +29,7 @@ def _replaced(module: ModuleType, name: str, parameters: tuple[str, ...]) -> Cal
     if not callable(function) or tuple(inspect.signature(function).parameters) != parameters:
         raise EngineError(
             f"vLLM {vllm.__version__}: {module.__name__}.{name}({', '.join(parameters)}) is not there any more; evomerge's "
-            f"patches are written for vLLM {SUPPORTED_VLLM}.x. Install that version"
+            f"patches are written for vLLM {' and '.join(SUPPORTED_VLLM)}. Install one of these versions"
         )
     return function
 
@@ -70,7 +70,7 @@ def check_writable_cpu_linears(model: torch.nn.Module) -> None:
         if getattr(module, "cpu_linear", torch.nn.functional.linear) is not torch.nn.functional.linear:
             raise EngineError(
                 f"vLLM layer {name!r} has packed its weight, so it cannot be replaced in place; "
-                f"evomerge's patch for vLLM {SUPPORTED_VLLM}.x did not reach it"
+                "evomerge's patch for vLLM's CPU build did not reach it"
             )
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.core import EngineError, FilePath, Json
 from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.checkpoint import CheckpointFolder
-from evomerge.engine.environment import apply_engine_environment, vllm_targets_cpu
+from evomerge.engine.environment import SUPPORTED_VLLM, apply_engine_environment, supports_vllm, vllm_targets_cpu
 from evomerge.engine.gpu_memory import check_gpu
 from evomerge.engine.patches import (
     DISTRIBUTED_STATE,
@@ -71,7 +71,7 @@ class VllmEngine:
     Starting sets the process's global random generators (vLLM does) and, on a CPU, turns torch.compile off in it.
 
     Raises:
-        EngineError: vLLM is missing, cannot serve the model, or keeps its weights in a form that cannot be replaced in place
+        EngineError: vLLM is missing or of another version, cannot serve the model, or keeps its weights in a form that cannot be replaced in place
             (quantised, permuted, spread over several processes).
     """
 
@@ -287,11 +287,16 @@ def _start(model: Path, arguments: Mapping[str, Any]) -> "LLM":
         # Deprecation warnings among torch, vLLM and its dependencies; nothing a user could act on.
         warnings.simplefilter("ignore")
         try:
-            from vllm import LLM
+            from vllm import LLM, __version__
         except ImportError as error:
             raise EngineError(
                 f"vLLM cannot be imported ({error}); install evomerge with the extra `cpu` or `gpu`, or use the transformers engine"
             ) from error
+        if not supports_vllm(__version__):
+            raise EngineError(
+                f"vLLM {__version__}: weights are replaced in place in vLLM {' and '.join(SUPPORTED_VLLM)} only; install one of these, "
+                "or set engine.kind: transformers"
+            )
         check_gpu()
         if vllm_targets_cpu():
             stack.enter_context(writable_cpu_linears())
@@ -352,7 +357,7 @@ def _check_key_value_heads(llm: "LLM") -> None:
 
 
 def _check_latent_attention(llm: "LLM") -> None:
-    """vLLM's rotary kernel for CPUs (`RotaryEmbedding.forward_cpu` in 0.32) rotates queries of shape (tokens, heads, size) wrongly.
+    """vLLM's rotary kernel for CPUs (`RotaryEmbedding.forward_cpu` in 0.32 and 0.33) rotates queries of shape (tokens, heads, size) wrongly.
 
     Raises:
         EngineError: the model hands it such queries, as those with latent attention do.

@@ -1,4 +1,4 @@
-"""`evomerge doctor` says where candidates for a GPU's engine are merged, and that such an engine needs a GPU. The GPU is a stand-in."""
+"""`evomerge doctor` says where candidates for a GPU's engine are merged, that such an engine needs a GPU, and which vLLM. The GPU is a stand-in."""
 
 from types import SimpleNamespace
 
@@ -26,3 +26,10 @@ def test_an_engine_for_gpus_does_not_run_without(monkeypatch, on_nodes):
     assert engine.subject == "engine"
     assert engine.grade is (Grade.NOTE if on_nodes else Grade.BAD)
     assert engine.found == "vllm is for GPUs, and this machine has none"
+
+
+@pytest.mark.parametrize(("version", "grade"), [("0.33.0", Grade.GOOD), ("0.34.0", Grade.BAD), ("0.3.2", Grade.BAD)])
+def test_a_vllm_of_another_version_will_not_run(monkeypatch, version, grade):
+    monkeypatch.setattr("evomerge.build.doctor._version", lambda package: version if package == "vllm" else None)
+    vllm, *_ = _engine(on_nodes=True)
+    assert (vllm.grade, vllm.found) == (grade, version)

@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from evomerge.core import EngineError
-from evomerge.engine import GenerateRequest, LogLikelihoodRequest, available_engines, make_engine
+from evomerge.engine import GenerateRequest, LogLikelihoodRequest, make_engine
 from evomerge.engine.checkpoint import CheckpointFolder
 from evomerge.engine.patches import DISTRIBUTED_STATE
 from evomerge.testing.engine_suite import random_tokens
 from evomerge.testing.engine_writers import write_tensors
+from evomerge.testing.engines import cannot_start
 from evomerge.testing.tiny_models import write_tiny_llama
 
-pytestmark = pytest.mark.skipif("vllm" not in available_engines(), reason="vLLM is not installed")
+pytestmark = pytest.mark.skipif(bool(cannot_start("vllm")), reason=cannot_start("vllm"))
 
 
 def start(model, **settings):
@@ -166,6 +167,15 @@ def test_bfloat16_layout_and_options(tmp_path):
 def test_wrong_options_are_named(suite, options, what):
     with pytest.raises(EngineError, match=what):
         start(suite.folders[0], options=options)
+
+
+def test_another_version_of_vllm_is_refused(suite, monkeypatch):
+    """Weights that it keeps in another form might stay those of the first candidate."""
+    monkeypatch.setattr("vllm.__version__", "0.34.0")
+    with pytest.raises(
+        EngineError, match=r"^vLLM 0\.34\.0: weights are replaced in place in vLLM 0\.32 and 0\.33 only"
+    ):
+        start(suite.folders[0])
 
 
 def test_an_engine_that_cannot_be_made_is_shut_down(tmp_path, monkeypatch):
