@@ -4,6 +4,7 @@ and lets some fail.
 `evomerge.testing.strategy_checks` says what they must do; `resume_in_new_process` runs many of them in one fresh interpreter.
 """
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -151,6 +152,9 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
 }
 """Further cases of our own strategies, beside the default options."""
 
+_LIBRARIES: Mapping[str, str] = {"bo": "botorch", "nevergrad": "nevergrad", "optuna": "optuna"}
+"""Of our own strategies: what an optional extra brings."""
+
 _CHEAP: Mapping[str, Mapping[str, Any]] = {"bo": _CHEAP_BO}
 """Stands for the default options where those would take seconds per proposal."""
 
@@ -159,6 +163,12 @@ def strategy_cases() -> list[StrategyCase]:
     """Every registered strategy, plugins too, with default options, and the further cases of our own."""
     cases = [StrategyCase(name, options=_CHEAP.get(name, {})) for name in strategy_names()]
     return cases + [case for name in sorted(OPTIONS_IN_CASES) for case in OPTIONS_IN_CASES[name]]
+
+
+def lacking_library(strategy: str) -> str | None:
+    """The library that a strategy of ours needs, where it is not installed."""
+    library = _LIBRARIES.get(strategy)
+    return None if library is None or importlib.util.find_spec(library) is not None else library
 
 
 class Driver:

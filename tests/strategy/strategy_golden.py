@@ -1,15 +1,22 @@
-"""Golden trajectories: the first 20 proposals of every strategy. `python tests/strategy/strategy_golden.py --write` rewrites the file."""
+"""Golden trajectories: the first 20 proposals of every strategy. `python tests/strategy/strategy_golden.py --write` rewrites the file.
+
+They are those of the versions in `requirements/cpu.txt`: other versions of numpy, scipy, torch and the strategies' libraries may round otherwise,
+and from the first bit that differs a search goes another way (an eigenvector turns, another point of a front is the best).
+"""
 
 import json
 import os
 import subprocess
 import sys
+from importlib.metadata import Distribution
 from pathlib import Path
 
 from evomerge.core import Genome, VectorGenome, atomic_write_json
-from evomerge.testing.strategy_suite import Driver, StrategyCase, strategy_cases
+from evomerge.testing.strategy_suite import Driver, StrategyCase, lacking_library, strategy_cases
 
 GOLDEN = Path(__file__).with_name("strategy_golden.json")
+PINNED = Path(__file__).parents[2] / "requirements" / "cpu.txt"
+LIBRARIES = ("numpy", "scipy", "cma", "cmaes", "moocore", "pymoo", "torch", "botorch", "gpytorch", "optuna", "nevergrad")  # fmt: skip
 DIGITS = 6
 
 SAME_ROUNDING = {
@@ -41,6 +48,14 @@ def read_golden() -> dict[str, list[list[float]]]:
     return json.loads(GOLDEN.read_text())
 
 
+def other_versions() -> str:
+    """Installed libraries whose versions are not those that the trajectories were recorded with; empty where all are."""
+    pinned = dict(line.split("==") for line in PINNED.read_text().splitlines() if "==" in line)
+    installed = {dist.name: dist.version for name in LIBRARIES for dist in Distribution.discover(name=name)}
+    others = {name: found for name, found in installed.items() if found.split("+")[0] != pinned[name].split("+")[0]}
+    return ", ".join(f"{name} {found} instead of {pinned[name]}" for name, found in others.items())
+
+
 def rounded_alike() -> dict[str, list[list[float]]]:
     """`first_proposals` of every case by its name, made in a process that rounds as every other machine does."""
     finished = subprocess.run(
@@ -54,4 +69,5 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
         atomic_write_json(GOLDEN, rounded_alike())
     else:
-        json.dump({str(case): first_proposals(case) for case in strategy_cases()}, sys.stdout)
+        cases = [case for case in strategy_cases() if lacking_library(case.name) is None]
+        json.dump({str(case): first_proposals(case) for case in cases}, sys.stdout)

@@ -10,6 +10,8 @@ from evomerge.core import ConfigError, Evaluation, Split, Status
 from evomerge.strategy import make_strategy
 from evomerge.strategy.trust_region import TrustRegion, centre_of
 
+pytest.importorskip("botorch", reason="botorch is not installed (the extra bo)")
+
 FAST = {"n_initial": 8, "n_samples": 4, "n_restarts": 1, "n_raw": 16, "max_iterations": 10, "refit_growth": 1.5}
 
 
