@@ -55,14 +55,16 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
         raise RecipeError(f"{where}: give exactly one of 'models', 'slices' and 'modules'")
     method = text_of(fields.get("merge_method"), f"{where}: merge_method")
     spec_of = {spec.name: spec for spec in method_spec(method).parameters}
-    base = fields.get("base_model")
+    owner = None
+    if fields.get("base_model") is not None:
+        owner = model_reference(fields["base_model"], f"{where}: base_model")
+    base = None if owner is None else owner.key
     if given == ["modules"]:
         slices = _modules(fields["modules"], spec_of, f"{where}: modules", base)
     else:
         slices = _pieces(fields, spec_of, f"{where}: ", base)
     dtype, out_dtype = (_dtype(fields.get(key), f"{where}: {key}") for key in ("dtype", "out_dtype"))
     template = fields.get("chat_template")
-    owner = None if base is None else model_reference(base, f"{where}: base_model")
     listed = {source.key for piece in slices for source in piece.sources}
     if owner is not None and owner.key != owner.model and owner.key not in listed:
         raise RecipeError(
@@ -71,7 +73,7 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     return Recipe(
         method=method,
         slices=slices,
-        base=None if owner is None else owner.key,
+        base=base,
         parameters=_parameters(fields.get("parameters"), spec_of, f"{where}: parameters"),
         dtype=dtype,
         out_dtype=out_dtype or dtype,
@@ -80,7 +82,7 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     )
 
 
-def _modules(data: Any, spec_of: Mapping[str, ParameterSpec], where: str, base: Any) -> tuple[Slice, ...]:
+def _modules(data: Any, spec_of: Mapping[str, ParameterSpec], where: str, base: str | None) -> tuple[Slice, ...]:
     """The slices of every module. A module's parameters are tried after those of its slices, so they become the slices' last ones."""
     if not isinstance(data, Mapping) or not data:
         raise RecipeError(f"{where}: expected a mapping of modules, got {data!r}")
@@ -100,7 +102,7 @@ def _modules(data: Any, spec_of: Mapping[str, ParameterSpec], where: str, base: 
 
 
 def _pieces(
-    fields: Mapping[str, Any], spec_of: Mapping[str, ParameterSpec], where: str, base: Any
+    fields: Mapping[str, Any], spec_of: Mapping[str, ParameterSpec], where: str, base: str | None
 ) -> tuple[Slice, ...]:
     """The slices of a document's or a module's `models` or `slices`."""
     if fields.get("models") is not None:
@@ -122,9 +124,10 @@ def _whole_model(data: Any, spec_of: Mapping[str, ParameterSpec], where: str) ->
     return Slice(tuple(sources))
 
 
-def _slice(data: Any, spec_of: Mapping[str, ParameterSpec], where: str, base: Any) -> Slice:
+def _slice(data: Any, spec_of: Mapping[str, ParameterSpec], where: str, base: str | None) -> Slice:
     fields = mapping_of(data, where, _SLICE)
-    if fields.get("base_model") is not None and fields["base_model"] != base:
+    own_base = fields.get("base_model")
+    if own_base is not None and model_reference(own_base, f"{where}.base_model").key != base:
         raise RecipeError(f"{where}: a base_model of its own for one slice is not supported by evomerge")
     if fields.get("residual_weight") is not None:
         raise RecipeError(f"{where}: residual_weight has no effect in mergekit; remove it")

@@ -394,3 +394,13 @@ def test_the_only_module_of_a_language_model_needs_no_name():
         recipe_from_mergekit({"merge_method": "linear", "modules": {"default": {"models": GOOD["models"]}}}, "x")
         == plain
     )
+
+
+@pytest.mark.parametrize("base", ["b", {"model": "b"}, {"model": {"path": "b"}}])
+def test_a_slice_may_repeat_the_base_in_any_spelling(base):
+    sources = [{"model": name, "layer_range": [0, 2], "parameters": {"weight": 1}} for name in "ab"]
+    document = {"merge_method": "task_arithmetic", "base_model": "b", "slices": [{"sources": sources}]}
+    repeated = document | {"slices": [{"sources": sources, "base_model": base}]}
+    assert recipe_from_mergekit(repeated, "x") == recipe_from_mergekit(document, "x")
+    with pytest.raises(RecipeError, match="base_model of its own"):
+        recipe_from_mergekit(document | {"slices": [{"sources": sources, "base_model": "a"}]}, "x")
