@@ -32,8 +32,8 @@ _REMEMBERED_CUTS = 64
 _REMEMBERED_COUNTS = 1 << 16
 """of changed entries, in all; a search that varies their threshold asks for new ones each time"""
 
-_LARGE = 1 << 20
-"""elements of tensors of which it is kept what every density keeps (512 KB): a quarter of the smallest in bfloat16"""
+_LARGE = 1 << 19
+"""elements of tensors of which it is kept what every density keeps (512 KB): half of the smallest in bfloat16"""
 
 _MOST_KEPT_NORMS = 2048
 """1 GB of them; a Llama of 8B with three experts has 678"""
