@@ -16,8 +16,7 @@ merged into parameters as an engine has them (q, k, v and gate, up fused). Each 
     target        whether the share reaches the target, for the methods that have one
     bits          whether some of the tensors hold the bits that the CPU's kernels make of the last candidate
 
-dare_ties and dare_linear are measured with `rescale`, mergekit's default; della also without, since it has to read everything a second time for the
-norms then.
+dare_ties, dare_linear and della are measured with `rescale`, mergekit's default.
 A row that fails says why, and the next one is measured. The exit status is 1 where a row failed or bits differ.
 
 The target is a share of 85% on an H200 for linear, task_arithmetic, ties and dare_ties. No figure has been measured yet: there was
@@ -49,8 +48,7 @@ METHODS: dict[str, dict[str, bool]] = {
     "dare_linear": {"normalize": False, "rescale": True},
     "breadcrumbs": {"normalize": False, "rescale": False},
     "slerp": {},
-    "della": {"normalize": False, "rescale": False},
-    "della+rescale": {"normalize": False, "rescale": True},
+    "della": {"normalize": False, "rescale": True},
 }
 """row -> shared parameters; `della` last, whose ranks may not fit"""
 
@@ -149,17 +147,16 @@ def make_plan(row: str, shapes: dict[str, tuple[int, ...]], variation: float):
     """One candidate; `variation` in [0, 1) makes each another one."""
     from evomerge.plan import MergePlan, TensorInput, TensorStep
 
-    method = row.split("+")[0]
     own = {"weight": 0.3 + 0.3 * variation, "density": 0.3 + 0.3 * variation, "gamma": 0.01, "epsilon": 0.1}
-    shared = METHODS[row] | ({"t": 0.2 + 0.6 * variation} if method == "slerp" else {"lambda": 1.0})
-    n_inputs = 1 if method == "slerp" else N_EXPERTS
+    shared = METHODS[row] | ({"t": 0.2 + 0.6 * variation} if row == "slerp" else {"lambda": 1.0})
+    n_inputs = 1 if row == "slerp" else N_EXPERTS
     steps = [
         TensorStep(
             name,
             shape,
-            method,
+            row,
             tuple([TensorInput(f"expert{expert}", name, own) for expert in range(n_inputs)]),
-            None if method == "linear" else TensorInput("base", name, {}),
+            None if row == "linear" else TensorInput("base", name, {}),
             shared,
         )
         for name, shape in shapes.items()
@@ -170,18 +167,13 @@ def make_plan(row: str, shapes: dict[str, tuple[int, ...]], variation: float):
 def bytes_moved(row: str, n_elements: int) -> int:
     """What a candidate has to read and write: sources, with their ranks for della, and the result."""
     n_inputs = 1 if row == "slerp" else N_EXPERTS
-    n_read = n_inputs * (2 if _is_ranked(row) else 1) + (row != "linear")
-    n_passes = 2 if _is_ranked(row) and METHODS[row]["rescale"] else 1
-    return 2 * n_elements * (n_passes * n_read + 1)
+    n_read = n_inputs * (2 if row == "della" else 1) + (row != "linear")
+    return 2 * n_elements * (n_read + 1)
 
 
 def bytes_held(row: str, n_elements: int) -> int:
     """What stays on the GPU: parameters, base, experts and ranks."""
-    return 2 * n_elements * (2 + N_EXPERTS * (2 if _is_ranked(row) else 1)) + SPARE_BYTES
-
-
-def _is_ranked(row: str) -> bool:
-    return row.startswith("della")
+    return 2 * n_elements * (2 + N_EXPERTS * (2 if row == "della" else 1)) + SPARE_BYTES
 
 
 class Clock:

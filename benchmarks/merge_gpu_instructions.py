@@ -44,14 +44,14 @@ METHODS = {
     "breadcrumbs": _PLAIN | {"MODE": BAND},
     "dare_linear": _PLAIN | {"MODE": RANDOM, "RESCALE": True},
     "dare_ties": _PLAIN | {"MODE": RANDOM, "ELECT": True, "RESCALE": True},
-    "della_linear": _PLAIN | {"MODE": RANKED},
-    "della": _PLAIN | {"MODE": RANKED, "ELECT": True},
-    "della, normalize: true": _PLAIN | {"MODE": RANKED, "ELECT": True, "NORMALIZE": True},
+    "della_linear": _PLAIN | {"MODE": RANKED, "RESCALE": True},
+    "della": _PLAIN | {"MODE": RANKED, "ELECT": True, "RESCALE": True},
+    "della, normalize: true": _PLAIN | {"MODE": RANKED, "ELECT": True, "NORMALIZE": True, "RESCALE": True},
     "linear, dtype: bfloat16": _PLAIN | {"BASE": kernels.NO_BASE, "DIVIDE": True, "PRECISION": BF16},
     "ties, dtype: bfloat16": _PLAIN | {"MODE": MAGNITUDE, "ELECT": True, "NORMALIZE": True, "PRECISION": BF16},
     "dare_ties, dtype: bfloat16": _PLAIN | {"MODE": RANDOM, "ELECT": True, "RESCALE": True, "PRECISION": BF16},
 }
-"""row -> constants of `merge_chunks`; `rescale`, the default of `dare_*` and `della*`, for those that do not measure norms first"""
+"""row -> constants of `merge_chunks`; with `rescale`, the default of `dare_*` and `della*`"""
 
 
 @dataclass(frozen=True)

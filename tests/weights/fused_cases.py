@@ -145,12 +145,12 @@ def close(fused, plain, plan):
     return torch.equal(fused, plain)
 
 
-def kept_norms_seen(monkeypatch, module, merge):
+def kept_norms_seen(method, monkeypatch, module, merge):
     """What `merge`, of a plan and a pool, takes for the L1 norms of what is kept (in float64) where `module` makes scales of them.
 
     Once measured and once known for every density. Magnitudes are of all sizes: added up as they are, their sums depend on the order.
     """
-    plan, _ = fixed_case("dare_linear", 2, rescale=True, shape=(300, 1001))
+    plan, _ = fixed_case(method, 2, rescale=True, shape=(300, 1001))
     (step,) = plan.steps
     generator = torch.Generator().manual_seed(0)
     tensors = {("base", "w"): torch.zeros(step.shape)}

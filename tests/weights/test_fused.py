@@ -15,6 +15,7 @@ from evomerge.plan import MOST_RANKS, MergePlan, TensorInput, TensorStep
 from evomerge.weights import WeightPool
 from evomerge.weights.blocks import BF16, BLOCK, F16, F32, round_block
 from evomerge.weights.fused import batch, statistics
+from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.magnitudes import STRETCH, MagnitudeHistogram
 from evomerge.weights.fused.norms import addend_grid, kept_norms
 from evomerge.weights.fused.selection import cut_once
@@ -199,15 +200,17 @@ def test_della_of_a_row_of_more_than_16_bits_takes_the_reference():
     assert fuse(step, 0, Statistics(pool)) is None
 
 
-@pytest.mark.parametrize(("method", "math_dtype"), [("dare_ties", "float32"), ("dare_linear", "bfloat16")])
+@pytest.mark.parametrize(
+    ("method", "math_dtype"), [("dare_ties", "float32"), ("dare_linear", "bfloat16"), ("della", "float32")]
+)
 def test_norms_known_for_every_density_are_those_measured(method, math_dtype, monkeypatch):
     """Bit for bit, also after a change of the seed: a resident merger gives what a single merge gives."""
     known = []
     kept_l1 = Statistics.kept_l1
 
-    def noted(self, pair, key, keep):
-        known.append(kept_l1(self, pair, key, keep) is not None)
-        return kept_l1(self, pair, key, keep)
+    def noted(self, *mask):
+        known.append(kept_l1(self, *mask) is not None)
+        return kept_l1(self, *mask)
 
     monkeypatch.setattr(statistics, "_LARGE", 0)
     monkeypatch.setattr(Statistics, "kept_l1", noted)
@@ -215,14 +218,19 @@ def test_norms_known_for_every_density_are_those_measured(method, math_dtype, mo
     @settings(max_examples=60)
     @given(
         cases(method, math_dtype=math_dtype),
-        st.lists(st.tuples(st.integers(0, 2), st.floats(0, 1)), min_size=1, max_size=4),
+        st.lists(
+            st.tuples(st.integers(0, 2), st.floats(0, 1), st.sampled_from([0.0, 0.05, 0.1])), min_size=1, max_size=4
+        ),
     )
     def check(case, candidates):
         plan, pool = case
         (step,) = plan.steps
         resident = Merger(pool, threads=2)
-        for seed, density in candidates:
-            inputs = [replace(entry, parameters={**entry.parameters, "density": density}) for entry in step.inputs]
+        for seed, density, epsilon in [*candidates, (0, 0.5, 0.1), (0, 0.5, 0.05)]:
+            chosen = (
+                {"density": 0.11 + 0.78 * density, "epsilon": epsilon} if method == "della" else {"density": density}
+            )
+            inputs = [replace(entry, parameters={**entry.parameters, **chosen}) for entry in step.inputs]
             candidate = replace(step, inputs=tuple(inputs), parameters={**step.parameters, "rescale": True})
             candidate_plan = replace(plan, steps=(candidate,), seed=seed)
             found = [next(merger.tensors(candidate_plan))[1] for merger in (resident, Merger(pool, once=True))]
@@ -232,21 +240,27 @@ def test_norms_known_for_every_density_are_those_measured(method, math_dtype, mo
     assert set(known) == {True, False}
 
 
-def test_measured_norms_are_the_known_ones_to_the_last_bit(monkeypatch):
-    measured, known = kept_norms_seen(monkeypatch, batch, lambda plan, pool: next(Merger(pool).tensors(plan)))
+@pytest.mark.parametrize("method", ["dare_linear", "della_linear"])
+def test_measured_norms_are_the_known_ones_to_the_last_bit(method, monkeypatch):
+    measured, known = kept_norms_seen(method, monkeypatch, batch, lambda plan, pool: next(Merger(pool).tensors(plan)))
     assert measured == known
     assert all(norm > 0 for norm in known)
 
 
 @pytest.mark.parametrize("n_elements", [1, 63, 64, 2 * BLOCK + 77])
-def test_kept_norms_are_sums_of_magnitudes(n_elements):
+@pytest.mark.parametrize("step", [0.0, 1.3])
+def test_kept_norms_are_sums_of_magnitudes(n_elements, step):
     generator = torch.Generator().manual_seed(0)
     base, tensor = (torch.randn(n_elements, generator=generator) for _ in range(2))
     numbers, magnitudes = random_halves((3, 5), 0, n_elements), (tensor - base).abs().double().numpy()
     grid = addend_grid(magnitudes.sum())
-    found = kept_norms(base.data_ptr(), F32, tensor.data_ptr(), F32, F32, n_elements, 3, 5, grid)
-    for keep in (0, 1, 300, 30_000, DECISIONS - 1, DECISIONS):
-        exact = math.fsum(magnitudes[numbers < keep])
+    ranks = np.arange(n_elements + LANES, dtype=np.uint16)
+    more = (ranks[:n_elements].astype(np.float32) * np.float32(step)).astype(np.int64)
+    found = kept_norms(
+        base.data_ptr(), F32, tensor.data_ptr(), F32, F32, n_elements, 3, 5, ranks.ctypes.data if step else 0, np.float32(step), grid
+    )  # fmt: skip
+    for keep in (1, 300, 30_000, DECISIONS - 1, DECISIONS):
+        exact = math.fsum(magnitudes[numbers < keep + more])
         assert found[keep] == pytest.approx(exact, rel=0, abs=n_elements * 2.0**-52 * magnitudes.sum())
     assert found[DECISIONS] > 0
 

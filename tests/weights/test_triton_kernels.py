@@ -145,8 +145,11 @@ def test_norms_are_those_of_rounded_deltas():
     assert torch.equal(written(plan, pool, torch.bfloat16), expected)
 
 
-def test_norms_are_those_of_the_cpu_to_the_last_bit(monkeypatch):
-    measured, known = kept_norms_seen(monkeypatch, batch, lambda plan, pool: written(plan, pool, torch.bfloat16))
+@pytest.mark.parametrize("method", ["dare_linear", "della_linear"])
+def test_norms_are_those_of_the_cpu_to_the_last_bit(method, monkeypatch):
+    measured, known = kept_norms_seen(
+        method, monkeypatch, batch, lambda plan, pool: written(plan, pool, torch.bfloat16)
+    )
     assert measured == known
     assert all(norm > 0 for norm in known)
 
@@ -157,8 +160,8 @@ def test_a_norm_is_measured_beside_a_known_one(monkeypatch):
     kept_l1 = Statistics.kept_l1
     asked = []
 
-    def of_the_first(self, pair, key, keep):
-        asked.append(kept_l1(self, pair, key, keep) if pair[1] == plan.steps[0].inputs[0].key else None)
+    def of_the_first(self, pair, *mask):
+        asked.append(kept_l1(self, pair, *mask) if pair[1] == plan.steps[0].inputs[0].key else None)
         return asked[-1]
 
     monkeypatch.setattr(statistics, "_LARGE", 0)

@@ -201,7 +201,6 @@ class FusedBatch:
                         weight,
                         prune.threshold,
                         prune.top_threshold,
-                        prune.low,
                         prune.step,
                         1.0,
                         position in form.norms and form.norms[position].kept is None,

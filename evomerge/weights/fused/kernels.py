@@ -27,19 +27,17 @@ from evomerge.weights.fused.lanes import (
     load_float32,
     load_lanes,
     load_truths,
-    load_uint16,
     no_sums,
     prefetch,
-    random_halves,
     select,
     store_float32,
     store_lanes,
     store_truths,
     store_upper_halves,
-    to_halves,
     total_sum,
     words,
 )
+from evomerge.weights.fused.masks import decisions
 from evomerge.weights.fused.tables import OUTPUT
 
 KEEP_ALL, MAGNITUDE, BAND, RANDOM, RANKED = 0, 1, 2, 3, 4
@@ -304,29 +302,13 @@ def merge_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
             chunks[c]["largest"] = _merge_range(first, last, output, own, output["precision"])
 
 
-@numba.njit(cache=True, nogil=True, forceinline=True)
-def _drawn(mode, key0, key1, keep, ranks, low, step, window):  # type: ignore[no-untyped-def]
-    """Which elements of a window a random mask keeps."""
-    numbers = random_halves(key0, key1, window)
-    if mode == RANKED:
-        return to_halves(low + load_uint16(ranks + 2 * window) * step) >= numbers
-    return numbers < keep
-
-
-@numba.njit(cache=True, nogil=True, forceinline=True)
-def _draws(row):  # type: ignore[no-untyped-def]
-    """What `_drawn` needs of a row, as loops hold it: mode, key, `keep`, address of the ranks, `low` and `step`."""
-    key0, key1, keep = np.uint64(row["key0"]), np.uint64(row["key1"]), halves(np.uint16(row["keep"]))
-    return row["mode"], key0, key1, keep, row["rank_address"], floats(row["low"]), floats(row["step"])
-
-
 @numba.njit(cache=True, nogil=True, inline="never")
 def _draw_windows(first, last, row):  # type: ignore[no-untyped-def]
     """Makes the random mask of whole windows."""
-    mode, key0, key1, keep, ranks, low, step = _draws(row)
-    mask_address = row["mask_address"]
+    key0, key1, keep = np.uint64(row["key0"]), np.uint64(row["key1"]), halves(np.uint16(row["keep"]))
+    ranks, step, mask_address = row["rank_address"], row["step"], row["mask_address"]
     for window in range(first, last, LANES):
-        store_truths(mask_address + window // 8, _drawn(mode, key0, key1, keep, ranks, low, step, window))
+        store_truths(mask_address + window // 8, decisions(key0, key1, ranks, step, window) < keep)
 
 
 @numba.njit(cache=True, nogil=True, inline="never")
@@ -334,8 +316,9 @@ def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-u
     """Masks whole windows of the one row `inputs`; returns the L1 norm of what is kept."""
     row = inputs[0]
     base_address, base_kind, precision = output["base_address"], output["base_kind"], output["precision"]
-    address, kind, grid, mask_address = row["address"], row["kind"], row["grid"], row["mask_address"]
-    mode, key0, key1, keep, ranks, low, step = _draws(row)
+    address, kind, mode, grid = row["address"], row["kind"], row["mode"], row["grid"]
+    key0, key1, keep = np.uint64(row["key0"]), np.uint64(row["key1"]), halves(np.uint16(row["keep"]))
+    ranks, step, mask_address = row["rank_address"], row["step"], row["mask_address"]
     zero = floats(np.float32(0.0))
     sums = no_sums()
     change = np.int64(0)
@@ -343,7 +326,7 @@ def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-u
         base = _load_rounded(base_address, base_kind, window, precision)
         kept = magnitude_of(round_lanes(_load_rounded(address, kind, window, precision) - base, precision))
         if mode in (RANDOM, RANKED):
-            truths = _drawn(mode, key0, key1, keep, ranks, low, step, window)
+            truths = decisions(key0, key1, ranks, step, window) < keep
             store_truths(mask_address + window // 8, truths)
             kept = select(truths, kept, zero)
         else:

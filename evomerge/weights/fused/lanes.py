@@ -292,6 +292,17 @@ def to_halves(typing_context: Any, value: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def lessened(typing_context: Any, value: Any, by: Any) -> Any:
+    """uint16 values less others, 0 where these are larger."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(_vector(_I16), [_vector(_I16), _vector(_I16)])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.usub.sat.v{LANES}i16"), values)
+
+    return HALVES(HALVES, HALVES), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def store_halves(typing_context: Any, address: Any, value: Any) -> Any:
     """Stores uint16 values in the order of lanes."""
 
@@ -434,6 +445,6 @@ _register(operator.xor, None, "xor")
 _register(operator.lshift, None, "shl")
 _register(operator.rshift, None, "lshr")
 _register(operator.gt, "fcmp_ordered", "icmp_unsigned", compares=">")
-_register(operator.ge, "fcmp_ordered", "icmp_unsigned", of_halves="icmp_unsigned", compares=">=")
+_register(operator.ge, "fcmp_ordered", "icmp_unsigned", compares=">=")
 _register(operator.lt, "fcmp_ordered", "icmp_unsigned", of_halves="icmp_unsigned", compares="<")
 _register(operator.eq, "fcmp_ordered", "icmp_unsigned", compares="==")

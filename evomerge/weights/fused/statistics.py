@@ -75,7 +75,7 @@ class Statistics:
         self._inner: dict[tuple[TensorKey | None, TensorKey, TensorKey], float] = {}
         self._l1: dict[Pair, float] = {}
         self._seed = 0
-        self._kept_norms: dict[tuple[Pair, tuple[int, int]], NDArray[np.float64]] = {}
+        self._kept_norms: dict[tuple[Pair, tuple[int, int]], tuple[float, NDArray[np.float64]]] = {}
         self._ranks: dict[Pair, NDArray[np.uint16]] = {}
         self._orders: dict[TensorKey, tuple[Experts, NDArray[np.uint32], int]] = {}
         self._square_sums: dict[Experts, dict[int, list[float]]] = {}
@@ -140,22 +140,29 @@ class Statistics:
             found = self._l1[pair] = float(_l1(*_places(base, tensor), self.precision, tensor.numel()))
         return found
 
-    def kept_l1(self, pair: Pair, key: tuple[int, int], keep: int) -> float | None:
+    def kept_l1(
+        self, pair: Pair, key: tuple[int, int], keep: int, ranks: NDArray[np.uint16] | None = None, step: float = 0.0
+    ) -> float | None:
         """L1 norm of what a mask with this key keeps of `other - base`; None where the merge had better measure it.
 
         Args:
             pair: base and other.
             key: of the mask, see `evomerge.weights.philox`.
-            keep: how many of its numbers, from 0 on, keep an element.
+            keep: how many of its numbers, from 0 on, keep an element, of rank 0 where there are ranks.
+            ranks: of the elements.
+            step: how many more numbers each rank adds. Norms are known for the first one asked for.
         """
         found = self._kept_norms.get((pair, key))
         if found is None:
             base, tensor = self._tensors(pair)
             if self._once or tensor.numel() < _LARGE or len(self._kept_norms) >= _MOST_KEPT_NORMS:
                 return None
-            found = kept_norms(*_places(base, tensor), self.precision, tensor.numel(), *key, addend_grid(self.l1(pair)))
-            self._kept_norms[pair, key] = found
-        return float(found[keep])
+            rank_address, grid = 0 if ranks is None else ranks.ctypes.data, addend_grid(self.l1(pair))
+            norms = kept_norms(
+                *_places(base, tensor), self.precision, tensor.numel(), *key, rank_address, np.float32(step), grid
+            )
+            found = self._kept_norms[pair, key] = step, norms
+        return float(found[1][keep]) if found[0] == step else None
 
     def ranks(self, pair: Pair, n_columns: int) -> NDArray[np.uint16]:
         """Rank of every `|other - base|` in its row, from 0 for the smallest; of equal ones the first is lower.

@@ -18,7 +18,7 @@ from evomerge.weights.fused.norms import Norms
 from evomerge.weights.fused.statistics import MOST_PLACES, Experts, Pair, Statistics
 from evomerge.weights.fused.tables import DTYPE_OF
 from evomerge.weights.methods.breadcrumbs import band
-from evomerge.weights.methods.della import last_kept
+from evomerge.weights.methods.della import keep_by_rank
 from evomerge.weights.methods.model_stock import shares
 from evomerge.weights.methods.nuslerp import angles, share_of_second
 from evomerge.weights.methods.ramplus_tl import own_factor
@@ -39,7 +39,6 @@ class Prune(NamedTuple):
     keep: int = 0
     top_threshold: float = 0.0
     top_cutoff: int = 0
-    low: float = 0.0
     step: float = 0.0
     ranks: NDArray[np.uint16] | None = None
     places: NDArray[np.uint32] | None = None
@@ -290,9 +289,11 @@ def _keep_ranked(step: TensorStep, position: int, seed: int, statistics: Statist
         return Prune(RANDOM, key0=key0, key1=key1, keep=0)
     if columns > MOST_RANKS:
         return None
-    low, rise = last_kept(columns, density, epsilon)
+    keep, rise = keep_by_rank(columns, density, epsilon)
+    if keep == DECISIONS:
+        return NO_PRUNE
     ranks = statistics.ranks(_pair(step.required_base, entry), columns)
-    return Prune(RANKED, key0=key0, key1=key1, low=low, step=rise, ranks=ranks)
+    return Prune(RANKED, key0=key0, key1=key1, keep=keep, step=rise, ranks=ranks)
 
 
 def _keep_band(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune:
@@ -307,8 +308,9 @@ def _keep_band(step: TensorStep, position: int, seed: int, statistics: Statistic
 
 
 def _norms(pair: Pair, prune: Prune, statistics: Statistics) -> Norms:
-    is_random = prune.mode == RANDOM
-    kept = statistics.kept_l1(pair, (prune.key0, prune.key1), prune.keep) if is_random else None
+    kept = None
+    if prune.mode in (RANDOM, RANKED):
+        kept = statistics.kept_l1(pair, (prune.key0, prune.key1), prune.keep, prune.ranks, prune.step)
     return Norms(statistics.l1(pair), kept)
 
 

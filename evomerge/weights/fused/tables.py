@@ -45,7 +45,6 @@ INPUT = np.dtype(
         ("weight", np.float32),
         ("threshold", np.float32),
         ("top_threshold", np.float32),
-        ("low", np.float32),
         ("step", np.float32),
         ("scale", np.float32),
         ("measure", np.bool_),

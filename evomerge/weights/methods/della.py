@@ -8,19 +8,21 @@ restores the L1 norm. Random numbers as in dare_ties. density +- epsilon must li
 import numpy as np
 import torch
 
-from evomerge.weights.philox import DECISIONS, mask_key, random_halves
+from evomerge.weights.philox import DECISIONS, keep_threshold, mask_key, random_halves
 from evomerge.weights.task_vectors import merge_task_vectors
 from evomerge.weights.tensor_group import TensorGroup
 
 
-def last_kept(n_columns: int, density: float, epsilon: float) -> tuple[float, float]:
-    """The largest of the 2^16 random numbers that keeps the smallest entry of a row, before it is cut off to an integer, and its rise by rank.
+def keep_by_rank(n_columns: int, density: float, epsilon: float) -> tuple[int, float]:
+    """How many of the 2^16 random numbers, from 0 on, keep the smallest entry of a row, and how many more each rank adds (float32).
 
-    Never below 0, so that every entry can be kept. In float32, as is what is computed from them: with steps of 2^-24 of the
-    range every device finds the same.
+    An entry of rank r is kept by `keep + int(step r)` numbers, which is its probability to within 2^-16, but at least one. The product is
+    rounded to float32, hence the same on every device.
     """
-    low, rise = (density, 0.0) if n_columns < 2 else (density - epsilon, 2 * epsilon / (n_columns - 1))
-    return max(float(np.float32(low * DECISIONS - 0.5)), 0.0), float(np.float32(rise * DECISIONS))
+    if n_columns < 2:
+        return keep_threshold(density), 0.0
+    keep = max(round((density - epsilon) * DECISIONS + 0.5), 1)
+    return keep, float(np.float32(min(2 * epsilon * DECISIONS, DECISIONS - 1) / (n_columns - 1)))
 
 
 def drop_by_rank(group: TensorGroup, position: int, delta: torch.Tensor) -> torch.Tensor:
@@ -33,12 +35,12 @@ def drop_by_rank(group: TensorGroup, position: int, delta: torch.Tensor) -> torc
         return torch.zeros_like(delta)
     rows = delta.reshape(1, -1) if delta.dim() < 2 else delta.reshape(-1, delta.shape[-1])
     order = torch.sort(rows.abs().float(), dim=1, stable=True).indices.cpu()
-    low, rise = last_kept(rows.shape[1], density, epsilon)
-    by_rank = (low + torch.arange(rows.shape[1], dtype=torch.float32) * rise).int()
+    keep, step = keep_by_rank(rows.shape[1], density, epsilon)
+    by_rank = keep + (torch.arange(rows.shape[1], dtype=torch.float32) * step).int()
     by_entry = torch.empty(rows.shape, dtype=torch.int32)
     by_entry.scatter_(1, order, by_rank.expand(rows.shape).contiguous())
     halves = random_halves(mask_key(group.seed, group.output, position), 0, delta.numel()).astype(np.int32)
-    mask = (torch.from_numpy(halves) <= by_entry.reshape(-1)).reshape(delta.shape)
+    mask = (torch.from_numpy(halves) < by_entry.reshape(-1)).reshape(delta.shape)
     return torch.where(mask.to(delta.device), delta, torch.zeros_like(delta))
 
 

@@ -31,9 +31,9 @@ the two words of the key"""
 OUTPUT_FLOATS = 2
 """divisor, scale"""
 
-INPUT_FLOATS = 9
-"""of one input: weight, threshold and the next float, threshold of the band's top (NaN = none) and the next float, scale, the largest
-random number that keeps rank 0 and its rise by rank, and what rounds the addends of its norm (see `evomerge.weights.fused.norms`)"""
+INPUT_FLOATS = 8
+"""of one input: weight, threshold and the next float, threshold of the band's top (NaN = none) and the next float, scale, how many more random
+numbers keep with each rank, and what rounds the addends of its norm (see `evomerge.weights.fused.norms`)"""
 
 INPUT_SCALE = 5
 """which of them is the scale"""
@@ -134,7 +134,7 @@ def _read_inputs(integers, floats, K: tl.constexpr):
         whole = whole + ((tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4)),)
         at = floats + k * _INPUT_FLOATS
         cuts = (tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4))
-        real = real + ((tl.load(at),) + cuts + (tl.load(at + 5), tl.load(at + 6), tl.load(at + 7)),)
+        real = real + ((tl.load(at),) + cuts + (tl.load(at + 5), tl.load(at + 6)),)
     return whole, real
 
 

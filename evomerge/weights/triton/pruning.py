@@ -64,8 +64,8 @@ def pruned(
         numbers = random_block(tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32), start, BLOCK)
         if MODE == RANKED:
             ranks = tl.multiple_of(whole[4].to(tl.pointer_type(tl.uint16)), 16)
-            limit = real[6] + tl.load(ranks + start + lanes).to(tl.float32) * real[7]
-            kept = (numbers >> 16).to(tl.int32) <= limit.to(tl.int32)
+            more = (tl.load(ranks + start + lanes).to(tl.float32) * real[6]).to(tl.int32)
+            kept = (numbers >> 16).to(tl.int32) - more <= (whole[3] >> 16).to(tl.int32)
         else:
             kept = numbers <= whole[3].to(tl.uint32)
         delta = tl.where(kept, delta, 0.0)

@@ -16,7 +16,6 @@ from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RA
 from evomerge.weights.fused.norms import addend_grid
 from evomerge.weights.fused.steps import Prune
 from evomerge.weights.fused.tables import KINDS
-from evomerge.weights.philox import DECISIONS
 from evomerge.weights.triton.kernels import (
     BLOCK,
     CHUNK_BLOCKS,
@@ -137,20 +136,19 @@ def chunks_of(ranges: tuple[tuple[int, int], ...], device: torch.device) -> torc
 def _integers(prune: Prune, ranks: int) -> list[int]:
     """Cutoff, cutoff of the band's top, largest word whose upper half keeps, ranks, and the key; what does not apply keeps all.
 
-    Where others of the variant have `ranks` and this one has none, the address of anything as long will do: its rise is 0.
+    Where others of the variant have `ranks` and this one has none, the address of anything as long will do: its step is 0.
     """
     cutoff = prune.cutoff if prune.mode in (MAGNITUDE, BAND) else _NEVER
-    last = (max(prune.keep, 1) << 16) - 1 if prune.mode == RANDOM else 2**32 - 1
+    last = (max(prune.keep, 1) << 16) - 1 if prune.mode in (RANDOM, RANKED) else 2**32 - 1
     return [cutoff, prune.top_cutoff, last, ranks, prune.key0, prune.key1]
 
 
 def _floats(weight: float, prune: Prune) -> list[float]:
-    """Weight, thresholds with the floats behind them, scale, and what keeps by rank. An input of which nothing is kept weighs nothing."""
+    """Weight, thresholds with the floats behind them, scale, and the step by rank. An input of which nothing is kept weighs nothing."""
     nothing = prune.mode == RANDOM and prune.keep == 0
     low = prune.threshold
     top = prune.top_threshold if prune.mode == BAND else math.nan
-    by_rank = [prune.low, prune.step] if prune.mode == RANKED else [-1.0 if nothing else DECISIONS - 1.0, 0.0]
-    return [0.0 if nothing else weight, low, _next(low), top, _next(top), 1.0, *by_rank]
+    return [0.0 if nothing else weight, low, _next(low), top, _next(top), 1.0, prune.step]
 
 
 def _next(value: float) -> float:

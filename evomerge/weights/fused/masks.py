@@ -1,0 +1,18 @@
+"""What decides which elements random masks keep, window by window, in compiled code."""
+
+import numba
+
+from evomerge.weights.fused.lanes import floats, lessened, load_uint16, random_halves, to_halves
+
+
+@numba.njit(cache=True, nogil=True, forceinline=True)
+def decisions(key0, key1, ranks, step, window):  # type: ignore[no-untyped-def]
+    """A number for each element of a window, which is kept where it is below a bound that all elements share.
+
+    The numbers are random; where `ranks`, the address of the elements' ranks, is not 0, they are lessened by what a rank adds to the
+    numbers that keep its element (`evomerge.weights.methods.della.keep_by_rank`), but not below 0.
+    """
+    numbers = random_halves(key0, key1, window)
+    if ranks != 0:
+        return lessened(numbers, to_halves(load_uint16(ranks + 2 * window) * floats(step)))
+    return numbers
