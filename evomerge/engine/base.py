@@ -30,7 +30,10 @@ class LogLikelihood:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """Greedy continuation of `prompt` (token ids), at most `max_tokens` new tokens, cut before the first of `stop` (strings) or at end of text."""
+    """Greedy continuation of `prompt` (token ids), at most `max_tokens` new tokens, up to the end of text or the first of `stop` (strings).
+
+    Of strings that are complete at the same token the first in `stop` counts, as in lm-eval: `("b", "ab")` leaves the a of "ab".
+    """
 
     prompt: tuple[int, ...]
     max_tokens: int

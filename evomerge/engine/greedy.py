@@ -54,10 +54,11 @@ class _Row:
             self.text = decoder.text(self.request.prompt, self.tokens[:-1])  # which need not be a special token
             return True
         if self.request.stop:
-            text = decoder.text(self.request.prompt, self.tokens)
-            found = [place for place in (text.find(stop) for stop in self.request.stop) if place >= 0]
-            if found:
-                self.text = text[: min(found)]
+            text = cut = decoder.text(self.request.prompt, self.tokens)
+            for stop in self.request.stop:
+                cut = cut.partition(stop)[0]
+            if cut != text:
+                self.text = cut
                 return True
         return len(self.tokens) >= self.room
 

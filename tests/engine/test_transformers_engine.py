@@ -75,6 +75,15 @@ def test_the_token_that_ends_a_text_is_not_in_it(model, tmp_path):
     assert after[0].n_tokens == before[0].text.index(letter) + 1
 
 
+def test_of_stop_strings_that_end_together_the_first_counts(model):
+    engine = TransformersEngine(model)
+    (text,) = [answer.text for answer in engine.generate([GenerateRequest(prompts()[0], 12)])]
+    stops = [text[4:6], text[3:6]]
+    assert text.count(stops[0]) == 1
+    requests = [GenerateRequest(prompts()[0], 12, tuple(stop)) for stop in (stops, stops[::-1], [*stops, text[1:3]])]
+    assert [answer.text for answer in engine.generate(requests)] == [text[:4], text[:3], text[:1]]
+
+
 def test_text_keeps_a_leading_space_and_drops_half_characters():
     from evomerge.engine.greedy import Decoder
 
