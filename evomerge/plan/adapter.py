@@ -27,6 +27,9 @@ _REFUSED = {
 }
 """settings that change what the adapter's tensors mean, and what they are"""
 
+_TAKEN_OUT = ("corda", "loftq", "lora_ga", "olora", "pissa")
+"""beginnings of `init_lora_weights` for which PEFT takes the first factors out of the model's weights, which are others from then on"""
+
 _FACTOR = re.compile(r"^(.+)\.lora_(?:embedding_)?(A|B)(?:\.weight)?$")
 _MAGNITUDE = re.compile(r"^(.+)\.lora_magnitude_vector(?:\.weight)?$")
 
@@ -84,6 +87,12 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             raise CheckpointError(
                 f"{where}: {key} ({meaning}) is not supported by evomerge; merge the adapter into its model with PEFT first"
             )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_TAKEN_OUT):
+        raise CheckpointError(
+            f"{where}: init_lora_weights {start!r} changed the model's weights before training, so the factors do not belong to the model "
+            "as it is; convert the adapter with PEFT (path_initial_model_for_weight_conversion of save_pretrained), or merge it there first"
+        )
     return config
 
 

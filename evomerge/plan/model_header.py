@@ -128,7 +128,7 @@ class Adapter:
         folder: where it is.
         config: its adapter_config.json.
         updates: tensor of the model -> its low-rank change.
-        replaced: tensor of the model -> what stands in its place.
+        replaced: tensor of the model -> what stands in its place, before it is changed.
         files: safetensors file name -> stamp at the time of reading.
     """
 

@@ -95,9 +95,8 @@ def read_tensor(header: ModelHeader, name: str, read: ReadStored) -> torch.Tenso
     adapter = header.adapter
     if adapter is None:
         return read(header.folder, stored)
-    if name in adapter.replaced:
-        return read(adapter.folder, adapter.replaced[name]).to(TORCH_DTYPES[stored.dtype])
-    weight, update = read(header.folder, stored), adapter.updates.get(name)
+    own, update = adapter.replaced.get(name), adapter.updates.get(name)
+    weight = read(header.folder, stored) if own is None else read(adapter.folder, own).to(TORCH_DTYPES[stored.dtype])
     if update is None:
         return weight
     magnitude = None if update.magnitude is None else read(adapter.folder, update.magnitude)

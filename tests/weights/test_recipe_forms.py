@@ -44,7 +44,13 @@ ADAPTED = "merge_method: passthrough\nmodels: [{model: a+lora}]\n"
 
 
 @pytest.mark.parametrize(
-    ("config", "scale"), [({}, 1.5), ({"use_rslora": True}, 3 / 2**0.5), ({"alpha_pattern": {"q_proj": 8}}, 4.0)]
+    ("config", "scale"),
+    [
+        ({}, 1.5),
+        ({"init_lora_weights": "gaussian"}, 1.5),
+        ({"use_rslora": True}, 3 / 2**0.5),
+        ({"alpha_pattern": {"q_proj": 8}}, 4.0),
+    ],
 )
 def test_an_adapter_is_w_plus_scaled_b_a(models, config, scale):
     a, b = adapter(models / "lora", **config)
@@ -60,6 +66,17 @@ def test_dora_has_the_learned_row_norms(models):
     torch.testing.assert_close(merge(models, ADAPTED)[f"{Q}.weight"].norm(dim=1), norms)
 
 
+def test_an_adapter_that_holds_the_layer_it_changes_changes_that_one(models):
+    """PEFT saves the weights of an embedding or output layer beside the factors for it."""
+    embedding = "model.embed_tokens"
+    own = load_file(models / "b" / "model.safetensors")[f"{embedding}.weight"]
+    a, b = torch.randn(2, len(own)), torch.randn(own.shape[1], 2)
+    prefix = f"base_model.model.{embedding}"
+    tensors = {f"{prefix}.lora_embedding_A": a, f"{prefix}.lora_embedding_B": b, f"{prefix}.base_layer.weight": own}
+    adapter(models / "lora", tensors=tensors)
+    torch.testing.assert_close(merge(models, ADAPTED)[f"{embedding}.weight"], own + 1.5 * (b @ a).T)
+
+
 def test_factors_of_a_transposed_layer(models):
     a, b = adapter(models / "lora", fan_in_fan_out=True)
     wanted = load_file(models / "a" / "model.safetensors")[f"{Q}.weight"] + 1.5 * (b @ a).T
@@ -72,6 +89,8 @@ def test_factors_of_a_transposed_layer(models):
         ({"peft_type": "IA3"}, {}, "peft_type 'IA3'"),
         ({"layer_replication": [[0, 1]]}, {}, "layer replication"),
         ({"lora_alpha": "x"}, {}, "expected a number"),
+        ({"init_lora_weights": "pissa_niter_16"}, {}, "init_lora_weights 'pissa_niter_16'.*save_pretrained"),
+        ({"init_lora_weights": "OLoRA"}, {}, "init_lora_weights 'OLoRA'"),
         ({}, {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(2, 32)}, "no such layer"),
         ({}, {"base_model.model.x.weight": torch.ones(2)}, "neither a LoRA factor nor"),
         ({}, {f"base_model.model.{Q.replace('q_', 'k_')}.lora_A.weight": torch.ones(2, 32)}, "lora_B is missing"),
