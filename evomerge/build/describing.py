@@ -3,6 +3,8 @@
 from evomerge.build.problem import Problem
 from evomerge.build.strategies import chosen_strategy
 from evomerge.build.tasks import task_specs
+from evomerge.evaluation.task_files import task_name
+from evomerge.evaluation.task_metrics import scored_metric
 from evomerge.space import Parameter
 
 _MANY, _ENOUGH_EACH = 13, 6
@@ -14,7 +16,12 @@ def describe(problem: Problem) -> list[str]:
     config, choice = problem.config, chosen_strategy(problem)
     why = "" if choice.name == config.strategy.name else f" ({config.strategy.name}: {choice.reason})"
     lines = [f"strategy    {choice.name}{why}, seed {config.seed}, budget {_budget(problem)}"]
-    lines.append(f"objectives  {', '.join(f'{item.name} ({item.direction.value})' for item in problem.objectives)}")
+    metrics = {spec.name or task_name(spec.task): scored_metric(spec) for spec in task_specs(config)}
+    goals = [
+        f"{item.name} ({' '.join(filter(None, [item.direction.value, metrics.get(item.name)]))})"
+        for item in problem.objectives
+    ]
+    lines.append(f"objectives  {', '.join(goals)}")
     lines += [
         f"group       {spec.name}: mean of {len(spec.members)} task{'s' if len(spec.members) > 1 else ''}, {'by size' if spec.weight_by_size else 'each the same'}"
         for spec in task_specs(config)

@@ -6,6 +6,7 @@ from evomerge.config import LmEvalConfig, SearchConfig, SyntheticConfig, TaskCon
 from evomerge.core import EvaluationError, EvomergeError, Split
 from evomerge.evaluation import PromptFormat, TaskSpec
 from evomerge.evaluation.split_parts import split_name
+from evomerge.evaluation.task_checks import check_one_split_each, check_packages, check_splits, check_supported
 from evomerge.evaluation.task_files import check_task, is_task_file, task_name
 from evomerge.evaluation.task_groups import find_group
 from evomerge.evaluation.task_metrics import check_metric
@@ -36,7 +37,10 @@ def checked_task_names(config: SearchConfig) -> tuple[tuple[str, ...], list[str]
                 check_task(spec, needed_splits(config))
                 if isinstance(config.evaluation, LmEvalConfig) and not config.evaluation.trust_task_code:
                     check_runs_nothing(spec)
+                check_supported(spec)
                 check_metric(spec)
+                check_splits(spec, needed_splits(config))
+                check_packages(spec)
                 names.append(spec.name or task_name(spec.task))
         except EvomergeError as error:
             errors.append(str(error))
@@ -67,11 +71,12 @@ def _specs(config: SearchConfig, item: TaskConfig) -> list[TaskSpec]:
             spec,
             task=member.task,
             name=None,
-            num_fewshot=member.num_fewshot if item.num_fewshot is None else item.num_fewshot,
+            num_fewshot=member.num_fewshot if item.num_fewshot is None or member.num_fewshot == 0 else item.num_fewshot,
         )
         for member in group.members
     )
     _check_public(item, members)
+    check_one_split_each(f"task {item.task!r}", members)
     if not group.scores:
         if item.name is not None:
             raise EvaluationError(

@@ -5,6 +5,10 @@ from difflib import get_close_matches
 
 
 def did_you_mean(name: str, known: Iterable[str], *, n: int = 1) -> str:
-    """`; did you mean 'x'?` with the up to `n` nearest known names, and a full stop where none is near: a sentence may follow."""
-    near = get_close_matches(name, list(known), n=n)
+    """`; did you mean 'x'?` with the up to `n` nearest known names, and a full stop where none is near: a sentence may follow.
+
+    Upper and lower case count as the same.
+    """
+    folded = {one.casefold(): one for one in known}
+    near = [folded[one] for one in get_close_matches(name.casefold(), folded, n=n)]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else "."

@@ -7,26 +7,29 @@ import copy
 import importlib
 import io
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from evomerge.core import EvaluationError, Split, did_you_mean
 from evomerge.evaluation.compiled_templates import keep_compiled_templates
 from evomerge.evaluation.encoding import Encoder
 from evomerge.evaluation.split_parts import part_range, split_name
+from evomerge.evaluation.task_checks import check_settings
 from evomerge.evaluation.task_files import is_task_file, no_such_split
 from evomerge.evaluation.task_items import SCORER_ERRORS, Item, TaskItems, no_items
+from evomerge.evaluation.task_metrics import no_mean
 from evomerge.evaluation.task_settings import check_templates, task_settings
 from evomerge.evaluation.task_spec import TaskSpec
 
-OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
-FEWSHOT_SEED = 1234
-"""lm-eval's default (`simple_evaluate(fewshot_random_seed=...)`)."""
+PYTHON_SEED, NUMPY_SEED, FEWSHOT_SEED = 0, 1234, 1234
+"""lm-eval's defaults (`simple_evaluate(random_seed=..., numpy_random_seed=..., fewshot_random_seed=...)`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,9 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
     keep_compiled_templates()
     settings = task_settings(spec.task, trust_code=trust_code)
     name = spec.name or str(settings["task"])
-    _check_settings(spec.task, settings)
-    dataset = _load_data(spec.task, settings)
+    check_settings(spec.task, settings)
+    with _lm_evals_seeds():
+        dataset = _load_data(spec.task, settings)
     if is_task_file(spec.task) and not trust_code:
         check_templates(spec.task, settings, (row for part in dataset.values() for row in part))
     encoder = Encoder(tokenizer, keep_system=spec.prompt.system_instruction is not None)
@@ -88,7 +92,9 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
                 raise EvaluationError(no_such_split(name, split, part, dataset))
             continue
         where = f"{spec.task}, split {part!r}"
-        task = _lm_eval_task(where, settings, _with_part(where, dataset, part), part, spec.num_fewshot)
+        with _lm_evals_seeds():
+            task = _lm_eval_task(where, settings, _with_part(where, dataset, part), part, spec.num_fewshot)
+            items = _build_items(where, task, spec, encoder)
         metric, filter_index = _chosen_metric(spec, task)
         filter_name = task._filters[filter_index].name
         splits[split] = TaskItems(
@@ -96,26 +102,11 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
             task,
             metric=metric,
             filter_index=filter_index,
-            items=_build_items(where, task, spec, encoder),
+            items=items,
             encoder=encoder,
         )
     _check_disjoint(name, splits)
     return LoadedTask(name, metric, filter_name, splits)
-
-
-def _check_settings(where: str, settings: Mapping[str, Any]) -> None:
-    output_type = settings.get("output_type") or "generate_until"
-    if output_type not in OUTPUT_TYPES:
-        raise EvaluationError(
-            f"{where}: output_type {output_type!r} is not supported; supported: {', '.join(OUTPUT_TYPES)}"
-        )
-    if int(settings.get("repeats") or 1) != 1:
-        raise EvaluationError(
-            f"{where}: repeats: {settings['repeats']} asks a greedy model the same thing again; use 1"
-        )
-    for key in ("doc_to_image", "doc_to_audio"):
-        if settings.get(key):
-            raise EvaluationError(f"{where}: {key}: only text tasks are supported")
 
 
 def _load_data(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -173,9 +164,8 @@ def _lm_eval_task(
             self.dataset = dataset
 
     config = copy.deepcopy({key: value for key, value in settings.items() if key != "dataset_kwargs"})
-    config["test_split"] = part
-    _keep_items_out_of_their_examples(config, part)
-    if num_fewshot is not None:
+    _evaluate_part(config, part)
+    if num_fewshot is not None and config.get("num_fewshot") != 0:
         config["num_fewshot"] = num_fewshot
     try:
         task = LoadedDataTask(config=config)
@@ -187,19 +177,36 @@ def _lm_eval_task(
     return task
 
 
-def _keep_items_out_of_their_examples(config: dict[str, Any], part: str) -> None:
-    """Names `part` as the split of the solved examples where they come from the split that it is (a part of).
+def _evaluate_part(config: dict[str, Any], part: str) -> None:
+    """Makes `part` the split that lm-eval evaluates. Where it does so anyway nothing changes, and its examples are lm-eval's own.
 
-    Only then does lm-eval see that an item must not be among its own examples.
+    Else an item is not among its own examples: lm-eval sees to that where they come from the split, by name, that is evaluated as the test
+    split.
     """
+    if part == (config.get("test_split") or config.get("validation_split")):
+        return
+    config["test_split"] = part
     fewshot = config.get("fewshot_config") or {}
     named = fewshot.get("split") or config.get("fewshot_split")
     if named is None and fewshot.get("samples") is None:
-        named = config.get("training_split") or config.get("validation_split")
+        named = config.get("training_split") or config.get("validation_split") or part
     if named is not None and split_name(named) == split_name(part):
         config["fewshot_split"] = part
         if fewshot.get("split"):
             fewshot["split"] = part
+
+
+@contextmanager
+def _lm_evals_seeds() -> Iterator[None]:
+    """Python's and NumPy's global generators as `simple_evaluate` seeds them by default: `process_docs` of GPQA shuffles choices with them."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (the generator that tasks use)
+    random.seed(PYTHON_SEED)
+    np.random.seed(NUMPY_SEED)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _build_items(where: str, task: Any, spec: TaskSpec, encoder: Encoder) -> list[Item]:
@@ -242,10 +249,7 @@ def _chosen_metric(spec: TaskSpec, task: Any) -> tuple[str, int]:
     if name not in aggregations:
         raise EvaluationError(_unknown(f"task {spec.task!r}: no metric", name, list(aggregations)))
     if name not in good:
-        raise EvaluationError(
-            f"task {spec.task!r}: metric {name!r} is not a mean over items, so it has no item scores; "
-            f"metrics of this task that are: {', '.join(good) or 'none'}"
-        )
+        raise EvaluationError(no_mean(spec.task, name, good))
     if filter_name and filter_name not in filters:
         raise EvaluationError(_unknown(f"task {spec.task!r}: no filter", filter_name, filters))
     return name, filters.index(filter_name) if filter_name else 0

@@ -1,13 +1,10 @@
 """What a task's file says of the metric that is scored: whether it has it, and whether lower is better. Loads no task."""
 
-import importlib
-import importlib.util
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.core import EvaluationError, did_you_mean
-from evomerge.evaluation.task_files import is_task_file, named_task_file, read_task_file
+from evomerge.evaluation.task_settings import settings_as_text
 from evomerge.evaluation.task_spec import TaskSpec
 
 _LOWER = frozenset({"bits_per_byte", "brier_score", "byte_perplexity", "perplexity", "ter", "word_perplexity"})
@@ -36,18 +33,50 @@ def lower_is_better(spec: TaskSpec) -> bool:
 
 
 def check_metric(spec: TaskSpec) -> None:
-    """Checks that a task, or each of a group, has the metric that is wanted of it.
+    """Checks that a task, or each of a group, has the metric and filter that is wanted of it, or one that can be scored.
 
     Raises:
-        EvaluationError: one lists its metrics, and it is not among them.
+        EvaluationError: it has not, as far as its file says what it has.
     """
     for member in spec.members:
-        check_metric(member)
-    known = [_name(row) for row in _rows(spec.task)] if spec.metric and not spec.members else []
-    wanted = (spec.metric or "").partition(",")[0]
-    if known and wanted not in known:
+        try:
+            check_metric(member)
+        except EvaluationError as error:
+            raise EvaluationError(
+                f"group {spec.name!r} has no score {spec.members[0].metric!r} of all its tasks ({error}); name tasks of it, or smaller "
+                "groups, one by one"
+            ) from error
+    rows = [] if spec.members else _rows(spec.task)
+    if not rows:
+        return
+    wanted, _, wanted_filter = (spec.metric or _name(_scored(spec))).partition(",")
+    filters = _filters(spec.task)
+    known = [f"{_name(row)},{name}" if len(filters) > 1 else _name(row) for row in rows for name in filters]
+    if wanted not in map(_name, rows):
         hint = did_you_mean(wanted, known)
         raise EvaluationError(f"task {spec.task!r}: no metric {wanted!r}{hint} It has: {', '.join(known)}")
+    if not _is_mean(_scored(spec)):
+        good = [_name(row) for row in rows if _is_mean(row)]
+        raise EvaluationError(no_mean(spec.task, wanted, good))
+    if wanted_filter and wanted_filter not in filters:
+        hint = did_you_mean(wanted_filter, filters)
+        raise EvaluationError(f"task {spec.task!r}: no filter {wanted_filter!r}{hint} It has: {', '.join(filters)}")
+
+
+def scored_metric(spec: TaskSpec) -> str:
+    """What a task, or a group, is scored by, as lm-eval prints it; without the filter where there is one only, empty where it cannot be told."""
+    first = spec.members[0] if spec.members else spec
+    rows, filters = _rows(first.task), _filters(first.task)
+    wanted, _, wanted_filter = (first.metric or (_name(_scored(first)) if rows else "")).partition(",")
+    return f"{wanted},{wanted_filter or filters[0]}" if wanted and len(filters) > 1 else wanted
+
+
+def no_mean(task: str, metric: str, means: Sequence[str]) -> str:
+    """What to tell the user of a metric that items have no scores of; `means` are those of the task that they have."""
+    return (
+        f"task {task!r}: metric {metric!r} is not a mean over items, so it has no item scores; "
+        f"metrics of this task that are: {', '.join(means) or 'none'}"
+    )
 
 
 def _scored(spec: TaskSpec) -> Mapping[str, Any]:
@@ -55,22 +84,23 @@ def _scored(spec: TaskSpec) -> Mapping[str, Any]:
     rows = _rows(spec.task)
     if spec.metric is not None:
         rows = [row for row in rows if _name(row) == spec.metric.partition(",")[0]]
-    means = [row for row in rows if row.get("aggregation", "" if _name(row) in _NO_MEANS else "mean") == "mean"]
-    return next(iter([*means, *rows]), {})
+    return next(iter([*filter(_is_mean, rows), *rows]), {})
 
 
 def _rows(task: str) -> list[Mapping[str, Any]]:
     """A task's `metric_list`; empty where it has none, or lm-eval is not installed to look it up."""
-    if is_task_file(task):
-        settings: Mapping[str, Any] = read_task_file(Path(task), functions_as_text=True)
-    elif importlib.util.find_spec("lm_eval") is None:
-        return []
-    else:
-        settings = importlib.import_module("lm_eval.tasks._yaml_loader").load_yaml(
-            named_task_file(task), resolve_func=False
-        )
-    rows = settings.get("metric_list") or []
+    rows = settings_as_text(task).get("metric_list") or []
     return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+
+
+def _filters(task: str) -> list[str]:
+    """Names of a task's filters, as lm-eval prints them after a metric."""
+    filters = settings_as_text(task).get("filter_list") or []
+    return [str(row.get("name")) for row in filters if isinstance(row, Mapping)] or ["none"]
+
+
+def _is_mean(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("aggregation", "" if _name(row) in _NO_MEANS else "mean") == "mean")
 
 
 def _name(row: Mapping[str, Any]) -> str:

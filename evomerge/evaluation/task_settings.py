@@ -8,6 +8,7 @@ import copy
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,24 @@ def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
     return settings
 
 
+def settings_as_text(task: str) -> Mapping[str, Any]:
+    """The settings of a task with its functions as their names, so that nothing of it is imported; empty where lm-eval is not installed.
+
+    Raises:
+        EvaluationError: no such file or task.
+    """
+    if is_task_file(task):
+        return read_task_file(Path(task), functions_as_text=True)
+    return _named_as_text(task) if importlib.util.find_spec("lm_eval") is not None else {}
+
+
+@cache
+def _named_as_text(task: str) -> Mapping[str, Any]:
+    loader = importlib.import_module("lm_eval.tasks._yaml_loader")
+    settings: Mapping[str, Any] = loader.load_yaml(named_task_file(task), resolve_func=False)
+    return settings
+
+
 def check_runs_nothing(spec: TaskSpec) -> None:
     """Looks, without loading it, whether a task or one of a group wants to run code.
 
@@ -78,27 +97,32 @@ def runs_code(task: str) -> bool:
 
     Nothing of the task is imported.
     """
-    if is_task_file(task):
-        return True
-    loader = importlib.import_module("lm_eval.tasks._yaml_loader")
-    path = named_tasks().tasks.get(task)
-    return path is not None and bool(loader.load_yaml(path, resolve_func=False).get("unsafe_code"))
+    return is_task_file(task) or (task in named_tasks().tasks and bool(_named_as_text(task).get("unsafe_code")))
 
 
 def _named_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
-    loader = importlib.import_module("lm_eval.tasks._yaml_loader")
-    path = named_task_file(task)
+    named_task_file(task)
     if not trust_code:
         _refuse_unsafe(task)
-    settings = dict(loader.load_yaml(path))
-    if "class" in settings:
-        raise EvaluationError(
-            f"lm-eval task {task!r} is a Python class; only tasks that are settings can be evaluated here"
-        )
+    settings = settings_with_functions(task)
     for key in _BELONGS_TO:
         settings.pop(key, None)
     settings["metadata"] = settings.get("metadata") if isinstance(settings.get("metadata"), dict) else {}
     return settings
+
+
+def settings_with_functions(task: str) -> dict[str, Any]:
+    """The settings of a task of lm-eval's, with the functions that they name, which are lm-eval's own code.
+
+    Raises:
+        EvaluationError: a package that this code imports is not installed.
+    """
+    loader = importlib.import_module("lm_eval.tasks._yaml_loader")
+    try:
+        return dict(loader.load_yaml(named_task_file(task)))
+    except ImportError as error:
+        hint = "" if "install" in str(error) or error.name is None else f"; pip install {error.name.partition('.')[0]}"
+        raise EvaluationError(f"lm-eval task {task!r} needs a package that is not installed: {error}{hint}") from error
 
 
 def _refuse_unsafe(task: str) -> None:

@@ -1,0 +1,128 @@
+"""What can be told of a task before it is loaded: whether it can be scored here, and what its splits must say. Loads no data."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from evomerge.core import EvaluationError, Split
+from evomerge.evaluation.task_files import is_task_file
+from evomerge.evaluation.task_settings import settings_as_text, settings_with_functions
+from evomerge.evaluation.task_spec import TaskSpec
+
+OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
+_SPLITS = ("training_split", "validation_split", "test_split")
+_DATA = ("dataset_path", "dataset_name", "dataset_kwargs")
+
+
+def check_supported(spec: TaskSpec) -> None:
+    """Looks, without loading it, whether a task or each of a group can be scored here.
+
+    Raises:
+        EvaluationError: one cannot; says why.
+    """
+    for member in spec.members:
+        check_supported(replace(member, num_fewshot=None))
+    if spec.members:
+        return
+    settings = settings_as_text(spec.task)
+    check_settings(spec.task, settings)
+    if spec.num_fewshot and settings.get("num_fewshot") == 0:
+        raise EvaluationError(
+            f"task {spec.task!r}: num_fewshot: {spec.num_fewshot} has no effect on a task whose own file says num_fewshot: 0 (lm-eval's rule); "
+            "leave it out"
+        )
+
+
+def check_packages(spec: TaskSpec) -> None:
+    """Imports the functions of a task of lm-eval's, or of each of a group, unless they run in a sandbox.
+
+    Raises:
+        EvaluationError: a package that they need is not installed.
+    """
+    for member in spec.members:
+        check_packages(member)
+    settings = {} if spec.members or is_task_file(spec.task) else settings_as_text(spec.task)
+    if settings and not settings.get("unsafe_code"):
+        settings_with_functions(spec.task)
+
+
+def check_one_split_each(where: str, specs: Sequence[TaskSpec]) -> None:
+    """Checks that tasks which get the same `splits` are not told apart by the split of one data set that they take.
+
+    Raises:
+        EvaluationError: two are: all would be scored on the same items.
+    """
+    taken: dict[str, tuple[str, str]] = {}
+    for spec in specs:
+        settings = settings_as_text(spec.task)
+        own = settings.get("test_split") or settings.get("validation_split")
+        if own is None or is_task_file(spec.task):
+            continue
+        data = json.dumps([settings.get(key) for key in _DATA], default=str)
+        other, others = taken.setdefault(data, (spec.task, own))
+        if others != own:
+            raise EvaluationError(
+                f"{where}: {other} and {spec.task} are different splits of one data set, {others} and {own}, so the same splits cannot be "
+                "meant for both; list its tasks one by one, each with splits of its own"
+            )
+
+
+def check_splits(spec: TaskSpec, needed: Sequence[Split]) -> None:
+    """Checks that of a task of lm-eval's, or each of a group, it is said which data splits are ours: no public data set has such names.
+
+    Raises:
+        EvaluationError: it is not; names those that its file knows.
+    """
+    for member in spec.members:
+        check_splits(member, needed)
+    missing = [split.value for split in needed if split not in spec.splits]
+    if not missing or spec.members or is_task_file(spec.task):
+        return
+    settings = settings_as_text(spec.task)
+    own = settings.get("test_split") or settings.get("validation_split") or "test"
+    others = [name for name in dict.fromkeys(settings.get(key) for key in _SPLITS) if name not in (own, None)]
+    known = dict.fromkeys([*others, *filter(None, [settings.get("fewshot_split")]), own])
+    first = others[0] if others else own
+    parts = (
+        f"search: {others[0]}, select: {others[1]}, report: {own}"
+        if len(others) > 1
+        else f"search: '{first}[:80%]', select: '{first}[80%:]', report: {own}"
+        if others
+        else f"search: '{own}[:60%]', select: '{own}[60%:80%]', report: '{own}[80%:]'"
+    )
+    raise EvaluationError(
+        f"task {spec.task!r}: splits must say what {', '.join(missing)} are in its data set, of which lm-eval uses {', '.join(known)}; "
+        f"e.g. splits: {{{parts}}}{'' if first != 'test' else ', search_on_test: true'}"
+        + ("" if missing == [Split.SEARCH.value] else ", or finals: {finalists: 0} to search only")
+    )
+
+
+def check_settings(where: str, settings: Mapping[str, Any]) -> None:
+    """Refuses what no engine here can be asked, or only with another score than lm-eval's.
+
+    Raises:
+        EvaluationError: names it.
+    """
+    if "class" in settings:
+        raise EvaluationError(
+            f"lm-eval task {where!r} is a Python class; only tasks that are settings can be evaluated here"
+        )
+    output_type = settings.get("output_type") or "generate_until"
+    if output_type not in OUTPUT_TYPES:
+        raise EvaluationError(
+            f"{where}: output_type {output_type!r} is not supported; supported: {', '.join(OUTPUT_TYPES)}"
+        )
+    if int(settings.get("repeats") or 1) != 1:
+        raise EvaluationError(
+            f"{where}: repeats: {settings['repeats']} asks a greedy model the same thing again; use 1"
+        )
+    generation = settings.get("generation_kwargs") or {}
+    if generation.get("do_sample") is not False and float(generation.get("temperature") or 0) > 0:
+        raise EvaluationError(
+            f"{where}: generation_kwargs asks for sampling (temperature {generation['temperature']}); only greedy decoding "
+            "gives a candidate one score. Set do_sample: false"
+        )
+    for key in ("doc_to_image", "doc_to_audio"):
+        if settings.get(key):
+            raise EvaluationError(f"{where}: {key}: only text tasks are supported")
