@@ -128,7 +128,7 @@ class CmaRun:
         self._noise: list[float] = []
         # pycma does not take one dimension; a second one that nobody sees is neutral
         self._padding = 1 if len(mean) == 1 else 0
-        self._waiting = False
+        self._asked = False
         start = np.append(mean, np.full(self._padding, 0.5))
         self._es = make_pycma(start, sigma, population_size, variant, generator, correlation)
 
@@ -137,13 +137,13 @@ class CmaRun:
 
         None where `vkd` waits for the rest of its generation.
         """
-        if self._strict and not self._queue and self._waiting:
+        if self._strict and not self._queue and self._asked:
             return None
         if not self._queue:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._queue.extend(self._es.ask(self._population_size if self._strict else 1))
-            self._waiting = True
+            self._asked = True
         point = self._queue.popleft()
         self._n_sampled += 1
         self._sent[self._n_sampled] = (point, self._es.countiter)
@@ -163,7 +163,7 @@ class CmaRun:
             self._update()
             self._batch.clear()
             self._noise.clear()
-            self._waiting = False
+            self._asked = False
 
     def _update(self) -> None:
         sent = [self._sent.pop(number) for number, _ in self._batch]
@@ -174,6 +174,8 @@ class CmaRun:
         late = [row for row, (_, generation) in enumerate(sent) if generation < self._es.countiter]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if not self._asked:
+                self._es.ask(1)  # which pycma wants between two updates, also where enough results are there already
             self._es.tell(
                 [point for point, _ in sent],
                 [last if loss is None else loss for _, loss in self._batch],

@@ -74,6 +74,17 @@ def check_ask_many_is_ask_one_often(case: StrategyCase) -> None:
     assert at_once == one_by_one
 
 
+def check_many_pending(case: StrategyCase) -> None:
+    """Many times a population may be pending and told without an ask in between, as at the end of a budget; resume as ever."""
+    driver = Driver(case, case.make())
+    driver.pending = list(driver.strategy.ask(60))
+    for candidate in driver.pending[:-4]:
+        driver.strategy.tell([case.evaluate(candidate)])
+    driver.pending, driver.n_told = driver.pending[-4:], 56
+    again = restored(case, driver.saved())
+    assert driver.run(10).trace == again.run(10).trace
+
+
 def check_empty_ask_changes_nothing(case: StrategyCase) -> None:
     """An empty answer leaves the state and all later proposals as they were."""
     plain = Driver(case, case.make())
@@ -267,6 +278,7 @@ STRATEGY_CHECKS: tuple[Callable[[StrategyCase], None], ...] = (
     check_bounds_and_ids,
     check_determinism,
     check_ask_many_is_ask_one_often,
+    check_many_pending,
     check_empty_ask_changes_nothing,
     check_tell_refuses_strangers,
     check_failures,
