@@ -30,6 +30,11 @@ _TOP = (
 _SLICE = ("sources", "base_model", "residual_weight", "parameters")
 _FORMS = ("models", "slices", "modules")
 
+_SWITCHES = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromkeys(
+    ("false", "f", "no", "n", "off", "0"), False
+)
+"""texts that mergekit takes for a switch, in any case"""
+
 _ONLY_MODULE = "default"
 """mergekit's name for the one module of a plain language model"""
 
@@ -185,7 +190,9 @@ def _setting(data: Any, text: str | None, spec: ParameterSpec | None, where: str
 def _scalar(data: Any, spec: ParameterSpec | None) -> float | bool | str:
     if not isinstance(data, bool | int | float | str):
         raise RecipeError(f"expected a number, got {data!r}")
-    if isinstance(data, str) and spec is not None and not isinstance(spec.default, bool):
+    if isinstance(data, str) and spec is not None:
+        if isinstance(spec.default, bool):
+            return _SWITCHES.get(data.lower(), data)  # anything else is refused with the recipe
         try:  # YAML 1.1 reads 1e-3 as text; mergekit takes it as a number
             return float(data)
         except ValueError:

@@ -404,3 +404,14 @@ def test_a_slice_may_repeat_the_base_in_any_spelling(base):
     assert recipe_from_mergekit(repeated, "x") == recipe_from_mergekit(document, "x")
     with pytest.raises(RecipeError, match="base_model of its own"):
         recipe_from_mergekit(document | {"slices": [{"sources": sources, "base_model": "a"}]}, "x")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("false", False), ("No", False), ("on", True), (["0", "true"], (False, True))]
+)
+def test_a_switch_may_be_written_as_text(written, meant):
+    recipe = recipe_from_mergekit({**GOOD, "parameters": {"normalize": written}}, "x")
+    assert recipe.parameters["normalize"][0].value == meant
+    check_recipe(recipe)
+    with pytest.raises(RecipeError, match="expected true or false, got 'nope'"):
+        check_recipe(recipe_from_mergekit({**GOOD, "parameters": {"normalize": "nope"}}, "x"))
