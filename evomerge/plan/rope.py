@@ -12,6 +12,8 @@ Rope = Mapping[str, Mapping[str, Any]]
 _USUAL_THETA = 10_000.0
 _USUAL_TYPES = ("default", "mrope")
 """`mrope_section` says as much"""
+_RENAMED = {"su": "longrope"}
+"""first names of types"""
 
 
 def rope_of(config: Mapping[str, Json]) -> Rope:
@@ -52,7 +54,8 @@ def _settings(part: Mapping[str, Any], common: Mapping[str, Any], usual: Mapping
     """One kind's: its own, else those that all have, else the usual ones."""
     found = {name: value for name, value in {**common, **part}.items() if value is not None}
     kind = found.pop("type", None)
-    found.setdefault("rope_type", kind)
+    kind = found.setdefault("rope_type", kind)
+    found["rope_type"] = _RENAMED.get(kind, kind)
     if found["rope_type"] is None or found["rope_type"] in _USUAL_TYPES:
         del found["rope_type"]
     return {**usual, **found}

@@ -80,6 +80,15 @@ def test_another_rope_in_either_spelling(header, kind, changes, part):
         check(header, SIZES | OLD[kind] | {"model_type": kind} | changes, saved_by_5(kind))
 
 
+def test_the_first_name_of_longrope(header):
+    """Phi-3 called it su."""
+    factors = {"long_factor": [1.0, 2.0], "short_factor": [1.0, 1.5]}
+    one, other = ({"rope_scaling": {"type": name, **factors}, "model_type": "phi3"} for name in ("su", "longrope"))
+    check(header, SIZES | one, SIZES | other)
+    with pytest.raises(RecipeError, match="rope = "):
+        check(header, SIZES | one, SIZES | {"rope_scaling": {"type": "linear", **factors}, "model_type": "phi3"})
+
+
 def test_scaled_rope_of_both(header):
     old = SIZES | OLD["llama"] | {"model_type": "llama", "rope_scaling": {**LLAMA3, "factor": 8, "type": "llama3"}}
     check(header, old, saved_by_5("llama", rope_parameters={**LLAMA3, "rope_theta": 10000.0}))
