@@ -20,7 +20,17 @@ from evomerge.build.signals import signals
 from evomerge.build.strategies import chosen_strategy, strategy_for
 from evomerge.build.versions import checkout, package_versions
 from evomerge.config import SearchConfig
-from evomerge.core import Candidate, ConfigError, EvaluationError, FilePath, Json, atomic_write_json, atomic_write_text
+from evomerge.core import (
+    Candidate,
+    ConfigError,
+    EvaluationError,
+    FilePath,
+    Json,
+    Split,
+    Status,
+    atomic_write_json,
+    atomic_write_text,
+)
 from evomerge.evaluation.task_files import is_task_file
 from evomerge.plan import headers_to_json
 from evomerge.search import (
@@ -244,7 +254,11 @@ def _is_complete(config: SearchConfig, state: RunState) -> bool:
     if state.pending or not state.stopped or not reasons or "failures" in {*reasons, *state.stopped}:
         return False
     count = config.finals.finalists
-    return not count or (state.finished and tuple(choose_finalists(state, count)) == state.finalists)
+    return not count or (
+        state.finished
+        and tuple(choose_finalists(state, count)) == state.finalists
+        and state.evaluations.status(state.best_id or "", Split.REPORT) is not Status.FAILED
+    )
 
 
 def _refuse_failures(state: RunState) -> None:

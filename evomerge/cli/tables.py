@@ -29,7 +29,9 @@ def print_summary(run: Run) -> None:
     _print_comparisons(summary, tuned)
     last = run.state.evaluations.get((run.state.best_id or "", Split.REPORT))
     if last is not None and last.status is not Status.OK:
-        CONSOLE.print(f"{last.candidate_id}, the best, failed on the report split and has no score there: {last.error}")
+        CONSOLE.print(
+            f"{last.candidate_id}, the best, failed on the report split and has no score there: {last.error}\nresume the run to try again"
+        )
     if run.state.best_id is not None and run.state.entries[run.state.best_id].baseline:
         CONSOLE.print(f"no merge that was found beats {run.state.best_id} on the select split")
     _print_surrogates(summary)

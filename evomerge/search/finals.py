@@ -18,7 +18,8 @@ def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> Run
     """Ranks on `select`, scores the winner and every baseline on `report`, and marks the run finished.
 
     What has been evaluated on these splits before is not evaluated again, so on a finished run nothing happens, unless another number of
-    finalists is wanted now.
+    finalists is wanted now. Where an earlier session could not finish because all finalists failed, or the winner has no report score,
+    these are tried again.
 
     Raises:
         EvaluationError: nothing was evaluated well on the search or the select split.
@@ -29,10 +30,12 @@ def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> Run
     if tuple(finalists) != state.finalists:
         recorder.record(event("finalists", ids=finalists))
     baselines = [entry.id for entry in state.baselines]
+    loop.retry_if_all_failed([*baselines, *finalists], Split.SELECT)
     loop.evaluate_all([*baselines, *finalists], Split.SELECT)
     best = best_on_select(state, [*finalists, *baselines])
     if best != state.best_id:
         recorder.record(event("best", id=best))
+    loop.retry_if_all_failed([best], Split.REPORT)
     loop.evaluate_all(list(dict.fromkeys([*baselines, best])), Split.REPORT)
     if not state.finished:
         recorder.record(event("finished"))
@@ -63,7 +66,9 @@ def best_on_select(state: RunState, names: Sequence[str]) -> str:
     results = [state.evaluations[name, Split.SELECT] for name in dict.fromkeys(names)]
     good = [result for result in results if result.status is Status.OK]
     if not good:
-        raise EvaluationError(f"every finalist failed on the select split; the first: {results[0].error}")
+        raise EvaluationError(
+            f"every finalist failed on the select split; the first: {results[0].error}\nMend the cause and resume the run: they are evaluated again"
+        )
     ranked = sorted(
         good,
         key=lambda item: (

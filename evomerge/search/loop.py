@@ -177,6 +177,12 @@ class SearchLoop:
                 self._submit(self.state.entries[queue.pop()], split)
             self._wait()
 
+    def retry_if_all_failed(self, identifiers: Sequence[str], split: Split) -> None:
+        """Drops the results of `identifiers` on `split` where all have failed, in an earlier session, whose cause may have been mended."""
+        names = list(dict.fromkeys(identifiers))
+        if names and all(self.state.evaluations.status(name, split) is Status.FAILED for name in names):
+            self._recorder.record(event("retry", ids=names, split=split.value))
+
     def _restore_strategy(self) -> None:
         """Replays the recorded seeds, asks and tells. Asks that come out otherwise here are taken as they were recorded."""
         n_asked, others = 0, list[str]()
@@ -209,11 +215,13 @@ class SearchLoop:
                 *(event("baseline", id=item.id, recipe=item.recipe, values=item.values) for item in new)
             )
         names = [entry.id for entry in self.state.baselines]
+        self.retry_if_all_failed(names, Split.SEARCH)
         self.evaluate_all(names, Split.SEARCH)
         results = [self.state.evaluations[name, Split.SEARCH] for name in names]
         if results and not any(result.status is Status.OK for result in results):
             raise EvaluationError(
-                f"every baseline failed, so no candidate can do better; the first: {results[0].error}"
+                f"every baseline failed, so no candidate can do better; the first: {results[0].error}\nMend the cause and resume the run: "
+                "they are evaluated again"
             )
         if not self.state.seeded:
             inside = [name for name in names if known[name].genome is not None]

@@ -169,6 +169,17 @@ class RunState:
         if split is Split.SEARCH and self.entries.is_baseline(evaluation.candidate_id):
             self._count_items(evaluation)
 
+    def _on_retry(self, event: Mapping[str, Any]) -> None:
+        split = Split(event["split"])
+        for name in event["ids"]:
+            if self.evaluations.status(name, split) is not Status.FAILED:
+                raise JournalError(
+                    f"record {event.get('seq')}: {name} is tried again on {split} and has not failed there"
+                )
+            self.evaluations.drop(name, split)
+            self.n_evaluations[split] -= 1
+        self.finished = False
+
     def _on_told(self, event: Mapping[str, Any]) -> None:
         for name in event["ids"]:
             if name not in self.pending or (name, Split.SEARCH) not in self.evaluations:

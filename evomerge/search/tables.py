@@ -11,6 +11,7 @@ from evomerge.core import Candidate, Evaluation, Genome, JournalError, Json, Spl
 
 _STATUSES = tuple(Status)
 _NO_ROW = -1
+_DROPPED = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,13 @@ class EvaluationTable(Mapping[tuple[str, Split], Evaluation]):
         columns.checksum.append(0 if place is None else int(place[1], 16))
         if evaluation.error is not None:
             columns.errors[row] = evaluation.error
+
+    def drop(self, identifier: str, split: Split) -> None:
+        """Forgets an evaluation that has no item scores."""
+        columns = self._splits[split]
+        row = columns.rows.pop(identifier)
+        columns.status[row] = _DROPPED
+        columns.errors.pop(row, None)
 
     def status(self, identifier: str, split: Split) -> Status | None:
         """How an evaluation ended; None where there is none."""

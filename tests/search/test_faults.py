@@ -248,6 +248,33 @@ def test_a_search_that_only_fails_stops_before_its_finals_and_goes_on_once_mende
     assert state.n_evaluations[Split.SEARCH] == 60
 
 
+@pytest.mark.parametrize("split", [Split.SELECT, Split.REPORT])
+def test_finals_that_failed_are_held_again_when_the_run_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: Split
+) -> None:
+    evaluate = SyntheticEvaluator.evaluate
+
+    def breaking(evaluator: SyntheticEvaluator, request: EvaluationRequest) -> Evaluation:
+        if request.split is split:
+            return Evaluation(request.candidate_id, request.split, Status.FAILED, error="took too long")
+        return evaluate(evaluator, request)
+
+    monkeypatch.setattr(SyntheticEvaluator, "evaluate", breaking)
+    if split is Split.SELECT:
+        with pytest.raises(EvaluationError, match=r"every finalist failed(.|\n)*resume"):
+            start(tmp_path / "run")
+    else:
+        assert start(tmp_path / "run").finished
+    monkeypatch.undo()
+    state = resume_search(tmp_path / "run")
+    assert state.finished
+    assert state.evaluations[state.best_id, Split.REPORT].status is Status.OK
+    assert (state.n_evaluations[Split.SELECT], state.evaluations.count(Status.FAILED)) == (2, 0)
+    before = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    resume_search(tmp_path / "run")
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
+
+
 def test_other_finals_of_a_finished_run(tmp_path: Path) -> None:
     """The setting may change on resume, so it must count; nothing is evaluated twice, and without a change nothing happens."""
     assert len(start(tmp_path / "run").finalists) == 2

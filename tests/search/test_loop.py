@@ -197,6 +197,20 @@ def test_when_every_baseline_fails_the_reason_is_said(tmp_path: Path) -> None:
         run(tmp_path / "run", ShufflingPool(1, lambda request: True), baselines=POINTS)
 
 
+def test_baselines_that_all_failed_are_evaluated_again_when_the_run_is_resumed(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="resume"):
+        run(tmp_path / "run", ShufflingPool(1, lambda request: True), baselines=POINTS)
+    resumed = run(tmp_path / "run", ShufflingPool(1), baselines=POINTS)
+    whole = run(tmp_path / "whole", ShufflingPool(1), baselines=POINTS)
+    assert [entry.values for entry in resumed.proposed] == [entry.values for entry in whole.proposed]
+    assert resumed.n_evaluations[Split.SEARCH] == 40
+    assert resumed.evaluations.count(Status.FAILED) == 0
+    # one that fails beside others that do not keeps its result
+    failing = ShufflingPool(1, lambda request: request.candidate_id == "uniform")
+    run(tmp_path / "other", failing, baselines=POINTS, budget=Budget(evaluations=10))
+    assert run(tmp_path / "other", ShufflingPool(1), baselines=POINTS).evaluations.count(Status.FAILED) == 1
+
+
 def test_a_search_that_only_fails_stops(tmp_path: Path) -> None:
     state = run(tmp_path / "run", ShufflingPool(1, lambda request: True), budget=Budget(evaluations=1000))
     assert "failed one after the other" in str(state.stopped["failures"])
