@@ -195,8 +195,12 @@ def _direction(item: ObjectiveConfig) -> Direction:
     return Direction.MINIMIZE if cost != item.name and cost not in HIGHER_IS_BETTER else Direction.MAXIMIZE
 
 
-def make_problem(config: SearchConfig) -> Problem:
+def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
     """The problem of a configuration.
+
+    Args:
+        config: the configuration.
+        begun: of a run that goes on, whose budget may end before the first generation does.
 
     Raises:
         ConfigError: everything that is wrong with the models, the space, the tasks, the objectives and the strategy, together.
@@ -209,7 +213,7 @@ def make_problem(config: SearchConfig) -> Problem:
                 "strategy m2n2 crosses models and the synthetic evaluation has none; set strategy.on: recipes"
             )
         problem = Problem(config, {}, None, synthetic_task_names(config.evaluation.function))
-        return _checked(problem, [])
+        return _checked(problem, [], begun=begun)
     errors: list[str] = []
     headers: dict[str, ModelHeader] = {}
     names_of = model_settings(config)
@@ -227,12 +231,16 @@ def make_problem(config: SearchConfig) -> Problem:
         problem = replace(problem, own=own_recipes(config, headers, model_table(config), problem.max_slots))
     except EvomergeError as error:
         raise ConfigError(_listed([*errors, str(error)])) from None
-    return _checked(problem, errors)
+    return _checked(problem, errors, begun=begun)
 
 
 def problem_of_run(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> Problem:
     """The problem of a run that has been checked when it was started, from the headers of its models: plans and strategy are not tried again."""
-    return make_problem(config) if isinstance(config.evaluation, SyntheticConfig) else _problem(config, headers, ())
+    return (
+        make_problem(config, begun=True)
+        if isinstance(config.evaluation, SyntheticConfig)
+        else _problem(config, headers, ())
+    )
 
 
 def model_table(config: SearchConfig) -> dict[str, tuple[str, str | None]]:
@@ -258,14 +266,15 @@ def adapted_models(config: SearchConfig) -> dict[str, tuple[str, str]]:
     return {key: (model, lora) for key, (model, lora) in model_table(config).items() if lora is not None}
 
 
-def _checked(problem: Problem, errors: list[str]) -> Problem:
+def _checked(problem: Problem, errors: list[str], *, begun: bool) -> Problem:
     """The problem itself, after the checks that need it whole."""
-    from evomerge.build.strategies import strategy_for
+    from evomerge.build.strategies import check_population, strategy_for
 
     checks = (
         lambda: problem.objectives,
         problem.check_plans,
         lambda: strategy_for(problem),
+        lambda: None if begun else check_population(problem),
         lambda: _check_tokenizer(problem),
         lambda: _check_chat_template(problem),
         lambda: _check_directions(problem),

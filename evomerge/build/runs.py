@@ -19,7 +19,7 @@ from evomerge.build.problem import Problem, make_problem, model_table
 from evomerge.build.signals import signals
 from evomerge.build.strategies import chosen_strategy, strategy_for
 from evomerge.build.versions import checkout, package_versions
-from evomerge.config import SearchConfig
+from evomerge.config import BudgetConfig, SearchConfig
 from evomerge.core import (
     Candidate,
     ConfigError,
@@ -88,8 +88,8 @@ def start_search(
         with writing_into(directory):
             # of a run that was stopped, or could not go on, before it had a result
             directory.journal.unlink(missing_ok=True)
-            atomic_write_text(directory.config, config_text)
             _write_problem(directory, problem, _resolved(problem, given(config_text, directory.config)))
+            atomic_write_text(directory.config, config_text)
         return _run(problem, directory, observers, lock)
 
 
@@ -113,6 +113,7 @@ def resume_search(
         problem = _problem_as_before(config, directory)
         now = _resolved(problem, edited)
         _refuse_changes(resolved, now)
+        _say_other_versions(resolved, now)
         with writing_into(directory):
             _write_problem(directory, problem, now)
         return _run(problem, directory, observers, lock)
@@ -121,7 +122,7 @@ def resume_search(
 def _problem_as_before(config: SearchConfig, directory: RunDirectory) -> Problem:
     """`make_problem`, whose errors say what to do where the models or tasks have been moved."""
     try:
-        return make_problem(config)
+        return make_problem(config, begun=True)
     except ConfigError as error:
         places = {folder for place in model_table(config).values() for folder in place if folder is not None}
         places |= {item.task for item in config.tasks if is_task_file(item.task)}
@@ -144,11 +145,11 @@ def config_on_resume(run_directory: FilePath, overrides: Sequence[str] = ()) -> 
 
 
 def default_run_directory(config: SearchConfig, config_path: FilePath) -> Path:
-    """`runs/<name>-<stamp>` under the working directory."""
+    """`runs/<name>-<time>-<pid>` under the working directory: searches that start in the same second each have their own."""
     import datetime
 
     stamp = datetime.datetime.now(tz=datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{config.name or Path(config_path).stem}-{stamp}"
+    return Path("runs") / f"{config.name or Path(config_path).stem}-{stamp}-{os.getpid()}"
 
 
 def check_weights(problem: Problem) -> None:
@@ -186,11 +187,7 @@ def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer
             recorder.record(event("session", pid=os.getpid(), host=socket.gethostname(), workers=n_workers))
         files = FrontFiles(directory, state, lambda entry: problem.recipe_of_entry(entry, state.entries))
         if complete:
-            name, limit = next(iter(_used_up(config, state).items()))
-            logger.warning(
-                "nothing is left to do: budget.%s: %s is used up. More: evomerge resume %s --set budget.%s=%s",
-                *(name, limit, directory.folder, name, 2 * limit),
-            )
+            _say_why_complete(config, state, directory)
         else:
             _search(problem, recorder, pool, files, observers, stop)
         files.finish(state)
@@ -249,9 +246,10 @@ def _used_up(config: SearchConfig, state: RunState) -> dict[str, Any]:
 
 
 def _is_complete(config: SearchConfig, state: RunState) -> bool:
-    """Whether the budget is used up and the finals are done, so that no worker is needed."""
+    """Whether the search has ended, by its budget or by its strategy, and the finals are done, so that no worker is needed."""
     reasons = _used_up(config, state)
-    if state.pending or not state.stopped or not reasons or "failures" in {*reasons, *state.stopped}:
+    by_strategy = state.stopped.keys() - BudgetConfig.model_fields.keys()
+    if state.pending or not state.stopped or not (reasons or by_strategy) or "failures" in {*reasons, *state.stopped}:
         return False
     count = config.finals.finalists
     return not count or (
@@ -259,6 +257,17 @@ def _is_complete(config: SearchConfig, state: RunState) -> bool:
         and tuple(choose_finalists(state, count)) == state.finalists
         and state.evaluations.status(state.best_id or "", Split.REPORT) is not Status.FAILED
     )
+
+
+def _say_why_complete(config: SearchConfig, state: RunState, directory: RunDirectory) -> None:
+    """Warns that a run is complete, and says how it could go on."""
+    for name, limit in _used_up(config, state).items():
+        logger.warning(
+            "nothing is left to do: budget.%s: %s is used up. More: %s --set budget.%s=%s",
+            *(name, limit, directory.resume_command, name, 2 * limit),
+        )
+        return
+    logger.warning("nothing is left to do: the strategy has stopped by itself (%s)", ", ".join(state.stopped))
 
 
 def _refuse_failures(state: RunState) -> None:
@@ -304,20 +313,40 @@ def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> dict[str,
 
 
 def _refuse_results(directory: RunDirectory) -> None:
-    """Raises ConfigError where a run in the directory has results that a new one would overwrite."""
+    """Raises ConfigError where a new run would overwrite a run's results, or files that are none of a run."""
     directory.check_journal()
+    own = (directory.config, directory.models, directory.front_csv, directory.best, directory.summary)
+    strange = [path.name for path in own if path.exists()]
+    if strange and not directory.exists:
+        raise ConfigError(
+            f"{directory.folder} is no run directory and holds {', '.join(strange)}, which a run would overwrite; choose another --run-dir"
+        )
     if directory.exists and RunState.of(read_journal(directory.journal)).evaluations:
         raise ConfigError(
-            f"{directory.folder} already holds a run: `evomerge resume {directory.folder}` goes on with it; "
+            f"{directory.folder} already holds a run: `{directory.resume_command}` goes on with it; "
             "for a new one choose another --run-dir"
         )
 
 
 def _write_problem(directory: RunDirectory, problem: Problem, resolved: dict[str, Json]) -> None:
-    """`models.json` and `resolved.json`, which keeps the order of keys: that of the experts is the order of the space's coordinates."""
+    """`resolved.json` and `models.json`. The first, by which a run directory is known, comes first, and keeps the order of keys: that of the
+    experts is the order of the space's coordinates.
+    """
+    atomic_write_json(directory.resolved, resolved, sort_keys=False)
     if problem.headers:
         atomic_write_text(directory.models, json.dumps(headers_to_json(problem.headers)) + "\n")
-    atomic_write_json(directory.resolved, resolved, sort_keys=False)
+
+
+def _say_other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Warns where the run was worked on last with other packages."""
+    before, now = old.get("versions", {}), new["versions"]
+    other = [
+        f"{name} {now.get(name)} and not {version}" for name, version in before.items() if now.get(name) != version
+    ]
+    if other:
+        logger.warning(
+            "this session has %s: the same candidate may score otherwise, and others may be proposed", ", ".join(other)
+        )
 
 
 def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

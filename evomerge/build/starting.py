@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def write_first_config(
         CheckpointError: a model cannot be read.
     """
     out = Path(out)
+    file = shlex.quote(str(out))
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists; give another --out, or --overwrite")
     named = _named(experts)
@@ -85,12 +87,12 @@ def write_first_config(
     except OSError as problem:
         raise ConfigError(f"{out}: cannot be written: {problem.strerror}") from None
     if not local:
-        return [f"name tasks in {out}", f"evomerge validate {out}"]
+        return [f"name tasks in {out}", f"evomerge validate {file}"]
     try:
         make_problem(config)
     except ConfigError as problem:
-        return [str(problem), f"mend this in {out}", f"evomerge validate {out}"]
-    return [f"evomerge search {out}"]
+        return [str(problem), f"mend this in {out}", f"evomerge validate {file}"]
+    return [f"evomerge search {file}"]
 
 
 def _text(
@@ -105,7 +107,7 @@ def _text(
     models = [f"  base: {_place(Source(str(base)), folder)}"] if base else []
     models += ["  experts:", *(f"    {_scalar(name)}: {_place(source, folder)}" for name, source in named.items())]
     return _TEMPLATE.format(
-        file=out,
+        file=shlex.quote(str(out)),
         architecture=header.architecture,
         n_layers=header.n_layers,
         models="\n".join(models),

@@ -35,20 +35,23 @@ def chosen_strategy(problem: "Problem") -> Choice:
     return Choice("nsga2" if n_objectives == 2 else "nsga3", f"{n_objectives} objectives, {space.dimension} dimensions")
 
 
-def strategy_for(problem: "Problem") -> Strategy:
-    """A fresh strategy for `problem`, seeded with the run's seed.
-
-    Raises:
-        ConfigError: an unknown strategy or option, or a population that the budget does not even fill once.
-    """
-    wanted, budget = problem.config.strategy, problem.config.budget.evaluations
-    size = wanted.options.get("population_size")
+def check_population(problem: "Problem") -> None:
+    """Raises ConfigError where the budget does not fill the population even once."""
+    size, budget = problem.config.strategy.options.get("population_size"), problem.config.budget.evaluations
     if isinstance(size, int) and budget is not None and size > budget:
         raise ConfigError(
             f"strategy.population_size: {size} is more than budget.evaluations, {budget}: nothing would ever be selected. "
             "Lower it, or raise the budget"
         )
-    options = wanted.options
+
+
+def strategy_for(problem: "Problem") -> Strategy:
+    """A fresh strategy for `problem`, seeded with the run's seed.
+
+    Raises:
+        ConfigError: an unknown strategy or option.
+    """
+    options = problem.config.strategy.options
     if problem.crossings is not None:
         if "chromosomes" in options:
             raise ConfigError("strategy.chromosomes: follows from space.module_groups; remove it")

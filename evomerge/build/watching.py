@@ -121,4 +121,4 @@ class Watcher:
             return f"finished; the best is {self._state.best_id}", True, True
         if is_over(self._state, self.config):
             return f"finished ({', '.join(self._state.stopped)})", True, True
-        return f"nobody works on it; `evomerge resume {self._directory.folder}` goes on", True, True
+        return f"nobody works on it; `{self._directory.resume_command}` goes on", True, True

@@ -169,7 +169,9 @@ def search(
     config: Config,
     run_dir: Annotated[
         Path | None,
-        typer.Option("--run-dir", help="Where the run is kept. (default: runs/<name>-<time>)", show_default=False),
+        typer.Option(
+            "--run-dir", help="Where the run is kept. (default: runs/<name>-<time>-<pid>)", show_default=False
+        ),
     ] = None,
     overrides: Overrides = None,
     address: Annotated[

@@ -1,5 +1,6 @@
 """Progress of a search on the terminal: one line for every improvement, a status line in between, the table at the end."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from evomerge.core import Evaluation, EvomergeError, Split, Status
-from evomerge.search import Interrupted, RunState, indifferent, utility
+from evomerge.search import Interrupted, RunDirectory, RunState, indifferent, utility
 
 STATUS_EVERY_S = 10.0
 """How often a status line is printed where nothing improves."""
@@ -59,7 +60,7 @@ class Progress:
         if same:
             print(
                 f"note: every baseline has the same score on {', '.join(same)}, so the search may have nothing to go by there; what models "
-                f"answer: evomerge eval MODEL -c {self._folder} --split search --show 3",
+                f"answer: evomerge eval MODEL -c {shlex.quote(str(self._folder))} --split search --show 3",
                 flush=True,
             )
 
@@ -78,18 +79,19 @@ def watched(
     from evomerge.build import open_run
     from evomerge.cli.tables import print_summary
 
+    resume = RunDirectory(folder).resume_command
     print(f"run directory: {folder}", flush=True)
     try:
         yield Progress(folder, n_evaluations, known)
     except Interrupted:
         ignore_interrupts()  # everything is saved: one Ctrl-C too many must not look like a failure
-        print(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  evomerge resume {folder}", flush=True)
+        print(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  {resume}", flush=True)
         sys.exit(EXIT_INTERRUPTED)
     except EvomergeError:
         raise
     except Exception as error:
         error.add_note(
-            f"Every finished evaluation is saved. When the fault is mended, go on with:\n  evomerge resume {folder}\n"
+            f"Every finished evaluation is saved. When the fault is mended, go on with:\n  {resume}\n"
             f"Logs of the workers: {folder / 'logs'}"
         )
         raise

@@ -2,6 +2,7 @@
 
 from evomerge.config.load import load_config, parse_config
 from evomerge.config.schema import (
+    BudgetConfig,
     LmEvalConfig,
     ObjectiveConfig,
     SearchConfig,
@@ -12,6 +13,7 @@ from evomerge.config.schema import (
 )
 
 __all__ = [
+    "BudgetConfig",
     "LmEvalConfig",
     "ObjectiveConfig",
     "SearchConfig",

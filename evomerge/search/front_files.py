@@ -89,6 +89,8 @@ def front_json(state: RunState, front: Front) -> dict[str, Json]:
 class FrontFiles:
     """An observer that rewrites the files when an evaluation changes them, at most once a second while results keep coming.
 
+    `best.yaml` is the recipe of the `leader`: a winner of finals stays until the next finals.
+
     Whoever runs the loop calls `flush` when nothing comes, and at the end. What is known already is written with the first of those: a
     killed process may have left the files behind the journal.
 
@@ -112,7 +114,7 @@ class FrontFiles:
         if self._front.add(replace(evaluation, item_scores={})):
             self._front_changed = True
         rank = _rank(state, evaluation)
-        if rank > self._best:
+        if rank > self._best and state.best_id is None:
             self._best, self._new_best = rank, evaluation.candidate_id
         if time.monotonic() >= self._next_write:
             self.flush(state)

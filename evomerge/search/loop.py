@@ -199,9 +199,8 @@ class SearchLoop:
                     others.append(record["id"])
         if others:
             logger.warning(
-                "%d of the %d recorded proposals, from %s on, come out otherwise here, as on another processor or with other versions of evomerge or its libraries "
-                "(resolved.json names those of the run). They are kept as they were evaluated, and the search goes on from them; what it "
-                "proposes next may differ from what it would have proposed there",
+                "%d of the %d recorded proposals, from %s on, come out otherwise here, as on another processor or with other versions of evomerge or its libraries. "
+                "They are kept as they were evaluated, and the search goes on from them; what it proposes next may differ from what it would have proposed there",
                 len(others),
                 n_asked,
                 others[0],

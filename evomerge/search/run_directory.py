@@ -1,6 +1,7 @@
 """A run directory: its files, and how they are written to."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,11 @@ class RunDirectory:
     def exists(self) -> bool:
         """Whether a run has been started here."""
         return self.journal.exists() or self.resolved.exists()
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with the run, as a shell takes it."""
+        return f"evomerge resume {shlex.quote(str(self.folder))}"
 
     def read_resolved(self) -> dict[str, Any]:
         """The resolved configuration.

@@ -158,7 +158,7 @@ def test_validate_says_when_parameters_are_many_and_candidates_few(project: Path
 
 
 def test_defaults_stand_in_the_help() -> None:
-    assert "(default: runs/<name>-<time>)" in " ".join(run("search", "--help").stdout.replace("│", " ").split())
+    assert "(default: runs/<name>-<time>-<pid>)" in " ".join(run("search", "--help").stdout.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -69,6 +70,67 @@ def test_a_run_that_was_stopped_while_it_started(tmp_path: Path) -> None:
             assert (run / "front.json").read_bytes() == (tmp_path / "whole" / "front.json").read_bytes()
             with pytest.raises(ConfigError, match="already holds a run"):
                 start(run)
+
+
+def test_files_that_are_none_of_a_run_are_not_overwritten(tmp_path: Path) -> None:
+    for name in ("config.yaml", "best.yaml"):
+        (tmp_path / name).write_text("mine: 1\n")
+    with pytest.raises(
+        ConfigError, match=r"is no run directory and holds config.yaml, best.yaml, .* another --run-dir"
+    ):
+        start(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.yaml", "config.yaml"]
+
+
+def test_searches_of_one_second_have_directories_of_their_own(config: Path) -> None:
+    ask = f"from evomerge.build import default_run_directory, load_config as l; print(default_run_directory(l({str(config)!r}), 'search.yaml'))"
+    names = [
+        subprocess.run(
+            [sys.executable, "-c", f"import datetime\n{ask}"], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in "ab"
+    ]
+    assert all(re.fullmatch(r"runs/search-\d{8}-\d{6}-\d+\n", name) for name in names)
+    assert len({name.rpartition("-")[2] for name in names}) == 2
+
+
+def test_a_folder_with_spaces_is_named_as_a_shell_takes_it(tmp_path: Path) -> None:
+    start(tmp_path / "my run", finals={"finalists": 0})
+    with pytest.raises(ConfigError, match=r"`evomerge resume '.*/my run'` goes on"):
+        start(tmp_path / "my run")
+
+
+def test_a_search_that_its_strategy_has_ended_needs_no_worker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    changes = {
+        "strategy": {"name": "cma_es", "restarts": "none"},
+        "evaluation": {"kind": "synthetic", "dimension": 2},
+        "budget": {"evaluations": 5000},
+    }
+    assert "evaluations" not in start(tmp_path / "run", **changes).stopped
+    before = (tmp_path / "run" / "journal.jsonl").read_bytes()
+    resume_search(tmp_path / "run")
+    assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
+    assert "nothing is left to do: the strategy has stopped by itself (tol" in caplog.text
+
+
+def test_a_run_may_end_before_its_first_generation(tmp_path: Path) -> None:
+    """As it is told to do where every candidate fails."""
+    start(tmp_path / "run", strategy={"name": "nsga2", "population_size": 30}, finals={"finalists": 0})
+    for evaluations in (20, 31):
+        state = resume_search(tmp_path / "run", overrides=[f"budget.evaluations={evaluations}"])
+    assert state.n_evaluations[Split.SEARCH] == 31
+
+
+def test_other_packages_than_last_time_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start(tmp_path / "run")
+    path = tmp_path / "run" / "resolved.json"
+    resolved = json.loads(path.read_text())
+    path.write_text(json.dumps({**resolved, "versions": {**resolved["versions"], "numpy": "1.0"}}))
+    resume_search(tmp_path / "run")
+    assert f"this session has numpy {resolved['versions']['numpy']} and not 1.0:" in caplog.text
+    caplog.clear()
+    resume_search(tmp_path / "run")
+    assert "this session has" not in caplog.text
 
 
 def test_a_lost_journal_is_said(tmp_path: Path) -> None:

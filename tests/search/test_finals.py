@@ -313,6 +313,18 @@ def test_files_that_a_killed_process_left_behind_are_brought_up_to_date(tmp_path
     assert written.ids[-1] == "c000001", "the winner of the finals"
 
 
+def test_a_winner_of_finals_stays_the_best_until_there_are_new_ones(tmp_path: Path) -> None:
+    state = state_of({"c000001": (0.2, 0.2), "c000002": (0.5, 0.5)})
+    known = state_of({"c000001": (0.2, 0.2)})
+    known.apply(event("best", id="c000001"))
+    state.apply(event("best", id="c000001"))
+    written = BestWritten()
+    files = FrontFiles(RunDirectory(tmp_path), known, written)
+    files(state, state.evaluations["c000002", Split.SEARCH])
+    files.flush(state)
+    assert set(written.ids) == {"c000001"} == {pick(state, "best").id}
+
+
 def test_finals_that_are_held_again_are_not_finished_yet() -> None:
     state = state_of({"a": (0.5, 0.5), "b": (0.4, 0.4)})
     for step in (event("finalists", ids=["a"]), event("finished")):
