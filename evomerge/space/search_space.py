@@ -64,9 +64,9 @@ class SearchSpace:
             if parameter.name in seen:
                 raise SpaceError(f"parameter {parameter.name!r} stands twice in the search space")
             seen.add(parameter.name)
-            if not (np.isfinite(parameter.low) and np.isfinite(parameter.high) and parameter.low < parameter.high):
+            if not (parameter.low < parameter.high and np.isfinite(parameter.high - parameter.low)):
                 raise SpaceError(
-                    f"parameter {parameter.name!r}: bounds [{parameter.low}, {parameter.high}] must be finite with low < high"
+                    f"parameter {parameter.name!r}: bounds [{parameter.low}, {parameter.high}] must be finite, their distance too, with low < high"
                 )
         self.parameters = tuple(parameters)
         self._low = np.array([parameter.low for parameter in parameters])

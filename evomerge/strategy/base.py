@@ -42,13 +42,13 @@ class Strategy(Protocol):
         ...
 
     def repeat(self, recorded: Candidate) -> bool:
-        """Asks for one candidate that an earlier session was given. What is `recorded` counts, whatever comes out here.
+        """Makes the next proposal and puts `recorded` in its place: what an earlier session was given there.
 
-        Another processor or another version of a library rounds otherwise, after which proposals soon differ; the results of the past
-        are worth more than their order of events.
+        The two differ where another processor or another version of a library rounds otherwise, and soon after that everywhere. The
+        results of what was recorded are paid for, so it is that which the strategy goes on from.
 
         Returns:
-            Whether the same came out.
+            Whether the proposal was the same.
 
         Raises:
             JournalError: another candidate comes next.

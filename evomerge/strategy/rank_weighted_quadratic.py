@@ -51,8 +51,8 @@ class RankWeightedQuadratic:
     Args:
         dimension: d.
         min_archive: results that are kept at least; beyond two per coefficient of a full quadratic, or five of a diagonal one, the oldest go.
-        full: whether the model may grow from a diagonal to a full quadratic. Where it may not there are many dimensions, and a line
-            through fewer points than it has coefficients, which orders just those as they are, is of no use.
+        full: whether the model may grow from a diagonal to a full quadratic. False is for many dimensions: there it is asked only once it has
+            more results than coefficients, since a fit to fewer reproduces their order whatever they are.
         families: (d,) the number of each coordinate's family, from 0 on; None: no two coordinates belong together.
 
     Attributes:

@@ -29,7 +29,7 @@ _SLACK = 256
 class ReplayLog:
     """The seeds, asks and tells of a strategy in their order.
 
-    Takes 12 bytes a candidate and 16 for every objective, and what its items deflate to where they are kept. `records` gives
+    Takes 16 bytes a candidate, 16 for every objective, 8 a call, and what its items deflate to where they are kept. `records` gives
     them as JSON: `{"ask": [digest, ...]}`, `{"tell": [result, ...]}`, `{"seed": [result with coordinates, ...]}`; a candidate that came out
     otherwise than was recorded is kept whole: `{"ask": [[genome, parents]]}`.
 

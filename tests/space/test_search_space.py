@@ -37,6 +37,7 @@ def test_rounding_does_not_pass_a_bound() -> None:
         ([Parameter("a", 1, 1)], "low < high"),
         ([Parameter("a", 2, 1)], "low < high"),
         ([Parameter("a", 0, float("inf"))], "finite"),
+        ([Parameter("a", -1e308, 1e308)], "finite"),
         ([Parameter("a", float("nan"), 1)], "finite"),
         ([Parameter(f"p{i}", 0, 1) for i in range(MAX_DIMENSION + 1)], "the limit is"),
     ],
