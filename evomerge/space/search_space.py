@@ -66,7 +66,7 @@ class SearchSpace:
             seen.add(parameter.name)
             if not (parameter.low < parameter.high and np.isfinite(parameter.high - parameter.low)):
                 raise SpaceError(
-                    f"parameter {parameter.name!r}: bounds [{parameter.low}, {parameter.high}] must be finite, their distance too, with low < high"
+                    f"parameter {parameter.name!r}: bounds [{parameter.low}, {parameter.high}] must be finite with low < high (and so must their distance)"
                 )
         self.parameters = tuple(parameters)
         self._low = np.array([parameter.low for parameter in parameters])
