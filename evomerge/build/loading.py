@@ -1,6 +1,7 @@
 """`load_config`: a configuration file with what a search sets unless told otherwise written out, so that a run keeps what it began with."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ def load_config(path: FilePath | Mapping[str, Any], overrides: Sequence[str] | M
         ConfigError: no such file, not YAML, or wrong; the message lists every wrong key with the nearest valid one.
     """
     if isinstance(overrides, Mapping):
-        overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+        overrides = [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in overrides.items()]
     if isinstance(path, Mapping):
-        config = parse_config(dict(path), folder=Path.cwd(), overrides=overrides)
+        config = parse_config(json.loads(json.dumps(path, default=os.fspath)), folder=Path.cwd(), overrides=overrides)
     else:
         config = read_config(path, overrides)
     space, spec = config.space, METHODS.get(config.space.method)

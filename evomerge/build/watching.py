@@ -14,7 +14,7 @@ N_BEST = 5
 """So many candidates are shown."""
 
 N_RECENT = 64
-"""The rate is that of so many of the last evaluations."""
+"""The rate is that of so many of the last evaluations, and of four for each worker at least: theirs come in bursts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,8 @@ class Watcher:
         self._holder = HolderWatch(self._directory.folder)
         self._state = RunState()
         self._n_lost = 0
-        self._times: deque[float] = deque(maxlen=N_RECENT)
+        self._times: deque[float] = deque()
+        self._n_starting = 0
         self._best: list[tuple[str, tuple[float, ...], float]] = []
 
     @property
@@ -100,12 +101,17 @@ class Watcher:
 
     def _take(self, event: Mapping[str, object]) -> None:
         if event["event"] == "session":
-            self._times.clear()
+            workers = int(str(event["workers"]))
+            self._times = deque(maxlen=max(N_RECENT, 4 * workers))
+            self._n_starting = workers - 1
         elif event["event"] == "lost":
             self._n_lost += 1
         elif event["event"] == "evaluated" and event["split"] == Split.SEARCH.value:
             evaluation = self._state.evaluations[str(event["id"]), Split.SEARCH]
-            self._times.append(float(str(event["elapsed_s"])))
+            if self._n_starting:  # the first of each worker come together, when the engines have started
+                self._n_starting -= 1
+            else:
+                self._times.append(float(str(event["elapsed_s"])))
             if evaluation.status is Status.OK:
                 goals = self._state.objectives
                 scores = tuple(evaluation.value(goal.name) for goal in goals)

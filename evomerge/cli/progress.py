@@ -36,8 +36,7 @@ class Progress:
         self._n_here += 1
         entry = state.entries[evaluation.candidate_id]
         if evaluation.status is not Status.OK:
-            self._print(state, f"{evaluation.candidate_id} failed on {evaluation.split}: {evaluation.error}")
-            return
+            return  # the loop has warned of it
         value = utility(state.objectives, evaluation)
         scores = "  ".join(f"{item.name} {evaluation.value(item.name):.3f}" for item in state.objectives)
         line = f"{evaluation.candidate_id:<22} {value:.3f}   {scores}"

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from evomerge.core import canonical_json
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
@@ -262,6 +264,17 @@ class EngineConfig(_Strict):
     options: dict[str, Any] = Field(default_factory=dict)
     """handed to the engine as they are"""
 
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            canonical_json(value)
+        except (TypeError, ValueError) as problem:
+            raise ValueError(
+                f"only texts, finite numbers, true, false, null, lists and mappings of them ({problem})"
+            ) from None
+        return value
+
     @model_validator(mode="after")
     def _parallel(self) -> "EngineConfig":
         if self.tensor_parallel > 1 and self.kind == "transformers":
@@ -275,9 +288,9 @@ class ClusterConfig(_Strict):
     """Where candidates are evaluated."""
 
     kind: Literal["ray", "local"] = "ray"
-    """local: inside this process, one thread a worker"""
+    """local: inside this process, one thread a worker, without time limits and further attempts"""
     workers: int | Literal["auto"] = "auto"
-    """auto: one per GPU, else one per CPU core"""
+    """auto: one per GPU, else one per CPU core; with kind local one"""
     gpus_per_worker: float | None = Field(default=None, ge=0)
     """default: one for each process of the engine (engine.tensor_parallel); ignored where the cluster has no GPU"""
     cpus_per_worker: float = Field(default=1, gt=0)

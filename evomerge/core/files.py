@@ -21,11 +21,15 @@ def fsync_folder(folder: Path) -> None:
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`: written beside it, fsynced, renamed.
+    """Replaces `path` by `content`: written beside it, fsynced, renamed. A link keeps pointing where it does; pipes and devices are written to.
 
     Raises:
         OSError: the folder is missing, read-only or full; `path` is then untouched.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        path.write_bytes(content)
+        return
+    path = Path(os.path.realpath(path))
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -41,8 +45,8 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """`atomic_write_bytes` of UTF-8 text."""
-    atomic_write_bytes(path, text.encode())
+    """`atomic_write_bytes` of UTF-8 text; bytes of file names that are no text stand escaped."""
+    atomic_write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def atomic_write_json(path: Path, value: Json, *, sort_keys: bool = True) -> None:

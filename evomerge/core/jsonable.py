@@ -14,7 +14,10 @@ def canonical_json(value: Json) -> str:
         ValueError: NaN or an infinity, which JSON cannot say.
         TypeError: a value that is not JSON.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode(
+        errors="backslashreplace"
+    ).decode()  # lone surrogates, as in file names that are no text, escaped as JSON does
 
 
 def fingerprint(value: Json) -> str:

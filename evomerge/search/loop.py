@@ -125,6 +125,7 @@ class SearchLoop:
         self._ready: deque[str] = deque()
         self._held: list[Entry] = []
         self._held_since = 0.0
+        self._said_what_is_awaited = False
 
     @property
     def state(self) -> RunState:
@@ -298,6 +299,9 @@ class SearchLoop:
         """
         if self._stop.now or (self._stop.drain and not self._submitted):
             raise Interrupted
+        if self._stop.drain and not self._said_what_is_awaited:
+            self._said_what_is_awaited = True
+            logger.warning("stopping when what runs is done (%d); a second Ctrl-C leaves at once", len(self._submitted))
         answer = self._pool.next_done(POLL_S)
         if answer is None:
             self._on_pause(self.state)

@@ -33,7 +33,7 @@ from gpytorch.kernels import MaternKernel
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.priors import LogNormalPrior
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from evomerge.archive import non_dominated_mask
 from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
@@ -100,6 +100,12 @@ class BoOptions(StrategyOptions):
         description="look only in a box around the best point that moves and shrinks (TuRBO, arXiv 1910.01739); "
         f"auto: from {TRUST_REGION_DIMENSION} dimensions on",
     )
+
+    @field_validator("trust_region", mode="before")
+    @classmethod
+    def _as_written(cls, value: object) -> object:
+        """YAML takes on and off for true and false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class BayesianOptimisation(ReplayStrategy):

@@ -21,11 +21,14 @@ SETTINGS = {
 
 def test_settings_need_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = {"models": {"experts": {"a": "a", "b": "/b"}}, "tasks": "t.yaml", "budget": {"evaluations": 9}}
+    settings = {"models": {"experts": {"a": Path("a"), "b": "/b"}}, "tasks": "t.yaml", "budget": {"evaluations": 9}}
     config = evomerge.load_config(settings, {"budget.evaluations": 7, "tasks.0.splits": {"search": "train[:50%]"}})
     assert config.models is not None
     assert [model.path for model in config.models.experts.values()] == [str(tmp_path / "a"), "/b"]
     assert (config.budget.evaluations, config.tasks[0].splits) == (7, {"search": "train[:50%]"})
+    moved = evomerge.load_config(settings, {"models.experts.b.path": Path("/c")}).models
+    assert moved is not None
+    assert moved.experts["b"].path == "/c"
     with pytest.raises(ConfigError, match="bugdet: unknown key"):
         evomerge.load_config({**settings, "bugdet": 1})
 

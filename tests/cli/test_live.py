@@ -24,6 +24,7 @@ from evomerge.core import (
     Split,
 )
 from evomerge.evaluation.synthetic import SyntheticEvaluator
+from evomerge.search import Journal, event
 from evomerge.testing.tiny_models import write_tiny_llama
 
 
@@ -180,6 +181,30 @@ def test_watch_waits_for_a_sign_of_life_from_another_machine(tmp_path: Path, mon
     monkeypatch.setattr(watcher, "look", looked)
     watch_run(watcher, 1.0, once=True)
     assert looks == ["in the finals, process 1 on far"] * 2 + ["finished (evaluations)"]
+
+
+def test_results_that_come_in_bursts_do_not_count_as_fast(tmp_path: Path) -> None:
+    """Four workers and 10 s a candidate are 24 a minute."""
+    settings = SETTINGS | {"budget": {"evaluations": 2}, "finals": {"finalists": 0}}
+    start_search(parse_config(settings, folder=tmp_path), tmp_path / "run")
+    (tmp_path / "run" / "journal.jsonl").unlink()
+    goals = [{"name": name, "direction": "maximize", "reference": None} for name in ("f1", "f2")]
+    journal = Journal(tmp_path / "run" / "journal.jsonl")
+    journal.append(event("run", version=1, objectives=goals), event("session", pid=1, host="h", workers=4))
+    rates = []
+    for burst in range(3):
+        for number in range(4):
+            name = f"c{4 * burst + number:06d}"
+            journal.append(
+                event("asked", id=name, values=[0.5], parents=[], ask_s=0.0),
+                event(
+                    "evaluated", id=name, split="search", status="failed", scores={}, stderr={}, cost={}, error="no",
+                    row=None, checksum=None, elapsed_s=300 + 10 * burst + number / 1000,
+                ),
+            )  # fmt: skip
+        rates.append(Watcher(tmp_path / "run").look().per_minute)
+    journal.close()
+    assert rates == [None, pytest.approx(24, rel=0.01), pytest.approx(24, rel=0.01)]
 
 
 def test_watch_needs_a_run(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_strategy_options_pass_through() -> None:
         ({"cluster": {"workers": 0}}, "must be at least 1 or 'auto'"),
         ({"engine": {"kind": "transformers", "tensor_parallel": 2}}, "tensor_parallel needs kind: vllm"),
         ({"engine": {"options": {"tensor_parallel_size": 2}}}, "give tensor_parallel instead"),
+        ({"engine": {"options": {"a": [float("nan")]}}}, "engine.options: only texts, finite numbers,"),
         ({"engine": {"kind": "vlm"}}, "engine.kind: must be 'auto', 'vllm' or 'transformers'"),
         ({"engine": "vlm"}, "engine.kind: must be 'auto', 'vllm' or 'transformers' (got 'vlm')"),
     ],

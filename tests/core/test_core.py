@@ -15,6 +15,7 @@ from evomerge.core import (
     Split,
     Status,
     atomic_write_json,
+    atomic_write_text,
     canonical_json,
     fingerprint,
     load_yaml,
@@ -44,6 +45,25 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
         atomic_write_json(path, {"a": float("inf")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_links_pipes_and_names_that_are_no_text_are_written_to(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "file")
+    for text in ("one", "two"):
+        atomic_write_text(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "there" / "file").read_text() == text
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    atomic_write_text(tmp_path / "pipe", "through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    name = os.fsdecode(b"/models/z\xff")
+    atomic_write_json(tmp_path / "x.json", {"a": name})
+    assert (
+        json.loads((tmp_path / "x.json").read_text()) == json.loads(canonical_json({"a": name}).encode()) == {"a": name}
+    )
 
 
 def test_losses_flip_the_sign_of_maximised_scores_only() -> None:
@@ -87,6 +107,14 @@ def test_hostile_yaml_is_refused_with_its_place(text: str, message: str) -> None
 
 def test_names_that_look_like_dates_are_text() -> None:
     assert load_yaml("name: 2024-01-31\nother: =", "f") == {"name": "2024-01-31", "other": "="}
+
+
+def test_a_key_is_text_where_a_value_is_true() -> None:
+    assert load_yaml("{name: m2n2, on: recipes, split_point: on}", "f") == {
+        "name": "m2n2",
+        "on": "recipes",
+        "split_point": True,
+    }
 
 
 def test_anchors_used_by_hand_work() -> None:

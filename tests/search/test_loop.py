@@ -241,6 +241,18 @@ def test_interrupting_drains_what_runs_and_leaves_no_trace(tmp_path: Path, at_on
     assert [entry.values for entry in resumed.proposed] == [entry.values for entry in undisturbed.proposed]
 
 
+def test_what_an_interrupt_waits_for_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class OneAtATime(ShufflingPool):
+        def next_done(self, timeout_s: float) -> Evaluation | None:
+            stop.drain = stop.drain or len(self.requests) > 8
+            return super().next_done(timeout_s) if timeout_s else None
+
+    stop = StopRequest()
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", OneAtATime(1), stop=stop)
+    assert caplog.messages == ["stopping when what runs is done (3); a second Ctrl-C leaves at once"]
+
+
 def test_every_prefix_of_the_journal_leads_to_the_same_end(tmp_path: Path) -> None:
     # so few members that most proposals depend on what was told before
     options = {"baselines": POINTS, "budget": Budget(evaluations=16), "finals": 3, "population_size": 4}
