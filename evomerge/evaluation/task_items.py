@@ -1,7 +1,7 @@
 """The items of one task and split: their requests, built once, and their scores, computed for every candidate."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,11 +106,17 @@ class TaskItems(ItemRequests):
             metrics = self._task.process_results(item.document, results)
         except SCORER_ERRORS as error:
             raise EvaluationError(f"{where}: the scorer fails: {error!r}") from error
-        value = metrics.get(self._metric)
+        value = metrics.get(self._name_in(metrics))
         if isinstance(value, bool | int | float | np.number | np.bool_) and math.isfinite(value):
             return float(value)
         got = f"gives {value!r}" if self._metric in metrics else f"gives only {', '.join(metrics)}"
         raise EvaluationError(f"{where}: metric {self._metric!r} must be one finite number per item, the scorer {got}")
+
+    def _name_in(self, metrics: Mapping[str, Any]) -> str:
+        """What lm-eval calls the metric's values: as the metric, or what its function calls the only one that it returns (`pass@1`)."""
+        others = [name for name in metrics if name not in self._task._metric_fn_list]
+        own_scorer = callable(self._task.config.process_results)
+        return self._metric if own_scorer or self._metric in metrics or len(others) != 1 else others[0]
 
     def target(self, number: int) -> str:
         """What the task takes for the right answer of an item, as text."""

@@ -221,6 +221,22 @@ def test_a_truth_of_numpy_is_a_score(write_task, tokenizer, tmp_path):
     assert task.items(Split.SEARCH).score([], [Generation("ab", 1)] * 6).tolist() == [1.0] * 6
 
 
+@pytest.mark.parametrize("rates", ["{'pass@1': 0.5}", "{'pass@1': 0.5, 'pass@2': 1.0}"])
+def test_a_metric_may_name_its_values_itself(write_task, tokenizer, tmp_path, rates):
+    """lm-eval's own `humaneval` does: its `pass_at_k` is printed as `pass@1`."""
+    name = "one_rate" if rates.count("pass") == 1 else "two_rates"
+    (tmp_path / f"{name}.py").write_text(f"def pass_at_k(references, predictions):\n    return {rates}\n")
+    settings = {key: value for key, value in GENERATE.items() if key != "metric_list"}
+    metric = f', "metric_list": [{{"metric": !function {name}.pass_at_k, "aggregation": "mean"}}]}}'
+    path = write_task(text=json.dumps(settings)[:-1] + metric)
+    items = load_task(TaskSpec(path), tokenizer, trust_code=True).items(Split.SEARCH)
+    if name == "one_rate":
+        assert items.score([], [Generation("ab", 1)] * 6).tolist() == [0.5] * 6
+        return
+    with pytest.raises(EvaluationError, match=r"metric 'pass_at_k' .* gives only pass@1, pass@2"):
+        items.score([], [Generation("ab", 1)] * 6)
+
+
 @pytest.mark.parametrize(
     "report",
     [
