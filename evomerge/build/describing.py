@@ -11,6 +11,10 @@ _MANY, _ENOUGH_EACH = 13, 6
 """parameters, and candidates for each of them: 4 for each of 36 found nothing better than baselines on the demo models, 6 for each of 24 did"""
 
 
+_AVERAGING = ("cma_es", "catcma", "ga")
+"""strategies that take several objectives for one, their mean"""
+
+
 def describe(problem: Problem) -> list[str]:
     """What a search would do, in a few lines."""
     config, choice = problem.config, chosen_strategy(problem)
@@ -40,7 +44,7 @@ def describe(problem: Problem) -> list[str]:
             for name in problem.own
             if name not in problem.own_values() and problem.crossings is None
         ]
-    return lines + [f"note        {note}" for note in notes_on_budget(problem)]
+    return lines + [f"note        {note}" for note in notes(problem)]
 
 
 def _budget(problem: Problem) -> str:
@@ -50,8 +54,26 @@ def _budget(problem: Problem) -> str:
     )
 
 
-def notes_on_budget(problem: Problem) -> list[str]:
-    """What to tell the user of a budget that leaves nothing, or little for so many parameters, to be searched with."""
+def notes(problem: Problem) -> list[str]:
+    """What to tell the user of a search that can be run but is hardly what was meant."""
+    return _on_budget(problem) + _on_objectives(problem)
+
+
+def _on_objectives(problem: Problem) -> list[str]:
+    """Of a strategy that would take the mean of scores and costs."""
+    name, options = chosen_strategy(problem).name, problem.config.strategy.options
+    costs = [goal.name for goal in problem.objectives if goal.name.startswith("cost.")]
+    if name not in _AVERAGING or not costs or len(problem.objectives) == 1 or options.get("weights") is not None:
+        return []
+    advice = "give strategy.weights, or take" if name == "cma_es" else "take"
+    return [
+        f"objectives: {name} searches for the best mean of all objectives, in which {', '.join(costs)} may outweigh scores from 0 to 1; "
+        f"{advice} a strategy that keeps them apart (nsga2, map)"
+    ]
+
+
+def _on_budget(problem: Problem) -> list[str]:
+    """Of a budget that leaves nothing, or little for so many parameters, to be searched with."""
     wanted, count, dimension = problem.config.budget.evaluations, len(problem.baselines()), problem.space.dimension
     if wanted is None:
         return []

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from evomerge.build.changes import given, resumed_config
-from evomerge.build.describing import notes_on_budget
+from evomerge.build.describing import notes
 from evomerge.build.fingerprints import source_marks
 from evomerge.build.pools import RunPool, worker_pool
 from evomerge.build.problem import Problem, make_problem, model_table
@@ -75,7 +75,7 @@ def start_search(
     directory = RunDirectory(Path(run_directory))
     _refuse_results(directory)
     problem = make_problem(config)
-    for note in notes_on_budget(problem):
+    for note in notes(problem):
         logger.warning(note)
     check_weights(problem)
     config_text = config_text or yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)

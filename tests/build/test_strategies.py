@@ -44,3 +44,19 @@ def test_options_are_those_of_the_chosen_strategy() -> None:
     assert chosen_strategy(problem("sphere", 3, strategy={"name": "auto", "sigma0": 0.3})).name == "cma_es"
     with pytest.raises(Exception, match="map has no option 'sigma0'"):
         problem("zdt1", 3, strategy={"name": "auto", "sigma0": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "objectives", "noted"),
+    [
+        ("cma_es", ["f1", "cost.generated_tokens"], True),
+        ("ga", ["f1", "cost.layers"], True),
+        ({"name": "cma_es", "weights": {"f1": 1, "cost.layers": 0.01}}, ["f1", "cost.layers"], False),
+        ("cma_es", ["f1"], False),
+        ("cma_es", ["cost.layers"], False),
+        ("auto", ["f1", "cost.layers"], False),
+    ],
+)
+def test_a_mean_of_scores_and_costs_is_noted(strategy: Any, objectives: list[str], noted: bool) -> None:
+    lines = describe(problem("sphere", 3, strategy=strategy, objectives=objectives))
+    assert any("may outweigh scores" in line for line in lines) == noted
