@@ -49,7 +49,8 @@ def resumed_config(
     stored = dict(resolved["config"])
     for key, _, new in changes:
         _put(stored, key.split("."), new)
-    config = parse_config(stored, folder=Path("/"), where=directory.resolved.name, overrides=overrides)
+    where = directory.config if changes else directory.resolved
+    config = parse_config(stored, folder=Path("/"), where=str(where), overrides=overrides)
     return config, edited
 
 

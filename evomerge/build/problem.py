@@ -222,6 +222,7 @@ def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
             headers |= read_models({key: place})
         except EvomergeError as error:
             errors.append(f"{names_of[key]}: {error}")
+    errors += [] if begun else _experts_named_twice(config)
     names, wrong = checked_task_names(config)
     errors += wrong
     if errors:
@@ -259,6 +260,17 @@ def model_settings(config: SearchConfig) -> dict[str, str]:
         return {}
     named = {model.key: f"models.experts.{name}" for name, model in models.experts.items()}
     return named | ({models.base.key: "models.base"} if models.base else {})
+
+
+def _experts_named_twice(config: SearchConfig) -> list[str]:
+    """A line for every expert that is the same model as one before it: the search would weigh one model by two parameters."""
+    first: dict[str, str] = {}
+    experts = config.models.experts if config.models else {}
+    return [
+        f"models.experts.{name}: is the same model as {first[model.key]}, {model.key}; leave one out"
+        for name, model in experts.items()
+        if first.setdefault(model.key, name) != name
+    ]
 
 
 def adapted_models(config: SearchConfig) -> dict[str, tuple[str, str]]:

@@ -137,7 +137,7 @@ def plan(
         Path | None, typer.Option("--from", metavar="RUN", help="Take the candidates' times from this run.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds of a candidate, where no run was made yet.")] = None,
-    price: Annotated[float | None, typer.Option(help="Price of a worker's hour.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of a worker's hour.")] = None,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Run the loop and the strategy on a clock that only counts.")
     ] = False,

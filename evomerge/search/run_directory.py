@@ -47,8 +47,8 @@ class RunDirectory:
             raise JournalError(f"{self.folder}: not a run directory (no {self.resolved.name} in it)") from None
         except ValueError as problem:
             raise JournalError(f"{self.resolved}: not readable: {problem}") from None
-        if not isinstance(value, dict):
-            raise JournalError(f"{self.resolved}: expected a mapping")
+        if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
+            raise JournalError(f"{self.resolved}: has no configuration in it, so it is damaged or none of a run")
         return value
 
     def check_journal(self) -> None:

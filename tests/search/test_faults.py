@@ -215,6 +215,16 @@ def test_an_edited_configuration_is_refused_with_the_difference(tmp_path: Path) 
     assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
 
 
+def test_a_wrong_edit_is_named_where_it_is(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    _edit(tmp_path / "run", cluster={"kind": "local", "workers": "two"})
+    with pytest.raises(ConfigError, match=r"/run/config\.yaml: 1 problem\n.*cluster\.workers"):
+        resume_search(tmp_path / "run")
+    (tmp_path / "run" / "resolved.json").write_text("{}")
+    with pytest.raises(JournalError, match="has no configuration in it"):
+        open_run(tmp_path / "run")
+
+
 def test_an_edit_of_what_may_change_counts(tmp_path: Path) -> None:
     start(tmp_path / "run")
     _edit(tmp_path / "run", budget={"evaluations": 40}, cluster={"kind": "local", "workers": 5})
