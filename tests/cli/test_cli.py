@@ -121,7 +121,7 @@ def test_validate_says_what_would_be_searched(project: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "4 parameters" in result.stdout
     assert "weight[a] in [0, 1.5]" in result.stdout
-    assert "toy (maximize)" in result.stdout
+    assert "toy (maximize acc)" in result.stdout
 
 
 def test_validate_loads_the_items_where_asked(project: Path) -> None:
