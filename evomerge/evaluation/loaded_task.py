@@ -113,6 +113,7 @@ def _load_data(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Data split -> its rows (`datasets.Dataset`), loaded as lm-eval loads them, but once for all splits."""
     import datasets
 
+    datasets.utils.logging.set_verbosity_error()  # of what is in a cache, each time
     custom = settings.get("custom_dataset")
     kwargs = dict(settings.get("dataset_kwargs") or {})
     # Refused by datasets from 4.0 on, which run no code of data sets any more; lm-eval drops it too.
@@ -224,7 +225,13 @@ def _build_items(where: str, task: Any, spec: TaskSpec, encoder: Encoder) -> lis
                 chat_template=encoder.conversation if prompt.apply_chat_template else None,
             )
     except (*SCORER_ERRORS, jinja2.TemplateError) as error:
-        raise EvaluationError(f"{where}: lm-eval cannot build the requests: {error!r}") from error
+        wanted, known = task.config.num_fewshot, len(task.sampler.df) if hasattr(task, "sampler") else 0
+        why = (
+            f"{wanted} solved examples for each item are to be taken from {known}"
+            if wanted >= known > 0
+            else repr(error)
+        )
+        raise EvaluationError(f"{where}: lm-eval cannot build the requests: {why}") from error
     by_document: dict[int, list[Any]] = {}
     for instance in task.instances:
         by_document.setdefault(instance.doc_id, []).append(instance)

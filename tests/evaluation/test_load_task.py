@@ -141,6 +141,14 @@ def test_few_shot_examples_come_from_their_split(write_task, tokenizer):
     assert all("answer" in shot for shot in shots[:2])
 
 
+@pytest.mark.parametrize("sampler", ["default", "first_n"])
+def test_more_examples_than_there_are(write_task, tokenizer, sampler):
+    path = write_task(num_fewshot=6, fewshot_split="search", fewshot_config={"sampler": sampler})
+    with pytest.raises(EvaluationError, match="6 solved examples for each item are to be taken from 6"):
+        load_task(TaskSpec(path), tokenizer)
+    assert load_task(TaskSpec(path, num_fewshot=5), tokenizer)
+
+
 @pytest.mark.parametrize(("content", "reason"), [("", "a file is empty"), ('{"q": 1}\n{"q": ', "JSON parse error")])
 def test_damaged_data_is_the_users_to_mend(write_task, tokenizer, tmp_path, content, reason):
     path = write_task()
