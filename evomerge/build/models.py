@@ -1,4 +1,4 @@
-"""Work on single models outside a search: scoring one on a configuration's tasks."""
+"""Work on single models outside a search: scoring one on a configuration's tasks, and writing the model that a recipe makes."""
 
 import os
 import re

@@ -7,7 +7,7 @@ import heapq
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -252,6 +252,6 @@ def synthetic_times(problem: Problem) -> list[float]:
 def as_json(what: Sizes, forecasts: Sequence[Forecast]) -> Mapping[str, object]:
     """A plan as JSON; seconds and bytes."""
     return {
-        "sizes": {name: getattr(what, name) for name in (*what.__dataclass_fields__, "worker_bytes")},
-        "forecasts": [{name: getattr(item, name) for name in item.__dataclass_fields__} for item in forecasts],
+        "sizes": {**asdict(what), "worker_bytes": what.worker_bytes},
+        "forecasts": [asdict(item) for item in forecasts],
     }

@@ -200,8 +200,10 @@ def leader(state: RunState) -> str | None:
 
     Of equals it is the first that was asked.
     """
+    if state.best_id is not None:
+        return state.best_id
     best = max(state.iter_evaluated(), key=lambda item: _rank(state, item), default=None)
-    return state.best_id or (None if best is None else best.candidate_id)
+    return None if best is None else best.candidate_id
 
 
 def _rank(state: RunState, evaluation: Evaluation) -> tuple[float, int]:
