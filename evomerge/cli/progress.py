@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from evomerge.core import Evaluation, EvomergeError, Split, Status
-from evomerge.search import Interrupted, RunDirectory, RunState, indifferent, utility
+from evomerge.search import Interrupted, RunDirectory, RunState, indifferent, standing
 
 STATUS_EVERY_S = 10.0
 """How often a status line is printed where nothing improves."""
@@ -26,8 +26,8 @@ class Progress:
 
     def __init__(self, folder: Path, n_evaluations: int | None, known: RunState | None = None) -> None:
         self._folder, self._budget = folder, n_evaluations
-        before = [] if known is None else [utility(known.objectives, item) for item in known.iter_evaluated()]
-        self._best = max(before, default=float("-inf"))
+        before = [] if known is None else [standing(known.objectives, item) for item in known.iter_evaluated()]
+        self._best = max(before, default=(float("-inf"),))
         self._started = self._last = time.monotonic()
         self._n_here = 0
 
@@ -37,22 +37,22 @@ class Progress:
         entry = state.entries[evaluation.candidate_id]
         if evaluation.status is not Status.OK:
             return  # the loop has warned of it
-        value = utility(state.objectives, evaluation)
+        here = standing(state.objectives, evaluation)
         scores = "  ".join(f"{item.name} {evaluation.value(item.name):.3f}" for item in state.objectives)
-        line = f"{evaluation.candidate_id:<22} {value:.3f}   {scores}"
+        line = f"{evaluation.candidate_id:<22} {here[0]:.3f}   {scores}"
         if evaluation.split is not Split.SEARCH:
             self._print(state, f"{evaluation.split}: {line}")
         elif entry.baseline:
             self._print(state, line)
-            self._best = max(self._best, value)
+            self._best = max(self._best, here)
             if all(state.evaluations.get((item.id, Split.SEARCH)) is not None for item in state.baselines):
                 self._say_what_cannot_be_searched(state)
-        elif value > self._best:
-            self._best = value
+        elif here > self._best:
+            self._best = here
             self._print(state, f"{line}   best so far")
         elif time.monotonic() - self._last > STATUS_EVERY_S:
             rate = self._n_here / (time.monotonic() - self._started)
-            self._print(state, f"{line}   ({60 * rate:.0f}/min, best {self._best:.3f})")
+            self._print(state, f"{line}   ({60 * rate:.0f}/min, best {self._best[0]:.3f})")
 
     def _say_what_cannot_be_searched(self, state: RunState) -> None:
         same = [f"{name} ({score:.3f})" for name, score in indifferent(state).items()]

@@ -21,7 +21,7 @@ from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, St
 from evomerge.search.recorder import RunRecorder, open_items, with_items
 from evomerge.search.run_directory import RunDirectory, writing_into
 from evomerge.search.run_lock import HolderWatch, RunLock
-from evomerge.search.state import RunState, utility
+from evomerge.search.state import RunState, standing, utility
 from evomerge.search.summary import (
     Z_95,
     headline,
@@ -69,6 +69,7 @@ __all__ = [
     "read_journal",
     "reference_losses",
     "run_finals",
+    "standing",
     "summarize",
     "tuned_task_arithmetic",
     "utility",

@@ -11,7 +11,7 @@ from evomerge.search.front_files import front_of
 from evomerge.search.journal import event
 from evomerge.search.loop import SearchLoop
 from evomerge.search.recorder import RunRecorder
-from evomerge.search.state import RunState, utility
+from evomerge.search.state import RunState, standing
 
 
 def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> RunState:
@@ -43,22 +43,23 @@ def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> Run
 
 
 def choose_finalists(state: RunState, count: int) -> list[str]:
-    """The `count` best on the search split: half by the mean of the objectives, the rest from the front, then by the mean.
+    """The `count` best on the search split: half by their `standing`, the rest from the front, then by the standing; of equals the smaller id.
 
     Raises:
         EvaluationError: no evaluation ended well.
     """
-    ranked = sorted((-utility(state.objectives, item), item.candidate_id) for item in state.iter_evaluated())
+    ranked = sorted(state.iter_evaluated(), key=lambda item: item.candidate_id)
     if not ranked:
         raise EvaluationError("no candidate was evaluated well, so there is nothing to choose from")
-    names = [name for _, name in ranked]
+    ranked.sort(key=lambda item: standing(state.objectives, item), reverse=True)
+    names = [item.candidate_id for item in ranked]
     on_front = {member.candidate_id for member in front_of(state).members}
     first = names[: (count + 1) // 2]
     return list(dict.fromkeys([*first, *(name for name in names if name in on_front), *names]))[:count]
 
 
 def best_on_select(state: RunState, names: Sequence[str]) -> str:
-    """The one with the highest mean of the objectives on `select`; of equals the better on `search`, then the smaller id.
+    """The one with the highest `standing` on `select`; of equals the better on `search`, then the smaller id.
 
     Raises:
         EvaluationError: every one failed there.
@@ -69,18 +70,13 @@ def best_on_select(state: RunState, names: Sequence[str]) -> str:
         raise EvaluationError(
             f"every finalist failed on the select split; the first: {results[0].error}\nMend the cause and resume the run: they are evaluated again"
         )
-    ranked = sorted(
-        good,
-        key=lambda item: (
-            -utility(state.objectives, item),
-            -_on_search(state, item.candidate_id),
-            item.candidate_id,
-        ),
-    )
-    return ranked[0].candidate_id
+    return max(
+        sorted(good, key=lambda item: item.candidate_id),
+        key=lambda item: (standing(state.objectives, item), _on_search(state, item.candidate_id)),
+    ).candidate_id
 
 
-def _on_search(state: RunState, name: str) -> float:
-    """The mean of the objectives on `search`; below all others where a baseline failed there."""
+def _on_search(state: RunState, name: str) -> tuple[float, ...]:
+    """The standing on `search`; below all others where a baseline failed there."""
     evaluation = state.evaluations[name, Split.SEARCH]
-    return utility(state.objectives, evaluation) if evaluation.status is Status.OK else -math.inf
+    return standing(state.objectives, evaluation) if evaluation.status is Status.OK else (-math.inf,)

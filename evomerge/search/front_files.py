@@ -22,7 +22,7 @@ from evomerge.core import (
 )
 from evomerge.recipe import Recipe, write_recipe
 from evomerge.search.run_directory import RunDirectory, writing_into
-from evomerge.search.state import RunState, utility
+from evomerge.search.state import RunState, standing
 from evomerge.search.tables import Entry
 from evomerge.strategy import candidate_id
 
@@ -69,9 +69,9 @@ def front_of(state: RunState) -> Front:
 
 
 def best_of_front(state: RunState) -> list[Evaluation]:
-    """The members of the front, best mean first, then by id."""
-    members = front_of(state).members
-    return sorted(members, key=lambda item: (-utility(state.objectives, item), item.candidate_id))
+    """The members of the front, the highest `standing` first, then by id."""
+    members = front_of(state).members  # by id, which sorting keeps among equals
+    return sorted(members, key=lambda item: standing(state.objectives, item), reverse=True)
 
 
 def front_json(state: RunState, front: Front) -> dict[str, Json]:
@@ -103,7 +103,7 @@ class FrontFiles:
     def __init__(self, directory: RunDirectory, state: RunState, recipe_of: Callable[[Entry], Recipe | None]) -> None:
         self._directory, self._recipe_of = directory, recipe_of
         self._front = front_of(state)
-        self._best = max((_rank(state, item) for item in state.iter_evaluated()), default=(-np.inf, 0))
+        self._best = max((_rank(state, item) for item in state.iter_evaluated()), default=((-np.inf,), 0))
         self._front_changed, self._new_best = bool(self._front), leader(state)
         self._next_write = -np.inf
 
@@ -206,9 +206,9 @@ def leader(state: RunState) -> str | None:
     return None if best is None else best.candidate_id
 
 
-def _rank(state: RunState, evaluation: Evaluation) -> tuple[float, int]:
+def _rank(state: RunState, evaluation: Evaluation) -> tuple[tuple[float, ...], int]:
     """Larger is better, whatever order results come in."""
-    return utility(state.objectives, evaluation), -state.entries.position(evaluation.candidate_id)
+    return standing(state.objectives, evaluation), -state.entries.position(evaluation.candidate_id)
 
 
 def _member(evaluation: Evaluation, names: Sequence[str]) -> Mapping[str, Json]:

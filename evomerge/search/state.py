@@ -216,11 +216,18 @@ def utility(objectives: Sequence[Objective], evaluation: Evaluation) -> float:
     Costs (`cost.*`) have other units and are left out unless they are all there is.
     """
     scores = [objective for objective in objectives if not objective.name.startswith("cost.")] or list(objectives)
-    signed = [
-        evaluation.value(item.name) if item.direction is Direction.MAXIMIZE else -evaluation.value(item.name)
-        for item in scores
-    ]
-    return sum(signed) / len(signed)
+    return sum(_signed(item, evaluation) for item in scores) / len(scores)
+
+
+def standing(objectives: Sequence[Objective], evaluation: Evaluation) -> tuple[float, ...]:
+    """`utility`, and where that is equal the costs one after the other; higher is better. What dominates another stands higher."""
+    costs = [objective for objective in objectives if objective.name.startswith("cost.")]
+    return utility(objectives, evaluation), *(_signed(item, evaluation) for item in costs)
+
+
+def _signed(objective: Objective, evaluation: Evaluation) -> float:
+    value = evaluation.value(objective.name)
+    return value if objective.direction is Direction.MAXIMIZE else -value
 
 
 def _genome(event: Mapping[str, Any]) -> Genome | None:

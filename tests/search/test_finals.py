@@ -77,6 +77,30 @@ def test_a_baseline_that_failed_on_search_may_still_win_on_select() -> None:
     assert best_on_select(tied, ["a", "b"]) == "b"
 
 
+def test_of_equal_scores_the_cheaper_is_better(tmp_path: Path) -> None:
+    """Scores of a few items are often equal; what another dominates is never the best."""
+    goals = [("f", "maximize"), ("cost.layers", "minimize")]
+    state = RunState.of(
+        [event("run", version=1, objectives=[{"name": n, "direction": d, "reference": None} for n, d in goals])]
+    )
+    for number, (score, layers) in enumerate([(0.5, 6.0), (0.4, 2.0), (0.5, 4.0), (0.5, 5.0)]):
+        name = f"c{number:06d}"
+        state.apply(event("asked", id=name, values=[0.5], parents=[], ask_s=0.0))
+        for split in ("search", "select"):
+            state.apply(
+                event(
+                    "evaluated", id=name, split=split, status="ok", scores={"f": score}, stderr={}, cost={"layers": layers},
+                    error=None, row=None, checksum=None, elapsed_s=1.0,
+                )
+            )  # fmt: skip
+    names = list(state.entries)
+    assert leader(state) == best_on_select(state, names) == "c000002"
+    assert choose_finalists(state, 4) == ["c000002", "c000003", "c000001", "c000000"]
+    written = BestWritten()
+    FrontFiles(RunDirectory(tmp_path), state, written).flush(state)
+    assert written.ids == ["c000002"]
+
+
 def test_picking() -> None:
     state = state_of({"c000001": (1.0, 0.0), "c000002": (0.8, 0.7), "c000003": (0.0, 1.0)})
     assert pick(state, "best").id == "c000002"
