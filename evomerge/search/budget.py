@@ -26,8 +26,10 @@ class Budget:
         reasons: dict[str, Json] = {}
         if self.evaluations is not None and len(state.entries) >= self.evaluations:
             reasons["evaluations"] = self.evaluations
-        if self.items is not None and state.items_told + (len(state.pending) + 1) * state.items_each > self.items:
-            reasons["items"] = self.items
+        if self.items is not None:
+            unknown = state.items_each == 0 and bool(state.pending)  # what a candidate takes, the first one says
+            if unknown or state.items_told + (len(state.pending) + 1) * state.items_each > self.items:
+                reasons["items"] = self.items
         if self.hours is not None and elapsed_s >= self.hours * 3600:
             reasons["hours"] = self.hours
         if state.failed_in_a_row >= MAX_FAILURES_IN_A_ROW:

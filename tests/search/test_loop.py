@@ -168,6 +168,12 @@ def test_the_budget_counts_baselines_and_is_kept_exactly(tmp_path: Path) -> None
     assert not state.entries
 
 
+def test_a_budget_of_items_is_kept_from_the_first_candidate_on(tmp_path: Path) -> None:
+    state = run(tmp_path / "run", ShufflingPool(2), budget=Budget(items=70), in_flight=6)
+    assert (state.n_evaluations[Split.SEARCH], state.items_told) == (3, 60.0)
+    assert state.stopped == {"items": 70}
+
+
 def test_baselines_come_first_and_reach_the_strategy(tmp_path: Path) -> None:
     pool = ShufflingPool(1)
     state = run(tmp_path / "run", pool, baselines=POINTS, strategy="cma_es", sigma0=0.01)
