@@ -1,18 +1,25 @@
 """Workers inside this process, one thread each: for tests, for the synthetic evaluation, and for one light engine."""
 
+import logging
 import queue
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from evomerge.cluster.worker import failed, make_evaluator
 from evomerge.core import Evaluation, EvaluationRequest, Json
+
+logger = logging.getLogger(__name__)
 
 THREAD_NAME = "evomerge-worker"
 """what the names of worker threads begin with"""
 
 CLOSING_S = 20.0
 """how long `close` waits: enough to free an engine, not enough to sit out a hung evaluation"""
+
+SILENT_S = 0.5
+"""how long it waits before it says so"""
 
 
 class LocalPool:
@@ -52,12 +59,24 @@ class LocalPool:
         return result
 
     def close(self) -> None:
-        """Lets the threads end after what they are doing, and waits for that, at most `CLOSING_S`."""
+        """Lets the threads end after what they are doing, and waits for that, at most `CLOSING_S`; what is still queued is dropped."""
+        with suppress(queue.Empty):
+            while True:
+                self._requests.get_nowait()
         for _ in self._threads:
             self._requests.put(None)
-        deadline = time.monotonic() + CLOSING_S
+        if not self._have_ended(SILENT_S):
+            logger.warning(
+                "waiting up to %g s for the evaluations that run, so that their engines are freed", CLOSING_S
+            )
+            self._have_ended(CLOSING_S)
+
+    def _have_ended(self, timeout_s: float) -> bool:
+        """Whether all threads have ended in this time."""
+        deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
         try:

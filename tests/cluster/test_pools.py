@@ -60,6 +60,16 @@ def test_local_pool_evaluates_everything_once(tmp_path: Path) -> None:
     pool.close()
 
 
+def test_a_closing_local_pool_ends_what_runs_and_nothing_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
+    submit(pool, "slow-1", "ok-2", "ok-3")
+    while not (tmp_path / "slow-1").exists():
+        time.sleep(0.01)
+    pool.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "slow-1"]
+    assert caplog.messages == ["waiting up to 20 s for the evaluations that run, so that their engines are freed"]
+
+
 def test_local_pool_reports_an_evaluator_that_cannot_be_made() -> None:
     pool = LocalPool(UNLOADABLE, {}, 1)
     with pytest.raises(CheckpointError, match="holds NaN"):
