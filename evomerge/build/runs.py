@@ -314,13 +314,20 @@ def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> dict[str,
 
 def _refuse_results(directory: RunDirectory) -> None:
     """Raises ConfigError where a new run would overwrite a run's results, or files that are none of a run."""
-    directory.check_journal()
-    own = (directory.config, directory.models, directory.front_csv, directory.best, directory.summary)
+    own = (
+        directory.config,
+        directory.models,
+        directory.front_json,
+        directory.front_csv,
+        directory.best,
+        directory.summary,
+    )
     strange = [path.name for path in own if path.exists()]
     if strange and not directory.exists:
         raise ConfigError(
             f"{directory.folder} is no run directory and holds {', '.join(strange)}, which a run would overwrite; choose another --run-dir"
         )
+    directory.check_journal()
     if directory.exists and RunState.of(read_journal(directory.journal)).evaluations:
         raise ConfigError(
             f"{directory.folder} already holds a run: `{directory.resume_command}` goes on with it; "

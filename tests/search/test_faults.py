@@ -73,13 +73,13 @@ def test_a_run_that_was_stopped_while_it_started(tmp_path: Path) -> None:
 
 
 def test_files_that_are_none_of_a_run_are_not_overwritten(tmp_path: Path) -> None:
-    for name in ("config.yaml", "best.yaml"):
+    for name in ("config.yaml", "front.json", "best.yaml"):
         (tmp_path / name).write_text("mine: 1\n")
     with pytest.raises(
-        ConfigError, match=r"is no run directory and holds config.yaml, best.yaml, .* another --run-dir"
+        ConfigError, match=r"is no run directory and holds config.yaml, front.json, best.yaml, .* another --run-dir"
     ):
         start(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.yaml", "config.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.yaml", "config.yaml", "front.json"]
 
 
 def test_searches_of_one_second_have_directories_of_their_own(config: Path) -> None:
