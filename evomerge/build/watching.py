@@ -7,8 +7,8 @@ from pathlib import Path
 
 from evomerge.build.reading import is_over
 from evomerge.config import SearchConfig, parse_config
-from evomerge.core import FilePath, Objective, Split, Status
-from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, utility
+from evomerge.core import Evaluation, FilePath, Objective, Split, Status
+from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, standing, utility
 
 N_BEST = 5
 """So many candidates are shown."""
@@ -71,7 +71,7 @@ class Watcher:
         self._n_lost = 0
         self._times: deque[float] = deque()
         self._n_starting = 0
-        self._best: list[tuple[str, tuple[float, ...], float]] = []
+        self._best: list[Evaluation] = []
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -96,8 +96,13 @@ class Watcher:
         left = None if rate is None or wanted is None or over else 60 * max(0, wanted - count) / rate
         return Look(
             status, over, sure, count, wanted, state.evaluations.count(Status.FAILED), self._n_lost, len(state.pending),
-            state.elapsed_s, rate, left, tuple(self._best), state.last_error,
+            state.elapsed_s, rate, left, tuple(map(self._row, self._best)), state.last_error,
         )  # fmt: skip
+
+    def _row(self, evaluation: Evaluation) -> tuple[str, tuple[float, ...], float]:
+        """What a look has of one of the best."""
+        goals = self.objectives
+        return evaluation.candidate_id, tuple(evaluation.value(goal.name) for goal in goals), utility(goals, evaluation)
 
     def _take(self, event: Mapping[str, object]) -> None:
         if event["event"] == "session":
@@ -113,10 +118,9 @@ class Watcher:
             else:
                 self._times.append(float(str(event["elapsed_s"])))
             if evaluation.status is Status.OK:
-                goals = self._state.objectives
-                scores = tuple(evaluation.value(goal.name) for goal in goals)
-                self._best.append((evaluation.candidate_id, scores, utility(goals, evaluation)))
-                self._best = sorted(self._best, key=lambda row: (-row[2], row[0]))[:N_BEST]
+                self._best = sorted([*self._best, evaluation], key=lambda item: item.candidate_id)
+                self._best.sort(key=lambda item: standing(self._state.objectives, item), reverse=True)
+                del self._best[N_BEST:]
 
     def _status(self) -> tuple[str, bool, bool]:
         holder = self._holder.look()

@@ -207,6 +207,28 @@ def test_results_that_come_in_bursts_do_not_count_as_fast(tmp_path: Path) -> Non
     assert rates == [None, pytest.approx(24, rel=0.01), pytest.approx(24, rel=0.01)]
 
 
+def test_watch_shows_the_cheaper_of_equal_scores_first(tmp_path: Path) -> None:
+    settings = SETTINGS | {"budget": {"evaluations": 2}, "finals": {"finalists": 0}}
+    start_search(parse_config(settings, folder=tmp_path), tmp_path / "run")
+    (tmp_path / "run" / "journal.jsonl").unlink()
+    goals = [("f", "maximize"), ("cost.layers", "minimize")]
+    journal = Journal(tmp_path / "run" / "journal.jsonl")
+    journal.append(
+        event("run", version=1, objectives=[{"name": n, "direction": d, "reference": None} for n, d in goals])
+    )
+    for name, layers in (("c000000", 6.0), ("c000001", 4.0), ("c000002", 5.0)):
+        journal.append(
+            event("asked", id=name, values=[0.5], parents=[], ask_s=0.0),
+            event(
+                "evaluated", id=name, split="search", status="ok", scores={"f": 0.5}, stderr={}, cost={"layers": layers},
+                error=None, row=None, checksum=None, elapsed_s=1.0,
+            ),
+        )  # fmt: skip
+    journal.close()
+    rows = [("c000001", (0.5, 4.0), 0.5), ("c000002", (0.5, 5.0), 0.5), ("c000000", (0.5, 6.0), 0.5)]
+    assert list(Watcher(tmp_path / "run").look().best) == rows
+
+
 def test_watch_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(JournalError, match="not a run directory"):
         Watcher(tmp_path)
