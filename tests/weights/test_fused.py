@@ -240,6 +240,17 @@ def test_norms_known_for_every_density_are_those_measured(method, math_dtype, mo
     assert set(known) == {True, False}
 
 
+def test_norms_of_dare_and_della_are_known_side_by_side(monkeypatch):
+    """Their masks have the same keys, where the recipes have the same seed."""
+    monkeypatch.setattr(statistics, "_LARGE", 0)
+    plan, pool = fixed_case("della", 2, rescale=True, shape=(30, 64))
+    (step,) = plan.steps
+    known = Statistics(pool)
+    for method in ("dare_ties", "della", "dare_ties"):
+        form = fuse(replace(step, method=method), 0, known)
+        assert all(norms.kept is not None for norms in form.norms.values())
+
+
 @pytest.mark.parametrize("method", ["dare_linear", "della_linear"])
 def test_measured_norms_are_the_known_ones_to_the_last_bit(method, monkeypatch):
     measured, known = kept_norms_seen(method, monkeypatch, batch, lambda plan, pool: next(Merger(pool).tensors(plan)))

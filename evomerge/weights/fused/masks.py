@@ -2,7 +2,10 @@
 
 import numba
 
-from evomerge.weights.fused.lanes import floats, lessened, load_uint16, random_halves, to_halves
+from evomerge.weights.fused.lanes import floats, lessened, load_uint16, prefetch, random_halves, to_halves
+
+_AHEAD = 2048
+"""bytes between the ranks that are loaded and those that are asked for: without, waiting for them took a quarter of a mask's time"""
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
@@ -14,5 +17,6 @@ def decisions(key0, key1, ranks, step, window):  # type: ignore[no-untyped-def]
     """
     numbers = random_halves(key0, key1, window)
     if ranks != 0:
+        prefetch(ranks + 2 * window + _AHEAD)
         return lessened(numbers, to_halves(load_uint16(ranks + 2 * window) * floats(step)))
     return numbers

@@ -75,7 +75,7 @@ class Statistics:
         self._inner: dict[tuple[TensorKey | None, TensorKey, TensorKey], float] = {}
         self._l1: dict[Pair, float] = {}
         self._seed = 0
-        self._kept_norms: dict[tuple[Pair, tuple[int, int]], tuple[float, NDArray[np.float64]]] = {}
+        self._kept_norms: dict[tuple[Pair, tuple[int, int], bool], tuple[float, NDArray[np.float64]]] = {}
         self._ranks: dict[Pair, NDArray[np.uint16]] = {}
         self._orders: dict[TensorKey, tuple[Experts, NDArray[np.uint32], int]] = {}
         self._square_sums: dict[Experts, dict[int, list[float]]] = {}
@@ -152,7 +152,8 @@ class Statistics:
             ranks: of the elements.
             step: how many more numbers each rank adds. Norms are known for the first one asked for.
         """
-        found = self._kept_norms.get((pair, key))
+        mask = (pair, key, ranks is not None)
+        found = self._kept_norms.get(mask)
         if found is None:
             base, tensor = self._tensors(pair)
             if self._once or tensor.numel() < _LARGE or len(self._kept_norms) >= _MOST_KEPT_NORMS:
@@ -161,7 +162,7 @@ class Statistics:
             norms = kept_norms(
                 *_places(base, tensor), self.precision, tensor.numel(), *key, rank_address, np.float32(step), grid
             )
-            found = self._kept_norms[pair, key] = step, norms
+            found = self._kept_norms[mask] = step, norms
         return float(found[1][keep]) if found[0] == step else None
 
     def ranks(self, pair: Pair, n_columns: int) -> NDArray[np.uint16]:
