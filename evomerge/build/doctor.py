@@ -59,10 +59,10 @@ def examine(folder: FilePath, address: str | None = None) -> list[Finding]:
 
 
 def _python() -> Iterator[Finding]:
-    good = sys.version_info[:2] in ((3, 11), (3, 12))
+    good = sys.version_info[:2] in ((3, 11), (3, 12), (3, 13))
     yield Finding(
         "python", Grade.GOOD if good else Grade.BAD, f"{platform.python_version()} on {platform.system()} {platform.release()}",
-        "" if good else "install Python 3.11 or 3.12",
+        "" if good else "install Python 3.11, 3.12 or 3.13",
     )  # fmt: skip
 
 
