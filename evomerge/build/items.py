@@ -81,7 +81,6 @@ def describe_items(problem: Problem) -> list[str]:
     longest = max(part.longest for parts in items.values() for part in parts.values())
     if config.engine.max_model_len is None and isinstance(positions, int) and longest > positions:
         lines.append(
-            f"note        config.json names {positions:,} positions, fewer than the longest item takes; engines refuse it unless "
-            "engine.max_model_len allows more, or task.limit or a shorter task leaves it out"
+            f"note        config.json names {positions:,} positions, fewer than the longest item takes: an engine refuses such items"
         )
     return lines
