@@ -226,6 +226,9 @@ def front(
     """Print the non-dominated candidates of a live or finished run."""
     from evomerge.build import open_run
 
+    if as_json and as_csv:
+        raise ConfigError("--json and --csv: give one of them")
+
     opened = open_run(run)
     if as_json:
         print(json.dumps(opened.front(), indent=2, sort_keys=True))

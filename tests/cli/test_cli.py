@@ -218,6 +218,7 @@ def test_a_nan_in_a_shard_is_found_before_anything_starts(project: Path, tmp_pat
     ("arguments", "message"),
     [
         (["front", "nowhere"], "not a run directory"),
+        (["front", "nowhere", "--json", "--csv"], "--json and --csv: give one of them"),
         (["resume", "nowhere"], "not a run directory"),
         (["export", "nowhere"], "not a run directory"),
         (["search", "nowhere.yaml"], "no such configuration file"),
