@@ -113,14 +113,19 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
         raise EvaluationError(
             f"{where}: output_type {output_type!r} is not supported; supported: {', '.join(OUTPUT_TYPES)}"
         )
-    if int(settings.get("repeats") or 1) != 1:
+    if (settings.get("repeats") or 1) != 1:
         raise EvaluationError(
             f"{where}: repeats: {settings['repeats']} asks a greedy model the same thing again; use 1"
         )
     generation = settings.get("generation_kwargs") or {}
-    if generation.get("do_sample") is not False and float(generation.get("temperature") or 0) > 0:
+    if not isinstance(generation, Mapping):
+        raise EvaluationError(f"{where}: generation_kwargs: expected settings by name, got {generation!r}")
+    temperature = generation.get("temperature") or 0
+    if not isinstance(temperature, int | float):
+        raise EvaluationError(f"{where}: generation_kwargs.temperature: expected a number, got {temperature!r}")
+    if generation.get("do_sample") is not False and temperature > 0:
         raise EvaluationError(
-            f"{where}: generation_kwargs asks for sampling (temperature {generation['temperature']}); only greedy decoding "
+            f"{where}: generation_kwargs asks for sampling (temperature {temperature}); only greedy decoding "
             "gives a candidate one score. Set do_sample: false"
         )
     for key in ("doc_to_image", "doc_to_audio"):

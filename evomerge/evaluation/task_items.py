@@ -56,7 +56,7 @@ class TaskItems(ItemRequests):
         likelihoods, generations, counts, prompt_tokens: see `ItemRequests`.
 
     Raises:
-        EvaluationError: a request that the engines cannot serve (sampling, no text to score).
+        EvaluationError: a request that the engines cannot serve (no prompt, no text to score).
     """
 
     def __init__(
@@ -159,16 +159,20 @@ def _likelihood_request(where: str, instance: Any, encoder: Encoder) -> LogLikel
 
 
 def _generate_request(where: str, instance: Any, encoder: Encoder) -> GenerateRequest:
-    """As lm-eval 0.4.13 reads generation arguments (`normalize_gen_kwargs`, `handle_stop_sequences`), greedy only."""
+    """As lm-eval 0.4.13 reads generation arguments (`normalize_gen_kwargs`, `handle_stop_sequences`)."""
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
     context, arguments = instance.args
-    settings = normalize_gen_kwargs(arguments)
-    if settings["do_sample"] and settings["temperature"] > 0:
+    try:
+        settings = normalize_gen_kwargs(arguments)
+    except (TypeError, ValueError) as error:
+        raise EvaluationError(f"{where}: generation_kwargs cannot be read: {error}") from error
+    if settings["max_gen_toks"] < 1:
         raise EvaluationError(
-            f"{where}: generation_kwargs asks for sampling (temperature {settings['temperature']}); only greedy decoding "
-            "gives a candidate one score. Set do_sample: false"
+            f"{where}: generation_kwargs.max_gen_toks: {settings['max_gen_toks']} lets nothing be written"
         )
+    if not all(isinstance(text, str) for text in settings["until"] if text):
+        raise EvaluationError(f"{where}: generation_kwargs.until: expected texts, got {settings['until']!r}")
     stop = handle_stop_sequences(settings["until"], encoder.end_text)
     prompt = encoder.prompt(context)
     if not prompt:

@@ -5,7 +5,7 @@ import numba
 from evomerge.weights.fused.lanes import floats, lessened, load_uint16, prefetch, random_halves, to_halves
 
 _AHEAD = 2048
-"""bytes between the ranks that are loaded and those that are asked for: without, waiting for them took a quarter of a mask's time"""
+"""bytes between the ranks that are loaded and those that are asked for: without, waiting for them took up to a quarter of a mask's time"""
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
