@@ -67,6 +67,16 @@ class Objective:
     name: str
     direction: Direction = Direction.MAXIMIZE
 
+    @property
+    def is_cost(self) -> bool:
+        """Whether it is a cost of the evaluation, not a task's score."""
+        return self.name.startswith("cost.")
+
+    @property
+    def sign(self) -> float:
+        """1.0 where a higher score is better, else -1.0: what makes its scores alike, and losses of them when turned around."""
+        return 1.0 if self.direction is Direction.MAXIMIZE else -1.0
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
@@ -136,11 +146,10 @@ class Evaluation:
 
 
 def to_losses(objectives: Sequence[Objective], evaluations: Sequence[Evaluation]) -> NDArray[np.float64]:
-    """Scores as losses to be minimised: (n, m), NaN in the rows that are not `OK`. The only place where a sign flips."""
+    """Scores as losses to be minimised: (n, m), NaN in the rows that are not `OK`."""
     losses = np.full((len(evaluations), len(objectives)), np.nan)
     for row, evaluation in enumerate(evaluations):
         if evaluation.status is Status.OK:
             for column, objective in enumerate(objectives):
-                value = evaluation.value(objective.name)
-                losses[row, column] = -value if objective.direction is Direction.MAXIMIZE else value
+                losses[row, column] = -objective.sign * evaluation.value(objective.name)
     return losses

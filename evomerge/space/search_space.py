@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.core import SpaceError, fingerprint
+from evomerge.space.choices import choices_at, middles_of
 
 MAX_DIMENSION = 20_000
 """Published data-flow spaces have 4,288 coordinates; above this every strategy here is the wrong tool."""
@@ -119,7 +120,7 @@ class SearchSpace:
         array = np.array([values[name] for name in names])
         point = (array - self._low) / self._width
         discrete = self._choices > 0
-        point[discrete] = (array[discrete] + 0.5) / self._choices[discrete]
+        point[discrete] = middles_of(array[discrete], self._choices[discrete])
         outside = ~((point >= 0) & (point <= 1))
         if outside.any():
             worst = self.parameters[int(np.argmax(outside))]
@@ -141,5 +142,5 @@ class SearchSpace:
             raise SpaceError("every coordinate of a point must lie in [0, 1]")
         values = np.minimum(self._low + array * self._width, self._high)  # which rounding may pass
         discrete = self._choices > 0
-        values[discrete] = np.minimum(np.floor(array * self._choices), self._choices - 1)[discrete]
+        values[discrete] = choices_at(array[discrete], self._choices[discrete])
         return {parameter.name: float(value) for parameter, value in zip(self.parameters, values, strict=True)}

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from evomerge.core import Candidate, Evaluation, Genome, Json, VectorGenome
 
+Floats = NDArray[np.float64]
+
 _ID_DIGITS = 6
 
 _ROUNDING = 1e-9

@@ -37,10 +37,10 @@ from pydantic import Field, field_validator
 
 from evomerge.archive import non_dominated_mask
 from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import SobolStream
-from evomerge.strategy.trust_region import Floats, TrustRegion, centre_of
+from evomerge.strategy.trust_region import TrustRegion, centre_of
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +132,7 @@ class BayesianOptimisation(ReplayStrategy):
             raise ConfigError(
                 f"strategy bo takes at most {MAX_OBJECTIVES} objectives, got {len(self.objectives)}; use nsga3, or bo on fewer"
             )
+        self._cube = np.stack([np.zeros(self.dimension), np.ones(self.dimension)])
         self._n_initial = self.options.n_initial or min(2 * self.dimension + 2, 40)
         self._design = SobolStream(self.dimension, random_stream(self.random_seed, "bo", "design"))
         self._finished: list[Told] = []
@@ -148,7 +149,7 @@ class BayesianOptimisation(ReplayStrategy):
         """the hypervolume's reference point, kept for `_LOOK_BEYOND` proposals"""
 
     def _propose(self) -> Proposal:
-        identifier = candidate_id(self._n_asked + 1)
+        identifier = self._next_id
         n_finished = len(self._finished) - self._first
         if n_finished + len(self._open) < self._n_initial or n_finished < 2:
             values = self._design.next().values
@@ -256,7 +257,7 @@ class BayesianOptimisation(ReplayStrategy):
             acquisition = qLogNoisyExpectedHypervolumeImprovement(
                 model, reference, baseline, sampler, X_pending=pending
             )
-        bounds = np.stack([np.zeros(self.dimension), np.ones(self.dimension)])
+        bounds = self._cube
         if self._region is not None:
             scales = model.covar_module.lengthscale.detach().numpy().reshape(-1, self.dimension)
             bounds = self._region.box(centre_of(points, losses), np.exp(np.log(scales).mean(axis=0)))
@@ -279,13 +280,12 @@ class BayesianOptimisation(ReplayStrategy):
     def _beyond_the_ends(self, model: SingleTaskGP, points: Floats, losses: Floats, seed: int) -> torch.Tensor:
         spread = np.std(losses, axis=0)
         scale = 1.0 / np.where(spread > 0.0, spread, 1.0)
-        bounds = np.stack([np.zeros(self.dimension), np.ones(self.dimension)])
         ends = []
         for goal in range(len(scale)):
             weights = scale * np.where(np.arange(len(scale)) == goal, 1.0, _OTHERS_WEIGHT)
             expected = PosteriorMean(model, posterior_transform=ScalarizedPosteriorTransform(_tensor(weights)))
             expected.X_baseline = _tensor(points)
-            ends.append(model.posterior(self._optimum(expected, bounds, seed)[None]).mean[0].detach())
+            ends.append(model.posterior(self._optimum(expected, self._cube, seed)[None]).mean[0].detach())
         nadir, ideal = torch.stack(ends).amin(dim=0), torch.stack(ends).amax(dim=0)
         return nadir - 0.1 * torch.where(ideal > nadir, ideal - nadir, _tensor(1.0 / scale))
 
@@ -349,8 +349,7 @@ def _quiet_torch(seed: int) -> Iterator[None]:
     torch.set_num_threads(1)
     torch.default_generator.manual_seed(seed)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         torch.default_generator.set_state(state)

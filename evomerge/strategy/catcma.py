@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from evomerge.core import Candidate, Genome, VectorGenome, random_stream
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id, nearly_equal
+from evomerge.space import choices_at, middles_of
+from evomerge.strategy.base import Proposal, StrategyOptions, Told, nearly_equal
 from evomerge.strategy.mean_loss import MeanLoss
 from evomerge.strategy.replay import ReplayStrategy
 
@@ -76,8 +77,8 @@ class CatCma(ReplayStrategy):
         if len(self._real):
             point[self._real] = np.clip(solution.x, 0.0, 1.0)
         if len(self._discrete):
-            point[self._discrete] = (np.argmax(solution.c, axis=1) + 0.5) / self._counts
-        self._solutions[candidate_id(self._n_asked + 1)] = solution
+            point[self._discrete] = middles_of(np.argmax(solution.c, axis=1), self._counts)
+        self._solutions[self._next_id] = solution
         return Proposal(VectorGenome(tuple(point.tolist())))
 
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
@@ -87,7 +88,7 @@ class CatCma(ReplayStrategy):
         real = point[self._real] if len(self._real) else None
         chosen = None
         if len(self._discrete):
-            choice = np.minimum(np.floor(point[self._discrete] * self._counts), self._counts - 1)
+            choice = choices_at(point[self._discrete], self._counts)
             chosen = (np.arange(self._counts.max()) == choice[:, None]).astype(bool)
         self._solutions[recorded.id] = CatCMAwM.Solution(real, None, chosen, real)
 
@@ -129,7 +130,7 @@ class CatCma(ReplayStrategy):
         table = np.where(np.arange(self._counts.max()) < self._counts[:, None], 1.0 / self._counts[:, None], 0.0)
         if point is None:
             return table
-        chosen = np.minimum(np.floor(point[self._discrete] * self._counts), self._counts - 1).astype(int)
+        chosen = choices_at(point[self._discrete], self._counts).astype(int)
         table *= (1.0 - self.options.start_probability) / (1.0 - 1.0 / self._counts[:, None])
         table[rows, chosen] = self.options.start_probability
         return table

@@ -17,16 +17,16 @@ statistics of a whole generation, so it suits results that arrive one by one, an
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from evomerge.core import Candidate, ConfigError, EvaluationError, Genome, Json, VectorGenome, random_stream
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id, nearly_equal
+from evomerge.core import Candidate, ConfigError, Genome, Json, VectorGenome, random_stream
+from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told, nearly_equal
 from evomerge.strategy.cma_run import CmaRun, Variant
 from evomerge.strategy.cma_surrogate_run import SurrogateRun
+from evomerge.strategy.mean_loss import MeanLoss
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import family_correlation
 
@@ -110,9 +110,9 @@ class CmaEs(ReplayStrategy):
     uses_families: ClassVar[bool] = True
     options: CmaEsOptions
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self._weights = self._check_weights()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._weights = self._chosen_weights()
         if isinstance(self.options.start, tuple) and len(self.options.start) != self.dimension:
             raise ConfigError(
                 f"strategy cma_es: start has {len(self.options.start)} coordinates, the space has {self.dimension}"
@@ -124,9 +124,9 @@ class CmaEs(ReplayStrategy):
         self._doublings = 0
         self._spent = {"large": 0, "small": 0}
         self._regime: Literal["large", "small"] = "large"
-        self._best: tuple[float, Candidate] | None = None
-        self._surrogate = self._check_surrogate()
-        self._correlation = self._check_correlation()
+        self._losses = MeanLoss(self.name, self._weights)
+        self._surrogate = self._chosen_surrogate()
+        self._correlation = self._chosen_correlation()
         self._groups = self.families if self._correlation > 0.0 else None
         self._known: list[tuple[tuple[float, ...], float]] = []
 
@@ -141,9 +141,7 @@ class CmaEs(ReplayStrategy):
 
     def recommend(self) -> Candidate:
         """The evaluated candidate with the smallest weighted mean loss; the first told of equals."""
-        if self._best is None:
-            raise EvaluationError("strategy cma_es: nothing to recommend, no evaluation has ended well yet")
-        return self._best[1]
+        return self._losses.best
 
     def _propose(self) -> Proposal | None:
         if self._run is None:
@@ -152,7 +150,7 @@ class CmaEs(ReplayStrategy):
         if sample is None:
             return None
         number, point = sample
-        self._origin[candidate_id(self._n_asked + 1)] = (self._n_runs, number)
+        self._origin[self._next_id] = (self._n_runs, number)
         return Proposal(VectorGenome(point))
 
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
@@ -161,34 +159,23 @@ class CmaEs(ReplayStrategy):
 
     def _start(self, seeds: Sequence[Told]) -> None:
         for told in seeds:
-            loss = self._remember(told)
+            loss = self._losses.take(told)
             if loss is not None:
                 self._known.append((told.candidate.point, loss))
 
     def _learn(self, told: Told) -> None:
-        loss = self._remember(told)
+        loss = self._losses.take(told)
         run, number = self._origin.pop(told.candidate.id, (0, 0))
         if self._run is None or run != self._n_runs:
             return
         self._spent[self._regime] += 1
-        noise = (
-            float(np.linalg.norm(self._weights * np.array(told.stderr)))
-            if self.options.item_noise and told.stderr
-            else 0.0
-        )
+        known = self.options.item_noise and told.stderr
+        noise = float(np.linalg.norm(self._weights * np.array(told.stderr))) if known else 0.0
         self._run.tell(number, loss, noise)
         if self.options.restarts != "none" and self._run.stop_reasons() and not self._exhausted():
             self._restart()
 
-    def _remember(self, told: Told) -> float | None:
-        if told.losses is None:
-            return None
-        loss = float(np.dot(self._weights, told.losses))
-        if self._best is None or loss < self._best[0]:
-            self._best = (loss, told.candidate)
-        return loss
-
-    def _check_weights(self) -> NDArray[np.float64]:
+    def _chosen_weights(self) -> Floats:
         names = [objective.name for objective in self.objectives]
         given = self.options.weights
         if given is None:
@@ -201,7 +188,7 @@ class CmaEs(ReplayStrategy):
         weights = np.array([given[name] for name in names])
         return np.asarray(weights / weights.sum())
 
-    def _check_surrogate(self) -> Literal["none", "diagonal", "quadratic"]:
+    def _chosen_surrogate(self) -> Literal["none", "diagonal", "quadratic"]:
         wanted, variant = self.options.surrogate, self.options.variant
         if wanted == "auto":
             if variant != "full" or self.dimension > MAX_DIAGONAL_DIMENSION:
@@ -213,7 +200,7 @@ class CmaEs(ReplayStrategy):
             )
         return wanted
 
-    def _check_correlation(self) -> float:
+    def _chosen_correlation(self) -> float:
         wanted = self.options.group_correlation
         if self.families is None or self.options.variant != "full":
             return 0.0
@@ -226,17 +213,15 @@ class CmaEs(ReplayStrategy):
         self._n_runs = 1
         if isinstance(self.options.start, tuple):
             mean = np.array(self.options.start)
-        elif self.options.start == "best" and self._best is not None:
-            mean = np.array(self._best[1].point)
+        elif self.options.start == "best" and self._losses:
+            mean = np.array(self._losses.best.point)
         else:
             mean = np.full(self.dimension, 0.5)
         return self._new_run(mean, self.options.sigma0, self._base_population)
 
-    def _new_run(self, mean: NDArray[np.float64], sigma: float, population_size: int) -> CmaRun | SurrogateRun:
+    def _new_run(self, mean: Floats, sigma: float, population_size: int) -> CmaRun | SurrogateRun:
         generator = random_stream(self.random_seed, "cma_es", "run", self._n_runs)
-        correlation = None
-        if self._groups is not None:
-            correlation = family_correlation(self._groups, self._correlation)
+        correlation = None if self._groups is None else family_correlation(self._groups, self._correlation)
         if self._surrogate != "none":
             full = self._surrogate == "quadratic"
             return SurrogateRun(

@@ -9,10 +9,10 @@ import cma
 import numpy as np
 from cma.restricted_gaussian_sampler import GaussVkDSampler
 from cma.sigma_adaptation import CMAAdaptSigmaCSA
-from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from evomerge.core import Json
+from evomerge.strategy.base import Floats
 
 _MAX_GROWTH = 1e4
 """of the step size within a run: pycma's own limit is 1e3 for the deviations, which are in [0, 1] here"""
@@ -24,19 +24,19 @@ Variant = Literal["full", "sep", "vkd"]
 
 
 def make_pycma(
-    mean: NDArray[np.float64],
+    mean: Floats,
     sigma: float,
     population_size: int,
     variant: Variant,
     generator: np.random.Generator,
-    correlation: NDArray[np.float64] | None = None,
+    correlation: Floats | None,
 ) -> Any:
-    """pycma's `CMAEvolutionStrategy` on [0, 1]^d, d >= 2, that draws from `generator` and touches no global state or file.
+    """pycma's `CMAEvolutionStrategy` on [0, 1]^d (`padded`) that draws from `generator` and touches no global state or file.
 
     The variant `full` may start with another `correlation` (d, d) of its steps than none.
     """
 
-    def normal(*shape: int) -> NDArray[np.float64]:
+    def normal(*shape: int) -> Floats:
         return generator.standard_normal(shape)
 
     options: dict[str, Any] = {
@@ -57,13 +57,17 @@ def make_pycma(
     if variant == "vkd":
         options = GaussVkDSampler.extend_cma_options(options)
         options["CMA_sampler_options"] = {"randn": normal}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        es = cma.CMAEvolutionStrategy(mean, sigma, options)
+    with warnings.catch_warnings(action="ignore"):
+        es = cma.CMAEvolutionStrategy(padded(mean), sigma, options)
     if correlation is not None:
         es.sm.C = correlation.copy()
         es.sm.update_now(-1)
     return es
+
+
+def padded(point: Sequence[float] | Floats) -> Floats:
+    """A point (d,) as pycma has it: it does not take one dimension, and a second one that nobody sees is neutral."""
+    return np.append(point, 0.5) if len(point) == 1 else np.array(point)
 
 
 def pycma_stop_reasons(es: Any) -> Mapping[str, Json]:
@@ -112,25 +116,23 @@ class CmaRun:
 
     def __init__(
         self,
-        mean: NDArray[np.float64],
+        mean: Floats,
         sigma: float,
         population_size: int,
         variant: Variant,
         generator: np.random.Generator,
-        correlation: NDArray[np.float64] | None = None,
+        correlation: Floats | None,
     ) -> None:
+        self._dimension = len(mean)
         self._population_size = population_size
         self._strict = variant == "vkd"
-        self._queue: deque[NDArray[np.float64]] = deque()
+        self._queue: deque[Floats] = deque()
         self._n_sampled = 0
-        self._sent: dict[int, tuple[NDArray[np.float64], int]] = {}
+        self._sent: dict[int, tuple[Floats, int]] = {}
         self._batch: list[tuple[int, float | None]] = []
         self._noise: list[float] = []
-        # pycma does not take one dimension; a second one that nobody sees is neutral
-        self._padding = 1 if len(mean) == 1 else 0
         self._asked = False
-        start = np.append(mean, np.full(self._padding, 0.5))
-        self._es = make_pycma(start, sigma, population_size, variant, generator, correlation)
+        self._es = make_pycma(mean, sigma, population_size, variant, generator, correlation)
 
     def sample(self) -> tuple[int, tuple[float, ...]] | None:
         """A number to tell it by and a point of the current distribution (d,).
@@ -140,19 +142,17 @@ class CmaRun:
         if self._strict and not self._queue and self._asked:
             return None
         if not self._queue:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(action="ignore"):
                 self._queue.extend(self._es.ask(self._population_size if self._strict else 1))
             self._asked = True
         point = self._queue.popleft()
         self._n_sampled += 1
         self._sent[self._n_sampled] = (point, self._es.countiter)
-        inside = np.clip(point[: len(point) - self._padding], 0.0, 1.0)
-        return self._n_sampled, tuple(inside.tolist())
+        return self._n_sampled, tuple(np.clip(point[: self._dimension], 0.0, 1.0).tolist())
 
     def adopt(self, number: int, point: tuple[float, ...]) -> None:
         """Another point (d,) takes the place of the one sampled as `number`; pycma treats it as an injected one."""
-        self._sent[number] = (np.append(point, np.full(self._padding, 0.5)), self._sent[number][1])
+        self._sent[number] = (padded(point), self._sent[number][1])
 
     def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
         """Takes the loss of the point sampled as `number`, and its standard error; None ranks last in its batch."""
@@ -172,8 +172,7 @@ class CmaRun:
             return
         last = max(losses) + ((max(losses) - min(losses)) or 1.0)
         late = [row for row, (_, generation) in enumerate(sent) if generation < self._es.countiter]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             if not self._asked:
                 self._es.ask(1)  # which pycma wants between two updates, also where enough results are there already
             self._es.tell(

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from math import ceil, sqrt
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evomerge.core import Json
-from evomerge.strategy.cma_run import make_pycma, pycma_stop_reasons, widen_where_noise_decides
+from evomerge.strategy.base import Floats
+from evomerge.strategy.cma_run import make_pycma, padded, pycma_stop_reasons, widen_where_noise_decides
 from evomerge.strategy.rank_weighted_quadratic import RankWeightedQuadratic
 
 _TAU = 0.85
@@ -41,21 +41,19 @@ class SurrogateRun:
 
     def __init__(
         self,
-        mean: NDArray[np.float64],
+        mean: Floats,
         sigma: float,
         population_size: int,
         generator: np.random.Generator,
-        known: Sequence[tuple[tuple[float, ...], float]] = (),
+        known: Sequence[tuple[tuple[float, ...], float]],
         *,
-        full: bool = True,
-        families: Sequence[int] | None = None,
-        correlation: NDArray[np.float64] | None = None,
+        full: bool,
+        families: Sequence[int] | None,
+        correlation: Floats | None,
     ) -> None:
-        # pycma does not take one dimension; a second one that nobody sees is neutral
-        self._dimension, self._padding = len(mean), 1 if len(mean) == 1 else 0
+        self._dimension = len(mean)
         self._population_size = population_size
-        start = np.append(mean, np.full(self._padding, 0.5))
-        self._es = make_pycma(start, sigma, population_size, "full", generator, correlation)
+        self._es = make_pycma(mean, sigma, population_size, "full", generator, correlation)
         # what the model proposes is not cut to the length of a usual sample
         self._es.opts.set({"CMA_injections_threshold_keep_len": 1})
         self._model = RankWeightedQuadratic(self._dimension, population_size, full=full, families=families)
@@ -63,8 +61,8 @@ class SurrogateRun:
             self._model.add(np.array(point), loss)
         self._model.sort_latest(len(known))
         self._sent: dict[int, tuple[int, int]] = {}
-        self._spare: dict[int, NDArray[np.float64]] = {}
-        self._past: dict[int, NDArray[np.float64]] = {}
+        self._spare: dict[int, Floats] = {}
+        self._past: dict[int, Floats] = {}
         self._n_sampled = 0
         self._generation = 0
         self._next_generation()
@@ -93,7 +91,7 @@ class SurrogateRun:
             return
         _, row = self._sent[number]
         self._inside[row] = point
-        self._samples[row] = np.append(point, np.full(self._padding, 0.5))
+        self._samples[row] = padded(point)
 
     def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
         """Takes the loss of the point sampled as `number`, and its standard error.
@@ -135,15 +133,14 @@ class SurrogateRun:
     def _close(self) -> None:
         """Updates the distribution with losses where they are known and the model's values elsewhere."""
         if self._n_good:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(action="ignore"):
                 self._es.tell(self._samples, self._values().tolist())
             good = {row: loss for row, loss in self._losses.items() if loss is not None}
             widen_where_noise_decides(self._es, list(good.values()), [self._noise[row] for row in good])
             self._inject_minimum()
         self._next_generation()
 
-    def _values(self) -> NDArray[np.float64]:
+    def _values(self) -> Floats:
         known = {row: loss for row, loss in self._losses.items() if loss is not None}
         if len(self._losses) == self._population_size:
             last = max(known.values()) + ((max(known.values()) - min(known.values())) or 1.0)
@@ -164,9 +161,9 @@ class SurrogateRun:
         covariance = self._es.sm.covariance_matrix[:d, :d]
         root = self._es.sigma * np.linalg.cholesky(covariance + 1e-14 * np.trace(covariance) * np.eye(d))
         # where bounds are near, pycma scales its samples down
-        root = root * np.broadcast_to(self._es.sigma_vec.scaling, len(mean) + self._padding)[:d, None]
+        root = root * np.broadcast_to(self._es.sigma_vec.scaling, len(padded(mean)))[:d, None]
         minimum = np.clip(self._model.minimum(mean, root, _REACH * sqrt(d)), 0.0, 1.0)
-        self._es.inject([np.append(minimum, np.full(self._padding, 0.5))], force=True)
+        self._es.inject([padded(minimum)], force=True)
 
     def _next_generation(self) -> None:
         self._generation += 1
@@ -181,10 +178,9 @@ class SurrogateRun:
         self._n_good = 0
         self._next_check = max(1, self._model.min_results + 1 - len(self._model))
 
-    def _ask(self, count: int) -> list[NDArray[np.float64]]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    def _ask(self, count: int) -> list[Floats]:
+        with warnings.catch_warnings(action="ignore"):
             return list(self._es.ask(count))
 
-    def _clipped(self, points: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def _clipped(self, points: Sequence[Floats]) -> Floats:
         return np.clip(np.array(points)[:, : self._dimension], 0.0, 1.0)

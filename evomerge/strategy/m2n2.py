@@ -24,7 +24,7 @@ from evomerge.core import (
     VectorGenome,
     random_stream,
 )
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+from evomerge.strategy.base import Proposal, StrategyOptions, Told
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import SobolStream
 
@@ -114,7 +114,7 @@ class M2n2(ReplayStrategy):
         if self._on_weights:
             return self._missing_seed() or self._warm_up_merge() or self._child()
         if len(self._members) + len(self._filling) < self.options.population_size or len(self._members) < 2:
-            self._filling.add(candidate_id(self._n_asked + 1))
+            self._filling.add(self._next_id)
             return Proposal(self._initial.next())
         return self._child()
 
@@ -142,7 +142,7 @@ class M2n2(ReplayStrategy):
         missing = next((index for index in range(self.dimension) if index not in self._seed_models), None)
         if missing is None:
             return None
-        self._seed_models[missing] = candidate_id(self._n_asked + 1)
+        self._seed_models[missing] = self._next_id
         return Proposal(VectorGenome(tuple(float(index == missing) for index in range(self.dimension))))
 
     def _warm_up_merge(self) -> Proposal | None:

@@ -8,7 +8,7 @@ and every result counts. Errors are leave-one-out errors, in units of the object
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.strategy.quadratic_model import Floats
+from evomerge.strategy.base import Floats
 
 MAX_BINNED_DIMENSION = 6
 """2^5 bins; beyond that, every bin is unvisited and the method is uniform sampling (paper: 4 to 6 with two bins an angle)."""

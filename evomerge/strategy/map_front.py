@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 
 from evomerge.archive import hypervolume, non_dominated_mask
-from evomerge.core import Direction, Json, Objective
-from evomerge.strategy.quadratic_model import Floats, QuadraticModel, choose_link, fit_quadratic
+from evomerge.core import Json, Objective
+from evomerge.strategy.base import Floats
+from evomerge.strategy.quadratic_model import QuadraticModel, choose_link, fit_quadratic
 
 LinkChoice = Literal["auto", "identity", "logit", "softplus"]
 
@@ -49,7 +50,7 @@ class Surrogates:
         """
         models = []
         for goal, column in zip(objectives, losses.T, strict=True):
-            scores = _sign(goal) * column
+            scores = -goal.sign * column
             chosen = choose_link(scores) if link == "auto" else link
             if link == "auto" and chosen == "softplus" and len(scores) % 2 == 1:
                 chosen = "identity"
@@ -59,7 +60,7 @@ class Surrogates:
     def predict(self, points: Floats) -> Floats:
         """Losses (k, m) at unit points (k, d)."""
         pairs = zip(self.objectives, self.models, strict=True)
-        return np.column_stack([_sign(goal) * model.predict(points) for goal, model in pairs])
+        return np.column_stack([-goal.sign * model.predict(points) for goal, model in pairs])
 
     def quality(self) -> dict[str, Json]:
         """Objective name -> leave-one-out R2."""
@@ -106,11 +107,6 @@ def most_promising(pool: Floats, predicted: Floats, known: Floats, taken: Floats
 def as_array(points: Sequence[tuple[float, ...]], dimension: int) -> Floats:
     """(n, d), also where n is 0."""
     return np.array(points, dtype=np.float64).reshape(len(points), dimension)
-
-
-def _sign(objective: Objective) -> float:
-    """From a loss to a score and back."""
-    return -1.0 if objective.direction is Direction.MAXIMIZE else 1.0
 
 
 def _thinned(surrogates: Surrogates, pool: Floats) -> Floats:

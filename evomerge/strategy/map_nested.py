@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from evomerge.core import Json, Objective, random_stream
+from evomerge.strategy.base import Floats
 from evomerge.strategy.map_bins import draw_where_wrong
 from evomerge.strategy.map_front import LinkChoice, Surrogates, as_array
-from evomerge.strategy.quadratic_model import Floats
 from evomerge.strategy.sampling import SobolStream
 
 Point = tuple[float, ...]

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id, nearly_equal
+from evomerge.strategy.base import Proposal, StrategyOptions, Told, nearly_equal
 from evomerge.strategy.replay import ReplayStrategy
 
 _FAILING = {
@@ -51,8 +51,8 @@ class NevergradStrategy(ReplayStrategy):
     run in a thread that blocks the next ask, outlives the search and cannot be resumed.
 
     FAILED and INFEASIBLE candidates are told the worst loss so far plus the range so far. Before any result is known they
-    are told 1e20; with several objectives they are held back instead, for such a value would fix the indicator's bounds. Seeds are told as points that were not asked; an optimiser that cannot take such points
-    starts without them. `recommend` looks at the losses without the L1 penalty.
+    are told 1e20; with several objectives they are held back instead, for such a value would fix the indicator's bounds. Seeds
+    are told as points that were not asked; an optimiser that cannot take such points starts without them. `recommend` looks at the losses without the L1 penalty.
     """
 
     name: ClassVar[str] = "nevergrad"
@@ -106,8 +106,7 @@ class NevergradStrategy(ReplayStrategy):
         outside = np.random.get_state()  # noqa: NPY002
         np.random.set_state(self._global_state)  # noqa: NPY002
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(action="ignore"):
                 yield
         finally:
             self._global_state = np.random.get_state()  # noqa: NPY002
@@ -130,7 +129,7 @@ class NevergradStrategy(ReplayStrategy):
     def _propose(self) -> Proposal:
         with self._quiet():
             point = self._optimizer.ask()
-        self._asked[candidate_id(self._n_asked + 1)] = point
+        self._asked[self._next_id] = point
         return Proposal(VectorGenome(tuple(np.clip(np.asarray(point.value, dtype=np.float64), 0.0, 1.0).tolist())))
 
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:

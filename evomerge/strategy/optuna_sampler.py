@@ -12,7 +12,7 @@ import optuna
 from pydantic import Field
 
 from evomerge.core import Candidate, ConfigError, Genome, VectorGenome
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id, nearly_equal
+from evomerge.strategy.base import Proposal, StrategyOptions, Told, nearly_equal
 from evomerge.strategy.replay import ReplayStrategy
 
 _SINGLE_OBJECTIVE = frozenset({"CmaEsSampler"})
@@ -72,8 +72,7 @@ class OptunaStrategy(ReplayStrategy):
                 f"strategy optuna: {name} needs the package {_NEEDS[name]!r}; install it or choose another sampler"
             )
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
                 return sampler_type(**self._seeded(self.options.sampler_options))
         except (TypeError, ValueError) as error:
             raise ConfigError(
@@ -97,7 +96,7 @@ class OptunaStrategy(ReplayStrategy):
 
     def _propose(self) -> Proposal:
         trial = self._study.ask(self._space)
-        self._trial_of[candidate_id(self._n_asked + 1)] = trial.number
+        self._trial_of[self._next_id] = trial.number
         return Proposal(VectorGenome(tuple(min(max(float(trial.params[name]), 0.0), 1.0) for name in self._space)))
 
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:

@@ -22,7 +22,8 @@ from pymoo.operators.mutation.pm import PM
 from pymoo.operators.selection.tournament import TournamentSelection
 
 from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+from evomerge.space import choices_at, middles_of
+from evomerge.strategy.base import Proposal, StrategyOptions, Told
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import FamilyStream, PointStream, SobolStream
 
@@ -115,7 +116,7 @@ class ParetoEvolution(ReplayStrategy):
         expected = len(self._population) + len(self._sobol_pending)
         if expected < self.options.population_size or len(self._population) < 2:
             proposal = Proposal(self._initial.next())
-            self._sobol_pending.add(candidate_id(self._n_asked + 1))
+            self._sobol_pending.add(self._next_id)
         else:
             proposal = self._mate()
         self._seen.add(hash(proposal.genome))
@@ -162,13 +163,14 @@ class ParetoEvolution(ReplayStrategy):
     def _choose(self, parents: Population) -> NDArray[np.float64]:
         """Categorical coordinates of a child: a parent's choice or, mutated, another one; the middle of the choice's interval."""
         counts, draw = self._counts[self._discrete], self._generator
-        inherited = np.where(draw.random(len(counts)) < 0.5, *(parent.X[self._discrete] for parent in parents))
-        choice = np.minimum(np.floor(inherited * counts), counts - 1)
+        first, second = (parent.X[self._discrete] for parent in parents)
+        inherited = np.where(draw.random(len(counts)) < 0.5, first, second)
+        choice = choices_at(inherited, counts)
         rate = self.options.mutation_probability or min(0.5, 1.0 / self.dimension)
         mutated = draw.random(len(counts)) < rate
         other = np.floor(draw.random(len(counts)) * (counts - 1))
         choice = np.where(mutated, other + (other >= choice), choice)
-        return np.asarray((choice + 0.5) / counts, dtype=np.float64)
+        return middles_of(choice, counts)
 
 
 def _unit_tuple(values: NDArray[np.float64]) -> tuple[float, ...]:

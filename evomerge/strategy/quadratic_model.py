@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from evomerge.strategy.base import Floats
+
 Link = Literal["identity", "logit", "softplus"]
 
 _EDGE = 0.005

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh, lstsq
 from scipy.stats import kendalltau
 
-Floats = NDArray[np.float64]
+from evomerge.strategy.base import Floats
 
 _MIN_RESULTS = 3
 """Fewer say nothing about a slope."""

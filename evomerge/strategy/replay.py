@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from evomerge.core import (
     Candidate,
     ConfigError,
-    Direction,
     Evaluation,
     EvaluationError,
     Genome,
@@ -135,8 +134,8 @@ class ReplayStrategy(ABC):
             proposal = self._propose()
             if proposal is None:
                 break
+            candidate = Candidate(self._next_id, proposal.genome, proposal.parents)
             self._n_asked += 1
-            candidate = Candidate(candidate_id(self._n_asked), proposal.genome, proposal.parents)
             self._pending[candidate.id] = candidate
             asked.append(candidate)
         if asked:
@@ -145,7 +144,7 @@ class ReplayStrategy(ABC):
 
     def repeat(self, recorded: Candidate) -> bool:
         """See `Strategy.repeat`."""
-        expected = candidate_id(self._n_asked + 1)
+        expected = self._next_id
         if recorded.id != expected:
             raise JournalError(f"strategy {self.name}: {recorded.id} was recorded where {expected} comes next")
         proposal = self._propose()
@@ -232,6 +231,11 @@ class ReplayStrategy(ABC):
 
     # --- inside --------------------------------------------------------------------------------------------------
 
+    @property
+    def _next_id(self) -> str:
+        """What the next proposal will be called, for `_propose` to keep things by."""
+        return candidate_id(self._n_asked + 1)
+
     def _header(self) -> dict[str, Json]:
         return {
             "format": _FORMAT,
@@ -259,8 +263,7 @@ class ReplayStrategy(ABC):
 
     def _items_of(self, evaluation: Evaluation) -> NDArray[np.float32] | None:
         parts = [
-            np.asarray(evaluation.item_scores[goal.name], dtype=np.float32)
-            * (1 if goal.direction is Direction.MAXIMIZE else -1)
+            np.asarray(evaluation.item_scores[goal.name], dtype=np.float32) * goal.sign
             for goal in self.objectives
             if goal.name in evaluation.item_scores
         ]
@@ -306,7 +309,7 @@ class ReplayStrategy(ABC):
 
     def _replay_ask(self, asked: Sequence[Json]) -> None:
         if not isinstance(asked[0], str):
-            self.repeat(read_adopted(candidate_id(self._n_asked + 1), cast(Sequence[Json], asked[0])))
+            self.repeat(read_adopted(self._next_id, cast(Sequence[Json], asked[0])))
             return
         found = self.ask(len(asked))
         for candidate, recorded in zip(found, asked, strict=False):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.archive import knee_index, non_dominated_mask
 from evomerge.core import Candidate, Json, VectorGenome, canonical_json, genome_from_json, genome_to_json
@@ -66,7 +67,7 @@ class ReplayLog:
         """Appends results of proposals."""
         for told in results:
             if told.items is not None:
-                self._items[len(self._told)] = _deflated(told)
+                self._items[len(self._told)] = _deflated(told.items)
             self._told.append(int(told.candidate.id[1:]))
             nothing = (_NONE,) * self._n_objectives
             self._numbers.extend(told.losses or nothing)
@@ -77,7 +78,7 @@ class ReplayLog:
         """Appends results of points that were not proposed."""
         entries: list[Json] = []
         for told in results:
-            items = None if told.items is None else _deflated(told)
+            items = None if told.items is None else _deflated(told.items)
             entries.append([*_entry(told.candidate.id, told.losses, told.stderr, items), list(told.candidate.point)])
         self._seeds.append(entries)
         self._steps.append(0)
@@ -185,8 +186,8 @@ def _digest(candidate: Candidate) -> bytes:
     return hasher.digest()[:_DIGEST_BYTES]
 
 
-def _deflated(told: Told) -> bytes:
-    return b"" if told.items is None else zlib.compress(told.items.astype("<f4").tobytes())
+def _deflated(items: NDArray[np.float32]) -> bytes:
+    return zlib.compress(items.astype("<f4").tobytes())
 
 
 def _entry(

@@ -50,9 +50,8 @@ class SobolStream:
         """The next point."""
         if self._sobol is None:
             return self._uniform.next()
-        with warnings.catch_warnings():
-            # balance needs 2^k points at once; a stream has to live without
-            warnings.simplefilter("ignore", UserWarning)
+        # balance needs 2^k points at once; a stream has to live without
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
             point = self._sobol.random(1)[0]
         return VectorGenome(tuple(np.clip(point, 0.0, 1.0).tolist()))
 

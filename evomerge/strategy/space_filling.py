@@ -1,24 +1,23 @@
 """`random` and `sobol`: the baselines that every report compares with at equal budget. They learn nothing."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from evomerge.core import random_stream
 from evomerge.strategy.base import Proposal, Told
 from evomerge.strategy.replay import ReplayStrategy
-from evomerge.strategy.sampling import PointStream, SobolStream, UniformStream
+from evomerge.strategy.sampling import SobolStream, UniformStream
 
 
 class _SpaceFilling(ReplayStrategy):
-    """Proposes the points of a stream that is made at the first ask; FAILED results count for nothing."""
+    """Proposes the points of a stream; FAILED results count for nothing."""
 
-    _stream: PointStream | None = None
+    stream_type: ClassVar[type[UniformStream] | type[SobolStream]]
 
-    def _make_stream(self) -> PointStream:
-        raise NotImplementedError
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stream = self.stream_type(self.dimension, random_stream(self.random_seed, self.name))
 
     def _propose(self) -> Proposal:
-        if self._stream is None:
-            self._stream = self._make_stream()
         return Proposal(self._stream.next())
 
     def _learn(self, told: Told) -> None:
@@ -29,9 +28,7 @@ class RandomSearch(_SpaceFilling):
     """Independent uniform points."""
 
     name: ClassVar[str] = "random"
-
-    def _make_stream(self) -> PointStream:
-        return UniformStream(self.dimension, random_stream(self.random_seed, "random"))
+    stream_type = UniformStream
 
 
 class SobolSearch(_SpaceFilling):
@@ -41,6 +38,4 @@ class SobolSearch(_SpaceFilling):
     """
 
     name: ClassVar[str] = "sobol"
-
-    def _make_stream(self) -> PointStream:
-        return SobolStream(self.dimension, random_stream(self.random_seed, "sobol"))
+    stream_type = SobolStream

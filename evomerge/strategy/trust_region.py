@@ -5,11 +5,9 @@ neither models nor acquisitions.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evomerge.archive import hypervolume, non_dominated_mask
-
-Floats = NDArray[np.float64]
+from evomerge.strategy.base import Floats
 
 _FIRST, _LONGEST, _SHORTEST = 0.8, 1.6, 0.5**7
 _SUCCESSES = 3
