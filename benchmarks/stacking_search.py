@@ -21,7 +21,7 @@ from evomerge.build.evaluators import evaluator_settings, make_evaluator
 from evomerge.build.problem import Problem
 from evomerge.core import Evaluation, EvaluationRequest, Json, Split
 from evomerge.recipe import Recipe
-from evomerge.search.state import utility
+from evomerge.search import utility
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TASKS = ("largest", "reverse", "translate")
@@ -149,7 +149,7 @@ def finals(
             raise RuntimeError(f"{name} on {split.value}: {evaluation.error}")
         return evaluation
 
-    told = [item for item in run.state.iter_evaluated() if not run.state.entries.is_baseline(item.candidate_id)]
+    told = [item for item in run.state.evaluated() if not run.state.entries.is_baseline(item.candidate_id)]
     ranked = sorted(told, key=lambda item: -utility(run.state.objectives, item))[:FINALISTS]
     recipes = {
         item.candidate_id: problem.recipe_of_entry(run.state.entries[item.candidate_id], run.state.entries)

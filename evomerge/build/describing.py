@@ -62,7 +62,7 @@ def notes(problem: Problem) -> list[str]:
 def _on_objectives(problem: Problem) -> list[str]:
     """Of a strategy that would take the mean of scores and costs."""
     name, options = chosen_strategy(problem).name, problem.config.strategy.options
-    costs = [goal.name for goal in problem.objectives if goal.name.startswith("cost.")]
+    costs = [goal.name for goal in problem.objectives if goal.is_cost]
     if name not in _AVERAGING or not costs or len(problem.objectives) == 1 or options.get("weights") is not None:
         return []
     advice = "give strategy.weights, or take" if name == "cma_es" else "take"

@@ -98,7 +98,7 @@ def measured_times(run: FilePath) -> list[float]:
         ConfigError: nothing in it has been timed.
     """
     state = open_run(run).state
-    times = [item.cost["total_s"] for item in state.iter_evaluated() if "total_s" in item.cost]
+    times = [item.cost["total_s"] for item in state.evaluated() if "total_s" in item.cost]
     if not times:
         raise ConfigError(f"{run}: no candidate has been evaluated there, so there are no times to plan with")
     return times

@@ -26,7 +26,7 @@ class Progress:
 
     def __init__(self, folder: Path, n_evaluations: int | None, known: RunState | None = None) -> None:
         self._folder, self._budget = folder, n_evaluations
-        before = [] if known is None else [standing(known.objectives, item) for item in known.iter_evaluated()]
+        before = [] if known is None else [standing(known.objectives, item) for item in known.evaluated()]
         self._best = max(before, default=(float("-inf"),))
         self._started = self._last = time.monotonic()
         self._n_here = 0

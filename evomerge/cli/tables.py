@@ -26,7 +26,7 @@ def print_summary(run: Run) -> None:
         details = summary["details"][split.value]
         if any(name in details for name in names):
             CONSOLE.print(_split_table(split, names, details, objectives, tuned, best, mark))
-    _print_comparisons(summary, tuned)
+    _print_comparisons(summary, names)
     last = run.state.evaluations.get((run.state.best_id or "", Split.REPORT))
     if last is not None and last.status is not Status.OK:
         CONSOLE.print(
@@ -154,13 +154,11 @@ def _split_table(
     return table
 
 
-def _print_comparisons(summary: dict[str, Any], tuned: str | None) -> None:
-    rows = summary["comparisons"]
-    shown = [name for name in rows if not name.startswith("task_arithmetic:") or name == tuned]
+def _print_comparisons(summary: dict[str, Any], names: Sequence[str]) -> None:
+    shown = {name: row for name, row in summary["comparisons"].items() if name in names}
     if shown:
         CONSOLE.print("best minus baseline on the report split, item by item (95% interval):")
-    for name in shown:
-        row = rows[name]
+    for name, row in shown.items():
         CONSOLE.print(f"  {name:<24}{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict(row)}")
 
 

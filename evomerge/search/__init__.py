@@ -5,23 +5,15 @@ Sees strategies and evaluations; never tensors, engines or Ray.
 
 from evomerge.search.budget import Budget
 from evomerge.search.finals import choose_finalists, run_finals
-from evomerge.search.front_files import (
-    FrontFiles,
-    best_of_front,
-    front_csv,
-    front_json,
-    front_of,
-    leader,
-    pick,
-    reference_losses,
-)
+from evomerge.search.front_files import FrontFiles, front_csv, front_json
 from evomerge.search.item_store import ItemStore
 from evomerge.search.journal import Journal, JournalReader, event, read_journal
 from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, StopRequest, WorkerPool
+from evomerge.search.ranking import best_of_front, front_of, leader, pick, reference_losses, standing, utility
 from evomerge.search.recorder import RunRecorder, open_items, with_items
 from evomerge.search.run_directory import RunDirectory, writing_into
 from evomerge.search.run_lock import HolderWatch, RunLock
-from evomerge.search.state import RunState, standing, utility
+from evomerge.search.state import RunState
 from evomerge.search.summary import (
     Z_95,
     headline,

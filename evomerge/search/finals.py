@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 
 from evomerge.core import EvaluationError, Split, Status
-from evomerge.search.front_files import front_of
 from evomerge.search.journal import event
 from evomerge.search.loop import SearchLoop
+from evomerge.search.ranking import front_of, standing
 from evomerge.search.recorder import RunRecorder
-from evomerge.search.state import RunState, standing
+from evomerge.search.state import RunState
 
 
 def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> RunState:
@@ -48,7 +48,7 @@ def choose_finalists(state: RunState, count: int) -> list[str]:
     Raises:
         EvaluationError: no evaluation ended well.
     """
-    ranked = sorted(state.iter_evaluated(), key=lambda item: item.candidate_id)
+    ranked = sorted(state.evaluated(), key=lambda item: item.candidate_id)
     if not ranked:
         raise EvaluationError("no candidate was evaluated well, so there is nothing to choose from")
     ranked.sort(key=lambda item: standing(state.objectives, item), reverse=True)

@@ -8,11 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from evomerge.archive import Front, knee
+from evomerge.archive import Front
 from evomerge.core import (
-    Direction,
     Evaluation,
-    JournalError,
     Json,
     Objective,
     Split,
@@ -21,57 +19,13 @@ from evomerge.core import (
     atomic_write_text,
 )
 from evomerge.recipe import Recipe, write_recipe
+from evomerge.search.ranking import best_key, front_of, leader, reference_losses
 from evomerge.search.run_directory import RunDirectory, writing_into
-from evomerge.search.state import RunState, standing
+from evomerge.search.state import RunState
 from evomerge.search.tables import Entry
-from evomerge.strategy import candidate_id
 
 WRITE_EVERY_S = 1.0
 """While results keep coming, the files are this far behind the journal at most."""
-
-
-def reference_losses(state: RunState) -> list[float] | None:
-    """The hypervolume's reference point as losses (m,): configured, else score 0 for maximised tasks and the worst baseline for the rest.
-
-    None while one of the rest has no baseline.
-    """
-    losses = []
-    for objective, item in zip(state.objectives, state.run["objectives"], strict=True):
-        sign = -1.0 if objective.direction is Direction.MAXIMIZE else 1.0
-        if item["reference"] is not None:
-            losses.append(sign * item["reference"])
-        elif objective.direction is Direction.MAXIMIZE and not objective.name.startswith("cost."):
-            losses.append(0.0)
-        else:
-            known = [
-                sign * state.evaluations[entry.id, Split.SEARCH].value(objective.name)
-                for entry in state.baselines
-                if state.evaluations.status(entry.id, Split.SEARCH) is Status.OK
-            ]
-            if not known:
-                return None
-            losses.append(max(known))
-    return losses
-
-
-def front_of(state: RunState) -> Front:
-    """The non-dominated evaluations of the search split, baselines included.
-
-    Raises:
-        JournalError: the run has not begun.
-    """
-    if not state.run:
-        raise JournalError("this run is still starting, or was stopped while it did: nothing has been evaluated yet")
-    front = Front(state.objectives)
-    for evaluation in state.iter_evaluated():
-        front.add(evaluation)
-    return front
-
-
-def best_of_front(state: RunState) -> list[Evaluation]:
-    """The members of the front, the highest `standing` first, then by id."""
-    members = front_of(state).members  # by id, which sorting keeps among equals
-    return sorted(members, key=lambda item: standing(state.objectives, item), reverse=True)
 
 
 def front_json(state: RunState, front: Front) -> dict[str, Json]:
@@ -103,7 +57,7 @@ class FrontFiles:
     def __init__(self, directory: RunDirectory, state: RunState, recipe_of: Callable[[Entry], Recipe | None]) -> None:
         self._directory, self._recipe_of = directory, recipe_of
         self._front = front_of(state)
-        self._best = max((_rank(state, item) for item in state.iter_evaluated()), default=((-np.inf,), 0))
+        self._best = max((best_key(state, item) for item in state.evaluated()), default=((-np.inf,), 0))
         self._front_changed, self._new_best = bool(self._front), leader(state)
         self._next_write = -np.inf
 
@@ -113,9 +67,9 @@ class FrontFiles:
             return
         if self._front.add(replace(evaluation, item_scores={})):
             self._front_changed = True
-        rank = _rank(state, evaluation)
-        if rank > self._best and state.best_id is None:
-            self._best, self._new_best = rank, evaluation.candidate_id
+        key = best_key(state, evaluation)
+        if key > self._best and state.best_id is None:
+            self._best, self._new_best = key, evaluation.candidate_id
         if time.monotonic() >= self._next_write:
             self.flush(state)
 
@@ -171,44 +125,6 @@ def front_csv(objectives: Sequence[Objective], members: Sequence[Evaluation]) ->
         row = [member.value(name) for name in names]
         writer.writerow([member.candidate_id, *row, *(member.stderr.get(name, "") for name in names)])
     return stream.getvalue()
-
-
-def pick(state: RunState, choice: str) -> Entry:
-    """The entry a user means by `best`, `knee`, or an id with or without `id:` before it.
-
-    `best` is the winner of the finals, or of the search split while there have been none; `id:42` means `id:c000042`.
-
-    Raises:
-        JournalError: nothing has been evaluated, or there is no such candidate.
-    """
-    if choice not in ("best", "knee"):
-        wanted = choice.removeprefix("id:")
-        name = candidate_id(int(wanted)) if wanted.isdecimal() else wanted
-        if name not in state.entries:
-            raise JournalError(
-                f"no candidate {name!r} in this run; expected best, knee or an id (`evomerge front` lists the best)"
-            )
-        return state.entries[name]
-    best = leader(state)
-    if best is None:
-        raise JournalError("no candidate of this run has been evaluated yet")
-    return state.entries[knee(front_of(state)).candidate_id if choice == "knee" else best]
-
-
-def leader(state: RunState) -> str | None:
-    """The id of the winner of the finals, or of the best on the search split while there have been none; None before a result.
-
-    Of equals it is the first that was asked.
-    """
-    if state.best_id is not None:
-        return state.best_id
-    best = max(state.iter_evaluated(), key=lambda item: _rank(state, item), default=None)
-    return None if best is None else best.candidate_id
-
-
-def _rank(state: RunState, evaluation: Evaluation) -> tuple[tuple[float, ...], int]:
-    """Larger is better, whatever order results come in."""
-    return standing(state.objectives, evaluation), -state.entries.position(evaluation.candidate_id)
 
 
 def _member(evaluation: Evaluation, names: Sequence[str]) -> Mapping[str, Json]:

@@ -53,7 +53,7 @@ class Journal:
 
     def replay(self) -> Iterator[dict[str, Any]]:
         """The events that were in the file when it was opened, in order; read again each time, never held."""
-        return islice(_events(self._path), self._n_replayed)
+        return (event for event, _ in islice(_records(self._path), self._n_replayed))
 
     def append(self, *events: Mapping[str, Json]) -> None:
         """Writes `events` and returns when they, and those that waited, are durable: all or, after a crash, a prefix of them.
@@ -149,10 +149,6 @@ def _scan(path: Path) -> tuple[int, int]:
     for _, end in _records(path):
         count, n_bytes = count + 1, end
     return count, n_bytes
-
-
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    return (event for event, _ in _records(path))
 
 
 def _records(path: Path, index: int = 0, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:

@@ -4,7 +4,7 @@ Taking an event in costs the same however many came before it, and a candidate t
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,15 +106,11 @@ class RunState:
         """The baselines, in the order they were declared."""
         return self.entries.baselines()
 
-    def evaluated(self, split: Split = Split.SEARCH) -> list[Evaluation]:
-        """OK evaluations of a split, in the order of the entries."""
-        return list(self.iter_evaluated(split))
-
-    def iter_evaluated(self, split: Split = Split.SEARCH) -> Iterator[Evaluation]:
-        """As `evaluated`, one at a time."""
+    def evaluated(self) -> Iterator[Evaluation]:
+        """OK evaluations of the search split, in the order of the entries."""
         for identifier in self.entries:
-            if self.evaluations.status(identifier, split) is Status.OK:
-                yield self.evaluations[identifier, split]
+            if self.evaluations.status(identifier, Split.SEARCH) is Status.OK:
+                yield self.evaluations[identifier, Split.SEARCH]
 
     def _on_run(self, event: Mapping[str, Any]) -> None:
         if self.run:
@@ -208,26 +204,6 @@ class RunState:
         items = evaluation.cost.get("items", 0.0)
         self.items_told += items
         self.items_each = max(self.items_each, items)
-
-
-def utility(objectives: Sequence[Objective], evaluation: Evaluation) -> float:
-    """Mean of the objectives, the minimised ones negated; higher is better.
-
-    Costs (`cost.*`) have other units and are left out unless they are all there is.
-    """
-    scores = [objective for objective in objectives if not objective.name.startswith("cost.")] or list(objectives)
-    return sum(_signed(item, evaluation) for item in scores) / len(scores)
-
-
-def standing(objectives: Sequence[Objective], evaluation: Evaluation) -> tuple[float, ...]:
-    """`utility`, and where that is equal the costs one after the other; higher is better. What dominates another stands higher."""
-    costs = [objective for objective in objectives if objective.name.startswith("cost.")]
-    return utility(objectives, evaluation), *(_signed(item, evaluation) for item in costs)
-
-
-def _signed(objective: Objective, evaluation: Evaluation) -> float:
-    value = evaluation.value(objective.name)
-    return value if objective.direction is Direction.MAXIMIZE else -value
 
 
 def _genome(event: Mapping[str, Any]) -> Genome | None:

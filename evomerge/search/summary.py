@@ -1,13 +1,14 @@
 """`summary.json`: what a run found, with standard errors and paired comparisons. Numbers only; the CLI makes the table."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from evomerge.core import Direction, Evaluation, Json, Objective, Split, Status
-from evomerge.search.front_files import front_json, front_of, leader
-from evomerge.search.state import RunState, utility
-from evomerge.search.tables import Entry
+from evomerge.core import Evaluation, Json, Objective, Split, Status
+from evomerge.search.front_files import front_json
+from evomerge.search.ranking import front_of, leader, utility
+from evomerge.search.state import RunState
 
 Z_95 = 1.959964
 """Two-sided 95% quantile of the normal distribution."""
@@ -19,16 +20,16 @@ ReadItems = Callable[[str, Split], Evaluation]
 def summarize(state: RunState, read_items: ReadItems) -> dict[str, Json]:
     """The content of `summary.json`; see docs/run-directory.md for every key."""
     front = front_json(state, front_of(state))
-    members = front["members"]
+    details = {split.value: _details(state, split) for split in Split}
     return {
         "evaluations": state.n_evaluations[Split.SEARCH],
         "items": int(sum(item.cost.get("items", 0) for item in state.evaluations.values())),
         "wall_s": state.elapsed_s,
-        "splits": {split.value: _split(state, split) for split in Split},
+        "splits": {split: _scores(state, rows) for split, rows in details.items()},
         "best_id": state.best_id,
-        "front": members,
+        "front": front["members"],
         "hypervolume": front["hypervolume"],
-        "details": {split.value: _details(state, split) for split in Split},
+        "details": details,
         "comparisons": _comparisons(state, read_items),
         "overhead": overhead(state),
         "strategy": dict(state.diagnostics),
@@ -41,7 +42,7 @@ def overhead(state: RunState) -> dict[str, Json]:
 
     Medians over the search split, since each machine's first candidates also pay for compiling; asking is a mean.
     """
-    costs = [item.cost for item in state.iter_evaluated() if "total_s" in item.cost]
+    costs = [item.cost for item in state.evaluated() if "total_s" in item.cost]
     if not costs:
         return {}
     names = sorted({name for cost in costs for name in cost if name.endswith("_s")})
@@ -65,27 +66,25 @@ def mean_with_error(objectives: tuple[Objective, ...], evaluation: Evaluation) -
     return utility(objectives, evaluation), float(np.sqrt(np.sum(np.square(errors)))) / max(1, len(errors))
 
 
-def _split(state: RunState, split: Split) -> dict[str, Json]:
-    def scores(name: str) -> dict[str, Json]:
-        evaluation = state.evaluations.get((name, split))
-        if evaluation is None or evaluation.status is not Status.OK:
-            return {}
-        return {objective.name: evaluation.value(objective.name) for objective in state.objectives}
+def _scores(state: RunState, details: Mapping[str, Mapping[str, Any]]) -> dict[str, Json]:
+    """The scores in `details` of every source (by the name of its model), of every other baseline, and of the best; {} where there are none."""
 
-    sources = [entry for entry in state.baselines if _source_name(entry) is not None]
-    others = [entry for entry in state.baselines if _source_name(entry) is None]
+    def of(name: str) -> Json:
+        return details[name]["scores"] if name in details else {}
+
+    names = [entry.id for entry in state.baselines]
     return {
-        "sources": {str(_source_name(entry)): scores(entry.id) for entry in sources},
-        "baselines": {entry.id: scores(entry.id) for entry in others},
-        "best": scores(state.best_id) if state.best_id else {},
+        "sources": {name.removeprefix("source:"): of(name) for name in names if name.startswith("source:")},
+        "baselines": {name: of(name) for name in names if not name.startswith("source:")},
+        "best": of(state.best_id or ""),
     }
 
 
-def _details(state: RunState, split: Split) -> dict[str, Json]:
+def _details(state: RunState, split: Split) -> dict[str, dict[str, Any]]:
     """id -> scores, standard errors, and the mean of the objectives with its standard error."""
     names = [entry.id for entry in state.baselines]
     names += [name for name in dict.fromkeys([*state.finalists, leader(state)]) if name and name not in names]
-    details: dict[str, Json] = {}
+    details = {}
     for name in names:
         evaluation = state.evaluations.get((name, split))
         if evaluation is not None and evaluation.status is Status.OK:
@@ -127,17 +126,11 @@ def paired_difference(objectives: tuple[Objective, ...], first: Evaluation, seco
     means, variances = [], []
     for objective in objectives:
         if objective.name in first.item_scores:
-            sign = 1.0 if objective.direction is Direction.MAXIMIZE else -1.0
-            difference = sign * (
-                first.item_scores[objective.name].astype(np.float64) - second.item_scores[objective.name]
-            )
+            ours, theirs = first.item_scores[objective.name], second.item_scores[objective.name]
+            difference = objective.sign * (ours.astype(np.float64) - theirs)
             means.append(difference.mean())
             variances.append(difference.var(ddof=1) / len(difference))
     return float(np.mean(means)), float(np.sqrt(np.sum(variances))) / len(means)
-
-
-def _source_name(entry: Entry) -> str | None:
-    return entry.id.removeprefix("source:") if entry.id.startswith("source:") else None
 
 
 def headline(state: RunState, details: Mapping[str, Mapping[str, float]]) -> tuple[list[str], str | None]:
@@ -159,11 +152,7 @@ def indifferent(state: RunState) -> dict[str, float]:
     """The tasks among the objectives on which all baselines, of two or more, have the very same score on the search split; and that score."""
     found = [state.evaluations.get((entry.id, Split.SEARCH)) for entry in state.baselines]
     good = [item for item in found if item is not None and item.status is Status.OK]
-    scores = {
-        goal.name: {item.value(goal.name) for item in good}
-        for goal in state.objectives
-        if not goal.name.startswith("cost.")
-    }
+    scores = {goal.name: {item.value(goal.name) for item in good} for goal in state.objectives if not goal.is_cost}
     return {name: values.pop() for name, values in scores.items() if len(good) > 1 and len(values) == 1}
 
 

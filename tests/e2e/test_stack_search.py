@@ -144,7 +144,7 @@ def test_models_of_different_depth(project: Path, tmp_path: Path) -> None:
     assert [baseline.id for baseline in problem.baselines()] == ["source:base", "source:b", "source:a"]
     assert "a.4" in problem.space.parameters[0].choices
     state = run_search(config, tmp_path / "run")
-    layers = [item.cost["layers"] for item in state.iter_evaluated()]
+    layers = [item.cost["layers"] for item in state.evaluated()]
     assert layers[:3] == [3.0, 3.0, 5.0]
     assert len(layers) == 9
     assert max(layers[3:]) <= 4

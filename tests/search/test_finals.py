@@ -25,7 +25,8 @@ from evomerge.search import (
     verdict,
 )
 from evomerge.search.finals import best_on_select, choose_finalists
-from evomerge.search.front_files import front_json, front_of, pick, reference_losses
+from evomerge.search.front_files import front_json
+from evomerge.search.ranking import front_of, pick, reference_losses
 from evomerge.search.summary import paired_difference
 
 Scores = dict[str, tuple[float, float] | None]

@@ -194,7 +194,7 @@ def test_failures_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
 
     state = run(tmp_path / "run", ShufflingPool(1, failing))
     assert state.n_evaluations[Split.SEARCH] == 40
-    assert len(state.evaluated()) == 32
+    assert len(list(state.evaluated())) == 32
     assert not state.pending
 
 
@@ -318,5 +318,5 @@ def test_what_a_signal_takes_from_the_workers_is_not_held_against_candidates(tmp
     with pytest.raises(Interrupted):
         run(tmp_path / "run", EndingPool(1), stop=stop)
     state = run(tmp_path / "run", ShufflingPool(2))
-    assert len(state.evaluated()) == state.n_evaluations[Split.SEARCH] == 40
+    assert len(list(state.evaluated())) == state.n_evaluations[Split.SEARCH] == 40
     assert not any(b'"lost"' in line for line in (tmp_path / "run" / "journal.jsonl").read_bytes().splitlines())

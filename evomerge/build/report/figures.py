@@ -27,7 +27,7 @@ _LAYOUT: dict[str, Any] = {
 
 def progress(state: RunState) -> go.Figure | None:
     """Mean score of every evaluation on the search split in the order of the candidates, and the best so far."""
-    evaluations = state.evaluated()
+    evaluations = list(state.evaluated())
     if not evaluations:
         return None
     means = [utility(state.objectives, item) for item in evaluations]
@@ -47,7 +47,7 @@ def progress(state: RunState) -> go.Figure | None:
 
 def fronts(state: RunState) -> go.Figure | None:
     """All evaluations against each pair of objectives, the non-dominated ones marked; two objectives with intervals."""
-    evaluations = state.evaluated()
+    evaluations = list(state.evaluated())
     if len(state.objectives) < 2 or not evaluations:
         return None
     members = {member.candidate_id for member in front_of(state).members}
@@ -75,7 +75,7 @@ def fronts(state: RunState) -> go.Figure | None:
 def hypervolume(state: RunState) -> go.Figure | None:
     """The hypervolume of the front after each evaluation; None for one objective, or where there is no reference point."""
     reference = reference_losses(state)
-    evaluations = state.evaluated()
+    evaluations = list(state.evaluated())
     if len(state.objectives) < 2 or reference is None or not evaluations:
         return None
     front, volumes = Front(state.objectives), [0.0]
