@@ -4,14 +4,16 @@
 
 For each method, with base and three experts in bfloat16: bytes that move per element, instructions per element of the loop without masks
 (which all but the ends of tensors and a few cut chunks go through; the slow path of a division is not counted, which hardly any element
-takes), registers of a thread, and the instructions that the processors can issue while those bytes move at the target's rate. Where the
-second number is below the last, a kernel is bound by memory.
+takes), registers of a thread, warps that a processor holds with so many, and how busy its busiest unit is while those bytes move at the
+target's rate: that which issues instructions, or one of those that compute them, which have fewer lanes for some kinds. Below 100% a
+kernel is bound by memory.
 """
 
 import os
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +24,33 @@ from triton.compiler import ASTSource
 from evomerge.weights.blocks import BF16, F32
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.triton import kernels
+from evomerge.weights.triton.batch import merge_options
 
 HOPPER = GPUTarget("cuda", 90, 32)
 
-LANES_PER_S = 132 * 128 * 1.83e9
-"""instructions of single lanes that an H200 issues"""
+CYCLES_PER_S = 132 * 1.83e9
+"""of all processors of an H200 together"""
 
 TARGET_BYTES_PER_S = 0.85 * 4.8e12
 
+ISSUE_LANES = 128
+"""lanes for which a processor starts an instruction in a cycle"""
+
+UNITS = {
+    "compare, logic, integer add": (
+        64,
+        "F2FP|FMNMX|FSEL|FSETP|V?IADD3?|ISETP|LEA|LOP3|MOV|PLOP3|PRMT|SEL|SGXT|SHF|VIMNMX",
+    ),
+    "integer multiply": (64, "IMAD"),
+    "reciprocal, conversion": (16, "F2F|F2I|FCHK|I2F|I2FP|MUFU"),
+}
+"""Units with fewer lanes than instructions are started for -> lanes of a processor, their instructions. As far as the throughput table of
+CUDA's programming guide tells for compute capability 9.0; selects are counted with comparisons."""
+
 N_INPUTS = 3
+
+MOST_WARPS, REGISTERS = 64, 65536
+"""of a processor"""
 
 PER_THREAD = kernels.BLOCK // (32 * kernels.N_WARPS)
 """elements of a block that a thread computes"""
@@ -60,15 +80,29 @@ class Counts:
 
     bytes_moved: int
     """per element"""
-    instructions: float
-    """per element"""
+    executed: dict[str, float]
+    """instruction -> how many per element"""
     registers: int
     """per thread"""
 
     @property
-    def budget(self) -> float:
-        """Instructions per element that can be issued while its bytes move."""
-        return LANES_PER_S * self.bytes_moved / TARGET_BYTES_PER_S
+    def instructions(self) -> float:
+        """Per element."""
+        return sum(self.executed.values())
+
+    @property
+    def warps(self) -> int:
+        """That a processor holds at a time: whole programs, whose threads get registers in eights."""
+        per_program = -(-self.registers // 8) * 8 * 32 * kernels.N_WARPS
+        return min(REGISTERS // per_program * kernels.N_WARPS, MOST_WARPS)
+
+    def busiest(self) -> tuple[str, float]:
+        """The unit with most to do, and for what part of the time in which the bytes move at the target's rate."""
+        cycles = CYCLES_PER_S * self.bytes_moved / TARGET_BYTES_PER_S  # of a processor, per element
+        shares = {"issue": self.instructions / (ISSUE_LANES * cycles)}
+        for unit, (lanes, names) in UNITS.items():
+            shares[unit] = sum(n for name, n in self.executed.items() if re.fullmatch(names, name)) / (lanes * cycles)
+        return max(shares.items(), key=lambda share: share[1])
 
 
 def count(row: str) -> Counts:
@@ -77,7 +111,7 @@ def count(row: str) -> Counts:
     constants = same | METHODS[row]
     signature = {"chunks": "*i64", "integers": "*i64", "floats": "*fp32", "largest": "*i32"}
     source = ASTSource(kernels.merge_chunks, signature | dict.fromkeys(constants, "constexpr"), constants, {})
-    options = {"num_warps": kernels.N_WARPS, "enable_fp_fusion": False}
+    options = merge_options(N_INPUTS, constants["KINDS"], constants["BASE"], constants["MODE"])
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(triton.compile(source, target=HOPPER, options=options).asm["cubin"])
@@ -87,7 +121,8 @@ def count(row: str) -> Counts:
     bytes_moved = 2 * (n_inputs + (constants["BASE"] != kernels.NO_BASE) + 1)
     registers = re.search(r"REG:(\d+)", resources)
     assert registers is not None, resources
-    return Counts(bytes_moved, _n_executed(loop) / PER_THREAD, int(registers[1]))
+    executed = {name: n / PER_THREAD for name, n in Counter(map(_name, _executed(loop))).items()}
+    return Counts(bytes_moved, executed, int(registers[1]))
 
 
 def _cuobjdump(option: str, file: Path) -> str:
@@ -113,25 +148,32 @@ def _target(text: str) -> int | None:
     return int(match[1], 16) if match else None
 
 
-def _n_executed(loop: list[tuple[int, str]]) -> int:
+def _name(text: str) -> str:
+    """Of an instruction, without its predicate and modifiers."""
+    return re.sub(r"^@\S+ ", "", text.strip()).split()[0].split(".")[0]
+
+
+def _executed(loop: list[tuple[int, str]]) -> list[str]:
     """Instructions of a loop without those that a branch jumps over together with a call (of a division's slow path)."""
     skipped: set[int] = set()
     for call in [at for at, text in loop if "CALL" in text]:
         around = [(at, target) for at, text in loop if (target := _target(text)) is not None and at < call < target]
         before, after = max(around)
         skipped |= {at for at, _ in loop if before < at < after}
-    return len(loop) - len(skipped)
+    return [text for at, text in loop if at not in skipped]
 
 
 def main() -> None:
-    print("| | bytes per element | instructions per element | registers | instructions that 85% of 4.8 TB/s leave |")
-    print("|---|---|---|---|---|")
+    print("| | bytes per element | instructions per element | registers | warps | busiest unit at 85% of 4.8 TB/s |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         for row in METHODS:
             found = count(row)
+            unit, share = found.busiest()
             print(
-                f"| `{row}` | {found.bytes_moved} | {found.instructions:.0f} | {found.registers} | {found.budget:.0f} |"
+                f"| `{row}` | {found.bytes_moved} | {found.instructions:.0f} | {found.registers} | {found.warps} "
+                f"| {share:.0%} ({unit}) |"
             )
 
 

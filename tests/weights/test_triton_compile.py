@@ -41,7 +41,7 @@ def compiled(kernel, result_type, **constants):
     result = "largest" if kernel is kernels.merge_chunks else "norms"
     signature = {"chunks": "*i64", "integers": "*i64", "floats": "*fp32", result: result_type}
     signature |= dict.fromkeys(constants, "constexpr")
-    options = {"num_warps": N_WARPS, "enable_fp_fusion": False}
+    options = batch.merge_options(constants["K"], constants["KINDS"], constants["BASE"], constants["MODE"])
     return triton.compile(ASTSource(kernel, signature, constants, {}), target=HOPPER, options=options)
 
 
@@ -65,6 +65,7 @@ def test_merge_kernel(method):
     assert "fma.rn.f32" not in ptx  # the CPU rounds products before it adds them
     assert "div.full.f32" not in ptx
     assert ".ftz" not in ptx  # denormals stay what they are
+    assert "cvt.rn.bf16" in ptx  # to nearest even
     # no block is moved between threads: what is shared are the parts of the largest magnitude
     assert len(re.findall(r"st\.shared", ptx)) <= 2
 
@@ -99,10 +100,11 @@ COUNTER = counter()
 
 @pytest.mark.parametrize("row", [row for row, constants in COUNTER.METHODS.items() if "PRECISION" not in constants])
 def test_kernels_are_bound_by_memory(row):
-    """On an H200: fewer instructions than its processors issue while the bytes move, and at least 16 warps on each of them."""
+    """On an H200: units of its processors have time left while the bytes move, and at least 24 warps at work."""
     found = COUNTER.count(row)
-    assert 10 < found.instructions < found.budget
-    assert found.registers <= 128
+    assert found.instructions > 10
+    assert 0.2 < found.busiest()[1] < 0.9
+    assert found.warps >= 24
 
 
 class Driver:

@@ -19,6 +19,7 @@ from evomerge.plan import TensorStep
 from evomerge.weights.blocks import OVERFLOW_BITS
 from evomerge.weights.fused.batch import Destination, Part, parts_of
 from evomerge.weights.fused.formulas import SUM
+from evomerge.weights.fused.kernels import RANKED
 from evomerge.weights.fused.norms import Norms, scales
 from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.fused.tables import KINDS
@@ -131,7 +132,7 @@ class TritonBatch:
                 PRECISION=variant.precision,
                 ALIGNED=variant.aligned,
                 BLOCK=BLOCK,
-                **_OPTIONS,
+                **merge_options(variant.n_inputs, variant.kinds, variant.base, variant.mode),
             )
         return chunks, largest
 
@@ -198,6 +199,19 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 # a product and a sum fused into one rounding would not be what the CPU computes
 _OPTIONS: dict[str, Any] = {"num_warps": N_WARPS, "enable_fp_fusion": False}
+
+_REGISTERS = ((3, 64), (5, 80), (8, 128))
+"""up to so many inputs, with two more for ranks and two for a dtype other than bfloat16: registers of a thread that suffice"""
+
+
+def merge_options(n_inputs: int, kinds: int, base: int, mode: int) -> dict[str, Any]:
+    """Options of a launch of `merge_chunks` with these constants.
+
+    The compiler would take up to 128 registers for three inputs: with 64, a Hopper processor runs four programs at a time instead of two,
+    whose loads then are under way together, and hardly an instruction is added (`benchmarks/merge_gpu_instructions.py`).
+    """
+    size = n_inputs + 2 * (mode == RANKED) + 2 * (kinds != 0 or base > 0)
+    return _OPTIONS | {"maxnreg": next((registers for most, registers in _REGISTERS if size <= most), None)}
 
 
 def _kernel(kernel: Any, n_programs: int) -> Any:

@@ -8,9 +8,12 @@ One program computes one chunk: up to `CHUNK_BLOCKS` blocks of one row of the ta
 padded with zeros to whole blocks (`resident.py`), so that they are read without masks. Loads and stores then are 16 bytes wide.
 """
 
+import os
+
 import triton
 import triton.language as tl
 
+from evomerge.weights.triton import INTERPRET
 from evomerge.weights.triton.pruning import pruned
 
 BLOCK = 2048
@@ -47,6 +50,8 @@ _SCALE, _GRID = tl.constexpr(INPUT_SCALE), tl.constexpr(INPUT_FLOATS - 1)
 # as evomerge.weights.blocks numbers them; a test compares
 BF16, F32, F16, F32_AS_BF16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
+_INTERPRETED = tl.constexpr(os.environ.get(INTERPRET) == "1")
+
 NO_BASE = -1
 """the kind of a base that is not there"""
 
@@ -55,11 +60,12 @@ KIND_BITS = 2
 
 
 @triton.jit
-def _load(address, start, lanes, KIND: tl.constexpr):
+def _load(address, start, lanes, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """A block of the tensor at `address` from element `start` on, as float32."""
     if KIND == BF16:
-        halves = tl.multiple_of(address.to(tl.pointer_type(tl.uint16)), 16)
-        value = (tl.load(halves + start + lanes).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+        words = tl.multiple_of(address.to(tl.pointer_type(tl.uint32)), 16) + start // 2
+        words = tl.load(words + tl.arange(0, BLOCK // 2))
+        value = tl.interleave(words << 16, words & 0xFFFF0000).to(tl.float32, bitcast=True)
     elif KIND == F16:
         value = tl.load(tl.multiple_of(address.to(tl.pointer_type(tl.float16)), 16) + start + lanes).to(tl.float32)
     else:
@@ -74,16 +80,26 @@ def _magnitude(value):
 
 
 @triton.jit
-def _rounded_bits(value):
-    """The float32 bits of `value` with its upper half rounded to nearest even: the lower half is to be cut off."""
-    bits = value.to(tl.uint32, bitcast=True)
-    return bits + 0x7FFF + ((bits >> 16) & 1)
+def _with_sign(value, sign):
+    """`value` negated where the bits `sign` are those of -0 instead of 0."""
+    return (value.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _bf16(value):
+    """The 16 bits of `value` in bfloat16, rounded to nearest even. Triton's interpreter does not round, so its bits are rounded there."""
+    if _INTERPRETED:
+        bits = value.to(tl.uint32, bitcast=True)
+        bits = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16)
+    else:
+        bits = value.to(tl.bfloat16).to(tl.uint16, bitcast=True)
+    return bits
 
 
 @triton.jit
 def _as_bf16(value):
     """`value` rounded to bfloat16."""
-    return (_rounded_bits(value) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return (_bf16(value).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -97,8 +113,8 @@ def rounded(value, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _load_rounded(address, start, lanes, KIND: tl.constexpr, PRECISION: tl.constexpr):
-    value = _load(address, start, lanes, KIND)
+def _load_rounded(address, start, lanes, KIND: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr):
+    value = _load(address, start, lanes, KIND, BLOCK)
     if KIND != PRECISION:
         value = rounded(value, PRECISION)
     return value
@@ -109,7 +125,7 @@ def _store(address, start, lanes, inside, value, KIND: tl.constexpr, ALIGNED: tl
     """Stores a block, rounded to nearest even, where `inside` (None = everywhere)."""
     if KIND == BF16:
         pointer = address.to(tl.pointer_type(tl.uint16))
-        stored = (_rounded_bits(value) >> 16).to(tl.uint16)
+        stored = _bf16(value)
     elif KIND == F16:
         pointer = address.to(tl.pointer_type(tl.float16))
         stored = value.to(tl.float16)
@@ -166,7 +182,7 @@ def _weighted(
     BLOCK: tl.constexpr,
 ):
     """A block of input k times its weight; where there is a base, of its pruned difference from `base`."""
-    value = _load_rounded(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3, PRECISION)
+    value = _load_rounded(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3, PRECISION, BLOCK)
     if BASE >= 0:
         keys = inputs + k * _INPUT_INTEGERS + _KEYS
         value = rounded(value - base, PRECISION)
@@ -180,19 +196,21 @@ def _weighted(
 
 
 @triton.jit
-def _agreeing(
-    values, total, real, K: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Sum of the values with the sign of `total` (+ where it is 0), divided by the sum of their weights if NORMALIZE."""
-    sign = tl.where(total >= 0.0, 1.0, -1.0)
-    agreed = tl.zeros((BLOCK,), tl.float32)
-    weights = tl.zeros((BLOCK,), tl.float32)
+def _agreeing(values, total, real, K: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr):
+    """Sum of the values with the sign of `total`, divided by the sum of their weights if NORMALIZE.
+
+    `total` is not -0: it began with 0, and no value is finer than what it is rounded to.
+    """
+    sign = total.to(tl.uint32, bitcast=True) & 0x80000000
+    agreed, weights = 0.0, 0.0
     for k in tl.static_range(K):
-        value = values[k] * sign
-        agreed = agreed + tl.where(value > 0.0, value, 0.0)
+        value = _with_sign(values[k], sign)
+        part = tl.where(value > 0.0, value, 0.0)
+        agreed = part if k == 0 else agreed + part
         if NORMALIZE:
-            weights = weights + tl.where(value > 0.0, real[k][0], 0.0)
-    agreed = rounded(agreed * sign, PRECISION)
+            weight = tl.where(value > 0.0, real[k][0], 0.0)
+            weights = weight if k == 0 else weights + weight
+    agreed = rounded(_with_sign(agreed, sign), PRECISION)
     if NORMALIZE:
         weights = rounded(weights, PRECISION)
         agreed = rounded(tl.div_rn(agreed, tl.where(weights == 0.0, 1.0, weights)), PRECISION)
@@ -231,14 +249,14 @@ def _merge_blocks(
     EDGE: whether an end of the output or a cutoff may lie inside; without it there are no masks. The rest as `merge_chunks`.
     """
     lanes = tl.arange(0, BLOCK)
-    worst = tl.zeros((BLOCK,), tl.int32)
+    worst = tl.zeros((BLOCK,), tl.float32)
     for block in range(first_block, end_block):
         start = block * BLOCK
         total = tl.zeros((BLOCK,), tl.float32)
         values = ()
         base = None
         if BASE >= 0:
-            base = _load_rounded(base_address, start, lanes, BASE, PRECISION)
+            base = _load_rounded(base_address, start, lanes, BASE, PRECISION, BLOCK)
         for k in tl.static_range(K):
             value = _weighted(
                 k, base, start, lanes, inputs, whole, real, KINDS, BASE, MODE, RESCALE, PRECISION, EDGE, BLOCK
@@ -249,7 +267,7 @@ def _merge_blocks(
         if BASE >= 0:
             total = rounded(total, PRECISION)
         if ELECT:
-            total = _agreeing(values, total, real, K, NORMALIZE, PRECISION, BLOCK)
+            total = _agreeing(values, total, real, K, NORMALIZE, PRECISION)
         if DIVIDE:
             total = tl.div_rn(total, tl.zeros((BLOCK,), tl.float32) + divisor)
         total = rounded(rounded(total, PRECISION) * scale, PRECISION)
@@ -257,10 +275,10 @@ def _merge_blocks(
             total = rounded(total + base, PRECISION)
         if EDGE:
             inside = (lanes >= (first - start)) & (lanes < (end - start))
-            worst = tl.maximum(worst, tl.where(inside, _magnitude(total), 0))
+            worst = tl.maximum(worst, tl.where(inside, tl.abs(total), 0.0), propagate_nan=tl.PropagateNan.ALL)
         else:
             inside = None
-            worst = tl.maximum(worst, _magnitude(total))
+            worst = tl.maximum(worst, tl.abs(total), propagate_nan=tl.PropagateNan.ALL)
         _store(out_address, start, lanes, inside, total, OUT, ALIGNED)
     return worst
 
@@ -323,7 +341,7 @@ def merge_chunks(
             first_block, end_block, out, base, first, end, divisor, scale, inputs, whole, real,
             K, KINDS, BASE, OUT, MODE, ELECT, NORMALIZE, DIVIDE, RESCALE, PRECISION, ALIGNED, False, BLOCK,
         )  # fmt: skip
-    tl.store(largest + chunk, tl.max(worst, axis=0))
+    tl.store(largest + chunk, tl.max(_magnitude(worst), axis=0))
 
 
 @triton.jit
@@ -357,8 +375,8 @@ def pruned_l1_chunks(
         grid = tl.load(floats + _OUTPUT_FLOATS + k * _INPUT_FLOATS + _GRID).to(tl.float64)
         for block in range(first_block, end_block):
             start = block * BLOCK
-            value = _load_rounded(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3, PRECISION)
-            value = rounded(value - _load_rounded(base_address, start, lanes, BASE, PRECISION), PRECISION)
+            value = _load_rounded(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3, PRECISION, BLOCK)
+            value = rounded(value - _load_rounded(base_address, start, lanes, BASE, PRECISION, BLOCK), PRECISION)
             keys = inputs + k * _INPUT_INTEGERS + _KEYS
             value = pruned(value, whole[k], real[k], keys, start, lanes, MODE, True, BLOCK)
             total = total + ((tl.abs(value).to(tl.float64) + grid) - grid)
