@@ -163,16 +163,16 @@ def _only_large(value, delta, mode, thresholds):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _agreeing(total, inputs, normalize, weighted, precision):  # type: ignore[no-untyped-def]
-    """Sum of the values (at address `weighted`) with the sign of `total` (+ where it is 0).
+    """Sum of the values (at address `weighted`) with the sign of `total`, which is not -0: it began with 0.
 
     Divided by the sum of their weights if `normalize`.
     """
     zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
-    minus = bits_of(select(total >= zero, zero, from_bits(words(np.uint32(0x80000000)))))
+    sign = bits_of(total) & words(np.uint32(0x80000000))
     agreed, weights = zero, zero
     for k in range(inputs.shape[0]):
         value = load_lanes(weighted + k * _ROW_BYTES)
-        agrees = from_bits(bits_of(value) ^ minus) > zero
+        agrees = from_bits(bits_of(value) ^ sign) > zero
         agreed = select(agrees, agreed + value, agreed)
         if normalize:
             weights = select(agrees, weights + floats(inputs[k]["weight"]), weights)
