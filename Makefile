@@ -39,8 +39,8 @@ demo: setup ## train the demo models, search, export the best recipe, merge it, 
 	$(BIN)/evomerge zoo build --out zoo
 	rm -rf runs/demo runs/demo-merged
 	$(BIN)/evomerge search configs/demo.yaml --run-dir runs/demo
-	$(BIN)/evomerge export runs/demo --pick best -o runs/demo/best.yaml
-	$(BIN)/evomerge merge runs/demo/best.yaml runs/demo-merged
+	$(BIN)/evomerge export runs/demo --pick best -o runs/demo-best.yaml --overwrite
+	$(BIN)/evomerge merge runs/demo-best.yaml runs/demo-merged
 	$(BIN)/evomerge eval runs/demo-merged --config runs/demo --split report
 	@$(BIN)/evomerge summary runs/demo
 	@echo "report:       $$($(BIN)/evomerge report runs/demo)"
@@ -89,4 +89,4 @@ lock: setup ## resolve the dependencies again
 	  --no-emit-index-url --no-emit-find-links --no-header --upgrade -o requirements/gpu.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .venv-mergekit .triton zoo runs/demo runs/demo-merged .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-mergekit .triton zoo runs/demo runs/demo-merged runs/demo-best.yaml .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

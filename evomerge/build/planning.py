@@ -135,7 +135,8 @@ def forecast(problem: Problem, times: Sequence[float], workers: int, price: floa
         price: of a worker's hour.
     """
     mean = fmean(times)
-    stages = [n_candidates(problem, mean, workers), *_finals(problem)]
+    n_search = max(n_candidates(problem, mean, workers), len(problem.baselines()))
+    stages = [n_search, *_finals(problem, n_search)]
     wall = sum(mean * -(-count // workers) for count in stages)
     busy = sum(stages) * mean / (workers * wall)
     return Forecast(workers, sum(stages), wall, busy, 0.0, _cost(workers, wall, price))
@@ -232,11 +233,10 @@ class _CountingPool:
         return (end - middle) / (count - count // 2)
 
 
-def _finals(problem: Problem) -> list[int]:
-    """Evaluations on `select` and on `report`."""
-    finalists = problem.config.finals.finalists
-    n_baselines = len(problem.baselines())
-    return [n_baselines + finalists, n_baselines + 1] if finalists else []
+def _finals(problem: Problem, n_search: int) -> list[int]:
+    """The most evaluations there may be on `select` and on `report`: finalists, and the winner, may be baselines, which count once."""
+    finalists, n_baselines = problem.config.finals.finalists, len(problem.baselines())
+    return [min(n_search, n_baselines + count) for count in (finalists, 1)] if finalists else []
 
 
 def _cost(workers: int, wall_s: float, price: float | None) -> float | None:

@@ -151,20 +151,23 @@ def is_over(state: RunState, config: SearchConfig) -> bool:
     return state.finished or (ended and not config.finals.finalists)
 
 
-def export_recipe(folder: FilePath, choice: str, out: FilePath | None = None) -> tuple[str, Recipe, Path]:
+def export_recipe(
+    folder: FilePath, choice: str, out: FilePath | None = None, *, overwrite: bool = False
+) -> tuple[str, Recipe, Path]:
     """Writes the recipe of a run's candidate as a mergekit-compatible file.
 
     Args:
         folder: the run directory.
         choice: `best`, `knee` or a candidate's id.
         out: the file; default `<candidate>.yaml` in the working directory.
+        overwrite: replace `out` if it is a file that exists.
 
     Returns:
         The candidate's id, its recipe, and the file.
 
     Raises:
         JournalError: no such candidate.
-        RecipeError: a run of the synthetic evaluation, which has no recipes.
+        RecipeError: a run of the synthetic evaluation, which has no recipes; or `out` is in the way.
         CheckpointError: as `Run.recipe`.
     """
     run = open_run(folder)
@@ -173,6 +176,10 @@ def export_recipe(folder: FilePath, choice: str, out: FilePath | None = None) ->
     if recipe is None:
         raise RecipeError(f"{folder} is a run of the synthetic evaluation: its candidates are points, not recipes")
     path = Path(out) if out else Path(f"{entry.id.replace(':', '-')}.yaml")
+    if path.is_dir():
+        raise RecipeError(f"{path}: is a folder; name a file")
+    if path.is_file() and not overwrite:
+        raise RecipeError(f"{path}: exists; name another file, or overwrite it (--overwrite)")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, path)

@@ -1,6 +1,7 @@
 """The commands. Heavy packages are imported inside them, so that `--help` is instant."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -253,16 +254,18 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write. (default: <candidate>.yaml)", show_default=False)
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write a candidate's recipe as a file that evomerge and mergekit read."""
     from evomerge.build import export_recipe
     from evomerge.recipe import has_mergekit_form
 
-    name, recipe, path = export_recipe(run, choice, out)
+    name, recipe, path = export_recipe(run, choice, out, overwrite=overwrite)
     count = len(recipe.models())
-    print(f"{path}: {name}, {recipe.method} of {count} model{'s' if count > 1 else ''}")
+    said = sys.stdout if path.is_file() else sys.stderr  # a pipe gets the recipe alone
+    print(f"{path}: {name}, {recipe.method} of {count} model{'s' if count > 1 else ''}", file=said)
     if not has_mergekit_form(recipe):
-        print("mergekit cannot express this merge; evomerge merge reads the file")
+        print("mergekit cannot express this merge; evomerge merge reads the file", file=said)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a command: KeyboardInterrupt, so that what is half done is removed, and exit code 130.
+"""What Ctrl-C, SIGTERM and SIGHUP (a closed terminal) do to a command: KeyboardInterrupt, so that what is half done is removed, and exit code 130.
 
 A search has handlers of its own while candidates are evaluated (`evomerge.build.signals`). Imports nothing heavy: this is in force before anything else is
 imported.
@@ -18,13 +18,13 @@ _HELD_UP_IN = {"<frozen importlib._bootstrap>", weakref.__file__}
 """Code from which the exception must not come. C++ that calls Python while a module is initialised, as torch's does, aborts the process
 when that raises; what a finalizer raises is lost."""
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def take_interrupts() -> None:
-    """From here on the first SIGINT or SIGTERM raises KeyboardInterrupt in the main thread, and the second ends the process.
+    """From here on the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt in the main thread, and the second ends the process.
 
-    What is ignored (as SIGINT is in the background of a shell) stays ignored. Child processes do not inherit this.
+    What is ignored (as SIGINT is in the background of a shell, SIGHUP by nohup) stays ignored. Child processes do not inherit this.
     """
     taken = [number for number in _NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in taken}

@@ -18,7 +18,9 @@ def main() -> NoReturn:
     try:
         code = _command()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        from evomerge.cli.console import say
+
+        say("interrupted", sys.stderr)
         code = EXIT_INTERRUPTED
     ignore_interrupts()
     _exit(code)

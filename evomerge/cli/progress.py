@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from evomerge.cli.console import say
 from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from evomerge.core import Evaluation, EvomergeError, Split, Status
 from evomerge.search import Interrupted, RunDirectory, RunState, indifferent, standing
@@ -57,17 +58,16 @@ class Progress:
     def _say_what_cannot_be_searched(self, state: RunState) -> None:
         same = [f"{name} ({score:.3f})" for name, score in indifferent(state).items()]
         if same:
-            print(
+            say(
                 f"note: every baseline has the same score on {', '.join(same)}, so the search may have nothing to go by there; what models "
-                f"answer: evomerge eval MODEL -c {shlex.quote(str(self._folder))} --split search --show 3",
-                flush=True,
+                f"answer: evomerge eval MODEL -c {shlex.quote(str(self._folder))} --split search --show 3"
             )
 
     def _print(self, state: RunState, text: str) -> None:
         self._last = time.monotonic()
         count = state.n_evaluations[Split.SEARCH]
         total = f"/{self._budget}" if self._budget else ""
-        print(f"[{count}{total}] {text}", flush=True)
+        say(f"[{count}{total}] {text}")
 
 
 @contextmanager
@@ -79,12 +79,12 @@ def watched(
     from evomerge.cli.tables import print_summary
 
     resume = RunDirectory(folder).resume_command
-    print(f"run directory: {folder}", flush=True)
+    say(f"run directory: {folder}")
     try:
         yield Progress(folder, n_evaluations, known)
     except Interrupted:
         ignore_interrupts()  # everything is saved: one Ctrl-C too many must not look like a failure
-        print(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  {resume}", flush=True)
+        say(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  {resume}")
         sys.exit(EXIT_INTERRUPTED)
     except EvomergeError:
         raise

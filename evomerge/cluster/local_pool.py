@@ -16,7 +16,10 @@ THREAD_NAME = "evomerge-worker"
 """what the names of worker threads begin with"""
 
 CLOSING_S = 20.0
-"""how long `close` waits: enough to free an engine, not enough to sit out a hung evaluation"""
+"""how long `close` waits for engines to be freed"""
+
+RUNNING_S = 5.0
+"""how long it waits for engines that start and evaluations that run, whose results nobody takes any more: less than what a service manager allows before it kills"""
 
 SILENT_S = 0.5
 """how long it waits before it says so"""
@@ -37,6 +40,7 @@ class LocalPool:
         self.n_workers = n_workers
         self._requests: queue.SimpleQueue[EvaluationRequest | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Evaluation | Exception] = queue.SimpleQueue()
+        self._running: set[str] = set()  # threads that make an engine or evaluate
         self._threads = [
             threading.Thread(target=self._work, name=f"{THREAD_NAME}-{index}", daemon=True)
             for index in range(n_workers)
@@ -59,34 +63,39 @@ class LocalPool:
         return result
 
     def close(self) -> None:
-        """Lets the threads end after what they are doing, and waits for that, at most `CLOSING_S`; what is still queued is dropped."""
+        """Lets the threads end after what they are doing, and waits for that, at most `RUNNING_S` or `CLOSING_S`; what is still queued is dropped."""
         with suppress(queue.Empty):
             while True:
                 self._requests.get_nowait()
         for _ in self._threads:
             self._requests.put(None)
-        if not self._have_ended(SILENT_S):
-            logger.warning(
-                "waiting up to %g s for the evaluations that run, so that their engines are freed", CLOSING_S
-            )
-            self._have_ended(CLOSING_S)
-
-    def _have_ended(self, timeout_s: float) -> bool:
-        """Whether all threads have ended in this time."""
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        started, said = time.monotonic(), False
+        while any(thread.is_alive() for thread in self._threads):
+            waited = time.monotonic() - started
+            if waited > (RUNNING_S if self._running else CLOSING_S):
+                return
+            if self._running and waited > SILENT_S and not said:
+                said = True
+                logger.warning(
+                    "waiting up to %g s for the evaluations that run, so that their engines are freed", RUNNING_S
+                )
+            time.sleep(0.01)
 
     def _work(self) -> None:
+        name = threading.current_thread().name
+        self._running.add(name)
         try:
             evaluator = make_evaluator(self._factory, self._settings)
         except Exception as problem:  # noqa: BLE001  (the pool boundary: the driver must hear of it)
             self._results.put(problem)
             return
+        finally:
+            self._running.discard(name)
         while (request := self._requests.get()) is not None:
+            self._running.add(name)
             try:
                 self._results.put(evaluator.evaluate(request))
             except Exception as problem:  # noqa: BLE001  (the pool boundary)
                 self._results.put(failed(request, f"{type(problem).__name__}: {problem}"))
+            self._running.discard(name)
         evaluator.close()

@@ -9,6 +9,8 @@ import pytest
 
 from evomerge.build import make_problem, parse_config, planning, start_search
 from evomerge.core import ConfigError
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
 
 
 def problem(**changes: Any) -> Any:
@@ -48,6 +50,23 @@ def test_long_searches_go_on_at_the_pace_of_what_was_simulated() -> None:
     assert plan.wall_s == pytest.approx(20_000 * 2 / 4, rel=0.01)
     hours = planning.simulate(problem(budget={"hours": 2}), [60.0], 10)
     assert hours.evaluations == 2 * 60 * 10 + 5
+
+
+def test_finalists_that_must_be_baselines_count_once(tmp_path: Path) -> None:
+    models = {name: str(write_tiny_llama(tmp_path / name, seed=seed)) for seed, name in enumerate(("base", "a", "b"))}
+    write_toy_task(tmp_path / "toy.yaml", n_items=4)
+    settings = {
+        "models": {"base": models.pop("base"), "experts": models},
+        "tasks": [str(tmp_path / "toy.yaml")],
+        "evaluation": {"kind": "lm_eval"},
+    }
+    for n_evaluations in (1, 8, 100):
+        wanted = problem(**settings, budget={"evaluations": n_evaluations}, finals={"finalists": 4})
+        n_baselines = len(wanted.baselines())
+        n_search = max(n_evaluations, n_baselines)
+        plan = planning.forecast(wanted, [1.0], 1)
+        assert plan.evaluations == n_search + min(n_search, n_baselines + 4) + min(n_search, n_baselines + 1)
+        assert planning.simulate(wanted, [1.0], 1).evaluations <= plan.evaluations
 
 
 def test_what_items_alone_limit_is_not_guessed() -> None:

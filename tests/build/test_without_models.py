@@ -48,7 +48,8 @@ def search(folder: Path, name: str, **changes: Any) -> Path:
 def recipes(run: Path) -> dict[str, bytes]:
     """Id -> the file that `evomerge export` writes."""
     names = list(open_run(run).state.entries)
-    return {name: export_recipe(run, f"id:{name}", run.parent / "recipe.yaml")[2].read_bytes() for name in names}
+    path = run.parent / "recipe.yaml"
+    return {name: export_recipe(run, f"id:{name}", path, overwrite=True)[2].read_bytes() for name in names}
 
 
 def without_record(run: Path) -> None:

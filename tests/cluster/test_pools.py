@@ -67,7 +67,25 @@ def test_a_closing_local_pool_ends_what_runs_and_nothing_more(tmp_path: Path, ca
         time.sleep(0.01)
     pool.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "slow-1"]
-    assert caplog.messages == ["waiting up to 20 s for the evaluations that run, so that their engines are freed"]
+    assert caplog.messages == ["waiting up to 5 s for the evaluations that run, so that their engines are freed"]
+
+
+def test_a_closing_local_pool_waits_longer_for_engines_than_for_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an evaluation gives then is not recorded; an engine that is not freed may leave processes and shared memory."""
+    monkeypatch.setattr("evomerge.cluster.local_pool.RUNNING_S", 0.1)
+    pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
+    submit(pool, "slow-1")
+    while not (tmp_path / "slow-1").exists():
+        time.sleep(0.01)
+    pool.close()
+    assert not (tmp_path / "closed").exists()
+    pool = LocalPool(SCRIPTED, {"folder": str(tmp_path), "closing_s": 1.0}, 1)
+    submit(pool, "ok-1")
+    drain(pool, 1)
+    pool.close()
+    assert (tmp_path / "closed").exists()
 
 
 def test_local_pool_reports_an_evaluator_that_cannot_be_made() -> None:

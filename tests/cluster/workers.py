@@ -18,6 +18,7 @@ class Scripted:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._folder = Path(settings["folder"])
+        self._closing_s = float(settings.get("closing_s", 0))
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         name = request.candidate_id
@@ -38,6 +39,7 @@ class Scripted:
         return Evaluation(name, request.split, Status.OK, scores={"f": 1.0}, cost=where)
 
     def close(self) -> None:
+        time.sleep(self._closing_s)
         (self._folder / "closed").touch()
 
 

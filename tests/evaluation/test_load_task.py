@@ -11,6 +11,7 @@ from evomerge.core import Evaluation, EvaluationError, Split, Status
 from evomerge.engine import Generation, LogLikelihood
 from evomerge.evaluation import TaskSpec, load_task
 from evomerge.evaluation.shown_items import show_items
+from evomerge.evaluation.task_checks import check_supported
 from evomerge.evaluation.task_files import task_fingerprint
 
 ROWS = [{"q": f"question {i}", "a": f"answer {i}"} for i in range(12)]
@@ -195,6 +196,44 @@ def test_refused(write_task, tokenizer, what, settings):
     with pytest.raises(EvaluationError) as error:
         load_task(TaskSpec(write_task(**settings)), tokenizer)
     assert what in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "settings"),
+    [
+        refused("num_fewshot: expected a number of solved examples, got 'two'", num_fewshot="two"),
+        refused("num_fewshot: expected a number of solved examples, got -1", num_fewshot=-1),
+        refused("num_fewshot: expected a number of solved examples, got True", num_fewshot=True),
+        refused("description: expected a text, got ['Answer.']", description=["Answer."]),
+        refused("filter_list: expected filters as in [{name:", filter_list="regex"),
+        refused("filter_list: expected filters as in [{name:", filter_list=[]),
+        refused("got {'filter': [{'function': 'regex'}]}", filter_list=[{"filter": [{"function": "regex"}]}]),
+        refused("filter_list: a: expected", filter_list=[{"name": "a", "filter": ["regex"]}]),
+        refused(
+            "filter_list: a: unknown function 'regx'; did you mean 'regex'",
+            filter_list=[{"name": "a", "filter": [{"function": "regx"}]}],
+        ),
+        refused(
+            "unexpected keyword argument 'pattern'",
+            filter_list=[{"name": "a", "filter": [{"function": "regex", "pattern": "x"}]}],
+        ),
+        refused(
+            "filter_list: a: regex cannot be made of",
+            filter_list=[{"name": "a", "filter": [{"function": "regex", "regex_pattern": "(x"}]}],
+        ),
+    ],
+)
+def test_wrong_settings_of_a_task_file_are_known_without_loading_it(write_task, what, settings):
+    with pytest.raises(EvaluationError) as error:
+        check_supported(TaskSpec(write_task(**settings)))
+    assert what in str(error.value)
+
+
+def test_filters_that_lm_eval_can_make_are_taken(write_task):
+    steps = [{"function": "regex", "regex_pattern": "a"}, {"function": "take_first"}]
+    check_supported(
+        TaskSpec(write_task(filter_list=[{"name": "a", "filter": steps}], num_fewshot=2, description="Go."))
+    )
 
 
 def test_function_tags_run_only_when_trusted(write_task, tokenizer, tmp_path):

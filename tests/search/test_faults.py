@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import pty
 import re
 import resource
 import signal
@@ -269,8 +270,9 @@ ENDLESS = "cluster={kind: local, workers: 2, on_interrupt: abandon}"
         ([signal.SIGINT], [SLOW, ENDLESS]),
         ([signal.SIGINT, signal.SIGINT], [SLOW]),
         ([signal.SIGTERM], [SLOW]),
+        ([signal.SIGHUP], [SLOW]),
     ],
-    ids=["once", "once-abandon", "twice", "term"],
+    ids=["once", "once-abandon", "twice", "term", "hangup"],
 )
 def test_signals_save_and_say_how_to_go_on(
     tmp_path: Path, config: Path, numbers: list[signal.Signals], settings: list[str]
@@ -291,6 +293,60 @@ def test_signals_save_and_say_how_to_go_on(
     assert {member["id"] for member in front["members"]} <= done
     state = resume_search(run, overrides=[f"budget.evaluations={len(asked) + 4}"])
     assert state.n_evaluations[Split.SEARCH] == len(asked) + 4
+
+
+def _in_a_terminal(*arguments: object) -> tuple[int, int]:
+    """Starts the command in a terminal of its own; its process, and the terminal's other end."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        line = [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
+        os.execv(sys.executable, line)  # noqa: S606
+    return pid, terminal
+
+
+def _read_until(word: bytes, terminal: int) -> None:
+    seen = b""
+    while word not in seen:
+        seen += os.read(terminal, 65536)
+
+
+def test_a_terminal_that_is_closed_saves_as_sigterm_does(tmp_path: Path, config: Path) -> None:
+    """The kernel sends SIGHUP, and whatever is printed from then on fails."""
+    run = tmp_path / "run"
+    pid, terminal = _in_a_terminal(
+        "search", config, "--run-dir", run, "--set", SLOW, "--set", "budget.evaluations=1000"
+    )
+    _read_until(b"best so far", terminal)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    assert (run / "lock").read_text() == ""
+    n_done = open_run(run).state.n_evaluations[Split.SEARCH]
+    assert resume_search(run, overrides=[f"budget.evaluations={n_done + 4}"]).n_evaluations[Split.SEARCH] == n_done + 4
+
+
+def test_nohup_goes_on_without_its_terminal(tmp_path: Path, config: Path) -> None:
+    run = tmp_path / "run"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    pid, terminal = _in_a_terminal("search", config, "--run-dir", run, "--set", SLOW)
+    signal.signal(signal.SIGHUP, before)
+    _read_until(b"best so far", terminal)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert open_run(run).state.finished
+
+
+def test_a_search_whose_output_nobody_reads_goes_on(tmp_path: Path, config: Path) -> None:
+    """As with `| tee log`, which the first Ctrl-C ends too."""
+    process, run = _running(tmp_path, config, SLOW)
+    assert process.stdout is not None
+    process.stdout.close()
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    records = read_journal(run / "journal.jsonl")
+    asked = {record["id"] for record in records if record["event"] == "asked"}
+    assert asked == {record["id"] for record in records if record["event"] == "evaluated"}
 
 
 def test_a_search_that_only_fails_stops_before_its_finals_and_goes_on_once_mended(
