@@ -223,7 +223,7 @@ def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
         except EvomergeError as error:
             errors.append(f"{names_of[key]}: {error}")
     errors += [] if begun else _experts_named_twice(config)
-    names, wrong = checked_task_names(config)
+    names, wrong = checked_task_names(config, begun=begun)
     errors += wrong
     if errors:
         raise ConfigError(_listed(errors) + _needed(config))

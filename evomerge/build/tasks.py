@@ -5,9 +5,14 @@ from dataclasses import replace
 from evomerge.config import LmEvalConfig, SearchConfig, SyntheticConfig, TaskConfig
 from evomerge.core import EvaluationError, EvomergeError, Split
 from evomerge.evaluation import PromptFormat, TaskSpec
-from evomerge.evaluation.split_parts import split_name
-from evomerge.evaluation.task_checks import check_one_split_each, check_packages, check_splits, check_supported
-from evomerge.evaluation.task_files import check_task, is_task_file, task_name
+from evomerge.evaluation.task_checks import (
+    check_not_scored_on,
+    check_one_split_each,
+    check_packages,
+    check_splits,
+    check_supported,
+)
+from evomerge.evaluation.task_files import check_task, task_name
 from evomerge.evaluation.task_groups import find_group
 from evomerge.evaluation.task_metrics import check_metric
 from evomerge.evaluation.task_settings import check_runs_nothing
@@ -27,13 +32,18 @@ def needed_splits(config: SearchConfig) -> tuple[Split, ...]:
     return tuple(Split) if config.finals.finalists else (Split.SEARCH,)
 
 
-def checked_task_names(config: SearchConfig) -> tuple[tuple[str, ...], list[str]]:
-    """The names of the scores, and everything that is wrong with the tasks as far as it can be told without loading them."""
+def checked_task_names(config: SearchConfig, *, begun: bool = False) -> tuple[tuple[str, ...], list[str]]:
+    """The names of the scores, and everything that is wrong with the tasks as far as it can be told without loading them.
+
+    Whether they may be searched on is not asked of a run that has `begun`.
+    """
     names: list[str] = []
     errors: list[str] = []
     for item in config.tasks:
         try:
             for spec in _specs(config, item):
+                if not (item.search_on_test or begun):
+                    check_not_scored_on(spec)
                 check_task(spec, needed_splits(config))
                 if isinstance(config.evaluation, LmEvalConfig) and not config.evaluation.trust_task_code:
                     check_runs_nothing(spec)
@@ -75,7 +85,6 @@ def _specs(config: SearchConfig, item: TaskConfig) -> list[TaskSpec]:
         )
         for member in group.members
     )
-    _check_public(item, members)
     check_one_split_each(f"task {item.task!r}", members)
     if not group.scores:
         if item.name is not None:
@@ -87,13 +96,3 @@ def _specs(config: SearchConfig, item: TaskConfig) -> list[TaskSpec]:
     metric, by_size = group.score(item.metric)
     members = tuple(replace(member, metric=metric) for member in members)
     return [replace(spec, name=item.name or group.name, members=members, weight_by_size=by_size)]
-
-
-def _check_public(item: TaskConfig, members: tuple[TaskSpec, ...]) -> None:
-    """Raises EvaluationError where a group file would have a public benchmark's test split searched on."""
-    public = [member.task for member in members if not is_task_file(member.task)]
-    if public and split_name(item.splits.get("search", "")) == "test" and not item.search_on_test:
-        raise EvaluationError(
-            f"task {item.task!r}: splits.search is the test split of the public benchmark {public[0]!r}; search on another, or say "
-            "search_on_test: true"
-        )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from evomerge.core import EvaluationError, Split
+from evomerge.evaluation.split_parts import split_name
 from evomerge.evaluation.task_files import is_task_file
 from evomerge.evaluation.task_filters import check_filters
 from evomerge.evaluation.task_settings import settings_as_text, settings_with_functions
@@ -48,6 +49,29 @@ def check_packages(spec: TaskSpec) -> None:
         settings_with_functions(spec.task)
 
 
+def scored_split(task: str) -> str | None:
+    """The data split that lm-eval scores a task on; None where it cannot be told."""
+    settings = settings_as_text(task)
+    return settings.get("test_split") or settings.get("validation_split")
+
+
+def check_not_scored_on(spec: TaskSpec) -> None:
+    """Checks that a task of lm-eval's, or each of a group, is not searched on what its published scores are of.
+
+    Raises:
+        EvaluationError: it is.
+    """
+    for member in spec.members:
+        check_not_scored_on(member)
+    searched = split_name(spec.splits.get(Split.SEARCH, ""))
+    if spec.members or is_task_file(spec.task) or searched not in (scored_split(spec.task), "test"):
+        return
+    raise EvaluationError(
+        f"task {spec.task!r}: splits.search is {searched}, which the public benchmark is scored on: what is found could not be compared with anybody's "
+        "score. Search on another split, or say search_on_test: true"
+    )
+
+
 def check_one_split_each(where: str, specs: Sequence[TaskSpec]) -> None:
     """Checks that tasks which get the same `splits` are not told apart by the split of one data set that they take.
 
@@ -56,8 +80,7 @@ def check_one_split_each(where: str, specs: Sequence[TaskSpec]) -> None:
     """
     taken: dict[str, tuple[str, str]] = {}
     for spec in specs:
-        settings = settings_as_text(spec.task)
-        own = settings.get("test_split") or settings.get("validation_split")
+        settings, own = settings_as_text(spec.task), scored_split(spec.task)
         if own is None or is_task_file(spec.task):
             continue
         data = json.dumps([settings.get(key) for key in _DATA], default=str)
@@ -80,8 +103,7 @@ def check_splits(spec: TaskSpec, needed: Sequence[Split]) -> None:
     missing = [split.value for split in needed if split not in spec.splits]
     if not missing or spec.members or is_task_file(spec.task):
         return
-    settings = settings_as_text(spec.task)
-    own = settings.get("test_split") or settings.get("validation_split") or "test"
+    settings, own = settings_as_text(spec.task), scored_split(spec.task) or "test"
     others = [name for name in dict.fromkeys(settings.get(key) for key in _SPLITS) if name not in (own, None)]
     known = dict.fromkeys([*others, *filter(None, [settings.get("fewshot_split")]), own])
     first = others[0] if others else own
@@ -94,7 +116,7 @@ def check_splits(spec: TaskSpec, needed: Sequence[Split]) -> None:
     )
     raise EvaluationError(
         f"task {spec.task!r}: splits must say what {', '.join(missing)} are in its data set, of which lm-eval uses {', '.join(known)}; "
-        f"e.g. splits: {{{parts}}}{'' if first != 'test' else ', search_on_test: true'}"
+        f"e.g. splits: {{{parts}}}{', search_on_test: true' if first in (own, 'test') else ''}"
         + ("" if missing == [Split.SEARCH.value] else ", or finals: {finalists: 0} to search only")
     )
 

@@ -98,7 +98,6 @@ def test_strategy_options_pass_through() -> None:
         ({"name": "a\nb"}, "must be printable, without path separators"),
         ({"tasks": []}, "tasks: is missing"),
         ({"models": None}, "models: is missing"),
-        ({"tasks": [{"task": "gsm8k", "splits": {"search": "test"}}]}, "test split of the public benchmark 'gsm8k'"),
         ({"method": "ties", "space": {"method": "slerp"}}, "method is 'ties' but space.method is 'slerp'"),
         ({"evaluation": {"kind": "synthetic"}}, "takes no models and no tasks"),
         ({"evaluation": {"kind": "magic"}}, "evaluation: kind: must be 'lm_eval' or 'synthetic', got 'magic'"),
@@ -114,12 +113,6 @@ def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None
     with pytest.raises(ConfigError) as caught:
         parse(changes)
     assert message in str(caught.value)
-
-
-def test_a_benchmark_is_searched_on_its_test_split_only_when_the_user_says_so() -> None:
-    task = {"task": "gsm8k", "splits": {"search": "test", "select": "train"}, "search_on_test": True}
-    assert parse({"tasks": [task]}).tasks[0].search_on_test
-    assert parse({"tasks": [{"task": "mine.yaml", "splits": {"search": "test"}}]}).tasks[0].task.endswith("mine.yaml")
 
 
 def test_all_errors_come_at_once() -> None:

@@ -280,6 +280,37 @@ def test_what_cannot_be_scored_is_said_by_validate(models: list[Path], tmp_path:
         make_problem(configured(tmp_path, models, task))
 
 
+def searched_on(task: str, search: str, **settings: Any) -> dict[str, Any]:
+    return {"task": task, "splits": {"search": search, "select": "x", "report": "y"}, **settings}
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        searched_on("gsm8k", "test"),
+        searched_on("gsm8k", "test[:60%]"),
+        searched_on("boolq", "test"),
+        searched_on("boolq", "validation[:60%]"),
+        searched_on("anli_r2", "test_r2"),
+        searched_on("aime", "train"),
+    ],
+    ids=lambda task: f"{task['task']}-{task['splits']['search']}",
+)
+def test_what_a_benchmark_is_scored_on_is_searched_on_only_when_the_user_says_so(
+    models: list[Path], tmp_path: Path, task: Any
+) -> None:
+    """Whatever its file calls that split."""
+    with pytest.raises(ConfigError, match="which the public benchmark is scored on.*search_on_test: true"):
+        make_problem(configured(tmp_path, models, task))
+    make_problem(configured(tmp_path, models, {**task, "search_on_test": True}))
+    make_problem(configured(tmp_path, models, task), begun=True)
+
+
+def test_other_splits_of_a_benchmark_are_searched_on(models: list[Path], tmp_path: Path) -> None:
+    for task in (searched_on("boolq", "train"), searched_on("anli_r2", "dev_r2"), searched_on("mmlu", "dev")):
+        make_problem(configured(tmp_path, models, task))
+
+
 def test_a_group_without_one_score(models: list[Path], tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text("group: g\ntask: [arc_easy, drop]\naggregate_metric_list: [{metric: acc_norm}]\n")
     with pytest.raises(

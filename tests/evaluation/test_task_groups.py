@@ -199,7 +199,7 @@ def test_a_search_over_a_group(folder: Path, models: list[Path], tmp_path: Path)
         ({"task": ["few"]}, {"metric": "acc,first"}, "group 'g': no filter 'first'; it has: none"),
         ({"task": ["few", "letters"], "aggregate_metric_list": [{"metric": "acc_norm"}]}, {}, "letters.yaml': no metric 'acc_norm'. It has: acc"),
         ({"task": ["few", "many"]}, {"splits": {"search": "train"}}, "task 'few': the data set has no split 'train' for search"),
-        ({"task": ["few", "gsm8k"]}, {"splits": {"search": "test"}}, "the test split of the public benchmark 'gsm8k'"),
+        ({"task": ["few", "gsm8k"]}, {"splits": {"search": "test"}}, "'gsm8k': splits.search is test, which the public benchmark is scored on"),
         ({"task": ["few"], "aggregate_metric_list": None}, {"name": "mine"}, "stands for 1 tasks and has no score of its own, so it cannot be called 'mine'"),
         ({"task": ["few", "errors"]}, {}, "errors.yaml' lower is better, of that of"),
         ({"task": ["errors"]}, {}, "this one as {name: g, direction: minimize}"),
