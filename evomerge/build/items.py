@@ -71,6 +71,10 @@ def describe_items(problem: Problem) -> list[str]:
         counts = ", ".join(f"{len(items[split][name]):,} {split.value}" for split in splits)
         longest = max(items[split][name].longest for split in splits)
         lines.append(f"items       {name}: {counts}; the longest takes {longest:,} tokens")
+        dropped = {split.value: items[split][name].n_dropped for split in splits}
+        if any(dropped.values()):
+            shown = ", ".join(f"{count:,} {split}" for split, count in dropped.items() if count)
+            lines.append(f"note        {name}: {shown} items stand in a later split too and are left out (drop_shared)")
     search = items[Split.SEARCH].values()
     asked = sum(len(part.likelihoods) + len(part.generations) for part in search)
     read = sum(part.prompt_tokens for part in search)

@@ -71,6 +71,7 @@ def _specs(config: SearchConfig, item: TaskConfig) -> list[TaskSpec]:
         splits={Split(ours): theirs for ours, theirs in item.splits.items()},
         limit=item.limit,
         num_fewshot=item.num_fewshot,
+        drop_shared=item.drop_shared,
         prompt=PromptFormat(wanted.apply_chat_template, wanted.system_instruction, wanted.fewshot_as_multiturn),
     )
     group = find_group(item.task)

@@ -31,6 +31,7 @@ class Progress:
         self._best = max(before, default=(float("-inf"),))
         self._started = self._last = time.monotonic()
         self._n_here = 0
+        self._said_dropped: set[Split] = set()
 
     def __call__(self, state: RunState, evaluation: Evaluation) -> None:
         """Takes a finished evaluation in."""
@@ -38,6 +39,12 @@ class Progress:
         entry = state.entries[evaluation.candidate_id]
         if evaluation.status is not Status.OK:
             return  # the loop has warned of it
+        n_dropped = evaluation.cost.get("dropped_items")
+        if n_dropped and evaluation.split not in self._said_dropped:
+            self._said_dropped.add(evaluation.split)
+            say(
+                f"note: {n_dropped:.0f} {evaluation.split} items stand in a later split too and are left out (drop_shared)"
+            )
         here = standing(state.objectives, evaluation)
         scores = "  ".join(f"{item.name} {evaluation.value(item.name):.3f}" for item in state.objectives)
         line = f"{evaluation.candidate_id:<22} {here[0]:.3f}   {scores}"

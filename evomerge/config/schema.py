@@ -183,6 +183,8 @@ class TaskConfig(_Strict):
     """use only the first so many items of every split"""
     num_fewshot: int | None = Field(default=None, ge=0)
     """solved examples before each item; default: as many as the task says"""
+    drop_shared: bool = False
+    """leave items out of search that stand in select or report too, and out of select those of report, instead of refusing the task"""
     search_on_test: bool = False
     """let the split that lm-eval scores a named benchmark on be searched on; its published scores then mean nothing for what is found"""
 

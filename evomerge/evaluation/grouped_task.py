@@ -60,6 +60,7 @@ class GroupedItems:
         self.likelihoods: tuple[LogLikelihoodRequest, ...] = tuple(one for part in parts for one in part.likelihoods)
         self.generations: tuple[GenerateRequest, ...] = tuple(one for part in parts for one in part.generations)
         self.prompt_tokens = sum(part.prompt_tokens for part in parts)
+        self.n_dropped = sum(part.n_dropped for part in parts)
         self.sizes = sizes = [len(part) for part in parts]
         self._weights = [1.0 if weight_by_size else sum(sizes) / len(sizes) / size for size in sizes]
 

@@ -15,9 +15,10 @@ class ItemRequests:
         where: task and split, for messages.
         likelihoods, generations: the requests; one of the two is empty.
         counts: how many of them each item makes.
+        n_dropped: items of the data that were left out (`TaskSpec.drop_shared`).
 
     Attributes:
-        likelihoods, generations, counts: these.
+        likelihoods, generations, counts, n_dropped: these.
         prompt_tokens: tokens that the model reads.
     """
 
@@ -27,8 +28,9 @@ class ItemRequests:
         likelihoods: Sequence[LogLikelihoodRequest],
         generations: Sequence[GenerateRequest],
         counts: Sequence[int],
+        n_dropped: int = 0,
     ) -> None:
-        self._where = where
+        self._where, self.n_dropped = where, n_dropped
         self.likelihoods, self.generations, self.counts = tuple(likelihoods), tuple(generations), tuple(counts)
         read = [len(request.context) + len(request.continuation) for request in likelihoods]
         read += [len(request.prompt) for request in generations]

@@ -77,7 +77,7 @@ class LmEvalEvaluator:
         engine may be gone for good, and the pool then makes a new worker for the candidate, instead of one after the other failing here.
 
         Scores are means as lm-eval computes them; `stderr` is the sample standard deviation over the items divided by sqrt(n)
-        (0 for a single item); of a group, from that of each of its tasks. Costs: `items`, `prompt_tokens`, `generated_tokens`, `layers` and `active_parameters` of the merged model
+        (0 for a single item); of a group, from that of each of its tasks. Costs: `items`, `dropped_items` where there are any, `prompt_tokens`, `generated_tokens`, `layers` and `active_parameters` of the merged model
         (elements of its tensors), `tokens_per_second` of the engine (prompt and generated), and seconds `plan_s`, `merge_s` (with the
         engine's reset), `request_s` (handing requests over), `engine_s`, `score_s`, `total_s`.
         """
@@ -113,6 +113,7 @@ class LmEvalEvaluator:
             generated = self._engine.generate(generate_requests) if generate_requests else []
             generations = iter(generated)
         n_prompt = sum(part.prompt_tokens for part in items.values())
+        n_dropped = sum(part.n_dropped for part in items.values())
         n_generated = sum(generation.n_tokens for generation in generated)
         scores: dict[str, NDArray[np.float64]] = {}
         with clock.part("score_s"):
@@ -133,6 +134,7 @@ class LmEvalEvaluator:
                 "prompt_tokens": float(n_prompt),
                 "generated_tokens": float(n_generated),
                 "tokens_per_second": (n_prompt + n_generated) / max(clock.seconds["engine_s"], 1e-9),
+                **({"dropped_items": float(n_dropped)} if n_dropped else {}),
                 **self._size,
                 **clock.seconds,
             },

@@ -8,7 +8,7 @@ import importlib
 import io
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from itertools import combinations
@@ -105,6 +105,8 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
             items=items,
             encoder=encoder,
         )
+    if spec.drop_shared:
+        _drop_shared(splits)
     _check_disjoint(name, splits)
     return LoadedTask(name, metric, filter_name, splits)
 
@@ -266,6 +268,16 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> str:
     return f"{what} {name!r}{did_you_mean(name, known)} It has: {', '.join(known) or 'none'}"
 
 
+def _drop_shared(splits: dict[Split, TaskItems]) -> None:
+    """Leaves items out of each split that stand in a later one too, so that `report` stays as it is."""
+    later: set[Hashable] = set()
+    for split in reversed([split for split in Split if split in splits]):
+        keys = splits[split].keys()
+        if shared := {number for number, pair in enumerate(keys) if not later.isdisjoint(pair)}:
+            splits[split] = splits[split].without(shared)
+        later.update(*keys)
+
+
 def _check_disjoint(name: str, splits: Mapping[Split, TaskItems]) -> None:
     keys = {split: items.keys() for split, items in splits.items()}
     for one, two in combinations(keys, 2):
@@ -279,5 +291,6 @@ def _check_disjoint(name: str, splits: Mapping[Split, TaskItems]) -> None:
         if shared:
             raise EvaluationError(
                 f"task {name!r}: {len(shared)} of the {len(keys[two])} {two.value} items are also {one.value} items "
-                f"(the first is {two.value} item {shared[0]}); the splits must be disjoint, or scores are optimistic"
+                f"(the first is {two.value} item {shared[0]}); the splits must be disjoint, or scores are optimistic. With drop_shared: true they are left "
+                f"out of {one.value}"
             )

@@ -137,7 +137,7 @@ class SandboxedTask:
             "spec": {
                 "task": spec.task, "metric": spec.metric, "name": spec.name, "limit": spec.limit,
                 "splits": {ours.value: theirs for ours, theirs in spec.splits.items()},
-                "num_fewshot": spec.num_fewshot, "prompt": asdict(spec.prompt),
+                "num_fewshot": spec.num_fewshot, "drop_shared": spec.drop_shared, "prompt": asdict(spec.prompt),
             },
             "tokenizer": str(self._tokenizer), "folder": folder, "memory_bytes": MEMORY_BYTES, "file_bytes": FILE_BYTES,
         }  # fmt: skip
@@ -191,6 +191,7 @@ class SandboxedItems(ItemRequests):
                 for prompt, most, stop in content["generations"]
             ],
             [int(count) for count in content["counts"]],
+            n_dropped=int(content["n_dropped"]),
         )
         self._targets = tuple(str(target) for target in content["targets"])
 

@@ -1,7 +1,7 @@
 """The items of one task and split: their requests, built once, and their scores, computed for every candidate."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +51,25 @@ class TaskItems(ItemRequests):
         filter_index: which of the task's filters is applied to the model's answers.
         items: documents with their requests.
         encoder: turns their texts into tokens.
+        n_dropped: see `ItemRequests`.
 
     Attributes:
-        likelihoods, generations, counts, prompt_tokens: see `ItemRequests`.
+        likelihoods, generations, counts, n_dropped, prompt_tokens: see `ItemRequests`.
 
     Raises:
         EvaluationError: a request that the engines cannot serve (no prompt, no text to score).
     """
 
     def __init__(
-        self, where: str, task: Any, *, metric: str, filter_index: int, items: Sequence[Item], encoder: Encoder
+        self,
+        where: str,
+        task: Any,
+        *,
+        metric: str,
+        filter_index: int,
+        items: Sequence[Item],
+        encoder: Encoder,
+        n_dropped: int = 0,
     ) -> None:
         self._task, self._metric, self._items = task, metric, tuple(items)
         self._filter = task._filters[filter_index]
@@ -71,7 +80,8 @@ class TaskItems(ItemRequests):
                     generations.append(_generate_request(f"{where}, item {number}", instance, encoder))
                 else:
                     likelihoods.append(_likelihood_request(f"{where}, item {number}", instance, encoder))
-        super().__init__(where, likelihoods, generations, [len(item.instances) for item in self._items])
+        super().__init__(where, likelihoods, generations, [len(item.instances) for item in self._items], n_dropped)
+        self._encoder, self._filter_index = encoder, filter_index
 
     def score(
         self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation], *, processes: int = 1
@@ -121,6 +131,25 @@ class TaskItems(ItemRequests):
     def target(self, number: int) -> str:
         """What the task takes for the right answer of an item, as text."""
         return str(self._task.doc_to_target(self._items[number].document))
+
+    def without(self, dropped: Collection[int]) -> "TaskItems":
+        """These items without those of some numbers.
+
+        Raises:
+            EvaluationError: none is left.
+        """
+        kept = [item for number, item in enumerate(self._items) if number not in dropped]
+        if not kept:
+            raise EvaluationError(f"{self._where}: drop_shared leaves none of its {len(self)} items; name other splits")
+        return TaskItems(
+            self._where,
+            self._task,
+            metric=self._metric,
+            filter_index=self._filter_index,
+            items=kept,
+            encoder=self._encoder,
+            n_dropped=len(dropped),
+        )
 
     def keys(self) -> list[tuple[Hashable, Hashable]]:
         """Two keys per item, its document and its requests: items of two splits that share either are the same item."""

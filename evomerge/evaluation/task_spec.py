@@ -36,6 +36,7 @@ class TaskSpec:
             name.
         limit: use only the first so many items of every split.
         num_fewshot: solved examples before each item; None = as many as the task says.
+        drop_shared: leave items out of `search` that stand in `select` or `report` too, and out of `select` those of `report`.
         prompt: how items are put to the model.
         members: of a group its tasks, each with all that is said here of it; empty for a task.
         weight_by_size: whether the members count by their numbers of items, or all the same.
@@ -47,6 +48,7 @@ class TaskSpec:
     splits: Mapping[Split, str] = field(default_factory=dict)
     limit: int | None = None
     num_fewshot: int | None = None
+    drop_shared: bool = False
     prompt: PromptFormat = PromptFormat()
     members: "tuple[TaskSpec, ...]" = ()
     weight_by_size: bool = True

@@ -304,6 +304,19 @@ def test_splits_must_be_disjoint(write_task, tokenizer, report):
         load_task(TaskSpec(write_task(report=report, search=search)), tokenizer)
 
 
+def test_shared_items_are_dropped_from_the_earlier_split_where_that_is_asked_for(write_task, tokenizer):
+    """The report split stays as it is, so that its score is the one that others have."""
+    path = write_task(report=[*ROWS[6:], ROWS[0], ROWS[3] | {"a": "else"}], search=ROWS[:6])
+    task = load_task(TaskSpec(path, drop_shared=True), tokenizer)
+    assert [len(task.items(split)) for split in (Split.SEARCH, Split.REPORT)] == [5, 8]
+    assert [task.items(split).n_dropped for split in (Split.SEARCH, Split.REPORT)] == [1, 0]
+    assert task.items(Split.SEARCH).target(0) == "answer 1"
+    answers = [Generation(f"answer {i}", 3) for i in range(1, 6)]
+    assert task.items(Split.SEARCH).score([], answers).tolist() == [1] * 5
+    with pytest.raises(EvaluationError, match="drop_shared leaves none of its 6 items"):
+        load_task(TaskSpec(write_task(report=ROWS), drop_shared=True), tokenizer)
+
+
 def test_metric_and_filter_must_exist(write_task, tokenizer):
     path = write_task()
     with pytest.raises(EvaluationError, match=r"no metric 'acc'\. It has: exact_match"):

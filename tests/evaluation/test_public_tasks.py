@@ -300,7 +300,7 @@ def test_what_a_benchmark_is_scored_on_is_searched_on_only_when_the_user_says_so
     models: list[Path], tmp_path: Path, task: Any
 ) -> None:
     """Whatever its file calls that split."""
-    with pytest.raises(ConfigError, match="which the public benchmark is scored on.*search_on_test: true"):
+    with pytest.raises(ConfigError, match=r"which the public benchmark is scored on.*search_on_test: true"):
         make_problem(configured(tmp_path, models, task))
     make_problem(configured(tmp_path, models, {**task, "search_on_test": True}))
     make_problem(configured(tmp_path, models, task), begun=True)
