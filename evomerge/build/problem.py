@@ -34,9 +34,6 @@ from evomerge.recipe import (
 from evomerge.search import Baseline, Entry
 from evomerge.space import Parameter, SearchSpace
 
-_OF_THE_MERGE = ("method", "parameters", "fixed", "layer_groups")
-"""settings of the space that say how models are merged"""
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -44,7 +41,7 @@ class Problem:
 
     Attributes:
         config: the configuration it follows from.
-        headers: what recipes call a model -> header; empty for the synthetic evaluation.
+        headers: what recipes call a model -> header, the base first; empty for the synthetic evaluation.
         template: point -> recipe; None for the synthetic evaluation.
         task_names: the scores that evaluations will have.
         crossings: what crossovers are made of; None where the strategy proposes points.
@@ -151,7 +148,7 @@ class Problem:
             for name, recipe in recipes.items()
             if (wanted.sources or not name.startswith("source:")) and (wanted.uniform or name != "uniform")
         } | dict(self.own)
-        points |= self.own_values()
+        points |= self.own_values
         return [
             Baseline(
                 name,
@@ -161,6 +158,7 @@ class Problem:
             for name, recipe in kept.items()
         ]
 
+    @cached_property
     def own_values(self) -> dict[str, dict[str, float]]:
         """For each of the user's own recipes that is a point of the space, its parameter values."""
         if not isinstance(self.template, RecipeTemplate) or self.crossings is not None:
@@ -253,6 +251,13 @@ def model_table(config: SearchConfig) -> dict[str, tuple[str, str | None]]:
     return {model.key: (model.path, model.lora) for model in listed}
 
 
+def sources_exist(config: SearchConfig) -> bool:
+    """Whether the models and the task files of the configuration are where it says."""
+    places = [folder for place in model_table(config).values() for folder in place if folder is not None]
+    places += [item.task for item in config.tasks if is_task_file(item.task)]
+    return all(Path(place).exists() for place in places)
+
+
 def model_settings(config: SearchConfig) -> dict[str, str]:
     """Every model of the configuration as recipes call it -> the setting that names it."""
     models = config.models
@@ -343,10 +348,7 @@ def _listed(errors: list[str]) -> str:
 
 def _needed(config: SearchConfig) -> str:
     """What the configuration says about getting its models and tasks, if one of them is not there."""
-    places = [folder for place in model_table(config).values() for folder in place if folder is not None]
-    places += [item.task for item in config.tasks if is_task_file(item.task)]
-    missing = not all(Path(place).exists() for place in places)
-    return f"\nwhat this configuration needs: {config.needs}" if config.needs and missing else ""
+    return f"\nwhat this configuration needs: {config.needs}" if config.needs and not sources_exist(config) else ""
 
 
 def _problem(config: SearchConfig, headers: Mapping[str, ModelHeader], names: tuple[str, ...]) -> Problem:
@@ -359,8 +361,7 @@ def _template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> Recip
     stacking = config.space.stacking
     if stacking is None:
         return _merge_template(config, headers)
-    usual = type(config.space)()
-    unused = [name for name in _OF_THE_MERGE if getattr(config.space, name) != getattr(usual, name)]
+    unused = config.space.merge_settings
     if unused and not stacking.parameters:
         raise ConfigError(
             f"space: {', '.join(unused)} would have no effect; set stacking.parameters: true to search the merge too"
@@ -371,14 +372,9 @@ def _template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> Recip
 
 
 def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:
-    if config.models is None:
-        raise ConfigError("models: is missing")
-    space, spec = config.space, method_spec(config.space.method)
-    base = config.models.base.key if config.models.base else None
-    experts = {name: model.key for name, model in config.models.experts.items()}
-    first = headers[base or next(iter(experts.values()))]
+    space, spec, first = config.space, method_spec(config.space.method), next(iter(headers.values()))
     if crosses_models(config):
-        return seed_template(config, base, first)
+        return seed_template(config, first)
     groups = space.layer_groups
     layer_groups = even_layer_groups(first.n_layers, groups) if isinstance(groups, int) else list(groups)
     axes = tuple(
@@ -386,8 +382,8 @@ def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) ->
     )
     return RecipeTemplate(
         method=spec.name,
-        base=base,
-        experts=experts,
+        base=config.base_key,
+        experts=config.expert_keys,
         searched=_searched(space, spec, axes),
         fixed=space.fixed,
         n_layers=first.n_layers,

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from evomerge.build.changes import given, resumed_config
+from evomerge.build.changes import given, refuse_changed, resumed_config, warn_of_other_versions
 from evomerge.build.describing import notes
 from evomerge.build.fingerprints import source_marks
 from evomerge.build.pools import RunPool, worker_pool
-from evomerge.build.problem import Problem, make_problem, model_table
+from evomerge.build.problem import Problem, make_problem, sources_exist
 from evomerge.build.signals import signals
 from evomerge.build.strategies import chosen_strategy, strategy_for
 from evomerge.build.versions import checkout, package_versions
@@ -31,7 +31,6 @@ from evomerge.core import (
     atomic_write_json,
     atomic_write_text,
 )
-from evomerge.evaluation.task_files import is_task_file
 from evomerge.plan import headers_to_json
 from evomerge.search import (
     Budget,
@@ -112,8 +111,8 @@ def resume_search(
         config, edited = resumed_config(directory, resolved, overrides)
         problem = _problem_as_before(config, directory)
         now = _resolved(problem, edited)
-        _refuse_changes(resolved, now)
-        _say_other_versions(resolved, now)
+        refuse_changed(resolved, now)
+        warn_of_other_versions(resolved, now)
         with writing_into(directory):
             _write_problem(directory, problem, now)
         return _run(problem, directory, observers, lock)
@@ -124,9 +123,7 @@ def _problem_as_before(config: SearchConfig, directory: RunDirectory) -> Problem
     try:
         return make_problem(config, begun=True)
     except ConfigError as error:
-        places = {folder for place in model_table(config).values() for folder in place if folder is not None}
-        places |= {item.task for item in config.tasks if is_task_file(item.task)}
-        if all(Path(place).exists() for place in places):
+        if sources_exist(config):
             raise
         raise ConfigError(
             f"{error}\n{directory.folder} was started with its models and tasks at these places; put them there again to go on (links will do: "
@@ -342,28 +339,3 @@ def _write_problem(directory: RunDirectory, problem: Problem, resolved: dict[str
     atomic_write_json(directory.resolved, resolved, sort_keys=False)
     if problem.headers:
         atomic_write_text(directory.models, json.dumps(headers_to_json(problem.headers)) + "\n")
-
-
-def _say_other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Warns where the run was worked on last with other packages."""
-    before, now = old.get("versions", {}), new["versions"]
-    other = [
-        f"{name} {now.get(name)} and not {version}" for name, version in before.items() if now.get(name) != version
-    ]
-    if other:
-        logger.warning(
-            "this session has %s: the same candidate may score otherwise, and others may be proposed", ", ".join(other)
-        )
-
-
-def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    changed = [
-        f"{kind} {name}"
-        for kind in ("models", "tasks", "baselines")
-        for name, mark in old.get(kind, {}).items()  # "baselines" came later
-        if new[kind].get(name) != mark
-    ]
-    if old["space"]["fingerprint"] != new["space"]["fingerprint"]:
-        changed.append("the search space")
-    if changed:
-        raise ConfigError(f"changed since the run was started: {', '.join(changed)}. Restore it, or start a new search")

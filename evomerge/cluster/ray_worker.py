@@ -5,11 +5,10 @@ import os
 import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from evomerge.cluster.worker import make_evaluator
-from evomerge.core import Evaluation, EvaluationRequest, EvomergeError, Json
+from evomerge.core import Evaluation, EvaluationRequest, EvomergeError, Json, installed_version
 
 logger = logging.getLogger(__name__)
 
@@ -48,22 +47,14 @@ class Worker:
         except EvomergeError as error:
             logger.exception("the evaluator cannot be made")
             problem = error
+        found = {package: installed_version(package) for package in packages}
+        versions = {package: version for package, version in found.items() if version is not None}
         node = str(ray.get_runtime_context().get_node_id())
-        return Started(node, socket.gethostname(), _versions(packages), problem)
+        return Started(node, socket.gethostname(), versions, problem)
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """The evaluation of one request."""
         return self._evaluator.evaluate(request)
-
-
-def _versions(packages: Collection[str]) -> dict[str, str]:
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _write_output_to(path: Path) -> None:

@@ -1,7 +1,7 @@
 """What runs inside a worker: an evaluator made by a factory that is named by data, so that workers need nothing of the driver's memory."""
 
 from collections.abc import Mapping
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Protocol, cast
 
 from evomerge.core import Evaluation, EvaluationRequest, Json, Status
@@ -21,8 +21,7 @@ class Evaluator(Protocol):
 
 def make_evaluator(factory: str, settings: Mapping[str, Json]) -> Evaluator:
     """Calls `factory` ("package.module:function") with `settings`."""
-    module, _, name = factory.partition(":")
-    return cast(Evaluator, getattr(import_module(module), name)(settings))
+    return cast(Evaluator, resolve_name(factory)(settings))
 
 
 def failed(request: EvaluationRequest, reason: str) -> Evaluation:

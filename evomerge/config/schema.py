@@ -168,6 +168,13 @@ class SpaceConfig(_Strict):
     stacking: StackingConfig | None = None
     """search the order of layers; None: only the merge of models of one shape"""
 
+    @property
+    def merge_settings(self) -> list[str]:
+        """Those settings of how models are merged that are not the defaults."""
+        usual = SpaceConfig()
+        names = ("method", "parameters", "fixed", "layer_groups")
+        return [name for name in names if getattr(self, name) != getattr(usual, name)]
+
 
 class TaskConfig(_Strict):
     """One task, or a group of tasks with one score (docs/tasks.md). In YAML the path of its file or a name known to lm-eval will do."""
@@ -367,6 +374,16 @@ class SearchConfig(_Strict):
     finals: FinalsConfig = FinalsConfig()
     deterministic: bool = False
     """results are applied in the order of submission: the same front on every run with as many workers, at the price of some waiting"""
+
+    @property
+    def base_key(self) -> str | None:
+        """What recipes call the base; None without one."""
+        return self.models.base.key if self.models and self.models.base else None
+
+    @property
+    def expert_keys(self) -> dict[str, str]:
+        """The name of every expert -> what recipes call it; empty for the synthetic evaluation."""
+        return {name: model.key for name, model in self.models.experts.items()} if self.models else {}
 
     @field_validator("tasks", mode="before")
     @classmethod

@@ -32,6 +32,7 @@ from evomerge.core.genomes import (
 from evomerge.core.hub_cache import cached_model, model_name
 from evomerge.core.jsonable import Json, canonical_json, fingerprint
 from evomerge.core.machine import machine_id
+from evomerge.core.packages import installed_version
 from evomerge.core.random_streams import random_stream
 from evomerge.core.records import (
     Candidate,
@@ -80,6 +81,7 @@ __all__ = [
     "fsync_folder",
     "genome_from_json",
     "genome_to_json",
+    "installed_version",
     "load_yaml",
     "load_yaml_documents",
     "machine_id",

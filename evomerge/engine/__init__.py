@@ -1,39 +1,25 @@
 """Inference engines whose weights are replaced in place, and every patch of third-party engine code.
 
-Importing this package imports neither torch nor vLLM; `ENGINES[kind]()` does.
+Importing this package imports neither torch nor vLLM; `make_engine` does.
 """
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pkgutil import resolve_name
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from evomerge.core import EngineError, FilePath, Json, did_you_mean
 from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest, RemoteWrite
 from evomerge.engine.environment import engine_environment
 from evomerge.engine.gpu_memory import source_room, vllm_memory_options
 
-if TYPE_CHECKING:
-    from evomerge.engine.transformers_engine import TransformersEngine
-    from evomerge.engine.vllm_engine import VllmEngine
-
-
-def _vllm() -> "type[VllmEngine]":
-    from evomerge.engine.vllm_engine import VllmEngine
-
-    return VllmEngine
-
-
-def _transformers() -> "type[TransformersEngine]":
-    from evomerge.engine.transformers_engine import TransformersEngine
-
-    return TransformersEngine
-
-
-ENGINES: Mapping[str, Callable[[], Callable[..., Engine]]] = MappingProxyType(
-    {"vllm": _vllm, "transformers": _transformers}
+ENGINES: Mapping[str, str] = MappingProxyType(
+    {
+        "vllm": "evomerge.engine.vllm_engine:VllmEngine",
+        "transformers": "evomerge.engine.transformers_engine:TransformersEngine",
+    }
 )
-"""Kind of engine -> a function that imports its class. Every class takes (model, *, dtype, max_model_len, seed, options)."""
+"""Kind of engine -> where its class is. A class is imported when its engine is started, and takes (model, *, dtype, max_model_len, options)."""
 
 
 def available_engines() -> tuple[str, ...]:
@@ -52,7 +38,6 @@ def make_engine(
     *,
     dtype: str = "auto",
     max_model_len: int | None = None,
-    seed: int = 0,
     options: Mapping[str, Json] | None = None,
 ) -> Engine:
     """Starts an engine; imports torch, and vLLM where `kind` says so.
@@ -62,7 +47,6 @@ def make_engine(
         model: Hugging Face folder that gives the architecture, the tokenizer and the first weights.
         dtype: what the engine computes in; "auto" = float32 on a CPU, the checkpoint's on an accelerator.
         max_model_len: longest sequence in tokens; None = the model's.
-        seed: handed to the engine, which samples nothing.
         options: handed to the engine as they are.
 
     Raises:
@@ -74,7 +58,8 @@ def make_engine(
         raise EngineError(
             f"engine {kind!r}: the package {kind} is not installed; available: {', '.join(available_engines())}"
         )
-    return ENGINES[kind]()(model, dtype=dtype, max_model_len=max_model_len, seed=seed, options=options or {})
+    engine: Engine = resolve_name(ENGINES[kind])(model, dtype=dtype, max_model_len=max_model_len, options=options or {})
+    return engine
 
 
 __all__ = [

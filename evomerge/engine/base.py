@@ -5,7 +5,7 @@ Knows tokens and log-probabilities; knows nothing of tasks, text or merging.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Protocol
 
 from evomerge.core import Json
@@ -62,8 +62,7 @@ class RemoteWrite:
 
     def __call__(self, target: WeightTarget) -> None:
         """Carries it out here."""
-        module, _, name = self.function.partition(":")
-        getattr(import_module(module), name)(self.settings, target)
+        resolve_name(self.function)(self.settings, target)
 
 
 class Engine(Protocol):

@@ -4,7 +4,6 @@ Reads safetensors only, and trusts it: `evomerge.plan` is where a user's checkpo
 """
 
 import json
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +26,7 @@ class CheckpointFolder:
     def __init__(self, folder: Path) -> None:
         self._stack = ExitStack()
         self._file_of: dict[str, Any] = {}
-        self.shapes: Mapping[str, tuple[int, ...]] = {}
-        shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         for path in _shards(folder):
             try:
                 file = self._stack.enter_context(safe_open(path, framework="pt"))
@@ -36,11 +34,10 @@ class CheckpointFolder:
                     if is_derived(name):
                         continue
                     self._file_of[name] = file
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
+                    self.shapes[name] = tuple(file.get_slice(name).get_shape())
             except (OSError, SafetensorError) as error:
                 self._stack.close()
                 raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from error
-        self.shapes = shapes
 
     def __enter__(self) -> Self:
         return self

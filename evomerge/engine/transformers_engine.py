@@ -37,7 +37,6 @@ class TransformersEngine:
         max_model_len: longest sequence in tokens; None = the config's `max_position_embeddings` or `max_seq_len`.
         batch_tokens: padded tokens of one forward pass; bounds its memory. None = 2048 on a CPU, where larger batches fall out
             of the caches (a 0.8M-parameter model took 1.5 times as long at 8192), 16384 on an accelerator.
-        seed: taken for symmetry with other engines; nothing is random here.
         options: further keyword arguments of `AutoModelForCausalLM.from_pretrained`, as they are.
 
     Raises:
@@ -51,7 +50,6 @@ class TransformersEngine:
         dtype: str = "auto",
         max_model_len: int | None = None,
         batch_tokens: int | None = None,
-        seed: int = 0,
         options: Mapping[str, Json] | None = None,
     ) -> None:
         self._usable = Usable(f"transformers engine of {model}")

@@ -65,7 +65,6 @@ class VllmEngine:
         model: Hugging Face folder (safetensors, tokenizer). Its weights are what the engine serves until the first `update`.
         dtype: of weights and activations; "auto" = float32 on a CPU, the checkpoint's on an accelerator.
         max_model_len: longest sequence in tokens; None = what the model was made for.
-        seed: vLLM's; nothing is sampled, so it changes nothing but the process's random state.
         options: further keyword arguments of `vllm.LLM`, passed as they are and winning over evomerge's choices.
 
     Starting sets the process's global random generators (vLLM does) and, on a CPU, turns torch.compile off in it.
@@ -81,13 +80,12 @@ class VllmEngine:
         *,
         dtype: str = "auto",
         max_model_len: int | None = None,
-        seed: int = 0,
         options: Mapping[str, Json] | None = None,
     ) -> None:
         self._usable = Usable(f"vLLM engine of {model}")
         if dtype == "auto" and vllm_targets_cpu():
             dtype = "float32"
-        arguments = self._arguments(dtype=dtype, max_model_len=max_model_len, seed=seed) | dict(options or {})
+        arguments = self._arguments(dtype=dtype, max_model_len=max_model_len) | dict(options or {})
         for name, only in _SINGLE.items():
             if arguments.get(name, only) != only:
                 raise EngineError(
@@ -283,9 +281,8 @@ class VllmEngine:
 
 def _start(model: Path, arguments: Mapping[str, Any]) -> "LLM":
     with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
         # Deprecation warnings among torch, vLLM and its dependencies; nothing a user could act on.
-        warnings.simplefilter("ignore")
+        stack.enter_context(warnings.catch_warnings(action="ignore"))
         try:
             from vllm import LLM, __version__
         except ImportError as error:

@@ -1,8 +1,8 @@
 """From a strategy's name to a live strategy: the table of our own, plugins, and typed options."""
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -68,8 +68,7 @@ def strategy_class(name: str) -> Callable[..., Strategy]:
     try:
         if name in plugins:
             return cast(Callable[..., Strategy], plugins[name].load())
-        module, _, attribute = STRATEGIES[name].partition(":")
-        return cast(Callable[..., Strategy], getattr(importlib.import_module(module), attribute))
+        return cast(Callable[..., Strategy], resolve_name(STRATEGIES[name]))
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"strategy {name!r} cannot be loaded: {error}; install what it needs"

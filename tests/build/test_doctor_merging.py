@@ -21,7 +21,9 @@ def test_what_keeps_merges_off_the_gpu_is_named(monkeypatch, tmp_path, lacking):
 def test_an_engine_for_gpus_does_not_run_without(monkeypatch, on_nodes):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr("evomerge.build.doctor._version", lambda package: "0.32.0" if package == "vllm" else None)
+    monkeypatch.setattr(
+        "evomerge.build.doctor.installed_version", lambda package: "0.32.0" if package == "vllm" else None
+    )
     *_, engine = _engine(on_nodes=on_nodes)
     assert engine.subject == "engine"
     assert engine.grade is (Grade.NOTE if on_nodes else Grade.BAD)
@@ -30,6 +32,8 @@ def test_an_engine_for_gpus_does_not_run_without(monkeypatch, on_nodes):
 
 @pytest.mark.parametrize(("version", "grade"), [("0.33.0", Grade.GOOD), ("0.34.0", Grade.BAD), ("0.3.2", Grade.BAD)])
 def test_a_vllm_of_another_version_will_not_run(monkeypatch, version, grade):
-    monkeypatch.setattr("evomerge.build.doctor._version", lambda package: version if package == "vllm" else None)
+    monkeypatch.setattr(
+        "evomerge.build.doctor.installed_version", lambda package: version if package == "vllm" else None
+    )
     vllm, *_ = _engine(on_nodes=True)
     assert (vllm.grade, vllm.found) == (grade, version)

