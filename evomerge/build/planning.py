@@ -19,7 +19,7 @@ from evomerge.build.reading import open_run
 from evomerge.build.strategies import strategy_for
 from evomerge.config import SyntheticConfig
 from evomerge.core import ConfigError, Evaluation, EvaluationRequest, FilePath, Split, Status, random_stream
-from evomerge.search import Budget, RunDirectory, RunRecorder, SearchLoop, event, run_finals
+from evomerge.search import FORMAT_VERSION, Budget, RunDirectory, RunRecorder, RunState, SearchLoop, event, run_finals
 
 MAX_SIMULATED = 600
 """Longer searches are simulated up to here; the rest goes on at the pace of the second half."""
@@ -148,12 +148,24 @@ def simulate(problem: Problem, times: Sequence[float], workers: int, price: floa
     Candidates take times drawn from `times`. At most `MAX_SIMULATED` candidates are run through.
     """
     wanted = n_candidates(problem, fmean(times), workers)
-    count = min(wanted, max(MAX_SIMULATED, 4 * workers))
-    started = time.process_time()
     pool = _CountingPool(problem, times)
+    started = time.process_time()
+    state, search_s = _run_through(problem, pool, min(wanted, max(MAX_SIMULATED, 4 * workers)), workers)
+    n_done, reached = len(state.evaluations), state.n_evaluations[Split.SEARCH]
+    driver = (time.process_time() - started) / n_done
+    rest = wanted - reached if "evaluations" in state.stopped else 0
+    wall = pool.now + rest * pool.pace(search_s, reached)
+    work = pool.worked_s * (1 + rest / n_done)
+    return Forecast(
+        workers, n_done + rest, wall, min(1.0, work / (workers * wall)), driver, _cost(workers, wall, price)
+    )
+
+
+def _run_through(problem: Problem, pool: "_CountingPool", count: int, workers: int) -> tuple[RunState, float]:
+    """The search of `count` candidates and its finals; what they came to, and the pool's time when the search ended."""
     with tempfile.TemporaryDirectory(prefix="evomerge-plan-") as name:
         recorder = RunRecorder(RunDirectory(Path(name)))
-        recorder.record(event("run", objectives=problem.objectives_json(), version=1))
+        recorder.record(event("run", objectives=problem.objectives_json(), version=FORMAT_VERSION))
         loop = SearchLoop(
             strategy=strategy_for(problem),
             pool=pool,
@@ -167,24 +179,10 @@ def simulate(problem: Problem, times: Sequence[float], workers: int, price: floa
         )
         state = loop.run()
         search_s = pool.now
-        reached = state.n_evaluations[Split.SEARCH]
         if problem.config.finals.finalists:
             run_finals(loop, recorder, problem.config.finals.finalists)
         recorder.close()
-    driver = (time.process_time() - started) / len(state.evaluations)
-    stopped_early = "evaluations" not in state.stopped
-    rest = 0 if stopped_early else wanted - reached
-    pace = pool.pace(search_s, reached)
-    wall = pool.now + rest * pace
-    work = pool.worked_s * (1 + rest / max(1, len(state.evaluations)))
-    return Forecast(
-        workers,
-        len(state.evaluations) + rest,
-        wall,
-        min(1.0, work / (workers * wall)),
-        driver,
-        _cost(workers, wall, price),
-    )
+    return state, search_s
 
 
 class _CountingPool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from evomerge.build.crossings import Crossings, crosses_models, seed_template
 from evomerge.build.own_recipes import own_recipes, values_in_space
 from evomerge.build.stacking import stack_template
+from evomerge.build.strategies import check_population, strategy_for
 from evomerge.build.tasks import checked_task_names, task_specs
 from evomerge.config import ObjectiveConfig, SearchConfig, SpaceConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
@@ -210,8 +211,7 @@ def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
             raise ConfigError(
                 "strategy m2n2 crosses models and the synthetic evaluation has none; set strategy.on: recipes"
             )
-        problem = Problem(config, {}, None, synthetic_task_names(config.evaluation.function))
-        return _checked(problem, [], begun=begun)
+        return _checked(Problem(config, {}, None, synthetic_task_names(config.evaluation.function)), begun=begun)
     errors: list[str] = []
     headers: dict[str, ModelHeader] = {}
     names_of = model_settings(config)
@@ -229,8 +229,8 @@ def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
         problem = _problem(config, headers, names)
         problem = replace(problem, own=own_recipes(config, headers, model_table(config), problem.max_slots))
     except EvomergeError as error:
-        raise ConfigError(_listed([*errors, str(error)])) from None
-    return _checked(problem, errors, begun=begun)
+        raise ConfigError(str(error)) from None
+    return _checked(problem, begun=begun)
 
 
 def problem_of_run(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> Problem:
@@ -283,10 +283,8 @@ def adapted_models(config: SearchConfig) -> dict[str, tuple[str, str]]:
     return {key: (model, lora) for key, (model, lora) in model_table(config).items() if lora is not None}
 
 
-def _checked(problem: Problem, errors: list[str], *, begun: bool) -> Problem:
+def _checked(problem: Problem, *, begun: bool) -> Problem:
     """The problem itself, after the checks that need it whole."""
-    from evomerge.build.strategies import check_population, strategy_for
-
     checks = (
         lambda: problem.objectives,
         problem.check_plans,
@@ -296,6 +294,7 @@ def _checked(problem: Problem, errors: list[str], *, begun: bool) -> Problem:
         lambda: _check_chat_template(problem),
         lambda: _check_directions(problem),
     )
+    errors = []
     for check in checks:
         try:
             check()

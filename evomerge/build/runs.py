@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,7 @@ from evomerge.core import (
 )
 from evomerge.plan import headers_to_json
 from evomerge.search import (
+    FORMAT_VERSION,
     Budget,
     FrontFiles,
     Interrupted,
@@ -50,7 +52,6 @@ from evomerge.search import (
     summarize,
     writing_into,
 )
-from evomerge.search.journal import FORMAT_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -143,9 +144,7 @@ def config_on_resume(run_directory: FilePath, overrides: Sequence[str] = ()) -> 
 
 def default_run_directory(config: SearchConfig, config_path: FilePath) -> Path:
     """`runs/<name>-<time>-<pid>` under the working directory: searches that start in the same second each have their own."""
-    import datetime
-
-    stamp = datetime.datetime.now(tz=datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     return Path("runs") / f"{config.name or Path(config_path).stem}-{stamp}-{os.getpid()}"
 
 

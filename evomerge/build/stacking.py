@@ -50,6 +50,10 @@ def stack_template(
             "stacking: an engine of several processes serves one depth only; set engine.tensor_parallel: 1"
         )
     base, experts = config.base_key, config.expert_keys
+    if merge is not None and MERGED in experts:
+        raise ConfigError(
+            f"models.experts.{MERGED}: with stacking.parameters the merge has this name; give the expert another name"
+        )
     keys = {**experts, **({"base": base} if base is not None else {})}
     models = StackedModels(experts, base, {name: headers[key].n_layers for name, key in keys.items()})
     first = next(iter(headers.values()))
@@ -69,22 +73,8 @@ def stack_template(
 
 def _frame(wanted: StackingConfig, depths: Mapping[str, int], *, merged: bool, dtype: str) -> StackFrame:
     """What all paths have in common. The merge counts as one more model, as deep as the others."""
-    n_layers = {**depths, **({MERGED: next(iter(depths.values()))} if merged else {})}
-    named = wanted.models or dict.fromkeys(
-        [*([MERGED] if merged else []), *(name for name in depths if name != "base")], None
-    )
-    unknown = [name for name in [*named, *([wanted.ends] if wanted.ends else [])] if name not in n_layers]
-    if unknown:
-        hint = "; set stacking.parameters: true to stack the merge" if MERGED in unknown else ""
-        raise ConfigError(f"stacking: no model is called {', '.join(unknown)}; known: {', '.join(n_layers)}{hint}")
-    layers = {}
-    for name, part in named.items():
-        first, last = part or (0, n_layers[name])
-        if not 0 <= first < last <= n_layers[name]:
-            raise ConfigError(
-                f"stacking.models.{name}: [{first}, {last}] must lie within the {n_layers[name]} layers it has"
-            )
-        layers[name] = tuple(range(first, last))
+    n_layers = {**({MERGED: next(iter(depths.values()))} if merged else {}), **depths}
+    layers = _usable_layers(wanted, n_layers)
     ends = wanted.ends or next(iter(layers))
     depth = n_layers[ends]
     if wanted.encoding in ("moves", "swap") and any(n_layers[name] != depth for name in layers):
@@ -114,6 +104,24 @@ def _frame(wanted: StackingConfig, depths: Mapping[str, int], *, merged: bool, d
         scale_low=max(USUAL_SCALES[0], lowest) if wanted.scale_low is None else wanted.scale_low,
         scale_high=min(USUAL_SCALES[1], highest) if wanted.scale_high is None else wanted.scale_high,
     )
+
+
+def _usable_layers(wanted: StackingConfig, n_layers: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The layers of every model that a path may take: unless told otherwise all of the merge's and of every expert's."""
+    named = wanted.models or dict.fromkeys((name for name in n_layers if name != "base"), None)
+    unknown = [name for name in [*named, *([wanted.ends] if wanted.ends else [])] if name not in n_layers]
+    if unknown:
+        hint = "; set stacking.parameters: true to stack the merge" if MERGED in unknown else ""
+        raise ConfigError(f"stacking: no model is called {', '.join(unknown)}; known: {', '.join(n_layers)}{hint}")
+    layers = {}
+    for name, part in named.items():
+        first, last = part or (0, n_layers[name])
+        if not 0 <= first < last <= n_layers[name]:
+            raise ConfigError(
+                f"stacking.models.{name}: [{first}, {last}] must lie within the {n_layers[name]} layers it has"
+            )
+        layers[name] = tuple(range(first, last))
+    return layers
 
 
 def _encoding(wanted: StackingConfig, frame: StackFrame) -> PathEncoding:

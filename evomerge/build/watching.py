@@ -8,7 +8,7 @@ from pathlib import Path
 from evomerge.build.reading import is_over
 from evomerge.config import SearchConfig, parse_config
 from evomerge.core import Evaluation, FilePath, Objective, Split, Status
-from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, standing, utility
+from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, best_key, utility
 
 N_BEST = 5
 """So many candidates are shown."""
@@ -118,9 +118,8 @@ class Watcher:
             else:
                 self._times.append(float(str(event["elapsed_s"])))
             if evaluation.status is Status.OK:
-                self._best = sorted([*self._best, evaluation], key=lambda item: item.candidate_id)
-                self._best.sort(key=lambda item: standing(self._state.objectives, item), reverse=True)
-                del self._best[N_BEST:]
+                found = [*self._best, evaluation]
+                self._best = sorted(found, key=lambda item: best_key(self._state, item), reverse=True)[:N_BEST]
 
     def _status(self) -> tuple[str, bool, bool]:
         holder = self._holder.look()

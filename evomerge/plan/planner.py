@@ -48,37 +48,17 @@ def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
     slices = _slices_with_inputs(recipe, spec)
     structure = build_structure(_structure_key(recipe, spec, slices, headers))
     dtype = recipe.out_dtype or _default_dtype(headers[recipe.models()[0]])
-    resolver = _Resolver(recipe, spec, slices)
-    resolved: dict[int, tuple[Scalars, list[tuple[int, str, Scalars]]]] = {}
-    steps = []
-    keys = [source.key for source in slices[0].sources]
     if recipe.pieces is not None:
         check_tensors(recipe.pieces, [output.name for output in structure.outputs if output.is_float])
-    for output in structure.outputs:
-        if not output.is_float:
-            steps.append(_copy_step(output, slices[output.slice_index]))
-            continue
-        if recipe.pieces is not None:
-            steps.append(piecewise_step(output, recipe.pieces, keys))
-            continue
-        if output.group not in resolved:
-            resolved[output.group] = resolver.resolve(output)
-        shared, inputs = resolved[output.group]
-        steps.append(
-            TensorStep(
-                output=output.name,
-                shape=output.shape,
-                method=recipe.method,
-                inputs=tuple([TensorInput(key, output.tensors[index], values) for index, key, values in inputs]),
-                base=None
-                if output.base_tensor is None or recipe.base is None
-                else TensorInput(recipe.base, output.base_tensor, _NOTHING),
-                parameters=shared,
-            )
-        )
-    element = _BYTES_OF[dtype]
-    n_bytes = sum(output.n_bytes or output.n_elements * element for output in structure.outputs)
-    return MergePlan(tuple(steps), structure.n_layers, n_bytes, dtype, recipe.dtype or "float32", recipe.seed)
+    steps = _Steps(recipe, spec, slices)
+    return MergePlan(
+        steps=tuple([steps.of(output) for output in structure.outputs]),
+        n_layers=structure.n_layers,
+        output_bytes=sum(output.n_bytes or output.n_elements * _BYTES_OF[dtype] for output in structure.outputs),
+        dtype=dtype,
+        math_dtype=recipe.dtype or "float32",
+        seed=recipe.seed,
+    )
 
 
 def _default_dtype(header: ModelHeader) -> str:
@@ -122,22 +102,36 @@ def _structure_key(
     )
 
 
-def _copy_step(output: OutputTensor, piece: Slice) -> TensorStep:
-    source = TensorInput(piece.sources[0].key, output.tensors[0], _NOTHING)
-    return TensorStep(output.name, output.shape, COPY_METHOD, (source,), None, _NOTHING)
-
-
-class _Resolver:
-    """Parameters of one recipe for any output tensor."""
+class _Steps:
+    """The steps of one recipe. Tensors of a group have the same parameters, which are looked up once."""
 
     def __init__(self, recipe: Recipe, spec: MethodSpec, slices: Sequence[Slice]) -> None:
         self._recipe = recipe
         self._spec = spec
         self._slices = slices
+        self._keys = [source.key for source in slices[0].sources]
         self._shared = [parameter for parameter in spec.parameters if parameter.scope is Scope.GLOBAL]
         self._per_model = [parameter for parameter in spec.parameters if parameter.scope is Scope.MODEL]
+        self._resolved: dict[int, tuple[Scalars, list[tuple[int, str, Scalars]]]] = {}
 
-    def resolve(self, output: OutputTensor) -> tuple[Scalars, list[tuple[int, str, Scalars]]]:
+    def of(self, output: OutputTensor) -> TensorStep:
+        """What to compute for `output`."""
+        recipe = self._recipe
+        if not output.is_float:
+            source = TensorInput(self._slices[output.slice_index].sources[0].key, output.tensors[0], _NOTHING)
+            return TensorStep(output.name, output.shape, COPY_METHOD, (source,), None, _NOTHING)
+        if recipe.pieces is not None:
+            return piecewise_step(output, recipe.pieces, self._keys)
+        if output.group not in self._resolved:
+            self._resolved[output.group] = self._resolve(output)
+        shared, inputs = self._resolved[output.group]
+        base = None
+        if output.base_tensor is not None and recipe.base is not None:
+            base = TensorInput(recipe.base, output.base_tensor, _NOTHING)
+        named = tuple([TensorInput(key, output.tensors[index], values) for index, key, values in inputs])
+        return TensorStep(output.name, output.shape, recipe.method, named, base, shared)
+
+    def _resolve(self, output: OutputTensor) -> tuple[Scalars, list[tuple[int, str, Scalars]]]:
         """The method's global parameters, and (position in the slice, key, parameters) of every input that is no base."""
         piece = self._slices[output.slice_index]
         levels = (piece.parameters, self._recipe.parameters)

@@ -28,16 +28,13 @@ ModelTable = Mapping[str, tuple[str, str | None]]
 """What recipes call a model -> its folder, and that of its adapter. As JSON, pairs are lists."""
 
 
-def read_models(table: ModelTable, *, trust_remote_code: bool = False) -> dict[str, ModelHeader]:
+def read_models(table: ModelTable) -> dict[str, ModelHeader]:
     """The header of every model of a table.
 
     Raises:
         CheckpointError: as `read_source`.
     """
-    return {
-        key: read_source(Source(model, lora=lora), trust_remote_code=trust_remote_code)
-        for key, (model, lora) in table.items()
-    }
+    return {key: read_source(Source(model, lora=lora)) for key, (model, lora) in table.items()}
 
 
 def table_of(headers: Mapping[str, ModelHeader]) -> dict[str, tuple[str, str | None]]:

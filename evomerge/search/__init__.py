@@ -7,9 +7,9 @@ from evomerge.search.budget import Budget
 from evomerge.search.finals import choose_finalists, run_finals
 from evomerge.search.front_files import FrontFiles, front_csv, front_json
 from evomerge.search.item_store import ItemStore
-from evomerge.search.journal import Journal, JournalReader, event, read_journal
+from evomerge.search.journal import FORMAT_VERSION, Journal, JournalReader, event, read_journal
 from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, StopRequest, WorkerPool
-from evomerge.search.ranking import best_of_front, front_of, leader, pick, reference_losses, standing, utility
+from evomerge.search.ranking import best_key, best_of_front, front_of, leader, pick, reference_losses, standing, utility
 from evomerge.search.recorder import RunRecorder, open_items, with_items
 from evomerge.search.run_directory import RunDirectory, writing_into
 from evomerge.search.run_lock import HolderWatch, RunLock
@@ -21,12 +21,12 @@ from evomerge.search.summary import (
     mean_with_error,
     overhead,
     summarize,
-    tuned_task_arithmetic,
     verdict,
 )
 from evomerge.search.tables import Entry
 
 __all__ = [
+    "FORMAT_VERSION",
     "Z_95",
     "Baseline",
     "Budget",
@@ -45,6 +45,7 @@ __all__ = [
     "SearchLoop",
     "StopRequest",
     "WorkerPool",
+    "best_key",
     "best_of_front",
     "choose_finalists",
     "event",
@@ -63,7 +64,6 @@ __all__ = [
     "run_finals",
     "standing",
     "summarize",
-    "tuned_task_arithmetic",
     "utility",
     "verdict",
     "with_items",

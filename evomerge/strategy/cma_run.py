@@ -70,6 +70,11 @@ def padded(point: Sequence[float] | Floats) -> Floats:
     return np.append(point, 0.5) if len(point) == 1 else np.array(point)
 
 
+def behind_all(losses: Sequence[float] | Floats) -> float:
+    """A loss that ranks last among `losses`: the worst plus their range."""
+    return float(max(losses) + ((max(losses) - min(losses)) or 1.0))
+
+
 def pycma_stop_reasons(es: Any) -> Mapping[str, Json]:
     """pycma's termination criteria that are met, and `sigma` where its step size has run away.
 
@@ -170,7 +175,7 @@ class CmaRun:
         losses = [loss for _, loss in self._batch if loss is not None]
         if not losses:
             return
-        last = max(losses) + ((max(losses) - min(losses)) or 1.0)
+        last = behind_all(losses)
         late = [row for row, (_, generation) in enumerate(sent) if generation < self._es.countiter]
         with warnings.catch_warnings(action="ignore"):
             if not self._asked:

@@ -16,7 +16,7 @@ import numpy as np
 
 from evomerge.core import Json
 from evomerge.strategy.base import Floats
-from evomerge.strategy.cma_run import make_pycma, padded, pycma_stop_reasons, widen_where_noise_decides
+from evomerge.strategy.cma_run import behind_all, make_pycma, padded, pycma_stop_reasons, widen_where_noise_decides
 from evomerge.strategy.rank_weighted_quadratic import RankWeightedQuadratic
 
 _TAU = 0.85
@@ -143,13 +143,13 @@ class SurrogateRun:
     def _values(self) -> Floats:
         known = {row: loss for row, loss in self._losses.items() if loss is not None}
         if len(self._losses) == self._population_size:
-            last = max(known.values()) + ((max(known.values()) - min(known.values())) or 1.0)
+            last = behind_all(list(known.values()))
             return np.array([known.get(row, last) for row in range(self._population_size)])
         values = self._model.predict(self._inside)
         values += min(known.values()) - values.min()
         for row, loss in self._losses.items():
             if loss is None:
-                values[row] = values.max() + (np.ptp(values) or 1.0)
+                values[row] = behind_all(values)
         return values
 
     def _inject_minimum(self) -> None:

@@ -15,35 +15,34 @@ _SUCCESSES = 3
 
 
 class TrustRegion:
-    """One box of [0, 1]^d."""
+    """One box of [0, 1]^d.
+
+    Attributes:
+        length: of its side, before it is stretched by the models' length scales.
+    """
 
     def __init__(self, dimension: int) -> None:
         self._dimension = dimension
-        self._length = _FIRST
+        self.length = _FIRST
         self._n_successes = self._n_failures = 0
-
-    @property
-    def length(self) -> float:
-        """Of the box's side, before it is stretched by the models' length scales."""
-        return self._length
 
     def learn(self, success: bool) -> None:
         """Takes in whether a proposal from the box was better than all before."""
         self._n_successes = self._n_successes + 1 if success else 0
         self._n_failures = 0 if success else self._n_failures + 1
         if self._n_successes >= _SUCCESSES:
-            self._length, self._n_successes = min(2.0 * self._length, _LONGEST), 0
+            self.length, self._n_successes = min(2.0 * self.length, _LONGEST), 0
         elif self._n_failures >= max(4, self._dimension):
-            self._length, self._n_failures = self._length / 2.0, 0
+            self.length, self._n_failures = self.length / 2.0, 0
 
     @property
     def exhausted(self) -> bool:
         """Whether it has shrunk to nothing, so that the search should start elsewhere."""
-        return self._length < _SHORTEST
+        return self.length < _SHORTEST
 
     def box(self, centre: Floats, length_scales: Floats) -> Floats:
         """Lower and upper bounds (2, d) around `centre` (d,): longer where the models vary slowly, of the same volume, clipped."""
-        half = 0.5 * self._length * length_scales / np.exp(np.mean(np.log(length_scales)))
+        half = 0.5 * self.length * length_scales / np.exp(np.mean(np.log(length_scales)))
         return np.asarray(np.clip(np.stack([centre - half, centre + half]), 0.0, 1.0))
 
 

@@ -24,7 +24,7 @@ from evomerge.core import (
     Split,
 )
 from evomerge.evaluation.synthetic import SyntheticEvaluator
-from evomerge.search import Journal, event
+from evomerge.search import Journal, event, leader
 from evomerge.testing.tiny_models import write_tiny_llama
 
 
@@ -227,6 +227,30 @@ def test_watch_shows_the_cheaper_of_equal_scores_first(tmp_path: Path) -> None:
     journal.close()
     rows = [("c000001", (0.5, 4.0), 0.5), ("c000002", (0.5, 5.0), 0.5), ("c000000", (0.5, 6.0), 0.5)]
     assert list(Watcher(tmp_path / "run").look().best) == rows
+
+
+def test_watch_shows_what_is_the_best_of_equals_first(tmp_path: Path) -> None:
+    """The one that stands first in the run, as everywhere else: a baseline."""
+    settings = SETTINGS | {"budget": {"evaluations": 2}, "finals": {"finalists": 0}}
+    start_search(parse_config(settings, folder=tmp_path), tmp_path / "run")
+    (tmp_path / "run" / "journal.jsonl").unlink()
+    goals = [{"name": "f", "direction": "maximize", "reference": None}]
+    journal = Journal(tmp_path / "run" / "journal.jsonl")
+    journal.append(
+        event("run", version=1, objectives=goals),
+        event("baseline", id="uniform", recipe=None, values=None),
+        event("asked", id="c000001", values=[0.5], parents=[], ask_s=0.0),
+    )
+    for name in ("c000001", "uniform"):
+        journal.append(
+            event(
+                "evaluated", id=name, split="search", status="ok", scores={"f": 0.5}, stderr={}, cost={},
+                error=None, row=None, checksum=None, elapsed_s=1.0,
+            ),
+        )  # fmt: skip
+    journal.close()
+    assert [name for name, *_ in Watcher(tmp_path / "run").look().best] == ["uniform", "c000001"]
+    assert leader(open_run(tmp_path / "run").state) == "uniform"
 
 
 def test_watch_needs_a_run(tmp_path: Path) -> None:

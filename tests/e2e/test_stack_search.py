@@ -120,6 +120,15 @@ def test_what_has_no_path_is_refused_at_validation(
     assert message in str(caught.value)
 
 
+def test_an_expert_may_not_have_the_name_of_the_merge(project: Path) -> None:
+    from evomerge import EvomergeError, load_config, make_problem
+
+    config = configuration(project, {"parameters": True}, method="task_arithmetic")
+    config.write_text(config.read_text().replace("a: a", "merged: a"))
+    with pytest.raises(EvomergeError, match=r"models\.experts\.merged: .* give the expert another name"):
+        make_problem(load_config(config))
+
+
 def test_models_of_other_sizes_cannot_be_stacked(project: Path) -> None:
     from evomerge import EvomergeError, load_config, make_problem
 

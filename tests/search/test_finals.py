@@ -20,14 +20,13 @@ from evomerge.search import (
     mean_with_error,
     overhead,
     summarize,
-    tuned_task_arithmetic,
     utility,
     verdict,
 )
 from evomerge.search.finals import best_on_select, choose_finalists
 from evomerge.search.front_files import front_json
 from evomerge.search.ranking import front_of, pick, reference_losses
-from evomerge.search.summary import paired_difference
+from evomerge.search.summary import paired_difference, tuned_task_arithmetic
 
 Scores = dict[str, tuple[float, float] | None]
 
