@@ -7,15 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.config import SearchConfig
-from evomerge.core import Candidate, ConfigError, CrossoverGenome, VectorGenome
+from evomerge.core import Candidate, CrossoverGenome, VectorGenome
 from evomerge.plan import MergePlan, ModelHeader, TensorStep, make_plan
 from evomerge.recipe import (
     REST,
     Angle,
     Lineage,
     Recipe,
-    RecipeTemplate,
-    SearchedParameter,
     SeedProducts,
     Setting,
     Slice,
@@ -30,31 +28,6 @@ from evomerge.recipe import (
 def crosses_models(config: SearchConfig) -> bool:
     """Whether the strategy proposes crossovers of models instead of points of a recipe space."""
     return config.strategy.name == "m2n2" and config.strategy.options.get("on") != "recipes"
-
-
-def seed_template(config: SearchConfig, first: ModelHeader) -> RecipeTemplate:
-    """The space that the seed models are the unit vectors of: a weight in [0, 1] per expert. Also makes the baselines.
-
-    Raises:
-        ConfigError: `space` says something that crossovers have no use for.
-    """
-    if unused := config.space.merge_settings:
-        raise ConfigError(
-            f"space.{unused[0]}: strategy {config.strategy.name} crosses whole models and searches no merge method's parameters; "
-            "remove it, or set strategy.on: recipes"
-        )
-    return RecipeTemplate(
-        method="linear",
-        base=config.base_key,
-        experts=config.expert_keys,
-        searched=[SearchedParameter("weight", 0.0, 1.0, ("expert",))],
-        fixed={"normalize": False},
-        n_layers=first.n_layers,
-        layer_groups=[(0, first.n_layers)],
-        module_groups={},
-        out_dtype=config.space.out_dtype or first.dtype,
-        seed=config.seed,
-    )
 
 
 class Crossings:

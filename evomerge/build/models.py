@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from evomerge.build.evaluators import evaluator_settings, make_evaluator, worker_environment
+from evomerge.build.engines import worker_environment
+from evomerge.build.evaluators import evaluator_settings, make_evaluator
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import (
     ConfigError,

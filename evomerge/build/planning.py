@@ -13,7 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
-from evomerge.build.evaluators import merge_method, ranks_of
+from evomerge.build.engines import merge_method, ranks_of
 from evomerge.build.problem import Problem
 from evomerge.build.reading import open_run
 from evomerge.build.strategies import strategy_for

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Protocol
 
-from evomerge.build.evaluators import FACTORY, evaluator_settings, worker_environment
+from evomerge.build.engines import worker_environment
+from evomerge.build.evaluators import FACTORY, evaluator_settings
 from evomerge.build.fingerprints import source_marks
 from evomerge.build.problem import Problem
 from evomerge.build.versions import package_versions

@@ -1,35 +1,26 @@
 """config -> the search problem: models, space, objectives, baselines, recipes. Reads model headers, never a weight."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
-from evomerge.build.crossings import Crossings, crosses_models, seed_template
+from evomerge.build.crossings import Crossings, crosses_models
 from evomerge.build.own_recipes import own_recipes, values_in_space
-from evomerge.build.stacking import stack_template
+from evomerge.build.sources import adapted_models, experts_named_twice, model_settings, model_table, sources_exist
 from evomerge.build.strategies import check_population, strategy_for
 from evomerge.build.tasks import checked_task_names, task_specs
-from evomerge.config import ObjectiveConfig, SearchConfig, SpaceConfig, SyntheticConfig
+from evomerge.build.templates import recipe_template
+from evomerge.config import ObjectiveConfig, SearchConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
-from evomerge.evaluation.task_files import is_task_file
 from evomerge.evaluation.task_metrics import lower_is_better
 from evomerge.plan import TEMPLATE_FILE, ModelHeader, chat_template_of, check_tokenizer, make_plan, read_models
 from evomerge.recipe import (
-    AXES,
     Combination,
     Lineage,
-    MethodSpec,
     Recipe,
     RecipeTemplate,
-    SearchedParameter,
     StackTemplate,
-    allowed_axes,
-    default_searched,
-    even_layer_groups,
-    method_spec,
-    module_filters,
     with_adapters,
 )
 from evomerge.search import Baseline, Entry
@@ -220,7 +211,7 @@ def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
             headers |= read_models({key: place})
         except EvomergeError as error:
             errors.append(f"{names_of[key]}: {error}")
-    errors += [] if begun else _experts_named_twice(config)
+    errors += [] if begun else experts_named_twice(config)
     names, wrong = checked_task_names(config, begun=begun)
     errors += wrong
     if errors:
@@ -240,47 +231,6 @@ def problem_of_run(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> 
         if isinstance(config.evaluation, SyntheticConfig)
         else _problem(config, headers, ())
     )
-
-
-def model_table(config: SearchConfig) -> dict[str, tuple[str, str | None]]:
-    """Every model of the configuration as recipes call it -> its folder and that of its adapter; the base first."""
-    models = config.models
-    if models is None:
-        return {}
-    listed = [*([models.base] if models.base else []), *models.experts.values()]
-    return {model.key: (model.path, model.lora) for model in listed}
-
-
-def sources_exist(config: SearchConfig) -> bool:
-    """Whether the models and the task files of the configuration are where it says."""
-    places = [folder for place in model_table(config).values() for folder in place if folder is not None]
-    places += [item.task for item in config.tasks if is_task_file(item.task)]
-    return all(Path(place).exists() for place in places)
-
-
-def model_settings(config: SearchConfig) -> dict[str, str]:
-    """Every model of the configuration as recipes call it -> the setting that names it."""
-    models = config.models
-    if models is None:
-        return {}
-    named = {model.key: f"models.experts.{name}" for name, model in models.experts.items()}
-    return named | ({models.base.key: "models.base"} if models.base else {})
-
-
-def _experts_named_twice(config: SearchConfig) -> list[str]:
-    """A line for every expert that is the same model as one before it: the search would weigh one model by two parameters."""
-    first: dict[str, str] = {}
-    experts = config.models.experts if config.models else {}
-    return [
-        f"models.experts.{name}: is the same model as {first[model.key]}, {model.key}; leave one out"
-        for name, model in experts.items()
-        if first.setdefault(model.key, name) != name
-    ]
-
-
-def adapted_models(config: SearchConfig) -> dict[str, tuple[str, str]]:
-    """The part of `model_table` that has adapters."""
-    return {key: (model, lora) for key, (model, lora) in model_table(config).items() if lora is not None}
 
 
 def _checked(problem: Problem, *, begun: bool) -> Problem:
@@ -351,69 +301,6 @@ def _needed(config: SearchConfig) -> str:
 
 
 def _problem(config: SearchConfig, headers: Mapping[str, ModelHeader], names: tuple[str, ...]) -> Problem:
-    template = _template(config, headers)  # which checks the groups
+    template = recipe_template(config, headers)  # which checks the groups
     crossings = Crossings(config, headers) if crosses_models(config) else None
     return Problem(config, headers, template, names, crossings)
-
-
-def _template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate | StackTemplate:
-    stacking = config.space.stacking
-    if stacking is None:
-        return _merge_template(config, headers)
-    unused = config.space.merge_settings
-    if unused and not stacking.parameters:
-        raise ConfigError(
-            f"space: {', '.join(unused)} would have no effect; set stacking.parameters: true to search the merge too"
-        )
-    if config.space.module_groups:
-        raise ConfigError("space.module_groups: a stacked layer is taken or merged whole; leave it out")
-    return stack_template(config, stacking, headers, _merge_template(config, headers) if stacking.parameters else None)
-
-
-def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:
-    space, spec, first = config.space, method_spec(config.space.method), next(iter(headers.values()))
-    if crosses_models(config):
-        return seed_template(config, first)
-    groups = space.layer_groups
-    layer_groups = even_layer_groups(first.n_layers, groups) if isinstance(groups, int) else list(groups)
-    axes = tuple(
-        axis for axis, used in zip(AXES, (True, len(layer_groups) > 1, bool(space.module_groups)), strict=True) if used
-    )
-    return RecipeTemplate(
-        method=spec.name,
-        base=config.base_key,
-        experts=config.expert_keys,
-        searched=_searched(space, spec, axes),
-        fixed=space.fixed,
-        n_layers=first.n_layers,
-        layer_groups=layer_groups,
-        module_groups=module_filters(
-            space.module_groups, [name for header in headers.values() for name in header.tensors]
-        ),
-        # Named, so that mergekit too computes in float32 and rounds once; left out, it computes in the sources' dtype.
-        out_dtype=space.out_dtype or first.dtype,
-        seed=config.seed,
-    )
-
-
-def _searched(space: SpaceConfig, spec: MethodSpec, axes: Sequence[str]) -> list[SearchedParameter]:
-    """What is searched: the configured parameters, else those that searches over the method usually vary and that are not fixed."""
-    if space.parameters is None:
-        usual = default_searched(spec, axes)
-        if not usual:
-            open_ones = ", ".join(item.name for item in spec.parameters if not isinstance(item.default, bool))
-            raise ConfigError(
-                f"space: {spec.name} has no parameter that searches usually vary; "
-                + (f"give space.parameters (it has {open_ones}), or compare" if open_ones else "compare")
-                + " with such a merge by baselines.recipes"
-            )
-        return [item for item in usual if item.name not in space.fixed]
-    searched = []
-    for name, wanted in space.parameters.items():
-        row = spec.parameter(name)
-        low = row.search_low if wanted.low is None else wanted.low
-        high = row.search_high if wanted.high is None else wanted.high
-        if low is None or high is None:
-            raise ConfigError(f"space.parameters.{name}: give low and high; {spec.name} has no usual range for it")
-        searched.append(SearchedParameter(name, low, high, wanted.per or allowed_axes(row, axes)))
-    return searched

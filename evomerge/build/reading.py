@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.build.problem import model_table, problem_of_run
+from evomerge.build.problem import problem_of_run
+from evomerge.build.sources import model_table
 from evomerge.config import SearchConfig, parse_config
 from evomerge.core import CheckpointError, CrossoverGenome, Evaluation, FilePath, JournalError, Json, RecipeError, Split
 from evomerge.plan import ModelHeader, headers_from_json, read_models

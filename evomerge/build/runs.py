@@ -16,8 +16,9 @@ from evomerge.build.changes import given, refuse_changed, resumed_config, warn_o
 from evomerge.build.describing import notes
 from evomerge.build.fingerprints import source_marks
 from evomerge.build.pools import RunPool, worker_pool
-from evomerge.build.problem import Problem, make_problem, sources_exist
+from evomerge.build.problem import Problem, make_problem
 from evomerge.build.signals import signals
+from evomerge.build.sources import sources_exist
 from evomerge.build.strategies import chosen_strategy, strategy_for
 from evomerge.build.versions import checkout, package_versions
 from evomerge.config import BudgetConfig, SearchConfig

@@ -52,9 +52,8 @@ def front_of(state: RunState) -> Front:
 
 
 def best_of_front(state: RunState) -> list[Evaluation]:
-    """The members of the front, the highest `standing` first, then by id."""
-    members = front_of(state).members  # by id, which sorting keeps among equals
-    return sorted(members, key=lambda item: standing(state.objectives, item), reverse=True)
+    """The members of the front, the best first."""
+    return sorted(front_of(state).members, key=lambda item: best_key(state, item), reverse=True)
 
 
 def reference_losses(state: RunState) -> list[float] | None:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from evomerge.build import evaluate_model, make_problem, parse_config, planning
-from evomerge.build.evaluators import gpu_memory_needs
+from evomerge.build.engines import gpu_memory_needs
 from evomerge.cli.tables import print_plan
 from evomerge.config import SearchConfig
 from evomerge.core import EvaluationError

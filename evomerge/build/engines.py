@@ -1,0 +1,115 @@
+"""config -> the engine of a worker: its kind, its environment, its memory, and what merges need beside it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from evomerge.build.crossings import crosses_models
+from evomerge.config import SearchConfig, SyntheticConfig
+from evomerge.core import ConfigError, Json
+from evomerge.plan import ModelHeader, rank_bytes
+from evomerge.recipe import PIECEWISE
+
+if TYPE_CHECKING:
+    from evomerge.engine import Engine
+
+_SAYS_MEMORY = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
+"""options of vLLM with which a user says himself what it may take"""
+
+
+def engine_kind(config: SearchConfig) -> str:
+    """The engine that "auto" means on this machine."""
+    from evomerge.engine import default_engine_kind
+
+    return default_engine_kind() if config.engine.kind == "auto" else config.engine.kind
+
+
+def worker_environment(config: SearchConfig) -> dict[str, str]:
+    """Variables that must be set before a worker's Python starts."""
+    if isinstance(config.evaluation, SyntheticConfig):
+        return {}
+    from evomerge.engine import engine_environment
+
+    return engine_environment(engine_kind(config), threads=cpus_per_worker(config))
+
+
+def cpus_per_worker(config: SearchConfig) -> int:
+    """Cores that a worker has to itself."""
+    return max(1, int(config.cluster.cpus_per_worker))
+
+
+def gpu_memory_needs(
+    config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None, method: str
+) -> dict[str, float]:
+    """What an engine and its merges need of each of its GPUs: the arguments of `vllm_memory_options`.
+
+    Args:
+        config: the configuration.
+        models: those that recipes may name, the one that is served first.
+        n_slots: layers that the engine has room for; None = the model's.
+        method: that they are merged by.
+    """
+    from evomerge.weights import gpu_methods
+
+    model, processes = next(iter(models.values())), config.engine.tensor_parallel
+    on_gpu = method == PIECEWISE.name or method in gpu_methods()
+    depth = n_slots / model.n_layers if n_slots and model.n_layers else 1.0
+    given = config.cluster.gpus_per_worker
+    return {
+        "engine_bytes": model.n_bytes * depth / processes,
+        "source_bytes": sum(header.n_bytes for header in models.values()) + ranks_of(method, models) if on_gpu else 0,
+        "gpus": 1.0 if given is None else given / processes,
+    }
+
+
+def merge_method(config: SearchConfig) -> str:
+    """What a search merges its models by."""
+    return PIECEWISE.name if crosses_models(config) else config.space.method
+
+
+def ranks_of(method: str, models: Mapping[str, ModelHeader]) -> int:
+    """Bytes of the ranks that merges by `method` keep, in the CPU's memory and again in that of a GPU that merges by it.
+
+    Args:
+        method: of the merges.
+        models: those that recipes may name, the base first.
+    """
+    return rank_bytes(method, list(models.values())[1:])
+
+
+def engine_options(config: SearchConfig, needs: Mapping[str, float]) -> dict[str, Json]:
+    """The configuration's, with vLLM's share of the GPU where they do not say it."""
+    from evomerge.engine import vllm_memory_options
+
+    options = dict(config.engine.options)
+    if engine_kind(config) == "vllm" and not _SAYS_MEMORY & options.keys():
+        options |= vllm_memory_options(**needs)
+    return options
+
+
+def start_engine(config: SearchConfig, model: ModelHeader, n_slots: int | None, options: dict[str, Json]) -> "Engine":
+    """An engine for models like `model`; with `n_slots` layers, where that is another number."""
+    from evomerge.engine import make_engine
+    from evomerge.weights import write_slots_folder
+
+    wanted, kind = config.engine, engine_kind(config)
+    if wanted.tensor_parallel > 1:
+        if kind != "vllm":
+            raise ConfigError(
+                f"engine.tensor_parallel: {wanted.tensor_parallel} needs vLLM, and the engine here is {kind}"
+            )
+        if n_slots not in (None, model.n_layers):
+            raise ConfigError(
+                "engine.tensor_parallel: an engine with slots for layers is one process; use more workers instead"
+            )
+        options = options | {"tensor_parallel_size": wanted.tensor_parallel}
+
+    def start(folder: Path) -> "Engine":
+        return make_engine(kind, folder, dtype=wanted.dtype, max_model_len=wanted.max_model_len, options=options)
+
+    if n_slots is None or n_slots == model.n_layers:
+        return start(model.folder)
+    with TemporaryDirectory(prefix="evomerge-slots-") as folder:
+        write_slots_folder(Path(folder), model, n_slots)
+        return start(Path(folder))

@@ -1,0 +1,47 @@
+"""config -> its models: what recipes call them, where they are, and whether they are there."""
+
+from pathlib import Path
+
+from evomerge.config import SearchConfig
+from evomerge.evaluation.task_files import is_task_file
+
+
+def model_table(config: SearchConfig) -> dict[str, tuple[str, str | None]]:
+    """Every model of the configuration as recipes call it -> its folder and that of its adapter; the base first."""
+    models = config.models
+    if models is None:
+        return {}
+    listed = [*([models.base] if models.base else []), *models.experts.values()]
+    return {model.key: (model.path, model.lora) for model in listed}
+
+
+def adapted_models(config: SearchConfig) -> dict[str, tuple[str, str]]:
+    """The part of `model_table` that has adapters."""
+    return {key: (model, lora) for key, (model, lora) in model_table(config).items() if lora is not None}
+
+
+def model_settings(config: SearchConfig) -> dict[str, str]:
+    """Every model of the configuration as recipes call it -> the setting that names it."""
+    models = config.models
+    if models is None:
+        return {}
+    named = {model.key: f"models.experts.{name}" for name, model in models.experts.items()}
+    return named | ({models.base.key: "models.base"} if models.base else {})
+
+
+def experts_named_twice(config: SearchConfig) -> list[str]:
+    """A line for every expert that is the same model as one before it: the search would weigh one model by two parameters."""
+    first: dict[str, str] = {}
+    experts = config.models.experts if config.models else {}
+    return [
+        f"models.experts.{name}: is the same model as {first[model.key]}, {model.key}; leave one out"
+        for name, model in experts.items()
+        if first.setdefault(model.key, name) != name
+    ]
+
+
+def sources_exist(config: SearchConfig) -> bool:
+    """Whether the models and the task files of the configuration are where it says."""
+    places = [folder for place in model_table(config).values() for folder in place if folder is not None]
+    places += [item.task for item in config.tasks if is_task_file(item.task)]
+    return all(Path(place).exists() for place in places)

@@ -1,0 +1,120 @@
+"""config -> the template of its recipes: what is searched, and what the rest of a recipe is."""
+
+from collections.abc import Mapping, Sequence
+
+from evomerge.build.crossings import crosses_models
+from evomerge.build.stacking import stack_template
+from evomerge.config import SearchConfig, SpaceConfig
+from evomerge.core import ConfigError
+from evomerge.plan import ModelHeader
+from evomerge.recipe import (
+    AXES,
+    MethodSpec,
+    RecipeTemplate,
+    SearchedParameter,
+    StackTemplate,
+    allowed_axes,
+    default_searched,
+    even_layer_groups,
+    method_spec,
+    module_filters,
+)
+
+
+def recipe_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate | StackTemplate:
+    """The template of a configuration.
+
+    Args:
+        config: the configuration.
+        headers: what recipes call a model -> header, the base first.
+
+    Raises:
+        ConfigError: settings of the space that contradict each other, or are missing.
+        SpaceError: groups or paths that the models do not have.
+        RecipeError: an unknown method, or an architecture that cannot be stacked.
+    """
+    stacking = config.space.stacking
+    if stacking is None:
+        return _merge_template(config, headers)
+    unused = config.space.merge_settings
+    if unused and not stacking.parameters:
+        raise ConfigError(
+            f"space: {', '.join(unused)} would have no effect; set stacking.parameters: true to search the merge too"
+        )
+    if config.space.module_groups:
+        raise ConfigError("space.module_groups: a stacked layer is taken or merged whole; leave it out")
+    return stack_template(config, stacking, headers, _merge_template(config, headers) if stacking.parameters else None)
+
+
+def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:
+    space, spec, first = config.space, method_spec(config.space.method), next(iter(headers.values()))
+    if crosses_models(config):
+        return _seed_template(config, first)
+    groups = space.layer_groups
+    layer_groups = even_layer_groups(first.n_layers, groups) if isinstance(groups, int) else list(groups)
+    axes = tuple(
+        axis for axis, used in zip(AXES, (True, len(layer_groups) > 1, bool(space.module_groups)), strict=True) if used
+    )
+    return RecipeTemplate(
+        method=spec.name,
+        base=config.base_key,
+        experts=config.expert_keys,
+        searched=_searched(space, spec, axes),
+        fixed=space.fixed,
+        n_layers=first.n_layers,
+        layer_groups=layer_groups,
+        module_groups=module_filters(
+            space.module_groups, [name for header in headers.values() for name in header.tensors]
+        ),
+        # Named, so that mergekit too computes in float32 and rounds once; left out, it computes in the sources' dtype.
+        out_dtype=space.out_dtype or first.dtype,
+        seed=config.seed,
+    )
+
+
+def _seed_template(config: SearchConfig, first: ModelHeader) -> RecipeTemplate:
+    """The space that the seed models are the unit vectors of: a weight in [0, 1] per expert. Also makes the baselines.
+
+    Raises:
+        ConfigError: `space` says something that crossovers have no use for.
+    """
+    if unused := config.space.merge_settings:
+        raise ConfigError(
+            f"space.{unused[0]}: strategy {config.strategy.name} crosses whole models and searches no merge method's parameters; "
+            "remove it, or set strategy.on: recipes"
+        )
+    return RecipeTemplate(
+        method="linear",
+        base=config.base_key,
+        experts=config.expert_keys,
+        searched=[SearchedParameter("weight", 0.0, 1.0, ("expert",))],
+        fixed={"normalize": False},
+        n_layers=first.n_layers,
+        layer_groups=[(0, first.n_layers)],
+        module_groups={},
+        out_dtype=config.space.out_dtype or first.dtype,
+        seed=config.seed,
+    )
+
+
+def _searched(space: SpaceConfig, spec: MethodSpec, axes: Sequence[str]) -> list[SearchedParameter]:
+    """What is searched: the configured parameters, else those that searches over the method usually vary and that are not fixed."""
+    if space.parameters is None:
+        usual = default_searched(spec, axes)
+        if not usual:
+            open_ones = ", ".join(item.name for item in spec.parameters if not isinstance(item.default, bool))
+            raise ConfigError(
+                f"space: {spec.name} has no parameter that searches usually vary; "
+                + (f"give space.parameters (it has {open_ones}), or compare" if open_ones else "compare")
+                + " with such a merge by baselines.recipes"
+            )
+        return [item for item in usual if item.name not in space.fixed]
+    searched = []
+    for name, wanted in space.parameters.items():
+        row = spec.parameter(name)
+        low = row.search_low if wanted.low is None else wanted.low
+        high = row.search_high if wanted.high is None else wanted.high
+        if low is None or high is None:
+            raise ConfigError(f"space.parameters.{name}: give low and high; {spec.name} has no usual range for it")
+        searched.append(SearchedParameter(name, low, high, wanted.per or allowed_axes(row, axes)))
+    return searched
