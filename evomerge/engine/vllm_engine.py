@@ -5,31 +5,23 @@ Knows nothing of tasks, text (beyond decoding what was generated) or merging. Im
 """
 
 import gc
-import importlib.util
-import inspect
 import math
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from evomerge.core import EngineError, FilePath, Json
 from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.checkpoint import CheckpointFolder
-from evomerge.engine.environment import SUPPORTED_VLLM, apply_engine_environment, supports_vllm, vllm_targets_cpu
-from evomerge.engine.gpu_memory import check_gpu
-from evomerge.engine.patches import (
-    DISTRIBUTED_STATE,
-    leave_processes_unbound,
-    thread_setter_kept,
-    tolerant_kernel_scan,
-    writable_cpu_linears,
-)
+from evomerge.engine.environment import apply_engine_environment, vllm_targets_cpu
+from evomerge.engine.patches import DISTRIBUTED_STATE
 from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
 from evomerge.engine.segments import SegmentKeeper, mapped_segments
 from evomerge.engine.usable import Usable
+from evomerge.engine.vllm_start import VLLM_ERRORS, check_served_as_meant, start_vllm
 from evomerge.engine.vllm_weights import LiveWeights, ModelWeights, ShardedWeights
 from evomerge.plan import WeightTarget
 
@@ -40,22 +32,9 @@ CPU_KV_CACHE_BYTES = 256 << 20
 """Key-value cache of a CPU engine unless `kv_cache_memory_bytes` says otherwise; vLLM's own default takes most of the memory."""
 _MAX_TARGETS = 16
 """Last tokens scored by one pass; vLLM allows 20 log-probabilities per token (`max_logprobs`) by default."""
-_KEY_VALUE_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
-"""Where vLLM looks for the number of heads that have keys and values (vllm/transformers_utils/model_arch_config_convertor.py)."""
 _SINGLE = {"pipeline_parallel_size": 1, "data_parallel_size": 1}
 _SHARDED = {"worker_extension_cls": "evomerge.engine.vllm_shard.Shard", "distributed_executor_backend": "mp"}
 """A tensor-parallel engine's processes are this process's children, also in a Ray actor, where vLLM would ask Ray for more."""
-_VLLM_ERRORS = (
-    ValueError,
-    TypeError,
-    RuntimeError,
-    OSError,
-    LookupError,
-    AttributeError,
-    NotImplementedError,
-    AssertionError,
-)
-"""What vLLM raises for a model, an option, a machine or a batch it cannot serve (its own errors are subclasses of these)."""
 
 
 class VllmEngine:
@@ -97,14 +76,14 @@ class VllmEngine:
         apply_engine_environment()
         folder = Path(model)
         with CheckpointFolder(folder) as checkpoint:
-            segments_before, processes_before = mapped_segments(os.getpid()), set(_children())
-            self._llm: LLM | None = _start(folder, arguments)
+            segments_before, processes_before = mapped_segments(os.getpid()), _children()
+            self._llm: LLM | None = start_vllm(folder, arguments)
             DISTRIBUTED_STATE.acquire()
             self._poisoned = False
             self._segments: SegmentKeeper | None = None
             self._weights: LiveWeights | None = None
             try:
-                processes = set(_children()) - processes_before
+                processes = _children() - processes_before
                 self._segments = SegmentKeeper(segments_before, processes) if processes else None
                 self._weights = _weights(self._llm, folder, checkpoint)
             except BaseException:
@@ -259,7 +238,7 @@ class VllmEngine:
         with self._usable.running():
             try:
                 outputs: Sequence[RequestOutput] = self.llm.generate(inputs, list(parameters), use_tqdm=False)
-            except _VLLM_ERRORS as error:
+            except VLLM_ERRORS as error:
                 self._poisoned = True
                 raise EngineError(f"vLLM engine: a batch of {len(prompts)} requests failed ({error!r})") from error
             if len(outputs) != len(prompts):
@@ -279,97 +258,14 @@ class VllmEngine:
             gc.collect()
 
 
-def _start(model: Path, arguments: Mapping[str, Any]) -> "LLM":
-    with ExitStack() as stack:
-        # Deprecation warnings among torch, vLLM and its dependencies; nothing a user could act on.
-        stack.enter_context(warnings.catch_warnings(action="ignore"))
-        try:
-            from vllm import LLM, __version__
-        except ImportError as error:
-            raise EngineError(
-                f"vLLM cannot be imported ({error}); install evomerge with the extra `cpu` or `gpu`, or use the transformers engine"
-            ) from error
-        if not supports_vllm(__version__):
-            raise EngineError(
-                f"vLLM {__version__}: weights are replaced in place in vLLM {' and '.join(SUPPORTED_VLLM)} only; install one of these, "
-                "or set engine.kind: transformers"
-            )
-        check_gpu()
-        if vllm_targets_cpu():
-            stack.enter_context(writable_cpu_linears())
-            stack.enter_context(thread_setter_kept())
-            stack.enter_context(tolerant_kernel_scan())
-            if arguments.get("tensor_parallel_size", 1) != 1:
-                leave_processes_unbound()
-        try:
-            return LLM(model=str(model), **arguments)
-        except _VLLM_ERRORS as error:
-            raise EngineError(f"vLLM cannot serve {model}: {error}{_missing_package(str(error))}") from error
-
-
-def _missing_package(error: str) -> str:
-    """What vLLM leaves unsaid where it cannot import its own code for a model: most models that see images need torchvision."""
-    if "failed to be inspected" not in error or importlib.util.find_spec("torchvision") is not None:
-        return ""
-    return (
-        "\nvLLM's code for most models that see images imports torchvision, which is not installed (on CPUs it is left out); "
-        "engine.kind: transformers serves their language model without it"
-    )
-
-
-def _children() -> Iterator[int]:
+def _children() -> set[int]:
     """Ids of the processes that descend from this one."""
-    import psutil
-
-    yield from (child.pid for child in psutil.Process().children(recursive=True))
-
-
-def _check_unquantised(llm: "LLM") -> None:
-    """Raises EngineError where the model's weights are quantised."""
-    if llm.model_config.quantization is not None:
-        raise EngineError(
-            f"vLLM engine: the model is quantised ({llm.model_config.quantization}); such weights cannot be replaced in place"
-        )
-
-
-def _check_key_value_heads(llm: "LLM") -> None:
-    """vLLM runs models that it has no code for with that of transformers, but takes the number of heads from any of `_KEY_VALUE_HEADS`.
-
-    Raises:
-        EngineError: config.json has one that the model itself does not look at: its attention would be another, without an error.
-    """
-    if not llm.model_config.using_transformers_backend():
-        return
-    config = llm.model_config.hf_text_config
-    known = {*inspect.signature(type(config).__init__).parameters, *type(config).attribute_map}
-    own = type(config).from_dict({key: value for key, value in config.to_dict().items() if key in known})
-    heads = llm.model_config.model_arch_config.total_num_attention_heads
-    for name in _KEY_VALUE_HEADS:
-        found = getattr(config, name, None)
-        if name not in known and found not in (getattr(own, name, heads), None):
-            raise EngineError(
-                f"vLLM engine: {name} is {found} in config.json, which a {config.model_type} model does not know but vLLM would go by; "
-                "remove it from config.json, or use engine.kind: transformers"
-            )
-
-
-def _check_latent_attention(llm: "LLM") -> None:
-    """vLLM's rotary kernel for CPUs (`RotaryEmbedding.forward_cpu` in 0.32 and 0.33) rotates queries of shape (tokens, heads, size) wrongly.
-
-    Raises:
-        EngineError: the model hands it such queries, as those with latent attention do.
-    """
-    if vllm_targets_cpu() and llm.model_config.is_deepseek_mla:
-        raise EngineError(
-            "vLLM engine: on a CPU vLLM computes latent attention (DeepSeek) with wrong positions, without an error; use engine.kind: transformers"
-        )
+    return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
 def _weights(llm: "LLM", model: Path, checkpoint: CheckpointFolder) -> LiveWeights:
     """The engine's live weights, wherever they are. Raises EngineError where they cannot be replaced in place."""
-    _check_unquantised(llm)
-    _check_key_value_heads(llm)
-    _check_latent_attention(llm)
+    check_served_as_meant(llm)
     if llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size > 1:
         return ShardedWeights(llm, model, checkpoint.shapes)
     return ModelWeights(llm.apply_model(lambda module: module)[0], checkpoint, whole=True)

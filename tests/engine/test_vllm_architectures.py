@@ -85,7 +85,7 @@ LATENT = HEADS | {"first_k_dense_replace": 2, "num_hidden_layers": 2}
 
 def test_latent_attention_is_replaced_with_the_matrices_that_are_made_of_it(tmp_path, monkeypatch):
     """vLLM multiplies by the transposed halves of `kv_b_proj`, which are other names for places in it."""
-    monkeypatch.setattr("evomerge.engine.vllm_engine._check_latent_attention", lambda llm: None)
+    monkeypatch.setattr("evomerge.engine.vllm_start._check_latent_attention", lambda llm: None)
     folders = [written(tmp_path / str(seed), "deepseek_v3", seed, torch.float32, **LATENT) for seed in range(2)]
     request = LogLikelihoodRequest(PROMPT, CONTINUATION)
     engine, fresh = (make_engine("vllm", folder, dtype="float32") for folder in folders)
