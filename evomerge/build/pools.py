@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Protocol
 
 from evomerge.build.engines import worker_environment
@@ -32,9 +32,8 @@ class RunPool(WorkerPool, Protocol):
         ...
 
 
-@contextmanager
-def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[RunPool, int]]:
-    """The worker pool of a configuration and its size; closed at the end.
+def worker_pool(problem: Problem, directory: RunDirectory) -> AbstractContextManager[RunPool]:
+    """The worker pool of a configuration; closed at the end.
 
     Raises:
         ConfigError: so many workers do not fit.
@@ -42,13 +41,13 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> Iterator[tuple[Run
     """
     config, marks = problem.config, source_marks(problem.config, problem.headers)
     settings = evaluator_settings(config, n_slots=problem.max_slots, marks=marks)
-    local = config.cluster.kind == "local"
-    with _local_pool(config, settings) if local else _ray_pool(config, settings, directory) as sized:
-        yield sized
+    if config.cluster.kind == "local":
+        return _local_pool(config, settings)
+    return _ray_pool(config, settings, directory)
 
 
 @contextmanager
-def _local_pool(config: SearchConfig, settings: Mapping[str, Json]) -> Iterator[tuple[RunPool, int]]:
+def _local_pool(config: SearchConfig, settings: Mapping[str, Json]) -> Iterator[RunPool]:
     n_workers = 1 if config.cluster.workers == "auto" else config.cluster.workers
     if n_workers > 1 and not isinstance(config.evaluation, SyntheticConfig):
         raise ConfigError("cluster.kind local runs one engine; set cluster.workers to 1, or cluster.kind to ray")
@@ -57,13 +56,11 @@ def _local_pool(config: SearchConfig, settings: Mapping[str, Json]) -> Iterator[
             f"cluster.address: {config.cluster.address} would not be used by cluster.kind local; set cluster.kind to ray, or leave it out"
         )
     with closing(LocalPool(FACTORY, settings, n_workers)) as pool:
-        yield pool, n_workers
+        yield pool
 
 
 @contextmanager
-def _ray_pool(
-    config: SearchConfig, settings: Mapping[str, Json], directory: RunDirectory
-) -> Iterator[tuple[RunPool, int]]:
+def _ray_pool(config: SearchConfig, settings: Mapping[str, Json], directory: RunDirectory) -> Iterator[RunPool]:
     from evomerge.cluster.ray_session import RaySession
 
     cluster = config.cluster
@@ -96,7 +93,7 @@ def _ray_pool(
             versions={name: found for name, found in package_versions().items() if name != "python"},
         )
         with closing(RayPool(FACTORY, settings, options)) as pool:
-            yield pool, n_workers
+            yield pool
 
 
 def gpus_per_worker(config: SearchConfig) -> float:

@@ -178,10 +178,10 @@ def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer
         state = recorder.state
         complete = _is_complete(config, state)
         if not complete:
-            pool, n_workers = stack.enter_context(worker_pool(problem, directory))
+            pool = stack.enter_context(worker_pool(problem, directory))
             if not state.run:
-                recorder.record(event("run", **_run_record(problem, n_workers)))
-            recorder.record(event("session", pid=os.getpid(), host=socket.gethostname(), workers=n_workers))
+                recorder.record(event("run", **_run_record(problem, pool.n_workers)))
+            recorder.record(event("session", pid=os.getpid(), host=socket.gethostname(), workers=pool.n_workers))
         files = FrontFiles(directory, state, lambda entry: problem.recipe_of_entry(entry, state.entries))
         if complete:
             _say_why_complete(config, state, directory)

@@ -31,10 +31,10 @@ class FourProcessors:
 
 
 class NoPool:
-    """A pool that is never asked for anything."""
+    """A pool that is never asked for anything, with as many workers as it is told, or all there is room for."""
 
-    def __init__(self, *arguments: object) -> None:
-        pass
+    def __init__(self, factory: str, settings: object, options: Any) -> None:
+        self.n_workers = options.n_workers or max(1, int(4 // options.cpus))
 
     def close(self) -> None:
         pass
@@ -44,8 +44,8 @@ def started(folder: Path, **cluster: Any) -> int:
     config = parse_config(
         {"evaluation": {"kind": "synthetic"}, "cluster": cluster, "budget": {"evaluations": 5}}, folder=folder
     )
-    with worker_pool(make_problem(config), RunDirectory(folder)) as (_, n_workers):
-        return n_workers
+    with worker_pool(make_problem(config), RunDirectory(folder)) as pool:
+        return pool.n_workers
 
 
 def test_workers_that_do_not_fit_yet(
