@@ -151,16 +151,26 @@ def _update(
         raise CheckpointError(
             f"{where}: DoRA of a transposed layer or with a magnitude of another shape is not supported"
         )
-    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise CheckpointError(f"{where}: lora_alpha in {CONFIG_NAME} is {alpha!r}; expected a number")
+    alpha = _alpha(config, module, where)
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     return LoraUpdate(a, b, scale, transposed, magnitude)
 
 
-def _pattern(patterns: Any, module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of the module's name, as PEFT looks it up."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def _alpha(config: Mapping[str, Any], module: str, where: str) -> float:
+    """The value of the first pattern that matches the end of the module's name, as PEFT looks it up; without one, `lora_alpha`."""
+    patterns, alpha = config.get("alpha_pattern") or {}, config.get("lora_alpha")
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{where}: alpha_pattern in {CONFIG_NAME} is {patterns!r}; expected a mapping")
+    for pattern, value in patterns.items():
+        try:
+            matches = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as problem:
+            raise CheckpointError(
+                f"{where}: the pattern {pattern!r} of alpha_pattern in {CONFIG_NAME} is no regular expression ({problem})"
+            ) from None
+        if matches:
+            alpha = value
+            break
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise CheckpointError(f"{where}: lora_alpha in {CONFIG_NAME} is {alpha!r}; expected a number")
+    return alpha

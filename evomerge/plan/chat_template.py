@@ -23,8 +23,8 @@ def chat_template_of(header: ModelHeader) -> str | None:
     config: Any = read_json_file(file_inside(header.folder, "tokenizer_config.json"))
     template = config.get("chat_template") if isinstance(config, dict) else None
     if isinstance(template, list):  # several, each with a name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[-1].get("template") if named else None
     return template if isinstance(template, str) else None
 
 

@@ -12,8 +12,6 @@ Rope = Mapping[str, Mapping[str, Any]]
 _USUAL_THETA = 10_000.0
 _USUAL_TYPES = ("default", "mrope")
 """`mrope_section` says as much"""
-_RENAMED = {"su": "longrope"}
-"""first names of types"""
 
 
 def rope_of(config: Mapping[str, Json]) -> Rope:
@@ -54,8 +52,7 @@ def _settings(part: Mapping[str, Any], common: Mapping[str, Any], usual: Mapping
     """One kind's: its own, else those that all have, else the usual ones."""
     found = {name: value for name, value in {**common, **part}.items() if value is not None}
     kind = found.pop("type", None)
-    kind = found.setdefault("rope_type", kind)
-    found["rope_type"] = _RENAMED.get(kind, kind)
-    if found["rope_type"] is None or found["rope_type"] in _USUAL_TYPES:
-        del found["rope_type"]
+    kind = found.pop("rope_type", kind)
+    if kind is not None and kind not in _USUAL_TYPES:
+        found["rope_type"] = "longrope" if kind == "su" else kind  # its first name
     return {**usual, **found}

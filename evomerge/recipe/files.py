@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 _TRAILER = "# evomerge-recipe: "
 
+_SEPARATORS = ("\x85", "\u2028", "\u2029")
+"""what YAML takes for ends of lines, besides the usual ones"""
+
 
 _NO_MERGEKIT_FORM = (
     "# mergekit cannot express this merge: its weights change inside tensors, carry noise or are shifted. evomerge reads the line\n"
@@ -45,7 +48,14 @@ def _represent_list(dumper: yaml.SafeDumper, data: list[object]) -> yaml.Sequenc
     return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
 
 
+def _represent_text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
+    # within single quotes PyYAML writes them as they are, and reads the first as a space
+    style = '"' if any(separator in data for separator in _SEPARATORS) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
 _Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(str, _represent_text)
 
 
 def recipe_to_yaml(recipe: Recipe | RecipeFile) -> str:
@@ -71,7 +81,7 @@ def recipe_to_yaml(recipe: Recipe | RecipeFile) -> str:
         content["named"] = [[name, each.to_json()] for name, each in file.named.items()]
     trailer = canonical_json(content)
     # other line separators would end the comment for a YAML reader
-    for separator in ("\x85", "\u2028", "\u2029"):
+    for separator in _SEPARATORS:
         trailer = trailer.replace(separator, f"\\u{ord(separator):04x}")
     return f"{body}{_TRAILER}{trailer}\n"
 

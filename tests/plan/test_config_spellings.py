@@ -89,6 +89,14 @@ def test_the_first_name_of_longrope(header):
         check(header, SIZES | one, SIZES | {"rope_scaling": {"type": "linear", **factors}, "model_type": "phi3"})
 
 
+def test_a_rope_of_no_kind_is_another_rope(header):
+    """A configuration that a stranger wrote may hold anything."""
+    odd = SIZES | OLD["llama"] | {"model_type": "llama", "rope_scaling": {"type": ["linear"]}}
+    check(header, odd, odd)
+    with pytest.raises(RecipeError, match="rope = "):
+        check(header, odd, saved_by_5("llama"))
+
+
 def test_scaled_rope_of_both(header):
     old = SIZES | OLD["llama"] | {"model_type": "llama", "rope_scaling": {**LLAMA3, "factor": 8, "type": "llama3"}}
     check(header, old, saved_by_5("llama", rope_parameters={**LLAMA3, "rope_theta": 10000.0}))

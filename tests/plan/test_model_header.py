@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evomerge.core import CheckpointError
-from evomerge.plan import check_unchanged, read_model_header
+from evomerge.plan import chat_template_of, check_unchanged, read_model_header
 from evomerge.plan.safetensors_header import read_safetensors_header
 from evomerge.testing.tiny_models import write_tiny_llama
 
@@ -49,6 +49,15 @@ def test_header_of_a_good_model(folder):
     assert set(sharded.tensors) == set(header.tensors)
     with pytest.raises(CheckpointError, match="changed since"):
         check_unchanged(header)
+
+
+def test_a_chat_template_among_odd_ones(folder):
+    header = read_model_header(folder)
+    named = [{"name": ["x"], "template": "a"}, "b", {"name": "default", "template": "c"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert chat_template_of(header) == "c"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named[:2]}))
+    assert chat_template_of(header) is None
 
 
 def test_folders_that_hold_no_model(folder, tmp_path):

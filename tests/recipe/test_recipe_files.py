@@ -128,6 +128,18 @@ def test_mergekit_form_alone_is_the_identity(recipe):
     assert recipe_from_yaml(body) == recipe
 
 
+def test_line_separators_of_a_token_come_back_from_the_mergekit_form():
+    for separator in "\x85\u2028\u2029":
+        tokens = {"<a>": TokenRule("/a", f"x{separator}y")}
+        recipe = Recipe(
+            "linear",
+            (Slice((Source("/a", None, {"weight": (Setting(1.0),)}),)),),
+            tokenizer=TokenizerSpec("union", tokens),
+        )
+        text = recipe_to_yaml(recipe)
+        assert recipe_from_yaml(text[: text.index("# evomerge-recipe")]).tokenizer == recipe.tokenizer
+
+
 def test_fingerprint_ignores_the_name_alone():
     recipe = Recipe("linear", (Slice((Source("/a", None, {"weight": (Setting(1.0),)}),)),))
     assert recipe.fingerprint() == dataclasses.replace(recipe, name="x").fingerprint()
