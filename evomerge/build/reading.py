@@ -140,10 +140,20 @@ def open_run(folder: FilePath) -> Run:
         JournalError: there is none, or it is damaged.
     """
     directory = RunDirectory(Path(folder))
-    config = parse_config(directory.read_resolved()["config"], folder=Path("/"), where=str(directory.resolved))
-    directory.check_journal()
+    config = recorded_config(directory)
     state = RunState.of(read_journal(directory.journal))
     return Run(directory, config, state, open_items(directory, state))
+
+
+def recorded_config(directory: RunDirectory) -> SearchConfig:
+    """The configuration that a run was started or resumed with last.
+
+    Raises:
+        JournalError: there is no run, or it has lost its journal.
+    """
+    config = parse_config(directory.read_resolved()["config"], folder=Path("/"), where=str(directory.resolved))
+    directory.check_journal()
+    return config
 
 
 def is_over(state: RunState, config: SearchConfig) -> bool:

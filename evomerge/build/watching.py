@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.build.reading import is_over
-from evomerge.config import SearchConfig, parse_config
+from evomerge.build.reading import is_over, recorded_config
 from evomerge.core import Evaluation, FilePath, Objective, Split, Status
 from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, best_key, utility
 
@@ -60,11 +59,7 @@ class Watcher:
 
     def __init__(self, folder: FilePath) -> None:
         self._directory = RunDirectory(Path(folder))
-        resolved = self._directory.read_resolved()
-        self._directory.check_journal()
-        self.config: SearchConfig = parse_config(
-            resolved["config"], folder=Path("/"), where=str(self._directory.resolved)
-        )
+        self.config = recorded_config(self._directory)
         self._reader = JournalReader(self._directory.journal)
         self._holder = HolderWatch(self._directory.folder)
         self._state = RunState()

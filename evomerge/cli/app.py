@@ -149,6 +149,8 @@ def plan(
     from evomerge.build import load_config, make_problem, planning
     from evomerge.cli.tables import print_plan
 
+    if measured is not None and seconds is not None:
+        raise ConfigError("--from and --seconds: give one of them")
     problem = make_problem(load_config(config, overrides or ()))
     if seconds is not None and not seconds > 0:
         raise ConfigError(f"--seconds {seconds:g}: expected more than 0")
