@@ -29,8 +29,9 @@ method: {method}{method_note}
 #   - {{task: mine.yaml, splits: {{search: train, select: validation, report: test}}}}      # or parts of one: 'train[:60%]', ...
 {tasks}
 
-# cma_es: one objective, or the mean of several. nsga2: the trade-offs between several. All: {strategies}
-strategy: {strategy}
+# auto: cma_es for one objective; for several their trade-offs, by map, nsga2 or nsga3 (`evomerge validate` says which). cma_es with several: their mean.
+# All: {strategies}
+strategy: auto
 
 budget: {{evaluations: 200}}    # also: items, hours; `evomerge resume RUN --set budget.evaluations=400` goes on
 seed: 0
@@ -114,7 +115,6 @@ def _text(
         method="task_arithmetic" if base else "linear",
         method_note="       # base + weighted differences of the experts" if base else "                # weighted mean; name a base for the methods with task vectors",
         tasks="tasks:\n" + "\n".join(f"  - {task}" for task in tasks) if tasks else _NO_TASKS,
-        strategy="nsga2" if len(tasks) > 1 else "cma_es",
         strategies=", ".join(strategy_names()),
     )  # fmt: skip
 

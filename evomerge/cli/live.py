@@ -52,7 +52,8 @@ def _shown(look: Look, watcher: Watcher) -> RenderableType:
     numbers.append(f"{look.n_lost} workers lost")
     times = [f"{_duration(look.elapsed_s)} so far"]
     if look.per_minute is not None:
-        times.append(f"{look.per_minute:.3g} a minute")
+        rate = f"{look.per_minute:,.0f}" if look.per_minute >= 100 else f"{look.per_minute:.3g}"
+        times.append(f"{rate} a minute")
     if look.remaining_s is not None:
         times.append(f"about {_duration(look.remaining_s)} to go")
     lines = [

@@ -166,7 +166,7 @@ def no_such_split(name: str, split: Split, part: str | None, parts: Iterable[str
     """What to tell the user of a task whose data has no `part` for our `split`."""
     wanted = f"no split {split_name(part)!r}" if part else "nothing left"
     known = list(parts)
-    whole = known[0] if known else "train"
+    whole = next((name for name in ("train", split.value, *known) if name in known), "train")
     return (
         f"task {name!r}: the data set has {wanted} for {split.value}; it has {', '.join(known)}. Say which one under splits, or which part of "
         f"one, e.g. splits: {{search: '{whole}[:60%]', select: '{whole}[60%:80%]', report: '{whole}[80%:]'}}"

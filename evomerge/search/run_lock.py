@@ -203,11 +203,14 @@ class HolderWatch:
 
 
 def _process_mark(pid: int) -> str:
-    """A process's list of processes and its start time, which tell it from a later one of the same number; empty where it has ended."""
+    """A process's list of processes and its start time, which tell it from a later one of the same number; empty where it has ended.
+
+    One that has ended stays in the list while its parent does not ask how, as where a container's first process never does.
+    """
     try:
-        # the name of the program, in brackets, may hold anything; the start time is the 20th field after it (proc_pid_stat(5), field 22)
-        started = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-        return f"{os.readlink('/proc/self/ns/pid')[5:-1]}:{started}"
+        # the name of the program, in brackets, may hold anything; after it come the state and, 20th, the start time (proc_pid_stat(5), fields 3 and 22)
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else f"{os.readlink('/proc/self/ns/pid')[5:-1]}:{fields[19]}"
     except OSError:
         return ""
 

@@ -57,7 +57,7 @@ def test_init_writes_a_configuration_that_is_right(models: Path) -> None:
         "math": models / "math",
         "code": models / "my code",
     }
-    assert (config.space.method, config.strategy.name, len(config.tasks)) == ("task_arithmetic", "nsga2", 2)
+    assert (config.space.method, config.strategy.name, len(config.tasks)) == ("task_arithmetic", "auto", 2)
     again = run(*arguments, "-o", out)
     assert (again.returncode, "exists; give another" in again.stderr) == (2, True)
 

@@ -100,6 +100,22 @@ def test_a_holder_is_not_taken_for_a_process_that_got_its_number(tmp_path: Path)
     assert (watch.look() or ("", None))[1] is False, "no such process"
 
 
+def test_a_killed_holder_whose_parent_does_not_ask_is_dead(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom evomerge.search import RunLock\n"
+        "with RunLock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    watch = HolderWatch(tmp_path, heartbeat_s=1000)
+    assert (watch.look() or ("", None))[1] is True
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert (watch.look() or ("", None))[1] is False
+    process.wait()
+
+
 @pytest.mark.parametrize(
     "elsewhere", [{}, {"machine": "here", "process": "4026532000:5"}], ids=["machine", "container"]
 )
