@@ -153,7 +153,7 @@ def simulate(problem: Problem, times: Sequence[float], workers: int, price: floa
     state, search_s = _run_through(problem, pool, min(wanted, max(MAX_SIMULATED, 4 * workers)), workers)
     n_done, reached = len(state.evaluations), state.n_evaluations[Split.SEARCH]
     driver = (time.process_time() - started) / n_done
-    rest = wanted - reached if "evaluations" in state.stopped else 0
+    rest = max(0, wanted - reached) if "evaluations" in state.stopped else 0
     wall = pool.now + rest * pool.pace(search_s, reached)
     work = pool.worked_s * (1 + rest / n_done)
     return Forecast(

@@ -66,7 +66,10 @@ def test_finalists_that_must_be_baselines_count_once(tmp_path: Path) -> None:
         n_search = max(n_evaluations, n_baselines)
         plan = planning.forecast(wanted, [1.0], 1)
         assert plan.evaluations == n_search + min(n_search, n_baselines + 4) + min(n_search, n_baselines + 1)
-        assert planning.simulate(wanted, [1.0], 1).evaluations <= plan.evaluations
+        simulated = planning.simulate(wanted, [1.0], 1)
+        assert simulated.evaluations <= plan.evaluations
+        if n_search == n_baselines:
+            assert (simulated.evaluations, simulated.wall_s) == (plan.evaluations, plan.wall_s)
 
 
 def test_what_items_alone_limit_is_not_guessed() -> None:
