@@ -134,7 +134,8 @@ class StackingConfig(_Strict):
             raise ValueError(
                 "is empty, so there is no layer to stack; name at least one model, or leave it out for every expert"
             )
-        return dict.fromkeys(value) if isinstance(value, list) else value
+        names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        return dict.fromkeys(value) if names else value
 
     @model_validator(mode="after")
     def _fitting(self) -> "StackingConfig":

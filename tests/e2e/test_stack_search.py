@@ -91,6 +91,7 @@ def test_a_search_over_merged_stacks_from_start_to_checkpoint(project: Path, tmp
         ({"models": {"a": [0, 9]}}, {}, "[0, 9] must lie within the 3 layers"),
         ({"ends": "base"}, {}, "'base' is none of the stacked models"),
         ({"models": []}, {}, "name at least one model"),
+        ({"models": [["a", "b"]]}, {}, "space.stacking.models"),
         ({"models": {"a": [2, 2]}}, {}, "[2, 2] must lie within the 3 layers"),
         ({"models": {"a": [2, 1]}}, {}, "[2, 1] must lie within the 3 layers"),
         ({"max_depth": 1}, {}, "fixed layers (2) <= min_depth (2) <= max_depth (1)"),
