@@ -59,15 +59,34 @@ def read_settings(path: Path, *, functions_as_text: bool = False) -> dict[str, A
         functions_as_text: read `!function module.name` as that text instead of refusing it; nothing is run either way.
 
     Raises:
-        EvaluationError: no such file, not YAML, not a mapping that names a task or group, or a tag that runs code.
+        EvaluationError: no such file, not YAML, not a mapping that names a task or group, a tag that runs code, or a setting of
+            another form than lm-eval's.
     """
     settings = _read(path, functions_as_text)[0]
     if not (is_group(settings) or isinstance(settings.get("task"), str)):
         raise EvaluationError(f"{path}: {_NO_TASK_FILE}")
+    _check_forms(path, settings)
     return settings
 
 
 _NO_TASK_FILE = "not an lm-eval task file: it needs a mapping with the key 'task'"
+
+
+def _check_forms(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuses settings that are no mapping, or no list of them, where everybody who reads them expects one."""
+    for key in ("dataset_kwargs", "fewshot_config"):
+        if not isinstance(settings.get(key) or {}, dict):
+            raise EvaluationError(f"{path}: {key}: expected settings by name, got {settings[key]!r}")
+    samples = (settings.get("fewshot_config") or {}).get("samples")
+    if not (samples is None or isinstance(samples, list) or _FUNCTION_TAG.match(str(samples))):
+        raise EvaluationError(f"{path}: fewshot_config.samples: expected a list of rows, got {samples!r}")
+    metrics = settings.get("metric_list") or []
+    if not isinstance(metrics, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("metric"), str) for row in metrics
+    ):
+        raise EvaluationError(
+            f"{path}: metric_list: expected metrics as in [{{metric: acc, aggregation: mean, higher_is_better: true}}], got {metrics!r}"
+        )
 
 
 def _read(path: Path, functions_as_text: bool, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
@@ -125,14 +144,15 @@ def data_files(path: Path) -> dict[str, list[Path]]:
     """
     named = (read_task_file(path, functions_as_text=True).get("dataset_kwargs") or {}).get("data_files") or {}
     splits = named if isinstance(named, dict) else {"train": named}
-    files = {
-        str(split): [path.parent / name for name in (names if isinstance(names, list) else [names])]
-        for split, names in splits.items()
-    }
-    for split, names in files.items():
-        for name in names:
-            if not name.is_file():
-                raise EvaluationError(f"{path}: data file of split {split!r} is not there: {name}")
+    files: dict[str, list[Path]] = {}
+    for split, names in splits.items():
+        for name in names if isinstance(names, list) else [names]:
+            if not isinstance(name, str):
+                raise EvaluationError(f"{path}: data_files: {split}: expected the name of a file, got {name!r}")
+            file = path.parent / name
+            if not file.is_file():
+                raise EvaluationError(f"{path}: data file of split {split!r} is not there: {file}")
+            files.setdefault(str(split), []).append(file)
     return files
 
 

@@ -22,6 +22,7 @@ SCORER_ERRORS = (
     NameError,
     OSError,
     RuntimeError,
+    SyntaxError,
     TypeError,
     ValueError,
 )

@@ -89,8 +89,7 @@ def _scored(spec: TaskSpec) -> Mapping[str, Any]:
 
 def _rows(task: str) -> list[Mapping[str, Any]]:
     """A task's `metric_list`; empty where it has none, or lm-eval is not installed to look it up."""
-    rows = settings_as_text(task).get("metric_list") or []
-    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    return settings_as_text(task).get("metric_list") or []
 
 
 def _filters(task: str) -> list[str]:

@@ -142,9 +142,9 @@ def _refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
     importlib.import_module("lm_eval.api.metrics")  # fills the registry
     known = importlib.import_module("lm_eval.api.registry").METRIC_REGISTRY
     for entry in settings.get("metric_list") or []:
-        name = entry.get("metric") if isinstance(entry, dict) else entry
+        name = entry["metric"]
         if name not in known:
-            hint = did_you_mean(str(name), known)
+            hint = did_you_mean(name, known)
             raise EvaluationError(
                 f"{path}: metric_list: unknown metric {name!r}{hint} Known: {', '.join(sorted(known))}"
             )
@@ -160,8 +160,8 @@ def _refuse_code_keys(path: Path, settings: Mapping[str, Any]) -> None:
     if settings.get("dataset_path") in _PICKLED_DATA:
         raise EvaluationError(f"{path}: dataset_path: {settings['dataset_path']} unpickles files, which {_WHY}")
     for entry in settings.get("metric_list") or []:
-        if isinstance(entry, dict) and entry.get("hf_evaluate"):
-            raise EvaluationError(f"{path}: metric_list: {entry.get('metric')}: hf_evaluate downloads code and {_WHY}")
+        if entry.get("hf_evaluate"):
+            raise EvaluationError(f"{path}: metric_list: {entry['metric']}: hf_evaluate downloads code and {_WHY}")
 
 
 def check_templates(path: str, settings: Mapping[str, Any], documents: Iterable[Mapping[str, Any]]) -> None:

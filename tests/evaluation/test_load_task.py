@@ -1,6 +1,7 @@
 """What a task file may say, what it may not, and how that is told."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from evomerge.engine import Generation, LogLikelihood
 from evomerge.evaluation import TaskSpec, load_task
 from evomerge.evaluation.shown_items import show_items
 from evomerge.evaluation.task_checks import check_supported
-from evomerge.evaluation.task_files import task_fingerprint
+from evomerge.evaluation.task_files import data_files, task_fingerprint
 
 ROWS = [{"q": f"question {i}", "a": f"answer {i}"} for i in range(12)]
 GENERATE = {
@@ -190,6 +191,7 @@ def refused(what, **settings):
         refused("leaves the sandbox", fewshot_config={"doc_to_text": "{{ q.__init__.__globals__ }}"}),
         refused("cannot build", doc_to_text="{{ no_such_column }}"),
         refused("has no split 'search'", dataset_kwargs={"data_files": {"report": "report.jsonl"}}),
+        refused("doc_to_choice", output_type="multiple_choice", doc_to_choice="{{q}} no list"),
     ],
 )
 def test_refused(write_task, tokenizer, what, settings):
@@ -205,6 +207,12 @@ def test_refused(write_task, tokenizer, what, settings):
         refused("num_fewshot: expected a number of solved examples, got -1", num_fewshot=-1),
         refused("num_fewshot: expected a number of solved examples, got True", num_fewshot=True),
         refused("description: expected a text, got ['Answer.']", description=["Answer."]),
+        refused("dataset_kwargs: expected settings by name, got 'json'", dataset_kwargs="json"),
+        refused("fewshot_config: expected settings by name, got ['a']", fewshot_config=["a"]),
+        refused("fewshot_config.samples: expected a list of rows, got 5", fewshot_config={"samples": 5}),
+        refused("metric_list: expected metrics as in [{metric: acc,", metric_list="acc"),
+        refused("metric_list: expected metrics as in [{metric: acc,", metric_list=["acc"]),
+        refused("metric_list: expected metrics as in [{metric: acc,", metric_list=[{"metric": ["acc"]}]),
         refused("filter_list: expected filters as in [{name:", filter_list="regex"),
         refused("filter_list: expected filters as in [{name:", filter_list=[]),
         refused("got {'filter': [{'function': 'regex'}]}", filter_list=[{"filter": [{"function": "regex"}]}]),
@@ -227,6 +235,12 @@ def test_wrong_settings_of_a_task_file_are_known_without_loading_it(write_task, 
     with pytest.raises(EvaluationError) as error:
         check_supported(TaskSpec(write_task(**settings)))
     assert what in str(error.value)
+
+
+@pytest.mark.parametrize("files", [5, {"search": [5]}, {"search": None}])
+def test_names_of_data_files_are_texts(write_task, files):
+    with pytest.raises(EvaluationError, match=r"data_files: (search|train): expected the name of a file, got (5|None)"):
+        data_files(Path(write_task(dataset_kwargs={"data_files": files})))
 
 
 def test_filters_that_lm_eval_can_make_are_taken(write_task):
