@@ -28,8 +28,10 @@ def main() -> NoReturn:
 
 def _command() -> int:
     """Runs the command and says how it ended. Imports here, so that an interrupt meanwhile ends as any other."""
+    from evomerge.core import EvomergeError, collect_rarely
+
+    collect_rarely()
     from evomerge.cli.app import app
-    from evomerge.core import EvomergeError
 
     try:
         app()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evomerge.cluster.worker import make_evaluator
-from evomerge.core import Evaluation, EvaluationRequest, EvomergeError, Json, installed_version
+from evomerge.core import Evaluation, EvaluationRequest, EvomergeError, Json, collect_rarely, installed_version
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ class Worker:
     """Lives in a process of its own. `log_file`: where everything it prints goes; None = nowhere of ours."""
 
     def __init__(self, log_file: str | None) -> None:
+        collect_rarely()
         if log_file is not None:
             _write_output_to(Path(log_file))
 

@@ -3,6 +3,7 @@
 Imports nothing of evomerge and nothing heavier than NumPy.
 """
 
+from evomerge.core.collector import collect_rarely
 from evomerge.core.errors import (
     CheckpointError,
     ConfigError,
@@ -76,6 +77,7 @@ __all__ = [
     "atomic_write_text",
     "cached_model",
     "canonical_json",
+    "collect_rarely",
     "did_you_mean",
     "fingerprint",
     "fsync_folder",

@@ -38,6 +38,12 @@ def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedPro
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
 
 
+def test_commands_look_for_garbage_rarely() -> None:
+    line = "import gc, sys; from evomerge.cli import main; import atexit; atexit.register(lambda: print(gc.get_threshold())); main()"
+    command = [sys.executable, "-c", line, "--version"]
+    assert "(50000, " in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help(command: list[str]) -> None:
     result = run(*command, "--help")

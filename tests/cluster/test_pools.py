@@ -140,6 +140,7 @@ def test_ray_pool_survives_dying_workers(tmp_path: Path) -> None:
         *("die-always", "die-always", "die-once-1"),
         *("raise-1", "raise-1"),
     ]
+    assert results["ok-1"].cost["garbage"] == 50_000
     assert results["raise-1"].status is Status.FAILED
     assert "RuntimeError: scripted in two lines" in str(results["raise-1"].error)
     assert (tmp_path / "die-once-1").read_text() == "xx"

@@ -1,5 +1,6 @@
 """Evaluators for the pool tests, made in worker processes by name."""
 
+import gc
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ from evomerge.core import CheckpointError, Evaluation, EvaluationRequest, Status
 class Scripted:
     """Does what the candidate's id says: `ok-*`, `slow-*`, `raise-*`, `die-*`, `die-once-*`, `hang-*`.
 
-    The cost says where: the process, and the GPU that it may see (-1 = none).
+    The cost says where: the process, the GPU that it may see (-1 = none), and after how many new objects it looks for garbage.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -35,7 +36,8 @@ class Scripted:
                 os.kill(os.getpid(), signal.SIGKILL)
         elif name.startswith("die"):
             os.kill(os.getpid(), signal.SIGKILL)
-        where = {"pid": os.getpid(), "gpu": int(os.environ.get("CUDA_VISIBLE_DEVICES") or -1)}
+        gpu = int(os.environ.get("CUDA_VISIBLE_DEVICES") or -1)
+        where = {"pid": os.getpid(), "gpu": gpu, "garbage": gc.get_threshold()[0]}
         return Evaluation(name, request.split, Status.OK, scores={"f": 1.0}, cost=where)
 
     def close(self) -> None:
