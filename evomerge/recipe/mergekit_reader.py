@@ -59,7 +59,8 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     if len(given) != 1:
         raise RecipeError(f"{where}: give exactly one of 'models', 'slices' and 'modules'")
     method = text_of(fields.get("merge_method"), f"{where}: merge_method")
-    spec_of = {spec.name: spec for spec in method_spec(method).parameters}
+    spec = method_spec(method)
+    spec_of = {parameter.name: parameter for parameter in (*spec.parameters, *spec.inert)}
     owner = None
     if fields.get("base_model") is not None:
         owner = model_reference(fields["base_model"], f"{where}: base_model")

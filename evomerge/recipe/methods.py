@@ -85,7 +85,7 @@ class MethodSpec:
         min_sources, max_sources: how many models besides a required or endpoint base it takes (None = any number).
         deterministic: False where random masks make the result depend on the recipe's seed.
         paper: where it comes from.
-        inert: parameters that mergekit takes here and that change nothing in the result; recipes may hold them.
+        inert: parameters that mergekit takes here and that change nothing in the result; recipes may hold them at any level.
     """
 
     name: str
@@ -95,7 +95,7 @@ class MethodSpec:
     min_sources: int = 1
     max_sources: int | None = None
     deterministic: bool = True
-    inert: tuple[str, ...] = ()
+    inert: tuple[ParameterSpec, ...] = ()
 
     @property
     def needs_base(self) -> bool:
@@ -142,6 +142,10 @@ def _normalize(default: bool) -> ParameterSpec:
     return ParameterSpec("normalize", Scope.GLOBAL, default, search_value=False)
 
 
+def _inert(name: str, default: float | bool) -> ParameterSpec:
+    return ParameterSpec(name, Scope.MODEL, default)
+
+
 def _rescale(default: bool) -> ParameterSpec:
     return ParameterSpec("rescale", Scope.GLOBAL, default)
 
@@ -167,7 +171,7 @@ def _task_vectors(
     normalize: bool,
     rescale: bool | None,
     deterministic: bool = True,
-    inert: tuple[str, ...] = (),
+    inert: tuple[ParameterSpec, ...] = (),
 ) -> MethodSpec:
     """A method of the task-vector family; `rescale` None where it has no such parameter."""
     switches = (_normalize(normalize),) if rescale is None else (_normalize(normalize), _rescale(rescale))
@@ -177,7 +181,7 @@ def _task_vectors(
         BaseRole.REQUIRED,
         paper,
         deterministic=deterministic,
-        inert=("int8_mask", *inert),
+        inert=(_inert("int8_mask", False), *inert),
     )
 
 
@@ -190,7 +194,13 @@ _ROWS = (
         BaseRole.SOURCE,
         "arXiv 2203.05482 (model soups)",
     ),
-    _task_vectors("task_arithmetic", "arXiv 2212.04089", normalize=False, rescale=None, inert=("density", "rescale")),
+    _task_vectors(
+        "task_arithmetic",
+        "arXiv 2212.04089",
+        normalize=False,
+        rescale=None,
+        inert=(_inert("density", 1.0), _inert("rescale", False)),
+    ),
     _task_vectors("ties", "arXiv 2306.01708", (_DENSITY,), normalize=True, rescale=False),
     _task_vectors("dare_linear", _DARE, (_DENSITY,), normalize=False, rescale=True, deterministic=False),
     _task_vectors("dare_ties", _DARE, (_DENSITY,), normalize=False, rescale=True, deterministic=False),
@@ -248,7 +258,7 @@ _ROWS = (
         ),
         BaseRole.REQUIRED,
         "arXiv 2408.07990",
-        inert=("int8_mask",),
+        inert=(_inert("int8_mask", False),),
     ),
     MethodSpec("arcee_fusion", (), BaseRole.REQUIRED, "arcee.ai (Arcee Fusion)", max_sources=1),
     MethodSpec(

@@ -62,11 +62,10 @@ def _check_sources(spec: MethodSpec, piece: Slice, base: str | None, where: str)
 
 
 def _check_parameters(spec: MethodSpec, parameters: Parameters, where: str, *, on_source: bool) -> None:
+    inert = {parameter.name: parameter for parameter in spec.inert}
     for name, settings in parameters.items():
-        if name in spec.inert:
-            continue
         try:
-            parameter = spec.parameter(name)
+            parameter = inert.get(name) or spec.parameter(name)
         except RecipeError as problem:
             raise RecipeError(f"{where}: {problem}") from None
         if on_source and parameter.scope is Scope.GLOBAL:

@@ -427,3 +427,19 @@ def test_a_switch_may_be_written_as_text(written, meant):
     check_recipe(recipe)
     with pytest.raises(RecipeError, match="expected true or false, got 'nope'"):
         check_recipe(recipe_from_mergekit({**GOOD, "parameters": {"normalize": "nope"}}, "x"))
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("ties", {"int8_mask": "yes"}),
+        ("sce", {"int8_mask": ["true", "off", True]}),
+        ("task_arithmetic", {"rescale": ["no", "yes"], "density": "1e-1"}),
+    ],
+)
+def test_parameters_that_change_nothing_are_read_like_others(method, parameters):
+    document = {**GOOD, "merge_method": method, "base_model": "b"} | {"models": [{"model": "a"}]}
+    weight = {} if method == "sce" else {"weight": 1}
+    check_recipe(recipe_from_mergekit({**document, "parameters": weight | parameters}, "x"))
+    with pytest.raises(RecipeError, match="int8_mask: expected true or false, got 'nope'"):
+        check_recipe(recipe_from_mergekit({**document, "parameters": weight | {"int8_mask": "nope"}}, "x"))
