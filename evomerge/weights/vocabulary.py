@@ -46,7 +46,7 @@ class Alignment:
     Attributes:
         tokenizer: of the merged model.
         n_rows: of the merged embeddings, padding included.
-        rows: of the input embedding, and of the output layer.
+        rows: of the input embedding, and of the output layer where it is not tied to it.
     """
 
     tokenizer: MergedTokenizer
@@ -119,9 +119,9 @@ def align(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Alignment | Non
     n_tokens = len(tokenizer.ids)
     multiple = spec.pad_to_multiple_of or 1
     n_rows = -(-n_tokens // multiple) * multiple
+    slice_of = {"embedding": 0} if kinds == {True} else {"embedding": 0, "head": -1}
     maps = {
-        place: _row_map(tokenizer, recipe, _contributors(recipe, index), headers)
-        for place, index in (("embedding", 0), ("head", -1))
+        place: _row_map(tokenizer, recipe, _contributors(recipe, index), headers) for place, index in slice_of.items()
     }
     return Alignment(tokenizer, n_rows, maps)
 
@@ -187,7 +187,10 @@ def _lent_by_rule(
         return ()
     where = f"tokenizer.tokens[{token!r}]"
     if rule.model not in own:
-        raise RecipeError(f"{where}: {rule.model} is none of the models that make the embedding: {', '.join(own)}")
+        raise RecipeError(
+            f"{where}: {rule.model} lends a row and is no source of the embedding (the first slice) or of the output layer (the last "
+            f"slice), whose sources are {', '.join(own)}"
+        )
     wanted = token if rule.token is None else rule.token
     row = wanted if isinstance(wanted, int) else tokenizer.vocabularies[rule.model].get(wanted, -1)
     n_rows = headers[rule.model].vocab_size or 0

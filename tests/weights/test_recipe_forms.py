@@ -196,6 +196,18 @@ tokenizer:
         merge(models, LINEAR + rules.replace("token: y", "token: nothing"), overwrite=True)
 
 
+def test_a_rule_names_a_model_of_the_slice_that_makes_the_embedding(models):
+    rules = "tokenizer: {source: base, tokens: {x: {source: a, force: true}}}\n"
+    slices = "slices: [{sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [0, 1]}]}]\n"
+    text = "merge_method: passthrough\n" + slices + rules
+    merged = merge(models, text)["model.embed_tokens.weight"]
+    torch.testing.assert_close(merged, embeddings(models / "a")[: len(merged)])
+    for seed, name in enumerate("ab"):
+        write_tiny_llama(models / name, seed=seed, dtype="float32", tied=False)
+    with pytest.raises(RecipeError, match="is no source of the embedding .* whose sources are .*b$"):
+        merge(models, text, overwrite=True)
+
+
 def test_chat_templates(models):
     merge(models, LINEAR + "chat_template: chatml\n")
     assert "<|im_start|>" in (models / "out" / "chat_template.jinja").read_text()
