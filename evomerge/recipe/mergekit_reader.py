@@ -10,7 +10,7 @@ from typing import Any
 from evomerge.core import RecipeError
 from evomerge.recipe.mergekit_tokenizer import read_tokenizer
 from evomerge.recipe.mergekit_values import list_of, mapping_of, model_reference, text_of
-from evomerge.recipe.methods import ParameterSpec, method_spec
+from evomerge.recipe.methods import MethodSpec, ParameterSpec, method_spec
 from evomerge.recipe.parts import Parameters, Setting, Slice, Source, joined
 from evomerge.recipe.recipe import DTYPES, Recipe
 
@@ -60,15 +60,14 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
         raise RecipeError(f"{where}: give exactly one of 'models', 'slices' and 'modules'")
     method = text_of(fields.get("merge_method"), f"{where}: merge_method")
     spec = method_spec(method)
-    spec_of = {parameter.name: parameter for parameter in (*spec.parameters, *spec.inert)}
     owner = None
     if fields.get("base_model") is not None:
         owner = model_reference(fields["base_model"], f"{where}: base_model")
     base = None if owner is None else owner.key
     if given == ["modules"]:
-        slices = _modules(fields["modules"], spec_of, f"{where}: modules", base)
+        slices = _modules(fields["modules"], spec, f"{where}: modules", base)
     else:
-        slices = _pieces(fields, spec_of, f"{where}: ", base)
+        slices = _pieces(fields, spec, f"{where}: ", base)
     dtype, out_dtype = (_dtype(fields.get(key), f"{where}: {key}") for key in ("dtype", "out_dtype"))
     template = fields.get("chat_template")
     listed = {source.key for piece in slices for source in piece.sources}
@@ -80,7 +79,7 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
         method=method,
         slices=slices,
         base=base,
-        parameters=_parameters(fields.get("parameters"), spec_of, f"{where}: parameters"),
+        parameters=_parameters(fields.get("parameters"), spec, f"{where}: parameters"),
         dtype=dtype,
         out_dtype=out_dtype or dtype,
         tokenizer=read_tokenizer(fields, where),
@@ -88,7 +87,7 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     )
 
 
-def _modules(data: Any, spec_of: Mapping[str, ParameterSpec], where: str, base: str | None) -> tuple[Slice, ...]:
+def _modules(data: Any, spec: MethodSpec, where: str, base: str | None) -> tuple[Slice, ...]:
     """The slices of every module. A module's parameters are tried after those of its slices, so they become the slices' last ones."""
     if not isinstance(data, Mapping) or not data:
         raise RecipeError(f"{where}: expected a mapping of modules, got {data!r}")
@@ -98,39 +97,37 @@ def _modules(data: Any, spec_of: Mapping[str, ParameterSpec], where: str, base: 
         fields = mapping_of(entry, place, ("models", "slices", "parameters"))
         if (fields.get("models") is None) == (fields.get("slices") is None):
             raise RecipeError(f"{place}: give exactly one of 'models' and 'slices'")
-        own = _parameters(fields.get("parameters"), spec_of, f"{place}.parameters")
+        own = _parameters(fields.get("parameters"), spec, f"{place}.parameters")
         module = None if name == _ONLY_MODULE else text_of(name, where)
         slices += [
             replace(piece, parameters=joined(piece.parameters, own), module=module)
-            for piece in _pieces(fields, spec_of, f"{place}.", base)
+            for piece in _pieces(fields, spec, f"{place}.", base)
         ]
     return tuple(slices)
 
 
-def _pieces(
-    fields: Mapping[str, Any], spec_of: Mapping[str, ParameterSpec], where: str, base: str | None
-) -> tuple[Slice, ...]:
+def _pieces(fields: Mapping[str, Any], spec: MethodSpec, where: str, base: str | None) -> tuple[Slice, ...]:
     """The slices of a document's or a module's `models` or `slices`."""
     if fields.get("models") is not None:
-        return (_whole_model(fields["models"], spec_of, f"{where}models"),)
+        return (_whole_model(fields["models"], spec, f"{where}models"),)
     return tuple(
-        _slice(entry, spec_of, f"{where}slices[{index}]", base)
+        _slice(entry, spec, f"{where}slices[{index}]", base)
         for index, entry in enumerate(list_of(fields["slices"], f"{where}slices"))
     )
 
 
-def _whole_model(data: Any, spec_of: Mapping[str, ParameterSpec], where: str) -> Slice:
+def _whole_model(data: Any, spec: MethodSpec, where: str) -> Slice:
     sources = []
     for index, entry in enumerate(list_of(data, where)):
         place = f"{where}[{index}]"
         fields = mapping_of(entry, place, ("model", "parameters"))
         reference = model_reference(fields.get("model"), f"{place}.model")
-        parameters = _parameters(fields.get("parameters"), spec_of, f"{place}.parameters")
+        parameters = _parameters(fields.get("parameters"), spec, f"{place}.parameters")
         sources.append(Source(reference.model, None, parameters, reference.revision, reference.lora))
     return Slice(tuple(sources))
 
 
-def _slice(data: Any, spec_of: Mapping[str, ParameterSpec], where: str, base: str | None) -> Slice:
+def _slice(data: Any, spec: MethodSpec, where: str, base: str | None) -> Slice:
     fields = mapping_of(data, where, _SLICE)
     own_base = fields.get("base_model")
     if own_base is not None and model_reference(own_base, f"{where}.base_model").key != base:
@@ -145,22 +142,27 @@ def _slice(data: Any, spec_of: Mapping[str, ParameterSpec], where: str, base: st
         layers = list_of(source.get("layer_range"), f"{place}.layer_range")
         if len(layers) != 2 or any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
             raise RecipeError(f"{place}.layer_range: expected [first, last) as two whole numbers, got {layers!r}")
-        parameters = _parameters(source.get("parameters"), spec_of, f"{place}.parameters")
+        parameters = _parameters(source.get("parameters"), spec, f"{place}.parameters")
         sources.append(Source(reference.model, (layers[0], layers[1]), parameters, reference.revision, reference.lora))
-    return Slice(tuple(sources), _parameters(fields.get("parameters"), spec_of, f"{where}.parameters"))
+    return Slice(tuple(sources), _parameters(fields.get("parameters"), spec, f"{where}.parameters"))
 
 
-def _parameters(data: Any, spec_of: Mapping[str, ParameterSpec], where: str) -> Parameters:
+def _parameters(data: Any, spec: MethodSpec, where: str) -> Parameters:
     if data is None:
         return {}
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping of parameters, got {data!r}")
-    return {
-        text_of(name, where): _settings(value, spec_of.get(name), f"{where}.{name}") for name, value in data.items()
-    }
+    return {name: _settings(value, _known(name, spec, where), f"{where}.{name}") for name, value in data.items()}
 
 
-def _settings(data: Any, spec: ParameterSpec | None, where: str) -> tuple[Setting, ...]:
+def _known(name: Any, spec: MethodSpec, where: str) -> ParameterSpec:
+    try:
+        return spec.known_parameter(text_of(name, where))
+    except RecipeError as problem:
+        raise RecipeError(f"{where}: {problem}") from None
+
+
+def _settings(data: Any, spec: ParameterSpec, where: str) -> tuple[Setting, ...]:
     if isinstance(data, Mapping):
         return (_conditional(data, spec, where),)
     if isinstance(data, list) and data and all(isinstance(entry, Mapping) for entry in data):
@@ -168,7 +170,7 @@ def _settings(data: Any, spec: ParameterSpec | None, where: str) -> tuple[Settin
     return (_setting(data, None, spec, where),)
 
 
-def _conditional(data: Mapping[str, Any], spec: ParameterSpec | None, where: str) -> Setting:
+def _conditional(data: Mapping[str, Any], spec: ParameterSpec, where: str) -> Setting:
     fields = mapping_of(data, where, ("filter", "value"))
     if "value" not in fields:
         raise RecipeError(f"{where}: key 'value' is missing")
@@ -178,7 +180,7 @@ def _conditional(data: Mapping[str, Any], spec: ParameterSpec | None, where: str
     return _setting(fields["value"], text, spec, where)
 
 
-def _setting(data: Any, text: str | None, spec: ParameterSpec | None, where: str) -> Setting:
+def _setting(data: Any, text: str | None, spec: ParameterSpec, where: str) -> Setting:
     try:
         if isinstance(data, list):
             gradient: Any = tuple(_scalar(entry, spec) for entry in data)
@@ -188,17 +190,17 @@ def _setting(data: Any, text: str | None, spec: ParameterSpec | None, where: str
         raise RecipeError(f"{where}: {problem}") from None
 
 
-def _scalar(data: Any, spec: ParameterSpec | None) -> float | bool | str:
+def _scalar(data: Any, spec: ParameterSpec) -> float | bool | str:
     if not isinstance(data, bool | int | float | str):
         raise RecipeError(f"expected a number, got {data!r}")
-    if isinstance(data, str) and spec is not None:
+    if isinstance(data, str):
         if isinstance(spec.default, bool):
             return _SWITCHES.get(data.lower(), data)  # anything else is refused with the recipe
         try:  # YAML 1.1 reads 1e-3 as text; mergekit takes it as a number
             return float(data)
         except ValueError:
             raise RecipeError(f"expected a number, got {data!r}") from None
-    if isinstance(data, int | float) and spec is not None and isinstance(spec.default, bool) and data in (0, 1):
+    if isinstance(data, int | float) and isinstance(spec.default, bool) and data in (0, 1):
         return bool(data)
     return data
 

@@ -124,9 +124,15 @@ class MethodSpec:
         for spec in self.parameters:
             if spec.name == name:
                 return spec
-        known = ", ".join(spec.name for spec in self.parameters)
-        hint = did_you_mean(name, [spec.name for spec in self.parameters])
-        raise RecipeError(f"merge method {self.name!r} has no parameter {name!r}{hint} It has: {known}")
+        names = [spec.name for spec in self.parameters]
+        hint = did_you_mean(name, names)
+        raise RecipeError(
+            f"merge method {self.name!r} has no parameter {name!r}{hint} It has: {', '.join(names) or 'none'}"
+        )
+
+    def known_parameter(self, name: str) -> ParameterSpec:
+        """As `parameter`, inert ones included."""
+        return next((spec for spec in self.inert if spec.name == name), None) or self.parameter(name)
 
 
 def _weight(default: float | None = None, high: float = 1.5) -> ParameterSpec:

@@ -62,10 +62,9 @@ def _check_sources(spec: MethodSpec, piece: Slice, base: str | None, where: str)
 
 
 def _check_parameters(spec: MethodSpec, parameters: Parameters, where: str, *, on_source: bool) -> None:
-    inert = {parameter.name: parameter for parameter in spec.inert}
     for name, settings in parameters.items():
         try:
-            parameter = inert.get(name) or spec.parameter(name)
+            parameter = spec.known_parameter(name)
         except RecipeError as problem:
             raise RecipeError(f"{where}: {problem}") from None
         if on_source and parameter.scope is Scope.GLOBAL:

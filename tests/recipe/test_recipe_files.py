@@ -204,6 +204,8 @@ def test_relative_folders_try_file_then_working_directory(tmp_path, monkeypatch)
 
 GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method": "linear"}
 
+BARE = {"models": [{"model": "a"}]}
+
 
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -215,6 +217,8 @@ GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method
             {"models": [{"model": "a", "weight": 1}]},
             r"models\[0\]: unknown key 'weight'; it belongs under 'parameters'",
         ),
+        ({"parameters": {"filter": "mlp", "value": 0.5}}, "no parameter 'filter'"),
+        ({"merge_method": "arcee_fusion"}, "no parameter 'weight'. It has: none"),
         ({"parameters": {"weight": float("nan")}}, "finite"),
         ({"parameters": {"weight": "abc"}}, "number"),
         ({"parameters": {"weight": []}}, "empty"),
@@ -225,7 +229,7 @@ GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method
         ({"models": [{"model": "a", "parameters": {"normalize": True}}]}, "whole merge"),
         (
             {"models": [{"model": "a", "parameters": {"wieght": 1}}]},
-            r"models\[a\]\.parameters: .*'wieght'; did you mean 'weight'",
+            r"models\[0\]\.parameters: .*'wieght'; did you mean 'weight'",
         ),
         ({"models": []}, "at least one"),
         ({"models": "a"}, "list"),
@@ -256,9 +260,12 @@ GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method
         ({"models": [{"model": {"model": "a", "override_architecture": "x"}}]}, "not supported"),
         ({"dtype": "int4"}, "unknown dtype"),
         ({"merge_method": "ties"}, "needs a base model"),
-        ({"merge_method": "slerp", "base_model": "b", "parameters": {"t": 2.0}}, "t: expected 0 to 1, got 2.0"),
-        ({"merge_method": "karcher", "parameters": {"tol": 0}}, "tol: expected more than 0, got 0.0"),
-        ({"merge_method": "karcher", "parameters": {"max_iter": -1}}, "max_iter: expected at least 0, got -1.0"),
+        ({**BARE, "merge_method": "slerp", "base_model": "b", "parameters": {"t": 2.0}}, "t: expected 0 to 1, got 2.0"),
+        ({**BARE, "merge_method": "karcher", "parameters": {"tol": 0}}, "tol: expected more than 0, got 0.0"),
+        (
+            {**BARE, "merge_method": "karcher", "parameters": {"max_iter": -1}},
+            "max_iter: expected at least 0, got -1.0",
+        ),
         ({"merge_method": "multislerp", "parameters": {"weight": 1, "eps": 0}}, "eps: expected more than 0, got 0.0"),
     ],
 )
@@ -438,7 +445,7 @@ def test_a_switch_may_be_written_as_text(written, meant):
     ],
 )
 def test_parameters_that_change_nothing_are_read_like_others(method, parameters):
-    document = {**GOOD, "merge_method": method, "base_model": "b"} | {"models": [{"model": "a"}]}
+    document = {**BARE, "merge_method": method, "base_model": "b"}
     weight = {} if method == "sce" else {"weight": 1}
     check_recipe(recipe_from_mergekit({**document, "parameters": weight | parameters}, "x"))
     with pytest.raises(RecipeError, match="int8_mask: expected true or false, got 'nope'"):
