@@ -450,3 +450,15 @@ def test_parameters_that_change_nothing_are_read_like_others(method, parameters)
     check_recipe(recipe_from_mergekit({**document, "parameters": weight | parameters}, "x"))
     with pytest.raises(RecipeError, match="int8_mask: expected true or false, got 'nope'"):
         check_recipe(recipe_from_mergekit({**document, "parameters": weight | {"int8_mask": "nope"}}, "x"))
+
+
+def test_a_base_that_a_slice_of_unlike_ranges_leaves_out_is_refused():
+    def document(first, *listed):
+        ranges = {"a": [0, 1], "b": first} | dict(listed)
+        sources = [{"model": name, "layer_range": layers} for name, layers in ranges.items()]
+        return {"merge_method": "model_stock", "base_model": "c", "slices": [{"sources": sources}]}
+
+    for fine in (document([0, 1]), document([1, 2], ("c", [1, 2]))):
+        check_recipe(recipe_from_mergekit(fine, "x"))
+    with pytest.raises(RecipeError, match=r"slices\[0\]: the sources take different layers, and the base model c is none"):
+        check_recipe(recipe_from_mergekit(document([1, 2]), "x"))
