@@ -308,9 +308,13 @@ def merge(
             "--safe-serialization",
             "--write-model-card",
             "--async-write",
+            "--clone-tensors",
+            "--quiet",
+            "-v",
             hidden=True,
         ),
     ] = False,
+    no_cache: Annotated[str | None, typer.Option("--lora-merge-cache", hidden=True)] = None,
 ) -> None:
     """Materialise a recipe as a Hugging Face checkpoint.
 
@@ -318,8 +322,9 @@ def merge(
     Weights are read, merged and written one tensor at a time; OUT appears when it is complete.
     Models are folders, or ORG/NAME of what `hf download` has put into the hub's cache.
 
-    mergekit-yaml's --copy-tokenizer, --lazy-unpickle, --low-cpu-memory, --safe-serialization, --write-model-card, --async-write and
-    --allow-crimes are taken and change nothing: what they ask for is done, or needs no permission.
+    mergekit-yaml's --copy-tokenizer, --lazy-unpickle, --low-cpu-memory, --safe-serialization, --write-model-card, --async-write,
+    --clone-tensors, --quiet, -v, --lora-merge-cache DIR and --allow-crimes are taken and change nothing: what they ask for is done,
+    or is not needed.
     """
     from evomerge.build import merge_recipe
 

@@ -247,6 +247,7 @@ def test_merge_takes_the_command_lines_of_mergekit_and_standard_input(project: P
     models = [{"model": str(project / "models" / name), "parameters": {"weight": 0.5}} for name in "ab"]
     recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": models, "dtype": "float32"}))
     usual = ("--copy-tokenizer", "--allow-crimes", "--lazy-unpickle", "--low-cpu-memory", "--out-shard-size", "1B")
+    usual += ("--clone-tensors", "--quiet", "-vv", "--lora-merge-cache", tmp_path / "adapted")
     first = run("merge", recipe, tmp_path / "first", *usual)
     assert (first.returncode, first.stdout) == (0, f"{tmp_path / 'first'}\n"), first.stderr
     second = run("merge", "-", tmp_path / "second", stdin=recipe.read_text())
