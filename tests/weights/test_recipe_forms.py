@@ -204,7 +204,7 @@ def test_a_rule_names_a_model_of_the_slice_that_makes_the_embedding(models):
     torch.testing.assert_close(merged, embeddings(models / "a")[: len(merged)])
     for seed, name in enumerate("ab"):
         write_tiny_llama(models / name, seed=seed, dtype="float32", tied=False)
-    with pytest.raises(RecipeError, match="is no source of the embedding .* whose sources are .*b$"):
+    with pytest.raises(RecipeError, match=r"is no source of the embedding .* whose sources are .*b$"):
         merge(models, text, overwrite=True)
 
 
