@@ -460,5 +460,7 @@ def test_a_base_that_a_slice_of_unlike_ranges_leaves_out_is_refused():
 
     for fine in (document([0, 1]), document([1, 2], ("c", [1, 2]))):
         check_recipe(recipe_from_mergekit(fine, "x"))
-    with pytest.raises(RecipeError, match=r"slices\[0\]: the sources take different layers, and the base model c is none"):
+    with pytest.raises(
+        RecipeError, match=r"slices\[0\]: the sources take different layers, and the base model c is none"
+    ):
         check_recipe(recipe_from_mergekit(document([1, 2]), "x"))
