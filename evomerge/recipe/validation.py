@@ -53,8 +53,8 @@ def _check_sources(spec: MethodSpec, piece: Slice, base: str | None, where: str)
     if len(lengths) > 1:
         ranges = ", ".join(f"{source.key} {list(source.layer_range or ())}" for source in piece.sources)
         raise RecipeError(f"{where}: all sources must have the same number of layers, got {ranges}")
-    ranges = {source.layer_range for source in piece.sources}
-    if len(ranges) > 1 and spec.base is not BaseRole.SOURCE and base is not None and base not in keys:
+    taken = {source.layer_range for source in piece.sources}
+    if len(taken) > 1 and spec.base is not BaseRole.SOURCE and base is not None and base not in keys:
         raise RecipeError(
             f"{where}: the sources take different layers, and the base model {base} is none of them; list it with the layers that it gives"
         )
