@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from evomerge.config.schema import ModelConfig, SearchConfig, path_and_lora
+from evomerge.config.schema import ModelConfig, SearchConfig, long_form, long_forms, path_and_lora
 from evomerge.core import ConfigError, FilePath, cached_model, load_yaml, why_unreadable
 
 
@@ -88,14 +88,14 @@ def _long_form(value: Any, path: Sequence[str]) -> Any:
     match path:
         case ["models", "base"] | ["models", "experts", _]:
             return path_and_lora(value)
-        case ["strategy"] | ["objectives", _]:
-            return {"name": value} if isinstance(value, str) else value
-        case ["tasks", _]:
-            return {"task": value} if isinstance(value, str) else value
-        case ["tasks"] | ["objectives"]:
-            return [value] if isinstance(value, str) else value
+        case ["strategy"]:
+            return long_form(value, "name")
         case ["engine"]:
-            return {"kind": value} if isinstance(value, str) else value
+            return long_form(value, "kind")
+        case ["tasks"]:
+            return long_forms(value, "task")
+        case ["objectives"]:
+            return long_forms(value, "name")
     return value
 
 

@@ -39,6 +39,17 @@ class ModelConfig(_Strict):
         return self.path if self.lora is None else f"{self.path}+{self.lora}"
 
 
+def long_form(value: Any, key: str) -> Any:
+    """A setting that is given in its short form, a plain text, as the mapping that this is short for; anything else as it is."""
+    return {key: value} if isinstance(value, str) else value
+
+
+def long_forms(value: Any, key: str) -> Any:
+    """The same for each of a list, which may itself be one plain text."""
+    value = [value] if isinstance(value, str) else value
+    return [long_form(item, key) for item in value] if isinstance(value, list) else value
+
+
 def path_and_lora(value: Any) -> Any:
     """The settings of a model that is given in its short form; anything else as it is."""
     if not isinstance(value, str):
@@ -389,28 +400,22 @@ class SearchConfig(_Strict):
     @field_validator("tasks", mode="before")
     @classmethod
     def _task_names(cls, value: Any) -> Any:
-        value = [value] if isinstance(value, str) else value
-        return (
-            [{"task": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
-        )
+        return long_forms(value, "task")
 
     @field_validator("objectives", mode="before")
     @classmethod
     def _objective_names(cls, value: Any) -> Any:
-        value = [value] if isinstance(value, str) else value
-        return (
-            [{"name": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
-        )
+        return long_forms(value, "name")
 
     @field_validator("strategy", mode="before")
     @classmethod
     def _strategy_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+        return long_form(value, "name")
 
     @field_validator("engine", mode="before")
     @classmethod
     def _engine_kind(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
+        return long_form(value, "kind")
 
     @field_validator("evaluation", mode="before")
     @classmethod

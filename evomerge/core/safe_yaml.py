@@ -14,6 +14,8 @@ MAX_YAML_BYTES = 4 << 20
 MAX_YAML_ALIASES = 100
 """Enough for anchors used by hand; nested aliases of a "billion laughs" file need many."""
 
+MAX_YAML_VALUES = 1_000_000
+"""with every alias written out"""
 
 _NO_VALUES = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value")
 """what stays text: a name may look like a date"""
@@ -123,16 +125,14 @@ def load_yaml_documents(text: str, where: str, error: type[Exception] = ConfigEr
     except ReaderError as problem:
         line = text.count("\n", 0, problem.position) + 1
         raise error(f"{where}, line {line}: character {chr(problem.character)!r} cannot stand in YAML") from None
-    except yaml.YAMLError as problem:
-        raise error(f"{where}: not readable as YAML: {problem}") from None
-    except (ValueError, RecursionError) as problem:
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:
         raise error(f"{where}: not readable as YAML: {problem}") from None
     for document in documents:
         _refuse_expansion(document, where, error)
     return documents
 
 
-def _refuse_expansion(document: Any, where: str, error: type[Exception], limit: int = 1_000_000) -> None:
+def _refuse_expansion(document: Any, where: str, error: type[Exception]) -> None:
     """Counts what the document would be with every alias written out; refuses a bomb without expanding it."""
     sizes: dict[int, int] = {}
 
@@ -142,10 +142,9 @@ def _refuse_expansion(document: Any, where: str, error: type[Exception], limit: 
         if id(value) not in sizes:
             if depth > 100:
                 raise error(f"{where}: nested more than 100 levels deep")
-            sizes[id(value)] = limit  # an alias to an ancestor counts as too large
             children = value.values() if isinstance(value, dict) else value
             sizes[id(value)] = 1 + sum(size(child, depth + 1) for child in children)
         return sizes[id(value)]
 
-    if size(document, 0) >= limit:
-        raise error(f"{where}: its aliases expand to more than {limit} values")
+    if size(document, 0) >= MAX_YAML_VALUES:
+        raise error(f"{where}: its aliases expand to more than {MAX_YAML_VALUES} values")

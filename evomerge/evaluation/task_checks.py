@@ -7,7 +7,7 @@ from typing import Any
 
 from evomerge.core import EvaluationError, Split
 from evomerge.evaluation.split_parts import split_name
-from evomerge.evaluation.task_files import is_task_file
+from evomerge.evaluation.task_files import is_task_file, number_of_shots
 from evomerge.evaluation.task_filters import check_filters
 from evomerge.evaluation.task_settings import settings_as_text, settings_with_functions
 from evomerge.evaluation.task_spec import TaskSpec
@@ -140,9 +140,7 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
         raise EvaluationError(
             f"{where}: repeats: {settings['repeats']} asks a greedy model the same thing again; use 1"
         )
-    shots = settings.get("num_fewshot")
-    if shots is not None and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 0):
-        raise EvaluationError(f"{where}: num_fewshot: expected a number of solved examples, got {shots!r}")
+    number_of_shots(where, settings.get("num_fewshot"))
     description = settings.get("description")
     if description is not None and not (isinstance(description, str) or callable(description)):
         raise EvaluationError(f"{where}: description: expected a text, got {description!r}")

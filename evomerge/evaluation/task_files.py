@@ -127,6 +127,13 @@ def _read(path: Path, functions_as_text: bool, above: tuple[Path, ...] = ()) -> 
     return merged | settings, files
 
 
+def number_of_shots(where: str, shots: Any) -> int | None:
+    """A `num_fewshot` as a file gives it; EvaluationError where it is no number of examples."""
+    if shots is None or (isinstance(shots, int) and not isinstance(shots, bool) and shots >= 0):
+        return shots
+    raise EvaluationError(f"{where}: num_fewshot: expected a number of solved examples, got {shots!r}")
+
+
 def task_name(task: str) -> str:
     """The name of a task: what its file says, or the lm-eval name itself.
 

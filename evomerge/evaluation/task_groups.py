@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.core import EvaluationError, did_you_mean
-from evomerge.evaluation.task_files import is_group, is_task_file, named_task_file, named_tasks, read_settings
+from evomerge.evaluation.task_files import (
+    is_group,
+    is_task_file,
+    named_task_file,
+    named_tasks,
+    number_of_shots,
+    read_settings,
+)
 
 _GROUP_KEYS = frozenset({"group", "group_alias", "task", "aggregate_metric_list", "metadata", "tag"})
 _MEMBER_KEYS = frozenset({"task", "task_alias", "num_fewshot"})
@@ -200,8 +207,9 @@ def _members(settings: Mapping[str, Any], folder: _Index, above: tuple[str, ...]
                 yield from _members(item, folder, (*above, name))
         elif isinstance(item, Mapping) and isinstance(item.get("task"), str):
             _refuse(where, item["task"], item, _MEMBER_KEYS)
+            shots = number_of_shots(f"{where}: {item['task']}", item.get("num_fewshot"))
             for member in _named(item["task"], where, folder, (*above, name)):
-                yield Member(member.task, item.get("num_fewshot", member.num_fewshot))
+                yield Member(member.task, shots if "num_fewshot" in item else member.num_fewshot)
         else:
             raise EvaluationError(f"{where}: an entry of 'task' that names no task or group: {item!r:.100}")
 

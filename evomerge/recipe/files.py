@@ -174,14 +174,7 @@ def _from_documents(documents: list[Any], where: str) -> RecipeFile:
         name = None
         if isinstance(document, dict) and "name" in document:
             name = document["name"]
-            if (
-                not isinstance(name, str)
-                or not name
-                or "/" in name
-                or name in (".", "..")
-                or "+" in name
-                or "@" in name
-            ):
+            if not isinstance(name, str) or name in ("", ".", "..") or any(mark in name for mark in "/+@"):
                 raise RecipeError(f"{place}: name: expected a word without '/', '+' and '@', got {name!r}")
             document = {key: value for key, value in document.items() if key != "name"}
         recipe = recipe_from_mergekit(document, place)

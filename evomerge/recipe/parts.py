@@ -42,7 +42,7 @@ class Source:
     """One model (or a range of its layers) in a slice.
 
     Attributes:
-        model: a folder (later also a hub id).
+        model: a folder; in a file also ORG/NAME of the hub's cache, or the name of another document.
         layer_range: layers [first, last) of the model; None = all of them (mergekit's `models:` form).
         parameters: settings for this source alone.
         revision: pinned hub revision.

@@ -121,7 +121,7 @@ class Recipe:
             RecipeError: a missing, unknown or ill-typed key, named.
         """
         known = ("version", "tokenizer_source", *(key for key in Recipe.__dataclass_fields__))
-        fields = checked_object(data, "recipe", known, required=("method", "slices"))
+        fields = checked_object(data, "", known, required=("method", "slices"))
         version = fields.get("version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise RecipeError(

@@ -105,17 +105,16 @@ def _setting_from_json(data: Json, where: str) -> Setting:
 
 
 def checked_object(data: Json, where: str, known: Sequence[str], required: Sequence[str] = ()) -> dict[str, Any]:
-    """`data` as a mapping with no key outside `known` and all of `required`; else RecipeError."""
+    """`data` as a mapping with no key outside `known` and all of `required`; else RecipeError. `where` is "" for the whole recipe."""
+    place = f"recipe {where}".rstrip()
     if not isinstance(data, Mapping):
-        raise RecipeError(f"recipe {where}: expected an object, got {data!r}")
+        raise RecipeError(f"{place}: expected an object, got {data!r}")
     for key in data:
         if key not in known:
-            raise RecipeError(
-                f"recipe {where}: unknown key {key!r}{did_you_mean(key, known)} Known: {', '.join(known)}"
-            )
+            raise RecipeError(f"{place}: unknown key {key!r}{did_you_mean(key, known)} Known: {', '.join(known)}")
     for key in required:
         if key not in data:
-            raise RecipeError(f"recipe {where}: key {key!r} is missing")
+            raise RecipeError(f"{place}: key {key!r} is missing")
     return dict(data)
 
 

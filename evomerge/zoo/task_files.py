@@ -85,13 +85,11 @@ def write_tasks(folder: Path, seed: int = 0) -> list[Path]:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     paths = []
     for skill in SKILLS:
-        multiple_choice = False
-        for split, n in SPLIT_SIZES.items():
-            items = fixed_items(skill, split, n, seed)
-            multiple_choice = bool(items[0].choices)
-            text = "".join(json.dumps(_row(item)) + "\n" for item in items)
+        items = {split: fixed_items(skill, split, n, seed) for split, n in SPLIT_SIZES.items()}
+        for split, of_split in items.items():
+            text = "".join(json.dumps(_row(item)) + "\n" for item in of_split)
             atomic_write_text(folder / "data" / f"{skill}.{split}.jsonl", text)
-        template = _HEAD + (_CHOOSE if multiple_choice else _GENERATE)
+        template = _HEAD + (_CHOOSE if items[Part.SEARCH][0].choices else _GENERATE)
         paths.append(folder / f"{skill}.yaml")
         atomic_write_text(
             paths[-1], template.format(skill=skill, summary=_SUMMARIES[skill], max_tokens=MAX_ANSWER_TOKENS)

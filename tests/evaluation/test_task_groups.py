@@ -191,6 +191,7 @@ def test_a_search_over_a_group(folder: Path, models: list[Path], tmp_path: Path)
         ({"task": ["g"]}, {}, "group 'g': stands in itself"),
         ({"task": ["few"], "num_fewshot": 3}, {}, "group 'g': changes num_fewshot of its tasks"),
         ({"task": [{"task": "few", "description": "x"}]}, {}, "group 'g': changes description of few"),
+        ({"task": [{"task": "few", "num_fewshot": "two"}]}, {}, "group 'g': few: num_fewshot: expected a number of solved examples, got 'two'"),
         ({"task": [{"group": "by_size", "num_fewshot": 1}]}, {}, "group 'g': changes num_fewshot of by_size"),
         ({"task": [{"dataset_path": "x"}]}, {}, "group 'g': an entry of 'task' that names no task or group"),
         ({"task": ["few"], "aggregate_metric_list": [{"metric": "acc", "aggregation": "median"}]}, {}, "no mean of its tasks: median"),

@@ -327,7 +327,7 @@ def test_written_file_is_plain_mergekit(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"method": "linear"}, "'slices' is missing"),
+        ({"method": "linear"}, "^recipe: key 'slices' is missing"),
         ({"method": "linear", "slices": [], "versoin": 1}, "did you mean 'version'"),
         ({"method": "linear", "slices": [], "version": 99}, "upgrade"),
         ({"method": "linear", "slices": []}, "at least one slice"),
