@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from evomerge.config import SearchConfig, parse_config
 from evomerge.core import ConfigError, JournalError, Json, canonical_json, load_yaml, why_unreadable
-from evomerge.search import RunDirectory
+from evomerge.search import Resolved, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def given(text: str, path: Path) -> dict[str, Json]:
 
 
 def resumed_config(
-    directory: RunDirectory, resolved: Mapping[str, Any], overrides: Sequence[str]
+    directory: RunDirectory, resolved: Resolved, overrides: Sequence[str]
 ) -> tuple[SearchConfig, dict[str, Json]]:
     """The stored configuration with the edits of the run's config.yaml and the overrides; and that file's settings.
 
@@ -41,7 +41,7 @@ def resumed_config(
                 f"--set {override}: a resumed run may only change {', '.join(CHANGEABLE_ON_RESUME)}; start a new search for anything else"
             )
     edited = _settings_now(directory, resolved)
-    changes = list(differences(resolved.get("given", {}), edited))
+    changes = list(differences(resolved.given, edited))
     refused = [change for change in changes if change[0].split(".")[0] not in CHANGEABLE_ON_RESUME]
     if refused:
         lines = "\n".join(f"  - {key}: {_shown(old)} -> {_shown(new)}" for key, old, new in refused)
@@ -49,7 +49,7 @@ def resumed_config(
             f"{directory.config} was edited since the run was started\n{lines}\n"
             f"a resumed run may only change {', '.join(CHANGEABLE_ON_RESUME)}; undo the edit, or start a new search"
         )
-    stored = dict(resolved["config"])
+    stored = dict(resolved.config)
     for key, _, new in changes:
         _put(stored, key.split("."), new)
     where = directory.config if changes else directory.resolved
@@ -70,7 +70,7 @@ def differences(old: Json, new: Json, prefix: str = "") -> Iterator[tuple[str, J
         yield prefix, old, new
 
 
-def refuse_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def refuse_changed(old: Resolved, new: Resolved) -> None:
     """Compares `resolved.json` as it was and as it would be now.
 
     Raises:
@@ -79,20 +79,22 @@ def refuse_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     changed = [
         f"{kind} {name}"
         for kind in ("models", "tasks", "baselines")
-        for name, mark in old.get(kind, {}).items()  # "baselines" came later
-        if new[kind].get(name) != mark
+        for name, mark in getattr(old, kind).items()
+        if getattr(new, kind).get(name) != mark
     ]
-    if old["space"]["fingerprint"] != new["space"]["fingerprint"]:
+    if old.space.fingerprint != new.space.fingerprint:
         changed.append("the search space")
     if changed:
         raise ConfigError(f"changed since the run was started: {', '.join(changed)}. Restore it, or start a new search")
 
 
-def warn_of_other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def warn_of_other_versions(old: Resolved, new: Resolved) -> None:
     """Warns where the packages of `resolved.json` are not those of now."""
-    before, now = old.get("versions", {}), new["versions"]
+    now = new.versions
     other = [
-        f"{name} {now.get(name)} and not {version}" for name, version in before.items() if now.get(name) != version
+        f"{name} {now.get(name)} and not {version}"
+        for name, version in old.versions.items()
+        if now.get(name) != version
     ]
     if other:
         logger.warning(
@@ -100,11 +102,11 @@ def warn_of_other_versions(old: Mapping[str, Any], new: Mapping[str, Any]) -> No
         )
 
 
-def _settings_now(directory: RunDirectory, resolved: Mapping[str, Any]) -> dict[str, Json]:
+def _settings_now(directory: RunDirectory, resolved: Resolved) -> dict[str, Json]:
     try:
         return given(directory.config.read_text(encoding="utf-8"), directory.config)
     except FileNotFoundError:
-        return dict(resolved.get("given", {}))
+        return resolved.given
     except (OSError, UnicodeDecodeError) as problem:
         raise JournalError(f"{directory.config}: {why_unreadable(problem)}") from None
 

@@ -1,6 +1,5 @@
 """Looking at runs, live or finished, and taking recipes out of them. Never writes into a run directory, never takes its lock."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +54,7 @@ class Run:
     @property
     def space(self) -> SearchSpace:
         """The search space, as it was recorded."""
-        return SearchSpace([_parameter(*row) for row in self.directory.read_resolved()["space"]["parameters"]])
+        return SearchSpace([Parameter(*row) for row in self.directory.read_resolved().space.parameters])
 
     def records(self) -> list[dict[str, Json]]:
         """Every evaluation as a flat row, in the order they came in: `pandas.DataFrame(run.records())` is a table of them.
@@ -128,11 +127,6 @@ class Run:
         return True
 
 
-def _parameter(name: str, low: float, high: float, choices: Sequence[str] = ()) -> Parameter:
-    """A row of `resolved.json`; older ones say nothing of choices."""
-    return Parameter(name, low, high, tuple(choices))
-
-
 def open_run(folder: FilePath) -> Run:
     """The run in `folder`.
 
@@ -151,7 +145,7 @@ def recorded_config(directory: RunDirectory) -> SearchConfig:
     Raises:
         JournalError: there is no run, or it has lost its journal.
     """
-    config = parse_config(directory.read_resolved()["config"], folder=Path("/"), where=str(directory.resolved))
+    config = parse_config(directory.read_resolved().config, folder=Path("/"), where=str(directory.resolved))
     directory.check_journal()
     return config
 

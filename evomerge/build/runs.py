@@ -40,6 +40,7 @@ from evomerge.search import (
     FrontFiles,
     Interrupted,
     Observer,
+    Resolved,
     RunDirectory,
     RunLock,
     RunRecorder,
@@ -290,9 +291,9 @@ def _run_record(problem: Problem, n_workers: int) -> dict[str, Json]:
     }
 
 
-def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> dict[str, Json]:
+def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> Resolved:
     """`resolved.json`: the full configuration, as it was given, and what its results depend on."""
-    return {
+    content = {
         "config": problem.config.model_dump(mode="json"),
         "given": given_settings,
         "versions": package_versions(),
@@ -307,6 +308,7 @@ def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> dict[str,
             ],
         },
     }
+    return Resolved.model_validate(content)
 
 
 def _refuse_results(directory: RunDirectory) -> None:
@@ -332,10 +334,10 @@ def _refuse_results(directory: RunDirectory) -> None:
         )
 
 
-def _write_problem(directory: RunDirectory, problem: Problem, resolved: dict[str, Json]) -> None:
+def _write_problem(directory: RunDirectory, problem: Problem, resolved: Resolved) -> None:
     """`resolved.json` and `models.json`. The first, by which a run directory is known, comes first, and keeps the order of keys: that of the
     experts is the order of the space's coordinates.
     """
-    atomic_write_json(directory.resolved, resolved, sort_keys=False)
+    atomic_write_json(directory.resolved, resolved.model_dump(mode="json"), sort_keys=False)
     if problem.headers:
         atomic_write_text(directory.models, json.dumps(headers_to_json(problem.headers)) + "\n")

@@ -11,6 +11,7 @@ from evomerge.search.journal import FORMAT_VERSION, Journal, JournalReader, even
 from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, StopRequest, WorkerPool
 from evomerge.search.ranking import best_key, best_of_front, front_of, leader, pick, reference_losses, standing, utility
 from evomerge.search.recorder import RunRecorder, open_items, with_items
+from evomerge.search.resolved import Resolved
 from evomerge.search.run_directory import RunDirectory, writing_into
 from evomerge.search.run_lock import HolderWatch, RunLock
 from evomerge.search.state import RunState
@@ -38,6 +39,7 @@ __all__ = [
     "Journal",
     "JournalReader",
     "Observer",
+    "Resolved",
     "RunDirectory",
     "RunLock",
     "RunRecorder",

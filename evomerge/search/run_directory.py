@@ -1,13 +1,14 @@
 """A run directory: its files, and how they are written to."""
 
-import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from evomerge.core import JournalError
+from evomerge.search.resolved import Resolved
 
 
 class RunDirectory:
@@ -35,21 +36,20 @@ class RunDirectory:
         """What goes on with the run, as a shell takes it."""
         return f"evomerge resume {shlex.quote(str(self.folder))}"
 
-    def read_resolved(self) -> dict[str, Any]:
-        """The resolved configuration.
+    def read_resolved(self) -> Resolved:
+        """What the run was started with.
 
         Raises:
-            JournalError: this is not a run directory.
+            JournalError: this is not a run directory, or the file is damaged.
         """
         try:
-            value = json.loads(self.resolved.read_text(encoding="utf-8"))
+            return Resolved.model_validate_json(self.resolved.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise JournalError(f"{self.folder}: not a run directory (no {self.resolved.name} in it)") from None
-        except ValueError as problem:
-            raise JournalError(f"{self.resolved}: not readable: {problem}") from None
-        if not isinstance(value, dict) or not isinstance(value.get("config"), dict):
-            raise JournalError(f"{self.resolved}: has no configuration in it, so it is damaged or none of a run")
-        return value
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"{part}: " for part in first["loc"])
+            raise JournalError(f"{self.resolved}: {where}{first['msg']}; it is damaged, or none of a run") from None
 
     def check_journal(self) -> None:
         """A run that was stopped while it started has no journal yet; with results and without a journal something is lost.

@@ -221,8 +221,26 @@ def test_a_wrong_edit_is_named_where_it_is(tmp_path: Path) -> None:
     _edit(tmp_path / "run", cluster={"kind": "local", "workers": "two"})
     with pytest.raises(ConfigError, match=r"/run/config\.yaml: 1 problem\n.*cluster\.workers"):
         resume_search(tmp_path / "run")
-    (tmp_path / "run" / "resolved.json").write_text("{}")
-    with pytest.raises(JournalError, match="has no configuration in it"):
+
+
+def test_a_damaged_record_of_the_start_is_said(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    path = tmp_path / "run" / "resolved.json"
+    resolved = json.loads(path.read_text())
+    for change, part in (
+        ({"config": []}, "config: "),
+        ({"models": 1}, "models: "),
+        ({"space": {}}, "space: fingerprint: "),
+        ({"space": resolved["space"] | {"parameters": [["x0"]]}}, "space: parameters: 0: "),
+        ({"versions": ["numpy"]}, "versions: "),
+        ({"checkout": "0123abcd"}, "checkout: "),
+    ):
+        path.write_text(json.dumps(resolved | change))
+        for use in (open_run, resume_search):
+            with pytest.raises(JournalError, match=rf"resolved\.json: {part}.*; it is damaged, or none of a run"):
+                use(tmp_path / "run")
+    path.write_text("{")
+    with pytest.raises(JournalError, match=r"resolved\.json: .*; it is damaged"):
         open_run(tmp_path / "run")
 
 
