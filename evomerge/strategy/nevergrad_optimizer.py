@@ -36,7 +36,10 @@ class NevergradOptions(StrategyOptions):
     )
     budget: int = Field(100, ge=1, description="evaluations it should plan for; set it to the search's budget")
     n_workers: int = Field(
-        2, ge=2, description="candidates that are usually pending; 1 would select methods that run in threads and block"
+        2,
+        ge=2,
+        le=10_000,
+        description="candidates that are usually pending; 1 would select methods that run in threads and block",
     )
     l1: float = Field(
         0.0, ge=0.0, allow_inf_nan=False, description="added to every loss per unit of mean |x - l1_centre|"

@@ -73,6 +73,13 @@ def test_samplers_that_cannot_search_a_cube_are_config_errors(sampler):
         make_strategy("optuna", dimension=2, objectives=["a"], seed=1, sampler=sampler)
 
 
+def test_absurd_numbers_of_workers_do_not_fill_the_memory():
+    """nevergrad makes something for each of them before its first proposal."""
+    pytest.importorskip("nevergrad")
+    with pytest.raises(ConfigError, match=r"n_workers.*less than or equal to 10000"):
+        make_strategy("nevergrad", dimension=2, objectives=["a"], seed=1, n_workers=10**9)
+
+
 def test_bad_arguments_are_config_errors():
     for arguments in ({"dimension": 0}, {"objectives": []}, {"seed": -1}):
         with pytest.raises(ConfigError):
