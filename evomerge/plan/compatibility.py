@@ -43,7 +43,8 @@ def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader], 
         if other_depth and not any_depth:
             raise RecipeError(
                 f"{key} has {header.n_layers} layers, {reference.folder} has {reference.n_layers}; only models of one architecture "
-                "can be merged. Layers of models of different depth can be stacked (slices with a layer_range each, no base)"
+                "can be merged. Layers of models of different depth can be stacked or merged in slices with a layer_range of every model, "
+                "the base's too"
             )
         _check_config(reference, header, key)
         _check_vocabulary(reference, header, key)

@@ -88,9 +88,16 @@ def build_structure(key: StructureKey) -> Structure:
     check_compatible(
         reference,
         {name: header for name, header in key.headers if name != reference_key},
-        any_depth=key.base is None and all(source.layer_range for piece in key.slices for source in piece),
+        any_depth=_says_all_layers(key),
     )
     return _Builder(key, headers, reference).build()
+
+
+def _says_all_layers(key: StructureKey) -> bool:
+    """Whether every slice says which layers of which models it is made of, the base's too where that is needed."""
+    models = [{source.key for source in piece if source.layer_range} for piece in key.slices]
+    needed = {key.base} if key.base is not None and key.base_needed else set()
+    return all(len(found) == len(piece) and needed <= found for found, piece in zip(models, key.slices, strict=True))
 
 
 class _Builder:

@@ -133,6 +133,25 @@ models: [{model: half, parameters: {weight: 1}}, {model: c, parameters: {weight:
     assert (again / "model.safetensors").read_bytes() == (models / "out" / "model.safetensors").read_bytes()
 
 
+def test_layers_of_models_of_different_depth_are_merged_by_slices(models):
+    write_tiny_llama(models / "deep", seed=5, n_layers=4, dtype="float32")
+    text = """
+merge_method: task_arithmetic
+base_model: deep
+parameters: {weight: 0.5}
+slices:
+- sources: [{model: a, layer_range: [0, 2]}, {model: deep, layer_range: [2, 4]}]
+"""
+    merged, a, deep = merge(models, text), *(load_file(models / name / "model.safetensors") for name in ("a", "deep"))
+    assert json.loads((models / "out" / "config.json").read_text())["num_hidden_layers"] == 2
+    for name in a:
+        base = deep[name.replace("layers.1.", "layers.3.").replace("layers.0.", "layers.2.")]
+        torch.testing.assert_close(merged[name], (a[name] + base) / 2, rtol=1e-6, atol=1e-6)
+    for slices in ("models: [{model: a}]", "slices: [{sources: [{model: a, layer_range: [0, 2]}]}]"):
+        with pytest.raises(RecipeError, match="a layer_range of every model, the base's too"):
+            merge(models, text.partition("slices:")[0] + slices, overwrite=True)
+
+
 def add_token(folder, token):
     """A token of the model's own, in its tokenizer and as the next row of its embedding."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
