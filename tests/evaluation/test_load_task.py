@@ -13,7 +13,7 @@ from evomerge.engine import Generation, LogLikelihood
 from evomerge.evaluation import TaskSpec, load_task
 from evomerge.evaluation.shown_items import show_items
 from evomerge.evaluation.task_checks import check_supported
-from evomerge.evaluation.task_files import data_files, task_fingerprint
+from evomerge.evaluation.task_files import check_task, data_files, task_fingerprint
 
 ROWS = [{"q": f"question {i}", "a": f"answer {i}"} for i in range(12)]
 GENERATE = {
@@ -329,6 +329,11 @@ def test_shared_items_are_dropped_from_the_earlier_split_where_that_is_asked_for
     assert task.items(Split.SEARCH).score([], answers).tolist() == [1] * 5
     with pytest.raises(EvaluationError, match="drop_shared leaves none of its 6 items"):
         load_task(TaskSpec(write_task(report=ROWS), drop_shared=True), tokenizer)
+
+
+def test_the_example_of_splits_does_not_search_on_report(write_task):
+    with pytest.raises(EvaluationError, match=r"no split 'train' for search; .* splits: {search: 'search\[:60%\]'"):
+        check_task(TaskSpec(write_task(), splits={Split.SEARCH: "train"}), [Split.SEARCH])
 
 
 def test_metric_and_filter_must_exist(write_task, tokenizer):
