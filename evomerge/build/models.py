@@ -112,7 +112,7 @@ def merge_recipe(
             made of.
         out: the new folder.
         dtype: written instead of the recipe's.
-        overwrite: replace `out` if it exists.
+        overwrite: replace `out` if it is a model already.
         shard_size: of weight files, in bytes or as text, e.g. "5GB".
         max_memory: of all tensors in memory at a time, in bytes or as text; None = those of two steps and a result.
         device: where what the compiled kernels do not do is computed.

@@ -259,10 +259,11 @@ def _is_complete(config: SearchConfig, state: RunState) -> bool:
 
 def _say_why_complete(config: SearchConfig, state: RunState, directory: RunDirectory) -> None:
     """Warns that a run is complete, and says how it could go on."""
+    reached = {"evaluations": state.n_evaluations[Split.SEARCH]}
     for name, limit in _used_up(config, state).items():
         logger.warning(
             "nothing is left to do: budget.%s: %s is used up. More: %s --set budget.%s=%s",
-            *(name, limit, directory.resume_command, name, 2 * limit),
+            *(name, limit, directory.resume_command, name, 2 * max(limit, reached.get(name, 0))),
         )
         return
     logger.warning("nothing is left to do: the strategy has stopped by itself (%s)", ", ".join(state.stopped))

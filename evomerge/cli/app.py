@@ -1,6 +1,7 @@
 """The commands. Heavy packages are imported inside them, so that `--help` is instant."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -151,9 +152,9 @@ def plan(
 
     if measured is not None and seconds is not None:
         raise ConfigError("--from and --seconds: give one of them")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise ConfigError(f"--seconds {seconds:g}: expected a number above 0")
     problem = make_problem(load_config(config, overrides or ()))
-    if seconds is not None and not seconds > 0:
-        raise ConfigError(f"--seconds {seconds:g}: expected more than 0")
     times = (
         planning.measured_times(measured) if measured else [seconds] if seconds else planning.synthetic_times(problem)
     )
@@ -296,7 +297,7 @@ def merge(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Accept models that bring code, and copy it (it is not run).")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model already.")] = False,
     cuda: Annotated[bool, typer.Option("--cuda", help="As --device cuda.")] = False,
     always_so: Annotated[
         bool,

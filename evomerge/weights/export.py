@@ -58,7 +58,7 @@ def merge_to_folder(
         shard_bytes: largest size of a weight file.
         max_memory: largest number of bytes of all tensors in memory at a time; None = those of two steps and a few results.
         device: where what the compiled kernels do not do is computed, e.g. "cuda"; the kernels run on the CPU and only there.
-        overwrite: replace `out` if it exists and is not empty.
+        overwrite: replace `out` if it is a model already.
         trust_remote_code: accept models whose config names code of their own, and copy it; it is not run.
         pool: weights that are loaded already; must hold the recipe's models. Recipes with a tokenizer read the files again.
         written: what the folder's recipe file and card say; None = `recipe`.
@@ -143,13 +143,16 @@ def _report_strangers(headers: Mapping[str, ModelHeader]) -> str | None:
 def _check_target(out: Path, headers: Mapping[str, ModelHeader], overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise RecipeError(f"{out}: is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise RecipeError(f"{out}: exists and is not empty; name another folder, or overwrite it (--overwrite)")
     target = out.resolve()
     for header in headers.values():
         source = header.folder.resolve()
         if target == source or target in source.parents or source in target.parents:
             raise RecipeError(f"{out}: overlaps the source model {header.folder}; name another folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / "config.json").exists():
+            raise RecipeError(f"{out}: holds other things than a model; name another folder")
+        if not overwrite:
+            raise RecipeError(f"{out}: exists and is not empty; name another folder, or overwrite it (--overwrite)")
 
 
 def _check_room(parent: Path, plan: MergePlan) -> None:

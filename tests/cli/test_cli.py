@@ -226,6 +226,7 @@ def test_a_nan_in_a_shard_is_found_before_anything_starts(project: Path, tmp_pat
         (["front", "nowhere"], "not a run directory"),
         (["front", "nowhere", "--json", "--csv"], "--json and --csv: give one of them"),
         (["plan", "nowhere.yaml", "--from", "nowhere", "--seconds", "2"], "--from and --seconds: give one of them"),
+        (["plan", "nowhere.yaml", "--seconds", "inf"], "--seconds inf: expected a number above 0"),
         (["resume", "nowhere"], "not a run directory"),
         (["export", "nowhere"], "not a run directory"),
         (["search", "nowhere.yaml"], "no such configuration file"),

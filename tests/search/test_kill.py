@@ -144,7 +144,10 @@ def test_a_run_with_nothing_left_to_do_says_so_and_mends_its_files(config: Path)
     assert f"budget.evaluations: 20 is used up. More: evomerge resume {run} --set budget.evaluations=40" in output
     assert ((run / "front.json").read_bytes(), (run / "summary.json").exists()) == (before, True)
     assert (run / "journal.jsonl").read_bytes() == journal
-    assert "used up" not in _finish("resume", str(run), "--set", "finals.finalists=3")
+    lowered = _finish("resume", str(run), "--set", "budget.evaluations=10")
+    assert "budget.evaluations: 10 is used up." in lowered
+    assert "--set budget.evaluations=40" in lowered, "twice what there is"
+    assert "used up" not in _finish("resume", str(run), "--set", "budget.evaluations=20", "--set", "finals.finalists=3")
     assert "used up" not in _finish("resume", str(run), "--set", "budget.evaluations=25")
 
 

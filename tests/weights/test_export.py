@@ -95,6 +95,16 @@ def test_existing_folders_are_kept_unless_told(models, tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_other_things_is_never_replaced(models, tmp_path, overwrite):
+    """A slip of the hand, as `evomerge merge best.yaml runs/mine --overwrite`, must not cost a run."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "journal.jsonl").write_text("x")
+    with pytest.raises(RecipeError, match="holds other things than a model"):
+        merge_to_folder(average(models), tmp_path / "runs", overwrite=overwrite)
+    assert (tmp_path / "runs" / "journal.jsonl").exists()
+
+
 @pytest.mark.parametrize("where", [".", "..", "inside"])
 def test_sources_are_never_overwritten(models, where):
     with pytest.raises(RecipeError, match="overlaps"):
