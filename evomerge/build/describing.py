@@ -6,12 +6,10 @@ from evomerge.build.tasks import task_specs
 from evomerge.evaluation.task_files import task_name
 from evomerge.evaluation.task_metrics import scored_metric
 from evomerge.space import Parameter
+from evomerge.strategy import strategy_class
 
 _MANY, _ENOUGH_EACH = 13, 6
 """parameters, and candidates for each of them: 4 for each of 36 found nothing better than baselines on the demo models, 6 for each of 24 did"""
-
-_AVERAGING = ("cma_es", "catcma", "ga")
-"""strategies that take several objectives for one, their mean"""
 
 
 def describe(problem: Problem) -> list[str]:
@@ -62,7 +60,8 @@ def _on_objectives(problem: Problem) -> list[str]:
     """Of a strategy that would take the mean of scores and costs."""
     name, options = chosen_strategy(problem).name, problem.config.strategy.options
     costs = [goal.name for goal in problem.objectives if goal.is_cost]
-    if name not in _AVERAGING or not costs or len(problem.objectives) == 1 or options.get("weights") is not None:
+    averages = getattr(strategy_class(name), "averages", False)
+    if not averages or not costs or len(problem.objectives) == 1 or options.get("weights") is not None:
         return []
     advice = "give strategy.weights, or take" if name == "cma_es" else "take"
     return [

@@ -49,6 +49,7 @@ class CatCma(ReplayStrategy):
 
     name: ClassVar[str] = "catcma"
     options_type: ClassVar[type[StrategyOptions]] = CatCmaOptions
+    averages: ClassVar[bool] = True
     options: CatCmaOptions
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

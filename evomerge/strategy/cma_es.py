@@ -108,6 +108,7 @@ class CmaEs(ReplayStrategy):
     name: ClassVar[str] = "cma_es"
     options_type: ClassVar[type[StrategyOptions]] = CmaEsOptions
     uses_families: ClassVar[bool] = True
+    averages: ClassVar[bool] = True
     options: CmaEsOptions
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

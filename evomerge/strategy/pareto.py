@@ -49,6 +49,7 @@ class Ga(Nsga2):
     """
 
     name: ClassVar[str] = "ga"
+    averages: ClassVar[bool] = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -61,6 +61,8 @@ class ReplayStrategy(ABC):
     """Whether `Told.items` is filled, and kept in the state."""
     uses_families: ClassVar[bool] = False
     """Whether it wants to be told which coordinates belong together."""
+    averages: ClassVar[bool] = False
+    """Whether it takes several objectives for one, their mean."""
 
     def __init__(
         self,
