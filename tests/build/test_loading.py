@@ -6,7 +6,7 @@ import yaml
 from evomerge.build import load_config, parse_config
 from evomerge.build.changes import resumed_config
 from evomerge.recipe import METHODS, default_switches
-from evomerge.search import RunDirectory
+from evomerge.search import Resolved, RunDirectory
 
 WEIGHTS = {"weight": {"low": 0.0, "high": 1.0}}
 
@@ -47,7 +47,8 @@ def test_a_run_that_was_begun_without_goes_on_without(tmp_path):
         "budget": {"hours": 1},
     }
     begun = parse_config(settings, folder=tmp_path)
-    resolved = {"config": begun.model_dump(mode="json"), "given": settings}
+    space = {"fingerprint": "", "parameters": []}
+    resolved = Resolved.model_validate({"config": begun.model_dump(mode="json"), "given": settings, "space": space})
     resumed, _ = resumed_config(RunDirectory(tmp_path), resolved, ["budget.hours=2"])
     assert resumed.space == begun.space
     assert resumed.space.fixed == {}
