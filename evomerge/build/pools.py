@@ -49,12 +49,6 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> AbstractContextMan
 @contextmanager
 def _local_pool(config: SearchConfig, settings: Mapping[str, Json]) -> Iterator[RunPool]:
     n_workers = 1 if config.cluster.workers == "auto" else config.cluster.workers
-    if n_workers > 1 and not isinstance(config.evaluation, SyntheticConfig):
-        raise ConfigError("cluster.kind local runs one engine; set cluster.workers to 1, or cluster.kind to ray")
-    if config.cluster.address is not None:
-        raise ConfigError(
-            f"cluster.address: {config.cluster.address} would not be used by cluster.kind local; set cluster.kind to ray, or leave it out"
-        )
     with closing(LocalPool(FACTORY, settings, n_workers)) as pool:
         yield pool
 

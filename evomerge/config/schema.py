@@ -321,6 +321,14 @@ class ClusterConfig(_Strict):
             raise ValueError("must be at least 1 or 'auto'")
         return value
 
+    @model_validator(mode="after")
+    def _used(self) -> "ClusterConfig":
+        if self.kind == "local" and self.address is not None:
+            raise ValueError(
+                f"address: {self.address} would not be used by kind: local; set kind to ray, or leave it out"
+            )
+        return self
+
 
 class BudgetConfig(_Strict):
     """When to stop asking; whatever is reached first."""
@@ -438,6 +446,8 @@ class SearchConfig(_Strict):
                 raise ValueError("models: is missing (what should be merged?)")
             if not self.tasks:
                 raise ValueError("tasks: is missing (what should the merged model be good at?)")
+            if self.cluster.kind == "local" and self.cluster.workers not in ("auto", 1):
+                raise ValueError("cluster.kind local runs one engine; set cluster.workers to 1, or cluster.kind to ray")
         elif self.models is not None or self.tasks or self.baselines.recipes:
             raise ValueError(
                 "the synthetic evaluation takes no models and no tasks, and has no recipes to compare with"

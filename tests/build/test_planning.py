@@ -59,6 +59,7 @@ def test_finalists_that_must_be_baselines_count_once(tmp_path: Path) -> None:
         "models": {"base": models.pop("base"), "experts": models},
         "tasks": [str(tmp_path / "toy.yaml")],
         "evaluation": {"kind": "lm_eval"},
+        "cluster": {"kind": "local"},
     }
     for n_evaluations in (1, 8, 100):
         wanted = problem(**settings, budget={"evaluations": n_evaluations}, finals={"finalists": 4})

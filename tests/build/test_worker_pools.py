@@ -63,17 +63,3 @@ def test_workers_that_do_not_fit_yet(
     assert "room for 0 of 1 workers (each 8 CPUs" in caplog.text
     with pytest.raises(ConfigError, match=r"9 workers do not fit: .* has room for 4"):
         started(tmp_path, workers=9)
-
-
-def test_a_cluster_that_local_workers_would_not_use_is_refused(tmp_path: Path) -> None:
-    settings = {
-        "evaluation": {"kind": "synthetic"},
-        "cluster": {"kind": "local", "address": "ray://head:10001"},
-        "budget": {"evaluations": 2},
-    }
-    problem = make_problem(parse_config(settings, folder=tmp_path))
-    with (
-        pytest.raises(ConfigError, match=r"ray://head:10001 would not be used"),
-        worker_pool(problem, RunDirectory(tmp_path)),
-    ):
-        pass

@@ -102,6 +102,8 @@ def test_strategy_options_pass_through() -> None:
         ({"evaluation": {"kind": "synthetic"}}, "takes no models and no tasks"),
         ({"evaluation": {"kind": "magic"}}, "evaluation: kind: must be 'lm_eval' or 'synthetic', got 'magic'"),
         ({"cluster": {"workers": 0}}, "must be at least 1 or 'auto'"),
+        ({"cluster": {"kind": "local", "workers": 2}}, "cluster.kind local runs one engine; set cluster.workers to 1"),
+        ({"cluster": {"kind": "local", "address": "auto"}}, "cluster: address: auto would not be used by kind: local"),
         ({"engine": {"kind": "transformers", "tensor_parallel": 2}}, "tensor_parallel needs kind: vllm"),
         ({"engine": {"options": {"tensor_parallel_size": 2}}}, "give tensor_parallel instead"),
         ({"engine": {"options": {"a": [float("nan")]}}}, "engine.options: only texts, finite numbers,"),
