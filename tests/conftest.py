@@ -1,6 +1,7 @@
 """Fixtures for tests of several packages, and how the tests are spread over processes (`pytest -n 2 --no-loadscope-reorder`)."""
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ import psutil
 import pytest
 from hypothesis import settings
 
+from evomerge.core import EvaluationError
 from evomerge.engine.segments import mapped_segments
+from evomerge.evaluation.sandbox import check_sandbox
 from evomerge.zoo import build_zoo
 
 # A timing is no test: on a busy machine an example may take any time.
@@ -48,6 +51,32 @@ def left_in_shared_memory() -> Callable[[], set[str]]:
             time.sleep(0.2)
 
     return left
+
+
+@pytest.fixture(scope="session")
+def mergekit() -> Callable[..., None]:
+    """`mergekit(*arguments)` runs the Python of mergekit's own environment; where that is not installed the test is skipped."""
+    python = Path(os.environ.get("MERGEKIT_PYTHON", REPOSITORY / ".venv-mergekit" / "bin" / "python"))
+    if not python.exists():
+        pytest.skip(f"mergekit's environment is not installed ({python}): make .venv-mergekit/.installed")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: object) -> None:
+        command = [str(python), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> None:
+    """Skips the test where this machine cannot isolate a process."""
+    try:
+        check_sandbox()
+    except EvaluationError as reason:
+        pytest.skip(str(reason))
 
 
 def _folder(path: str) -> str:

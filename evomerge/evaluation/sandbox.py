@@ -179,7 +179,11 @@ class SandboxedTask:
 
 
 class SandboxedItems(ItemRequests):
-    """As `TaskItems`, for one split of a `SandboxedTask`. `content` is what the sandbox says it asks the model."""
+    """As `TaskItems`, for one split of a `SandboxedTask`. `content` is what the sandbox says it asks the model.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it says nothing of that kind.
+    """
 
     def __init__(self, task: SandboxedTask, split: Split, content: Mapping[str, Any]) -> None:
         self._task, self._split = task, split
@@ -194,6 +198,8 @@ class SandboxedItems(ItemRequests):
             n_dropped=int(content["n_dropped"]),
         )
         self._targets = tuple(str(target) for target in content["targets"])
+        if min(self.counts) < 1 or sum(self.counts) != len(self.likelihoods) + len(self.generations):
+            raise ValueError(f"items that make {self.counts} requests")
 
     def target(self, number: int) -> str | None:
         """As `TaskItems.target`; None where the sandbox has not told it."""

@@ -13,7 +13,6 @@ from evomerge.build.fingerprints import source_marks
 from evomerge.build.problem import make_problem
 from evomerge.config import SearchConfig
 from evomerge.core import ConfigError, EvaluationError, EvaluationRequest, Split
-from evomerge.evaluation.sandbox import check_sandbox
 from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -86,11 +85,8 @@ def test_tasks_are_refused_before_an_engine_is_started(folder: Path, monkeypatch
         make_evaluator(settings(folder) | {"splits": [Split.SEARCH.value]})
 
 
+@pytest.mark.usefixtures("sandbox")
 def test_sandboxes_are_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        check_sandbox()
-    except EvaluationError as reason:
-        pytest.skip(str(reason))
     monkeypatch.setattr("evomerge.engine.make_engine", lambda *args, **options: Closed().engine(64))
     write_toy_task(folder / "broken.yaml", n_items=4)
     wanted = settings(folder, tasks=["toy.yaml", "broken.yaml"], evaluation={"trust_task_code": True})

@@ -1,12 +1,12 @@
 """The main job as a user does it, with a real vLLM engine, Ray and lm-eval on the demo models: search, kill, resume, export, merge, score."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from evomerge.testing.engines import cannot_start
 
 ROOT = Path(__file__).resolve().parents[2]
-MERGEKIT = Path(os.environ.get("MERGEKIT_PYTHON", ROOT / ".venv-mergekit" / "bin" / "python"))
 N_EVALUATIONS = 16
 LIMIT = 60
 
@@ -129,28 +128,14 @@ def test_the_exported_recipe_merges_to_the_reported_scores(
     )
 
 
-@pytest.mark.skipif(
-    not MERGEKIT.exists(),
-    reason=f"mergekit's environment is not installed ({MERGEKIT}): make .venv-mergekit/.installed",
-)
 @pytest.mark.parametrize("choice", ["best", "knee", f"id:{N_EVALUATIONS - 12}"])
 def test_mergekit_makes_the_same_tensors_of_the_exported_recipe(
-    undisturbed: tuple[Path, str], tmp_path: Path, choice: str
+    mergekit: Callable[..., None], undisturbed: tuple[Path, str], tmp_path: Path, choice: str
 ) -> None:
     run, _ = undisturbed
     finish(evomerge("export", run, "--pick", choice, "-o", tmp_path / "recipe.yaml"))
     finish(evomerge("merge", tmp_path / "recipe.yaml", tmp_path / "ours"))
-    command = [
-        str(MERGEKIT),
-        "-m",
-        "mergekit.scripts.run_yaml",
-        str(tmp_path / "recipe.yaml"),
-        str(tmp_path / "theirs"),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    mergekit("-m", "mergekit.scripts.run_yaml", tmp_path / "recipe.yaml", tmp_path / "theirs")
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
     assert set(ours) == set(theirs)
     for name, tensor in ours.items():

@@ -5,7 +5,6 @@ Where a class is an error, it is met through `evomerge merge`: exit code 2, one 
 shows it, before any weight is read.
 """
 
-import ast
 import json
 import os
 import pickle
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bad_classes import check_classes
 from checkpoints import INDEX, UP, WEIGHTS, configure, edit, recipe_of, run_merge
 from safetensors.torch import load_file, save_file
 
@@ -26,8 +26,6 @@ from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool
 from evomerge.weights.stream import StreamedMerge
 
-TESTS = Path(__file__).parents[1]
-
 ELSEWHERE = {
     36: "weights/test_recipe_forms.py::test_36_an_adapter_is_no_model_and_a_model_no_adapter",
     37: "weights/test_recipe_forms.py::test_37_a_permuted_model_is_reported",
@@ -36,17 +34,8 @@ ELSEWHERE = {
 
 
 def test_every_class_has_a_test() -> None:
-    both = [*_tests_in(Path(__file__)), *_tests_in(Path(__file__).with_name("test_checkpoint_contents.py"))]
-    here = {int(name.split("_")[1]) for name in both if name.split("_")[1].isdigit()}
-    assert here | set(ELSEWHERE) == set(range(1, 40))
-    for place in ELSEWHERE.values():
-        file, _, name = place.partition("::")
-        assert name in _tests_in(TESTS / file), place
-
-
-def _tests_in(path: Path) -> list[str]:
-    functions = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef))
-    return [node.name for node in functions if node.name.startswith("test_")]
+    here = [Path(__file__), Path(__file__).with_name("test_checkpoint_contents.py")]
+    check_classes(range(1, 40), here, ELSEWHERE)
 
 
 def raw(path: Path, header: object, data: bytes = b"") -> None:

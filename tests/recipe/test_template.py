@@ -58,6 +58,13 @@ def merged(recipe: Recipe, folders: dict[str, str]) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in Merger(WeightPool(headers)).tensors(make_plan(recipe, headers))}
 
 
+def check_same_merge(one: Recipe, other: Recipe, folders: dict[str, str], rtol: float = 2**-8) -> None:
+    """Within a bfloat16 unit: theta_base + (theta - theta_base) may round differently from theta in float32."""
+    got, wanted = merged(one, folders), merged(other, folders)
+    for name in wanted:
+        torch.testing.assert_close(got[name].float(), wanted[name].float(), rtol=rtol, atol=1e-6)
+
+
 def test_what_an_expert_has_in_several_groups_is_a_family(folders: dict[str, str]) -> None:
     space = template(folders, "ties").space
     found = {parameter.name: parameter.family for parameter in space.parameters}
@@ -98,10 +105,7 @@ def test_baselines_inside_the_space_are_reproduced_exactly(folders: dict[str, st
     halves = f"{method}:0.5"
     assert (halves in points) == (halves in recipes) == (method != "linear")
     for name, values in points.items():
-        wanted, got = merged(recipes[name], folders), merged(made.recipe(values), folders)
-        for tensor in wanted:
-            # theta_base + (theta - theta_base) may round differently from theta in float32 by far less than a bf16 unit
-            torch.testing.assert_close(got[tensor].float(), wanted[tensor].float(), rtol=2**-8, atol=1e-6)
+        check_same_merge(made.recipe(values), recipes[name], folders)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +127,7 @@ def test_baselines_are_points_of_a_space_with_fixed_parameters_only_where_it_mak
     assert ("source:a" in points) == (fixed.get("lambda", 1.0) == fixed.get("density", 1.0) == 1.0)
     assert ("source:base" in points) == (not made.normalised)
     for name, values in points.items():
-        wanted, got = merged(recipes[name], folders), merged(made.recipe(values), folders)
-        for tensor in wanted:
-            torch.testing.assert_close(got[tensor].float(), wanted[tensor].float(), rtol=2**-8, atol=1e-6)
+        check_same_merge(made.recipe(values), recipes[name], folders)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +152,7 @@ def test_a_stack_of_all_merged_layers_is_the_merge(
         out_dtype="bfloat16",
     )
     values = {"weight[a]": 0.6, "weight[b]": 0.2, **at}
-    wanted, got = merged(merge.recipe(values), folders), merged(stack.recipe(values), folders)
-    for tensor in wanted:
-        torch.testing.assert_close(got[tensor].float(), wanted[tensor].float(), rtol=2**-7, atol=1e-6)
+    check_same_merge(stack.recipe(values), merge.recipe(values), folders, rtol=2**-7)
 
 
 def test_halves_are_a_baseline_where_the_space_holds_it(folders: dict[str, str]) -> None:

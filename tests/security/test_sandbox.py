@@ -94,11 +94,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def task(folder: Path) -> Iterator[SandboxedTask]:
-    try:
-        check_sandbox()
-    except EvaluationError as reason:
-        pytest.skip(str(reason))
+def task(sandbox: None, folder: Path) -> Iterator[SandboxedTask]:
     os.environ["EVOMERGE_TEST_SECRET"] = "planted"  # noqa: S105
     task = SandboxedTask(TaskSpec(str(folder / "t.yaml")), folder / "model", timeout_s=10)
     del os.environ["EVOMERGE_TEST_SECRET"]
@@ -124,6 +120,37 @@ def test_everything_but_scoring_is_blocked(task: SandboxedTask, folder: Path) ->
     assert not (folder / "written").exists()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"counts": None},
+        {"counts": [1]},
+        {"counts": [0, 2]},
+        {"counts": [], "generations": []},
+        {"generations": [[["x"], 4, []]] * 2},
+        {"likelihoods": 5},
+    ],
+)
+def test_what_a_sandbox_says_of_its_items_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    items = {
+        "counts": [1, 1], "n_dropped": 0, "targets": [], "likelihoods": [], "generations": [[[1, 2], 4, ["."]], [[1], 4, []]],
+    }  # fmt: skip
+    answer = {"name": "t", "metric": "m", "filter": "none", "splits": {"search": items | changes}}
+    monkeypatch.setattr(SandboxedTask, "_start", lambda self: answer)
+    if changes:
+        with pytest.raises(EvaluationError, match="its sandbox gives no proper answer"):
+            SandboxedTask(TaskSpec("t.yaml"), tmp_path, timeout_s=1)
+        return
+    task = SandboxedTask(TaskSpec("t.yaml"), tmp_path, timeout_s=1)
+    for scores in (None, [1.0], [1.0, "x"], [1.0, float("nan")]):
+        monkeypatch.setattr(task, "score", lambda order, scores=scores: scores)
+        with pytest.raises(EvaluationError, match="the sandbox gives no score per item"):
+            task.items(Split.SEARCH).score([], [Generation("a", 1)] * 2)
+
+
 COUNTING = """
 import os, time
 
@@ -137,12 +164,9 @@ def score(document, results):
 """
 
 
+@pytest.mark.usefixtures("sandbox")
 def test_answers_are_scored_by_several_processes(folder: Path, tmp_path: Path) -> None:
     """The same scores in the same order, and the first failure as one process finds it."""
-    try:
-        check_sandbox()
-    except EvaluationError as reason:
-        pytest.skip(str(reason))
     rows = [{"q": f"item {number}"} for number in range(12)]
     (tmp_path / "search.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "counting.py").write_text(COUNTING)
@@ -262,11 +286,8 @@ filter_list:
 """
 
 
+@pytest.mark.usefixtures("sandbox")
 def test_a_task_shaped_like_humaneval_runs_what_the_model_writes(tmp_path: Path) -> None:
-    try:
-        check_sandbox()
-    except EvaluationError as reason:
-        pytest.skip(str(reason))
     write_tiny_llama(tmp_path / "model", seed=0)
     problem = {"prompt": "def square(x):\n", "test": "assert square(-3) == 9"}
     (tmp_path / "problems.jsonl").write_text(f"{json.dumps(problem)}\n" * 4)

@@ -1,31 +1,24 @@
 """What `evomerge merge` leaves on disk and takes of memory: shards, limits, interruptions; and vocabularies joined as mergekit joins them."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from both_ways import stored
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge import EvomergeError, merge_recipe
 from evomerge.testing.tiny_models import CHARACTERS, SPECIAL_TOKENS, write_tiny_llama
 from evomerge.weights.staging import put_in_place, remove_leftovers, staging_folder
-
-MERGEKIT = Path(
-    os.environ.get("MERGEKIT_PYTHON", Path(__file__).resolve().parents[2] / ".venv-mergekit" / "bin" / "python")
-)
-needs_mergekit = pytest.mark.skipif(
-    not MERGEKIT.exists(),
-    reason=f"mergekit's environment is not installed ({MERGEKIT}): make .venv-mergekit/.installed",
-)
 
 
 def with_token(folder: Path, tokens: list[str], seed: int) -> Path:
@@ -57,26 +50,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def merged(recipe: str, folder: Path, **options: object) -> dict[str, torch.Tensor]:
     path = folder / "recipe.yaml"
     path.write_text(recipe)
-    out = merge_recipe(path, folder / "out", overwrite=True, **options)
-    return {name: tensor for file in sorted(out.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return stored(merge_recipe(path, folder / "out", overwrite=True, **options))
 
 
-def by_mergekit(recipe: str, folder: Path, *options: str) -> dict[str, torch.Tensor]:
-    path = folder / "mergekit.yaml"
-    path.write_text(recipe)
-    command = [MERGEKIT, "-m", "mergekit.scripts.run_yaml", path, folder / "theirs", "--allow-crimes", *options]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, check=False, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    files = sorted((folder / "theirs").glob("*.safetensors"))
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
-
-
-@needs_mergekit
 @pytest.mark.parametrize("source", ["union", "base"])
-def test_vocabularies_as_mergekit_joins_them(tmp_path: Path, source: str) -> None:
+def test_vocabularies_as_mergekit_joins_them(tmp_path: Path, mergekit: Callable[..., None], source: str) -> None:
     for seed, (name, tokens) in enumerate({"base": ["<x>"], "a": ["<x>", "<y>"], "b": ["<z>", "<y>"]}.items()):
         with_token(tmp_path / name, tokens, seed)
     recipe = yaml.safe_dump(
@@ -88,7 +66,9 @@ def test_vocabularies_as_mergekit_joins_them(tmp_path: Path, source: str) -> Non
             "dtype": "float32",
         }
     )
-    ours, theirs = merged(recipe, tmp_path), by_mergekit(recipe, tmp_path)
+    ours = merged(recipe, tmp_path)
+    mergekit("-m", "mergekit.scripts.run_yaml", tmp_path / "recipe.yaml", tmp_path / "theirs", "--allow-crimes")
+    theirs = stored(tmp_path / "theirs")
     our_tokens, their_tokens = (
         AutoTokenizer.from_pretrained(tmp_path / part).get_vocab() for part in ("out", "theirs")
     )

@@ -1,24 +1,14 @@
 """Recipes with `modules:` and with LoRA sources give what mergekit itself gives, run in its own environment on the files we export."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from both_ways import assert_close, merged_both_ways
 from safetensors.torch import load_file, save_file
 
-from evomerge.recipe import Recipe, Setting, Slice, Source, write_recipe
+from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
-from evomerge.weights import merge_to_folder
-
-ROOT = Path(__file__).resolve().parents[2]
-PYTHON = Path(os.environ.get("MERGEKIT_PYTHON", ROOT / ".venv-mergekit" / "bin" / "python"))
-
-pytestmark = pytest.mark.skipif(
-    not PYTHON.exists(), reason=f"mergekit's environment is not installed ({PYTHON}): make .venv-mergekit/.installed"
-)
 
 TARGETS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "model.layers.1.mlp.up_proj")
 
@@ -125,35 +115,13 @@ CASES = (
 
 
 @pytest.fixture(scope="module")
-def merged(tmp_path_factory):
-    """case -> (ours, mergekit's) tensors; mergekit is started once for all."""
+def merged(tmp_path_factory, mergekit):
+    """case -> (ours, mergekit's) tensors."""
     folder = tmp_path_factory.mktemp("forms")
-    jobs, places = [], {}
-    for name, recipe in [*module_recipes(folder), *adapter_recipes(folder)]:
-        place = folder / "merged" / name
-        merge_to_folder(recipe, place)
-        write_recipe(recipe, place.with_suffix(".yaml"))
-        places[name] = (place, place.with_suffix(".mergekit"))
-        jobs.append([str(place.with_suffix(".yaml")), str(place.with_suffix(".mergekit"))])
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONPATH", None)
-    runner = Path(__file__).with_name("mergekit_runner.py")
-    subprocess.run([PYTHON, runner, folder / "jobs.json"], check=True, env=environment)
-    return {key: (load_file(ours / "model.safetensors"), load(theirs)) for key, (ours, theirs) in places.items()}
-
-
-def load(folder):
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return merged_both_ways(dict([*module_recipes(folder), *adapter_recipes(folder)]), folder, mergekit)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_mergekit(merged, name):
-    ours, theirs = merged[name]
     assert set(merged) == set(CASES)
-    assert set(ours) == set(theirs)
-    for tensor, expected in theirs.items():
-        scale = expected.abs().max().item()
-        torch.testing.assert_close(
-            ours[tensor], expected, rtol=1e-6, atol=1e-6 * scale, msg=lambda m, t=tensor: f"{t}: {m}"
-        )
+    assert_close(*merged[name])

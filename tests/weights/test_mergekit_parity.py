@@ -1,14 +1,10 @@
 """Merges of tiny models equal those of mergekit itself, run in its own environment on the recipe files we export."""
 
-import json
-import os
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from both_ways import assert_close, merged_both_ways
 
 from evomerge.plan import read_model_header
 from evomerge.recipe import (
@@ -22,17 +18,8 @@ from evomerge.recipe import (
     Span,
     StackLayer,
     stack_recipe,
-    write_recipe,
 )
 from evomerge.testing.tiny_models import write_tiny_llama
-from evomerge.weights import merge_to_folder
-
-ROOT = Path(__file__).resolve().parents[2]
-PYTHON = Path(os.environ.get("MERGEKIT_PYTHON", ROOT / ".venv-mergekit" / "bin" / "python"))
-
-pytestmark = pytest.mark.skipif(
-    not PYTHON.exists(), reason=f"mergekit's environment is not installed ({PYTHON}): make .venv-mergekit"
-)
 
 
 def settings(**values):
@@ -173,35 +160,18 @@ NAMES = tuple(recipes(("x", "y", "z"), "float32"))
 
 
 @pytest.fixture(scope="module")
-def merged(tmp_path_factory):
-    """(dtype, case) -> (ours, mergekit's) tensors; mergekit is started once for all cases."""
+def merged(tmp_path_factory, mergekit):
+    """(dtype, case) -> (ours, mergekit's) tensors."""
     folder = tmp_path_factory.mktemp("parity")
-    jobs, folders = [], {}
+    wanted = {}
     for dtype in ("float32", "bfloat16"):
         models = [
             str(write_tiny_llama(folder / f"{dtype}-{seed}", seed=seed, n_layers=4, tied=False, dtype=dtype))
             for seed in range(3)
         ]
         names = list(read_model_header(models[0]).tensors)
-        for name, recipe in recipes(models, dtype, names).items():
-            place = folder / f"{dtype}-{name}"
-            merge_to_folder(recipe, place)
-            write_recipe(recipe, place.with_suffix(".yaml"))
-            folders[dtype, name] = (place, place.with_suffix(".mergekit"))
-            jobs.append([str(place.with_suffix(".yaml")), str(place.with_suffix(".mergekit"))])
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONPATH", None)
-    runner = Path(__file__).with_name("mergekit_runner.py")
-    subprocess.run([PYTHON, runner, folder / "jobs.json"], check=True, env=environment)
-    return {key: (load(ours), load(theirs)) for key, (ours, theirs) in folders.items()}
-
-
-def load(folder):
-    tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(file)
-    return tensors
+        wanted |= {(dtype, name): recipe for name, recipe in recipes(models, dtype, names).items()}
+    return merged_both_ways(wanted, folder, mergekit)
 
 
 def ordered_bits(tensor):
@@ -212,13 +182,7 @@ def ordered_bits(tensor):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float32(merged, name):
-    ours, theirs = merged["float32", name]
-    assert set(ours) == set(theirs)
-    for tensor, expected in theirs.items():
-        scale = expected.abs().max().item()
-        torch.testing.assert_close(
-            ours[tensor], expected, rtol=1e-6, atol=1e-6 * scale, msg=lambda m, t=tensor: f"{t}: {m}"
-        )
+    assert_close(*merged["float32", name])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,7 @@
 """Building with a micro recipe of two steps a model: the folders, the cache, and what an interruption leaves."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,10 +82,7 @@ def test_a_finished_zoo_is_reused_and_a_damaged_or_outdated_one_is_not(
     assert list(report.scores) == ["base", "reverse"]
     assert not trained
 
-    copy = tmp_path / "zoo"
-    for name, content in files(micro).items():
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_bytes(content)
+    copy = shutil.copytree(micro, tmp_path / "zoo")
     assert build_zoo(copy, seed=5, settings=MICRO).reused
     (copy / "base" / "config.json").write_text("{}", encoding="utf-8")
     assert not build_zoo(copy, seed=5, settings=MICRO).reused
@@ -96,10 +94,7 @@ def test_a_finished_zoo_is_reused_and_a_damaged_or_outdated_one_is_not(
 
 
 def test_an_interrupted_build_leaves_what_was_there(micro: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "zoo"
-    for name, content in files(micro).items():
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_bytes(content)
+    copy = shutil.copytree(micro, tmp_path / "zoo")
 
     def interrupt(line: str) -> None:
         if line.startswith("base: step"):
