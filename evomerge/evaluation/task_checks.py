@@ -9,6 +9,7 @@ from evomerge.core import EvaluationError, Split
 from evomerge.evaluation.split_parts import split_name
 from evomerge.evaluation.task_files import is_task_file, number_of_shots
 from evomerge.evaluation.task_filters import check_filters
+from evomerge.evaluation.task_keys import check_keys
 from evomerge.evaluation.task_settings import settings_as_text, settings_with_functions
 from evomerge.evaluation.task_spec import TaskSpec
 
@@ -145,6 +146,7 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
     if description is not None and not (isinstance(description, str) or callable(description)):
         raise EvaluationError(f"{where}: description: expected a text, got {description!r}")
     if is_task_file(where):
+        check_keys(where, settings)
         check_filters(where, settings)
     generation = settings.get("generation_kwargs") or {}
     if not isinstance(generation, Mapping):

@@ -18,6 +18,7 @@ import jinja2.sandbox
 
 from evomerge.core import EvaluationError, did_you_mean
 from evomerge.evaluation.task_files import data_files, is_task_file, named_task_file, named_tasks, read_task_file
+from evomerge.evaluation.task_keys import BELONGS_TO
 from evomerge.evaluation.task_spec import TaskSpec
 
 _TEMPLATES = ("doc_to_text", "doc_to_target", "doc_to_choice", "description", "gen_prefix")
@@ -25,8 +26,6 @@ _CODE_KEYS = ("class", "use_prompt", "custom_dataset", "process_docs", "process_
 """Keys whose value is code, or names code that lm-eval would import."""
 _PICKLED_DATA = ("pandas",)
 """Loaders of the `datasets` package that unpickle files."""
-_BELONGS_TO = ("tag", "group", "task_list")
-"""Keys that say which collections a task is in; `TaskConfig` does not take them."""
 
 
 def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
         settings = read_task_file(path)
         _refuse_code(path, settings)
     settings = copy.deepcopy(settings)
-    for key in _BELONGS_TO:
+    for key in BELONGS_TO:
         settings.pop(key, None)
     kwargs = settings.get("dataset_kwargs") or {}
     if kwargs.get("data_files"):
@@ -105,7 +104,7 @@ def _named_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
     if not trust_code:
         _refuse_unsafe(task)
     settings = settings_with_functions(task)
-    for key in _BELONGS_TO:
+    for key in BELONGS_TO:
         settings.pop(key, None)
     settings["metadata"] = settings.get("metadata") if isinstance(settings.get("metadata"), dict) else {}
     return settings

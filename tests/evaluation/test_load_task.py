@@ -205,6 +205,10 @@ def test_refused(write_task, tokenizer, what, settings):
     [
         refused("num_fewshot: expected a number of solved examples, got 'two'", num_fewshot="two"),
         refused("num_fewshot: expected a number of solved examples, got -1", num_fewshot=-1),
+        refused("unknown key 'doc_to_txt'; did you mean 'doc_to_text'", doc_to_txt="{{q}}"),
+        refused("doc_to_text: is missing", doc_to_text=None),
+        refused("doc_to_choice: is missing", output_type="multiple_choice"),
+        refused("dataset_path: is missing", dataset_path=None),
         refused("num_fewshot: expected a number of solved examples, got True", num_fewshot=True),
         refused("description: expected a text, got ['Answer.']", description=["Answer."]),
         refused("dataset_kwargs: expected settings by name, got 'json'", dataset_kwargs="json"),

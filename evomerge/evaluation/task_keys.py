@@ -1,0 +1,36 @@
+"""Which keys a task file has: none that lm-eval does not know, and those without which it cannot ask anything. Loads no task."""
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from evomerge.core import EvaluationError, did_you_mean
+
+BELONGS_TO = ("tag", "group", "task_list")
+"""Keys that say which collections a task is in; lm-eval's `TaskConfig` does not take them."""
+
+_NEEDED = {"dataset_path": ("custom_dataset",), "doc_to_text": ("use_prompt",)}
+"""key -> others that do instead"""
+
+
+def check_keys(path: str, settings: Mapping[str, Any]) -> None:
+    """Checks the keys of a local task file.
+
+    Raises:
+        EvaluationError: one is unknown or missing.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        return
+    known = {field.name for field in fields(importlib.import_module("lm_eval.config.task").TaskConfig)}
+    for key in settings:
+        if key not in known and key not in (*BELONGS_TO, "class"):
+            hint = did_you_mean(str(key), known)
+            raise EvaluationError(f"{path}: unknown key {key!r}{hint} lm-eval knows: {', '.join(sorted(known))}")
+    needed = dict(_NEEDED)
+    if settings.get("output_type") == "multiple_choice":
+        needed["doc_to_choice"] = ("use_prompt",)
+    for key, instead in needed.items():
+        if all(settings.get(name) is None for name in (key, *instead)):
+            raise EvaluationError(f"{path}: {key}: is missing")
