@@ -326,7 +326,7 @@ def test_a_missing_package_is_named(models: list[Path], tmp_path: Path, monkeypa
     with pytest.raises(
         ConfigError, match=r"'ifeval' needs a package that is not installed: .*; pip install langdetect"
     ):
-        make_problem(configured(tmp_path, models, of("ifeval")))
+        make_problem(configured(tmp_path, models, of("ifeval", search_on_test=True)))
 
 
 def test_validate_says_what_is_scored(models: list[Path], tmp_path: Path) -> None:
