@@ -26,6 +26,7 @@ from evomerge.core import (
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.search import Journal, event, leader
 from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
 
 
 def command(*arguments: object) -> list[str]:
@@ -40,8 +41,8 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 def models(tmp_path: Path) -> Path:
     for index, name in enumerate(("base", "math", "my code")):
         write_tiny_llama(tmp_path / name, seed=index)
-    (tmp_path / "toy.yaml").write_text("task: toy\n")
-    (tmp_path / "other.yaml").write_text("task: other\n")
+    for name in ("toy", "other"):
+        write_toy_task(tmp_path / f"{name}.yaml", n_items=2)
     return tmp_path
 
 
@@ -72,7 +73,7 @@ def test_init_without_tasks_says_what_is_missing(models: Path) -> None:
 
 def test_init_writes_the_file_where_only_the_tasks_need_mending(models: Path) -> None:
     (models / "rows.jsonl").write_text('{"q": "a"}\n')
-    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": "rows.jsonl"}}
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": "rows.jsonl"}, "doc_to_text": "{{q}}"}
     (models / "toy.yaml").write_text(yaml.safe_dump({"task": "toy", **data}))
     experts = [str(models / "math"), f"b={models / 'base'}"]
     todo = write_first_config(models / "s.yaml", experts, base=None, tasks=[str(models / "toy.yaml")])

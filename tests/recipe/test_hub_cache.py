@@ -11,6 +11,7 @@ from evomerge.core import CheckpointError, RecipeError, cached_model, model_name
 from evomerge.plan import read_model_header
 from evomerge.recipe import read_recipe, read_recipe_file
 from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
 from evomerge.weights import merge_file_to_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -74,7 +75,7 @@ def test_recipes_may_name_models_below_home(cache: Path, tmp_path: Path, monkeyp
 
 
 def test_configurations(cache: Path, tmp_path: Path) -> None:
-    (tmp_path / "toy.yaml").write_text("task: toy\n")
+    write_toy_task(tmp_path / "toy.yaml", n_items=2)
     write_first_config(tmp_path / "s.yaml", ["acme/a", "acme/b"], base=None, tasks=[str(tmp_path / "toy.yaml")])
     assert yaml.safe_load((tmp_path / "s.yaml").read_text())["models"]["experts"] == {"a": "acme/a", "b": "acme/b"}
     models = load_config(tmp_path / "s.yaml").models
