@@ -1,5 +1,6 @@
 """`evomerge`: the entry point and what its exit codes mean (0 done, 1 internal error, 2 bad input, 130 interrupted and saved)."""
 
+import errno
 import os
 import sys
 import threading
@@ -40,17 +41,26 @@ def _command() -> int:
     except EvomergeError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except PermissionError as error:
-        refused = f"error: {error.filename or error}: this user may not use it; have it shared, or name another place"
-        print("\n".join([refused, *error.__dict__.get("__notes__", [])]), file=sys.stderr)
-        return EXIT_BAD_INPUT
     except Exception as error:  # noqa: BLE001  (the end of the program: whoever runs it must be told how to go on)
         hints = error.__dict__.pop("__notes__", [])  # said below
+        refusal = _refusal(error)
+        if refusal is not None:
+            print("\n".join([f"error: {refusal}", *hints]), file=sys.stderr)
+            return EXIT_BAD_INPUT
         traceback.print_exc()
         print(f"\ninternal error: {type(error).__name__}: {error}", file=sys.stderr)
         print("\n".join(["This is a fault of evomerge or a library; the traceback is above.", *hints]), file=sys.stderr)
         return EXIT_INTERNAL
     return 0
+
+
+def _refusal(error: Exception) -> str | None:
+    """What is said of an error of the file system that the user can mend; None for any other error."""
+    if isinstance(error, PermissionError):
+        return f"{error.filename or error}: this user may not use it; have it shared, or name another place"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename or error}: the name is longer than the file system allows"
+    return None
 
 
 def _exit(code: int) -> NoReturn:

@@ -60,7 +60,7 @@ class Worker:
 
 def _write_output_to(path: Path) -> None:
     """Sends everything this process prints or logs, C libraries included, to `path`."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)

@@ -2,7 +2,8 @@
 
 import json
 import os
-import tempfile
+import secrets
+import stat
 from pathlib import Path
 
 from evomerge.core.jsonable import Json
@@ -23,6 +24,8 @@ def fsync_folder(folder: Path) -> None:
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Replaces `path` by `content`: written beside it, fsynced, renamed. A link keeps pointing where it does; pipes and devices are written to.
 
+    A new file's permissions are those that the umask leaves, a replaced one's stay.
+
     Raises:
         OSError: the folder is missing, read-only or full; `path` is then untouched.
     """
@@ -30,16 +33,17 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
         path.write_bytes(content)
         return
     path = Path(os.path.realpath(path))
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-            os.fchmod(stream.fileno(), 0o644)
+            if path.exists():
+                os.fchmod(stream.fileno(), stat.S_IMODE(path.stat().st_mode))
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -174,12 +175,13 @@ def _outputs(plan: MergePlan, headers: Mapping[str, ModelHeader]) -> list[Output
 
 
 def _flush(folder: Path) -> None:
+    """Makes the files of a new model durable; whatever the copied ones' permissions were, they get what the umask left the folder."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for path in folder.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        path.chmod(0o644)
-    folder.chmod(0o755)
+        path.chmod(mode)
     fsync_folder(folder)

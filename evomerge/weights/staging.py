@@ -9,8 +9,8 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +77,8 @@ def put_in_place(staging: Path, out: Path) -> None:
 def _locked_folder(out: Path) -> tuple[Path, int]:
     """A new folder and the descriptor that holds its lock."""
     while True:
-        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.{_here()}-", suffix=".merging"))
+        staging = out.parent / f".{out.name}.{_here()}-{secrets.token_hex(4)}.merging"
+        staging.mkdir()
         lock = os.open(staging, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

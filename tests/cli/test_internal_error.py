@@ -76,6 +76,13 @@ def test_what_this_user_may_not_use_is_no_internal_error(tmp_path: Path) -> None
     assert refused.stderr == "error: /home/other/run: this user may not use it; have it shared, or name another place\n"
 
 
+def test_a_name_that_is_too_long_is_no_internal_error(tmp_path: Path) -> None:
+    refused = run("front", tmp_path / ("x" * 300))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: {tmp_path / 'xxx'}")
+    assert refused.stderr.endswith(": the name is longer than the file system allows\n")
+
+
 def test_a_reader_that_leaves_is_no_internal_error(tmp_path: Path) -> None:
     """`evomerge ... | head`: nothing is said, and the exit code does not claim that all was done."""
     command = [sys.executable, "-c", "from evomerge.cli import main; main()", "--help"]

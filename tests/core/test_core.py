@@ -47,6 +47,20 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x.json"]
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_says_who_may_read_a_new_file(tmp_path: Path, mask: int, mode: int) -> None:
+    path = tmp_path / "x"
+    before = os.umask(mask)
+    try:
+        atomic_write_text(path, "one")
+        assert path.stat().st_mode & 0o777 == mode
+        path.chmod(0o640)
+        atomic_write_text(path, "two")
+        assert path.stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+
+
 def test_links_pipes_and_names_that_are_no_text_are_written_to(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there" / "file")

@@ -51,6 +51,16 @@ def test_complete_folder(models, tmp_path):
     assert os.listdir(tmp_path / "new") == ["out"]
 
 
+def test_the_umask_says_who_may_read_it(models, tmp_path):
+    before = os.umask(0o027)
+    try:
+        out = merge_to_folder(average(models), tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert out.stat().st_mode & 0o777 == 0o750
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o640}
+
+
 def test_equal_merges_are_equal_bytes(models, tmp_path):
     for name in ("a", "b"):
         merge_to_folder(average(models), tmp_path / name)
