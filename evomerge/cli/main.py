@@ -38,12 +38,9 @@ def _command() -> int:
         app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else EXIT_INTERNAL if end.code else 0
-    except EvomergeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
     except Exception as error:  # noqa: BLE001  (the end of the program: whoever runs it must be told how to go on)
         hints = error.__dict__.pop("__notes__", [])  # said below
-        refusal = _refusal(error)
+        refusal = str(error) if isinstance(error, EvomergeError) else _refusal(error)
         if refusal is not None:
             print("\n".join([f"error: {refusal}", *hints]), file=sys.stderr)
             return EXIT_BAD_INPUT

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evomerge.cli.console import say
 from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts
-from evomerge.core import Evaluation, EvomergeError, Split, Status
+from evomerge.core import EngineError, Evaluation, EvomergeError, Split, Status
 from evomerge.search import Interrupted, RunDirectory, RunState, indifferent, standing
 
 STATUS_EVERY_S = 10.0
@@ -85,20 +85,20 @@ def watched(
     from evomerge.build import open_run
     from evomerge.cli.tables import print_summary
 
-    resume = RunDirectory(folder).resume_command
+    directory = RunDirectory(folder)
     say(f"run directory: {folder}")
     try:
         yield Progress(folder, n_evaluations, known)
     except Interrupted:
         ignore_interrupts()  # everything is saved: one Ctrl-C too many must not look like a failure
-        say(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  {resume}")
+        say(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  {directory.resume_command}")
         sys.exit(EXIT_INTERRUPTED)
-    except EvomergeError:
-        raise
     except Exception as error:
-        error.add_note(
-            f"Every finished evaluation is saved. When the fault is mended, go on with:\n  {resume}\n"
-            f"Logs of the workers: {folder / 'logs'}"
-        )
+        says_what_to_do = isinstance(error, EvomergeError) and not isinstance(error, EngineError)
+        if directory.exists and not says_what_to_do:
+            error.add_note(
+                f"Every finished evaluation is saved. When the fault is mended, go on with:\n  {directory.resume_command}\n"
+                f"Logs of the workers: {directory.logs}"
+            )
         raise
     print_summary(open_run(folder))

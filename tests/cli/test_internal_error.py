@@ -59,6 +59,23 @@ def test_a_search_that_breaks_is_resumed(tmp_path: Path, kind: str) -> None:
     assert (tmp_path / "run" / "front.json").read_bytes() == (tmp_path / "whole" / "front.json").read_bytes()
 
 
+def test_workers_that_cannot_start_end_a_search_that_can_go_on(tmp_path: Path) -> None:
+    config = tmp_path / "search.yaml"
+    config.write_text(yaml.safe_dump({**SETTINGS, "cluster": {"kind": "local", "workers": 1}}))
+    fault = FAULT.replace('ZeroDivisionError("provoked")', 'EngineError("worker 0 cannot start: provoked")')
+    broken = run(
+        "search", config, "--run-dir", tmp_path / "run", fault=f"from evomerge.core import EngineError\n{fault}"
+    )
+    assert broken.returncode == 2
+    assert "Traceback" not in broken.stderr
+    assert broken.stderr.endswith(
+        "error: worker 0 cannot start: provoked\n"
+        "Every finished evaluation is saved. When the fault is mended, go on with:\n"
+        f"  evomerge resume {tmp_path / 'run'}\n"
+        f"Logs of the workers: {tmp_path / 'run' / 'logs'}\n"
+    )
+
+
 def test_other_commands(tmp_path: Path) -> None:
     fault = "import evomerge.build\ndef fail(folder):\n    raise ZeroDivisionError('provoked')\nevomerge.build.open_run = fail"
     broken = run("front", tmp_path, fault=fault)
