@@ -9,7 +9,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from evomerge.config.schema import ModelConfig, SearchConfig, long_form, long_forms, path_and_lora
+from evomerge.config.schema import ModelConfig, SearchConfig
+from evomerge.config.short_forms import long_form, long_forms, path_and_lora
 from evomerge.core import ConfigError, FilePath, cached_model, load_yaml, why_unreadable
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from evomerge.config.short_forms import long_form, long_forms, path_and_lora
 from evomerge.core import canonical_json
 
 
@@ -37,25 +38,6 @@ class ModelConfig(_Strict):
     def key(self) -> str:
         """What recipes call it."""
         return self.path if self.lora is None else f"{self.path}+{self.lora}"
-
-
-def long_form(value: Any, key: str) -> Any:
-    """A setting that is given in its short form, a plain text, as the mapping that this is short for; anything else as it is."""
-    return {key: value} if isinstance(value, str) else value
-
-
-def long_forms(value: Any, key: str) -> Any:
-    """The same for each of a list, which may itself be one plain text."""
-    value = [value] if isinstance(value, str) else value
-    return [long_form(item, key) for item in value] if isinstance(value, list) else value
-
-
-def path_and_lora(value: Any) -> Any:
-    """The settings of a model that is given in its short form; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    path, _, lora = value.partition("+")
-    return {"path": path, "lora": lora or None}
 
 
 class ModelsConfig(_Strict):

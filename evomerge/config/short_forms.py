@@ -1,0 +1,22 @@
+"""Settings that may be given as a plain text, and the mappings that they are short for."""
+
+from typing import Any
+
+
+def long_form(value: Any, key: str) -> Any:
+    """A setting that is given in its short form, a plain text, as the mapping that this is short for; anything else as it is."""
+    return {key: value} if isinstance(value, str) else value
+
+
+def long_forms(value: Any, key: str) -> Any:
+    """The same for each of a list, which may itself be one plain text."""
+    value = [value] if isinstance(value, str) else value
+    return [long_form(item, key) for item in value] if isinstance(value, list) else value
+
+
+def path_and_lora(value: Any) -> Any:
+    """The settings of a model that is given in its short form; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    path, _, lora = value.partition("+")
+    return {"path": path, "lora": lora or None}
