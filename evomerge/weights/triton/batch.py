@@ -208,7 +208,7 @@ def merge_options(n_inputs: int, kinds: int, base: int, mode: int) -> dict[str, 
     """Options of a launch of `merge_chunks` with these constants.
 
     The compiler would take up to 128 registers for three inputs: with 64, a Hopper processor runs four programs at a time instead of two,
-    whose loads then are under way together, and hardly an instruction is added (`benchmarks/merge_gpu_instructions.py`).
+    whose loads then are under way together, for up to 4% more instructions (counted as in `benchmarks/merge_gpu_instructions.py`).
     """
     size = n_inputs + 2 * (mode == RANKED) + 2 * (kinds != 0 or base > 0)
     return _OPTIONS | {"maxnreg": next((registers for most, registers in _REGISTERS if size <= most), None)}
