@@ -107,6 +107,18 @@ def test_kernels_are_bound_by_memory(row):
     assert found.warps >= 24
 
 
+@pytest.mark.parametrize("n_inputs", [3, 8])
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties"])
+def test_registers_suffice(method, n_inputs, tmp_path):
+    """Within the limit that a launch sets, nothing is kept in memory instead."""
+    (tmp_path / "cubin").write_bytes(
+        compiled(kernels.merge_chunks, "*i32", **CASES[method], K=n_inputs, OUT=0, ALIGNED=True).asm["cubin"]
+    )
+    resources = COUNTER._cuobjdump("-res-usage", tmp_path / "cubin")
+    assert int(re.search(r"REG:(\d+)", resources)[1]) <= (64 if n_inputs == 3 else 128)
+    assert "STACK:0 " in resources
+
+
 class Driver:
     """What Triton asks a GPU's driver before it compiles."""
 
