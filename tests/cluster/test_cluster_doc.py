@@ -187,7 +187,9 @@ def run_slurm_script(folder: Path, end: str, *, begun: bool) -> tuple[int, list[
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_CPUS_PER_TASK": "3",
     }
-    with subprocess.Popen(["bash", str(script)], cwd=folder, env=environment, start_new_session=True) as job_script:
+    # bash heeds no SIGINT that was ignored when it started, as where these tests run in the background of a shell
+    command = ["env", "--default-signal=INT", "bash", str(script)]
+    with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True) as job_script:
         try:
             code = job_script.wait(timeout=60)
         finally:
