@@ -6,7 +6,8 @@ from evomerge.plan.folding import FOLDINGS, folding_of
 from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorKey, TensorStep, WeightTarget
 from evomerge.plan.model_folder import check_tokenizer, check_unchanged, file_inside, read_model_header
 from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader, config_value
-from evomerge.plan.planner import make_plan
+from evomerge.plan.modules import split_into_modules
+from evomerge.plan.planner import make_plan, slices_with_inputs
 from evomerge.plan.ranks import MOST_RANKS, PLACE_BYTES, RANK_BYTES, RANKED_METHODS, keeps_ranks, n_columns, rank_bytes
 from evomerge.plan.recorded import headers_from_json, headers_to_json
 from evomerge.plan.slots import padded
@@ -49,5 +50,7 @@ __all__ = [
     "read_model_header",
     "read_models",
     "read_source",
+    "slices_with_inputs",
+    "split_into_modules",
     "table_of",
 ]

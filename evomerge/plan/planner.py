@@ -45,7 +45,7 @@ def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
     """
     check_recipe(recipe)
     spec = method_spec(recipe.method)
-    slices = _slices_with_inputs(recipe, spec)
+    slices = slices_with_inputs(recipe)
     structure = build_structure(_structure_key(recipe, spec, slices, headers))
     dtype = recipe.out_dtype or _default_dtype(headers[recipe.models()[0]])
     if recipe.pieces is not None:
@@ -65,9 +65,9 @@ def _default_dtype(header: ModelHeader) -> str:
     return header.dtype if header.dtype in _BYTES_OF else "float32"
 
 
-def _slices_with_inputs(recipe: Recipe, spec: MethodSpec) -> tuple[Slice, ...]:
+def slices_with_inputs(recipe: Recipe) -> tuple[Slice, ...]:
     """The recipe's slices; a base that mergekit would append as an input of a whole-model `linear` or `karcher` is appended."""
-    base = recipe.base
+    base, spec = recipe.base, method_spec(recipe.method)
     if spec.base is not BaseRole.SOURCE or base is None:
         return recipe.slices
     required = [parameter.name for parameter in spec.parameters if parameter.default is None]
@@ -95,8 +95,8 @@ def _structure_key(
     return StructureKey(
         tuple(tuple(SourceLayers(source.key, source.layer_range) for source in piece.sources) for piece in slices),
         tuple(piece.module for piece in slices),
-        recipe.base,
-        spec.base is not BaseRole.SOURCE,
+        tuple(None if spec.base is BaseRole.SOURCE else recipe.base_of(piece) for piece in slices),
+        models[0],
         all_filters(recipe),
         tuple((key, headers[key]) for key in models),
     )
@@ -125,9 +125,9 @@ class _Steps:
         if output.group not in self._resolved:
             self._resolved[output.group] = self._resolve(output)
         shared, inputs = self._resolved[output.group]
-        base = None
-        if output.base_tensor is not None and recipe.base is not None:
-            base = TensorInput(recipe.base, output.base_tensor, _NOTHING)
+        base, owner = None, recipe.base_of(self._slices[output.slice_index])
+        if output.base_tensor is not None and owner is not None:
+            base = TensorInput(owner, output.base_tensor, _NOTHING)
         named = tuple([TensorInput(key, output.tensors[index], values) for index, key, values in inputs])
         return TensorStep(output.name, output.shape, recipe.method, named, base, shared)
 
@@ -141,7 +141,7 @@ class _Steps:
         }
         inputs: list[tuple[int, str, Scalars]] = []
         for index, source in enumerate(piece.sources):
-            if source.key == self._recipe.base and self._spec.base is not BaseRole.SOURCE:
+            if source.key == self._recipe.base_of(piece) and self._spec.base is not BaseRole.SOURCE:
                 continue
             name = output.names[index]
             own = (source.parameters, *levels)

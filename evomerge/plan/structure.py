@@ -26,12 +26,21 @@ class SourceLayers:
 
 @dataclass(frozen=True, slots=True)
 class StructureKey:
-    """What a structure depends on: `modules` says which module each of the `slices` belongs to; `headers` are compared by identity."""
+    """What a structure depends on; `headers` are compared by identity.
+
+    Attributes:
+        slices: their sources.
+        modules: which module each slice belongs to.
+        bases: the base of each slice, None where it needs none.
+        reference: the model whose tensors the result has.
+        filters: of all parameters.
+        headers: of every model.
+    """
 
     slices: tuple[tuple[SourceLayers, ...], ...]
     modules: tuple[str | None, ...]
-    base: str | None
-    base_needed: bool
+    bases: tuple[str | None, ...]
+    reference: str
     filters: tuple[str, ...]
     headers: tuple[tuple[str, ModelHeader], ...]
 
@@ -83,11 +92,10 @@ def build_structure(key: StructureKey) -> Structure:
         CheckpointError: a model lacks a tensor that the others have, or has one too many.
     """
     headers = dict(key.headers)
-    reference_key = key.base if key.base is not None else key.slices[0][0].key
-    reference = headers[reference_key]
+    reference = headers[key.reference]
     check_compatible(
         reference,
-        {name: header for name, header in key.headers if name != reference_key},
+        {name: header for name, header in key.headers if name != key.reference},
         any_depth=_says_all_layers(key),
     )
     return _Builder(key, headers, reference).build()
@@ -96,8 +104,10 @@ def build_structure(key: StructureKey) -> Structure:
 def _says_all_layers(key: StructureKey) -> bool:
     """Whether every slice says which layers of which models it is made of, the base's too where that is needed."""
     models = [{source.key for source in piece if source.layer_range} for piece in key.slices]
-    needed = {key.base} if key.base is not None and key.base_needed else set()
-    return all(len(found) == len(piece) and needed <= found for found, piece in zip(models, key.slices, strict=True))
+    return all(
+        len(found) == len(piece) and (base is None or base in found)
+        for found, piece, base in zip(models, key.slices, key.bases, strict=True)
+    )
 
 
 class _Builder:
@@ -157,18 +167,19 @@ class _Builder:
             sources = self._key.slices[slice_index]
             ranges = [self._range(source) for source in sources]
             listed = [source.key for source in sources]
-            base_range = ranges[listed.index(self._key.base)] if self._key.base in listed else ranges[0]
+            base = self._key.bases[slice_index]
+            base_range = ranges[listed.index(base)] if base in listed else ranges[0]
             length = ranges[0][1] - ranges[0][0]
             for offset in range(length):
                 depth = offset / (length - 1) if length > 1 else 1.0
                 places = [(key, first + offset) for key, (first, _) in zip(listed, ranges, strict=True)]
-                if self._key.base is not None and self._key.base_needed:
-                    places.append((self._key.base, base_range[0] + offset))
+                if base is not None:
+                    places.append((base, base_range[0] + offset))
                 self._check_one_kind(places, n_out)
                 for rest in self._layer(*places[0]):
                     inputs = [f"{self._stack}.{first + offset}.{rest}" for first, _ in ranges]
-                    base = f"{self._stack}.{base_range[0] + offset}.{rest}"
-                    self._add(f"{self._stack}.{n_out}.{rest}", slice_index, depth, inputs, base)
+                    of_base = f"{self._stack}.{base_range[0] + offset}.{rest}"
+                    self._add(f"{self._stack}.{n_out}.{rest}", slice_index, depth, inputs, of_base)
                 n_out += 1
         return n_out
 
@@ -225,19 +236,17 @@ class _Builder:
         return source.layer_range
 
     def _add(
-        self, name: str, slice_index: int, depth: float, inputs: Sequence[str] = (), base: str | None = None
+        self, name: str, slice_index: int, depth: float, inputs: Sequence[str] = (), of_base: str | None = None
     ) -> None:
-        sources = self._key.slices[slice_index]
+        sources, base = self._key.slices[slice_index], self._key.bases[slice_index]
         names = tuple(inputs) or (name,) * len(sources)
         tensors = tuple(self._stored_name(source.key, tensor) for source, tensor in zip(sources, names, strict=True))
-        base_tensor = None
-        if self._key.base is not None and self._key.base_needed:
-            base_tensor = self._stored_name(self._key.base, base or name)
+        base_tensor = None if base is None else self._stored_name(base, of_base or name)
         first = self._headers[sources[0].key].tensors[tensors[0]]
         shape = first.shape
         self._check_alike(name, [(source.key, tensor) for source, tensor in zip(sources, tensors, strict=True)])
-        if self._key.base is not None and base_tensor is not None:
-            self._check_alike(name, [(sources[0].key, tensors[0]), (self._key.base, base_tensor)])
+        if base is not None and base_tensor is not None:
+            self._check_alike(name, [(sources[0].key, tensors[0]), (base, base_tensor)])
         is_float = first.dtype in FLOAT_DTYPES
         hits = tuple(tuple(text in tensor for text in self._key.filters) for tensor in (name, *names))
         group = self._groups.setdefault((slice_index, depth, hits), len(self._groups))

@@ -52,7 +52,8 @@ class RecipeFile:
 def named_in(recipe: Recipe, names: Mapping[str, object]) -> tuple[str, ...]:
     """Which of `names` the recipe is made of."""
     used = [source.model for piece in recipe.slices for source in piece.sources]
-    used += [recipe.base or "", *(recipe.tokenizer.models() if recipe.tokenizer else ())]
+    used += [recipe.base or "", *(piece.base or "" for piece in recipe.slices)]
+    used += recipe.tokenizer.models() if recipe.tokenizer else ()
     return tuple(dict.fromkeys(name for name in used if name in names))
 
 
@@ -94,10 +95,13 @@ def _renamed(recipe: Recipe, change: Callable[[Source], Source], unlisted: Calla
     def key(old: str) -> str:
         return keys[old] if old in keys else unlisted(old)
 
+    def optional(old: str | None) -> str | None:
+        return None if old is None else key(old)
+
     return replace(
         recipe,
-        slices=_with_sources(recipe.slices, change),
-        base=None if recipe.base is None else key(recipe.base),
+        slices=tuple(replace(piece, base=optional(piece.base)) for piece in _with_sources(recipe.slices, change)),
+        base=optional(recipe.base),
         tokenizer=None if recipe.tokenizer is None else recipe.tokenizer.with_keys(key),
     )
 

@@ -65,16 +65,13 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
         owner = model_reference(fields["base_model"], f"{where}: base_model")
     base = None if owner is None else owner.key
     if given == ["modules"]:
-        slices = _modules(fields["modules"], spec, f"{where}: modules", base)
+        slices = _modules(fields["modules"], spec, f"{where}: modules")
     else:
-        slices = _pieces(fields, spec, f"{where}: ", base)
+        slices = _pieces(fields, spec, f"{where}: ")
     dtype, out_dtype = (_dtype(fields.get(key), f"{where}: {key}") for key in ("dtype", "out_dtype"))
     template = fields.get("chat_template")
-    listed = {source.key for piece in slices for source in piece.sources}
-    if owner is not None and owner.key != owner.model and owner.key not in listed:
-        raise RecipeError(
-            f"{where}: base_model {owner.key} has a revision or an adapter; list it among the models too, which changes nothing else"
-        )
+    if owner is not None and owner.key != owner.model:
+        slices = tuple(_with_listed_base(piece, owner, where) for piece in slices)
     return Recipe(
         method=method,
         slices=slices,
@@ -87,7 +84,18 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     )
 
 
-def _modules(data: Any, spec: MethodSpec, where: str, base: str | None) -> tuple[Slice, ...]:
+def _with_listed_base(piece: Slice, base: Source, where: str) -> Slice:
+    """The slice with a base that has a revision or an adapter among its sources: of whole models it is one anyway, as in mergekit."""
+    if any(source.key == base.key for source in piece.sources):
+        return piece
+    if piece.sources[0].layer_range is None:
+        return replace(piece, sources=(*piece.sources, base))
+    raise RecipeError(
+        f"{where}: base_model {base.key} has a revision or an adapter; list it among the sources of every slice too, with the layers it gives"
+    )
+
+
+def _modules(data: Any, spec: MethodSpec, where: str) -> tuple[Slice, ...]:
     """The slices of every module. A module's parameters are tried after those of its slices, so they become the slices' last ones."""
     if not isinstance(data, Mapping) or not data:
         raise RecipeError(f"{where}: expected a mapping of modules, got {data!r}")
@@ -101,17 +109,17 @@ def _modules(data: Any, spec: MethodSpec, where: str, base: str | None) -> tuple
         module = None if name == _ONLY_MODULE else text_of(name, where)
         slices += [
             replace(piece, parameters=joined(piece.parameters, own), module=module)
-            for piece in _pieces(fields, spec, f"{place}.", base)
+            for piece in _pieces(fields, spec, f"{place}.")
         ]
     return tuple(slices)
 
 
-def _pieces(fields: Mapping[str, Any], spec: MethodSpec, where: str, base: str | None) -> tuple[Slice, ...]:
+def _pieces(fields: Mapping[str, Any], spec: MethodSpec, where: str) -> tuple[Slice, ...]:
     """The slices of a document's or a module's `models` or `slices`."""
     if fields.get("models") is not None:
         return (_whole_model(fields["models"], spec, f"{where}models"),)
     return tuple(
-        _slice(entry, spec, f"{where}slices[{index}]", base)
+        _slice(entry, spec, f"{where}slices[{index}]")
         for index, entry in enumerate(list_of(fields["slices"], f"{where}slices"))
     )
 
@@ -127,11 +135,8 @@ def _whole_model(data: Any, spec: MethodSpec, where: str) -> Slice:
     return Slice(tuple(sources))
 
 
-def _slice(data: Any, spec: MethodSpec, where: str, base: str | None) -> Slice:
+def _slice(data: Any, spec: MethodSpec, where: str) -> Slice:
     fields = mapping_of(data, where, _SLICE)
-    own_base = fields.get("base_model")
-    if own_base is not None and model_reference(own_base, f"{where}.base_model").key != base:
-        raise RecipeError(f"{where}: a base_model of its own for one slice is not supported by evomerge")
     if fields.get("residual_weight") is not None:
         raise RecipeError(f"{where}: residual_weight has no effect in mergekit; remove it")
     sources = []
@@ -144,7 +149,11 @@ def _slice(data: Any, spec: MethodSpec, where: str, base: str | None) -> Slice:
             raise RecipeError(f"{place}.layer_range: expected [first, last) as two whole numbers, got {layers!r}")
         parameters = _parameters(source.get("parameters"), spec, f"{place}.parameters")
         sources.append(Source(reference.model, (layers[0], layers[1]), parameters, reference.revision, reference.lora))
-    return Slice(tuple(sources), _parameters(fields.get("parameters"), spec, f"{where}.parameters"))
+    piece = Slice(tuple(sources), _parameters(fields.get("parameters"), spec, f"{where}.parameters"))
+    if fields.get("base_model") is None:
+        return piece
+    base = model_reference(fields["base_model"], f"{where}.base_model")
+    return replace(piece if base.key == base.model else _with_listed_base(piece, base, where), base=base.key)
 
 
 def _parameters(data: Any, spec: MethodSpec, where: str) -> Parameters:

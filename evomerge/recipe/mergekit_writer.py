@@ -90,18 +90,20 @@ def _module(recipe: Recipe, pieces: tuple[Slice, ...]) -> dict[str, Any]:
 
 def _slices(recipe: Recipe, pieces: tuple[Slice, ...]) -> list[dict[str, Any]]:
     return [
-        {"sources": [_entry(source) for source in _with_base(recipe, piece.sources)]}
+        {"sources": [_entry(source) for source in _with_base(recipe, piece)]}
+        | _optional("base_model", None if piece.base is None else reference_of(recipe.source(piece.base)))
         | _optional("parameters", _parameters(piece.parameters))
         for piece in pieces
     ]
 
 
-def _with_base(recipe: Recipe, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    if recipe.base is None or method_spec(recipe.method).base is BaseRole.SOURCE:
+def _with_base(recipe: Recipe, piece: Slice) -> tuple[Source, ...]:
+    base, sources = recipe.base_of(piece), piece.sources
+    if base is None or method_spec(recipe.method).base is BaseRole.SOURCE:
         return sources
-    if any(source.key == recipe.base for source in sources):
+    if any(source.key == base for source in sources):
         return sources
-    return (*sources, Source(recipe.base, sources[0].layer_range))
+    return (*sources, Source(base, sources[0].layer_range))
 
 
 def _entry(source: Source) -> dict[str, Any]:

@@ -75,11 +75,13 @@ class Slice:
         sources: what they are made of.
         parameters: settings for this slice alone.
         module: the part of a model of several modules that the slice belongs to (mergekit's name of it); None = the whole model.
+        base: key of the base model of this slice alone; None = the recipe's.
     """
 
     sources: tuple[Source, ...]
     parameters: Parameters = field(default_factory=dict)
     module: str | None = None
+    base: str | None = None
 
 
 def joined(first: Parameters, then: Parameters) -> dict[str, tuple[Setting, ...]]:

@@ -5,7 +5,7 @@ levels), so every recipe that has a mergekit form writes and reads back unchange
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evomerge.core import Json, RecipeError, fingerprint
 from evomerge.recipe.parts import Parameters, Slice, Source
@@ -33,7 +33,7 @@ class Recipe:
 
     Attributes:
         method: a name of `METHODS`, or "piecewise".
-        base: the base model's folder; None where the method takes none.
+        base: the base model's folder; None where the method takes none, or where every slice has one of its own.
         slices: output layers in order; a single slice whose sources have no `layer_range` is a whole-model merge.
         parameters: global settings.
         dtype: what the arithmetic runs in; None = float32, which is stored as None ("float32" reads back as None). mergekit
@@ -73,6 +73,11 @@ class Recipe:
                 raise RecipeError(
                     "recipe: a source without layer_range is a whole model, so all sources must be whole models in one slice"
                 )
+        if any(piece.base is not None and piece.sources[0].layer_range is None for piece in self.slices):
+            raise RecipeError("recipe: whole models have one base; a base of its own is for a slice of layers")
+        if any(piece.base is not None and piece.base == self.base for piece in self.slices):
+            own = (replace(piece, base=None) if piece.base == self.base else piece for piece in self.slices)
+            object.__setattr__(self, "slices", tuple(own))
         if None in self.modules() and len(self.modules()) > 1:
             raise RecipeError("recipe: either all slices or none belong to a module")
 
@@ -86,10 +91,15 @@ class Recipe:
         names = dict.fromkeys(piece.module for piece in self.slices)
         return {name: tuple(piece for piece in self.slices if piece.module == name) for name in names}
 
+    def base_of(self, piece: Slice) -> str | None:
+        """Key of the base model of one of the slices."""
+        return self.base if piece.base is None else piece.base
+
     def models(self) -> tuple[str, ...]:
         """Keys of every model whose weights the recipe reads, base first, each once."""
         keys = [source.key for piece in self.slices for source in piece.sources]
-        return tuple(dict.fromkeys([self.base, *keys] if self.base is not None else keys))
+        bases = [piece.base for piece in self.slices]
+        return tuple(dict.fromkeys(key for key in (self.base, *keys, *bases) if key is not None))
 
     def source(self, key: str) -> Source:
         """The model called `key` in `models()`, as the recipe lists it; a base that is not listed is taken by its path."""

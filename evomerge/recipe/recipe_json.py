@@ -20,6 +20,7 @@ def slices_to_json(slices: Sequence[Slice]) -> list[Json]:
             "sources": [_source_to_json(source) for source in piece.sources],
             "parameters": parameters_to_json(piece.parameters),
             "module": piece.module,
+            **({} if piece.base is None else {"base": piece.base}),
         }
         for piece in slices
     ]
@@ -55,13 +56,14 @@ def parameters_to_json(parameters: Parameters) -> dict[str, Json]:
 
 
 def _slice_from_json(data: Json, where: str) -> Slice:
-    fields = checked_object(data, where, ("sources", "parameters", "module"), required=("sources",))
+    fields = checked_object(data, where, ("sources", "parameters", "module", "base"), required=("sources",))
     sources = tuple(
         _source_from_json(entry, f"{where}.sources[{index}]")
         for index, entry in enumerate(_list(fields["sources"], f"{where}.sources"))
     )
     parameters = parameters_from_json(fields.get("parameters", {}), f"{where}.parameters")
-    return Slice(sources, parameters, optional_text(fields.get("module"), f"{where}.module"))
+    module, base = (optional_text(fields.get(key), f"{where}.{key}") for key in ("module", "base"))
+    return Slice(sources, parameters, module, base)
 
 
 def _source_from_json(data: Json, where: str) -> Source:

@@ -17,7 +17,7 @@ def check_recipe(recipe: Recipe) -> None:
             the wrong type or outside the method's range, the wrong number of sources, a missing base.
     """
     spec = method_spec(recipe.method)
-    if spec.needs_base and recipe.base is None:
+    if spec.needs_base and any(recipe.base_of(piece) is None for piece in recipe.slices):
         raise RecipeError(f"merge method {spec.name!r} needs a base model: set base_model")
     _check_pieces(recipe)
     _check_parameters(spec, recipe.parameters, "parameters", on_source=False)
@@ -27,7 +27,7 @@ def check_recipe(recipe: Recipe) -> None:
         _check_parameters(spec, piece.parameters, f"{where}.parameters", on_source=False)
         for source in piece.sources:
             _check_parameters(spec, source.parameters, f"{listed}[{source.key}].parameters", on_source=True)
-        _check_sources(spec, piece, recipe.base, where)
+        _check_sources(spec, piece, recipe.base_of(piece), where)
 
 
 def _check_pieces(recipe: Recipe) -> None:

@@ -82,6 +82,7 @@ def _layers_of(recipe: Recipe) -> list[tuple[str, int]]:
     """For each layer made by slices, the model (the base where it is listed, else the first source) and layer it comes from."""
     layers: list[tuple[str, int]] = []
     for piece in recipe.slices:
-        chosen = next((source for source in piece.sources if source.key == recipe.base), piece.sources[0])
+        base = recipe.base_of(piece)
+        chosen = next((source for source in piece.sources if source.key == base), piece.sources[0])
         layers.extend((chosen.key, layer) for layer in range(*(chosen.layer_range or (0, 0))))
     return layers

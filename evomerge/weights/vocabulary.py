@@ -4,6 +4,7 @@ A token that a model lacks gets the base's row, else that of the only model that
 rules of the recipe come first. All arithmetic is in float32.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.core import RecipeError
-from evomerge.plan import ModelHeader, TensorHeader, TensorKey
+from evomerge.plan import ModelHeader, TensorHeader, TensorKey, slices_with_inputs, split_into_modules
 from evomerge.plan.model_header import is_embedding, is_head
-from evomerge.recipe import Recipe, TokenRule
+from evomerge.recipe import BaseRole, Recipe, Slice, TokenRule, method_spec
 from evomerge.weights.mapping import ReadTensor
 from evomerge.weights.tokenizers import MergedTokenizer, build_tokenizer
+
+logger = logging.getLogger(__name__)
 
 _MAY_HAVE_ROWS = re.compile(r"^(?!.*(pos|patch|wpe)).*(embed|head)")
 """names of tensors that may have a row for each token: embeddings, but not those of positions, and heads"""
@@ -119,11 +122,22 @@ def align(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Alignment | Non
     n_tokens = len(tokenizer.ids)
     multiple = spec.pad_to_multiple_of or 1
     n_rows = -(-n_tokens // multiple) * multiple
-    slice_of = {"embedding": 0} if kinds == {True} else {"embedding": 0, "head": -1}
-    maps = {
-        place: _row_map(tokenizer, recipe, _contributors(recipe, index), headers) for place, index in slice_of.items()
-    }
+    places = ("embedding",) if kinds == {True} else ("embedding", "head")
+    maps = {place: _row_map(tokenizer, recipe, _piece_of(recipe, place, headers), headers) for place in places}
+    for place, rows in maps.items():
+        zeros = [token for token, number in tokenizer.ids.items() if rows.lent.get(number) == ()]
+        _warn_of_zeros(place, [token for token in zeros if token not in spec.tokens])
     return Alignment(tokenizer, n_rows, maps)
+
+
+def _warn_of_zeros(place: str, tokens: Sequence[str]) -> None:
+    if tokens:
+        makes = "the output layer" if place == "head" else "the embedding"
+        shown = ", ".join(map(repr, tokens[:5])) + (", ..." if len(tokens) > 5 else "")
+        logger.warning(
+            "tokenizer: no model that makes %s has these tokens, and their rows are zeros: %d, %s",
+            *(makes, len(tokens), shown),
+        )
 
 
 def _check_embeddings(key: str, header: ModelHeader, n_tokens: int) -> None:
@@ -143,15 +157,22 @@ def _has_rows(tensor: str) -> bool:
     return is_embedding(tensor) or is_head(tensor)
 
 
-def _contributors(recipe: Recipe, slice_index: int) -> tuple[str, ...]:
-    """The models of the slice that makes the embedding (the first) or the output layer (the last)."""
-    keys = [source.key for source in recipe.slices[slice_index].sources]
-    return tuple(dict.fromkeys(keys + ([recipe.base] if recipe.base is not None else [])))
+def _piece_of(recipe: Recipe, place: str, headers: Mapping[str, ModelHeader]) -> Slice:
+    """The slice that makes the embedding (the first of its module) or the output layer (the last)."""
+    slices = slices_with_inputs(recipe)
+    header = headers[recipe.models()[0]]
+    tensor = header.head if place == "head" and header.head is not None else header.embedding
+    modules = split_into_modules(tuple(header.tensors), [piece.module for piece in slices])
+    module = next(module for module, names in modules.items() if tensor in names)
+    return [piece for piece in slices if piece.module == module][-1 if place == "head" else 0]
 
 
-def _row_map(
-    tokenizer: MergedTokenizer, recipe: Recipe, models: Sequence[str], headers: Mapping[str, ModelHeader]
-) -> RowMap:
+def _row_map(tokenizer: MergedTokenizer, recipe: Recipe, piece: Slice, headers: Mapping[str, ModelHeader]) -> RowMap:
+    """Raises RecipeError where a rule cannot be followed."""
+    base = recipe.base_of(piece)
+    keys = [source.key for source in piece.sources]
+    needed = [base] if base is not None and method_spec(recipe.method).base is not BaseRole.SOURCE else []
+    models = tuple(dict.fromkeys(keys + needed))
     own = {model: _own_rows(tokenizer, model, headers[model]) for model in models}
     rules = recipe.tokenizer.tokens if recipe.tokenizer is not None else {}
     lent: dict[int, tuple[Row, ...]] = {}
@@ -164,7 +185,7 @@ def _row_map(
                 for rows in own.values():
                     rows[number] = -1
         elif len(owners) < len(models):
-            of_base = [row for row in owners if row[0] == recipe.base]
+            of_base = [row for row in owners if row[0] == base]
             lent[number] = tuple(of_base or owners)
     return RowMap(own, lent)
 

@@ -92,7 +92,10 @@ def recipes(draw, canonical=False):
             for m in listed
         )
         own = {} if whole and canonical and module is None else draw(parameters(method, both))
-        slices.append(Slice(sources, own, module))
+        bases = (
+            st.none() if whole or spec.base is BaseRole.SOURCE else st.sampled_from([None, *(s.key for s in sources)])
+        )
+        slices.append(Slice(sources, own, module, draw(bases)))
     out_dtype = draw(st.sampled_from(["bfloat16", "float16", "float32"] + ([] if canonical else [None])))
     return Recipe(
         method,
@@ -253,7 +256,10 @@ BARE = {"models": [{"model": "a"}]}
             "exactly one of 'token'",
         ),
         ({"tokenizer": {"tokens": {"<a>": {"source": "a", "force": 1}}}}, "true or false"),
-        ({"base_model": "b+l"}, "list it among the models"),
+        (
+            {"base_model": "b+l", "models": None, "slices": [{"sources": [{"model": "a", "layer_range": [0, 1]}]}]},
+            "list it among the sources of every slice",
+        ),
         ({"models": [{"model": {"model": "a", "lora": "l@x"}}]}, "revision pins"),
         ({"models": [{"model": {"model": "a", "override_architecture": "x"}}]}, "not supported"),
         ({"dtype": "int4"}, "unknown dtype"),
@@ -331,6 +337,7 @@ def test_written_file_is_plain_mergekit(tmp_path):
         ({"method": "linear", "slices": []}, "at least one slice"),
         ({"method": 3, "slices": []}, "expected text"),
         ({"method": "linear", "slices": [{"sources": [{"model": "a", "layer_range": [3, 1]}]}]}, "layer_range"),
+        ({"method": "linear", "slices": [{"sources": [{"model": "a"}], "base": "a"}]}, "whole models have one base"),
     ],
 )
 def test_bad_json(data, message):
@@ -361,8 +368,17 @@ def test_a_slice_may_repeat_the_base_in_any_spelling(base):
     document = {"merge_method": "task_arithmetic", "base_model": "b", "slices": [{"sources": sources}]}
     repeated = document | {"slices": [{"sources": sources, "base_model": base}]}
     assert recipe_from_mergekit(repeated, "x") == recipe_from_mergekit(document, "x")
-    with pytest.raises(RecipeError, match="base_model of its own"):
-        recipe_from_mergekit(document | {"slices": [{"sources": sources, "base_model": "a"}]}, "x")
+    other = recipe_from_mergekit(document | {"slices": [{"sources": sources, "base_model": "a"}]}, "x")
+    assert (other.base, other.slices[0].base) == ("b", "a")
+    assert other.fingerprint() != recipe_from_mergekit(document, "x").fingerprint()
+
+
+@pytest.mark.parametrize("base", ["b@main", "b+l", {"model": {"path": "b", "revision": "main"}, "lora": "l"}])
+def test_a_base_with_a_revision_or_an_adapter_is_one_of_the_whole_models(base):
+    document = {**BARE, "merge_method": "task_arithmetic", "parameters": {"weight": 1}, "base_model": base}
+    listed = document | {"models": [{"model": "a"}, {"model": base}]}
+    assert recipe_from_mergekit(document, "x") == recipe_from_mergekit(listed, "x")
+    assert recipe_from_mergekit(document, "x").base == recipe_from_mergekit(listed, "x").slices[0].sources[1].key
 
 
 @pytest.mark.parametrize(

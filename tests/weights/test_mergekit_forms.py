@@ -1,4 +1,4 @@
-"""Recipes with `modules:` and with LoRA sources give what mergekit itself gives, run in its own environment on the files we export."""
+"""Recipes with `modules:`, with LoRA sources and with models of several vocabularies give what mergekit itself gives, run in its own environment on the files we export."""
 
 import json
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from both_ways import assert_close, merged_both_ways
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
-from evomerge.recipe import Recipe, Setting, Slice, Source
+from evomerge.recipe import Recipe, Setting, Slice, Source, TokenizerSpec
 from evomerge.testing.tiny_models import write_tiny_llama
 
 TARGETS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "model.layers.1.mlp.up_proj")
@@ -108,9 +109,40 @@ def adapter_recipes(folder):
     )
 
 
+def vocabulary_recipes(folder):
+    """Slices that the base's own tokens reach by one of their models, by their own base, or not at all."""
+    models = []
+    for seed, (name, tokens) in enumerate({"p": ("<p>", "<pq>"), "q": ("<pq>", "<q>"), "r": ("<q>",)}.items()):
+        models.append(str(write_tiny_llama(folder / name, seed=seed, dtype="float32", tied=False)))
+        tokenizer = Tokenizer.from_file(f"{models[-1]}/tokenizer.json")
+        tokenizer.add_special_tokens(list(tokens))
+        tokenizer.save(f"{models[-1]}/tokenizer.json")
+    p, q, r = models
+
+    def slices(*sources, bases=(None, None)):
+        ranges = ((0, 1), (1, 2))
+        return tuple(
+            Slice(tuple(Source(model, layers, weight(0.4)) for model in models), base=base)
+            for models, layers, base in zip(sources, ranges, bases, strict=True)
+        )
+
+    def recipe(method, *args, **bases):
+        return Recipe(method, slices(*args, **bases), p, out_dtype="float32", tokenizer=TokenizerSpec("base"))
+
+    yield "vocabulary_of_a_base_that_is_no_source", recipe("linear", (q, r), (r, q))
+    yield "vocabulary_of_bases_of_slices", recipe("ties", (p, q, r), (r, q, p), bases=(q, r))
+    yield "vocabulary_of_bases_that_only_lend", recipe("linear", (p, q, r), (r, q, p), bases=(q, r))
+    copies = tuple(Slice((Source(model, layers),)) for model, layers in ((q, (0, 1)), (r, (1, 2))))
+    yield (
+        "vocabulary_of_copies",
+        Recipe("passthrough", copies, p, out_dtype="float32", tokenizer=TokenizerSpec("base")),
+    )
+
+
 CASES = (
     "whole_modules", "other_sources_per_module", "adapter_plain", "adapter_stable", "adapter_dora", "adapters_ties",
-    "adapter_in_slices", "adapter_beside_a_model",
+    "adapter_in_slices", "adapter_beside_a_model", "vocabulary_of_a_base_that_is_no_source", "vocabulary_of_bases_of_slices",
+    "vocabulary_of_bases_that_only_lend", "vocabulary_of_copies",
 )  # fmt: skip
 
 
@@ -118,7 +150,8 @@ CASES = (
 def merged(tmp_path_factory, mergekit):
     """case -> (ours, mergekit's) tensors."""
     folder = tmp_path_factory.mktemp("forms")
-    return merged_both_ways(dict([*module_recipes(folder), *adapter_recipes(folder)]), folder, mergekit)
+    recipes = [*module_recipes(folder), *adapter_recipes(folder), *vocabulary_recipes(folder)]
+    return merged_both_ways(dict(recipes), folder, mergekit)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -51,6 +51,19 @@ def recipes(models, out_dtype, names=("w",)):
         listed = tuple(Source(model, None, per_model) for model in sources)
         return Recipe(method, (Slice(listed),), with_base, settings(**shared), out_dtype=out_dtype)
 
+    def based(method, *bases, with_base=base, per_model=plain, sources=(base, a, b), **shared):
+        """Slices with bases of their own; None = the recipe's."""
+        return Recipe(
+            method,
+            tuple(
+                Slice(tuple(Source(model, layers, per_model) for model in sources), base=own)
+                for layers, own in zip([(0, 2), (1, 3), (3, 4)], bases, strict=True)
+            ),
+            with_base,
+            settings(**shared),
+            out_dtype=out_dtype,
+        )
+
     def with_dtypes(recipe, dtype, written):
         return replace(recipe, dtype=dtype, out_dtype=written)
 
@@ -76,6 +89,11 @@ def recipes(models, out_dtype, names=("w",)):
         "switches_over_depth": whole(
             "ties", plain, density=[0.4], normalize=[(True, False, True)], rescale=[[(False, True), "mlp"]]
         ),
+        "bases_of_slices": based("ties", a, None, b, density=[0.4]),
+        "bases_of_slices_only": based("dare_linear", b, a, base, with_base=None),
+        "bases_of_slices_are_ends": based("slerp", a, None, a, per_model={}, sources=(base, a), t=[(0.1, 0.4)]),
+        "bases_of_slices_or_none": based("multislerp", None, a, b, with_base=None),
+        "bases_of_slices_are_sources": based("linear", a, None, b),
         "base_is_listed": whole("task_arithmetic", mixed, sources=(a, base, b)),
         "linear_base_is_listed": whole("linear", plain, sources=(a, base, b)),
         "written_as_float16": with_dtypes(whole("ties", mixed), "float32", "float16"),

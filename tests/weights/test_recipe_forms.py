@@ -197,6 +197,17 @@ def test_a_tokenizer_of_another_folder(models):
     assert str(models) not in (models / "out" / "README.md").read_text()
 
 
+def test_a_token_of_no_model_that_makes_the_embedding_is_reported(models, caplog):
+    ids = [add_token(models / name, f"<{name}>") for name in "ab"]
+    slices = "slices: [{sources: [{model: b, layer_range: [0, 2]}]}]\n"
+    merged = merge(models, "merge_method: passthrough\nbase_model: a\ntokenizer_source: base\n" + slices)
+    assert not merged["model.embed_tokens.weight"][ids[0]].any()
+    assert "no model that makes the embedding has these tokens, and their rows are zeros: 1, '<a>'" in caplog.text
+    caplog.clear()
+    merge(models, LINEAR + "tokenizer_source: union\n", overwrite=True)
+    assert "zeros" not in caplog.text
+
+
 def test_rules_for_single_tokens(models):
     rules = """
 tokenizer:
