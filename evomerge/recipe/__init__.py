@@ -1,6 +1,6 @@
 """Recipes: what determines a merged model, and their file formats."""
 
-from evomerge.recipe.documents import RecipeFile, with_adapters, with_folders
+from evomerge.recipe.documents import RecipeFile, naming, with_adapters, with_folders
 from evomerge.recipe.files import (
     read_recipe,
     read_recipe_file,
@@ -93,6 +93,7 @@ __all__ = [
     "has_mergekit_form",
     "method_spec",
     "module_filters",
+    "naming",
     "read_recipe",
     "read_recipe_file",
     "recipe_file_from_yaml",

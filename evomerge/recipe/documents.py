@@ -1,6 +1,7 @@
 """`RecipeFile`: a recipe and the recipes of the models it is made of, where those are merges themselves (several YAML documents)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from evomerge.core import RecipeError, cached_model
@@ -15,6 +16,7 @@ class RecipeFile:
     Attributes:
         final: the recipe of the result.
         named: name -> recipe of a model that others call by this name instead of a path.
+        where: the file's name, for messages.
 
     Raises:
         RecipeError: recipes that are made of each other.
@@ -22,9 +24,14 @@ class RecipeFile:
 
     final: Recipe
     named: Mapping[str, Recipe] = field(default_factory=dict)
+    where: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         self.order()
+
+    def place(self, name: str | None = None) -> str | None:
+        """What messages call the recipe of the result, or that of the model called `name`; None where it is of no file."""
+        return self.where if self.where is None or name is None else f"{self.where}, document {name!r}"
 
     def order(self) -> tuple[str, ...]:
         """The names in an order in which every recipe comes after those it is made of. Names that nothing needs are left out.
@@ -47,6 +54,17 @@ class RecipeFile:
 
         visit(self.final)
         return tuple(done)
+
+
+@contextmanager
+def naming(where: str | None) -> Iterator[None]:
+    """Has the messages of errors in recipes begin with `where`, unless they do."""
+    try:
+        yield
+    except RecipeError as problem:
+        if where is None or str(problem).startswith(where):
+            raise
+        raise RecipeError(f"{where}: {problem}") from None
 
 
 def named_in(recipe: Recipe, names: Mapping[str, object]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import yaml
 
 from evomerge.core import FilePath, Json, RecipeError, atomic_write_text, cached_model, canonical_json, why_unreadable
 from evomerge.core.safe_yaml import MAX_YAML_BYTES, load_yaml_documents
-from evomerge.recipe.documents import RecipeFile, named_in, with_cached_revisions, with_folders
+from evomerge.recipe.documents import RecipeFile, named_in, naming, with_cached_revisions, with_folders
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
 from evomerge.recipe.mergekit_writer import has_mergekit_form, recipe_to_mergekit
 from evomerge.recipe.recipe import Recipe
@@ -99,11 +99,10 @@ def recipe_file_from_yaml(text: str, where: str = "recipe") -> RecipeFile:
     file = _native(text, where)
     if file is None:
         file = _from_documents(load_yaml_documents(text, where, RecipeError), where)
+    file = replace(file, where=where)
     for name, recipe in [*file.named.items(), (None, file.final)]:
-        try:
+        with naming(file.place(name)):
             check_recipe(recipe)
-        except RecipeError as problem:
-            raise RecipeError(f"{_place(where, name)}: {problem}") from None
     return file
 
 
@@ -142,7 +141,7 @@ def read_recipe_file(path: FilePath) -> RecipeFile:
     file = recipe_file_from_yaml(text, str(path))
     resolve = _resolver(path, set(file.named))
     named = {name: with_folders(with_cached_revisions(recipe), resolve) for name, recipe in file.named.items()}
-    return RecipeFile(with_folders(with_cached_revisions(file.final), resolve), named)
+    return replace(file, final=with_folders(with_cached_revisions(file.final), resolve), named=named)
 
 
 def read_recipe(path: FilePath) -> Recipe:
@@ -177,7 +176,8 @@ def _from_documents(documents: list[Any], where: str) -> RecipeFile:
             if not isinstance(name, str) or name in ("", ".", "..") or any(mark in name for mark in "/+@"):
                 raise RecipeError(f"{place}: name: expected a word without '/', '+' and '@', got {name!r}")
             document = {key: value for key, value in document.items() if key != "name"}
-        recipe = recipe_from_mergekit(document, place)
+        with naming(place):
+            recipe = recipe_from_mergekit(document, place)
         if name is None:
             finals.append(recipe)
         elif name in named:
@@ -195,10 +195,6 @@ def _from_documents(documents: list[Any], where: str) -> RecipeFile:
     if len(finals) > 1:
         raise RecipeError(f"{where}: {len(finals)} documents without a name; give all but the result one")
     return RecipeFile(finals[0], named)
-
-
-def _place(where: str, name: str | None) -> str:
-    return where if name is None else f"{where}, document {name!r}"
 
 
 def _digest(body: str) -> str:

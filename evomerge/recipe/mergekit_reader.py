@@ -1,18 +1,22 @@
 """mergekit's configuration format -> `Recipe`.
 
-Knows the format; knows nothing of files. Keys that mergekit would ignore silently are errors here.
+Knows the format; knows nothing of files. Keys and parameters that mergekit does not know, and would ignore silently, are errors here; what
+it knows and ignores where it stands, as many recipes in circulation have it, is left out with a warning.
 """
 
+import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evomerge.core import RecipeError
 from evomerge.recipe.mergekit_tokenizer import read_tokenizer
-from evomerge.recipe.mergekit_values import list_of, mapping_of, model_reference, text_of
-from evomerge.recipe.methods import MethodSpec, ParameterSpec, method_spec
+from evomerge.recipe.mergekit_values import PARAMETERS, list_of, mapping_of, model_reference, text_of
+from evomerge.recipe.methods import MethodSpec, ParameterSpec, Scope, method_spec
 from evomerge.recipe.parts import Parameters, Setting, Slice, Source, joined
 from evomerge.recipe.recipe import DTYPES, Recipe
+
+logger = logging.getLogger(__name__)
 
 _TOP = (
     "models",
@@ -26,6 +30,7 @@ _TOP = (
     "tokenizer",
     "chat_template",
     "parameters",
+    "random_seed",
 )
 _SLICE = ("sources", "base_model", "residual_weight", "parameters")
 _FORMS = ("models", "slices", "modules")
@@ -39,8 +44,18 @@ _ONLY_MODULE = "default"
 """mergekit's name for the one module of a plain language model"""
 
 
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """The method of a document, and what the document says that mergekit ignores."""
+
+    spec: MethodSpec
+    ignored: list[str] = field(default_factory=list)
+
+
 def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     """The recipe that a parsed mergekit document describes; model paths are left as they are written.
+
+    `random_seed`, which mergekit takes on its command line alone, is the recipe's seed.
 
     Args:
         document: one YAML document.
@@ -59,26 +74,31 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     if len(given) != 1:
         raise RecipeError(f"{where}: give exactly one of 'models', 'slices' and 'modules'")
     method = text_of(fields.get("merge_method"), f"{where}: merge_method")
-    spec = method_spec(method)
+    reading = _Method(method_spec(method))
     owner = None
     if fields.get("base_model") is not None:
         owner = model_reference(fields["base_model"], f"{where}: base_model")
     base = None if owner is None else owner.key
     if given == ["modules"]:
-        slices = _modules(fields["modules"], spec, f"{where}: modules")
+        slices = _modules(fields["modules"], reading, f"{where}: modules")
     else:
-        slices = _pieces(fields, spec, f"{where}: ")
+        slices = _pieces(fields, reading, f"{where}: ")
     dtype, out_dtype = (_dtype(fields.get(key), f"{where}: {key}") for key in ("dtype", "out_dtype"))
     template = fields.get("chat_template")
     if owner is not None and owner.key != owner.model:
         slices = tuple(_with_listed_base(piece, owner, where) for piece in slices)
+    parameters = _parameters(fields.get("parameters"), reading, f"{where}: parameters")
+    if reading.ignored:
+        places = ", ".join(place.removeprefix(f"{where}: ") for place in reading.ignored)
+        logger.warning("%s: merge method %r does not use, and mergekit ignores: %s", where, method, places)
     return Recipe(
         method=method,
         slices=slices,
         base=base,
-        parameters=_parameters(fields.get("parameters"), spec, f"{where}: parameters"),
+        parameters=parameters,
         dtype=dtype,
         out_dtype=out_dtype or dtype,
+        seed=_seed(fields.get("random_seed"), f"{where}: random_seed"),
         tokenizer=read_tokenizer(fields, where),
         chat_template=None if template is None else text_of(template, f"{where}: chat_template"),
     )
@@ -95,7 +115,7 @@ def _with_listed_base(piece: Slice, base: Source, where: str) -> Slice:
     )
 
 
-def _modules(data: Any, spec: MethodSpec, where: str) -> tuple[Slice, ...]:
+def _modules(data: Any, method: _Method, where: str) -> tuple[Slice, ...]:
     """The slices of every module. A module's parameters are tried after those of its slices, so they become the slices' last ones."""
     if not isinstance(data, Mapping) or not data:
         raise RecipeError(f"{where}: expected a mapping of modules, got {data!r}")
@@ -105,40 +125,40 @@ def _modules(data: Any, spec: MethodSpec, where: str) -> tuple[Slice, ...]:
         fields = mapping_of(entry, place, ("models", "slices", "parameters"))
         if (fields.get("models") is None) == (fields.get("slices") is None):
             raise RecipeError(f"{place}: give exactly one of 'models' and 'slices'")
-        own = _parameters(fields.get("parameters"), spec, f"{place}.parameters")
+        own = _parameters(fields.get("parameters"), method, f"{place}.parameters")
         module = None if name == _ONLY_MODULE else text_of(name, where)
         slices += [
             replace(piece, parameters=joined(piece.parameters, own), module=module)
-            for piece in _pieces(fields, spec, f"{place}.")
+            for piece in _pieces(fields, method, f"{place}.")
         ]
     return tuple(slices)
 
 
-def _pieces(fields: Mapping[str, Any], spec: MethodSpec, where: str) -> tuple[Slice, ...]:
+def _pieces(fields: Mapping[str, Any], method: _Method, where: str) -> tuple[Slice, ...]:
     """The slices of a document's or a module's `models` or `slices`."""
     if fields.get("models") is not None:
-        return (_whole_model(fields["models"], spec, f"{where}models"),)
+        return (_whole_model(fields["models"], method, f"{where}models"),)
     return tuple(
-        _slice(entry, spec, f"{where}slices[{index}]")
+        _slice(entry, method, f"{where}slices[{index}]")
         for index, entry in enumerate(list_of(fields["slices"], f"{where}slices"))
     )
 
 
-def _whole_model(data: Any, spec: MethodSpec, where: str) -> Slice:
+def _whole_model(data: Any, method: _Method, where: str) -> Slice:
     sources = []
     for index, entry in enumerate(list_of(data, where)):
         place = f"{where}[{index}]"
         fields = mapping_of(entry, place, ("model", "parameters"))
         reference = model_reference(fields.get("model"), f"{place}.model")
-        parameters = _parameters(fields.get("parameters"), spec, f"{place}.parameters")
+        parameters = _parameters(fields.get("parameters"), method, f"{place}.parameters", on_source=True)
         sources.append(Source(reference.model, None, parameters, reference.revision, reference.lora))
     return Slice(tuple(sources))
 
 
-def _slice(data: Any, spec: MethodSpec, where: str) -> Slice:
+def _slice(data: Any, method: _Method, where: str) -> Slice:
     fields = mapping_of(data, where, _SLICE)
     if fields.get("residual_weight") is not None:
-        raise RecipeError(f"{where}: residual_weight has no effect in mergekit; remove it")
+        method.ignored.append(f"{where}.residual_weight")
     sources = []
     for index, entry in enumerate(list_of(fields.get("sources"), f"{where}.sources")):
         place = f"{where}.sources[{index}]"
@@ -147,28 +167,38 @@ def _slice(data: Any, spec: MethodSpec, where: str) -> Slice:
         layers = list_of(source.get("layer_range"), f"{place}.layer_range")
         if len(layers) != 2 or any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
             raise RecipeError(f"{place}.layer_range: expected [first, last) as two whole numbers, got {layers!r}")
-        parameters = _parameters(source.get("parameters"), spec, f"{place}.parameters")
+        parameters = _parameters(source.get("parameters"), method, f"{place}.parameters", on_source=True)
         sources.append(Source(reference.model, (layers[0], layers[1]), parameters, reference.revision, reference.lora))
-    piece = Slice(tuple(sources), _parameters(fields.get("parameters"), spec, f"{where}.parameters"))
+    piece = Slice(tuple(sources), _parameters(fields.get("parameters"), method, f"{where}.parameters"))
     if fields.get("base_model") is None:
         return piece
     base = model_reference(fields["base_model"], f"{where}.base_model")
     return replace(piece if base.key == base.model else _with_listed_base(piece, base, where), base=base.key)
 
 
-def _parameters(data: Any, spec: MethodSpec, where: str) -> Parameters:
+def _parameters(data: Any, method: _Method, where: str, *, on_source: bool = False) -> Parameters:
     if data is None:
         return {}
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping of parameters, got {data!r}")
-    return {name: _settings(value, _known(name, spec, where), f"{where}.{name}") for name, value in data.items()}
+    parameters: dict[str, tuple[Setting, ...]] = {}
+    for name, value in data.items():
+        spec = _known(name, method.spec, where)
+        if spec is None or (on_source and spec.scope is Scope.GLOBAL):
+            method.ignored.append(f"{where}.{name}")
+        else:
+            parameters[name] = _settings(value, spec, f"{where}.{name}")
+    return parameters
 
 
-def _known(name: Any, spec: MethodSpec, where: str) -> ParameterSpec:
+def _known(name: Any, method: MethodSpec, where: str) -> ParameterSpec | None:
+    """The method's parameter called `name`; None where only others have it, or where it is a key of the document in the wrong place."""
     try:
-        return spec.known_parameter(text_of(name, where))
+        return method.known_parameter(text_of(name, where))
     except RecipeError as problem:
-        raise RecipeError(f"{where}: {problem}") from None
+        if name in PARAMETERS or name in _TOP:
+            return None
+        raise RecipeError(f"{where}: {problem}; mergekit would ignore it: correct or remove it") from None
 
 
 def _settings(data: Any, spec: ParameterSpec, where: str) -> tuple[Setting, ...]:
@@ -211,6 +241,14 @@ def _scalar(data: Any, spec: ParameterSpec) -> float | bool | str:
             raise RecipeError(f"expected a number, got {data!r}") from None
     if isinstance(data, int | float) and isinstance(spec.default, bool) and data in (0, 1):
         return bool(data)
+    return data
+
+
+def _seed(data: Any, where: str) -> int:
+    if data is None:
+        return 0
+    if isinstance(data, bool) or not isinstance(data, int) or data < 0:
+        raise RecipeError(f"{where}: expected a whole number from 0, got {data!r}")
     return data
 
 

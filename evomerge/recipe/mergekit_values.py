@@ -17,9 +17,8 @@ def model_reference(data: Any, where: str) -> Source:
         path, _, revision = model.partition("@")
         return Source(path, revision=revision or None, lora=lora or None)
     if isinstance(data, Mapping):
+        # mergekit looks up the names of tensors by the architecture; here they are those that the files have
         fields = mapping_of(data, where, ("model", "lora", "override_architecture"))
-        if fields.get("override_architecture") is not None:
-            raise RecipeError(f"{where}: override_architecture is not supported by evomerge")
         path, pinned = _path(fields.get("model"), f"{where}.model")
         if fields.get("lora") is None:
             return Source(path, revision=pinned)
@@ -50,7 +49,10 @@ def _path(data: Any, where: str) -> tuple[str, str | None]:
     return path, after or None
 
 
-_PARAMETERS = frozenset(parameter.name for method in METHODS.values() for parameter in method.parameters)
+PARAMETERS = frozenset(
+    parameter.name for method in METHODS.values() for parameter in (*method.parameters, *method.inert)
+)
+"""of all methods"""
 
 
 def mapping_of(data: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
@@ -59,8 +61,10 @@ def mapping_of(data: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
         raise RecipeError(f"{where}: expected a mapping with {', '.join(known)}; got {data!r}")
     for key in data:
         if key not in known:
-            if "parameters" in known and key in _PARAMETERS:
+            if "parameters" in known and key in PARAMETERS:
                 raise RecipeError(f"{where}: unknown key {key!r}; it belongs under 'parameters'")
+            if key == "revision" and "model" in known:
+                raise RecipeError(f"{where}: unknown key 'revision'; write `model: PATH@REVISION`")
             raise RecipeError(f"{where}: unknown key {key!r}{did_you_mean(str(key), known)} Known: {', '.join(known)}")
     return dict(data)
 

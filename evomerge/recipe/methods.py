@@ -30,6 +30,7 @@ class ParameterSpec:
         default: used where a recipe says nothing; None = required.
         low, high: what the formula admits (inclusive; None = unbounded).
         above_low: whether `low` itself is not admitted.
+        whole: whether it counts something, so that fractions are not admitted.
         search_low, search_high: the bounds a search uses unless told otherwise; both None = not searched.
         search_default: whether a search varies it when the config names no parameters.
         search_value: of a switch: what a search over weights sets it to unless told otherwise; None = the default.
@@ -44,16 +45,19 @@ class ParameterSpec:
     search_high: float | None = None
     search_default: bool = False
     above_low: bool = False
+    whole: bool = False
     search_value: bool | None = None
 
     def admits(self, value: float) -> bool:
         """Whether `value` is in range."""
         too_low = self.low is not None and (value < self.low or (self.above_low and value == self.low))
-        return not too_low and (self.high is None or value <= self.high)
+        return not too_low and (self.high is None or value <= self.high) and not (self.whole and value % 1)
 
     @property
     def range(self) -> str:
         """The range in words."""
+        if self.whole:
+            return f"a whole number from {self.low:g}"
         if self.above_low:
             return f"more than {self.low:g}"
         if self.low is not None and self.high is not None:
@@ -242,7 +246,7 @@ _ROWS = (
     MethodSpec(
         "karcher",
         (
-            ParameterSpec("max_iter", Scope.GLOBAL, 10.0, 0.0),
+            ParameterSpec("max_iter", Scope.GLOBAL, 10.0, 0.0, whole=True),
             ParameterSpec("tol", Scope.GLOBAL, 1e-5, 0.0, above_low=True),
         ),
         BaseRole.SOURCE,

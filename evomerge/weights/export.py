@@ -13,7 +13,8 @@ import torch
 
 from evomerge.core import CheckpointError, RecipeError, fsync_folder
 from evomerge.plan import MergePlan, ModelHeader, make_plan, read_headers
-from evomerge.recipe import Recipe, RecipeFile, with_folders
+from evomerge.recipe import Recipe, RecipeFile, naming, with_folders
+from evomerge.weights.chat_templates import chosen_template
 from evomerge.weights.kinship import strangers
 from evomerge.weights.mapping import TORCH_DTYPES, MappedModel
 from evomerge.weights.merged_model import MergedModel
@@ -44,6 +45,7 @@ def merge_to_folder(
     trust_remote_code: bool = False,
     pool: WeightPool | None = None,
     written: RecipeFile | None = None,
+    where: str | None = None,
 ) -> Path:
     """Writes the merged model: weights, config, tokenizer, generation settings, a model card and the recipe.
 
@@ -63,6 +65,7 @@ def merge_to_folder(
         trust_remote_code: accept models whose config names code of their own, and copy it; it is not run.
         pool: weights that are loaded already; must hold the recipe's models. Recipes with a tokenizer read the files again.
         written: what the folder's recipe file and card say; None = `recipe`.
+        where: what messages about the recipe begin with.
 
     Returns:
         `out`.
@@ -78,9 +81,10 @@ def merge_to_folder(
     out = Path(out)
     headers = pool.headers if pool is not None else read_headers(recipe, trust_remote_code=trust_remote_code)
     _check_target(out, headers, overwrite)
-    alignment = align(recipe, headers)
-    shapes = headers if alignment is None else alignment.headers(headers)
-    plan = make_plan(recipe, shapes)
+    with naming(where):
+        template = None if recipe.chat_template is None else chosen_template(recipe.chat_template, headers)
+        alignment = align(recipe, headers)
+        plan = make_plan(recipe, headers if alignment is None else alignment.headers(headers))
     remove_leftovers(out)
     _check_room(out.parent, plan)
     # a stack mixes no weights
@@ -92,9 +96,8 @@ def merge_to_folder(
         tensors = merge.parts(plan)
     with staging_folder(out) as staging:
         write_shards(staging, _outputs(plan, headers), tensors, shard_bytes)
-        result = MergedModel(
-            written or RecipeFile(recipe), recipe, plan, headers, alignment, warning, with_code=trust_remote_code
-        )
+        file = written or RecipeFile(recipe)
+        result = MergedModel(file, recipe, plan, headers, alignment, warning, template, with_code=trust_remote_code)
         write_model_files(staging, out.name, result)
         _flush(staging)
         put_in_place(staging, out)
@@ -112,7 +115,7 @@ def merge_file_to_folder(file: RecipeFile, out: Path | str, *, overwrite: bool =
         RecipeError, CheckpointError: as `merge_to_folder`.
     """
     if not file.named:
-        return merge_to_folder(file.final, out, overwrite=overwrite, **options)
+        return merge_to_folder(file.final, out, overwrite=overwrite, where=file.place(), **options)
     out = Path(out)
     _check_target(out, {}, overwrite)
     shared = {key: options[key] for key in ("seed", "max_memory", "device", "trust_remote_code") if key in options}
@@ -122,8 +125,9 @@ def merge_file_to_folder(file: RecipeFile, out: Path | str, *, overwrite: bool =
             return str(parts / path) if path in file.named else path
 
         for name in file.order():
-            merge_to_folder(with_folders(file.named[name], folder), parts / name, **shared)
-        return merge_to_folder(with_folders(file.final, folder), out, overwrite=overwrite, written=file, **options)
+            merge_to_folder(with_folders(file.named[name], folder), parts / name, where=file.place(name), **shared)
+        final = with_folders(file.final, folder)
+        return merge_to_folder(final, out, overwrite=overwrite, written=file, where=file.place(), **options)
 
 
 def _check_device(device: str) -> None:

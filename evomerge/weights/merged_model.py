@@ -21,6 +21,7 @@ class MergedModel:
         plan, headers: of the merge.
         alignment: the vocabulary; None = the base's.
         warning: of models that are no relatives of the others.
+        chat_template: Jinja text; None = the tokenizer's own.
         with_code: whether Python files that the model names are copied too.
     """
 
@@ -30,6 +31,7 @@ class MergedModel:
     headers: Mapping[str, ModelHeader]
     alignment: Alignment | None
     warning: str | None
+    chat_template: str | None = None
     with_code: bool = False
 
     @property

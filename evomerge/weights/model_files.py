@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evomerge.core import Json, atomic_write_json, atomic_write_text
-from evomerge.plan import TEMPLATE_FILE, ModelHeader, file_inside
+from evomerge.plan import TEMPLATE_FILE, file_inside
 from evomerge.plan.model_folder import read_json_file
 from evomerge.recipe import recipe_to_yaml
-from evomerge.weights.chat_templates import chosen_template
 from evomerge.weights.merged_config import merged_config
 from evomerge.weights.merged_model import RECIPE_FILE, MergedModel
 from evomerge.weights.model_card import model_card
@@ -49,7 +48,6 @@ def write_model_files(folder: Path, name: str, model: MergedModel) -> None:
         model: what was merged.
 
     Raises:
-        RecipeError: the chat template is no template.
         CheckpointError: a file to be copied is a link that leaves its model's folder.
     """
     _copy(model.owner.folder, MODEL_FILES, folder)
@@ -61,8 +59,10 @@ def write_model_files(folder: Path, name: str, model: MergedModel) -> None:
         generation = folder / "generation_config.json"
         if generation.exists():
             atomic_write_json(generation, tokenizer.translated(read_json_file(generation)))
-    if model.recipe.chat_template is not None:
-        _write_chat_template(folder, model.recipe.chat_template, model.headers)
+    if model.chat_template is not None:
+        _write_chat_template(folder, model.chat_template)
+    elif model.recipe.chat_template is not None:
+        logger.warning("chat_template: auto: none of the models has a template, so none is written")
     text = recipe_to_yaml(model.file)
     atomic_write_text(folder / RECIPE_FILE, text)
     atomic_write_text(folder / "README.md", model_card(name, model, text))
@@ -87,11 +87,7 @@ def _copy_code(model: MergedModel, folder: Path, config: Mapping[str, Json]) -> 
         _copy(model.owner.folder, tuple(sorted(found)), folder)
 
 
-def _write_chat_template(folder: Path, wanted: str, headers: Mapping[str, ModelHeader]) -> None:
-    text = chosen_template(wanted, headers)
-    if text is None:
-        logger.warning("chat_template: auto: none of the models has a template, so none is written")
-        return
+def _write_chat_template(folder: Path, text: str) -> None:
     settings = folder / "tokenizer_config.json"
     if settings.exists():
         config = read_json_file(settings)

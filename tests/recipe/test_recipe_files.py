@@ -36,6 +36,8 @@ filters = st.one_of(st.none(), st.sampled_from(["mlp", "self_attn", "*", "layers
 def values(spec):
     if isinstance(spec.default, bool):
         return st.booleans()
+    if spec.whole:
+        return st.integers(0, 9).map(float)
     low = -2.0 if spec.low is None else spec.low + 0.25 * spec.above_low
     high = 2.0 if spec.high is None else spec.high
     number = st.floats(low, high, allow_nan=False)
@@ -219,7 +221,7 @@ BARE = {"models": [{"model": "a"}]}
             r"models\[0\]: unknown key 'weight'; it belongs under 'parameters'",
         ),
         ({"parameters": {"filter": "mlp", "value": 0.5}}, "no parameter 'filter'"),
-        ({"merge_method": "arcee_fusion"}, "no parameter 'weight'. It has: none"),
+        ({"merge_method": "arcee_fusion", "parameters": {"strength": 1}}, "no parameter 'strength'. It has: none"),
         ({"parameters": {"weight": float("nan")}}, "finite"),
         ({"parameters": {"weight": "abc"}}, "number"),
         ({"parameters": {"weight": []}}, "empty"),
@@ -227,7 +229,6 @@ BARE = {"models": [{"model": "a"}]}
         ({"parameters": {"weight": {"valeu": 1}}}, "did you mean 'value'"),
         ({"parameters": {"normalize": 3}}, "true or false"),
         ({"models": [{"model": "a"}, {"model": "a"}]}, "twice"),
-        ({"models": [{"model": "a", "parameters": {"normalize": True}}]}, "whole merge"),
         (
             {"models": [{"model": "a", "parameters": {"wieght": 1}}]},
             r"models\[0\]\.parameters: .*'wieght'; did you mean 'weight'",
@@ -261,15 +262,21 @@ BARE = {"models": [{"model": "a"}]}
             "list it among the sources of every slice",
         ),
         ({"models": [{"model": {"model": "a", "lora": "l@x"}}]}, "revision pins"),
-        ({"models": [{"model": {"model": "a", "override_architecture": "x"}}]}, "not supported"),
+        ({"models": [{"model": {"model": "a", "override_architektur": "x"}}]}, "did you mean 'override_architecture'"),
+        (
+            {"models": None, "slices": [{"sources": [{"model": "a", "revision": "x", "layer_range": [0, 1]}]}]},
+            r"slices\[0\].sources\[0\]: unknown key 'revision'; write `model: PATH@REVISION`",
+        ),
+        ({"random_seed": "x"}, "random_seed: expected a whole number from 0"),
         ({"dtype": "int4"}, "unknown dtype"),
         ({"merge_method": "ties"}, "needs a base model"),
         ({**BARE, "merge_method": "slerp", "base_model": "b", "parameters": {"t": 2.0}}, "t: expected 0 to 1, got 2.0"),
         ({**BARE, "merge_method": "karcher", "parameters": {"tol": 0}}, "tol: expected more than 0, got 0.0"),
         (
             {**BARE, "merge_method": "karcher", "parameters": {"max_iter": -1}},
-            "max_iter: expected at least 0, got -1.0",
+            "max_iter: expected a whole number from 0, got -1.0",
         ),
+        ({**BARE, "merge_method": "karcher", "parameters": {"max_iter": 2.5}}, "a whole number from 0, got 2.5"),
         ({"merge_method": "multislerp", "parameters": {"weight": 1, "eps": 0}}, "eps: expected more than 0, got 0.0"),
     ],
 )
@@ -371,6 +378,35 @@ def test_a_slice_may_repeat_the_base_in_any_spelling(base):
     other = recipe_from_mergekit(document | {"slices": [{"sources": sources, "base_model": "a"}]}, "x")
     assert (other.base, other.slices[0].base) == ("b", "a")
     assert other.fingerprint() != recipe_from_mergekit(document, "x").fingerprint()
+
+
+def test_what_mergekit_knows_and_ignores_is_left_out_with_a_warning(caplog):
+    sources = [{"model": name, "layer_range": [0, 2], "parameters": {"weight": 1, "density": 0.5}} for name in "ab"]
+    plain = {"merge_method": "slerp", "base_model": "a", "parameters": {"t": 0.5}}
+    slices = [{"sources": [{key: source[key] for key in ("model", "layer_range")} for source in sources]}]
+    circulating = {
+        **plain,
+        "slices": [{"sources": sources, "residual_weight": 0.5}],
+        "parameters": {"t": 0.5, "int8_mask": True, "dtype": "bfloat16"},
+    }
+    assert recipe_from_mergekit(circulating, "r.yml") == recipe_from_mergekit(plain | {"slices": slices}, "r.yml")
+    assert "r.yml: merge method 'slerp' does not use, and mergekit ignores: slices[0].residual_weight, " in caplog.text
+    for place in ("slices[0].sources[1].parameters.density", "parameters.int8_mask", "parameters.dtype"):
+        assert place in caplog.text
+    caplog.clear()
+    for_all = {**GOOD, "models": [{"model": "a", "parameters": {"weight": 1.0, "normalize": False}}]}
+    assert recipe_from_mergekit(for_all, "r.yml") == recipe_from_mergekit(GOOD, "r.yml")
+    assert "ignores: models[0].parameters.normalize" in caplog.text
+
+
+def test_a_random_seed_is_the_recipes():
+    assert recipe_from_mergekit(GOOD | {"random_seed": 7}, "x").seed == 7
+
+
+def test_an_architecture_is_not_looked_up():
+    model = {"model": {"path": "a"}, "override_architecture": "LlamaForCausalLM"}
+    document = {**GOOD, "models": [{"model": model, "parameters": {"weight": 1.0}}]}
+    assert recipe_from_mergekit(document, "x") == recipe_from_mergekit(GOOD, "x")
 
 
 @pytest.mark.parametrize("base", ["b@main", "b+l", {"model": {"path": "b", "revision": "main"}, "lora": "l"}])

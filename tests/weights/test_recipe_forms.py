@@ -160,6 +160,26 @@ def add_token(folder, token):
     return tokenizer.token_to_id(token)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("merge_method: lineer\nmodels: [{model: a}]", "unknown merge method 'lineer'"),
+        ("merge_method: ties\nbase_model: c\nmodels: [{model: a}]", "parameter 'weight' of .*/a has no value"),
+        ("merge_method: karcher\nslices: [{sources: [{model: a, layer_range: [0, 9]}]}]", r"layer_range \(0, 9\)"),
+        ("merge_method: karcher\nslices: [{sources: [{model: a, layer_range: [2, 1]}]}]", r"layer_range \[2, 1\]"),
+        ("merge_method: karcher\nmodels: [{model: a}]\ntokenizer: {pad_to_multiple_of: 0}", "pad_to_multiple_of"),
+        ("merge_method: karcher\nmodels: [{model: a}]\ntokenizer_source: nothing", "model 'nothing' is no folder"),
+        ("merge_method: karcher\nmodules: {decoderr: {models: [{model: a}]}}", "unknown decoderr"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_said_of_its_file(models, text, message):
+    with pytest.raises(RecipeError, match=rf"^{models}/r\.yml: .*{message}"):
+        merge(models, text)
+    named = f"name: part\n{text}\n---\nmerge_method: karcher\nmodels: [{{model: part}}]\n"
+    with pytest.raises(RecipeError, match=rf"^{models}/r\.yml(, document .*)?: .*{message}"):
+        merge(models, named)
+
+
 LINEAR = "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
 
 
@@ -241,7 +261,7 @@ def test_a_rule_names_a_model_of_the_slice_that_makes_the_embedding(models):
 def test_chat_templates(models):
     merge(models, LINEAR + "chat_template: chatml\n")
     assert "<|im_start|>" in (models / "out" / "chat_template.jinja").read_text()
-    for template, message in (("nothing", "neither Jinja text nor one of"), ("{% if %}", "line 1")):
+    for template, message in (("nothing", r"r\.yml: .*neither Jinja text nor one of"), ("{% if %}", "line 1")):
         with pytest.raises(RecipeError, match=message):
             merge(models, LINEAR + f"chat_template: '{template}'\n", overwrite=True)
     (models / "b" / "chat_template.jinja").write_text("{{ mine }}")
