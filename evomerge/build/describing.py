@@ -4,7 +4,7 @@ from evomerge.build.problem import Problem
 from evomerge.build.strategies import chosen_strategy
 from evomerge.build.tasks import task_specs
 from evomerge.evaluation.task_files import task_name
-from evomerge.evaluation.task_metrics import scored_metric
+from evomerge.evaluation.task_metrics import OTHER_SCALES, scored_metric
 from evomerge.space import Parameter
 from evomerge.strategy import strategy_class
 
@@ -17,7 +17,7 @@ def describe(problem: Problem) -> list[str]:
     config, choice = problem.config, chosen_strategy(problem)
     why = "" if choice.name == config.strategy.name else f" ({config.strategy.name}: {choice.reason})"
     lines = [f"strategy    {choice.name}{why}, seed {config.seed}, budget {_budget(problem)}"]
-    metrics = {spec.name or task_name(spec.task): scored_metric(spec) for spec in task_specs(config)}
+    metrics = _metrics(problem)
     goals = [
         f"{item.name} ({' '.join(filter(None, [item.direction.value, metrics.get(item.name)]))})"
         for item in problem.objectives
@@ -44,6 +44,11 @@ def describe(problem: Problem) -> list[str]:
     return lines + [f"note        {note}" for note in notes(problem)]
 
 
+def _metrics(problem: Problem) -> dict[str, str]:
+    """Name of a score -> the metric that it is, as far as that can be told without loading its task."""
+    return {spec.name or task_name(spec.task): scored_metric(spec) for spec in task_specs(problem.config)}
+
+
 def _budget(problem: Problem) -> str:
     limits = problem.config.budget.model_dump(exclude_none=True)
     return " or ".join(
@@ -53,7 +58,7 @@ def _budget(problem: Problem) -> str:
 
 def notes(problem: Problem) -> list[str]:
     """What to tell the user of a search that can be run but is hardly what was meant."""
-    return _on_budget(problem) + _on_objectives(problem)
+    return _on_budget(problem) + _on_objectives(problem) + _on_scales(problem)
 
 
 def _on_objectives(problem: Problem) -> list[str]:
@@ -67,6 +72,19 @@ def _on_objectives(problem: Problem) -> list[str]:
     return [
         f"objectives: {name} searches for the best mean of all objectives, in which {', '.join(costs)} may outweigh scores from 0 to 1; "
         f"{advice} a strategy that keeps them apart (nsga2, map)"
+    ]
+
+
+def _on_scales(problem: Problem) -> list[str]:
+    """Of scores whose mean, by which the best is chosen, is one of hundredths and of whole points."""
+    metrics = {name: metric.partition(",")[0] for name, metric in _metrics(problem).items()}
+    scores = [goal.name for goal in problem.objectives if not goal.is_cost]
+    others = [name for name in scores if metrics.get(name) in OTHER_SCALES]
+    if not others or len({metrics.get(name) for name in scores}) == 1:
+        return []
+    return [
+        f"objectives: {', '.join(f'{name} ({metrics[name]})' for name in others)} may outweigh scores from 0 to 1 in the mean of all, by which the best is "
+        "chosen; the front does not depend on it: export --pick knee, or a candidate of the front"
     ]
 
 

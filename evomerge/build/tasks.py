@@ -73,6 +73,7 @@ def _specs(config: SearchConfig, item: TaskConfig) -> list[TaskSpec]:
         num_fewshot=item.num_fewshot,
         drop_shared=item.drop_shared,
         prompt=PromptFormat(wanted.apply_chat_template, wanted.system_instruction, wanted.fewshot_as_multiturn),
+        window=config.engine.max_model_len,
     )
     group = find_group(item.task)
     if group is None:

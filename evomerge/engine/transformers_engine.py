@@ -27,6 +27,9 @@ from evomerge.plan.model_header import is_derived
 _LOAD_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, AttributeError, ImportError)
 """What `from_pretrained` raises for a folder it cannot load."""
 
+_POSITIONS_AT_ONCE = 2048
+"""Whole texts need every position's log-probabilities: of so many at a time, or float32 copies of the logits take gigabytes."""
+
 
 class TransformersEngine:
     """A transformers causal language model in this process, on the GPU where there is one.
@@ -126,7 +129,12 @@ class TransformersEngine:
             hook.remove()
         rows = torch.tensor(scored.rows, device=self._device)
         targets = torch.tensor(scored.targets, device=self._device)
-        chosen = torch.log_softmax(logits.float(), dim=-1)[rows, targets].tolist()
+        log_probabilities = logits.new_empty(len(rows), dtype=torch.float32)
+        for first, piece in enumerate(logits.split(_POSITIONS_AT_ONCE)):
+            inside = rows // _POSITIONS_AT_ONCE == first
+            found = torch.log_softmax(piece.float(), dim=-1)[rows[inside] % _POSITIONS_AT_ONCE, targets[inside]]
+            log_probabilities[inside] = found
+        chosen = log_probabilities.tolist()
         greedy = (logits.argmax(dim=-1)[rows] == targets).tolist()
         answers: dict[int, LogLikelihood] = {}
         first = 0

@@ -62,6 +62,17 @@ class Encoder:
         whole, before = self.prompt(stripped + continuation), self._context(stripped)
         return before, whole[len(before) :]
 
+    def windows(self, text: str, length: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """(context, continuation) tokens of the pieces of a whole text, each of at most `length` tokens: every token of the text is in one continuation.
+
+        The first piece follows the beginning-of-text (else end-of-text) token, the others a token of the text, the last one as many as there is room
+        for. An empty text has none. As lm-eval's `loglikelihood_rolling` of a model whose `max_length` is `length - 1`.
+        """
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        pieces = get_rolling_token_windows(list(self.prompt(text)), self._prefix, max_seq_len=length - 1, context_len=1)
+        return [(tuple(before), tuple(after)) for before, after in map(make_disjoint_window, pieces)]
+
     def conversation(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """The text of a conversation in the form of the tokenizer's chat template, which is rendered in a sandbox (transformers').
 

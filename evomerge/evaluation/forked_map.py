@@ -1,4 +1,4 @@
-"""A function of numbers, worked out in several forked copies of this process. For the sandbox, which has no threads that hold locks.
+"""A function of item numbers, worked out in several forked copies of this process. For the sandbox, which has no threads that hold locks.
 
 Knows nothing of tasks.
 """
@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 ALONE_S = 0.1
 """What takes no longer is not worth copying a process of hundreds of megabytes for."""
 
-_function: Callable[[int], float]
+_function: Callable[[int], Any]
 """what the copies call; they inherit it, so that it need not be picklable"""
 
 
-def forked_map(function: Callable[[int], float], count: int, processes: int) -> list[float]:
+def forked_map(function: Callable[[int], Any], count: int, processes: int) -> list[Any]:
     """`[function(0), ..., function(count - 1)]`: the first of them here, and after `ALONE_S` the rest in `processes` copies.
 
     Raises:
@@ -24,7 +25,7 @@ def forked_map(function: Callable[[int], float], count: int, processes: int) -> 
     """
     global _function
     _function = function
-    results: list[float] = []
+    results: list[Any] = []
     started = time.monotonic()
     while len(results) < count and (processes == 1 or time.monotonic() - started < ALONE_S):
         results.append(function(len(results)))
@@ -35,5 +36,5 @@ def forked_map(function: Callable[[int], float], count: int, processes: int) -> 
     return results
 
 
-def _call(number: int) -> float:
+def _call(number: int) -> Any:
     return _function(number)

@@ -21,10 +21,9 @@ from evomerge.core import EvaluationError, Split, did_you_mean
 from evomerge.evaluation.compiled_templates import keep_compiled_templates
 from evomerge.evaluation.encoding import Encoder
 from evomerge.evaluation.split_parts import part_range, split_name
-from evomerge.evaluation.task_checks import check_settings
+from evomerge.evaluation.task_checks import check_settings, check_whole_texts
 from evomerge.evaluation.task_files import is_task_file, no_such_split
 from evomerge.evaluation.task_items import SCORER_ERRORS, Item, TaskItems, no_items
-from evomerge.evaluation.task_metrics import no_mean
 from evomerge.evaluation.task_settings import check_templates, task_settings
 from evomerge.evaluation.task_spec import TaskSpec
 
@@ -69,15 +68,17 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
         trust_code: allow Python code that a local task file names.
 
     Raises:
-        EvaluationError: no such task or data, code that is not trusted, an output type, metric or aggregation that is not
-            supported (named), or items that stand in two splits.
+        EvaluationError: no such task or data, code that is not trusted, an output type that is not supported, no such metric, or items
+            that stand in two splits.
     """
     # Its notes on defaults are not news here; errors are raised.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for library in ("lm_eval", "sacrebleu"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     keep_compiled_templates()
     settings = task_settings(spec.task, trust_code=trust_code)
     name = spec.name or str(settings["task"])
     check_settings(spec.task, settings)
+    check_whole_texts(spec, settings)
     with _lm_evals_seeds():
         dataset = _load_data(spec.task, settings)
     if is_task_file(spec.task) and not trust_code:
@@ -104,6 +105,7 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
             filter_index=filter_index,
             items=items,
             encoder=encoder,
+            window=spec.window,
         )
     if spec.drop_shared:
         _drop_shared(splits)
@@ -247,18 +249,16 @@ def _chosen_metric(spec: TaskSpec, task: Any) -> tuple[str, int]:
     """(metric, index of the filter).
 
     Raises:
-        EvaluationError: the task has no such metric or filter, or its aggregation is not the mean.
+        EvaluationError: the task has no such metric or filter.
     """
     from lm_eval.api.metrics import mean
 
     aggregations = task.aggregation()
     filters = [ensemble.name for ensemble in task._filters]
-    good = [metric for metric, function in aggregations.items() if function is mean]
-    name, _, filter_name = (spec.metric or next(iter([*good, *aggregations]), "")).partition(",")
+    means = [metric for metric, function in aggregations.items() if function is mean]
+    name, _, filter_name = (spec.metric or next(iter([*means, *aggregations]), "")).partition(",")
     if name not in aggregations:
         raise EvaluationError(_unknown(f"task {spec.task!r}: no metric", name, list(aggregations)))
-    if name not in good:
-        raise EvaluationError(no_mean(spec.task, name, good))
     if filter_name and filter_name not in filters:
         raise EvaluationError(_unknown(f"task {spec.task!r}: no filter", filter_name, filters))
     return name, filters.index(filter_name) if filter_name else 0

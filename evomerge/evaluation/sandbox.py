@@ -137,7 +137,7 @@ class SandboxedTask:
             "spec": {
                 "task": spec.task, "metric": spec.metric, "name": spec.name, "limit": spec.limit,
                 "splits": {ours.value: theirs for ours, theirs in spec.splits.items()},
-                "num_fewshot": spec.num_fewshot, "drop_shared": spec.drop_shared, "prompt": asdict(spec.prompt),
+                "num_fewshot": spec.num_fewshot, "drop_shared": spec.drop_shared, "prompt": asdict(spec.prompt), "window": spec.window,
             },
             "tokenizer": str(self._tokenizer), "folder": folder, "memory_bytes": MEMORY_BYTES, "file_bytes": FILE_BYTES,
         }  # fmt: skip
@@ -198,7 +198,7 @@ class SandboxedItems(ItemRequests):
             n_dropped=int(content["n_dropped"]),
         )
         self._targets = tuple(str(target) for target in content["targets"])
-        if min(self.counts) < 1 or sum(self.counts) != len(self.likelihoods) + len(self.generations):
+        if min(self.counts) < 0 or sum(self.counts) != len(self.likelihoods) + len(self.generations):
             raise ValueError(f"items that make {self.counts} requests")
 
     def target(self, number: int) -> str | None:

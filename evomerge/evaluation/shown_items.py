@@ -47,6 +47,7 @@ def show_items(
         ]
     shown, start = [], 0
     for number, size in enumerate(counts):
-        shown.append(ShownItem(number, prompts[start], tuple(texts[start : start + size]), items.target(number)))
+        prompt = prompts[start] if size else ""
+        shown.append(ShownItem(number, prompt, tuple(texts[start : start + size]), items.target(number)))
         start += size
     return shown

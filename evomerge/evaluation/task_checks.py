@@ -13,7 +13,9 @@ from evomerge.evaluation.task_keys import check_keys
 from evomerge.evaluation.task_settings import settings_as_text, settings_with_functions
 from evomerge.evaluation.task_spec import TaskSpec
 
-OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "generate_until")
+WHOLE_TEXTS = "loglikelihood_rolling"
+"""lm-eval's output type of tasks that score whole texts, whatever their length"""
+OUTPUT_TYPES = ("multiple_choice", "loglikelihood", WHOLE_TEXTS, "generate_until")
 _SPLITS = ("training_split", "validation_split", "test_split")
 _DATA = ("dataset_path", "dataset_name", "dataset_kwargs")
 
@@ -30,6 +32,7 @@ def check_supported(spec: TaskSpec) -> None:
         return
     settings = settings_as_text(spec.task)
     check_settings(spec.task, settings)
+    check_whole_texts(spec, settings)
     if spec.num_fewshot and settings.get("num_fewshot") == 0:
         raise EvaluationError(
             f"task {spec.task!r}: num_fewshot: {spec.num_fewshot} has no effect on a task whose own file says num_fewshot: 0 (lm-eval's rule); "
@@ -122,6 +125,24 @@ def check_splits(spec: TaskSpec, needed: Sequence[Split]) -> None:
     )
 
 
+def check_whole_texts(spec: TaskSpec, settings: Mapping[str, Any]) -> None:
+    """Checks that a task which scores whole texts is told in what pieces, and is not told what has no effect on it.
+
+    Raises:
+        EvaluationError: it is not, or is.
+    """
+    if settings.get("output_type") != WHOLE_TEXTS:
+        return
+    if spec.window is None:
+        raise EvaluationError(
+            f"task {spec.task!r} scores whole texts, in pieces of engine.max_model_len tokens: set that, e.g. to 2048; scores depend on it"
+        )
+    if spec.num_fewshot:
+        raise EvaluationError(
+            f"task {spec.task!r}: num_fewshot: {spec.num_fewshot} has no effect on a task that scores whole texts; leave it out"
+        )
+
+
 def check_settings(where: str, settings: Mapping[str, Any]) -> None:
     """Refuses what no engine here can be asked, or only with another score than lm-eval's.
 
@@ -145,6 +166,9 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
     description = settings.get("description")
     if description is not None and not (isinstance(description, str) or callable(description)):
         raise EvaluationError(f"{where}: description: expected a text, got {description!r}")
+    for key in ("target_delimiter", "fewshot_delimiter"):
+        if not isinstance(settings.get(key, ""), str):
+            raise EvaluationError(f"{where}: {key}: expected a text, got {settings[key]!r}")
     if is_task_file(where):
         check_keys(where, settings)
         check_filters(where, settings)

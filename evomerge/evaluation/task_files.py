@@ -172,7 +172,7 @@ def check_task(spec: TaskSpec, needed: Sequence[Split]) -> None:
 
     Raises:
         EvaluationError: no such task file, data file, or task of lm-eval's (if it is installed here); or a local data set has no part
-            for a needed split.
+            for a needed split, or not the one that examples are to come from.
     """
     if spec.members:
         for member in spec.members:
@@ -187,6 +187,14 @@ def check_task(spec: TaskSpec, needed: Sequence[Split]) -> None:
         part = spec.data_split(split)
         if parts and (part is None or split_name(part) not in parts):
             raise EvaluationError(no_such_split(spec.name or task_name(spec.task), split, part, parts))
+    settings = read_task_file(Path(spec.task), functions_as_text=True)
+    source = (settings.get("fewshot_config") or {}).get("split") or settings.get("fewshot_split")
+    shots = settings.get("num_fewshot") if spec.num_fewshot is None else spec.num_fewshot
+    if parts and shots and source is not None and split_name(str(source)) not in parts:
+        hint = did_you_mean(str(source), parts)
+        raise EvaluationError(
+            f"{spec.task}: fewshot_split: no split {source!r}{hint} The data set has {', '.join(parts)}"
+        )
 
 
 def no_such_split(name: str, split: Split, part: str | None, parts: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, starmap
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikel
 from evomerge.evaluation.encoding import Encoder
 from evomerge.evaluation.forked_map import forked_map
 from evomerge.evaluation.item_requests import ItemRequests
+from evomerge.evaluation.jackknife import item_scores
+from evomerge.evaluation.task_checks import WHOLE_TEXTS
 
 SCORER_ERRORS = (
     ArithmeticError,
@@ -52,6 +55,7 @@ class TaskItems(ItemRequests):
         filter_index: which of the task's filters is applied to the model's answers.
         items: documents with their requests.
         encoder: turns their texts into tokens.
+        window: tokens of the pieces in which whole texts are scored.
         n_dropped: see `ItemRequests`.
 
     Attributes:
@@ -70,37 +74,56 @@ class TaskItems(ItemRequests):
         filter_index: int,
         items: Sequence[Item],
         encoder: Encoder,
+        window: int | None = None,
         n_dropped: int = 0,
     ) -> None:
+        from lm_eval.api.metrics import mean
+
         self._task, self._metric, self._items = task, metric, tuple(items)
         self._filter = task._filters[filter_index]
-        likelihoods, generations = [], []
+        self._aggregate = task.aggregation()[metric]
+        self._is_mean = self._aggregate is mean
+        self._whole_texts = task.OUTPUT_TYPE == WHOLE_TEXTS
+        likelihoods: list[LogLikelihoodRequest] = []
+        generations: list[GenerateRequest] = []
+        counts = []
         for number, item in enumerate(self._items):
+            before = len(likelihoods) + len(generations)
             for instance in item.instances:
                 if instance.request_type == "generate_until":
                     generations.append(_generate_request(f"{where}, item {number}", instance, encoder))
+                elif self._whole_texts and window is not None:
+                    (text,) = instance.args
+                    likelihoods += starmap(LogLikelihoodRequest, encoder.windows(text, window))
                 else:
                     likelihoods.append(_likelihood_request(f"{where}, item {number}", instance, encoder))
-        super().__init__(where, likelihoods, generations, [len(item.instances) for item in self._items], n_dropped)
-        self._encoder, self._filter_index = encoder, filter_index
+            counts.append(len(likelihoods) + len(generations) - before)
+        if not any(counts):
+            raise EvaluationError(f"{where}: its texts are empty")
+        super().__init__(where, likelihoods, generations, counts, n_dropped)
+        self._encoder, self._filter_index, self._window = encoder, filter_index, window
 
     def score(
         self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation], *, processes: int = 1
     ) -> NDArray[np.float64]:
-        """Scores of the items, shape (n,), as lm-eval's `process_results` gives them.
+        """Scores of the items, shape (n,): as lm-eval's `process_results` gives them where the metric is their mean, else `jackknife.item_scores`.
 
         Args:
             likelihoods, generations: the engine's answers to `self.likelihoods` and `self.generations`.
             processes: so many copies of this process score them, an item each at a time.
 
         Raises:
-            EvaluationError: a scorer fails on an item, or gives something else than a number; names the item.
+            EvaluationError: a scorer fails on an item, or gives no number where numbers are averaged (names the item), or the metric of all is no
+                finite number.
         """
-        answers: list[Any] = (
-            [generation.text for generation in generations]
-            if self.generations
-            else [(answer.log_probability, answer.is_greedy) for answer in likelihoods]
-        )
+        answers: list[Any]
+        if self._whole_texts:
+            rest = iter(likelihoods)
+            answers = [sum(piece.log_probability for piece in islice(rest, count)) for count in self.counts]
+        elif self.generations:
+            answers = [generation.text for generation in generations]
+        else:
+            answers = [(answer.log_probability, answer.is_greedy) for answer in likelihoods]
         instances = [instance for item in self._items for instance in item.instances]
         for instance, answer in zip(instances, answers, strict=True):
             instance.resps, instance.filtered_resps = [answer], {}
@@ -108,20 +131,35 @@ class TaskItems(ItemRequests):
             self._filter.apply(instances)
         except SCORER_ERRORS as error:
             raise EvaluationError(f"{self._where}: filter {self._filter.name!r} fails: {error!r}") from error
-        return np.array(forked_map(self._item_score, len(self), processes))
+        values = forked_map(self._item_value, len(self), processes)
+        if self._is_mean:
+            return np.array(values)
+        try:
+            return item_scores(values, self._aggregate)
+        except SCORER_ERRORS as error:
+            raise EvaluationError(f"{self._where}: metric {self._metric!r} of its items fails: {error!r}") from error
 
-    def _item_score(self, number: int) -> float:
+    def _item_value(self, number: int) -> Any:
+        """What lm-eval aggregates over the items: a number where it takes the mean."""
         item, where = self._items[number], f"{self._where}, item {number}"
         results = [instance.filtered_resps[self._filter.name] for instance in item.instances]
         try:
             metrics = self._task.process_results(item.document, results)
         except SCORER_ERRORS as error:
             raise EvaluationError(f"{where}: the scorer fails: {error!r}") from error
-        value = metrics.get(self._name_in(metrics))
+        name = self._name_in(metrics)
+        if name not in metrics:
+            raise EvaluationError(
+                f"{where}: the scorer gives no {self._metric!r}, only {', '.join(metrics) or 'nothing'}"
+            )
+        value = metrics[name]
+        if not self._is_mean:
+            return value
         if isinstance(value, bool | int | float | np.number | np.bool_) and math.isfinite(value):
             return float(value)
-        got = f"gives {value!r}" if self._metric in metrics else f"gives only {', '.join(metrics)}"
-        raise EvaluationError(f"{where}: metric {self._metric!r} must be one finite number per item, the scorer {got}")
+        raise EvaluationError(
+            f"{where}: metric {self._metric!r} must be one finite number per item, the scorer gives {value!r}"
+        )
 
     def _name_in(self, metrics: Mapping[str, Any]) -> str:
         """What lm-eval calls the metric's values: as the metric, or what its function calls the only one that it returns (`pass@1`)."""
@@ -149,6 +187,7 @@ class TaskItems(ItemRequests):
             filter_index=self._filter_index,
             items=kept,
             encoder=self._encoder,
+            window=self._window,
             n_dropped=len(dropped),
         )
 

@@ -1,6 +1,6 @@
 """What a task's file says of the metric that is scored: whether it has it, and whether lower is better. Loads no task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from evomerge.core import EvaluationError, did_you_mean
@@ -9,6 +9,9 @@ from evomerge.evaluation.task_spec import TaskSpec
 
 _LOWER = frozenset({"bits_per_byte", "brier_score", "byte_perplexity", "perplexity", "ter", "word_perplexity"})
 """metrics of lm-eval 0.4.13 of which lower is better where a task does not say"""
+
+OTHER_SCALES = _LOWER - {"brier_score"} | {"bleu", "chrf", "chrf++"}
+"""metrics of lm-eval 0.4.13 that are not from 0 to 1: in hundredths, or bits, or perplexities"""
 
 _NO_MEANS = _LOWER | {"bleu", "chrf", "chrf++", "f1", "mcc"}
 """metrics of lm-eval 0.4.13 that are no mean over items where a task does not say"""
@@ -33,7 +36,7 @@ def lower_is_better(spec: TaskSpec) -> bool:
 
 
 def check_metric(spec: TaskSpec) -> None:
-    """Checks that a task, or each of a group, has the metric and filter that is wanted of it, or one that can be scored.
+    """Checks that a task, or each of a group, has the metric and filter that is wanted of it.
 
     Raises:
         EvaluationError: it has not, as far as its file says what it has.
@@ -55,9 +58,6 @@ def check_metric(spec: TaskSpec) -> None:
     if wanted not in map(_name, rows):
         hint = did_you_mean(wanted, known)
         raise EvaluationError(f"task {spec.task!r}: no metric {wanted!r}{hint} It has: {', '.join(known)}")
-    if not _is_mean(_scored(spec)):
-        good = [_name(row) for row in rows if _is_mean(row)]
-        raise EvaluationError(no_mean(spec.task, wanted, good))
     if wanted_filter and wanted_filter not in filters:
         hint = did_you_mean(wanted_filter, filters)
         raise EvaluationError(f"task {spec.task!r}: no filter {wanted_filter!r}{hint} It has: {', '.join(filters)}")
@@ -69,14 +69,6 @@ def scored_metric(spec: TaskSpec) -> str:
     rows, filters = _rows(first.task), _filters(first.task)
     wanted, _, wanted_filter = (first.metric or (_name(_scored(first)) if rows else "")).partition(",")
     return f"{wanted},{wanted_filter or filters[0]}" if wanted and len(filters) > 1 else wanted
-
-
-def no_mean(task: str, metric: str, means: Sequence[str]) -> str:
-    """What to tell the user of a metric that items have no scores of; `means` are those of the task that they have."""
-    return (
-        f"task {task!r}: metric {metric!r} is not a mean over items, so it has no item scores; "
-        f"metrics of this task that are: {', '.join(means) or 'none'}"
-    )
 
 
 def _scored(spec: TaskSpec) -> Mapping[str, Any]:

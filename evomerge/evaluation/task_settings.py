@@ -114,7 +114,7 @@ def settings_with_functions(task: str) -> dict[str, Any]:
     """The settings of a task of lm-eval's, with the functions that they name, which are lm-eval's own code.
 
     Raises:
-        EvaluationError: a package that this code imports is not installed.
+        EvaluationError: a package that this code imports is not installed, or importing it fails.
     """
     loader = importlib.import_module("lm_eval.tasks._yaml_loader")
     try:
@@ -122,6 +122,14 @@ def settings_with_functions(task: str) -> dict[str, Any]:
     except ImportError as error:
         hint = "" if "install" in str(error) or error.name is None else f"; pip install {error.name.partition('.')[0]}"
         raise EvaluationError(f"lm-eval task {task!r} needs a package that is not installed: {error}{hint}") from error
+    except (
+        SystemExit,
+        AttributeError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # programs or files that are missing
+        raise EvaluationError(f"the code of lm-eval task {task!r} cannot be loaded: {error}") from error
 
 
 def _refuse_unsafe(task: str) -> None:

@@ -29,8 +29,8 @@ class TaskSpec:
 
     Attributes:
         task: path of an lm-eval task or group file (`*.yaml`), or a name that lm-eval knows.
-        metric: a metric of the task, or `metric,filter` as lm-eval prints it; None = the first metric that is a mean over items,
-            and the first filter.
+        metric: a metric of the task, or `metric,filter` as lm-eval prints it; None = the first metric that is a mean over items, else
+            the first, and the first filter.
         name: what the score is called; None = the task's own name.
         splits: our split -> the data set's split, or a part of it (`train[:60%]`); a split that is not given is looked for under its own
             name.
@@ -38,6 +38,7 @@ class TaskSpec:
         num_fewshot: solved examples before each item; None = as many as the task says.
         drop_shared: leave items out of `search` that stand in `select` or `report` too, and out of `select` those of `report`.
         prompt: how items are put to the model.
+        window: tokens of the pieces in which whole texts are scored (`output_type: loglikelihood_rolling`); None where no task does.
         members: of a group its tasks, each with all that is said here of it; empty for a task.
         weight_by_size: whether the members count by their numbers of items, or all the same.
     """
@@ -50,6 +51,7 @@ class TaskSpec:
     num_fewshot: int | None = None
     drop_shared: bool = False
     prompt: PromptFormat = PromptFormat()
+    window: int | None = None
     members: "tuple[TaskSpec, ...]" = ()
     weight_by_size: bool = True
 

@@ -31,7 +31,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def task_folder(tmp_path_factory):
-    """`choices.yaml` (multiple choice), `likely.yaml` (loglikelihood), `write.yaml` (generate_until, two filters)."""
+    """`choices.yaml` (multiple choice), `likely.yaml` (loglikelihood), `write.yaml` (generate_until, two filters), `texts.yaml` (whole texts)."""
     folder = tmp_path_factory.mktemp("tasks")
     for split in SPLITS:
         stream = random_stream(0, "tasks", split)
@@ -45,6 +45,7 @@ def task_folder(tmp_path_factory):
                 "choices": [word() + str(i) for i in range(4)],
                 "answer": int(stream.integers(4)),
                 "letter": str(stream.choice(list("abcdefghijklmnopqrstuvwxyz"))),
+                "text": " ".join(word() for _ in range(stream.integers(0, 40))),
             }
             for _ in range(N_ITEMS)
         ]
@@ -71,5 +72,12 @@ def task_folder(tmp_path_factory):
         "  - {name: first-letter, filter: "
         "[{function: regex, regex_pattern: '([a-z])'}, {function: take_first}]}\n"
         "metric_list:\n  - {metric: exact_match, aggregation: mean, higher_is_better: true}\n"
+        "  - {metric: chrf, aggregation: chrf, higher_is_better: true}\n"
+        "  - {metric: ter, aggregation: ter, higher_is_better: false}\n"
+    )
+    (folder / "texts.yaml").write_text(
+        "task: texts\n" + data + "output_type: loglikelihood_rolling\ntest_split: search\n"
+        'doc_to_text: ""\ndoc_to_target: text\n'
+        "metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]\n"
     )
     return folder

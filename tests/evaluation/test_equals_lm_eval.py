@@ -22,6 +22,17 @@ def half_way(models):
     )
 
 
+WINDOW = 33
+"""shorter than most of the texts"""
+
+NO_MEANS = {
+    "correlated": ("choices", "mcc"), "perplexity": ("likely", "perplexity"),
+    "chrf": ("write", "chrf,whole"), "ter": ("write", "ter,first-letter"),
+    "words": ("texts", "word_perplexity"), "bytes": ("texts", "byte_perplexity"), "bits": ("texts", "bits_per_byte"),
+}  # fmt: skip
+"""name of a score -> (task, metric), of those that lm-eval aggregates otherwise than by a mean"""
+
+
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
 def evaluator(request, models, task_folder):
     if cannot_start(request.param):
@@ -33,6 +44,10 @@ def evaluator(request, models, task_folder):
         TaskSpec(str(task_folder / "choices.yaml"), metric="acc_norm", name="normed", limit=17),
         TaskSpec(str(task_folder / "likely.yaml"), metric="acc"),
         TaskSpec(str(task_folder / "write.yaml"), metric="exact_match,first-letter"),
+        *(
+            TaskSpec(str(task_folder / f"{task}.yaml"), metric=metric, name=name, window=WINDOW)
+            for name, (task, metric) in NO_MEANS.items()
+        ),
     ]
     evaluator = LmEvalEvaluator(engine, Merger(WeightPool(headers)), headers, TaskSet(specs, models[0]))
     yield evaluator
@@ -49,10 +64,11 @@ def lm_eval_scores(models, task_folder, tmp_path_factory):
     merged = tmp_path_factory.mktemp("merged") / "model"
     merge_to_folder(half_way(models), merged)
     model = HFLM(pretrained=str(merged), dtype="float32", device="cpu", batch_size=8, max_length=512)
+    in_windows = HFLM(pretrained=str(merged), dtype="float32", device="cpu", batch_size=8, max_length=WINDOW - 1)
     here = TaskManager(include_path=str(task_folder), include_defaults=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(task_folder)  # lm-eval takes data files relative to the working directory
-        return {
+        found = {
             limit: simple_evaluate(
                 model,
                 tasks=["choices", "likely", "write"],
@@ -63,6 +79,9 @@ def lm_eval_scores(models, task_folder, tmp_path_factory):
             )
             for limit in (None, 17)
         }
+        texts = simple_evaluate(in_windows, tasks=["texts"], task_manager=here, bootstrap_iters=0)
+    found[None]["results"] |= texts["results"]
+    return found
 
 
 def test_scores_are_lm_evals(evaluator, lm_eval_scores, models):
@@ -70,12 +89,17 @@ def test_scores_are_lm_evals(evaluator, lm_eval_scores, models):
     result = evaluator.evaluate(EvaluationRequest("c1", Split.SEARCH, recipe=recipe))
     assert result.status is Status.OK, result.error
     whole, limited = lm_eval_scores[None]["results"], lm_eval_scores[17]["results"]
-    assert result.scores == {
+    assert {name: score for name, score in result.scores.items() if name not in NO_MEANS} == {
         "choices": whole["choices"]["acc,none"],
         "normed": limited["choices"]["acc_norm,none"],
         "likely": whole["likely"]["acc,none"],
         "write": whole["write"]["exact_match,first-letter"],
     }
+    for name, (task, metric) in NO_MEANS.items():
+        theirs = whole[task][metric if "," in metric else f"{metric},none"]
+        assert result.scores[name] == pytest.approx(theirs, rel=1e-5), name  # sums of float32 logarithms
+        assert result.scores[name] != 0, name
+        assert result.item_scores[name].mean() == pytest.approx(theirs, rel=1e-5), name
     # The comparison means something: no score is trivial except perhaps one.
     assert sum(0 < score < 1 for score in result.scores.values()) >= 3
     samples = lm_eval_scores[None]["samples"]
@@ -89,13 +113,13 @@ def test_evaluation_record(evaluator, models):
     result = evaluator.evaluate(EvaluationRequest("c1", Split.SELECT, recipe=recipe))
     assert result.candidate_id == "c1"
     assert result.split is Split.SELECT
-    assert list(result.scores) == ["choices", "normed", "likely", "write"] == list(evaluator.task_names)
+    assert list(result.scores) == ["choices", "normed", "likely", "write", *NO_MEANS] == list(evaluator.task_names)
     for name, scores in result.item_scores.items():
         assert scores.dtype == np.float32
         assert result.scores[name] == pytest.approx(scores.mean())
-        assert result.stderr[name] == pytest.approx(scores.std(ddof=1) / np.sqrt(len(scores)), abs=1e-7)
-    assert result.cost["items"] == 30 + 17 + 30 + 30
-    assert 30 <= result.cost["generated_tokens"] <= 30 * 12
+        assert result.stderr[name] == pytest.approx(scores.std(ddof=1) / np.sqrt(len(scores)), rel=1e-5, abs=1e-7)
+    assert result.cost["items"] == 30 + 17 + 30 + 30 + 30 * len(NO_MEANS)
+    assert 3 * 30 <= result.cost["generated_tokens"] <= 3 * 30 * 12
     assert result.cost["layers"] == 2
     assert result.cost["tokens_per_second"] > 0
     assert set(result.cost) == {

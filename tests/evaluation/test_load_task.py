@@ -1,6 +1,7 @@
 """What a task file may say, what it may not, and how that is told."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,7 @@ def refused(what, **settings):
 @pytest.mark.parametrize(
     ("what", "settings"),
     [
-        refused("output_type 'loglikelihood_rolling' is not supported", output_type="loglikelihood_rolling"),
+        refused("output_type 'loglikelihoods' is not supported", output_type="loglikelihoods"),
         refused("unknown metric 'exact_mach'; did you mean 'exact_match'", metric_list=[{"metric": "exact_mach"}]),
         refused("hf_evaluate downloads code", metric_list=[{"metric": "exact_match", "hf_evaluate": True}]),
         refused("unpickles files", dataset_path="pandas"),
@@ -185,7 +186,6 @@ def refused(what, **settings):
         refused("until: expected texts, got [5]", generation_kwargs={"until": 5}),
         refused("only text tasks", doc_to_image=["x"]),
         refused("data file of split 'search' is not there", dataset_kwargs={"data_files": {"search": "gone.jsonl"}}),
-        refused("is not a mean over items", metric_list=[{"metric": "exact_match", "aggregation": "median"}]),
         refused("leaves the sandbox", doc_to_text="{{ ''.__class__.__mro__ }}"),
         refused("leaves the sandbox", doc_to_target="{{ q | attr('__' ~ 'class__') }}"),
         refused("leaves the sandbox", fewshot_config={"doc_to_text": "{{ q.__init__.__globals__ }}"}),
@@ -211,6 +211,8 @@ def test_refused(write_task, tokenizer, what, settings):
         refused("dataset_path: is missing", dataset_path=None),
         refused("num_fewshot: expected a number of solved examples, got True", num_fewshot=True),
         refused("description: expected a text, got ['Answer.']", description=["Answer."]),
+        refused("target_delimiter: expected a text, got 5", target_delimiter=5),
+        refused("fewshot_delimiter: expected a text, got None", fewshot_delimiter=None),
         refused("dataset_kwargs: expected settings by name, got 'json'", dataset_kwargs="json"),
         refused("fewshot_config: expected settings by name, got ['a']", fewshot_config=["a"]),
         refused("fewshot_config.samples: expected a list of rows, got 5", fewshot_config={"samples": 5}),
@@ -304,7 +306,7 @@ def test_a_metric_may_name_its_values_itself(write_task, tokenizer, tmp_path, ra
     if name == "one_rate":
         assert items.score([], [Generation("ab", 1)] * 6).tolist() == [0.5] * 6
         return
-    with pytest.raises(EvaluationError, match=r"metric 'pass_at_k' .* gives only pass@1, pass@2"):
+    with pytest.raises(EvaluationError, match=r"gives no 'pass_at_k', only pass@1, pass@2"):
         items.score([], [Generation("ab", 1)] * 6)
 
 
@@ -379,10 +381,59 @@ def test_items_are_shown_with_what_the_model_says(write_task, task_folder, token
 def test_first_mean_metric_is_the_default(task_folder, tokenizer):
     task = load_task(TaskSpec(str(task_folder / "likely.yaml")), tokenizer)
     assert task.metric == "acc"  # lm-eval's first is perplexity, which is no mean
-    with pytest.raises(EvaluationError, match="'perplexity' is not a mean over items"):
-        load_task(TaskSpec(str(task_folder / "likely.yaml"), metric="perplexity"), tokenizer)
     answers = [LogLikelihood(-1.0, i % 3 == 0) for i in range(30)]
     assert task.items(Split.SELECT).score(answers, []).sum() == 10
+
+
+@pytest.mark.parametrize("settings", [{"fewshot_split": "serch"}, {"fewshot_config": {"split": "serch"}}])
+def test_examples_come_from_a_split_that_there_is(write_task, settings):
+    path = write_task(**settings)
+    check_task(TaskSpec(path), [Split.SEARCH])
+    with pytest.raises(EvaluationError, match=r"fewshot_split: no split 'serch'; did you mean 'search'\?"):
+        check_task(TaskSpec(path, num_fewshot=2), [Split.SEARCH])
+
+
+def test_a_metric_of_all_items_that_fails_is_named(write_task, tokenizer):
+    """lm-eval's F1 is of two classes."""
+    path = write_task(
+        output_type="multiple_choice", doc_to_choice=["a", "b", "c"], doc_to_target=2, metric_list=[{"metric": "f1"}]
+    )
+    items = load_task(TaskSpec(path), tokenizer).items(Split.SEARCH)
+    with pytest.raises(
+        EvaluationError, match=r"split 'search': metric 'f1' of its items fails: .*pos_label=1 is not a valid label"
+    ):
+        items.score([LogLikelihood(-float(n % 3), False) for n in range(18)], [])
+
+
+TEXTS = {
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "{{a}}",
+    "metric_list": [{"metric": "bits_per_byte"}],
+}
+
+
+def test_whole_texts_are_scored_in_windows(write_task, tokenizer):
+    rows = [{"q": "", "a": text} for text in ("a b c d e f g h i j", "", "k l")]
+    items = load_task(TaskSpec(write_task(report=rows, **TEXTS), window=8), tokenizer).items(Split.REPORT)
+    assert items.longest == 8
+    assert all(len(one.context) + len(one.continuation) <= 8 for one in items.likelihoods)
+    told = [token for one in items.likelihoods for token in one.continuation]
+    assert tokenizer.decode(told).replace("<bos>", "").replace(" ", "") == "abcdefghijkl"
+    assert items.counts[1] == 0
+    scores = items.score([LogLikelihood(-math.log(2), False) for _ in items.likelihoods], [])
+    assert scores.mean() == pytest.approx(len(items.likelihoods) / len("a b c d e f g h i jk l"))
+
+
+def test_whole_texts_need_a_window_and_words(write_task, tokenizer):
+    path = write_task(**TEXTS)
+    for check in (check_supported, lambda spec: load_task(spec, tokenizer)):
+        with pytest.raises(EvaluationError, match=r"in pieces of engine\.max_model_len tokens: set that"):
+            check(TaskSpec(path))
+        with pytest.raises(EvaluationError, match="num_fewshot: 2 has no effect"):
+            check(TaskSpec(path, window=8, num_fewshot=2))
+    with pytest.raises(EvaluationError, match="split 'report': its texts are empty"):
+        load_task(TaskSpec(write_task(report=[{"q": "", "a": ""}], **TEXTS), window=8), tokenizer)
 
 
 def test_too_long_items(write_task, tokenizer):

@@ -95,12 +95,16 @@ DATA = {
     "mandarjoshi/trivia_qa": made(trivia, train=20, validation=12),
     "EleutherAI/lambada_openai": made(lambda _: {"text": words(7)}, test=12),
     "cais/mmlu": made(mmlu, dev=5, validation=6, test=11),
+    "nyu-mll/glue": made(lambda _: {"sentence": words(4), "label": pick(2)}, train=8, validation=30),
+    "wmt/wmt16": made(lambda _: {"translation": {"en": words(9), "ro": words(9)}}, validation=5, test=50),
+    "EleutherAI/wikitext_document_level": made(lambda i: {"page": f"{words(3 + i)} , {words(2)} ."}, train=2, test=30),
 }
 """of every data set all subsets"""
 
 RIGHT = {
     "gsm8k": lambda doc: doc["answer"].replace("####", "So #### " if doc["question"] < "d" else "####"),
     "drop": lambda doc: doc["answers"][0][0],
+    "wmt16-en-ro": lambda doc: doc["translation"]["ro"],
     "triviaqa": lambda doc: doc["answer"]["aliases"][-1],
 }
 
@@ -135,7 +139,7 @@ def lm_evals(answers: Answers, task: str, num_fewshot: int | None) -> Any:
             return [answers.likelihood((one.args[0] or "<eos>") + one.args[1]) for one in requests]
 
         def loglikelihood_rolling(self, requests: Any) -> Any:
-            raise NotImplementedError
+            return [answers.likelihood("<eos>" + one.args[0])[0] for one in requests]
 
         def generate_until(self, requests: Any) -> Any:
             for one in requests:
@@ -204,6 +208,29 @@ def test_prompts_and_scores_are_lm_evals(
 
 
 @pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize(
+    ("task", "split", "num_fewshot", "metric"),
+    [
+        ("cola", "validation", 2, "mcc,none"),
+        ("wmt16-en-ro", "test", 1, "bleu,none"),
+        ("wmt16-en-ro", "test", 0, "chrf,none"),
+        ("lambada_openai", "test", 0, "perplexity,none"),
+        ("wikitext", "test", None, "word_perplexity,none"),
+        ("wikitext", "test", None, "bits_per_byte,none"),
+    ],
+)
+def test_metrics_that_are_no_means_are_lm_evals(
+    models: list[Path], task: str, split: str, num_fewshot: int | None, metric: str
+) -> None:
+    answers, tokenizer = Answers(), AutoTokenizer.from_pretrained(models[0])
+    theirs = lm_evals(answers, task, num_fewshot)["results"][task][metric]
+    spec = TaskSpec(task, metric=metric, splits={Split.SEARCH: split}, num_fewshot=num_fewshot, window=512)
+    scores = answers.ours(load_task(spec, tokenizer).items(Split.SEARCH), tokenizer.decode)
+    assert sum(scores) / len(scores) == pytest.approx(theirs, rel=1e-12)
+    assert len(set(scores)) > 1
+
+
+@pytest.mark.usefixtures("no_hub")
 def test_a_groups_own_numbers_of_examples_stay(models: list[Path], tmp_path: Path) -> None:
     """Of tasks that say `num_fewshot: 0` themselves lm-eval changes nothing, in a group of others too."""
     (tmp_path / "g.yaml").write_text(
@@ -259,13 +286,12 @@ def of(task: str, **settings: Any) -> dict[str, Any]:
         ("arc_easy", "{search: train, select: validation, report: test}"),
         ("race", r"{search: 'test\[:60%\]', .*}, search_on_test: true, or finals"),
         ({"task": "mmlu", "splits": {"search": "dev", "report": "test"}}, "splits must say what select are"),
-        (of("wikitext"), "wikitext: output_type 'loglikelihood_rolling' is not supported"),
+        (of("wikitext"), r"task 'wikitext' scores whole texts, in pieces of engine\.max_model_len tokens"),
         (of("squadv2"), "'squadv2' is a Python class"),
         (of("gsm8k_cot_self_consistency"), "repeats: 64"),
         (of("non_greedy_robustness_agieval_aqua_rat"), "asks for sampling"),
         (of("mmmu_val"), "doc_to_image: only text tasks"),
-        (of("cola"), "metric 'mcc' is not a mean over items"),
-        (of("lambada_openai", metric="perplexity"), "metrics of this task that are: acc$"),
+        (of("lambada_openai", metric="perplexity"), "direction: minimize"),
         (of("gsm8k", metric="flexible-extract"), "did you mean 'exact_match,flexible-extract'"),
         (of("gsm8k", metric="exact_match,strict"), r"no filter 'strict'; did you mean 'strict-match'\?"),
         (of("truthfulqa_mc2", num_fewshot=5), "num_fewshot: 5 has no effect on a task whose own file says num_fewshot: 0"),
@@ -278,6 +304,23 @@ def of(task: str, **settings: Any) -> dict[str, Any]:
 def test_what_cannot_be_scored_is_said_by_validate(models: list[Path], tmp_path: Path, task: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         make_problem(configured(tmp_path, models, task))
+
+
+@pytest.mark.parametrize(
+    ("others", "noted"), [(["gsm8k"], True), ([{**of("wmt16-ro-en"), "name": "back"}], False), ([], False)]
+)
+def test_scores_on_other_scales_are_noted(models, tmp_path, others, noted):
+    tasks = [of("wmt16-en-ro"), *(of(task) if isinstance(task, str) else task for task in others)]
+    lines = describe(make_problem(configured(tmp_path, models, tasks[0], tasks=tasks)))
+    note = "objectives: wmt16-en-ro (bleu) may outweigh scores from 0 to 1 in the mean of all"
+    assert any(note in line for line in lines) == noted
+
+
+def test_code_of_a_task_that_ends_the_program_is_an_error_like_others(models, tmp_path, monkeypatch):
+    """lm-eval's own calls `sys.exit` where there is no Prolog."""
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match=r"the code of lm-eval task 'slr_bench_all' cannot be loaded: .*swipl"):
+        make_problem(configured(tmp_path, models, of("slr_bench_all")))
 
 
 def searched_on(task: str, search: str, **settings: Any) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""Scores of items whose mean is a statistic of all."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evomerge.core import random_stream
+from evomerge.evaluation.jackknife import MOST_GROUPS, MOST_GROUPS_OF_TEXTS, item_scores
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def ratio(pairs):
+    return sum(above for above, _ in pairs) / sum(below for _, below in pairs)
+
+
+def stderr(scores):
+    return scores.std(ddof=1) / math.sqrt(len(scores))
+
+
+def drawn_pairs(count, stream):
+    below = stream.uniform(5, 500, count)
+    return list(zip((below * stream.normal(1.2, 0.2, count)).tolist(), below.tolist(), strict=True))
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=MOST_GROUPS))
+def test_values_of_a_mean_are_its_scores(values):
+    np.testing.assert_allclose(item_scores(values, mean), values, atol=1e-9)
+
+
+def test_the_standard_error_is_the_jackknifes():
+    values = drawn_pairs(50, random_stream(0, "jackknife"))
+    without = np.array([ratio(values[:i] + values[i + 1 :]) for i in range(50)])
+    scores = item_scores(values, ratio)
+    assert scores.mean() == pytest.approx(ratio(values), rel=1e-14)
+    assert stderr(scores) == pytest.approx(math.sqrt(49 / 50 * ((without - without.mean()) ** 2).sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [MOST_GROUPS + 1, 1000])
+def test_the_standard_error_with_groups_is_about_as_large(count):
+    """As the spread over fresh samples, which a hundred of them tell within a seventh or so."""
+    samples = [drawn_pairs(count, random_stream(seed, "groups")) for seed in range(100)]
+    spread = np.std([ratio(sample) for sample in samples], ddof=1)
+    scores = [item_scores(sample, ratio) for sample in samples[:20]]
+    assert [one.mean() for one in scores] == pytest.approx([ratio(sample) for sample in samples[:20]], rel=1e-12)
+    assert np.mean([stderr(one) for one in scores]) == pytest.approx(spread, rel=0.25)
+
+
+def test_differences_of_scores_are_those_of_the_statistics():
+    stream = random_stream(1, "jackknife")
+    ours = drawn_pairs(300, stream)
+    theirs = [(above + stream.normal(0.5, 0.1), below) for above, below in ours]
+    difference = item_scores(theirs, ratio) - item_scores(ours, ratio)
+    assert difference.mean() == pytest.approx(ratio(theirs) - ratio(ours), rel=1e-9)
+    assert stderr(difference) < stderr(item_scores(ours, ratio)) / 10
+
+
+def test_texts_are_left_out_by_groups():
+    counted = []
+
+    def different(pairs):
+        counted.append(len(pairs))
+        return mean([one != two for one, two in pairs])
+
+    pairs = [("ja", "ja" if sure > 0.3 else "nein") for sure in random_stream(2, "jackknife").uniform(size=101)]
+    scores = item_scores(pairs, different)
+    assert scores.mean() == pytest.approx(different(pairs))
+    assert len(counted) == 2 + MOST_GROUPS_OF_TEXTS
+    assert len(set(scores.tolist())) <= MOST_GROUPS_OF_TEXTS
+    assert stderr(scores) == pytest.approx(stderr(np.array([one != two for one, two in pairs])), rel=0.4)
+
+
+def test_one_item_has_the_statistic_for_its_score():
+    assert item_scores([(6.0, 3.0)], ratio).tolist() == [2.0]
+
+
+def test_where_the_statistic_is_not_defined_without_an_item_this_has_no_effect():
+    assert item_scores([(0.0, 0.0), (6.0, 3.0)], ratio).tolist() == [2.0, 2.0]
+    nan = float("nan")
+    scores = item_scores([nan, 3.0, 4.0, nan], lambda values: float(np.nanmean(values)))
+    assert scores.mean() == pytest.approx(3.5)
+    assert [one < two for one, two in pairwise(sorted(scores))] == [True, False, True]
+
+
+def test_a_statistic_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="the statistic of all items is nan"):
+        item_scores([float("nan")] * 3, lambda values: float(np.mean(values)))
