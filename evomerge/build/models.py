@@ -21,7 +21,7 @@ from evomerge.core import (
     Status,
 )
 from evomerge.plan import check_tokenizer, make_plan, read_headers, table_of
-from evomerge.recipe import Recipe, RecipeFile, Setting, Slice, Source, read_recipe, read_recipe_file
+from evomerge.recipe import DTYPES, Recipe, RecipeFile, Setting, Slice, Source, read_recipe, read_recipe_file
 
 if TYPE_CHECKING:
     from evomerge.evaluation import LmEvalEvaluator
@@ -115,7 +115,7 @@ def merge_recipe(
         overwrite: replace `out` if it is a model already.
         shard_size: of weight files, in bytes or as text, e.g. "5GB".
         max_memory: of all tensors in memory at a time, in bytes or as text; None = those of two steps and a result.
-        device: where what the compiled kernels do not do is computed.
+        device: where what the compiled kernels do not do is computed; "auto" = on a GPU if there is one.
         seed: of random masks, instead of the recipe's.
         trust_remote_code: accept models whose config names code of their own, and copy it (it is not run).
 
@@ -123,8 +123,14 @@ def merge_recipe(
         RecipeError: the file is no recipe, an option is not understood, `out` exists.
         CheckpointError: a model cannot be read, or the result is not finite.
     """
+    import torch
+
     from evomerge.weights import merge_file_to_folder
 
+    if dtype is not None and dtype not in DTYPES:
+        raise RecipeError(f"dtype {dtype!r}: unknown; known: {', '.join(DTYPES)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {} if shard_size is None else {"shard_bytes": parse_bytes(shard_size, "shard size")}
     if max_memory is not None:
         options["max_memory"] = parse_bytes(max_memory, "max memory")

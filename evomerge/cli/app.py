@@ -190,6 +190,8 @@ def search(
     from evomerge.build import default_run_directory, load_config, start_search
     from evomerge.cli.progress import watched
 
+    if address and any(override.startswith("cluster.address=") for override in overrides or ()):
+        raise ConfigError("--address and --set cluster.address: give one of them")
     extra = [f"cluster.address={address}"] if address else []
     settings = load_config(config, [*(overrides or ()), *extra])
     folder = run_dir or default_run_directory(settings, config)
@@ -211,14 +213,19 @@ def resume(run: Run, overrides: Overrides = None) -> None:
 @app.command()
 def watch(
     run: Run,
-    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How often to look.")] = 2.0,
+    every: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="SECONDS", help="How often to look. (default: 2)", show_default=False),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
 ) -> None:
     """Look at a live or finished run from another terminal. Ctrl-C leaves; the run does not notice."""
     from evomerge.build.watching import Watcher
     from evomerge.cli.live import watch_run
 
-    watch_run(Watcher(run), every, once=once)
+    if once and every is not None:
+        raise ConfigError("--once and --every: give one of them")
+    watch_run(Watcher(run), every or 2.0, once=once)
 
 
 @app.command()
@@ -289,8 +296,18 @@ def merge(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="Where to compute; anything but cpu does without the compiled kernels.")
-    ] = "cpu",
+        str | None,
+        typer.Option(
+            help="Where to compute, auto for a GPU if there is one; anything but cpu does without the compiled kernels. (default: cpu)",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--num-threads", "-j", min=1, help="Threads to compute with. (default: torch's)", show_default=False
+        ),
+    ] = None,
     random_seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of random masks, instead of the recipe's.", show_default=False)
     ] = None,
@@ -298,24 +315,25 @@ def merge(
         bool, typer.Option("--trust-remote-code", help="Accept models that bring code, and copy it (it is not run).")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model already.")] = False,
-    cuda: Annotated[bool, typer.Option("--cuda", help="As --device cuda.")] = False,
+    cuda: Annotated[bool, typer.Option("--cuda", "--gpu-rich", help="As --device cuda.")] = False,
     always_so: Annotated[
+        bool, typer.Option("--copy-tokenizer", "--safe-serialization", "--write-model-card", "-v", hidden=True)
+    ] = False,
+    not_needed: Annotated[
         bool,
         typer.Option(
-            "--copy-tokenizer",
-            "--lazy-unpickle",
-            "--low-cpu-memory",
-            "--allow-crimes",
-            "--safe-serialization",
-            "--write-model-card",
-            "--async-write",
-            "--clone-tensors",
-            "--quiet",
-            "-v",
+            "--lazy-unpickle/--no-lazy-unpickle",
+            "--low-cpu-memory/--no-low-cpu-memory",
+            "--allow-crimes/--no-allow-crimes",
+            "--async-write/--no-async-write",
+            "--clone-tensors/--no-clone-tensors",
+            "--read-to-gpu/--no-read-to-gpu",
+            "--multi-gpu/--no-multi-gpu",
+            "--quiet/--no-quiet",
             hidden=True,
         ),
     ] = False,
-    no_cache: Annotated[str | None, typer.Option("--lora-merge-cache", hidden=True)] = None,
+    no_effect: Annotated[str | None, typer.Option("--lora-merge-cache", "--write-threads", hidden=True)] = None,
 ) -> None:
     """Materialise a recipe as a Hugging Face checkpoint.
 
@@ -324,10 +342,17 @@ def merge(
     Models are folders, or ORG/NAME of what `hf download` has put into the hub's cache.
 
     mergekit-yaml's --copy-tokenizer, --lazy-unpickle, --low-cpu-memory, --safe-serialization, --write-model-card, --async-write,
-    --clone-tensors, --quiet, -v, --lora-merge-cache DIR and --allow-crimes are taken and change nothing: what they ask for is done,
-    or is not needed.
+    --write-threads N, --clone-tensors, --read-to-gpu, --multi-gpu, --quiet, -v, --lora-merge-cache DIR and --allow-crimes are taken
+    and change nothing: what they ask for is done, or is not needed. Models of different architectures are refused all the same.
     """
     from evomerge.build import merge_recipe
+
+    if cuda and not (device or "cuda").startswith("cuda"):
+        raise ConfigError(f"--cuda and --device {device}: give one of them")
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
     merged = merge_recipe(
         Path("/dev/stdin") if str(recipe) == "-" else recipe,
@@ -335,7 +360,7 @@ def merge(
         dtype=dtype,
         shard_size=shard_size,
         max_memory=max_memory,
-        device="cuda" if cuda else device,
+        device=device or ("cuda" if cuda else "cpu"),
         seed=random_seed,
         trust_remote_code=trust_remote_code,
         overwrite=overwrite,

@@ -227,6 +227,13 @@ def test_a_nan_in_a_shard_is_found_before_anything_starts(project: Path, tmp_pat
         (["front", "nowhere", "--json", "--csv"], "--json and --csv: give one of them"),
         (["plan", "nowhere.yaml", "--from", "nowhere", "--seconds", "2"], "--from and --seconds: give one of them"),
         (["plan", "nowhere.yaml", "--seconds", "inf"], "--seconds inf: expected a number above 0"),
+        (["watch", "nowhere", "--once", "--every", "3"], "--once and --every: give one of them"),
+        (
+            ["search", "nowhere.yaml", "--address", "auto", "--set", "cluster.address=x:1"],
+            "--address and --set cluster.address: give one of them",
+        ),
+        (["merge", "nowhere.yaml", "out", "--cuda", "--device", "cpu"], "--cuda and --device cpu: give one of them"),
+        (["merge", "nowhere.yaml", "out", "--dtype", "bf16"], "dtype 'bf16': unknown; known: bfloat16, float16"),
         (["resume", "nowhere"], "not a run directory"),
         (["export", "nowhere"], "not a run directory"),
         (["search", "nowhere.yaml"], "no such configuration file"),
@@ -248,7 +255,8 @@ def test_merge_takes_the_command_lines_of_mergekit_and_standard_input(project: P
     models = [{"model": str(project / "models" / name), "parameters": {"weight": 0.5}} for name in "ab"]
     recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": models, "dtype": "float32"}))
     usual = ("--copy-tokenizer", "--allow-crimes", "--lazy-unpickle", "--low-cpu-memory", "--out-shard-size", "1B")
-    usual += ("--clone-tensors", "--quiet", "-vv", "--lora-merge-cache", tmp_path / "adapted")
+    usual += ("--clone-tensors", "--quiet", "-vv", "--lora-merge-cache", tmp_path / "adapted", "--no-low-cpu-memory")
+    usual += ("--write-threads", "4", "-j", "2", "--read-to-gpu", "--multi-gpu", "--device", "auto")
     first = run("merge", recipe, tmp_path / "first", *usual)
     assert (first.returncode, first.stdout) == (0, f"{tmp_path / 'first'}\n"), first.stderr
     second = run("merge", "-", tmp_path / "second", stdin=recipe.read_text())
@@ -256,9 +264,9 @@ def test_merge_takes_the_command_lines_of_mergekit_and_standard_input(project: P
     contents = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
     assert contents[0] == contents[1]
     # where there is no GPU, it is asked for all the same
-    assert run("merge", recipe, tmp_path / "third", "--device", "cpu", "--cuda").returncode == (
-        0 if is_available() else 2
-    )
+    for asked in (("--cuda",), ("--gpu-rich",), ("--cuda", "--device", "cuda:0")):
+        asked_for = run("merge", recipe, tmp_path / "third", "--overwrite", *asked)
+        assert asked_for.returncode == (0 if is_available() else 2)
 
 
 def test_a_search_from_start_to_merged_model(project: Path, tmp_path: Path) -> None:
