@@ -126,7 +126,7 @@ def test_everything_but_scoring_is_blocked(task: SandboxedTask, folder: Path) ->
         {},
         {"counts": None},
         {"counts": [1]},
-        {"counts": [0, 2]},
+        {"counts": [-1, 3]},
         {"counts": [], "generations": []},
         {"generations": [[["x"], 4, []]] * 2},
         {"likelihoods": 5},
