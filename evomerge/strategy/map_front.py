@@ -88,10 +88,11 @@ def predicted_front(surrogates: Surrogates, points: Floats, generator: np.random
     return _thinned(surrogates, pool)
 
 
-def most_promising(pool: Floats, predicted: Floats, known: Floats, taken: Floats) -> tuple[float, ...]:
+def most_promising(pool: Floats, predicted: Floats, known: Floats, taken: Floats) -> tuple[float, ...] | None:
     """The point of `pool` (k, d) whose `predicted` losses (k, m) add most hypervolume to the `known` losses (n, m).
 
-    Points next to one of `taken` (t, d) are left out; where none adds anything, the one farthest from those is taken.
+    Points next to one of `taken` (t, d) are left out; where none adds anything, the one farthest from those is taken. None where every
+    point is next to one of them.
     """
     front = known[non_dominated_mask(known)]
     spread = np.ptp(known, axis=0)
@@ -101,7 +102,7 @@ def most_promising(pool: Floats, predicted: Floats, known: Floats, taken: Floats
     distance = np.sqrt(((pool[:, None, :] - taken[None]) ** 2).sum(axis=2)).min(axis=1)
     gains[distance < _CLOSE * np.sqrt(pool.shape[1])] = -1.0
     best = int(np.argmax(gains)) if gains.max() > 0.0 else int(np.argmax(distance))
-    return tuple(pool[best].tolist())
+    return None if gains[best] < 0.0 else tuple(pool[best].tolist())
 
 
 def as_array(points: Sequence[tuple[float, ...]], dimension: int) -> Floats:

@@ -173,14 +173,17 @@ class _FlatPlan:
         return Surrogates.fitted(points, losses, self._objectives, self._options.link, diagonal=self._diagonal)
 
     def _refine(self) -> tuple[float, ...]:
-        """The point of the predicted front with most hypervolume beyond what is known or pending."""
+        """The point of the predicted front with most hypervolume beyond what is known or pending.
+
+        The design's next point where the front has no other points than these, as where one point is best at everything.
+        """
         surrogates = self._fit()
         pool = predicted_front(surrogates, np.array(self._points), self._stream("refine"))
         known = np.array(self._losses)
         if self._open:
             known = np.vstack([known, surrogates.predict(np.array(self._open))])
         taken = np.array([*self._points, *self._open, *self._failed])
-        return most_promising(pool, surrogates.predict(pool), known, taken)
+        return most_promising(pool, surrogates.predict(pool), known, taken) or self._design.next().values
 
     def _stream(self, purpose: str) -> np.random.Generator:
         self._n_drawn += 1

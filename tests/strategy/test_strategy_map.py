@@ -178,3 +178,20 @@ def test_variants_refuse_spaces_that_they_are_not_for():
     with pytest.raises(ConfigError, match="only one dimension"):
         make_strategy("map", dimension=1, objectives=["a"], seed=1, nested=True)
     make_strategy("map", dimension=100, objectives=["a"], seed=1, nested=True)
+
+
+@pytest.mark.parametrize("n_objectives", [1, 2])
+@pytest.mark.parametrize("bayesian", [False, True])
+def test_a_front_of_one_point_is_evaluated_once(n_objectives, bayesian):
+    """Where all objectives want the same corner, the surrogates' front is that corner, which was the proposal for ever."""
+    objectives = [Objective(f"f{i}", Direction.MINIMIZE) for i in range(n_objectives)]
+    strategy = make_strategy("map", dimension=3, objectives=objectives, seed=0, bayesian=bayesian)
+    seen = set()
+    for _ in range(40):
+        (candidate,) = strategy.ask(1)
+        assert candidate.genome not in seen
+        seen.add(candidate.genome)
+        loss = float(np.sum((np.array(candidate.point) - 1.2) ** 2))
+        scores = {goal.name: loss * (i + 1) for i, goal in enumerate(objectives)}
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores)])
+    assert strategy.recommend().point == (1.0,) * 3
