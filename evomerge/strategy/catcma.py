@@ -50,13 +50,12 @@ class CatCma(ReplayStrategy):
     name: ClassVar[str] = "catcma"
     options_type: ClassVar[type[StrategyOptions]] = CatCmaOptions
     averages: ClassVar[bool] = True
+    max_known = 100
     options: CatCmaOptions
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        counts = np.array(self.choices)
-        self._real, self._discrete = np.flatnonzero(counts == 0), np.flatnonzero(counts)
-        self._counts = counts[self._discrete]
+        self._real = np.flatnonzero(np.array(self.choices) == 0)
         self._optimizer: CatCMAwM | None = None
         self._solutions: dict[str, CatCMAwM.Solution] = {}
         self._finished: list[tuple[CatCMAwM.Solution, float | None]] = []

@@ -33,6 +33,9 @@ from evomerge.strategy.sampling import family_correlation
 _MAX_DOUBLINGS = 9
 """IPOP and BIPOP stop doubling here: nine restarts as in Hansen (2009), 10.1145/1570256.1570333."""
 
+_MAX_KNOWN = 100
+"""Within so many samples a run that has converged on points it knows has restarted."""
+
 MAX_FULL_DIMENSION = 24
 """325 coefficients: a full quadratic of more is not learned within the budgets that it is for, and slows every ask."""
 MAX_DIAGONAL_DIMENSION = 60
@@ -113,6 +116,7 @@ class CmaEs(ReplayStrategy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.max_known = 0 if self.options.variant == "vkd" else _MAX_KNOWN
         self._weights = self._chosen_weights()
         if isinstance(self.options.start, tuple) and len(self.options.start) != self.dimension:
             raise ConfigError(
@@ -132,13 +136,11 @@ class CmaEs(ReplayStrategy):
         self._known: list[tuple[tuple[float, ...], float]] = []
 
     def stop_reasons(self) -> Mapping[str, Json]:
-        """pycma's termination reasons where there are no restarts; `restarts` when the last doubling has converged."""
-        if self._run is None:
-            return {}
-        reasons = self._run.stop_reasons()
-        if self.options.restarts == "none" or not reasons:
-            return reasons
-        return {"restarts": self._n_runs} if self._exhausted() else {}
+        """pycma's termination reasons where there are no restarts; `restarts` when the last doubling has converged; `space` as ever."""
+        reasons = {} if self._run is None else self._run.stop_reasons()
+        if reasons and self.options.restarts != "none":
+            reasons = {"restarts": self._n_runs} if self._exhausted() else {}
+        return {**super().stop_reasons(), **reasons}
 
     def recommend(self) -> Candidate:
         """The evaluated candidate with the smallest weighted mean loss; the first told of equals."""

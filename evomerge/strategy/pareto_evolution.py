@@ -93,8 +93,6 @@ class ParetoEvolution(ReplayStrategy):
         self._mutation = PM(prob=1.0, eta=options.mutation_eta, prob_var=options.mutation_probability)
         self._survival = self._make_survival()
         self._population = Population()
-        self._counts = np.array(self.choices)
-        self._discrete = np.flatnonzero(self._counts)
         self._sobol_pending: set[str] = set()
         self._seen: set[int] = set()  # hashes: two that collide cost one more mating
 
@@ -108,18 +106,18 @@ class ParetoEvolution(ReplayStrategy):
 
     def _start(self, seeds: Sequence[Told]) -> None:
         members = [self._individual(seed) for seed in seeds if seed.losses is not None]
-        self._seen.update(hash(seed.candidate.genome) for seed in seeds)
+        self._seen.update(hash(self._place(seed.candidate.genome)) for seed in seeds)
         if members:
             self._population = self._survive(Population.merge(self._population, Population.create(*members)))
 
     def _propose(self) -> Proposal:
         expected = len(self._population) + len(self._sobol_pending)
         if expected < self.options.population_size or len(self._population) < 2:
-            proposal = Proposal(self._initial.next())
+            proposal = Proposal(self._next_initial())
             self._sobol_pending.add(self._next_id)
         else:
             proposal = self._mate()
-        self._seen.add(hash(proposal.genome))
+        self._seen.add(hash(self._place(proposal.genome)))
         return proposal
 
     def _learn(self, told: Told) -> None:
@@ -129,7 +127,7 @@ class ParetoEvolution(ReplayStrategy):
         self._population = self._survive(Population.merge(self._population, Population.create(self._individual(told))))
 
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
-        self._seen.add(hash(recorded.genome))
+        self._seen.add(hash(self._place(recorded.genome)))
 
     def _individual(self, told: Told) -> Individual:
         individual = Individual(X=np.array(told.candidate.point))
@@ -156,13 +154,22 @@ class ParetoEvolution(ReplayStrategy):
             if len(self._discrete):
                 child[0].X[self._discrete] = self._choose(parents[0])
             genome = VectorGenome(_unit_tuple(child[0].X))
-            if hash(genome) not in self._seen:
+            if hash(self._place(genome)) not in self._seen:
                 return Proposal(genome, tuple(parent.get("candidate_id") for parent in parents[0]))
-        return Proposal(self._initial.next())
+        return Proposal(self._next_initial())
+
+    def _next_initial(self) -> VectorGenome:
+        """The next Sobol point that means something not proposed before, or the last of a few tries."""
+        point = self._initial.next()
+        for _ in range(_MAX_MATINGS if len(self._discrete) else 0):
+            if hash(self._place(point)) not in self._seen:
+                break
+            point = self._initial.next()
+        return point
 
     def _choose(self, parents: Population) -> NDArray[np.float64]:
         """Categorical coordinates of a child: a parent's choice or, mutated, another one; the middle of the choice's interval."""
-        counts, draw = self._counts[self._discrete], self._generator
+        counts, draw = self._counts, self._generator
         first, second = (parent.X[self._discrete] for parent in parents)
         inherited = np.where(draw.random(len(counts)) < 0.5, first, second)
         choice = choices_at(inherited, counts)

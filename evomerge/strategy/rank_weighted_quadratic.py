@@ -103,7 +103,7 @@ class RankWeightedQuadratic:
         self._losses[:count] = self._losses[:count][order]
 
     def predict(self, points: Floats) -> Floats:
-        """Modelled losses (k,) at `points` (k, d); needs `min_results`."""
+        """Modelled losses (k,), less the best known one, at `points` (k, d); needs `min_results`."""
         coefficients, centre, scale = self._fitted()
         return np.asarray(self._features((points - centre) / scale) @ coefficients)
 

@@ -10,6 +10,8 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
 from typing import ClassVar, cast
 
 import numpy as np
@@ -25,10 +27,14 @@ from evomerge.core import (
     Json,
     Objective,
     SpaceError,
+    VectorGenome,
+    random_stream,
     to_losses,
 )
+from evomerge.space import choices_at, middles_of
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
 from evomerge.strategy.replay_log import BestKnown, ReplayLog, digest, read_adopted, read_result, read_seed, rows_of
+from evomerge.strategy.sampling import UniformStream
 
 _ASKED_ID = re.compile(r"c\d+")
 """What a proposal's id looks like; seeds have other ids."""
@@ -63,6 +69,10 @@ class ReplayStrategy(ABC):
     """Whether it wants to be told which coordinates belong together."""
     averages: ClassVar[bool] = False
     """Whether it takes several objectives for one, their mean."""
+    max_known: int = 0
+    """So many proposals in a row that mean a point whose result is known are answered with it and never leave `ask`; then one is replaced by a
+    uniform point. For algorithms that sample a distribution, whose samples repeat where a space has few points or the optimum is in a corner:
+    another evaluation would say nothing new. 0 where `_propose` may answer None."""
 
     def __init__(
         self,
@@ -99,6 +109,14 @@ class ReplayStrategy(ABC):
         self._pending: dict[str, Candidate] = {}
         self._seed_ids: set[str] = set()
         self._best_known = BestKnown()
+        self._discrete = np.flatnonzero(self.choices)
+        """the categorical coordinates, (k,), and how many choices each has, (k,)"""
+        self._counts = np.array(self.choices)[self._discrete]
+        self._n_points = prod(self.choices)
+        """of the space; 0 where it has real coordinates"""
+        self._seeds: list[Told] = []
+        self._result_at: dict[str, int] = {}
+        """digest of a point's `_place` -> the number of its result in the log, or, inverted (~), in `_seeds`"""
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -133,7 +151,7 @@ class ReplayStrategy(ABC):
             raise ConfigError(f"ask(n) needs n >= 0, got {n}")
         asked: list[Candidate] = []
         while len(asked) < n:
-            proposal = self._propose()
+            proposal = self._new_proposal()
             if proposal is None:
                 break
             candidate = Candidate(self._next_id, proposal.genome, proposal.parents)
@@ -149,7 +167,7 @@ class ReplayStrategy(ABC):
         expected = self._next_id
         if recorded.id != expected:
             raise JournalError(f"strategy {self.name}: {recorded.id} was recorded where {expected} comes next")
-        proposal = self._propose()
+        proposal = self._new_proposal()
         self._n_asked += 1
         self._pending[expected] = recorded
         same = proposal is not None and Candidate(expected, proposal.genome, proposal.parents) == recorded
@@ -174,9 +192,7 @@ class ReplayStrategy(ABC):
         candidates = [self._pending[evaluation.candidate_id] for evaluation in evaluations]
         results = self._results(candidates, evaluations)
         if results:
-            self._log.tell(results)
-        for told in results:
-            self._accept(told)
+            self._accept(results)
 
     def seed(self, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation]) -> None:
         """See `Strategy.seed`."""
@@ -193,12 +209,11 @@ class ReplayStrategy(ABC):
             self._check_genome(candidate)
         seeds = self._results(candidates, evaluations)
         if seeds:
-            self._log.seed(seeds)
             self._accept_seeds(seeds)
 
     def stop_reasons(self) -> Mapping[str, Json]:
-        """See `Strategy.stop_reasons`; empty unless a subclass says otherwise."""
-        return {}
+        """See `Strategy.stop_reasons`; `space` where every point of a space without real coordinates has a result."""
+        return {"space": self._n_points} if 0 < self._n_points <= len(self._result_at) else {}
 
     def diagnostics(self) -> Mapping[str, Json]:
         """See `Strategy.diagnostics`; empty unless a subclass says otherwise."""
@@ -237,6 +252,47 @@ class ReplayStrategy(ABC):
     def _next_id(self) -> str:
         """What the next proposal will be called, for `_propose` to keep things by."""
         return candidate_id(self._n_asked + 1)
+
+    def _new_proposal(self) -> Proposal | None:
+        """The next proposal; see `max_known`."""
+        for _ in range(self.max_known):
+            proposal = self._propose()
+            number = None if proposal is None else self._result_at.get(self._key(proposal.genome))
+            if proposal is None or number is None:
+                return proposal
+            candidate = Candidate(self._next_id, proposal.genome, proposal.parents)
+            known = self._seeds[~number] if number < 0 else read_result(candidate, self._log.result(number))
+            self._learn(replace(known, candidate=candidate))
+        proposal = self._propose()
+        return self._unknown_instead(proposal) if self.max_known and proposal is not None else proposal
+
+    def _unknown_instead(self, proposal: Proposal) -> Proposal:
+        """`proposal`, or in its place, where its result is known, the first of a few uniform points of which that is not so."""
+        if self._key(proposal.genome) not in self._result_at:
+            return proposal
+        points = UniformStream(self.dimension, random_stream(self.random_seed, self.name, "unknown", self._n_asked))
+        genome = next(
+            (one for _ in range(self.max_known) if self._key(one := points.next()) not in self._result_at), None
+        )
+        if genome is None:
+            return proposal
+        self._adopt(Candidate(self._next_id, genome), proposal.genome)
+        return Proposal(genome)
+
+    def _place(self, genome: Genome) -> Genome:
+        """The genome that stands for all that mean the same: categorical coordinates in the middle of their choices."""
+        if not isinstance(genome, VectorGenome) or not len(self._discrete):
+            return genome
+        values = np.array(genome.values)
+        values[self._discrete] = middles_of(choices_at(values[self._discrete], self._counts), self._counts)
+        return VectorGenome(tuple(values.tolist()))
+
+    def _key(self, genome: Genome) -> str:
+        return digest(Candidate("", self._place(genome)))
+
+    def _remember(self, told: Told, number: int) -> None:
+        if self.max_known or self._n_points:
+            self._result_at[self._key(told.candidate.genome)] = number
 
     def _header(self) -> dict[str, Json]:
         return {
@@ -285,15 +341,22 @@ class ReplayStrategy(ABC):
         number = int(identifier[1:])
         return 1 <= number <= self._n_asked and identifier == candidate_id(number)
 
-    def _accept(self, told: Told) -> None:
-        del self._pending[told.candidate.id]
-        self._best_known.add(told)
-        self._learn(told)
+    def _accept(self, results: Sequence[Told]) -> None:
+        n_before = self._log.n_told
+        self._log.tell(results)
+        for number, told in enumerate(results, n_before):
+            del self._pending[told.candidate.id]
+            self._best_known.add(told)
+            self._remember(told, number)
+            self._learn(told)
 
     def _accept_seeds(self, seeds: Sequence[Told]) -> None:
+        self._log.seed(seeds)
         for told in seeds:
             self._seed_ids.add(told.candidate.id)
             self._best_known.add(told)
+            self._remember(told, ~len(self._seeds))
+            self._seeds.append(told)
         self._start(seeds)
 
     def _replay(self, record: Mapping[str, Sequence[Json]]) -> None:
@@ -301,13 +364,9 @@ class ReplayStrategy(ABC):
             self._replay_ask(record["ask"])
         elif "tell" in record:
             results = [read_result(self._pending[cast(str, entry[0])], entry) for entry in rows_of(record, "tell")]
-            self._log.tell(results)
-            for told in results:
-                self._accept(told)
+            self._accept(results)
         else:
-            seeds = [read_seed(entry) for entry in rows_of(record, "seed")]
-            self._log.seed(seeds)
-            self._accept_seeds(seeds)
+            self._accept_seeds([read_seed(entry) for entry in rows_of(record, "seed")])
 
     def _replay_ask(self, asked: Sequence[Json]) -> None:
         if not isinstance(asked[0], str):

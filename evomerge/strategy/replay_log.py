@@ -52,6 +52,11 @@ class ReplayLog:
     def __bool__(self) -> bool:
         return bool(self._steps)
 
+    @property
+    def n_told(self) -> int:
+        """Results of proposals."""
+        return len(self._told)
+
     def ask(self, candidates: Sequence[Candidate], *, adopted: bool = False) -> None:
         """Appends proposals; the n-th of a strategy's life has the id `candidate_id(n)`. `adopted` ones came from a record."""
         for candidate in candidates:
@@ -83,6 +88,15 @@ class ReplayLog:
         self._seeds.append(entries)
         self._steps.append(0)
 
+    def result(self, row: int) -> list[Json]:
+        """The `row`-th result of a proposal, counted from 0, as `records` has it; for `read_result`."""
+        start, m = row * 2 * self._n_objectives, self._n_objectives
+        losses, stderr = self._numbers[start : start + m], self._numbers[start + m : start + 2 * m]
+        known = not np.isnan(losses[0])
+        return _entry(
+            candidate_id(self._told[row]), losses if known else None, stderr if known else None, self._items.get(row)
+        )
+
     def records(self) -> Iterator[dict[str, Json]]:
         """Everything as JSON, made while it is read."""
         n_asked = n_told = n_seeds = 0
@@ -91,7 +105,7 @@ class ReplayLog:
                 yield {"ask": [self._asked(row) for row in range(n_asked, n_asked + step)]}
                 n_asked += step
             elif step < 0:
-                yield {"tell": [self._result(row) for row in range(n_told, n_told - step)]}
+                yield {"tell": [self.result(row) for row in range(n_told, n_told - step)]}
                 n_told -= step
             else:
                 yield {"seed": list(self._seeds[n_seeds])}
@@ -99,14 +113,6 @@ class ReplayLog:
 
     def _asked(self, row: int) -> Json:
         return self._adopted.get(row) or self._digests[row * _DIGEST_BYTES : (row + 1) * _DIGEST_BYTES].hex()
-
-    def _result(self, row: int) -> list[Json]:
-        start, m = row * 2 * self._n_objectives, self._n_objectives
-        losses, stderr = self._numbers[start : start + m], self._numbers[start + m : start + 2 * m]
-        known = not np.isnan(losses[0])
-        return _entry(
-            candidate_id(self._told[row]), losses if known else None, stderr if known else None, self._items.get(row)
-        )
 
 
 class BestKnown:

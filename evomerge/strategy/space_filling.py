@@ -12,6 +12,7 @@ class _SpaceFilling(ReplayStrategy):
     """Proposes the points of a stream; FAILED results count for nothing."""
 
     stream_type: ClassVar[type[UniformStream] | type[SobolStream]]
+    max_known = 100
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

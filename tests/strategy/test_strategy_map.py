@@ -195,3 +195,16 @@ def test_a_front_of_one_point_is_evaluated_once(n_objectives, bayesian):
         scores = {goal.name: loss * (i + 1) for i, goal in enumerate(objectives)}
         strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores)])
     assert strategy.recommend().point == (1.0,) * 3
+
+
+def test_leave_one_out_says_so_where_a_fit_reproduces_its_points():
+    """Fewer points than coefficients: every point is met, and none was predicted."""
+    points = sample(12, 4)
+    scores = np.sin(12.0 * points[:, 0]) * np.cos(9.0 * points[:, 1])
+    model = fit_quadratic(points, scores, "identity")
+    np.testing.assert_allclose(model.predict(points), scores, atol=1e-3)
+    assert model.loo_r2 < 0.5
+    for row in range(12):
+        rest = np.arange(12) != row
+        refitted = fit_quadratic(points[rest], scores[rest], "identity").predict(points[[row]])
+        assert model.loo_errors[row] == pytest.approx(scores[row] - refitted[0], rel=1e-3)

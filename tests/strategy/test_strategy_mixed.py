@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evomerge.core import ConfigError, Evaluation, Objective, Split, Status
+from evomerge.core import Candidate, ConfigError, Evaluation, Objective, Split, Status, VectorGenome
 from evomerge.strategy import make_strategy
 
 CHOICES = (2, 3, 4, 5, 0, 0)
@@ -54,3 +54,37 @@ def test_a_categorical_coordinate_takes_the_middles_of_its_choices(name: str) ->
 def test_wrong_choices_are_refused(choices: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="choices needs one number per coordinate"):
         make_strategy("catcma", dimension=2, objectives=["f"], seed=0, choices=choices)
+
+
+@pytest.mark.parametrize("name", ["catcma", "cma_es", "random", "sobol", "ga", "nsga2"])
+def test_what_is_known_is_not_evaluated_again(name):
+    """Of 27 points each is evaluated once; with all of them known there is a reason to stop, also after a resume."""
+    made = {"choices": (3, 3, 3), "dimension": 3, "objectives": [Objective("t")], "seed": 1}
+    strategy = make_strategy(name, **made)
+    seen = []
+    while not strategy.stop_reasons() and len(seen) < 40:
+        (candidate,) = strategy.ask(1)
+        seen.append(tuple(int(value * 3) for value in candidate.point))
+        score = float(np.dot(seen[-1], [1.0, -0.5, 0.25]))
+        status = Status.FAILED if len(seen) == 5 else Status.OK
+        strategy.tell(
+            [Evaluation(candidate.id, Split.SEARCH, status, scores={"t": score} if status is Status.OK else {})]
+        )
+    assert len(set(seen)) == 27
+    assert len(seen) <= 28
+    assert strategy.stop_reasons() == {"space": 27}
+    again = make_strategy(name, **made)
+    again.load_state_dict(strategy.state_dict())
+    assert again.stop_reasons() == {"space": 27}
+    assert again.state_dict() == strategy.state_dict()
+
+
+def test_a_seed_is_not_evaluated_again():
+    strategy = make_strategy("catcma", dimension=2, choices=(2, 2), objectives=[Objective("t")], seed=1)
+    known = Candidate("source:a", VectorGenome((0.1, 0.2)))
+    strategy.seed([known], [Evaluation(known.id, Split.SEARCH, Status.OK, scores={"t": 5.0})])
+    for _ in range(3):
+        (candidate,) = strategy.ask(1)
+        assert [value < 0.5 for value in candidate.point] != [True, True]
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores={"t": 1.0})])
+    assert strategy.recommend() == known
