@@ -86,13 +86,18 @@ def _read_header(folder: Path, trust_remote_code: bool) -> ModelHeader:
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model folder has a tokenizer's files; nothing of them is read."""
+    return any(path.is_file() for pattern in _TOKENIZERS for path in folder.glob(pattern))
+
+
 def check_tokenizer(folder: Path) -> None:
     """Looks for a tokenizer's files in a model folder; nothing of them is read.
 
     Raises:
         CheckpointError: there are none.
     """
-    if not any(path.is_file() for pattern in _TOKENIZERS for path in folder.glob(pattern)):
+    if not has_tokenizer(folder):
         raise CheckpointError(
             f"{folder}: has no tokenizer (tokenizer.json, ...), which prompts are encoded with; copy the files of one whose vocabulary is "
             "the same into it, as that of the model it was trained from"

@@ -163,7 +163,10 @@ def _value(
             if setting.filter is None or setting.filter == "*" or setting.filter in tensor:
                 return _typed(parameter, setting, depth)
     if parameter.default is None:
-        raise RecipeError(f"parameter {parameter.name!r} of {owner} has no value for tensor {tensor!r}; set one")
+        places = "the recipe's" if parameter.scope is Scope.GLOBAL else "that model's, or the recipe's,"
+        raise RecipeError(
+            f"parameter {parameter.name!r} of {owner} has no value for tensor {tensor!r}; set it under {places} `parameters`"
+        )
     return parameter.default
 
 

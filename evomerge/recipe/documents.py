@@ -31,7 +31,10 @@ class RecipeFile:
 
     def place(self, name: str | None = None) -> str | None:
         """What messages call the recipe of the result, or that of the model called `name`; None where it is of no file."""
-        return self.where if self.where is None or name is None else f"{self.where}, document {name!r}"
+        if self.where is None or not self.named:
+            return self.where
+        name = name or self.final.name
+        return f"{self.where}, " + ("the document without a name" if name is None else f"document {name!r}")
 
     def order(self) -> tuple[str, ...]:
         """The names in an order in which every recipe comes after those it is made of. Names that nothing needs are left out.
@@ -65,6 +68,26 @@ def naming(where: str | None) -> Iterator[None]:
         if where is None or str(problem).startswith(where):
             raise
         raise RecipeError(f"{where}: {problem}") from None
+
+
+def places_of(recipe: Recipe, folder: str) -> tuple[str, ...]:
+    """The keys of a mergekit document of `recipe` that name the folder of a model or an adapter."""
+    places = []
+    if recipe.base is not None and folder in _folders(recipe.source(recipe.base)):
+        places.append("base_model")
+    for number, piece in enumerate(recipe.slices):
+        listed = "models" if piece.sources[0].layer_range is None else f"slices[{number}].sources"
+        where = listed if piece.module is None else f"modules.{piece.module}"
+        if piece.base is not None and folder in _folders(recipe.source(piece.base)):
+            places.append(f"slices[{number}].base_model")
+        places += [f"{where}[{index}]" for index, source in enumerate(piece.sources) if folder in _folders(source)]
+    if recipe.tokenizer is not None and folder in recipe.tokenizer.models():
+        places.append("tokenizer")
+    return tuple(places)
+
+
+def _folders(source: Source) -> tuple[str | None, ...]:
+    return source.model, source.lora
 
 
 def named_in(recipe: Recipe, names: Mapping[str, object]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import yaml
 
 from evomerge.core import FilePath, Json, RecipeError, atomic_write_text, cached_model, canonical_json, why_unreadable
 from evomerge.core.safe_yaml import MAX_YAML_BYTES, load_yaml_documents
-from evomerge.recipe.documents import RecipeFile, named_in, naming, with_cached_revisions, with_folders
+from evomerge.recipe.documents import RecipeFile, named_in, naming, places_of, with_cached_revisions, with_folders
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
 from evomerge.recipe.mergekit_writer import has_mergekit_form, recipe_to_mergekit
 from evomerge.recipe.recipe import Recipe
@@ -140,8 +140,15 @@ def read_recipe_file(path: FilePath) -> RecipeFile:
         raise RecipeError(f"{path}: {why_unreadable(problem)}") from None
     file = recipe_file_from_yaml(text, str(path))
     resolve = _resolver(path, set(file.named))
-    named = {name: with_folders(with_cached_revisions(recipe), resolve) for name, recipe in file.named.items()}
-    return replace(file, final=with_folders(with_cached_revisions(file.final), resolve), named=named)
+
+    def found(recipe: Recipe, name: str | None) -> Recipe:
+        recipe = with_cached_revisions(recipe)
+        with naming(file.place(name)):
+            return with_folders(recipe, lambda folder: resolve(folder, recipe))
+
+    return replace(
+        file, final=found(file.final, None), named={name: found(each, name) for name, each in file.named.items()}
+    )
 
 
 def read_recipe(path: FilePath) -> Recipe:
@@ -219,23 +226,22 @@ def _native(text: str, where: str) -> RecipeFile | None:
         ) from None
 
 
-def _resolver(file: Path, names: set[str]) -> Callable[[str], str]:
-    """Folder as written -> where it is; names of other documents stay as they are."""
+def _resolver(file: Path, names: set[str]) -> Callable[[str, Recipe], str]:
+    """(Folder as written, recipe that names it) -> where it is; names of other documents stay as they are."""
     found: dict[str, str] = {name: name for name in names}
 
-    def resolve(folder: str) -> str:
+    def resolve(folder: str, recipe: Recipe) -> str:
         if folder not in found:
             home = folder.startswith("~/")
             places = [Path.home() / folder[2:]] if home else [file.parent / folder, Path.cwd() / folder]
             place = next((place for place in places if place.is_dir()), cached_model(folder))
             if place is None:
+                what = f"{', '.join(places_of(recipe, folder))}: model {folder!r} is no folder"
                 if Path(folder).is_absolute():
-                    raise RecipeError(
-                        f"{file}: model {folder!r} is no folder; where it has moved, change its path in the file"
-                    )
+                    raise RecipeError(f"{what}; where it has moved, change its path in the file")
                 listed = " and ".join(dict.fromkeys(str(place) for place in places))
                 raise RecipeError(
-                    f"{file}: model {folder!r} is no folder (tried {listed}) and no model of the hub's cache; `hf download ORG/NAME` fetches one"
+                    f"{what} (tried {listed}) and no model of the hub's cache; `hf download ORG/NAME` fetches one"
                 )
             found[folder] = folder if Path(folder).is_absolute() else str(place.resolve())
         return found[folder]

@@ -12,7 +12,7 @@ from typing import Any
 from evomerge.core import RecipeError
 from evomerge.recipe.mergekit_tokenizer import read_tokenizer
 from evomerge.recipe.mergekit_values import PARAMETERS, list_of, mapping_of, model_reference, text_of
-from evomerge.recipe.methods import MethodSpec, ParameterSpec, Scope, method_spec
+from evomerge.recipe.methods import METHODS, MethodSpec, ParameterSpec, Scope, method_spec
 from evomerge.recipe.parts import Parameters, Setting, Slice, Source, joined
 from evomerge.recipe.recipe import DTYPES, Recipe
 
@@ -65,15 +65,15 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
         RecipeError: an unknown key or one that evomerge does not support, a wrong type, not exactly one of `models`, `slices` and
             `modules`.
     """
-    if isinstance(document, dict) and "tasks" in document and "merge_method" not in document:
-        raise RecipeError(
-            f"{where}: is the configuration of a search, not a recipe; evomerge export writes one for a run"
-        )
+    if isinstance(document, dict) and ("merge_method" not in document or "experts" in document):
+        _refuse_other_kinds(document, where)
     fields = mapping_of(document, where, _TOP)
     given = [form for form in _FORMS if fields.get(form) is not None]
     if len(given) != 1:
         raise RecipeError(f"{where}: give exactly one of 'models', 'slices' and 'modules'")
-    method = text_of(fields.get("merge_method"), f"{where}: merge_method")
+    if fields.get("merge_method") is None:
+        raise RecipeError(f"{where}: key 'merge_method' is missing; known methods: {', '.join(sorted(METHODS))}")
+    method = text_of(fields["merge_method"], f"{where}: merge_method")
     reading = _Method(method_spec(method))
     owner = None
     if fields.get("base_model") is not None:
@@ -90,7 +90,7 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     parameters = _parameters(fields.get("parameters"), reading, f"{where}: parameters")
     if reading.ignored:
         places = ", ".join(place.removeprefix(f"{where}: ") for place in reading.ignored)
-        logger.warning("%s: merge method %r does not use, and mergekit ignores: %s", where, method, places)
+        logger.warning("%s: without effect with merge method %r, as in mergekit: %s", where, method, places)
     return Recipe(
         method=method,
         slices=slices,
@@ -102,6 +102,19 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
         tokenizer=read_tokenizer(fields, where),
         chat_template=None if template is None else text_of(template, f"{where}: chat_template"),
     )
+
+
+def _refuse_other_kinds(document: Mapping[str, Any], where: str) -> None:
+    """Refuses files of other kinds that are easily taken for recipes."""
+    models = document.get("models")
+    if "tasks" in document or (isinstance(models, Mapping) and "experts" in models):
+        raise RecipeError(
+            f"{where}: is the configuration of a search, not a recipe; evomerge export writes one for a run"
+        )
+    if "experts" in document:
+        raise RecipeError(f"{where}: is a configuration of mergekit-moe; evomerge makes no mixtures of experts")
+    if "genome" in document:
+        raise RecipeError(f"{where}: is a configuration of mergekit-evolve; `evomerge init` writes one for evomerge")
 
 
 def _with_listed_base(piece: Slice, base: Source, where: str) -> Slice:

@@ -14,6 +14,7 @@ import torch
 from evomerge.core import CheckpointError, RecipeError, fsync_folder
 from evomerge.plan import MergePlan, ModelHeader, make_plan, read_headers
 from evomerge.recipe import Recipe, RecipeFile, naming, with_folders
+from evomerge.recipe.validation import all_filters
 from evomerge.weights.chat_templates import chosen_template
 from evomerge.weights.kinship import strangers
 from evomerge.weights.mapping import TORCH_DTYPES, MappedModel
@@ -85,6 +86,7 @@ def merge_to_folder(
         template = None if recipe.chat_template is None else chosen_template(recipe.chat_template, headers)
         alignment = align(recipe, headers)
         plan = make_plan(recipe, headers if alignment is None else alignment.headers(headers))
+    _report_idle_filters(recipe, plan, headers, where)
     remove_leftovers(out)
     _check_room(out.parent, plan)
     # a stack mixes no weights
@@ -128,6 +130,18 @@ def merge_file_to_folder(file: RecipeFile, out: Path | str, *, overwrite: bool =
             merge_to_folder(with_folders(file.named[name], folder), parts / name, where=file.place(name), **shared)
         final = with_folders(file.final, folder)
         return merge_to_folder(final, out, overwrite=overwrite, written=file, where=file.place(), **options)
+
+
+def _report_idle_filters(
+    recipe: Recipe, plan: MergePlan, headers: Mapping[str, ModelHeader], where: str | None
+) -> None:
+    names = [*(step.output for step in plan.steps), *(name for header in headers.values() for name in header.tensors)]
+    idle = [repr(text) for text in all_filters(recipe) if not any(text in name for name in names)]
+    if idle:
+        logger.warning(
+            "%s: filter %s is in no tensor's name and changes nothing; they are called %s, ...",
+            *(where or "recipe", " and filter ".join(idle), ", ".join(names[:3])),
+        )
 
 
 def _check_device(device: str) -> None:

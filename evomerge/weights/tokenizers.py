@@ -1,6 +1,7 @@
 """The tokenizer of a merged model, built from those of its sources. transformers reads and writes them."""
 
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.core import Json, RecipeError
-from evomerge.plan import ModelHeader
+from evomerge.plan import ModelHeader, check_tokenizer
+from evomerge.plan.model_folder import has_tokenizer
 from evomerge.recipe import Recipe, TokenizerSpec
 from evomerge.recipe.tokenizer_spec import BASE, UNION
+
+logger = logging.getLogger(__name__)
 
 _TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -53,16 +57,21 @@ class MergedTokenizer:
 
 
 def build_tokenizer(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergedTokenizer:
-    """The tokenizer that the recipe asks for.
+    """The tokenizer that the recipe asks for. A model without a tokenizer is taken to have the owner's vocabulary, with a warning.
 
     Raises:
         RecipeError: a tokenizer cannot be read, or the merged one has gaps.
+        CheckpointError: the owner, or the model whose tokenizer is taken, has none.
     """
     spec = recipe.tokenizer or TokenizerSpec()
     owner = recipe.models()[0]
-    loaded = {key: _load(headers[key].folder, headers[key].vocab_size) for key in recipe.models()}
+    without = [key for key in recipe.models() if key != owner and not has_tokenizer(headers[key].folder)]
+    if without:
+        logger.warning("%s: no tokenizer; its vocabulary is taken to be that of %s", ", ".join(without), owner)
+    loaded = {key: _load(headers[key].folder, headers[key].vocab_size) for key in recipe.models() if key not in without}
     source = owner if spec.source in (UNION, BASE) else spec.source
     vocabularies = {key: tokenizer.get_vocab() for key, tokenizer in loaded.items()}
+    vocabularies |= dict.fromkeys(without, vocabularies[owner])
     # a folder that is none of the models lends its tokenizer alone
     merged = _copy(loaded[source] if source in loaded else _load(Path(source), None))
     if spec.source == UNION:
@@ -80,6 +89,7 @@ def build_tokenizer(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Merge
 
 
 def _load(folder: Path, n_rows: int | None) -> Any:
+    check_tokenizer(folder)
     from transformers import AutoTokenizer
 
     try:

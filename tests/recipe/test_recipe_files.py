@@ -214,6 +214,7 @@ BARE = {"models": [{"model": "a"}]}
     ("change", "message"),
     [
         ({"merge_methd": "x"}, "did you mean 'merge_method'"),
+        ({"merge_method": None}, "'merge_method' is missing; known methods: arcee_fusion"),
         ({"merge_method": "tie"}, "did you mean 'ties'"),
         ({"parameters": {"wieght": 1}}, "did you mean 'weight'"),
         (
@@ -284,6 +285,20 @@ def test_bad_documents_are_named(change, message):
     document = {**GOOD, **change}
     with pytest.raises(RecipeError, match=message):
         check_recipe(recipe_from_mergekit(document, "file.yml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: {base: a, experts: {b: b}}\nmethod: ties", "configuration of a search"),
+        ("base_model: a\ngate_mode: hidden\nexperts: [{source_model: b}]", "mergekit-moe"),
+        ("merge_method: moe\nexperts: [{source_model: b}]", "mergekit-moe"),
+        ("genome: {models: [a, b], merge_method: ties}\ntasks_: []", "mergekit-evolve"),
+    ],
+)
+def test_files_of_other_kinds_are_told(text, message):
+    with pytest.raises(RecipeError, match=f"r.yml: is .*{message}"):
+        recipe_from_yaml(text, "r.yml")
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
@@ -390,13 +405,13 @@ def test_what_mergekit_knows_and_ignores_is_left_out_with_a_warning(caplog):
         "parameters": {"t": 0.5, "int8_mask": True, "dtype": "bfloat16"},
     }
     assert recipe_from_mergekit(circulating, "r.yml") == recipe_from_mergekit(plain | {"slices": slices}, "r.yml")
-    assert "r.yml: merge method 'slerp' does not use, and mergekit ignores: slices[0].residual_weight, " in caplog.text
+    assert "r.yml: without effect with merge method 'slerp', as in mergekit: slices[0].residual_weight, " in caplog.text
     for place in ("slices[0].sources[1].parameters.density", "parameters.int8_mask", "parameters.dtype"):
         assert place in caplog.text
     caplog.clear()
     for_all = {**GOOD, "models": [{"model": "a", "parameters": {"weight": 1.0, "normalize": False}}]}
     assert recipe_from_mergekit(for_all, "r.yml") == recipe_from_mergekit(GOOD, "r.yml")
-    assert "ignores: models[0].parameters.normalize" in caplog.text
+    assert "as in mergekit: models[0].parameters.normalize" in caplog.text
 
 
 def test_a_random_seed_is_the_recipes():

@@ -168,7 +168,13 @@ def add_token(folder, token):
         ("merge_method: karcher\nslices: [{sources: [{model: a, layer_range: [0, 9]}]}]", r"layer_range \(0, 9\)"),
         ("merge_method: karcher\nslices: [{sources: [{model: a, layer_range: [2, 1]}]}]", r"layer_range \[2, 1\]"),
         ("merge_method: karcher\nmodels: [{model: a}]\ntokenizer: {pad_to_multiple_of: 0}", "pad_to_multiple_of"),
-        ("merge_method: karcher\nmodels: [{model: a}]\ntokenizer_source: nothing", "model 'nothing' is no folder"),
+        ("merge_method: karcher\nmodels: [{model: a}]\ntokenizer_source: nothing", "tokenizer: model 'nothing' is no"),
+        ("merge_method: karcher\nmodels: [{model: a}, {model: a+lora}]", r"models\[1\]: model 'lora' is no folder"),
+        (
+            "merge_method: linear\nslices: [{base_model: d, sources: [{model: e, layer_range: [0, 1]}]}]",
+            r"slices\[0\]\.sources\[0\]: model 'e' is no|slices\[0\]\.base_model: model 'd' is no",
+        ),
+        ("merge_method: ties\nbase_model: d\nmodels: [{model: a}]", "base_model: model 'd' is no folder"),
         ("merge_method: karcher\nmodules: {decoderr: {models: [{model: a}]}}", "unknown decoderr"),
     ],
 )
@@ -226,6 +232,29 @@ def test_a_token_of_no_model_that_makes_the_embedding_is_reported(models, caplog
     caplog.clear()
     merge(models, LINEAR + "tokenizer_source: union\n", overwrite=True)
     assert "zeros" not in caplog.text
+
+
+def test_a_model_without_a_tokenizer_has_the_vocabulary_of_the_first(models, caplog):
+    (models / "b" / "tokenizer.json").unlink()
+    text = LINEAR + "tokenizer: {source: union, tokens: {<new>: {source: {kind: model_token, model: b, token: x}}}}\n"
+    merged = merge(models, text)["model.embed_tokens.weight"]
+    ids, a, b = merged_vocabulary(models / "out"), embeddings(models / "a"), embeddings(models / "b")
+    torch.testing.assert_close(merged[ids["x"]], (a[ids["x"]] + b[ids["x"]]) / 2)
+    torch.testing.assert_close(merged[ids["<new>"]], b[ids["x"]])
+    assert f"{models / 'b'}: no tokenizer; its vocabulary is taken to be that of {models / 'a'}" in caplog.text
+    (models / "a" / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"/a: has no tokenizer \(tokenizer.json, ...\)"):
+        merge(models, text, overwrite=True)
+
+
+def test_a_filter_that_no_tensor_meets_is_reported(models, caplog):
+    weights = "parameters: {weight: [{filter: self_atn, value: 0.5}, {filter: mlp, value: 0.2}, {value: 1}]}"
+    text = f"merge_method: linear\nmodels: [{{model: a}}, {{model: b}}]\n{weights}\n"
+    merge(models, text)
+    assert "r.yml: filter 'self_atn' is in no tensor's name and changes nothing; they are called model." in caplog.text
+    caplog.clear()
+    merge(models, text.replace("self_atn", "self_attn"), overwrite=True)
+    assert "no tensor's name" not in caplog.text
 
 
 def test_rules_for_single_tokens(models):
