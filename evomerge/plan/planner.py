@@ -128,6 +128,9 @@ class _Steps:
         base, owner = None, recipe.base_of(self._slices[output.slice_index])
         if output.base_tensor is not None and owner is not None:
             base = TensorInput(owner, output.base_tensor, _NOTHING)
+        if not inputs and base is not None:
+            alone = TensorInput(base.source, base.tensor, {"scale": 1.0})
+            return TensorStep(output.name, output.shape, "passthrough", (alone,), None, _NOTHING)
         named = tuple([TensorInput(key, output.tensors[index], values) for index, key, values in inputs])
         return TensorStep(output.name, output.shape, recipe.method, named, base, shared)
 

@@ -106,6 +106,11 @@ class MethodSpec:
         """Whether a recipe must name a base."""
         return self.base in (BaseRole.REQUIRED, BaseRole.ENDPOINT)
 
+    @property
+    def base_alone(self) -> bool:
+        """Whether it makes of a base and no other model that base, as in mergekit (recipes in circulation merge adapters so)."""
+        return self.base is BaseRole.REQUIRED and self.min_sources == 1 and self.max_sources is None
+
     def takes(self, n_sources: int) -> bool:
         """Whether so many models, besides a required or endpoint base, can be merged."""
         return self.min_sources <= n_sources and (self.max_sources is None or n_sources <= self.max_sources)

@@ -59,7 +59,7 @@ def _check_sources(spec: MethodSpec, piece: Slice, base: str | None, where: str)
             f"{where}: the sources take different layers, and the base model {base} is none of them; list it with the layers that it gives"
         )
     n_sources = len(keys) if spec.base is BaseRole.SOURCE else sum(key != base for key in keys)
-    if not spec.takes(n_sources):
+    if not spec.takes(n_sources) and not (spec.base_alone and n_sources == 0):
         beside = "" if spec.base is BaseRole.SOURCE else " besides the base"
         raise RecipeError(
             f"{where}: merge method {spec.name!r} takes {spec.source_range} model(s){beside}, got {n_sources}"

@@ -102,6 +102,13 @@ def adapter_recipes(folder):
     yield "adapters_ties", Recipe("ties", (Slice(tuple(adapted)),), str(base), density, out_dtype="float32")
     sliced = (Slice((Source(str(other), (0, 1)),)), Slice((Source(str(base), (0, 2), lora=plain),)))
     yield "adapter_in_slices", Recipe("passthrough", sliced, out_dtype="float32")
+    alone = Source(str(base), (0, 2), weight(1.0), lora=plain)
+    settings = {"normalize": (Setting(False),)}
+    yield (
+        "adapter_as_the_base_alone",
+        Recipe("task_arithmetic", (Slice((alone,)),), alone.key, settings, *["bfloat16"] * 2),
+    )
+    yield "base_alone", Recipe("sce", (Slice((Source(str(base)),)),), str(base), out_dtype="float32")
     mixed = (Source(str(other)), Source(str(base), lora=plain))
     yield (
         "adapter_beside_a_model",
@@ -141,7 +148,7 @@ def vocabulary_recipes(folder):
 
 CASES = (
     "whole_modules", "other_sources_per_module", "adapter_plain", "adapter_stable", "adapter_dora", "adapters_ties",
-    "adapter_in_slices", "adapter_beside_a_model", "vocabulary_of_a_base_that_is_no_source", "vocabulary_of_bases_of_slices",
+    "adapter_in_slices", "adapter_as_the_base_alone", "base_alone", "adapter_beside_a_model", "vocabulary_of_a_base_that_is_no_source", "vocabulary_of_bases_of_slices",
     "vocabulary_of_bases_that_only_lend", "vocabulary_of_copies",
 )  # fmt: skip
 

@@ -1,0 +1,199 @@
+"""mergekit's documents: what is read as which recipe, what is left out, and what is said of those that are wrong."""
+
+import pytest
+
+from evomerge.core import RecipeError
+from evomerge.recipe import check_recipe, recipe_from_yaml
+from evomerge.recipe.mergekit_reader import recipe_from_mergekit
+
+GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method": "linear"}
+
+BARE = {"models": [{"model": "a"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"merge_methd": "x"}, "did you mean 'merge_method'"),
+        ({"merge_method": None}, "'merge_method' is missing; known methods: arcee_fusion"),
+        ({"merge_method": "tie"}, "did you mean 'ties'"),
+        ({"parameters": {"wieght": 1}}, "did you mean 'weight'"),
+        (
+            {"models": [{"model": "a", "weight": 1}]},
+            r"models\[0\]: unknown key 'weight'; it belongs under 'parameters'",
+        ),
+        ({"parameters": {"filter": "mlp", "value": 0.5}}, "no parameter 'filter'"),
+        ({"merge_method": "arcee_fusion", "parameters": {"strength": 1}}, "no parameter 'strength'. It has: none"),
+        ({"parameters": {"weight": float("nan")}}, "finite"),
+        ({"parameters": {"weight": "abc"}}, "number"),
+        ({"parameters": {"weight": []}}, "empty"),
+        ({"parameters": {"weight": [1, True]}}, "expected a number"),
+        ({"parameters": {"weight": {"valeu": 1}}}, "did you mean 'value'"),
+        ({"parameters": {"normalize": 3}}, "true or false"),
+        ({"models": [{"model": "a"}, {"model": "a"}]}, "twice"),
+        (
+            {"models": [{"model": "a", "parameters": {"wieght": 1}}]},
+            r"models\[0\]\.parameters: .*'wieght'; did you mean 'weight'",
+        ),
+        ({"models": []}, "at least one"),
+        ({"models": "a"}, "list"),
+        ({"slices": []}, "exactly one"),
+        ({"models": None, "modules": {"default": {"models": GOOD["models"], "slices": []}}}, "exactly one"),
+        (
+            {"models": None, "modules": {"default": {"models": GOOD["models"]}, "x": {"models": GOOD["models"]}}},
+            "either all",
+        ),
+        ({"models": None, "modules": {"default": {"modles": []}}}, "did you mean 'models'"),
+        ({"models": None}, "exactly one"),
+        ({"modules": {}}, "exactly one"),
+        ({"models": None, "modules": {}}, "mapping of modules"),
+        ({"chat_template": 3}, "expected text"),
+        ({"tokenizer_source": "union", "tokenizer": {"source": "base"}}, "give one of"),
+        ({"tokenizer": {"sorce": "base"}}, "did you mean 'source'"),
+        ({"tokenizer": {"pad_to_multiple_of": 0}}, "at least 1"),
+        ({"tokenizer": {"pad_to_multiple_of": "8"}}, "whole number"),
+        ({"tokenizer": {"tokens": {"<a>": {}}}}, "'source' is missing"),
+        ({"tokenizer": {"tokens": {"<a>": {"source": {"kind": "mean"}}}}}, "'zero' or 'model_token'"),
+        (
+            {"tokenizer": {"tokens": {"<a>": {"source": {"kind": "model_token", "model": "a"}}}}},
+            "exactly one of 'token'",
+        ),
+        ({"tokenizer": {"tokens": {"<a>": {"source": "a", "force": 1}}}}, "true or false"),
+        (
+            {"base_model": "b+l", "models": None, "slices": [{"sources": [{"model": "a", "layer_range": [0, 1]}]}]},
+            "list it among the sources of every slice",
+        ),
+        ({"models": [{"model": {"model": "a", "lora": "l@x"}}]}, "revision pins"),
+        ({"models": [{"model": {"model": "a", "override_architektur": "x"}}]}, "did you mean 'override_architecture'"),
+        (
+            {"models": None, "slices": [{"sources": [{"model": "a", "revision": "x", "layer_range": [0, 1]}]}]},
+            r"slices\[0\].sources\[0\]: unknown key 'revision'; write `model: PATH@REVISION`",
+        ),
+        ({"random_seed": "x"}, "random_seed: expected a whole number from 0"),
+        ({"dtype": "int4"}, "unknown dtype"),
+        ({"merge_method": "ties"}, "needs a base model"),
+        ({**BARE, "merge_method": "slerp", "base_model": "b", "parameters": {"t": 2.0}}, "t: expected 0 to 1, got 2.0"),
+        ({**BARE, "merge_method": "karcher", "parameters": {"tol": 0}}, "tol: expected more than 0, got 0.0"),
+        (
+            {**BARE, "merge_method": "karcher", "parameters": {"max_iter": -1}},
+            "max_iter: expected a whole number from 0, got -1.0",
+        ),
+        ({**BARE, "merge_method": "karcher", "parameters": {"max_iter": 2.5}}, "a whole number from 0, got 2.5"),
+        ({"merge_method": "multislerp", "parameters": {"weight": 1, "eps": 0}}, "eps: expected more than 0, got 0.0"),
+    ],
+)
+def test_bad_documents_are_named(change, message):
+    document = {**GOOD, **change}
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe_from_mergekit(document, "file.yml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: {base: a, experts: {b: b}}\nmethod: ties", "configuration of a search"),
+        ("base_model: a\ngate_mode: hidden\nexperts: [{source_model: b}]", "mergekit-moe"),
+        ("merge_method: moe\nexperts: [{source_model: b}]", "mergekit-moe"),
+        ("genome: {models: [a, b], merge_method: ties}\ntasks_: []", "mergekit-evolve"),
+    ],
+)
+def test_files_of_other_kinds_are_told(text, message):
+    with pytest.raises(RecipeError, match=f"r.yml: is .*{message}"):
+        recipe_from_yaml(text, "r.yml")
+
+
+def test_the_only_module_of_a_language_model_needs_no_name():
+    plain = recipe_from_mergekit(GOOD, "x")
+    assert (
+        recipe_from_mergekit({"merge_method": "linear", "modules": {"default": {"models": GOOD["models"]}}}, "x")
+        == plain
+    )
+
+
+@pytest.mark.parametrize("base", ["b", {"model": "b"}, {"model": {"path": "b"}}])
+def test_a_slice_may_repeat_the_base_in_any_spelling(base):
+    sources = [{"model": name, "layer_range": [0, 2], "parameters": {"weight": 1}} for name in "ab"]
+    document = {"merge_method": "task_arithmetic", "base_model": "b", "slices": [{"sources": sources}]}
+    repeated = document | {"slices": [{"sources": sources, "base_model": base}]}
+    assert recipe_from_mergekit(repeated, "x") == recipe_from_mergekit(document, "x")
+    other = recipe_from_mergekit(document | {"slices": [{"sources": sources, "base_model": "a"}]}, "x")
+    assert (other.base, other.slices[0].base) == ("b", "a")
+    assert other.fingerprint() != recipe_from_mergekit(document, "x").fingerprint()
+
+
+def test_what_mergekit_knows_and_ignores_is_left_out_with_a_warning(caplog):
+    sources = [{"model": name, "layer_range": [0, 2], "parameters": {"weight": 1, "density": 0.5}} for name in "ab"]
+    plain = {"merge_method": "slerp", "base_model": "a", "parameters": {"t": 0.5}}
+    slices = [{"sources": [{key: source[key] for key in ("model", "layer_range")} for source in sources]}]
+    circulating = {
+        **plain,
+        "slices": [{"sources": sources, "residual_weight": 0.5}],
+        "parameters": {"t": 0.5, "int8_mask": True, "dtype": "bfloat16"},
+    }
+    assert recipe_from_mergekit(circulating, "r.yml") == recipe_from_mergekit(plain | {"slices": slices}, "r.yml")
+    assert "r.yml: without effect with merge method 'slerp', as in mergekit: slices[0].residual_weight, " in caplog.text
+    for place in ("slices[0].sources[1].parameters.density", "parameters.int8_mask", "parameters.dtype"):
+        assert place in caplog.text
+    caplog.clear()
+    for_all = {**GOOD, "models": [{"model": "a", "parameters": {"weight": 1.0, "normalize": False}}]}
+    assert recipe_from_mergekit(for_all, "r.yml") == recipe_from_mergekit(GOOD, "r.yml")
+    assert "as in mergekit: models[0].parameters.normalize" in caplog.text
+
+
+def test_a_random_seed_is_the_recipes():
+    assert recipe_from_mergekit(GOOD | {"random_seed": 7}, "x").seed == 7
+
+
+def test_an_architecture_is_not_looked_up():
+    model = {"model": {"path": "a"}, "override_architecture": "LlamaForCausalLM"}
+    document = {**GOOD, "models": [{"model": model, "parameters": {"weight": 1.0}}]}
+    assert recipe_from_mergekit(document, "x") == recipe_from_mergekit(GOOD, "x")
+
+
+@pytest.mark.parametrize("base", ["b@main", "b+l", {"model": {"path": "b", "revision": "main"}, "lora": "l"}])
+def test_a_base_with_a_revision_or_an_adapter_is_one_of_the_whole_models(base):
+    document = {**BARE, "merge_method": "task_arithmetic", "parameters": {"weight": 1}, "base_model": base}
+    listed = document | {"models": [{"model": "a"}, {"model": base}]}
+    assert recipe_from_mergekit(document, "x") == recipe_from_mergekit(listed, "x")
+    assert recipe_from_mergekit(document, "x").base == recipe_from_mergekit(listed, "x").slices[0].sources[1].key
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("false", False), ("No", False), ("on", True), (["0", "true"], (False, True))]
+)
+def test_a_switch_may_be_written_as_text(written, meant):
+    recipe = recipe_from_mergekit({**GOOD, "parameters": {"normalize": written}}, "x")
+    assert recipe.parameters["normalize"][0].value == meant
+    check_recipe(recipe)
+    with pytest.raises(RecipeError, match="expected true or false, got 'nope'"):
+        check_recipe(recipe_from_mergekit({**GOOD, "parameters": {"normalize": "nope"}}, "x"))
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("ties", {"int8_mask": "yes"}),
+        ("sce", {"int8_mask": ["true", "off", True]}),
+        ("task_arithmetic", {"rescale": ["no", "yes"], "density": "1e-1"}),
+    ],
+)
+def test_parameters_that_change_nothing_are_read_like_others(method, parameters):
+    document = {**BARE, "merge_method": method, "base_model": "b"}
+    weight = {} if method == "sce" else {"weight": 1}
+    check_recipe(recipe_from_mergekit({**document, "parameters": weight | parameters}, "x"))
+    with pytest.raises(RecipeError, match="int8_mask: expected true or false, got 'nope'"):
+        check_recipe(recipe_from_mergekit({**document, "parameters": weight | {"int8_mask": "nope"}}, "x"))
+
+
+def test_a_base_that_a_slice_of_unlike_ranges_leaves_out_is_refused():
+    def document(first, *listed):
+        ranges = {"a": [0, 1], "b": first} | dict(listed)
+        sources = [{"model": name, "layer_range": layers} for name, layers in ranges.items()]
+        return {"merge_method": "model_stock", "base_model": "c", "slices": [{"sources": sources}]}
+
+    for fine in (document([0, 1]), document([1, 2], ("c", [1, 2]))):
+        check_recipe(recipe_from_mergekit(fine, "x"))
+    with pytest.raises(
+        RecipeError, match=r"slices\[0\]: the sources take different layers, and the base model c is none"
+    ):
+        check_recipe(recipe_from_mergekit(document([1, 2]), "x"))
