@@ -4,6 +4,8 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Protocol
 
 from evomerge.build.engines import worker_environment
@@ -75,11 +77,14 @@ def _ray_pool(config: SearchConfig, settings: Mapping[str, Json], directory: Run
             )
         from evomerge.cluster.ray_pool import RayPool, WorkerOptions
 
+        environment = worker_environment(config)
+        if environment and session.folder is not None:
+            environment |= _temporary_files(session.folder)
         options = WorkerOptions(
             n_workers=wanted,
             cpus=cluster.cpus_per_worker,
             gpus=gpus,
-            environment=worker_environment(config),
+            environment=environment,
             max_attempts=cluster.max_attempts,
             evaluation_timeout_s=cluster.evaluation_timeout_s,
             startup_timeout_s=cluster.startup_timeout_s,
@@ -88,6 +93,12 @@ def _ray_pool(config: SearchConfig, settings: Mapping[str, Json], directory: Run
         )
         with closing(RayPool(FACTORY, settings, options)) as pool:
             yield pool
+
+
+def _temporary_files(folder: Path) -> dict[str, str]:
+    """Variables that send a worker's temporary files to `folder`, with which they go however the worker ends. What torch compiles stays for the next."""
+    compiled = Path(gettempdir()) / f"torchinductor_{os.getuid()}"
+    return {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))}
 
 
 def gpus_per_worker(config: SearchConfig) -> float:

@@ -13,9 +13,11 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from evomerge.cluster.session_folder import SessionFolder
 from evomerge.core import EngineError
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class RaySession:
 
     def __init__(self, address: str | None, n_cpus: int | None = None) -> None:
         self._address, self._n_cpus = address, n_cpus
+        self._folder: SessionFolder | None = None
 
     def __enter__(self) -> "RaySession":
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -71,6 +74,7 @@ class RaySession:
         try:
             with _handlers_kept():
                 if self._address is None:
+                    self._folder = SessionFolder()
                     ray.init(
                         address="local",
                         num_cpus=self._n_cpus,
@@ -79,11 +83,13 @@ class RaySession:
                         object_store_memory=OBJECT_STORE_BYTES,
                         **common,
                     )
+                    self._folder.adopt(Path(ray._private.worker._global_node.get_session_dir_path()))
                 else:
                     _try_to_join(self._address)
                     ray.init(address=self._address, **common)
         except Exception as problem:  # the pool boundary: a node that is slow to start is a bare Exception of Ray's
             ray.shutdown()
+            self._close_folder(keep_session=True)
             raise EngineError(f"no Ray cluster at {self._address or 'this machine'}: {problem}") from problem
         return self
 
@@ -94,6 +100,17 @@ class RaySession:
 
         with _handlers_kept():
             ray.shutdown()
+        self._close_folder(keep_session=isinstance(error, EngineError))
+
+    def _close_folder(self, *, keep_session: bool) -> None:
+        if self._folder is not None:
+            self._folder.close(keep_session=keep_session)
+            self._folder = None
+
+    @property
+    def folder(self) -> Path | None:
+        """A temporary folder that goes with the session; None where the cluster is not ours."""
+        return None if self._folder is None else self._folder.path
 
     def resources(self) -> Mapping[str, float]:
         """Total resources, e.g. {"CPU": 8, "GPU": 2}."""

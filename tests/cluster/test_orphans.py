@@ -1,10 +1,12 @@
-"""A driver that is killed leaves no process and no shared memory behind, and its run goes on."""
+"""A driver that is killed leaves no process and no shared memory behind, its run goes on, and that leaves no files behind either."""
 
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -24,9 +26,17 @@ def _shared_memory() -> set[str]:
     return set(os.listdir("/dev/shm"))  # noqa: S108  (looked at, not written to)
 
 
-def _start(*arguments: object) -> subprocess.Popen[bytes]:
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files; its path is short, since those of Ray's sockets may have 107 characters."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _start(temporary: Path, *arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
 
 
 def _until_a_result(run: Path, process: subprocess.Popen[bytes], count: int = 1) -> None:
@@ -45,11 +55,11 @@ def _gone(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 @pytest.mark.alone
-def test_a_killed_driver_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_killed_driver_leaves_nothing_behind(tmp_path: Path, temporary: Path) -> None:
     config, run = tmp_path / "search.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(SETTINGS))
     before = _shared_memory()
-    process = _start("search", config, "--run-dir", run)
+    process = _start(temporary, "search", config, "--run-dir", run)
     _until_a_result(run, process)
     family = psutil.Process(process.pid).children(recursive=True)
     assert any("raylet" in member.name() for member in family)
@@ -58,7 +68,7 @@ def test_a_killed_driver_leaves_nothing_behind(tmp_path: Path) -> None:
     assert _gone(family) == []
     assert _shared_memory() - before == set()
 
-    process = _start("resume", run)
+    process = _start(temporary, "resume", run)
     _until_a_result(run, process, 3)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
@@ -66,3 +76,4 @@ def test_a_killed_driver_leaves_nothing_behind(tmp_path: Path) -> None:
     assert process.returncode == 130, "Ray's own handler of SIGTERM has not taken the place of ours"
     assert _gone(family) == []
     assert _shared_memory() - before == set()
+    assert [str(path.relative_to(temporary)) for path in temporary.rglob("*")] == ["ray"], "of either session"

@@ -1,0 +1,75 @@
+"""What a local Ray session leaves behind goes with it, or, where its driver was killed, with the start of the next."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evomerge.cluster.session_folder import SessionFolder
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from evomerge.cluster.session_folder import SessionFolder
+SessionFolder().adopt(Path("ray/session_1").absolute())
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def _ray_session(temporary: Path, name: str) -> Path:
+    session = temporary / "ray" / name
+    (session / "logs").mkdir(parents=True)
+    latest = temporary / "ray" / "session_latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(session)
+    return session
+
+
+def test_nothing_is_left_of_a_session_that_has_ended(temporary: Path) -> None:
+    folder = SessionFolder()
+    folder.adopt(_ray_session(temporary, "session_1"))
+    (folder.path / "vllm_dist").touch()
+    assert (folder.path.stat().st_mode & 0o777) == 0o700
+    folder.close()
+    assert [path.name for path in temporary.rglob("*")] == ["ray"]
+
+
+def test_a_session_of_another_program_stays(temporary: Path) -> None:
+    folder = SessionFolder()
+    folder.adopt(_ray_session(temporary, "session_1"))
+    other = _ray_session(temporary, "session_2")
+    folder.close()
+    assert sorted(path.name for path in (temporary / "ray").iterdir()) == ["session_2", "session_latest"]
+    assert (temporary / "ray" / "session_latest").readlink() == other
+
+
+def test_ray_s_logs_stay_where_a_reason_may_be_in_them(temporary: Path) -> None:
+    folder = SessionFolder()
+    session = _ray_session(temporary, "session_1")
+    folder.adopt(session)
+    folder.close(keep_session=True)
+    SessionFolder().close()
+    assert session.exists()
+    assert not folder.path.exists()
+
+
+def test_the_next_session_removes_what_a_killed_driver_has_left(temporary: Path) -> None:
+    alive = SessionFolder()
+    stranger = temporary / "evomerge-ray-stranger"
+    stranger.mkdir()
+    session = _ray_session(temporary, "session_1")
+    subprocess.run([sys.executable, "-c", KILLED], cwd=temporary, env={**os.environ, "TMPDIR": str(temporary)}, check=False)
+    assert len(list(temporary.glob("evomerge-ray-*"))) == 3
+    following = SessionFolder()
+    assert set(temporary.glob("evomerge-ray-*")) == {alive.path, stranger, following.path}
+    assert not session.exists()
+    alive.close()
+    following.close()
