@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import torch
@@ -78,13 +79,33 @@ def leave_processes_unbound() -> None:
     """Before a tensor-parallel engine starts on a CPU: let its processes run on any core, unless the user says otherwise.
 
     Why: vLLM wants a NUMA node for each ("Not enough allowed NUMA nodes to bind threads of 2 local CPUWorkers"), which few
-    machines have. It remembers its variables from the first engine of the process on, so that has to be forgotten too.
-    Upstream: vllm/utils/ompmultiprocessing.py and vllm/envs.py (`disable_envs_cache`).
+    machines have.
+    Upstream: vllm/utils/ompmultiprocessing.py.
+    """
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+@contextmanager
+def passing_sockets() -> Iterator[None]:
+    """While an engine of several processes starts: keep the files of the sockets by which they meet in a folder that is removed afterwards.
+
+    Why: vLLM leaves them in the temporary folder, eight of an engine of two processes, also after an orderly end. Once its processes are
+    connected nobody looks for the files. It remembers its variables from the first engine of the process on, so that has to be forgotten.
+    Upstream: vllm/distributed/device_communicators/shm_broadcast.py, `MessageQueue`; vllm/envs.py (`disable_envs_cache`).
     """
     import vllm.envs as upstream
 
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    upstream.disable_envs_cache()
+    name = "VLLM_RPC_BASE_PATH"
+    given = os.environ.get(name)
+    with TemporaryDirectory(prefix="evomerge-", dir=given) as folder:
+        upstream.disable_envs_cache()
+        os.environ[name] = folder
+        try:
+            yield
+        finally:
+            del os.environ[name]
+            if given is not None:
+                os.environ[name] = given
 
 
 @contextmanager

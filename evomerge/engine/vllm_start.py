@@ -13,6 +13,7 @@ from evomerge.engine.environment import SUPPORTED_VLLM, supports_vllm, vllm_targ
 from evomerge.engine.gpu_memory import check_gpu
 from evomerge.engine.patches import (
     leave_processes_unbound,
+    passing_sockets,
     thread_setter_kept,
     tolerant_kernel_scan,
     writable_cpu_linears,
@@ -61,11 +62,14 @@ def start_vllm(model: Path, arguments: Mapping[str, Any]) -> "LLM":
                 "or set engine.kind: transformers"
             )
         check_gpu()
+        is_sharded = arguments.get("tensor_parallel_size", 1) != 1
+        if is_sharded:
+            stack.enter_context(passing_sockets())
         if vllm_targets_cpu():
             stack.enter_context(writable_cpu_linears())
             stack.enter_context(thread_setter_kept())
             stack.enter_context(tolerant_kernel_scan())
-            if arguments.get("tensor_parallel_size", 1) != 1:
+            if is_sharded:
                 leave_processes_unbound()
         try:
             return LLM(model=str(model), **arguments)

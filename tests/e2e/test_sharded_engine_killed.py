@@ -1,7 +1,9 @@
-"""A tensor-parallel engine that is killed leaves neither a process nor shared memory behind."""
+"""A tensor-parallel engine that is killed leaves neither a process nor shared memory nor sockets behind."""
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,17 +41,23 @@ def test_a_killed_engine_of_two_processes_leaves_nothing_behind(
     write_tiny_llama(tmp_path / "model", seed=0)
     script = tmp_path / "start.py"
     script.write_text(START)
+    short = tempfile.TemporaryDirectory()  # the paths of sockets have 107 characters at most
     process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "model")], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(script), str(tmp_path / "model")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": short.name},
     )
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
+        assert [path for path in Path(short.name).rglob("*") if path.is_socket()] == [], "they are connected"
         family = psutil.Process(process.pid).children(recursive=True)
         assert mapped_segments(process.pid), "an engine of several processes talks through shared memory"
     finally:
         process.kill()
         process.wait()
+        short.cleanup()
     deadline = time.monotonic() + 60
     while alive := [member for member in family if _is_alive(member)]:
         assert time.monotonic() < deadline, alive
