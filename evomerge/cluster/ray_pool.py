@@ -151,6 +151,8 @@ class RayPool:
             num_cpus=options.cpus,
             num_gpus=options.gpus,
             max_restarts=0,
+            # Ray's head would keep 3 kB of each evaluation
+            enable_task_events=False,
             # without variables no runtime environment has to be set up: one part less that can fail or be slow
             runtime_env={"env_vars": dict(options.environment)} if options.environment else None,
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=place),

@@ -148,6 +148,19 @@ def test_ray_pool_survives_dying_workers(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_ray_s_head_keeps_nothing_of_what_was_evaluated(tmp_path: Path) -> None:
+    import ray
+
+    pool = ray_pool(SCRIPTED, tmp_path, n_workers=1)
+    submit(pool, *(f"ok-{index}" for index in range(10)))
+    drain(pool, 10)
+    time.sleep(2)  # workers report every second
+    kept = [event for event in ray.timeline() if "evaluate" in event["name"]]
+    pool.close()
+    assert kept == [], "it would grow by 3 kB with every candidate"
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_ray_pool_replaces_a_hung_worker_and_stragglers_block_nobody(tmp_path: Path) -> None:
     pool = ray_pool(SCRIPTED, tmp_path, evaluation_timeout_s=3)
     submit(pool, "hang-1", *(f"ok-{index}" for index in range(5)))
