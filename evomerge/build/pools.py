@@ -91,8 +91,13 @@ def _ray_pool(config: SearchConfig, settings: Mapping[str, Json], directory: Run
             log_folder=str(directory.logs.resolve()) if cluster.address is None else None,
             versions={name: found for name, found in package_versions().items() if name != "python"},
         )
-        with closing(RayPool(FACTORY, settings, options)) as pool:
+        pool = RayPool(FACTORY, settings, options)
+        try:
             yield pool
+        finally:
+            # The workers of a Ray of our own end with it. A signal to every process has ended it already, and then it would never answer.
+            if session.folder is None:
+                pool.close()
 
 
 def _temporary_files(folder: Path) -> dict[str, str]:

@@ -5,7 +5,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from evomerge.search import StopRequest
+from evomerge.core import EngineError
+from evomerge.search import Interrupted, StopRequest
 
 
 @contextmanager
@@ -13,7 +14,10 @@ def signals(stop: StopRequest, *, abandon: bool) -> Iterator[None]:
     """Handles signals until the end of the block, in the main thread; elsewhere nothing is done.
 
     First SIGINT: ask nothing more and take in what runs (`abandon`: do not wait for it). Second SIGINT, SIGTERM, or SIGHUP where nohup does
-    not have it ignored: leave at the next poll.
+    not have it ignored: leave at the next poll. A signal to leave has often reached Ray and the workers too.
+
+    Raises:
+        Interrupted: an engine or Ray has failed after a signal to leave.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -30,6 +34,10 @@ def signals(stop: StopRequest, *, abandon: bool) -> Iterator[None]:
         signal.signal(number, interrupt)
     try:
         yield
+    except EngineError as problem:
+        if stop.now:
+            raise Interrupted from problem
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -36,13 +36,21 @@ def temporary() -> Iterator[Path]:
 def _start(temporary: Path, *arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
     environment = {**os.environ, "TMPDIR": str(temporary)}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True
+    )
 
 
-def _until_a_result(run: Path, process: subprocess.Popen[bytes], count: int = 1) -> None:
-    deadline = time.monotonic() + 180
+def _n_results(run: Path) -> int:
     journal = run / "journal.jsonl"
-    while not journal.exists() or journal.read_bytes().count(b'"event":"evaluated"') < count:
+    return journal.read_bytes().count(b'"event":"evaluated"') if journal.exists() else 0
+
+
+def _until_a_result(run: Path, process: subprocess.Popen[bytes]) -> None:
+    """Waits for one more than there are."""
+    deadline = time.monotonic() + 180
+    before = _n_results(run)
+    while _n_results(run) == before:
         assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -68,12 +76,15 @@ def test_a_killed_driver_leaves_nothing_behind(tmp_path: Path, temporary: Path) 
     assert _gone(family) == []
     assert _shared_memory() - before == set()
 
-    process = _start(temporary, "resume", run)
-    _until_a_result(run, process, 3)
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=120)
-    assert process.returncode == 130, "Ray's own handler of SIGTERM has not taken the place of ours"
-    assert _gone(family) == []
-    assert _shared_memory() - before == set()
-    assert [str(path.relative_to(temporary)) for path in temporary.rglob("*")] == ["ray"], "of either session"
+    for send in (os.kill, os.killpg):
+        process = _start(temporary, "resume", run)
+        _until_a_result(run, process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        send(process.pid, signal.SIGTERM)
+        process.wait(timeout=120)
+        assert process.returncode == 130, (
+            "Ray's own handler of SIGTERM has not taken the place of ours, nor is Ray waited for that has ended too"
+        )
+        assert _gone(family) == []
+        assert _shared_memory() - before == set()
+    assert [str(path.relative_to(temporary)) for path in temporary.rglob("*")] == ["ray"], "of any session"

@@ -66,7 +66,9 @@ def test_the_next_session_removes_what_a_killed_driver_has_left(temporary: Path)
     stranger = temporary / "evomerge-ray-stranger"
     stranger.mkdir()
     session = _ray_session(temporary, "session_1")
-    subprocess.run([sys.executable, "-c", KILLED], cwd=temporary, env={**os.environ, "TMPDIR": str(temporary)}, check=False)
+    subprocess.run(
+        [sys.executable, "-c", KILLED], cwd=temporary, env={**os.environ, "TMPDIR": str(temporary)}, check=False
+    )
     assert len(list(temporary.glob("evomerge-ray-*"))) == 3
     following = SessionFolder()
     assert set(temporary.glob("evomerge-ray-*")) == {alive.path, stranger, following.path}
