@@ -26,6 +26,8 @@ def print_summary(run: Run) -> None:
         details = summary["details"][split.value]
         if any(name in details for name in names):
             CONSOLE.print(_split_table(split, names, details, objectives, tuned, best, mark))
+    if not run.state.n_evaluations[Split.SEARCH]:
+        CONSOLE.print("no candidate has been evaluated yet")
     _print_comparisons(summary, names)
     last = run.state.evaluations.get((run.state.best_id or "", Split.REPORT))
     if last is not None and last.status is not Status.OK:

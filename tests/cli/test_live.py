@@ -280,6 +280,17 @@ def test_doctor_finds_what_would_stop_a_search(monkeypatch: pytest.MonkeyPatch) 
     assert all(finding.advice for finding in bad.values())
 
 
+def test_a_run_without_results_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = SETTINGS | {"budget": {"evaluations": 6}, "evaluation": {"kind": "synthetic", "function": "zdt1"}}
+    start_search(parse_config(settings, folder=tmp_path), tmp_path / "run")
+    journal = tmp_path / "run" / "journal.jsonl"
+    journal.write_bytes(
+        journal.read_bytes().splitlines(keepends=True)[0]
+    )  # as if it had been stopped while its workers started
+    print_summary(open_run(tmp_path / "run"))
+    assert capsys.readouterr().out.startswith("no candidate has been evaluated yet\n")
+
+
 def test_a_winner_without_a_report_score_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
