@@ -14,6 +14,9 @@ EXIT_INTERRUPTED = 130
 
 _LOOK_AGAIN_S = 0.02
 
+_LOST_AFTER_S = 1.0
+"""An exception of which nothing is seen any more after this long was swallowed: C and C++ replace it by errors of their own."""
+
 _HELD_UP_IN = {"<frozen importlib._bootstrap>", weakref.__file__}
 """Code from which the exception must not come. C++ that calls Python while a module is initialised, as torch's does, aborts the process
 when that raises; what a finalizer raises is lost."""
@@ -41,6 +44,12 @@ def take_interrupts() -> None:
     os.register_at_fork(after_in_child=give_back)
 
 
+def was_interrupted() -> bool:
+    """Whether a signal has asked for the end, so that whatever fails now fails of that."""
+    handler = signal.getsignal(signal.SIGALRM)
+    return isinstance(handler, _Interrupt) and handler.asked
+
+
 def ignore_interrupts() -> None:
     """From here on the process is about to end by itself: a signal must not change how."""
     for number in (*_NUMBERS, signal.SIGALRM):
@@ -52,16 +61,16 @@ class _Interrupt:
 
     def __init__(self, bottom: CodeType) -> None:
         self._bottom = bottom
-        self._asked = False
+        self.asked = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGALRM:
-            if self._asked:
+            if self.asked:
                 os._exit(EXIT_INTERRUPTED)
-            self._asked = True
-        if self._is_held_up(frame):
-            signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_S)
-        else:
+            self.asked = True
+        held_up = self._is_held_up(frame)
+        signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_S if held_up else _LOST_AFTER_S)
+        if not held_up and not _is_under_way():
             raise KeyboardInterrupt
 
     def _is_held_up(self, frame: FrameType | None) -> bool:
@@ -70,3 +79,11 @@ class _Interrupt:
                 return True
             frame = frame.f_back
         return False
+
+
+def _is_under_way() -> bool:
+    """Whether something is being tidied up after the exception."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None

@@ -7,7 +7,7 @@ import threading
 import traceback
 from typing import NoReturn
 
-from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts, take_interrupts
+from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts, take_interrupts, was_interrupted
 
 EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 2
@@ -38,7 +38,9 @@ def _command() -> int:
         app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else EXIT_INTERNAL if end.code else 0
-    except Exception as error:  # noqa: BLE001  (the end of the program: whoever runs it must be told how to go on)
+    except Exception as error:  # the end of the program: whoever runs it must be told how to go on
+        if was_interrupted():
+            raise KeyboardInterrupt from error
         hints = error.__dict__.pop("__notes__", [])  # said below
         refusal = str(error) if isinstance(error, EvomergeError) else _refusal(error)
         if refusal is not None:

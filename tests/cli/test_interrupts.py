@@ -87,6 +87,40 @@ def test_an_interrupt_is_not_lost_in_a_finalizer() -> None:
     assert (code, output, errors) == (130, "finalized\n", "")
 
 
+WORK = """
+import time
+
+def work():
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    {what}
+
+"""
+
+
+def told_while_it_works(what: str) -> tuple[int, str, str]:
+    return told_when_it_says("working", WORK.format(what=what) + DOCTOR.format(work="work()"), signal.SIGTERM)
+
+
+def test_an_interrupt_that_was_swallowed_comes_again() -> None:
+    code, output, errors = told_while_it_works("except BaseException: pass\n    time.sleep(10)\n    return []")
+    assert (code, output, errors) == (130, "", "")
+
+
+def test_an_error_that_has_taken_the_place_of_an_interrupt_is_none() -> None:
+    replaced = "except BaseException: raise TypeError('could not determine the shape of object type') from None"
+    code, output, errors = told_while_it_works(replaced)
+    assert (code, output, errors) == (130, "", "interrupted\n")
+
+
+def test_tidying_up_is_not_interrupted() -> None:
+    code, output, errors = told_while_it_works(
+        "finally:\n        for _ in range(250): time.sleep(0.01)\n        print('tidy', flush=True)"
+    )
+    assert (code, output, errors) == (130, "tidy\n", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_that_is_over_stays_done(number: int) -> None:
     code, output, errors = told_when_it_says("ending", ENDING, number, number, command="--version")
