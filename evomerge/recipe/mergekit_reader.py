@@ -40,6 +40,9 @@ _SWITCHES = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fro
 )
 """texts that mergekit takes for a switch, in any case"""
 
+_RETIRED = ("embed_slerp", "consensus_method")
+"""parameters of earlier versions of mergekit"""
+
 _ONLY_MODULE = "default"
 """mergekit's name for the one module of a plain language model"""
 
@@ -205,11 +208,11 @@ def _parameters(data: Any, method: _Method, where: str, *, on_source: bool = Fal
 
 
 def _known(name: Any, method: MethodSpec, where: str) -> ParameterSpec | None:
-    """The method's parameter called `name`; None where only others have it, or where it is a key of the document in the wrong place."""
+    """The method's parameter called `name`; None where mergekit has it for other methods, had it once, or as a key of the document."""
     try:
         return method.known_parameter(text_of(name, where))
     except RecipeError as problem:
-        if name in PARAMETERS or name in _TOP:
+        if name in PARAMETERS or name in _TOP or name in _RETIRED:
             return None
         raise RecipeError(f"{where}: {problem}; mergekit would ignore it: correct or remove it") from None
 

@@ -128,7 +128,7 @@ def test_what_mergekit_knows_and_ignores_is_left_out_with_a_warning(caplog):
     circulating = {
         **plain,
         "slices": [{"sources": sources, "residual_weight": 0.5}],
-        "parameters": {"t": 0.5, "int8_mask": True, "dtype": "bfloat16"},
+        "parameters": {"t": 0.5, "int8_mask": True, "dtype": "bfloat16", "embed_slerp": True},
     }
     assert recipe_from_mergekit(circulating, "r.yml") == recipe_from_mergekit(plain | {"slices": slices}, "r.yml")
     assert "r.yml: without effect with merge method 'slerp', as in mergekit: slices[0].residual_weight, " in caplog.text

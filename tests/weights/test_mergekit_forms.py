@@ -1,6 +1,7 @@
 """Recipes with `modules:`, with LoRA sources and with models of several vocabularies give what mergekit itself gives, run in its own environment on the files we export."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -146,10 +147,24 @@ def vocabulary_recipes(folder):
     )
 
 
+def vocabulary_of_a_module(folder):
+    """The embedding is the last module's, whose sources are others than those of the first."""
+    tokenizer = write_tiny_llama(folder / "tokens", seed=0, vocab=64) / "tokenizer.json"
+    a, b, c = (write_t5(folder / f"t5-tokens-{seed}", seed) for seed in range(3))
+    for model in (a, b, c):
+        shutil.copy(tokenizer, model)
+    slices = (
+        Slice((Source(a, None, weight(1.0)),), {}, "encoder"),
+        Slice((Source(b, None, weight(1.0)),), {}, "decoder"),
+        Slice((Source(b, None, weight(1.0)), Source(c, None, weight(2.0))), {}, "shared"),
+    )
+    return Recipe("linear", slices, out_dtype="float32", tokenizer=TokenizerSpec("union"))
+
+
 CASES = (
     "whole_modules", "other_sources_per_module", "adapter_plain", "adapter_stable", "adapter_dora", "adapters_ties",
     "adapter_in_slices", "adapter_as_the_base_alone", "base_alone", "adapter_beside_a_model", "vocabulary_of_a_base_that_is_no_source", "vocabulary_of_bases_of_slices",
-    "vocabulary_of_bases_that_only_lend", "vocabulary_of_copies",
+    "vocabulary_of_bases_that_only_lend", "vocabulary_of_copies", "vocabulary_of_a_module",
 )  # fmt: skip
 
 
@@ -158,6 +173,7 @@ def merged(tmp_path_factory, mergekit):
     """case -> (ours, mergekit's) tensors."""
     folder = tmp_path_factory.mktemp("forms")
     recipes = [*module_recipes(folder), *adapter_recipes(folder), *vocabulary_recipes(folder)]
+    recipes.append(("vocabulary_of_a_module", vocabulary_of_a_module(folder)))
     return merged_both_ways(dict(recipes), folder, mergekit)
 
 
