@@ -149,10 +149,11 @@ def vocabulary_recipes(folder):
 
 def vocabulary_of_a_module(folder):
     """The embedding is the last module's, whose sources are others than those of the first."""
-    tokenizer = write_tiny_llama(folder / "tokens", seed=0, vocab=64) / "tokenizer.json"
+    tokens = write_tiny_llama(folder / "tokens", seed=0, vocab=64)
     a, b, c = (write_t5(folder / f"t5-tokens-{seed}", seed) for seed in range(3))
     for model in (a, b, c):
-        shutil.copy(tokenizer, model)
+        for file in tokens.glob("tokenizer*"):
+            shutil.copy(file, model)
     slices = (
         Slice((Source(a, None, weight(1.0)),), {}, "encoder"),
         Slice((Source(b, None, weight(1.0)),), {}, "decoder"),
