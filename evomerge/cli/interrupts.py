@@ -19,7 +19,7 @@ _LOST_AFTER_S = 1.0
 
 _HELD_UP_IN = {"<frozen importlib._bootstrap>", weakref.__file__}
 """Code from which the exception must not come. C++ that calls Python while a module is initialised, as torch's does, aborts the process
-when that raises; what a finalizer raises is lost."""
+when that raises; what a finalizer raises is lost, as what `__del__` does."""
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -75,7 +75,7 @@ class _Interrupt:
 
     def _is_held_up(self, frame: FrameType | None) -> bool:
         while frame is not None and frame.f_code is not self._bottom:
-            if frame.f_code.co_filename in _HELD_UP_IN:
+            if frame.f_code.co_filename in _HELD_UP_IN or frame.f_code.co_name == "__del__":
                 return True
             frame = frame.f_back
         return False

@@ -35,6 +35,22 @@ def work():
     time.sleep(60)
 
 """
+DELETED = """
+import time
+
+class Held:
+    def __del__(self):
+        print("finalizing", flush=True)
+        for _ in range(100):
+            time.sleep(0.01)
+        print("finalized", flush=True)
+
+def work():
+    held = Held()
+    del held
+    time.sleep(60)
+
+"""
 ENDING = """
 import atexit, time
 
@@ -82,8 +98,9 @@ def test_a_second_signal_ends_an_import_at_once(tmp_path: Path) -> None:
     assert (code, output, errors) == (130, "", "")
 
 
-def test_an_interrupt_is_not_lost_in_a_finalizer() -> None:
-    code, output, errors = told_when_it_says("finalizing", FINALIZER + DOCTOR.format(work="work()"), signal.SIGINT)
+@pytest.mark.parametrize("finalizer", [FINALIZER, DELETED])
+def test_an_interrupt_is_not_lost_in_a_finalizer(finalizer: str) -> None:
+    code, output, errors = told_when_it_says("finalizing", finalizer + DOCTOR.format(work="work()"), signal.SIGINT)
     assert (code, output, errors) == (130, "finalized\n", "")
 
 
