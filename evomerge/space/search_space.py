@@ -111,7 +111,7 @@ class SearchSpace:
         """The point (d,) in [0, 1]^d of `values`.
 
         Raises:
-            SpaceError: a parameter is missing, unknown, or out of its bounds.
+            SpaceError: a parameter is missing, unknown, out of its bounds, or no choice of a categorical one.
         """
         names = [parameter.name for parameter in self.parameters]
         if set(values) != set(names):
@@ -121,11 +121,13 @@ class SearchSpace:
         point = (array - self._low) / self._width
         discrete = self._choices > 0
         point[discrete] = middles_of(array[discrete], self._choices[discrete])
-        outside = ~((point >= 0) & (point <= 1))
+        outside = ~((array >= self._low) & (array <= self._high)) | discrete & (array % 1.0 != 0.0)
         if outside.any():
             worst = self.parameters[int(np.argmax(outside))]
             raise SpaceError(
-                f"parameter {worst.name!r}: value {values[worst.name]} outside [{worst.low}, {worst.high}]"
+                f"parameter {worst.name!r}: value {values[worst.name]} is none of {', '.join(map(str, range(len(worst.choices))))}"
+                if worst.choices
+                else f"parameter {worst.name!r}: value {values[worst.name]} outside [{worst.low}, {worst.high}]"
             )
         return np.asarray(point, dtype=np.float64)
 

@@ -123,7 +123,7 @@ class Told:
 
     Attributes:
         candidate: what was evaluated.
-        losses: (m,), to be minimised; None where the evaluation FAILED, was INFEASIBLE, or a loss is not finite.
+        losses: (m,), to be minimised; None where the evaluation FAILED, was INFEASIBLE, or a loss is not finite or beyond 1e150.
         stderr: (m,), standard errors of the losses, 0.0 where unknown; None with `losses`.
         items: (n_items,) item scores of all objectives' tasks in their order, the sign flipped where lower is better; None
             where there are none or the strategy does not read them.

@@ -40,6 +40,9 @@ _ASKED_ID = re.compile(r"c\d+")
 """What a proposal's id looks like; seeds have other ids."""
 _FORMAT = 1
 
+_LARGEST_LOSS = 1e150
+"""Squares of what is larger overflow: such a loss, as the perplexity of a ruined model can be, is as good as none."""
+
 
 class ReplayStrategy(ABC):
     """Implements the `Strategy` protocol around four hooks: `_propose`, `_learn`, `_start` and `_adopt`.
@@ -310,7 +313,7 @@ class ReplayStrategy(ABC):
         losses = to_losses(self.objectives, evaluations)
         results = []
         for candidate, evaluation, row in zip(candidates, evaluations, losses, strict=True):
-            if not np.isfinite(row).all():
+            if not (np.abs(row) <= _LARGEST_LOSS).all():
                 results.append(Told(candidate, None, None))
                 continue
             errors = [float(evaluation.stderr.get(objective.name, 0.0)) for objective in self.objectives]

@@ -59,6 +59,13 @@ def test_points_and_values_that_do_not_fit_are_refused() -> None:
         space.encode({"a": 1, "c": 0})
 
 
+@pytest.mark.parametrize("value", [-0.2, 0.5, 2.4, 3.0, float("nan")])
+def test_a_value_that_is_no_choice_is_refused(value: float) -> None:
+    space = SearchSpace([Parameter.categorical("a", ["x", "y", "z"])])
+    with pytest.raises(SpaceError, match="is none of 0, 1, 2"):
+        space.encode({"a": value})
+
+
 def test_families_are_numbered_as_they_come_and_the_fingerprint_does_not_know_them() -> None:
     families = ("x", "", "y", "x", "", "y")
     space = SearchSpace([Parameter(f"p{index}", 0, 1, family=family) for index, family in enumerate(families)])

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from evomerge.core import Candidate, JournalError
+from evomerge.core import Candidate, Direction, Evaluation, JournalError, Objective, Split, Status
+from evomerge.strategy import make_strategy
 from evomerge.testing.strategy_suite import Driver, StrategyCase
 
 CASE = StrategyCase("random")
@@ -65,3 +66,18 @@ def distance_of_what_comes_next(case, *, adopting=True):
 @pytest.mark.parametrize("case", LEARNERS, ids=str)
 def test_what_was_recorded_is_learned_from(case):
     assert distance_of_what_comes_next(case) < 0.5 * distance_of_what_comes_next(case, adopting=False)
+
+
+@pytest.mark.parametrize("name", ["cma_es", "map", "catcma", "nsga2", "m2n2"])
+def test_a_loss_whose_square_would_overflow_counts_as_none(name):
+    """The perplexity of a ruined model; differences of such losses are infinite, and the search ended with an internal error."""
+    options = {"on": "recipes"} if name == "m2n2" else {}
+    goal = Objective("ppl", Direction.MINIMIZE)
+    strategy = make_strategy(name, dimension=3, objectives=[goal], seed=0, **options)
+    generator = np.random.default_rng(3)
+    for _ in range(40):
+        (candidate,) = strategy.ask(1)
+        ruined = generator.random() < 0.3
+        ppl = 5e307 * (1.0 + candidate.point[0]) if ruined else 5.0 + candidate.point[0]
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores={"ppl": ppl})])
+    assert strategy.recommend().point[0] < 1.0
