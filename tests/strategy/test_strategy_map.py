@@ -208,3 +208,19 @@ def test_leave_one_out_says_so_where_a_fit_reproduces_its_points():
         rest = np.arange(12) != row
         refitted = fit_quadratic(points[rest], scores[rest], "identity").predict(points[[row]])
         assert model.loo_errors[row] == pytest.approx(scores[row] - refitted[0], rel=1e-3)
+
+
+def test_ruined_models_do_not_spoil_the_surrogates():
+    """A perplexity that explodes where weights are large, in a fifth of the cube: the front of the rest is found all the same."""
+
+    def ruined(factor):
+        def losses(x):
+            ruin = factor * (1.0 + x[0]) * (x.sum() > 1.9)
+            return [5.0 + 3.0 * np.sum((x - 0.2) ** 2) + ruin, 7.0 + 4.0 * np.sum((x - [0.6, 0.3, 0.1]) ** 2) + ruin]
+
+        return losses
+
+    def volume(factor):
+        return np.mean([hypervolume(search("map", ruined(factor), 3, 2, 60, seed), [5.6, 7.8]) for seed in range(4)])
+
+    assert volume(1e6) > 0.8 * volume(0.0)
