@@ -39,6 +39,7 @@ from evomerge.archive import non_dominated_mask
 from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
 from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told
 from evomerge.strategy.replay import ReplayStrategy
+from evomerge.strategy.ruin import tamed
 from evomerge.strategy.sampling import SobolStream
 from evomerge.strategy.trust_region import TrustRegion, centre_of
 
@@ -189,7 +190,7 @@ class BayesianOptimisation(ReplayStrategy):
     def _visible(self) -> tuple[Floats, Floats, Floats]:
         """Points (n, d), losses (n, m) and known noise variances (n, m) that the models see; 0.0 where unknown."""
         results = self._finished[self._first :]
-        losses = np.array([told.losses for told in results])
+        losses = tamed(np.array([told.losses for told in results]), self._n_initial)
         rows = np.arange(len(losses))
         if len(rows) > self.options.max_points:
             front = np.flatnonzero(non_dominated_mask(losses))[: self.options.max_points // 2]

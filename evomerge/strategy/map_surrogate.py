@@ -13,18 +13,17 @@ import numpy as np
 from pydantic import Field
 
 from evomerge.core import Candidate, ConfigError, Genome, Json, Objective, VectorGenome, random_stream
-from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told
+from evomerge.strategy.base import Proposal, StrategyOptions, Told
 from evomerge.strategy.map_bins import MAX_BINNED_DIMENSION, draw_where_wrong
 from evomerge.strategy.map_front import LinkChoice, Surrogates, as_array, most_promising, predicted_front
 from evomerge.strategy.map_nested import NestedPlan
 from evomerge.strategy.quadratic_model import n_coefficients
 from evomerge.strategy.replay import ReplayStrategy
+from evomerge.strategy.ruin import tamed
 from evomerge.strategy.sampling import SobolStream
 
 _MOST_COEFFICIENTS = 861
 """A full quadratic of 40 dimensions; more cannot be learned from the budgets this strategy is for."""
-_RUINED = 5.0
-"""A loss so many times as far from the median of the design as its best one says no more than that the model is ruined."""
 _MAX_FULL_DIMENSION = 12
 """From 13 dimensions on a diagonal model was better after 200 evaluations, from 12 on after 100."""
 
@@ -171,19 +170,8 @@ class _FlatPlan:
         return {"loo_r2": self._fit().quality()} if len(self._points) > 1 else {}
 
     def _fit(self) -> Surrogates:
-        points = np.array(self._points)
-        return Surrogates.fitted(points, self._tamed(), self._objectives, self._options.link, diagonal=self._diagonal)
-
-    def _tamed(self) -> Floats:
-        """The losses (n, m), cut off far above those of the design: no quadratic goes through the perplexity of a ruined model and the rest.
-
-        Scores within [0, 1] stay as they are: on the digits experts less was found otherwise.
-        """
-        losses = np.array(self._losses)
-        design = losses[: max(self._n_initial, 2)]
-        middle = np.median(design, axis=0)
-        most = middle + _RUINED * (middle - design.min(axis=0))
-        return np.where(np.abs(losses).max(axis=0) > 1.0, np.minimum(losses, most), losses)
+        points, losses = np.array(self._points), tamed(np.array(self._losses), self._n_initial)
+        return Surrogates.fitted(points, losses, self._objectives, self._options.link, diagonal=self._diagonal)
 
     def _refine(self) -> tuple[float, ...]:
         """The point of the predicted front with most hypervolume beyond what is known or pending.
@@ -192,7 +180,7 @@ class _FlatPlan:
         """
         surrogates = self._fit()
         pool = predicted_front(surrogates, np.array(self._points), self._stream("refine"))
-        known = self._tamed()
+        known = tamed(np.array(self._losses), self._n_initial)
         if self._open:
             known = np.vstack([known, surrogates.predict(np.array(self._open))])
         taken = np.array([*self._points, *self._open, *self._failed])
