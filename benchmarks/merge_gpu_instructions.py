@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from evomerge.weights.blocks import BF16, F32
+from evomerge.weights.fused.blocks import BF16, F32
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.triton import kernels
 from evomerge.weights.triton.batch import merge_options

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.weights.blocks import BLOCK, philox_block
-from evomerge.weights.philox import mask_key
+from evomerge.weights.philox import MULTIPLIERS, WEYL, WORD_ROUNDS, mask_key
 
 TABLE_BITS = 16
+
+_AT_ONCE = 256
+"""counters, of four words each, whose words stay in the first-level cache"""
 
 
 @cache
@@ -42,9 +44,30 @@ def normal_noise(seed: int, output: str, start: int, count: int) -> torch.Tensor
 
 @numba.njit(cache=True, nogil=True)
 def _fill(key0, key1, start, noise, table):  # type: ignore[no-untyped-def]
-    words = np.empty(BLOCK + 8, np.uint32)
-    for first in range(0, noise.shape[0], BLOCK):
-        count = min(BLOCK, noise.shape[0] - first)
-        skip = philox_block(key0, key1, start + first, count, words)
-        for i in range(count):
-            noise[first + i] = table[words[skip + i] >> np.uint32(32 - TABLE_BITS)]
+    """Writes the noise of elements from `start` on; element i takes word i mod 4 of counter i div 4."""
+    words = np.empty(4 * _AT_ONCE, np.uint32)
+    end = start + noise.shape[0]
+    for first in range(start // 4, (end + 3) // 4, _AT_ONCE):
+        _philox(key0, key1, first, words)
+        for element in range(max(start, 4 * first), min(end, 4 * (first + _AT_ONCE))):
+            noise[element - start] = table[words[element - 4 * first] >> np.uint32(32 - TABLE_BITS)]
+
+
+@numba.njit(cache=True, nogil=True, inline="never")
+def _philox(key0, key1, first, words):  # type: ignore[no-untyped-def]
+    """The words of counters from `first` on, as `evomerge.weights.philox.philox`, which `words` is filled with."""
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for c in range(words.shape[0] // 4):
+        counter = np.uint64(first + c)
+        x0, x1 = counter & low, counter >> half
+        x2, x3 = np.uint64(0), np.uint64(0)
+        k0, k1 = np.uint64(key0), np.uint64(key1)
+        for _ in range(WORD_ROUNDS):
+            product0, product1 = np.uint64(MULTIPLIERS[0]) * x0, np.uint64(MULTIPLIERS[1]) * x2
+            x0, x2 = (product1 >> half) ^ x1 ^ k0, (product0 >> half) ^ x3 ^ k1
+            x1, x3 = product1 & low, product0 & low
+            k0, k1 = (k0 + np.uint64(WEYL[0])) & low, (k1 + np.uint64(WEYL[1])) & low
+        words[4 * c] = np.uint32(x0)
+        words[4 * c + 1] = np.uint32(x1)
+        words[4 * c + 2] = np.uint32(x2)
+        words[4 * c + 3] = np.uint32(x3)

@@ -18,7 +18,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
 WORD_ROUNDS = 10
-"""of words, the paper's default"""
+"""of words (`evomerge.weights.noise`), the paper's default"""
 
 MASK_ROUNDS = 7
 """of masks: the fewest that pass every test of the paper's (BigCrush)"""
@@ -57,26 +57,14 @@ def philox(counter: list[NDArray[np.uint64]], key: tuple[int, int], rounds: int)
     return words
 
 
-def random_words(key: tuple[int, int], start: int, count: int) -> NDArray[np.uint32]:
-    """32-bit words of elements [start, start + count): (count,) uint32. Element i takes word i mod 4 of counter i div 4."""
-    first = start // 4
-    words = philox(_counters(first, -(-(start + count) // 4)), key, WORD_ROUNDS)
-    return np.stack(words, axis=1).reshape(-1).astype(np.uint32)[start - 4 * first :][:count]
-
-
 def random_halves(key: tuple[int, int], start: int, count: int) -> NDArray[np.uint16]:
     """What masks decide by for elements [start, start + count): (count,) uint16."""
     first = start // 8
-    w0, w1, w2, w3 = philox(_counters(first, -(-(start + count) // 8)), key, MASK_ROUNDS)
+    counter = np.arange(first, -(-(start + count) // 8), dtype=np.uint64)
+    zero = np.zeros_like(counter)
+    w0, w1, w2, w3 = philox([counter & _LOW, counter >> _SHIFT, zero, zero], key, MASK_ROUNDS)
     digits = [(low | high << _SHIFT).astype("<u8").view("<u2").reshape(-1, 4) for low, high in ((w1, w0), (w3, w2))]
     return np.stack(digits, axis=2).reshape(-1).astype(np.uint16)[start - 8 * first :][:count]
-
-
-def _counters(first: int, last: int) -> list[NDArray[np.uint64]]:
-    """Counters [first, last), word by word."""
-    counter = np.arange(first, last, dtype=np.uint64)
-    zero = np.zeros_like(counter)
-    return [counter & _LOW, counter >> _SHIFT, zero, zero]
 
 
 def keep_mask(key: tuple[int, int], shape: torch.Size | tuple[int, ...], probability: float) -> torch.Tensor:

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from evomerge.core import CheckpointError
 from evomerge.plan import MOST_RANKS, MergePlan, TensorInput, TensorStep
 from evomerge.weights import WeightPool
-from evomerge.weights.blocks import BF16, BLOCK, F16, F32, round_block
 from evomerge.weights.fused import batch, statistics
+from evomerge.weights.fused.blocks import BF16, BLOCK, F16, F32, round_block
 from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.magnitudes import STRETCH, MagnitudeHistogram
 from evomerge.weights.fused.norms import addend_grid, kept_norms
 from evomerge.weights.fused.selection import cut_once
 from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import fuse, fused_methods
-from evomerge.weights.fused.tables import CHUNK_ELEMENTS, KINDS
+from evomerge.weights.fused.tables import CHUNK_ELEMENTS, KINDS, delta_of
 from evomerge.weights.fused.tables import DTYPE_OF as TORCH_OF
 from evomerge.weights.merger import DTYPES as DTYPE_OF
 from evomerge.weights.merger import Merger
@@ -267,9 +267,8 @@ def test_kept_norms_are_sums_of_magnitudes(n_elements, step):
     grid = addend_grid(magnitudes.sum())
     ranks = np.arange(n_elements + LANES, dtype=np.uint16)
     more = (ranks[:n_elements].astype(np.float32) * np.float32(step)).astype(np.int64)
-    found = kept_norms(
-        base.data_ptr(), F32, tensor.data_ptr(), F32, F32, n_elements, 3, 5, ranks.ctypes.data if step else 0, np.float32(step), grid
-    )  # fmt: skip
+    address = ranks.ctypes.data if step else 0
+    found = kept_norms(delta_of(base, tensor, F32), n_elements, 3, 5, address, np.float32(step), grid)
     for keep in (1, 300, 30_000, DECISIONS - 1, DECISIONS):
         exact = math.fsum(magnitudes[numbers < keep + more])
         assert found[keep] == pytest.approx(exact, rel=0, abs=n_elements * 2.0**-52 * magnitudes.sum())

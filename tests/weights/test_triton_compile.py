@@ -18,8 +18,8 @@ from triton.compiler import ASTSource
 
 from evomerge.plan import TensorInput, TensorStep
 from evomerge.weights import WeightPool
-from evomerge.weights.blocks import BF16, F16, F32
 from evomerge.weights.fused.batch import Destination
+from evomerge.weights.fused.blocks import BF16, F16, F32
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import fuse

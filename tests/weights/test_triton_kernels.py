@@ -21,7 +21,7 @@ import triton.language as tl
 from fused_cases import BY_DIRECTION, DTYPES, Views, cases, close, fixed_case, kept_norms_seen
 from triton_cases import della_case, ties_plan, two_tensors, written
 
-import evomerge.weights.blocks as blocks
+import evomerge.weights.fused.blocks as blocks
 import evomerge.weights.fused.kernels as cpu_kernels
 from evomerge.core import CheckpointError
 from evomerge.plan import MergePlan, Piece, Region, TensorInput, TensorStep

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from evomerge.plan import TensorInput, TensorKey, TensorStep, n_columns
-from evomerge.weights.blocks import F32, F32_AS_BF16, OVERFLOW_BITS
+from evomerge.weights.fused.blocks import F32, F32_AS_BF16, OVERFLOW_BITS
 from evomerge.weights.fused.formulas import SUM, formula_chunks
 from evomerge.weights.fused.kernels import RANDOM, RANKED, mask_chunks, merge_chunks
 from evomerge.weights.fused.lanes import LANES

@@ -1,4 +1,4 @@
-"""What `sce` and `ramplus_tl` need to know of all experts' whole tensors together: energies, variances, how many changed an entry.
+"""What methods need to know of all experts' whole tensors together: inner products, energies, variances, how many changed an entry.
 
 Every function takes addresses and kinds of the experts' tensors and, last, of the base's.
 """
@@ -6,7 +6,7 @@ Every function takes addresses and kinds of the experts' tensors and, last, of t
 import numba
 import numpy as np
 
-from evomerge.weights.blocks import BLOCK, F32, as_bits, round_block
+from evomerge.weights.fused.blocks import BLOCK, F32, as_bits, round_block
 from evomerge.weights.fused.formulas import load_rows
 from evomerge.weights.fused.kernels import round_lanes
 from evomerge.weights.fused.lanes import (
@@ -33,6 +33,43 @@ def _load_deltas(addresses, kinds, precision, start, count, rows):  # type: igno
         for i in range(count):
             row[i] -= base[i]
         round_block(row, count, precision)
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_products(a, b, sums):  # type: ignore[no-untyped-def]
+    """Adds a*a, b*b and a*b of two blocks to `sums`, (3, 8): eight lanes each, so that the compiler can use vector registers."""
+    for i in range(0, BLOCK, 8):
+        for lane in range(8):
+            x, y = np.float64(a[i + lane]), np.float64(b[i + lane])
+            sums[0, lane] += x * x
+            sums[1, lane] += y * y
+            sums[2, lane] += x * y
+
+
+@numba.njit(cache=True, nogil=True)
+def inner_products(addresses, kinds, precision, n_elements, has_base):  # type: ignore[no-untyped-def]
+    """Inner products of two or more tensors, or with a base of their differences to it: (n, n)."""
+    rows = np.zeros((addresses.shape[0], BLOCK), np.float32)
+    n = addresses.shape[0] - has_base
+    # squares once for each pair: what is loaded for a product is loaded for them too
+    sums = np.zeros((n, n, 3, 8), np.float64)
+    for start in range(0, n_elements, BLOCK):
+        count = min(BLOCK, n_elements - start)
+        if has_base:
+            _load_deltas(addresses, kinds, precision, start, count, rows)
+        else:
+            load_rows(addresses, kinds, precision, start, count, rows)
+        if count < BLOCK:
+            rows[:, count:] = np.float32(0.0)
+        for a in range(n):
+            for b in range(a):
+                _add_products(rows[a], rows[b], sums[a, b])
+    gram = np.zeros((n, n), np.float64)
+    for a in range(n):
+        for b in range(a):
+            gram[a, a], gram[b, b] = sums[a, b, 0].sum(), sums[a, b, 1].sum()
+            gram[a, b] = gram[b, a] = sums[a, b, 2].sum()
+    return gram
 
 
 @numba.njit(cache=True, nogil=True, inline="never")

@@ -9,7 +9,7 @@ references, to the last bit, in float32 and where a recipe asks for a lower prec
 import numba
 import numpy as np
 
-from evomerge.weights.blocks import BLOCK, F32, load_block, round_block, store_block
+from evomerge.weights.fused.blocks import BLOCK, F32, load_block, round_block, store_block
 from evomerge.weights.fused.kernels import magnitude_of, round_lanes
 from evomerge.weights.fused.lanes import LANES, bits_of, floats, from_bits, load_lanes, select, store_lanes, words
 
@@ -21,7 +21,7 @@ _SIGN = np.uint32(0x80000000)
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
-def _nearswap(rows, merged, at, inputs, t, precision):  # type: ignore[no-untyped-def]
+def _nearswap(rows, merged, at, t, precision):  # type: ignore[no-untyped-def]
     """The window at offset `at` of every row, see `evomerge.weights.methods.nearswap`."""
     zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
     other, base = load_lanes(rows + at), load_lanes(rows + 4 * BLOCK + at)
@@ -84,17 +84,14 @@ def _sce(rows, merged, at, inputs, order, limit, precision):  # type: ignore[no-
         agrees = from_bits(bits_of(delta) ^ minus) > zero
         agreed = select(agrees, agreed + round_lanes(delta * weight, precision), agreed)
         weights = select(agrees, weights + weight, weights)
-    agreed, weights, least = (
-        round_lanes(agreed, precision),
-        round_lanes(weights, precision),
-        round_lanes(floats(_TINY), precision),
-    )
+    agreed, weights = round_lanes(agreed, precision), round_lanes(weights, precision)
+    least = round_lanes(floats(_TINY), precision)
     mean = round_lanes(agreed / select(weights < least, least, weights), precision)
     store_lanes(merged + at, round_lanes(base + mean, precision))
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
-def _fusion(rows, merged, at, inputs, numbers, least, precision):  # type: ignore[no-untyped-def]
+def _fusion(rows, merged, at, numbers, least, precision):  # type: ignore[no-untyped-def]
     """As above, with each row's divergence at address `numbers`, see `evomerge.weights.methods.arcee_fusion`."""
     zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
     other, base = load_lanes(rows + at), load_lanes(rows + 4 * BLOCK + at)
@@ -105,29 +102,27 @@ def _fusion(rows, merged, at, inputs, numbers, least, precision):  # type: ignor
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
-def _stock(rows, merged, at, inputs, numbers, precision):  # type: ignore[no-untyped-def]
-    """As above, with each row's t, see `evomerge.weights.methods.model_stock`."""
+def _stock(rows, merged, at, inputs, numbers):  # type: ignore[no-untyped-def]
+    """As above, with each row's t, see `evomerge.weights.methods.model_stock`; only in float32, as all that goes by directions."""
     one, total = floats(np.float32(1.0)), floats(np.float32(0.0))
     n_inputs = inputs.shape[0]
     base, t = load_lanes(rows + 4 * BLOCK * n_inputs + at), load_lanes(numbers + at)
     for k in range(n_inputs):
         total = total + load_lanes(rows + 4 * BLOCK * k + at)
-    average = round_lanes(round_lanes(total, precision) / floats(np.float32(n_inputs)), precision)
-    rest = round_lanes(round_lanes(one - t, precision) * base, precision)
-    store_lanes(merged + at, round_lanes(round_lanes(t * average, precision) + rest, precision))
+    average = total / floats(np.float32(n_inputs))
+    store_lanes(merged + at, t * average + (one - t) * base)
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
-def _arc(rows, merged, at, inputs, numbers, has_base, precision):  # type: ignore[no-untyped-def]
+def _arc(rows, merged, at, numbers, has_base):  # type: ignore[no-untyped-def]
     """As above, with each row's factors of the two sources and what their sum is divided by, see `evomerge.weights.methods.nuslerp`."""
     base = load_lanes(rows + 8 * BLOCK + at)
     a, b = load_lanes(rows + at), load_lanes(rows + 4 * BLOCK + at)
     if has_base:
-        a, b = round_lanes(a - base, precision), round_lanes(b - base, precision)
-    a = round_lanes(load_lanes(numbers + at) * a, precision)
-    b = round_lanes(load_lanes(numbers + 4 * BLOCK + at) * b, precision)
-    total = round_lanes(round_lanes(a + b, precision) / load_lanes(numbers + 8 * BLOCK + at), precision)
-    store_lanes(merged + at, round_lanes(base + total, precision) if has_base else total)
+        a, b = a - base, b - base
+    a, b = load_lanes(numbers + at) * a, load_lanes(numbers + 4 * BLOCK + at) * b
+    total = (a + b) / load_lanes(numbers + 8 * BLOCK + at)
+    store_lanes(merged + at, base + total if has_base else total)
 
 
 @numba.njit(cache=True, nogil=True, inline="never")
@@ -135,7 +130,7 @@ def _spread(address, n_rows, n_columns, start, count, few, numbers):  # type: ig
     """Numbers of rows, one array after the other at `address`, for every one of `count` elements from `start` on.
 
     Args:
-        few: scratch memory for the numbers of a block's rows, which are one more than its elements at most.
+        few: scratch memory for the numbers of a block's rows, (BLOCK,).
         numbers: (arrays, BLOCK).
     """
     first = start // n_columns
@@ -168,17 +163,17 @@ def _windows(rows, merged, count, output, inputs, order, numbers, precision):  #
     limit = np.uint32(inputs[0]["cutoff"])
     for at in range(0, 4 * count, 4 * LANES):
         if formula == NEARSWAP:
-            _nearswap(rows, merged, at, inputs, parameter, precision)
+            _nearswap(rows, merged, at, parameter, precision)
         elif formula == RAM:
             _ram(rows, merged, at, inputs, parameter, mean, precision)
         elif formula == SCE:
             _sce(rows, merged, at, inputs, order, limit, precision)
         elif formula == FUSION:
-            _fusion(rows, merged, at, inputs, numbers, parameter, precision)
+            _fusion(rows, merged, at, numbers, parameter, precision)
         elif formula == STOCK:
-            _stock(rows, merged, at, inputs, numbers, precision)
+            _stock(rows, merged, at, inputs, numbers)
         else:
-            _arc(rows, merged, at, inputs, numbers, has_base, precision)
+            _arc(rows, merged, at, numbers, has_base)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -195,7 +190,7 @@ def formula_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
         addresses[n_inputs] = output["base_address"] if output["has_base"] else addresses[0]
         kinds[n_inputs] = output["base_kind"] if output["has_base"] else kinds[0]
         rows, merged = np.empty((n_inputs + 1, BLOCK), np.float32), np.empty(BLOCK, np.float32)
-        numbers, few = np.empty((output["n_numbers"], BLOCK), np.float32), np.empty(BLOCK + 1, np.float32)
+        numbers, few = np.empty((output["n_numbers"], BLOCK), np.float32), np.empty(BLOCK, np.float32)
         places, result, precision = rows.ctypes.data, merged.ctypes.data, output["precision"]
         columns = max(output["n_columns"], 1)
         n_rows = output["n_elements"] // columns

@@ -12,7 +12,7 @@ only a part of a window is wanted (at the ends of a tensor or of a shard of it),
 import numba
 import numpy as np
 
-from evomerge.weights.blocks import BF16, F16, F16_TINY, F16_TOO_LARGE, F32, F32_AS_BF16, load_block, store_block
+from evomerge.weights.fused.blocks import BF16, F16, F16_TINY, F16_TOO_LARGE, F32, F32_AS_BF16, load_block, store_block
 from evomerge.weights.fused.lanes import (
     LANES,
     add_on_grid,
@@ -72,7 +72,7 @@ def _round_to_bf16(value):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _round_to_f16(value):  # type: ignore[no-untyped-def]
-    """`value` rounded to float16, as float32; see `evomerge.weights.blocks.round_block`."""
+    """`value` rounded to float16, as float32; see `evomerge.weights.fused.blocks.round_block`."""
     magnitude = bits_of(value) & words(_MAGNITUDE_BITS)
     half = floats(np.float32(0.5))
     small = bits_of((from_bits(magnitude) + half) - half)

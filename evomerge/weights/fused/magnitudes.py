@@ -14,8 +14,8 @@ import numba
 import numpy as np
 import torch
 
-from evomerge.weights.blocks import BLOCK, F32, as_bits, load_delta
-from evomerge.weights.fused.tables import KINDS
+from evomerge.weights.fused.blocks import BLOCK, F32, load_delta
+from evomerge.weights.fused.tables import delta_of
 
 STRETCH = 20 * BLOCK
 """elements per row of counts: below 2^16, so a count fits 16 bits; smaller ones are searched faster and take more memory"""
@@ -46,22 +46,22 @@ class MagnitudeHistogram:
     """
 
     def __init__(self, base: torch.Tensor, tensor: torch.Tensor, precision: int = F32) -> None:
-        self._places = (base.data_ptr(), KINDS[base.dtype], tensor.data_ptr(), KINDS[tensor.dtype], precision)
+        self._delta = delta_of(base, tensor, precision)
         self._held = (base, tensor)
         self.n_elements = tensor.numel()
-        low, high = _bin_range(*self._places, self.n_elements)
+        low, high = _bin_range(self._delta, self.n_elements)
         self._low = low
         n_bins = max(high - low + 1, 0)
         self._counts = np.zeros((-(-self.n_elements // STRETCH), n_bins), np.uint16)
         self._mixed = np.zeros(n_bins, np.int64)
-        _count(*self._places, self.n_elements, low, self._counts, self._mixed)
+        _count(self._delta, self.n_elements, low, self._counts, self._mixed)
         plain = self._counts.sum(axis=0, dtype=np.int64)
         # elements in this bin or a higher one, for each bin from the highest down
         self._from_top = np.cumsum((plain + self._mixed)[::-1])
         self._mixed_from_top = np.cumsum(self._mixed[::-1])
         self._members: OrderedDict[int, np.ndarray] = OrderedDict()
         n_mixed = int(self._mixed.sum())
-        self._listed = self._collected(-1, n_mixed) if n_mixed <= _LISTED_SHARE * self.n_elements else None
+        self._listed = self._mixed_keys(low, high, n_mixed) if n_mixed <= _LISTED_SHARE * self.n_elements else None
 
     def cut(self, k: int) -> Cut:
         """What separates the `k` largest magnitudes; of equal ones the first count as larger. Zeros may be kept or not."""
@@ -79,9 +79,7 @@ class MagnitudeHistogram:
         if k == self._from_top[place]:
             return Cut(threshold, self.n_elements)
         rank -= int(self._mixed[column])
-        return Cut(
-            threshold, int(_nth_plain(*self._places, self.n_elements, self._low, column, rank, self._counts)) + 1
-        )
+        return Cut(threshold, int(_nth_plain(self._delta, self.n_elements, self._low, column, rank, self._counts)) + 1)
 
     def _mixed_key(self, place: int, column: int, rank: int) -> int:
         """The key of the `rank`-th (from 1) mixed member of a bin."""
@@ -90,15 +88,16 @@ class MagnitudeHistogram:
             return int(self._listed[before + rank - 1])
         members = self._members.get(column)
         if members is None:
-            members = self._collected(self._low + column, int(self._mixed[column]))
+            members = self._mixed_keys(self._low + column, self._low + column, int(self._mixed[column]))
             self._members[column] = members
             if len(self._members) > _KEPT_BINS:
                 self._members.popitem(last=False)
         return int(members[rank - 1])
 
-    def _collected(self, bin_number: int, n_members: int) -> np.ndarray:
-        """Sorted keys of the mixed members of one bin, or of all (-1)."""
-        members: np.ndarray = _collect(*self._places, self.n_elements, bin_number, n_members)
+    def _mixed_keys(self, low_bin: int, high_bin: int, n_members: int) -> np.ndarray:
+        """Sorted keys of the mixed members of these bins and those between."""
+        low, high = np.uint32(max(low_bin, 0) << 16), np.uint32(max(high_bin, 0) << 16 | 0xFFFF)
+        members: np.ndarray = collect(self._delta, self.n_elements, low, high, np.uint32(1), n_members)
         members.sort()
         return members
 
@@ -114,21 +113,21 @@ def value_of(bits: int) -> float:
 
 
 @numba.njit(cache=True, nogil=True)
-def delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits):  # type: ignore[no-untyped-def]
-    """Magnitude bits of the deltas of elements [start, start + count) into `bits`; `base` and `block` are scratch."""
-    load_delta(base_address, base_kind, address, kind, precision, start, count, base, block)
+def delta_bits(delta, start, count, base, bits):  # type: ignore[no-untyped-def]
+    """Magnitude bits of elements [start, start + count) of a `Delta` into `bits`; `base` is scratch, of float32."""
+    load_delta(delta, start, count, base, bits.view(np.float32))
     for i in range(count):
-        bits[i] = as_bits(block[i]) & np.uint32(0x7FFFFFFF)
+        bits[i] &= np.uint32(0x7FFFFFFF)
 
 
 @numba.njit(cache=True, nogil=True)
-def _bin_range(base_address, base_kind, address, kind, precision, n_elements):  # type: ignore[no-untyped-def]
+def _bin_range(delta, n_elements):  # type: ignore[no-untyped-def]
     """Lowest and highest bin of the non-zero deltas; (0, -1) where all are zero."""
-    base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
+    base, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     lowest, highest = np.uint32(0xFFFFFFFF), np.uint32(0)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits)
+        delta_bits(delta, start, count, base, bits)
         for i in range(count):
             # zero wraps around to the largest number and is never the lowest
             lowest = min(lowest, bits[i] - np.uint32(1))
@@ -139,12 +138,12 @@ def _bin_range(base_address, base_kind, address, kind, precision, n_elements):  
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(base_address, base_kind, address, kind, precision, n_elements, low, counts, mixed):  # type: ignore[no-untyped-def]
+def _count(delta, n_elements, low, counts, mixed):  # type: ignore[no-untyped-def]
     """Counts plain non-zero deltas per stretch and bin, and mixed ones per bin."""
-    base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
+    base, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits)
+        delta_bits(delta, start, count, base, bits)
         row = start // STRETCH
         for i in range(count):
             if bits[i] != 0:
@@ -156,23 +155,23 @@ def _count(base_address, base_kind, address, kind, precision, n_elements, low, c
 
 
 @numba.njit(cache=True, nogil=True)
-def _nth_plain(base_address, base_kind, address, kind, precision, n_elements, low, column, rank, counts):  # type: ignore[no-untyped-def]
+def _nth_plain(delta, n_elements, low, column, rank, counts):  # type: ignore[no-untyped-def]
     """Flat index of the `rank`-th (from 1) plain element of a bin."""
     row = 0
     while rank > counts[row, column]:
         rank -= np.int64(counts[row, column])
         row += 1
     wanted = np.uint32((low + column) << 16)
-    return nth_equal(base_address, base_kind, address, kind, precision, n_elements, row * STRETCH, wanted, rank)
+    return nth_equal(delta, n_elements, row * STRETCH, wanted, rank)
 
 
 @numba.njit(cache=True, nogil=True)
-def nth_equal(base_address, base_kind, address, kind, precision, n_elements, first, wanted, rank):  # type: ignore[no-untyped-def]
+def nth_equal(delta, n_elements, first, wanted, rank):  # type: ignore[no-untyped-def]
     """Flat index of the `rank`-th (from 1) element from `first` on whose magnitude bits are `wanted`; there must be one."""
-    base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
+    base, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     for start in range(first, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits)
+        delta_bits(delta, start, count, base, bits)
         inside = 0
         for i in range(count):
             inside += bits[i] == wanted
@@ -187,19 +186,19 @@ def nth_equal(base_address, base_kind, address, kind, precision, n_elements, fir
 
 
 @numba.njit(cache=True, nogil=True)
-def _collect(base_address, base_kind, address, kind, precision, n_elements, bin_number, n_members):  # type: ignore[no-untyped-def]
-    """Keys of the mixed members of one bin, or of all bins (-1), in flat order."""
-    base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
-    members = np.empty(n_members, np.uint64)
+def collect(delta, n_elements, low, high, least_lower, n_members):  # type: ignore[no-untyped-def]
+    """Keys of the `n_members` elements with magnitude bits in [low, high], of which the lower 16 are at least `least_lower`, in flat order."""
+    base, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
+    keys = np.empty(n_members, np.uint64)
     found = 0
     for start in range(0, n_elements, BLOCK):
         if found == n_members:
             break
         count = min(BLOCK, n_elements - start)
-        delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits)
+        delta_bits(delta, start, count, base, bits)
         for i in range(count):
-            if bits[i] & np.uint32(0xFFFF) and (bin_number < 0 or np.int64(bits[i] >> np.uint32(16)) == bin_number):
+            if bits[i] & np.uint32(0xFFFF) >= least_lower and low <= bits[i] <= high:
                 descending = np.uint64(0x7FFFFFFF) - np.uint64(bits[i])
-                members[found] = (descending << np.uint64(INDEX_BITS)) | np.uint64(start + i)
+                keys[found] = (descending << np.uint64(INDEX_BITS)) | np.uint64(start + i)
                 found += 1
-    return members
+    return keys

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.weights.blocks import BLOCK, load_delta, round_block
+from evomerge.weights.fused.blocks import BLOCK, load_delta, round_block
 from evomerge.weights.fused.lanes import LANES, lane_of, store_halves
 from evomerge.weights.fused.masks import decisions
 from evomerge.weights.philox import DECISIONS
@@ -45,13 +45,13 @@ def scales(whole: NDArray[np.float64], kept: NDArray[np.float64], precision: int
 
 
 @numba.njit(cache=True, nogil=True)
-def kept_norms(base_address, base_kind, address, kind, precision, n_elements, key0, key1, ranks, step, grid):  # type: ignore[no-untyped-def]
-    """L1 norm of the elements of `other - base` of which `decisions` is below k, for every k: (DECISIONS + 1,) float64."""
+def kept_norms(delta, n_elements, key0, key1, ranks, step, grid):  # type: ignore[no-untyped-def]
+    """L1 norm of the elements of a `evomerge.weights.fused.tables.Delta` of which `decisions` is below k, for every k: (DECISIONS + 1,) float64."""
     norms = np.zeros(DECISIONS + 1, np.float64)
     base, block, numbers = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(LANES, np.uint16)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        load_delta(base_address, base_kind, address, kind, precision, start, count, base, block)
+        load_delta(delta, start, count, base, block)
         for window in range(0, count, LANES):
             store_halves(numbers.ctypes.data, decisions(np.uint64(key0), np.uint64(key1), ranks, step, start + window))
             for element in range(min(LANES, count - window)):

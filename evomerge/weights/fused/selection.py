@@ -10,9 +10,9 @@ import numba
 import numpy as np
 import torch
 
-from evomerge.weights.blocks import BLOCK, F32, ZEROS
-from evomerge.weights.fused.magnitudes import INDEX_BITS, Cut, cut_at, delta_bits, nth_equal, value_of
-from evomerge.weights.fused.tables import KINDS
+from evomerge.weights.fused.blocks import BLOCK, F32
+from evomerge.weights.fused.magnitudes import Cut, collect, cut_at, delta_bits, nth_equal, value_of
+from evomerge.weights.fused.tables import delta_of
 
 _RUN, _STRIDE = 16, 4 * BLOCK
 """the sample: so many consecutive elements of each stride; neighbours are alike, and a cache line is read whole anyway"""
@@ -30,19 +30,18 @@ def cut_once(base: torch.Tensor | None, tensor: torch.Tensor, k: int, precision:
         return Cut(float("inf"), 0)
     if k >= n_elements:
         return Cut(0.0, n_elements)
-    origin = (0, ZEROS) if base is None else (base.data_ptr(), KINDS[base.dtype])
-    places = (*origin, tensor.data_ptr(), KINDS[tensor.dtype], precision, n_elements)
-    sample = _sample(*places)
+    delta = delta_of(base, tensor, precision)
+    sample = _sample(delta, n_elements)
     sample.sort()
     for spread in _SPREADS:
         low, high = _bracket(sample, k / n_elements, spread)
-        above, inside = _count(*places, low, high)
+        above, inside = _count(delta, n_elements, low, high)
         if above < k <= above + inside:
             break
     rank = k - above
     if low == high:
-        return Cut(value_of(int(low)), int(nth_equal(*places, 0, low, rank)) + 1)
-    keys = _collect(*places, low, high, inside)
+        return Cut(value_of(int(low)), int(nth_equal(delta, n_elements, 0, low, rank)) + 1)
+    keys = collect(delta, n_elements, low, high, np.uint32(0), inside)
     keys.partition(rank - 1)
     return cut_at(int(keys[rank - 1]))
 
@@ -58,25 +57,25 @@ def _bracket(sample: np.ndarray, share: float, spread: float) -> tuple[np.uint32
 
 
 @numba.njit(cache=True, nogil=True)
-def _sample(base_address, base_kind, address, kind, precision, n_elements):  # type: ignore[no-untyped-def]
+def _sample(delta, n_elements):  # type: ignore[no-untyped-def]
     """Magnitude bits of a run in each whole stride, at a place that moves on, so that no column of a matrix is preferred."""
     sample = np.empty(n_elements // _STRIDE * _RUN, np.uint32)
-    base, block = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
+    base = np.empty(_RUN, np.float32)
     for number in range(n_elements // _STRIDE):
         start = number * _STRIDE + number * 17 * _RUN % (_STRIDE - _RUN)
         bits = sample[number * _RUN : (number + 1) * _RUN]
-        delta_bits(base_address, base_kind, address, kind, precision, start, _RUN, base, block, bits)
+        delta_bits(delta, start, _RUN, base, bits)
     return sample
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(base_address, base_kind, address, kind, precision, n_elements, low, high):  # type: ignore[no-untyped-def]
+def _count(delta, n_elements, low, high):  # type: ignore[no-untyped-def]
     """How many magnitudes are above `high`, and how many in [low, high]."""
-    base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
+    base, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     above, reaching = np.int64(0), np.int64(0)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits)
+        delta_bits(delta, start, count, base, bits)
         n_above, n_reaching = np.uint32(0), np.uint32(0)
         for i in range(count):
             n_above += np.uint32(bits[i] > high)
@@ -84,20 +83,3 @@ def _count(base_address, base_kind, address, kind, precision, n_elements, low, h
         above += np.int64(n_above)
         reaching += np.int64(n_reaching)
     return above, reaching - above
-
-
-@numba.njit(cache=True, nogil=True)
-def _collect(base_address, base_kind, address, kind, precision, n_elements, low, high, n_members):  # type: ignore[no-untyped-def]
-    """Keys of the elements in [low, high]."""
-    base, block, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
-    keys = np.empty(n_members, np.uint64)
-    found = 0
-    for start in range(0, n_elements, BLOCK):
-        count = min(BLOCK, n_elements - start)
-        delta_bits(base_address, base_kind, address, kind, precision, start, count, base, block, bits)
-        for i in range(count):
-            if low <= bits[i] <= high:
-                descending = np.uint64(0x7FFFFFFF) - np.uint64(bits[i])
-                keys[found] = (descending << np.uint64(INDEX_BITS)) | np.uint64(start + i)
-                found += 1
-    return keys

@@ -1,7 +1,7 @@
 """What merges need to know of whole tensors (norms, inner products, magnitude histograms, ranks): computed when first asked for, kept for ever."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -9,13 +9,21 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.plan import TensorInput, TensorKey
-from evomerge.weights.blocks import BLOCK, F32, as_bits, load_block, load_delta, round_block
-from evomerge.weights.fused.experts import changed_by, mark_cut, places_of, sort_keys, square_sums, variances
+from evomerge.weights.fused.blocks import BLOCK, F32, as_bits, load_delta, round_block
+from evomerge.weights.fused.experts import (
+    changed_by,
+    inner_products,
+    mark_cut,
+    places_of,
+    sort_keys,
+    square_sums,
+    variances,
+)
 from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.magnitudes import Cut, MagnitudeHistogram
 from evomerge.weights.fused.norms import addend_grid, kept_norms
 from evomerge.weights.fused.selection import cut_once
-from evomerge.weights.fused.tables import DTYPE_OF, KINDS
+from evomerge.weights.fused.tables import DTYPE_OF, KINDS, Delta, delta_of
 from evomerge.weights.methods.arcee_fusion import important
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.row_blocks import by_rows
@@ -45,12 +53,7 @@ MOST_PLACES = 2**32 - 1
 """elements of a tensor whose order fits what is kept of it"""
 
 
-class Products(NamedTuple):
-    """L2 norms of two tensors and their inner product, in float64."""
-
-    norm_a: float
-    norm_b: float
-    product: float
+Known = TypeVar("Known")
 
 
 class Statistics:
@@ -58,7 +61,7 @@ class Statistics:
 
     Args:
         pool: the tensors.
-        precision: the kind that tensors and their differences are rounded to (for `gram`: not at all).
+        precision: the kind that tensors and their differences are rounded to.
         once: for a single merge: nothing is made that pays only when asked again.
 
     Attributes:
@@ -71,16 +74,12 @@ class Statistics:
         self._once = once
         self._histograms: dict[Pair, MagnitudeHistogram] = {}
         self._cuts: dict[Pair, dict[int, Cut]] = {}
-        self._products: dict[Pair, Products] = {}
-        self._inner: dict[tuple[TensorKey | None, TensorKey, TensorKey], float] = {}
-        self._l1: dict[Pair, float] = {}
+        self._known: dict[tuple[object, ...], Any] = {}
         self._seed = 0
         self._kept_norms: dict[tuple[Pair, tuple[int, int], bool], tuple[float, NDArray[np.float64]]] = {}
         self._ranks: dict[Pair, NDArray[np.uint16]] = {}
         self._orders: dict[TensorKey, tuple[Experts, NDArray[np.uint32], int]] = {}
         self._square_sums: dict[Experts, dict[int, list[float]]] = {}
-        self._of_rows: dict[tuple[object, ...], NDArray[np.float32]] = {}
-        self._important: dict[Pair, tuple[NDArray[np.float32], float]] = {}
         self._changed: dict[tuple[Experts, float], tuple[list[int], list[int]]] = {}
 
     def use_seed(self, seed: int) -> None:
@@ -104,41 +103,14 @@ class Statistics:
             known[k] = cut
         return cut
 
-    def products(self, pair: Pair) -> Products:
-        """Norms and inner product of base and other."""
-        found = self._products.get(pair)
-        if found is None:
-            a, b = self._tensors(pair)
-            aa, bb, ab = _products(*_places(a, b), self.precision, a.numel())
-            found = self._products[pair] = Products(aa**0.5, bb**0.5, ab)
-        return found
-
     def gram(self, base: TensorKey | None, others: Sequence[TensorKey]) -> NDArray[np.float64]:
-        """Inner products (n, n) of the tensors `others`, of their differences to `base` (rounded to float32) where there is one."""
-        matrix = np.empty((len(others), len(others)))
-        for row, a in enumerate(others):
-            for column, b in enumerate(others[: row + 1]):
-                key = (base, a, b)
-                found = self._inner.get(key)
-                if found is None:
-                    first, second = self._pool.tensor(*a), self._pool.tensor(*b)
-                    origin = first if base is None else self._pool.tensor(*base)
-                    found = self._inner[key] = float(
-                        _inner(
-                            origin.data_ptr(), KINDS[origin.dtype], base is not None, first.data_ptr(), KINDS[first.dtype],
-                            second.data_ptr(), KINDS[second.dtype], first.numel(),
-                        )
-                    )  # fmt: skip
-                matrix[row, column] = matrix[column, row] = found
-        return matrix
+        """Inner products (n, n) of the tensors `others`, or of their differences to `base`."""
+        keys = (*others, *([] if base is None else [base]))
+        return self._asked(("gram", base is None, *keys), lambda: inner_products(*self._stored(keys), base is not None))
 
     def l1(self, pair: Pair) -> float:
         """L1 norm of `other - base`."""
-        found = self._l1.get(pair)
-        if found is None:
-            base, tensor = self._tensors(pair)
-            found = self._l1[pair] = float(_l1(*_places(base, tensor), self.precision, tensor.numel()))
-        return found
+        return self._asked(("l1", pair), lambda: float(_l1(*self._delta(pair))))
 
     def kept_l1(
         self, pair: Pair, key: tuple[int, int], keep: int, ranks: NDArray[np.uint16] | None = None, step: float = 0.0
@@ -155,13 +127,11 @@ class Statistics:
         mask = (pair, key, ranks is not None)
         found = self._kept_norms.get(mask)
         if found is None:
-            base, tensor = self._tensors(pair)
-            if self._once or tensor.numel() < _LARGE or len(self._kept_norms) >= _MOST_KEPT_NORMS:
+            delta, n_elements = self._delta(pair)
+            if self._once or n_elements < _LARGE or len(self._kept_norms) >= _MOST_KEPT_NORMS:
                 return None
             rank_address, grid = 0 if ranks is None else ranks.ctypes.data, addend_grid(self.l1(pair))
-            norms = kept_norms(
-                *_places(base, tensor), self.precision, tensor.numel(), *key, rank_address, np.float32(step), grid
-            )
+            norms = kept_norms(delta, n_elements, *key, rank_address, np.float32(step), grid)
             found = self._kept_norms[mask] = step, norms
         return float(found[1][keep]) if found[0] == step else None
 
@@ -177,13 +147,12 @@ class Statistics:
         """
         found = self._ranks.get(pair)
         if found is None:
-            base, tensor = self._tensors(pair)
-            n_elements = tensor.numel()
+            delta, n_elements = self._delta(pair)
             found = np.zeros(-(-n_elements // LANES) * LANES, np.uint16)
             rows_at_once = max(1, _SORTED_AT_ONCE // n_columns)
             for start in range(0, n_elements, rows_at_once * n_columns):
                 keys = np.empty((min(rows_at_once, (n_elements - start) // n_columns), n_columns), np.uint64)
-                _rank_keys(*_places(base, tensor), self.precision, start, keys)
+                _rank_keys(delta, start, keys)
                 keys.sort(axis=1)
                 _ranks_of(keys, found[start:])
             if not self._once:
@@ -197,7 +166,7 @@ class Statistics:
         found = known.get(key)
         if found is None:
             address = 0 if order is None else order.ctypes.data
-            found = square_sums(*self._all_places(experts), address, np.uint32(limit)).tolist()
+            found = square_sums(*self._stored(experts), address, np.uint32(limit)).tolist()
             if len(known) >= _REMEMBERED_CUTS:
                 known.clear()
             if order is None or not self._once:
@@ -213,7 +182,7 @@ class Statistics:
         held, order, n_varied = self._orders.get(experts[-1], ((), np.zeros(0, np.uint32), 0))
         if held == experts:
             return order, wanted(n_varied)
-        places = self._all_places(experts)
+        places = self._stored(experts)
         n_elements = places[-1]
         order = np.zeros(n_elements + LANES, np.uint32)
         variance = order.view(np.float32)[:n_elements]
@@ -236,7 +205,7 @@ class Statistics:
         if found is None:
             held = np.array([epsilon], np.float32)
             round_block(held, 1, self.precision)
-            alone, together = changed_by(*self._all_places(experts), held[0]).tolist()
+            alone, together = changed_by(*self._stored(experts), held[0]).tolist()
             if len(self._changed) >= _REMEMBERED_COUNTS:
                 self._changed.clear()
             found = self._changed[key] = (alone, together)
@@ -244,95 +213,59 @@ class Statistics:
 
     def important(self, pair: Pair) -> tuple[NDArray[np.float32], float]:
         """Which changes of other `arcee_fusion` takes, see there."""
-        found = self._important.get(pair)
-        if found is None:
+
+        def found() -> tuple[NDArray[np.float32], float]:
             divergence, least = important(*self._tensors(pair), DTYPE_OF[self.precision])
-            found = self._important[pair] = (divergence.float().numpy(), least.item())
-        return found
+            return divergence.float().numpy(), least.item()
+
+        return self._asked(("important", pair), found)
 
     def of_rows(
         self, function: Callable[..., torch.Tensor], entries: Sequence[TensorInput], base: TensorInput | None = None
     ) -> NDArray[np.float32]:
         """`function` of the rows of tensors, or of their differences to a base, as `evomerge.weights.row_blocks.by_rows`: (rows,)."""
         keys = [entry.key for entry in (*entries, *([] if base is None else [base]))]
-        key = (function, base is None, *keys)
-        found = self._of_rows.get(key)
-        if found is None:
 
-            def of_differences(*rows: torch.Tensor) -> torch.Tensor:
-                return function(*rows) if base is None else function(*[row - rows[-1] for row in rows[:-1]])
+        def of_differences(*rows: torch.Tensor) -> torch.Tensor:
+            return function(*rows) if base is None else function(*[row - rows[-1] for row in rows[:-1]])
 
+        def found() -> NDArray[np.float32]:
             tensors = [self._pool.tensor(*key) for key in keys]
-            found = self._of_rows[key] = by_rows(of_differences, tensors, DTYPE_OF[self.precision]).float().numpy()
+            return by_rows(of_differences, tensors, DTYPE_OF[self.precision]).float().numpy()
+
+        return self._asked((function, base is None, *keys), found)
+
+    def _asked(self, key: tuple[object, ...], compute: Callable[[], Known]) -> Known:
+        """What `compute` gives, from the first time on that `key` is asked for."""
+        if key not in self._known:
+            self._known[key] = compute()
+        found: Known = self._known[key]
         return found
 
-    def _all_places(self, experts: Experts) -> tuple[NDArray[np.int64], NDArray[np.int32], int, int]:
-        """Addresses and kinds of the tensors, precision and number of elements."""
-        tensors = [self._pool.tensor(*key) for key in experts]
+    def _stored(self, keys: Sequence[TensorKey]) -> tuple[NDArray[np.int64], NDArray[np.int32], int, int]:
+        """Addresses and kinds of tensors of one size, precision and number of elements, as `evomerge.weights.fused.experts` takes them."""
+        tensors = [self._pool.tensor(*key) for key in keys]
         addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
         kinds = np.array([KINDS[tensor.dtype] for tensor in tensors], np.int32)
         return addresses, kinds, self.precision, tensors[0].numel()
+
+    def _delta(self, pair: Pair) -> tuple[Delta, int]:
+        """How compiled code reads `other - base`, and its number of elements."""
+        base, tensor = self._tensors(pair)
+        return delta_of(base, tensor, self.precision), tensor.numel()
 
     def _tensors(self, pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
         return self._pool.tensor(*pair[0]), self._pool.tensor(*pair[1])
 
 
-def _places(a: torch.Tensor, b: torch.Tensor) -> tuple[int, int, int, int]:
-    """Where both are and how the kernels read them."""
-    return a.data_ptr(), KINDS[a.dtype], b.data_ptr(), KINDS[b.dtype]
-
-
 @numba.njit(cache=True, nogil=True)
-def _products(address_a, kind_a, address_b, kind_b, precision, n_elements):  # type: ignore[no-untyped-def]
-    """Sums of a*a, b*b and a*b in float64, in eight lanes each so that the compiler can use vector registers."""
-    a, b = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    sums = np.zeros((3, 8), np.float64)
-    for start in range(0, n_elements, BLOCK):
-        count = min(BLOCK, n_elements - start)
-        load_block(address_a, kind_a, start, count, a)
-        load_block(address_b, kind_b, start, count, b)
-        round_block(a, count, precision)
-        round_block(b, count, precision)
-        a[count:] = np.float32(0.0)
-        b[count:] = np.float32(0.0)
-        for i in range(0, BLOCK, 8):
-            for lane in range(8):
-                x, y = np.float64(a[i + lane]), np.float64(b[i + lane])
-                sums[0, lane] += x * x
-                sums[1, lane] += y * y
-                sums[2, lane] += x * y
-    return sums[0].sum(), sums[1].sum(), sums[2].sum()
-
-
-@numba.njit(cache=True, nogil=True)
-def _inner(base_address, base_kind, has_base, address_a, kind_a, address_b, kind_b, n_elements):  # type: ignore[no-untyped-def]
-    """Sum of (a - base)(b - base) in float64, in lanes as above; of a*b without a base."""
-    a, b, base = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
-    sums = np.zeros(8, np.float64)
-    for start in range(0, n_elements, BLOCK):
-        count = min(BLOCK, n_elements - start)
-        load_block(address_a, kind_a, start, count, a)
-        load_block(address_b, kind_b, start, count, b)
-        if has_base:
-            load_block(base_address, base_kind, start, count, base)
-        a[count:] = np.float32(0.0)
-        b[count:] = np.float32(0.0)
-        base[count:] = np.float32(0.0)
-        for i in range(0, BLOCK, 8):
-            for lane in range(8):
-                x, y = a[i + lane] - base[i + lane], b[i + lane] - base[i + lane]
-                sums[lane] += np.float64(x) * np.float64(y)
-    return sums.sum()
-
-
-@numba.njit(cache=True, nogil=True)
-def _l1(base_address, base_kind, address, kind, precision, n_elements):  # type: ignore[no-untyped-def]
-    """Sum of |other - base| in float64, in lanes as above."""
+def _l1(delta, n_elements):  # type: ignore[no-untyped-def]
+    """Sum of |other - base| in float64, in eight lanes so that the compiler can use vector registers."""
     base, block = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     sums = np.zeros(8, np.float64)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
-        load_delta(base_address, base_kind, address, kind, precision, start, count, base, block)
+        load_delta(delta, start, count, base, block)
         block[count:] = np.float32(0.0)
         for i in range(0, BLOCK, 8):
             for lane in range(8):
@@ -341,12 +274,12 @@ def _l1(base_address, base_kind, address, kind, precision, n_elements):  # type:
 
 
 @numba.njit(cache=True, nogil=True)
-def _rank_keys(base_address, base_kind, address, kind, precision, start, keys):  # type: ignore[no-untyped-def]
+def _rank_keys(delta, start, keys):  # type: ignore[no-untyped-def]
     """Fills `keys` (rows, columns) with magnitude bits above the column, from flat element `start` on."""
     n_columns = keys.shape[1]
     base, row = np.empty(n_columns, np.float32), np.empty(n_columns, np.float32)
     for r in range(keys.shape[0]):
-        load_delta(base_address, base_kind, address, kind, precision, start + r * n_columns, n_columns, base, row)
+        load_delta(delta, start + r * n_columns, n_columns, base, row)
         for i in range(n_columns):
             bits = as_bits(row[i]) & np.uint32(0x7FFFFFFF)
             keys[r, i] = (np.uint64(bits) << np.uint64(16)) | np.uint64(i)

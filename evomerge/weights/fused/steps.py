@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.plan import MOST_RANKS, PLACE_BYTES, RANKED_METHODS, TensorInput, TensorStep, keeps_ranks, n_columns
-from evomerge.weights.blocks import F32
 from evomerge.weights.fused import directions
+from evomerge.weights.fused.blocks import F32
 from evomerge.weights.fused.formulas import ARC, FUSION, NEARSWAP, RAM, SCE, STOCK, SUM
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.norms import Norms
@@ -142,8 +142,8 @@ def _shifted_linear(step: TensorStep, seed: int, statistics: Statistics) -> Fuse
 
 def _slerp(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep:
     base, other = step.required_base, step.inputs[0]
-    products = statistics.products(_pair(base, other))
-    of_base, of_other = coefficients(float(step.parameters["t"]), *products)
+    (aa, _), (ab, bb) = statistics.gram(None, _pair(base, other)).tolist()
+    of_base, of_other = coefficients(float(step.parameters["t"]), aa**0.5, bb**0.5, ab)
     return FusedStep([(base, of_base, NO_PRUNE), (other, of_other, NO_PRUNE)])
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from evomerge.weights.blocks import BF16, F16, F32
+from evomerge.weights.fused.blocks import BF16, F16, F32, ZEROS
 
 OUTPUT = np.dtype(
     [
@@ -72,6 +72,16 @@ KINDS = {torch.bfloat16: BF16, torch.float32: F32, torch.float16: F16}
 """dtypes that the kernels read, and that their arithmetic can round to"""
 
 DTYPE_OF = {kind: dtype for dtype, kind in KINDS.items()}
+
+
+Delta = tuple[int, int, int, int, int]
+"""what compiled code reads a difference of two tensors by: address and kind of the base, of the other, and the kind that both and it are rounded to"""
+
+
+def delta_of(base: torch.Tensor | None, tensor: torch.Tensor, precision: int) -> Delta:
+    """`tensor - base`, or `tensor` alone; both contiguous, on the CPU, of a dtype in `KINDS`."""
+    origin = (0, ZEROS) if base is None else (base.data_ptr(), KINDS[base.dtype])
+    return *origin, tensor.data_ptr(), KINDS[tensor.dtype], precision
 
 
 def kind_of(tensor: torch.Tensor) -> int | None:

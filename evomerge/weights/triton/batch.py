@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from triton.errors import TritonError
 
 from evomerge.plan import TensorStep
-from evomerge.weights.blocks import OVERFLOW_BITS
 from evomerge.weights.fused.batch import Destination, Part, parts_of
+from evomerge.weights.fused.blocks import OVERFLOW_BITS
 from evomerge.weights.fused.formulas import SUM
 from evomerge.weights.fused.kernels import RANKED
 from evomerge.weights.fused.norms import Norms, scales

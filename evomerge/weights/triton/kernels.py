@@ -47,7 +47,7 @@ _OUTPUT_FLOATS, _INPUT_FLOATS = tl.constexpr(OUTPUT_FLOATS), tl.constexpr(INPUT_
 _KEYS = tl.constexpr(INPUT_INTEGERS - 2)
 _SCALE, _GRID = tl.constexpr(INPUT_SCALE), tl.constexpr(INPUT_FLOATS - 1)
 
-# as evomerge.weights.blocks numbers them; a test compares
+# as evomerge.weights.fused.blocks numbers them; a test compares
 BF16, F32, F16, F32_AS_BF16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 _INTERPRETED = tl.constexpr(os.environ.get(INTERPRET) == "1")

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.weights.blocks import BF16, F16, F32, F32_AS_BF16
 from evomerge.weights.fused.batch import Part
+from evomerge.weights.fused.blocks import BF16, F16, F32, F32_AS_BF16
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.norms import addend_grid
 from evomerge.weights.fused.steps import Prune

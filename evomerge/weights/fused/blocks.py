@@ -1,4 +1,4 @@
-"""Compiled building blocks: blocks of raw weights to float32 and back, and Philox words.
+"""Compiled building blocks: blocks of raw weights to float32 and back.
 
 A block is at most `BLOCK` elements, so everything between load and store stays in the first-level cache. Tensors come as
 addresses: one compiled kernel then serves any number of sources and any mixture of dtypes.
@@ -8,9 +8,11 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+
+from evomerge.weights.fused.emits import emits
 
 BLOCK = 1024
 """elements; a handful of float32 rows of it fill a 32 KB cache"""
@@ -28,34 +30,22 @@ OVERFLOW_BITS = (0x7F7F8000, 0x7F800000, 0x477FF000, 0x7F7F8000)
 """by kind: float32 magnitudes from these bits on are infinite once rounded"""
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _pointer(typing_context: Any, address: Any) -> Any:
-    """An integer address as a pointer."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
-
-    return types.voidptr(address), generate
+@emits(types.voidptr, types.int64)
+def _pointer(builder: Any, address: Any) -> Any:
+    """An address as a pointer."""
+    return builder.inttoptr(address, cgutils.voidptr_t)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def as_float(typing_context: Any, bits: Any) -> Any:
+@emits(types.float32, types.uint32)
+def as_float(builder: Any, bits: Any) -> Any:
     """The float32 that a uint32 is the pattern of."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
-
-    return types.float32(types.uint32), generate
+    return builder.bitcast(bits, ir.FloatType())
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def as_bits(typing_context: Any, value: Any) -> Any:
-    """The pattern of a float32 as a uint32."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(types.uint32))
-
-    return types.uint32(types.float32), generate
+@emits(types.uint32, types.float32)
+def as_bits(builder: Any, value: Any) -> Any:
+    """The pattern of a float32."""
+    return builder.bitcast(value, ir.IntType(32))
 
 
 @numba.njit(cache=True, nogil=True, inline="never")
@@ -113,8 +103,9 @@ def round_block(block, count, precision):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def load_delta(base_address, base_kind, address, kind, precision, start, count, base, block):  # type: ignore[no-untyped-def]
-    """Elements [start, start + count) of tensor - base into `block`, in arithmetic that rounds to `precision`; `base` is scratch."""
+def load_delta(delta, start, count, base, block):  # type: ignore[no-untyped-def]
+    """Elements [start, start + count) of a `evomerge.weights.fused.tables.Delta` into `block`; `base` is scratch, of float32 too."""
+    base_address, base_kind, address, kind, precision = delta
     load_block(base_address, base_kind, start, count, base)
     load_block(address, kind, start, count, block)
     if base_kind != precision:
@@ -146,33 +137,3 @@ def store_block(address, kind, start, count, block):  # type: ignore[no-untyped-
             for i in range(count):
                 words[i] = block[i]
     return largest
-
-
-@numba.njit(cache=True, nogil=True, inline="never")
-def philox_block(key0, key1, start, count, words):  # type: ignore[no-untyped-def]
-    """Philox4x32-10 words of elements [start, start + count), see `evomerge.weights.philox`.
-
-    `words` receives whole counters; the number of words to skip before the first element's is returned.
-    """
-    low = np.uint64(0xFFFFFFFF)
-    half = np.uint64(32)
-    first = start // 4
-    n_counters = (start + count + 3) // 4 - first
-    for c in range(n_counters):
-        counter = np.uint64(first + c)
-        x0, x1 = counter & low, counter >> half
-        x2, x3 = np.uint64(0), np.uint64(0)
-        k0, k1 = np.uint64(key0), np.uint64(key1)
-        for _ in range(10):
-            product0 = np.uint64(0xD2511F53) * x0
-            product1 = np.uint64(0xCD9E8D57) * x2
-            x0 = (product1 >> half) ^ x1 ^ k0
-            x2 = (product0 >> half) ^ x3 ^ k1
-            x1, x3 = product1 & low, product0 & low
-            k0 = (k0 + np.uint64(0x9E3779B9)) & low
-            k1 = (k1 + np.uint64(0xBB67AE85)) & low
-        words[4 * c] = np.uint32(x0)
-        words[4 * c + 1] = np.uint32(x1)
-        words[4 * c + 2] = np.uint32(x2)
-        words[4 * c + 3] = np.uint32(x3)
-    return start - 4 * first
