@@ -133,13 +133,11 @@ class FusedBatch:
         """
         parts = [part for destination in destinations for part in parts_of(destination, fused)]
         parts.sort(key=lambda part: part.form.formula != SUM)
-        rows: dict[tuple[str, int], int] = {}
-        for part in parts:
-            rows.setdefault(part.key, len(rows))
-        forms = {part.key: part for part in parts}
-        by_step, inputs = self._tables([forms[key].form for key in rows], [forms[key].place.step for key in rows])
-        masks = self._make_masks([forms[key].form for key in rows], by_step, inputs)
-        outputs = by_step[[rows[part.key] for part in parts]]
+        distinct = {part.key: part for part in parts}
+        by_form, inputs = self._tables(list(distinct.values()))
+        masks = self._make_masks([part.form for part in distinct.values()], by_form, inputs)
+        row_of = {key: row for row, key in enumerate(distinct)}
+        outputs = by_form[[row_of[part.key] for part in parts]]
         ranges = np.zeros(len(parts), _RANGE)
         for index, part in enumerate(parts):
             outputs[index]["out_address"] = part.place.memory.data_ptr()
@@ -156,84 +154,58 @@ class FusedBatch:
         bad = np.flatnonzero(chunks["largest"] >= limits)
         return parts[int(chunks["output"][bad].min())].place.step if len(bad) else None
 
-    def _tables(self, fused: list[FusedStep], steps: list[TensorStep]) -> tuple[np.ndarray, np.ndarray]:
-        """One output row a step, without its destination, and all input rows."""
-        outputs = np.zeros(len(fused), OUTPUT)
-        input_rows: list[tuple[object, ...]] = []
-        for row, (form, step) in enumerate(zip(fused, steps, strict=True)):
-            base_address, base_kind = (0, 0) if form.base is None else self._place(form.base)
-            outputs[row] = (
-                0,  # where to, which the destination says: out_address, out_offset and, below, out_kind
-                0,
-                base_address,
-                step.n_elements,
-                len(input_rows),
-                len(form.inputs),
-                0,
-                base_kind,
-                form.divisor,
-                form.scale,
-                form.base is not None,
-                form.elect_sign,
-                form.normalize,
-                form.precision,
-                form.formula,
-                form.parameter,
-                0 if form.numbers is None else form.numbers.ctypes.data,
-                0 if form.numbers is None else len(form.numbers),
-                n_columns(step.shape),
-            )
-            for position, (entry, weight, prune) in enumerate(form.inputs):
-                address, kind = self._place(entry)
-                ranks = prune.ranks if prune.places is None else prune.places
-                input_rows.append(
-                    (
-                        address,
-                        prune.cutoff,
-                        prune.top_cutoff,
-                        0,  # mask_address and, below, scale are known when masks are made
-                        0 if ranks is None else ranks.ctypes.data,
-                        kind,
-                        prune.mode,
-                        prune.key0,
-                        prune.key1,
-                        prune.keep,
-                        weight,
-                        prune.threshold,
-                        prune.top_threshold,
-                        prune.step,
-                        1.0,
-                        position in form.norms and form.norms[position].kept is None,
-                        addend_grid(form.norms[position].whole) if position in form.norms else 0.0,
-                    )
-                )
+    def _tables(self, parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
+        """An output row for each form, without destinations, and all input rows, without masks and scales that are not 1."""
+        forms, steps = [part.form for part in parts], [part.place.step for part in parts]
+        outputs = np.zeros(len(forms), OUTPUT)
+        bases = [(0, 0) if form.base is None else self._place(form.base) for form in forms]
+        outputs["base_address"], outputs["base_kind"] = [base[0] for base in bases], [base[1] for base in bases]
+        outputs["has_base"] = [form.base is not None for form in forms]
+        outputs["n_inputs"] = [len(form.inputs) for form in forms]
+        outputs["first_input"] = np.cumsum(outputs["n_inputs"]) - outputs["n_inputs"]
+        outputs["n_elements"] = [step.n_elements for step in steps]
+        outputs["n_columns"] = [n_columns(step.shape) for step in steps]
+        outputs["number_address"] = [0 if form.numbers is None else form.numbers.ctypes.data for form in forms]
+        outputs["n_numbers"] = [0 if form.numbers is None else len(form.numbers) for form in forms]
+        terms = [term for form in forms for term in form.inputs]
+        prunes = [prune for _, _, prune in terms]
+        inputs = np.zeros(len(terms), INPUT)
+        places = [self._place(entry) for entry, _, _ in terms]
+        inputs["address"], inputs["kind"] = [place[0] for place in places], [place[1] for place in places]
+        ranks = [prune.ranks if prune.places is None else prune.places for prune in prunes]
+        inputs["rank_address"] = [0 if array is None else array.ctypes.data for array in ranks]
+        inputs["scale"] = 1.0
+        norms = _norms_of(forms)
+        inputs["measure"] = [pair is not None and pair.kept is None for pair in norms]
+        inputs["grid"] = [0.0 if pair is None else addend_grid(pair.whole) for pair in norms]
         with np.errstate(over="ignore"):  # a weight beyond float32 becomes infinite and is reported with the result
-            return outputs, np.array(input_rows, INPUT)
+            inputs["weight"] = [weight for _, weight, _ in terms]
+            for name in ("divisor", "scale", "elect_sign", "normalize", "precision", "formula", "parameter"):
+                outputs[name] = [getattr(form, name) for form in forms]
+            for name in ("mode", "threshold", "cutoff", "key0", "key1", "keep", "top_threshold", "top_cutoff", "step"):
+                inputs[name] = [getattr(prune, name) for prune in prunes]
+        return outputs, inputs
 
-    def _make_masks(self, fused: list[FusedStep], outputs: np.ndarray, inputs: np.ndarray) -> list[np.ndarray]:
+    def _make_masks(self, forms: list[FusedStep], outputs: np.ndarray, inputs: np.ndarray) -> list[np.ndarray]:
         """Makes random masks, and sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta.
 
         Returns:
             The masks, which must live until the last use of `inputs`.
         """
-        masks: list[np.ndarray] = []
-        ranges: list[tuple[int, int, int, int]] = []
-        norms: dict[int, Norms] = {}
-        for output, form in enumerate(fused):
-            n_elements, first = int(outputs[output]["n_elements"]), int(outputs[output]["first_input"])
-            norms |= {first + position: pair for position, pair in form.norms.items()}
-            for number in range(first, first + len(form.inputs)):
-                is_random = inputs[number]["mode"] in (RANDOM, RANKED)
-                if is_random:
-                    masks.append(np.empty(-(-n_elements // LANES) * LANES // 8, np.uint8))
-                    inputs[number]["mask_address"] = masks[-1].ctypes.data
-                if is_random or inputs[number]["measure"]:
-                    ranges.append((output, number, 0, n_elements))
-        measured = self._measured(np.array(ranges, _RANGE), outputs, inputs)
+        output_of = np.repeat(np.arange(len(outputs)), outputs["n_inputs"])
+        n_elements = outputs["n_elements"][output_of]
+        is_random = np.isin(inputs["mode"], (RANDOM, RANKED))
+        masks = [np.empty(-(-size // LANES) * LANES // 8, np.uint8) for size in n_elements[is_random].tolist()]
+        inputs["mask_address"][is_random] = [mask.ctypes.data for mask in masks]
+        wanted = np.flatnonzero(is_random | inputs["measure"])
+        ranges = np.zeros(len(wanted), _RANGE)
+        ranges["output"], ranges["input"], ranges["end"] = output_of[wanted], wanted, n_elements[wanted]
+        measured = self._measured(ranges, outputs, inputs)
+        norms = {number: pair for number, pair in enumerate(_norms_of(forms)) if pair is not None}
         if norms:
             whole = np.array([pair.whole for pair in norms.values()])
             kept = np.array([measured[n] if pair.kept is None else pair.kept for n, pair in norms.items()])
-            inputs["scale"][list(norms)] = scales(whole, kept, fused[0].precision)
+            inputs["scale"][list(norms)] = scales(whole, kept, forms[0].precision)
         return masks
 
     def _measured(self, ranges: np.ndarray, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
@@ -243,3 +215,8 @@ class FusedBatch:
         chunks = chunks_of(ranges)
         self._threads.run_chunks(mask_chunks, chunks, outputs, inputs)
         return np.bincount(chunks["input"], chunks["l1"], len(inputs))
+
+
+def _norms_of(forms: list[FusedStep]) -> list[Norms | None]:
+    """Of every input of all forms, None where nothing is rescaled."""
+    return [form.norms.get(position) for form in forms for position in range(len(form.inputs))]
