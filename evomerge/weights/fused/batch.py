@@ -49,7 +49,7 @@ class Part:
 
     key: tuple[str, int]
     form: FusedStep
-    place: Destination
+    destination: Destination
 
 
 def parts_of(destination: Destination, fused: Mapping[str, FusedStep]) -> list[Part]:
@@ -63,8 +63,8 @@ def parts_of(destination: Destination, fused: Mapping[str, FusedStep]) -> list[P
         first, last = max(start, destination.start), min(end, destination.end)
         if first < last:
             inside = memory[first - destination.start : last - destination.start]
-            place = replace(destination, start=first, end=last, memory=inside)
-            parts.append(Part((destination.step.output, number), piece, place))
+            part = replace(destination, start=first, end=last, memory=inside)
+            parts.append(Part((destination.step.output, number), piece, part))
         start = end
     return parts
 
@@ -90,16 +90,14 @@ class FusedBatch:
         self._once = once
         self._statistics: dict[int, Statistics] = {}
         self._threads = Threads(threads)
-        self._places: dict[TensorKey, tuple[int, int | None]] = {}
+        self._stored_at: dict[TensorKey, tuple[int, int | None]] = {}
         self._prepared: set[tuple[object, ...]] = set()
 
     def can_read(self, step: TensorStep) -> bool:
         """Whether the kernels read the dtypes of all of the step's tensors."""
-        return all(self._place(entry)[1] is not None for entry in step.sources)
+        return all(self._stored(entry)[1] is not None for entry in step.sources)
 
-    def prepare(
-        self, steps: list[TensorStep], seed: int, math_dtype: torch.dtype = torch.float32
-    ) -> list[FusedStep | None]:
+    def prepare(self, steps: list[TensorStep], seed: int, math_dtype: torch.dtype) -> list[FusedStep | None]:
         """The fused form of each step (None where there is none); statistics that are missing are computed, in threads."""
         precision = KINDS[math_dtype]
         statistics = self._statistics.setdefault(precision, Statistics(self._pool, precision, once=self._once))
@@ -116,14 +114,14 @@ class FusedBatch:
         self._prepared |= keys
         return forms
 
-    def _place(self, entry: TensorInput) -> tuple[int, int | None]:
+    def _stored(self, entry: TensorInput) -> tuple[int, int | None]:
         """Address of a source's tensor and how the kernels read it."""
         key = entry.key
-        place = self._places.get(key)
-        if place is None:
+        found = self._stored_at.get(key)
+        if found is None:
             tensor = self._pool.tensor(*key)
-            place = self._places[key] = (tensor.data_ptr(), kind_of(tensor))
-        return place
+            found = self._stored_at[key] = (tensor.data_ptr(), kind_of(tensor))
+        return found
 
     def run(self, destinations: list[Destination], fused: Mapping[str, FusedStep]) -> TensorStep | None:
         """Computes `destinations`; `fused` holds the form of every step, by output name.
@@ -140,10 +138,10 @@ class FusedBatch:
         outputs = by_form[[row_of[part.key] for part in parts]]
         ranges = np.zeros(len(parts), _RANGE)
         for index, part in enumerate(parts):
-            outputs[index]["out_address"] = part.place.memory.data_ptr()
-            outputs[index]["out_kind"] = part.place.kind()
-            outputs[index]["out_offset"] = part.place.start
-            ranges[index] = (index, 0, part.place.start, part.place.end)
+            outputs[index]["out_address"] = part.destination.memory.data_ptr()
+            outputs[index]["out_kind"] = part.destination.kind()
+            outputs[index]["out_offset"] = part.destination.start
+            ranges[index] = (index, 0, part.destination.start, part.destination.end)
         chunks = chunks_of(ranges)
         n_sums = np.searchsorted(chunks["output"], sum(part.form.formula == SUM for part in parts))
         for kernel, own in ((merge_chunks, chunks[:n_sums]), (formula_chunks, chunks[n_sums:])):
@@ -152,13 +150,13 @@ class FusedBatch:
         del masks  # the tables hold their addresses
         limits = np.array(OVERFLOW_BITS, np.uint32)[outputs["out_kind"][chunks["output"]]]
         bad = np.flatnonzero(chunks["largest"] >= limits)
-        return parts[int(chunks["output"][bad].min())].place.step if len(bad) else None
+        return parts[int(chunks["output"][bad].min())].destination.step if len(bad) else None
 
     def _tables(self, parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
         """An output row for each form, without destinations, and all input rows, without masks and scales that are not 1."""
-        forms, steps = [part.form for part in parts], [part.place.step for part in parts]
+        forms, steps = [part.form for part in parts], [part.destination.step for part in parts]
         outputs = np.zeros(len(forms), OUTPUT)
-        bases = [(0, 0) if form.base is None else self._place(form.base) for form in forms]
+        bases = [(0, 0) if form.base is None else self._stored(form.base) for form in forms]
         outputs["base_address"], outputs["base_kind"] = [base[0] for base in bases], [base[1] for base in bases]
         outputs["has_base"] = [form.base is not None for form in forms]
         outputs["n_inputs"] = [len(form.inputs) for form in forms]
@@ -170,8 +168,8 @@ class FusedBatch:
         terms = [term for form in forms for term in form.inputs]
         prunes = [prune for _, _, prune in terms]
         inputs = np.zeros(len(terms), INPUT)
-        places = [self._place(entry) for entry, _, _ in terms]
-        inputs["address"], inputs["kind"] = [place[0] for place in places], [place[1] for place in places]
+        stored = [self._stored(entry) for entry, _, _ in terms]
+        inputs["address"], inputs["kind"] = [place[0] for place in stored], [place[1] for place in stored]
         ranks = [prune.ranks if prune.places is None else prune.places for prune in prunes]
         inputs["rank_address"] = [0 if array is None else array.ctypes.data for array in ranks]
         inputs["scale"] = 1.0

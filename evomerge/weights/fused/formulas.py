@@ -191,7 +191,7 @@ def formula_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
         kinds[n_inputs] = output["base_kind"] if output["has_base"] else kinds[0]
         rows, merged = np.empty((n_inputs + 1, BLOCK), np.float32), np.empty(BLOCK, np.float32)
         numbers, few = np.empty((output["n_numbers"], BLOCK), np.float32), np.empty(BLOCK, np.float32)
-        places, result, precision = rows.ctypes.data, merged.ctypes.data, output["precision"]
+        loaded, result, precision = rows.ctypes.data, merged.ctypes.data, output["precision"]
         columns = max(output["n_columns"], 1)
         n_rows = output["n_elements"] // columns
         largest = np.uint32(0)
@@ -203,9 +203,9 @@ def formula_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
                 _spread(output["number_address"], n_rows, columns, start, count, few, numbers)
             # compiled twice, as sums are
             if precision == F32:
-                _windows(places, result, count, output, own, order, numbers.ctypes.data, None)
+                _windows(loaded, result, count, output, own, order, numbers.ctypes.data, None)
             else:
-                _windows(places, result, count, output, own, order, numbers.ctypes.data, precision)
+                _windows(loaded, result, count, output, own, order, numbers.ctypes.data, precision)
             at = start - output["out_offset"]
             largest = max(largest, store_block(output["out_address"], output["out_kind"], at, count, merged))
         chunks[c]["largest"] = largest

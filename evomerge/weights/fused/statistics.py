@@ -182,11 +182,11 @@ class Statistics:
         held, order, n_varied = self._orders.get(experts[-1], ((), np.zeros(0, np.uint32), 0))
         if held == experts:
             return order, wanted(n_varied)
-        places = self._stored(experts)
-        n_elements = places[-1]
+        stored = self._stored(experts)
+        n_elements = stored[-1]
         order = np.zeros(n_elements + LANES, np.uint32)
         variance = order.view(np.float32)[:n_elements]
-        variances(*places, variance)
+        variances(*stored, variance)
         if self._once:
             cut = cut_once(None, torch.from_numpy(variance), wanted(int(np.count_nonzero(variance))))
             mark_cut(variance, np.float32(cut.threshold), cut.cutoff)

@@ -104,14 +104,14 @@ class TritonBatch:
             ]
             bad: list[int] = []
             for numbers, variant, chunks, largest in launched:
-                rows = chunks[largest >= OVERFLOW_BITS[variant.out], 0].tolist()  # waits for the GPU
+                rows = chunks[largest >= OVERFLOW_BITS[variant.OUT], 0].tolist()  # waits for the GPU
                 bad += [numbers[row] for row in set(rows)]
-        return parts[min(bad)].place.step if bad else None
+        return parts[min(bad)].destination.step if bad else None
 
     def _launch(self, parts: list[Part], variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
         """Starts one variant; returns its chunks and, once they are computed, the bits of each one's largest magnitude."""
         tables = tables_of(parts, variant, self._resident)
-        if variant.rescale:
+        if variant.RESCALE:
             self._rescale(parts, variant, tables)
         chunks = chunks_of(tables.ranges, self.device)
         largest = torch.empty(len(chunks), dtype=torch.int32, device=self.device)
@@ -120,47 +120,37 @@ class TritonBatch:
                 chunks,
                 *self._on_device(tables),
                 largest,
-                K=variant.n_inputs,
-                KINDS=variant.kinds,
-                BASE=variant.base,
-                OUT=variant.out,
-                MODE=variant.mode,
-                ELECT=variant.elect,
-                NORMALIZE=variant.normalize,
-                DIVIDE=variant.divide,
-                RESCALE=variant.rescale,
-                PRECISION=variant.precision,
-                ALIGNED=variant.aligned,
+                **variant._asdict(),
                 BLOCK=BLOCK,
-                **merge_options(variant.n_inputs, variant.kinds, variant.base, variant.mode),
+                **merge_options(variant.K, variant.KINDS, variant.BASE, variant.MODE),
             )
         return chunks, largest
 
     def _rescale(self, parts: list[Part], variant: Variant, tables: Tables) -> None:
         """Sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta."""
-        norms = [[part.form.norms.get(k, _UNSCALED) for k in range(variant.n_inputs)] for part in parts]
+        norms = [[part.form.norms.get(k, _UNSCALED) for k in range(variant.K)] for part in parts]
         whole = np.array([[pair.whole for pair in row] for row in norms])
         known = np.array([[np.nan if pair.kept is None else pair.kept for pair in row] for row in norms])
         kept = np.where(np.isnan(known), self._measured(parts, np.isnan(known).any(axis=1), variant, tables), known)
-        tables.rescale(scales(whole.reshape(-1), kept.reshape(-1), variant.precision).reshape(whole.shape))
+        tables.rescale(scales(whole.reshape(-1), kept.reshape(-1), variant.PRECISION).reshape(whole.shape))
 
     def _measured(
         self, parts: list[Part], wanted: NDArray[np.bool_], variant: Variant, tables: Tables
     ) -> NDArray[np.float64]:
         """(rows, inputs): L1 norms of pruned deltas, of whole tensors whatever part of them is wanted here; 0 in rows not `wanted`."""
-        sizes = [part.place.step.n_elements if row else 0 for part, row in zip(parts, wanted, strict=True)]
+        sizes = [part.destination.step.n_elements if row else 0 for part, row in zip(parts, wanted, strict=True)]
         chunks = chunks_of(tuple([(0, size) for size in sizes]), self.device)
-        partial = torch.zeros(len(chunks), variant.n_inputs, dtype=torch.float64, device=self.device)
+        partial = torch.zeros(len(chunks), variant.K, dtype=torch.float64, device=self.device)
         if len(chunks):
             _kernel(pruned_l1_chunks, len(chunks))(
                 chunks,
                 *self._on_device(tables),
                 partial,
-                K=variant.n_inputs,
-                KINDS=variant.kinds,
-                BASE=variant.base,
-                MODE=variant.mode,
-                PRECISION=variant.precision,
+                K=variant.K,
+                KINDS=variant.KINDS,
+                BASE=variant.BASE,
+                MODE=variant.MODE,
+                PRECISION=variant.PRECISION,
                 BLOCK=BLOCK,
                 **_OPTIONS,
             )

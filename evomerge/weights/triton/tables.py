@@ -37,39 +37,39 @@ _NEVER = 2**62
 
 
 class Variant(NamedTuple):
-    """What a kernel is compiled for; parts of one variant are computed by one launch. See `kernels.merge_chunks`."""
+    """What a kernel is compiled for, as `kernels.merge_chunks` calls it; parts of one variant are computed by one launch."""
 
-    n_inputs: int
-    kinds: int
-    base: int
-    out: int
-    mode: int
-    elect: bool
-    normalize: bool
-    divide: bool
-    rescale: bool
-    precision: int
-    aligned: bool
+    K: int
+    KINDS: int
+    BASE: int
+    OUT: int
+    MODE: int
+    ELECT: bool
+    NORMALIZE: bool
+    DIVIDE: bool
+    RESCALE: bool
+    PRECISION: int
+    ALIGNED: bool
 
 
 def variant_of(part: Part, resident: ResidentSources) -> Variant:
     """What computes `part`, whose sources are held."""
-    form, out = part.form, part.place.kind()
+    form, out = part.form, part.destination.kind()
     kinds = 0
     for position, (entry, _, _) in enumerate(form.inputs):
         kinds |= KINDS[resident.tensor(entry).dtype] << (KIND_BITS * position)
     return Variant(
-        n_inputs=len(form.inputs),
-        kinds=kinds,
-        base=NO_BASE if form.base is None else KINDS[resident.tensor(form.base).dtype],
-        out=out,
-        mode=max((prune.mode for _, _, prune in form.inputs), default=KEEP_ALL),
-        elect=form.elect_sign,
-        normalize=form.normalize,
-        divide=form.divisor != 1,
-        rescale=bool(form.norms),
-        precision=form.precision,
-        aligned=_first_address(part, out) % _WIDE == 0,
+        K=len(form.inputs),
+        KINDS=kinds,
+        BASE=NO_BASE if form.base is None else KINDS[resident.tensor(form.base).dtype],
+        OUT=out,
+        MODE=max((prune.mode for _, _, prune in form.inputs), default=KEEP_ALL),
+        ELECT=form.elect_sign,
+        NORMALIZE=form.normalize,
+        DIVIDE=form.divisor != 1,
+        RESCALE=bool(form.norms),
+        PRECISION=form.precision,
+        ALIGNED=_first_address(part, out) % _WIDE == 0,
     )
 
 
@@ -96,9 +96,9 @@ def tables_of(parts: Sequence[Part], variant: Variant, resident: ResidentSources
     integers: list[list[int]] = []
     floats: list[list[float]] = []
     for part in parts:
-        form, place = part.form, part.place
+        form, to = part.form, part.destination
         base = 0 if form.base is None else resident.tensor(form.base).data_ptr()
-        whole = [_first_address(part, variant.out), base, place.start, place.end]
+        whole = [_first_address(part, variant.OUT), base, to.start, to.end]
         real = [form.divisor, form.scale]
         for position, (entry, weight, prune) in enumerate(form.inputs):
             address = resident.tensor(entry).data_ptr()
@@ -112,7 +112,7 @@ def tables_of(parts: Sequence[Part], variant: Variant, resident: ResidentSources
         return Tables(
             np.array(integers, np.int64),
             np.array(floats, np.float32),
-            tuple([(part.place.start, part.place.end) for part in parts]),
+            tuple([(part.destination.start, part.destination.end) for part in parts]),
         )
 
 
@@ -157,4 +157,4 @@ def _next(value: float) -> float:
 
 def _first_address(part: Part, kind: int) -> int:
     """Where element 0 of the part's tensor would stand."""
-    return part.place.memory.data_ptr() - part.place.start * _BYTES[kind]
+    return part.destination.memory.data_ptr() - part.destination.start * _BYTES[kind]
