@@ -20,6 +20,7 @@ import torch
 from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan import MergePlan, ModelHeader, TensorHeader, TensorInput, TensorKey, TensorStep, check_unchanged
 from evomerge.weights.fused.steps import may_need_reference, scratch_bytes
+from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.mapping import TORCH_DTYPES, read_tensor
 from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool, check_finite
@@ -206,16 +207,17 @@ class StreamedMerge:
     def _working_bytes(self, part: _Part) -> int:
         """Everything that exists while the part is computed."""
         entries, n_elements = part.step.sources, part.step.n_elements
-        stored = 0
+        stored, by_reference = 0, may_need_reference(part.step) or self._device != "cpu"
         for entry in {entry.key: entry for entry in entries}.values():
             header = part.of(self._headers[entry.source].tensors[entry.tensor])
+            by_reference |= TORCH_DTYPES[header.dtype] not in KINDS
             most_elements = max(n_elements, math.prod(header.shape))
             stored += header.end - header.start
             stored += 4 * most_elements * (2 * self._is_adapted(entry) + self._is_aligned(entry.tensor))
         if part.step.is_copy:
             return 2 * stored
         working = (_OUTPUT_BYTES + scratch_bytes(part.step)) * n_elements
-        if may_need_reference(part.step) or self._device != "cpu":
+        if by_reference:
             # the references hold float32 copies of the inputs, their deltas, and a few results between
             working += 4 * n_elements * (3 * len(entries) + 3)
         return stored + working

@@ -77,11 +77,13 @@ def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
     """`delta` with all but its `max(1, int(density n))` largest magnitudes set to 0; of equal ones the first are kept."""
     if density >= 1:
         return delta
-    n_elements = delta.numel()
-    if density <= 0 or n_elements == 0:
-        return torch.zeros_like(delta)
-    keep = max(1, int(density * n_elements))
+    keep = n_largest(delta.numel(), density)
     return torch.where(marked(delta, falling(delta.abs().float())[:keep]), delta, torch.zeros_like(delta))
+
+
+def n_largest(n_elements: int, density: float) -> int:
+    """How many entries are kept."""
+    return max(1, int(density * n_elements)) if density > 0 else 0
 
 
 def falling(values: torch.Tensor) -> torch.Tensor:

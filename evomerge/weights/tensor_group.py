@@ -1,13 +1,12 @@
 """What a merge method is given: the tensors that contribute to one output tensor, and its resolved parameters."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from evomerge.plan import Piece
-
-Scalars = Mapping[str, float | bool]
+from evomerge.plan.merge_plan import Scalars
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,3 +64,15 @@ def test_a_part_too_large_for_the_memory(models):
     headers, plan = planned(models, "linear")
     with pytest.raises(RecipeError, match=r"max-memory is 100 bytes; merging .* needs about"):
         next(StreamedMerge(headers, max_bytes=100).parts(plan))
+
+
+def test_what_the_kernels_cannot_read_needs_more_memory(models):
+    """float64 goes through plain torch, which holds float32 copies of it and results between."""
+    for name in ("base", "a", "b"):
+        file = models / name / "model.safetensors"
+        save_file({key: tensor.double() for key, tensor in load_file(file).items()}, file)
+    headers, plan = planned(models, "linear")
+    n_elements = max(step.n_elements for step in plan.steps)
+    sources_and_result = (2 * 8 + 4) * n_elements
+    with pytest.raises(RecipeError, match="needs about"):
+        next(StreamedMerge(headers, max_bytes=sources_and_result).parts(plan))

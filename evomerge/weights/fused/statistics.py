@@ -223,7 +223,7 @@ class Statistics:
     def of_rows(
         self, function: Callable[..., torch.Tensor], entries: Sequence[TensorInput], base: TensorInput | None = None
     ) -> NDArray[np.float32]:
-        """`function` of the rows of tensors, or of their differences to a base, as `evomerge.weights.row_blocks.by_rows`: (rows,)."""
+        """`function` of the rows of tensors, or of their differences to a base, in float32: (rows,)."""
         keys = [entry.key for entry in (*entries, *([] if base is None else [base]))]
 
         def of_differences(*rows: torch.Tensor) -> torch.Tensor:
@@ -231,7 +231,7 @@ class Statistics:
 
         def found() -> NDArray[np.float32]:
             tensors = [self._pool.tensor(*key) for key in keys]
-            return by_rows(of_differences, tensors, DTYPE_OF[self.precision]).float().numpy()
+            return by_rows(of_differences, tensors, torch.float32).numpy()
 
         return self._asked((function, base is None, *keys), found)
 

@@ -25,7 +25,7 @@ from evomerge.weights.methods.ramplus_tl import own_factor
 from evomerge.weights.methods.sce import expert_weights, n_selected
 from evomerge.weights.methods.slerp import coefficients
 from evomerge.weights.philox import DECISIONS, keep_threshold, mask_key
-from evomerge.weights.task_vectors import weight_sum
+from evomerge.weights.task_vectors import n_largest, weight_sum
 
 
 class Prune(NamedTuple):
@@ -264,8 +264,7 @@ def _keep_largest(step: TensorStep, position: int, seed: int, statistics: Statis
     density = float(entry.parameters["density"])
     if density >= 1 or n_elements == 0:
         return NO_PRUNE
-    k = max(1, int(density * n_elements)) if density > 0 else 0
-    cut = statistics.cut(_pair(step.required_base, entry), k)
+    cut = statistics.cut(_pair(step.required_base, entry), n_largest(n_elements, density))
     return Prune(MAGNITUDE, cut.threshold, cut.cutoff)
 
 
