@@ -141,7 +141,7 @@ def test_the_methods_that_keep_ranks_are_those_that_prune_by_rank():
     for method in fused_methods():
         inputs = tuple(TensorInput(f"m{number}", "w", own) for number in range(method_spec(method).min_sources))
         step = TensorStep("w", (2, 4), method, inputs, TensorInput("base", "w", {}), shared)
-        form = fuse(step, 0, Statistics(pool))
+        form = fuse(step, Statistics(pool))
         kept = [
             prune.ranks if prune.places is None else prune.places
             for _, _, prune in ([] if form is None else form.inputs)

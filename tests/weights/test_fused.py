@@ -52,7 +52,7 @@ def test_arithmetic_in_lower_precision_equals_reference(method, math_dtype):
         plan, pool = case
         (step,) = plan.steps
         precision = KINDS[DTYPE_OF[math_dtype]]
-        assert step.parameters.get("shift") or fuse(step, 0, Statistics(pool, precision)) is not None
+        assert step.parameters.get("shift") or fuse(step, Statistics(pool, precision)) is not None
         (_, fused), (_, plain) = next(Merger(pool).tensors(plan)), next(Merger(pool, fused=False).tensors(plan))
         assert fused.dtype == plain.dtype
         assert close(fused, plain, plan)
@@ -64,8 +64,8 @@ def test_arithmetic_in_lower_precision_equals_reference(method, math_dtype):
 def test_inner_products_in_lower_precision_are_the_references(method):
     plan, pool = fixed_case(method, 3)
     (step,) = plan.steps
-    assert fuse(step, 0, Statistics(pool)) is not None
-    assert fuse(step, 0, Statistics(pool, BF16)) is None
+    assert fuse(step, Statistics(pool)) is not None
+    assert fuse(step, Statistics(pool, BF16)) is None
 
 
 @pytest.mark.parametrize("kind", [BF16, F16, F32])
@@ -102,7 +102,7 @@ def test_karcher_without_a_tolerance(n_sources):
     (step,) = plan.steps
     plan = replace(plan, dtype="float32", steps=(replace(step, parameters={"max_iter": 15.0, "tol": 0.0}),))
     (_, fused), (_, plain) = next(Merger(pool).tensors(plan)), next(Merger(pool, fused=False).tensors(plan))
-    assert fuse(plan.steps[0], 0, Statistics(pool)) is not None
+    assert fuse(plan.steps[0], Statistics(pool)) is not None
     assert close(fused, plain, plan)
 
 
@@ -197,7 +197,7 @@ def test_della_of_a_row_of_more_than_16_bits_takes_the_reference():
     inputs = (TensorInput("m", "w", {"weight": 1.0, "density": 0.4, "epsilon": 0.3}),)
     shared = {"lambda": 1.0, "normalize": False, "rescale": False}
     step = TensorStep("w", tuple(tensor.shape), "della", inputs, TensorInput("base", "w", {}), shared)
-    assert fuse(step, 0, Statistics(pool)) is None
+    assert fuse(step, Statistics(pool)) is None
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_norms_of_dare_and_della_are_known_side_by_side(monkeypatch):
     (step,) = plan.steps
     known = Statistics(pool)
     for method in ("dare_ties", "della", "dare_ties"):
-        form = fuse(replace(step, method=method), 0, known)
+        form = fuse(replace(step, method=method), known)
         assert all(norms.kept is not None for norms in form.norms.values())
 
 

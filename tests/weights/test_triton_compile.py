@@ -149,7 +149,7 @@ def test_launches_as_the_merger_makes_them(method, monkeypatch):
     base = None if method == "linear" else TensorInput("base", "w", {})
     shared = {"lambda": 1.0, "normalize": True, "rescale": True}
     step = TensorStep("w", (3 * BLOCK + 5,), method, inputs, base, shared)
-    form = fuse(step, 0, Statistics(pool))
+    form = fuse(step, Statistics(pool))
     merge = batch.TritonBatch(pool, torch.device("cpu"))
     assert merge.ready([form])
     merge.run([Destination(step, 0, 3 * BLOCK + 5, torch.empty(3 * BLOCK + 5), False)], {"w": form})

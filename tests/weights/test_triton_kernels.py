@@ -55,7 +55,7 @@ def test_same_bits_as_the_cpu(method, math_dtype):
     def check(case, cut, offset):
         plan, pool = case
         (step,) = plan.steps
-        form = fuse(step, plan.seed, Statistics(pool, KINDS[VIEWS[math_dtype]]))
+        form = fuse(step, Statistics(pool, KINDS[VIEWS[math_dtype]]))
         if form is None or form.formula != SUM or len(form.inputs) > MAX_INPUTS:
             return  # left to plain torch on every device; merges by rows, and base and 16 models of model_stock, to the CPU
         compared.append(plan)

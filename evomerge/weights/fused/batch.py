@@ -104,7 +104,7 @@ class FusedBatch:
         statistics.use_seed(seed)
 
         def form(step: TensorStep) -> FusedStep | None:
-            return fuse(step, seed, statistics) if self.can_read(step) else None
+            return fuse(step, statistics) if self.can_read(step) else None
 
         keys = {(precision, step.method, step.output, *[entry.source for entry in step.inputs]) for step in steps}
         # where only lookups are left, which hold the interpreter lock, one thread is enough

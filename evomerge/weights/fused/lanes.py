@@ -46,24 +46,15 @@ SUMS = Vector(types.float64)
 """one float64 running sum per lane"""
 
 
+_FLOAT, _DOUBLE, _I1, _I16, _I32, _I64 = ir.FloatType(), ir.DoubleType(), *map(ir.IntType, (1, 16, 32, 64))
+_LLVM_OF = {types.float32: _FLOAT, types.float64: _DOUBLE, types.uint32: _I32, types.uint16: _I16, types.boolean: _I1}
+_BITS = ir.IntType(LANES)
+
+
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, vector: Vector) -> None:
-        scalar = {
-            types.float32: ir.FloatType(),
-            types.float64: ir.DoubleType(),
-            types.uint32: ir.IntType(32),
-            types.uint16: ir.IntType(16),
-            types.boolean: ir.IntType(1),
-        }
-        super().__init__(manager, vector, ir.VectorType(scalar[vector.scalar], LANES))
-
-
-_FLOAT, _DOUBLE, _I1, _I16, _I32, _I64 = (
-    ir.FloatType(), ir.DoubleType(), ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64),
-)  # fmt: skip
-
-_BITS = ir.IntType(LANES)
+        super().__init__(manager, vector, ir.VectorType(_LLVM_OF[vector.scalar], LANES))
 
 
 def _vector(scalar: ir.Type, count: int = LANES) -> ir.VectorType:

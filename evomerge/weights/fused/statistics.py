@@ -66,6 +66,7 @@ class Statistics:
 
     Attributes:
         precision: as given.
+        seed: of the masks; 0 until `use_seed` says another.
     """
 
     def __init__(self, pool: WeightPool, precision: int = F32, *, once: bool = False) -> None:
@@ -75,7 +76,7 @@ class Statistics:
         self._histograms: dict[Pair, MagnitudeHistogram] = {}
         self._cuts: dict[Pair, dict[int, Cut]] = {}
         self._known: dict[tuple[object, ...], Any] = {}
-        self._seed = 0
+        self.seed = 0
         self._kept_norms: dict[tuple[Pair, tuple[int, int], bool], tuple[float, NDArray[np.float64]]] = {}
         self._ranks: dict[Pair, NDArray[np.uint16]] = {}
         self._orders: dict[TensorKey, tuple[Experts, NDArray[np.uint32], int]] = {}
@@ -84,8 +85,8 @@ class Statistics:
 
     def use_seed(self, seed: int) -> None:
         """Says which seed the masks have from now on; what is known of others' is forgotten. Not while other threads ask."""
-        if seed != self._seed:
-            self._seed = seed
+        if seed != self.seed:
+            self.seed = seed
             self._kept_norms.clear()
 
     def cut(self, pair: Pair, k: int) -> Cut:

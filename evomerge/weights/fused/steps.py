@@ -80,17 +80,20 @@ class FusedStep:
     numbers: NDArray[np.float32] | None = None
 
 
-Builder = Callable[[TensorStep, int, Statistics], FusedStep | None]
-"""(step, seed, statistics) -> its fused form; None where the kernels cannot compute it"""
+Builder = Callable[[TensorStep, Statistics], FusedStep | None]
+"""(step, statistics) -> its fused form; None where the kernels cannot compute it"""
 
 
-def fuse(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
-    """`step` for the kernels, in the precision of `statistics`; None where its method has no fused form."""
+def fuse(step: TensorStep, statistics: Statistics) -> FusedStep | None:
+    """`step` for the kernels, with the precision and seed of `statistics`; None where its method has no fused form."""
     precision = statistics.precision
     build = _piecewise if step.pieces else _BUILDERS.get(step.method)
-    if build is None or (precision != F32 and step.method in _BY_DIRECTION):  # inner products are those of float32
+    if build is None:
         return None
-    form = build(step, seed, statistics)
+    # inner products are those of float32, and of a single tensor or one without elements there are none
+    if step.method in _BY_DIRECTION and (precision != F32 or len(step.inputs) < 2 or step.n_elements == 0):
+        return None
+    form = build(step, statistics)
     if form is None or precision == F32:
         return form
     pieces = tuple([(end, replace(piece, precision=precision)) for end, piece in form.pieces])
@@ -122,25 +125,25 @@ def _unweighted(step: TensorStep) -> list[Term]:
     return [(entry, 1.0, NO_PRUNE) for entry in step.inputs]
 
 
-def _linear(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep:
+def _linear(step: TensorStep, statistics: Statistics) -> FusedStep:
     weights = _weights(step)
     divisor = _weight_sum(weights) if step.parameters["normalize"] else 1.0
     return FusedStep(_weighted(step, weights), divisor=divisor)
 
 
-def _passthrough(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
+def _passthrough(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     if not step.inputs[0].parameters:
         return None  # an integer buffer
     return FusedStep([(step.inputs[0], float(step.inputs[0].parameters["scale"]), NO_PRUNE)])
 
 
-def _shifted_linear(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
+def _shifted_linear(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     if step.parameters["shift"]:
         return None  # norms, a few numbers each
     return FusedStep(_weighted(step, _weights(step)))
 
 
-def _slerp(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep:
+def _slerp(step: TensorStep, statistics: Statistics) -> FusedStep:
     base, other = step.required_base, step.inputs[0]
     (aa, _), (ab, bb) = statistics.gram(None, _pair(base, other)).tolist()
     of_base, of_other = coefficients(float(step.parameters["t"]), aa**0.5, bb**0.5, ab)
@@ -157,9 +160,7 @@ def _sum(step: TensorStep, factors: Iterable[float] | None) -> FusedStep | None:
     return None if factors is None else FusedStep(_weighted(step, map(float, factors)), step.base)
 
 
-def _model_stock(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
-    if step.n_elements == 0:
-        return None
+def _model_stock(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     base = step.required_base
     if step.parameters["filter_wise"] and len(step.shape) > 1:
         numbers = statistics.of_rows(shares, [base, *step.inputs])[None]
@@ -171,9 +172,7 @@ def _model_stock(step: TensorStep, seed: int, statistics: Statistics) -> FusedSt
     return FusedStep([(base, 1 - t, NO_PRUNE), *_weighted(step, [share] * len(step.inputs))])
 
 
-def _nuslerp(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
-    if step.n_elements == 0:
-        return None
+def _nuslerp(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     if not step.parameters["nuslerp_flatten"] and step.shape:
         return None if step.parameters["nuslerp_row_wise"] else _nuslerp_rows(step, statistics)
     return _sum(step, directions.nuslerp(_gram(step, statistics), _weights(step)))
@@ -187,39 +186,35 @@ def _nuslerp_rows(step: TensorStep, statistics: Statistics) -> FusedStep:
     return FusedStep(_unweighted(step), step.base, formula=ARC, numbers=numbers.numpy())
 
 
-def _multislerp(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
+def _multislerp(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     weights = _weights(step)
-    if len(weights) == 1 or step.n_elements == 0:
-        return None
     total = sum(weights) if step.parameters["normalize_weights"] else 1.0
     relative = [weight / total for weight in weights]
     return _sum(step, directions.multislerp(_gram(step, statistics), relative, float(step.parameters["eps"])))
 
 
-def _karcher(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
-    if len(step.inputs) == 1 or step.n_elements == 0:
-        return None
+def _karcher(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     limit, tolerance = int(step.parameters["max_iter"]), float(step.parameters["tol"])
     return _sum(step, directions.karcher(_gram(step, statistics), limit, tolerance))
 
 
-def _nearswap(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep:
+def _nearswap(step: TensorStep, statistics: Statistics) -> FusedStep:
     return FusedStep(_unweighted(step), step.base, formula=NEARSWAP, parameter=float(step.parameters["t"]))
 
 
-def _ram(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep:
+def _ram(step: TensorStep, statistics: Statistics) -> FusedStep:
     epsilon = float(step.parameters["epsilon"])
     return FusedStep(_unweighted(step), step.base, normalize=True, formula=RAM, parameter=epsilon)
 
 
-def _ramplus_tl(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep:
+def _ramplus_tl(step: TensorStep, statistics: Statistics) -> FusedStep:
     r, alpha, epsilon = (float(step.parameters[name]) for name in ("r", "alpha", "epsilon"))
     alone, together = statistics.changed_by(_experts(step), epsilon)
     factors = [own_factor(*counts, r, alpha, epsilon) for counts in zip(alone, together, strict=True)]
     return FusedStep(_weighted(step, factors), step.base, formula=RAM, parameter=epsilon)
 
 
-def _sce(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
+def _sce(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     if step.n_elements > MOST_PLACES:
         return None
     share, experts, prune = float(step.parameters["select_topk"]), _experts(step), NO_PRUNE
@@ -232,7 +227,7 @@ def _sce(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | Non
     return FusedStep(_weighted(step, weights, prune), step.base, formula=SCE)
 
 
-def _arcee_fusion(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
+def _arcee_fusion(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     if step.n_elements == 0:
         return FusedStep(_unweighted(step), step.base)  # nothing is computed
     divergence, least = statistics.important(_pair(step.required_base, step.inputs[0]))
@@ -244,22 +239,22 @@ def _experts(step: TensorStep) -> Experts:
     return tuple([entry.key for entry in (*step.inputs, step.required_base)])
 
 
-def _piecewise(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
+def _piecewise(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     """A plain sum for each piece; None where there is noise."""
     if any(piece.noise for piece in step.pieces):
         return None
     return FusedStep([], pieces=tuple((piece.end, FusedStep(_weighted(step, piece.weights))) for piece in step.pieces))
 
 
-PruneBuilder = Callable[[TensorStep, int, int, Statistics], Prune | None]
-"""(step, position of the input, seed, statistics) -> how to prune it; None where the kernels cannot"""
+PruneBuilder = Callable[[TensorStep, int, Statistics], Prune | None]
+"""(step, position of the input, statistics) -> how to prune it; None where the kernels cannot"""
 
 
-def _keep_all(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune:
+def _keep_all(step: TensorStep, position: int, statistics: Statistics) -> Prune:
     return NO_PRUNE
 
 
-def _keep_largest(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune:
+def _keep_largest(step: TensorStep, position: int, statistics: Statistics) -> Prune:
     entry, n_elements = step.inputs[position], step.n_elements
     density = float(entry.parameters["density"])
     if density >= 1 or n_elements == 0:
@@ -268,22 +263,22 @@ def _keep_largest(step: TensorStep, position: int, seed: int, statistics: Statis
     return Prune(MAGNITUDE, cut.threshold, cut.cutoff)
 
 
-def _keep_random(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune:
+def _keep_random(step: TensorStep, position: int, statistics: Statistics) -> Prune:
     density = float(step.inputs[position].parameters["density"])
     keep = keep_threshold(density)
     if keep == DECISIONS:
         return NO_PRUNE
-    key0, key1 = mask_key(seed, step.output, position)
+    key0, key1 = mask_key(statistics.seed, step.output, position)
     return Prune(RANDOM, key0=key0, key1=key1, keep=keep)
 
 
-def _keep_ranked(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune | None:
+def _keep_ranked(step: TensorStep, position: int, statistics: Statistics) -> Prune | None:
     entry = step.inputs[position]
     density, epsilon = float(entry.parameters["density"]), float(entry.parameters["epsilon"])
     columns = n_columns(step.shape)
     if density >= 1 or step.n_elements == 0:
         return NO_PRUNE
-    key0, key1 = mask_key(seed, step.output, position)
+    key0, key1 = mask_key(statistics.seed, step.output, position)
     if density <= 0:
         return Prune(RANDOM, key0=key0, key1=key1, keep=0)
     if columns > MOST_RANKS:
@@ -295,7 +290,7 @@ def _keep_ranked(step: TensorStep, position: int, seed: int, statistics: Statist
     return Prune(RANKED, key0=key0, key1=key1, keep=keep, step=rise, ranks=ranks)
 
 
-def _keep_band(step: TensorStep, position: int, seed: int, statistics: Statistics) -> Prune:
+def _keep_band(step: TensorStep, position: int, statistics: Statistics) -> Prune:
     entry, n_elements = step.inputs[position], step.n_elements
     density = float(entry.parameters["density"])
     if density >= 1 or n_elements == 0:
@@ -318,12 +313,12 @@ def _pair(base: TensorInput, other: TensorInput) -> Pair:
 
 
 def _task_vectors(prune: PruneBuilder, *, elect_sign: bool) -> Builder:
-    def build(step: TensorStep, seed: int, statistics: Statistics) -> FusedStep | None:
+    def build(step: TensorStep, statistics: Statistics) -> FusedStep | None:
         weights, divisor = _as_held(_weights(step), statistics.precision)
         inputs: list[Term] = []
         norms: dict[int, Norms] = {}
         for position, (entry, weight) in enumerate(zip(step.inputs, weights, strict=True)):
-            pruned = prune(step, position, seed, statistics)
+            pruned = prune(step, position, statistics)
             if pruned is None:
                 return None
             inputs.append((entry, weight, pruned))
