@@ -91,7 +91,7 @@ def fuse(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     if build is None:
         return None
     # inner products are those of float32, and of a single tensor or one without elements there are none
-    if step.method in _BY_DIRECTION and (precision != F32 or len(step.inputs) < 2 or step.n_elements == 0):
+    if step.method in _DIRECTIONS and (precision != F32 or len(step.inputs) < 2 or step.n_elements == 0):
         return None
     form = build(step, statistics)
     if form is None or precision == F32:
@@ -333,15 +333,11 @@ def _task_vectors(prune: PruneBuilder, *, elect_sign: bool) -> Builder:
     return build
 
 
-_BUILDERS: Mapping[str, Builder] = {
+_SUMS: Mapping[str, Builder] = {
     "linear": _linear,
     "passthrough": _passthrough,
     "shifted_linear": _shifted_linear,
     "slerp": _slerp,
-    "nuslerp": _nuslerp,
-    "multislerp": _multislerp,
-    "karcher": _karcher,
-    "model_stock": _model_stock,
     "task_arithmetic": _task_vectors(_keep_all, elect_sign=False),
     "ties": _task_vectors(_keep_largest, elect_sign=True),
     "dare_ties": _task_vectors(_keep_random, elect_sign=True),
@@ -350,21 +346,32 @@ _BUILDERS: Mapping[str, Builder] = {
     "della_linear": _task_vectors(_keep_ranked, elect_sign=False),
     "breadcrumbs": _task_vectors(_keep_band, elect_sign=False),
     "breadcrumbs_ties": _task_vectors(_keep_band, elect_sign=True),
+}
+"""methods whose forms are sums, which the kernels of the CPU and of GPUs compute"""
+
+_DIRECTIONS: Mapping[str, Builder] = {
+    "nuslerp": _nuslerp,
+    "multislerp": _multislerp,
+    "karcher": _karcher,
+    "model_stock": _model_stock,
+}
+"""methods of `evomerge.weights.fused.directions`, which may say that rounding would decide; sums unless they go by rows"""
+
+_FORMULAS: Mapping[str, Builder] = {
     "nearswap": _nearswap,
     "ram": _ram,
     "ramplus_tl": _ramplus_tl,
     "sce": _sce,
     "arcee_fusion": _arcee_fusion,
 }
+"""methods with formulas of their own, which only the CPU's kernels compute"""
 
-CPU_ONLY = ("arcee_fusion", "nearswap", "ram", "ramplus_tl", "sce")
-"""methods whose fused forms only the CPU's kernels compute"""
+_BUILDERS: Mapping[str, Builder] = {**_SUMS, **_DIRECTIONS, **_FORMULAS}
+
+CPU_ONLY = tuple(_FORMULAS)
 
 _SCORE_BYTES = 8
 """an importance as it is computed, and as quartiles are found"""
-
-_BY_DIRECTION = ("nuslerp", "multislerp", "karcher", "model_stock")
-"""methods of which `evomerge.weights.fused.directions` may say that rounding would decide"""
 
 
 def is_measured(step: TensorStep) -> bool:
@@ -381,7 +388,7 @@ def may_need_reference(step: TensorStep) -> bool:
     """Whether `fuse` may give None for the step, which only the values of its tensors can tell."""
     ranked = step.method in RANKED_METHODS and n_columns(step.shape) > MOST_RANKS
     too_large = step.method == "sce" and step.n_elements > MOST_PLACES
-    return step.method not in _BUILDERS or step.method in _BY_DIRECTION or ranked or too_large
+    return step.method not in _BUILDERS or step.method in _DIRECTIONS or ranked or too_large
 
 
 def fused_methods() -> tuple[str, ...]:
