@@ -189,6 +189,31 @@ def test_answers_are_scored_by_several_processes(folder: Path, tmp_path: Path) -
     assert found[0] == found[1] == [(number % 5 + 1) / 10 for number in range(12)]
 
 
+RATIOS = """
+def score(document, results):
+    return {"exact_match": (len(results[0]), len(document["q"]))}
+
+def ratio(pairs):
+    return sum(one for one, _ in pairs) / sum(other for _, other in pairs)
+"""
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_tasks_own_aggregation_runs_there_too(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "ratios.py").write_text(RATIOS)
+    metric = '[{"metric": "exact_match", "aggregation": !function ratios.ratio, "higher_is_better": true}]'
+    settings = {key: value for key, value in TASK.items() if key != "metric_list"}
+    (tmp_path / "t.yaml").write_text(
+        json.dumps(settings)[:-1] + f', "process_results": !function ratios.score, "metric_list": {metric}}}'
+    )
+    task = SandboxedTask(TaskSpec(str(tmp_path / "t.yaml")), folder / "model", timeout_s=30, processes=2)
+    scores = task.items(Split.SEARCH).score([], answers(connect="xxxx"))
+    task.close()
+    assert scores.mean() == pytest.approx((4 + 6) / sum(map(len, NAMES)))
+    assert scores.argmax() == NAMES.index("connect")
+
+
 def test_a_failing_scorer_is_one_failed_candidate(task: SandboxedTask) -> None:
     with pytest.raises(EvaluationError, match=r"item 2: the scorer fails: KeyError\('no gold'\)"):
         task.items(Split.SEARCH).score([], answers(overwrite="fail"))
