@@ -3,6 +3,7 @@
 from evomerge.build.problem import Problem
 from evomerge.build.strategies import chosen_strategy
 from evomerge.build.tasks import task_specs
+from evomerge.core import weights_in_mean
 from evomerge.evaluation.task_files import task_name
 from evomerge.evaluation.task_metrics import OTHER_SCALES, scored_metric
 from evomerge.space import Parameter
@@ -19,7 +20,8 @@ def describe(problem: Problem) -> list[str]:
     lines = [f"strategy    {choice.name}{why}, seed {config.seed}, budget {_budget(problem)}"]
     metrics = _metrics(problem)
     goals = [
-        f"{item.name} ({' '.join(filter(None, [item.direction.value, metrics.get(item.name)]))})"
+        f"{item.name} ({' '.join(filter(None, [item.direction.value, metrics.get(item.name)]))}"
+        f"{'' if item.weight is None else f', weight {item.weight:g}'})"
         for item in problem.objectives
     ]
     lines.append(f"objectives  {', '.join(goals)}")
@@ -62,29 +64,28 @@ def notes(problem: Problem) -> list[str]:
 
 
 def _on_objectives(problem: Problem) -> list[str]:
-    """Of a strategy that would take the mean of scores and costs."""
-    name, options = chosen_strategy(problem).name, problem.config.strategy.options
-    costs = [goal.name for goal in problem.objectives if goal.is_cost]
-    averages = getattr(strategy_class(name), "averages", False)
-    if not averages or not costs or len(problem.objectives) == 1 or options.get("weights") is not None:
+    """Of a strategy that would leave a cost out of the mean that it searches."""
+    name = chosen_strategy(problem).name
+    weights = weights_in_mean(problem.objectives)
+    costs = [goal.name for goal, weight in zip(problem.objectives, weights, strict=True) if not weight and goal.is_cost]
+    if not costs or not getattr(strategy_class(name), "averages", False):
         return []
-    advice = "give strategy.weights, or take" if name == "cma_es" else "take"
     return [
-        f"objectives: {name} searches for the best mean of all objectives, in which {', '.join(costs)} may outweigh scores from 0 to 1; "
-        f"{advice} a strategy that keeps them apart (nsga2, map)"
+        f"objectives: {name} searches for the best mean of the scores, in which {', '.join(costs)} does not count; give it a weight, or take a strategy "
+        "that keeps objectives apart (nsga2, map)"
     ]
 
 
 def _on_scales(problem: Problem) -> list[str]:
     """Of scores whose mean, by which the best is chosen, is one of hundredths and of whole points."""
     metrics = {name: metric.partition(",")[0] for name, metric in _metrics(problem).items()}
-    scores = [goal.name for goal in problem.objectives if not goal.is_cost]
-    others = [name for name in scores if metrics.get(name) in OTHER_SCALES]
-    if not others or len({metrics.get(name) for name in scores}) == 1:
+    scores = [goal for goal in problem.objectives if not goal.is_cost]
+    others = [goal.name for goal in scores if goal.weight is None and metrics.get(goal.name) in OTHER_SCALES]
+    if not others or len({metrics.get(goal.name) for goal in scores}) == 1:
         return []
     return [
         f"objectives: {', '.join(f'{name} ({metrics[name]})' for name in others)} may outweigh scores from 0 to 1 in the mean of all, by which the best is "
-        "chosen; the front does not depend on it: export --pick knee, or a candidate of the front"
+        "chosen; give it a weight, e.g. 0.01 to BLEU"
     ]
 
 

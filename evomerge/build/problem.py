@@ -67,7 +67,7 @@ class Problem:
         """What is optimised: the configured objectives, else every task.
 
         Raises:
-            ConfigError: an objective that no task produces, or that stands twice.
+            ConfigError: an objective that no task produces, or that stands twice, or none that has a weight.
         """
         if not self.config.objectives:
             return tuple(Objective(name) for name in self.task_names)
@@ -75,18 +75,21 @@ class Problem:
         for name in wanted:
             if wanted.count(name) > 1:
                 raise ConfigError(f"objectives: {name!r} stands twice")
+        if all(item.weight == 0.0 for item in self.config.objectives):
+            raise ConfigError("objectives: every weight is 0; one must be positive")
         for item in self.config.objectives:
             costs = [f"cost.{name}" for name in COSTS]
             if item.name not in self.task_names and item.name not in costs:
                 known = ", ".join([*self.task_names, *costs])
                 raise ConfigError(f"objectives: no task produces {item.name!r}; known: {known}")
-        return tuple(Objective(item.name, _direction(item)) for item in self.config.objectives)
+        return tuple(Objective(item.name, _direction(item), item.weight) for item in self.config.objectives)
 
     def objectives_json(self) -> list[Json]:
         """The objectives as the journal keeps them."""
         references = {item.name: item.reference for item in self.config.objectives}
         return [
             {"name": item.name, "direction": item.direction.value, "reference": references.get(item.name)}
+            | ({} if item.weight is None else {"weight": item.weight})
             for item in self.objectives
         ]
 

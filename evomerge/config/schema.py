@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from evomerge.config.short_forms import long_form, long_forms, path_and_lora
+from evomerge.config.short_forms import long_form, long_forms, path_and_lora, weights_of_objectives
 from evomerge.core import canonical_json
 
 
@@ -197,6 +197,8 @@ class ObjectiveConfig(_Strict):
     """a task's name or cost.<key>, e.g. cost.generated_tokens or cost.layers"""
     direction: Literal["maximize", "minimize"] | None = None
     """default: minimize for costs, maximize for tasks; a task of whose metric lower is better needs one"""
+    weight: float | None = Field(default=None, ge=0.0)
+    """what it counts in the mean of all, by which the best is chosen and strategies of one objective search; default 1, of a cost beside scores 0"""
     reference: float | None = None
     """the worst score that still counts in the hypervolume; default 0 for a task that is maximised, else the worst baseline"""
 
@@ -386,6 +388,11 @@ class SearchConfig(_Strict):
     def expert_keys(self) -> dict[str, str]:
         """The name of every expert -> what recipes call it; empty for the synthetic evaluation."""
         return {name: model.key for name, model in self.models.experts.items()} if self.models else {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights(cls, data: Any) -> Any:
+        return weights_of_objectives(data)
 
     @field_validator("tasks", mode="before")
     @classmethod

@@ -14,6 +14,19 @@ def long_forms(value: Any, key: str) -> Any:
     return [long_form(item, key) for item in value] if isinstance(value, list) else value
 
 
+def weights_of_objectives(config: Any) -> Any:
+    """A configuration with the weights of its strategy, where runs begun before 2026-11-28 have them, as those of its objectives."""
+    strategy = config.get("strategy") if isinstance(config, dict) else None
+    if not (isinstance(strategy, dict) and isinstance(strategy.get("weights"), dict)):
+        return config
+    weights = strategy["weights"]
+    objectives = long_forms(config.get("objectives") or list(weights), "name")
+    return config | {
+        "strategy": {key: value for key, value in strategy.items() if key != "weights"},
+        "objectives": [{**item, "weight": weights.get(item.get("name"))} for item in objectives],
+    }
+
+
 def path_and_lora(value: Any) -> Any:
     """The settings of a model that is given in its short form; anything else as it is."""
     if not isinstance(value, str):

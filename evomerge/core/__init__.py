@@ -45,6 +45,7 @@ from evomerge.core.records import (
     Split,
     Status,
     to_losses,
+    weights_in_mean,
 )
 from evomerge.core.safe_yaml import load_yaml, load_yaml_documents
 from evomerge.core.spelling import did_you_mean
@@ -90,5 +91,6 @@ __all__ = [
     "model_name",
     "random_stream",
     "to_losses",
+    "weights_in_mean",
     "why_unreadable",
 ]

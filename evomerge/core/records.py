@@ -62,10 +62,17 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A named score to be optimised; `name` is a task's name or `cost.<key>`."""
+    """A named score to be optimised.
+
+    Attributes:
+        name: a task's name or `cost.<key>`.
+        direction: which way is better.
+        weight: what it counts in a mean of objectives; None = see `weights_in_mean`.
+    """
 
     name: str
     direction: Direction = Direction.MAXIMIZE
+    weight: float | None = None
 
     @property
     def is_cost(self) -> bool:
@@ -76,6 +83,15 @@ class Objective:
     def sign(self) -> float:
         """1.0 where a higher score is better, else -1.0: what makes its scores alike, and losses of them when turned around."""
         return 1.0 if self.direction is Direction.MAXIMIZE else -1.0
+
+
+def weights_in_mean(objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """What each objective counts in their mean: its weight; without one a score counts 1, and a cost, in other units, only where nothing else does."""
+    only_costs = all(objective.is_cost and not objective.weight for objective in objectives)
+    return tuple(
+        float(only_costs or not objective.is_cost) if objective.weight is None else objective.weight
+        for objective in objectives
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 
 from evomerge.archive import Front, knee
-from evomerge.core import Direction, Evaluation, JournalError, Objective, Split, Status
+from evomerge.core import Direction, Evaluation, JournalError, Objective, Split, Status, weights_in_mean
 from evomerge.search.state import RunState
 from evomerge.search.tables import Entry
 from evomerge.strategy import candidate_id
 
 
 def utility(objectives: Sequence[Objective], evaluation: Evaluation) -> float:
-    """Mean of the objectives, the minimised ones negated; higher is better.
-
-    Costs (`cost.*`) have other units and are left out unless they are all there is.
-    """
-    scores = [objective for objective in objectives if not objective.is_cost] or list(objectives)
-    return sum(item.sign * evaluation.value(item.name) for item in scores) / len(scores)
+    """Mean of the objectives, weighted as `weights_in_mean` says, the minimised ones negated; higher is better."""
+    weights = weights_in_mean(objectives)
+    pairs = [(item, weight) for item, weight in zip(objectives, weights, strict=True) if weight]
+    return sum(weight * item.sign * evaluation.value(item.name) for item, weight in pairs) / sum(weights)
 
 
 def standing(objectives: Sequence[Objective], evaluation: Evaluation) -> tuple[float, ...]:

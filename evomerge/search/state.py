@@ -116,7 +116,9 @@ class RunState:
         if self.run:
             raise JournalError("the journal has two `run` records")
         self.run = event
-        self.objectives = tuple(Objective(item["name"], Direction(item["direction"])) for item in event["objectives"])
+        self.objectives = tuple(
+            Objective(item["name"], Direction(item["direction"]), item.get("weight")) for item in event["objectives"]
+        )
 
     def _on_session(self, event: Mapping[str, Any]) -> None:
         self.failed_in_a_row = 0  # whoever resumes a run that only failed has mended why

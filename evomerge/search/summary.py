@@ -1,11 +1,12 @@
 """`summary.json`: what a run found, with standard errors and paired comparisons. Numbers only; the CLI makes the table."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from evomerge.core import Evaluation, Json, Objective, Split, Status
+from evomerge.core import Evaluation, Json, Objective, Split, Status, weights_in_mean
 from evomerge.search.front_files import front_json
 from evomerge.search.ranking import front_of, leader, utility
 from evomerge.search.state import RunState
@@ -62,8 +63,9 @@ def overhead(state: RunState) -> dict[str, Json]:
 
 def mean_with_error(objectives: tuple[Objective, ...], evaluation: Evaluation) -> tuple[float, float]:
     """`utility` and its standard error (items of different tasks are independent)."""
-    errors = [evaluation.stderr[item.name] for item in objectives if item.name in evaluation.stderr]
-    return utility(objectives, evaluation), float(np.sqrt(np.sum(np.square(errors)))) / max(1, len(errors))
+    weights = weights_in_mean(objectives)
+    errors = [weight * evaluation.stderr.get(item.name, 0.0) for item, weight in zip(objectives, weights, strict=True)]
+    return utility(objectives, evaluation), float(np.sqrt(np.sum(np.square(errors)))) / sum(weights)
 
 
 def _scores(state: RunState, details: Mapping[str, Mapping[str, Any]]) -> dict[str, Json]:
@@ -122,15 +124,23 @@ def _comparisons(state: RunState, read_items: ReadItems) -> dict[str, Json]:
 
 
 def paired_difference(objectives: tuple[Objective, ...], first: Evaluation, second: Evaluation) -> tuple[float, float]:
-    """Mean over tasks of `first` - `second` (positive: first is better) and its standard error, item by item; two items of each at least."""
-    means, variances = [], []
-    for objective in objectives:
-        if objective.name in first.item_scores:
-            ours, theirs = first.item_scores[objective.name], second.item_scores[objective.name]
-            difference = objective.sign * (ours.astype(np.float64) - theirs)
-            means.append(difference.mean())
-            variances.append(difference.var(ddof=1) / len(difference))
-    return float(np.mean(means)), float(np.sqrt(np.sum(variances))) / len(means)
+    """`utility` of `first` minus that of `second` (positive: first is better) and its standard error, item by item; two items of each task at least.
+
+    Costs differ as they do, without error.
+    """
+    weights = weights_in_mean(objectives)
+    total = variance = 0.0
+    for objective, weight in zip(objectives, weights, strict=True):
+        if not weight:
+            continue
+        if objective.name not in first.item_scores:
+            total += weight * objective.sign * (first.value(objective.name) - second.value(objective.name))
+            continue
+        ours, theirs = first.item_scores[objective.name], second.item_scores[objective.name]
+        difference = objective.sign * (ours.astype(np.float64) - theirs)
+        total += weight * float(difference.mean())
+        variance += weight**2 * float(difference.var(ddof=1)) / len(difference)
+    return total / sum(weights), math.sqrt(variance) / sum(weights)
 
 
 def headline(state: RunState, details: Mapping[str, Mapping[str, float]]) -> tuple[list[str], str | None]:

@@ -59,7 +59,7 @@ class CatCma(ReplayStrategy):
         self._optimizer: CatCMAwM | None = None
         self._solutions: dict[str, CatCMAwM.Solution] = {}
         self._finished: list[tuple[CatCMAwM.Solution, float | None]] = []
-        self._losses = MeanLoss(self.name)
+        self._losses = MeanLoss(self.name, self.objectives)
 
     def recommend(self) -> Candidate:
         """The evaluated candidate with the smallest mean loss; the first told of equals."""

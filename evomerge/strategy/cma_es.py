@@ -48,7 +48,6 @@ MIN_GROUPED_DIMENSION = 13
 """In 12 dimensions the model learns what every coordinate does as soon as it is of use."""
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class CmaEsOptions(StrategyOptions):
@@ -94,10 +93,6 @@ class CmaEsOptions(StrategyOptions):
         description="raise the step size while the evaluations' standard errors say that the order of results is largely "
         "chance (the rule of UH-CMA-ES, 10.1109/TEVC.2008.924423)",
     )
-    weights: dict[str, Weight] | None = Field(
-        None,
-        description="objective name -> weight of its loss in the (weighted) mean that is minimised; None: all equal",
-    )
 
 
 class CmaEs(ReplayStrategy):
@@ -117,7 +112,6 @@ class CmaEs(ReplayStrategy):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.max_known = 0 if self.options.variant == "vkd" else _MAX_KNOWN
-        self._weights = self._chosen_weights()
         if isinstance(self.options.start, tuple) and len(self.options.start) != self.dimension:
             raise ConfigError(
                 f"strategy cma_es: start has {len(self.options.start)} coordinates, the space has {self.dimension}"
@@ -129,7 +123,7 @@ class CmaEs(ReplayStrategy):
         self._doublings = 0
         self._spent = {"large": 0, "small": 0}
         self._regime: Literal["large", "small"] = "large"
-        self._losses = MeanLoss(self.name, self._weights)
+        self._losses = MeanLoss(self.name, self.objectives)
         self._surrogate = self._chosen_surrogate()
         self._correlation = self._chosen_correlation()
         self._groups = self.families if self._correlation > 0.0 else None
@@ -173,23 +167,10 @@ class CmaEs(ReplayStrategy):
             return
         self._spent[self._regime] += 1
         known = self.options.item_noise and told.stderr
-        noise = float(np.linalg.norm(self._weights * np.array(told.stderr))) if known else 0.0
+        noise = float(np.linalg.norm(self._losses.weights * np.array(told.stderr))) if known else 0.0
         self._run.tell(number, loss, noise)
         if self.options.restarts != "none" and self._run.stop_reasons() and not self._exhausted():
             self._restart()
-
-    def _chosen_weights(self) -> Floats:
-        names = [objective.name for objective in self.objectives]
-        given = self.options.weights
-        if given is None:
-            return np.full(len(names), 1.0 / len(names))
-        if sorted(given) != sorted(names) or sum(given.values()) <= 0.0:
-            raise ConfigError(
-                f"strategy cma_es: weights must give every objective ({', '.join(names)}) a weight, one of them positive; "
-                f"got {dict(given)}"
-            )
-        weights = np.array([given[name] for name in names])
-        return np.asarray(weights / weights.sum())
 
     def _chosen_surrogate(self) -> Literal["none", "diagonal", "quadratic"]:
         wanted, variant = self.options.surrogate, self.options.variant

@@ -1,8 +1,10 @@
-"""Several losses as one: their mean, perhaps weighted, and the candidate with the smallest."""
+"""Several losses as one: their weighted mean, and the candidate with the smallest."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge.core import Candidate, EvaluationError
+from evomerge.core import Candidate, EvaluationError, Objective, weights_in_mean
 from evomerge.strategy.base import Floats, Told
 
 
@@ -11,18 +13,23 @@ class MeanLoss:
 
     Args:
         strategy: whose name errors begin with.
-        weights: (m,), with a sum of 1; None = all alike.
+        objectives: m of them, whose losses results have.
+
+    Attributes:
+        weights: (m,), with a sum of 1.
     """
 
-    def __init__(self, strategy: str, weights: Floats | None = None) -> None:
-        self._strategy, self._weights = strategy, weights
+    def __init__(self, strategy: str, objectives: Sequence[Objective]) -> None:
+        self._strategy = strategy
+        weights = np.array(weights_in_mean(objectives))
+        self.weights: Floats = weights / weights.sum()
         self._best: tuple[float, Candidate] | None = None
 
     def take(self, told: Told) -> float | None:
         """The mean loss of a result; None where it has no losses."""
         if told.losses is None:
             return None
-        loss = float(np.mean(told.losses) if self._weights is None else np.dot(self._weights, told.losses))
+        loss = float(np.dot(self.weights, told.losses))
         if self._best is None or loss < self._best[0]:
             self._best = (loss, told.candidate)
         return loss

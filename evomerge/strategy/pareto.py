@@ -54,7 +54,7 @@ class Ga(Nsga2):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._problem = Problem(n_var=self.dimension, n_obj=1, xl=0.0, xu=1.0)
-        self._losses = MeanLoss(self.name)
+        self._losses = MeanLoss(self.name, self.objectives)
 
     def recommend(self) -> Candidate:
         """The evaluated candidate with the smallest mean loss; the first told of equals."""

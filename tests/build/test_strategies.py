@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from evomerge.build import describe, make_problem, parse_config, resume_search, start_search
+from evomerge.build import describe, make_problem, open_run, parse_config, resume_search, start_search
 from evomerge.build.strategies import chosen_strategy
+from evomerge.search import leader
 
 
 def problem(function: str, dimension: int, **changes: Any) -> Any:
@@ -46,17 +47,57 @@ def test_options_are_those_of_the_chosen_strategy() -> None:
         problem("zdt1", 3, strategy={"name": "auto", "sigma0": 0.3})
 
 
+@pytest.mark.parametrize("strategy", ["cma_es", {"name": "ga", "population_size": 6}])
+def test_weights_of_objectives_decide_what_is_best(strategy: Any, tmp_path: Path) -> None:
+    """Of two objectives that want opposite corners the heavy one's."""
+    best = {}
+    for heavy in ("f1", "f2"):
+        goals = [{"name": name, "weight": 9 if name == heavy else 1} for name in ("f1", "f2")]
+        config = problem("zdt1", 4, strategy=strategy, objectives=goals, budget={"evaluations": 60}).config
+        start_search(config, tmp_path / heavy)
+        resume_search(tmp_path / heavy, overrides=["budget.evaluations=70"])
+        run = open_run(tmp_path / heavy)
+        best[heavy] = run.evaluation(str(leader(run.state))).scores
+        means = [
+            (9 * row.scores[heavy] + sum(row.scores.values()) - row.scores[heavy]) / 10 for row in run.state.evaluated()
+        ]
+        assert max(means) == pytest.approx((8 * best[heavy][heavy] + sum(best[heavy].values())) / 10)
+    assert best["f1"]["f1"] > best["f2"]["f1"]
+    assert best["f2"]["f2"] > best["f1"]["f2"]
+
+
+def test_weights_of_an_older_configuration_are_those_of_its_objectives() -> None:
+    old = {
+        "strategy": {"name": "cma_es", "weights": {"f1": 1, "cost.layers": 0.01}},
+        "objectives": ["f1", "cost.layers"],
+    }
+    new = {"strategy": "cma_es", "objectives": [{"name": "f1", "weight": 1}, {"name": "cost.layers", "weight": 0.01}]}
+    assert problem("sphere", 3, **old).config == problem("sphere", 3, **new).config
+    goals = problem("sphere", 3, strategy={"name": "cma_es", "weights": {"f1": 2}}).objectives
+    assert [(goal.name, goal.weight) for goal in goals] == [("f1", 2.0)]
+
+
+@pytest.mark.parametrize("weights", [[0], [-1], ["x"]])
+def test_wrong_weights_are_named(weights: list[Any]) -> None:
+    with pytest.raises(Exception, match="weight"):
+        problem("sphere", 3, objectives=[{"name": "f1", "weight": weight} for weight in weights])
+
+
 @pytest.mark.parametrize(
     ("strategy", "objectives", "noted"),
     [
         ("cma_es", ["f1", "cost.generated_tokens"], True),
         ("ga", ["f1", "cost.layers"], True),
+        ("cma_es", ["f1", {"name": "cost.layers", "weight": 0.01}], False),
         ({"name": "cma_es", "weights": {"f1": 1, "cost.layers": 0.01}}, ["f1", "cost.layers"], False),
         ("cma_es", ["f1"], False),
         ("cma_es", ["cost.layers"], False),
         ("auto", ["f1", "cost.layers"], False),
     ],
 )
-def test_a_mean_of_scores_and_costs_is_noted(strategy: Any, objectives: list[str], noted: bool) -> None:
+def test_a_cost_that_does_not_count_is_noted(strategy: Any, objectives: list[Any], noted: bool) -> None:
     lines = describe(problem("sphere", 3, strategy=strategy, objectives=objectives))
-    assert any("may outweigh scores" in line for line in lines) == noted
+    assert (
+        any("cost.generated_tokens does not count" in line or "cost.layers does not count" in line for line in lines)
+        == noted
+    )

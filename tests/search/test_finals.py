@@ -163,6 +163,25 @@ def test_costs_do_not_enter_the_mean_of_scores_and_their_reference_is_the_worst_
     assert front_json(state, front_of(state))["hypervolume"] == pytest.approx(0.5 * 20)
 
 
+def test_weights_say_what_counts_in_the_mean() -> None:
+    objectives = (
+        Objective("f", weight=3.0),
+        Objective("g"),
+        Objective("h", weight=0.0),
+        Objective("cost.tokens", Direction.MINIMIZE, weight=0.1),
+    )
+    items = {"f": np.float32([0, 1]), "g": np.float32([1, 1]), "h": np.float32([0, 9])}
+    one = Evaluation("a", Split.REPORT, Status.OK, scores={"f": 0.5, "g": 1.0, "h": 4.5}, stderr={"f": 0.5, "g": 0.0, "h": 1.0},
+                     item_scores=items, cost={"tokens": 10.0})  # fmt: skip
+    assert utility(objectives, one) == pytest.approx((1.5 + 1.0 - 1.0) / 4.1)
+    assert mean_with_error(objectives, one) == pytest.approx(((1.5 + 1.0 - 1.0) / 4.1, 1.5 / 4.1))
+    other = replace(one, scores={"f": 0.0, "g": 1.0, "h": 0.0}, cost={"tokens": 20.0},
+                    item_scores=items | {"f": np.float32([0, 0]), "h": np.float32([0, 0])})  # fmt: skip
+    difference, error = paired_difference(objectives, one, other)
+    assert difference == pytest.approx(utility(objectives, one) - utility(objectives, other))
+    assert error == pytest.approx(3.0 * 0.5 / 4.1)
+
+
 def test_paired_differences_use_the_same_items() -> None:
     rng = np.random.default_rng(0)
     difficulty = rng.random(4000)
