@@ -108,7 +108,7 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
     ),
     "ga": (StrategyCase("ga", options={"population_size": 6}, choices=(0, 3, 2, 0)),),
     "cma_es": (
-        StrategyCase("cma_es", n_objectives=1, options={"variant": "sep", "weights": {"f0": 2.0}}),
+        StrategyCase("cma_es", n_objectives=1, options={"variant": "sep"}),
         StrategyCase("cma_es", n_objectives=1, options={"variant": "vkd", "restarts": "none"}),
         StrategyCase("cma_es", dimension=2, options={"item_noise": True}),
         StrategyCase("cma_es", n_objectives=1, options={"surrogate": "diagonal"}),
