@@ -34,7 +34,6 @@ from evomerge.core import (
 from evomerge.space import choices_at, middles_of
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
 from evomerge.strategy.replay_log import BestKnown, ReplayLog, digest, read_adopted, read_result, read_seed, rows_of
-from evomerge.strategy.sampling import UniformStream
 
 _ASKED_ID = re.compile(r"c\d+")
 """What a proposal's id looks like; seeds have other ids."""
@@ -273,10 +272,9 @@ class ReplayStrategy(ABC):
         """`proposal`, or in its place, where its result is known, the first of a few uniform points of which that is not so."""
         if self._key(proposal.genome) not in self._result_at:
             return proposal
-        points = UniformStream(self.dimension, random_stream(self.random_seed, self.name, "unknown", self._n_asked))
-        genome = next(
-            (one for _ in range(self.max_known) if self._key(one := points.next()) not in self._result_at), None
-        )
+        stream = random_stream(self.random_seed, self.name, "unknown", self._n_asked)
+        points = (VectorGenome(tuple(stream.random(self.dimension).tolist())) for _ in range(self.max_known))
+        genome = next((one for one in points if self._key(one) not in self._result_at), None)
         if genome is None:
             return proposal
         self._adopt(Candidate(self._next_id, genome), proposal.genome)
