@@ -32,10 +32,10 @@ def describe(problem: Problem) -> list[str]:
     ]
     lines += _describe_space(problem)
     if problem.template is not None:
-        header = next(iter(problem.headers.values()))
+        header, megabytes = next(iter(problem.headers.values())), problem.check_plans() / 1e6
         lines.append(
             f"models      {len(problem.headers)} x {header.architecture}, {header.n_layers} layers, "
-            f"{problem.check_plans() / 1e6:.1f} MB a candidate"
+            f"{megabytes:{',.1f' if megabytes >= 1 else '.2g'}} MB a candidate"
         )
         lines.append(f"baselines   {', '.join(item.id for item in problem.baselines())}")
         lines += [
@@ -118,7 +118,7 @@ def _describe_space(problem: Problem) -> list[str]:
         ]
     space = problem.space
     shown = space.parameters[:6]
-    lines = [f"space       {space.dimension} parameters"]
+    lines = [f"space       {space.dimension} parameter{'s' if space.dimension > 1 else ''}"]
     lines += [f"            {item.name} in {_values(item)}" for item in shown]
     if len(shown) < space.dimension:
         lines.append(f"            ... {space.dimension - len(shown)} more")
