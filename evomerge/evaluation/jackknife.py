@@ -15,7 +15,7 @@ MOST_GROUPS = 200
 """The statistic is computed as often: of 200 pairs of numbers in a tenth of a millisecond to some milliseconds."""
 
 MOST_GROUPS_OF_TEXTS = 20
-"""Of 400 pairs of sentences BLEU takes 0.1 s."""
+"""Of 400 pairs of sentences BLEU takes 0.05 s, chrF 0.13 s."""
 
 
 def item_scores(values: Sequence[Any], statistic: Callable[[Sequence[Any]], Any]) -> NDArray[np.float64]:
