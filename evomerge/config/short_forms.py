@@ -15,15 +15,26 @@ def long_forms(value: Any, key: str) -> Any:
 
 
 def weights_of_objectives(config: Any) -> Any:
-    """A configuration with the weights of its strategy, where runs begun before 2026-11-28 have them, as those of its objectives."""
+    """A configuration with the weights of `cma_es`, where runs begun before 2026-11-28 have them, as those of its objectives.
+
+    Raises:
+        ValueError: they are not those of all objectives.
+    """
     strategy = config.get("strategy") if isinstance(config, dict) else None
-    if not (isinstance(strategy, dict) and isinstance(strategy.get("weights"), dict)):
+    if not isinstance(strategy, dict) or strategy.get("name", "cma_es") not in ("cma_es", "auto"):
         return config
-    weights = strategy["weights"]
+    weights = strategy.get("weights")
+    if not isinstance(weights, dict):
+        return config
     objectives = long_forms(config.get("objectives") or list(weights), "name")
+    names = [item.get("name") for item in objectives if isinstance(item, dict)] if isinstance(objectives, list) else []
+    if set(names) != set(weights) or len(names) != len(objectives):
+        raise ValueError(
+            "strategy.weights: give each objective its weight instead: objectives: [{name: ..., weight: ...}]"
+        )
     return config | {
         "strategy": {key: value for key, value in strategy.items() if key != "weights"},
-        "objectives": [{**item, "weight": weights.get(item.get("name"))} for item in objectives],
+        "objectives": [{**item, "weight": weights[item["name"]]} for item in objectives],
     }
 
 

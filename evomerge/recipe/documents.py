@@ -77,7 +77,7 @@ def places_of(recipe: Recipe, folder: str) -> tuple[str, ...]:
         places.append("base_model")
     for number, piece in enumerate(recipe.slices):
         listed = "models" if piece.sources[0].layer_range is None else f"slices[{number}].sources"
-        where = listed if piece.module is None else f"modules.{piece.module}"
+        where = listed if piece.module is None else f"modules.{piece.module}.{listed}"
         if piece.base is not None and folder in _folders(recipe.source(piece.base)):
             places.append(f"slices[{number}].base_model")
         places += [f"{where}[{index}]" for index, source in enumerate(piece.sources) if folder in _folders(source)]

@@ -8,6 +8,7 @@ import pytest
 
 from evomerge.build import describe, make_problem, open_run, parse_config, resume_search, start_search
 from evomerge.build.strategies import chosen_strategy
+from evomerge.core import ConfigError
 from evomerge.search import leader
 
 
@@ -75,11 +76,14 @@ def test_weights_of_an_older_configuration_are_those_of_its_objectives() -> None
     assert problem("sphere", 3, **old).config == problem("sphere", 3, **new).config
     goals = problem("sphere", 3, strategy={"name": "cma_es", "weights": {"f1": 2}}).objectives
     assert [(goal.name, goal.weight) for goal in goals] == [("f1", 2.0)]
+    for wrong in ({"f2": 1}, {"f1": 1, "f2": 1}, {}):
+        with pytest.raises(ConfigError, match=r"strategy\.weights: give each objective its weight instead"):
+            problem("sphere", 3, strategy={"name": "cma_es", "weights": wrong}, objectives=["f1"])
 
 
 @pytest.mark.parametrize("weights", [[0], [-1], ["x"]])
 def test_wrong_weights_are_named(weights: list[Any]) -> None:
-    with pytest.raises(Exception, match="weight"):
+    with pytest.raises(ConfigError, match=r"objectives(\.0\.weight)?: .*(0|number)"):
         problem("sphere", 3, objectives=[{"name": "f1", "weight": weight} for weight in weights])
 
 

@@ -3,6 +3,7 @@ import os
 import sys
 
 import pytest
+from generation_task import GENERATE, ROWS
 
 from evomerge.core import random_stream
 from evomerge.engine import engine_environment
@@ -81,3 +82,24 @@ def task_folder(tmp_path_factory):
         "metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}, {metric: bits_per_byte}]\n"
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(models):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(models[0])
+
+
+@pytest.fixture
+def write_task(tmp_path):
+    """write(rows of the report split, **changed settings) -> path of the task file (JSON is YAML)."""
+
+    def write(report=ROWS[6:], search=ROWS[:6], text=None, **changes):
+        for name, rows in (("search", search), ("report", report)):
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        path = tmp_path / "t.yaml"
+        path.write_text(text or json.dumps(GENERATE | changes))
+        return str(path)
+
+    return write

@@ -1,12 +1,11 @@
 """What a task file may say, what it may not, and how that is told."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from generation_task import GENERATE, ROWS
 
 from evomerge.cli.tables import print_items
 from evomerge.core import Evaluation, EvaluationError, Split, Status
@@ -15,37 +14,6 @@ from evomerge.evaluation import TaskSpec, load_task
 from evomerge.evaluation.shown_items import show_items
 from evomerge.evaluation.task_checks import check_supported
 from evomerge.evaluation.task_files import check_task, data_files, task_fingerprint
-
-ROWS = [{"q": f"question {i}", "a": f"answer {i}"} for i in range(12)]
-GENERATE = {
-    "task": "t",
-    "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {"search": "search.jsonl", "report": "report.jsonl"}},
-    "output_type": "generate_until",
-    "doc_to_text": "{{q}}",
-    "doc_to_target": "a",
-    "generation_kwargs": {"until": ["."], "max_gen_toks": 4},
-    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-}
-
-
-@pytest.fixture(scope="session")
-def tokenizer(models):
-    return AutoTokenizer.from_pretrained(models[0])
-
-
-@pytest.fixture
-def write_task(tmp_path):
-    """write(rows of the report split, **changed settings) -> path of the task file (JSON is YAML)."""
-
-    def write(report=ROWS[6:], search=ROWS[:6], text=None, **changes):
-        for name, rows in (("search", search), ("report", report)):
-            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        path = tmp_path / "t.yaml"
-        path.write_text(text or json.dumps(GENERATE | changes))
-        return str(path)
-
-    return write
 
 
 def test_templates_are_compiled_once(write_task, tokenizer):
@@ -391,49 +359,6 @@ def test_examples_come_from_a_split_that_there_is(write_task, settings):
     check_task(TaskSpec(path), [Split.SEARCH])
     with pytest.raises(EvaluationError, match=r"fewshot_split: no split 'serch'; did you mean 'search'\?"):
         check_task(TaskSpec(path, num_fewshot=2), [Split.SEARCH])
-
-
-def test_a_metric_of_all_items_that_fails_is_named(write_task, tokenizer):
-    """lm-eval's F1 is of two classes."""
-    path = write_task(
-        output_type="multiple_choice", doc_to_choice=["a", "b", "c"], doc_to_target=2, metric_list=[{"metric": "f1"}]
-    )
-    items = load_task(TaskSpec(path), tokenizer).items(Split.SEARCH)
-    with pytest.raises(
-        EvaluationError, match=r"split 'search': metric 'f1' of its items fails: .*pos_label=1 is not a valid label"
-    ):
-        items.score([LogLikelihood(-float(n % 3), False) for n in range(18)], [])
-
-
-TEXTS = {
-    "output_type": "loglikelihood_rolling",
-    "doc_to_text": "",
-    "doc_to_target": "{{a}}",
-    "metric_list": [{"metric": "bits_per_byte"}],
-}
-
-
-def test_whole_texts_are_scored_in_windows(write_task, tokenizer):
-    rows = [{"q": "", "a": text} for text in ("a b c d e f g h i j", "", "k l")]
-    items = load_task(TaskSpec(write_task(report=rows, **TEXTS), window=8), tokenizer).items(Split.REPORT)
-    assert items.longest == 8
-    assert all(len(one.context) + len(one.continuation) <= 8 for one in items.likelihoods)
-    told = [token for one in items.likelihoods for token in one.continuation]
-    assert tokenizer.decode(told).replace("<bos>", "").replace(" ", "") == "abcdefghijkl"
-    assert items.counts[1] == 0
-    scores = items.score([LogLikelihood(-math.log(2), False) for _ in items.likelihoods], [])
-    assert scores.mean() == pytest.approx(len(items.likelihoods) / len("a b c d e f g h i jk l"))
-
-
-def test_whole_texts_need_a_window_and_words(write_task, tokenizer):
-    path = write_task(**TEXTS)
-    for check in (check_supported, lambda spec: load_task(spec, tokenizer)):
-        with pytest.raises(EvaluationError, match=r"in pieces of engine\.max_model_len tokens: set that"):
-            check(TaskSpec(path))
-        with pytest.raises(EvaluationError, match="num_fewshot: 2 has no effect"):
-            check(TaskSpec(path, window=8, num_fewshot=2))
-    with pytest.raises(EvaluationError, match="split 'report': its texts are empty"):
-        load_task(TaskSpec(write_task(report=[{"q": "", "a": ""}], **TEXTS), window=8), tokenizer)
 
 
 def test_too_long_items(write_task, tokenizer):
