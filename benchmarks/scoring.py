@@ -91,14 +91,14 @@ def as_lm_eval(llm: Any, requests: list[LogLikelihoodRequest]) -> list[float]:
 def measured(llm: Any, answer: Callable[[], list[float]]) -> tuple[list[float], int, float]:
     """Answers, tokens through the model, and the least processor seconds."""
     computed: list[int] = []
-    generate = llm.generate
+    run_engine = llm._run_engine
 
     def counting(*arguments: Any, **settings: Any) -> Any:
-        outputs = generate(*arguments, **settings)
+        outputs = run_engine(*arguments, **settings)
         computed.extend(len(output.prompt_token_ids) - (output.num_cached_tokens or 0) for output in outputs)
         return outputs
 
-    llm.generate = counting
+    llm._run_engine = counting
     try:
         seconds = []
         for _ in range(N_ROUNDS):
@@ -107,7 +107,7 @@ def measured(llm: Any, answer: Callable[[], list[float]]) -> tuple[list[float], 
             answers = answer()
             seconds.append(time.process_time() - started)
     finally:
-        llm.generate = generate
+        llm._run_engine = run_engine
     return answers, sum(computed), min(seconds)
 
 

@@ -4,8 +4,8 @@ A compact loop instead of `model.generate`, which prepares far more than arg max
 """
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,43 +29,52 @@ class Decoder:
     tokenizer: Any
     end_tokens: frozenset[int]
 
-    def text(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        """What `tokens` add to `prompt`, without special tokens and without an unfinished character at the end."""
+    def after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
+        """A function of tokens: what they add to `prompt`, without special tokens and without an unfinished character at the end."""
         context = list(prompt[-_CONTEXT_TOKENS:])
-        before = self.tokenizer.decode(context, skip_special_tokens=True)
-        both = self.tokenizer.decode([*context, *tokens], skip_special_tokens=True)
-        text: str = (
-            both[len(before) :] if both.startswith(before) else self.tokenizer.decode(tokens, skip_special_tokens=True)
-        )
-        return text.rstrip("�")
+        before = self._plain(context)
+
+        def text(tokens: Sequence[int]) -> str:
+            both = self._plain([*context, *tokens])
+            added = both[len(before) :] if both.startswith(before) else self._plain(tokens)
+            return added.rstrip("\ufffd")
+
+        return text
+
+    def _plain(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
 
-@dataclass(slots=True)
 class _Row:
-    request: GenerateRequest
-    room: int
-    tokens: list[int] = field(default_factory=list)
-    text: str | None = None
+    """A prompt and what has been generated after it, at most `room` tokens."""
 
-    def add(self, token: int, decoder: Decoder) -> bool:
-        """Appends a token; True when the text is finished."""
-        self.tokens.append(token)
-        if token in decoder.end_tokens:
-            self.text = decoder.text(self.request.prompt, self.tokens[:-1])  # which need not be a special token
+    def __init__(self, request: GenerateRequest, room: int, decoder: Decoder) -> None:
+        self._stop, self._room, self._end_tokens = request.stop, room, decoder.end_tokens
+        self._text_of = decoder.after(request.prompt)
+        self._tokens: list[int] = []
+        self._n_tokens = 0
+        self._text = ""
+
+    def add(self, token: int) -> bool:
+        """Takes the next token; True when the text is finished."""
+        self._n_tokens += 1
+        if token in self._end_tokens:  # which need not be a special token
             return True
-        if self.request.stop:
-            text = cut = decoder.text(self.request.prompt, self.tokens)
-            for stop in self.request.stop:
-                cut = cut.partition(stop)[0]
-            if cut != text:
-                self.text = cut
-                return True
-        return len(self.tokens) >= self.room
+        self._tokens.append(token)
+        return self._is_stopped() or self._n_tokens >= self._room
 
-    def generation(self, decoder: Decoder) -> Generation:
-        if self.text is None:
-            self.text = decoder.text(self.request.prompt, self.tokens)
-        return Generation(self.text, len(self.tokens))
+    def _is_stopped(self) -> bool:
+        if not self._stop:
+            return False
+        text = self._text = self._text_of(self._tokens)
+        for stop in self._stop:
+            self._text = self._text.partition(stop)[0]
+        return self._text != text
+
+    def generation(self) -> Generation:
+        """What there is."""
+        return Generation(self._text if self._stop else self._text_of(self._tokens), self._n_tokens)
 
 
 STATEFUL = (
@@ -99,9 +108,9 @@ def decode_batch(
     """
     from transformers import DynamicCache
 
-    rows = [_Row(request, min(request.max_tokens, max_length - len(request.prompt))) for request in requests]
+    rows = [_Row(request, min(request.max_tokens, max_length - len(request.prompt)), decoder) for request in requests]
     active = list(rows)
-    tokens, mask = _left_padded([row.request.prompt for row in rows], device)
+    tokens, mask = _left_padded([request.prompt for request in requests], device)
     # Positions are counted from each prompt's first real token.
     positions = (
         torch.arange(tokens.shape[1], device=device)[None] if mask is None else (mask.cumsum(1) - 1).clamp(min=0)
@@ -122,10 +131,10 @@ def decode_batch(
             raise EngineError(f"transformers engine: NaN logits while generating for {len(active)} prompts")
         chosen = logits.argmax(dim=-1)
         unfinished = [
-            i for i, (row, token) in enumerate(zip(active, chosen.tolist(), strict=True)) if not row.add(token, decoder)
+            i for i, (row, token) in enumerate(zip(active, chosen.tolist(), strict=True)) if not row.add(token)
         ]
         if not unfinished:
-            return [row.generation(decoder) for row in rows]
+            return [row.generation() for row in rows]
         positions = positions[:, -1:] + 1
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)

@@ -11,11 +11,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
 from evomerge.core import EngineError
 from evomerge.engine.environment import SUPPORTED_VLLM
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 
 def _replaced(module: ModuleType, name: str, parameters: tuple[str, ...]) -> Callable[..., object]:
@@ -145,6 +149,18 @@ def tolerant_kernel_scan() -> Iterator[None]:
         yield
     finally:
         del upstream.vars
+
+
+def leave_log_probabilities_without_text(llm: "LLM") -> None:
+    """After requests are handed to an engine, before they run: leave the tokens whose log-probabilities they ask for without text.
+
+    Why: vLLM looks up the text of each, one by one, for every token that is generated. Nobody reads it, and `detokenize=False`, which leaves it
+    out, would leave out the answer's text as well.
+    Upstream: vllm/v1/engine/logprobs.py, `LogprobsProcessor`, whose `tokenizer` is None where no text is wanted.
+    """
+    for state in llm.llm_engine.output_processor.request_states.values():
+        if state.logprobs_processor is not None:
+            state.logprobs_processor.tokenizer = None
 
 
 class DistributedState:

@@ -50,6 +50,7 @@ def check_loglikelihood(requests: Sequence[LogLikelihoodRequest], *, max_length:
     Raises:
         EngineError: an empty part, a sequence longer than `max_length`, or a token outside the vocabulary.
     """
+    checked: tuple[int, ...] = ()
     for index, request in enumerate(requests):
         if not request.context or not request.continuation:
             part = "context" if not request.context else "continuation"
@@ -60,7 +61,9 @@ def check_loglikelihood(requests: Sequence[LogLikelihoodRequest], *, max_length:
                 f"log-likelihood request {index} has {length} tokens (context {len(request.context)}, continuation "
                 f"{len(request.continuation)}), the engine takes {max_length}; raise max_model_len or shorten the item"
             )
-        _check_tokens(f"log-likelihood request {index}", request.context, vocab_size)
+        if request.context is not checked:  # the choices of an item share it, which may be long
+            checked = request.context
+            _check_tokens(f"log-likelihood request {index}", checked, vocab_size)
         _check_tokens(f"log-likelihood request {index}", request.continuation, vocab_size)
 
 

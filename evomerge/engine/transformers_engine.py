@@ -27,6 +27,10 @@ from evomerge.plan.model_header import is_derived
 _LOAD_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, AttributeError, ImportError)
 """What `from_pretrained` raises for a folder it cannot load."""
 
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Padded tokens of one forward pass; they bound its memory. On a CPU larger batches fall out of the caches: a 0.8M-parameter model took 1.5 times
+as long at 8192."""
+
 _POSITIONS_AT_ONCE = 2048
 """Whole texts need every position's log-probabilities: of so many at a time, or float32 copies of the logits take gigabytes."""
 
@@ -38,8 +42,6 @@ class TransformersEngine:
         model: Hugging Face folder (safetensors, tokenizer). Its weights are what the engine serves until the first `update`.
         dtype: of weights and activations; "auto" = float32 on a CPU, the checkpoint's on an accelerator.
         max_model_len: longest sequence in tokens; None = the config's `max_position_embeddings` or `max_seq_len`.
-        batch_tokens: padded tokens of one forward pass; bounds its memory. None = 2048 on a CPU, where larger batches fall out
-            of the caches (a 0.8M-parameter model took 1.5 times as long at 8192), 16384 on an accelerator.
         options: further keyword arguments of `AutoModelForCausalLM.from_pretrained`, as they are.
 
     Raises:
@@ -52,12 +54,9 @@ class TransformersEngine:
         *,
         dtype: str = "auto",
         max_model_len: int | None = None,
-        batch_tokens: int | None = None,
         options: Mapping[str, Json] | None = None,
     ) -> None:
         self._usable = Usable(f"transformers engine of {model}")
-        if batch_tokens is not None and batch_tokens < 1:
-            raise EngineError(f"transformers engine: batch_tokens must be at least 1, got {batch_tokens}")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if dtype == "auto" and self._device.type == "cpu":
             dtype = "float32"
@@ -68,7 +67,7 @@ class TransformersEngine:
         config = self._model.config.get_text_config()
         self._max_length = _max_length(max_model_len, config)
         self._vocab_size = int(config.vocab_size)
-        self._batch_tokens = batch_tokens or (2048 if self._device.type == "cpu" else 16384)
+        self._batch_tokens = BATCH_TOKENS[self._device.type]
         self._decoder = Decoder(tokenizer, _end_tokens(self._model, tokenizer))
 
     def _load_another(self, tensors: Mapping[str, torch.Tensor]) -> Any:

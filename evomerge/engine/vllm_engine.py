@@ -17,7 +17,7 @@ from evomerge.core import EngineError, FilePath, Json
 from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.checkpoint import CheckpointFolder
 from evomerge.engine.environment import apply_engine_environment, vllm_targets_cpu
-from evomerge.engine.patches import DISTRIBUTED_STATE
+from evomerge.engine.patches import DISTRIBUTED_STATE, leave_log_probabilities_without_text
 from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
 from evomerge.engine.segments import SegmentKeeper, mapped_segments
 from evomerge.engine.usable import Usable
@@ -178,7 +178,7 @@ class VllmEngine:
         return [answers[index] for index in range(len(requests))]
 
     def _scoring(self, group: PromptGroup, targets: Sequence[int], *, read_cache: bool = True) -> "SamplingParams":
-        from vllm import SamplingParams
+        from vllm.sampling_params import SamplingParams
 
         return SamplingParams(
             temperature=0.0,
@@ -194,8 +194,7 @@ class VllmEngine:
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Greedy continuations; see `Engine.generate`. A text also ends where `max_length` is reached."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         check_generate(requests, max_length=self._max_length, vocab_size=self._vocab_size)
         self._usable.check()
@@ -237,7 +236,9 @@ class VllmEngine:
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         with self._usable.running():
             try:
-                outputs: Sequence[RequestOutput] = self.llm.generate(inputs, list(parameters), use_tqdm=False)
+                self.llm.enqueue(inputs, list(parameters), use_tqdm=False)
+                leave_log_probabilities_without_text(self.llm)
+                outputs: Sequence[RequestOutput] = self.llm.wait_for_completion(use_tqdm=False)
             except VLLM_ERRORS as error:
                 self._poisoned = True
                 raise EngineError(f"vLLM engine: a batch of {len(prompts)} requests failed ({error!r})") from error

@@ -175,7 +175,7 @@ def test_a_recurrent_state_is_continued_beside_other_prompts(kind, tmp_path):
         while len(tokens) < len(prompt) + request.max_tokens and tokens[-1] != 1:
             with torch.no_grad():
                 tokens.append(int(plain(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax()))
-        assert answer.text == decoder.text(prompt, tokens[len(prompt) :])
+        assert answer.text == decoder.after(prompt)(tokens[len(prompt) :])
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,11 @@ def prompts():
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 150, 5000])
-def test_log_likelihoods_one_by_one(model, plain, batch_tokens):
-    engine = TransformersEngine(model, batch_tokens=batch_tokens)
+def test_log_likelihoods_one_by_one(model, plain, batch_tokens, monkeypatch):
+    monkeypatch.setattr(
+        "evomerge.engine.transformers_engine.BATCH_TOKENS", dict.fromkeys(("cpu", "cuda"), batch_tokens)
+    )
+    engine = TransformersEngine(model)
     requests = [LogLikelihoodRequest(prompt, prompts()[-1 - i][:7]) for i, prompt in enumerate(prompts())]
     for request, answer in zip(requests, engine.loglikelihood(requests), strict=True):
         tokens = torch.tensor([request.context + request.continuation])
@@ -48,8 +51,11 @@ def test_log_likelihoods_one_by_one(model, plain, batch_tokens):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 150, 5000])
-def test_generations_one_by_one(model, plain, batch_tokens):
-    engine = TransformersEngine(model, batch_tokens=batch_tokens)
+def test_generations_one_by_one(model, plain, batch_tokens, monkeypatch):
+    monkeypatch.setattr(
+        "evomerge.engine.transformers_engine.BATCH_TOKENS", dict.fromkeys(("cpu", "cuda"), batch_tokens)
+    )
+    engine = TransformersEngine(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     ended = 0
     for prompt, answer in zip(prompts(), engine.generate([GenerateRequest(p, 12) for p in prompts()]), strict=True):
@@ -94,9 +100,9 @@ def test_text_keeps_a_leading_space_and_drops_half_characters():
             pieces = {1: "▁a", 2: "▁b", 3: "\ufffd"}
             return "".join(pieces[token] for token in tokens).replace("▁", " ").removeprefix(" ")
 
-    decoder = Decoder(Metaspace(), frozenset())
-    assert decoder.text([1], [2]) == " b"
-    assert decoder.text([1], [2, 3]) == " b"
+    text_of = Decoder(Metaspace(), frozenset()).after([1])
+    assert text_of([2]) == " b"
+    assert text_of([2, 3]) == " b"
 
 
 def test_checkpoint_and_architecture_must_fit(model, tmp_path):
@@ -127,5 +133,3 @@ def test_lengths(model):
     assert TransformersEngine(model).max_length == 512
     with pytest.raises(EngineError, match="max_model_len 513 exceeds"):
         TransformersEngine(model, max_model_len=513)
-    with pytest.raises(EngineError, match="batch_tokens must be at least 1"):
-        TransformersEngine(model, batch_tokens=0)

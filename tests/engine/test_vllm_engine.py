@@ -92,18 +92,30 @@ def test_many_choices_after_one_context(suite):
     assert singles == pytest.approx([answer.log_probability for answer in answers[:40:13]], abs=1e-5)
 
 
+def test_no_text_is_looked_up_for_log_probabilities(suite, monkeypatch):
+    """The answers' own texts are made as ever, which the conformance checks compare."""
+    import vllm.v1.engine.logprobs as upstream
+
+    def fail(tokenizer, tokens):
+        raise AssertionError("nobody reads it")
+
+    monkeypatch.setattr(upstream, "convert_ids_list_to_tokens", fail)
+    suite.load(0)
+    suite.check_serves(0)
+
+
 @pytest.fixture
 def cached_tokens(suite, monkeypatch):
     """For each batch of the engine, how many tokens of each prompt the prefix cache held."""
     batches = []
-    generate = suite.engine.llm.generate
+    wait = suite.engine.llm.wait_for_completion
 
-    def spied(*arguments, **settings):
-        outputs = generate(*arguments, **settings)
+    def spied(**settings):
+        outputs = wait(**settings)
         batches.append([output.num_cached_tokens for output in outputs])
         return outputs
 
-    monkeypatch.setattr(suite.engine.llm, "generate", spied)
+    monkeypatch.setattr(suite.engine.llm, "wait_for_completion", spied)
     return batches
 
 
