@@ -4,10 +4,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 
-from evomerge.cluster.worker import failed, make_evaluator
+from evomerge.cluster.worker import Evaluator, make_evaluator
 from evomerge.core import Evaluation, EvaluationRequest, Json
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ SILENT_S = 0.5
 
 
 class LocalPool:
-    """A pool of threads.
+    """A pool of threads, each with an evaluator of its own, which is made anew where it is broken.
 
     Args:
         factory, settings: how a thread makes its evaluator (`make_evaluator`).
@@ -53,7 +53,7 @@ class LocalPool:
         self._requests.put(request)
 
     def next_done(self, timeout_s: float) -> Evaluation | None:
-        """The next finished evaluation, or None. Raises what kept a worker from starting."""
+        """The next finished evaluation, or None. Raises what kept a worker from making its evaluator, or freeing it."""
         try:
             result = self._results.get(timeout=timeout_s)
         except queue.Empty:
@@ -82,20 +82,32 @@ class LocalPool:
             time.sleep(0.01)
 
     def _work(self) -> None:
+        try:
+            evaluator = self._evaluator()
+            while (request := self._requests.get()) is not None:
+                with self._busy():
+                    try:
+                        self._results.put(evaluator.evaluate(request))
+                        continue
+                    except Exception as problem:  # noqa: BLE001  (the pool boundary)
+                        self._results.put(request.failed(f"{type(problem).__name__}: {problem}"))
+                # it is broken, and would fail with every candidate to come
+                evaluator.close()
+                evaluator = self._evaluator()
+            evaluator.close()
+        except Exception as problem:  # noqa: BLE001  (the pool boundary: the driver must hear of it)
+            self._results.put(problem)
+
+    def _evaluator(self) -> Evaluator:
+        with self._busy():
+            return make_evaluator(self._factory, self._settings)
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """While this thread does what `close` does not wait long for."""
         name = threading.current_thread().name
         self._running.add(name)
         try:
-            evaluator = make_evaluator(self._factory, self._settings)
-        except Exception as problem:  # noqa: BLE001  (the pool boundary: the driver must hear of it)
-            self._results.put(problem)
-            return
+            yield
         finally:
             self._running.discard(name)
-        while (request := self._requests.get()) is not None:
-            self._running.add(name)
-            try:
-                self._results.put(evaluator.evaluate(request))
-            except Exception as problem:  # noqa: BLE001  (the pool boundary)
-                self._results.put(failed(request, f"{type(problem).__name__}: {problem}"))
-            self._running.discard(name)
-        evaluator.close()

@@ -20,7 +20,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from evomerge.cluster.ray_session import RaySession, room_for
 from evomerge.cluster.ray_worker import Started, Worker
-from evomerge.cluster.worker import failed
 from evomerge.core import EngineError, Evaluation, EvaluationRequest, Json, LostWorker, Split
 
 __all__ = ["RayPool", "RaySession", "WorkerOptions"]
@@ -254,7 +253,7 @@ class RayPool:
             if self._node_losses[key] < MAX_NODE_LOSSES:
                 self._queue.appendleft(request)
             else:
-                self._done.append(failed(request, f"lost with {MAX_NODE_LOSSES} nodes; the last: {reason}"))
+                self._done.append(request.failed(f"lost with {MAX_NODE_LOSSES} nodes; the last: {reason}"))
             return
         self._done.append(LostWorker(request.candidate_id, request.split, reason))
         attempts = request.attempt + 1
@@ -292,7 +291,7 @@ class RayPool:
 
 def _quarantined(request: EvaluationRequest, n_lost: int, reason: str) -> Evaluation:
     """The evaluation of a request that is not tried again, because so many workers were lost with it."""
-    return failed(request, f"quarantined: {n_lost} workers were lost with it; the last: {reason}")
+    return request.failed(f"quarantined: {n_lost} workers were lost with it; the last: {reason}")
 
 
 def _public(version: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pkgutil import resolve_name
 from typing import Protocol, cast
 
-from evomerge.core import Evaluation, EvaluationRequest, Json, Status
+from evomerge.core import Evaluation, EvaluationRequest, Json
 
 
 class Evaluator(Protocol):
@@ -22,8 +22,3 @@ class Evaluator(Protocol):
 def make_evaluator(factory: str, settings: Mapping[str, Json]) -> Evaluator:
     """Calls `factory` ("package.module:function") with `settings`."""
     return cast(Evaluator, resolve_name(factory)(settings))
-
-
-def failed(request: EvaluationRequest, reason: str) -> Evaluation:
-    """The evaluation of a request that could not be finished."""
-    return Evaluation(request.candidate_id, request.split, Status.FAILED, error=reason)

@@ -112,6 +112,10 @@ class EvaluationRequest:
     values: tuple[float, ...] | None = None
     attempt: int = 0
 
+    def failed(self, reason: str, cost: Mapping[str, float] | None = None) -> "Evaluation":
+        """The evaluation of a request that could not be finished."""
+        return Evaluation(self.candidate_id, self.split, Status.FAILED, cost=cost or {}, error=reason)
+
 
 @dataclass(frozen=True, slots=True)
 class LostWorker:

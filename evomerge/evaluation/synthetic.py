@@ -111,10 +111,10 @@ class SyntheticEvaluator:
         if self._delay_s:
             time.sleep(self._delay_s)
         if request.values is None:
-            return self._failed(request, "the synthetic evaluation needs a point of the space")
+            return request.failed("the synthetic evaluation needs a point of the space")
         lottery = random_stream(self._seed, "failure", request.candidate_id, request.split.value, request.attempt)
         if lottery.random() < self._failure_rate:
-            return self._failed(request, "synthetic failure")
+            return request.failed("synthetic failure")
         x = np.asarray(request.values)
         point = hashlib.sha256(x.tobytes()).hexdigest()
         items = {}
@@ -139,6 +139,3 @@ class SyntheticEvaluator:
 
     def close(self) -> None:
         """Nothing is held."""
-
-    def _failed(self, request: EvaluationRequest, reason: str) -> Evaluation:
-        return Evaluation(request.candidate_id, request.split, Status.FAILED, error=reason)

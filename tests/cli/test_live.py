@@ -298,9 +298,7 @@ def test_a_winner_without_a_report_score_is_said(
     score = SyntheticEvaluator.evaluate
 
     def fail_on_report(self: SyntheticEvaluator, request: EvaluationRequest) -> Evaluation:
-        return (
-            self._failed(request, "no room left for [/INST]") if request.split is Split.REPORT else score(self, request)
-        )
+        return request.failed("no room left for [/INST]") if request.split is Split.REPORT else score(self, request)
 
     settings = SETTINGS | {"budget": {"evaluations": 6}, "evaluation": {"kind": "synthetic", "function": "zdt1"}}
     start_search(parse_config(settings, folder=tmp_path), tmp_path / "good")

@@ -60,13 +60,27 @@ def test_local_pool_evaluates_everything_once(tmp_path: Path) -> None:
     pool.close()
 
 
+def test_a_local_pool_makes_a_broken_evaluator_anew(tmp_path: Path) -> None:
+    """And stops where it cannot, instead of failing every candidate to come."""
+    pool = LocalPool(SCRIPTED, {"folder": str(tmp_path), "most": 2}, 1)
+    submit(pool, "raise-1", "ok-2")
+    assert drain(pool, 2)["ok-2"].status is Status.OK
+    assert (tmp_path / "closed").exists()
+    assert len((tmp_path / "made").read_text()) == 2
+    submit(pool, "raise-3", "ok-4")
+    drain(pool, 1)
+    with pytest.raises(EngineError, match="the device is gone"):
+        pool.next_done(10)
+    pool.close()
+
+
 def test_a_closing_local_pool_ends_what_runs_and_nothing_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
     submit(pool, "slow-1", "ok-2", "ok-3")
     while not (tmp_path / "slow-1").exists():
         time.sleep(0.01)
     pool.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "slow-1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "made", "slow-1"]
     assert caplog.messages == ["waiting up to 5 s for the evaluations that run, so that their engines are freed"]
 
 

@@ -1,6 +1,7 @@
 """Evaluators for the pool tests, made in worker processes by name."""
 
 import gc
+import math
 import os
 import signal
 import time
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evomerge.core import CheckpointError, Evaluation, EvaluationRequest, Status
+from evomerge.core import CheckpointError, EngineError, Evaluation, EvaluationRequest, Status
 
 
 class Scripted:
@@ -20,6 +21,10 @@ class Scripted:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._folder = Path(settings["folder"])
         self._closing_s = float(settings.get("closing_s", 0))
+        with (self._folder / "made").open("a") as stream:
+            stream.write("x")
+        if len((self._folder / "made").read_text()) > settings.get("most", math.inf):
+            raise EngineError("the device is gone")
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         name = request.candidate_id
