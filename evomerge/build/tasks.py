@@ -43,14 +43,18 @@ def checked_task_names(config: SearchConfig, *, begun: bool = False) -> tuple[tu
         try:
             for spec in _specs(config, item):
                 if not (item.search_on_test or begun):
-                    check_not_scored_on(spec)
-                check_task(spec, needed_splits(config))
-                if isinstance(config.evaluation, LmEvalConfig) and not config.evaluation.trust_task_code:
-                    check_runs_nothing(spec)
-                check_supported(spec)
+                    for task in spec.tasks:
+                        check_not_scored_on(task)
+                for task in spec.tasks:
+                    check_task(task, needed_splits(config))
+                    if isinstance(config.evaluation, LmEvalConfig) and not config.evaluation.trust_task_code:
+                        check_runs_nothing(task)
+                    # a group's number of examples is for those of its tasks that take any
+                    check_supported(replace(task, num_fewshot=None) if spec.members else task)
                 check_metric(spec)
-                check_splits(spec, needed_splits(config))
-                check_packages(spec)
+                for task in spec.tasks:
+                    check_splits(task, needed_splits(config))
+                    check_packages(task)
                 names.append(spec.name or task_name(spec.task))
         except EvomergeError as error:
             errors.append(str(error))

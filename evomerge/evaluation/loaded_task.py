@@ -4,7 +4,6 @@ Knows nothing of engines beyond their request types, of merging, or of searches.
 """
 
 import copy
-import importlib
 import io
 import logging
 import random
@@ -160,9 +159,9 @@ def _lm_eval_task(
     where: str, settings: Mapping[str, Any], dataset: Mapping[str, Any], part: str, num_fewshot: int | None
 ) -> Any:
     """lm-eval's task object whose evaluated documents are the data split `part`, with so many examples (None: its own number)."""
-    base: Any = importlib.import_module("lm_eval.api.task").ConfigurableTask
+    from lm_eval.api.task import ConfigurableTask
 
-    class LoadedDataTask(base):  # type: ignore[misc]
+    class LoadedDataTask(ConfigurableTask):  # type: ignore[misc]
         """lm-eval's task over data that is already loaded."""
 
         def download(self, dataset_kwargs: object = None, **kwargs: object) -> None:

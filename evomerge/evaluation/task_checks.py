@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from evomerge.core import EvaluationError, Split
@@ -21,15 +20,11 @@ _DATA = ("dataset_path", "dataset_name", "dataset_kwargs")
 
 
 def check_supported(spec: TaskSpec) -> None:
-    """Looks, without loading it, whether a task or each of a group can be scored here.
+    """Looks, without loading it, whether a task can be scored here.
 
     Raises:
-        EvaluationError: one cannot; says why.
+        EvaluationError: it cannot; says why.
     """
-    for member in spec.members:
-        check_supported(replace(member, num_fewshot=None))
-    if spec.members:
-        return
     settings = settings_as_text(spec.task)
     check_settings(spec.task, settings)
     check_whole_texts(spec, settings)
@@ -41,15 +36,12 @@ def check_supported(spec: TaskSpec) -> None:
 
 
 def check_packages(spec: TaskSpec) -> None:
-    """Imports the functions of a task of lm-eval's, or of each of a group, unless they run in a sandbox.
+    """Imports the functions of a task of lm-eval's, unless they run in a sandbox.
 
     Raises:
         EvaluationError: a package that they need is not installed.
     """
-    for member in spec.members:
-        check_packages(member)
-    settings = {} if spec.members or is_task_file(spec.task) else settings_as_text(spec.task)
-    if settings and not settings.get("unsafe_code"):
+    if not is_task_file(spec.task) and not settings_as_text(spec.task).get("unsafe_code"):
         settings_with_functions(spec.task)
 
 
@@ -60,15 +52,13 @@ def scored_split(task: str) -> str | None:
 
 
 def check_not_scored_on(spec: TaskSpec) -> None:
-    """Checks that a task of lm-eval's, or each of a group, is not searched on what its published scores are of.
+    """Checks that a task of lm-eval's is not searched on what its published scores are of.
 
     Raises:
         EvaluationError: it is.
     """
-    for member in spec.members:
-        check_not_scored_on(member)
     searched = split_name(spec.splits.get(Split.SEARCH, ""))
-    if spec.members or is_task_file(spec.task) or searched not in (scored_split(spec.task), "test"):
+    if is_task_file(spec.task) or searched not in (scored_split(spec.task), "test"):
         return
     raise EvaluationError(
         f"task {spec.task!r}: splits.search is {searched}, which the public benchmark is scored on: what is found could not be compared with anybody's "
@@ -97,15 +87,13 @@ def check_one_split_each(where: str, specs: Sequence[TaskSpec]) -> None:
 
 
 def check_splits(spec: TaskSpec, needed: Sequence[Split]) -> None:
-    """Checks that of a task of lm-eval's, or each of a group, it is said which data splits are ours: no public data set has such names.
+    """Checks that of a task of lm-eval's it is said which data splits are ours: no public data set has such names.
 
     Raises:
         EvaluationError: it is not; names those that its file knows.
     """
-    for member in spec.members:
-        check_splits(member, needed)
     missing = [split.value for split in needed if split not in spec.splits]
-    if not missing or spec.members or is_task_file(spec.task):
+    if not missing or is_task_file(spec.task):
         return
     settings, own = settings_as_text(spec.task), scored_split(spec.task) or "test"
     others = [name for name in dict.fromkeys(settings.get(key) for key in _SPLITS) if name not in (own, None)]

@@ -164,23 +164,18 @@ def data_files(path: Path) -> dict[str, list[Path]]:
 
 
 def check_task(spec: TaskSpec, needed: Sequence[Split]) -> None:
-    """Looks at what can be told of a task, or of all tasks of a group, without loading it.
+    """Looks at what can be told of a task without loading it.
 
     Args:
         spec: the task.
         needed: the splits that items are wanted of.
 
     Raises:
-        EvaluationError: no such task file, data file, or task of lm-eval's (if it is installed here); or a local data set has no part
-            for a needed split, or not the one that examples are to come from.
+        EvaluationError: no such task file, data file, or task of lm-eval's; or a local data set has no part for a needed split, or not
+            the one that examples are to come from.
     """
-    if spec.members:
-        for member in spec.members:
-            check_task(member, needed)
-        return
     if not is_task_file(spec.task):
-        if importlib.util.find_spec("lm_eval") is not None:
-            named_task_file(spec.task)
+        named_task_file(spec.task)
         return
     parts = data_files(Path(spec.task))
     for split in needed:

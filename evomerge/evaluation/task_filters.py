@@ -1,7 +1,5 @@
 """What a task file says of its filters, which are applied to the model's answers: whether lm-eval can make them. Loads no task."""
 
-import importlib
-import importlib.util
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -35,10 +33,11 @@ def check_filters(where: str, settings: Mapping[str, Any]) -> None:
 
 def _check_step(where: str, step: Mapping[str, Any], *, has_code: bool) -> None:
     function = step["function"]
-    if not isinstance(function, str) or function.startswith("!function") or importlib.util.find_spec("lm_eval") is None:
+    if not isinstance(function, str) or function.startswith("!function"):
         return
-    importlib.import_module("lm_eval.filters")  # fills the registry
-    known = importlib.import_module("lm_eval.api.registry").filter_registry
+    import lm_eval.filters  # noqa: F401  (fills the registry)
+    from lm_eval.api.registry import filter_registry as known
+
     if function not in known:
         if has_code:
             return

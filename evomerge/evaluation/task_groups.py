@@ -5,8 +5,6 @@ below it, weighted by their numbers of items or not; a tag, and a group without 
 Groups that change more of their tasks than the number of examples are refused.
 """
 
-import importlib
-import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -104,7 +102,7 @@ def find_task(task: str) -> None:
     """
     if is_task_file(task):
         read_settings(Path(task), functions_as_text=True)
-    elif importlib.util.find_spec("lm_eval") is not None and task not in _collection():
+    elif task not in _collection():
         named_task_file(task)
 
 
@@ -163,8 +161,9 @@ def _named_group(name: str, path: Path) -> Mapping[str, Any]:
 @cache
 def lm_evals_index() -> Mapping[str, Any]:
     """lm-eval's own index of its collection, which takes seconds."""
-    module = importlib.import_module("lm_eval.tasks._index")
-    index: Mapping[str, Any] = module.TaskIndex.build([Path(str(module.__file__)).parent])
+    from lm_eval.tasks import _index
+
+    index: Mapping[str, Any] = _index.TaskIndex.build([Path(_index.__file__).parent])
     return index
 
 
@@ -199,7 +198,7 @@ def _members(settings: Mapping[str, Any], folder: _Index, above: tuple[str, ...]
         if isinstance(item, str):
             yield from _named(item, where, folder, (*above, name))
         elif isinstance(item, Mapping) and isinstance(item.get("group"), str):
-            known = _where(item["group"], folder)
+            known = _index_of(item["group"], folder)
             if known is not None and item["group"] in known.groups:
                 _refuse(where, item["group"], item, frozenset({"group"}))
                 yield from _members(known.group(item["group"]), folder, (*above, name))
@@ -216,7 +215,7 @@ def _members(settings: Mapping[str, Any], folder: _Index, above: tuple[str, ...]
 
 def _named(name: str, where: str, folder: _Index, above: tuple[str, ...]) -> Iterator[Member]:
     """The tasks that a group or a tag calls `name`."""
-    index = _where(name, folder)
+    index = _index_of(name, folder)
     if index is None:
         raise EvaluationError(f"{where}: {name!r} is no task, group or tag of its folder's files or of lm-eval's")
     if name in index.tasks:
@@ -228,7 +227,7 @@ def _named(name: str, where: str, folder: _Index, above: tuple[str, ...]) -> Ite
             yield Member(index.tasks[task])
 
 
-def _where(name: str, folder: _Index) -> _Index | None:
+def _index_of(name: str, folder: _Index) -> _Index | None:
     """The index that knows `name`: the folder's before lm-eval's."""
     if name in folder:
         return folder

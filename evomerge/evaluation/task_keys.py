@@ -1,7 +1,5 @@
 """Which keys a task file has: none that lm-eval does not know, and those without which it cannot ask anything. Loads no task."""
 
-import importlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -21,9 +19,9 @@ def check_keys(path: str, settings: Mapping[str, Any]) -> None:
     Raises:
         EvaluationError: one is unknown or missing.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        return
-    known = {field.name for field in fields(importlib.import_module("lm_eval.config.task").TaskConfig)}
+    from lm_eval.config.task import TaskConfig
+
+    known = {field.name for field in fields(TaskConfig)}
     for key in settings:
         if key not in known and key not in (*BELONGS_TO, "class"):
             hint = did_you_mean(str(key), known)

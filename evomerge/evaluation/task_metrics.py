@@ -41,15 +41,17 @@ def check_metric(spec: TaskSpec) -> None:
     Raises:
         EvaluationError: it has not, as far as its file says what it has.
     """
-    for member in spec.members:
+    if spec.members:
         try:
-            check_metric(member)
+            for member in spec.members:
+                check_metric(member)
         except EvaluationError as error:
             raise EvaluationError(
                 f"group {spec.name!r} has no score {spec.members[0].metric!r} of all its tasks ({error}); name tasks of it, or smaller "
                 "groups, one by one"
             ) from error
-    rows = [] if spec.members else _rows(spec.task)
+        return
+    rows = _rows(spec.task)
     if not rows:
         return
     wanted, _, wanted_filter = (spec.metric or _name(_scored(spec))).partition(",")
@@ -65,7 +67,7 @@ def check_metric(spec: TaskSpec) -> None:
 
 def scored_metric(spec: TaskSpec) -> str:
     """What a task, or a group, is scored by, as lm-eval prints it; without the filter where there is one only, empty where it cannot be told."""
-    first = spec.members[0] if spec.members else spec
+    first = spec.tasks[0]
     rows, filters = _rows(first.task), _filters(first.task)
     wanted, _, wanted_filter = (first.metric or (_name(_scored(first)) if rows else "")).partition(",")
     return f"{wanted},{wanted_filter or filters[0]}" if wanted and len(filters) > 1 else wanted
@@ -80,7 +82,7 @@ def _scored(spec: TaskSpec) -> Mapping[str, Any]:
 
 
 def _rows(task: str) -> list[Mapping[str, Any]]:
-    """A task's `metric_list`; empty where it has none, or lm-eval is not installed to look it up."""
+    """A task's `metric_list`; empty where it has none."""
     return settings_as_text(task).get("metric_list") or []
 
 

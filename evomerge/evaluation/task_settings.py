@@ -5,8 +5,6 @@ classes, metrics that are downloaded as code, pickled data, or templates that re
 """
 
 import copy
-import importlib
-import importlib.util
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -42,8 +40,9 @@ def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
         return _named_settings(task, trust_code=trust_code)
     path = Path(task)
     if trust_code:
-        loader = importlib.import_module("lm_eval.tasks._yaml_loader")
-        settings = dict(loader.load_yaml(path))
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        settings = dict(load_yaml(path))
     else:
         settings = read_task_file(path)
         _refuse_code(path, settings)
@@ -58,36 +57,33 @@ def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
 
 
 def settings_as_text(task: str) -> Mapping[str, Any]:
-    """The settings of a task with its functions as their names, so that nothing of it is imported; empty where lm-eval is not installed.
+    """The settings of a task with its functions as their names, so that nothing of it is imported.
 
     Raises:
         EvaluationError: no such file or task.
     """
     if is_task_file(task):
         return read_task_file(Path(task), functions_as_text=True)
-    return _named_as_text(task) if importlib.util.find_spec("lm_eval") is not None else {}
+    return _named_as_text(task)
 
 
 @cache
 def _named_as_text(task: str) -> Mapping[str, Any]:
-    loader = importlib.import_module("lm_eval.tasks._yaml_loader")
-    settings: Mapping[str, Any] = loader.load_yaml(named_task_file(task), resolve_func=False)
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    settings: Mapping[str, Any] = load_yaml(named_task_file(task), resolve_func=False)
     return settings
 
 
 def check_runs_nothing(spec: TaskSpec) -> None:
-    """Looks, without loading it, whether a task or one of a group wants to run code.
+    """Looks, without loading it, whether a task wants to run code.
 
     Raises:
         EvaluationError: it does; says what, and how to allow it.
     """
-    for member in spec.members:
-        check_runs_nothing(member)
-    if spec.members:
-        return
     if is_task_file(spec.task):
         _refuse_code_keys(Path(spec.task), read_task_file(Path(spec.task)))
-    elif importlib.util.find_spec("lm_eval") is not None:
+    else:
         _refuse_unsafe(spec.task)
 
 
@@ -116,9 +112,10 @@ def settings_with_functions(task: str) -> dict[str, Any]:
     Raises:
         EvaluationError: a package that this code imports is not installed, or importing it fails.
     """
-    loader = importlib.import_module("lm_eval.tasks._yaml_loader")
+    from lm_eval.tasks._yaml_loader import load_yaml
+
     try:
-        return dict(loader.load_yaml(named_task_file(task)))
+        return dict(load_yaml(named_task_file(task)))
     except ImportError as error:
         hint = "" if "install" in str(error) or error.name is None else f"; pip install {error.name.partition('.')[0]}"
         raise EvaluationError(f"lm-eval task {task!r} needs a package that is not installed: {error}{hint}") from error
@@ -146,14 +143,15 @@ _WHY = "runs code; set evaluation.trust_task_code: true if you trust this file"
 def _refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
     """Refuses what would run code other than lm-eval's own."""
     _refuse_code_keys(path, settings)
-    importlib.import_module("lm_eval.api.metrics")  # fills the registry
-    known = importlib.import_module("lm_eval.api.registry").METRIC_REGISTRY
+    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
+    from lm_eval.api.registry import METRIC_REGISTRY
+
     for entry in settings.get("metric_list") or []:
         name = entry["metric"]
-        if name not in known:
-            hint = did_you_mean(name, known)
+        if name not in METRIC_REGISTRY:
+            hint = did_you_mean(name, METRIC_REGISTRY)
             raise EvaluationError(
-                f"{path}: metric_list: unknown metric {name!r}{hint} Known: {', '.join(sorted(known))}"
+                f"{path}: metric_list: unknown metric {name!r}{hint} Known: {', '.join(sorted(METRIC_REGISTRY))}"
             )
 
 
@@ -180,8 +178,10 @@ def check_templates(path: str, settings: Mapping[str, Any], documents: Iterable[
     Raises:
         EvaluationError: a template reaches for Python's internals.
     """
+    from lm_eval.utils import env
+
     sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    sandbox.filters["regex_replace"] = importlib.import_module("lm_eval.utils").env.filters["regex_replace"]
+    sandbox.filters["regex_replace"] = env.filters["regex_replace"]
     fewshot = settings.get("fewshot_config") or {}
     templates = [
         (where, source[key])

@@ -75,6 +75,11 @@ class TaskSpec:
                     "train[:60%], train[60%:80%], train[80%:]"
                 )
 
+    @property
+    def tasks(self) -> "tuple[TaskSpec, ...]":
+        """The tasks of a group; a task itself."""
+        return self.members or (self,)
+
     def data_split(self, split: Split) -> str | None:
         """The data set's name of `split`; None where the part of that name was given another role."""
         part = self.splits.get(split, split.value)
