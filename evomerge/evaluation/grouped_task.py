@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from evomerge.core import EvaluationError, Split
 from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
+from evomerge.evaluation.items import Items
 from evomerge.evaluation.loaded_task import LoadedTask
-from evomerge.evaluation.sandbox import SandboxedItems, SandboxedTask
-from evomerge.evaluation.task_items import TaskItems
+from evomerge.evaluation.sandbox import SandboxedTask
 
 
 class GroupedTask:
@@ -46,39 +46,38 @@ class GroupedTask:
 
 
 class GroupedItems:
-    """As `TaskItems`, for one split of a `GroupedTask`: the items of its first task, then those of the second, and so on.
+    """As `Items`, for one split of a `GroupedTask`: the items of its first task, then those of the second, and so on.
 
     Where tasks count the same whatever their size, an item's score is multiplied by (items of all tasks / tasks / items of its task).
 
     Attributes:
         parts: the items of each task.
-        sizes: how many these are.
     """
 
-    def __init__(self, parts: Sequence[TaskItems | SandboxedItems], *, weight_by_size: bool) -> None:
+    def __init__(self, parts: Sequence[Items], *, weight_by_size: bool) -> None:
         self.parts = tuple(parts)
         self.likelihoods: tuple[LogLikelihoodRequest, ...] = tuple(one for part in parts for one in part.likelihoods)
         self.generations: tuple[GenerateRequest, ...] = tuple(one for part in parts for one in part.generations)
         self.prompt_tokens = sum(part.prompt_tokens for part in parts)
         self.n_dropped = sum(part.n_dropped for part in parts)
-        self.sizes = sizes = [len(part) for part in parts]
-        self._weights = [1.0 if weight_by_size else sum(sizes) / len(sizes) / size for size in sizes]
+        even = len(self) / len(parts)
+        self._weights = [1.0 if weight_by_size else even / len(part) for part in parts]
 
     def __len__(self) -> int:
-        return sum(self.sizes)
+        return sum(map(len, self.parts))
 
     @property
     def longest(self) -> int:
-        """As `ItemRequests.longest`."""
+        """As `Items.longest`."""
         return max(part.longest for part in self.parts)
 
     def check_lengths(self, max_length: int) -> None:
-        """As `ItemRequests.check_lengths`."""
+        """As `Items.check_lengths`."""
         for part in self.parts:
             part.check_lengths(max_length)
 
     def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
-        """As `TaskItems.score`."""
+        """As `Items.score`."""
         scores, n_likelihoods, n_generations = [], 0, 0
         for part, weight in zip(self.parts, self._weights, strict=True):
             end, generations_end = n_likelihoods + len(part.likelihoods), n_generations + len(part.generations)

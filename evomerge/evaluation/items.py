@@ -1,15 +1,17 @@
-"""What the items of one task and split ask an engine: how much that is, and whether it has room for it."""
+"""`Items`: what the items of one task and split ask an engine, how much that is, whether it has room for it, and what its answers are worth."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.core import EvaluationError
-from evomerge.engine import GenerateRequest, LogLikelihoodRequest
+from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 
 
-class ItemRequests:
-    """The requests of items, in their order.
+class Items(ABC):
+    """The items of one task and split, in the data set's order.
 
     Args:
         where: task and split, for messages.
@@ -38,6 +40,27 @@ class ItemRequests:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    @property
+    def parts(self) -> "tuple[Items, ...]":
+        """Those of each task: there is one."""
+        return (self,)
+
+    @abstractmethod
+    def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
+        """Scores of the items, shape (n,): as lm-eval's `process_results` gives them where the metric is their mean, else `jackknife.item_scores`.
+
+        Args:
+            likelihoods, generations: the engine's answers to `self.likelihoods` and `self.generations`.
+
+        Raises:
+            EvaluationError: a scorer fails on an item, or gives no number where numbers are averaged (names the item), or the metric of all is no
+                finite number.
+        """
+
+    @abstractmethod
+    def target(self, number: int) -> str | None:
+        """What the task takes for the right answer of an item, as text; None where that is not known here."""
 
     @property
     def longest(self) -> int:

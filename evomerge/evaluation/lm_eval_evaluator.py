@@ -21,10 +21,7 @@ from evomerge.core import (
     canonical_json,
 )
 from evomerge.engine import Engine, RemoteWrite
-from evomerge.evaluation.grouped_task import GroupedItems
-from evomerge.evaluation.sandbox import SandboxedItems
 from evomerge.evaluation.shown_items import ShownItem, show_items
-from evomerge.evaluation.task_items import TaskItems
 from evomerge.evaluation.task_set import TaskSet
 from evomerge.plan import MergePlan, ModelHeader, active_parameters, make_plan, table_of
 from evomerge.recipe import Recipe
@@ -91,13 +88,7 @@ class LmEvalEvaluator:
                 if self._n_breakdowns >= MAX_BREAKDOWNS:
                     raise
             reason = str(error) if isinstance(error, EvomergeError) else f"{type(error).__name__}: {error}"
-            return Evaluation(
-                request.candidate_id,
-                request.split,
-                Status.FAILED,
-                cost={"total_s": time.perf_counter() - started},
-                error=reason,
-            )
+            return request.failed(reason, cost={"total_s": time.perf_counter() - started})
         self._n_breakdowns = 0
         return evaluation
 
@@ -127,7 +118,9 @@ class LmEvalEvaluator:
             request.split,
             Status.OK,
             scores={name: _mean(values) for name, values in scores.items()},
-            stderr={name: _stderr(values, _sizes(items[name])) for name, values in scores.items()},
+            stderr={
+                name: _stderr(values, [len(part) for part in items[name].parts]) for name, values in scores.items()
+            },
             item_scores={name: values.astype(np.float32) for name, values in scores.items()},
             cost={
                 "items": float(sum(map(len, items.values()))),
@@ -179,7 +172,7 @@ class LmEvalEvaluator:
         shown: dict[str, list[ShownItem]] = {}
         for name, items in self._tasks.items(split).items():
             start = 0
-            for part in items.parts if isinstance(items, GroupedItems) else (items,):
+            for part in items.parts:
                 found = show_items(part, count, self._engine, self._tasks.tokenizer.decode)
                 shown.setdefault(name, []).extend(replace(item, number=start + item.number) for item in found)
                 start += len(part)
@@ -223,7 +216,3 @@ def _stderr(values: NDArray[np.float64], sizes: Sequence[int]) -> float:
     parts = np.split(values, np.cumsum(sizes)[:-1])
     errors = [part.std(ddof=1) / math.sqrt(len(part)) if len(part) > 1 else 0.0 for part in parts]
     return float(math.hypot(*(len(part) * error for part, error in zip(parts, errors, strict=True))) / len(values))
-
-
-def _sizes(items: TaskItems | SandboxedItems | GroupedItems) -> Sequence[int]:
-    return items.sizes if isinstance(items, GroupedItems) else [len(items)]

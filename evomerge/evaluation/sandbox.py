@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from evomerge.core import EvaluationError, Split
 from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
-from evomerge.evaluation.item_requests import ItemRequests
+from evomerge.evaluation.items import Items
 from evomerge.evaluation.task_files import is_task_file
 from evomerge.evaluation.task_items import no_items
 from evomerge.evaluation.task_spec import TaskSpec
@@ -36,7 +36,12 @@ MEMORY_BYTES = 16 << 30
 FILE_BYTES = 1 << 30
 """Size of a file that it writes; data sets are converted into its scratch folder."""
 LOAD_TIMEOUT_S = 600.0
+_TRY_S = 60.0
+"""For a process that does nothing."""
 _MAX_ANSWER_BYTES = 1 << 30
+
+_NONSENSE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
+"""What comes of taking JSON of any form for the items of a task."""
 
 _ISOLATED = (
     "setpriv", "--pdeathsig", "KILL",
@@ -61,7 +66,10 @@ def check_sandbox() -> None:
     for program in ("setpriv", "unshare"):
         if shutil.which(program) is None:
             raise EvaluationError(f"sandbox: {program} (util-linux) is not installed, {advice}")
-    tried = subprocess.run([*_ISOLATED, "true"], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    try:
+        tried = subprocess.run([*_ISOLATED, "true"], capture_output=True, text=True, timeout=_TRY_S, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        raise EvaluationError(f"sandbox: an isolated process has not ended within {_TRY_S:g} s, {advice}") from None
     if tried.returncode:
         raise EvaluationError(f"sandbox: this machine cannot isolate a process ({tried.stderr.strip()}), {advice}")
 
@@ -89,7 +97,7 @@ class SandboxedTask:
             self.splits: Mapping[Split, SandboxedItems] = {
                 Split(name): SandboxedItems(self, Split(name), content) for name, content in loaded["splits"].items()
             }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _NONSENSE as error:
             raise self._nonsense(error) from error
 
     def items(self, split: Split) -> "SandboxedItems":
@@ -132,23 +140,21 @@ class SandboxedTask:
         self._process = subprocess.Popen(  # noqa: S603
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        spec = self._spec
         order = {
-            "spec": {
-                "task": spec.task, "metric": spec.metric, "name": spec.name, "limit": spec.limit,
-                "splits": {ours.value: theirs for ours, theirs in spec.splits.items()},
-                "num_fewshot": spec.num_fewshot, "drop_shared": spec.drop_shared, "prompt": asdict(spec.prompt), "window": spec.window,
-            },
-            "tokenizer": str(self._tokenizer), "folder": folder, "memory_bytes": MEMORY_BYTES, "file_bytes": FILE_BYTES,
-        }  # fmt: skip
+            "spec": asdict(self._spec),
+            "tokenizer": str(self._tokenizer),
+            "folder": folder,
+            "memory_bytes": MEMORY_BYTES,
+            "file_bytes": FILE_BYTES,
+        }
         try:
             return self._ask(order, LOAD_TIMEOUT_S)
         except EvaluationError as error:
             self.close()  # a process without the task would be asked to score next
-            if is_task_file(spec.task):
+            if is_task_file(self._spec.task):
                 raise
             raise EvaluationError(
-                f"task {spec.task!r} cannot be loaded in its sandbox: {error}\nThere is no network there: its data set and its metrics must be in "
+                f"task {self._spec.task!r} cannot be loaded in its sandbox: {error}\nThere is no network there: its data set and its metrics must be in "
                 "the Hugging Face caches (HF_HOME) already; run the task once with lm-eval itself to get them"
             ) from error
 
@@ -164,7 +170,7 @@ class SandboxedTask:
         except TimeoutError:
             self.close()
             raise EvaluationError(f"task {self._spec.task!r}: its code took more than {timeout_s:g} s") from None
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, RecursionError) as error:
             self.close()
             raise EvaluationError(f"task {self._spec.task!r}: its sandbox has died ({error})") from error
         if not isinstance(answer, dict):
@@ -178,11 +184,11 @@ class SandboxedTask:
         return EvaluationError(f"task {self._spec.task!r}: its sandbox gives no proper answer: {what!r:.200}")
 
 
-class SandboxedItems(ItemRequests):
-    """As `TaskItems`, for one split of a `SandboxedTask`. `content` is what the sandbox says it asks the model.
+class SandboxedItems(Items):
+    """Items of a `SandboxedTask`. `content` is what the sandbox says it asks the model.
 
     Raises:
-        AttributeError, KeyError, TypeError, ValueError: it says nothing of that kind.
+        AttributeError, KeyError, OverflowError, TypeError, ValueError: it says nothing of that kind.
     """
 
     def __init__(self, task: SandboxedTask, split: Split, content: Mapping[str, Any]) -> None:
@@ -202,11 +208,11 @@ class SandboxedItems(ItemRequests):
             raise ValueError(f"items that make {self.counts} requests")
 
     def target(self, number: int) -> str | None:
-        """As `TaskItems.target`; None where the sandbox has not told it."""
+        """See `Items.target`; the sandbox tells the first hundred."""
         return self._targets[number] if number < len(self._targets) else None
 
     def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
-        """As `TaskItems.score`. Raises EvaluationError also where the sandbox dies, hangs or answers nonsense."""
+        """See `Items.score`. Raises EvaluationError also where the sandbox dies, hangs or answers nonsense."""
         scores = self._task.score(
             {
                 "split": self._split.value,
@@ -214,7 +220,7 @@ class SandboxedItems(ItemRequests):
                 "generations": [[one.text, one.n_tokens] for one in generations],
             }
         )
-        good = isinstance(scores, list) and all(isinstance(one, int | float) and math.isfinite(one) for one in scores)
+        good = isinstance(scores, list) and all(isinstance(one, float) and math.isfinite(one) for one in scores)
         if not good or len(scores) != len(self):
             raise EvaluationError(f"{self._where}: the sandbox gives no score per item: {scores!r:.200}")
         return np.array(scores, dtype=np.float64)

@@ -79,7 +79,7 @@ def _load(order: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
     wanted = order["spec"]
     splits_wanted = {Split(ours): theirs for ours, theirs in wanted["splits"].items()}
-    spec = TaskSpec(**{**wanted, "splits": splits_wanted, "prompt": PromptFormat(**wanted["prompt"])})
+    spec = TaskSpec(**{**wanted, "splits": splits_wanted, "prompt": PromptFormat(**wanted["prompt"]), "members": ()})
     task = load_task(spec, AutoTokenizer.from_pretrained(order["tokenizer"], local_files_only=True), trust_code=True)
     splits = {
         split.value: {

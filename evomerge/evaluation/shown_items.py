@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from evomerge.engine import Engine
-from evomerge.evaluation.sandbox import SandboxedItems
-from evomerge.evaluation.task_items import TaskItems
+from evomerge.evaluation.items import Items
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +24,7 @@ class ShownItem:
     target: str | None
 
 
-def show_items(
-    items: TaskItems | SandboxedItems, count: int, engine: Engine, decode: Callable[[Sequence[int]], str]
-) -> list[ShownItem]:
+def show_items(items: Items, count: int, engine: Engine, decode: Callable[[Sequence[int]], str]) -> list[ShownItem]:
     """The first `count` items, answered by the model that is in the engine now.
 
     Raises:

@@ -1,7 +1,7 @@
 """The items of one task and split: their requests, built once, and their scores, computed for every candidate."""
 
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, starmap
 from typing import Any
@@ -13,7 +13,7 @@ from evomerge.core import EvaluationError, Split, canonical_json
 from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.evaluation.encoding import Encoder
 from evomerge.evaluation.forked_map import forked_map
-from evomerge.evaluation.item_requests import ItemRequests
+from evomerge.evaluation.items import Items
 from evomerge.evaluation.jackknife import item_scores
 from evomerge.evaluation.task_checks import WHOLE_TEXTS
 
@@ -45,8 +45,8 @@ class Item:
     instances: tuple[Any, ...]
 
 
-class TaskItems(ItemRequests):
-    """The items of one split, in the data set's order.
+class TaskItems(Items):
+    """Items of a task that runs in this process.
 
     Args:
         where: task and split, for messages.
@@ -56,10 +56,10 @@ class TaskItems(ItemRequests):
         items: documents with their requests.
         encoder: turns their texts into tokens.
         window: tokens of the pieces in which whole texts are scored.
-        n_dropped: see `ItemRequests`.
+        n_dropped: see `Items`.
 
     Attributes:
-        likelihoods, generations, counts, n_dropped, prompt_tokens: see `ItemRequests`.
+        likelihoods, generations, counts, n_dropped, prompt_tokens: see `Items`.
 
     Raises:
         EvaluationError: a request that the engines cannot serve (no prompt, no text to score).
@@ -80,6 +80,9 @@ class TaskItems(ItemRequests):
         from lm_eval.api.metrics import mean
 
         self._task, self._metric, self._items = task, metric, tuple(items)
+        documents = [item.document for item in self._items]
+        for name in ("doc_to_text", "doc_to_choice", "doc_to_target"):
+            setattr(task, name, _once_for_each(documents, getattr(task, name)))
         self._filter = task._filters[filter_index]
         self._aggregate = task.aggregation()[metric]
         self._is_mean = self._aggregate is mean
@@ -106,16 +109,7 @@ class TaskItems(ItemRequests):
     def score(
         self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation], *, processes: int = 1
     ) -> NDArray[np.float64]:
-        """Scores of the items, shape (n,): as lm-eval's `process_results` gives them where the metric is their mean, else `jackknife.item_scores`.
-
-        Args:
-            likelihoods, generations: the engine's answers to `self.likelihoods` and `self.generations`.
-            processes: so many copies of this process score them, an item each at a time.
-
-        Raises:
-            EvaluationError: a scorer fails on an item, or gives no number where numbers are averaged (names the item), or the metric of all is no
-                finite number.
-        """
+        """See `Items.score`; `processes` copies of this process do it, an item each at a time."""
         answers: list[Any]
         if self._whole_texts:
             rest = iter(likelihoods)
@@ -168,7 +162,7 @@ class TaskItems(ItemRequests):
         return self._metric if own_scorer or self._metric in metrics or len(others) != 1 else others[0]
 
     def target(self, number: int) -> str:
-        """What the task takes for the right answer of an item, as text."""
+        """See `Items.target`."""
         return str(self._task.doc_to_target(self._items[number].document))
 
     def without(self, dropped: Collection[int]) -> "TaskItems":
@@ -206,6 +200,22 @@ class TaskItems(ItemRequests):
 def no_items(task: str, split: Split) -> EvaluationError:
     """The error of a task whose data set has no such split."""
     return EvaluationError(f"task {task!r} has no {split.value} items; name the data set's split for it under splits")
+
+
+def _once_for_each(documents: Sequence[Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, worked out once for each of `documents`: lm-eval renders targets and choices again for every candidate."""
+    kept = {id(document): document for document in documents}  # so that no other object gets its id
+    known: dict[int, Any] = {}
+
+    def remembering(document: Any, *others: Any) -> Any:
+        key = id(document)
+        if others or key not in kept:
+            return function(document, *others)
+        if key not in known:
+            known[key] = function(document)
+        return known[key]
+
+    return remembering
 
 
 def _plain(value: Any) -> Any:

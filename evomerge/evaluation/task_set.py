@@ -6,9 +6,9 @@ from typing import Any
 
 from evomerge.core import EvaluationError, Split
 from evomerge.evaluation.grouped_task import GroupedItems, GroupedTask
+from evomerge.evaluation.items import Items
 from evomerge.evaluation.loaded_task import LoadedTask, load_task
-from evomerge.evaluation.sandbox import SandboxedItems, SandboxedTask
-from evomerge.evaluation.task_items import TaskItems
+from evomerge.evaluation.sandbox import SandboxedTask
 from evomerge.evaluation.task_settings import runs_code
 from evomerge.evaluation.task_spec import TaskSpec
 
@@ -68,7 +68,7 @@ class TaskSet:
         """The names of the scores, in the order of the tasks."""
         return tuple(self._tasks)
 
-    def items(self, split: Split) -> Mapping[str, TaskItems | SandboxedItems | GroupedItems]:
+    def items(self, split: Split) -> Mapping[str, Items | GroupedItems]:
         """Task name -> its items of `split`, in the order of an evaluation's `item_scores`.
 
         Raises:

@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -220,20 +220,7 @@ def resume_in_new_process(jobs: Sequence[tuple[StrategyCase, Mapping[str, Json]]
     """Restores every (case, saved) in one new interpreter and runs `n_tells` more; the proposals as [id, genome]."""
     request = {
         "n_tells": n_tells,
-        "jobs": [
-            {
-                "case": [
-                    case.name,
-                    case.dimension,
-                    case.n_objectives,
-                    dict(case.options),
-                    case.choices,
-                    case.families,
-                ],
-                "saved": saved,
-            }
-            for case, saved in jobs
-        ],
+        "jobs": [{"case": asdict(case), "saved": saved} for case, saved in jobs],
     }
     finished = subprocess.run(
         [sys.executable, "-m", "evomerge.testing.strategy_suite"],
@@ -251,7 +238,7 @@ def _serve() -> None:
     request = json.load(sys.stdin)
     answers = []
     for job in request["jobs"]:
-        driver = restored(StrategyCase(*job["case"]), job["saved"]).run(request["n_tells"])
+        driver = restored(StrategyCase(**job["case"]), job["saved"]).run(request["n_tells"])
         answers.append([[candidate.id, genome_to_json(candidate.genome)] for candidate in driver.trace])
     json.dump(answers, sys.stdout)
 

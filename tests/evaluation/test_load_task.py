@@ -28,6 +28,21 @@ def test_templates_are_compiled_once(write_task, tokenizer):
     assert apply_template("{{a}}+{{b}}", {"a": 1, "b": 2}) == "1+2"
 
 
+def test_targets_are_worked_out_once_for_all_candidates(write_task, tokenizer, monkeypatch):
+    import lm_eval.utils
+
+    rendered = []
+    apply = lm_eval.utils.apply_template
+    monkeypatch.setattr(lm_eval.utils, "apply_template", lambda *given: rendered.append(given) or apply(*given))
+    items = load_task(TaskSpec(write_task(doc_to_target="{{a}}")), tokenizer).items(Split.REPORT)
+    answers = [Generation(f"answer {i}", 3) for i in range(6, 12)]
+    assert items.score([], answers).tolist() == [1] * 6
+    rendered.clear()
+    assert items.score([], answers[::-1]).tolist() == [0] * 6
+    assert items.target(2) == "answer 8"
+    assert not rendered
+
+
 def test_requests_and_scores(write_task, tokenizer):
     task = load_task(TaskSpec(write_task(), name="mine"), tokenizer)
     assert (task.name, task.metric, task.filter) == ("mine", "exact_match", "none")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,7 @@ def test_everything_but_scoring_is_blocked(task: SandboxedTask, folder: Path) ->
         {"counts": [-1, 3]},
         {"counts": [], "generations": []},
         {"generations": [[["x"], 4, []]] * 2},
+        {"generations": [[[float("inf")], 4, []]] * 2},
         {"likelihoods": 5},
     ],
 )
@@ -145,10 +147,35 @@ def test_what_a_sandbox_says_of_its_items_is_not_believed(
             SandboxedTask(TaskSpec("t.yaml"), tmp_path, timeout_s=1)
         return
     task = SandboxedTask(TaskSpec("t.yaml"), tmp_path, timeout_s=1)
-    for scores in (None, [1.0], [1.0, "x"], [1.0, float("nan")]):
+    for scores in (None, [1.0], [1.0, "x"], [1.0, float("nan")], [1.0, 10**400]):
         monkeypatch.setattr(task, "score", lambda order, scores=scores: scores)
         with pytest.raises(EvaluationError, match="the sandbox gives no score per item"):
             task.items(Split.SEARCH).score([], [Generation("a", 1)] * 2)
+
+
+def test_an_answer_that_cannot_be_read_is_the_sandboxs_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"name": "t", "metric": "m", "filter": "none", "splits": {}}
+    monkeypatch.setattr(SandboxedTask, "_start", lambda self: answer)
+    task = SandboxedTask(TaskSpec("t.yaml"), tmp_path, timeout_s=30)
+    task._process = subprocess.Popen(
+        [sys.executable, "-c", "input(); print('[' * 1_000_000)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with pytest.raises(EvaluationError, match=r"its sandbox has died .*recursion"):
+        task.score({})
+    assert task._process is None
+
+
+def test_a_machine_that_takes_too_long_to_isolate_a_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], *, timeout: float, **settings: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr("shutil.which", lambda program: program)
+    monkeypatch.setattr("subprocess.run", run)
+    check_sandbox.cache_clear()
+    with pytest.raises(
+        EvaluationError, match="an isolated process has not ended within 60 s, so task code cannot be kept"
+    ):
+        check_sandbox()
 
 
 COUNTING = """
