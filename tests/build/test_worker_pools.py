@@ -14,6 +14,8 @@ from evomerge.search import RunDirectory
 class FourProcessors:
     """A Ray session of a cluster with four CPUs."""
 
+    folder = None
+
     def __init__(self, address: str | None, n_cpus: int | None = None) -> None:
         pass
 
