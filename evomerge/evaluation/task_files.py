@@ -1,24 +1,19 @@
 """Task files as text: their name, fingerprint and data files, without loading lm-eval."""
 
+import copy
 import hashlib
 import importlib.util
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evomerge.core import EvaluationError, Split, did_you_mean, load_yaml, why_unreadable
 from evomerge.evaluation.split_parts import split_name
 from evomerge.evaluation.task_spec import TaskSpec
-
-
-def is_task_file(task: str) -> bool:
-    """Whether `task` is the path of a YAML file rather than a name that lm-eval knows."""
-    return task.endswith((".yaml", ".yml"))
-
 
 _NAME_LINE = re.compile(r"""^["']?(task|group)["']?:[ \t]*["']?([\w.:+/()-]+)["']?[ \t]*(?:#.*)?$""", re.MULTILINE)
 
@@ -32,6 +27,13 @@ _SUFFIXES = ("", ".yaml", ".yml")
 """of lm-eval's task files; without one, of what they include"""
 
 _FUNCTION_TAG = re.compile(r"!function\s+([\w./-]+)")
+
+_NO_TASK_FILE = "not an lm-eval task file: it needs a mapping with the key 'task'"
+
+
+def is_task_file(task: str) -> bool:
+    """Whether `task` is the path of a YAML file rather than a name that lm-eval knows."""
+    return task.endswith((".yaml", ".yml"))
 
 
 def is_group(settings: Mapping[str, Any]) -> bool:
@@ -67,9 +69,6 @@ def read_settings(path: Path, *, functions_as_text: bool = False) -> dict[str, A
         raise EvaluationError(f"{path}: {_NO_TASK_FILE}")
     _check_forms(path, settings)
     return settings
-
-
-_NO_TASK_FILE = "not an lm-eval task file: it needs a mapping with the key 'task'"
 
 
 def _check_forms(path: Path, settings: Mapping[str, Any]) -> None:
@@ -108,7 +107,7 @@ def _read(path: Path, functions_as_text: bool, above: tuple[Path, ...] = ()) -> 
         raise EvaluationError(
             f"{path}: {found.group()} runs Python code; set evaluation.trust_task_code: true if you trust this file"
         )
-    settings = load_yaml(text, str(path), EvaluationError)
+    settings = copy.deepcopy(_parsed(text, str(path)))
     if not isinstance(settings, dict):
         raise EvaluationError(f"{path}: {_NO_TASK_FILE}")
     included = settings.pop("include", None) or []
@@ -125,6 +124,12 @@ def _read(path: Path, functions_as_text: bool, above: tuple[Path, ...] = ()) -> 
         merged |= below
         files += more
     return merged | settings, files
+
+
+@lru_cache(1024)
+def _parsed(text: str, where: str) -> Any:
+    """A YAML text; each check reads the files of its task, so that what was parsed is kept."""
+    return load_yaml(text, where, EvaluationError)
 
 
 def number_of_shots(where: str, shots: Any) -> int | None:
