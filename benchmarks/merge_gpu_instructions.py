@@ -67,11 +67,13 @@ METHODS = {
     "della_linear": _PLAIN | {"MODE": RANKED, "RESCALE": True},
     "della": _PLAIN | {"MODE": RANKED, "ELECT": True, "RESCALE": True},
     "della, normalize: true": _PLAIN | {"MODE": RANKED, "ELECT": True, "NORMALIZE": True, "RESCALE": True},
+    "dare_ties, columns": _PLAIN | {"MODE": RANDOM, "ELECT": True, "RESCALE": True, "STRIDED": True},
+    "della, columns": _PLAIN | {"MODE": RANKED, "ELECT": True, "RESCALE": True, "STRIDED": True},
     "linear, dtype: bfloat16": _PLAIN | {"BASE": kernels.NO_BASE, "DIVIDE": True, "PRECISION": BF16},
     "ties, dtype: bfloat16": _PLAIN | {"MODE": MAGNITUDE, "ELECT": True, "NORMALIZE": True, "PRECISION": BF16},
     "dare_ties, dtype: bfloat16": _PLAIN | {"MODE": RANDOM, "ELECT": True, "RESCALE": True, "PRECISION": BF16},
 }
-"""row -> constants of `merge_chunks`; with `rescale`, the default of `dare_*` and `della*`"""
+"""row -> constants of `merge_chunks`; with `rescale`, the default of `dare_*` and `della*`; of columns of a tensor-parallel engine, masks cost more"""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,15 @@ class Counts:
 
 def count(row: str) -> Counts:
     """Compiles the kernel of a row and counts."""
-    same = {"K": N_INPUTS, "KINDS": 0, "OUT": 0, "PRECISION": F32, "ALIGNED": True, "BLOCK": kernels.BLOCK}
+    same = {
+        "K": N_INPUTS,
+        "KINDS": 0,
+        "OUT": 0,
+        "PRECISION": F32,
+        "ALIGNED": True,
+        "STRIDED": False,
+        "BLOCK": kernels.BLOCK,
+    }
     constants = same | METHODS[row]
     signature = {"chunks": "*i64", "integers": "*i64", "floats": "*fp32", "largest": "*i32"}
     source = ASTSource(kernels.merge_chunks, signature | dict.fromkeys(constants, "constexpr"), constants, {})

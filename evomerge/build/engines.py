@@ -14,6 +14,9 @@ from evomerge.recipe import PIECEWISE
 if TYPE_CHECKING:
     from evomerge.engine import Engine
 
+_HELD_TWICE = 1.05
+"""Of several processes of an engine each holds its part of the models and, whole, norms, and keys and values where there are fewer heads than processes."""
+
 _SAYS_MEMORY = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
 """options of vLLM with which a user says himself what it may take"""
 
@@ -55,10 +58,12 @@ def gpu_memory_needs(
     model, processes = next(iter(models.values())), config.engine.tensor_parallel
     on_gpu = method == PIECEWISE.name or method in gpu_methods()
     depth = n_slots / model.n_layers if n_slots and model.n_layers else 1.0
+    part = _HELD_TWICE / processes if processes > 1 else 1.0
     given = config.cluster.gpus_per_worker
+    sources = sum(header.n_bytes for header in models.values()) + ranks_of(method, models)
     return {
-        "engine_bytes": model.n_bytes * depth / processes,
-        "source_bytes": sum(header.n_bytes for header in models.values()) + ranks_of(method, models) if on_gpu else 0,
+        "engine_bytes": model.n_bytes * depth * part,
+        "source_bytes": sources * part if on_gpu else 0,
         "gpus": 1.0 if given is None else given / processes,
     }
 

@@ -40,7 +40,7 @@ class Sizes:
         n_objectives: scores that are optimised.
         candidate_bytes: merged weights of one candidate; 0 for the synthetic evaluation.
         source_bytes: weights of every source, resident in each worker.
-        rank_bytes: ranks that `della` methods and `sce` keep beside them.
+        rank_bytes: ranks that `della` methods and `sce` keep beside them, in each process of an engine.
         journal_bytes: of one candidate on disk, item scores not counted.
     """
 
@@ -85,7 +85,7 @@ def sizes(problem: Problem) -> Sizes:
         n_objectives=len(problem.objectives),
         candidate_bytes=problem.check_plans(),
         source_bytes=sum(header.n_bytes for header in problem.headers.values()),
-        rank_bytes=ranks_of(merge_method(problem.config), problem.headers),
+        rank_bytes=ranks_of(merge_method(problem.config), problem.headers) * problem.config.engine.tensor_parallel,
         journal_bytes=_HEADER_BYTES + _COORDINATE_BYTES * problem.space.dimension,
     )
 

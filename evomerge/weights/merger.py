@@ -5,8 +5,7 @@ goes through them, on the GPU where the engine's weights are; the rest through t
 Knows nothing of recipes.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
@@ -21,6 +20,7 @@ from evomerge.weights.scan import first_bad_element
 from evomerge.weights.tensor_group import TensorGroup
 from evomerge.weights.triton import triton_batch
 from evomerge.weights.warm_memory import WarmMemory
+from evomerge.weights.windows import Window, shape_of, whole, window_of
 
 if TYPE_CHECKING:
     from evomerge.weights.triton.batch import TritonBatch
@@ -76,13 +76,17 @@ class Merger:
         """
         for step in plan.steps:
             form = self._fused(plan, [step]).get(step.output)
-            yield step.output, self._merged(plan, step, form, self._batch)
+            if form is None or self._batch is None:
+                yield step.output, self._plain(plan, step)
+            else:
+                everything = whole(step.n_elements)
+                yield step.output, self._merged(plan, step, form, self._batch, everything).view(step.shape)
 
     def write(self, plan: MergePlan, target: WeightTarget) -> None:
         """Computes every tensor of `target` and stores it there; its values are those of `tensors`, whatever the views' dtype.
 
-        On a GPU, what was under way there is waited for first (an engine computes in a stream of its own, and may still
-        read), and what is written has arrived when this returns.
+        Of a tensor that the target has a part of, that part is computed. On a GPU, what was under way there is waited for first (an engine
+        computes in a stream of its own, and may still read), and what is written has arrived when this returns.
 
         Raises:
             RecipeError: the target has a tensor that the plan does not make, or of another shape.
@@ -90,40 +94,50 @@ class Merger:
         """
         self._pool.check_unchanged()
         steps = {step.output: step for step in plan.steps}
-        places: list[tuple[TensorStep, Sequence[Region]]] = []
+        places: list[tuple[TensorStep, Region]] = []
         for name in target.names():
             if name in plan.idle:
                 continue
             if name not in steps:
                 raise RecipeError(f"the engine has a tensor {name!r} that the merge does not make")
-            places.append((steps[name], target.regions(name)))
-        fused = self._fused(plan, [step for step, _ in places])
-        devices = {region.view.device for _, regions in places for region in regions}
+            places += [(steps[name], region) for region in target.regions(name)]
+        for step, region in places:
+            if shape_of(region.index, step.shape) != tuple(region.view.shape):
+                raise RecipeError(
+                    f"tensor {step.output!r}: the merge gives shape {step.shape}, of which the engine wants {region.index} as {tuple(region.view.shape)}"
+                )
+        fused = self._fused(plan, list({step.output: step for step, _ in places}.values()))
+        devices = {region.view.device for _, region in places}
         wait_for(devices)
         try:
-            self._write(plan, places, fused, devices)
+            self._write(plan, places, fused)
         finally:
             wait_for(devices)
 
     def _write(
-        self,
-        plan: MergePlan,
-        places: Sequence[tuple[TensorStep, Sequence[Region]]],
-        fused: Mapping[str, FusedStep],
-        devices: Iterable[torch.device],
+        self, plan: MergePlan, places: Sequence[tuple[TensorStep, Region]], fused: Mapping[str, FusedStep]
     ) -> None:
         """Stores every step where it belongs."""
-        batches = {device: self._batch_on(device, fused) for device in devices} if fused else {}
+        windows = [window_of(region.index, step.shape) for step, region in places]
+        wanted: dict[torch.device, list[tuple[TensorStep, Window]]] = {}
+        for (step, region), window in zip(places, windows, strict=True):
+            if step.output in fused:
+                wanted.setdefault(region.view.device, []).append((step, window or whole(step.n_elements)))
+        batches = {device: self._batch_on(device, own, fused) for device, own in wanted.items()}
         direct: dict[Batch, list[Destination]] = {}
-        for step, regions in places:
-            form = fused.get(step.output)
-            for region in regions:
-                batch = batches.get(region.view.device) if form is not None else None
-                destination = None if batch is None else _direct(plan, step, region, batch)
-                if batch is not None and destination is not None:
-                    direct.setdefault(batch, []).append(destination)
-                else:
-                    _store(self._merged(plan, step, form, batch), step.output, region)
+        for (step, region), window in zip(places, windows, strict=True):
+            form, batch = fused.get(step.output), batches.get(region.view.device)
+            if form is None or batch is None:
+                region.view.copy_(self._plain(plan, step)[region.index])
+                continue
+            covered = batch.covering(step, form, window or whole(step.n_elements))
+            if covered != window:
+                region.view.copy_(self._merged(plan, step, form, batch, covered).view(step.shape)[region.index])
+            elif _is_direct(plan, region.view, batch):
+                to = Destination(step, window, region.view, plan.dtype == "bfloat16")
+                direct.setdefault(batch, []).append(to)
+            else:
+                region.view.copy_(self._merged(plan, step, form, batch, window).view(region.view.shape))
         for batch, destinations in direct.items():
             bad = batch.run(destinations, fused)
             if bad is not None:
@@ -138,32 +152,37 @@ class Merger:
         forms = self._batch.prepare(steps, plan.seed, DTYPES[plan.math_dtype])
         return {step.output: form for step, form in zip(steps, forms, strict=True) if form is not None}
 
-    def _batch_on(self, device: torch.device, forms: Mapping[str, FusedStep]) -> "Batch | None":
-        """What computes steps of these forms for memory on `device`."""
+    def _batch_on(
+        self, device: torch.device, wanted: Collection[tuple[TensorStep, Window]], fused: Mapping[str, FusedStep]
+    ) -> "Batch | None":
+        """What computes these parts of steps for memory on `device`."""
         if device not in self._on_gpu:
             self._on_gpu[device] = triton_batch(self._pool, device, self.gpu_bytes)
         on_gpu = self._on_gpu[device]
-        return on_gpu if on_gpu is not None and on_gpu.ready(forms.values()) else self._batch
+        return on_gpu if on_gpu is not None and on_gpu.ready(wanted, fused) else self._batch
 
-    def _merged(self, plan: MergePlan, step: TensorStep, form: FusedStep | None, batch: "Batch | None") -> torch.Tensor:
-        """One tensor, on the device of `batch`."""
+    def _merged(
+        self, plan: MergePlan, step: TensorStep, form: FusedStep, batch: "Batch", window: Window
+    ) -> torch.Tensor:
+        """A part of one tensor, flat, on the device of `batch`."""
+        dtype = DTYPES[plan.dtype]
+        # the CPU has no kernel for rounding to float16: torch does that from float32
+        stored = dtype if dtype in batch.writes else torch.float32
+        if self._memory is not None and batch is self._batch:
+            merged = self._memory.empty((window.n_elements,), stored)
+        else:
+            merged = torch.empty(window.n_elements, dtype=stored, device=batch.device)
+        bad = batch.run([Destination(step, window, merged, False)], {step.output: form})
+        merged = merged.to(dtype)
+        if bad is not None or (dtype is torch.float16 and first_bad_element(merged) is not None):
+            _refuse(step.output, plan.dtype)
+        return merged
+
+    def _plain(self, plan: MergePlan, step: TensorStep) -> torch.Tensor:
+        """One tensor, without kernels, on the CPU."""
         if step.is_copy:
             return self._input(step.inputs[0]).clone()
-        dtype = DTYPES[plan.dtype]
-        if form is not None and batch is not None:
-            # the CPU has no kernel for rounding to float16: torch does that from float32
-            stored = dtype if dtype in batch.writes else torch.float32
-            if self._memory is not None and batch is self._batch:
-                merged = self._memory.empty(step.shape, stored)
-            else:
-                merged = torch.empty(step.shape, dtype=stored, device=batch.device)
-            destination = Destination(step, 0, merged.numel(), merged, False)
-            bad = batch.run([destination], {step.output: form})
-            merged = merged.to(dtype)
-            if bad is not None or (dtype is torch.float16 and first_bad_element(merged) is not None):
-                _refuse(step.output, plan.dtype)
-            return merged
-        merged = self._reference(plan, step).to(dtype)
+        merged = self._reference(plan, step).to(DTYPES[plan.dtype])
         if first_bad_element(merged) is not None:
             _refuse(step.output, plan.dtype)
         return merged.cpu()
@@ -195,32 +214,10 @@ def wait_for(devices: Iterable[torch.device]) -> None:
             torch.cuda.synchronize(device)
 
 
-def _direct(plan: MergePlan, step: TensorStep, region: Region, batch: "Batch") -> Destination | None:
-    """The region as one stretch of flat elements in contiguous memory that `batch` writes; None where it is not that."""
-    view = region.view
+def _is_direct(plan: MergePlan, view: torch.Tensor, batch: "Batch") -> bool:
+    """Whether `batch` can write what the plan rounds to straight into `view`."""
     exact = view.dtype is DTYPES[plan.dtype] or (plan.dtype == "bfloat16" and view.dtype is torch.float32)
-    writable = view.device == batch.device and view.dtype in batch.writes and view.is_contiguous()
-    if not writable or not exact or not step.shape:
-        return None
-    bounds = [index.indices(size) for index, size in zip(region.index, step.shape, strict=False)]
-    if len(region.index) > len(step.shape) or any(stride != 1 for _, _, stride in bounds):
-        return None
-    if any((first, last) != (0, size) for (first, last, _), size in zip(bounds[1:], step.shape[1:], strict=False)):
-        return None
-    first, last, _ = bounds[0] if bounds else (0, step.shape[0], 1)
-    if tuple(view.shape) != (last - first, *step.shape[1:]):
-        return None
-    row = math.prod(step.shape[1:])
-    return Destination(step, first * row, last * row, view, plan.dtype == "bfloat16")
-
-
-def _store(merged: torch.Tensor, name: str, region: Region) -> None:
-    part = merged[region.index]
-    if part.shape != region.view.shape:
-        raise RecipeError(
-            f"tensor {name!r}: the merge gives shape {tuple(part.shape)}, the engine has {tuple(region.view.shape)}"
-        )
-    region.view.copy_(part)
+    return exact and view.device == batch.device and view.dtype in batch.writes and view.is_contiguous()
 
 
 def _refuse(name: str, dtype: str) -> NoReturn:

@@ -33,8 +33,8 @@ def folder(tmp_path: Path) -> Path:
         ("ties", {}, {}, None, 1, 3, 1),
         ("sce", {}, {}, None, 1, 0, 1),
         ("ties", {}, {"gpus_per_worker": 0.5}, None, 1, 3, 0.5),
-        ("ties", {"kind": "vllm", "tensor_parallel": 2}, {}, None, 0.5, 3, 1),
-        ("ties", {"kind": "vllm", "tensor_parallel": 2}, {"gpus_per_worker": 2}, None, 0.5, 3, 1),
+        ("ties", {"kind": "vllm", "tensor_parallel": 2}, {}, None, 0.5, 1.5, 1),
+        ("ties", {"kind": "vllm", "tensor_parallel": 2}, {"gpus_per_worker": 2}, None, 0.5, 1.5, 1),
         ("ties", {}, {}, 6, 3, 3, 1),
     ],
 )

@@ -170,20 +170,25 @@ def kept_norms_seen(method, monkeypatch, module, merge):
 
 
 class Views:
-    """A target that holds tensors as stretches of flat memory on `device`: each is cut in two at `cut` and starts at `offset`."""
+    """A target that holds tensors as stretches of flat memory on `device`.
 
-    def __init__(self, plan, dtype, *, cut=0.0, offset=0, device="cpu"):
+    Each is cut in two at `cut` of dimension `along`, as between two processes of an engine, and starts at `offset`.
+    """
+
+    def __init__(self, plan, dtype, *, cut=0.0, offset=0, along=0, device="cpu"):
         self.shapes = {step.output: step.shape for step in plan.steps}
         self.memory = {
             name: torch.full((math.prod(shape) + 2 * offset,), torch.nan, dtype=dtype, device=device)
             for name, shape in self.shapes.items()
         }
-        self._cut, self._offset = cut, offset
+        self._cut, self._offset, self._along = cut, offset, along
 
     def tensor(self, name):
         """What was written."""
-        size = math.prod(self.shapes[name])
-        return self.memory[name][self._offset : self._offset + size].view(self.shapes[name])
+        regions = self.regions(name)
+        if len(regions) == 1:
+            return regions[0].view
+        return torch.cat([region.view for region in regions], dim=self._dimension(name))
 
     def untouched(self):
         """Whether nothing was written beside the tensors."""
@@ -194,10 +199,17 @@ class Views:
         return list(self.shapes)
 
     def regions(self, name):
-        view, shape = self.tensor(name), self.shapes[name]
+        shape, start, found = self.shapes[name], self._offset, []
         if not shape:
-            return [Region((), view)]
-        row = int(self._cut * shape[0])
-        rest = tuple(slice(0, size) for size in shape[1:])
-        parts = [slice(0, row), slice(row, shape[0])] if row else [slice(0, shape[0])]
-        return [Region((part, *rest), view[part]) for part in parts]
+            return [Region((), self.memory[name][start : start + 1].view(()))]
+        dimension = self._dimension(name)
+        edge = int(self._cut * shape[dimension])
+        for part in [slice(0, edge), slice(edge, shape[dimension])] if edge else [slice(0, shape[dimension])]:
+            index = tuple(part if d == dimension else slice(0, size) for d, size in enumerate(shape))
+            sides = [side.stop - side.start for side in index]
+            found.append(Region(index, self.memory[name][start : start + math.prod(sides)].view(sides)))
+            start += math.prod(sides)
+        return found
+
+    def _dimension(self, name):
+        return min(self._along, len(self.shapes[name]) - 1)

@@ -84,10 +84,17 @@ def test_rounding_of_every_exponent(kind):
 @pytest.mark.parametrize("method", fused_methods())
 def test_shards_cut_anywhere_hold_what_the_whole_holds(method):
     @settings(max_examples=25)
-    @given(cases(method), st.floats(0, 1), st.sampled_from([0, 1, 5]), st.sampled_from([torch.bfloat16, torch.float32]))
-    def check(case, cut, offset, dtype):
+    @given(
+        cases(method),
+        st.floats(0, 1),
+        st.sampled_from([0, 1, 5]),
+        st.integers(0, 2),
+        st.sampled_from([torch.bfloat16, torch.float32]),
+    )
+    def check(case, cut, offset, along, dtype):
         plan, pool = case
-        target = Views(plan, dtype if plan.dtype == "bfloat16" else DTYPE_OF[plan.dtype], cut=cut, offset=offset)
+        dtype = dtype if plan.dtype == "bfloat16" else DTYPE_OF[plan.dtype]
+        target = Views(plan, dtype, cut=cut, offset=offset, along=along)
         Merger(pool).write(plan, target)
         _, whole = next(Merger(pool, threads=1).tensors(plan))
         assert torch.equal(target.tensor("w").to(whole.dtype), whole)

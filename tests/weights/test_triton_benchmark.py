@@ -6,6 +6,7 @@
 import argparse
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import evomerge.weights.triton.batch as triton_batch
 from evomerge.plan import TensorInput
 from evomerge.weights.triton.batch import TritonBatch, obstacle
 from evomerge.weights.triton.resident import ResidentSources
+from evomerge.weights.windows import whole
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "merge_gpu.py"
 
@@ -100,9 +102,13 @@ def test_tensors_of_the_benchmark_are_copies_of_their_own(benchmark):
     shapes = benchmark.TINY.tensors(2)
     pool = benchmark.make_pool(shapes)
     resident = ResidentSources(pool, torch.device("cpu"))
-    entries = [TensorInput(model, name, {}) for model in ("base", "expert0") for name in shapes]
+    entries = [
+        (TensorInput(model, name, {}), whole(math.prod(shape)))
+        for model in ("base", "expert0")
+        for name, shape in shapes.items()
+    ]
     resident.hold(entries)
-    assert len({resident.tensor(entry).data_ptr() for entry in entries}) == len(entries)
+    assert len({resident.tensor(*entry).data_ptr() for entry in entries}) == len(entries)
 
 
 @pytest.mark.parametrize(

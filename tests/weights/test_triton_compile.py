@@ -25,6 +25,7 @@ from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import fuse
 from evomerge.weights.triton import batch, kernels
 from evomerge.weights.triton.kernels import BLOCK, N_WARPS, NO_BASE
+from evomerge.weights.windows import Window, whole
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,8 @@ HOPPER = GPUTarget("cuda", 90, 32)
 
 def compiled(kernel, result_type, **constants):
     constants = {"K": 3, "KINDS": 0, "PRECISION": F32, "BLOCK": BLOCK} | constants
+    if kernel is kernels.merge_chunks:
+        constants = {"STRIDED": False} | constants
     result = "largest" if kernel is kernels.merge_chunks else "norms"
     signature = {"chunks": "*i64", "integers": "*i64", "floats": "*fp32", result: result_type}
     signature |= dict.fromkeys(constants, "constexpr")
@@ -68,6 +71,19 @@ def test_merge_kernel(method):
     assert "cvt.rn.bf16" in ptx  # to nearest even
     # no block is moved between threads: what is shared are the parts of the largest magnitude
     assert len(re.findall(r"st\.shared", ptx)) <= 2
+
+
+@pytest.mark.parametrize("method", ["dare_ties", "della"])
+def test_masks_of_columns_cost_one_division_for_eight_elements(method):
+    """Of 32 bits, and one for all inputs, in the loop with masks of the edges and in the one without."""
+    plain, strided = (
+        compiled(kernels.merge_chunks, "*i32", **CASES[method], OUT=0, ALIGNED=True, STRIDED=strided).asm["ptx"]
+        for strided in (False, True)
+    )
+    assert "div.u32" not in plain
+    assert len(re.findall(r"div\.u32", strided)) == 2
+    assert "div.u64" not in strided
+    assert len(re.findall(r"ld\.global\.v4\.b32", strided)) == len(re.findall(r"ld\.global\.v4\.b32", plain))
 
 
 @pytest.mark.parametrize("precision", [BF16, F16])
@@ -132,8 +148,9 @@ class Driver:
         return 0
 
 
+@pytest.mark.parametrize("window", [whole(3 * BLOCK + 5), Window(16, 24, 128, 32)])
 @pytest.mark.parametrize("method", ["linear", "dare_ties", "della"])
-def test_launches_as_the_merger_makes_them(method, monkeypatch):
+def test_launches_as_the_merger_makes_them(method, window, monkeypatch):
     """Arguments, constants and options of a launch fit the kernels; only the launch itself is left out."""
     compiled_kernels = []
 
@@ -151,8 +168,9 @@ def test_launches_as_the_merger_makes_them(method, monkeypatch):
     step = TensorStep("w", (3 * BLOCK + 5,), method, inputs, base, shared)
     form = fuse(step, Statistics(pool))
     merge = batch.TritonBatch(pool, torch.device("cpu"))
-    assert merge.ready([form])
-    merge.run([Destination(step, 0, 3 * BLOCK + 5, torch.empty(3 * BLOCK + 5), False)], {"w": form})
+    assert merge.ready([(step, window)], {"w": form})
+    window = merge.covering(step, form, window)
+    merge.run([Destination(step, window, torch.empty(window.n_elements), False)], {"w": form})
     assert len(compiled_kernels) == (1 if method == "linear" else 2)
     for kernel in compiled_kernels:
         assert kernel.metadata.num_warps == N_WARPS

@@ -21,6 +21,7 @@ from evomerge.weights import Merger, WeightPool, gpu_methods
 from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch, obstacle
 from evomerge.weights.triton.kernels import BLOCK, CHUNK_BLOCKS
 from evomerge.weights.triton.resident import ResidentSources
+from evomerge.weights.windows import whole as all_of
 
 pytestmark = pytest.mark.gpu
 
@@ -52,6 +53,14 @@ def test_same_bits_as_the_cpu(method, n_sources, monkeypatch):
     whole = expected(plan, pool)
     assert torch.equal(written(plan, pool, monkeypatch, cut=0.4, offset=1), whole)
     assert torch.equal(written(plan, pool, monkeypatch, offset=8), whole)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("method", gpu_methods())
+def test_columns_of_an_engine_of_several_processes(method, rescale, monkeypatch):
+    plan, pool = fixed_case(method, 3, rescale=rescale, shape=(300, 3584))
+    whole = expected(plan, pool)
+    assert torch.equal(written(plan, pool, monkeypatch, cut=0.25, along=1), whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -110,7 +119,7 @@ def test_dropped_copies_are_free_again():
     resident = ResidentSources(WeightPool.holding({("m", "w"): torch.zeros(n_bytes // 2, dtype=torch.bfloat16)}), GPU)
     torch.cuda.empty_cache()
     before = torch.cuda.mem_get_info()[0]
-    assert resident.hold([TensorInput("m", "w", {})])
+    assert resident.hold([(TensorInput("m", "w", {}), all_of(n_bytes // 2))])
     assert torch.cuda.mem_get_info()[0] <= before - n_bytes
     resident.drop()
     assert torch.cuda.mem_get_info()[0] > before - n_bytes

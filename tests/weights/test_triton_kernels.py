@@ -35,6 +35,7 @@ from evomerge.weights.philox import keep_mask, mask_key, random_halves
 from evomerge.weights.triton import batch, kernels, pruning
 from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch
 from evomerge.weights.triton.kernels import BLOCK, CHUNK_BLOCKS
+from evomerge.weights.triton.resident import ResidentSources
 from evomerge.weights.triton.tables import chunks_of
 
 VIEWS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -51,8 +52,13 @@ def test_same_bits_as_the_cpu(method, math_dtype):
     compared = []
 
     @settings(max_examples=25)
-    @given(cases(method, (BLOCK, 2 * BLOCK), math_dtype), st.sampled_from([0.0, 0.3]), st.sampled_from([0, 1, 8]))
-    def check(case, cut, offset):
+    @given(
+        cases(method, (BLOCK, 2 * BLOCK), math_dtype),
+        st.sampled_from([0.0, 0.3]),
+        st.sampled_from([0, 1, 8]),
+        st.integers(0, 2),
+    )
+    def check(case, cut, offset, along):
         plan, pool = case
         (step,) = plan.steps
         form = fuse(step, Statistics(pool, KINDS[VIEWS[math_dtype]]))
@@ -60,7 +66,7 @@ def test_same_bits_as_the_cpu(method, math_dtype):
             return  # left to plain torch on every device; merges by rows, and base and 16 models of model_stock, to the CPU
         compared.append(plan)
         (_, expected) = next(Merger(pool).tensors(plan))
-        found = written(plan, pool, VIEWS[plan.dtype], cut=cut, offset=offset)
+        found = written(plan, pool, VIEWS[plan.dtype], cut=cut, offset=offset, along=along)
         assert torch.equal(found, expected)
         if math_dtype != "float32":
             return  # how far both are from plain torch is tested on the CPU
@@ -72,18 +78,37 @@ def test_same_bits_as_the_cpu(method, math_dtype):
 
 
 @settings(max_examples=20)
-@given(st.integers(0, 1 << 38), st.integers(0, 5))
-def test_random_numbers_are_those_of_the_cpu(counter, seed):
-    start, key = 8 * counter, mask_key(seed, "x", 1)
+@given(st.integers(0, 1 << 38), st.sampled_from([0, 5, 1 << 31]), st.integers(0, 5))
+def test_random_numbers_are_those_of_the_cpu(group, origin, seed):
+    key = mask_key(seed, "x", 1)
+    found = numbers_of(key, 8 * group, (origin, 0, 0), STRIDED=False)
+    assert np.array_equal(found, random_halves(key, 8 * (origin + group), BLOCK))
+
+
+@settings(max_examples=20)
+@given(
+    st.sampled_from([0, 3, 64, 7 << 30]), st.sampled_from([1, 9, 112, 224, 256, 700, 1 << 31]), st.integers(0, 1 << 31)
+)
+def test_random_numbers_of_columns_are_those_of_the_whole(origin, length, gap):
+    key, pitch = mask_key(0, "x", 1), length + gap
+    for block in (0, 1, 1023, (1 << 24) - 1):
+        found = numbers_of(key, block * BLOCK, (origin, length, pitch), STRIDED=True)
+        groups = block * (BLOCK // 8) + np.arange(BLOCK // 8)
+        first = 8 * (origin + groups // length * pitch + groups % length)
+        assert np.array_equal(found, np.concatenate([random_halves(key, int(start), 8) for start in first]))
+
+
+def numbers_of(key, start, stretches, **constants):
     halves = torch.zeros(BLOCK, dtype=torch.int64)
-    _halves[(1,)](halves, torch.tensor(key), torch.tensor([start]), BLOCK=BLOCK)
-    assert np.array_equal(halves.numpy(), random_halves(key, start, BLOCK))
+    _halves[(1,)](halves, torch.tensor(key), torch.tensor([start, *stretches]), **constants, BLOCK=BLOCK)
+    return halves.numpy()
 
 
 @triton.jit
-def _halves(out, keys, start, BLOCK: tl.constexpr):
+def _halves(out, keys, places, STRIDED: tl.constexpr, BLOCK: tl.constexpr):
     key0, key1 = tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32)
-    numbers = pruning.random_block(key0, key1, tl.load(start), BLOCK)
+    stretches = (tl.load(places + 1), tl.load(places + 2), tl.load(places + 3))
+    numbers = pruning.random_block(key0, key1, tl.load(places), stretches, STRIDED, BLOCK)
     tl.store(out + tl.arange(0, BLOCK), (numbers >> 16).to(tl.int64))
 
 
@@ -204,38 +229,58 @@ def test_any_dtype_of_the_engine(out, view):
     assert torch.equal(target.tensor("a"), next(Merger(pool).tensors(plan))[1].to(view))
 
 
-def test_columns_of_an_engine_that_is_sharded():
-    generator = torch.Generator().manual_seed(0)
-    base = torch.randn(48, 64, generator=generator)
-    pool = WeightPool.holding({("base", "a"): base, ("m", "a"): base + torch.randn(48, 64, generator=generator)})
-    plan = MergePlan(
-        (
-            TensorStep(
-                "a",
-                (48, 64),
-                "task_arithmetic",
-                (TensorInput("m", "a", {"weight": 0.3}),),
-                TensorInput("base", "a", {}),
-                {"lambda": 1.0, "normalize": False},
-            ),
-        ),
-        0,
-        0,
-        "float32",
-        "float32",
-        0,
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("along", [0, 1])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_process_of_several_holds_its_part_alone(method, along, rescale, monkeypatch):
+    """Of tensors of the usual sizes; where a norm has to be measured, the whole."""
+    monkeypatch.setattr(statistics, "_LARGE", 0)  # norms of what masks keep are known
+    plan, pool = fixed_case(method, 2, rescale=rescale, shape=(48, 320))
+    (step,) = plan.steps
+    (_, expected) = next(Merger(pool).tensors(plan))
+    held = {}
+    hold = ResidentSources.hold
+    monkeypatch.setattr(ResidentSources, "hold", lambda self, items: held.update(parts(items)) or hold(self, items))
+    index = (slice(24, 36), slice(0, 320)) if along == 0 else (slice(0, 48), slice(80, 160))
+    target = Part("w", Region(index, torch.full((12, 320) if along == 0 else (48, 80), torch.nan).bfloat16()))
+    monkeypatch.setattr("evomerge.weights.fused.batch.FusedBatch.run", None)
+    Merger(pool).write(plan, target)
+    assert torch.equal(target.region.view, expected[index])
+    form = fuse(step, Statistics(pool))
+    is_measured = any(norms.kept is None for norms in form.norms.values())
+    assert set(held.values()) == {step.n_elements if is_measured else step.n_elements // 4}
+    assert len(held) == len({entry.key for entry, _, _ in form.inputs} | {e.key for e in [form.base] if e}) + sum(
+        prune.ranks is not None for _, _, prune in form.inputs
     )
-    shard = torch.zeros(48, 16)
 
-    class Shard:
-        def names(self):
-            return ["a"]
 
-        def regions(self, name):
-            return [Region((slice(0, 48), slice(16, 32)), shard)]
+def parts(items):
+    """What is copied -> how many elements of it."""
+    return {
+        source.key if isinstance(source, TensorInput) else id(source): window.n_elements for source, window in items
+    }
 
-    Merger(pool).write(plan, Shard())
-    assert torch.equal(shard, next(Merger(pool).tensors(plan))[1][:, 16:32])
+
+class Part:
+    """A target that holds one part of one tensor."""
+
+    def __init__(self, name, region):
+        self.name, self.region = name, region
+
+    def names(self):
+        return [self.name]
+
+    def regions(self, name):
+        return [self.region]
+
+
+def test_a_part_that_cuts_groups_of_a_mask_is_made_of_the_whole():
+    plan, pool = fixed_case("dare_ties", 2, shape=(48, 320))
+    (_, expected) = next(Merger(pool).tensors(plan))
+    index = (slice(0, 48), slice(3, 50))
+    target = Part("w", Region(index, torch.full((48, 47), torch.nan).bfloat16()))
+    Merger(pool).write(plan, target)
+    assert torch.equal(target.region.view, expected[index])
 
 
 def test_overflow_is_named_and_leaves_zeros():

@@ -21,6 +21,7 @@ from evomerge.weights.triton import missing
 from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch, obstacle
 from evomerge.weights.triton.kernels import BLOCK
 from evomerge.weights.triton.resident import SPARE_BYTES, ResidentSources
+from evomerge.weights.windows import whole
 
 
 def test_more_models_than_the_kernels_take_are_merged_by_the_cpu(caplog):
@@ -158,9 +159,9 @@ def test_sources_that_share_memory_are_copied_once():
     shared, other = torch.ones(3 * BLOCK), torch.ones(3 * BLOCK)
     pool = WeightPool.holding({("a", "w"): shared, ("b", "w"): shared, ("c", "w"): other})
     resident = ResidentSources(pool, torch.device("cpu"))
-    entries = [TensorInput(model, "w", {}) for model in "abc"]
+    entries = [(TensorInput(model, "w", {}), whole(3 * BLOCK)) for model in "abc"]
     assert resident.missing_bytes(entries) == 2 * 4 * 3 * BLOCK
     resident.hold(entries)
-    a, b, c = (resident.tensor(entry).data_ptr() for entry in entries)
+    a, b, c = (resident.tensor(*entry).data_ptr() for entry in entries)
     assert a == b != c
     assert resident.missing_bytes(entries) == 0

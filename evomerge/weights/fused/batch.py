@@ -1,7 +1,8 @@
 """`FusedBatch`: many output tensors computed by the compiled kernels in one go, each into memory of the caller's."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,23 +18,26 @@ from evomerge.weights.fused.steps import FusedStep, fuse, is_measured
 from evomerge.weights.fused.tables import INPUT, KINDS, OUTPUT, chunks_of, kind_of
 from evomerge.weights.fused.threads import Threads
 from evomerge.weights.pool import WeightPool
+from evomerge.weights.windows import Window
 
-_RANGE = np.dtype([("output", np.int32), ("input", np.int32), ("start", np.int64), ("end", np.int64)])
+_RANGE = np.dtype(
+    [("output", np.int32), ("input", np.int32), ("start", np.int64), ("end", np.int64), ("out_address", np.int64)]
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where elements [start, end) of a step's flat output go.
+    """Where a part of a step's output goes.
 
     Attributes:
         step: which step.
-        memory: contiguous, of end - start elements; bfloat16 or float32 (on a GPU float16 too).
+        window: which elements.
+        memory: contiguous, for as many; bfloat16 or float32 (on a GPU float16 too).
         round_to_bf16: for float32 memory: whether its values are to be bfloat16 values.
     """
 
     step: TensorStep
-    start: int
-    end: int
+    window: Window
     memory: torch.Tensor
     round_to_bf16: bool
 
@@ -45,28 +49,31 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A destination, or the stretch of it that one piece of its step computes; `key` is equal where `form` is."""
+    """Elements [first, end) of a destination, which one piece of its step computes; `key` is equal where `form` is."""
 
     key: tuple[str, int]
     form: FusedStep
     destination: Destination
+    first: int
+    end: int
+
+    def address(self) -> int:
+        """Of the destination's first element."""
+        return self.destination.memory.data_ptr()
 
 
 def parts_of(destination: Destination, fused: Mapping[str, FusedStep]) -> list[Part]:
     """What each piece of the destination's step computes of it; all of it where there are no pieces."""
-    form = fused[destination.step.output]
+    name, window = destination.step.output, destination.window
+    form = fused[name]
     if not form.pieces:
-        return [Part((destination.step.output, 0), form, destination)]
-    memory = destination.memory.view(-1)
-    parts, start = [], 0
-    for number, (end, piece) in enumerate(form.pieces):
-        first, last = max(start, destination.start), min(end, destination.end)
-        if first < last:
-            inside = memory[first - destination.start : last - destination.start]
-            part = replace(destination, start=first, end=last, memory=inside)
-            parts.append(Part((destination.step.output, number), piece, part))
-        start = end
-    return parts
+        return [Part((name, 0), form, destination, 0, window.n_elements)]
+    edges = [0, *[window.place(end) for end, _ in form.pieces]]
+    return [
+        Part((name, number), piece, destination, first, end)
+        for number, ((first, end), (_, piece)) in enumerate(zip(pairwise(edges), form.pieces, strict=True))
+        if first < end
+    ]
 
 
 class FusedBatch:
@@ -123,6 +130,10 @@ class FusedBatch:
             found = self._stored_at[key] = (tensor.data_ptr(), kind_of(tensor))
         return found
 
+    def covering(self, step: TensorStep, form: FusedStep, window: Window) -> Window:
+        """What is computed where `window` is wanted: just that."""
+        return window
+
     def run(self, destinations: list[Destination], fused: Mapping[str, FusedStep]) -> TensorStep | None:
         """Computes `destinations`; `fused` holds the form of every step, by output name.
 
@@ -136,13 +147,8 @@ class FusedBatch:
         masks = self._make_masks([part.form for part in distinct.values()], by_form, inputs)
         row_of = {key: row for row, key in enumerate(distinct)}
         outputs = by_form[[row_of[part.key] for part in parts]]
-        ranges = np.zeros(len(parts), _RANGE)
-        for index, part in enumerate(parts):
-            outputs[index]["out_address"] = part.destination.memory.data_ptr()
-            outputs[index]["out_kind"] = part.destination.kind()
-            outputs[index]["out_offset"] = part.destination.start
-            ranges[index] = (index, 0, part.destination.start, part.destination.end)
-        chunks = chunks_of(ranges)
+        outputs["out_kind"] = [part.destination.kind() for part in parts]
+        chunks = chunks_of(_ranges_of(parts))
         n_sums = np.searchsorted(chunks["output"], sum(part.form.formula == SUM for part in parts))
         for kernel, own in ((merge_chunks, chunks[:n_sums]), (formula_chunks, chunks[n_sums:])):
             if len(own):
@@ -213,6 +219,24 @@ class FusedBatch:
         chunks = chunks_of(ranges)
         self._threads.run_chunks(mask_chunks, chunks, outputs, inputs)
         return np.bincount(chunks["input"], chunks["l1"], len(inputs))
+
+
+def _ranges_of(parts: list[Part]) -> np.ndarray:
+    """The stretches of their tensors that `parts` consist of, in order; part i belongs to row i of the outputs."""
+    held = [(part.first, part.end, part.address(), part.destination.memory.element_size()) for part in parts]
+    windows = np.array([part.destination.window for part in parts], np.int64).reshape(-1, 4)
+    first, end, address, n_bytes = np.array(held, np.int64).reshape(-1, 4).T
+    start, length, pitch = windows[:, 0], np.maximum(windows[:, 1], 1), windows[:, 2]
+    n_stretches = -(-end // length) - first // length
+    rows = np.repeat(np.arange(len(parts)), n_stretches)
+    number = np.arange(len(rows)) - (np.cumsum(n_stretches) - n_stretches - first // length)[rows]
+    skipped = start[rows] + number * (pitch - length)[rows]  # elements before a stretch that are not in the window
+    ranges = np.zeros(len(rows), _RANGE)
+    ranges["output"] = rows
+    ranges["start"] = skipped + np.maximum(number * length[rows], first[rows])
+    ranges["end"] = skipped + np.minimum((number + 1) * length[rows], end[rows])
+    ranges["out_address"] = address[rows] - skipped * n_bytes[rows]
+    return ranges
 
 
 def _norms_of(forms: list[FusedStep]) -> list[Norms | None]:

@@ -206,6 +206,6 @@ def formula_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
                 _windows(loaded, result, count, output, own, order, numbers.ctypes.data, None)
             else:
                 _windows(loaded, result, count, output, own, order, numbers.ctypes.data, precision)
-            at = start - output["out_offset"]
-            largest = max(largest, store_block(output["out_address"], output["out_kind"], at, count, merged))
+            stored = store_block(chunks[c]["out_address"], output["out_kind"], start, count, merged)
+            largest = max(largest, stored)
         chunks[c]["largest"] = largest

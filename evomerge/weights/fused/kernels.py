@@ -106,14 +106,14 @@ def _load_rounded(address, kind, window, precision):  # type: ignore[no-untyped-
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
-def _store(address, kind, at, value):  # type: ignore[no-untyped-def]
-    """Stores a window from element `at` of the memory on."""
+def _store(address, kind, window, value):  # type: ignore[no-untyped-def]
+    """Stores a window of a tensor."""
     if kind == BF16:
-        store_upper_halves(address + 2 * at, _round_to_bf16(value))
+        store_upper_halves(address + 2 * window, _round_to_bf16(value))
     elif kind == F32_AS_BF16:
-        store_float32(address + 4 * at, from_bits(_round_to_bf16(value) & words(np.uint32(0xFFFF0000))))
+        store_float32(address + 4 * window, from_bits(_round_to_bf16(value) & words(np.uint32(0xFFFF0000))))
     else:
-        store_float32(address + 4 * at, value)
+        store_float32(address + 4 * window, value)
 
 
 @numba.njit(cache=True, nogil=True, inline="never")
@@ -181,12 +181,11 @@ def _agreeing(total, inputs, normalize, weighted, precision):  # type: ignore[no
 
 
 @numba.njit(cache=True, nogil=True, inline="never")
-def _merge_windows(first, last, output, inputs, thresholds, weighted, precision):  # type: ignore[no-untyped-def]
+def _merge_windows(first, last, out_address, output, inputs, thresholds, weighted, precision):  # type: ignore[no-untyped-def]
     """Computes whole windows; `thresholds` and `weighted` are scratch memory for each input."""
     has_base, elect_sign, normalize = output["has_base"], output["elect_sign"], output["normalize"]
     base_address, base_kind = output["base_address"], output["base_kind"]
-    out_address, out_kind, out_offset = output["out_address"], output["out_kind"], output["out_offset"]
-    divisor, scale = output["divisor"], output["scale"]
+    out_kind, divisor, scale = output["out_kind"], output["divisor"], output["scale"]
     zero = floats(np.float32(0.0))
     largest = words(np.uint32(0))
     change = np.int64(0)
@@ -232,12 +231,12 @@ def _merge_windows(first, last, output, inputs, thresholds, weighted, precision)
         total = round_lanes(total, precision)
         magnitude = bits_of(magnitude_of(total))
         largest = select(magnitude > largest, magnitude, largest)
-        _store(out_address, out_kind, window - out_offset, total)
+        _store(out_address, out_kind, window, total)
     return largest_word(largest)
 
 
 @numba.njit(cache=True, nogil=True)
-def _merge_part(window, start, end, output, inputs, thresholds, weighted, copies, outputs, precision):  # type: ignore[no-untyped-def]
+def _merge_part(window, start, end, out_address, output, inputs, thresholds, weighted, copies, outputs, precision):  # type: ignore[no-untyped-def]
     """Computes elements [start, end) of a window on copies of them, padded with zeros.
 
     Args:
@@ -257,15 +256,15 @@ def _merge_part(window, start, end, output, inputs, thresholds, weighted, copies
         base = copies[n_inputs]
         load_block(output["base_address"], output["base_kind"], start, end - start, base[start - window :])
         whole["base_address"], whole["base_kind"] = base.ctypes.data - 4 * window, F32
-    whole["out_address"], whole["out_kind"], whole["out_offset"] = merged.ctypes.data, F32, window
-    largest = _merge_windows(window, window + LANES, whole, rows, thresholds, weighted, precision)
-    at = start - output["out_offset"]
-    store_block(output["out_address"], output["out_kind"], at, end - start, merged[start - window :])
+    whole["out_kind"] = F32
+    at = merged.ctypes.data - 4 * window
+    largest = _merge_windows(window, window + LANES, at, whole, rows, thresholds, weighted, precision)
+    store_block(out_address, output["out_kind"], start, end - start, merged[start - window :])
     return largest
 
 
 @numba.njit(cache=True, nogil=True)
-def _merge_range(first, last, output, inputs, precision):  # type: ignore[no-untyped-def]
+def _merge_range(first, last, out_address, output, inputs, precision):  # type: ignore[no-untyped-def]
     """Computes elements [first, last) of an output; returns the bits of their largest magnitude."""
     n_inputs = inputs.shape[0]
     thresholds, weighted = np.zeros((n_inputs, 2, LANES), np.float32), np.empty((n_inputs, LANES), np.float32)
@@ -274,12 +273,17 @@ def _merge_range(first, last, output, inputs, precision):  # type: ignore[no-unt
     if first % LANES:
         end = min(first - first % LANES + LANES, last)
         window = first - first % LANES
-        largest = _merge_part(window, first, end, output, inputs, thresholds, weighted, copies, row, precision)
+        largest = _merge_part(
+            window, first, end, out_address, output, inputs, thresholds, weighted, copies, row, precision
+        )
         first = end
     middle = first + (last - first) // LANES * LANES
-    largest = max(largest, _merge_windows(first, middle, output, inputs, thresholds, weighted, precision))
+    inside = _merge_windows(first, middle, out_address, output, inputs, thresholds, weighted, precision)
+    largest = max(largest, inside)
     if middle < last:
-        rest = _merge_part(middle, middle, last, output, inputs, thresholds, weighted, copies, row, precision)
+        rest = _merge_part(
+            middle, middle, last, out_address, output, inputs, thresholds, weighted, copies, row, precision
+        )
         largest = max(largest, rest)
     return largest
 
@@ -294,12 +298,12 @@ def merge_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
     for c in range(chunks.shape[0]):
         output = outputs[chunks[c]["output"]]
         own = inputs[output["first_input"] : output["first_input"] + output["n_inputs"]]
-        first, last = chunks[c]["start"], chunks[c]["end"]
+        first, last, to = chunks[c]["start"], chunks[c]["end"], chunks[c]["out_address"]
         # compiled twice: tests for a rounding that does not happen would cost a sixth
         if output["precision"] == F32:
-            chunks[c]["largest"] = _merge_range(first, last, output, own, None)
+            chunks[c]["largest"] = _merge_range(first, last, to, output, own, None)
         else:
-            chunks[c]["largest"] = _merge_range(first, last, output, own, output["precision"])
+            chunks[c]["largest"] = _merge_range(first, last, to, output, own, output["precision"])
 
 
 @numba.njit(cache=True, nogil=True, inline="never")

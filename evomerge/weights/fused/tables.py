@@ -7,8 +7,6 @@ from evomerge.weights.fused.blocks import BF16, F16, F32, ZEROS
 
 OUTPUT = np.dtype(
     [
-        ("out_address", np.int64),
-        ("out_offset", np.int64),  # flat element of the tensor that stands at out_address
         ("base_address", np.int64),
         ("n_elements", np.int64),
         ("first_input", np.int32),
@@ -57,6 +55,7 @@ CHUNK = np.dtype(
     [
         ("start", np.int64),
         ("end", np.int64),
+        ("out_address", np.int64),  # where the tensor's flat element 0 would stand
         ("l1", np.float64),
         ("output", np.int32),
         ("input", np.int32),
@@ -92,7 +91,7 @@ def kind_of(tensor: torch.Tensor) -> int | None:
 
 
 def chunks_of(ranges: np.ndarray) -> np.ndarray:
-    """Chunks that cover `ranges`, a structured array with output, input, start and end, in order.
+    """Chunks that cover `ranges`, a structured array with output, input, start, end and out_address, in order.
 
     Chunk edges are multiples of `CHUNK_ELEMENTS`, so a partial sum per chunk does not depend on the number of threads.
     """
@@ -101,7 +100,8 @@ def chunks_of(ranges: np.ndarray) -> np.ndarray:
     rows = np.repeat(np.arange(len(ranges)), n_chunks)
     number = np.arange(len(rows)) - np.repeat(np.cumsum(n_chunks) - n_chunks, n_chunks) + first[rows]
     chunks = np.zeros(len(rows), CHUNK)
-    chunks["output"], chunks["input"] = ranges["output"][rows], ranges["input"][rows]
+    for name in ("output", "input", "out_address"):
+        chunks[name] = ranges[name][rows]
     chunks["start"] = np.maximum(number * CHUNK_ELEMENTS, ranges["start"][rows])
     chunks["end"] = np.minimum((number + 1) * CHUNK_ELEMENTS, ranges["end"][rows])
     return chunks

@@ -19,14 +19,15 @@ from evomerge.plan import TensorStep
 from evomerge.weights.fused.batch import Destination, Part, parts_of
 from evomerge.weights.fused.blocks import OVERFLOW_BITS
 from evomerge.weights.fused.formulas import SUM
-from evomerge.weights.fused.kernels import RANKED
+from evomerge.weights.fused.kernels import RANDOM, RANKED
 from evomerge.weights.fused.norms import Norms, scales
 from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.triton.kernels import BLOCK, N_WARPS, answer_one, merge_chunks, pruned_l1_chunks
-from evomerge.weights.triton.resident import Item, ResidentSources
-from evomerge.weights.triton.tables import Tables, Variant, chunks_of, tables_of, variant_of
+from evomerge.weights.triton.resident import Item, ResidentSources, Source
+from evomerge.weights.triton.tables import Tables, Variant, chunks_of, has_groups, tables_of, variant_of
+from evomerge.weights.windows import Window, whole
 
 logger = logging.getLogger(__name__)
 
@@ -57,18 +58,29 @@ class TritonBatch:
         self._no_room = False
         self._reasons: set[str] = set()
 
-    def ready(self, forms: Collection[FusedStep]) -> bool:
-        """Whether steps of all of these forms can be computed: their sources and ranks are on the GPU, copied where there is room.
+    def covering(self, step: TensorStep, form: FusedStep, window: Window) -> Window:
+        """What is computed where `window` is wanted: the whole tensor, where a norm of it must be measured or a mask is not cut between its groups."""
+        is_measured = any(norms.kept is None for norms in form.norms.values())
+        draws = any(prune.mode in (RANDOM, RANKED) for _, _, prune in form.inputs)
+        return whole(step.n_elements) if is_measured or (draws and not has_groups(window)) else window
+
+    def ready(self, wanted: Collection[tuple[TensorStep, Window]], fused: Mapping[str, FusedStep]) -> bool:
+        """Whether these parts of steps can be computed: what they read is on the GPU, copied where there is room.
 
         Why not is logged, once.
         """
-        pieces = [piece for form in forms for piece in ([piece for _, piece in form.pieces] or [form])]
-        most = max((len(piece.inputs) for piece in pieces), default=0)
+        pieces = [
+            (piece, self.covering(step, fused[step.output], window))
+            for step, window in wanted
+            for piece in ([piece for _, piece in fused[step.output].pieces] or [fused[step.output]])
+        ]
+        most = max((len(piece.inputs) for piece, _ in pieces), default=0)
         if most > MAX_INPUTS:
             return self._declined(f"{most} models are merged, and the GPU's kernels take {MAX_INPUTS}")
-        if any(piece.formula != SUM for piece in pieces):
+        if any(piece.formula != SUM for piece, _ in pieces):
             return self._declined("the recipe's method, as it is set there, has kernels on the CPU only")
-        self._no_room = self._no_room or not self._hold([item for piece in pieces for item in _read(piece)])
+        held = [(source, window) for piece, window in pieces for source in _read(piece)]
+        self._no_room = self._no_room or not self._hold(held)
         return not self._no_room
 
     def _hold(self, wanted: list[Item]) -> bool:
@@ -208,7 +220,7 @@ def _kernel(kernel: Any, n_programs: int) -> Any:
     return kernel[(n_programs,)]
 
 
-def _read(form: FusedStep) -> list[Item]:
+def _read(form: FusedStep) -> list[Source]:
     """The sources and ranks that a step reads."""
     ranks = [prune.ranks for _, _, prune in form.inputs if prune.ranks is not None]
     return [*[entry for entry, _, _ in form.inputs], *([] if form.base is None else [form.base]), *ranks]

@@ -4,7 +4,8 @@ Every step is done in float32 without fused multiply-adds and with rounded divis
 random numbers are Philox's, so a GPU stores the bits that the CPU stores, and so does Triton's interpreter. Where a recipe asks for a
 lower precision, the same steps are rounded to it as on the CPU.
 
-One program computes one chunk: up to `CHUNK_BLOCKS` blocks of one row of the tables. Sources start on 16-byte boundaries and are
+One program computes one chunk: up to `CHUNK_BLOCKS` blocks of one row of the tables. Elements are counted in the window of the tensor that
+is here, which is all of it unless an engine has several processes; only random masks ask where they lie in the whole. Sources start on 16-byte boundaries and are
 padded with zeros to whole blocks (`resident.py`), so that they are read without masks. Loads and stores then are 16 bytes wide.
 """
 
@@ -24,8 +25,12 @@ N_WARPS = 8
 CHUNK_BLOCKS = 32
 """blocks of one program: enough to hide what it reads from the tables, few enough to give every processor several programs"""
 
-OUTPUT_INTEGERS = 4
-"""integers of a row before those of its inputs: address of the output's element 0, address of the base, first element, end"""
+GROUP = 8
+"""elements that random masks decide about together: multiples of it may lie anywhere in the tensor (a literal 8 inside the kernels)"""
+
+OUTPUT_INTEGERS = 7
+"""integers of a row before those of its inputs: address of the output, address of the base, first element, end, and, in groups, where the
+window starts in the tensor, the length of its stretches and their pitch (see `evomerge.weights.windows`)"""
 
 INPUT_INTEGERS = 7
 """integers of one input: address, cutoff, cutoff of the band's top, largest word whose upper half keeps, address of the ranks, and
@@ -173,11 +178,13 @@ def _weighted(
     inputs,
     whole,
     real,
+    stretches,
     KINDS: tl.constexpr,
     BASE: tl.constexpr,
     MODE: tl.constexpr,
     RESCALE: tl.constexpr,
     PRECISION: tl.constexpr,
+    STRIDED: tl.constexpr,
     EDGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -186,7 +193,7 @@ def _weighted(
     if BASE >= 0:
         keys = inputs + k * _INPUT_INTEGERS + _KEYS
         value = rounded(value - base, PRECISION)
-        value = pruned(value, whole[k], real[k], keys, start, lanes, MODE, EDGE, BLOCK)
+        value = pruned(value, whole[k], real[k], keys, start, lanes, stretches, MODE, STRIDED, EDGE, BLOCK)
         if RESCALE:
             value = rounded(value * real[k][_SCALE], PRECISION)
         value = rounded(value * real[k][0], PRECISION)
@@ -230,6 +237,7 @@ def _merge_blocks(
     inputs,
     whole,
     real,
+    stretches,
     K: tl.constexpr,
     KINDS: tl.constexpr,
     BASE: tl.constexpr,
@@ -241,6 +249,7 @@ def _merge_blocks(
     RESCALE: tl.constexpr,
     PRECISION: tl.constexpr,
     ALIGNED: tl.constexpr,
+    STRIDED: tl.constexpr,
     EDGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -259,7 +268,8 @@ def _merge_blocks(
             base = _load_rounded(base_address, start, lanes, BASE, PRECISION, BLOCK)
         for k in tl.static_range(K):
             value = _weighted(
-                k, base, start, lanes, inputs, whole, real, KINDS, BASE, MODE, RESCALE, PRECISION, EDGE, BLOCK
+                k, base, start, lanes, inputs, whole, real, stretches,
+                KINDS, BASE, MODE, RESCALE, PRECISION, STRIDED, EDGE, BLOCK,
             )  # fmt: skip
             total = total + value
             if ELECT:
@@ -300,6 +310,7 @@ def merge_chunks(
     RESCALE: tl.constexpr,
     PRECISION: tl.constexpr,
     ALIGNED: tl.constexpr,
+    STRIDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Computes chunk `program_id` and writes the bits of its largest magnitude (NaN above all) into `largest`.
@@ -318,6 +329,7 @@ def merge_chunks(
         DIVIDE, RESCALE: whether any divisor of a row, any scale of an input, is not 1.
         PRECISION: the kind that arithmetic rounds to, F32 for no rounding; where there is no base, only what is read and the result.
         ALIGNED: whether all outputs start on 16-byte boundaries.
+        STRIDED: whether windows of several stretches are masked at random.
         BLOCK: elements of a block.
     """
     chunk = tl.program_id(0)
@@ -327,19 +339,20 @@ def merge_chunks(
     floats += row * (_OUTPUT_FLOATS + K * _INPUT_FLOATS)
     out, base = tl.load(integers), tl.load(integers + 1)
     first, end = tl.load(integers + 2), tl.load(integers + 3)
+    stretches = (tl.load(integers + 4), tl.load(integers + 5), tl.load(integers + 6))
     divisor, scale = tl.load(floats), tl.load(floats + 1)
     inputs = integers + _OUTPUT_INTEGERS
     whole, real = _read_inputs(inputs, floats + _OUTPUT_FLOATS, K)
     start, stop = first_block * BLOCK, end_block * BLOCK
     if (start < first) | (stop > end) | _cut_inside(whole, start, stop, K):
         worst = _merge_blocks(
-            first_block, end_block, out, base, first, end, divisor, scale, inputs, whole, real,
-            K, KINDS, BASE, OUT, MODE, ELECT, NORMALIZE, DIVIDE, RESCALE, PRECISION, ALIGNED, True, BLOCK,
+            first_block, end_block, out, base, first, end, divisor, scale, inputs, whole, real, stretches,
+            K, KINDS, BASE, OUT, MODE, ELECT, NORMALIZE, DIVIDE, RESCALE, PRECISION, ALIGNED, STRIDED, True, BLOCK,
         )  # fmt: skip
     else:
         worst = _merge_blocks(
-            first_block, end_block, out, base, first, end, divisor, scale, inputs, whole, real,
-            K, KINDS, BASE, OUT, MODE, ELECT, NORMALIZE, DIVIDE, RESCALE, PRECISION, ALIGNED, False, BLOCK,
+            first_block, end_block, out, base, first, end, divisor, scale, inputs, whole, real, stretches,
+            K, KINDS, BASE, OUT, MODE, ELECT, NORMALIZE, DIVIDE, RESCALE, PRECISION, ALIGNED, STRIDED, False, BLOCK,
         )  # fmt: skip
     tl.store(largest + chunk, tl.max(_magnitude(worst), axis=0))
 
@@ -366,7 +379,10 @@ def pruned_l1_chunks(
     first_block, end_block = tl.load(chunks + 3 * chunk + 1), tl.load(chunks + 3 * chunk + 2)
     integers += row * (_OUTPUT_INTEGERS + K * _INPUT_INTEGERS)
     floats += row * (_OUTPUT_FLOATS + K * _INPUT_FLOATS)
-    base_address = tl.load(integers + 1)
+    base_address, stretches = (
+        tl.load(integers + 1),
+        (tl.load(integers + 4), tl.load(integers + 5), tl.load(integers + 6)),
+    )
     inputs = integers + _OUTPUT_INTEGERS
     whole, real = _read_inputs(inputs, floats + _OUTPUT_FLOATS, K)
     lanes = tl.arange(0, BLOCK)
@@ -378,7 +394,7 @@ def pruned_l1_chunks(
             value = _load_rounded(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3, PRECISION, BLOCK)
             value = rounded(value - _load_rounded(base_address, start, lanes, BASE, PRECISION, BLOCK), PRECISION)
             keys = inputs + k * _INPUT_INTEGERS + _KEYS
-            value = pruned(value, whole[k], real[k], keys, start, lanes, MODE, True, BLOCK)
+            value = pruned(value, whole[k], real[k], keys, start, lanes, stretches, MODE, False, True, BLOCK)
             total = total + ((tl.abs(value).to(tl.float64) + grid) - grid)
         tl.store(norms + chunk * K + k, tl.sum(total, axis=0))
 

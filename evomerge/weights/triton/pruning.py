@@ -14,12 +14,20 @@ RANDOM, RANKED = tl.constexpr(3), tl.constexpr(4)
 
 
 @triton.jit
-def random_block(key0, key1, start, BLOCK: tl.constexpr):
-    """What masks decide by for elements [start, start + BLOCK), see `evomerge.weights.philox`: in the upper half of each word.
+def random_block(key0, key1, start, stretches, STRIDED: tl.constexpr, BLOCK: tl.constexpr):
+    """What masks decide by for elements [start, start + BLOCK) of a window, see `evomerge.weights.philox`: in the upper half of each word.
 
     The lower halves hold rubbish. `start` is a multiple of 8.
+
+    Args:
+        stretches: where the window starts, the length and the pitch of its stretches, in groups of 8.
+        STRIDED: whether it has several; then it has fewer than 2^32 groups.
     """
-    counter = start // 8 + tl.arange(0, BLOCK // 8).to(tl.int64)
+    group = tl.arange(0, BLOCK // 8)
+    counter = stretches[0] + start // 8 + group.to(tl.int64)
+    if STRIDED:
+        number = ((start // 8).to(tl.uint32) + group.to(tl.uint32)) // stretches[1].to(tl.uint32)
+        counter += number.to(tl.int64) * (stretches[2] - stretches[1])
     zero = tl.zeros((BLOCK // 8,), tl.uint32)
     w0, w1, w2, w3 = tl.philox_impl(
         counter.to(tl.uint32), (counter >> 32).to(tl.uint32), zero, zero, key0, key1, _ROUNDS
@@ -47,11 +55,16 @@ def pruned(
     keys,
     start,
     lanes,
+    stretches,
     MODE: tl.constexpr,
+    STRIDED: tl.constexpr,
     EDGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A block of deltas made sparse by the numbers of one input, as `kernels._read_inputs` gives them, whose key is at `keys`."""
+    """A block of deltas made sparse by the numbers of one input, as `kernels._read_inputs` gives them, whose key is at `keys`.
+
+    The rest as `random_block`.
+    """
     if MODE == MAGNITUDE:
         kept = _from(tl.abs(delta), real[1], real[2], whole[1], start, lanes, EDGE, BLOCK)
         delta = tl.where(kept, delta, 0.0)
@@ -61,7 +74,8 @@ def pruned(
         delta = tl.where(kept & (outlier == 0), delta, 0.0)
     elif MODE >= RANDOM:
         # read here and not once a chunk: the keys of all rounds and inputs would fill the registers
-        numbers = random_block(tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32), start, BLOCK)
+        key0, key1 = tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32)
+        numbers = random_block(key0, key1, start, stretches, STRIDED, BLOCK)
         if MODE == RANKED:
             ranks = tl.multiple_of(whole[4].to(tl.pointer_type(tl.uint16)), 16)
             more = (tl.load(ranks + start + lanes).to(tl.float32) * real[6]).to(tl.int32)

@@ -1,4 +1,4 @@
-"""Sources and ranks in the GPU's memory: each tensor flat, padded with zeros to whole blocks, copied once and kept."""
+"""Sources and ranks in the GPU's memory: of each tensor what is merged there, flat, padded with zeros to whole blocks, copied once and kept."""
 
 import math
 from collections.abc import Iterable
@@ -10,19 +10,23 @@ from numpy.typing import NDArray
 from evomerge.plan import TensorInput
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.triton.kernels import BLOCK
+from evomerge.weights.windows import Window
 
-Place = tuple[int, int, torch.dtype]
-"""Address, size and dtype of a tensor of the CPU: models that differ by adapters share what those do not change."""
+Place = tuple[int, torch.dtype, Window]
+"""Address and dtype of a tensor of the CPU, and what of it: models that differ by adapters share what those do not change."""
 
-Item = TensorInput | NDArray[np.uint16]
-"""What is copied: a tensor of the pool, or ranks, which must live as long as the pool."""
+Source = TensorInput | NDArray[np.uint16]
+"""A tensor of the pool, or ranks, which must live as long as the pool."""
+
+Item = tuple[Source, Window]
+"""What is copied."""
 
 SPARE_BYTES = 256 << 20
 """left free for the tables and for what else runs on the GPU"""
 
 
 class ResidentSources:
-    """Copies of a pool's tensors, and of ranks, on one device.
+    """Copies of parts of a pool's tensors, and of ranks, on one device.
 
     Args:
         pool: the sources, on the CPU.
@@ -38,7 +42,7 @@ class ResidentSources:
 
     def missing_bytes(self, items: Iterable[Item]) -> int:
         """Size of the copies that `hold` would make."""
-        return sum(_padded(tensor.numel()) * tensor.element_size() for tensor in self._missing(items).values())
+        return sum(_padded(part.numel()) * part.element_size() for part in self._missing(items).values())
 
     def free_bytes(self) -> float:
         """Room for more copies. On the CPU, where the interpreter's tests are small, everything is free."""
@@ -50,12 +54,12 @@ class ResidentSources:
 
     def hold(self, items: Iterable[Item]) -> bool:
         """Copies what is not there yet; False where memory that looked free was not (in pieces, or taken meanwhile)."""
-        for place, tensor in self._missing(items).items():
+        for place, part in self._missing(items).items():
             try:
-                copy = torch.zeros(_padded(tensor.numel()), dtype=tensor.dtype, device=self._device)
+                copy = torch.zeros(_padded(part.numel()), dtype=part.dtype, device=self._device)
             except torch.OutOfMemoryError:
                 return False
-            copy[: tensor.numel()].copy_(tensor.reshape(-1))
+            copy[: part.numel()].view(part.shape).copy_(part)
             self._copies[place] = copy
         return True
 
@@ -65,22 +69,29 @@ class ResidentSources:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def tensor(self, item: Item) -> torch.Tensor:
+    def tensor(self, source: Source, window: Window) -> torch.Tensor:
         """The copy of what is held: flat, with zeros behind its last element; ranks as int16 with their bits."""
-        return self._copies[_place(self._on_cpu(item))]
+        return self._copies[_place(self._on_cpu(source), window)]
 
     def _missing(self, items: Iterable[Item]) -> dict[Place, torch.Tensor]:
-        tensors = map(self._on_cpu, items)
-        return {place: tensor for tensor in tensors if (place := _place(tensor)) not in self._copies}
+        """(stretches, elements of a stretch) of each."""
+        found: dict[Place, torch.Tensor] = {}
+        for source, window in items:
+            tensor = self._on_cpu(source)
+            place = _place(tensor, window)
+            if place not in self._copies:
+                flat = tensor.reshape(-1)[window.start :]
+                found[place] = flat.as_strided((window.n_stretches, window.length), (window.pitch, 1))
+        return found
 
-    def _on_cpu(self, item: Item) -> torch.Tensor:
-        if isinstance(item, np.ndarray):
-            return torch.from_numpy(item.view(np.int16))
-        return self._pool.tensor(*item.key)
+    def _on_cpu(self, source: Source) -> torch.Tensor:
+        if isinstance(source, np.ndarray):
+            return torch.from_numpy(source.view(np.int16))
+        return self._pool.tensor(*source.key)
 
 
-def _place(tensor: torch.Tensor) -> Place:
-    return tensor.data_ptr(), tensor.numel(), tensor.dtype
+def _place(tensor: torch.Tensor, window: Window) -> Place:
+    return tensor.data_ptr(), tensor.dtype, window
 
 
 def _padded(n_elements: int) -> int:

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.weights.fused.batch import Part
-from evomerge.weights.fused.blocks import BF16, F16, F32, F32_AS_BF16
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.norms import addend_grid
 from evomerge.weights.fused.steps import Prune
@@ -19,6 +18,7 @@ from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.triton.kernels import (
     BLOCK,
     CHUNK_BLOCKS,
+    GROUP,
     INPUT_FLOATS,
     INPUT_SCALE,
     KIND_BITS,
@@ -26,8 +26,7 @@ from evomerge.weights.triton.kernels import (
     OUTPUT_FLOATS,
 )
 from evomerge.weights.triton.resident import ResidentSources
-
-_BYTES = {BF16: 2, F16: 2, F32: 4, F32_AS_BF16: 4}
+from evomerge.weights.windows import Window
 
 _WIDE = 16
 """bytes of the widest load and store"""
@@ -50,27 +49,36 @@ class Variant(NamedTuple):
     RESCALE: bool
     PRECISION: int
     ALIGNED: bool
+    STRIDED: bool
 
 
 def variant_of(part: Part, resident: ResidentSources) -> Variant:
     """What computes `part`, whose sources are held."""
-    form, out = part.form, part.destination.kind()
+    form, window = part.form, part.destination.window
     kinds = 0
     for position, (entry, _, _) in enumerate(form.inputs):
-        kinds |= KINDS[resident.tensor(entry).dtype] << (KIND_BITS * position)
+        kinds |= KINDS[resident.tensor(entry, window).dtype] << (KIND_BITS * position)
+    mode = max((prune.mode for _, _, prune in form.inputs), default=KEEP_ALL)
     return Variant(
         K=len(form.inputs),
         KINDS=kinds,
-        BASE=NO_BASE if form.base is None else KINDS[resident.tensor(form.base).dtype],
-        OUT=out,
-        MODE=max((prune.mode for _, _, prune in form.inputs), default=KEEP_ALL),
+        BASE=NO_BASE if form.base is None else KINDS[resident.tensor(form.base, window).dtype],
+        OUT=part.destination.kind(),
+        MODE=mode,
         ELECT=form.elect_sign,
         NORMALIZE=form.normalize,
         DIVIDE=form.divisor != 1,
         RESCALE=bool(form.norms),
         PRECISION=form.precision,
-        ALIGNED=_first_address(part, out) % _WIDE == 0,
+        ALIGNED=part.address() % _WIDE == 0,
+        STRIDED=window.n_stretches > 1 and mode in (RANDOM, RANKED),
     )
+
+
+def has_groups(window: Window) -> bool:
+    """Whether the kernels can tell where in the tensor the window's random numbers lie."""
+    edges = (window.start, window.length, window.pitch) if window.n_stretches > 1 else (window.start,)
+    return all(edge % GROUP == 0 for edge in edges) and window.n_elements < GROUP << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +87,7 @@ class Tables:
 
     Attributes:
         integers, floats: see `kernels.merge_chunks`.
-        ranges: (first, end) element of each row.
+        ranges: (first, end) element of each row, in its window.
     """
 
     integers: NDArray[np.int64]
@@ -96,14 +104,15 @@ def tables_of(parts: Sequence[Part], variant: Variant, resident: ResidentSources
     integers: list[list[int]] = []
     floats: list[list[float]] = []
     for part in parts:
-        form, to = part.form, part.destination
-        base = 0 if form.base is None else resident.tensor(form.base).data_ptr()
-        whole = [_first_address(part, variant.OUT), base, to.start, to.end]
+        form, window = part.form, part.destination.window
+        base = 0 if form.base is None else resident.tensor(form.base, window).data_ptr()
+        groups = [edge // GROUP for edge in (window.start, window.length, window.pitch)]
+        whole = [part.address(), base, part.first, part.end, *groups]
         real = [form.divisor, form.scale]
         for position, (entry, weight, prune) in enumerate(form.inputs):
-            address = resident.tensor(entry).data_ptr()
-            ranks = address if prune.ranks is None else resident.tensor(prune.ranks).data_ptr()
-            whole += [address, *_integers(prune, ranks)]
+            address = resident.tensor(entry, window).data_ptr()
+            ranks = address if prune.ranks is None else resident.tensor(prune.ranks, window).data_ptr()
+            whole += [address, *_integers(prune, ranks, window)]
             grid = addend_grid(form.norms[position].whole) if position in form.norms else 0.0
             real += [*_floats(weight, prune), grid]
         integers.append(whole)
@@ -112,7 +121,7 @@ def tables_of(parts: Sequence[Part], variant: Variant, resident: ResidentSources
         return Tables(
             np.array(integers, np.int64),
             np.array(floats, np.float32),
-            tuple([(part.destination.start, part.destination.end) for part in parts]),
+            tuple([(part.first, part.end) for part in parts]),
         )
 
 
@@ -133,14 +142,16 @@ def chunks_of(ranges: tuple[tuple[int, int], ...], device: torch.device) -> torc
     return torch.from_numpy(chunks).to(device)
 
 
-def _integers(prune: Prune, ranks: int) -> list[int]:
+def _integers(prune: Prune, ranks: int, window: Window) -> list[int]:
     """Cutoff, cutoff of the band's top, largest word whose upper half keeps, ranks, and the key; what does not apply keeps all.
+
+    Cutoffs are elements of the window.
 
     Where others of the variant have `ranks` and this one has none, the address of anything as long will do: its step is 0.
     """
-    cutoff = prune.cutoff if prune.mode in (MAGNITUDE, BAND) else _NEVER
+    cutoff = window.place(prune.cutoff) if prune.mode in (MAGNITUDE, BAND) else _NEVER
     last = (max(prune.keep, 1) << 16) - 1 if prune.mode in (RANDOM, RANKED) else 2**32 - 1
-    return [cutoff, prune.top_cutoff, last, ranks, prune.key0, prune.key1]
+    return [cutoff, window.place(prune.top_cutoff), last, ranks, prune.key0, prune.key1]
 
 
 def _floats(weight: float, prune: Prune) -> list[float]:
@@ -153,8 +164,3 @@ def _floats(weight: float, prune: Prune) -> list[float]:
 
 def _next(value: float) -> float:
     return float(np.nextafter(np.float32(value), np.float32(np.inf)))
-
-
-def _first_address(part: Part, kind: int) -> int:
-    """Where element 0 of the part's tensor would stand."""
-    return part.destination.memory.data_ptr() - part.destination.start * _BYTES[kind]

@@ -1,0 +1,70 @@
+"""`Window`: which elements of a tensor a part of it holds, such as the part that one process of a tensor-parallel engine has. Knows nothing of merging."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Window(NamedTuple):
+    """Elements of a flat tensor, in order: stretches of equal length, equally far apart. Rows of a matrix are one stretch, columns as many as it has rows.
+
+    Attributes:
+        start: the first element.
+        length: elements of a stretch.
+        pitch: from the beginning of one stretch to that of the next; `length` where there is only one.
+        n_stretches: how many stretches.
+    """
+
+    start: int
+    length: int
+    pitch: int
+    n_stretches: int
+
+    @property
+    def n_elements(self) -> int:
+        """Elements of the window."""
+        return self.length * self.n_stretches
+
+    def place(self, element: int) -> int:
+        """How many elements of the window come before the tensor's flat `element`."""
+        if element <= self.start or not self.n_elements:
+            return 0
+        row, column = divmod(element - self.start, self.pitch)
+        return min(row * self.length + min(column, self.length), self.n_elements)
+
+
+def whole(n_elements: int) -> Window:
+    """All of a tensor."""
+    return Window(0, n_elements, n_elements, 1)
+
+
+def shape_of(index: Sequence[slice], shape: Sequence[int]) -> tuple[int, ...] | None:
+    """Shape of what `index` takes of a tensor of `shape`; None where it has too many dimensions or reaches beyond."""
+    if len(index) > len(shape) or any((part.stop or 0) > size for part, size in zip(index, shape, strict=False)):
+        return None
+    taken = [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=False)]
+    return (*taken, *shape[len(taken) :])
+
+
+def window_of(index: Sequence[slice], shape: Sequence[int]) -> Window | None:
+    """What `index` takes of a tensor of `shape`; None where that is not equal stretches (a block of a stack of matrices, say), or takes steps."""
+    if len(index) > len(shape):
+        return None
+    bounds = [part.indices(size) for part, size in zip(index, shape, strict=False)]
+    if any(step != 1 for _, _, step in bounds):
+        return None
+    sides = [(first, max(last - first, 0)) for first, last, _ in bounds]
+    sides += [(0, size) for size in shape[len(sides) :]]
+    n_elements = math.prod(taken for _, taken in sides)
+    if not sides or not n_elements:
+        return whole(n_elements)
+    inner = max((d for d, (_, taken) in enumerate(sides) if taken != shape[d]), default=0)
+    row = math.prod(shape[inner + 1 :])
+    (first, taken), pitch = sides[inner], shape[inner] * row
+    start, count, width, is_cut = first * row, 1, pitch, False
+    for (outer_first, outer_taken), size in zip(reversed(sides[:inner]), reversed(shape[:inner]), strict=True):
+        if is_cut and outer_taken != 1:
+            return None
+        start, count, width = start + outer_first * width, count * outer_taken, width * size
+        is_cut = is_cut or outer_taken != size
+    return Window(start, taken * row, pitch if count > 1 else taken * row, count)
