@@ -144,11 +144,13 @@ class FusedBatch:
         parts.sort(key=lambda part: part.form.formula != SUM)
         distinct = {part.key: part for part in parts}
         by_form, inputs = self._tables(list(distinct.values()))
-        masks = self._make_masks([part.form for part in distinct.values()], by_form, inputs)
         row_of = {key: row for row, key in enumerate(distinct)}
-        outputs = by_form[[row_of[part.key] for part in parts]]
+        rows = np.array([row_of[part.key] for part in parts], np.int64)
+        ranges = _ranges_of(parts)
+        masks = self._make_masks([part.form for part in distinct.values()], by_form, inputs, ranges, rows)
+        outputs = by_form[rows]
         outputs["out_kind"] = [part.destination.kind() for part in parts]
-        chunks = chunks_of(_ranges_of(parts))
+        chunks = chunks_of(ranges)
         n_sums = np.searchsorted(chunks["output"], sum(part.form.formula == SUM for part in parts))
         for kernel, own in ((merge_chunks, chunks[:n_sums]), (formula_chunks, chunks[n_sums:])):
             if len(own):
@@ -190,8 +192,16 @@ class FusedBatch:
                 inputs[name] = [getattr(prune, name) for prune in prunes]
         return outputs, inputs
 
-    def _make_masks(self, forms: list[FusedStep], outputs: np.ndarray, inputs: np.ndarray) -> list[np.ndarray]:
+    def _make_masks(
+        self, forms: list[FusedStep], outputs: np.ndarray, inputs: np.ndarray, ranges: np.ndarray, rows: np.ndarray
+    ) -> list[np.ndarray]:
         """Makes random masks, and sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta.
+
+        Args:
+            forms: of `outputs`.
+            outputs, inputs: as `_tables` makes them.
+            ranges: what will be merged.
+            rows: the row of `outputs` of each output that `ranges` name.
 
         Returns:
             The masks, which must live until the last use of `inputs`.
@@ -201,14 +211,15 @@ class FusedBatch:
         is_random = np.isin(inputs["mode"], (RANDOM, RANKED))
         masks = [np.empty(-(-size // LANES) * LANES // 8, np.uint8) for size in n_elements[is_random].tolist()]
         inputs["mask_address"][is_random] = [mask.ctypes.data for mask in masks]
-        wanted = np.flatnonzero(is_random | inputs["measure"])
-        ranges = np.zeros(len(wanted), _RANGE)
-        ranges["output"], ranges["input"], ranges["end"] = output_of[wanted], wanted, n_elements[wanted]
-        measured = self._measured(ranges, outputs, inputs)
+        measured = np.flatnonzero(inputs["measure"])
+        entire = np.zeros(len(measured), _RANGE)
+        entire["output"], entire["input"], entire["end"] = output_of[measured], measured, n_elements[measured]
+        drawn = _drawn(np.flatnonzero(is_random & ~inputs["measure"]), output_of, ranges, rows)
+        kept_l1 = self._measured(np.concatenate([entire, drawn]), outputs, inputs)
         norms = {number: pair for number, pair in enumerate(_norms_of(forms)) if pair is not None}
         if norms:
             whole = np.array([pair.whole for pair in norms.values()])
-            kept = np.array([measured[n] if pair.kept is None else pair.kept for n, pair in norms.items()])
+            kept = np.array([kept_l1[n] if pair.kept is None else pair.kept for n, pair in norms.items()])
             inputs["scale"][list(norms)] = scales(whole, kept, forms[0].precision)
         return masks
 
@@ -237,6 +248,20 @@ def _ranges_of(parts: list[Part]) -> np.ndarray:
     ranges["end"] = skipped + np.minimum((number + 1) * length[rows], end[rows])
     ranges["out_address"] = address[rows] - skipped * n_bytes[rows]
     return ranges
+
+
+def _drawn(wanted: np.ndarray, output_of: np.ndarray, ranges: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Of the inputs `wanted`, ascending, what `ranges` need of their masks; arguments as in `_make_masks`, `output_of` says whose an input is."""
+    n_inputs = np.bincount(output_of[wanted], minlength=rows.max(initial=0) + 1)
+    row = rows[ranges["output"]]
+    times = n_inputs[row]
+    of_range = np.repeat(np.arange(len(ranges)), times)
+    position = np.arange(len(of_range)) - np.repeat(np.cumsum(times) - times, times)
+    drawn = ranges[of_range]
+    drawn["output"] = row[of_range]
+    drawn["input"] = wanted[(np.cumsum(n_inputs) - n_inputs)[row[of_range]] + position]
+    drawn["start"] -= drawn["start"] % LANES
+    return drawn
 
 
 def _norms_of(forms: list[FusedStep]) -> list[Norms | None]:
