@@ -34,12 +34,17 @@ def worker_environment(config: SearchConfig) -> dict[str, str]:
         return {}
     from evomerge.engine import engine_environment
 
-    return engine_environment(engine_kind(config), threads=cpus_per_worker(config))
+    processes, given = config.engine.tensor_parallel, config.cluster.cpus_per_worker
+    threads = max(1, cpus_per_worker(config) // processes)
+    variables = engine_environment(engine_kind(config), threads=threads)
+    if processes > 1 and given is not None:  # where nobody says so, each process takes them for its own
+        variables["OMP_NUM_THREADS"] = str(threads)
+    return variables
 
 
 def cpus_per_worker(config: SearchConfig) -> int:
-    """Cores that a worker has to itself."""
-    return max(1, int(config.cluster.cpus_per_worker))
+    """Cores that a worker has to itself: as configured, else one."""
+    return max(1, int(config.cluster.cpus_per_worker or 1))
 
 
 def gpu_memory_needs(

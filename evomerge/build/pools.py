@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from tempfile import gettempdir
@@ -42,9 +42,12 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> AbstractContextMan
         EngineError: no Ray cluster answers.
     """
     config, marks = problem.config, source_marks(problem.config, problem.headers)
-    settings = evaluator_settings(config, n_slots=problem.max_slots, marks=marks)
+
+    def settings(config: SearchConfig) -> dict[str, Json]:
+        return evaluator_settings(config, n_slots=problem.max_slots, marks=marks)
+
     if config.cluster.kind == "local":
-        return _local_pool(config, settings)
+        return _local_pool(config, settings(config))
     return _ray_pool(config, settings, directory)
 
 
@@ -56,24 +59,28 @@ def _local_pool(config: SearchConfig, settings: Mapping[str, Json]) -> Iterator[
 
 
 @contextmanager
-def _ray_pool(config: SearchConfig, settings: Mapping[str, Json], directory: RunDirectory) -> Iterator[RunPool]:
+def _ray_pool(
+    config: SearchConfig, settings: Callable[[SearchConfig], Mapping[str, Json]], directory: RunDirectory
+) -> Iterator[RunPool]:
     from evomerge.cluster.ray_session import RaySession
 
     cluster = config.cluster
     wanted = None if cluster.workers == "auto" else cluster.workers
-    n_cpus = None if wanted is None else max(os.cpu_count() or 1, round(wanted * cluster.cpus_per_worker))
+    n_cpus = None if wanted is None else max(os.cpu_count() or 1, round(wanted * (cluster.cpus_per_worker or 1)))
     with RaySession(cluster.address, n_cpus) as session:
         resources = session.resources()
         has_gpu = resources.get("GPU", 0) > 0 and not isinstance(config.evaluation, SyntheticConfig)
         gpus = gpus_per_worker(config) if has_gpu else 0.0
-        room = session.room(cluster.cpus_per_worker, gpus)
+        cpus = cluster.cpus_per_worker or cores_beside(gpus, session.nodes().values())
+        config = config.model_copy(update={"cluster": cluster.model_copy(update={"cpus_per_worker": cpus})})
+        room = session.room(cpus, gpus)
         n_workers = wanted or max(1, room)
         if n_workers > room and cluster.address is None:
             raise ConfigError(f"cluster.workers: {n_workers} workers do not fit: {dict(resources)} has room for {room}")
         if n_workers > room:
             logger.warning(
                 "the cluster has room for %d of %d workers (each %g CPUs, %g GPUs); the others start when there is more",
-                *(room, n_workers, cluster.cpus_per_worker, gpus),
+                *(room, n_workers, cpus, gpus),
             )
         from evomerge.cluster.ray_pool import RayPool, WorkerOptions
 
@@ -82,7 +89,7 @@ def _ray_pool(config: SearchConfig, settings: Mapping[str, Json], directory: Run
             environment |= _temporary_files(session.folder)
         options = WorkerOptions(
             n_workers=wanted,
-            cpus=cluster.cpus_per_worker,
+            cpus=cpus,
             gpus=gpus,
             environment=environment,
             max_attempts=cluster.max_attempts,
@@ -91,7 +98,7 @@ def _ray_pool(config: SearchConfig, settings: Mapping[str, Json], directory: Run
             log_folder=str(directory.logs.resolve()) if cluster.address is None else None,
             versions={name: found for name, found in package_versions().items() if name != "python"},
         )
-        pool = RayPool(FACTORY, settings, options)
+        pool = RayPool(FACTORY, settings(config), options)
         try:
             yield pool
         finally:
@@ -104,6 +111,12 @@ def _temporary_files(folder: Path) -> dict[str, str]:
     """Variables that send a worker's temporary files to `folder`, with which they go however the worker ends. What torch compiles stays for the next."""
     compiled = Path(gettempdir()) / f"torchinductor_{os.getuid()}"
     return {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))}
+
+
+def cores_beside(gpus: float, nodes: Iterable[Mapping[str, float]]) -> float:
+    """Cores for a worker with `gpus`, so that there are enough for all GPUs of every one of `nodes` (resources of each); 1 without GPUs."""
+    shares = [gpus * node.get("CPU", 0.0) / node["GPU"] for node in nodes if node.get("GPU", 0.0) >= gpus > 0]
+    return float(max(1, int(min(shares, default=1.0) + 1e-9)))
 
 
 def gpus_per_worker(config: SearchConfig) -> float:

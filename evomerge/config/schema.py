@@ -288,7 +288,8 @@ class ClusterConfig(_Strict):
     """auto: one per GPU, else one per CPU core; with kind local one"""
     gpus_per_worker: float | None = Field(default=None, ge=0)
     """default: one for each process of the engine (engine.tensor_parallel); ignored where the cluster has no GPU"""
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: float | None = Field(default=None, gt=0)
+    """default: with a GPU the cores of its node that fall to it, else 1"""
     address: str | None = None
     """a running Ray cluster ("auto", "ray://host:10001"); default: start a local one"""
     max_attempts: int = Field(default=2, ge=1)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from evomerge.build import make_problem, parse_config
-from evomerge.build.pools import worker_pool
+from evomerge.build.engines import cpus_per_worker, worker_environment
+from evomerge.build.pools import cores_beside, worker_pool
 from evomerge.core import ConfigError
 from evomerge.search import RunDirectory
 
@@ -27,6 +28,9 @@ class FourProcessors:
 
     def resources(self) -> dict[str, float]:
         return {"CPU": 4.0}
+
+    def nodes(self) -> dict[str, dict[str, float]]:
+        return {"one": self.resources()}
 
     def room(self, cpus: float, gpus: float) -> int:
         return int(4 // cpus)
@@ -65,3 +69,55 @@ def test_workers_that_do_not_fit_yet(
     assert "room for 0 of 1 workers (each 8 CPUs" in caplog.text
     with pytest.raises(ConfigError, match=r"9 workers do not fit: .* has room for 4"):
         started(tmp_path, workers=9)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "cores"),
+    [
+        (0.0, [{"CPU": 64.0, "GPU": 8.0}], 1),
+        (1.0, [{"CPU": 64.0, "GPU": 8.0}], 8),
+        (4.0, [{"CPU": 64.0, "GPU": 8.0}], 32),
+        (0.5, [{"CPU": 64.0, "GPU": 8.0}], 4),
+        (1.0, [{"CPU": 208.0, "GPU": 8.0}, {"CPU": 30.0, "GPU": 2.0}, {"CPU": 4.0}], 15),
+        (4.0, [{"CPU": 208.0, "GPU": 8.0}, {"CPU": 30.0, "GPU": 2.0}], 104),
+        (1.0, [{"CPU": 2.0, "GPU": 4.0}], 1),
+        (1.0, [], 1),
+    ],
+)
+def test_cores_that_fall_to_a_gpu(gpus: float, nodes: list[dict[str, float]], cores: int) -> None:
+    assert cores_beside(gpus, nodes) == cores
+
+
+def test_a_worker_knows_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    class Eight(FourProcessors):
+        def resources(self) -> dict[str, float]:
+            return {"CPU": 32.0, "GPU": 4.0}
+
+    class Told(NoPool):
+        def __init__(self, factory: str, settings: Any, options: Any) -> None:
+            super().__init__(factory, settings, options)
+            told.append((settings["config"]["cluster"]["cpus_per_worker"], options.cpus, options.gpus))
+
+    monkeypatch.setattr("evomerge.cluster.ray_session.RaySession", Eight)
+    monkeypatch.setattr("evomerge.cluster.ray_pool.RayPool", Told)
+    started(tmp_path, address="auto")  # a synthetic evaluation takes no GPU
+    started(tmp_path, address="auto", cpus_per_worker=3)
+    monkeypatch.setattr("evomerge.build.pools.SyntheticConfig", str)
+    started(tmp_path, address="auto", gpus_per_worker=2)
+    assert told == [(1.0, 1.0, 0.0), (3.0, 3.0, 0.0), (16.0, 16.0, 2.0)]
+
+
+def test_the_processes_of_an_engine_share_the_cores_of_a_worker(tmp_path: Path) -> None:
+    settings = {
+        "models": {"experts": {"a": "a", "b": "b"}},
+        "method": "linear",
+        "tasks": ["gsm8k"],
+        "engine": {"kind": "vllm", "tensor_parallel": 4},
+        "cluster": {"cpus_per_worker": 34},
+        "budget": {"evaluations": 9},
+    }
+    config = parse_config(settings, folder=tmp_path)
+    assert cpus_per_worker(config) == 34
+    assert worker_environment(config)["OMP_NUM_THREADS"] == "8"
