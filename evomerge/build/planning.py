@@ -19,6 +19,7 @@ from evomerge.build.reading import open_run
 from evomerge.build.strategies import strategy_for
 from evomerge.config import SyntheticConfig
 from evomerge.core import ConfigError, Evaluation, EvaluationRequest, FilePath, Split, Status, random_stream
+from evomerge.plan import statistics_bytes
 from evomerge.search import FORMAT_VERSION, Budget, RunDirectory, RunRecorder, RunState, SearchLoop, event, run_finals
 
 MAX_SIMULATED = 600
@@ -41,6 +42,7 @@ class Sizes:
         candidate_bytes: merged weights of one candidate; 0 for the synthetic evaluation.
         source_bytes: weights of every source, resident in each worker.
         rank_bytes: ranks that `della` methods and `sce` keep beside them, in each process of an engine.
+        statistics_bytes: about what histograms and norms take there.
         journal_bytes: of one candidate on disk, item scores not counted.
     """
 
@@ -49,12 +51,13 @@ class Sizes:
     candidate_bytes: int
     source_bytes: int
     rank_bytes: int
+    statistics_bytes: int
     journal_bytes: int
 
     @property
     def worker_bytes(self) -> int:
-        """What a worker holds: sources with their ranks and the live candidate; its engine's caches come on top."""
-        return self.source_bytes + self.rank_bytes + self.candidate_bytes
+        """What a worker holds: sources, what it knows of them, and the live candidate; its engine's caches come on top."""
+        return self.source_bytes + self.rank_bytes + self.statistics_bytes + self.candidate_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +83,14 @@ class Forecast:
 
 def sizes(problem: Problem) -> Sizes:
     """The sizes of a search, from headers alone."""
+    method, processes = merge_method(problem.config), problem.config.engine.tensor_parallel
     return Sizes(
         dimension=problem.space.dimension,
         n_objectives=len(problem.objectives),
         candidate_bytes=problem.check_plans(),
         source_bytes=sum(header.n_bytes for header in problem.headers.values()),
-        rank_bytes=ranks_of(merge_method(problem.config), problem.headers) * problem.config.engine.tensor_parallel,
+        rank_bytes=ranks_of(method, problem.headers) * processes,
+        statistics_bytes=statistics_bytes(method, list(problem.headers.values())[1:]) * processes,
         journal_bytes=_HEADER_BYTES + _COORDINATE_BYTES * problem.space.dimension,
     )
 

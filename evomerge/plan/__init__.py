@@ -12,9 +12,12 @@ from evomerge.plan.ranks import MOST_RANKS, PLACE_BYTES, RANK_BYTES, RANKED_METH
 from evomerge.plan.recorded import headers_from_json, headers_to_json
 from evomerge.plan.slots import padded
 from evomerge.plan.sources import ModelTable, read_headers, read_models, read_source, table_of
+from evomerge.plan.statistics import LARGE_TENSOR, MOST_KEPT_NORMS, statistics_bytes
 
 __all__ = [
     "FOLDINGS",
+    "LARGE_TENSOR",
+    "MOST_KEPT_NORMS",
     "MOST_RANKS",
     "PLACE_BYTES",
     "RANKED_METHODS",
@@ -52,5 +55,6 @@ __all__ = [
     "read_source",
     "slices_with_inputs",
     "split_into_modules",
+    "statistics_bytes",
     "table_of",
 ]

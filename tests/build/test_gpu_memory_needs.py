@@ -1,6 +1,7 @@
 """What an engine and its merges need of a GPU follows from the models and the configuration."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,17 @@ from evomerge.build.engines import gpu_memory_needs
 from evomerge.cli.tables import print_plan
 from evomerge.config import SearchConfig
 from evomerge.core import EvaluationError
-from evomerge.plan import PLACE_BYTES, RANK_BYTES, RANKED_METHODS, TensorInput, TensorStep, keeps_ranks, read_models
+from evomerge.plan import (
+    PLACE_BYTES,
+    RANK_BYTES,
+    RANKED_METHODS,
+    TensorHeader,
+    TensorInput,
+    TensorStep,
+    keeps_ranks,
+    read_models,
+    statistics_bytes,
+)
 from evomerge.recipe import method_spec
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -87,6 +98,27 @@ def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
     assert sizes.worker_bytes == n_bytes + rank_bytes + sizes.candidate_bytes
     print_plan(sizes, [])
     assert f"{rank_bytes / 1e9:.3g} GB of their ranks" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "linear"])
+def test_plan_says_about_what_merges_keep(method):
+    generator = torch.Generator().manual_seed(0)
+    shape = (1024, 1024)
+    base = 0.02 * torch.randn(shape, generator=generator)
+    tensors = {(name, "w"): (base + 0.001 * torch.randn(shape, generator=generator)).bfloat16() for name in ("a", "b")}
+    pool = WeightPool.holding(tensors | {("base", "w"): base.bfloat16()})
+    inputs = tuple(TensorInput(name, "w", {"weight": 1.0, "density": 0.5}) for name in ("a", "b"))
+    shared = {"lambda": 1.0, "normalize": True, "rescale": method != "ties"}
+    step = TensorStep("w", shape, method, inputs, None if method == "linear" else TensorInput("base", "w", {}), shared)
+    statistics = Statistics(pool)
+    assert fuse(step, statistics) is not None
+
+    header = SimpleNamespace(tensors={"w": TensorHeader("w", shape, "BF16", "model.safetensors", 0, 2 << 20)})
+    expected = statistics_bytes(method, [header, header])
+
+    kept = sum(norms.nbytes for _, norms in statistics._kept_norms.values())
+    kept += sum(h._counts.nbytes + h._listed.nbytes for h in statistics._histograms.values())
+    assert expected == pytest.approx(kept, rel=0.5)
 
 
 def test_the_evaluation_of_a_recipe_makes_room_for_what_that_recipe_needs(folder, monkeypatch):

@@ -164,7 +164,7 @@ def kept_norms_seen(method, monkeypatch, module, merge):
         module, "scales", lambda whole, kept, precision: (seen.append(kept), scales(whole, kept, precision))[1]
     )
     merge(plan, pool)
-    monkeypatch.setattr(statistics, "_LARGE", 0)
+    monkeypatch.setattr(statistics, "LARGE_TENSOR", 0)
     merge(plan, pool)
     return [kept.reshape(-1).tolist() for kept in seen]
 

@@ -219,7 +219,7 @@ def test_norms_known_for_every_density_are_those_measured(method, math_dtype, mo
         known.append(kept_l1(self, *mask) is not None)
         return kept_l1(self, *mask)
 
-    monkeypatch.setattr(statistics, "_LARGE", 0)
+    monkeypatch.setattr(statistics, "LARGE_TENSOR", 0)
     monkeypatch.setattr(Statistics, "kept_l1", noted)
 
     @settings(max_examples=60)
@@ -249,7 +249,7 @@ def test_norms_known_for_every_density_are_those_measured(method, math_dtype, mo
 
 def test_norms_of_dare_and_della_are_known_side_by_side(monkeypatch):
     """Their masks have the same keys, where the recipes have the same seed."""
-    monkeypatch.setattr(statistics, "_LARGE", 0)
+    monkeypatch.setattr(statistics, "LARGE_TENSOR", 0)
     plan, pool = fixed_case("della", 2, rescale=True, shape=(30, 64))
     (step,) = plan.steps
     known = Statistics(pool)

@@ -189,7 +189,7 @@ def test_a_norm_is_measured_beside_a_known_one(monkeypatch):
         asked.append(kept_l1(self, pair, *mask) if pair[1] == plan.steps[0].inputs[0].key else None)
         return asked[-1]
 
-    monkeypatch.setattr(statistics, "_LARGE", 0)
+    monkeypatch.setattr(statistics, "LARGE_TENSOR", 0)
     monkeypatch.setattr(Statistics, "kept_l1", of_the_first)
     assert torch.equal(written(plan, pool, torch.bfloat16), expected)
     assert [norm is None for norm in asked] == [False, True]
@@ -234,7 +234,7 @@ def test_any_dtype_of_the_engine(out, view):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_process_of_several_holds_its_part_alone(method, along, rescale, monkeypatch):
     """Of tensors of the usual sizes; where a norm has to be measured, the whole."""
-    monkeypatch.setattr(statistics, "_LARGE", 0)  # norms of what masks keep are known
+    monkeypatch.setattr(statistics, "LARGE_TENSOR", 0)  # norms of what masks keep are known
     plan, pool = fixed_case(method, 2, rescale=rescale, shape=(48, 320))
     (step,) = plan.steps
     (_, expected) = next(Merger(pool).tensors(plan))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.plan import TensorInput, TensorKey
+from evomerge.plan import LARGE_TENSOR, MOST_KEPT_NORMS, TensorInput, TensorKey
 from evomerge.weights.fused.blocks import BLOCK, F32, as_bits, load_delta, round_block
 from evomerge.weights.fused.experts import (
     changed_by,
@@ -39,12 +39,6 @@ _REMEMBERED_CUTS = 64
 
 _REMEMBERED_COUNTS = 1 << 16
 """of changed entries, in all; a search that varies their threshold asks for new ones each time"""
-
-_LARGE = 1 << 19
-"""elements of tensors of which it is kept what every density keeps (512 KB): half of the smallest in bfloat16"""
-
-_MOST_KEPT_NORMS = 2048
-"""1 GB of them; a Llama of 8B with three experts has 678"""
 
 _SORTED_AT_ONCE = 1 << 20
 """elements whose sort keys (8 bytes each) are in memory at a time"""
@@ -129,7 +123,7 @@ class Statistics:
         found = self._kept_norms.get(mask)
         if found is None:
             delta, n_elements = self._delta(pair)
-            if self._once or n_elements < _LARGE or len(self._kept_norms) >= _MOST_KEPT_NORMS:
+            if self._once or n_elements < LARGE_TENSOR or len(self._kept_norms) >= MOST_KEPT_NORMS:
                 return None
             rank_address, grid = 0 if ranks is None else ranks.ctypes.data, addend_grid(self.l1(pair))
             norms = kept_norms(delta, n_elements, *key, rank_address, np.float32(step), grid)
