@@ -21,7 +21,6 @@ from evomerge.recipe import (
     check_recipe,
     method_spec,
 )
-from evomerge.recipe.validation import all_filters
 
 _BYTES_OF = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -97,7 +96,7 @@ def _structure_key(
         tuple(piece.module for piece in slices),
         tuple(None if spec.base is BaseRole.SOURCE else recipe.base_of(piece) for piece in slices),
         models[0],
-        all_filters(recipe),
+        recipe.filters(),
         tuple((key, headers[key]) for key in models),
     )
 

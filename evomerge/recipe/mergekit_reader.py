@@ -11,10 +11,11 @@ from typing import Any
 
 from evomerge.core import RecipeError
 from evomerge.recipe.mergekit_tokenizer import read_tokenizer
-from evomerge.recipe.mergekit_values import PARAMETERS, list_of, mapping_of, model_reference, text_of
+from evomerge.recipe.mergekit_values import PARAMETERS, fields_of, model_reference
 from evomerge.recipe.methods import METHODS, MethodSpec, ParameterSpec, Scope, method_spec
 from evomerge.recipe.parts import Parameters, Setting, Slice, Source, joined
 from evomerge.recipe.recipe import DTYPES, Recipe
+from evomerge.recipe.values import layer_range_of, list_of, mapping_of, optional_text, text_of, whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     """
     if isinstance(document, dict) and ("merge_method" not in document or "experts" in document):
         _refuse_other_kinds(document, where)
-    fields = mapping_of(document, where, _TOP)
+    fields = fields_of(document, where, _TOP)
     given = [form for form in _FORMS if fields.get(form) is not None]
     if len(given) != 1:
         raise RecipeError(f"{where}: give exactly one of 'models', 'slices' and 'modules'")
@@ -87,7 +88,7 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     else:
         slices = _pieces(fields, reading, f"{where}: ")
     dtype, out_dtype = (_dtype(fields.get(key), f"{where}: {key}") for key in ("dtype", "out_dtype"))
-    template = fields.get("chat_template")
+    seed = fields.get("random_seed")
     if owner is not None and owner.key != owner.model:
         slices = tuple(_with_listed_base(piece, owner, where) for piece in slices)
     parameters = _parameters(fields.get("parameters"), reading, f"{where}: parameters")
@@ -101,9 +102,9 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
         parameters=parameters,
         dtype=dtype,
         out_dtype=out_dtype or dtype,
-        seed=_seed(fields.get("random_seed"), f"{where}: random_seed"),
+        seed=0 if seed is None else whole_number(seed, f"{where}: random_seed", least=0),
         tokenizer=read_tokenizer(fields, where),
-        chat_template=None if template is None else text_of(template, f"{where}: chat_template"),
+        chat_template=optional_text(fields.get("chat_template"), f"{where}: chat_template"),
     )
 
 
@@ -138,7 +139,7 @@ def _modules(data: Any, method: _Method, where: str) -> tuple[Slice, ...]:
     slices: list[Slice] = []
     for name, entry in data.items():
         place = f"{where}.{name}"
-        fields = mapping_of(entry, place, ("models", "slices", "parameters"))
+        fields = fields_of(entry, place, ("models", "slices", "parameters"))
         if (fields.get("models") is None) == (fields.get("slices") is None):
             raise RecipeError(f"{place}: give exactly one of 'models' and 'slices'")
         own = _parameters(fields.get("parameters"), method, f"{place}.parameters")
@@ -156,40 +157,36 @@ def _pieces(fields: Mapping[str, Any], method: _Method, where: str) -> tuple[Sli
         return (_whole_model(fields["models"], method, f"{where}models"),)
     return tuple(
         _slice(entry, method, f"{where}slices[{index}]")
-        for index, entry in enumerate(list_of(fields["slices"], f"{where}slices"))
+        for index, entry in enumerate(list_of(fields["slices"], f"{where}slices", least=1))
     )
 
 
 def _whole_model(data: Any, method: _Method, where: str) -> Slice:
-    sources = []
-    for index, entry in enumerate(list_of(data, where)):
-        place = f"{where}[{index}]"
-        fields = mapping_of(entry, place, ("model", "parameters"))
-        reference = model_reference(fields.get("model"), f"{place}.model")
-        parameters = _parameters(fields.get("parameters"), method, f"{place}.parameters", on_source=True)
-        sources.append(Source(reference.model, None, parameters, reference.revision, reference.lora))
-    return Slice(tuple(sources))
+    entries = enumerate(list_of(data, where, least=1))
+    return Slice(tuple(_source(entry, method, f"{where}[{index}]") for index, entry in entries))
 
 
 def _slice(data: Any, method: _Method, where: str) -> Slice:
-    fields = mapping_of(data, where, _SLICE)
+    fields = fields_of(data, where, _SLICE)
     if fields.get("residual_weight") is not None:
         method.ignored.append(f"{where}.residual_weight")
-    sources = []
-    for index, entry in enumerate(list_of(fields.get("sources"), f"{where}.sources")):
-        place = f"{where}.sources[{index}]"
-        source = mapping_of(entry, place, ("model", "layer_range", "parameters"))
-        reference = model_reference(source.get("model"), f"{place}.model")
-        layers = list_of(source.get("layer_range"), f"{place}.layer_range")
-        if len(layers) != 2 or any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
-            raise RecipeError(f"{place}.layer_range: expected [first, last) as two whole numbers, got {layers!r}")
-        parameters = _parameters(source.get("parameters"), method, f"{place}.parameters", on_source=True)
-        sources.append(Source(reference.model, (layers[0], layers[1]), parameters, reference.revision, reference.lora))
-    piece = Slice(tuple(sources), _parameters(fields.get("parameters"), method, f"{where}.parameters"))
+    entries = enumerate(list_of(fields.get("sources"), f"{where}.sources", least=1))
+    sources = tuple(_source(entry, method, f"{where}.sources[{index}]", layers=True) for index, entry in entries)
+    piece = Slice(sources, _parameters(fields.get("parameters"), method, f"{where}.parameters"))
     if fields.get("base_model") is None:
         return piece
     base = model_reference(fields["base_model"], f"{where}.base_model")
     return replace(piece if base.key == base.model else _with_listed_base(piece, base, where), base=base.key)
+
+
+def _source(data: Any, method: _Method, where: str, *, layers: bool = False) -> Source:
+    """A model, or with `layers` a range of its layers."""
+    fields = fields_of(data, where, ("model", "layer_range", "parameters") if layers else ("model", "parameters"))
+    return replace(
+        model_reference(fields.get("model"), f"{where}.model"),
+        layer_range=layer_range_of(fields.get("layer_range"), f"{where}.layer_range") if layers else None,
+        parameters=_parameters(fields.get("parameters"), method, f"{where}.parameters", on_source=True),
+    )
 
 
 def _parameters(data: Any, method: _Method, where: str, *, on_source: bool = False) -> Parameters:
@@ -226,9 +223,7 @@ def _settings(data: Any, spec: ParameterSpec, where: str) -> tuple[Setting, ...]
 
 
 def _conditional(data: Mapping[str, Any], spec: ParameterSpec, where: str) -> Setting:
-    fields = mapping_of(data, where, ("filter", "value"))
-    if "value" not in fields:
-        raise RecipeError(f"{where}: key 'value' is missing")
+    fields = mapping_of(data, where, ("filter", "value"), required=("value",))
     text = fields.get("filter")
     if text is not None and not isinstance(text, str):
         raise RecipeError(f"{where}.filter: expected text, got {text!r}")
@@ -257,14 +252,6 @@ def _scalar(data: Any, spec: ParameterSpec) -> float | bool | str:
             raise RecipeError(f"expected a number, got {data!r}") from None
     if isinstance(data, int | float) and isinstance(spec.default, bool) and data in (0, 1):
         return bool(data)
-    return data
-
-
-def _seed(data: Any, where: str) -> int:
-    if data is None:
-        return 0
-    if isinstance(data, bool) or not isinstance(data, int) or data < 0:
-        raise RecipeError(f"{where}: expected a whole number from 0, got {data!r}")
     return data
 
 

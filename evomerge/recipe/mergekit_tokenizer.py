@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.core import RecipeError
-from evomerge.recipe.mergekit_values import mapping_of, model_reference, reference_of, text_of
+from evomerge.recipe.mergekit_values import model_reference, reference_of
 from evomerge.recipe.parts import Source
 from evomerge.recipe.tokenizer_spec import BASE, UNION, TokenizerSpec, TokenRule
+from evomerge.recipe.values import mapping_of, text_of, whole_number
 
 
 def read_tokenizer(fields: Mapping[str, Any], where: str) -> TokenizerSpec | None:
@@ -25,15 +26,13 @@ def read_tokenizer(fields: Mapping[str, Any], where: str) -> TokenizerSpec | Non
     place = f"{where}: tokenizer"
     keys = mapping_of(full, place, ("source", "tokens", "pad_to_multiple_of"))
     padding = keys.get("pad_to_multiple_of")
-    if padding is not None and (isinstance(padding, bool) or not isinstance(padding, int)):
-        raise RecipeError(f"{place}.pad_to_multiple_of: expected a whole number, got {padding!r}")
     tokens = keys.get("tokens") or {}
     if not isinstance(tokens, Mapping):
         raise RecipeError(f"{place}.tokens: expected a mapping of tokens, got {tokens!r}")
     return TokenizerSpec(
         _source(keys.get("source") or UNION, f"{place}.source"),
         {str(token): _rule(rule, f"{place}.tokens[{token!r}]") for token, rule in tokens.items()},
-        padding,
+        None if padding is None else whole_number(padding, f"{place}.pad_to_multiple_of"),
     )
 
 
@@ -74,10 +73,10 @@ def _rule(data: Any, where: str) -> TokenRule:
         token, number = keys.get("token"), keys.get("token_id")
         if (token is None) == (number is None):
             raise RecipeError(f"{where}.source: give exactly one of 'token' and 'token_id'")
-        if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
-            raise RecipeError(f"{where}.source.token_id: expected a whole number from 0, got {number!r}")
         model = model_reference(keys.get("model"), f"{where}.source.model").key
-        return TokenRule(model, number if token is None else text_of(token, f"{where}.source.token"), force)
+        if token is None:
+            return TokenRule(model, whole_number(number, f"{where}.source.token_id", least=0), force)
+        return TokenRule(model, text_of(token, f"{where}.source.token"), force)
     if source is None:
         raise RecipeError(f"{where}: 'source' is missing: a model, {{kind: model_token, ...}} or {{kind: zero}}")
     return TokenRule(model_reference(source, f"{where}.source").key, None, force)

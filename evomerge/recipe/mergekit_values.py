@@ -1,11 +1,12 @@
-"""Reading the values of a mergekit document: mappings with known keys, texts, references to models. Every message says where."""
+"""References to models as mergekit documents write them, and where keys of such documents belong."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evomerge.core import RecipeError, did_you_mean
+from evomerge.core import RecipeError
 from evomerge.recipe.methods import METHODS
 from evomerge.recipe.parts import Source
+from evomerge.recipe.values import mapping_of, optional_text, text_of
 
 
 def model_reference(data: Any, where: str) -> Source:
@@ -41,10 +42,7 @@ def _path(data: Any, where: str) -> tuple[str, str | None]:
     """Path and revision of `data`: text `path@revision` or a mapping."""
     if isinstance(data, Mapping):
         fields = mapping_of(data, where, ("path", "revision"))
-        revision: Any = fields.get("revision")
-        return text_of(fields.get("path"), f"{where}.path"), None if revision is None else text_of(
-            revision, f"{where}.revision"
-        )
+        return text_of(fields.get("path"), f"{where}.path"), optional_text(fields.get("revision"), f"{where}.revision")
     path, _, after = text_of(data, where).partition("@")
     return path, after or None
 
@@ -55,29 +53,11 @@ PARAMETERS = frozenset(
 """of all methods"""
 
 
-def mapping_of(data: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
-    """`data` as a mapping with no key outside `known`; else RecipeError."""
-    if not isinstance(data, Mapping):
-        raise RecipeError(f"{where}: expected a mapping with {', '.join(known)}; got {data!r}")
-    for key in data:
-        if key not in known:
-            if "parameters" in known and key in PARAMETERS:
-                raise RecipeError(f"{where}: unknown key {key!r}; it belongs under 'parameters'")
-            if key == "revision" and "model" in known:
-                raise RecipeError(f"{where}: unknown key 'revision'; write `model: PATH@REVISION`")
-            raise RecipeError(f"{where}: unknown key {key!r}{did_you_mean(str(key), known)} Known: {', '.join(known)}")
-    return dict(data)
-
-
-def list_of(data: Any, where: str) -> list[Any]:
-    """`data` as a list that is not empty; else RecipeError."""
-    if not isinstance(data, list) or not data:
-        raise RecipeError(f"{where}: expected a list with at least one entry, got {data!r}")
-    return data
-
-
-def text_of(data: Any, where: str) -> str:
-    """`data` as text that is not empty; else RecipeError."""
-    if not isinstance(data, str) or not data:
-        raise RecipeError(f"{where}: expected text, got {data!r}")
-    return data
+def fields_of(data: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
+    """As `mapping_of`; of keys that often stand in the wrong place the error says where they belong."""
+    for key in data if isinstance(data, Mapping) else ():
+        if key not in known and "parameters" in known and key in PARAMETERS:
+            raise RecipeError(f"{where}: unknown key {key!r}; it belongs under 'parameters'")
+        if key not in known and key == "revision" and "model" in known:
+            raise RecipeError(f"{where}: unknown key 'revision'; write `model: PATH@REVISION`")
+    return mapping_of(data, where, known)

@@ -144,25 +144,13 @@ class MethodSpec:
         return next((spec for spec in self.inert if spec.name == name), None) or self.parameter(name)
 
 
-def _weight(default: float | None = None, high: float = 1.5) -> ParameterSpec:
-    return ParameterSpec("weight", Scope.MODEL, default, search_low=0.0, search_high=high, search_default=True)
-
-
+_WEIGHT = ParameterSpec("weight", Scope.MODEL, None, search_low=0.0, search_high=1.5, search_default=True)
 _DENSITY = ParameterSpec("density", Scope.MODEL, 1.0, 0.0, 1.0, search_low=0.05, search_high=1.0, search_default=True)
 _LAMBDA = ParameterSpec("lambda", Scope.GLOBAL, 1.0, search_low=0.3, search_high=2.0)
 
 
-def _normalize(default: bool) -> ParameterSpec:
-    # divided by their sum, weights are but ratios: how far a merge goes along its task vectors would not be searched
-    return ParameterSpec("normalize", Scope.GLOBAL, default, search_value=False)
-
-
 def _inert(name: str, default: float | bool) -> ParameterSpec:
     return ParameterSpec(name, Scope.MODEL, default)
-
-
-def _rescale(default: bool) -> ParameterSpec:
-    return ParameterSpec("rescale", Scope.GLOBAL, default)
 
 
 _T = ParameterSpec("t", Scope.GLOBAL, None, 0.0, 1.0, search_low=0.0, search_high=1.0, search_default=True)
@@ -189,10 +177,13 @@ def _task_vectors(
     inert: tuple[ParameterSpec, ...] = (),
 ) -> MethodSpec:
     """A method of the task-vector family; `rescale` None where it has no such parameter."""
-    switches = (_normalize(normalize),) if rescale is None else (_normalize(normalize), _rescale(rescale))
+    # divided by their sum, weights are but ratios: how far a merge goes along its task vectors would not be searched
+    switches = [ParameterSpec("normalize", Scope.GLOBAL, normalize, search_value=False)]
+    if rescale is not None:
+        switches.append(ParameterSpec("rescale", Scope.GLOBAL, rescale))
     return MethodSpec(
         name,
-        (_weight(), *sparse, _LAMBDA, *switches),
+        (_WEIGHT, *sparse, _LAMBDA, *switches),
         BaseRole.REQUIRED,
         paper,
         deterministic=deterministic,
@@ -205,7 +196,7 @@ _DARE, _BREADCRUMBS, _DELLA = "arXiv 2311.03099", "arXiv 2312.06795", "arXiv 240
 _ROWS = (
     MethodSpec(
         "linear",
-        (_weight(), ParameterSpec("normalize", Scope.GLOBAL, True)),
+        (_WEIGHT, ParameterSpec("normalize", Scope.GLOBAL, True)),
         BaseRole.SOURCE,
         "arXiv 2203.05482 (model soups)",
     ),
@@ -229,7 +220,7 @@ _ROWS = (
     MethodSpec(
         "nuslerp",
         (
-            _weight(),
+            _WEIGHT,
             ParameterSpec("nuslerp_row_wise", Scope.GLOBAL, False),
             ParameterSpec("nuslerp_flatten", Scope.GLOBAL, True),
         ),
@@ -241,7 +232,7 @@ _ROWS = (
     MethodSpec(
         "multislerp",
         (
-            _weight(),
+            _WEIGHT,
             ParameterSpec("normalize_weights", Scope.GLOBAL, True),
             ParameterSpec("eps", Scope.GLOBAL, 1e-8, 0.0, above_low=True),
         ),

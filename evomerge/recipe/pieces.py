@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from evomerge.core import Json, RecipeError
-from evomerge.recipe.recipe_json import checked_object, integer
+from evomerge.recipe.values import mapping_of, whole_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +77,15 @@ class PieceTable:
         Raises:
             RecipeError: an ill-typed, missing or unknown key, named.
         """
-        fields = checked_object(data, "pieces", ("rows", "tensors", "noise"), required=("rows", "tensors"))
+        fields = mapping_of(data, "recipe pieces", ("rows", "tensors", "noise"), required=("rows", "tensors"))
         rows, tensors, noise = fields["rows"], fields["tensors"], fields.get("noise", [])
         if not isinstance(rows, list) or not isinstance(tensors, Mapping) or not isinstance(noise, list):
             raise RecipeError("recipe pieces: expected lists `rows` and `noise` and an object `tensors`")
         try:
             return PieceTable(
                 tuple(tuple(float(value) for value in row) for row in rows),
-                {name: _spans(value, f"pieces.tensors.{name}") for name, value in tensors.items()},
-                tuple(integer(seed, "pieces.noise") for seed in noise),
+                {name: _spans(value, f"recipe pieces.tensors.{name}") for name, value in tensors.items()},
+                tuple(whole_number(seed, "recipe pieces.noise") for seed in noise),
             )
         except (TypeError, ValueError) as problem:
             raise RecipeError(f"recipe pieces.rows: expected lists of numbers ({problem})") from None
@@ -93,8 +93,10 @@ class PieceTable:
 
 def _spans(data: Json, where: str) -> tuple[Span, ...]:
     if isinstance(data, int):
-        return (Span(None, integer(data, where)),)
+        return (Span(None, whole_number(data, where)),)
     entries = data if isinstance(data, list) else []
     if not entries or not all(isinstance(entry, list) and len(entry) == 2 for entry in entries):
-        raise RecipeError(f"recipe {where}: expected a row, or a list of [end, row], got {data!r}")
-    return tuple(Span(None if end is None else integer(end, where), integer(row, where)) for end, row in entries)
+        raise RecipeError(f"{where}: expected a row, or a list of [end, row], got {data!r}")
+    return tuple(
+        Span(None if end is None else whole_number(end, where), whole_number(row, where)) for end, row in entries
+    )

@@ -12,16 +12,13 @@ from evomerge.recipe.parts import Parameters, Slice, Source
 from evomerge.recipe.pieces import PieceTable
 from evomerge.recipe.recipe_json import (
     FORMAT_VERSION,
-    checked_object,
-    integer,
-    optional_text,
     parameters_from_json,
     parameters_to_json,
     slices_from_json,
     slices_to_json,
-    text,
 )
 from evomerge.recipe.tokenizer_spec import TokenizerSpec, tokenizer_from_json, tokenizer_to_json
+from evomerge.recipe.values import mapping_of, optional_text, text_of, whole_number
 
 DTYPES = ("bfloat16", "float16", "float32")
 """What arithmetic can run in and weights can be written as."""
@@ -106,6 +103,13 @@ class Recipe:
         listed = (source for piece in self.slices for source in piece.sources if source.key == key)
         return next(listed, Source(key))
 
+    def filters(self) -> tuple[str, ...]:
+        """The text of every filter of a setting, each once, in order of appearance."""
+        levels = [self.parameters, *(piece.parameters for piece in self.slices)]
+        levels += [source.parameters for piece in self.slices for source in piece.sources]
+        texts = (setting.filter for level in levels for settings in level.values() for setting in settings)
+        return tuple(dict.fromkeys(text for text in texts if text is not None and text != "*"))
+
     def to_json(self) -> dict[str, Json]:
         """A lossless JSON form; `from_json` reverses it."""
         return {
@@ -130,33 +134,30 @@ class Recipe:
         Raises:
             RecipeError: a missing, unknown or ill-typed key, named.
         """
-        known = ("version", "tokenizer_source", *(key for key in Recipe.__dataclass_fields__))
-        fields = checked_object(data, "", known, required=("method", "slices"))
+        known = ("version", "tokenizer_source", *Recipe.__dataclass_fields__)
+        fields = mapping_of(data, "recipe", known, required=("method", "slices"))
         version = fields.get("version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise RecipeError(
                 f"recipe: format version {version!r}; this evomerge reads version {FORMAT_VERSION}: upgrade evomerge"
             )
+        texts = {
+            key: optional_text(fields.get(key), f"recipe {key}")
+            for key in ("base", "dtype", "out_dtype", "name", "chat_template", "tokenizer_source")
+        }
+        # recipes of evomerge 0.1 named the model that the tokenizer comes from
+        source = texts.pop("tokenizer_source")
+        tokenizer = fields.get("tokenizer", None if source is None else {"source": source})
         return Recipe(
-            method=text(fields["method"], "method"),
-            slices=slices_from_json(fields["slices"], "slices"),
-            base=optional_text(fields.get("base"), "base"),
-            parameters=parameters_from_json(fields.get("parameters", {}), "parameters"),
-            dtype=optional_text(fields.get("dtype"), "dtype"),
-            out_dtype=optional_text(fields.get("out_dtype"), "out_dtype"),
-            seed=integer(fields.get("seed", 0), "seed"),
-            tokenizer=tokenizer_from_json(fields.get("tokenizer", _old_tokenizer(fields)), "tokenizer"),
-            name=optional_text(fields.get("name"), "name"),
+            method=text_of(fields["method"], "recipe method"),
+            slices=slices_from_json(fields["slices"], "recipe slices"),
+            parameters=parameters_from_json(fields.get("parameters", {}), "recipe parameters"),
+            seed=whole_number(fields.get("seed", 0), "recipe seed"),
+            tokenizer=tokenizer_from_json(tokenizer, "recipe tokenizer"),
             pieces=None if fields.get("pieces") is None else PieceTable.from_json(fields["pieces"]),
-            chat_template=optional_text(fields.get("chat_template"), "chat_template"),
+            **texts,
         )
 
     def fingerprint(self) -> str:
         """Equal for recipes that give the same weights from the same model folders; `name` does not count."""
         return fingerprint({key: value for key, value in self.to_json().items() if key != "name"})
-
-
-def _old_tokenizer(fields: Mapping[str, Json]) -> Json:
-    """What recipes of evomerge 0.1 say about the tokenizer: the model it comes from."""
-    source = optional_text(fields.get("tokenizer_source"), "tokenizer_source")
-    return None if source is None else {"source": source}

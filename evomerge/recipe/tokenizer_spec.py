@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from evomerge.core import Json, RecipeError
-from evomerge.recipe.recipe_json import checked_object, integer, optional_text, text
+from evomerge.recipe.values import mapping_of, optional_text, text_of, whole_number
 
 UNION, BASE = "union", "base"
 """the sources that are not models"""
@@ -72,23 +72,23 @@ def tokenizer_from_json(data: Json, where: str) -> TokenizerSpec | None:
     """Raises RecipeError naming the ill-typed, unknown or missing key."""
     if data is None:
         return None
-    fields = checked_object(data, where, ("source", "tokens", "pad_to_multiple_of"), required=("source",))
+    fields = mapping_of(data, where, ("source", "tokens", "pad_to_multiple_of"), required=("source",))
     rules = fields.get("tokens", {})
     if not isinstance(rules, Mapping):
-        raise RecipeError(f"recipe {where}.tokens: expected an object, got {rules!r}")
+        raise RecipeError(f"{where}.tokens: expected an object, got {rules!r}")
     padding = fields.get("pad_to_multiple_of")
     return TokenizerSpec(
-        text(fields["source"], f"{where}.source"),
+        text_of(fields["source"], f"{where}.source"),
         {token: _rule_from_json(rule, f"{where}.tokens[{token!r}]") for token, rule in rules.items()},
-        None if padding is None else integer(padding, f"{where}.pad_to_multiple_of"),
+        None if padding is None else whole_number(padding, f"{where}.pad_to_multiple_of"),
     )
 
 
 def _rule_from_json(data: Json, where: str) -> TokenRule:
-    fields = checked_object(data, where, ("model", "token", "force"), required=("model",))
+    fields = mapping_of(data, where, ("model", "token", "force"), required=("model",))
     token, force = fields.get("token"), fields.get("force", False)
     if not isinstance(force, bool):
-        raise RecipeError(f"recipe {where}.force: expected true or false, got {force!r}")
+        raise RecipeError(f"{where}.force: expected true or false, got {force!r}")
     if token is not None and not isinstance(token, str):
-        token = integer(token, f"{where}.token")
+        token = whole_number(token, f"{where}.token")
     return TokenRule(optional_text(fields["model"], f"{where}.model"), token, force)

@@ -1,7 +1,6 @@
 """Checks of a recipe that need no model: parameters known to the method, at a level that can carry them, of the right type and range."""
 
 from collections.abc import Sequence
-from itertools import chain
 
 from evomerge.core import RecipeError
 from evomerge.recipe.methods import PIECEWISE, BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
@@ -96,14 +95,3 @@ def check_setting(parameter: ParameterSpec, setting: Setting, where: str) -> Non
             raise RecipeError(f"{where}: expected a number, got {value!r}")
         if not parameter.admits(value):
             raise RecipeError(f"{where}: expected {parameter.range}, got {value!r}")
-
-
-def all_filters(recipe: Recipe) -> tuple[str, ...]:
-    """Every filter text in the recipe, each once, in order of appearance."""
-    levels = chain(
-        [recipe.parameters],
-        (piece.parameters for piece in recipe.slices),
-        (source.parameters for piece in recipe.slices for source in piece.sources),
-    )
-    texts = (setting.filter for level in levels for settings in level.values() for setting in settings)
-    return tuple(dict.fromkeys(text for text in texts if text is not None and text != "*"))

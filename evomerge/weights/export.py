@@ -14,7 +14,6 @@ import torch
 from evomerge.core import CheckpointError, RecipeError, fsync_folder
 from evomerge.plan import MergePlan, ModelHeader, make_plan, read_headers
 from evomerge.recipe import Recipe, RecipeFile, naming, with_folders
-from evomerge.recipe.validation import all_filters
 from evomerge.weights.chat_templates import chosen_template
 from evomerge.weights.kinship import strangers
 from evomerge.weights.mapping import TORCH_DTYPES, MappedModel
@@ -136,7 +135,7 @@ def _report_idle_filters(
     recipe: Recipe, plan: MergePlan, headers: Mapping[str, ModelHeader], where: str | None
 ) -> None:
     names = [*(step.output for step in plan.steps), *(name for header in headers.values() for name in header.tensors)]
-    idle = [repr(text) for text in all_filters(recipe) if not any(text in name for name in names)]
+    idle = [repr(text) for text in recipe.filters() if not any(text in name for name in names)]
     if idle:
         logger.warning(
             "%s: filter %s is in no tensor's name and changes nothing; they are called %s, ...",

@@ -221,7 +221,7 @@ def test_pieces_are_not_for_other_methods():
         ({"rows": [[1.0]], "tensors": {"a": {}}}, "end, row"),
         ({"rows": [[1.0]], "tensors": {"a": 0}, "nose": []}, "noise"),
         ({"rows": [[1.0]]}, "missing"),
-        (3, "object"),
+        (3, "mapping"),
     ],
 )
 def test_broken_pieces_are_refused(data, complaint):
