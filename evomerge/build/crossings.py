@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from evomerge.build.sources import written_dtype
 from evomerge.config import SearchConfig
 from evomerge.core import Candidate, CrossoverGenome, VectorGenome
 from evomerge.plan import MergePlan, ModelHeader, TensorStep, make_plan
@@ -45,7 +46,6 @@ class Crossings:
     def __init__(self, config: SearchConfig, headers: Mapping[str, ModelHeader]) -> None:
         self._config, self._headers = config, headers
         self.seeds = tuple(Source(key) for key in config.expert_keys.values())
-        self._out_dtype = config.space.out_dtype or next(iter(headers.values())).dtype
         self.chromosomes = self._chromosomes()
         self.layout = WeightLayout(
             tuple(tuple((step.output, step.n_elements) for step in steps) for steps in self.chromosomes)
@@ -72,7 +72,7 @@ class Crossings:
             products,
             angle=Angle(wanted.angle),
             split=SplitAt(wanted.split),
-            out_dtype=self._out_dtype,
+            out_dtype=written_dtype(self._config, self._headers),
         )
 
     def _chromosomes(self) -> list[list[TensorStep]]:

@@ -2,9 +2,7 @@
 
 from evomerge.build.problem import Problem
 from evomerge.build.strategies import chosen_strategy
-from evomerge.build.tasks import task_specs
 from evomerge.core import weights_in_mean
-from evomerge.evaluation.task_files import task_name
 from evomerge.evaluation.task_metrics import OTHER_SCALES, scored_metric
 from evomerge.space import Parameter
 from evomerge.strategy import strategy_class
@@ -27,12 +25,12 @@ def describe(problem: Problem) -> list[str]:
     lines.append(f"objectives  {', '.join(goals)}")
     lines += [
         f"group       {spec.name}: mean of {len(spec.members)} task{'s' if len(spec.members) > 1 else ''}, {'by size' if spec.weight_by_size else 'each the same'}"
-        for spec in task_specs(config)
+        for spec in problem.tasks.values()
         if spec.members
     ]
     lines += _describe_space(problem)
     if problem.template is not None:
-        header, megabytes = next(iter(problem.headers.values())), problem.check_plans() / 1e6
+        header, megabytes = next(iter(problem.headers.values())), problem.candidate_bytes / 1e6
         lines.append(
             f"models      {len(problem.headers)} x {header.architecture}, {header.n_layers} layers, "
             f"{megabytes:{',.1f' if megabytes >= 1 else '.2g'}} MB a candidate"
@@ -48,7 +46,7 @@ def describe(problem: Problem) -> list[str]:
 
 def _metrics(problem: Problem) -> dict[str, str]:
     """Name of a score -> the metric that it is, as far as that can be told without loading its task."""
-    return {spec.name or task_name(spec.task): scored_metric(spec) for spec in task_specs(problem.config)}
+    return {name: scored_metric(spec) for name, spec in problem.tasks.items()}
 
 
 def _budget(problem: Problem) -> str:

@@ -87,7 +87,7 @@ def sizes(problem: Problem) -> Sizes:
     return Sizes(
         dimension=problem.space.dimension,
         n_objectives=len(problem.objectives),
-        candidate_bytes=problem.check_plans(),
+        candidate_bytes=problem.candidate_bytes,
         source_bytes=sum(header.n_bytes for header in problem.headers.values()),
         rank_bytes=ranks_of(method, problem.headers) * processes,
         statistics_bytes=statistics_bytes(method, list(problem.headers.values())[1:]) * processes,

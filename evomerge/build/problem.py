@@ -8,10 +8,11 @@ from evomerge.build.crossings import Crossings, crosses_models
 from evomerge.build.own_recipes import own_recipes, values_in_space
 from evomerge.build.sources import adapted_models, experts_named_twice, model_settings, model_table, sources_exist
 from evomerge.build.strategies import check_population, strategy_for
-from evomerge.build.tasks import checked_task_names, task_specs
+from evomerge.build.tasks import checked_tasks
 from evomerge.build.templates import recipe_template
 from evomerge.config import ObjectiveConfig, SearchConfig, SyntheticConfig
 from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
+from evomerge.evaluation import TaskSpec
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
 from evomerge.evaluation.task_metrics import lower_is_better
 from evomerge.plan import TEMPLATE_FILE, ModelHeader, chat_template_of, check_tokenizer, make_plan, read_models
@@ -35,7 +36,7 @@ class Problem:
         config: the configuration it follows from.
         headers: what recipes call a model -> header, the base first; empty for the synthetic evaluation.
         template: point -> recipe; None for the synthetic evaluation.
-        task_names: the scores that evaluations will have.
+        tasks: the name of every score that evaluations will have -> its task; empty for the synthetic evaluation.
         crossings: what crossovers are made of; None where the strategy proposes points.
         own: the user's own recipes that are baselines, by name.
     """
@@ -43,9 +44,18 @@ class Problem:
     config: SearchConfig
     headers: Mapping[str, ModelHeader]
     template: RecipeTemplate | StackTemplate | None
-    task_names: tuple[str, ...]
+    tasks: Mapping[str, TaskSpec]
     crossings: Crossings | None = None
     own: Mapping[str, Recipe] = field(default_factory=dict)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The scores that evaluations will have."""
+        if not isinstance(self.config.evaluation, SyntheticConfig):
+            return tuple(self.tasks)
+        from evomerge.evaluation.synthetic import synthetic_task_names
+
+        return synthetic_task_names(self.config.evaluation.function)
 
     @property
     def max_slots(self) -> int | None:
@@ -77,11 +87,10 @@ class Problem:
                 raise ConfigError(f"objectives: {name!r} stands twice")
         if all(item.weight == 0.0 for item in self.config.objectives):
             raise ConfigError("objectives: every weight is 0; one must be positive")
-        for item in self.config.objectives:
-            costs = [f"cost.{name}" for name in COSTS]
-            if item.name not in self.task_names and item.name not in costs:
-                known = ", ".join([*self.task_names, *costs])
-                raise ConfigError(f"objectives: no task produces {item.name!r}; known: {known}")
+        known = [*self.task_names, *(f"cost.{name}" for name in COSTS)]
+        for name in wanted:
+            if name not in known:
+                raise ConfigError(f"objectives: no task produces {name!r}; known: {', '.join(known)}")
         return tuple(Objective(item.name, _direction(item), item.weight) for item in self.config.objectives)
 
     def objectives_json(self) -> list[Json]:
@@ -161,8 +170,9 @@ class Problem:
         values = {name: values_in_space(recipe, self.template, self.headers) for name, recipe in self.own.items()}
         return {name: found for name, found in values.items() if found is not None}
 
-    def check_plans(self) -> int:
-        """Plans the middle of the space and every baseline, so that what cannot be merged shows now; returns bytes of a candidate.
+    @cached_property
+    def candidate_bytes(self) -> int:
+        """Size of a candidate's weights. Plans the middle of the space and every baseline, so that what cannot be merged shows now.
 
         Raises:
             EvomergeError: models that do not fit each other or the method.
@@ -199,13 +209,11 @@ def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
         ConfigError: everything that is wrong with the models, the space, the tasks, the objectives and the strategy, together.
     """
     if isinstance(config.evaluation, SyntheticConfig):
-        from evomerge.evaluation.synthetic import synthetic_task_names
-
         if crosses_models(config):
             raise ConfigError(
                 "strategy m2n2 crosses models and the synthetic evaluation has none; set strategy.on: recipes"
             )
-        return _checked(Problem(config, {}, None, synthetic_task_names(config.evaluation.function)), begun=begun)
+        return _checked(Problem(config, {}, None, {}), begun=begun)
     errors: list[str] = []
     headers: dict[str, ModelHeader] = {}
     names_of = model_settings(config)
@@ -215,12 +223,12 @@ def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
         except EvomergeError as error:
             errors.append(f"{names_of[key]}: {error}")
     errors += [] if begun else experts_named_twice(config)
-    names, wrong = checked_task_names(config, begun=begun)
+    tasks, wrong = checked_tasks(config, begun=begun)
     errors += wrong
     if errors:
         raise ConfigError(_listed(errors) + _needed(config))
     try:
-        problem = _problem(config, headers, names)
+        problem = _problem(config, headers, tasks)
         problem = replace(problem, own=own_recipes(config, headers, model_table(config), problem.max_slots))
     except EvomergeError as error:
         raise ConfigError(str(error)) from None
@@ -232,7 +240,7 @@ def problem_of_run(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> 
     return (
         make_problem(config, begun=True)
         if isinstance(config.evaluation, SyntheticConfig)
-        else _problem(config, headers, ())
+        else _problem(config, headers, {})
     )
 
 
@@ -240,11 +248,10 @@ def _checked(problem: Problem, *, begun: bool) -> Problem:
     """The problem itself, after the checks that need it whole."""
     checks = (
         lambda: problem.objectives,
-        problem.check_plans,
+        lambda: problem.candidate_bytes,
         lambda: strategy_for(problem),
         lambda: None if begun else check_population(problem),
-        lambda: _check_tokenizer(problem),
-        lambda: _check_chat_template(problem),
+        lambda: _check_first_model(problem),
         lambda: _check_directions(problem),
     )
     errors = []
@@ -260,32 +267,24 @@ def _checked(problem: Problem, *, begun: bool) -> Problem:
 
 def _check_directions(problem: Problem) -> None:
     """Raises ConfigError where a score of which lower is better would be maximised, only because no direction is given."""
-    if isinstance(problem.config.evaluation, SyntheticConfig):
-        return
     chosen = {item.name for item in problem.config.objectives if item.direction is not None}
     optimised = {item.name for item in problem.objectives}
-    for name, spec in zip(problem.task_names, task_specs(problem.config), strict=True):
-        lower = lower_is_better(spec)
-        if name in optimised - chosen and lower:
+    for name, spec in problem.tasks.items():
+        if lower_is_better(spec) and name in optimised - chosen:
             raise ConfigError(
                 f"objectives: of the metric of task {name!r} lower is better ({spec.task}: higher_is_better: false), and scores are maximised "
                 f"unless told otherwise; list the objectives, this one as {{name: {name}, direction: minimize}}"
             )
 
 
-def _check_tokenizer(problem: Problem) -> None:
-    """Raises CheckpointError where the model that lends its tokenizer has none."""
-    for header in list(problem.headers.values())[:1]:
-        check_tokenizer(header.folder)
-
-
-def _check_chat_template(problem: Problem) -> None:
-    """Raises ConfigError where conversations are asked for and the model that lends its tokenizer has no form for them."""
+def _check_first_model(problem: Problem) -> None:
+    """Raises an error where the model that lends its tokenizer has none, or none for the conversations that are asked for."""
     evaluation = problem.config.evaluation
-    if isinstance(evaluation, SyntheticConfig) or not evaluation.apply_chat_template:
+    if isinstance(evaluation, SyntheticConfig):
         return
     first = next(iter(problem.headers.values()))
-    if chat_template_of(first) is None:
+    check_tokenizer(first.folder)
+    if evaluation.apply_chat_template and chat_template_of(first) is None:
         raise ConfigError(
             f"evaluation.apply_chat_template: the tokenizer of {first.folder} has no chat template; put one there as {TEMPLATE_FILE}, "
             "or leave the option out"
@@ -303,7 +302,7 @@ def _needed(config: SearchConfig) -> str:
     return f"\nwhat this configuration needs: {config.needs}" if config.needs and not sources_exist(config) else ""
 
 
-def _problem(config: SearchConfig, headers: Mapping[str, ModelHeader], names: tuple[str, ...]) -> Problem:
+def _problem(config: SearchConfig, headers: Mapping[str, ModelHeader], tasks: Mapping[str, TaskSpec]) -> Problem:
     template = recipe_template(config, headers)  # which checks the groups
     crossings = Crossings(config, headers) if crosses_models(config) else None
-    return Problem(config, headers, template, names, crossings)
+    return Problem(config, headers, template, tasks, crossings)

@@ -1,9 +1,11 @@
 """config -> its models: what recipes call them, where they are, and whether they are there."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from evomerge.config import SearchConfig
 from evomerge.evaluation.task_files import is_task_file
+from evomerge.plan import ModelHeader, default_dtype
 
 
 def model_table(config: SearchConfig) -> dict[str, tuple[str, str | None]]:
@@ -18,6 +20,14 @@ def model_table(config: SearchConfig) -> dict[str, tuple[str, str | None]]:
 def adapted_models(config: SearchConfig) -> dict[str, tuple[str, str]]:
     """The part of `model_table` that has adapters."""
     return {key: (model, lora) for key, (model, lora) in model_table(config).items() if lora is not None}
+
+
+def written_dtype(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> str:
+    """What merged weights are rounded to: as configured, else the first model's dtype.
+
+    Recipes name it, so that mergekit too computes in float32 and rounds once; left out, it computes in the sources' dtype.
+    """
+    return config.space.out_dtype or default_dtype(next(iter(headers.values())))
 
 
 def model_settings(config: SearchConfig) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from evomerge.build.sources import written_dtype
 from evomerge.config import SearchConfig, StackingConfig
 from evomerge.core import ConfigError
 from evomerge.plan import ModelHeader, folding_of
@@ -17,8 +18,6 @@ from evomerge.recipe import (
     StackFrame,
     StackTemplate,
     Swap,
-    default_searched,
-    method_spec,
     scale_bounds,
 )
 
@@ -30,7 +29,9 @@ def stack_template(
     config: SearchConfig,
     wanted: StackingConfig,
     headers: Mapping[str, ModelHeader],
+    *,
     merge: RecipeTemplate | None,
+    plain: RecipeTemplate,
 ) -> StackTemplate:
     """The template of a configuration whose space has `stacking`.
 
@@ -39,6 +40,7 @@ def stack_template(
         wanted: its `space.stacking`.
         headers: what recipes call a model -> header, the base first.
         merge: the parameter-space merge of `space`, where `wanted.parameters` asks for it.
+        plain: makes the baselines, which are not stacked.
 
     Raises:
         ConfigError: settings that contradict each other or name no model.
@@ -57,7 +59,7 @@ def stack_template(
     keys = {**experts, **({"base": base} if base is not None else {})}
     models = StackedModels(experts, base, {name: headers[key].n_layers for name, key in keys.items()})
     first = next(iter(headers.values()))
-    out_dtype = config.space.out_dtype or first.dtype
+    out_dtype = written_dtype(config, headers)
     dtype = "float16" if "float16" in (out_dtype, first.dtype, config.engine.dtype) else out_dtype
     frame = _frame(wanted, models.n_layers, merged=merge is not None, dtype=dtype)
     foldings = [folding_of(headers[key]) for key in keys.values()]  # which refuses what differs by position
@@ -66,7 +68,7 @@ def stack_template(
         encoding=_encoding(wanted, frame),
         folding=foldings[0],
         merge=merge,
-        plain=_plain(config, first.n_layers),
+        plain=plain,
         out_dtype=out_dtype,
     )
 
@@ -133,20 +135,3 @@ def _encoding(wanted: StackingConfig, frame: StackFrame) -> PathEncoding:
     if wanted.encoding == "moves":
         return Moves(frame, scales=scales, n_moves=wanted.n_moves or max(1, 2 * len(frame.own)))
     return Swap(frame, scales=scales)
-
-
-def _plain(config: SearchConfig, n_layers: int) -> RecipeTemplate:
-    """A template for what is not stacked: it makes the baselines."""
-    spec = method_spec("linear")
-    return RecipeTemplate(
-        method=spec.name,
-        base=config.base_key,
-        experts=config.expert_keys,
-        searched=default_searched(spec, ("expert",)),
-        fixed={},
-        n_layers=n_layers,
-        layer_groups=[(0, n_layers)],
-        module_groups={},
-        out_dtype=config.space.out_dtype,
-        seed=config.seed,
-    )

@@ -1,4 +1,4 @@
-"""The tasks of a configuration: their names, and whether they have the items that a search needs. Loads no data."""
+"""The tasks of a configuration by the names of their scores, and whether they have the items that a search needs. Loads no data."""
 
 from dataclasses import replace
 
@@ -32,12 +32,13 @@ def needed_splits(config: SearchConfig) -> tuple[Split, ...]:
     return tuple(Split) if config.finals.finalists else (Split.SEARCH,)
 
 
-def checked_task_names(config: SearchConfig, *, begun: bool = False) -> tuple[tuple[str, ...], list[str]]:
-    """The names of the scores, and everything that is wrong with the tasks as far as it can be told without loading them.
+def checked_tasks(config: SearchConfig, *, begun: bool) -> tuple[dict[str, TaskSpec], list[str]]:
+    """The name of every score -> its task, and everything that is wrong with the tasks as far as it can be told without loading them.
 
     Whether they may be searched on is not asked of a run that has `begun`.
     """
-    names: list[str] = []
+    tasks: dict[str, TaskSpec] = {}
+    twice: dict[str, None] = {}
     errors: list[str] = []
     for item in config.tasks:
         try:
@@ -55,13 +56,14 @@ def checked_task_names(config: SearchConfig, *, begun: bool = False) -> tuple[tu
                 for task in spec.tasks:
                     check_splits(task, needed_splits(config))
                     check_packages(task)
-                names.append(spec.name or task_name(spec.task))
+                name = spec.name or task_name(spec.task)
+                if tasks.setdefault(name, spec) is not spec:
+                    twice[name] = None
         except EvomergeError as error:
             errors.append(str(error))
-    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         errors.append(f"tasks: {', '.join(twice)} stands twice; give each a name of its own")
-    return tuple(names), errors
+    return tasks, errors
 
 
 def _specs(config: SearchConfig, item: TaskConfig) -> list[TaskSpec]:

@@ -1,8 +1,10 @@
 """config -> the template of its recipes: what is searched, and what the rest of a recipe is."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from evomerge.build.crossings import crosses_models
+from evomerge.build.sources import written_dtype
 from evomerge.build.stacking import stack_template
 from evomerge.config import SearchConfig, SpaceConfig
 from evomerge.core import ConfigError
@@ -43,36 +45,38 @@ def recipe_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) ->
         )
     if config.space.module_groups:
         raise ConfigError("space.module_groups: a stacked layer is taken or merged whole; leave it out")
-    return stack_template(config, stacking, headers, _merge_template(config, headers) if stacking.parameters else None)
+    return stack_template(
+        config,
+        stacking,
+        headers,
+        merge=_merge_template(config, headers) if stacking.parameters else None,
+        plain=_template(config, headers, "linear", default_searched(method_spec("linear"), ("expert",))),
+    )
 
 
 def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:
     space, spec, first = config.space, method_spec(config.space.method), next(iter(headers.values()))
     if crosses_models(config):
-        return _seed_template(config, first)
+        return _seed_template(config, headers)
     groups = space.layer_groups
     layer_groups = even_layer_groups(first.n_layers, groups) if isinstance(groups, int) else list(groups)
     axes = tuple(
         axis for axis, used in zip(AXES, (True, len(layer_groups) > 1, bool(space.module_groups)), strict=True) if used
     )
-    return RecipeTemplate(
-        method=spec.name,
-        base=config.base_key,
-        experts=config.expert_keys,
-        searched=_searched(space, spec, axes),
+    return _template(
+        config,
+        headers,
+        spec.name,
+        _searched(space, spec, axes),
         fixed=space.fixed,
-        n_layers=first.n_layers,
         layer_groups=layer_groups,
         module_groups=module_filters(
             space.module_groups, [name for header in headers.values() for name in header.tensors]
         ),
-        # Named, so that mergekit too computes in float32 and rounds once; left out, it computes in the sources' dtype.
-        out_dtype=space.out_dtype or first.dtype,
-        seed=config.seed,
     )
 
 
-def _seed_template(config: SearchConfig, first: ModelHeader) -> RecipeTemplate:
+def _seed_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:
     """The space that the seed models are the unit vectors of: a weight in [0, 1] per expert. Also makes the baselines.
 
     Raises:
@@ -83,17 +87,27 @@ def _seed_template(config: SearchConfig, first: ModelHeader) -> RecipeTemplate:
             f"space.{unused[0]}: strategy {config.strategy.name} crosses whole models and searches no merge method's parameters; "
             "remove it, or set strategy.on: recipes"
         )
+    weights = [SearchedParameter("weight", 0.0, 1.0, ("expert",))]
+    return _template(config, headers, "linear", weights, fixed={"normalize": False})
+
+
+def _template(
+    config: SearchConfig,
+    headers: Mapping[str, ModelHeader],
+    method: str,
+    searched: Sequence[SearchedParameter],
+    **options: Any,
+) -> RecipeTemplate:
+    """A template over the models of a configuration; `options` as in `RecipeTemplate`."""
     return RecipeTemplate(
-        method="linear",
+        method=method,
         base=config.base_key,
         experts=config.expert_keys,
-        searched=[SearchedParameter("weight", 0.0, 1.0, ("expert",))],
-        fixed={"normalize": False},
-        n_layers=first.n_layers,
-        layer_groups=[(0, first.n_layers)],
-        module_groups={},
-        out_dtype=config.space.out_dtype or first.dtype,
+        searched=searched,
+        n_layers=next(iter(headers.values())).n_layers,
+        out_dtype=written_dtype(config, headers),
         seed=config.seed,
+        **options,
     )
 
 

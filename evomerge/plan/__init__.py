@@ -7,7 +7,7 @@ from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, Tens
 from evomerge.plan.model_folder import check_tokenizer, check_unchanged, file_inside, read_model_header
 from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader, config_value
 from evomerge.plan.modules import split_into_modules
-from evomerge.plan.planner import make_plan, slices_with_inputs
+from evomerge.plan.planner import default_dtype, make_plan, slices_with_inputs
 from evomerge.plan.ranks import MOST_RANKS, PLACE_BYTES, RANK_BYTES, RANKED_METHODS, keeps_ranks, n_columns, rank_bytes
 from evomerge.plan.recorded import headers_from_json, headers_to_json
 from evomerge.plan.slots import padded
@@ -40,6 +40,7 @@ __all__ = [
     "check_tokenizer",
     "check_unchanged",
     "config_value",
+    "default_dtype",
     "file_inside",
     "folding_of",
     "headers_from_json",

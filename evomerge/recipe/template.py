@@ -45,8 +45,8 @@ class RecipeTemplate:
         searched: the open parameters.
         fixed: parameters with one value for the whole search.
         n_layers: transformer layers of every model.
-        layer_groups: consecutive [first, last) ranges that cover [0, n_layers); one group = a whole-model recipe.
-        module_groups: group -> filters, as `module_filters` makes them; empty = no distinction.
+        layer_groups: consecutive [first, last) ranges that cover [0, n_layers); one group (the default) = a whole-model recipe.
+        module_groups: group -> filters, as `module_filters` makes them; None = no distinction.
         out_dtype: what merged weights are rounded to.
         seed: keys the random masks; one seed for the whole search (common random numbers).
 
@@ -62,17 +62,18 @@ class RecipeTemplate:
         base: str | None,
         experts: Mapping[str, str],
         searched: Sequence[SearchedParameter],
-        fixed: Mapping[str, ParameterValue],
         n_layers: int,
-        layer_groups: Sequence[tuple[int, int]],
-        module_groups: Mapping[str, Sequence[str]],
         out_dtype: str | None,
         seed: int,
+        fixed: Mapping[str, ParameterValue] | None = None,
+        layer_groups: Sequence[tuple[int, int]] | None = None,
+        module_groups: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._spec = method_spec(method)
         self._base, self._experts = base, dict(experts)
-        self._searched, self._fixed = tuple(searched), dict(fixed)
-        self._layer_groups, self._module_groups = tuple(layer_groups), dict(module_groups)
+        self._searched, self._fixed = tuple(searched), dict(fixed or {})
+        self._open = {parameter.name for parameter in searched}
+        self._layer_groups, self._module_groups = tuple(layer_groups or [(0, n_layers)]), dict(module_groups or {})
         self._out_dtype, self._seed = out_dtype, seed
         _check_models(self._spec, base, self._experts)
         _check_groups(self._layer_groups, n_layers)
@@ -129,7 +130,8 @@ class RecipeTemplate:
             )
             if self._spec.base is BaseRole.ENDPOINT and self._base is not None:
                 sources = (Source(self._base, layer_range), *sources)
-            elif self._base_is_sliced(whole_model) and self._base is not None:
+            elif self._spec.base is not BaseRole.SOURCE and self._base is not None and not whole_model:
+                # mergekit wants a base listed in every slice, so that it knows which of its layers to use
                 sources = (*sources, Source(self._base, layer_range))
             slices.append(Slice(sources, self._settings(values, Scope.GLOBAL, group, None)))
         return Recipe(
@@ -161,7 +163,7 @@ class RecipeTemplate:
 
     def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
         """For each baseline that is a point of this space, its parameter values."""
-        if not any(parameter.name == "weight" for parameter in self._searched):
+        if "weight" not in self._open:
             return {}
         normalised = self.normalised
         wanted = {f"source:{name}": {other: float(other == name) for other in self._experts} for name in self._experts}
@@ -181,14 +183,9 @@ class RecipeTemplate:
 
     def _halves(self) -> dict[str, float] | None:
         """Values with weight and density one half; None where the space does not hold them."""
-        if "weight" not in {parameter.name for parameter in self._searched} or not self._has_density_one_half():
-            return None
-        return self._point(dict.fromkeys(self._experts, 0.5), density=0.5)
-
-    def _has_density_one_half(self) -> bool:
-        if "density" not in {parameter.name for parameter in self._spec.parameters}:
-            return False
-        return "density" in {parameter.name for parameter in self._searched} or self._fixed.get("density") == 0.5
+        if "weight" in self._open and ("density" in self._open or self._fixed.get("density") == 0.5):
+            return self._point(dict.fromkeys(self._experts, 0.5), density=0.5)
+        return None
 
     def _point(self, weights: Mapping[str, float], density: float | None = None) -> dict[str, float] | None:
         """Values with these weights everywhere, this density, and every other parameter at its neutral value.
@@ -251,19 +248,13 @@ class RecipeTemplate:
         base = self._base if method == "task_arithmetic" else None
         return Recipe(method=method, slices=(Slice(sources),), base=base, out_dtype=self._out_dtype)
 
-    def _base_is_sliced(self, whole_model: bool) -> bool:
-        """mergekit wants a required base listed in every slice, so that it knows which of its layers to use."""
-        return self._spec.base in (BaseRole.REQUIRED, BaseRole.OPTIONAL) and not whole_model
-
     def _check_complete(self) -> None:
-        given = {parameter.name for parameter in self._searched} | set(self._fixed)
         for spec in self._spec.parameters:
-            if spec.default is None and spec.name not in given:
+            if spec.default is None and spec.name not in self._open | self._fixed.keys():
                 raise RecipeError(
                     f"merge method {self._spec.name!r} needs {spec.name!r}: search it or fix it (space.fixed.{spec.name})"
                 )
-        twice = {parameter.name for parameter in self._searched} & set(self._fixed)
-        if twice:
+        if twice := self._open & self._fixed.keys():
             raise RecipeError(f"{', '.join(sorted(twice))}: both searched and fixed; remove one")
 
 
