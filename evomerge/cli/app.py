@@ -70,8 +70,7 @@ def init(
     """Write a commented configuration for these models."""
     from evomerge.build.starting import write_first_config
 
-    todo = write_first_config(out, models, base=base, tasks=task or (), overwrite=overwrite)
-    *wrong, last = todo
+    *wrong, last = write_first_config(out, models, base=base, tasks=task or (), overwrite=overwrite)
     print(f"{out}: written")
     for line in wrong:
         print(line)
@@ -236,23 +235,18 @@ def front(
 ) -> None:
     """Print the non-dominated candidates of a live or finished run."""
     from evomerge.build import open_run
+    from evomerge.cli.tables import print_front
+    from evomerge.search import front_csv, front_of
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv: give one of them")
-
     opened = open_run(run)
     if as_json:
         print(json.dumps(opened.front(), indent=2, sort_keys=True))
-        return
-    from evomerge.search import front_csv, front_of
-
-    members = front_of(opened.state).members
-    if as_csv:
-        print(front_csv(opened.state.objectives, members), end="")
-        return
-    from evomerge.cli.tables import print_front
-
-    print_front(opened)
+    elif as_csv:
+        print(front_csv(opened.state.objectives, front_of(opened.state).members), end="")
+    else:
+        print_front(opened)
 
 
 @app.command()

@@ -14,6 +14,9 @@ from evomerge.search import Z_95, best_of_front, headline, leader, verdict
 if TYPE_CHECKING:
     from evomerge.evaluation.shown_items import ShownItem
 
+MAX_PROMPT = 400
+"""characters of a prompt that are shown, from its end"""
+
 
 def print_summary(run: Run) -> None:
     """Sources, uniform average, tuned task arithmetic and the best recipe: per task and mean, search and report split."""
@@ -58,7 +61,9 @@ def print_front(run: Run) -> None:
     for objective in objectives:
         table.add_column(f"{objective.name} ({objective.direction.value})", justify="right")
     for member in best_of_front(run.state):
-        table.add_row(member.candidate_id, *(_with_interval(member, objective) for objective in objectives))
+        errors = [member.stderr.get(objective.name) for objective in objectives]
+        values = [member.value(objective.name) for objective in objectives]
+        table.add_row(member.candidate_id, *(_with_interval(*each, 4) for each in zip(values, errors, strict=True)))
     CONSOLE.print(table)
     volume = run.front()["hypervolume"]
     if volume is not None:
@@ -101,8 +106,8 @@ def print_evaluation(name: str, evaluation: Evaluation) -> None:
     table.add_column("score", justify="right")
     table.add_column("items", justify="right")
     for task, score in evaluation.scores.items():
-        margin = Z_95 * evaluation.stderr[task]
-        table.add_row(task, f"{score:.4f} ± {margin:.4f}", str(len(evaluation.item_scores[task])))
+        interval = _with_interval(score, evaluation.stderr[task], 4)
+        table.add_row(task, interval, str(len(evaluation.item_scores[task])))
     CONSOLE.print(table)
 
 
@@ -117,10 +122,6 @@ def print_items(shown: Mapping[str, Sequence["ShownItem"]], evaluation: Evaluati
                 CONSOLE.print(f"  answer  {answer!r}" if len(item.answers) == 1 else f"  choice  {answer}")
             if item.target is not None:
                 CONSOLE.print(f"  target  {item.target!r}")
-
-
-MAX_PROMPT = 400
-"""characters of a prompt that are shown, from its end"""
 
 
 def _split_table(
@@ -141,20 +142,13 @@ def _split_table(
         if name not in details:
             continue
         row = details[name]
-        cells = []
-        for objective in objectives:
-            error = row["stderr"].get(objective.name)
-            cells.append(
-                f"{row['scores'][objective.name]:.3f}" + (f" ± {Z_95 * error:.3f}" if error is not None else "")
-            )
+        cells = [_with_interval(row["scores"][item.name], row["stderr"].get(item.name), 3) for item in objectives]
+        cells.append(_with_interval(row["mean"], row["mean_stderr"], 3))
         label = f"{name} (tuned)" if name == tuned else name
-        style = "bold" if name == best else None
-        table.add_row(
-            f"{label} ({mark})" if name == best else label,
-            *cells,
-            f"{row['mean']:.3f} ± {Z_95 * row['mean_stderr']:.3f}",
-            style=style,
-        )
+        if name == best:
+            table.add_row(f"{label} ({mark})", *cells, style="bold")
+        else:
+            table.add_row(label, *cells)
     return table
 
 
@@ -191,6 +185,6 @@ def _print_overhead(summary: dict[str, Any]) -> None:
     )
 
 
-def _with_interval(evaluation: Evaluation, objective: Objective) -> str:
-    error = evaluation.stderr.get(objective.name)
-    return f"{evaluation.value(objective.name):.4f}" + (f" ± {Z_95 * error:.4f}" if error is not None else "")
+def _with_interval(value: float, error: float | None, digits: int) -> str:
+    """A value with half its 95% interval; alone where its standard error is not known."""
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {Z_95 * error:.{digits}f}")

@@ -5,7 +5,6 @@ from evomerge.recipe.files import (
     read_recipe,
     read_recipe_file,
     recipe_file_from_yaml,
-    recipe_from_yaml,
     recipe_to_yaml,
     write_recipe,
 )
@@ -97,7 +96,6 @@ __all__ = [
     "read_recipe",
     "read_recipe_file",
     "recipe_file_from_yaml",
-    "recipe_from_yaml",
     "recipe_to_yaml",
     "scale_bounds",
     "slerp_factors",

@@ -106,15 +106,6 @@ def recipe_file_from_yaml(text: str, where: str = "recipe") -> RecipeFile:
     return file
 
 
-def recipe_from_yaml(text: str, where: str = "recipe") -> Recipe:
-    """The recipe in `text`, which must be the only one.
-
-    Raises:
-        RecipeError: as `recipe_file_from_yaml`, or several documents.
-    """
-    return _only(recipe_file_from_yaml(text, where), where)
-
-
 def write_recipe(recipe: Recipe | RecipeFile, path: FilePath) -> None:
     """Writes `recipe` as a file that evomerge reads back identically and mergekit as the same merge.
 
@@ -157,13 +148,10 @@ def read_recipe(path: FilePath) -> Recipe:
     Raises:
         RecipeError: as `read_recipe_file`, or several documents.
     """
-    return _only(read_recipe_file(path), str(path))
-
-
-def _only(file: RecipeFile, where: str) -> Recipe:
+    file = read_recipe_file(path)
     if file.named:
         raise RecipeError(
-            f"{where}: is made of {len(file.named) + 1} recipes, of which {', '.join(file.named)} must be merged first; "
+            f"{path}: is made of {len(file.named) + 1} recipes, of which {', '.join(file.named)} must be merged first; "
             "`evomerge merge` makes such a model"
         )
     return file.final

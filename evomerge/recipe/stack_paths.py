@@ -119,14 +119,15 @@ class StackFrame:
 
 
 class PathEncoding(ABC):
-    """Parameters whose values say which path is taken."""
+    """Parameters whose values say which path is taken: categorical slots, and with `scales` the logarithms of the scales."""
 
-    def __init__(self, frame: StackFrame) -> None:
+    def __init__(self, frame: StackFrame, *, scales: bool) -> None:
         self.frame = frame
+        self.scales = scales and frame.scale_low < frame.scale_high
 
     @abstractmethod
-    def parameters(self) -> list[Parameter]:
-        """What is searched."""
+    def slots(self) -> list[Parameter]:
+        """The categorical parameters, in path order."""
 
     @abstractmethod
     def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
@@ -136,50 +137,32 @@ class PathEncoding(ABC):
     def own_path(self, model: str) -> dict[str, float] | None:
         """Values at which the path is the layers of `model`, unscaled, between the fixed ones; None where it has none."""
 
-    def _scale(self, name: str) -> Parameter:
-        return Parameter(name, math.log(self.frame.scale_low), math.log(self.frame.scale_high))
+    def parameters(self) -> list[Parameter]:
+        """What is searched: all slots, then all scales."""
+        low, high = math.log(self.frame.scale_low), math.log(self.frame.scale_high)
+        return [*self.slots(), *(Parameter(name, low, high) for name in self._scale_names())]
 
-    @property
-    def _last_scaled(self) -> bool:
-        """Whether there is a last layer that a searched scale can stand before."""
-        return self.frame.fixed_last > 0
+    def _scale_names(self) -> list[str]:
+        """A scale on entering the layer of each slot, and one on entering the fixed last layers, if there are any."""
+        if not self.scales:
+            return []
+        return [f"log_{slot.name}" for slot in self.slots()] + ([f"log_{LAST}"] if self.frame.fixed_last else [])
+
+    def _entering(self, values: Mapping[str, float], place: str) -> float:
+        """The scale on entering a place: a slot's layer, `LAST`, or what else a scale is called after."""
+        return math.exp(values[f"log_{place}"]) if self.scales else 1.0
+
+    def _whole(self, values: Mapping[str, float], free: Sequence[Step], last: str = LAST) -> tuple[Step, ...]:
+        """The path around `free`, with the scale on the way into the fixed last layers."""
+        return self.frame.path(free, self._entering(values, last) if self.frame.fixed_last else 1.0)
+
+    def _unscaled(self) -> dict[str, float]:
+        return dict.fromkeys(self._scale_names(), 0.0)
 
     def _reachable(self, model: str) -> bool:
         """Whether all free layers of `model` may be used, and fit."""
         frame = self.frame
         return set(frame.own) <= set(frame.models[model]) and len(frame.own) <= frame.n_free
-
-
-class Slots(PathEncoding):
-    """Paths made slot by slot, each with a scale of its own where `scales` is set (a parameter per slot: the logarithm)."""
-
-    def __init__(self, frame: StackFrame, *, scales: bool) -> None:
-        super().__init__(frame)
-        self.scales = scales and frame.scale_low < frame.scale_high
-
-    @abstractmethod
-    def slots(self) -> list[Parameter]:
-        """The categorical parameter of every slot, in path order."""
-
-    def parameters(self) -> list[Parameter]:
-        """See `PathEncoding.parameters`: all slots, then all scales."""
-        slots = self.slots()
-        return [*slots, *(self._scale(name) for name in self._scale_names(slots))]
-
-    def _entering(self, values: Mapping[str, float], slot: str) -> float:
-        return math.exp(values[f"log_{slot}"]) if self.scales else 1.0
-
-    def _whole(self, values: Mapping[str, float], free: Sequence[Step]) -> tuple[Step, ...]:
-        """The path around `free`, with the scale on the way into the fixed last layers."""
-        return self.frame.path(free, self._entering(values, LAST) if self._last_scaled else 1.0)
-
-    def _unscaled(self) -> dict[str, float]:
-        return dict.fromkeys(self._scale_names(self.slots()), 0.0)
-
-    def _scale_names(self, slots: Sequence[Parameter]) -> list[str]:
-        if not self.scales:
-            return []
-        return [f"log_{name}" for name in (*(slot.name for slot in slots), *([LAST] if self._last_scaled else []))]
 
 
 class Indicator(PathEncoding):
@@ -191,62 +174,53 @@ class Indicator(PathEncoding):
     """
 
     def __init__(self, frame: StackFrame, *, repeats: int, scales: bool, matrix: bool) -> None:
-        super().__init__(frame)
+        super().__init__(frame, scales=scales or matrix)
         self.repeats = repeats
-        self.scales = (scales or matrix) and frame.scale_low < frame.scale_high
         self.matrix = matrix and self.scales
 
-    def parameters(self) -> list[Parameter]:
-        """See `PathEncoding.parameters`: all indicators, then all scales."""
-        slots = self._slots()
-        indicators = [Parameter.categorical(_slot(*slot), (SKIP, "take")) for slot in slots]
-        if not self.scales:
-            return indicators
-        if not self.matrix:
-            names = [f"log_{_slot(*slot)}" for slot in slots] + ([f"log_{LAST}"] if self._last_scaled else [])
-        else:
-            offered = self.frame.offered()
-            stops = [*offered, *([None] if self._last_scaled else [])]
-            names = [_way(start, stop) for start in [None, *offered] for stop in stops]
-        return [*indicators, *map(self._scale, names)]
+    def slots(self) -> list[Parameter]:
+        """See `PathEncoding.slots`."""
+        return [Parameter.categorical(_take(*row), (SKIP, "take")) for row in self._row()]
 
     def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
         """See `PathEncoding.path`."""
         free: list[Step] = []
         before: tuple[str, int] | None = None
-        for repeat, model, layer in self._slots():
+        for repeat, model, layer in self._row():
             if len(free) == self.frame.n_free:
                 break
-            slot = _slot(repeat, model, layer)
+            slot = _take(repeat, model, layer)
             if values[slot] < 1.0:
                 continue
-            free.append(Step(model, layer, self._entering(values, slot, before, (model, layer))))
-            before = (model, layer)
-        return self.frame.path(free, self._entering(values, LAST, before, None) if self._last_scaled else 1.0)
+            here = (model, layer)
+            free.append(Step(*here, self._entering(values, _way(before, here) if self.matrix else slot)))
+            before = here
+        return self._whole(values, free, _way(before, None) if self.matrix else LAST)
 
     def own_path(self, model: str) -> dict[str, float] | None:
         """See `PathEncoding.own_path`: the model's layers in the first repetition."""
         if not self._reachable(model):
             return None
-        taken = {_slot(0, model, layer) for layer in self.frame.own}
-        return {parameter.name: float(parameter.name in taken) for parameter in self.parameters()}
+        taken = {_take(0, model, layer) for layer in self.frame.own}
+        return {slot.name: float(slot.name in taken) for slot in self.slots()} | self._unscaled()
 
-    def _entering(
-        self, values: Mapping[str, float], slot: str, start: tuple[str, int] | None, stop: tuple[str, int] | None
-    ) -> float:
-        if not self.scales:
-            return 1.0
-        return math.exp(values[_way(start, stop) if self.matrix else f"log_{slot}"])
+    def _scale_names(self) -> list[str]:
+        if not self.matrix:
+            return super()._scale_names()
+        offered = self.frame.offered()
+        stops = [*offered, *([None] if self.frame.fixed_last else [])]
+        return [f"log_{_way(start, stop)}" for start in [None, *offered] for stop in stops]
 
-    def _slots(self) -> list[tuple[int, str, int]]:
+    def _row(self) -> list[tuple[int, str, int]]:
+        """(repetition, model, layer) of everything that may be taken, in path order."""
         return [(repeat, *offer) for repeat in range(self.repeats) for offer in self.frame.offered()]
 
 
-class Categorical(Slots):
+class Categorical(PathEncoding):
     """Every slot holds any layer or is skipped (the DIS space of arXiv 2502.04030 with its permutation left to the slots)."""
 
     def slots(self) -> list[Parameter]:
-        """See `Slots.slots`."""
+        """See `PathEncoding.slots`."""
         choices = (SKIP, *(f"{model}.{layer}" for model, layer in self.frame.offered()))
         return [Parameter.categorical(f"slot[{index}]", choices) for index in range(self.frame.n_free)]
 
@@ -271,7 +245,7 @@ class Categorical(Slots):
         return {slot.name: value for slot, value in zip(self.slots(), wanted, strict=True)} | self._unscaled()
 
 
-class Moves(Slots):
+class Moves(PathEncoding):
     """A walk over the positions of a model: take some model's layer there, skip it, or go back one (arXiv 2503.21272, sec. 3).
 
     The walk starts after the fixed first layers and is over where the fixed last ones begin, when the moves are used up, or when
@@ -284,7 +258,7 @@ class Moves(Slots):
         self.n_moves = n_moves
 
     def slots(self) -> list[Parameter]:
-        """See `Slots.slots`."""
+        """See `PathEncoding.slots`."""
         choices = (SKIP, BACK, *self.frame.models)
         return [Parameter.categorical(f"move[{index}]", choices) for index in range(self.n_moves)]
 
@@ -313,11 +287,11 @@ class Moves(Slots):
         return moves | self._unscaled()
 
 
-class Swap(Slots):
+class Swap(PathEncoding):
     """As deep as the ends model; every free layer comes from one of the models (layer swapping, arXiv 2410.01335)."""
 
     def slots(self) -> list[Parameter]:
-        """See `Slots.slots`."""
+        """See `PathEncoding.slots`."""
         return [
             Parameter.categorical(f"layer[{layer}]", names)
             for layer in self.frame.own
@@ -328,15 +302,11 @@ class Swap(Slots):
         """See `PathEncoding.path`."""
         free = []
         for layer in self.frame.own:
-            name, who = f"layer[{layer}]", self._who(layer)
-            searched = len(who) > 1
-            free.append(
-                Step(
-                    who[int(values[name])] if searched else who[0],
-                    layer,
-                    self._entering(values, name) if searched else 1.0,
-                )
-            )
+            slot, (model, *others) = f"layer[{layer}]", self._who(layer)
+            if others:
+                free.append(Step([model, *others][int(values[slot])], layer, self._entering(values, slot)))
+            else:
+                free.append(Step(model, layer))
         return self._whole(values, free)
 
     def own_path(self, model: str) -> dict[str, float] | None:
@@ -351,11 +321,11 @@ class Swap(Slots):
         return tuple(name for name, layers in self.frame.models.items() if layer in layers) or (self.frame.ends,)
 
 
-def _slot(repeat: int, model: str, layer: int) -> str:
+def _take(repeat: int, model: str, layer: int) -> str:
     return f"take[{repeat},{model}.{layer}]"
 
 
 def _way(start: tuple[str, int] | None, stop: tuple[str, int] | None) -> str:
-    """The name of the scale on the way from one layer to another; None = from the fixed first layers, or to the fixed last ones."""
+    """What the scale on the way from one layer to another is called; None = from the fixed first layers, or to the fixed last ones."""
     left = "first" if start is None else f"{start[0]}.{start[1]}"
-    return f"log_scale[{left}>{LAST if stop is None else f'{stop[0]}.{stop[1]}'}]"
+    return f"scale[{left}>{LAST if stop is None else f'{stop[0]}.{stop[1]}'}]"

@@ -14,7 +14,7 @@ from evomerge.build import load_config, make_problem, open_run, start_search
 from evomerge.build.reading import export_recipe
 from evomerge.build.runs import resume_search
 from evomerge.core import CrossoverGenome, VectorGenome
-from evomerge.recipe import recipe_from_yaml, slerp_factors
+from evomerge.recipe import recipe_file_from_yaml, slerp_factors
 from evomerge.weights import merge_to_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +65,7 @@ def test_the_exported_file_merges_to_the_explicit_crossover(zoo: Path, run: Path
     state = open_run(run).state
     youngest = state.proposed[-1].id
     _, recipe, path = export_recipe(run, f"id:{youngest}", tmp_path / "recipe.yaml")
-    assert recipe_from_yaml(path.read_text()) == recipe
+    assert recipe_file_from_yaml(path.read_text()).final == recipe
     assert recipe.pieces is not None
     assert recipe.pieces.splits_tensors
     merge_to_folder(recipe, tmp_path / "merged", dtype="float32")

@@ -21,7 +21,7 @@ from evomerge.recipe import (
     SplitAt,
     WeightLayout,
     check_recipe,
-    recipe_from_yaml,
+    recipe_file_from_yaml,
     recipe_to_yaml,
     slerp_factors,
 )
@@ -125,7 +125,7 @@ def test_a_descendant_of_depth_12_equals_successive_slerps(angle, genomes, seed)
     wanted = np.concatenate(explicit["c11"])
     assert np.linalg.norm(values_of(recipe, seeds) - wanted) <= 1e-9 * np.linalg.norm(wanted)
     assert Recipe.from_json(recipe.to_json()) == recipe
-    assert recipe_from_yaml(recipe_to_yaml(recipe)) == recipe
+    assert recipe_file_from_yaml(recipe_to_yaml(recipe)).final == recipe
 
 
 def test_a_lineage_deeper_than_the_stack_and_the_memory(monkeypatch):
@@ -164,7 +164,7 @@ def test_splits_at_tensors_have_a_mergekit_form():
     assert not recipe.pieces.splits_tensors
     text = recipe_to_yaml(recipe)
     body = text[: text.index("# evomerge-recipe")]
-    linear = recipe_from_yaml(body)
+    linear = recipe_file_from_yaml(body).final
     assert linear.method == "linear"
     for index, source in enumerate(linear.slices[0].sources):
         for name, spans in recipe.pieces.tensors.items():
@@ -178,7 +178,7 @@ def test_filters_of_names_inside_other_names():
     )
     recipe = Recipe(PIECEWISE.name, (Slice((Source("m"),)),), pieces=table)
     body = recipe_to_yaml(recipe).split("# evomerge-recipe")[0]
-    settings_ = recipe_from_yaml(body).slices[0].sources[0].parameters["weight"]
+    settings_ = recipe_file_from_yaml(body).final.slices[0].sources[0].parameters["weight"]
     for name, (span,) in table.tensors.items():
         found = next(s.value for s in settings_ if s.filter is None or s.filter in name)
         assert found == table.rows[span.row][0], name
@@ -190,7 +190,7 @@ def test_what_mergekit_cannot_express_says_so():
     text = recipe_to_yaml(recipe)
     assert "mergekit cannot express this merge" in text
     assert all(line.startswith("#") for line in text.splitlines())
-    assert recipe_from_yaml(text) == recipe
+    assert recipe_file_from_yaml(text).final == recipe
     assert recipe.pieces.noise == (5,)
 
 

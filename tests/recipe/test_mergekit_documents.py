@@ -3,7 +3,7 @@
 import pytest
 
 from evomerge.core import RecipeError
-from evomerge.recipe import check_recipe, recipe_from_yaml
+from evomerge.recipe import check_recipe, recipe_file_from_yaml
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
 
 GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method": "linear"}
@@ -99,7 +99,7 @@ def test_bad_documents_are_named(change, message):
 )
 def test_files_of_other_kinds_are_told(text, message):
     with pytest.raises(RecipeError, match=f"r.yml: is .*{message}"):
-        recipe_from_yaml(text, "r.yml")
+        recipe_file_from_yaml(text, "r.yml")
 
 
 def test_the_only_module_of_a_language_model_needs_no_name():

@@ -20,7 +20,7 @@ from evomerge.recipe import (
     TokenizerSpec,
     TokenRule,
     read_recipe,
-    recipe_from_yaml,
+    recipe_file_from_yaml,
     recipe_to_yaml,
     write_recipe,
 )
@@ -116,7 +116,7 @@ def recipes(draw, canonical=False):
 @given(recipes())
 def test_file_and_json_are_lossless(recipe):
     assert Recipe.from_json(recipe.to_json()) == recipe
-    assert recipe_from_yaml(recipe_to_yaml(recipe)) == recipe
+    assert recipe_file_from_yaml(recipe_to_yaml(recipe)).final == recipe
 
 
 @settings(max_examples=60)
@@ -127,7 +127,7 @@ def test_mergekit_form_alone_is_the_identity(recipe):
     assert read == recipe
     text = recipe_to_yaml(recipe)
     body = text[: text.index("# evomerge-recipe")]
-    assert recipe_from_yaml(body) == recipe
+    assert recipe_file_from_yaml(body).final == recipe
 
 
 def test_line_separators_of_a_token_come_back_from_the_mergekit_form():
@@ -139,7 +139,7 @@ def test_line_separators_of_a_token_come_back_from_the_mergekit_form():
             tokenizer=TokenizerSpec("union", tokens),
         )
         text = recipe_to_yaml(recipe)
-        assert recipe_from_yaml(text[: text.index("# evomerge-recipe")]).tokenizer == recipe.tokenizer
+        assert recipe_file_from_yaml(text[: text.index("# evomerge-recipe")]).final.tokenizer == recipe.tokenizer
 
 
 def test_fingerprint_ignores_the_name_alone():
@@ -152,8 +152,8 @@ def test_fingerprint_ignores_the_name_alone():
 def test_changed_yaml_counts_more_than_the_comment():
     recipe = Recipe("slerp", (Slice((Source("/a"),)),), "/b", {"t": (Setting(0.5),)}, seed=7)
     text = recipe_to_yaml(recipe).replace("t: 0.5", "t: 0.25")
-    assert recipe_from_yaml(text).parameters == {"t": (Setting(0.25),)}
-    assert recipe_from_yaml(text).seed == 0
+    assert recipe_file_from_yaml(text).final.parameters == {"t": (Setting(0.25),)}
+    assert recipe_file_from_yaml(text).final.seed == 0
 
 
 MERGEKIT = """
@@ -241,7 +241,7 @@ def test_unreadable_files(tmp_path: Path):
 def test_damaged_comment_is_an_error():
     recipe = Recipe("slerp", (Slice((Source("/a"),)),), "/b", {"t": (Setting(0.5),)})
     with pytest.raises(RecipeError, match="damaged"):
-        recipe_from_yaml(recipe_to_yaml(recipe)[:-20])
+        recipe_file_from_yaml(recipe_to_yaml(recipe)[:-20])
 
 
 def test_written_file_is_plain_mergekit(tmp_path):

@@ -21,7 +21,7 @@ from evomerge.recipe import (
     Slice,
     Source,
     StackLayer,
-    recipe_from_yaml,
+    recipe_file_from_yaml,
     recipe_to_yaml,
     stack_recipe,
 )
@@ -260,7 +260,7 @@ def test_a_stack_is_a_recipe_like_any_other() -> None:
         out_dtype="bfloat16",
     )
     assert recipe.method == "linear"
-    assert recipe_from_yaml(recipe_to_yaml(recipe)) == recipe
+    assert recipe_file_from_yaml(recipe_to_yaml(recipe)).final == recipe
 
 
 def test_layers_that_are_copied_are_written_as_passthrough_slices() -> None:
@@ -279,7 +279,7 @@ def test_layers_that_are_copied_are_written_as_passthrough_slices() -> None:
     text = recipe_to_yaml(recipe)
     document = yaml.safe_load(text)
     assert document["merge_method"] == "passthrough"
-    assert recipe_from_yaml(text) == recipe
+    assert recipe_file_from_yaml(text).final == recipe
 
     def entry(model: str, first: int, end: int, factor: float | None) -> dict[str, object]:
         scale = [{"filter": name, "value": factor} for name in folding.scaled]

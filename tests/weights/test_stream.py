@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan import make_plan, read_headers
-from evomerge.recipe import recipe_from_yaml
+from evomerge.recipe import recipe_file_from_yaml
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool, stream
 from evomerge.weights.stream import StreamedMerge
@@ -26,7 +26,9 @@ def planned(models, method):
     base = "" if method == "linear" else f"base_model: {models}/base\n"
     weight = "" if method == "ram" else ", parameters: {weight: 0.4}"
     listed = "".join(f"- {{model: {models}/{name}{weight}}}\n" for name in "ab")
-    recipe = recipe_from_yaml(f"merge_method: {method}\n{base}models:\n{listed}dtype: float32\nout_dtype: bfloat16\n")
+    recipe = recipe_file_from_yaml(
+        f"merge_method: {method}\n{base}models:\n{listed}dtype: float32\nout_dtype: bfloat16\n"
+    ).final
     headers = read_headers(recipe)
     return headers, make_plan(recipe, headers)
 
