@@ -124,8 +124,8 @@ def _named(experts: Sequence[str]) -> dict[str, Source]:
     for expert in experts:
         name, separator, place = expert.partition("=")
         path = place if separator else expert
-        model, _, lora = ("", "", "") if Path(path).is_dir() else path.partition("+")
-        source = Source(model, lora=lora) if lora else Source(path)
+        model, _, lora = (path, "", "") if Path(path).is_dir() else path.partition("+")
+        source = Source(model, lora=lora or None)
         name = name if separator else Path(source.lora or source.model).resolve().name
         if name in named:
             raise ConfigError(f"two experts are called {name!r}; name them, e.g. first={path}")

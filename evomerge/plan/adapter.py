@@ -7,7 +7,7 @@ DoRA, rows of that scaled to the learned magnitudes (arXiv 2402.09353). What cha
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from evomerge.core import CheckpointError
 from evomerge.plan.model_folder import file_inside, file_stamp, read_json_file, unreadable_as_error
@@ -47,7 +47,9 @@ def read_adapter(folder: Path | str, model: ModelHeader) -> Adapter:
 
 def _read(folder: Path, model: ModelHeader) -> Adapter:
     config = _read_config(folder)
-    path = file_inside(folder, WEIGHTS_NAME) if (folder / WEIGHTS_NAME).exists() else _refuse_missing_weights(folder)
+    if not (folder / WEIGHTS_NAME).exists():
+        _refuse_missing_weights(folder)
+    path = file_inside(folder, WEIGHTS_NAME)
     tensors = {_model_name(name): tensor for name, tensor in read_safetensors_header(path, WEIGHTS_NAME).items()}
     factors: dict[str, dict[str, TensorHeader]] = {}
     replaced: dict[str, TensorHeader] = {}
@@ -74,8 +76,8 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
                 f"{folder}: is a model, not a LoRA adapter (it has a config.json and no {CONFIG_NAME}); list it as a model of its own"
             )
         raise CheckpointError(f"{folder}: has no {CONFIG_NAME}; expected a folder that PEFT wrote")
-    config = read_json_file(folder / CONFIG_NAME)
     where = folder / CONFIG_NAME
+    config = read_json_file(where)
     if not isinstance(config, dict):
         raise CheckpointError(f"{where}: expected a JSON object")
     if config.get("peft_type") != "LORA":
@@ -96,7 +98,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _refuse_missing_weights(folder: Path) -> Path:
+def _refuse_missing_weights(folder: Path) -> NoReturn:
     if (folder / "adapter_model.bin").exists():
         raise CheckpointError(
             f"{folder}: has only pickled weights (adapter_model.bin), which can run code when loaded; save the adapter with "
@@ -136,14 +138,12 @@ def _update(
             f"{where}: lora_{'B' if 'A' in parts else 'A'} is missing; the adapter is damaged, fetch it again"
         )
     a, b = parts["A"], parts["B"]
-    embedding = ".lora_embedding_" in a.name
-    transposed = embedding or bool(config.get("fan_in_fan_out"))
-    shapes = (a.shape, b.shape)
+    transposed = ".lora_embedding_" in a.name or bool(config.get("fan_in_fan_out"))
     rank = a.shape[0] if len(a.shape) == 2 else 0
     product = (b.shape[0], a.shape[1]) if len(a.shape) == len(b.shape) == 2 and b.shape[1] == rank > 0 else None
     if product is None or target.shape != (product[::-1] if transposed else product):
         raise CheckpointError(
-            f"{where}: factors A {list(shapes[0])} and B {list(shapes[1])} do not make the layer's {list(target.shape)}; "
+            f"{where}: factors A {list(a.shape)} and B {list(b.shape)} do not make the layer's {list(target.shape)}; "
             "only adapters of linear layers and embeddings are supported"
         )
     magnitude = parts.get("magnitude")
@@ -151,8 +151,7 @@ def _update(
         raise CheckpointError(
             f"{where}: DoRA of a transposed layer or with a magnitude of another shape is not supported"
         )
-    alpha = _alpha(config, module, where)
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    scale = _alpha(config, module, where) / (rank**0.5 if config.get("use_rslora") else rank)
     return LoraUpdate(a, b, scale, transposed, magnitude)
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from evomerge.core import CheckpointError
 from evomerge.plan.model_header import ModelHeader, config_value
@@ -25,6 +26,7 @@ class LayerName:
         return f"{self.stack}.{index}.{self.rest}"
 
 
+@lru_cache(maxsize=1 << 17)
 def layer_name(tensor: str) -> LayerName | None:
     """The layer of `tensor`; None outside all layers."""
     match = _LAYER.match(tensor)

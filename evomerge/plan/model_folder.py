@@ -50,8 +50,8 @@ def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) ->
 
 
 @contextmanager
-def unreadable_as_error(folder: Path) -> Iterator[None]:
-    """Around reading a model's files: what the system refuses is an error of the model, named.
+def unreadable_as_error(place: Path) -> Iterator[None]:
+    """Around reading a model's files in (or at) `place`: what the system refuses is an error of the model, named.
 
     Raises:
         CheckpointError: instead of OSError.
@@ -59,7 +59,7 @@ def unreadable_as_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        raise CheckpointError(f"{problem.filename or folder}: {why_unreadable(problem)}") from None
+        raise CheckpointError(f"{problem.filename or place}: {why_unreadable(problem)}") from None
 
 
 def _read_header(folder: Path, trust_remote_code: bool) -> ModelHeader:
@@ -145,13 +145,11 @@ def read_json_file(path: Path) -> Any:
     Raises:
         CheckpointError: missing, too large, or as `parse_json`.
     """
-    try:
+    with unreadable_as_error(path):
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: {size} bytes; the limit is {MAX_JSON_BYTES}")
         return parse_json(path.read_bytes(), str(path))
-    except OSError as problem:
-        raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
 
 
 def _read_config(folder: Path, trust_remote_code: bool) -> dict[str, Any]:

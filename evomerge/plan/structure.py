@@ -241,12 +241,14 @@ class _Builder:
         sources, base = self._key.slices[slice_index], self._key.bases[slice_index]
         names = tuple(inputs) or (name,) * len(sources)
         tensors = tuple(self._stored_name(source.key, tensor) for source, tensor in zip(sources, names, strict=True))
-        base_tensor = None if base is None else self._stored_name(base, of_base or name)
+        stored = [(source.key, tensor) for source, tensor in zip(sources, tensors, strict=True)]
+        base_tensor = None
+        if base is not None:
+            base_tensor = self._stored_name(base, of_base or name)
+            stored.append((base, base_tensor))
+        self._check_alike(name, stored)
         first = self._headers[sources[0].key].tensors[tensors[0]]
         shape = first.shape
-        self._check_alike(name, [(source.key, tensor) for source, tensor in zip(sources, tensors, strict=True)])
-        if base is not None and base_tensor is not None:
-            self._check_alike(name, [(sources[0].key, tensors[0]), (base, base_tensor)])
         is_float = first.dtype in FLOAT_DTYPES
         hits = tuple(tuple(text in tensor for text in self._key.filters) for tensor in (name, *names))
         group = self._groups.setdefault((slice_index, depth, hits), len(self._groups))

@@ -83,16 +83,14 @@ def stack_recipe(
         if not layer.scale > 0.0:
             raise RecipeError(f"layer {index} of the stack has scale {layer.scale}; scales must be positive")
     products = list(accumulate((layer.scale for layer in layers), mul))
-    shifted = folding.shifted and any(product != 1.0 for product in products)
-    if shifted:
-        method, slices = SHIFTED_LINEAR.name, _sums(layers, products, ends, folding)
-    elif _is_copied(layers, ends):
-        method, slices = "passthrough", _copies(layers, products, folding)
+    if folding.shifted and any(product != 1.0 for product in products):
+        method = SHIFTED_LINEAR.name
     else:
-        method, slices = "linear", _sums(layers, products, ends, folding)
+        method = "passthrough" if _is_copied(layers, ends) else "linear"
+    copied = method == "passthrough"
     return Recipe(
         method,
-        slices,
+        _copies(layers, products, folding) if copied else _sums(layers, products, ends, folding),
         parameters={"normalize": (Setting(False),)} if method == "linear" else {},
         out_dtype=out_dtype,
         name=name,
@@ -101,9 +99,8 @@ def stack_recipe(
 
 def _is_copied(layers: Sequence[StackLayer], ends: Sequence[tuple[str, float]]) -> bool:
     """Whether every tensor is one model's, times a factor; a passthrough takes those outside the layers from the first and last layer's model."""
-    return all(
-        len(weights) == 1 and weights[0][1] == 1.0 for weights in (*(layer.weights for layer in layers), ends)
-    ) and all(layer.weights == tuple(ends) for layer in (layers[0], layers[-1]))
+    single = all(len(layer.weights) == 1 and layer.weights[0][1] == 1.0 for layer in layers)
+    return single and layers[0].weights == layers[-1].weights == tuple(ends)
 
 
 def _copies(layers: Sequence[StackLayer], products: Sequence[float], folding: Folding) -> tuple[Slice, ...]:
