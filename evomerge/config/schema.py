@@ -5,10 +5,20 @@ Read only by the composition root (`evomerge.build`) and the CLI. Validated once
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from evomerge.config.short_forms import long_form, long_forms, path_and_lora, weights_of_objectives
 from evomerge.core import canonical_json
+
+
+def _short_for(key: str) -> BeforeValidator:
+    """Of settings for whose `key` alone a plain text will do."""
+    return BeforeValidator(lambda value: long_form(value, key))
+
+
+def _short_for_each(key: str) -> BeforeValidator:
+    """The same of a list of them, which may itself be one plain text."""
+    return BeforeValidator(lambda value: long_forms(value, key))
 
 
 class _Strict(BaseModel):
@@ -40,23 +50,16 @@ class ModelConfig(_Strict):
         return self.path if self.lora is None else f"{self.path}+{self.lora}"
 
 
+_Model = Annotated[ModelConfig, BeforeValidator(path_and_lora)]
+
+
 class ModelsConfig(_Strict):
     """The models to be merged."""
 
-    base: ModelConfig | None = None
+    base: _Model | None = None
     """the common ancestor; task-vector methods and task-arithmetic baselines need it"""
-    experts: dict[str, ModelConfig] = Field(min_length=1)
+    experts: dict[str, _Model] = Field(min_length=1)
     """name -> model; the names appear in parameters, tables and files"""
-
-    @field_validator("base", mode="before")
-    @classmethod
-    def _base_path(cls, value: Any) -> Any:
-        return path_and_lora(value)
-
-    @field_validator("experts", mode="before")
-    @classmethod
-    def _expert_paths(cls, value: Any) -> Any:
-        return {key: path_and_lora(item) for key, item in value.items()} if isinstance(value, dict) else value
 
     @field_validator("experts")
     @classmethod
@@ -339,13 +342,10 @@ class BaselinesConfig(_Strict):
     uniform: bool = True
     task_arithmetic: tuple[float, ...] = (0.3, 0.5, 0.8, 1.0)
     """weights of the task vectors; needs a base"""
-    recipes: tuple[str, ...] = ()
+    recipes: Annotated[
+        tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+    ] = ()
     """recipe files (evomerge's or mergekit's) of these models, relative to the config file; a search starts from those that lie in its space"""
-
-    @field_validator("recipes", mode="before")
-    @classmethod
-    def _one_file(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
 
 class FinalsConfig(_Strict):
@@ -367,12 +367,12 @@ class SearchConfig(_Strict):
     method: str | None = None
     """short for space.method"""
     space: SpaceConfig = SpaceConfig()
-    tasks: tuple[TaskConfig, ...] = ()
-    objectives: tuple[ObjectiveConfig, ...] = ()
+    tasks: Annotated[tuple[TaskConfig, ...], _short_for_each("task")] = ()
+    objectives: Annotated[tuple[ObjectiveConfig, ...], _short_for_each("name")] = ()
     """default: every task"""
-    strategy: StrategyConfig = StrategyConfig()
+    strategy: Annotated[StrategyConfig, _short_for("name")] = StrategyConfig()
     evaluation: Annotated[LmEvalConfig | SyntheticConfig, Field(discriminator="kind")] = LmEvalConfig()
-    engine: EngineConfig = EngineConfig()
+    engine: Annotated[EngineConfig, _short_for("kind")] = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
     budget: BudgetConfig
     baselines: BaselinesConfig = BaselinesConfig()
@@ -394,26 +394,6 @@ class SearchConfig(_Strict):
     @classmethod
     def _weights(cls, data: Any) -> Any:
         return weights_of_objectives(data)
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _task_names(cls, value: Any) -> Any:
-        return long_forms(value, "task")
-
-    @field_validator("objectives", mode="before")
-    @classmethod
-    def _objective_names(cls, value: Any) -> Any:
-        return long_forms(value, "name")
-
-    @field_validator("strategy", mode="before")
-    @classmethod
-    def _strategy_name(cls, value: Any) -> Any:
-        return long_form(value, "name")
-
-    @field_validator("engine", mode="before")
-    @classmethod
-    def _engine_kind(cls, value: Any) -> Any:
-        return long_form(value, "kind")
 
     @field_validator("evaluation", mode="before")
     @classmethod
