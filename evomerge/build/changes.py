@@ -3,28 +3,16 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from evomerge.config import SearchConfig, parse_config
-from evomerge.core import ConfigError, JournalError, Json, canonical_json, load_yaml, why_unreadable
+from evomerge.config import SearchConfig, parse_config, settings_in
+from evomerge.core import ConfigError, JournalError, Json, canonical_json, why_unreadable
 from evomerge.search import Resolved, RunDirectory
 
 logger = logging.getLogger(__name__)
 
 CHANGEABLE_ON_RESUME = ("budget", "cluster", "finals")
 """What may differ from the configuration the run was started with; anything else would change what its results mean."""
-
-
-def given(text: str, path: Path) -> dict[str, Json]:
-    """The settings of a configuration file as they stand there, before defaults and overrides.
-
-    Raises:
-        ConfigError: not YAML, or not a mapping.
-    """
-    value = load_yaml(text, str(path)) if text.strip() else {}
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, got {type(value).__name__}")
-    return cast(dict[str, Json], value)
 
 
 def resumed_config(
@@ -104,7 +92,7 @@ def warn_of_other_versions(old: Resolved, new: Resolved) -> None:
 
 def _settings_now(directory: RunDirectory, resolved: Resolved) -> dict[str, Json]:
     try:
-        return given(directory.config.read_text(encoding="utf-8"), directory.config)
+        return settings_in(directory.config.read_text(encoding="utf-8"), str(directory.config))
     except FileNotFoundError:
         return resolved.given
     except (OSError, UnicodeDecodeError) as problem:

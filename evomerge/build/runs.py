@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from evomerge.build.changes import given, refuse_changed, resumed_config, warn_of_other_versions
+from evomerge.build.changes import refuse_changed, resumed_config, warn_of_other_versions
 from evomerge.build.describing import notes
 from evomerge.build.fingerprints import source_marks
 from evomerge.build.pools import RunPool, worker_pool
@@ -21,7 +21,7 @@ from evomerge.build.signals import signals
 from evomerge.build.sources import sources_exist
 from evomerge.build.strategies import chosen_strategy, strategy_for
 from evomerge.build.versions import checkout, package_versions
-from evomerge.config import BudgetConfig, SearchConfig
+from evomerge.config import BudgetConfig, SearchConfig, settings_in
 from evomerge.core import (
     Candidate,
     ConfigError,
@@ -90,7 +90,7 @@ def start_search(
         with writing_into(directory):
             # of a run that was stopped, or could not go on, before it had a result
             directory.journal.unlink(missing_ok=True)
-            _write_problem(directory, problem, _resolved(problem, given(config_text, directory.config)))
+            _write_problem(directory, problem, _resolved(problem, settings_in(config_text, str(directory.config))))
             atomic_write_text(directory.config, config_text)
         return _run(problem, directory, observers, lock)
 

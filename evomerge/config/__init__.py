@@ -1,6 +1,6 @@
 """The configuration schema and its YAML files."""
 
-from evomerge.config.load import load_config, parse_config
+from evomerge.config.load import load_config, parse_config, settings_in
 from evomerge.config.schema import (
     BudgetConfig,
     LmEvalConfig,
@@ -23,4 +23,5 @@ __all__ = [
     "TaskConfig",
     "load_config",
     "parse_config",
+    "settings_in",
 ]

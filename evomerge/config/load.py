@@ -27,12 +27,22 @@ def load_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
         raise ConfigError(f"no such configuration file: {path}") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"{path}: {why_unreadable(problem)}") from None
-    data = load_yaml(text, str(path))
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
+    data = settings_in(text, str(path))
     if "merge_method" in data:
         raise ConfigError(f"{path}: is a recipe, not the configuration of a search; evomerge merge and eval take it")
     return parse_config(data, folder=path.resolve().parent, where=str(path), overrides=overrides)
+
+
+def settings_in(text: str, where: str) -> dict[str, Any]:
+    """The settings of a configuration file's text as they stand there, before defaults and overrides.
+
+    Raises:
+        ConfigError: not YAML, or not a mapping.
+    """
+    data = load_yaml(text, where)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected a mapping of settings, got {type(data).__name__}")
+    return data
 
 
 def parse_config(
