@@ -23,11 +23,10 @@ def describe(problem: Problem) -> list[str]:
         for item in problem.objectives
     ]
     lines.append(f"objectives  {', '.join(goals)}")
-    lines += [
-        f"group       {spec.name}: mean of {len(spec.members)} task{'s' if len(spec.members) > 1 else ''}, {'by size' if spec.weight_by_size else 'each the same'}"
-        for spec in problem.tasks.values()
-        if spec.members
-    ]
+    for name, spec in problem.tasks.items():
+        if spec.members:
+            count, weights = len(spec.members), "by size" if spec.weight_by_size else "each the same"
+            lines.append(f"group       {name}: mean of {count} task{'s' if count > 1 else ''}, {weights}")
     lines += _describe_space(problem)
     if problem.template is not None:
         header, megabytes = next(iter(problem.headers.values())), problem.candidate_bytes / 1e6

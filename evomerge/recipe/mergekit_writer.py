@@ -1,6 +1,7 @@
 """`Recipe` -> a mergekit document that real mergekit reads as the same merge.
 
-Pieces along the flattened weights become a `linear` merge with filters. What mergekit's format cannot say (seed, name) is not in it; `files.write_recipe` keeps that beside the document.
+Pieces along the flattened weights become a `linear` merge with filters. What mergekit's format cannot say (seed, name) is not
+in it; `files.write_recipe` keeps that beside the document.
 """
 
 from collections import Counter

@@ -1,4 +1,6 @@
-"""The table of merge methods: their parameters, ranges and defaults. One row a method; the tensor formula of each is in `evomerge/weights/methods/<name>.py`.
+"""The table of merge methods, a row for each: parameters, ranges and defaults.
+
+The tensor formula of a method is in `evomerge/weights/methods/<name>.py`.
 
 Knows nothing of tensors, so that a search space can be derived and a config checked without loading torch.
 """

@@ -29,8 +29,8 @@ class Recipe:
     """A merge.
 
     Attributes:
-        method: a name of `METHODS`, or "piecewise".
-        base: the base model's folder; None where the method takes none, or where every slice has one of its own.
+        method: a name of `METHODS`, or one of evomerge's own ("piecewise", "shifted_linear").
+        base: key of the base model; None where the method takes none, or where every slice has one of its own.
         slices: output layers in order; a single slice whose sources have no `layer_range` is a whole-model merge.
         parameters: global settings.
         dtype: what the arithmetic runs in; None = float32, which is stored as None ("float32" reads back as None). mergekit

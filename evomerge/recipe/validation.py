@@ -12,8 +12,8 @@ def check_recipe(recipe: Recipe) -> None:
     """Refuses a recipe that no models could satisfy.
 
     Raises:
-        RecipeError: an unknown method or parameter, pieces that do not fit, a per-model-only or global-only parameter at the wrong level, a value of
-            the wrong type or outside the method's range, the wrong number of sources, a missing base.
+        RecipeError: an unknown method or parameter, pieces that do not fit, a parameter of the whole merge given for one model,
+            a value of the wrong type or outside the method's range, the wrong number of sources, a missing base.
     """
     spec = method_spec(recipe.method)
     if spec.needs_base and any(recipe.base_of(piece) is None for piece in recipe.slices):
