@@ -142,25 +142,26 @@ class Problem:
         """The recipes that are evaluated first."""
         if self.template is None:
             return []
-        wanted = self.config.baselines
-        recipes = self.template.baselines(wanted.task_arithmetic)
-        points = self.template.baseline_values(wanted.task_arithmetic)
+        points = self.template.baseline_values(self.config.baselines.task_arithmetic)
         if self.crossings is not None:  # the archive starts with the seed models alone
             points = {name: values for name, values in points.items() if name.startswith("source:")}
+        points |= self.own_values
+        return [
+            Baseline(
+                name, recipe.to_json(), tuple(self.space.encode(points[name]).tolist()) if name in points else None
+            )
+            for name, recipe in self._baseline_recipes().items()
+        ]
+
+    def _baseline_recipes(self) -> dict[str, Recipe]:
+        wanted, adapted = self.config.baselines, adapted_models(self.config)
+        recipes = {} if self.template is None else self.template.baselines(wanted.task_arithmetic)
         kept = {
             name: recipe
             for name, recipe in recipes.items()
             if (wanted.sources or not name.startswith("source:")) and (wanted.uniform or name != "uniform")
-        } | dict(self.own)
-        points |= self.own_values
-        return [
-            Baseline(
-                name,
-                with_adapters(recipe, adapted_models(self.config)).to_json(),
-                tuple(self.space.encode(points[name]).tolist()) if name in points else None,
-            )
-            for name, recipe in kept.items()
-        ]
+        }
+        return {name: with_adapters(recipe, adapted) for name, recipe in {**kept, **self.own}.items()}
 
     @cached_property
     def own_values(self) -> dict[str, dict[str, float]]:
@@ -181,9 +182,8 @@ class Problem:
             return 0
         if isinstance(self.template, StackTemplate):
             make_plan(self.template.widest(), self.headers)
-        for baseline in self.baselines():
-            if baseline.recipe is not None:
-                make_plan(Recipe.from_json(baseline.recipe), self.headers)
+        for recipe in self._baseline_recipes().values():
+            make_plan(recipe, self.headers)
         if self.crossings is not None:
             return self.crossings.plan().output_bytes
         middle = self.template.recipe(self.space.decode([0.5] * self.space.dimension))
