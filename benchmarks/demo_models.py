@@ -10,10 +10,10 @@ os.environ.update(engine_environment())
 import numpy as np
 
 from evomerge.archive import hypervolume
+from evomerge.build import load_config, make_problem
 from evomerge.build.evaluators import evaluator_settings, make_evaluator
-from evomerge.build.problem import make_problem
 from evomerge.build.strategies import strategy_for
-from evomerge.config import SearchConfig, load_config
+from evomerge.config import SearchConfig
 from evomerge.core import Candidate, Evaluation, EvaluationRequest, Split, VectorGenome, canonical_json
 from evomerge.search.tables import Entry
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.build.crossings import crosses_models
-from evomerge.config import SearchConfig, parse_config
-from evomerge.config import load_config as read_config
+from evomerge.config import SearchConfig, parse_config, read_config
 from evomerge.core import FilePath
 from evomerge.recipe import METHODS, default_switches
 

@@ -1,6 +1,6 @@
 """The configuration schema and its YAML files."""
 
-from evomerge.config.load import load_config, parse_config, settings_in
+from evomerge.config.load import parse_config, read_config, settings_in
 from evomerge.config.schema import (
     BudgetConfig,
     LmEvalConfig,
@@ -21,7 +21,7 @@ __all__ = [
     "StackingConfig",
     "SyntheticConfig",
     "TaskConfig",
-    "load_config",
     "parse_config",
+    "read_config",
     "settings_in",
 ]

@@ -14,7 +14,7 @@ from evomerge.config.short_forms import long_form, long_forms, path_and_lora
 from evomerge.core import ConfigError, FilePath, cached_model, load_yaml, why_unreadable
 
 
-def load_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
+def read_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
     """What a configuration file says, with `a.b=value` overrides, and paths that count from the file made absolute.
 
     Raises:
@@ -48,7 +48,7 @@ def settings_in(text: str, where: str) -> dict[str, Any]:
 def parse_config(
     data: dict[str, Any], *, folder: Path, where: str = "config", overrides: Sequence[str] = ()
 ) -> SearchConfig:
-    """As `load_config`, from plain data; `folder` is what relative paths count from."""
+    """As `read_config`, from plain data; `folder` is what relative paths count from."""
     data = deepcopy(data)
     for override in overrides:
         _apply(data, override)

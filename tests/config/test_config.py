@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from evomerge.config import load_config, parse_config
+from evomerge.config import parse_config, read_config
 from evomerge.core import ConfigError
 
 MINIMAL: dict[str, Any] = {
@@ -131,15 +131,15 @@ def test_bad_overrides_are_refused(override: str) -> None:
 
 def test_a_missing_or_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such configuration file"):
-        load_config(tmp_path / "none.yaml")
+        read_config(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ConfigError, match="expected a mapping"):
-        load_config(tmp_path / "list.yaml")
+        read_config(tmp_path / "list.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="is not text in UTF-8"):
-        load_config(tmp_path / "binary.yaml")
+        read_config(tmp_path / "binary.yaml")
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_parses(path: Path) -> None:
-    load_config(path)
+    read_config(path)

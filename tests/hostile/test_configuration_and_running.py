@@ -17,8 +17,7 @@ import pytest
 import yaml
 from bad_classes import check_classes
 
-from evomerge.build import make_problem, parse_config
-from evomerge.config import load_config
+from evomerge.build import load_config, make_problem, parse_config
 from evomerge.core import ConfigError, EngineError, EvaluationRequest, JournalError, RecipeError, Split, Status
 from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.evaluation import LmEvalEvaluator, TaskSet, TaskSpec

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from evomerge.build.starting import write_first_config
-from evomerge.config import load_config
+from evomerge.config import read_config
 from evomerge.core import CheckpointError, RecipeError, cached_model, model_name
 from evomerge.plan import read_model_header
 from evomerge.recipe import read_recipe, read_recipe_file
@@ -78,7 +78,7 @@ def test_configurations(cache: Path, tmp_path: Path) -> None:
     write_toy_task(tmp_path / "toy.yaml", n_items=2)
     write_first_config(tmp_path / "s.yaml", ["acme/a", "acme/b"], base=None, tasks=[str(tmp_path / "toy.yaml")])
     assert yaml.safe_load((tmp_path / "s.yaml").read_text())["models"]["experts"] == {"a": "acme/a", "b": "acme/b"}
-    models = load_config(tmp_path / "s.yaml").models
+    models = read_config(tmp_path / "s.yaml").models
     assert models is not None
     assert models.experts["a"].path == str(cache / "models--acme--a" / "snapshots" / COMMIT)
     with pytest.raises(CheckpointError, match="no such model folder"):

@@ -44,7 +44,7 @@ def test_a_pickled_checkpoint_is_refused_and_not_read(tmp_path: Path, mark: Path
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/name:os.mkdir", "!!python/module:os"])
 def test_yaml_tags_are_refused_in_configurations_and_recipes(tmp_path: Path, mark: Path, tag: str) -> None:
-    from evomerge.config import load_config
+    from evomerge.build import load_config
 
     path = tmp_path / "file.yaml"
     path.write_text(f"merge_method: {tag} [{mark}]\n")
