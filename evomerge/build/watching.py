@@ -90,9 +90,20 @@ class Watcher:
             rate = 60 * (len(self._times) - 1) / (self._times[-1] - self._times[0])
         left = None if rate is None or wanted is None or over else 60 * max(0, wanted - count) / rate
         return Look(
-            status, over, sure, count, wanted, state.evaluations.count(Status.FAILED), self._n_lost, len(state.pending),
-            state.elapsed_s, rate, left, tuple(map(self._row, self._best)), state.last_error,
-        )  # fmt: skip
+            status=status,
+            over=over,
+            sure=sure,
+            n_evaluations=count,
+            n_budget=wanted,
+            n_failed=state.evaluations.count(Status.FAILED),
+            n_lost=self._n_lost,
+            n_pending=len(state.pending),
+            elapsed_s=state.elapsed_s,
+            per_minute=rate,
+            remaining_s=left,
+            best=tuple(map(self._row, self._best)),
+            last_error=state.last_error,
+        )
 
     def _row(self, evaluation: Evaluation) -> tuple[str, tuple[float, ...], float]:
         """What a look has of one of the best."""

@@ -49,7 +49,7 @@ _ONLY_MODULE = "default"
 
 
 @dataclass(frozen=True, slots=True)
-class _Method:
+class _Reading:
     """The method of a document, and what the document says that mergekit ignores."""
 
     spec: MethodSpec
@@ -78,7 +78,7 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     if fields.get("merge_method") is None:
         raise RecipeError(f"{where}: key 'merge_method' is missing; known methods: {', '.join(sorted(METHODS))}")
     method = text_of(fields["merge_method"], f"{where}: merge_method")
-    reading = _Method(method_spec(method))
+    reading = _Reading(method_spec(method))
     owner = None
     if fields.get("base_model") is not None:
         owner = model_reference(fields["base_model"], f"{where}: base_model")
@@ -132,7 +132,7 @@ def _with_listed_base(piece: Slice, base: Source, where: str) -> Slice:
     )
 
 
-def _modules(data: Any, method: _Method, where: str) -> tuple[Slice, ...]:
+def _modules(data: Any, reading: _Reading, where: str) -> tuple[Slice, ...]:
     """The slices of every module. A module's parameters are tried after those of its slices, so they become the slices' last ones."""
     if not isinstance(data, Mapping) or not data:
         raise RecipeError(f"{where}: expected a mapping of modules, got {data!r}")
@@ -142,63 +142,63 @@ def _modules(data: Any, method: _Method, where: str) -> tuple[Slice, ...]:
         fields = fields_of(entry, place, ("models", "slices", "parameters"))
         if (fields.get("models") is None) == (fields.get("slices") is None):
             raise RecipeError(f"{place}: give exactly one of 'models' and 'slices'")
-        own = _parameters(fields.get("parameters"), method, f"{place}.parameters")
+        own = _parameters(fields.get("parameters"), reading, f"{place}.parameters")
         module = None if name == _ONLY_MODULE else text_of(name, where)
         slices += [
             replace(piece, parameters=joined(piece.parameters, own), module=module)
-            for piece in _pieces(fields, method, f"{place}.")
+            for piece in _pieces(fields, reading, f"{place}.")
         ]
     return tuple(slices)
 
 
-def _pieces(fields: Mapping[str, Any], method: _Method, where: str) -> tuple[Slice, ...]:
+def _pieces(fields: Mapping[str, Any], reading: _Reading, where: str) -> tuple[Slice, ...]:
     """The slices of a document's or a module's `models` or `slices`."""
     if fields.get("models") is not None:
-        return (_whole_model(fields["models"], method, f"{where}models"),)
+        return (_whole_model(fields["models"], reading, f"{where}models"),)
     return tuple(
-        _slice(entry, method, f"{where}slices[{index}]")
+        _slice(entry, reading, f"{where}slices[{index}]")
         for index, entry in enumerate(list_of(fields["slices"], f"{where}slices", least=1))
     )
 
 
-def _whole_model(data: Any, method: _Method, where: str) -> Slice:
+def _whole_model(data: Any, reading: _Reading, where: str) -> Slice:
     entries = enumerate(list_of(data, where, least=1))
-    return Slice(tuple(_source(entry, method, f"{where}[{index}]") for index, entry in entries))
+    return Slice(tuple(_source(entry, reading, f"{where}[{index}]") for index, entry in entries))
 
 
-def _slice(data: Any, method: _Method, where: str) -> Slice:
+def _slice(data: Any, reading: _Reading, where: str) -> Slice:
     fields = fields_of(data, where, _SLICE)
     if fields.get("residual_weight") is not None:
-        method.ignored.append(f"{where}.residual_weight")
+        reading.ignored.append(f"{where}.residual_weight")
     entries = enumerate(list_of(fields.get("sources"), f"{where}.sources", least=1))
-    sources = tuple(_source(entry, method, f"{where}.sources[{index}]", layers=True) for index, entry in entries)
-    piece = Slice(sources, _parameters(fields.get("parameters"), method, f"{where}.parameters"))
+    sources = tuple(_source(entry, reading, f"{where}.sources[{index}]", layers=True) for index, entry in entries)
+    piece = Slice(sources, _parameters(fields.get("parameters"), reading, f"{where}.parameters"))
     if fields.get("base_model") is None:
         return piece
     base = model_reference(fields["base_model"], f"{where}.base_model")
     return replace(piece if base.key == base.model else _with_listed_base(piece, base, where), base=base.key)
 
 
-def _source(data: Any, method: _Method, where: str, *, layers: bool = False) -> Source:
+def _source(data: Any, reading: _Reading, where: str, *, layers: bool = False) -> Source:
     """A model, or with `layers` a range of its layers."""
     fields = fields_of(data, where, ("model", "layer_range", "parameters") if layers else ("model", "parameters"))
     return replace(
         model_reference(fields.get("model"), f"{where}.model"),
         layer_range=layer_range_of(fields.get("layer_range"), f"{where}.layer_range") if layers else None,
-        parameters=_parameters(fields.get("parameters"), method, f"{where}.parameters", on_source=True),
+        parameters=_parameters(fields.get("parameters"), reading, f"{where}.parameters", on_source=True),
     )
 
 
-def _parameters(data: Any, method: _Method, where: str, *, on_source: bool = False) -> Parameters:
+def _parameters(data: Any, reading: _Reading, where: str, *, on_source: bool = False) -> Parameters:
     if data is None:
         return {}
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping of parameters, got {data!r}")
     parameters: dict[str, tuple[Setting, ...]] = {}
     for name, value in data.items():
-        spec = _known(name, method.spec, where)
+        spec = _known(name, reading.spec, where)
         if spec is None or (on_source and spec.scope is Scope.GLOBAL):
-            method.ignored.append(f"{where}.{name}")
+            reading.ignored.append(f"{where}.{name}")
         else:
             parameters[name] = _settings(value, spec, f"{where}.{name}")
     return parameters
@@ -207,7 +207,7 @@ def _parameters(data: Any, method: _Method, where: str, *, on_source: bool = Fal
 def _known(name: Any, method: MethodSpec, where: str) -> ParameterSpec | None:
     """The method's parameter called `name`; None where mergekit has it for other methods, had it once, or as a key of the document."""
     try:
-        return method.known_parameter(text_of(name, where))
+        return method.known_parameter(str(name))
     except RecipeError as problem:
         if name in PARAMETERS or name in _TOP or name in _RETIRED:
             return None
@@ -250,7 +250,7 @@ def _scalar(data: Any, spec: ParameterSpec) -> float | bool | str:
             return float(data)
         except ValueError:
             raise RecipeError(f"expected a number, got {data!r}") from None
-    if isinstance(data, int | float) and isinstance(spec.default, bool) and data in (0, 1):
+    if isinstance(spec.default, bool) and data in (0, 1):
         return bool(data)
     return data
 
