@@ -10,7 +10,6 @@ from typing import Protocol
 
 from evomerge.build.engines import worker_environment
 from evomerge.build.evaluators import FACTORY, evaluator_settings
-from evomerge.build.fingerprints import source_marks
 from evomerge.build.problem import Problem
 from evomerge.build.versions import package_versions
 from evomerge.cluster import LocalPool
@@ -41,10 +40,10 @@ def worker_pool(problem: Problem, directory: RunDirectory) -> AbstractContextMan
         ConfigError: so many workers do not fit.
         EngineError: no Ray cluster answers.
     """
-    config, marks = problem.config, source_marks(problem.config, problem.headers)
+    config = problem.config
 
     def settings(config: SearchConfig) -> dict[str, Json]:
-        return evaluator_settings(config, n_slots=problem.max_slots, marks=marks)
+        return evaluator_settings(config, n_slots=problem.max_slots, marks=problem.marks)
 
     if config.cluster.kind == "local":
         return _local_pool(config, settings(config))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from evomerge.build.crossings import Crossings, crosses_models
+from evomerge.build.fingerprints import source_marks
 from evomerge.build.own_recipes import own_recipes, values_in_space
 from evomerge.build.sources import adapted_models, experts_named_twice, model_settings, model_table, sources_exist
 from evomerge.build.strategies import check_population, strategy_for
@@ -170,6 +171,11 @@ class Problem:
             return {}
         values = {name: values_in_space(recipe, self.template, self.headers) for name, recipe in self.own.items()}
         return {name: found for name, found in values.items() if found is not None}
+
+    @cached_property
+    def marks(self) -> dict[str, dict[str, str]]:
+        """`source_marks` of its models and tasks."""
+        return source_marks(self.config, self.headers)
 
     @cached_property
     def candidate_bytes(self) -> int:

@@ -14,7 +14,6 @@ import yaml
 
 from evomerge.build.changes import refuse_changed, resumed_config, warn_of_other_versions
 from evomerge.build.describing import notes
-from evomerge.build.fingerprints import source_marks
 from evomerge.build.pools import RunPool, worker_pool
 from evomerge.build.problem import Problem, make_problem
 from evomerge.build.signals import signals
@@ -260,13 +259,15 @@ def _is_complete(config: SearchConfig, state: RunState) -> bool:
 def _say_why_complete(config: SearchConfig, state: RunState, directory: RunDirectory) -> None:
     """Warns that a run is complete, and says how it could go on."""
     reached = {"evaluations": state.n_evaluations[Split.SEARCH]}
-    for name, limit in _used_up(config, state).items():
-        logger.warning(
-            "nothing is left to do: budget.%s: %s is used up. More: %s --set budget.%s=%s",
-            *(name, limit, directory.resume_command, name, 2 * max(limit, reached.get(name, 0))),
-        )
+    used_up = _used_up(config, state)
+    if not used_up:
+        logger.warning("nothing is left to do: the strategy has stopped by itself (%s)", ", ".join(state.stopped))
         return
-    logger.warning("nothing is left to do: the strategy has stopped by itself (%s)", ", ".join(state.stopped))
+    name, limit = next(iter(used_up.items()))
+    logger.warning(
+        "nothing is left to do: budget.%s: %s is used up. More: %s --set budget.%s=%s",
+        *(name, limit, directory.resume_command, name, 2 * max(limit, reached.get(name, 0))),
+    )
 
 
 def _refuse_failures(state: RunState) -> None:
@@ -299,7 +300,7 @@ def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> Resolved:
         "given": given_settings,
         "versions": package_versions(),
         "checkout": checkout(),
-        **source_marks(problem.config, problem.headers),
+        **problem.marks,
         "baselines": {name: recipe.fingerprint() for name, recipe in problem.own.items()},
         "space": {
             "fingerprint": problem.space.fingerprint,
