@@ -123,19 +123,21 @@ def merge_recipe(
         RecipeError: the file is no recipe, an option is not understood, `out` exists.
         CheckpointError: a model cannot be read, or the result is not finite.
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise RecipeError(f"dtype {dtype!r}: unknown; known: {', '.join(DTYPES)}")
+    options: dict[str, Any] = {} if shard_size is None else {"shard_bytes": parse_bytes(shard_size, "shard size")}
+    if max_memory is not None:
+        options["max_memory"] = parse_bytes(max_memory, "max memory")
+    file = RecipeFile(recipe) if isinstance(recipe, Recipe) else read_recipe_file(Path(recipe))
+    # a second's work, for which a recipe that cannot be read does not wait
     import torch
 
     from evomerge.weights import merge_file_to_folder
 
-    if dtype is not None and dtype not in DTYPES:
-        raise RecipeError(f"dtype {dtype!r}: unknown; known: {', '.join(DTYPES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    options: dict[str, Any] = {} if shard_size is None else {"shard_bytes": parse_bytes(shard_size, "shard size")}
-    if max_memory is not None:
-        options["max_memory"] = parse_bytes(max_memory, "max memory")
     return merge_file_to_folder(
-        RecipeFile(recipe) if isinstance(recipe, Recipe) else read_recipe_file(Path(recipe)),
+        file,
         Path(out),
         dtype=dtype,
         overwrite=overwrite,
