@@ -5,7 +5,7 @@ from evomerge.plan.chat_template import TEMPLATE_FILE, chat_template_of
 from evomerge.plan.folding import FOLDINGS, folding_of
 from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorKey, TensorStep, WeightTarget
 from evomerge.plan.model_folder import check_tokenizer, check_unchanged, file_inside, read_model_header
-from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader, config_value
+from evomerge.plan.model_header import LoraUpdate, ModelHeader, TensorHeader, config_value
 from evomerge.plan.modules import split_into_modules
 from evomerge.plan.planner import default_dtype, make_plan, slices_with_inputs
 from evomerge.plan.ranks import MOST_RANKS, PLACE_BYTES, RANK_BYTES, RANKED_METHODS, keeps_ranks, n_columns, rank_bytes
@@ -23,7 +23,6 @@ __all__ = [
     "RANKED_METHODS",
     "RANK_BYTES",
     "TEMPLATE_FILE",
-    "Adapter",
     "LoraUpdate",
     "MergePlan",
     "ModelHeader",

@@ -13,7 +13,6 @@ from evomerge.recipe.mergekit_writer import has_mergekit_form
 from evomerge.recipe.methods import (
     METHODS,
     PIECEWISE,
-    SHIFTED_LINEAR,
     BaseRole,
     MethodSpec,
     ParameterSpec,
@@ -21,11 +20,11 @@ from evomerge.recipe.methods import (
     method_spec,
 )
 from evomerge.recipe.module_groups import REST, group_of, module_filters
-from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, Source
+from evomerge.recipe.parts import Parameters, Setting, Slice, Source
 from evomerge.recipe.pieces import PieceTable, Span
 from evomerge.recipe.recipe import DTYPES, Recipe
 from evomerge.recipe.scale_range import scale_bounds
-from evomerge.recipe.stack_paths import Categorical, Indicator, Moves, PathEncoding, StackFrame, Step, Swap
+from evomerge.recipe.stack_paths import Categorical, Indicator, Moves, PathEncoding, StackFrame, Swap
 from evomerge.recipe.stack_template import MERGED, StackedModels, StackTemplate
 from evomerge.recipe.stacking import Folding, StackLayer, stack_recipe
 from evomerge.recipe.template import (
@@ -38,7 +37,7 @@ from evomerge.recipe.template import (
     even_layer_groups,
 )
 from evomerge.recipe.tokenizer_spec import TokenizerSpec, TokenRule
-from evomerge.recipe.validation import check_recipe, check_setting
+from evomerge.recipe.validation import check_recipe
 
 __all__ = [
     "AXES",
@@ -47,7 +46,6 @@ __all__ = [
     "METHODS",
     "PIECEWISE",
     "REST",
-    "SHIFTED_LINEAR",
     "Angle",
     "BaseRole",
     "Categorical",
@@ -58,7 +56,6 @@ __all__ = [
     "MethodSpec",
     "Moves",
     "ParameterSpec",
-    "ParameterValue",
     "Parameters",
     "PathEncoding",
     "PieceTable",
@@ -77,14 +74,12 @@ __all__ = [
     "StackLayer",
     "StackTemplate",
     "StackedModels",
-    "Step",
     "Swap",
     "TokenRule",
     "TokenizerSpec",
     "WeightLayout",
     "allowed_axes",
     "check_recipe",
-    "check_setting",
     "default_searched",
     "default_switches",
     "even_layer_groups",
