@@ -36,7 +36,7 @@ from transformers import AutoModelForCausalLM
 from evomerge.core import Json
 from evomerge.engine import LogLikelihoodRequest, make_engine
 from evomerge.plan import folding_of, make_plan, padded, read_model_header
-from evomerge.recipe import Hop, Recipe, stack_recipe
+from evomerge.recipe import Recipe, StackLayer, stack_recipe
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool, merge_to_folder, write_slots_folder
 
@@ -46,10 +46,10 @@ REQUESTS = [LogLikelihoodRequest(tuple(range(5, 25)), (token, 40)) for token in 
 SETTINGS: dict[str, Json] = {"kv_cache_memory_bytes": 64 << 20}
 
 
-def random_path(models: list[str], draw: random.Random) -> list[Hop]:
+def random_path(models: list[str], draw: random.Random) -> list[StackLayer]:
     scale = (math.log(0.3), math.log(2.0))
     return [
-        Hop(draw.randrange(N_LAYERS), ((draw.choice(models), 1.0),), math.exp(draw.uniform(*scale)))
+        StackLayer(draw.randrange(N_LAYERS), ((draw.choice(models), 1.0),), math.exp(draw.uniform(*scale)))
         for _ in range(draw.randint(1, MAX_SLOTS))
     ]
 
