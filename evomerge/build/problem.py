@@ -7,7 +7,7 @@ from functools import cached_property
 from evomerge.build.crossings import Crossings, crosses_models
 from evomerge.build.fingerprints import source_marks
 from evomerge.build.own_recipes import own_recipes, values_in_space
-from evomerge.build.sources import adapted_models, experts_named_twice, model_settings, model_table, sources_exist
+from evomerge.build.sources import adapted_models, experts_named_twice, listed_models, model_table, sources_exist
 from evomerge.build.strategies import check_population, strategy_for
 from evomerge.build.tasks import checked_tasks
 from evomerge.build.templates import recipe_template
@@ -222,12 +222,11 @@ def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
         return _checked(Problem(config, {}, None, {}), begun=begun)
     errors: list[str] = []
     headers: dict[str, ModelHeader] = {}
-    names_of = model_settings(config)
-    for key, place in model_table(config).items():
+    for setting, model in listed_models(config).items():
         try:
-            headers |= read_models({key: place})
+            headers |= read_models({model.key: (model.path, model.lora)})
         except EvomergeError as error:
-            errors.append(f"{names_of[key]}: {error}")
+            errors.append(f"{setting}: {error}")
     errors += [] if begun else experts_named_twice(config)
     tasks, wrong = checked_tasks(config, begun=begun)
     errors += wrong

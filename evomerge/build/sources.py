@@ -3,18 +3,23 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from evomerge.config import SearchConfig
+from evomerge.config import ModelConfig, SearchConfig
 from evomerge.evaluation.task_files import is_task_file
 from evomerge.plan import ModelHeader, default_dtype
 
 
-def model_table(config: SearchConfig) -> dict[str, tuple[str, str | None]]:
-    """Every model of the configuration as recipes call it -> its folder and that of its adapter; the base first."""
+def listed_models(config: SearchConfig) -> dict[str, ModelConfig]:
+    """Every setting that names a model -> the model; the base first."""
     models = config.models
     if models is None:
         return {}
-    listed = [*([models.base] if models.base else []), *models.experts.values()]
-    return {model.key: (model.path, model.lora) for model in listed}
+    base = {} if models.base is None else {"models.base": models.base}
+    return base | {f"models.experts.{name}": model for name, model in models.experts.items()}
+
+
+def model_table(config: SearchConfig) -> dict[str, tuple[str, str | None]]:
+    """Every model of the configuration as recipes call it -> its folder and that of its adapter; the base first."""
+    return {model.key: (model.path, model.lora) for model in listed_models(config).values()}
 
 
 def adapted_models(config: SearchConfig) -> dict[str, tuple[str, str]]:
@@ -30,23 +35,13 @@ def written_dtype(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> s
     return config.space.out_dtype or default_dtype(next(iter(headers.values())))
 
 
-def model_settings(config: SearchConfig) -> dict[str, str]:
-    """Every model of the configuration as recipes call it -> the setting that names it."""
-    models = config.models
-    if models is None:
-        return {}
-    named = {model.key: f"models.experts.{name}" for name, model in models.experts.items()}
-    return named | ({models.base.key: "models.base"} if models.base else {})
-
-
 def experts_named_twice(config: SearchConfig) -> list[str]:
     """A line for every expert that is the same model as one before it: the search would weigh one model by two parameters."""
     first: dict[str, str] = {}
-    experts = config.models.experts if config.models else {}
     return [
-        f"models.experts.{name}: is the same model as {first[model.key]}, {model.key}; leave one out"
-        for name, model in experts.items()
-        if first.setdefault(model.key, name) != name
+        f"{setting}: is the same model as {first[model.key]}, {model.key}; leave one out"
+        for setting, model in listed_models(config).items()
+        if setting != "models.base" and first.setdefault(model.key, setting) != setting
     ]
 
 

@@ -4,6 +4,7 @@ from evomerge.config.load import parse_config, read_config, settings_in
 from evomerge.config.schema import (
     BudgetConfig,
     LmEvalConfig,
+    ModelConfig,
     ObjectiveConfig,
     SearchConfig,
     SpaceConfig,
@@ -15,6 +16,7 @@ from evomerge.config.schema import (
 __all__ = [
     "BudgetConfig",
     "LmEvalConfig",
+    "ModelConfig",
     "ObjectiveConfig",
     "SearchConfig",
     "SpaceConfig",

@@ -213,13 +213,17 @@ class RecipeTemplate:
         """Names of the parameter's coordinates -> the expert of each (None where it does not vary over experts)."""
         experts: list[str | None] = list(self._experts) if "expert" in parameter.per else [None]
         layers: list[tuple[int, int] | None] = list(self._layer_groups) if "layer_group" in parameter.per else [None]
-        modules: list[str | None] = list(self._module_groups) or [None] if "module_group" in parameter.per else [None]
         return {
             _key(parameter.name, expert, layer, module): expert
             for expert in experts
             for layer in layers
-            for module in modules
+            for module, _ in self._modules(parameter)
         }
+
+    def _modules(self, parameter: SearchedParameter) -> list[tuple[str | None, Sequence[str]]]:
+        """(module group, its filters) for which the parameter has values; one of no name where it does not vary over them."""
+        groups = self._module_groups if "module_group" in parameter.per else {}
+        return [*groups.items()] or [(None, ())]
 
     def _settings(
         self, values: Mapping[str, float], scope: Scope, group: tuple[int, int], expert: str | None
@@ -233,14 +237,11 @@ class RecipeTemplate:
                 continue
             layer = group if "layer_group" in parameter.per else None
             owner = expert if "expert" in parameter.per else None
-            if "module_group" in parameter.per and self._module_groups:
-                settings[parameter.name] = tuple(
-                    Setting(values[_key(parameter.name, owner, layer, module)], text)
-                    for module in self._module_groups
-                    for text in (self._module_groups[module] or (None,))
-                )
-            else:
-                settings[parameter.name] = (Setting(values[_key(parameter.name, owner, layer, None)]),)
+            settings[parameter.name] = tuple(
+                Setting(values[_key(parameter.name, owner, layer, module)], text)
+                for module, texts in self._modules(parameter)
+                for text in texts or (None,)
+            )
         return settings
 
     def _plain(self, method: str, weights: Mapping[str, float]) -> Recipe:

@@ -146,7 +146,11 @@ def test_45_models_that_are_not_there(project: Path) -> None:
 
 def test_45_a_model_that_is_two_experts(project: Path) -> None:
     models = {"base": "base", "experts": {"a": "a", "b": "b", "c": "a"}}
-    refused(project, f"models.experts.c: is the same model as a, {project / 'a'}; leave one out", models=models)
+    refused(
+        project,
+        f"models.experts.c: is the same model as models.experts.a, {project / 'a'}; leave one out",
+        models=models,
+    )
 
 
 def test_45_a_base_without_a_tokenizer(project: Path, tmp_path: Path) -> None:
