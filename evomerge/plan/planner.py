@@ -72,16 +72,15 @@ def slices_with_inputs(recipe: Recipe) -> tuple[Slice, ...]:
         return recipe.slices
     required = [parameter.name for parameter in spec.parameters if parameter.default is None]
 
-    def takes_base(piece: Slice) -> bool:
-        if piece.sources[0].layer_range is not None or len(piece.sources) == spec.max_sources:
+    def takes_base(part: Slice) -> bool:
+        if part.sources[0].layer_range is not None or len(part.sources) == spec.max_sources:
             return False
         # without a weight mergekit would refuse it; here it then only lends config and tokenizer
-        weighted = all(name in piece.parameters or name in recipe.parameters for name in required)
-        return weighted and all(source.key != base for source in piece.sources)
+        weighted = all(name in part.parameters or name in recipe.parameters for name in required)
+        return weighted and all(source.key != base for source in part.sources)
 
     return tuple(
-        replace(piece, sources=(*piece.sources, Source(base))) if takes_base(piece) else piece
-        for piece in recipe.slices
+        replace(part, sources=(*part.sources, Source(base))) if takes_base(part) else part for part in recipe.slices
     )
 
 
@@ -93,9 +92,9 @@ def _structure_key(
     if missing:
         raise RecipeError(f"no model header for {', '.join(missing)}; headers given: {', '.join(headers) or 'none'}")
     return StructureKey(
-        tuple(tuple(SourceLayers(source.key, source.layer_range) for source in piece.sources) for piece in slices),
-        tuple(piece.module for piece in slices),
-        tuple(None if spec.base is BaseRole.SOURCE else recipe.base_of(piece) for piece in slices),
+        tuple(tuple(SourceLayers(source.key, source.layer_range) for source in part.sources) for part in slices),
+        tuple(part.module for part in slices),
+        tuple(None if spec.base is BaseRole.SOURCE else recipe.base_of(part) for part in slices),
         models[0],
         recipe.filters(),
         tuple((key, headers[key]) for key in models),
@@ -136,15 +135,15 @@ class _Steps:
 
     def _resolve(self, output: OutputTensor) -> tuple[Scalars, list[tuple[int, str, Scalars]]]:
         """The method's global parameters, and (position in the slice, key, parameters) of every input that is no base."""
-        piece = self._slices[output.slice_index]
-        levels = (piece.parameters, self._recipe.parameters)
+        part = self._slices[output.slice_index]
+        levels = (part.parameters, self._recipe.parameters)
         shared = {
             parameter.name: _value(parameter, levels, output.name, output.depth, self._recipe.method)
             for parameter in self._shared
         }
         inputs: list[tuple[int, str, Scalars]] = []
-        for index, source in enumerate(piece.sources):
-            if source.key == self._recipe.base_of(piece) and self._spec.base is not BaseRole.SOURCE:
+        for index, source in enumerate(part.sources):
+            if source.key == self._recipe.base_of(part) and self._spec.base is not BaseRole.SOURCE:
                 continue
             name = output.names[index]
             own = (source.parameters, *levels)

@@ -103,10 +103,10 @@ def build_structure(key: StructureKey) -> Structure:
 
 def _says_all_layers(key: StructureKey) -> bool:
     """Whether every slice says which layers of which models it is made of, the base's too where that is needed."""
-    models = [{source.key for source in piece if source.layer_range} for piece in key.slices]
+    models = [{source.key for source in part if source.layer_range} for part in key.slices]
     return all(
-        len(found) == len(piece) and (base is None or base in found)
-        for found, piece, base in zip(models, key.slices, key.bases, strict=True)
+        len(found) == len(part) and (base is None or base in found)
+        for found, part, base in zip(models, key.slices, key.bases, strict=True)
     )
 
 

@@ -75,12 +75,12 @@ def places_of(recipe: Recipe, folder: str) -> tuple[str, ...]:
     places = []
     if recipe.base is not None and folder in _folders(recipe.source(recipe.base)):
         places.append("base_model")
-    for number, piece in enumerate(recipe.slices):
-        listed = "models" if piece.sources[0].layer_range is None else f"slices[{number}].sources"
-        where = listed if piece.module is None else f"modules.{piece.module}.{listed}"
-        if piece.base is not None and folder in _folders(recipe.source(piece.base)):
+    for number, part in enumerate(recipe.slices):
+        listed = "models" if part.sources[0].layer_range is None else f"slices[{number}].sources"
+        where = listed if part.module is None else f"modules.{part.module}.{listed}"
+        if part.base is not None and folder in _folders(recipe.source(part.base)):
             places.append(f"slices[{number}].base_model")
-        places += [f"{where}[{index}]" for index, source in enumerate(piece.sources) if folder in _folders(source)]
+        places += [f"{where}[{index}]" for index, source in enumerate(part.sources) if folder in _folders(source)]
     if recipe.tokenizer is not None and folder in recipe.tokenizer.models():
         places.append("tokenizer")
     return tuple(places)
@@ -92,8 +92,8 @@ def _folders(source: Source) -> tuple[str | None, ...]:
 
 def named_in(recipe: Recipe, names: Mapping[str, object]) -> tuple[str, ...]:
     """Which of `names` the recipe is made of."""
-    used = [source.model for piece in recipe.slices for source in piece.sources]
-    used += [recipe.base or "", *(piece.base or "" for piece in recipe.slices)]
+    used = [source.model for part in recipe.slices for source in part.sources]
+    used += [recipe.base or "", *(part.base or "" for part in recipe.slices)]
     used += recipe.tokenizer.models() if recipe.tokenizer else ()
     return tuple(dict.fromkeys(name for name in used if name in names))
 
@@ -131,7 +131,7 @@ def with_folders(recipe: Recipe, folder: Callable[[str], str]) -> Recipe:
 
 def _renamed(recipe: Recipe, change: Callable[[Source], Source], unlisted: Callable[[str], str]) -> Recipe:
     """The recipe with `change` of every source, also where base and tokenizer name it; models that are no source become `unlisted` of their key."""
-    keys = {source.key: change(source).key for piece in recipe.slices for source in piece.sources}
+    keys = {source.key: change(source).key for part in recipe.slices for source in part.sources}
 
     def key(old: str) -> str:
         return keys[old] if old in keys else unlisted(old)
@@ -141,11 +141,11 @@ def _renamed(recipe: Recipe, change: Callable[[Source], Source], unlisted: Calla
 
     return replace(
         recipe,
-        slices=tuple(replace(piece, base=optional(piece.base)) for piece in _with_sources(recipe.slices, change)),
+        slices=tuple(replace(part, base=optional(part.base)) for part in _with_sources(recipe.slices, change)),
         base=optional(recipe.base),
         tokenizer=None if recipe.tokenizer is None else recipe.tokenizer.with_keys(key),
     )
 
 
 def _with_sources(slices: Sequence[Slice], change: Callable[[Source], Source]) -> tuple[Slice, ...]:
-    return tuple(replace(piece, sources=tuple(map(change, piece.sources))) for piece in slices)
+    return tuple(replace(part, sources=tuple(map(change, part.sources))) for part in slices)

@@ -86,11 +86,11 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     if given == ["modules"]:
         slices = _modules(fields["modules"], reading, f"{where}: modules")
     else:
-        slices = _pieces(fields, reading, f"{where}: ")
+        slices = _slices(fields, reading, f"{where}: ")
     dtype, out_dtype = (_dtype(fields.get(key), f"{where}: {key}") for key in ("dtype", "out_dtype"))
     seed = fields.get("random_seed")
     if owner is not None and owner.key != owner.model:
-        slices = tuple(_with_listed_base(piece, owner, where) for piece in slices)
+        slices = tuple(_with_listed_base(part, owner, where) for part in slices)
     parameters = _parameters(fields.get("parameters"), reading, f"{where}: parameters")
     if reading.ignored:
         places = ", ".join(place.removeprefix(f"{where}: ") for place in reading.ignored)
@@ -121,12 +121,12 @@ def _refuse_other_kinds(document: Mapping[str, Any], where: str) -> None:
         raise RecipeError(f"{where}: is a configuration of mergekit-evolve; `evomerge init` writes one for evomerge")
 
 
-def _with_listed_base(piece: Slice, base: Source, where: str) -> Slice:
+def _with_listed_base(part: Slice, base: Source, where: str) -> Slice:
     """The slice with a base that has a revision or an adapter among its sources: of whole models it is one anyway, as in mergekit."""
-    if any(source.key == base.key for source in piece.sources):
-        return piece
-    if piece.sources[0].layer_range is None:
-        return replace(piece, sources=(*piece.sources, base))
+    if any(source.key == base.key for source in part.sources):
+        return part
+    if part.sources[0].layer_range is None:
+        return replace(part, sources=(*part.sources, base))
     raise RecipeError(
         f"{where}: base_model {base.key} has a revision or an adapter; list it among the sources of every slice too, with the layers it gives"
     )
@@ -145,13 +145,13 @@ def _modules(data: Any, reading: _Reading, where: str) -> tuple[Slice, ...]:
         own = _parameters(fields.get("parameters"), reading, f"{place}.parameters")
         module = None if name == _ONLY_MODULE else text_of(name, where)
         slices += [
-            replace(piece, parameters=joined(piece.parameters, own), module=module)
-            for piece in _pieces(fields, reading, f"{place}.")
+            replace(part, parameters=joined(part.parameters, own), module=module)
+            for part in _slices(fields, reading, f"{place}.")
         ]
     return tuple(slices)
 
 
-def _pieces(fields: Mapping[str, Any], reading: _Reading, where: str) -> tuple[Slice, ...]:
+def _slices(fields: Mapping[str, Any], reading: _Reading, where: str) -> tuple[Slice, ...]:
     """The slices of a document's or a module's `models` or `slices`."""
     if fields.get("models") is not None:
         return (_whole_model(fields["models"], reading, f"{where}models"),)
@@ -172,11 +172,11 @@ def _slice(data: Any, reading: _Reading, where: str) -> Slice:
         reading.ignored.append(f"{where}.residual_weight")
     entries = enumerate(list_of(fields.get("sources"), f"{where}.sources", least=1))
     sources = tuple(_source(entry, reading, f"{where}.sources[{index}]", layers=True) for index, entry in entries)
-    piece = Slice(sources, _parameters(fields.get("parameters"), reading, f"{where}.parameters"))
+    part = Slice(sources, _parameters(fields.get("parameters"), reading, f"{where}.parameters"))
     if fields.get("base_model") is None:
-        return piece
+        return part
     base = model_reference(fields["base_model"], f"{where}.base_model")
-    return replace(piece if base.key == base.model else _with_listed_base(piece, base, where), base=base.key)
+    return replace(part if base.key == base.model else _with_listed_base(part, base, where), base=base.key)
 
 
 def _source(data: Any, reading: _Reading, where: str, *, layers: bool = False) -> Source:

@@ -30,12 +30,12 @@ def recipe_to_mergekit(recipe: Recipe) -> dict[str, Any]:
     parameters = recipe.parameters
     modules = recipe.modules()
     if None not in modules:
-        document["modules"] = {str(name): _module(recipe, pieces) for name, pieces in modules.items()}
+        document["modules"] = {str(name): _module(recipe, parts) for name, parts in modules.items()}
     elif recipe.whole_model:
-        piece = recipe.slices[0]
-        document["models"] = [_entry(source) for source in piece.sources]
+        part = recipe.slices[0]
+        document["models"] = [_entry(source) for source in part.sources]
         # the models form has no slice level: a slice's settings are tried before the global ones
-        parameters = joined(piece.parameters, recipe.parameters)
+        parameters = joined(part.parameters, recipe.parameters)
     else:
         document["slices"] = _slices(recipe, recipe.slices)
     document |= _optional("parameters", _parameters(parameters))
@@ -60,7 +60,7 @@ def _as_linear(recipe: Recipe, pieces: PieceTable) -> Recipe:
     common = Counter(row_of.values()).most_common(1)[0][0]
     special = [name for name, row in row_of.items() if pieces.rows[row] != pieces.rows[common]]
     # filters are substrings and the first hit counts: a name that contains another comes before it
-    named = sorted({name for part in special for name in row_of if part in name}, key=lambda name: (-len(name), name))
+    named = sorted({name for text in special for name in row_of if text in name}, key=lambda name: (-len(name), name))
     sources = tuple(
         replace(
             source,
@@ -82,24 +82,24 @@ def _as_linear(recipe: Recipe, pieces: PieceTable) -> Recipe:
     )
 
 
-def _module(recipe: Recipe, pieces: tuple[Slice, ...]) -> dict[str, Any]:
-    if pieces[0].sources[0].layer_range is not None:
-        return {"slices": _slices(recipe, pieces)}
-    models = [_entry(source) for source in pieces[0].sources]
-    return {"models": models} | _optional("parameters", _parameters(pieces[0].parameters))
+def _module(recipe: Recipe, parts: tuple[Slice, ...]) -> dict[str, Any]:
+    if parts[0].sources[0].layer_range is not None:
+        return {"slices": _slices(recipe, parts)}
+    models = [_entry(source) for source in parts[0].sources]
+    return {"models": models} | _optional("parameters", _parameters(parts[0].parameters))
 
 
-def _slices(recipe: Recipe, pieces: tuple[Slice, ...]) -> list[dict[str, Any]]:
+def _slices(recipe: Recipe, parts: tuple[Slice, ...]) -> list[dict[str, Any]]:
     return [
-        {"sources": [_entry(source) for source in _with_base(recipe, piece)]}
-        | _optional("base_model", None if piece.base is None else reference_of(recipe.source(piece.base)))
-        | _optional("parameters", _parameters(piece.parameters))
-        for piece in pieces
+        {"sources": [_entry(source) for source in _with_base(recipe, part)]}
+        | _optional("base_model", None if part.base is None else reference_of(recipe.source(part.base)))
+        | _optional("parameters", _parameters(part.parameters))
+        for part in parts
     ]
 
 
-def _with_base(recipe: Recipe, piece: Slice) -> tuple[Source, ...]:
-    base, sources = recipe.base_of(piece), piece.sources
+def _with_base(recipe: Recipe, part: Slice) -> tuple[Source, ...]:
+    base, sources = recipe.base_of(part), part.sources
     if base is None or method_spec(recipe.method).base is BaseRole.SOURCE:
         return sources
     if any(source.key == base for source in sources):

@@ -62,18 +62,18 @@ class Recipe:
                 raise RecipeError(f"recipe: unknown {label} {dtype!r}; known: {', '.join(DTYPES)}")
         if self.dtype == "float32":
             object.__setattr__(self, "dtype", None)
-        if not self.slices or not all(piece.sources for piece in self.slices):
+        if not self.slices or not all(part.sources for part in self.slices):
             raise RecipeError("recipe: expected at least one slice with at least one source")
-        for pieces in self.modules().values():
-            whole = [source.layer_range is None for piece in pieces for source in piece.sources]
-            if any(whole) and (len(pieces) > 1 or not all(whole)):
+        for parts in self.modules().values():
+            whole = [source.layer_range is None for part in parts for source in part.sources]
+            if any(whole) and (len(parts) > 1 or not all(whole)):
                 raise RecipeError(
                     "recipe: a source without layer_range is a whole model, so all sources must be whole models in one slice"
                 )
-        if any(piece.base is not None and piece.sources[0].layer_range is None for piece in self.slices):
+        if any(part.base is not None and part.sources[0].layer_range is None for part in self.slices):
             raise RecipeError("recipe: whole models have one base; a base of its own is for a slice of layers")
-        if any(piece.base is not None and piece.base == self.base for piece in self.slices):
-            own = (replace(piece, base=None) if piece.base == self.base else piece for piece in self.slices)
+        if any(part.base is not None and part.base == self.base for part in self.slices):
+            own = (replace(part, base=None) if part.base == self.base else part for part in self.slices)
             object.__setattr__(self, "slices", tuple(own))
         if None in self.modules() and len(self.modules()) > 1:
             raise RecipeError("recipe: either all slices or none belong to a module")
@@ -81,32 +81,32 @@ class Recipe:
     @property
     def whole_model(self) -> bool:
         """Whether the sources are whole models (mergekit's `models:` form), in every module."""
-        return all(piece.sources[0].layer_range is None for piece in self.slices)
+        return all(part.sources[0].layer_range is None for part in self.slices)
 
     def modules(self) -> dict[str | None, tuple[Slice, ...]]:
         """Module -> its slices, in the recipe's order; a recipe without modules has one called None."""
-        names = dict.fromkeys(piece.module for piece in self.slices)
-        return {name: tuple(piece for piece in self.slices if piece.module == name) for name in names}
+        names = dict.fromkeys(part.module for part in self.slices)
+        return {name: tuple(part for part in self.slices if part.module == name) for name in names}
 
-    def base_of(self, piece: Slice) -> str | None:
+    def base_of(self, part: Slice) -> str | None:
         """Key of the base model of one of the slices."""
-        return self.base if piece.base is None else piece.base
+        return self.base if part.base is None else part.base
 
     def models(self) -> tuple[str, ...]:
         """Keys of every model whose weights the recipe reads, base first, each once."""
-        keys = [source.key for piece in self.slices for source in piece.sources]
-        bases = [piece.base for piece in self.slices]
+        keys = [source.key for part in self.slices for source in part.sources]
+        bases = [part.base for part in self.slices]
         return tuple(dict.fromkeys(key for key in (self.base, *keys, *bases) if key is not None))
 
     def source(self, key: str) -> Source:
         """The model called `key` in `models()`, as the recipe lists it; a base that is not listed is taken by its path."""
-        listed = (source for piece in self.slices for source in piece.sources if source.key == key)
+        listed = (source for part in self.slices for source in part.sources if source.key == key)
         return next(listed, Source(key))
 
     def filters(self) -> tuple[str, ...]:
         """The text of every filter of a setting, each once, in order of appearance."""
-        levels = [self.parameters, *(piece.parameters for piece in self.slices)]
-        levels += [source.parameters for piece in self.slices for source in piece.sources]
+        levels = [self.parameters, *(part.parameters for part in self.slices)]
+        levels += [source.parameters for part in self.slices for source in part.sources]
         texts = (setting.filter for level in levels for settings in level.values() for setting in settings)
         return tuple(dict.fromkeys(text for text in texts if text is not None and text != "*"))
 

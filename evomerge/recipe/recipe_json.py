@@ -17,12 +17,12 @@ def slices_to_json(slices: Sequence[Slice]) -> list[Json]:
     """What `slices_from_json` reads."""
     return [
         {
-            "sources": [_source_to_json(source) for source in piece.sources],
-            "parameters": parameters_to_json(piece.parameters),
-            "module": piece.module,
-            **({} if piece.base is None else {"base": piece.base}),
+            "sources": [_source_to_json(source) for source in part.sources],
+            "parameters": parameters_to_json(part.parameters),
+            "module": part.module,
+            **({} if part.base is None else {"base": part.base}),
         }
-        for piece in slices
+        for part in slices
     ]
 
 

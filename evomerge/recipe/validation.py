@@ -16,17 +16,17 @@ def check_recipe(recipe: Recipe) -> None:
             a value of the wrong type or outside the method's range, the wrong number of sources, a missing base.
     """
     spec = method_spec(recipe.method)
-    if spec.needs_base and any(recipe.base_of(piece) is None for piece in recipe.slices):
+    if spec.needs_base and any(recipe.base_of(part) is None for part in recipe.slices):
         raise RecipeError(f"merge method {spec.name!r} needs a base model: set base_model")
     _check_pieces(recipe)
     _check_parameters(spec, recipe.parameters, "parameters", on_source=False)
-    for index, piece in enumerate(recipe.slices):
+    for index, part in enumerate(recipe.slices):
         where = f"slices[{index}]"
         listed = "models" if recipe.whole_model else f"{where}.sources"
-        _check_parameters(spec, piece.parameters, f"{where}.parameters", on_source=False)
-        for source in piece.sources:
+        _check_parameters(spec, part.parameters, f"{where}.parameters", on_source=False)
+        for source in part.sources:
             _check_parameters(spec, source.parameters, f"{listed}[{source.key}].parameters", on_source=True)
-        _check_sources(spec, piece, recipe.base_of(piece), where)
+        _check_sources(spec, part, recipe.base_of(part), where)
 
 
 def _check_pieces(recipe: Recipe) -> None:
@@ -41,18 +41,18 @@ def _check_pieces(recipe: Recipe) -> None:
     recipe.pieces.check(len(recipe.slices[0].sources))
 
 
-def _check_sources(spec: MethodSpec, piece: Slice, base: str | None, where: str) -> None:
-    keys = [source.key for source in piece.sources]
+def _check_sources(spec: MethodSpec, part: Slice, base: str | None, where: str) -> None:
+    keys = [source.key for source in part.sources]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise RecipeError(f"{where}: model {twice[0]} stands twice; list each model once in a slice")
     lengths = {
-        source.layer_range[1] - source.layer_range[0] for source in piece.sources if source.layer_range is not None
+        source.layer_range[1] - source.layer_range[0] for source in part.sources if source.layer_range is not None
     }
     if len(lengths) > 1:
-        ranges = ", ".join(f"{source.key} {list(source.layer_range or ())}" for source in piece.sources)
+        ranges = ", ".join(f"{source.key} {list(source.layer_range or ())}" for source in part.sources)
         raise RecipeError(f"{where}: all sources must have the same number of layers, got {ranges}")
-    taken = {source.layer_range for source in piece.sources}
+    taken = {source.layer_range for source in part.sources}
     if len(taken) > 1 and spec.base is not BaseRole.SOURCE and base is not None and base not in keys:
         raise RecipeError(
             f"{where}: the sources take different layers, and the base model {base} is none of them; list it with the layers that it gives"

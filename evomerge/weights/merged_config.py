@@ -81,8 +81,8 @@ def with_layers(
 def _layers_of(recipe: Recipe) -> list[tuple[str, int]]:
     """For each layer made by slices, the model (the base where it is listed, else the first source) and layer it comes from."""
     layers: list[tuple[str, int]] = []
-    for piece in recipe.slices:
-        base = recipe.base_of(piece)
-        chosen = next((source for source in piece.sources if source.key == base), piece.sources[0])
+    for part in recipe.slices:
+        base = recipe.base_of(part)
+        chosen = next((source for source in part.sources if source.key == base), part.sources[0])
         layers.extend((chosen.key, layer) for layer in range(*(chosen.layer_range or (0, 0))))
     return layers

@@ -123,7 +123,7 @@ def align(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Alignment | Non
     multiple = spec.pad_to_multiple_of or 1
     n_rows = -(-n_tokens // multiple) * multiple
     places = ("embedding",) if kinds == {True} else ("embedding", "head")
-    maps = {place: _row_map(tokenizer, recipe, _piece_of(recipe, place, headers), headers) for place in places}
+    maps = {place: _row_map(tokenizer, recipe, _slice_of(recipe, place, headers), headers) for place in places}
     for place, rows in maps.items():
         zeros = [token for token, number in tokenizer.ids.items() if rows.lent.get(number) == ()]
         _warn_of_zeros(place, [token for token in zeros if token not in spec.tokens])
@@ -157,20 +157,20 @@ def _has_rows(tensor: str) -> bool:
     return is_embedding(tensor) or is_head(tensor)
 
 
-def _piece_of(recipe: Recipe, place: str, headers: Mapping[str, ModelHeader]) -> Slice:
+def _slice_of(recipe: Recipe, place: str, headers: Mapping[str, ModelHeader]) -> Slice:
     """The slice that makes the embedding (the first of its module) or the output layer (the last)."""
     slices = slices_with_inputs(recipe)
     header = headers[recipe.models()[0]]
     tensor = header.head if place == "head" and header.head is not None else header.embedding
-    modules = split_into_modules(tuple(header.tensors), [piece.module for piece in slices])
+    modules = split_into_modules(tuple(header.tensors), [part.module for part in slices])
     module = next(module for module, names in modules.items() if tensor in names)
-    return [piece for piece in slices if piece.module == module][-1 if place == "head" else 0]
+    return [part for part in slices if part.module == module][-1 if place == "head" else 0]
 
 
-def _row_map(tokenizer: MergedTokenizer, recipe: Recipe, piece: Slice, headers: Mapping[str, ModelHeader]) -> RowMap:
+def _row_map(tokenizer: MergedTokenizer, recipe: Recipe, part: Slice, headers: Mapping[str, ModelHeader]) -> RowMap:
     """Raises RecipeError where a rule cannot be followed."""
-    base = recipe.base_of(piece)
-    keys = [source.key for source in piece.sources]
+    base = recipe.base_of(part)
+    keys = [source.key for source in part.sources]
     needed = [base] if base is not None and method_spec(recipe.method).base is not BaseRole.SOURCE else []
     models = tuple(dict.fromkeys(keys + needed))
     own = {model: _own_rows(tokenizer, model, headers[model]) for model in models}
