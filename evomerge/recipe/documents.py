@@ -92,7 +92,7 @@ def _folders(source: Source) -> tuple[str | None, ...]:
 
 def named_in(recipe: Recipe, names: Mapping[str, object]) -> tuple[str, ...]:
     """Which of `names` the recipe is made of."""
-    used = [source.model for part in recipe.slices for source in part.sources]
+    used = [source.model for source in recipe.sources]
     used += [recipe.base or "", *(part.base or "" for part in recipe.slices)]
     used += recipe.tokenizer.models() if recipe.tokenizer else ()
     return tuple(dict.fromkeys(name for name in used if name in names))
@@ -131,7 +131,7 @@ def with_folders(recipe: Recipe, folder: Callable[[str], str]) -> Recipe:
 
 def _renamed(recipe: Recipe, change: Callable[[Source], Source], unlisted: Callable[[str], str]) -> Recipe:
     """The recipe with `change` of every source, also where base and tokenizer name it; models that are no source become `unlisted` of their key."""
-    keys = {source.key: change(source).key for part in recipe.slices for source in part.sources}
+    keys = {source.key: change(source).key for source in recipe.sources}
 
     def key(old: str) -> str:
         return keys[old] if old in keys else unlisted(old)

@@ -79,9 +79,14 @@ class Recipe:
             raise RecipeError("recipe: either all slices or none belong to a module")
 
     @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources of all slices, in order."""
+        return tuple(source for part in self.slices for source in part.sources)
+
+    @property
     def whole_model(self) -> bool:
         """Whether the sources are whole models (mergekit's `models:` form), in every module."""
-        return all(part.sources[0].layer_range is None for part in self.slices)
+        return all(source.layer_range is None for source in self.sources)
 
     def modules(self) -> dict[str | None, tuple[Slice, ...]]:
         """Module -> its slices, in the recipe's order; a recipe without modules has one called None."""
@@ -94,19 +99,17 @@ class Recipe:
 
     def models(self) -> tuple[str, ...]:
         """Keys of every model whose weights the recipe reads, base first, each once."""
-        keys = [source.key for part in self.slices for source in part.sources]
-        bases = [part.base for part in self.slices]
-        return tuple(dict.fromkeys(key for key in (self.base, *keys, *bases) if key is not None))
+        keys = [self.base, *(source.key for source in self.sources), *(part.base for part in self.slices)]
+        return tuple(dict.fromkeys(key for key in keys if key is not None))
 
     def source(self, key: str) -> Source:
         """The model called `key` in `models()`, as the recipe lists it; a base that is not listed is taken by its path."""
-        listed = (source for part in self.slices for source in part.sources if source.key == key)
-        return next(listed, Source(key))
+        return next((source for source in self.sources if source.key == key), Source(key))
 
     def filters(self) -> tuple[str, ...]:
         """The text of every filter of a setting, each once, in order of appearance."""
         levels = [self.parameters, *(part.parameters for part in self.slices)]
-        levels += [source.parameters for part in self.slices for source in part.sources]
+        levels += [source.parameters for source in self.sources]
         texts = (setting.filter for level in levels for settings in level.values() for setting in settings)
         return tuple(dict.fromkeys(text for text in texts if text is not None and text != "*"))
 
