@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evomerge.core import RecipeError
+from evomerge.recipe.mergekit_fields import PARAMETERS, fields_of, model_reference
 from evomerge.recipe.mergekit_tokenizer import read_tokenizer
-from evomerge.recipe.mergekit_values import PARAMETERS, fields_of, model_reference
 from evomerge.recipe.methods import METHODS, MethodSpec, ParameterSpec, Scope, method_spec
 from evomerge.recipe.parts import Parameters, Setting, Slice, Source, joined
 from evomerge.recipe.recipe import DTYPES, Recipe

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evomerge.core import RecipeError
-from evomerge.recipe.mergekit_values import model_reference, reference_of
+from evomerge.recipe.mergekit_fields import model_reference, reference_of
 from evomerge.recipe.parts import Source
 from evomerge.recipe.tokenizer_spec import BASE, UNION, TokenizerSpec, TokenRule
 from evomerge.recipe.values import mapping_of, text_of, whole_number

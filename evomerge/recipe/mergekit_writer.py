@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from evomerge.recipe.mergekit_fields import reference_of
 from evomerge.recipe.mergekit_tokenizer import write_tokenizer
-from evomerge.recipe.mergekit_values import reference_of
 from evomerge.recipe.methods import SHIFTED_LINEAR, BaseRole, method_spec
 from evomerge.recipe.parts import Parameters, Setting, Slice, Source, joined
 from evomerge.recipe.pieces import PieceTable

@@ -1,4 +1,4 @@
-"""References to models as mergekit documents write them, and where keys of such documents belong."""
+"""What the parts of a mergekit document have in common: how they name models, and which keys belong where."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,11 @@ from evomerge.core import RecipeError
 from evomerge.recipe.methods import METHODS
 from evomerge.recipe.parts import Source
 from evomerge.recipe.values import mapping_of, optional_text, text_of
+
+PARAMETERS = frozenset(
+    parameter.name for method in METHODS.values() for parameter in (*method.parameters, *method.inert)
+)
+"""of all methods"""
 
 
 def model_reference(data: Any, where: str) -> Source:
@@ -45,12 +50,6 @@ def _path(data: Any, where: str) -> tuple[str, str | None]:
         return text_of(fields.get("path"), f"{where}.path"), optional_text(fields.get("revision"), f"{where}.revision")
     path, _, after = text_of(data, where).partition("@")
     return path, after or None
-
-
-PARAMETERS = frozenset(
-    parameter.name for method in METHODS.values() for parameter in (*method.parameters, *method.inert)
-)
-"""of all methods"""
 
 
 def fields_of(data: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
