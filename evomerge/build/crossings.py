@@ -53,27 +53,24 @@ class Crossings:
 
     def lineage(self) -> Lineage:
         """The lineage of the search; the seeds' weights are read, whole ones once, when their inner products are first needed."""
-        return self._lineage(_Products({seed.key: self._headers[seed.key] for seed in self.seeds}, self.chromosomes))
-
-    def plan(self) -> MergePlan:
-        """The plan of a child of two seeds, split in the middle; reads no weight."""
-        zero, one = (VectorGenome(tuple(float(i == k) for i in range(len(self.seeds)))) for k in (0, 1))
-        child = CrossoverGenome(("0", "1"), 0.5, (0.5,) * len(self.chromosomes))
-        recipe = self._lineage(_NoProducts(len(self.seeds))).recipe(
-            Candidate("plan", child), {"0": zero, "1": one}.__getitem__
-        )
-        return make_plan(recipe, self._headers)
-
-    def _lineage(self, products: SeedProducts) -> Lineage:
         wanted = self._config.space.crossover
         return Lineage(
             self.seeds,
             self.layout,
-            products,
+            _Products({seed.key: self._headers[seed.key] for seed in self.seeds}, self.chromosomes),
             angle=Angle(wanted.angle),
             split=SplitAt(wanted.split),
             out_dtype=written_dtype(self._config, self._headers),
         )
+
+    def plan(self) -> MergePlan:
+        """The plan of a child of two seeds, split in the middle; reads no weight."""
+        zero, one = (VectorGenome(tuple(float(i == k) for i in range(len(self.seeds)))) for k in (0, 1))
+        n_splits = len(self.chromosomes)
+        child = Candidate("plan", CrossoverGenome(("0", "1"), 0.5, (0.5,) * n_splits))
+        lineage, factors = self.lineage(), [0.5] * (4 * n_splits)  # given ones, so that no inner products are needed
+        made = lineage.combination(child, {"0": zero, "1": one}.__getitem__, lambda name: factors)
+        return make_plan(lineage.recipe_of(made), self._headers)
 
     def _chromosomes(self) -> list[list[TensorStep]]:
         """The steps of a sum of all seeds, by module group."""
@@ -104,14 +101,3 @@ class _Products:
         from evomerge.weights.gram import SeedGram
 
         return SeedGram(WeightPool(self._headers), self._chromosomes)
-
-
-class _NoProducts:
-    """Stands for inner products where only the shape of a child matters."""
-
-    def __init__(self, n_seeds: int) -> None:
-        self._zero = np.zeros((n_seeds, n_seeds))
-
-    def before(self, chromosome: int, position: int) -> NDArray[np.float64]:
-        """Zeros, (K, K)."""
-        return self._zero
