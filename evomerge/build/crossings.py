@@ -68,7 +68,8 @@ class Crossings:
         zero, one = (VectorGenome(tuple(float(i == k) for i in range(len(self.seeds)))) for k in (0, 1))
         n_splits = len(self.chromosomes)
         child = Candidate("plan", CrossoverGenome(("0", "1"), 0.5, (0.5,) * n_splits))
-        lineage, factors = self.lineage(), [0.5] * (4 * n_splits)  # given ones, so that no inner products are needed
+        # left of each split the one, right of it the other: with factors that are given no inner products are needed
+        lineage, factors = self.lineage(), [1.0, 0.0, 0.0, 1.0] * n_splits
         made = lineage.combination(child, {"0": zero, "1": one}.__getitem__, lambda name: factors)
         return make_plan(lineage.recipe_of(made), self._headers)
 
