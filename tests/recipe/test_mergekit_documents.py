@@ -45,6 +45,7 @@ BARE = {"models": [{"model": "a"}]}
         ),
         ({"models": None, "modules": {"default": {"modles": []}}}, "did you mean 'models'"),
         ({"models": None}, "exactly one"),
+        ({"parameters": {3: 1.0}}, "^file.yml: parameters: merge method 'linear' has no parameter '3'"),
         ({"modules": {}}, "exactly one"),
         ({"models": None, "modules": {}}, "mapping of modules"),
         ({"chat_template": 3}, "expected text"),
