@@ -135,17 +135,12 @@ def _named(experts: Sequence[str]) -> dict[str, Source]:
 
 def _found(source: Source) -> Source:
     """The source with folders for models of the hub's cache."""
-    model, lora = (
-        path if path is None or Path(path).exists() else str(cached_model(path) or path)
-        for path in (source.model, source.lora)
-    )
-    return Source(model or source.model, lora=lora)
+    return source.moved(lambda path: path if Path(path).exists() else str(cached_model(path) or path))
 
 
 def _place(source: Source, folder: Path) -> str:
     """The source as a configuration in `folder` names it."""
-    model = _relative(source.model, folder)
-    return _scalar(model if source.lora is None else f"{model}+{_relative(source.lora, folder)}")
+    return _scalar(source.moved(lambda path: _relative(path, folder)).key)
 
 
 def _relative(text: str, folder: Path) -> str:

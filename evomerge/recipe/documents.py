@@ -122,11 +122,7 @@ def with_cached_revisions(recipe: Recipe) -> Recipe:
 
 def with_folders(recipe: Recipe, folder: Callable[[str], str]) -> Recipe:
     """The recipe with every path of a model or adapter replaced by `folder` of it."""
-
-    def moved(source: Source) -> Source:
-        return replace(source, model=folder(source.model), lora=None if source.lora is None else folder(source.lora))
-
-    return _renamed(recipe, moved, folder)
+    return _renamed(recipe, lambda source: source.moved(folder), folder)
 
 
 def _renamed(recipe: Recipe, change: Callable[[Source], Source], unlisted: Callable[[str], str]) -> Recipe:

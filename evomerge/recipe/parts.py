@@ -1,8 +1,8 @@
 """What a recipe is made of: settings of parameters, sources, slices. Plain data that checks itself."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from evomerge.core import RecipeError
 
@@ -65,6 +65,10 @@ class Source:
     def key(self) -> str:
         """What plans and weight pools call this model: mergekit's `model@revision+lora`."""
         return self.model + (f"@{self.revision}" if self.revision else "") + (f"+{self.lora}" if self.lora else "")
+
+    def moved(self, folder: Callable[[str], str]) -> "Source":
+        """The source with its model and adapter in `folder` of where they are."""
+        return replace(self, model=folder(self.model), lora=None if self.lora is None else folder(self.lora))
 
 
 @dataclass(frozen=True, slots=True)
