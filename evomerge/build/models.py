@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from evomerge.build.engines import worker_environment
 from evomerge.build.evaluators import evaluator_settings, make_evaluator
+from evomerge.build.own_recipes import refuse_own_vocabulary
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import (
     ConfigError,
@@ -21,7 +22,7 @@ from evomerge.core import (
     Status,
 )
 from evomerge.plan import check_tokenizer, make_plan, read_headers, table_of
-from evomerge.recipe import DTYPES, Recipe, RecipeFile, Setting, Slice, Source, read_recipe, read_recipe_file
+from evomerge.recipe import DTYPES, Recipe, RecipeFile, Setting, Slice, Source, naming, read_recipe, read_recipe_file
 
 if TYPE_CHECKING:
     from evomerge.evaluation import LmEvalEvaluator
@@ -62,12 +63,8 @@ def evaluate_model(
     else:
         model = Path(model)
         recipe = identity_recipe(model) if model.is_dir() else read_recipe(model)
-    for setting in ("tokenizer", "chat_template"):
-        if getattr(recipe, setting) is not None:
-            raise RecipeError(
-                f"{model}: {setting}: a recipe is scored with the vocabulary and chat template of its first model; "
-                "write the merged model with `evomerge merge` and score its folder"
-            )
+    with naming(str(model)):
+        refuse_own_vocabulary(recipe)
     headers = read_headers(recipe)
     n_layers = make_plan(recipe, headers).n_layers
     check_tokenizer(next(iter(headers.values())).folder)

@@ -45,14 +45,22 @@ def own_recipes(
     return found
 
 
+def refuse_own_vocabulary(recipe: Recipe) -> None:
+    """Raises RecipeError where a recipe has a vocabulary or chat template of its own, in which an engine cannot score it."""
+    for setting in ("tokenizer", "chat_template"):
+        if getattr(recipe, setting) is not None:
+            raise RecipeError(
+                f"{setting}: recipes are scored with the vocabulary and chat template of their first model; "
+                "write the merged model with `evomerge merge` and score its folder"
+            )
+
+
 def _check_fits(recipe: Recipe, config: SearchConfig, headers: Mapping[str, ModelHeader], n_layers: int | None) -> None:
     """Raises RecipeError where the search's engine and sources do not do for the recipe."""
     strange = [model for model in recipe.models() if model not in headers]
     if strange:
         raise RecipeError(f"uses {', '.join(strange)}, which models does not list")
-    for setting in ("tokenizer", "chat_template"):
-        if getattr(recipe, setting) is not None:
-            raise RecipeError(f"{setting}: every candidate has the vocabulary and chat template of the first model")
+    refuse_own_vocabulary(recipe)
     plan = make_plan(recipe, headers)
     alike = RANKED_METHODS if recipe.method in RANKED_METHODS else (recipe.method,)
     if any(map(keeps_ranks, plan.steps)) and config.space.method not in alike:

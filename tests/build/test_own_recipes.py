@@ -116,8 +116,8 @@ def test_slices_along_the_layer_groups_are_a_point(folder):
     [
         ("merge_method: tiez\nmodels: [{model: a}]\n", "mine.yml.*tiez"),
         ("merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}, {model: c, parameters: {weight: 1}}]\n", "/c, which models does not list"),
-        ("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ntokenizer_source: union\n", "tokenizer: every candidate"),
-        ("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\nchat_template: chatml\n", "chat_template: every candidate"),
+        ("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ntokenizer_source: union\n", "tokenizer: recipes are scored with"),
+        ("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\nchat_template: chatml\n", "chat_template: recipes are scored with"),
         ("merge_method: passthrough\nslices:\n  - {sources: [{model: a, layer_range: [0, 3]}]}\n  - {sources: [{model: b, layer_range: [1, 4]}]}\n", "6 layers; the search's have 4"),
         ("merge_method: della\nbase_model: base\nmodels: [{model: a}]\nparameters: {weight: 1}\n", "della keeps ranks"),
         ("merge_method: sce\nbase_model: base\nmodels: [{model: a}]\nparameters: {select_topk: 0.5}\n", "sce keeps ranks"),
