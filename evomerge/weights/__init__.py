@@ -1,11 +1,11 @@
 """Resident weights, merge methods and the merger that writes a plan's tensors into an engine or a checkpoint."""
 
-from evomerge.weights.export import merge_file_to_folder, merge_to_folder
+from evomerge.weights.checkpoint.export import merge_file_to_folder, merge_to_folder
+from evomerge.weights.checkpoint.slots import write_slots_folder
 from evomerge.weights.kinship import strangers
 from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.remote_merge import WRITE_MERGE
-from evomerge.weights.slots import write_slots_folder
 from evomerge.weights.triton import gpu_methods
 
 __all__ = [

@@ -8,8 +8,8 @@ import pytest
 from checkpoints import recipe_of, run_merge
 
 from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights.checkpoint.stream import StreamedMerge
 from evomerge.weights.mapping import MappedModel
-from evomerge.weights.stream import StreamedMerge
 
 
 @pytest.fixture

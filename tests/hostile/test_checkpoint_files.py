@@ -24,7 +24,7 @@ from evomerge.plan.safetensors_header import MAX_HEADER_BYTES
 from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool
-from evomerge.weights.stream import StreamedMerge
+from evomerge.weights.checkpoint.stream import StreamedMerge
 
 ELSEWHERE = {
     36: "weights/test_recipe_forms.py::test_36_an_adapter_is_no_model_and_a_model_no_adapter",

@@ -13,8 +13,8 @@ from evomerge.core import CheckpointError, EvomergeError, RecipeError
 from evomerge.plan import read_model_header
 from evomerge.recipe import Recipe, Setting, Slice, Source, read_recipe
 from evomerge.testing.tiny_models import write_tiny_llama
-from evomerge.weights import export as export_module
 from evomerge.weights import merge_to_folder
+from evomerge.weights.checkpoint import export as export_module
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge import EvomergeError, merge_recipe
 from evomerge.testing.tiny_models import CHARACTERS, SPECIAL_TOKENS, write_tiny_llama
-from evomerge.weights.staging import put_in_place, remove_leftovers, staging_folder
+from evomerge.weights.checkpoint.staging import put_in_place, remove_leftovers, staging_folder
 
 
 def with_token(folder: Path, tokens: list[str], seed: int) -> Path:
@@ -129,7 +129,7 @@ def test_memory_does_not_grow_with_the_models(tmp_path: Path) -> None:
 SLOWLY = """
 import signal
 import time
-from evomerge.weights.stream import StreamedMerge
+from evomerge.weights.checkpoint.stream import StreamedMerge
 
 parts = StreamedMerge.parts
 

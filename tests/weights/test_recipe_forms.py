@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from evomerge.build import merge_recipe
 from evomerge.core import CheckpointError, RecipeError
 from evomerge.testing.tiny_models import write_tiny_llama
-from evomerge.weights.chat_templates import BUILT_IN
+from evomerge.weights.checkpoint.chat_templates import BUILT_IN
 
 Q = "model.layers.0.self_attn.q_proj"
 

@@ -8,8 +8,9 @@ from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan import make_plan, read_headers
 from evomerge.recipe import recipe_file_from_yaml
 from evomerge.testing.tiny_models import write_tiny_llama
-from evomerge.weights import Merger, WeightPool, stream
-from evomerge.weights.stream import StreamedMerge
+from evomerge.weights import Merger, WeightPool
+from evomerge.weights.checkpoint import stream
+from evomerge.weights.checkpoint.stream import StreamedMerge
 
 PART = 1000
 """elements: no multiple of a row of any tensor"""

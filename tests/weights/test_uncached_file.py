@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.weights.uncached_file import UncachedFile
+from evomerge.weights.checkpoint.uncached_file import UncachedFile
 
 MIB = 1 << 20
 SHM = Path("/dev/shm")  # noqa: S108

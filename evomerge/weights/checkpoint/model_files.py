@@ -9,9 +9,9 @@ from evomerge.core import Json, atomic_write_json, atomic_write_text
 from evomerge.plan import TEMPLATE_FILE, file_inside
 from evomerge.plan.model_folder import read_json_file
 from evomerge.recipe import recipe_to_yaml
-from evomerge.weights.merged_config import merged_config
-from evomerge.weights.merged_model import RECIPE_FILE, MergedModel
-from evomerge.weights.model_card import model_card
+from evomerge.weights.checkpoint.merged_config import merged_config
+from evomerge.weights.checkpoint.merged_model import RECIPE_FILE, MergedModel
+from evomerge.weights.checkpoint.model_card import model_card
 
 logger = logging.getLogger(__name__)
 

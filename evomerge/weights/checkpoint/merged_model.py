@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from evomerge.plan import MergePlan, ModelHeader
 from evomerge.recipe import Recipe, RecipeFile
-from evomerge.weights.vocabulary import Alignment
+from evomerge.weights.checkpoint.vocabulary import Alignment
 
 RECIPE_FILE = "recipe.yaml"
 """the complete recipe, beside the weights"""

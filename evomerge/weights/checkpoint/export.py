@@ -14,17 +14,17 @@ import torch
 from evomerge.core import CheckpointError, RecipeError, fsync_folder
 from evomerge.plan import MergePlan, ModelHeader, make_plan, read_headers
 from evomerge.recipe import Recipe, RecipeFile, naming, with_folders
-from evomerge.weights.chat_templates import chosen_template
+from evomerge.weights.checkpoint.chat_templates import chosen_template
+from evomerge.weights.checkpoint.merged_model import MergedModel
+from evomerge.weights.checkpoint.model_files import write_model_files
+from evomerge.weights.checkpoint.safetensors_writer import OutputSpec, write_shards
+from evomerge.weights.checkpoint.staging import put_in_place, remove_leftovers, staging_folder
+from evomerge.weights.checkpoint.stream import StreamedMerge
+from evomerge.weights.checkpoint.vocabulary import align
 from evomerge.weights.kinship import strangers
 from evomerge.weights.mapping import TORCH_DTYPES, MappedModel
-from evomerge.weights.merged_model import MergedModel
 from evomerge.weights.merger import DTYPES, Merger
-from evomerge.weights.model_files import write_model_files
 from evomerge.weights.pool import WeightPool
-from evomerge.weights.safetensors_writer import OutputSpec, write_shards
-from evomerge.weights.staging import put_in_place, remove_leftovers, staging_folder
-from evomerge.weights.stream import StreamedMerge
-from evomerge.weights.vocabulary import align
 
 logger = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ import torch
 
 from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan import MergePlan, ModelHeader, TensorHeader, TensorInput, TensorKey, TensorStep, check_unchanged
+from evomerge.weights.checkpoint.vocabulary import Alignment
 from evomerge.weights.fused.steps import may_need_reference, scratch_bytes
 from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.mapping import TORCH_DTYPES, read_tensor
 from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool, check_finite
 from evomerge.weights.registry import ELEMENTWISE
-from evomerge.weights.vocabulary import Alignment
 from evomerge.weights.warm_memory import WarmMemory
 
 _AT_ONCE = 2

@@ -10,8 +10,8 @@ from pathlib import Path
 from evomerge.core import atomic_write_json
 from evomerge.plan import ModelHeader, TensorHeader
 from evomerge.plan.layers import layer_name
-from evomerge.weights.merged_config import with_layers
-from evomerge.weights.safetensors_writer import header_bytes
+from evomerge.weights.checkpoint.merged_config import with_layers
+from evomerge.weights.checkpoint.safetensors_writer import header_bytes
 
 _OTHER_WEIGHTS = (".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
 """weights in formats that nobody reads here, which a worker need not copy"""

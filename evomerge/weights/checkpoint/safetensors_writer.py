@@ -9,8 +9,8 @@ import torch
 
 from evomerge.core import atomic_write_json
 from evomerge.plan.model_folder import INDEX_NAME
+from evomerge.weights.checkpoint.uncached_file import BLOCK_BYTES, UncachedFile
 from evomerge.weights.mapping import TORCH_DTYPES
-from evomerge.weights.uncached_file import BLOCK_BYTES, UncachedFile
 
 _NAME_OF = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 

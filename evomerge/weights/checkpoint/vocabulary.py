@@ -17,8 +17,8 @@ from evomerge.core import RecipeError
 from evomerge.plan import ModelHeader, TensorHeader, TensorKey, slices_with_inputs, split_into_modules
 from evomerge.plan.model_header import is_embedding, is_head
 from evomerge.recipe import BaseRole, Recipe, Slice, TokenRule, method_spec
+from evomerge.weights.checkpoint.tokenizers import MergedTokenizer, build_tokenizer
 from evomerge.weights.mapping import ReadTensor
-from evomerge.weights.tokenizers import MergedTokenizer, build_tokenizer
 
 logger = logging.getLogger(__name__)
 

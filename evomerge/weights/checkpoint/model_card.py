@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from evomerge.core import model_name
 from evomerge.recipe import method_spec
-from evomerge.weights.merged_model import RECIPE_FILE, MergedModel
+from evomerge.weights.checkpoint.merged_model import RECIPE_FILE, MergedModel
 
 
 def model_card(name: str, model: MergedModel, recipe_text: str) -> str:

@@ -7,8 +7,8 @@ from evomerge.core import Json
 from evomerge.plan.layer_kinds import listed_kinds
 from evomerge.plan.model_header import N_LAYERS_KEYS, language_config
 from evomerge.recipe import Recipe
-from evomerge.weights.merged_model import MergedModel
-from evomerge.weights.vocabulary import Alignment
+from evomerge.weights.checkpoint.merged_model import MergedModel
+from evomerge.weights.checkpoint.vocabulary import Alignment
 
 
 def merged_config(model: MergedModel) -> dict[str, Json]:
