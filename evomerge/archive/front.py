@@ -1,4 +1,4 @@
-"""The set of evaluations that no other one dominates. It never sees a genome: evaluations in, evaluations out."""
+"""The set of candidates whose evaluations no other one dominates. It never sees a genome: evaluations in, ids out."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from evomerge.core import Evaluation, EvaluationError, Objective, to_losses
 
 
 class Front:
-    """The non-dominated evaluations seen so far under `objectives`.
+    """The candidates of the non-dominated evaluations seen so far under `objectives`, and their losses.
 
     The content depends only on the set of evaluations added, never on their order. Evaluations with equal losses
     stay side by side. Evaluations that are not OK, or with a loss that is not finite, never enter.
@@ -25,52 +25,67 @@ class Front:
         if not objectives:
             raise EvaluationError("a front needs at least one objective, got none; name a task or a `cost.<key>`")
         self.objectives = tuple(objectives)
-        self._members: list[Evaluation] = []
-        self._losses = np.empty((0, len(self.objectives)))
+        self._losses_of: dict[str, tuple[float, ...]] = {}
+        """member -> losses; members with equal losses share one tuple"""
+        self._tied: dict[tuple[float, ...], list[str]] = {}
+        """losses -> members, in the order of `_distinct`"""
+        self._distinct = np.empty((0, len(self.objectives)))
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._losses_of)
+
+    def __contains__(self, candidate_id: object) -> bool:
+        return candidate_id in self._losses_of
 
     def add(self, evaluation: Evaluation) -> bool:
-        """Offers one evaluation; True if it is a member afterwards.
+        """Offers one evaluation; True if it is a member afterwards. Takes no longer the more members have equal losses.
 
         Adding a member again changes nothing and answers True.
 
         Raises:
             EvaluationError: an objective has no score, or a member with the same candidate id has other scores.
         """
-        loss = to_losses(self.objectives, [evaluation])[0]
-        if not np.isfinite(loss).all():
+        row = to_losses(self.objectives, [evaluation])[0]
+        if not np.isfinite(row).all():
             return False
-        for member, known in zip(self._members, self._losses, strict=True):
-            if member.candidate_id == evaluation.candidate_id:
-                if np.array_equal(known, loss):
-                    return True
-                raise EvaluationError(
-                    f"candidate {evaluation.candidate_id} is in the front with losses {known.tolist()} and is added "
-                    f"again with {loss.tolist()}; one candidate has one evaluation per split"
-                )
-        no_worse = (self._losses <= loss).all(axis=1)
-        if bool((no_worse & (self._losses < loss).any(axis=1)).any()):
-            return False
-        keep = ~((loss <= self._losses).all(axis=1) & (loss < self._losses).any(axis=1))
-        members = [member for member, kept in zip(self._members, keep, strict=True) if kept]
-        losses = np.vstack([self._losses[keep], loss])
-        members.append(evaluation)
-        order = sorted(range(len(members)), key=lambda row: members[row].candidate_id)
-        self._members = [members[row] for row in order]
-        self._losses = losses[order]
+        name, loss = evaluation.candidate_id, tuple(row.tolist())
+        known = self._losses_of.get(name)
+        if known is not None:
+            if known == loss:
+                return True
+            raise EvaluationError(
+                f"candidate {name} is in the front with losses {list(known)} and is added again with {list(loss)}; one candidate has one "
+                "evaluation per split"
+            )
+        if loss not in self._tied:
+            if bool((self._distinct <= row).all(axis=1).any()):
+                return False
+            self._drop((row <= self._distinct).all(axis=1))
+            self._tied[loss] = []
+            self._distinct = np.vstack([self._distinct, row])
+        tied = self._tied[loss]
+        tied.append(name)
+        self._losses_of[name] = loss if len(tied) == 1 else self._losses_of[tied[0]]
         return True
 
     @property
-    def members(self) -> tuple[Evaluation, ...]:
-        """The non-dominated evaluations, ordered by candidate id."""
-        return tuple(self._members)
+    def ids(self) -> tuple[str, ...]:
+        """The candidates of the non-dominated evaluations, sorted."""
+        return tuple(sorted(self._losses_of))
 
     @property
     def losses(self) -> NDArray[np.float64]:
-        """The members' losses (n, m), to be minimised, in the order of `members`; a copy."""
-        return self._losses.copy()
+        """The members' losses (n, m), to be minimised, in the order of `ids`."""
+        rows = [self._losses_of[name] for name in self.ids]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.objectives))
+
+    def _drop(self, dominated: NDArray[np.bool_]) -> None:
+        """Takes distinct losses out, with their members."""
+        if dominated.any():
+            for loss in [loss for loss, out in zip(self._tied, dominated, strict=True) if out]:
+                for name in self._tied.pop(loss):
+                    del self._losses_of[name]
+            self._distinct = self._distinct[~dominated]
 
     def hypervolume(self, reference: ArrayLike) -> float:
         """The volume dominated by the front and bounded by `reference`, a loss vector (m,); 0.0 when empty.
@@ -80,7 +95,7 @@ class Front:
         Raises:
             EvaluationError: `reference` has another shape than (m,), or an entry that is not finite.
         """
-        return hypervolume(self._losses, reference)
+        return hypervolume(self._distinct, reference)
 
 
 def hypervolume(losses: ArrayLike, reference: ArrayLike) -> float:

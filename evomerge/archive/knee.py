@@ -4,11 +4,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from evomerge.archive.front import Front
-from evomerge.core import Evaluation, EvaluationError
+from evomerge.core import EvaluationError
 
 
-def knee(front: Front) -> Evaluation:
-    """The member of `front` that lies farthest below the plane through its extreme members.
+def knee(front: Front) -> str:
+    """The id of the member of `front` that lies farthest below the plane through its extreme members.
 
     Losses are first scaled to [0, 1] between the front's best and worst value per objective. Ties go to the smallest
     candidate id. With one objective it is the best member.
@@ -16,10 +16,9 @@ def knee(front: Front) -> Evaluation:
     Raises:
         EvaluationError: the front is empty.
     """
-    members = front.members
-    if not members:
+    if not front:
         raise EvaluationError("the front is empty: no evaluation ended well, so there is no knee to pick")
-    return members[knee_index(front.losses)]
+    return front.ids[knee_index(front.losses)]
 
 
 def knee_index(losses: ArrayLike) -> int:

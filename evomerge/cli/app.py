@@ -236,7 +236,7 @@ def front(
     """Print the non-dominated candidates of a live or finished run."""
     from evomerge.build import open_run
     from evomerge.cli.tables import print_front
-    from evomerge.search import front_csv, front_of
+    from evomerge.search import front_csv, front_of, members_of
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv: give one of them")
@@ -244,7 +244,7 @@ def front(
     if as_json:
         print(json.dumps(opened.front(), indent=2, sort_keys=True))
     elif as_csv:
-        print(front_csv(opened.state.objectives, front_of(opened.state).members), end="")
+        print(front_csv(opened.state.objectives, members_of(opened.state, front_of(opened.state))), end="")
     else:
         print_front(opened)
 

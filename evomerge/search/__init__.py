@@ -9,7 +9,17 @@ from evomerge.search.front_files import FrontFiles, front_csv, front_json
 from evomerge.search.item_store import ItemStore
 from evomerge.search.journal import FORMAT_VERSION, Journal, JournalReader, event, read_journal
 from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, StopRequest, WorkerPool
-from evomerge.search.ranking import best_key, best_of_front, front_of, leader, pick, reference_losses, standing, utility
+from evomerge.search.ranking import (
+    best_key,
+    best_of_front,
+    front_of,
+    leader,
+    members_of,
+    pick,
+    reference_losses,
+    standing,
+    utility,
+)
 from evomerge.search.recorder import RunRecorder, open_items, with_items
 from evomerge.search.resolved import Resolved
 from evomerge.search.run_directory import RunDirectory, writing_into
@@ -58,6 +68,7 @@ __all__ = [
     "indifferent",
     "leader",
     "mean_with_error",
+    "members_of",
     "open_items",
     "overhead",
     "pick",

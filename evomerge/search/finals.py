@@ -53,9 +53,9 @@ def choose_finalists(state: RunState, count: int) -> list[str]:
         raise EvaluationError("no candidate was evaluated well, so there is nothing to choose from")
     ranked.sort(key=lambda item: standing(state.objectives, item), reverse=True)
     names = [item.candidate_id for item in ranked]
-    on_front = {member.candidate_id for member in front_of(state).members}
+    front = front_of(state)
     first = names[: (count + 1) // 2]
-    return list(dict.fromkeys([*first, *(name for name in names if name in on_front), *names]))[:count]
+    return list(dict.fromkeys([*first, *(name for name in names if name in front), *names]))[:count]
 
 
 def best_on_select(state: RunState, names: Sequence[str]) -> str:

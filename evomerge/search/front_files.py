@@ -4,7 +4,6 @@ import csv
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from evomerge.core import (
     atomic_write_text,
 )
 from evomerge.recipe import Recipe, write_recipe
-from evomerge.search.ranking import best_key, front_of, leader, reference_losses
+from evomerge.search.ranking import best_key, front_of, leader, members_of, reference_losses
 from evomerge.search.run_directory import RunDirectory, writing_into
 from evomerge.search.state import RunState
 from evomerge.search.tables import Entry
@@ -35,7 +34,7 @@ def front_json(state: RunState, front: Front) -> dict[str, Json]:
     return {
         "objectives": [dict(item) for item in state.run["objectives"]],
         "split": Split.SEARCH.value,
-        "members": [_member(member, names) for member in front.members],
+        "members": [_member(member, names) for member in members_of(state, front)],
         "hypervolume": None if reference is None else front.hypervolume(np.array(reference)),
     }
 
@@ -65,7 +64,7 @@ class FrontFiles:
         """Takes a new evaluation in."""
         if evaluation.split is not Split.SEARCH or evaluation.status is not Status.OK:
             return
-        if self._front.add(replace(evaluation, item_scores={})):
+        if self._front.add(evaluation):
             self._front_changed = True
         key = best_key(state, evaluation)
         if key > self._best and state.best_id is None:
@@ -105,7 +104,7 @@ class FrontFiles:
         content = front_json(state, self._front)
         with writing_into(self._directory):
             atomic_write_json(self._directory.front_json, content)
-            atomic_write_text(self._directory.front_csv, front_csv(state.objectives, self._front.members))
+            atomic_write_text(self._directory.front_csv, front_csv(state.objectives, members_of(state, self._front)))
 
     def _write_best(self, entry: Entry) -> None:
         """`best.yaml`."""

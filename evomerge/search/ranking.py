@@ -36,7 +36,7 @@ def leader(state: RunState) -> str | None:
 
 
 def front_of(state: RunState) -> Front:
-    """The non-dominated evaluations of the search split, baselines included.
+    """The candidates whose evaluations on the search split no other one dominates, baselines included.
 
     Raises:
         JournalError: the run has not begun.
@@ -49,9 +49,14 @@ def front_of(state: RunState) -> Front:
     return front
 
 
+def members_of(state: RunState, front: Front) -> list[Evaluation]:
+    """The evaluations of a front's members on the search split, without item scores, sorted by id."""
+    return [state.evaluations[name, Split.SEARCH] for name in front.ids]
+
+
 def best_of_front(state: RunState) -> list[Evaluation]:
     """The members of the front, the best first."""
-    return sorted(front_of(state).members, key=lambda item: best_key(state, item), reverse=True)
+    return sorted(members_of(state, front_of(state)), key=lambda item: best_key(state, item), reverse=True)
 
 
 def reference_losses(state: RunState) -> list[float] | None:
@@ -96,4 +101,4 @@ def pick(state: RunState, choice: str) -> Entry:
     best = leader(state)
     if best is None:
         raise JournalError("no candidate of this run has been evaluated yet")
-    return state.entries[knee(front_of(state)).candidate_id if choice == "knee" else best]
+    return state.entries[knee(front_of(state)) if choice == "knee" else best]

@@ -25,7 +25,7 @@ from evomerge.core import (
     random_stream,
 )
 from evomerge.strategy.base import Proposal, StrategyOptions, Told
-from evomerge.strategy.replay import ReplayStrategy
+from evomerge.strategy.replay import FEW_KNOWN, ReplayStrategy
 from evomerge.strategy.sampling import SobolStream
 
 _RECIPE_SIGMA = 0.02
@@ -89,6 +89,7 @@ class M2n2(ReplayStrategy):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._on_weights = self.options.on == "weights"
+        self.max_known = 0 if self._on_weights else FEW_KNOWN
         if self._on_weights and self.dimension < 2:
             raise ConfigError("strategy m2n2 crosses models, so it needs at least two of them; name more experts")
         if not self._on_weights and self.options.chromosomes > 1:

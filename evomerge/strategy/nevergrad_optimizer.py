@@ -15,7 +15,7 @@ from pydantic import Field
 
 from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, nearly_equal
-from evomerge.strategy.replay import ReplayStrategy
+from evomerge.strategy.replay import FEW_KNOWN, ReplayStrategy
 
 _FAILING = {
     "BO": "it fails once it proposes a point twice, as it does where the best is at a bound, or hears of an infinite indicator, as "
@@ -60,6 +60,7 @@ class NevergradStrategy(ReplayStrategy):
 
     name: ClassVar[str] = "nevergrad"
     options_type: ClassVar[type[StrategyOptions]] = NevergradOptions
+    max_known = FEW_KNOWN
     options: NevergradOptions
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from evomerge.core import Candidate, ConfigError, Genome, VectorGenome
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, nearly_equal
-from evomerge.strategy.replay import ReplayStrategy
+from evomerge.strategy.replay import FEW_KNOWN, ReplayStrategy
 
 _SINGLE_OBJECTIVE = frozenset({"CmaEsSampler"})
 _FINITE = frozenset({"BruteForceSampler", "GridSampler"})
@@ -40,6 +40,7 @@ class OptunaStrategy(ReplayStrategy):
 
     name: ClassVar[str] = "optuna"
     options_type: ClassVar[type[StrategyOptions]] = OptunaOptions
+    max_known = FEW_KNOWN
     options: OptunaOptions
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

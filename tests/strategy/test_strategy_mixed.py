@@ -5,6 +5,7 @@ import pytest
 
 from evomerge.core import Candidate, ConfigError, Evaluation, Objective, Split, Status, VectorGenome
 from evomerge.strategy import make_strategy
+from evomerge.testing.strategy_suite import lacking_library
 
 CHOICES = (2, 3, 4, 5, 0, 0)
 WANTED = (1, 0, 3, 2)
@@ -56,10 +57,13 @@ def test_wrong_choices_are_refused(choices: tuple[int, ...]) -> None:
         make_strategy("catcma", dimension=2, objectives=["f"], seed=0, choices=choices)
 
 
-@pytest.mark.parametrize("name", ["catcma", "cma_es", "random", "sobol", "ga", "nsga2"])
+@pytest.mark.parametrize("name", ["catcma", "cma_es", "random", "sobol", "ga", "nsga2", "optuna", "nevergrad", "m2n2"])
 def test_what_is_known_is_not_evaluated_again(name):
     """Of 27 points each is evaluated once; with all of them known there is a reason to stop, also after a resume."""
+    if (missing := lacking_library(name)) is not None:
+        pytest.skip(f"{missing} is not installed")
     made = {"choices": (3, 3, 3), "dimension": 3, "objectives": [Objective("t")], "seed": 1}
+    made |= {"on": "recipes"} if name == "m2n2" else {}
     strategy = make_strategy(name, **made)
     seen = []
     while not strategy.stop_reasons() and len(seen) < 40:

@@ -50,7 +50,7 @@ def fronts(state: RunState) -> go.Figure | None:
     evaluations = list(state.evaluated())
     if len(state.objectives) < 2 or not evaluations:
         return None
-    members = {member.candidate_id for member in front_of(state).members}
+    members = front_of(state)
     groups = {kind: [evaluations[i] for i in wanted] for kind, wanted in _by_kind(state, evaluations).items()}
     groups["front"] = [item for item in evaluations if item.candidate_id in members]
     names = [objective.name for objective in state.objectives]
