@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from evomerge.archive import hypervolume, non_dominated_mask
 from evomerge.core import Json, Objective
@@ -99,7 +100,7 @@ def most_promising(pool: Floats, predicted: Floats, known: Floats, taken: Floats
     reference = front.max(axis=0) + 0.1 * np.where(spread > 0.0, spread, 1.0)
     volume = hypervolume(front, reference)
     gains = np.array([hypervolume(np.vstack([front, row]), reference) - volume for row in predicted])
-    distance = np.sqrt(((pool[:, None, :] - taken[None]) ** 2).sum(axis=2)).min(axis=1)
+    distance = cdist(pool, taken).min(axis=1)
     gains[distance < _CLOSE * np.sqrt(pool.shape[1])] = -1.0
     best = int(np.argmax(gains)) if gains.max() > 0.0 else int(np.argmax(distance))
     return None if gains[best] < 0.0 else tuple(pool[best].tolist())

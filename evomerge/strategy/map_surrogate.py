@@ -6,6 +6,7 @@ anew after every result instead of once, the front is searched inside the sample
 points are really evaluated. `bayesian` and `nested` are the paper's variants; see `map_bins` and `map_nested`.
 """
 
+from array import array
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from evomerge.core import Candidate, ConfigError, Genome, Json, Objective, VectorGenome, random_stream
-from evomerge.strategy.base import Proposal, StrategyOptions, Told
+from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told
 from evomerge.strategy.map_bins import MAX_BINNED_DIMENSION, draw_where_wrong
 from evomerge.strategy.map_front import LinkChoice, Surrogates, as_array, most_promising, predicted_front
 from evomerge.strategy.map_nested import NestedPlan
@@ -130,7 +131,7 @@ class _FlatPlan:
         half = n_coefficients(dimension, diagonal=diagonal) // 2
         self._n_initial = options.n_initial or max(half, 2 * dimension + 2)
         self._design = SobolStream(dimension, random_stream(seed, "map", "design"))
-        self._points: list[tuple[float, ...]] = []
+        self._coordinates = array("d")
         self._losses: list[tuple[float, ...]] = []
         self._open: list[tuple[float, ...]] = []
         self._failed: list[tuple[float, ...]] = []
@@ -138,14 +139,12 @@ class _FlatPlan:
 
     def propose(self) -> tuple[float, ...]:
         """The next point."""
-        n_placed = len(self._points) + len(self._open)
-        if len(self._points) < 2 or n_placed < self._n_initial // (2 if self._options.bayesian else 1):
+        n_placed = len(self._losses) + len(self._open)
+        if len(self._losses) < 2 or n_placed < self._n_initial // (2 if self._options.bayesian else 1):
             point = self._design.next().values
         elif n_placed < self._n_initial:
             surrogates, pending = self._fit(), as_array(self._open, self._dimension)
-            point = draw_where_wrong(
-                np.array(self._points), surrogates.relative_errors(), pending, self._stream("bayesian")
-            )
+            point = draw_where_wrong(self._points, surrogates.relative_errors(), pending, self._stream("bayesian"))
         else:
             point = self._refine()
         self._open.append(point)
@@ -162,28 +161,33 @@ class _FlatPlan:
         if losses is None:
             self._failed.append(point)
         else:
-            self._points.append(point)
+            self._coordinates.extend(point)
             self._losses.append(losses)
 
     def diagnostics(self) -> Mapping[str, Json]:
         """The surrogates' leave-one-out R2 by objective; empty before two results."""
-        return {"loo_r2": self._fit().quality()} if len(self._points) > 1 else {}
+        return {"loo_r2": self._fit().quality()} if len(self._losses) > 1 else {}
+
+    @property
+    def _points(self) -> Floats:
+        """Those with losses (n, d)."""
+        return np.array(self._coordinates).reshape(-1, self._dimension)
 
     def _fit(self) -> Surrogates:
-        points, losses = np.array(self._points), tamed(np.array(self._losses), self._n_initial)
-        return Surrogates.fitted(points, losses, self._objectives, self._options.link, diagonal=self._diagonal)
+        losses = tamed(np.array(self._losses), self._n_initial)
+        return Surrogates.fitted(self._points, losses, self._objectives, self._options.link, diagonal=self._diagonal)
 
     def _refine(self) -> tuple[float, ...]:
         """The point of the predicted front with most hypervolume beyond what is known or pending.
 
         The design's next point where the front has no other points than these, as where one point is best at everything.
         """
-        surrogates = self._fit()
-        pool = predicted_front(surrogates, np.array(self._points), self._stream("refine"))
+        surrogates, points = self._fit(), self._points
+        pool = predicted_front(surrogates, points, self._stream("refine"))
         known = tamed(np.array(self._losses), self._n_initial)
         if self._open:
             known = np.vstack([known, surrogates.predict(np.array(self._open))])
-        taken = np.array([*self._points, *self._open, *self._failed])
+        taken = np.vstack([points, as_array([*self._open, *self._failed], self._dimension)])
         return most_promising(pool, surrogates.predict(pool), known, taken) or self._design.next().values
 
     def _stream(self, purpose: str) -> np.random.Generator:

@@ -224,3 +224,18 @@ def test_ruined_models_do_not_spoil_the_surrogates():
         return np.mean([hypervolume(search("map", ruined(factor), 3, 2, 60, seed), [5.6, 7.8]) for seed in range(4)])
 
     assert volume(1e6) > 0.8 * volume(0.0)
+
+
+@pytest.mark.parametrize("link", ["identity", "logit"])
+def test_a_fit_to_many_results_is_that_of_a_full_decomposition(link, monkeypatch):
+    """Also where a coordinate is always the same and two are always equal."""
+    generator = np.random.default_rng(0)
+    points = generator.random((600, 6))
+    points[:, 4], points[:, 5] = 0.5, points[:, 3]
+    scores = np.clip(1.0 - 2.0 * ((points - 0.3) ** 2).mean(axis=1) + 0.03 * generator.standard_normal(600), 0.0, 1.0)
+    fast = fit_quadratic(points, scores, link, diagonal=True)
+    monkeypatch.setattr("evomerge.strategy.quadratic_model._MANY", 1000)
+    exact = fit_quadratic(points, scores, link, diagonal=True)
+    assert np.abs(fast.coefficients - exact.coefficients).max() < 1e-4
+    assert np.abs(fast.loo_errors - exact.loo_errors).max() < 1e-4
+    assert fast.loo_r2 == pytest.approx(exact.loo_r2, abs=1e-5)
