@@ -16,7 +16,7 @@ statistics of a whole generation, so it suits results that arrive one by one, an
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -128,9 +128,12 @@ class CmaEs(ReplayStrategy):
         self._correlation = self._chosen_correlation()
         self._groups = self.families if self._correlation > 0.0 else None
         self._known: list[tuple[tuple[float, ...], float]] = []
+        self._real = np.array(self.choices) == 0
+        self._unsettled = False
 
     def stop_reasons(self) -> Mapping[str, Json]:
         """pycma's termination reasons where there are no restarts; `restarts` when the last doubling has converged; `space` as ever."""
+        self._settle()
         reasons = {} if self._run is None else self._run.stop_reasons()
         if reasons and self.options.restarts != "none":
             reasons = {"restarts": self._n_runs} if self._exhausted() else {}
@@ -141,6 +144,7 @@ class CmaEs(ReplayStrategy):
         return self._losses.best
 
     def _propose(self) -> Proposal | None:
+        self._settle()
         if self._run is None:
             self._run = self._first_run()
         sample = self._run.sample()
@@ -149,6 +153,15 @@ class CmaEs(ReplayStrategy):
         number, point = sample
         self._origin[self._next_id] = (self._n_runs, number)
         return Proposal(VectorGenome(point))
+
+    def _recall(self, was: Callable[[Genome], bool]) -> Proposal | None:
+        if not isinstance(self._run, SurrogateRun):
+            return None
+        sample = self._run.recall(lambda point: was(VectorGenome(point)), self._real)
+        if sample is None:
+            return None
+        self._origin[self._next_id] = (self._n_runs, sample[0])
+        return Proposal(VectorGenome(sample[1]))
 
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
         if self._run is not None and proposed is not None and not nearly_equal(recorded.genome, proposed):
@@ -161,6 +174,7 @@ class CmaEs(ReplayStrategy):
                 self._known.append((told.candidate.point, loss))
 
     def _learn(self, told: Told) -> None:
+        self._settle()
         loss = self._losses.take(told)
         run, number = self._origin.pop(told.candidate.id, (0, 0))
         if self._run is None or run != self._n_runs:
@@ -169,6 +183,13 @@ class CmaEs(ReplayStrategy):
         known = self.options.item_noise and told.stderr
         noise = float(np.linalg.norm(self._losses.weights * np.array(told.stderr))) if known else 0.0
         self._run.tell(number, loss, noise)
+        self._unsettled = True
+
+    def _settle(self) -> None:
+        """Restarts where the last result has made the run converge; not before it is asked for, since a replay often knows better."""
+        if not self._unsettled or self._run is None:
+            return
+        self._unsettled = False
         if self.options.restarts != "none" and self._run.stop_reasons() and not self._exhausted():
             self._restart()
 

@@ -9,10 +9,11 @@ free than a generation has samples, further samples of the same distribution are
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.core import Json
 from evomerge.strategy.base import Floats
@@ -65,24 +66,49 @@ class SurrogateRun:
         self._past: dict[int, Floats] = {}
         self._n_sampled = 0
         self._generation = 0
+        self._unjudged = False
         self._next_generation()
 
     def sample(self) -> tuple[int, tuple[float, ...]]:
         """A number to tell it by and the most promising sample of the generation that was not given out yet (d,)."""
+        self._settle()
         if not self._waiting and self._n_good and self._can_predict:
             # everything is out, but more workers are free: the model speaks for what is still running
             self._close()
-        self._n_sampled += 1
         if self._waiting:
             row = self._waiting[0]
             if self._can_predict:
                 row = self._waiting[int(np.argmin(self._model.predict(self._inside[self._waiting])))]
-            self._waiting.remove(row)
-            self._sent[self._n_sampled] = (self._generation, row)
-            point = self._inside[row]
-        else:
-            point = self._spare[self._n_sampled] = self._clipped(self._ask(1))[0]
+            return self._send(row), tuple(self._inside[row].tolist())
+        self._n_sampled += 1
+        point = self._spare[self._n_sampled] = self._clipped(self._ask(1))[0]
         return self._n_sampled, tuple(point.tolist())
+
+    def _send(self, row: int) -> int:
+        """Gives a sample of the generation out; the number to tell it by."""
+        self._waiting.remove(row)
+        self._n_sampled += 1
+        self._sent[self._n_sampled] = (self._generation, row)
+        return self._n_sampled
+
+    def recall(
+        self, was: Callable[[tuple[float, ...]], bool], real: NDArray[np.bool_]
+    ) -> tuple[int, tuple[float, ...]] | None:
+        """`sample` in a replay, which knows which point it `was`: one of this generation's, so that this was not over, whatever the model says.
+
+        Neither the last results are judged nor the most promising sample is looked for, which takes most of a replay's time. None where it was
+        no point that waits, or one of these may repeat an earlier one: `sample` has to say. `real` (d,): coordinates that are no choices.
+        """
+        inside = self._inside[self._waiting][:, real]
+        if ((inside == 0.0) | (inside == 1.0)).all(axis=1).any():
+            return None
+        # without a model the first of them is next
+        for row in self._waiting if self._can_predict else self._waiting[:1]:
+            point = tuple(self._inside[row].tolist())
+            if was(point):
+                self._settle(goes_on=True)
+                return self._send(row), point
+        return None
 
     def adopt(self, number: int, point: tuple[float, ...]) -> None:
         """Another point (d,) takes the place of the one sampled as `number`; pycma treats it as an injected one."""
@@ -98,6 +124,7 @@ class SurrogateRun:
 
         None: it failed, ranks last in its generation and is not modelled.
         """
+        self._settle()
         if number in self._spare:
             point, generation, row = self._spare.pop(number), -1, -1
         else:
@@ -109,23 +136,32 @@ class SurrogateRun:
             self._losses[row] = loss
             self._noise[row] = noise
             self._n_good += loss is not None
-            self._judge()
+            self._unjudged = True
 
     def stop_reasons(self) -> Mapping[str, Json]:
         """See `pycma_stop_reasons`."""
+        self._settle()
         return pycma_stop_reasons(self._es)
 
     @property
     def _can_predict(self) -> bool:
         return len(self._model) >= self._model.min_results
 
-    def _judge(self) -> None:
-        """Ends the generation when all of it is known or the model has earned its trust; asked after 1, 2, 3, 5, 8, 12 ... results."""
+    def _settle(self, *, goes_on: bool = False) -> None:
+        """Ends the generation when all of it is known or the model has earned its trust; asked after 1, 2, 3, 5, 8, 12 ... results.
+
+        Put off from a result until it matters: a replay knows where the generation went on (`goes_on`), and asks no model then.
+        """
+        if not self._unjudged:
+            return
+        self._unjudged = False
         n_told = len(self._losses)
         if n_told < min(self._next_check, self._population_size):
             return
         self._next_check += ceil(self._next_check / 2)
         self._model.sort_latest(self._n_good)
+        if goes_on:
+            return
         trusted = self._n_good > 0 and self._can_predict and self._model.agreement(self._n_good) >= _TAU
         if n_told == self._population_size or trusted:
             self._close()

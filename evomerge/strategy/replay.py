@@ -9,7 +9,7 @@ algorithm go on from what was recorded.
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import ClassVar, cast
@@ -147,6 +147,13 @@ class ReplayStrategy(ABC):
         For algorithms that keep what they propose beyond its id.
         """
 
+    def _recall(self, was: Callable[[Genome], bool]) -> Proposal | None:
+        """`_propose` in a replay, which knows what it `was`: without the work of choosing one of few points. None where it was none of them.
+
+        It must leave the state that `_propose` leaves.
+        """
+        return None
+
     # --- the protocol --------------------------------------------------------------------------------------------
 
     def ask(self, n: int) -> Sequence[Candidate]:
@@ -157,9 +164,17 @@ class ReplayStrategy(ABC):
         """
         if n < 0:
             raise ConfigError(f"ask(n) needs n >= 0, got {n}")
+        return self._ask(n)
+
+    def _ask(self, n: int, recorded: Sequence[Json] = ()) -> list[Candidate]:
+        """`ask(n)`; where it is a replay, with the digests of what was asked then."""
         asked: list[Candidate] = []
         while len(asked) < n:
-            proposal = self._new_proposal()
+            proposal = None
+            if recorded:
+                wanted = recorded[len(asked)]
+                proposal = self._recall(lambda genome, wanted=wanted: digest(Candidate("", genome)) == wanted)  # type: ignore[misc]
+            proposal = proposal or self._new_proposal()
             if proposal is None:
                 break
             candidate = Candidate(self._next_id, proposal.genome, proposal.parents)
@@ -175,7 +190,7 @@ class ReplayStrategy(ABC):
         expected = self._next_id
         if recorded.id != expected:
             raise JournalError(f"strategy {self.name}: {recorded.id} was recorded where {expected} comes next")
-        proposal = self._new_proposal()
+        proposal = self._recall(lambda genome: genome == recorded.genome) or self._new_proposal()
         self._n_asked += 1
         self._pending[expected] = recorded
         same = proposal is not None and Candidate(expected, proposal.genome, proposal.parents) == recorded
@@ -379,7 +394,7 @@ class ReplayStrategy(ABC):
         if not isinstance(asked[0], str):
             self.repeat(read_adopted(self._next_id, cast(Sequence[Json], asked[0])))
             return
-        found = self.ask(len(asked))
+        found = self._ask(len(asked), asked)
         for candidate, recorded in zip(found, asked, strict=False):
             if digest(candidate) != recorded:
                 raise JournalError(

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.linalg import lstsq
 
-from evomerge.core import ConfigError, Direction, Evaluation, Objective, Split, Status
+from evomerge.core import Candidate, ConfigError, Direction, Evaluation, Objective, Split, Status
 from evomerge.strategy import make_strategy
 from evomerge.strategy.rank_weighted_quadratic import RankWeightedQuadratic, trust_region_step
 
@@ -128,3 +129,55 @@ def test_item_noise_keeps_the_step_size_up_where_noise_decides(surrogate):
 
     assert last_sigma(0.1, item_noise=True) > 1.5 * last_sigma(0.1)
     assert last_sigma(0.0, item_noise=True) == last_sigma(0.0)
+
+
+@pytest.mark.parametrize(
+    ("target", "workers", "options"),
+    [
+        (0.3, 4, {}),
+        (0.3, 12, {}),
+        (1.3, 4, {}),
+        (0.3, 4, {"choices": (3, 0, 0, 4)}),
+        (0.3, 4, {"families": (0, 0, 1, 1), "group_correlation": 0.5}),
+        (0.3, 1, {"restarts": "bipop", "population_size": 4}),
+    ],
+)
+def test_a_replay_is_exact_and_fits_few_models(target, workers, options, monkeypatch):
+    """Also with an optimum in a corner, where points repeat, and after restarts."""
+
+    def fresh():
+        return make_strategy("cma_es", dimension=4, objectives=[Objective("f")], seed=3, **options)
+
+    def go_on(strategy, pending, n_tells):
+        history = []
+        for _ in range(n_tells):
+            asked = list(strategy.ask(workers - len(pending)))
+            pending += asked
+            candidate = pending.pop(len(pending) // 2)
+            value = -float(np.sum((np.array(candidate.point) - target) ** 2))
+            status = Status.FAILED if int(candidate.id[1:]) % 11 == 0 else Status.OK
+            told = Evaluation(candidate.id, Split.SEARCH, status, {"f": value} if status is Status.OK else {})
+            strategy.tell([told])
+            history += [*asked, told]
+        return history
+
+    fits = []
+    monkeypatch.setattr(
+        "evomerge.strategy.rank_weighted_quadratic.lstsq",
+        lambda *args, **kwargs: fits.append(1) or lstsq(*args, **kwargs),
+    )
+    strategy, pending = fresh(), []
+    history = go_on(strategy, pending, 400)
+    state, waiting, n_fits = strategy.state_dict(), list(pending), len(fits)
+    fits.clear()
+    repeated, loaded = fresh(), fresh()
+    for event in history:
+        if isinstance(event, Candidate):
+            assert repeated.repeat(event)
+        else:
+            repeated.tell([event])
+    assert target > 1.0 or len(fits) < n_fits
+    loaded.load_state_dict(state)
+    expected = go_on(strategy, pending, 100)
+    assert go_on(repeated, list(waiting), 100) == expected
+    assert go_on(loaded, list(waiting), 100) == expected
