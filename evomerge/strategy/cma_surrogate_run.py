@@ -84,13 +84,6 @@ class SurrogateRun:
         point = self._spare[self._n_sampled] = self._clipped(self._ask(1))[0]
         return self._n_sampled, tuple(point.tolist())
 
-    def _send(self, row: int) -> int:
-        """Gives a sample of the generation out; the number to tell it by."""
-        self._waiting.remove(row)
-        self._n_sampled += 1
-        self._sent[self._n_sampled] = (self._generation, row)
-        return self._n_sampled
-
     def recall(
         self, was: Callable[[tuple[float, ...]], bool], real: NDArray[np.bool_]
     ) -> tuple[int, tuple[float, ...]] | None:
@@ -146,6 +139,13 @@ class SurrogateRun:
     @property
     def _can_predict(self) -> bool:
         return len(self._model) >= self._model.min_results
+
+    def _send(self, row: int) -> int:
+        """Gives a sample of the generation out; the number to tell it by."""
+        self._waiting.remove(row)
+        self._n_sampled += 1
+        self._sent[self._n_sampled] = (self._generation, row)
+        return self._n_sampled
 
     def _settle(self, *, goes_on: bool = False) -> None:
         """Ends the generation when all of it is known or the model has earned its trust; asked after 1, 2, 3, 5, 8, 12 ... results.
