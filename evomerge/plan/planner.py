@@ -173,16 +173,11 @@ def _value(
 
 
 def _typed(parameter: ParameterSpec, setting: Setting, depth: float) -> float | bool:
-    value = setting.value
+    """The setting's value at `depth`, of the parameter's type; texts, which could be neither, were refused (`check_recipe`)."""
+    value, is_switch = setting.value, isinstance(parameter.default, bool)
     if isinstance(value, tuple):
-        if isinstance(parameter.default, bool):
-            return bool(value[int(depth * (len(value) - 1))])
-        return interpolate(value, depth)
-    if isinstance(parameter.default, bool):
-        return bool(value)
-    if isinstance(value, str):
-        raise RecipeError(f"parameter {parameter.name!r}: expected a number, got {value!r}")
-    return value
+        return bool(value[int(depth * (len(value) - 1))]) if is_switch else interpolate(value, depth)
+    return bool(value) if is_switch else float(value)
 
 
 def interpolate(gradient: Sequence[float], depth: float) -> float:
