@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import cast
 
 from evomerge.build.crossings import Crossings, crosses_models
 from evomerge.build.fingerprints import source_marks
@@ -68,10 +69,8 @@ class Problem:
         """The search space."""
         if self.template is not None:
             return self.template.space
-        evaluation = self.config.evaluation
-        if not isinstance(evaluation, SyntheticConfig):
-            raise ConfigError("a search without models needs evaluation.kind: synthetic")
-        return SearchSpace([Parameter(f"x{index}", 0.0, 1.0) for index in range(evaluation.dimension)])
+        synthetic = cast(SyntheticConfig, self.config.evaluation)  # the only one without models
+        return SearchSpace([Parameter(f"x{index}", 0.0, 1.0) for index in range(synthetic.dimension)])
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:
