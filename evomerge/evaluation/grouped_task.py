@@ -1,12 +1,13 @@
 """A group of tasks as one: the items of all of them, weighted so that their mean is lm-eval's score of the group."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evomerge.core import EvaluationError, Split
-from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
+from evomerge.engine import Generation, LogLikelihood
 from evomerge.evaluation.items import Items
 from evomerge.evaluation.loaded_task import LoadedTask
 from evomerge.evaluation.sandbox import SandboxedTask
@@ -42,47 +43,51 @@ class GroupedTask:
         return self.splits[split] if split in self.splits else self._items(split)
 
     def _items(self, split: Split) -> "GroupedItems":
-        return GroupedItems([member.items(split) for member in self._members], weight_by_size=self._weight_by_size)
+        parts = [member.items(split) for member in self._members]
+        return GroupedItems(f"group {self.name!r}, {split.value} split", parts, weight_by_size=self._weight_by_size)
 
 
-class GroupedItems:
-    """As `Items`, for one split of a `GroupedTask`: the items of its first task, then those of the second, and so on.
+class GroupedItems(Items):
+    """Items of one split of a `GroupedTask`: those of its first task, then those of the second, and so on.
 
     Where tasks count the same whatever their size, an item's score is multiplied by (items of all tasks / tasks / items of its task).
-
-    Attributes:
-        parts: the items of each task.
     """
 
-    def __init__(self, parts: Sequence[Items], *, weight_by_size: bool) -> None:
-        self.parts = tuple(parts)
-        self.likelihoods: tuple[LogLikelihoodRequest, ...] = tuple(one for part in parts for one in part.likelihoods)
-        self.generations: tuple[GenerateRequest, ...] = tuple(one for part in parts for one in part.generations)
-        self.prompt_tokens = sum(part.prompt_tokens for part in parts)
-        self.n_dropped = sum(part.n_dropped for part in parts)
+    def __init__(self, where: str, parts: Sequence[Items], *, weight_by_size: bool) -> None:
+        super().__init__(
+            where,
+            [one for part in parts for one in part.likelihoods],
+            [one for part in parts for one in part.generations],
+            [count for part in parts for count in part.counts],
+            sum(part.n_dropped for part in parts),
+        )
+        self._parts = tuple(parts)
         even = len(self) / len(parts)
         self._weights = [1.0 if weight_by_size else even / len(part) for part in parts]
 
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
     @property
-    def longest(self) -> int:
-        """As `Items.longest`."""
-        return max(part.longest for part in self.parts)
+    def parts(self) -> tuple[Items, ...]:
+        """Those of each task."""
+        return self._parts
 
     def check_lengths(self, max_length: int) -> None:
-        """As `Items.check_lengths`."""
-        for part in self.parts:
+        """See `Items.check_lengths`; the item is named with its task."""
+        for part in self._parts:
             part.check_lengths(max_length)
 
     def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
-        """As `Items.score`."""
+        """See `Items.score`, weighted."""
         scores, n_likelihoods, n_generations = [], 0, 0
-        for part, weight in zip(self.parts, self._weights, strict=True):
+        for part, weight in zip(self._parts, self._weights, strict=True):
             end, generations_end = n_likelihoods + len(part.likelihoods), n_generations + len(part.generations)
             scores.append(
                 weight * part.score(likelihoods[n_likelihoods:end], generations[n_generations:generations_end])
             )
             n_likelihoods, n_generations = end, generations_end
         return np.concatenate(scores)
+
+    def target(self, number: int) -> str | None:
+        """See `Items.target`."""
+        targets = ((part, place) for part in self._parts for place in range(len(part)))
+        part, place = next(islice(targets, number, None))
+        return part.target(place)

@@ -1,4 +1,4 @@
-"""`Items`: what the items of one task and split ask an engine, how much that is, whether it has room for it, and what its answers are worth."""
+"""`Items`: what the items of a task or group of tasks ask an engine, how much that is, whether it has room for it, and what its answers are worth."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from evomerge.engine import GenerateRequest, Generation, LogLikelihood, LogLikel
 
 
 class Items(ABC):
-    """The items of one task and split, in the data set's order.
+    """The items of one split of a task or group, in the data set's order.
 
     Args:
         where: task and split, for messages.
-        likelihoods, generations: the requests; one of the two is empty.
+        likelihoods, generations: the requests; of a task one of the two is empty.
         counts: how many of them each item makes.
         n_dropped: items of the data that were left out (`TaskSpec.drop_shared`).
 

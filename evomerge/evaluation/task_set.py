@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.core import EvaluationError, Split
-from evomerge.evaluation.grouped_task import GroupedItems, GroupedTask
+from evomerge.evaluation.grouped_task import GroupedTask
 from evomerge.evaluation.items import Items
 from evomerge.evaluation.loaded_task import LoadedTask, load_task
 from evomerge.evaluation.sandbox import SandboxedTask
@@ -68,7 +68,7 @@ class TaskSet:
         """The names of the scores, in the order of the tasks."""
         return tuple(self._tasks)
 
-    def items(self, split: Split) -> Mapping[str, Items | GroupedItems]:
+    def items(self, split: Split) -> Mapping[str, Items]:
         """Task name -> its items of `split`, in the order of an evaluation's `item_scores`.
 
         Raises:

@@ -91,6 +91,15 @@ def configured(folder: Path, models: list[Path], *tasks: Any, **changes: Any) ->
     return parse_config(settings, folder=folder)
 
 
+def test_a_groups_items_are_those_of_its_tasks(folder: Path, models: list[Path]) -> None:
+    group = TaskSet(task_specs(configured(folder, models, "_by_size.yaml")), models[0]).items(Split.SEARCH)["by_size"]
+    assert len(group.parts) > 1
+    assert len(group) == sum(map(len, group.parts))
+    assert group.longest == max(part.longest for part in group.parts)
+    targets = [part.target(number) for part in group.parts for number in range(len(part))]
+    assert [group.target(number) for number in range(len(group))] == targets
+
+
 def test_a_groups_score_is_lm_evals(folder: Path, models: list[Path], tmp_path: Path) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
