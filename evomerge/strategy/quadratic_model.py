@@ -29,8 +29,6 @@ _CHOOSING_REST = 1e-3
 taken: with exact errors the search found less (on the digits experts .718, .743, .761, .787 of hypervolume for .732, .758, .784, .805)."""
 _MANY = 400
 """From so many results on, and two per coefficient, a fit takes a fraction of the time of a singular value decomposition of all."""
-_SETTLED = 1e-4
-"""Relative change of the coefficients that ends a fit to so many results: what further steps would change is a tenth of it."""
 _FLAT = 1e-12
 """Squared singular values that are smaller, relative to the largest, are rounding."""
 _REACH = 4.0
@@ -103,8 +101,6 @@ def fit_quadratic(points: Floats, scores: Floats, link: Link, *, diagonal: bool 
             ):
                 break
         fit = _Ridge(coefficients, step.leverage, step.penalty)
-        if len(scores) > _MANY and np.abs(coefficients - before).max() <= _SETTLED * np.abs(coefficients).max():
-            break
     linear = features @ fit.coefficients
     fitted, slopes = forward(linear)
     # removing a point moves the linearised fit there by leverage / (1 - leverage) times its residual

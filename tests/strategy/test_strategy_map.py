@@ -236,6 +236,6 @@ def test_a_fit_to_many_results_is_that_of_a_full_decomposition(link, monkeypatch
     fast = fit_quadratic(points, scores, link, diagonal=True)
     monkeypatch.setattr("evomerge.strategy.quadratic_model._MANY", 1000)
     exact = fit_quadratic(points, scores, link, diagonal=True)
-    assert np.abs(fast.coefficients - exact.coefficients).max() < 1e-4
-    assert np.abs(fast.loo_errors - exact.loo_errors).max() < 1e-4
-    assert fast.loo_r2 == pytest.approx(exact.loo_r2, abs=1e-5)
+    assert np.abs(fast.coefficients - exact.coefficients).max() < 1e-8
+    assert np.abs(fast.loo_errors - exact.loo_errors).max() < 1e-8
+    assert fast.loo_r2 == pytest.approx(exact.loo_r2, abs=1e-8)
