@@ -1,5 +1,6 @@
 """config -> the engine of a worker: its kind, its environment, its memory, and what merges need beside it."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,8 +15,8 @@ from evomerge.recipe import PIECEWISE
 if TYPE_CHECKING:
     from evomerge.engine import Engine
 
-_HELD_TWICE = 1.05
-"""Of several processes of an engine each holds its part of the models and, whole, norms, and keys and values where there are fewer heads than processes."""
+_REPLICATED = 1.05
+"""What a process of several holds over its part of the models: norms, and keys and values where there are fewer heads than processes, are whole in each."""
 
 _SAYS_MEMORY = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
 """options of vLLM with which a user says himself what it may take"""
@@ -34,11 +35,10 @@ def worker_environment(config: SearchConfig) -> dict[str, str]:
         return {}
     from evomerge.engine import engine_environment
 
-    processes, given = config.engine.tensor_parallel, config.cluster.cpus_per_worker
-    threads = max(1, cpus_per_worker(config) // processes)
+    threads = max(1, cpus_per_worker(config) // config.engine.tensor_parallel)
     variables = engine_environment(engine_kind(config), threads=threads)
-    if processes > 1 and given is not None:  # where nobody says so, each process takes them for its own
-        variables["OMP_NUM_THREADS"] = str(threads)
+    if config.cluster.cpus_per_worker is not None:  # else Ray, or torch, decides
+        variables.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(threads)))
     return variables
 
 
@@ -63,7 +63,7 @@ def gpu_memory_needs(
     model, processes = next(iter(models.values())), config.engine.tensor_parallel
     on_gpu = method == PIECEWISE.name or method in gpu_methods()
     depth = n_slots / model.n_layers if n_slots and model.n_layers else 1.0
-    part = _HELD_TWICE / processes if processes > 1 else 1.0
+    part = _REPLICATED / processes if processes > 1 else 1.0
     given = config.cluster.gpus_per_worker
     sources = sum(header.n_bytes for header in models.values()) + ranks_of(method, models)
     return {

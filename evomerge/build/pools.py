@@ -1,6 +1,7 @@
 """config -> the worker pool of a run."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -65,13 +66,16 @@ def _ray_pool(
 
     cluster = config.cluster
     wanted = None if cluster.workers == "auto" else cluster.workers
-    n_cpus = None if wanted is None else max(os.cpu_count() or 1, round(wanted * (cluster.cpus_per_worker or 1)))
+    cpus = cluster.cpus_per_worker or 1.0
+    n_cpus = None if wanted is None else max(os.cpu_count() or 1, round(wanted * cpus))
     with RaySession(cluster.address, n_cpus) as session:
         resources = session.resources()
         has_gpu = resources.get("GPU", 0) > 0 and not isinstance(config.evaluation, SyntheticConfig)
         gpus = gpus_per_worker(config) if has_gpu else 0.0
-        cpus = cluster.cpus_per_worker or cores_beside(gpus, session.nodes().values())
-        config = config.model_copy(update={"cluster": cluster.model_copy(update={"cpus_per_worker": cpus})})
+        if cluster.cpus_per_worker is None:
+            here = float(len(os.sched_getaffinity(0))) if cluster.address is None else math.inf
+            cores = cores_beside(gpus, session.nodes().values(), most=here)
+            config = config.model_copy(update={"cluster": cluster.model_copy(update={"cpus_per_worker": cores})})
         room = session.room(cpus, gpus)
         n_workers = wanted or max(1, room)
         if n_workers > room and cluster.address is None:
@@ -112,9 +116,17 @@ def _temporary_files(folder: Path) -> dict[str, str]:
     return {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))}
 
 
-def cores_beside(gpus: float, nodes: Iterable[Mapping[str, float]]) -> float:
-    """Cores for a worker with `gpus`, so that there are enough for all GPUs of every one of `nodes` (resources of each); 1 without GPUs."""
-    shares = [gpus * node.get("CPU", 0.0) / node["GPU"] for node in nodes if node.get("GPU", 0.0) >= gpus > 0]
+def cores_beside(gpus: float, nodes: Iterable[Mapping[str, float]], most: float = math.inf) -> float:
+    """Cores that a worker with `gpus` computes with: enough are there for all GPUs of every one of `nodes`. 1 without GPUs.
+
+    Args:
+        gpus: of the worker.
+        nodes: resources of each.
+        most: cores of a node that this process may use.
+    """
+    shares = [
+        gpus * min(most, node.get("CPU", 0.0)) / node["GPU"] for node in nodes if node.get("GPU", 0.0) >= gpus > 0
+    ]
     return float(max(1, int(min(shares, default=1.0) + 1e-9)))
 
 

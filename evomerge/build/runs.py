@@ -263,10 +263,10 @@ def _say_why_complete(config: SearchConfig, state: RunState, directory: RunDirec
     if not used_up:
         logger.warning("nothing is left to do: the strategy has stopped by itself (%s)", ", ".join(state.stopped))
         return
-    name, limit = next(iter(used_up.items()))
+    limits = ", ".join(f"budget.{name}: {limit}" for name, limit in used_up.items())
+    more = [f"--set budget.{name}={2 * max(limit, reached.get(name, 0))}" for name, limit in used_up.items()]
     logger.warning(
-        "nothing is left to do: budget.%s: %s is used up. More: %s --set budget.%s=%s",
-        *(name, limit, directory.resume_command, name, 2 * max(limit, reached.get(name, 0))),
+        "nothing is left to do: %s is used up. More: %s %s", limits, directory.resume_command, " ".join(more)
     )
 
 

@@ -76,9 +76,9 @@ def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
     if sizes.candidate_bytes:
         known = f"{sizes.rank_bytes / 1e9:.3g} GB of their ranks, " if sizes.rank_bytes else ""
         if sizes.statistics_bytes:
-            known += f"about {sizes.statistics_bytes / 1e9:.2g} GB of histograms or norms, "
+            known += f"at most about {sizes.statistics_bytes / 1e9:.2g} GB of histograms or norms, "
         CONSOLE.print(
-            f"a worker    {sizes.worker_bytes / 1e9:.3g} GB of weights: {sizes.source_bytes / 1e9:.3g} GB of sources, {known}"
+            f"a worker    {sizes.worker_bytes / 1e9:.3g} GB: {sizes.source_bytes / 1e9:.3g} GB of sources, {known}"
             f"{sizes.candidate_bytes / 1e9:.3g} GB of candidate; the engine's caches come on top"
         )
     CONSOLE.print(f"a candidate {sizes.journal_bytes / 1e3:.2g} kB on disk, and 4 bytes for every item scored")

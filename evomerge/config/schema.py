@@ -292,7 +292,7 @@ class ClusterConfig(_Strict):
     gpus_per_worker: float | None = Field(default=None, ge=0)
     """default: one for each process of the engine (engine.tensor_parallel); ignored where the cluster has no GPU"""
     cpus_per_worker: float | None = Field(default=None, gt=0)
-    """default: with a GPU the cores of its node that fall to it, else 1"""
+    """cores of its own; default: 1, but with GPUs it computes with as many as every node has for so many"""
     address: str | None = None
     """a running Ray cluster ("auto", "ray://host:10001"); default: start a local one"""
     max_attempts: int = Field(default=2, ge=1)

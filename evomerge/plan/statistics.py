@@ -10,7 +10,8 @@ _PRUNE_BY_MAGNITUDE = ("ties", "breadcrumbs", "breadcrumbs_ties")
 _MASK_AT_RANDOM = ("dare_linear", "dare_ties", *RANKED_METHODS)
 
 _HISTOGRAM_BYTES = 0.4
-"""of an element of an expert in bfloat16, as measured: counts 0.18, magnitudes with lower bits 0.22. In float32, where most have them, they are not listed"""
+"""of an element of an expert, the most that was seen: in bfloat16 with deltas of a thousandth counts took 0.18, magnitudes with lower bits 0.22. Where most have such bits, as
+in float32, they are not listed: 0.2 to 0.3"""
 
 LARGE_TENSOR = 1 << 19
 """elements of tensors of which it is kept what every density keeps: half a megabyte, half of the smallest in bfloat16"""

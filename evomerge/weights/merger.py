@@ -124,6 +124,7 @@ class Merger:
             if step.output in fused:
                 wanted.setdefault(region.view.device, []).append((step, window or whole(step.n_elements)))
         batches = {device: self._batch_on(device, own, fused) for device, own in wanted.items()}
+        fused = dict(fused) | self._measured_here(wanted, batches, fused)
         direct: dict[Batch, list[Destination]] = {}
         for (step, region), window in zip(places, windows, strict=True):
             form, batch = fused.get(step.output), batches.get(region.view.device)
@@ -160,6 +161,24 @@ class Merger:
             self._on_gpu[device] = triton_batch(self._pool, device, self.gpu_bytes)
         on_gpu = self._on_gpu[device]
         return on_gpu if on_gpu is not None and on_gpu.ready(wanted, fused) else self._batch
+
+    def _measured_here(
+        self,
+        wanted: Mapping[torch.device, Collection[tuple[TensorStep, Window]]],
+        batches: Mapping[torch.device, "Batch | None"],
+        fused: Mapping[str, FusedStep],
+    ) -> dict[str, FusedStep]:
+        """Forms with norms of whole tensors, for GPUs that hold and merge a part of them."""
+        if self._batch is None:
+            return {}
+        parts = {
+            step.output: step
+            for device, own in wanted.items()
+            if batches[device] is not self._batch
+            for step, window in own
+            if window != whole(step.n_elements)
+        }
+        return {name: self._batch.measured(step, fused[name]) for name, step in parts.items()}
 
     def _merged(
         self, plan: MergePlan, step: TensorStep, form: FusedStep, batch: "Batch", window: Window

@@ -88,6 +88,10 @@ def test_cores_that_fall_to_a_gpu(gpus: float, nodes: list[dict[str, float]], co
     assert cores_beside(gpus, nodes) == cores
 
 
+def test_cores_that_this_process_may_not_use_do_not_count() -> None:
+    assert cores_beside(1.0, [{"CPU": 64.0, "GPU": 2.0}], most=8.0) == 4
+
+
 def test_a_worker_knows_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
 
@@ -106,7 +110,7 @@ def test_a_worker_knows_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     started(tmp_path, address="auto", cpus_per_worker=3)
     monkeypatch.setattr("evomerge.build.pools.SyntheticConfig", str)
     started(tmp_path, address="auto", gpus_per_worker=2)
-    assert told == [(1.0, 1.0, 0.0), (3.0, 3.0, 0.0), (16.0, 16.0, 2.0)]
+    assert told == [(1.0, 1.0, 0.0), (3.0, 3.0, 0.0), (16.0, 1.0, 2.0)]
 
 
 def test_the_processes_of_an_engine_share_the_cores_of_a_worker(tmp_path: Path) -> None:

@@ -233,8 +233,7 @@ def test_any_dtype_of_the_engine(out, view):
 @pytest.mark.parametrize("along", [0, 1])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_process_of_several_holds_its_part_alone(method, along, rescale, monkeypatch):
-    """Of tensors of the usual sizes; where a norm has to be measured, the whole."""
-    monkeypatch.setattr(statistics, "LARGE_TENSOR", 0)  # norms of what masks keep are known
+    """Also where norms of whole tensors have to be measured, with `rescale` and a magnitude."""
     plan, pool = fixed_case(method, 2, rescale=rescale, shape=(48, 320))
     (step,) = plan.steps
     (_, expected) = next(Merger(pool).tensors(plan))
@@ -247,8 +246,7 @@ def test_a_process_of_several_holds_its_part_alone(method, along, rescale, monke
     Merger(pool).write(plan, target)
     assert torch.equal(target.region.view, expected[index])
     form = fuse(step, Statistics(pool))
-    is_measured = any(norms.kept is None for norms in form.norms.values())
-    assert set(held.values()) == {step.n_elements if is_measured else step.n_elements // 4}
+    assert set(held.values()) == {step.n_elements // 4}
     assert len(held) == len({entry.key for entry, _, _ in form.inputs} | {e.key for e in [form.base] if e}) + sum(
         prune.ranks is not None for _, _, prune in form.inputs
     )

@@ -1,7 +1,7 @@
 """`FusedBatch`: many output tensors computed by the compiled kernels in one go, each into memory of the caller's."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +18,7 @@ from evomerge.weights.fused.steps import FusedStep, fuse, is_measured
 from evomerge.weights.fused.tables import INPUT, KINDS, OUTPUT, chunks_of, kind_of
 from evomerge.weights.fused.threads import Threads
 from evomerge.weights.pool import WeightPool
-from evomerge.weights.windows import Window
+from evomerge.weights.windows import Window, whole
 
 _RANGE = np.dtype(
     [("output", np.int32), ("input", np.int32), ("start", np.int64), ("end", np.int64), ("out_address", np.int64)]
@@ -134,6 +134,23 @@ class FusedBatch:
         """What is computed where `window` is wanted: just that."""
         return window
 
+    def measured(self, step: TensorStep, form: FusedStep) -> FusedStep:
+        """`form` with all the norms that `run` would measure, which takes a pass over the whole tensors."""
+        unknown = [position for position, norms in form.norms.items() if norms.kept is None]
+        if not unknown:
+            return form
+        window = whole(step.n_elements)
+        nowhere = Destination(step, window, torch.empty(0), False)
+        outputs, inputs = self._tables([Part((step.output, 0), form, nowhere, 0, window.n_elements)])
+        masks = [np.empty(-(-step.n_elements // LANES) * LANES // 8, np.uint8) for _ in unknown]
+        inputs["mask_address"][unknown] = [mask.ctypes.data for mask in masks]
+        ranges = np.zeros(len(unknown), _RANGE)
+        ranges["input"], ranges["end"] = unknown, step.n_elements
+        kept = self._measured(ranges, outputs, inputs)
+        del masks  # the table holds their addresses
+        known = {position: form.norms[position]._replace(kept=float(kept[position])) for position in unknown}
+        return replace(form, norms={**form.norms, **known})
+
     def run(self, destinations: list[Destination], fused: Mapping[str, FusedStep]) -> TensorStep | None:
         """Computes `destinations`; `fused` holds the form of every step, by output name.
 
@@ -211,9 +228,9 @@ class FusedBatch:
         is_random = np.isin(inputs["mode"], (RANDOM, RANKED))
         masks = [np.empty(-(-size // LANES) * LANES // 8, np.uint8) for size in n_elements[is_random].tolist()]
         inputs["mask_address"][is_random] = [mask.ctypes.data for mask in masks]
-        measured = np.flatnonzero(inputs["measure"])
-        entire = np.zeros(len(measured), _RANGE)
-        entire["output"], entire["input"], entire["end"] = output_of[measured], measured, n_elements[measured]
+        unknown = np.flatnonzero(inputs["measure"])
+        entire = np.zeros(len(unknown), _RANGE)
+        entire["output"], entire["input"], entire["end"] = output_of[unknown], unknown, n_elements[unknown]
         drawn = _drawn(np.flatnonzero(is_random & ~inputs["measure"]), output_of, ranges, rows)
         kept_l1 = self._measured(np.concatenate([entire, drawn]), outputs, inputs)
         norms = {number: pair for number, pair in enumerate(_norms_of(forms)) if pair is not None}

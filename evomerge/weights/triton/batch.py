@@ -59,10 +59,9 @@ class TritonBatch:
         self._reasons: set[str] = set()
 
     def covering(self, step: TensorStep, form: FusedStep, window: Window) -> Window:
-        """What is computed where `window` is wanted: the whole tensor, where a norm of it must be measured or a mask is not cut between its groups."""
-        is_measured = any(norms.kept is None for norms in form.norms.values())
+        """What is computed where `window` is wanted: the whole tensor, where a random mask is not cut between its groups."""
         draws = any(prune.mode in (RANDOM, RANKED) for _, _, prune in form.inputs)
-        return whole(step.n_elements) if is_measured or (draws and not has_groups(window)) else window
+        return whole(step.n_elements) if draws and not has_groups(window) else window
 
     def ready(self, wanted: Collection[tuple[TensorStep, Window]], fused: Mapping[str, FusedStep]) -> bool:
         """Whether these parts of steps can be computed: what they read is on the GPU, copied where there is room.
@@ -149,7 +148,7 @@ class TritonBatch:
     def _measured(
         self, parts: list[Part], wanted: NDArray[np.bool_], variant: Variant, tables: Tables
     ) -> NDArray[np.float64]:
-        """(rows, inputs): L1 norms of pruned deltas, of whole tensors whatever part of them is wanted here; 0 in rows not `wanted`."""
+        """(rows, inputs): L1 norms of pruned deltas, of the rows `wanted`, whose windows are whole tensors; 0 in others."""
         sizes = [part.destination.step.n_elements if row else 0 for part, row in zip(parts, wanted, strict=True)]
         chunks = chunks_of(tuple([(0, size) for size in sizes]), self.device)
         partial = torch.zeros(len(chunks), variant.K, dtype=torch.float64, device=self.device)

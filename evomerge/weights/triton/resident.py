@@ -74,7 +74,7 @@ class ResidentSources:
         return self._copies[_place(self._on_cpu(source), window)]
 
     def _missing(self, items: Iterable[Item]) -> dict[Place, torch.Tensor]:
-        """(stretches, elements of a stretch) of each."""
+        """What is not copied yet, on the CPU: (stretches, elements of a stretch) each."""
         found: dict[Place, torch.Tensor] = {}
         for source, window in items:
             tensor = self._on_cpu(source)
