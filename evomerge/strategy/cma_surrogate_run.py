@@ -67,6 +67,7 @@ class SurrogateRun:
         self._n_sampled = 0
         self._generation = 0
         self._unjudged = False
+        self._injected = False
         self._next_generation()
 
     def sample(self) -> tuple[int, tuple[float, ...]]:
@@ -90,8 +91,11 @@ class SurrogateRun:
         """`sample` in a replay, which knows which point it `was`: one of this generation's, so that this was not over, whatever the model says.
 
         Neither the last results are judged nor the most promising sample is looked for, which takes most of a replay's time. None where it was
-        no point that waits, or one of these may repeat an earlier one: `sample` has to say. `real` (d,): coordinates that are no choices.
+        no point that waits, or one of these may repeat an earlier one, which is answered and not asked: `sample` has to say.
+        Points that are in a corner may, and the model's minimum may, which is the same until the model moves. `real` (d,): coordinates that are no choices.
         """
+        if self._injected and 0 in self._waiting:
+            return None
         inside = self._inside[self._waiting][:, real]
         if ((inside == 0.0) | (inside == 1.0)).all(axis=1).any():
             return None
@@ -168,12 +172,14 @@ class SurrogateRun:
 
     def _close(self) -> None:
         """Updates the distribution with losses where they are known and the model's values elsewhere."""
+        self._injected = self._n_good > 0 and self._can_predict
         if self._n_good:
             with warnings.catch_warnings(action="ignore"):
                 self._es.tell(self._samples, self._values().tolist())
             good = {row: loss for row, loss in self._losses.items() if loss is not None}
             widen_where_noise_decides(self._es, list(good.values()), [self._noise[row] for row in good])
-            self._inject_minimum()
+            if self._injected:
+                self._inject_minimum()
         self._next_generation()
 
     def _values(self) -> Floats:
@@ -189,8 +195,7 @@ class SurrogateRun:
         return values
 
     def _inject_minimum(self) -> None:
-        if not self._can_predict:
-            return
+        """Makes the model's minimum the first sample of the next generation."""
         d = self._dimension
         mean = self._clipped([np.asarray(self._es.result.xfavorite)])[0]
         # sampled covariances are positive definite; the ridge covers rounding

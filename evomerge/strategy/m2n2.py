@@ -131,6 +131,10 @@ class M2n2(ReplayStrategy):
         if slot is not None:
             self._members[slot : slot + 1] = [told.candidate]
 
+    def _learn_again(self, told: Told) -> None:
+        """What is known is a member already, or was none: under the id of another it would become that one's parent."""
+        self._filling.discard(told.candidate.id)
+
     def _note_seed(self, told: Told) -> None:
         index = _unit_vector(told.candidate)
         if self._on_weights and index is not None:

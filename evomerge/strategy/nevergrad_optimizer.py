@@ -5,7 +5,7 @@ w in [-1.5, 1.5]; in unit coordinates: `l1: 0.15` around `l1_centre: 0.5`.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import nevergrad
 import numpy as np
 from pydantic import Field
 
-from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
+from evomerge.core import Candidate, ConfigError, Genome, Json, VectorGenome, random_stream
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, nearly_equal
 from evomerge.strategy.replay import FEW_KNOWN, ReplayStrategy
 
@@ -26,6 +26,11 @@ _FAILING = {
 
 _UNKNOWN_LOSS = 1e20
 """Below 5e20, where nevergrad clips."""
+
+
+def _is_planned(optimizer: Any) -> bool:
+    """Whether it makes as many proposals as its budget says, some of them drawn beforehand: there are no others in place of known ones."""
+    return bool(optimizer.one_shot) or any(map(_is_planned, getattr(optimizer, "optims", [])))
 
 
 class NevergradOptions(StrategyOptions):
@@ -60,7 +65,6 @@ class NevergradStrategy(ReplayStrategy):
 
     name: ClassVar[str] = "nevergrad"
     options_type: ClassVar[type[StrategyOptions]] = NevergradOptions
-    max_known = FEW_KNOWN
     options: NevergradOptions
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -85,6 +89,8 @@ class NevergradStrategy(ReplayStrategy):
         self._global_state = before
         with self._quiet():
             self._optimizer = self._make_optimizer()
+        self.max_known = 0 if _is_planned(self._optimizer) else FEW_KNOWN
+        self._is_used_up = False
         self._asked: dict[str, Any] = {}
         self._held_back: list[Any] = []
         self._seen: list[tuple[float, ...]] = []
@@ -130,9 +136,19 @@ class NevergradStrategy(ReplayStrategy):
         with suppress(nevergrad.errors.TellNotAskedNotSupportedError):
             self._tell(point, self._penalised(told))
 
-    def _propose(self) -> Proposal:
-        with self._quiet():
-            point = self._optimizer.ask()
+    def stop_reasons(self) -> Mapping[str, Json]:
+        """Also `plan`, where an optimiser has made all the proposals that it planned for."""
+        return {**super().stop_reasons(), **({"plan": self.options.budget} if self._is_used_up else {})}
+
+    def _propose(self) -> Proposal | None:
+        try:
+            with self._quiet():
+                point = self._optimizer.ask()
+        except AssertionError:
+            if not _is_planned(self._optimizer) or self._optimizer.num_ask < self.options.budget:
+                raise
+            self._is_used_up = True
+            return None
         self._asked[self._next_id] = point
         return Proposal(VectorGenome(tuple(np.clip(np.asarray(point.value, dtype=np.float64), 0.0, 1.0).tolist())))
 

@@ -147,6 +147,13 @@ class ReplayStrategy(ABC):
         For algorithms that keep what they propose beyond its id.
         """
 
+    def _learn_again(self, told: Told) -> None:
+        """Takes in what is known of a point that was just proposed again, and is not asked: as if it were the result of the next candidate.
+
+        For algorithms that keep candidates by their ids to tell them apart from others that are asked.
+        """
+        self._learn(told)
+
     def _recall(self, was: Callable[[Genome], bool]) -> Proposal | None:
         """`_propose` in a replay, which knows what it `was`: without the work of choosing one of few points. None where it was none of them.
 
@@ -285,7 +292,7 @@ class ReplayStrategy(ABC):
                 return proposal
             candidate = Candidate(self._next_id, proposal.genome, proposal.parents)
             known = self._seeds[~number] if number < 0 else read_result(candidate, self._log.result(number))
-            self._learn(replace(known, candidate=candidate))
+            self._learn_again(replace(known, candidate=candidate))
         proposal = self._propose()
         return self._unknown_instead(proposal) if self.max_known and proposal is not None else proposal
 

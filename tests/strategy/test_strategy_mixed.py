@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evomerge.core import Candidate, ConfigError, Evaluation, Objective, Split, Status, VectorGenome
-from evomerge.strategy import make_strategy
+from evomerge.strategy import Strategy, make_strategy
 from evomerge.testing.strategy_suite import lacking_library
 
 CHOICES = (2, 3, 4, 5, 0, 0)
@@ -81,6 +81,48 @@ def test_what_is_known_is_not_evaluated_again(name):
     again.load_state_dict(strategy.state_dict())
     assert again.stop_reasons() == {"space": 27}
     assert again.state_dict() == strategy.state_dict()
+
+
+def told(strategy: Strategy, n_evaluations: int, n_pending: int) -> list[Candidate]:
+    """All candidates of a search for small sums; it ends where the strategy has a reason to stop."""
+    asked: list[Candidate] = []
+    pending: list[Candidate] = []
+    for _ in range(n_evaluations):
+        new = strategy.ask(n_pending - len(pending))
+        asked += new
+        pending += new
+        if not pending:
+            break
+        candidate = pending.pop(0)
+        score = -sum(candidate.point)
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores={"t": score})])
+    return asked
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_parents_of_what_is_proposed_beside_known_points_were_asked_before(seed: int) -> None:
+    strategy = make_strategy(
+        "m2n2", dimension=3, objectives=[Objective("t")], seed=seed, choices=(3, 3, 0), on="recipes"
+    )
+    asked = told(strategy, 100, 4)
+    assert all(parent < candidate.id for candidate in asked for parent in candidate.parents)
+    members = [member for member, _ in strategy.archive]
+    assert len(members) == len(set(members))
+    few = make_strategy("m2n2", dimension=3, objectives=[Objective("t")], seed=seed, choices=(3, 3, 3), on="recipes")
+    asked = told(few, 100, 4)
+    assert all(parent < candidate.id for candidate in asked for parent in candidate.parents)
+    members = [member for member, _ in few.archive]
+    assert len(members) == len(set(members))
+
+
+@pytest.mark.parametrize("optimizer", ["LHSSearch", "MetaCauchyRecentering", "Portfolio"])
+def test_a_plan_of_nevergrad_is_carried_out_to_its_end(optimizer: str) -> None:
+    """Also in a space of choices, where it repeats itself: what is known does not use up a plan."""
+    pytest.importorskip("nevergrad")
+    made = {"dimension": 4, "objectives": [Objective("t")], "seed": 1, "choices": (3,) * 4}
+    strategy = make_strategy("nevergrad", optimizer=optimizer, budget=40, **made)
+    assert len(told(strategy, 60, 2)) >= 40
+    assert strategy.stop_reasons() == {"plan": 40}
 
 
 def test_a_seed_is_not_evaluated_again():

@@ -134,6 +134,11 @@ def test_item_noise_keeps_the_step_size_up_where_noise_decides(surrogate):
 @pytest.mark.parametrize(
     ("target", "workers", "options"),
     [
+        (1.2, 4, {"dimension": 1}),
+        (1.3, 2, {"dimension": 2}),
+        (1.2, 4, {"dimension": 5, "restarts": "bipop"}),
+        (1.2, 1, {"dimension": 2, "choices": (0, 3), "restarts": "ipop"}),
+        (-0.2, 2, {"choices": (0, 0, 2, 3)}),
         (0.3, 4, {}),
         (0.3, 12, {}),
         (1.3, 4, {}),
@@ -143,10 +148,10 @@ def test_item_noise_keeps_the_step_size_up_where_noise_decides(surrogate):
     ],
 )
 def test_a_replay_is_exact_and_fits_few_models(target, workers, options, monkeypatch):
-    """Also with an optimum in a corner, where points repeat, and after restarts."""
+    """Also with an optimum in a corner, where points repeat, and the model's minimum beside it too, and after restarts."""
 
     def fresh():
-        return make_strategy("cma_es", dimension=4, objectives=[Objective("f")], seed=3, **options)
+        return make_strategy("cma_es", **{"dimension": 4, "objectives": [Objective("f")], "seed": 3} | options)
 
     def go_on(strategy, pending, n_tells):
         history = []
