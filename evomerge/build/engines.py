@@ -47,6 +47,22 @@ def cpus_per_worker(config: SearchConfig) -> int:
     return max(1, int(config.cluster.cpus_per_worker or 1))
 
 
+def gpus_per_worker(config: SearchConfig) -> float:
+    """What a worker asks for where there are GPUs: as configured, else one for each process of its engine.
+
+    Raises:
+        ConfigError: fewer GPUs than processes; none at all are an engine on the CPU.
+    """
+    processes, wanted = config.engine.tensor_parallel, config.cluster.gpus_per_worker
+    if wanted is None:
+        return float(processes)
+    if processes > 1 and 0 < wanted < processes:
+        raise ConfigError(
+            f"cluster.gpus_per_worker: {wanted:g} is too few for engine.tensor_parallel, {processes}; leave it out, or give {processes}"
+        )
+    return wanted
+
+
 def gpu_memory_needs(
     config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None, method: str
 ) -> dict[str, float]:

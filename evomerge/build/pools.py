@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Protocol
 
-from evomerge.build.engines import worker_environment
+from evomerge.build.engines import gpus_per_worker, worker_environment
 from evomerge.build.evaluators import FACTORY, evaluator_settings
 from evomerge.build.problem import Problem
 from evomerge.build.versions import package_versions
@@ -128,17 +128,3 @@ def cores_beside(gpus: float, nodes: Iterable[Mapping[str, float]], most: float 
         gpus * min(most, node.get("CPU", 0.0)) / node["GPU"] for node in nodes if node.get("GPU", 0.0) >= gpus > 0
     ]
     return float(max(1, int(min(shares, default=1.0) + 1e-9)))
-
-
-def gpus_per_worker(config: SearchConfig) -> float:
-    """What a worker asks for: as configured, else a GPU for each process of its engine.
-
-    Raises:
-        ConfigError: fewer GPUs than processes.
-    """
-    processes, wanted = config.engine.tensor_parallel, config.cluster.gpus_per_worker
-    if wanted is not None and processes > 1 and wanted < processes:
-        raise ConfigError(
-            f"cluster.gpus_per_worker: {wanted:g} is too few for engine.tensor_parallel, {processes}; leave it out, or give {processes}"
-        )
-    return float(processes) if wanted is None else wanted

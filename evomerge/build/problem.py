@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import cast
 
 from evomerge.build.crossings import Crossings, crosses_models
+from evomerge.build.engines import gpus_per_worker
 from evomerge.build.fingerprints import source_marks
 from evomerge.build.own_recipes import own_recipes, values_in_space
 from evomerge.build.sources import adapted_models, experts_named_twice, listed_models, model_table, sources_exist
@@ -257,6 +258,7 @@ def _checked(problem: Problem, *, begun: bool) -> Problem:
         lambda: None if begun else check_population(problem),
         lambda: _check_first_model(problem),
         lambda: _check_directions(problem),
+        lambda: None if begun else gpus_per_worker(problem.config),
     )
     errors = []
     for check in checks:

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from evomerge.build import evaluate_model, make_problem, parse_config, planning
-from evomerge.build.engines import gpu_memory_needs
+from evomerge.build.engines import gpu_memory_needs, gpus_per_worker
 from evomerge.cli.tables import print_plan
 from evomerge.config import SearchConfig
-from evomerge.core import EvaluationError
+from evomerge.core import ConfigError, EvaluationError
 from evomerge.plan import (
     PLACE_BYTES,
     RANK_BYTES,
@@ -69,6 +69,30 @@ def test_needs(folder, monkeypatch, method, engine, cluster, n_slots, engine_sha
     assert needs["engine_bytes"] == pytest.approx(engine_share * size, rel=0.1)
     assert needs["source_bytes"] == pytest.approx(n_sources * size, rel=0.1)
     assert needs["gpus"] == gpus
+
+
+@pytest.mark.parametrize(
+    ("processes", "given", "gpus"), [(1, None, 1), (4, None, 4), (1, 0.5, 0.5), (4, 4, 4), (2, 4, 4), (2, 0, 0)]
+)
+def test_a_worker_gets_a_gpu_for_each_process_of_its_engine(folder, processes, given, gpus):
+    assert gpus_per_worker(spread(folder, processes, given)) == gpus
+
+
+def test_fewer_gpus_than_processes_are_refused_before_a_search_starts(folder):
+    with pytest.raises(ConfigError, match=r"gpus_per_worker: 1 is too few for engine.tensor_parallel, 4"):
+        make_problem(spread(folder, 4, 1))
+
+
+def spread(folder: Path, processes: int, gpus: float | None) -> SearchConfig:
+    write_toy_task(folder / "toy.yaml", n_items=4)
+    settings = {
+        "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
+        "tasks": ["toy.yaml"],
+        "engine": {"kind": "vllm", "tensor_parallel": processes},
+        "cluster": {"gpus_per_worker": gpus},
+        "budget": {"evaluations": 10},
+    }
+    return parse_config(settings, folder=folder)
 
 
 @pytest.mark.parametrize("method", [*RANKED_METHODS, "sce"])

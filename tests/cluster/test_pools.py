@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from evomerge.cluster import LocalPool
-from evomerge.config import SearchConfig, parse_config
 from evomerge.core import (
     CheckpointError,
-    ConfigError,
     EngineError,
     Evaluation,
     EvaluationRequest,
@@ -276,30 +274,3 @@ def test_nothing_listens_beyond_this_machine_and_a_token_is_needed() -> None:
     assert friend.stdout.startswith("in"), friend.stderr
     stranger.kill()  # it has had the time that the friend needed; Ray goes on trying for minutes
     assert b"in" not in stranger.communicate()[0]
-
-
-@pytest.mark.parametrize(
-    ("processes", "given", "gpus"), [(1, None, 1.0), (4, None, 4.0), (1, 0.5, 0.5), (4, 4, 4.0), (2, 4, 4.0)]
-)
-def test_a_worker_gets_a_gpu_for_each_process_of_its_engine(processes: int, given: float | None, gpus: float) -> None:
-    from evomerge.build.pools import gpus_per_worker
-
-    assert gpus_per_worker(_spread(processes, given)) == gpus
-
-
-def test_fewer_gpus_than_processes_are_refused() -> None:
-    from evomerge.build.pools import gpus_per_worker
-
-    with pytest.raises(ConfigError, match=r"gpus_per_worker: 1 is too few for engine.tensor_parallel, 4"):
-        gpus_per_worker(_spread(4, 1))
-
-
-def _spread(processes: int, gpus: float | None) -> SearchConfig:
-    settings = {
-        "models": {"base": "b", "experts": {"a": "a"}},
-        "tasks": ["t.yaml"],
-        "budget": {"evaluations": 1},
-        "engine": {"tensor_parallel": processes},
-        "cluster": {"gpus_per_worker": gpus},
-    }
-    return parse_config(settings, folder=Path("/"))
