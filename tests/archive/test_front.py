@@ -122,7 +122,7 @@ def test_hypervolume_is_monotone_and_blind_to_order(losses, rng):
 
 def test_hypervolume_of_known_sets():
     assert hypervolume([[0.0, 0.5], [0.5, 0.0]], [1.0, 1.0]) == pytest.approx(0.75)
-    assert hypervolume([[0.25]], [1.0]) == pytest.approx(0.75)
+    assert hypervolume([[0.5], [0.25]], [1.0]) == pytest.approx(0.75)
     assert hypervolume([[0.0, 0.0, 0.0], [np.nan, 0.0, 0.0]], [1.0, 1.0, 2.0]) == pytest.approx(2.0)
     assert hypervolume([[1.0, 0.0]], [1.0, 1.0]) == 0.0
 
@@ -134,9 +134,16 @@ def test_knee_is_the_bulge():
     assert knee_index([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.2, 0.2, 0.2]]) == 3
 
 
+def test_the_knee_lies_below_the_plane_through_the_extremes():
+    extremes = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.4, 0.0, 1.0]]
+    assert knee_index([*extremes, [0.5, 0.2, 0.1], [0.05, 0.42, 0.38]]) == 4, (
+        "below the plane through the unit points it would be 3"
+    )
+
+
 def test_knee_of_a_degenerate_front():
     assert knee_index([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]) == 0
-    assert knee_index([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]) == 1, (
+    assert knee_index([[0.0, 1.0, 1.0], [10.0, 0.0, 0.0]]) == 1, (
         "it lies on the plane through the unit points, the other above"
     )
 

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,29 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
         atomic_write_json(path, {"a": float("inf")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    atomic_write_text(path, "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            atomic_write_text(path, "new" * 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_whoever_reads_the_old_file_goes_on_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    atomic_write_text(path, "old")
+    with path.open() as stream:
+        atomic_write_text(path, "new")
+        assert stream.read() == "old"
+    assert path.read_text() == "new"
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
