@@ -1,4 +1,4 @@
-"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|many|groups|single|map`; and on the demo models: `models`.
+"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|many|groups|single|map|elites`; and on the demo models: `models`.
 
 Prints one table per family; every row is the mean over the seeds with its standard deviation. Single-threaded; four
 candidates are always pending, as with four workers.
@@ -10,6 +10,8 @@ groups   hypervolume (reference 1, not normalised) after 60, 100 and 200 evaluat
          groups (see noise.py)
 single   log10 of the best gap to the optimum after 25 d, 50 d and 100 d evaluations
 map      hypervolume on three experts of the digits task (digits_experts.py) after m + 15 evaluations
+elites   quality diversity on the same digits task after 100 and 315 evaluations: the mean over three archives (15 x 15 cells of the other two error rates,
+         between all wrong and none) of the QD score and of the filled cells; hypervolume
 models   hypervolume and best score of every registered strategy on the demo models after `--budget` evaluations of `--limit` items a task
 """
 
@@ -26,7 +28,7 @@ from math import pi
 import numpy as np
 from noise import GROUPED, make_families, make_grouped_loss, make_loss
 
-from evomerge.archive import hypervolume
+from evomerge.archive import EliteGrid, hypervolume
 from evomerge.core import Direction, Evaluation, Objective, Split, Status
 from evomerge.strategy import make_strategy, strategy_names
 
@@ -222,6 +224,34 @@ def amortised(seeds: range, only: list[str] | None) -> None:
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
+def elites(seeds: range, only: list[str] | None) -> None:
+    from digits_experts import digits_experts
+
+    def filled(losses: Floats) -> tuple[float, float]:
+        grids = [EliteGrid([-1.0, -1.0], [0.0, 0.0], 15) for _ in range(3)]
+        for row in -losses:
+            for index, grid in enumerate(grids):
+                grid.add(row[index], np.delete(row, index))
+        return np.mean([grid.score(-1.0) for grid in grids]), np.mean([len(grid) for grid in grids])
+
+    function = digits_experts()
+    print(f"after 100 / 315 evaluations, {len(seeds)} seeds, {date.today()}\n")
+    print("| strategy | QD score | cells | hypervolume |\n|---|---|---|---|")
+    for name in only or ["random", "sobol", "nsga2", "sms_emoa", "m2n2", "map", "map_elites", "cycleqd"]:
+        rows = []
+        for seed in seeds:
+            losses = run(name, function, 3, 315, seed)
+            parts = [losses[:n] for n in (100, 315)]
+            rows.append([*map(filled, parts), *[[hypervolume(part, [1.0] * 3)] for part in parts]])
+        (early, late, early_volume, late_volume) = [np.mean(part, axis=0) for part in zip(*rows, strict=True)]
+        spread = np.std([row[1][0] for row in rows])
+        print(
+            f"| {name} | {early[0]:.1f} / {late[0]:.1f} +- {spread:.1f} | {early[1]:.0f} / {late[1]:.0f} | "
+            f"{early_volume[0]:.3f} / {late_volume[0]:.3f} |",
+            flush=True,
+        )
+
+
 def models(seeds: range, only: list[str] | None, budget: int = 40, limit: int = 60) -> None:
     from demo_models import VARIANTS, DemoModels
 
@@ -240,7 +270,15 @@ def models(seeds: range, only: list[str] | None, budget: int = 40, limit: int = 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    families = {"pareto": pareto, "many": many, "groups": groups, "single": single, "map": amortised, "models": models}
+    families = {
+        "pareto": pareto,
+        "many": many,
+        "groups": groups,
+        "single": single,
+        "map": amortised,
+        "elites": elites,
+        "models": models,
+    }
     parser.add_argument("family", choices=families)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="strategies to run")

@@ -1,11 +1,13 @@
-"""Pareto tools and niches: dominance, fronts, hypervolume, knees, competition for items. All losses are minimised; nothing here knows a strategy."""
+"""Pareto tools and niches: dominance, fronts, hypervolume, knees, grids of elites, competition for items. All losses are minimised; nothing here knows a strategy."""
 
 from evomerge.archive.dominance import dominates, non_dominated_mask
 from evomerge.archive.front import Front, hypervolume
+from evomerge.archive.grid import EliteGrid
 from evomerge.archive.knee import knee, knee_index
 from evomerge.archive.niches import Niches, Stakes, attraction, coverage, resource_fitness, solve_rate_entropy
 
 __all__ = [
+    "EliteGrid",
     "Front",
     "Niches",
     "Stakes",

@@ -40,6 +40,7 @@ def print_summary(run: Run) -> None:
     if run.state.best_id is not None and run.state.entries[run.state.best_id].baseline:
         CONSOLE.print(f"no merge that was found beats {run.state.best_id} on the select split")
     _print_surrogates(summary)
+    _print_archives(summary)
     _print_overhead(summary)
     folder = run.directory
     files = [("best recipe", folder.best), ("front", folder.front_json), ("summary", folder.summary)]
@@ -168,6 +169,14 @@ def _print_surrogates(summary: dict[str, Any]) -> None:
             quality = ", ".join(f"{name} {value:.2f}" for name, value in row["loo_r2"].items())
             where = f" (sources {' + '.join(map(str, row['sources']))})" if "sources" in row else ""
             CONSOLE.print(f"surrogates' leave-one-out R2{where}: {quality}")
+
+
+def _print_archives(summary: dict[str, Any]) -> None:
+    """How far a strategy that keeps archives of elites has filled them."""
+    for name, row in summary["strategy"].get("archives", {}).items():
+        CONSOLE.print(
+            f"archive of {name}: {row['elites']} of {row['cells']} cells filled, QD score {row['qd_score']:.2f}, best {row['best']}"
+        )
 
 
 def _print_overhead(summary: dict[str, Any]) -> None:

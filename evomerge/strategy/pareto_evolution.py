@@ -22,8 +22,8 @@ from pymoo.operators.mutation.pm import PM
 from pymoo.operators.selection.tournament import TournamentSelection
 
 from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
-from evomerge.space import choices_at, middles_of
 from evomerge.strategy.base import Proposal, StrategyOptions, Told
+from evomerge.strategy.inheritance import inherited_choices
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import FamilyStream, PointStream, SobolStream
 
@@ -152,7 +152,9 @@ class ParetoEvolution(ReplayStrategy):
             child = self._crossover.do(self._problem, parents, random_state=self._generator)
             child = self._mutation.do(self._problem, child, random_state=self._generator)
             if len(self._discrete):
-                child[0].X[self._discrete] = self._choose(parents[0])
+                first, second = (parent.X[self._discrete] for parent in parents[0])
+                rate = self.options.mutation_probability or min(0.5, 1.0 / self.dimension)
+                child[0].X[self._discrete] = inherited_choices(first, second, self._counts, rate, self._generator)
             genome = VectorGenome(_unit_tuple(child[0].X))
             if hash(self._place(genome)) not in self._seen:
                 return Proposal(genome, tuple(parent.get("candidate_id") for parent in parents[0]))
@@ -166,18 +168,6 @@ class ParetoEvolution(ReplayStrategy):
                 break
             point = self._initial.next()
         return point
-
-    def _choose(self, parents: Population) -> NDArray[np.float64]:
-        """Categorical coordinates of a child: a parent's choice or, mutated, another one; the middle of the choice's interval."""
-        counts, draw = self._counts, self._generator
-        first, second = (parent.X[self._discrete] for parent in parents)
-        inherited = np.where(draw.random(len(counts)) < 0.5, first, second)
-        choice = choices_at(inherited, counts)
-        rate = self.options.mutation_probability or min(0.5, 1.0 / self.dimension)
-        mutated = draw.random(len(counts)) < rate
-        other = np.floor(draw.random(len(counts)) * (counts - 1))
-        choice = np.where(mutated, other + (other >= choice), choice)
-        return middles_of(choice, counts)
 
 
 def _unit_tuple(values: NDArray[np.float64]) -> tuple[float, ...]:

@@ -106,6 +106,10 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("catcma", n_objectives=1, options={"population_size": 4}, choices=(0, 3, 2, 0)),
         StrategyCase("catcma", dimension=2, options={"start": "centre"}, choices=(2, 5)),
     ),
+    "cycleqd": (
+        StrategyCase("cycleqd", n_objectives=3, options={"n_initial": 8, "crossover_sigma": 0.5}),
+        StrategyCase("cycleqd", options={"n_initial": 4, "n_bins": 3}, choices=(0, 3, 2, 0)),
+    ),
     "ga": (StrategyCase("ga", options={"population_size": 6}, choices=(0, 3, 2, 0)),),
     "cma_es": (
         StrategyCase("cma_es", n_objectives=1, options={"variant": "sep"}),
@@ -132,6 +136,7 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("map", dimension=5, options={"nested": True, "pair_points": 6}),
         StrategyCase("map", dimension=3, options={"nested": True, "bayesian": True, "pair_points": 6}),
     ),
+    "map_elites": (StrategyCase("map_elites", n_objectives=3, options={"n_initial": 6, "mutation_sigma": 0.0}),),
     "nevergrad": (
         StrategyCase("nevergrad", n_objectives=1, options={"l1": 0.15, "budget": 40}),
         StrategyCase("nevergrad", n_objectives=1, options={"optimizer": "CMA", "n_workers": 4}),

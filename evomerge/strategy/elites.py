@@ -1,0 +1,220 @@
+"""`cycleqd` and `map_elites`: quality diversity. Archives keep the best of every behaviour, and the behaviours are the tasks' scores.
+
+`cycleqd` is CycleQD (arXiv 2410.14735): an archive for each objective, whose quality is that objective and whose axes are all others. The
+archives take turns at giving two parents, drawn by quality and by how good they are on the axes; a child is offered to every archive. So each task
+is optimised at every level of the others, instead of their mean or their front alone. `map_elites` (arXiv 1504.04909) is the plain form: one archive,
+quality the mean of all objectives, axes all of them, parents drawn evenly.
+
+Symbols of the paper: w_i the weights of the parents, alpha_low and alpha_high the range into which quality and axes are scaled for drawing.
+
+Deliberate differences from the paper, which merges weights with the experts as its first elites:
+- What is crossed are points of the space. Of task arithmetic a weighted mean of two candidates' task vectors is the point between, so there it is
+  the published crossover; of other methods it is one of their parameters.
+- Its mutation scales singular values of task vectors; here a point moves by normal noise.
+- Cells lie between what the first results span, widened by 15% as the paper widens what the experts span; seeds count, and points of a Sobol sequence
+  come before, for a search knows little about its space from the experts alone.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from evomerge.archive import EliteGrid
+from evomerge.core import Candidate, ConfigError, Json, VectorGenome, random_stream, weights_in_mean
+from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told
+from evomerge.strategy.inheritance import inherited_choices
+from evomerge.strategy.replay import FEW_KNOWN, ReplayStrategy
+from evomerge.strategy.sampling import SobolStream
+
+_WIDENED = 0.15
+_LEAST_WEIGHT_SUM = 1e-3
+"""Weights of two parents that cancel out more than this say nothing."""
+
+
+class ElitesOptions(StrategyOptions):
+    """Options of `cycleqd` and `map_elites`."""
+
+    n_bins: int = Field(15, ge=1, le=1000, description="cells along each axis (CycleQD: 15)")
+    n_initial: int = Field(
+        20, ge=2, description="results, seeds included, before parents are drawn; Sobol points until then"
+    )
+    crossover_sigma: float = Field(
+        0.01, ge=0.0, le=10.0, description="standard deviation of the parents' weights around 1 (CycleQD's code: 0.01)"
+    )
+    mutation_sigma: float = Field(
+        0.05,
+        ge=0.0,
+        le=1.0,
+        description="standard deviation of a child's normal noise, as a share of a coordinate's range",
+    )
+
+
+class CycleQdOptions(ElitesOptions):
+    """Options of `cycleqd`."""
+
+    alpha_low: float = Field(
+        0.5, ge=0.0, le=1.0, description="weight of an archive's worst when parents are drawn (paper)"
+    )
+    alpha_high: float = Field(0.8, ge=0.0, le=1.0, description="weight of its best (paper)")
+
+
+class _Archive:
+    """A grid and who is in it.
+
+    Args:
+        quality: (m,), the weights of the objectives in the quality.
+        axes: which objectives are axes.
+        low, high: (m,), of the cells.
+        n_bins: cells along each axis.
+    """
+
+    def __init__(self, quality: Floats, axes: Sequence[int], low: Floats, high: Floats, n_bins: int) -> None:
+        self._quality, self._axes = quality, list(axes)
+        self._least = float(quality @ low)
+        self.grid = EliteGrid(low[self._axes], high[self._axes], n_bins)
+        self.elites: list[Candidate] = []
+
+    def offer(self, candidate: Candidate, fitness: Floats) -> None:
+        """Takes the candidate in, if it is the best of its cell."""
+        slot = self.grid.add(float(self._quality @ fitness), fitness[self._axes])
+        if slot is not None:
+            self.elites[slot : slot + 1] = [candidate]
+
+    def report(self) -> dict[str, Json]:
+        """What is in it."""
+        best = self.elites[int(np.argmax(self.grid.qualities))].id if self.elites else None
+        return {
+            "elites": len(self.grid),
+            "cells": self.grid.n_cells,
+            "qd_score": self.grid.score(self._least),
+            "best": best,
+        }
+
+
+class _Elites(ReplayStrategy):
+    """A steady-state search that fills grids; subclasses say which, and who is drawn.
+
+    FAILED and INFEASIBLE candidates never enter an archive. Seeds are offered first.
+    """
+
+    options_type: ClassVar[type[StrategyOptions]] = ElitesOptions
+    max_known = FEW_KNOWN
+    options: ElitesOptions
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if len(self.objectives) < 2:
+            raise ConfigError(
+                f"strategy {self.name} keeps candidates apart by their scores on several objectives, and there is one; use cma_es or ga"
+            )
+        self._generator = random_stream(self.random_seed, self.name, "mating")
+        self._initial = SobolStream(self.dimension, random_stream(self.random_seed, self.name, "sobol"))
+        self._waiting: list[tuple[Candidate, Floats]] = []
+        """results, until there are enough to say where the cells lie"""
+        self._archives: Mapping[str, _Archive] = {}
+        self._n_bred = 0
+
+    @abstractmethod
+    def _make_archives(self, low: Floats, high: Floats) -> Mapping[str, _Archive]:
+        """Empty archives by name; `low` and `high`, (m,), span the scores, higher is better."""
+
+    @abstractmethod
+    def _chances(self, archive: _Archive) -> Floats:
+        """How likely each elite is to become a parent, (n,), with a sum of 1."""
+
+    def diagnostics(self) -> Mapping[str, Json]:
+        """For each archive how many of its cells have an elite, the QD score, and the best elite."""
+        return {"archives": {name: archive.report() for name, archive in self._archives.items()}}
+
+    def _propose(self) -> Proposal:
+        if not self._archives and len(self._waiting) >= self.options.n_initial:
+            self._open_archives()
+        breeding = [archive for archive in self._archives.values() if len(archive.elites) >= 2]
+        if not breeding:
+            return Proposal(self._initial.next())
+        archive = breeding[self._n_bred % len(breeding)]
+        self._n_bred += 1
+        return self._child(archive)
+
+    def _learn(self, told: Told) -> None:
+        if told.losses is None:
+            return
+        fitness = -np.array(told.losses)
+        if not self._archives:
+            self._waiting.append((told.candidate, fitness))
+        for archive in self._archives.values():
+            archive.offer(told.candidate, fitness)
+
+    def _open_archives(self) -> None:
+        scores = np.array([fitness for _, fitness in self._waiting])
+        low, high = scores.min(axis=0), scores.max(axis=0)
+        self._archives = self._make_archives(low - _WIDENED * np.abs(low), high + _WIDENED * np.abs(high))
+        for candidate, fitness in self._waiting:
+            for archive in self._archives.values():
+                archive.offer(candidate, fitness)
+        self._waiting.clear()
+
+    def _child(self, archive: _Archive) -> Proposal:
+        draw = self._generator
+        slots = draw.choice(len(archive.elites), 2, replace=False, p=self._chances(archive))
+        parents = [archive.elites[slot] for slot in slots]
+        first, second = (np.array(parent.point) for parent in parents)
+        weights = draw.normal(1.0, self.options.crossover_sigma, 2)
+        share = weights[1] / weights.sum() if abs(weights.sum()) > _LEAST_WEIGHT_SUM else 0.5
+        child = first + share * (second - first)
+        if self.options.mutation_sigma > 0.0:
+            child += self.options.mutation_sigma * draw.standard_normal(self.dimension)
+        if len(self._discrete):
+            child[self._discrete] = inherited_choices(
+                first[self._discrete], second[self._discrete], self._counts, min(0.5, 1.0 / self.dimension), draw
+            )
+        return Proposal(VectorGenome(tuple(np.clip(child, 0.0, 1.0).tolist())), tuple(parent.id for parent in parents))
+
+
+class CycleQd(_Elites):
+    """CycleQD: an archive for each objective, in turns."""
+
+    name: ClassVar[str] = "cycleqd"
+    options_type: ClassVar[type[StrategyOptions]] = CycleQdOptions
+    options: CycleQdOptions
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.options.alpha_low > self.options.alpha_high:
+            raise ConfigError(
+                f"strategy {self.name}: alpha_low, {self.options.alpha_low:g}, is above alpha_high, {self.options.alpha_high:g}"
+            )
+
+    def _make_archives(self, low: Floats, high: Floats) -> Mapping[str, _Archive]:
+        own = np.eye(len(self.objectives))
+        others = [[axis for axis in range(len(own)) if axis != index] for index in range(len(own))]
+        return {
+            objective.name: _Archive(own[index], others[index], low, high, self.options.n_bins)
+            for index, objective in enumerate(self.objectives)
+        }
+
+    def _chances(self, archive: _Archive) -> Floats:
+        """Elite sampling: the product of quality and axes, each scaled within the archive to [alpha_low, alpha_high]."""
+        table = np.column_stack([archive.grid.qualities, archive.grid.behaviours])
+        low, spread = table.min(axis=0), np.ptp(table, axis=0)
+        norm = np.divide(table - low, spread, out=np.ones_like(table), where=spread > 0.0)
+        worth = (self.options.alpha_low + norm * (self.options.alpha_high - self.options.alpha_low)).prod(axis=1)
+        total = worth.sum()
+        return worth / total if np.count_nonzero(worth) >= 2 else np.full(len(worth), 1.0 / len(worth))
+
+
+class MapElites(_Elites):
+    """MAP-Elites: one archive of the mean over all objectives."""
+
+    name: ClassVar[str] = "map_elites"
+
+    def _make_archives(self, low: Floats, high: Floats) -> Mapping[str, _Archive]:
+        weights = np.array(weights_in_mean(self.objectives))
+        mean = _Archive(weights / weights.sum(), range(len(weights)), low, high, self.options.n_bins)
+        return {"mean": mean}
+
+    def _chances(self, archive: _Archive) -> Floats:
+        return np.full(len(archive.elites), 1.0 / len(archive.elites))
