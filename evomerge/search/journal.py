@@ -178,11 +178,8 @@ def _records(path: Path, index: int = 0, position: int = 0) -> Iterator[tuple[di
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    checksum, space, record = line.partition(b" ")
-    if not space or len(checksum) != 8 or not record.endswith(b"\n"):
-        return None
-    record = record[:-1]
-    if b"%08x" % zlib.crc32(record) != checksum:
+    checksum, _, record = line.partition(b" ")
+    if not record.endswith(b"\n") or b"%08x" % zlib.crc32(record[:-1]) != checksum:
         return None
     value = json.loads(record)  # the checksum vouches for it
     return value if isinstance(value, dict) else None

@@ -9,10 +9,13 @@ def ask(values, candidate="c", split=Split.SEARCH, attempt=0):
     return EvaluationRequest(candidate, split, values=tuple(values), attempt=attempt)
 
 
-@pytest.mark.parametrize(("function", "best"), [("sphere", 0.7), ("rastrigin", 0.7), ("rosenbrock", 0.75)])
-def test_the_optimum_scores_one_and_everything_else_less(function, best):
+@pytest.mark.parametrize(
+    ("function", "best", "corner"), [("sphere", 0.7, 0.0), ("rastrigin", 0.7, 0.2093), ("rosenbrock", 0.75, 0.0)]
+)
+def test_the_optimum_scores_one_and_everything_else_less(function, best, corner):
     evaluator = SyntheticEvaluator(function)
     assert evaluator.evaluate(ask([best] * 5)).scores["f1"] == pytest.approx(1.0)
+    assert evaluator.evaluate(ask([0.0] * 5)).scores["f1"] == pytest.approx(corner, abs=1e-4)
     stream = np.random.default_rng(0)
     scores = [evaluator.evaluate(ask(stream.random(5))).scores["f1"] for _ in range(50)]
     assert max(scores) < 1.0
@@ -24,6 +27,16 @@ def test_zdt1_front():
     assert evaluator.task_names == synthetic_task_names("zdt1") == ("f1", "f2")
     on_front = evaluator.evaluate(ask([0.25, 0, 0])).scores
     assert on_front == {"f1": pytest.approx(0.75), "f2": pytest.approx(1 - (1 - 0.5) / 10)}
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [("zdt1", 1 - 0.2), ("zdt2", 1 - 0.04**2), ("zdt3", 1 - 0.2 - 0.04 * np.sin(1.6 * np.pi))],
+)
+def test_zdt_off_the_front(function, shape):
+    """f = 0.16 and g = 1 + 9 / 3 = 4, so that f / g = 0.04."""
+    scores = SyntheticEvaluator(function).evaluate(ask([0.16, 0.5, 1 / 6])).scores
+    assert scores == {"f1": pytest.approx(0.84), "f2": pytest.approx(1 - 4 * shape / 10)}
 
 
 def test_dtlz2_front_is_a_sphere():

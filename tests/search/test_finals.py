@@ -102,8 +102,8 @@ def test_of_equal_scores_the_cheaper_is_better(tmp_path: Path) -> None:
 
 
 def test_picking() -> None:
-    state = state_of({"c000001": (1.0, 0.0), "c000002": (0.8, 0.7), "c000003": (0.0, 1.0)})
-    assert pick(state, "best").id == "c000002"
+    state = state_of({"c000001": (10.0, 0.0), "c000002": (8.0, 0.7), "c000003": (0.0, 1.0)})
+    assert pick(state, "best").id == "c000001"
     assert pick(state, "knee").id == "c000002"
     assert pick(state, "id:3").id == "c000003"
     assert pick(state, "id:c000001").id == "c000001"
@@ -354,6 +354,20 @@ def test_files_that_a_killed_process_left_behind_are_brought_up_to_date(tmp_path
     state.apply(event("best", id="c000001"))
     files.finish(state)
     assert written.ids[-1] == "c000001", "the winner of the finals"
+
+
+def test_files_are_a_second_behind_at_most_and_not_written_for_every_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    state = state_of({"c000001": (0.2, 0.2), "c000002": (0.5, 0.5), "c000003": (0.6, 0.6)})
+    written = BestWritten()
+    files = FrontFiles(RunDirectory(tmp_path), state_of({}), written)
+    for name, seconds in (("c000001", 0.0), ("c000002", 0.9), ("c000003", 0.2)):
+        now += seconds
+        files(state, state.evaluations[name, Split.SEARCH])
+    assert written.ids == ["c000001", "c000003"]
 
 
 def test_a_winner_of_finals_stays_the_best_until_there_are_new_ones(tmp_path: Path) -> None:

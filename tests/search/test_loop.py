@@ -168,6 +168,13 @@ def test_the_budget_counts_baselines_and_is_kept_exactly(tmp_path: Path) -> None
     assert not state.entries
 
 
+def test_hours_are_hours_and_thirty_failures_in_a_row_are_too_many() -> None:
+    assert Budget(hours=2.0).reasons_to_stop(RunState(), 7199.0) == {}
+    assert Budget(hours=2.0).reasons_to_stop(RunState(), 7200.0) == {"hours": 2.0}
+    assert Budget().reasons_to_stop(RunState(failed_in_a_row=29), 0.0) == {}
+    assert "failures" in Budget().reasons_to_stop(RunState(failed_in_a_row=30), 0.0)
+
+
 def test_a_budget_of_items_is_kept_from_the_first_candidate_on(tmp_path: Path) -> None:
     state = run(tmp_path / "run", ShufflingPool(2), budget=Budget(items=70), in_flight=6)
     assert (state.n_evaluations[Split.SEARCH], state.items_told) == (3, 60.0)

@@ -51,8 +51,9 @@ def test_points_and_values_that_do_not_fit_are_refused() -> None:
     space = SearchSpace([Parameter("a", 0, 2), Parameter("b", -1, 1)])
     with pytest.raises(SpaceError, match=r"shape \(2,\), got \(1,\)"):
         space.decode([0.5])
-    with pytest.raises(SpaceError, match="must lie in"):
-        space.decode([0.5, float("nan")])
+    for outside in (float("nan"), -0.01, 1.01):
+        with pytest.raises(SpaceError, match="must lie in"):
+            space.decode([0.5, outside])
     with pytest.raises(SpaceError, match=r"'a': value 3 outside \[0, 2\]"):
         space.encode({"a": 3, "b": 0})
     with pytest.raises(SpaceError, match=r"missing: \['b'\]; unknown: \['c'\]"):

@@ -43,6 +43,7 @@ def test_rows_columns_and_stacks():
     assert window_of((slice(0, 8), slice(0, 10)), (8, 10)) == whole(80)
     assert window_of((slice(1, 3), slice(0, 8), slice(5, 10)), (4, 8, 10)) == Window(85, 5, 10, 16)
     assert window_of((slice(1, 3), slice(2, 4)), (4, 8, 10)) == Window(100, 20, 80, 2)
+    assert window_of((slice(1, 2), slice(2, 4), slice(0, 5)), (4, 8, 10)) == Window(100, 5, 10, 2)
     assert window_of((slice(0, 2), slice(0, 2), slice(0, 2)), (4, 8, 10)) is None
     assert window_of((slice(0, 8, 2),), (8,)) is None
     assert window_of((), ()) == whole(1)
