@@ -12,6 +12,7 @@ from evomerge.core import Evaluation, EvaluationError, Split, Status
 from evomerge.engine import Generation, LogLikelihood
 from evomerge.evaluation import TaskSpec, load_task
 from evomerge.evaluation.shown_items import show_items
+from evomerge.evaluation.split_parts import part_range
 from evomerge.evaluation.task_checks import check_supported
 from evomerge.evaluation.task_files import check_task, data_files, task_fingerprint
 
@@ -71,6 +72,14 @@ def test_limit_and_split_names(write_task, tokenizer):
 
 
 THIRDS = {Split.SEARCH: "train[:50%]", Split.SELECT: "train[50%:9]", Split.REPORT: "train[-25%:]"}
+
+
+@pytest.mark.parametrize(
+    ("part", "rows"),
+    [("x", (0, 199)), ("x[:33%]", (0, 65)), ("x[-33%:]", (133, 199)), ("x[:-25%]", (0, 149)), ("x[-500:7]", (0, 7)), ("x[-3:]", (196, 199)), ("x[9:5]", (9, 9))],
+)  # fmt: skip
+def test_parts_of_a_split(part, rows):
+    assert part_range(part, 199) == range(*rows)
 
 
 def test_one_file_gives_all_splits(write_task, tokenizer):

@@ -9,6 +9,7 @@ from evomerge.recipe import METHODS, BaseRole, Recipe, Scope, Setting, Slice, So
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool
 from evomerge.weights.registry import ELEMENTWISE, reference
+from evomerge.weights.task_vectors import keep_largest
 from evomerge.weights.tensor_group import TensorGroup
 
 REQUIRED = {"weight": 0.5, "t": 0.3}
@@ -97,6 +98,14 @@ def test_random_masks_keep_the_rate_and_the_mean(method, density):
         group(method, [base + delta], base, seed=1, weight=1.0, density=density, normalize=False)
     )
     torch.testing.assert_close(rescaled.abs().sum(), delta.abs().sum(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("density", "kept"), [(1.0, [0, 1, 2, 3, 4]), (0.59, [0, 2]), (0.61, [0, 2, 3]), (0.01, [0]), (0.0, [])]
+)
+def test_the_largest_are_kept_and_of_equal_ones_the_first(density, kept):
+    delta = torch.tensor([3.0, -1.0, 2.0, -2.0, 0.5])
+    assert keep_largest(delta, density).nonzero().flatten().tolist() == kept
 
 
 def test_della_keeps_large_entries_more_often():
