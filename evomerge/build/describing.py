@@ -32,11 +32,11 @@ def describe(problem: Problem) -> list[str]:
         header, megabytes = next(iter(problem.headers.values())), problem.candidate_bytes / 1e6
         lines.append(
             f"models      {len(problem.headers)} x {header.architecture}, {header.n_layers} layers, "
-            f"{megabytes:{',.1f' if megabytes >= 1 else '.2g'}} MB a candidate"
+            f"{megabytes:{',.1f' if megabytes >= 1 else '.2g'}} MB per candidate"
         )
         lines.append(f"baselines   {', '.join(item.id for item in problem.baselines())}")
         lines += [
-            f"note        {name} is no point of the space: the search is compared with it, and does not start from it"
+            f"note        {name} is outside the search space: the search is compared with it but does not start from it"
             for name in problem.own
             if name not in problem.own_values and problem.crossings is None
         ]
@@ -68,8 +68,8 @@ def _on_objectives(problem: Problem) -> list[str]:
     if not costs or not getattr(strategy_class(name), "averages", False):
         return []
     return [
-        f"objectives: {name} searches for the best mean of the scores, in which {', '.join(costs)} does not count; give it a weight, or take a strategy "
-        "that keeps objectives apart (nsga2, map)"
+        f"objectives: {name} searches for the best mean of the scores, in which {', '.join(costs)} has weight 0; give it a weight, or use a strategy "
+        "that searches for trade-offs (nsga2, map)"
     ]
 
 
@@ -81,8 +81,8 @@ def _on_scales(problem: Problem) -> list[str]:
     if not others or len({metrics.get(goal.name) for goal in scores}) == 1:
         return []
     return [
-        f"objectives: {', '.join(f'{name} ({metrics[name]})' for name in others)} may outweigh scores from 0 to 1 in the mean of all, by which the best is "
-        "chosen; give it a weight, e.g. 0.01 to BLEU"
+        f"objectives: {', '.join(f'{name} ({metrics[name]})' for name in others)} may outweigh scores from 0 to 1 in the mean, by which the best is "
+        "chosen; give it a weight, e.g. 0.01 for BLEU"
     ]
 
 
@@ -93,7 +93,7 @@ def _on_budget(problem: Problem) -> list[str]:
         return []
     if wanted <= count:
         return [
-            f"budget.evaluations: {wanted} are used up by the {count} baselines, which are evaluated in any case, so nothing is searched; "
+            f"budget.evaluations: {wanted} are used up by the {count} baselines, which are always evaluated, so nothing is left to search with; "
             "raise it, or set baselines: {sources: false, uniform: false, task_arithmetic: []}"
         ]
     space = problem.config.space
@@ -101,8 +101,8 @@ def _on_budget(problem: Problem) -> list[str]:
     if not grouped or dimension < _MANY or wanted - count >= _ENOUGH_EACH * dimension:
         return []
     return [
-        f"budget.evaluations: {wanted - count} candidates are few for {dimension} parameters; fewer space.layer_groups or "
-        f"space.module_groups are searched better with them, or take {count + _ENOUGH_EACH * dimension} and more"
+        f"budget.evaluations: {wanted - count} candidates are few for {dimension} parameters; use fewer space.layer_groups or "
+        f"space.module_groups, or a budget of at least {count + _ENOUGH_EACH * dimension}"
     ]
 
 

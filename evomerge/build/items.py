@@ -70,21 +70,23 @@ def describe_items(problem: Problem) -> list[str]:
     for name in tasks.names:
         counts = ", ".join(f"{len(items[split][name]):,} {split.value}" for split in splits)
         longest = max(items[split][name].longest for split in splits)
-        lines.append(f"items       {name}: {counts}; the longest takes {longest:,} tokens")
+        lines.append(f"items       {name}: {counts}; longest {longest:,} tokens")
         dropped = {split.value: items[split][name].n_dropped for split in splits}
         if any(dropped.values()):
             shown = ", ".join(f"{count:,} {split}" for split, count in dropped.items() if count)
-            lines.append(f"note        {name}: {shown} items stand in a later split too and are left out (drop_shared)")
+            lines.append(
+                f"note        {name}: {shown} items also appear in a later split and were dropped (drop_shared)"
+            )
     search = items[Split.SEARCH].values()
     asked = sum(len(part.likelihoods) + len(part.generations) for part in search)
     read = sum(part.prompt_tokens for part in search)
     written = sum(request.max_tokens for part in search for request in part.generations)
-    most = f", at most {written:,} tokens written" if written else ""
-    lines.append(f"a candidate {asked:,} requests on search, {read:,} tokens read{most}")
+    most = f", at most {written:,} generated tokens" if written else ""
+    lines.append(f"candidate   {asked:,} requests on search, {read:,} prompt tokens{most}")
     positions = config_value(model.config, *POSITIONS)
     longest = max(part.longest for parts in items.values() for part in parts.values())
     if config.engine.max_model_len is None and isinstance(positions, int) and longest > positions:
         lines.append(
-            f"note        config.json names {positions:,} positions, fewer than the longest item takes: an engine refuses such items"
+            f"note        the models' config.json allows {positions:,} positions, fewer than the longest item needs: the engine will refuse such items"
         )
     return lines

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from evomerge.build.engines import worker_environment
 from evomerge.build.evaluators import evaluator_settings, make_evaluator
 from evomerge.build.own_recipes import refuse_own_vocabulary
+from evomerge.build.sources import check_prompts
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import (
     ConfigError,
@@ -21,7 +22,7 @@ from evomerge.core import (
     Split,
     Status,
 )
-from evomerge.plan import check_tokenizer, make_plan, read_headers, table_of
+from evomerge.plan import make_plan, read_headers, table_of
 from evomerge.recipe import DTYPES, Recipe, RecipeFile, Setting, Slice, Source, naming, read_recipe, read_recipe_file
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def evaluate_model(
         refuse_own_vocabulary(recipe)
     headers = read_headers(recipe)
     n_layers = make_plan(recipe, headers).n_layers
-    check_tokenizer(next(iter(headers.values())).folder)
+    check_prompts(config.evaluation, next(iter(headers.values())))
     settings = evaluator_settings(
         config, table_of(headers), n_slots=n_layers or None, splits=[split], method=recipe.method
     )

@@ -1,6 +1,6 @@
 """config -> the search problem: models, space, objectives, baselines, recipes. Reads model headers, never a weight."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import cast
@@ -9,8 +9,15 @@ from evomerge.build.crossings import Crossings, crosses_models
 from evomerge.build.engines import gpus_per_worker
 from evomerge.build.fingerprints import source_marks
 from evomerge.build.own_recipes import own_recipes, values_in_space
-from evomerge.build.sources import adapted_models, experts_named_twice, listed_models, model_table, sources_exist
-from evomerge.build.strategies import check_population, strategy_for
+from evomerge.build.sources import (
+    adapted_models,
+    check_prompts,
+    experts_named_twice,
+    listed_models,
+    model_table,
+    sources_exist,
+)
+from evomerge.build.strategies import check_options, check_population, strategy_for
 from evomerge.build.tasks import checked_tasks
 from evomerge.build.templates import recipe_template
 from evomerge.config import ObjectiveConfig, SearchConfig, SyntheticConfig
@@ -18,7 +25,7 @@ from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json
 from evomerge.evaluation import TaskSpec
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
 from evomerge.evaluation.task_metrics import lower_is_better
-from evomerge.plan import TEMPLATE_FILE, ModelHeader, chat_template_of, check_tokenizer, make_plan, read_models
+from evomerge.plan import ModelHeader, make_plan, read_models
 from evomerge.recipe import (
     Combination,
     Lineage,
@@ -78,14 +85,14 @@ class Problem:
         """What is optimised: the configured objectives, else every task.
 
         Raises:
-            ConfigError: an objective that no task produces, or that stands twice, or none that has a weight.
+            ConfigError: an objective that no task produces, or that appears twice, or none that has a weight.
         """
         if not self.config.objectives:
             return tuple(Objective(name) for name in self.task_names)
         wanted = [item.name for item in self.config.objectives]
         for name in wanted:
             if wanted.count(name) > 1:
-                raise ConfigError(f"objectives: {name!r} stands twice")
+                raise ConfigError(f"objectives: {name!r} appears twice")
         if all(item.weight == 0.0 for item in self.config.objectives):
             raise ConfigError("objectives: every weight is 0; one must be positive")
         known = [*self.task_names, *(f"cost.{name}" for name in COSTS)]
@@ -231,12 +238,14 @@ def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
     tasks, wrong = checked_tasks(config, begun=begun)
     errors += wrong
     if errors:
+        if len(headers) == len(listed_models(config)):  # what tasks have no part in
+            errors += _errors_of(lambda: recipe_template(config, headers), lambda: check_options(config))
         raise ConfigError(_listed(errors) + _needed(config))
     try:
         problem = _problem(config, headers, tasks)
         problem = replace(problem, own=own_recipes(config, headers, model_table(config), problem.max_slots))
     except EvomergeError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(_listed([str(error), *_errors_of(lambda: check_options(config))])) from None
     return _checked(problem, begun=begun)
 
 
@@ -251,7 +260,7 @@ def problem_of_run(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> 
 
 def _checked(problem: Problem, *, begun: bool) -> Problem:
     """The problem itself, after the checks that need it whole."""
-    checks = (
+    errors = _errors_of(
         lambda: problem.objectives,
         lambda: problem.candidate_bytes,
         lambda: strategy_for(problem),
@@ -260,15 +269,20 @@ def _checked(problem: Problem, *, begun: bool) -> Problem:
         lambda: _check_directions(problem),
         lambda: None if begun else gpus_per_worker(problem.config),
     )
+    if errors:
+        raise ConfigError(_listed(list(dict.fromkeys(errors))))
+    return problem
+
+
+def _errors_of(*checks: Callable[[], object]) -> list[str]:
+    """What each of the checks raises."""
     errors = []
     for check in checks:
         try:
             check()
         except EvomergeError as error:
             errors.append(str(error))
-    if errors:
-        raise ConfigError(_listed(list(dict.fromkeys(errors))))
-    return problem
+    return errors
 
 
 def _check_directions(problem: Problem) -> None:
@@ -284,17 +298,8 @@ def _check_directions(problem: Problem) -> None:
 
 
 def _check_first_model(problem: Problem) -> None:
-    """Raises an error where the model that lends its tokenizer has none, or none for the conversations that are asked for."""
-    evaluation = problem.config.evaluation
-    if isinstance(evaluation, SyntheticConfig):
-        return
-    first = next(iter(problem.headers.values()))
-    check_tokenizer(first.folder)
-    if evaluation.apply_chat_template and chat_template_of(first) is None:
-        raise ConfigError(
-            f"evaluation.apply_chat_template: the tokenizer of {first.folder} has no chat template; put one there as {TEMPLATE_FILE}, "
-            "or leave the option out"
-        )
+    if not isinstance(problem.config.evaluation, SyntheticConfig):
+        check_prompts(problem.config.evaluation, next(iter(problem.headers.values())))
 
 
 def _listed(errors: list[str]) -> str:

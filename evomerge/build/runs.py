@@ -128,7 +128,7 @@ def _problem_as_before(config: SearchConfig, directory: RunDirectory) -> Problem
         if sources_exist(config):
             raise
         raise ConfigError(
-            f"{error}\n{directory.folder} was started with its models and tasks at these places; put them there again to go on (links will do: "
+            f"{error}\n{directory.folder} was started with its models and tasks at these places; put them back to continue (links work too: "
             "ln -s NEW OLD)"
         ) from None
 
@@ -274,7 +274,7 @@ def _refuse_failures(state: RunState) -> None:
     """Raises EvaluationError where the search has stopped because everything fails: so would the finals, and they are held once."""
     if "failures" in state.stopped:
         raise EvaluationError(
-            f"{state.stopped['failures']}\nThe search has stopped and nothing finished is lost: mend the cause and resume the run. To end it with "
+            f"{state.stopped['failures']}\nThe search has stopped and nothing finished is lost: fix the cause and resume the run. To end it with "
             f"what it has, resume it with --set budget.evaluations={len(state.entries)}"
         )
 
@@ -331,7 +331,7 @@ def _refuse_results(directory: RunDirectory) -> None:
     directory.check_journal()
     if directory.exists and RunState.of(read_journal(directory.journal)).evaluations:
         raise ConfigError(
-            f"{directory.folder} already holds a run: `{directory.resume_command}` goes on with it; "
+            f"{directory.folder} already holds a run: `{directory.resume_command}` continues it; "
             "for a new one choose another --run-dir"
         )
 

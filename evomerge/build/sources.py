@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from evomerge.config import ModelConfig, SearchConfig
+from evomerge.config import LmEvalConfig, ModelConfig, SearchConfig
+from evomerge.core import ConfigError
 from evomerge.evaluation.task_files import is_task_file
-from evomerge.plan import ModelHeader, default_dtype
+from evomerge.plan import TEMPLATE_FILE, ModelHeader, chat_template_of, check_tokenizer, default_dtype
 
 
 def listed_models(config: SearchConfig) -> dict[str, ModelConfig]:
@@ -33,6 +34,16 @@ def written_dtype(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> s
     Recipes name it, so that mergekit too computes in float32 and rounds once; left out, it computes in the sources' dtype.
     """
     return config.space.out_dtype or default_dtype(next(iter(headers.values())))
+
+
+def check_prompts(evaluation: LmEvalConfig, first: ModelHeader) -> None:
+    """Raises an error where the model that lends its tokenizer has none, or none for the conversations that are asked for."""
+    check_tokenizer(first.folder)
+    if evaluation.apply_chat_template and chat_template_of(first) is None:
+        raise ConfigError(
+            f"evaluation.apply_chat_template: the tokenizer of {first.folder} has no chat template; add one there as {TEMPLATE_FILE}, "
+            "or set this to false"
+        )
 
 
 def experts_named_twice(config: SearchConfig) -> list[str]:

@@ -17,39 +17,39 @@ from evomerge.strategy import strategy_names
 
 _TEMPLATE = """\
 # Made by `evomerge init`. Next: `evomerge validate {file}`, `evomerge plan {file}`, `evomerge search {file}`.
-# Relative paths count from this file. `evomerge validate --show {file}` prints every setting there is, with its default.
+# Paths are relative to this file. `evomerge validate --show {file}` prints every setting with its value; docs/configuration.md explains them.
 
 models:                       # {architecture}, {n_layers} layers
 {models}
 
 method: {method}{method_note}
 
-# What the merged model should be good at: lm-eval task files, or names that lm-eval knows. Each task needs three disjoint
-# splits: search (fitness), select (ranks the finalists), report (looked at once); say which of the data's splits they are with
+# What the merged model should be good at: lm-eval task files or task names. Each task needs three disjoint splits: search (guides the
+# search), select (ranks the finalists), report (scored once, at the end). Where the data's splits have other names, map them:
 #   - {{task: mine.yaml, splits: {{search: train, select: validation, report: test}}}}      # or parts of one: 'train[:60%]', ...
 {tasks}
 
-# auto: cma_es for one objective; for several their trade-offs, by map, nsga2 or nsga3 (`evomerge validate` says which). cma_es with several: their mean.
-# All: {strategies}
+# auto: cma_es for one objective; map, nsga2 or nsga3 for the trade-offs between several (`evomerge validate` says which).
+# To search for the best mean of several, set cma_es. All: {strategies}
 strategy: auto
 
-budget: {{evaluations: 200}}    # also: items, hours; `evomerge resume RUN --set budget.evaluations=400` goes on
+budget: {{evaluations: 200}}    # also: items, hours; to search further: `evomerge resume RUN --set budget.evaluations=400`
 seed: 0
 
-# baselines: {{recipes: [mine.yml]}}                      # recipes of yours (mergekit's too) to start from and compare with
-# evaluation: {{apply_chat_template: true}}               # for models tuned to chat; also: system_instruction
-# engine: {{max_model_len: 2048}}                         # longest prompt with its answer; default: the model's
-# cluster: {{workers: 4, gpus_per_worker: 1}}             # default: one worker per GPU, else per CPU core
-# space: {{method: {method}, layer_groups: 4}}            # instead of `method`: more parameters, e.g. per group of layers
+# baselines: {{recipes: [mine.yml]}}            # your own recipes (mergekit's too) to start from and compare with
+# evaluation: {{apply_chat_template: true}}     # for chat models; also: system_instruction
+# engine: {{max_model_len: 2048}}               # longest prompt plus answer in tokens; default: the model's
+# cluster: {{workers: 4, gpus_per_worker: 1}}   # default: one worker per GPU, or without GPUs per CPU core
+# space: {{layer_groups: 4}}                    # more parameters: separate ones for each quarter of the layers
 """
 
-_NO_TASKS = "tasks: []            # to be filled in, or there is nothing to search for"
+_NO_TASKS = "tasks: []                     # add at least one"
 
 
 def write_first_config(
     out: FilePath, experts: Sequence[str], *, base: FilePath | None, tasks: Sequence[str], overwrite: bool = False
 ) -> list[str]:
-    """Writes a commented configuration and returns what is still to be done, a line each; first what is to be mended in it.
+    """Writes a commented configuration and returns what is still to be done, a line each; first what is to be fixed in it.
 
     Args:
         out: the file.
@@ -59,7 +59,7 @@ def write_first_config(
         overwrite: replace `out` where it exists.
 
     Raises:
-        ConfigError: `out` exists, an expert's name is none or stands twice, or a task is not there.
+        ConfigError: `out` exists, an expert's name is none or appears twice, or a task is not there.
         CheckpointError: a model cannot be read.
     """
     out = Path(out)
@@ -88,11 +88,11 @@ def write_first_config(
     except OSError as problem:
         raise ConfigError(f"{out}: cannot be written: {problem.strerror}") from None
     if not local:
-        return [f"name tasks in {out}", f"evomerge validate {file}"]
+        return [f"add tasks in {out}", f"evomerge validate {file}"]
     try:
         make_problem(config)
     except ConfigError as problem:
-        return [str(problem), f"mend this in {out}", f"evomerge validate {file}"]
+        return [str(problem), f"fix this in {out}", f"evomerge validate {file}"]
     return [f"evomerge search {file}"]
 
 
@@ -113,7 +113,7 @@ def _text(
         n_layers=header.n_layers,
         models="\n".join(models),
         method="task_arithmetic" if base else "linear",
-        method_note="       # base + weighted differences of the experts" if base else "                # weighted mean; name a base for the methods with task vectors",
+        method_note="       # base + weighted differences of the experts from it" if base else "                # weighted mean; methods with task vectors need a base",
         tasks="tasks:\n" + "\n".join(f"  - {task}" for task in tasks) if tasks else _NO_TASKS,
         strategies=", ".join(strategy_names()),
     )  # fmt: skip

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from evomerge.config import SearchConfig
 from evomerge.core import ConfigError
-from evomerge.strategy import AUTO, Strategy, make_strategy
+from evomerge.strategy import AUTO, Strategy, make_strategy, strategy_options
 
 if TYPE_CHECKING:
     from evomerge.build.problem import Problem
@@ -33,6 +34,12 @@ def chosen_strategy(problem: "Problem") -> Choice:
     if n_objectives <= 3 and space.dimension <= MAP_DIMENSIONS:
         return Choice("map", f"{n_objectives} objectives, {space.dimension} dimensions")
     return Choice("nsga2" if n_objectives == 2 else "nsga3", f"{n_objectives} objectives, {space.dimension} dimensions")
+
+
+def check_options(config: SearchConfig) -> None:
+    """Raises ConfigError for an unknown strategy, or an option that it does not have or take."""
+    if config.strategy.name != AUTO:
+        strategy_options(config.strategy.name, config.strategy.options)
 
 
 def check_population(problem: "Problem") -> None:

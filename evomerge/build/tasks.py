@@ -62,7 +62,7 @@ def checked_tasks(config: SearchConfig, *, begun: bool) -> tuple[dict[str, TaskS
         except EvomergeError as error:
             errors.append(str(error))
     if twice:
-        errors.append(f"tasks: {', '.join(twice)} stands twice; give each a name of its own")
+        errors.append(f"tasks: {', '.join(twice)} appears twice; give each a name of its own")
     return tasks, errors
 
 

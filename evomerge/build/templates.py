@@ -118,9 +118,9 @@ def _searched(space: SpaceConfig, spec: MethodSpec, axes: Sequence[str]) -> list
         if not usual:
             open_ones = ", ".join(item.name for item in spec.parameters if not isinstance(item.default, bool))
             raise ConfigError(
-                f"space: {spec.name} has no parameter that searches usually vary; "
-                + (f"give space.parameters (it has {open_ones}), or compare" if open_ones else "compare")
-                + " with such a merge by baselines.recipes"
+                f"space: {spec.name} has no parameter that is searched by default; "
+                + (f"give space.parameters (it has {open_ones}), or evaluate" if open_ones else "evaluate")
+                + " such a merge as one of baselines.recipes"
             )
         return [item for item in usual if item.name not in space.fixed]
     searched = []

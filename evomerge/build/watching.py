@@ -73,6 +73,11 @@ class Watcher:
         """What is optimised."""
         return self._state.objectives
 
+    @property
+    def strategy(self) -> str:
+        """The strategy's name; what `auto` has become once the run has started."""
+        return str(self._state.run.get("strategy", self.config.strategy.name))
+
     def look(self) -> Look:
         """The run now.
 
@@ -136,4 +141,4 @@ class Watcher:
             return f"finished; the best is {self._state.best_id}", True, True
         if is_over(self._state, self.config):
             return f"finished ({', '.join(self._state.stopped)})", True, True
-        return f"nobody works on it; `{self._directory.resume_command}` goes on", True, True
+        return f"not running; continue with `{self._directory.resume_command}`", True, True

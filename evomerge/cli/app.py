@@ -12,17 +12,17 @@ from evomerge.core import ConfigError, Split, cached_model
 
 app = typer.Typer(
     name="evomerge",
-    help="Find the best way to merge language models: propose, merge in place, score, log fronts.",
+    help="Search for the best way to merge fine-tuned language models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-zoo = typer.Typer(help="The demo models: small, real, made on the spot.", no_args_is_help=True)
+zoo = typer.Typer(help="Train the small demo models.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
 
-Config = Annotated[Path, typer.Argument(help="YAML file that describes the search.", show_default=False)]
+Config = Annotated[Path, typer.Argument(help="Search configuration (YAML).", show_default=False)]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -36,7 +36,7 @@ Overrides = Annotated[
 def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     import logging
 
@@ -56,18 +56,18 @@ def init(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Experts: folders, or name=folder; folder+adapter for LoRA; ORG/NAME of the hub's cache.",
+            help="Experts: FOLDER or NAME=FOLDER; FOLDER+ADAPTER for LoRA; or ORG/NAME from the local hub cache.",
             show_default=False,
         ),
     ],
-    base: Annotated[Path | None, typer.Option(help="The model they were all trained from.", show_default=False)] = None,
+    base: Annotated[Path | None, typer.Option(help="The model they were fine-tuned from.", show_default=False)] = None,
     task: Annotated[
         list[str] | None, typer.Option("--task", "-t", help="lm-eval task file or name. May be repeated.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("search.yaml"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Write a commented configuration for these models."""
+    """Write a commented search configuration for these models."""
     from evomerge.build.starting import write_first_config
 
     *wrong, last = write_first_config(out, models, base=base, tasks=task or (), overwrite=overwrite)
@@ -79,11 +79,11 @@ def init(
 
 @app.command()
 def doctor(
-    folder: Annotated[Path, typer.Option("--run-dir", help="Where runs will be written.")] = Path("runs"),
-    address: Annotated[str | None, typer.Option(help="A Ray cluster to look at as well, e.g. auto.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    folder: Annotated[Path, typer.Option("--run-dir", help="Folder that runs will be written to.")] = Path("runs"),
+    address: Annotated[str | None, typer.Option(help="Also check this Ray cluster, e.g. auto.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what this machine (and a cluster) can do, and what to mend. Exit code 2 where a search would not run."""
+    """Check this machine (and a cluster) and say what to fix. Exit code 2 if a search would not run."""
     from dataclasses import asdict
 
     from evomerge.build.doctor import Grade, examine
@@ -107,11 +107,12 @@ def validate(
     items: Annotated[
         bool,
         typer.Option(
-            "--items", help="Load the tasks too, as workers will: what a candidate is asked, and whether it fits."
+            "--items",
+            help="Also load the tasks: number of items, tokens per candidate, and whether the longest item fits.",
         ),
     ] = False,
 ) -> None:
-    """Check a configuration, its models and tasks: every error at once, before anything heavy is loaded."""
+    """Check a configuration, its models and its tasks without loading weights, and show what would be searched."""
     from evomerge.build import describe, load_config, make_problem
 
     settings = load_config(config, overrides or ())
@@ -132,20 +133,20 @@ def plan(
     config: Config,
     workers: Annotated[
         list[int] | None,
-        typer.Option("--workers", "-w", min=1, help="A number of workers. May be repeated. (default: 1, 4, 16, 64)"),
+        typer.Option("--workers", "-w", min=1, help="Number of workers. May be repeated. (default: 1, 4, 16, 64)"),
     ] = None,
     measured: Annotated[
-        Path | None, typer.Option("--from", metavar="RUN", help="Take the candidates' times from this run.")
+        Path | None, typer.Option("--from", metavar="RUN", help="Use the measured times per candidate of this run.")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Seconds of a candidate, where no run was made yet.")] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Price of a worker's hour.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds per candidate, if there is no run yet.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of a worker hour.")] = None,
     simulate: Annotated[
-        bool, typer.Option("--simulate", help="Run the loop and the strategy on a clock that only counts.")
+        bool, typer.Option("--simulate", help="Simulate search and strategy on a virtual clock instead of estimating.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Say what a search would take: dimensions, memory, time, utilisation and cost for numbers of workers."""
+    """Estimate memory, time, utilisation and cost of a search for different numbers of workers."""
     from evomerge.build import load_config, make_problem, planning
     from evomerge.cli.tables import print_plan
 
@@ -164,7 +165,7 @@ def plan(
         return
     print_plan(planning.sizes(problem), rows)
     if not rows:
-        print("no times: give --from RUN (a short run with the same models and tasks) or --seconds")
+        print("for time and cost, give --from RUN (a short run with the same models and tasks) or --seconds")
 
 
 @app.command()
@@ -173,19 +174,19 @@ def search(
     run_dir: Annotated[
         Path | None,
         typer.Option(
-            "--run-dir", help="Where the run is kept. (default: runs/<name>-<time>-<pid>)", show_default=False
+            "--run-dir", help="Run directory to create. (default: runs/<name>-<time>-<pid>)", show_default=False
         ),
     ] = None,
     overrides: Overrides = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="A running Ray cluster, e.g. auto or ray://head:10001. (default: start a local one)",
+            help="Use a running Ray cluster, e.g. auto or ray://head:10001. (default: start a local one)",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Search for the best merge. Ctrl-C saves; `evomerge resume` goes on."""
+    """Search for the best merge. Ctrl-C stops it safely; `evomerge resume` continues."""
     from evomerge.build import default_run_directory, load_config, start_search
     from evomerge.cli.progress import watched
 
@@ -200,7 +201,7 @@ def search(
 
 @app.command()
 def resume(run: Run, overrides: Overrides = None) -> None:
-    """Go on exactly where a run stopped: after a crash, a kill, or (--set budget.evaluations=N) a raised budget."""
+    """Continue a run where it stopped, after Ctrl-C, a crash or a kill, or with a larger budget (--set budget.evaluations=N)."""
     from evomerge.build import config_on_resume, open_run, resume_search
     from evomerge.cli.progress import watched
 
@@ -214,11 +215,11 @@ def watch(
     run: Run,
     every: Annotated[
         float | None,
-        typer.Option(min=0.1, metavar="SECONDS", help="How often to look. (default: 2)", show_default=False),
+        typer.Option(min=0.1, metavar="SECONDS", help="Refresh interval. (default: 2)", show_default=False),
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
 ) -> None:
-    """Look at a live or finished run from another terminal. Ctrl-C leaves; the run does not notice."""
+    """Follow a run from another terminal. Ctrl-C ends watching, not the run."""
     from evomerge.build.watching import Watcher
     from evomerge.cli.live import watch_run
 
@@ -230,8 +231,8 @@ def watch(
 @app.command()
 def front(
     run: Run,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, like front.json.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, like front.json.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Print the non-dominated candidates of a live or finished run."""
     from evomerge.build import open_run
@@ -253,14 +254,14 @@ def front(
 def export(
     run: Run,
     choice: Annotated[
-        str, typer.Option("--pick", help="best (winner of the finals), knee (of the front), or a candidate's id.")
+        str, typer.Option("--pick", help="best (winner of the finals), knee (of the front), or a candidate id.")
     ] = "best",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write. (default: <candidate>.yaml)", show_default=False)
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Write a candidate's recipe as a file that evomerge and mergekit read."""
+    """Write a candidate's recipe as a file for evomerge and mergekit."""
     from evomerge.build import export_recipe
     from evomerge.recipe import has_mergekit_form
 
@@ -269,47 +270,47 @@ def export(
     said = sys.stdout if path.is_file() else sys.stderr  # a pipe gets the recipe alone
     print(f"{path}: {name}, {recipe.method} of {count} model{'s' if count > 1 else ''}", file=said)
     if not has_mergekit_form(recipe):
-        print("mergekit cannot express this merge; evomerge merge reads the file", file=said)
+        print("mergekit cannot express this merge: use `evomerge merge` on the file", file=said)
 
 
 @app.command()
 def merge(
     recipe: Annotated[
-        Path, typer.Argument(help="Recipe file: evomerge's or mergekit's YAML, or -.", show_default=False)
+        Path,
+        typer.Argument(help="Recipe file, evomerge's or mergekit's YAML; - for standard input.", show_default=False),
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write the merged model to.", show_default=False)],
     dtype: Annotated[
-        str | None, typer.Option(help="Write bfloat16, float16 or float32 instead of the recipe's.", show_default=False)
+        str | None,
+        typer.Option(help="dtype to write instead of the recipe's: bfloat16, float16 or float32.", show_default=False),
     ] = None,
-    shard_size: Annotated[str, typer.Option("--out-shard-size", help="Largest size of a weight file.")] = "5GB",
+    shard_size: Annotated[str, typer.Option("--out-shard-size", help="Maximum size of a weight file.")] = "5GB",
     max_memory: Annotated[
         str | None,
         typer.Option(
-            help="Most memory that tensors may take, e.g. 4GB; the program itself takes about 0.5 GB. (default: a few tensors)",
+            help="Memory limit for tensors, e.g. 4GB, besides about 0.5 GB for the program. (default: a few tensors)",
             show_default=False,
         ),
     ] = None,
     device: Annotated[
         str | None,
         typer.Option(
-            help="Where to compute, auto for a GPU if there is one; anything but cpu does without the compiled kernels. (default: cpu)",
+            help="Where to compute; auto uses a GPU if there is one. Only cpu uses the compiled kernels. (default: cpu)",
             show_default=False,
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(
-            "--num-threads", "-j", min=1, help="Threads to compute with. (default: torch's)", show_default=False
-        ),
+        typer.Option("--num-threads", "-j", min=1, help="Number of threads. (default: torch's)", show_default=False),
     ] = None,
     random_seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of random masks, instead of the recipe's.", show_default=False)
+        int | None, typer.Option(min=0, help="Seed of random masks instead of the recipe's.", show_default=False)
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Accept models that bring code, and copy it (it is not run).")
+        bool, typer.Option("--trust-remote-code", help="Accept models that include code, and copy it (it is not run).")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a model already.")] = False,
-    cuda: Annotated[bool, typer.Option("--cuda", "--gpu-rich", help="As --device cuda.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it already holds a model.")] = False,
+    cuda: Annotated[bool, typer.Option("--cuda", "--gpu-rich", help="Same as --device cuda.")] = False,
     always_so: Annotated[
         bool, typer.Option("--copy-tokenizer", "--safe-serialization", "--write-model-card", "-v", hidden=True)
     ] = False,
@@ -329,15 +330,15 @@ def merge(
     ] = False,
     no_effect: Annotated[str | None, typer.Option("--lora-merge-cache", "--write-threads", hidden=True)] = None,
 ) -> None:
-    """Materialise a recipe as a Hugging Face checkpoint.
+    """Merge a recipe into a Hugging Face checkpoint.
 
-    Reads any mergekit YAML: models, slices, modules, several documents, adapters as MODEL+ADAPTER, tokenizer rules, chat templates.
-    Weights are read, merged and written one tensor at a time; OUT appears when it is complete.
-    Models are folders, or ORG/NAME of what `hf download` has put into the hub's cache.
+    Takes any mergekit YAML: models, slices, modules, several documents, adapters as MODEL+ADAPTER, tokenizer rules, chat templates.
+    Weights are read, merged and written a few tensors at a time; OUT appears only when it is complete.
+    Models are folders, or ORG/NAME from the local hub cache (`hf download` puts them there).
 
-    mergekit-yaml's --copy-tokenizer, --lazy-unpickle, --low-cpu-memory, --safe-serialization, --write-model-card, --async-write,
-    --write-threads N, --clone-tensors, --read-to-gpu, --multi-gpu, --quiet, -v, --lora-merge-cache DIR and --allow-crimes are taken
-    and change nothing: what they ask for is done, or is not needed. Models of different architectures are refused all the same.
+    These options of mergekit-yaml are accepted and have no effect: --copy-tokenizer, --lazy-unpickle, --low-cpu-memory,
+    --safe-serialization, --write-model-card, --async-write, --write-threads N, --clone-tensors, --read-to-gpu, --multi-gpu, --quiet, -v,
+    --lora-merge-cache DIR, --allow-crimes (models of different architectures are refused in any case).
     """
     from evomerge.build import merge_recipe
 
@@ -370,18 +371,18 @@ def evaluate(
         typer.Option(
             "--config",
             "-c",
-            help="Search configuration or run directory that names tasks and engine.",
+            help="Search configuration or run directory that defines tasks and engine.",
             show_default=False,
         ),
     ],
-    split: Annotated[Split, typer.Option(help="Which items.")] = Split.REPORT,
+    split: Annotated[Split, typer.Option(help="Split to score.")] = Split.REPORT,
     show: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Also show N items of every task: prompt, answer, target, score.")
+        int, typer.Option(min=0, metavar="N", help="Also show N items of each task: prompt, answer, target, score.")
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Scores as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Score one model or recipe on the tasks of a configuration or run."""
+    """Score a model or recipe on the tasks of a configuration or run."""
     from dataclasses import asdict
 
     from evomerge.build import evaluate_model, load_config, open_run, parse_config
@@ -409,7 +410,7 @@ def evaluate(
 
 @app.command()
 def summary(run: Run) -> None:
-    """Print what a run found: sources, baselines and the best recipe, per task and mean, with 95% intervals."""
+    """Print the result of a run: scores of sources, baselines and best recipe, with 95% intervals."""
     from evomerge.build import open_run
     from evomerge.cli.tables import print_summary
 
@@ -423,7 +424,7 @@ def report(
         Path | None, typer.Option("--out", "-o", help="File to write. (default: RUN/report.html)", show_default=False)
     ] = None,
 ) -> None:
-    """Write a live or finished run as one HTML file: scores, progress, front, parameters, best recipe."""
+    """Write an HTML report of a live or finished run: scores, progress, front, parameters, best recipe."""
     from evomerge.build.report import write_report
 
     print(write_report(run, out))
@@ -432,9 +433,9 @@ def report(
 @zoo.command("build")
 def zoo_build(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the models.")] = Path("zoo"),
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same models.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the training.")] = 0,
 ) -> None:
-    """Train the demo models (a base and three experts; minutes on two cores), or reuse those that are there."""
+    """Train the demo models, a base and three experts (minutes on two cores). Existing ones are reused."""
     from evomerge.zoo import build_zoo
 
     report = build_zoo(out, seed=seed, progress=print)

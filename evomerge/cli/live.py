@@ -50,23 +50,21 @@ def _shown(look: Look, watcher: Watcher) -> RenderableType:
     wanted = f" of {look.n_budget}" if look.n_budget else ""
     numbers = [f"{look.n_evaluations}{wanted} evaluations", f"{look.n_pending} pending", f"{look.n_failed} failed"]
     numbers.append(f"{look.n_lost} workers lost")
-    times = [f"{_duration(look.elapsed_s)} so far"]
+    times = [f"{_duration(look.elapsed_s)} elapsed"]
     if look.per_minute is not None:
         rate = f"{look.per_minute:,.0f}" if look.per_minute >= 100 else f"{look.per_minute:.3g}"
-        times.append(f"{rate} a minute")
+        times.append(f"{rate} per minute")
     if look.remaining_s is not None:
-        times.append(f"about {_duration(look.remaining_s)} to go")
+        times.append(f"about {_duration(look.remaining_s)} left")
     lines = [
-        Text(f"{config.name or 'search'}, {config.strategy.name}: {look.status}", "bold"),
+        Text(f"{config.name or 'search'}, {watcher.strategy}: {look.status}", "bold"),
         Text(", ".join(numbers)),
         Text(", ".join(times)),
     ]
     if look.last_error:
         lines.append(Text(f"last failure: {look.last_error}", "yellow"))
     if not look.best:
-        lines.append(
-            Text("no result yet" if look.over else "no result yet: the first takes as long as engines take to start")
-        )
+        lines.append(Text("no result yet" if look.over else "no result yet: the engines are starting"))
         return Group(*lines)
     return Group(*lines, _best(look, watcher.objectives))
 

@@ -48,15 +48,15 @@ def _command() -> int:
             return EXIT_BAD_INPUT
         traceback.print_exc()
         print(f"\ninternal error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("\n".join(["This is a fault of evomerge or a library; the traceback is above.", *hints]), file=sys.stderr)
+        print("\n".join(["This is a bug in evomerge or a library; the traceback is above.", *hints]), file=sys.stderr)
         return EXIT_INTERNAL
     return 0
 
 
 def _refusal(error: Exception) -> str | None:
-    """What is said of an error of the file system that the user can mend; None for any other error."""
+    """What is said of an error of the file system that the user can fix; None for any other error."""
     if isinstance(error, PermissionError):
-        return f"{error.filename or error}: this user may not use it; have it shared, or name another place"
+        return f"{error.filename or error}: permission denied; change its permissions, or choose another path"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{error.filename or error}: the name is longer than the file system allows"
     return None

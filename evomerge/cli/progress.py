@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from evomerge.search import Interrupted, RunDirectory, RunState, indifferent, st
 
 STATUS_EVERY_S = 10.0
 """How often a status line is printed where nothing improves."""
+
+WAITING_AFTER_S = 5.0
+"""Without a result by then, the user is told what is being waited for: engines take from seconds to minutes to start."""
 
 
 class Progress:
@@ -32,9 +36,14 @@ class Progress:
         self._started = self._last = time.monotonic()
         self._n_here = 0
         self._said_dropped: set[Split] = set()
+        self.waiting = threading.Timer(
+            WAITING_AFTER_S, say, ["starting engines; the first result comes when one is up"]
+        )
+        self.waiting.daemon = True
 
     def __call__(self, state: RunState, evaluation: Evaluation) -> None:
         """Takes a finished evaluation in."""
+        self.waiting.cancel()
         self._n_here += 1
         entry = state.entries[evaluation.candidate_id]
         if evaluation.status is not Status.OK:
@@ -43,11 +52,11 @@ class Progress:
         if n_dropped and evaluation.split not in self._said_dropped:
             self._said_dropped.add(evaluation.split)
             say(
-                f"note: {n_dropped:.0f} {evaluation.split} items stand in a later split too and are left out (drop_shared)"
+                f"note: {n_dropped:.0f} {evaluation.split} items also appear in a later split and were dropped (drop_shared)"
             )
         here = standing(state.objectives, evaluation)
         scores = "  ".join(f"{item.name} {evaluation.value(item.name):.3f}" for item in state.objectives)
-        line = f"{evaluation.candidate_id:<22} {here[0]:.3f}   {scores}"
+        line = f"{evaluation.candidate_id:<22} mean {here[0]:.3f}   {scores}"
         if evaluation.split is not Split.SEARCH:
             self._print(state, f"{evaluation.split}: {line}")
         elif entry.baseline:
@@ -66,7 +75,7 @@ class Progress:
         same = [f"{name} ({score:.3f})" for name, score in indifferent(state).items()]
         if same:
             say(
-                f"note: every baseline has the same score on {', '.join(same)}, so the search may have nothing to go by there; what models "
+                f"note: every baseline has the same score on {', '.join(same)}, so the search may learn nothing from it. To see what models "
                 f"answer: evomerge eval MODEL -c {shlex.quote(str(self._folder))} --split search --show 3"
             )
 
@@ -87,18 +96,22 @@ def watched(
 
     directory = RunDirectory(folder)
     say(f"run directory: {folder}")
+    progress = Progress(folder, n_evaluations, known)
+    progress.waiting.start()
     try:
-        yield Progress(folder, n_evaluations, known)
+        yield progress
     except Interrupted:
         ignore_interrupts()  # everything is saved: one Ctrl-C too many must not look like a failure
-        say(f"\ninterrupted; every finished evaluation is saved. Go on with:\n  {directory.resume_command}")
+        say(f"\ninterrupted; every finished evaluation is saved. To continue:\n  {directory.resume_command}")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         says_what_to_do = isinstance(error, EvomergeError) and not isinstance(error, EngineError)
         if directory.exists and not says_what_to_do:
             error.add_note(
-                f"Every finished evaluation is saved. When the fault is mended, go on with:\n  {directory.resume_command}\n"
-                f"Logs of the workers: {directory.logs}"
+                f"Every finished evaluation is saved. Once the problem is fixed, continue with:\n  {directory.resume_command}\n"
+                f"Worker logs: {directory.logs}"
             )
         raise
+    finally:
+        progress.waiting.cancel()
     print_summary(open_run(folder))

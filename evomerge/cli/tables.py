@@ -38,7 +38,7 @@ def print_summary(run: Run) -> None:
             f"{last.candidate_id}, the best, failed on the report split and has no score there: {last.error}\nresume the run to try again"
         )
     if run.state.best_id is not None and run.state.entries[run.state.best_id].baseline:
-        CONSOLE.print(f"no merge that was found beats {run.state.best_id} on the select split")
+        CONSOLE.print(f"no merge found by the search beats {run.state.best_id} on the select split")
     _print_surrogates(summary)
     _print_archives(summary)
     _print_overhead(summary)
@@ -75,17 +75,17 @@ def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
     """What a search holds, and what numbers of workers make of it."""
     CONSOLE.print(f"space       {sizes.dimension} dimensions, {sizes.n_objectives} objectives")
     if sizes.candidate_bytes:
-        known = f"{sizes.rank_bytes / 1e9:.3g} GB of their ranks, " if sizes.rank_bytes else ""
+        known = f"{sizes.rank_bytes / 1e9:.3g} GB ranks, " if sizes.rank_bytes else ""
         if sizes.statistics_bytes:
-            known += f"at most about {sizes.statistics_bytes / 1e9:.2g} GB of histograms or norms, "
+            known += f"at most about {sizes.statistics_bytes / 1e9:.2g} GB histograms or norms, "
         CONSOLE.print(
-            f"a worker    {sizes.worker_bytes / 1e9:.3g} GB: {sizes.source_bytes / 1e9:.3g} GB of sources, {known}"
-            f"{sizes.candidate_bytes / 1e9:.3g} GB of candidate; the engine's caches come on top"
+            f"worker      {sizes.worker_bytes / 1e9:.3g} GB: {sizes.source_bytes / 1e9:.3g} GB source models, {known}"
+            f"{sizes.candidate_bytes / 1e9:.3g} GB candidate; plus the engine's caches"
         )
-    CONSOLE.print(f"a candidate {sizes.journal_bytes / 1e3:.2g} kB on disk, and 4 bytes for every item scored")
+    CONSOLE.print(f"candidate   {sizes.journal_bytes / 1e3:.2g} kB on disk, plus 4 bytes per item scored")
     if not forecasts:
         return
-    table = Table("workers", "evaluations and finals", "hours", "busy", "worker hours", "cost")
+    table = Table("workers", "evaluations incl. finals", "hours", "busy", "worker hours", "cost")
     for column in table.columns:
         column.justify = "right"
     for item in forecasts:
@@ -156,7 +156,7 @@ def _split_table(
 def _print_comparisons(summary: dict[str, Any], names: Sequence[str]) -> None:
     shown = {name: row for name, row in summary["comparisons"].items() if name in names}
     if shown:
-        CONSOLE.print("best minus baseline on the report split, item by item (95% interval):")
+        CONSOLE.print("best minus baseline on the report split, paired by item (95% interval):")
     for name, row in shown.items():
         CONSOLE.print(f"  {name:<24}{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict(row)}")
 
@@ -168,7 +168,7 @@ def _print_surrogates(summary: dict[str, Any]) -> None:
         if row.get("loo_r2"):
             quality = ", ".join(f"{name} {value:.2f}" for name, value in row["loo_r2"].items())
             where = f" (sources {' + '.join(map(str, row['sources']))})" if "sources" in row else ""
-            CONSOLE.print(f"surrogates' leave-one-out R2{where}: {quality}")
+            CONSOLE.print(f"surrogate fit, leave-one-out R2{where}: {quality}")
 
 
 def _print_archives(summary: dict[str, Any]) -> None:
@@ -189,8 +189,8 @@ def _print_overhead(summary: dict[str, Any]) -> None:
         if name.endswith("_s") and not name.endswith("candidate_s")
     )
     CONSOLE.print(
-        f"a candidate takes {row['candidate_s']:.3f} s, the slowest {row['slowest_candidate_s']:.3f} s (ms: {parts}); "
-        f"everything but engine and scoring: {100 * row['share']:.1f}%"
+        f"time per candidate: {row['candidate_s']:.3f} s, slowest {row['slowest_candidate_s']:.3f} s (ms: {parts}); "
+        f"{100 * row['share']:.1f}% outside engine and scoring"
     )
 
 

@@ -118,14 +118,14 @@ def _describe(problem: ValidationError) -> list[str]:
         location = [str(part) for part in error["loc"] if not _NO_KEY.fullmatch(str(part))]
         if len(location) > 1 and error["type"].startswith(f"{location[-1]}_"):
             location.pop()  # the kind of value that was tried
-        place = ".".join(location) or "config"
+        place = ".".join(location)
         lines.setdefault(place, []).append(_in_words(error, location))
         value = error.get("input")
         if isinstance(value, str | int | float | bool | type(None)) and error["type"] not in _VALUE_SAYS_NOTHING:
             got[place] = f" (got {'nothing' if value is None else repr(value)})"
     # of a setting that may be one of several things, a line for each of them
     return [
-        f"{place}: {' or '.join(dict.fromkeys(lines[place])).replace(' or must be ', ' or ')}{got.get(place, '')}"
+        f"{place and f'{place}: '}{' or '.join(dict.fromkeys(lines[place])).replace(' or must be ', ' or ')}{got.get(place, '')}"
         for place in lines
     ]
 
@@ -136,7 +136,7 @@ _NO_KEY = re.compile(r"lm_eval|synthetic|\[key\]|constrained-int|(function-after
 _VALUE_SAYS_NOTHING = ("missing", "value_error", "extra_forbidden")
 
 _KINDS = {
-    "dict_type": "must be a mapping of names to values",
+    "dict_type": "must be a mapping, {name: value, ...}",
     "tuple_type": "must be a list",
     "list_type": "must be a list",
     "string_type": "must be a text",

@@ -51,7 +51,7 @@ class _StrictLoader(yaml.SafeLoader):
                 raise _wrong(f"alias *{anchor} stands within what it stands for", event)
         elif anchor is not None:
             if anchor in self.anchors:
-                raise _wrong(f"anchor &{anchor} stands twice", event)
+                raise _wrong(f"anchor &{anchor} appears twice", event)
             self._open_anchors.add(anchor)
             node = super().compose_node(parent, index)
             self._open_anchors.remove(anchor)
@@ -77,7 +77,7 @@ class _StrictLoader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 raise _wrong(f"{key!r} cannot be a key", key_node)
             if key in seen:
-                raise _wrong(f"key {key!r} stands twice", key_node)
+                raise _wrong(f"key {key!r} appears twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 

@@ -177,7 +177,7 @@ def _group(settings: Mapping[str, Any], folder: _Index) -> TaskGroup:
 
 
 def _once(where: str, members: Iterator[Member]) -> tuple[Member, ...]:
-    """The members; raises EvaluationError where there are none, or one stands twice."""
+    """The members; raises EvaluationError where there are none, or one appears twice."""
     found = tuple(members)
     twice = [task for task, count in Counter(member.task for member in found).items() if count > 1]
     if twice or not found:

@@ -176,7 +176,7 @@ def _from_documents(documents: list[Any], where: str) -> RecipeFile:
         if name is None:
             finals.append(recipe)
         elif name in named:
-            raise RecipeError(f"{place}: name {name!r} stands twice")
+            raise RecipeError(f"{place}: name {name!r} appears twice")
         else:
             named[name] = recipe
     if not finals:

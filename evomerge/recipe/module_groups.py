@@ -23,13 +23,13 @@ def module_filters(groups: Sequence[str], tensors: Iterable[str]) -> dict[str, t
     """Group -> those of its filters that are needed for models with these tensors. A tensor belongs to the first group that has it.
 
     Raises:
-        SpaceError: an unknown group, one that stands twice or has no tensor, or tensors that belong to none.
+        SpaceError: an unknown group, one that appears twice or has no tensor, or tensors that belong to none.
     """
     unknown = [group for group in groups if group not in MODULE_GROUPS]
     if unknown:
         raise SpaceError(f"module_groups: unknown {unknown}; known: {', '.join(MODULE_GROUPS)}")
     if len(set(groups)) != len(groups):
-        raise SpaceError(f"module_groups {list(groups)}: a group stands twice")
+        raise SpaceError(f"module_groups {list(groups)}: a group appears twice")
     if REST in groups[:-1]:
         raise SpaceError(f"module_groups {list(groups)}: {REST!r} is what the other groups leave; put it last")
     left = list(dict.fromkeys(tensors))

@@ -45,7 +45,7 @@ def _check_sources(spec: MethodSpec, part: Slice, base: str | None, where: str) 
     keys = [source.key for source in part.sources]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
-        raise RecipeError(f"{where}: model {twice[0]} stands twice; list each model once in a slice")
+        raise RecipeError(f"{where}: model {twice[0]} appears twice; list each model once in a slice")
     lengths = {
         source.layer_range[1] - source.layer_range[0] for source in part.sources if source.layer_range is not None
     }

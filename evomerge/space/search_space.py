@@ -63,7 +63,7 @@ class SearchSpace:
         seen: set[str] = set()
         for parameter in parameters:
             if parameter.name in seen:
-                raise SpaceError(f"parameter {parameter.name!r} stands twice in the search space")
+                raise SpaceError(f"parameter {parameter.name!r} appears twice in the search space")
             seen.add(parameter.name)
             if not (parameter.low < parameter.high and np.isfinite(parameter.high - parameter.low)):
                 raise SpaceError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.build import make_problem, parse_config
+from evomerge.build import evaluate_model, make_problem, parse_config
 from evomerge.core import ConfigError
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -22,8 +22,10 @@ def test_a_missing_chat_template_is_noticed_before_anything_is_loaded(tmp_path: 
         "budget": {"evaluations": 10},
     }
     config = parse_config(settings, folder=tmp_path)
-    with pytest.raises(ConfigError, match=r"base has no chat template; put one there as chat_template.jinja"):
+    with pytest.raises(ConfigError, match=r"base has no chat template; add one there as chat_template.jinja"):
         make_problem(config)
+    with pytest.raises(ConfigError, match=r"/a has no chat template; add one there"):
+        evaluate_model(config, tmp_path / "a")
 
     tokenizer = tmp_path / "base" / "tokenizer_config.json"
     tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"chat_template": "{{ messages }}"}))

@@ -56,7 +56,7 @@ def test_every_point_of_a_space_is_found_again(folder, spec, groups):
     (baseline,) = [item for item in found.baselines() if item.id == "recipe:point"]
     assert baseline.values == pytest.approx(point, abs=1e-12)
     assert baseline.recipe == {**recipe.to_json(), "name": baseline.recipe["name"]}
-    assert not any("no point of the space" in line for line in describe(found))
+    assert not any("outside the search space" in line for line in describe(found))
 
 
 MERGEKIT = """\
@@ -96,7 +96,7 @@ def test_what_is_no_point_is_compared_with_and_said(folder, text, space):
     made = problem(folder, recipes=(written(folder, text.format(folder=folder)),), **space)
     (baseline,) = [item for item in made.baselines() if item.id == "recipe:mine"]
     assert baseline.values is None
-    assert [line for line in describe(made) if "recipe:mine is no point of the space" in line]
+    assert [line for line in describe(made) if "recipe:mine is outside the search space" in line]
 
 
 def test_slices_along_the_layer_groups_are_a_point(folder):

@@ -46,13 +46,13 @@ def test_how_many_are_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     assert lines[0].startswith("items       toy: 3 search, 4 select, 5 report")
     assert (
         lines[1]
-        == "note        toy: 2 search, 1 select items stand in a later split too and are left out (drop_shared)"
+        == "note        toy: 2 search, 1 select items also appear in a later split and were dropped (drop_shared)"
     )
     run = tmp_path / "run"
     start_search(config, run, observers=[Progress(run, 4)])
     told = capsys.readouterr().out
-    assert told.count("note: 2 search items stand in a later split too and are left out (drop_shared)") == 1
-    assert told.count("note: 1 select items stand in a later split too") == 1
+    assert told.count("note: 2 search items also appear in a later split and were dropped (drop_shared)") == 1
+    assert told.count("note: 1 select items also appear in a later split") == 1
     evaluations = open_run(run).state.evaluations.values()
     dropped = {evaluation.split: evaluation.cost.get("dropped_items") for evaluation in evaluations}
     assert dropped == {Split.SEARCH: 2, Split.SELECT: 1, Split.REPORT: None}

@@ -87,7 +87,7 @@ def test_a_resumed_run_records_what_an_older_one_did_not(tmp_path: Path) -> None
     resume_search(run, overrides=["budget.evaluations=14"])
     (tmp_path / "models").rename(tmp_path / "moved")
     with pytest.raises(
-        ConfigError, match=r"no such model folder(.|\n)*put them there again to go on \(links will do: ln -s NEW OLD\)"
+        ConfigError, match=r"no such model folder(.|\n)*put them back to continue \(links work too: ln -s NEW OLD\)"
     ):
         resume_search(run, overrides=["budget.evaluations=15"])
     state = open_run(run).state

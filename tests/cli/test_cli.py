@@ -133,8 +133,8 @@ def test_validate_says_what_would_be_searched(project: Path) -> None:
 def test_validate_loads_the_items_where_asked(project: Path) -> None:
     result = run("validate", project / "search.yaml", "--items")
     assert result.returncode == 0, result.stderr
-    assert "items       toy: 4 search, 4 select, 4 report; the longest takes 15 tokens" in result.stdout
-    assert "a candidate 8 requests on search, 116 tokens read\n" in result.stdout
+    assert "items       toy: 4 search, 4 select, 4 report; longest 15 tokens" in result.stdout
+    assert "candidate   8 requests on search, 116 prompt tokens\n" in result.stdout
     short = run("validate", project / "search.yaml", "--items", "--set", "engine.max_model_len=14")
     assert short.returncode == 2
     assert "context and continuation take 15 tokens, the engine has room for 14" in short.stderr
@@ -146,7 +146,7 @@ def test_validate_says_when_items_are_longer_than_the_models_positions(project: 
     for name in ("search.yaml", "toy.yaml", *(f"toy.{split}.jsonl" for split in ("search", "select", "report"))):
         (tmp_path / name).write_text((project / name).read_text())
     result = run("validate", tmp_path / "search.yaml", "--items")
-    assert "config.json names 12 positions, fewer than the longest item takes" in result.stdout
+    assert "config.json allows 12 positions, fewer than the longest item needs" in result.stdout
 
 
 def test_validate_says_when_nothing_would_be_searched(project: Path) -> None:
@@ -159,7 +159,7 @@ def test_validate_says_when_parameters_are_many_and_candidates_few(project: Path
     groups = ["--set", "space.layer_groups=2", "--set", "space.module_groups=[attention, rest]"]
     few = run("validate", project / "search.yaml", *groups, "--set", "budget.evaluations=104")
     assert "95 candidates are few for 16 parameters" in few.stdout
-    assert "or take 105 and more" in few.stdout
+    assert "or a budget of at least 105" in few.stdout
     assert "few for" not in run("validate", project / "search.yaml", *groups, "--set", "budget.evaluations=105").stdout
 
 
@@ -186,6 +186,11 @@ def test_defaults_stand_in_the_help() -> None:
         (["objectives=[toi]"], ["no task produces 'toi'"]),
         (["space={method: ties, layer_groups: 9}"], ["9 groups cannot be made of 2 layers"]),
         (["models.base=models/none", "tasks=[none.yaml]"], ["2 problems", "models/none", "none.yaml"]),
+        (
+            ["method=tise", "strategy={name: cma_es, sigma: 1}", "tasks=[none.yaml]"],
+            ["3 problems", "none.yaml", "'tise'", "'sigma'"],
+        ),
+        (["method=tise", "strategy=cma-es"], ["2 problems", "'tise'", "'cma-es'"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )

@@ -45,7 +45,7 @@ def test_a_search_that_breaks_is_resumed(tmp_path: Path, kind: str) -> None:
     assert "Traceback (most recent call last)" in trace
     assert "in fail" in trace
     assert "evomerge resume" not in trace, "said once, at the end"
-    assert message.splitlines()[0] == "This is a fault of evomerge or a library; the traceback is above."
+    assert message.splitlines()[0] == "This is a bug in evomerge or a library; the traceback is above."
     assert f"evomerge resume {tmp_path / 'run'}" in message
     assert str(tmp_path / "run" / "logs") in message
     assert len(message.splitlines()) < 6
@@ -82,7 +82,7 @@ def test_other_commands(tmp_path: Path) -> None:
     assert broken.returncode == 1
     assert broken.stderr.startswith("Traceback (most recent call last)")
     assert broken.stderr.endswith(
-        "\ninternal error: ZeroDivisionError: provoked\nThis is a fault of evomerge or a library; the traceback is above.\n"
+        "\ninternal error: ZeroDivisionError: provoked\nThis is a bug in evomerge or a library; the traceback is above.\n"
     )
 
 
@@ -90,7 +90,7 @@ def test_what_this_user_may_not_use_is_no_internal_error(tmp_path: Path) -> None
     fault = "import evomerge.build\ndef fail(folder):\n    raise PermissionError(13, 'Permission denied', '/home/other/run')\nevomerge.build.open_run = fail"
     refused = run("front", tmp_path, fault=fault)
     assert refused.returncode == 2
-    assert refused.stderr == "error: /home/other/run: this user may not use it; have it shared, or name another place\n"
+    assert refused.stderr == "error: /home/other/run: permission denied; change its permissions, or choose another path\n"
 
 
 def test_a_name_that_is_too_long_is_no_internal_error(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_init_writes_a_configuration_that_is_right(models: Path) -> None:
 
 def test_init_without_tasks_says_what_is_missing(models: Path) -> None:
     todo = write_first_config(models / "s.yaml", [str(models / "math"), f"b={models / 'base'}"], base=None, tasks=())
-    assert todo[0].startswith("name tasks in")
+    assert todo[0].startswith("add tasks in")
     assert yaml.safe_load((models / "s.yaml").read_text())["method"] == "linear"
     with pytest.raises(ConfigError, match="tasks: is missing"):
         load_config(models / "s.yaml")
@@ -78,7 +78,7 @@ def test_init_writes_the_file_where_only_the_tasks_need_mending(models: Path) ->
     experts = [str(models / "math"), f"b={models / 'base'}"]
     todo = write_first_config(models / "s.yaml", experts, base=None, tasks=[str(models / "toy.yaml")])
     assert "has no split 'search'" in todo[0]
-    assert todo[1:] == [f"mend this in {models / 's.yaml'}", f"evomerge validate {models / 's.yaml'}"]
+    assert todo[1:] == [f"fix this in {models / 's.yaml'}", f"evomerge validate {models / 's.yaml'}"]
     with pytest.raises(ConfigError, match="has no split 'search'"):
         make_problem(load_config(models / "s.yaml"))
     with pytest.raises(EvaluationError, match="no such task file"):
@@ -148,7 +148,7 @@ def test_watch_follows_a_run_from_outside(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    assert watcher.look().status == f"nobody works on it; `evomerge resume {folder}` goes on"
+    assert watcher.look().status == f"not running; continue with `evomerge resume {folder}`"
     count = watcher.look().n_evaluations
     resumed = run("resume", folder, "--set", f"budget.evaluations={count + 3}")
     assert resumed.returncode == 0, resumed.stderr

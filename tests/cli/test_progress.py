@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from evomerge.cli.progress import Progress
+from evomerge.cli import progress as progress_module
+from evomerge.cli.progress import Progress, watched
 from evomerge.core import Split
 from evomerge.search import RunState, event
 
@@ -45,3 +46,27 @@ def test_a_failure_is_said_once_by_the_loop(capsys: pytest.CaptureFixture[str]) 
     )  # fmt: skip
     Progress(Path("run"), 10)(state, state.evaluations["c000001", Split.SEARCH])
     assert capsys.readouterr().out == ""
+
+
+def test_a_wait_for_the_first_result_is_explained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(progress_module, "WAITING_AFTER_S", 0.01)
+    progress = Progress(tmp_path, 10)
+    progress.waiting.start()
+    progress.waiting.join(10)
+    assert capsys.readouterr().out == "starting engines; the first result comes when one is up\n"
+
+    monkeypatch.setattr(progress_module, "WAITING_AFTER_S", 3600.0)
+    seen: list[Progress] = []
+
+    def fail() -> None:
+        with watched(tmp_path, 10) as observer:
+            assert isinstance(observer, Progress)
+            seen.append(observer)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    seen[0].waiting.join(10)
+    assert not seen[0].waiting.is_alive(), "nothing is left behind"

@@ -82,7 +82,7 @@ def test_strategy_options_pass_through() -> None:
         ({"budget": 100}, "budget: must be a mapping of settings: evaluations, items, hours (got 100)"),
         ({"budget": None}, "budget: must be a mapping of settings: evaluations, items, hours (got nothing)"),
         ({"tasks": {"x": 1}}, "tasks: must be a list"),
-        ({"models": {"experts": ["zoo/a"]}}, "models.experts: must be a mapping of names to values"),
+        ({"models": {"experts": ["zoo/a"]}}, "models.experts: must be a mapping, {name: value, ...}"),
         ({"models": {"base": "zoo/base"}}, "models.experts: is missing"),
         ({"experts": {}}, "experts: unknown key; did you mean 'models.experts'?"),
         ({"layer_groups": 2}, "layer_groups: unknown key; did you mean 'space.layer_groups'?"),

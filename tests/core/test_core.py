@@ -118,7 +118,7 @@ def test_losses_flip_the_sign_of_maximised_scores_only() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\na: 2", "line 2, column 1: key 'a' stands twice"),
+        ("a: 1\na: 2", "line 2, column 1: key 'a' appears twice"),
         ("!!python/object/apply:os.system [ls]", "not supported"),
         ("a: [1", "expected ',' or ']'"),
         ("a: 1\nb: !mine {c: 1}", "line 2, column 4: tag '!mine' is not supported"),
@@ -128,7 +128,7 @@ def test_losses_flip_the_sign_of_maximised_scores_only() -> None:
         ("a: 1\nb: !!map [c]", "line 2, column 4: expected a mapping"),
         ("a: 1\nb: \x00", "line 2: character"),
         ("a: 1\nb: *c", "line 2, column 4: found undefined alias 'c'"),
-        ("a: &x 1\nb: &x 2", "line 2, column 4: anchor &x stands twice"),
+        ("a: &x 1\nb: &x 2", "line 2, column 4: anchor &x appears twice"),
         ("a: 1\nb: &b\n  c: [*b]", "line 3, column 7: alias *b stands within what it stands for"),
         ("\n".join(["a0: &a0 [x, x, x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]" for i in range(1, 10))]), "expand"),
         ("a: &x 1\nb: [" + ", ".join(["*x"] * 101) + "]", "more than 100 aliases"),

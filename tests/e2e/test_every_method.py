@@ -43,7 +43,7 @@ def configuration(folder: Path, method: str) -> SearchConfig:
 def test_search_and_merge(folder: Path, tmp_path: Path, spec) -> None:
     config = configuration(folder, spec.name)
     if not any(parameter.search_default for parameter in spec.parameters):
-        with pytest.raises(ConfigError, match=rf"space: {spec.name} has no parameter that searches usually vary"):
+        with pytest.raises(ConfigError, match=rf"space: {spec.name} has no parameter that is searched by default"):
             evomerge.run_search(config, tmp_path / "run")
         return
     state = evomerge.run_search(config, tmp_path / "run")

@@ -70,7 +70,7 @@ def test_the_search_reports_what_it_found(undisturbed: tuple[Path, str]) -> None
         "task_arithmetic",
         "(tuned)",
         "(best)",
-        "everything but engine and scoring",
+        "outside engine and scoring",
     ):
         assert text in output
     summary = json.loads((run / "summary.json").read_text())

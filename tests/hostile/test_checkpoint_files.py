@@ -180,9 +180,9 @@ def test_26_offsets_and_shapes_that_cannot_be(models, refused, header, data, par
 def test_27_duplicate_keys(models, refused):
     text = json.dumps(entry()).encode()
     raw(models / "a" / WEIGHTS, b'{"x": %s, "x": %s}' % (text, text), b"1234")
-    refused(WEIGHTS, "'x' stands twice")
+    refused(WEIGHTS, "'x' appears twice")
     (models / "a" / "config.json").write_text('{"model_type": "llama", "model_type": "llama"}')
-    refused("config.json", "'model_type' stands twice")
+    refused("config.json", "'model_type' appears twice")
 
 
 @pytest.mark.parametrize(

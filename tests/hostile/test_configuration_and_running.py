@@ -165,7 +165,7 @@ def test_45_a_base_without_a_tokenizer(project: Path, tmp_path: Path) -> None:
 
 def test_46_an_objective_that_no_task_produces(project: Path) -> None:
     refused(project, "no task produces 'toi'; known: toy", objectives=["toi"])
-    refused(project, "objectives: 'toy' stands twice", objectives=["toy", "cost.layers", "toy"])
+    refused(project, "objectives: 'toy' appears twice", objectives=["toy", "cost.layers", "toy"])
 
 
 def test_46_a_score_of_which_lower_is_better(project: Path) -> None:

@@ -86,7 +86,7 @@ MAMBA = ["backbone.embeddings.weight", "backbone.layers.0.mixer.in_proj.weight",
         ((*ALL, "rest"), LLAMA, r"is left for 'rest'.*the models have attention, mlp, embeddings, norms\)"),
         (("attention", "mlp"), LLAMA, "must end with 'rest'.*'model.embed_tokens.weight' does not"),
         (("rest", "mlp"), LLAMA, "put it last"),
-        (("mlp", "mlp", "rest"), LLAMA, "stands twice"),
+        (("mlp", "mlp", "rest"), LLAMA, "appears twice"),
         (("atention", "rest"), LLAMA, r"unknown \['atention'\]; known: attention, mlp"),
     ],
 )

@@ -46,7 +46,7 @@ def test_the_result_may_have_a_name_too(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("name: second", "name: first"), "'first' stands twice"),
+        (("name: second", "name: first"), "'first' appears twice"),
         (("name: second\n", ""), "2 documents without a name"),
         (("model: a,", "model: second,"), "first -> second|second -> first"),
         (("name: second", "name: ../second"), "expected a word"),

@@ -97,7 +97,7 @@ def test_searches_of_one_second_have_directories_of_their_own(config: Path) -> N
 
 def test_a_folder_with_spaces_is_named_as_a_shell_takes_it(tmp_path: Path) -> None:
     start(tmp_path / "my run", finals={"finalists": 0})
-    with pytest.raises(ConfigError, match=r"`evomerge resume '.*/my run'` goes on"):
+    with pytest.raises(ConfigError, match=r"`evomerge resume '.*/my run'` continues it"):
         start(tmp_path / "my run")
 
 

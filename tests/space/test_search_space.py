@@ -33,7 +33,7 @@ def test_rounding_does_not_pass_a_bound() -> None:
     ("parameters", "message"),
     [
         ([], "no parameters"),
-        ([Parameter("a", 0, 1), Parameter("a", 0, 2)], "stands twice"),
+        ([Parameter("a", 0, 1), Parameter("a", 0, 2)], "appears twice"),
         ([Parameter("a", 1, 1)], "low < high"),
         ([Parameter("a", 2, 1)], "low < high"),
         ([Parameter("a", 0, float("inf"))], "finite"),

@@ -112,7 +112,7 @@ def optimism(state: RunState) -> go.Figure | None:
     values = [utility(state.objectives, item) for pair in pairs for item in pair]
     ends = [min(values), max(values)]
     dashes = {"color": "#cccccc", "dash": "dash"}
-    figure.add_scatter(x=ends, y=ends, mode="lines", name="no optimism", line=dashes)
+    figure.add_scatter(x=ends, y=ends, mode="lines", name="equal", line=dashes)
     return _titled(figure, "mean, search split", "mean, report split")
 
 

@@ -87,7 +87,7 @@ def _status(run: Run) -> str:
         return "finished"
     if is_over(run.state, run.config):
         return f"finished ({', '.join(run.state.stopped)})"
-    return "not finished: search scores only, which flatter whatever was chosen by them"
+    return "not finished: only search scores so far, which are biased upwards for the best"
 
 
 def _rows(details: dict[str, Any], shown: Sequence[str], tuned: str | None) -> list[tuple[str, str, dict[str, Any]]]:
