@@ -85,9 +85,7 @@ def warn_of_other_versions(old: Resolved, new: Resolved) -> None:
         if now.get(name) != version
     ]
     if other:
-        logger.warning(
-            "this session has %s: the same candidate may score otherwise, and others may be proposed", ", ".join(other)
-        )
+        logger.warning("this session has %s: scores and proposals may differ", ", ".join(other))
 
 
 def _settings_now(directory: RunDirectory, resolved: Resolved) -> dict[str, Json]:

@@ -292,8 +292,8 @@ def _check_directions(problem: Problem) -> None:
     for name, spec in problem.tasks.items():
         if lower_is_better(spec) and name in optimised - chosen:
             raise ConfigError(
-                f"objectives: of the metric of task {name!r} lower is better ({spec.task}: higher_is_better: false), and scores are maximised "
-                f"unless told otherwise; list the objectives, this one as {{name: {name}, direction: minimize}}"
+                f"objectives: for task {name!r} lower is better ({spec.task}: higher_is_better: false), but tasks are maximised by "
+                f"default; list the objectives, this one as {{name: {name}, direction: minimize}}"
             )
 
 

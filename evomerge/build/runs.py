@@ -261,12 +261,12 @@ def _say_why_complete(config: SearchConfig, state: RunState, directory: RunDirec
     reached = {"evaluations": state.n_evaluations[Split.SEARCH]}
     used_up = _used_up(config, state)
     if not used_up:
-        logger.warning("nothing is left to do: the strategy has stopped by itself (%s)", ", ".join(state.stopped))
+        logger.warning("nothing left to do: the strategy has stopped by itself (%s)", ", ".join(state.stopped))
         return
     limits = ", ".join(f"budget.{name}: {limit}" for name, limit in used_up.items())
     more = [f"--set budget.{name}={2 * max(limit, reached.get(name, 0))}" for name, limit in used_up.items()]
     logger.warning(
-        "nothing is left to do: %s is used up. More: %s %s", limits, directory.resume_command, " ".join(more)
+        "nothing left to do: %s is used up. To search further: %s %s", limits, directory.resume_command, " ".join(more)
     )
 
 

@@ -151,7 +151,7 @@ def plan(
     from evomerge.cli.tables import print_plan
 
     if measured is not None and seconds is not None:
-        raise ConfigError("--from and --seconds: give one of them")
+        raise ConfigError("--from and --seconds: give only one of them")
     if seconds is not None and not 0 < seconds < math.inf:
         raise ConfigError(f"--seconds {seconds:g}: expected a number above 0")
     problem = make_problem(load_config(config, overrides or ()))
@@ -191,7 +191,7 @@ def search(
     from evomerge.cli.progress import watched
 
     if address and any(override.startswith("cluster.address=") for override in overrides or ()):
-        raise ConfigError("--address and --set cluster.address: give one of them")
+        raise ConfigError("--address and --set cluster.address: give only one of them")
     extra = [f"cluster.address={address}"] if address else []
     settings = load_config(config, [*(overrides or ()), *extra])
     folder = run_dir or default_run_directory(settings, config)
@@ -224,7 +224,7 @@ def watch(
     from evomerge.cli.live import watch_run
 
     if once and every is not None:
-        raise ConfigError("--once and --every: give one of them")
+        raise ConfigError("--once and --every: give only one of them")
     watch_run(Watcher(run), every or 2.0, once=once)
 
 
@@ -240,7 +240,7 @@ def front(
     from evomerge.search import front_csv, front_of, members_of
 
     if as_json and as_csv:
-        raise ConfigError("--json and --csv: give one of them")
+        raise ConfigError("--json and --csv: give only one of them")
     opened = open_run(run)
     if as_json:
         print(json.dumps(opened.front(), indent=2, sort_keys=True))
@@ -343,7 +343,7 @@ def merge(
     from evomerge.build import merge_recipe
 
     if cuda and not (device or "cuda").startswith("cuda"):
-        raise ConfigError(f"--cuda and --device {device}: give one of them")
+        raise ConfigError(f"--cuda and --device {device}: give only one of them")
     if threads is not None:
         import torch
 

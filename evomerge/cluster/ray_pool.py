@@ -220,7 +220,7 @@ class RayPool:
         ]
         if other and started.host not in self._different:
             self._different.add(started.host)
-            logger.warning("%s has %s: the same candidate may score otherwise there", started.host, ", ".join(other))
+            logger.warning("%s has %s: scores may differ there", started.host, ", ".join(other))
         return True
 
     def _check_time(self, slot: _Slot) -> None:

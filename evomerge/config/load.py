@@ -29,7 +29,7 @@ def read_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
         raise ConfigError(f"{path}: {why_unreadable(problem)}") from None
     data = settings_in(text, str(path))
     if "merge_method" in data:
-        raise ConfigError(f"{path}: is a recipe, not the configuration of a search; evomerge merge and eval take it")
+        raise ConfigError(f"{path}: is a recipe, not a search configuration; use it with evomerge merge or eval")
     return parse_config(data, folder=path.resolve().parent, where=str(path), overrides=overrides)
 
 

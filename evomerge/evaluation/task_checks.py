@@ -61,8 +61,8 @@ def check_not_scored_on(spec: TaskSpec) -> None:
     if is_task_file(spec.task) or searched not in (scored_split(spec.task), "test"):
         return
     raise EvaluationError(
-        f"task {spec.task!r}: splits.search is {searched}, which the public benchmark is scored on: what is found could not be compared with anybody's "
-        "score. Search on another split, or say search_on_test: true"
+        f"task {spec.task!r}: splits.search is {searched}, which the public benchmark is scored on, so results could not be compared with published "
+        "scores. Search on another split, or set search_on_test: true"
     )
 
 
@@ -107,7 +107,7 @@ def check_splits(spec: TaskSpec, needed: Sequence[Split]) -> None:
         else f"search: '{own}[:60%]', select: '{own}[60%:80%]', report: '{own}[80%:]'"
     )
     raise EvaluationError(
-        f"task {spec.task!r}: splits must say what {', '.join(missing)} are in its data set, of which lm-eval uses {', '.join(known)}; "
+        f"task {spec.task!r}: set splits to say which of the data set's splits are {', '.join(missing)} (lm-eval uses {', '.join(known)}), "
         f"e.g. splits: {{{parts}}}{', search_on_test: true' if first in (own, 'test') else ''}"
         + ("" if missing == [Split.SEARCH.value] else ", or finals: {finalists: 0} to search only")
     )
@@ -138,9 +138,7 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
         EvaluationError: names it.
     """
     if "class" in settings:
-        raise EvaluationError(
-            f"lm-eval task {where!r} is a Python class; only tasks that are settings can be evaluated here"
-        )
+        raise EvaluationError(f"lm-eval task {where!r} is a Python class; only tasks defined in YAML can be evaluated")
     output_type = settings.get("output_type") or "generate_until"
     if output_type not in OUTPUT_TYPES:
         raise EvaluationError(

@@ -247,9 +247,7 @@ def _generate_request(where: str, instance: Any, encoder: Encoder) -> GenerateRe
     except (TypeError, ValueError) as error:
         raise EvaluationError(f"{where}: generation_kwargs cannot be read: {error}") from error
     if settings["max_gen_toks"] < 1:
-        raise EvaluationError(
-            f"{where}: generation_kwargs.max_gen_toks: {settings['max_gen_toks']} lets nothing be written"
-        )
+        raise EvaluationError(f"{where}: generation_kwargs.max_gen_toks: {settings['max_gen_toks']} allows no output")
     if not all(isinstance(text, str) for text in settings["until"] if text):
         raise EvaluationError(f"{where}: generation_kwargs.until: expected texts, got {settings['until']!r}")
     stop = handle_stop_sequences(settings["until"], encoder.end_text)

@@ -224,12 +224,12 @@ def _resolver(file: Path, names: set[str]) -> Callable[[str, Recipe], str]:
             places = [Path.home() / folder[2:]] if home else [file.parent / folder, Path.cwd() / folder]
             place = next((place for place in places if place.is_dir()), cached_model(folder))
             if place is None:
-                what = f"{', '.join(places_of(recipe, folder))}: model {folder!r} is no folder"
+                what = f"{', '.join(places_of(recipe, folder))}: model {folder!r} is not a folder"
                 if Path(folder).is_absolute():
-                    raise RecipeError(f"{what}; where it has moved, change its path in the file")
+                    raise RecipeError(f"{what}; if it has moved, change its path in the file")
                 listed = " and ".join(dict.fromkeys(str(place) for place in places))
                 raise RecipeError(
-                    f"{what} (tried {listed}) and no model of the hub's cache; `hf download ORG/NAME` fetches one"
+                    f"{what} (tried {listed}) and not in the hub's cache; `hf download ORG/NAME` fetches a model"
                 )
             found[folder] = folder if Path(folder).is_absolute() else str(place.resolve())
         return found[folder]

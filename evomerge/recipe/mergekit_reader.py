@@ -113,7 +113,7 @@ def _refuse_other_kinds(document: Mapping[str, Any], where: str) -> None:
     models = document.get("models")
     if "tasks" in document or (isinstance(models, Mapping) and "experts" in models):
         raise RecipeError(
-            f"{where}: is the configuration of a search, not a recipe; evomerge export writes one for a run"
+            f"{where}: is a search configuration, not a recipe; evomerge export writes a recipe from a run"
         )
     if "experts" in document:
         raise RecipeError(f"{where}: is a configuration of mergekit-moe; evomerge makes no mixtures of experts")

@@ -328,7 +328,7 @@ def _check_searched(spec: MethodSpec, searched: SearchedParameter) -> None:
         )
     if not (parameter.admits(searched.low) and parameter.admits(searched.high)):
         raise SpaceError(
-            f"parameter {searched.name!r}: bounds [{searched.low}, {searched.high}] outside what {spec.name} admits: {parameter.range}"
+            f"parameter {searched.name!r}: bounds [{searched.low}, {searched.high}] outside the range of {spec.name}, {parameter.range}"
         )
     wrong = [axis for axis in searched.per if axis not in allowed_axes(parameter, AXES)]
     if wrong:

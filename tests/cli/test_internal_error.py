@@ -90,7 +90,9 @@ def test_what_this_user_may_not_use_is_no_internal_error(tmp_path: Path) -> None
     fault = "import evomerge.build\ndef fail(folder):\n    raise PermissionError(13, 'Permission denied', '/home/other/run')\nevomerge.build.open_run = fail"
     refused = run("front", tmp_path, fault=fault)
     assert refused.returncode == 2
-    assert refused.stderr == "error: /home/other/run: permission denied; change its permissions, or choose another path\n"
+    assert (
+        refused.stderr == "error: /home/other/run: permission denied; change its permissions, or choose another path\n"
+    )
 
 
 def test_a_name_that_is_too_long_is_no_internal_error(tmp_path: Path) -> None:

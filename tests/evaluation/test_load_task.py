@@ -174,7 +174,7 @@ def refused(what, **settings):
         refused("generation_kwargs: expected settings by name, got ['x']", generation_kwargs=["x"]),
         refused("temperature: expected a number, got 'hot'", generation_kwargs={"until": ["."], "temperature": "hot"}),
         refused("generation_kwargs cannot be read", generation_kwargs={"until": ["."], "max_gen_toks": "many"}),
-        refused("max_gen_toks: 0 lets nothing be written", generation_kwargs={"until": ["."], "max_gen_toks": 0}),
+        refused("max_gen_toks: 0 allows no output", generation_kwargs={"until": ["."], "max_gen_toks": 0}),
         refused("until: expected texts, got [5]", generation_kwargs={"until": 5}),
         refused("only text tasks", doc_to_image=["x"]),
         refused("data file of split 'search' is not there", dataset_kwargs={"data_files": {"search": "gone.jsonl"}}),

@@ -281,11 +281,11 @@ def of(task: str, **settings: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("gsm8k", r"task 'gsm8k': splits must say what search, select, report are .* lm-eval uses train, test; e\.g\. "
+        ("gsm8k", r"task 'gsm8k': set splits to say which .* are search, select, report \(lm-eval uses train, test\), e\.g\. "
                   r"splits: {search: 'train\[:80%\]', select: 'train\[80%:\]', report: test}"),
         ("arc_easy", "{search: train, select: validation, report: test}"),
         ("race", r"{search: 'test\[:60%\]', .*}, search_on_test: true, or finals"),
-        ({"task": "mmlu", "splits": {"search": "dev", "report": "test"}}, "splits must say what select are"),
+        ({"task": "mmlu", "splits": {"search": "dev", "report": "test"}}, "splits are select "),
         (of("wikitext"), r"task 'wikitext' scores whole texts, in pieces of engine\.max_model_len tokens"),
         (of("squadv2"), "'squadv2' is a Python class"),
         (of("gsm8k_cot_self_consistency"), "repeats: 64"),

@@ -63,7 +63,7 @@ def test_recipes(cache: Path, tmp_path: Path) -> None:
     )
     recipe["base_model"] = "acme/c"
     (tmp_path / "r.yml").write_text(yaml.safe_dump(recipe))
-    with pytest.raises(RecipeError, match=r"'acme/c' is no folder .* and no model of the hub's cache; `hf download"):
+    with pytest.raises(RecipeError, match=r"'acme/c' is not a folder .* and not in the hub's cache; `hf download"):
         read_recipe(tmp_path / "r.yml")
 
 

@@ -92,7 +92,7 @@ def test_bad_documents_are_named(change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("models: {base: a, experts: {b: b}}\nmethod: ties", "configuration of a search"),
+        ("models: {base: a, experts: {b: b}}\nmethod: ties", "search configuration"),
         ("base_model: a\ngate_mode: hidden\nexperts: [{source_model: b}]", "mergekit-moe"),
         ("merge_method: moe\nexperts: [{source_model: b}]", "mergekit-moe"),
         ("genome: {models: [a, b], merge_method: ties}\ntasks_: []", "mergekit-evolve"),

@@ -197,7 +197,7 @@ def test_without_groups_the_recipe_is_a_whole_model_merge(folders: dict[str, str
         ({"layer_groups": [(0, 2)]}, SpaceError, "cover 0 to 3"),
         ({"layer_groups": [(0, 0), (0, 3)]}, SpaceError, "must be consecutive"),
         ({"searched": [SearchedParameter("density", 0, 1, ())]}, RecipeError, "has no parameter 'density'"),
-        ({"method": "ties", "searched": [SearchedParameter("density", 0, 2, ())]}, SpaceError, "outside what ties admits"),
+        ({"method": "ties", "searched": [SearchedParameter("density", 0, 2, ())]}, SpaceError, "outside the range of ties"),
         ({"searched": [SearchedParameter("normalize", 0, 1, ())]}, SpaceError, "is a switch"),
         ({"searched": [SearchedParameter("lambda", 0, 1, ("expert",))]}, SpaceError, "cannot vary per expert"),
         ({"searched": [SearchedParameter("lambda", 0, 1, ())]}, RecipeError, "needs 'weight'"),

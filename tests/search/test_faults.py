@@ -111,7 +111,7 @@ def test_a_search_that_its_strategy_has_ended_needs_no_worker(tmp_path: Path, ca
     before = (tmp_path / "run" / "journal.jsonl").read_bytes()
     resume_search(tmp_path / "run")
     assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
-    assert "nothing is left to do: the strategy has stopped by itself (tol" in caplog.text
+    assert "nothing left to do: the strategy has stopped by itself (tol" in caplog.text
 
 
 def test_a_run_may_end_before_its_first_generation(tmp_path: Path) -> None:

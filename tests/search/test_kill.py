@@ -141,7 +141,10 @@ def test_a_run_with_nothing_left_to_do_says_so_and_mends_its_files(config: Path)
     (run / "front.json").unlink()
     (run / "summary.json").unlink()
     output = _finish("resume", str(run))
-    assert f"budget.evaluations: 20 is used up. More: evomerge resume {run} --set budget.evaluations=40" in output
+    assert (
+        f"budget.evaluations: 20 is used up. To search further: evomerge resume {run} --set budget.evaluations=40"
+        in output
+    )
     assert ((run / "front.json").read_bytes(), (run / "summary.json").exists()) == (before, True)
     assert (run / "journal.jsonl").read_bytes() == journal
     lowered = _finish("resume", str(run), "--set", "budget.evaluations=10")

@@ -169,12 +169,12 @@ def add_token(folder, token):
         ("merge_method: karcher\nslices: [{sources: [{model: a, layer_range: [2, 1]}]}]", r"layer_range \[2, 1\]"),
         ("merge_method: karcher\nmodels: [{model: a}]\ntokenizer: {pad_to_multiple_of: 0}", "pad_to_multiple_of"),
         ("merge_method: karcher\nmodels: [{model: a}]\ntokenizer_source: nothing", "tokenizer: model 'nothing' is no"),
-        ("merge_method: karcher\nmodels: [{model: a}, {model: a+lora}]", r"models\[1\]: model 'lora' is no folder"),
+        ("merge_method: karcher\nmodels: [{model: a}, {model: a+lora}]", r"models\[1\]: model 'lora' is not a folder"),
         (
             "merge_method: linear\nslices: [{base_model: d, sources: [{model: e, layer_range: [0, 1]}]}]",
             r"slices\[0\]\.sources\[0\]: model 'e' is no|slices\[0\]\.base_model: model 'd' is no",
         ),
-        ("merge_method: ties\nbase_model: d\nmodels: [{model: a}]", "base_model: model 'd' is no folder"),
+        ("merge_method: ties\nbase_model: d\nmodels: [{model: a}]", "base_model: model 'd' is not a folder"),
         ("merge_method: karcher\nmodules: {decoderr: {models: [{model: a}]}}", "unknown decoderr"),
     ],
 )
