@@ -80,7 +80,7 @@ def test_one_objective_and_an_unfinished_run(tmp_path: Path) -> None:
     path = write_report(run)
     assert "not finished" in path.read_text(encoding="utf-8")
     (run / "journal.jsonl").write_bytes(b"".join((run / "journal.jsonl").read_bytes().splitlines(True)[:1]))
-    assert _Page(write_report(run)).headings[-2:] == ["Where the time goes", "Made with"], "nothing evaluated yet"
+    assert _Page(write_report(run)).headings[-2:] == ["Where the time goes", "Versions"], "nothing evaluated yet"
 
 
 def test_rows_keep_the_id_by_which_the_best_is_marked() -> None:

@@ -70,9 +70,9 @@ def test_workers_that_cannot_start_end_a_search_that_can_go_on(tmp_path: Path) -
     assert "Traceback" not in broken.stderr
     assert broken.stderr.endswith(
         "error: worker 0 cannot start: provoked\n"
-        "Every finished evaluation is saved. When the fault is mended, go on with:\n"
+        "Every finished evaluation is saved. Once the problem is fixed, continue with:\n"
         f"  evomerge resume {tmp_path / 'run'}\n"
-        f"Logs of the workers: {tmp_path / 'run' / 'logs'}\n"
+        f"Worker logs: {tmp_path / 'run' / 'logs'}\n"
     )
 
 
