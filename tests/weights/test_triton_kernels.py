@@ -6,6 +6,7 @@ addresses in tables are addresses of the CPU's memory there.
 
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,6 +169,16 @@ def test_norms_are_those_of_rounded_deltas():
     (_, expected) = next(Merger(pool).tensors(plan))
     assert torch.equal(expected, next(Merger(pool, fused=False).tensors(plan))[1])
     assert torch.equal(written(plan, pool, torch.bfloat16), expected)
+
+
+def test_an_expert_without_a_kept_element_is_not_rescaled():
+    """One of number 0 would pass in the GPU's kernels: its norm goes into the whole more often than float16 can say."""
+    plan, pool = fixed_case("dare_linear", 2, rescale=True)
+    (step,) = plan.steps
+    first, second = step.inputs
+    inputs = (replace(first, parameters={**first.parameters, "density": 0.0}), second)
+    plan = replace(plan, seed=1, math_dtype="float16", steps=(replace(step, inputs=inputs),))
+    assert torch.equal(written(plan, pool, torch.bfloat16), next(Merger(pool).tensors(plan))[1])
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "della_linear"])

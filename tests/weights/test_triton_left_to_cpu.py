@@ -72,6 +72,17 @@ def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch, cas
     assert caplog.text.count("gpu_memory_utilization") == 1
 
 
+def test_sources_that_are_there_stay_when_the_gpu_fills_up(monkeypatch):
+    plan, pool = ties_plan(("a",)), two_tensors()
+    merger, target = Merger(pool), Views(plan, torch.bfloat16)
+    merger.write(plan, target)
+    expected = target.tensor("a").clone()
+    monkeypatch.setattr(ResidentSources, "free_bytes", lambda self: -1.0)
+    monkeypatch.setattr("evomerge.weights.fused.batch.FusedBatch.run", None)
+    merger.write(plan, target)
+    assert torch.equal(target.tensor("a"), expected)
+
+
 def no_memory(*_, **__):
     raise torch.OutOfMemoryError
 

@@ -43,6 +43,11 @@ class Prune(NamedTuple):
     ranks: NDArray[np.uint16] | None = None
     places: NDArray[np.uint32] | None = None
 
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether it is a random mask without any element."""
+        return self.mode == RANDOM and self.keep == 0
+
 
 NO_PRUNE = Prune()
 
@@ -322,7 +327,8 @@ def _task_vectors(prune: PruneBuilder, *, elect_sign: bool) -> Builder:
             if pruned is None:
                 return None
             inputs.append((entry, weight, pruned))
-            if step.parameters.get("rescale", False) and pruned.mode != KEEP_ALL:
+            is_rescaled = pruned.mode != KEEP_ALL and not pruned.keeps_nothing
+            if is_rescaled and step.parameters.get("rescale", False):
                 norms[position] = _norms(_pair(step.required_base, entry), pruned, statistics)
         normalize = bool(step.parameters["normalize"])
         if elect_sign or not normalize:

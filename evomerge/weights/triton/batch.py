@@ -83,7 +83,10 @@ class TritonBatch:
         return not self._no_room
 
     def _hold(self, wanted: list[Item]) -> bool:
-        missing, free = self._resident.missing_bytes(wanted), self._resident.free_bytes()
+        missing = self._resident.missing_bytes(wanted)
+        if not missing:  # whatever has become of the room that was left
+            return True
+        free = self._resident.free_bytes()
         if missing <= free and self._resident.hold(wanted):
             return True
         self._resident.drop()

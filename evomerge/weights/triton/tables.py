@@ -156,10 +156,9 @@ def _integers(prune: Prune, ranks: int, window: Window) -> list[int]:
 
 def _floats(weight: float, prune: Prune) -> list[float]:
     """Weight, thresholds with the floats behind them, scale, and the step by rank. An input of which nothing is kept weighs nothing."""
-    nothing = prune.mode == RANDOM and prune.keep == 0
     low = prune.threshold
     top = prune.top_threshold if prune.mode == BAND else math.nan
-    return [0.0 if nothing else weight, low, _next(low), top, _next(top), 1.0, prune.step]
+    return [0.0 if prune.keeps_nothing else weight, low, _next(low), top, _next(top), 1.0, prune.step]
 
 
 def _next(value: float) -> float:
