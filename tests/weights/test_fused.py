@@ -14,6 +14,7 @@ from evomerge.core import CheckpointError
 from evomerge.plan import MOST_RANKS, MergePlan, TensorInput, TensorStep
 from evomerge.weights import WeightPool
 from evomerge.weights.fused import batch, statistics
+from evomerge.weights.fused.batch import FusedBatch
 from evomerge.weights.fused.blocks import BF16, BLOCK, F16, F32, round_block
 from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.magnitudes import STRETCH, MagnitudeHistogram
@@ -23,6 +24,7 @@ from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import fuse, fused_methods
 from evomerge.weights.fused.tables import CHUNK_ELEMENTS, KINDS, delta_of
 from evomerge.weights.fused.tables import DTYPE_OF as TORCH_OF
+from evomerge.weights.fused.threads import Threads
 from evomerge.weights.merger import DTYPES as DTYPE_OF
 from evomerge.weights.merger import Merger
 from evomerge.weights.philox import DECISIONS, random_halves
@@ -418,3 +420,24 @@ def test_parallel_rows_are_interpolated_linearly():
     merged = next(Merger(pool).tensors(plan))[1]
     assert torch.equal(merged, next(Merger(pool, fused=False).tensors(plan))[1])
     assert torch.allclose(merged[:3], 0.4 * a[:3] + 0.6 * b[:3])
+
+
+def test_threads_are_for_what_was_not_looked_at_yet(monkeypatch):
+    """An output of a stack comes from one layer and then from another; a sum needs to know nothing of its sources."""
+    plan, pool = fixed_case("ties", 3, shape=(10, 64))
+    (step,) = plan.steps
+    tensors = {(model, layer): pool.tensor(model, "w") for model in ("base", "m0", "m1", "m2") for layer in "ab"}
+    batch = FusedBatch(WeightPool.holding(tensors), threads=2)
+    in_threads = []
+    map_in_threads = Threads.map
+    monkeypatch.setattr(Threads, "map", lambda *a: (in_threads.append(True), map_in_threads(*a))[1])
+
+    def uses_threads(step, layer):
+        in_threads.clear()
+        inputs = tuple(replace(entry, tensor=layer) for entry in step.inputs)
+        base = step.base and replace(step.base, tensor=layer)
+        batch.prepare([replace(step, inputs=inputs, base=base)], 0, torch.float32)
+        return bool(in_threads)
+
+    assert [uses_threads(step, layer) for layer in "aabba"] == [True, False, True, False, False]
+    assert not uses_threads(fixed_case("linear", 3, shape=step.shape)[0].steps[0], "a")

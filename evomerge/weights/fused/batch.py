@@ -18,6 +18,7 @@ from evomerge.weights.fused.steps import FusedStep, fuse, is_measured
 from evomerge.weights.fused.tables import INPUT, KINDS, OUTPUT, chunks_of, kind_of
 from evomerge.weights.fused.threads import Threads
 from evomerge.weights.pool import WeightPool
+from evomerge.weights.registry import ELEMENTWISE
 from evomerge.weights.windows import Window, whole
 
 _RANGE = np.dtype(
@@ -113,7 +114,11 @@ class FusedBatch:
         def form(step: TensorStep) -> FusedStep | None:
             return fuse(step, statistics) if self.can_read(step) else None
 
-        keys = {(precision, step.method, step.output, *[entry.source for entry in step.inputs]) for step in steps}
+        keys = {
+            (precision, step.method, step.output, *[entry.key for entry in step.inputs])
+            for step in steps
+            if step.method not in ELEMENTWISE
+        }
         # where only lookups are left, which hold the interpreter lock, one thread is enough
         if keys <= self._prepared and not any(map(is_measured, steps)):
             return [form(step) for step in steps]
