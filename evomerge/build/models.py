@@ -113,7 +113,7 @@ def merge_recipe(
         overwrite: replace `out` if it is a model already.
         shard_size: of weight files, in bytes or as text, e.g. "5GB".
         max_memory: of all tensors in memory at a time, in bytes or as text; None = those of two steps and a few results.
-        device: where what the compiled kernels do not do is computed; "auto" = on a GPU if there is one.
+        device: where to compute; anything but "cpu" does without the compiled kernels; "auto" = on a GPU if there is one.
         seed: of random masks, instead of the recipe's.
         trust_remote_code: accept models whose config names code of their own, and copy it (it is not run).
 

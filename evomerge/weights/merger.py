@@ -33,6 +33,9 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
 }
 
+_Place = tuple[TensorStep, Region, Window | None]
+"""a step, where a part of its output goes, and the window that this part is, if it is one"""
+
 
 class Merger:
     """Merges from one pool, again and again unless `once`. Not thread-safe.
@@ -93,46 +96,31 @@ class Merger:
             CheckpointError: a model's files have changed, or as `tensors`; the target then holds a mixture and must be written again.
         """
         self._pool.check_unchanged()
-        steps = {step.output: step for step in plan.steps}
-        places: list[tuple[TensorStep, Region]] = []
-        for name in target.names():
-            if name in plan.idle:
-                continue
-            if name not in steps:
-                raise RecipeError(f"the engine has a tensor {name!r} that the merge does not make")
-            places += [(steps[name], region) for region in target.regions(name)]
-        for step, region in places:
-            if shape_of(region.index, step.shape) != tuple(region.view.shape):
-                raise RecipeError(
-                    f"tensor {step.output!r}: the merge gives shape {step.shape}, of which the engine wants {region.index} as {tuple(region.view.shape)}"
-                )
-        fused = self._fused(plan, list({step.output: step for step, _ in places}.values()))
-        devices = {region.view.device for _, region in places}
+        places = list(_places(plan, target))
+        fused = self._fused(plan, list({step.output: step for step, _, _ in places}.values()))
+        devices = {region.view.device for _, region, _ in places}
         wait_for(devices)
         try:
             self._write(plan, places, fused)
         finally:
             wait_for(devices)
 
-    def _write(
-        self, plan: MergePlan, places: Sequence[tuple[TensorStep, Region]], fused: Mapping[str, FusedStep]
-    ) -> None:
+    def _write(self, plan: MergePlan, places: Sequence[_Place], fused: Mapping[str, FusedStep]) -> None:
         """Stores every step where it belongs."""
-        windows = [window_of(region.index, step.shape) for step, region in places]
         wanted: dict[torch.device, list[tuple[TensorStep, Window]]] = {}
-        for (step, region), window in zip(places, windows, strict=True):
+        for step, region, window in places:
             if step.output in fused:
                 wanted.setdefault(region.view.device, []).append((step, window or whole(step.n_elements)))
         batches = {device: self._batch_on(device, own, fused) for device, own in wanted.items()}
         fused = dict(fused) | self._measured_here(wanted, batches, fused)
         direct: dict[Batch, list[Destination]] = {}
-        for (step, region), window in zip(places, windows, strict=True):
+        for step, region, window in places:
             form, batch = fused.get(step.output), batches.get(region.view.device)
             if form is None or batch is None:
                 region.view.copy_(self._plain(plan, step)[region.index])
                 continue
             covered = batch.covering(step, form, window or whole(step.n_elements))
-            if covered != window:
+            if covered != window:  # or where there is no window
                 region.view.copy_(self._merged(plan, step, form, batch, covered).view(step.shape)[region.index])
             elif _is_direct(plan, region.view, batch):
                 to = Destination(step, window, region.view, plan.dtype == "bfloat16")
@@ -224,6 +212,27 @@ class Merger:
 
     def _input(self, entry: TensorInput) -> torch.Tensor:
         return self._pool.tensor(*entry.key)
+
+
+def _places(plan: MergePlan, target: WeightTarget) -> Iterator[_Place]:
+    """Where everything goes that the target holds and a plan makes.
+
+    Raises:
+        RecipeError: as `Merger.write`.
+    """
+    steps = {step.output: step for step in plan.steps}
+    for name in target.names():
+        if name in plan.idle:
+            continue
+        if name not in steps:
+            raise RecipeError(f"the engine has a tensor {name!r} that the merge does not make")
+        step = steps[name]
+        for region in target.regions(name):
+            if shape_of(region.index, step.shape) != tuple(region.view.shape):
+                raise RecipeError(
+                    f"tensor {name!r}: the merge gives shape {step.shape}, of which the engine wants {region.index} as {tuple(region.view.shape)}"
+                )
+            yield step, region, window_of(region.index, step.shape)
 
 
 def wait_for(devices: Iterable[torch.device]) -> None:

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 
 _PATTERNS = {
-    torch.bfloat16: (torch.int16, np.int16, np.uint16, 0x7F80, 0xFF80),
-    torch.float16: (torch.int16, np.int16, np.uint16, 0x7C00, 0xFC00),
-    torch.float32: (torch.int32, np.int32, np.uint32, 0x7F800000, 0xFF800000),
+    torch.bfloat16: (torch.int16, np.uint16, 0x7F80, 0xFF80),
+    torch.float16: (torch.int16, np.uint16, 0x7C00, 0xFC00),
+    torch.float32: (torch.int32, np.uint32, 0x7F800000, 0xFF800000),
 }
-"""integers as large, for torch and, with and without sign, for NumPy; patterns of both infinities, which NaN's are above"""
+"""integers as large, with sign and, for NumPy, without; patterns of both infinities, which NaN's are above"""
 
 _AT_ONCE = 1 << 18
 """elements that stay in the processor's cache while they are looked through twice"""
@@ -20,12 +20,12 @@ def first_bad_element(tensor: torch.Tensor) -> int | None:
     if pattern is None or tensor.device.type != "cpu" or not tensor.is_contiguous():
         bad = (~torch.isfinite(tensor)).reshape(-1).nonzero()
         return int(bad[0, 0]) if len(bad) else None
-    integer, signed, unsigned, infinity, negative_infinity = pattern
+    signed, unsigned, infinity, negative_infinity = pattern
     flat = tensor.reshape(-1)
-    bits = flat.view(integer).numpy()
+    bits = flat.view(signed).numpy()
     for start in range(0, len(bits), _AT_ONCE):
         part = bits[start : start + _AT_ONCE]
         # floats of one sign are ordered like their patterns
-        if part.view(signed).max() >= infinity or part.view(unsigned).max() >= negative_infinity:
+        if part.max() >= infinity or part.view(unsigned).max() >= negative_infinity:
             return start + int((~torch.isfinite(flat[start : start + _AT_ONCE])).nonzero()[0, 0])
     return None

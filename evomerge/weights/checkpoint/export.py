@@ -23,8 +23,7 @@ from evomerge.weights.checkpoint.stream import StreamedMerge
 from evomerge.weights.checkpoint.vocabulary import align
 from evomerge.weights.kinship import strangers
 from evomerge.weights.mapping import TORCH_DTYPES, MappedModel
-from evomerge.weights.merger import DTYPES, Merger
-from evomerge.weights.pool import WeightPool
+from evomerge.weights.merger import DTYPES
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,6 @@ def merge_to_folder(
     device: str = "cpu",
     overwrite: bool = False,
     trust_remote_code: bool = False,
-    pool: WeightPool | None = None,
     written: RecipeFile | None = None,
     where: str | None = None,
 ) -> Path:
@@ -60,10 +58,9 @@ def merge_to_folder(
         seed: of random masks; overrides the recipe's.
         shard_bytes: largest size of a weight file.
         max_memory: largest number of bytes of all tensors in memory at a time; None = those of two steps and a few results.
-        device: where what the compiled kernels do not do is computed, e.g. "cuda"; the kernels run on the CPU and only there.
+        device: where to compute; anything but "cpu" does without the compiled kernels.
         overwrite: replace `out` if it is a model already.
         trust_remote_code: accept models whose config names code of their own, and copy it; it is not run.
-        pool: weights that are loaded already; must hold the recipe's models. Recipes with a tokenizer read the files again.
         written: what the folder's recipe file and card say; None = `recipe`.
         where: what messages about the recipe begin with.
 
@@ -79,7 +76,7 @@ def merge_to_folder(
         raise RecipeError(f"shard size must be positive, got {shard_bytes} bytes")
     _check_device(device)
     out = Path(out)
-    headers = pool.headers if pool is not None else read_headers(recipe, trust_remote_code=trust_remote_code)
+    headers = read_headers(recipe, trust_remote_code=trust_remote_code)
     _check_target(out, headers, overwrite)
     with naming(where):
         template = None if recipe.chat_template is None else chosen_template(recipe.chat_template, headers)
@@ -90,13 +87,9 @@ def merge_to_folder(
     _check_room(out.parent, plan)
     # a stack mixes no weights
     warning = None if recipe.method == "passthrough" else _report_strangers(headers)
-    if pool is not None and alignment is None and device == "cpu":
-        tensors = Merger(pool, once=True).tensors(plan)
-    else:
-        merge = StreamedMerge(headers, alignment=alignment, device=device, max_bytes=max_memory)
-        tensors = merge.parts(plan)
+    merge = StreamedMerge(headers, alignment=alignment, device=device, max_bytes=max_memory)
     with staging_folder(out) as staging:
-        write_shards(staging, _outputs(plan, headers), tensors, shard_bytes)
+        write_shards(staging, _outputs(plan, headers), merge.parts(plan), shard_bytes)
         file = written or RecipeFile(recipe)
         result = MergedModel(file, recipe, plan, headers, alignment, warning, template, with_code=trust_remote_code)
         write_model_files(staging, out.name, result)

@@ -69,7 +69,7 @@ class StreamedMerge:
     Args:
         headers: key of every model of the plans -> its header, as the files have it.
         alignment: rearranges the rows of embeddings; None = they are merged as they are.
-        device: where arithmetic without compiled kernels runs.
+        device: where to compute; anything but "cpu" does without the compiled kernels.
         max_bytes: largest sum of all tensors held at a time; None = those of two steps and a few results.
 
     Raises:

@@ -14,7 +14,7 @@ from evomerge.weights.fused.kernels import RANDOM, RANKED, mask_chunks, merge_ch
 from evomerge.weights.fused.lanes import LANES
 from evomerge.weights.fused.norms import Norms, addend_grid, scales
 from evomerge.weights.fused.statistics import Statistics
-from evomerge.weights.fused.steps import FusedStep, fuse, is_measured
+from evomerge.weights.fused.steps import FusedStep, costs_a_pass, fuse
 from evomerge.weights.fused.tables import INPUT, KINDS, OUTPUT, chunks_of, kind_of
 from evomerge.weights.fused.threads import Threads
 from evomerge.weights.pool import WeightPool
@@ -120,7 +120,7 @@ class FusedBatch:
             if step.method not in ELEMENTWISE
         }
         # where only lookups are left, which hold the interpreter lock, one thread is enough
-        if keys <= self._prepared and not any(map(is_measured, steps)):
+        if keys <= self._prepared and not any(map(costs_a_pass, steps)):
             return [form(step) for step in steps]
         forms = self._threads.map(form, steps)
         self._prepared |= keys
@@ -215,21 +215,21 @@ class FusedBatch:
         return outputs, inputs
 
     def _make_masks(
-        self, forms: list[FusedStep], outputs: np.ndarray, inputs: np.ndarray, ranges: np.ndarray, rows: np.ndarray
+        self, forms: list[FusedStep], by_form: np.ndarray, inputs: np.ndarray, ranges: np.ndarray, rows: np.ndarray
     ) -> list[np.ndarray]:
         """Makes random masks, and sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta.
 
         Args:
-            forms: of `outputs`.
-            outputs, inputs: as `_tables` makes them.
-            ranges: what will be merged.
-            rows: the row of `outputs` of each output that `ranges` name.
+            forms: what is computed.
+            by_form, inputs: their tables, as `_tables` makes them.
+            ranges: what will be merged, each of the part that it names as its output.
+            rows: of every part, the row of `by_form`.
 
         Returns:
             The masks, which must live until the last use of `inputs`.
         """
-        output_of = np.repeat(np.arange(len(outputs)), outputs["n_inputs"])
-        n_elements = outputs["n_elements"][output_of]
+        output_of = np.repeat(np.arange(len(by_form)), by_form["n_inputs"])
+        n_elements = by_form["n_elements"][output_of]
         is_random = np.isin(inputs["mode"], (RANDOM, RANKED))
         masks = [np.empty(-(-size // LANES) * LANES // 8, np.uint8) for size in n_elements[is_random].tolist()]
         inputs["mask_address"][is_random] = [mask.ctypes.data for mask in masks]
@@ -237,7 +237,7 @@ class FusedBatch:
         entire = np.zeros(len(unknown), _RANGE)
         entire["output"], entire["input"], entire["end"] = output_of[unknown], unknown, n_elements[unknown]
         drawn = _drawn(np.flatnonzero(is_random & ~inputs["measure"]), output_of, ranges, rows)
-        kept_l1 = self._measured(np.concatenate([entire, drawn]), outputs, inputs)
+        kept_l1 = self._measured(np.concatenate([entire, drawn]), by_form, inputs)
         norms = {number: pair for number, pair in enumerate(_norms_of(forms)) if pair is not None}
         if norms:
             whole = np.array([pair.whole for pair in norms.values()])
@@ -273,7 +273,13 @@ def _ranges_of(parts: list[Part]) -> np.ndarray:
 
 
 def _drawn(wanted: np.ndarray, output_of: np.ndarray, ranges: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Of the inputs `wanted`, ascending, what `ranges` need of their masks; arguments as in `_make_masks`, `output_of` says whose an input is."""
+    """For each of `ranges` and each input that its form has among the masked ones, what is needed of this input's mask.
+
+    Args:
+        wanted: rows of these inputs, ascending.
+        output_of: of every input, the row of its form.
+        ranges, rows: as in `_make_masks`.
+    """
     n_inputs = np.bincount(output_of[wanted], minlength=rows.max(initial=0) + 1)
     row = rows[ranges["output"]]
     times = n_inputs[row]

@@ -380,14 +380,14 @@ _SCORE_BYTES = 8
 """an importance as it is computed, and as quartiles are found"""
 
 
-def is_measured(step: TensorStep) -> bool:
+def costs_a_pass(step: TensorStep) -> bool:
     """Whether every other value of its parameters costs a pass over the tensors before the merge."""
     return step.method == "sce" and keeps_ranks(step)
 
 
 def scratch_bytes(step: TensorStep) -> int:
     """Of every element, beside sources and result, while `fuse` prepares the step."""
-    return PLACE_BYTES if is_measured(step) else _SCORE_BYTES if step.method == "arcee_fusion" else 0
+    return PLACE_BYTES if costs_a_pass(step) else _SCORE_BYTES if step.method == "arcee_fusion" else 0
 
 
 def may_need_reference(step: TensorStep) -> bool:

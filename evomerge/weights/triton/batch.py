@@ -59,7 +59,7 @@ class TritonBatch:
         self._reasons: set[str] = set()
 
     def covering(self, step: TensorStep, form: FusedStep, window: Window) -> Window:
-        """What is computed where `window` is wanted: the whole tensor, where a random mask is not cut between its groups."""
+        """What is computed where `window` is wanted: the whole tensor where an edge of it lies within a group of a random mask."""
         draws = any(prune.mode in (RANDOM, RANKED) for _, _, prune in form.inputs)
         return whole(step.n_elements) if draws and not has_groups(window) else window
 

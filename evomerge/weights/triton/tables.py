@@ -125,7 +125,8 @@ def tables_of(parts: Sequence[Part], variant: Variant, resident: ResidentSources
         )
 
 
-@lru_cache(maxsize=64)
+# more than the variants of a candidate; crossovers have other ranges each time, and those of 8B parameters take 3 MB of the GPU
+@lru_cache(maxsize=16)
 def chunks_of(ranges: tuple[tuple[int, int], ...], device: torch.device) -> torch.Tensor:
     """(n, 3) int64: row, first block and the block behind the last of every chunk that covers `ranges`."""
     bounds = np.array(ranges, np.int64).reshape(-1, 2)
