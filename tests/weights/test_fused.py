@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -420,6 +421,15 @@ def test_parallel_rows_are_interpolated_linearly():
     merged = next(Merger(pool).tensors(plan))[1]
     assert torch.equal(merged, next(Merger(pool, fused=False).tensors(plan))[1])
     assert torch.allclose(merged[:3], 0.4 * a[:3] + 0.6 * b[:3])
+
+
+def test_ranks_of_a_tensor_are_one_array_however_many_threads_ask(monkeypatch):
+    """Copies on a GPU are found by its address."""
+    _, pool = fixed_case("della", 1, shape=(10, 64))
+    known, together, ranks_of = Statistics(pool), Barrier(2), statistics._ranks_of
+    monkeypatch.setattr(statistics, "_ranks_of", lambda *a: (together.wait(10), ranks_of(*a)))
+    first, second = Threads(2).map(lambda _: known.ranks((("base", "w"), ("m0", "w")), 64), range(2))
+    assert first is second
 
 
 def test_threads_are_for_what_was_not_looked_at_yet(monkeypatch):

@@ -151,7 +151,8 @@ class Statistics:
                 keys.sort(axis=1)
                 _ranks_of(keys, found[start:])
             if not self._once:
-                self._ranks[pair] = found
+                # layers of a stack may be asked for by two threads at once: a GPU knows ranks by the address of the one array that stays
+                found = self._ranks.setdefault(pair, found)
         return found
 
     def square_sums(self, experts: Experts, order: NDArray[np.uint32] | None, limit: int) -> list[float]:
