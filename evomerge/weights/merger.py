@@ -105,21 +105,24 @@ class Merger:
         finally:
             wait_for(devices)
 
-    def _write(self, plan: MergePlan, places: Sequence[_Place], fused: Mapping[str, FusedStep]) -> None:
+    def _write(self, plan: MergePlan, places: Sequence[_Place], fused: dict[str, FusedStep]) -> None:
         """Stores every step where it belongs."""
         wanted: dict[torch.device, list[tuple[TensorStep, Window]]] = {}
         for step, region, window in places:
             if step.output in fused:
                 wanted.setdefault(region.view.device, []).append((step, window or whole(step.n_elements)))
         batches = {device: self._batch_on(device, own, fused) for device, own in wanted.items()}
-        fused = dict(fused) | self._measured_here(wanted, batches, fused)
         direct: dict[Batch, list[Destination]] = {}
         for step, region, window in places:
             form, batch = fused.get(step.output), batches.get(region.view.device)
             if form is None or batch is None:
                 region.view.copy_(self._plain(plan, step)[region.index])
                 continue
-            covered = batch.covering(step, form, window or whole(step.n_elements))
+            everything = whole(step.n_elements)
+            if self._batch is not None and batch is not self._batch and window not in (None, everything):
+                # a GPU has a part of the tensor, and norms are of all of it
+                fused[step.output] = form = self._batch.measured(step, form)
+            covered = batch.covering(step, form, window or everything)
             if covered != window:  # or where there is no window
                 region.view.copy_(self._merged(plan, step, form, batch, covered).view(step.shape)[region.index])
             elif _is_direct(plan, region.view, batch):
@@ -149,24 +152,6 @@ class Merger:
             self._on_gpu[device] = triton_batch(self._pool, device, self.gpu_bytes)
         on_gpu = self._on_gpu[device]
         return on_gpu if on_gpu is not None and on_gpu.ready(wanted, fused) else self._batch
-
-    def _measured_here(
-        self,
-        wanted: Mapping[torch.device, Collection[tuple[TensorStep, Window]]],
-        batches: Mapping[torch.device, "Batch | None"],
-        fused: Mapping[str, FusedStep],
-    ) -> dict[str, FusedStep]:
-        """Forms with norms of whole tensors, for GPUs that hold and merge a part of them."""
-        if self._batch is None:
-            return {}
-        parts = {
-            step.output: step
-            for device, own in wanted.items()
-            if batches[device] is not self._batch
-            for step, window in own
-            if window != whole(step.n_elements)
-        }
-        return {name: self._batch.measured(step, fused[name]) for name, step in parts.items()}
 
     def _merged(
         self, plan: MergePlan, step: TensorStep, form: FusedStep, batch: "Batch", window: Window
