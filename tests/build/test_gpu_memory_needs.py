@@ -121,7 +121,7 @@ def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
     assert (sizes.source_bytes, sizes.rank_bytes) == (n_bytes, rank_bytes)
     assert sizes.worker_bytes == n_bytes + rank_bytes + sizes.candidate_bytes
     print_plan(sizes, [])
-    assert f"{rank_bytes / 1e9:.3g} GB of their ranks" in " ".join(capsys.readouterr().out.split())
+    assert f"{rank_bytes / 1e9:.3g} GB ranks" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "linear"])

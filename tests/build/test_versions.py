@@ -60,4 +60,4 @@ def test_a_run_names_what_it_was_made_with(tmp_path: Path) -> None:
     assert resolved["checkout"] == checkout()
     resolved["checkout"] = {"revision": "0123abcd", "dirty": True}
     (tmp_path / "run" / "resolved.json").write_text(json.dumps(resolved))
-    assert "; revision 0123abcd, changed</p>" in write_report(tmp_path / "run").read_text()
+    assert "; revision 0123abcd, modified</p>" in write_report(tmp_path / "run").read_text()

@@ -210,7 +210,7 @@ def test_a_machine_with_other_versions_is_named_once(tmp_path: Path, caplog: pyt
     submit(pool, *(f"slow-{index}" for index in range(3)))
     drain(pool, 3)
     pool.close()
-    said = [record.getMessage() for record in caplog.records if "may score otherwise" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "scores may differ" in record.getMessage()]
     assert said == [f"{socket.gethostname()} has ray {version('ray')} and not 1.0: scores may differ there"]
 
 
