@@ -1,5 +1,7 @@
 """Properties of every method in the table; the values themselves are compared with mergekit's in test_mergekit_parity."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -135,6 +137,16 @@ def test_parameters_that_contradict_each_other(method, settings, message, pool):
     recipe = Recipe(method, (Slice((Source(a), Source(b))),), None if method == "linear" else base, values)
     with pytest.raises(RecipeError, match=message):
         make_plan(recipe, pool.headers)
+
+
+@pytest.mark.parametrize("method", ["della", "della_linear"])
+def test_every_corner_of_dellas_default_bounds_is_a_merge(method, pool):
+    base, a, b, _ = pool.headers
+    density, epsilon = (METHODS[method].parameter(name) for name in ("density", "epsilon"))
+    for corner in product(*((one.search_low, one.search_high) for one in (density, epsilon))):
+        values = {"weight": 1.0, "density": corner[0], "epsilon": corner[1]}
+        settings = {name: (Setting(value),) for name, value in values.items()}
+        assert make_plan(Recipe(method, (Slice((Source(a), Source(b))),), base, settings), pool.headers).steps
 
 
 @pytest.mark.parametrize("method", ELEMENTWISE)
