@@ -260,6 +260,18 @@ def test_written_file_is_plain_mergekit(tmp_path):
         ({"method": "linear", "slices": [], "versoin": 1}, "did you mean 'version'"),
         ({"method": "linear", "slices": [], "version": 99}, "upgrade"),
         ({"method": "linear", "slices": []}, "at least one slice"),
+        (
+            {"method": "linear", "slices": [{"sources": [{"model": "a"}]}, {"sources": []}]},
+            "at least one source",
+        ),
+        (
+            {"method": "linear", "slices": [{"sources": [{"model": "a"}, {"model": "b", "layer_range": [0, 1]}]}]},
+            "all sources must be whole",
+        ),
+        (
+            {"method": "linear", "slices": [{"sources": [{"model": "a"}]}, {"sources": [{"model": "b"}]}]},
+            "whole models in one slice",
+        ),
         ({"method": 3, "slices": []}, "expected text"),
         ({"method": "linear", "slices": [{"sources": [{"model": "a", "layer_range": [3, 1]}]}]}, "layer_range"),
         ({"method": "linear", "slices": [{"sources": [{"model": "a"}], "base": "a"}]}, "whole models have one base"),

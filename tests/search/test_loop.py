@@ -34,6 +34,7 @@ from evomerge.search import (
     event,
     front_json,
     front_of,
+    read_journal,
     run_finals,
     summarize,
 )
@@ -193,6 +194,14 @@ def test_baselines_come_first_and_reach_the_strategy(tmp_path: Path) -> None:
         ),
     )
     assert np.allclose(state.proposed[0].values, best.values, atol=0.1), "cma_es starts at the best known point"
+
+
+def test_a_baseline_outside_the_space_is_evaluated_and_not_told(tmp_path: Path) -> None:
+    outside = Baseline("recipe:mine", {"made": "before"}, None)
+    state = run(tmp_path / "run", CrossingPool(1), baselines=(outside, *POINTS), budget=Budget(evaluations=8))
+    assert state.evaluations.status("recipe:mine", Split.SEARCH) is Status.OK
+    (seeded,) = [each for each in read_journal(tmp_path / "run" / "journal.jsonl") if each["event"] == "seeded"]
+    assert seeded["ids"] == [point.id for point in POINTS]
 
 
 def test_failures_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
