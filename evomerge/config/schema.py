@@ -83,6 +83,15 @@ class ParameterConfig(_Strict):
     per: tuple[Axis, ...] | None = None
     """the axes it has separate values for; default: every axis that the space declares"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bounds(cls, data: Any) -> Any:
+        if isinstance(data, int | float | list) and not isinstance(data, bool):
+            raise ValueError(
+                "expected bounds, {low: 0, high: 1}; a parameter that is not searched belongs under space.fixed"
+            )
+        return data
+
 
 class CrossoverConfig(_Strict):
     """How `m2n2` crosses models."""

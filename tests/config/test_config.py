@@ -93,6 +93,8 @@ def test_strategy_options_pass_through() -> None:
             {"space": {"fixed": {"density": "low"}}},
             "space.fixed.density: must be a number or true or false (got 'low')",
         ),
+        ({"space": {"parameters": {"weight": 0.3}}}, "space.parameters.weight: expected bounds, {low: 0, high: 1}; a "),
+        ({"space": {"parameters": {"weight": [0, 1]}}}, "space.parameters.weight: expected bounds, {low: 0, high: 1};"),
         ({"cluster": {"workers": "two"}}, "cluster.workers: must be a whole number or 'auto' (got 'two')"),
         ({"name": "../escape"}, "must be printable, without path separators"),
         ({"name": "a\nb"}, "must be printable, without path separators"),
