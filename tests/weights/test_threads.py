@@ -19,7 +19,8 @@ def interrupt():
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupt_waits_for_what_runs_and_starts_nothing_more(interrupt) -> None:
+@pytest.mark.parametrize("n_interrupts", [1, 3])
+def test_an_interrupt_waits_for_what_runs_and_starts_nothing_more(interrupt, n_interrupts) -> None:
     """Kernels write to memory by its address, which is freed when the caller gives up."""
     started, running, n_started = threading.Event(), set(), 0
 
@@ -31,7 +32,13 @@ def test_an_interrupt_waits_for_what_runs_and_starts_nothing_more(interrupt) -> 
         time.sleep(0.5)
         running.remove(threading.get_ident())
 
-    threading.Thread(target=lambda: (started.wait(), interrupt())).start()
+    def interrupts():
+        started.wait()
+        for _ in range(n_interrupts):
+            interrupt()
+            time.sleep(0.1)
+
+    threading.Thread(target=interrupts).start()
     chunks = np.zeros(8, [("start", np.int64), ("end", np.int64)])
     chunks["end"] = 1
     with pytest.raises(KeyboardInterrupt):

@@ -86,4 +86,8 @@ class _Gate:
         """Nothing begins any more, and everything has ended when this returns."""
         with self._changed:
             self._is_closed = True
-            self._changed.wait_for(lambda: self._n_inside == 0)
+            try:
+                self._changed.wait_for(lambda: self._n_inside == 0)
+            finally:
+                if self._n_inside:  # interrupted once more
+                    self.close()
