@@ -51,6 +51,13 @@ def test_header_of_a_good_model(folder):
         check_unchanged(header)
 
 
+def test_an_output_layer_that_differs_from_the_embedding_is_the_models_own(tmp_path):
+    """Where config.json does not say whether they are tied, as transformers 4 left it out."""
+    folder = write_tiny_llama(tmp_path / "own", seed=1, tied=False, tie_word_embeddings=None)
+    header = read_model_header(folder)
+    assert (header.head, header.copied_head, header.tied) == ("lm_head.weight", None, False)
+
+
 def test_a_chat_template_among_odd_ones(folder):
     header = read_model_header(folder)
     named = [{"name": ["x"], "template": "a"}, "b", {"name": "default", "template": "c"}]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evomerge.core import CheckpointError, RecipeError
-from evomerge.plan import make_plan, read_model_header
+from evomerge.plan import make_plan, read_model_header, slices_with_inputs
 from evomerge.plan.planner import interpolate
 from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
@@ -40,13 +40,21 @@ def by_name(plan):
     return {step.output: step for step in plan.steps}
 
 
+def test_a_linear_merge_takes_its_base_as_mergekit_does():
+    half = weight(Setting(0.5))
+    listed = Recipe("linear", (Slice((Source("/a"), Source("/b"))),), "/b", half)
+    assert slices_with_inputs(listed) == listed.slices
+    beside = dataclasses.replace(listed, base="/c")
+    assert [source.key for source in slices_with_inputs(beside)[0].sources] == ["/a", "/b", "/c"]
+    weights_of_its_own = Recipe("linear", (Slice((Source("/a", None, half), Source("/b", None, half))),), "/c")
+    assert slices_with_inputs(weights_of_its_own) == weights_of_its_own.slices
+
+
 def test_whole_model_plan(models, headers):
     plan = make_plan(whole(models, seed=3), headers)
     assert plan.n_layers == 4
     assert (plan.dtype, plan.math_dtype, plan.seed) == ("bfloat16", "float32", 3)
-    assert [step.output for step in plan.steps] == sorted(
-        headers[models["base"]].tensors, key=lambda n: [step.output for step in plan.steps].index(n)
-    )
+    assert sorted(step.output for step in plan.steps) == sorted(headers[models["base"]].tensors)
     assert plan.steps[0].output == "model.embed_tokens.weight"
     assert plan.steps[-1].output == "model.norm.weight"
     step = by_name(plan)["model.layers.2.mlp.up_proj.weight"]
