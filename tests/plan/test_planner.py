@@ -40,6 +40,12 @@ def by_name(plan):
     return {step.output: step for step in plan.steps}
 
 
+def test_a_base_with_other_shapes_is_refused(models, headers, tmp_path):
+    base = str(write_tiny_llama(tmp_path / "base", seed=0, n_layers=4, intermediate_size=96))
+    with pytest.raises(RecipeError, match=r"mlp.*shape .* in .*a, .*96.* in .*base; only models of equal shapes"):
+        make_plan(whole(models | {"base": base}), headers | {base: read_model_header(base)})
+
+
 def test_a_linear_merge_takes_its_base_as_mergekit_does():
     half = weight(Setting(0.5))
     listed = Recipe("linear", (Slice((Source("/a"), Source("/b"))),), "/b", half)
