@@ -23,6 +23,7 @@ from evomerge.core import (
     random_stream,
     to_losses,
 )
+from evomerge.core.safe_yaml import MAX_YAML_BYTES
 
 
 def test_streams_are_independent_and_repeat() -> None:
@@ -135,6 +136,8 @@ def test_losses_flip_the_sign_of_maximised_scores_only() -> None:
         ("a: 1\n---\nb: 2", "expected one YAML document, found 2"),
         ("? [1, 2]\n: 3", "cannot be a key"),
         ("[" * 2000, "not readable"),
+        ("[" * 150 + "]" * 150, "nested more than 100 levels"),
+        ("#" * (MAX_YAML_BYTES + 1), "the limit is"),
     ],
 )  # fmt: skip
 def test_hostile_yaml_is_refused_with_its_place(text: str, message: str) -> None:

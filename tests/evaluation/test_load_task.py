@@ -128,12 +128,28 @@ def test_a_task_file_may_include_another(write_task, tokenizer, tmp_path):
         load_task(TaskSpec(str(tmp_path / "mine.yaml")), tokenizer)
 
 
-def test_few_shot_examples_come_from_their_split(write_task, tokenizer):
-    path = write_task(num_fewshot=2, fewshot_split="report", fewshot_delimiter="|")
-    request = load_task(TaskSpec(path), tokenizer).items(Split.SEARCH).generations[0]
-    shots = tokenizer.decode(request.prompt).split("|")
-    assert len(shots) == 3
-    assert all("answer" in shot for shot in shots[:2])
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"fewshot_split": "report"},
+        {"fewshot_config": {"split": "report"}},
+        {"fewshot_split": "report", "training_split": "search"},
+    ],
+)
+def test_few_shot_examples_come_from_their_split(write_task, tokenizer, source):
+    path = write_task(num_fewshot=2, fewshot_delimiter="|", **source)
+    for request in load_task(TaskSpec(path), tokenizer).items(Split.SEARCH).generations:
+        *shots, _ = tokenizer.decode(request.prompt).split("|")
+        assert len(shots) == 2
+        assert {"".join(shot.split()) for shot in shots} <= {
+            "".join(f"{row['q']}{row['a']}".split()) for row in ROWS[6:]
+        }
+
+
+def test_a_task_without_examples_stays_without(write_task, tokenizer):
+    """As in lm-eval: the task file's 0 is not overridden."""
+    task = load_task(TaskSpec(write_task(num_fewshot=0), num_fewshot=2), tokenizer)
+    assert tokenizer.decode(task.items(Split.SEARCH).generations[0].prompt) == "question 0"
 
 
 @pytest.mark.parametrize("sampler", ["default", "first_n"])
@@ -314,6 +330,12 @@ def test_splits_must_be_disjoint(write_task, tokenizer, report):
     report = [{"id": 0} | row for row in report] if "id" in report[-1] else report
     with pytest.raises(EvaluationError, match="2 of the 8 report items are also search items"):
         load_task(TaskSpec(write_task(report=report, search=search)), tokenizer)
+
+
+def test_items_that_differ_in_a_fraction_alone_are_different(write_task, tokenizer):
+    search, report = ([{"q": float(i), "a": "yes"} for i in np.arange(6) / 10 + start] for start in (0.0, 0.05))
+    task = load_task(TaskSpec(write_task(report=report, search=search)), tokenizer)
+    assert [len(task.items(split)) for split in (Split.SEARCH, Split.REPORT)] == [6, 6]
 
 
 def test_shared_items_are_dropped_from_the_earlier_split_where_that_is_asked_for(write_task, tokenizer):

@@ -50,6 +50,8 @@ ADAPTED = "merge_method: passthrough\nmodels: [{model: a+lora}]\n"
         ({"init_lora_weights": "gaussian"}, 1.5),
         ({"use_rslora": True}, 3 / 2**0.5),
         ({"alpha_pattern": {"q_proj": 8}}, 4.0),
+        # the first that is the end of the name from a dot on, as PEFT looks it up
+        ({"alpha_pattern": {"proj": 2, "q_pro": 4, "self_attn.q_proj": 6, "q_proj": 8}}, 3.0),
     ],
 )
 def test_an_adapter_is_w_plus_scaled_b_a(models, config, scale):
@@ -113,6 +115,22 @@ def test_36_an_adapter_is_no_model_and_a_model_no_adapter(models):
         merge(models, "merge_method: passthrough\nmodels: [{model: lora}]\n")
     with pytest.raises(CheckpointError, match="is a model, not a LoRA adapter"):
         merge(models, "merge_method: passthrough\nmodels: [{model: a+b}]\n")
+
+
+def test_an_adapter_that_is_not_there_or_pickled_is_refused(models):
+    adapter(models / "lora")
+    (models / "lora" / "adapter_model.safetensors").rename(models / "lora" / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match="only pickled weights"):
+        merge(models, ADAPTED)
+    (models / "lora" / "adapter_model.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"has no adapter_model\.safetensors"):
+        merge(models, ADAPTED)
+    save_file({}, models / "lora" / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="holds no tensor"):
+        merge(models, ADAPTED)
+    (models / "lora" / "adapter_config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="expected a JSON object"):
+        merge(models, ADAPTED)
 
 
 def test_documents_are_merged_one_after_the_other(models):
