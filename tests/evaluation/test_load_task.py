@@ -11,6 +11,7 @@ from evomerge.cli.tables import print_items
 from evomerge.core import Evaluation, EvaluationError, Split, Status
 from evomerge.engine import Generation, LogLikelihood
 from evomerge.evaluation import TaskSpec, load_task
+from evomerge.evaluation.grouped_task import GroupedTask
 from evomerge.evaluation.shown_items import show_items
 from evomerge.evaluation.split_parts import part_range
 from evomerge.evaluation.task_checks import check_supported
@@ -330,6 +331,15 @@ def test_splits_must_be_disjoint(write_task, tokenizer, report):
     report = [{"id": 0} | row for row in report] if "id" in report[-1] else report
     with pytest.raises(EvaluationError, match="2 of the 8 report items are also search items"):
         load_task(TaskSpec(write_task(report=report, search=search)), tokenizer)
+
+
+def test_a_group_of_tasks_with_different_scores_is_refused(write_task, tokenizer):
+    plain = load_task(TaskSpec(write_task()), tokenizer)
+    filters = [{"name": "strict", "filter": [{"function": "take_first"}]}]
+    strict = load_task(TaskSpec(write_task(task="s", filter_list=filters)), tokenizer)
+    assert len(GroupedTask("g", [plain, plain], weight_by_size=True).items(Split.SEARCH)) == 12
+    with pytest.raises(EvaluationError, match=r"'t' is scored by exact_match,none and 's' by exact_match,strict"):
+        GroupedTask("g", [plain, strict], weight_by_size=True)
 
 
 def test_items_that_differ_in_a_fraction_alone_are_different(write_task, tokenizer):
