@@ -13,6 +13,7 @@ from scipy.special import ndtr
 
 from evomerge.core import Json
 from evomerge.strategy.base import Floats
+from evomerge.strategy.mean_loss import behind_all
 
 _MAX_GROWTH = 1e4
 """of the step size within a run: pycma's own limit is 1e3 for the deviations, which are in [0, 1] here"""
@@ -68,11 +69,6 @@ def make_pycma(
 def padded(point: Sequence[float] | Floats) -> Floats:
     """A point (d,) as pycma has it: it does not take one dimension, and a second one that nobody sees is neutral."""
     return np.append(point, 0.5) if len(point) == 1 else np.array(point)
-
-
-def behind_all(losses: Sequence[float] | Floats) -> float:
-    """A loss that ranks last among `losses`: the worst plus their range."""
-    return float(max(losses) + ((max(losses) - min(losses)) or 1.0))
 
 
 def pycma_stop_reasons(es: Any) -> Mapping[str, Json]:

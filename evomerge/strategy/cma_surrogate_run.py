@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 
 from evomerge.core import Json
 from evomerge.strategy.base import Floats
-from evomerge.strategy.cma_run import behind_all, make_pycma, padded, pycma_stop_reasons, widen_where_noise_decides
+from evomerge.strategy.cma_run import make_pycma, padded, pycma_stop_reasons, widen_where_noise_decides
+from evomerge.strategy.mean_loss import behind_all
 from evomerge.strategy.rank_weighted_quadratic import RankWeightedQuadratic
 
 _TAU = 0.85
 """Agreement that ends a generation (Hansen 2019)."""
+_LEAST_SHARE = 0.02
+"""Of a generation that is evaluated whatever the model says (Hansen 2019): a population that restarts have made large takes its time anyway."""
 _REACH = 0.7
 """The model's minimum is looked for within so many times the usual length of a sample, sigma sqrt(d)."""
 
@@ -152,7 +155,7 @@ class SurrogateRun:
         return self._n_sampled
 
     def _settle(self, *, goes_on: bool = False) -> None:
-        """Ends the generation when all of it is known or the model has earned its trust; asked after 1, 2, 3, 5, 8, 12 ... results.
+        """Ends the generation when all of it is known or the model has earned its trust; asked after 1, 2, 3, 5, 8, 12 ... results of less than fifty.
 
         Put off from a result until it matters: a replay knows where the generation went on (`goes_on`), and asks no model then.
         """
@@ -217,7 +220,9 @@ class SurrogateRun:
         self._losses: dict[int, float | None] = {}
         self._noise: dict[int, float] = {}
         self._n_good = 0
-        self._next_check = max(1, self._model.min_results + 1 - len(self._model))
+        self._next_check = max(
+            1 + int(_LEAST_SHARE * self._population_size), self._model.min_results + 1 - len(self._model)
+        )
 
     def _ask(self, count: int) -> list[Floats]:
         with warnings.catch_warnings(action="ignore"):

@@ -1,4 +1,4 @@
-"""Several losses as one: their weighted mean, and the candidate with the smallest."""
+"""Several losses as one: their weighted mean, the candidate with the smallest, and what stands for a failed one."""
 
 from collections.abc import Sequence
 
@@ -47,3 +47,8 @@ class MeanLoss:
 
     def __bool__(self) -> bool:
         return self._best is not None
+
+
+def behind_all(losses: Sequence[float] | Floats) -> float:
+    """A loss that ranks last among `losses`: the worst plus their range, which counts as 1 where it is 0."""
+    return float(max(losses) + ((max(losses) - min(losses)) or 1.0))

@@ -29,6 +29,8 @@ _MAX_WEIGHT = 20.0
 """Of the best result's residual; the worst has 1."""
 _N_COMPARED = 15
 """Agreement is judged on so many of the latest results."""
+_LEAST_SCALE = 1e-16
+"""Coordinates are in [0, 1], and what is less apart differs by rounding."""
 _ROUNDING = 1e-12
 """Curvatures and slopes that are smaller, relative to the largest, are taken for 0."""
 
@@ -136,7 +138,7 @@ class RankWeightedQuadratic:
             centre = points[0]
             # one scale for a family, so that its mean stays its mean
             spread = np.where(self._together, np.abs(points - centre).max(axis=0), 0.0).max(axis=1)
-            scale = np.maximum(spread, 1e-300)
+            scale = np.maximum(spread, _LEAST_SCALE)
             weights = np.linspace(_MAX_WEIGHT, 1.0, len(best))
             design = self._features((points - centre) / scale) * weights[:, None]
             # the best loss is taken out, or it would swamp the differences late in a search

@@ -26,6 +26,17 @@ def test_a_full_quadratic_is_recovered(scale):
     np.testing.assert_allclose((found - optimum) / scale, 0.0, atol=2e-3)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("spread", [0.0, 1e-200])
+def test_a_coordinate_that_has_converged_says_nothing(spread):
+    """Not even about points elsewhere, such as a result of before that comes late."""
+    model = RankWeightedQuadratic(2, 8)
+    for number in range(12):
+        model.add(np.array([spread * number, 0.1 * number]), (0.1 * number - 0.4) ** 2)
+    np.testing.assert_allclose(np.diff(model.predict(np.array([[0.0, 0.4], [0.3, 0.4], [0.3, 0.5]]))), [0.0, 0.01])
+    np.testing.assert_allclose(model.minimum(np.array([0.3, 0.5]), 0.1 * np.eye(2), 2.0), [0.3, 0.4])
+
+
 def test_trust_region_step_against_many_points_of_the_ball():
     generator = np.random.default_rng(2)
     for hessian in (np.diag([1.0, 4.0, 9.0]), np.diag([-1.0, 2.0, 0.5]), np.zeros((3, 3))):
@@ -93,6 +104,17 @@ def test_noise_does_not_make_the_model_worse_than_none():
 
 def test_more_workers_than_samples_and_a_model_from_seeds():
     assert search(1, workers=40) < 10.0
+
+
+def test_the_model_alone_does_not_carry_a_large_population_on():
+    """On an exact quadratic every result would end a generation of two hundred samples, which takes its time."""
+    goal = [Objective("f", Direction.MINIMIZE)]
+    strategy = make_strategy("cma_es", dimension=4, objectives=goal, seed=1, population_size=200, restarts="none")
+    for _ in range(100):
+        (candidate,) = strategy.ask(1)
+        loss = float(np.sum((np.array(candidate.point) - 0.3) ** 2))
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, {"f": loss})])
+    assert 5 < strategy._run._es.countiter <= 21
 
 
 def test_a_surrogate_needs_the_full_variant():
