@@ -5,6 +5,7 @@ margin keeps every choice possible. As `cma_es`, it samples the current distribu
 `population_size` results are in, whatever generation they come from.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +17,7 @@ from pydantic import Field
 from evomerge.core import Candidate, Genome, VectorGenome, random_stream
 from evomerge.space import choices_at, middles_of
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, nearly_equal
-from evomerge.strategy.mean_loss import MeanLoss
+from evomerge.strategy.mean_loss import MeanLoss, behind_all
 from evomerge.strategy.replay import ReplayStrategy
 
 
@@ -81,6 +82,9 @@ class CatCma(ReplayStrategy):
         self._solutions[self._next_id] = solution
         return Proposal(VectorGenome(tuple(point.tolist())))
 
+    def _withdraw(self) -> bool:
+        return True
+
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
         if nearly_equal(recorded.genome, proposed):
             return
@@ -98,8 +102,10 @@ class CatCma(ReplayStrategy):
             return
         known = [loss for _, loss in self._finished if loss is not None]
         if known:
-            worst = max(known) + (max(known) - min(known))
-            self._optimizer.tell([(solution, worst if loss is None else loss) for solution, loss in self._finished])
+            last = behind_all(known)
+            # where the first results are all alike, its penalty is the median of nothing, and counts for nothing
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+                self._optimizer.tell([(solution, last if loss is None else loss) for solution, loss in self._finished])
         self._finished = []
 
     def _first(self) -> CatCMAwM:

@@ -135,6 +135,9 @@ class M2n2(ReplayStrategy):
         """What is known is a member already, or was none: under the id of another it would become that one's parent."""
         self._filling.discard(told.candidate.id)
 
+    def _withdraw(self) -> bool:
+        return True
+
     def _note_seed(self, told: Told) -> None:
         index = _unit_vector(told.candidate)
         if self._on_weights and index is not None:

@@ -152,6 +152,10 @@ class NevergradStrategy(ReplayStrategy):
         self._asked[self._next_id] = point
         return Proposal(VectorGenome(tuple(np.clip(np.asarray(point.value, dtype=np.float64), 0.0, 1.0).tolist())))
 
+    def _withdraw(self) -> bool:
+        del self._asked[self._next_id]
+        return True
+
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
         if nearly_equal(recorded.genome, proposed):
             return

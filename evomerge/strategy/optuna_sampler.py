@@ -100,6 +100,10 @@ class OptunaStrategy(ReplayStrategy):
         self._trial_of[self._next_id] = trial.number
         return Proposal(VectorGenome(tuple(min(max(float(trial.params[name]), 0.0), 1.0) for name in self._space)))
 
+    def _withdraw(self) -> bool:
+        self._study.tell(self._trial_of.pop(self._next_id), state=optuna.trial.TrialState.FAIL)
+        return True
+
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
         if not nearly_equal(recorded.genome, proposed):
             self._study.tell(self._trial_of.pop(recorded.id), state=optuna.trial.TrialState.FAIL)

@@ -78,8 +78,8 @@ class ReplayStrategy(ABC):
     averages: ClassVar[bool] = False
     """Whether it takes several objectives for one, their mean."""
     max_known: int = 0
-    """So many proposals in a row that mean a point whose result is known are answered with it and never leave `ask`; then one is replaced by a
-    uniform point. For algorithms that sample a distribution, whose samples repeat where a space has few points or the optimum is in a corner:
+    """So many proposals in a row that mean a point whose result is known are answered with it and never leave `ask`, as do those of a pending
+    point that can be withdrawn; then one is replaced by a uniform point. For algorithms that sample a distribution, whose samples repeat where a space has few points or the optimum is in a corner:
     another evaluation would say nothing new. 0 where `_propose` may answer None."""
 
     def __init__(
@@ -123,8 +123,8 @@ class ReplayStrategy(ABC):
         self._n_points = prod(self.choices)
         """of the space; 0 where it has real coordinates"""
         self._seeds: list[Told] = []
-        self._result_at: dict[str, int] = {}
-        """digest of a point's `_place` -> the number of its result in the log, or, inverted (~), in `_seeds`"""
+        self._result_at: dict[str, int | None] = {}
+        """digest of a point's `_place` -> the number of its result in the log, or, inverted (~), in `_seeds`; None while it is pending"""
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -153,6 +153,10 @@ class ReplayStrategy(ABC):
         For algorithms that keep candidates by their ids to tell them apart from others that are asked.
         """
         self._learn(told)
+
+    def _withdraw(self) -> bool:
+        """Forgets what was just proposed, the point of a candidate that is pending; False where that is asked again, as by algorithms that wait for it."""
+        return False
 
     def _recall(self, was: Callable[[Genome], bool]) -> Proposal | None:
         """`_propose` in a replay, which knows what it `was`: without the work of choosing one of few points. None where it was none of them.
@@ -185,8 +189,7 @@ class ReplayStrategy(ABC):
             if proposal is None:
                 break
             candidate = Candidate(self._next_id, proposal.genome, proposal.parents)
-            self._n_asked += 1
-            self._pending[candidate.id] = candidate
+            self._await(candidate)
             asked.append(candidate)
         if asked:
             self._log.ask(asked)
@@ -198,8 +201,7 @@ class ReplayStrategy(ABC):
         if recorded.id != expected:
             raise JournalError(f"strategy {self.name}: {recorded.id} was recorded where {expected} comes next")
         proposal = self._recall(lambda genome: genome == recorded.genome) or self._new_proposal()
-        self._n_asked += 1
-        self._pending[expected] = recorded
+        self._await(recorded)
         same = proposal is not None and Candidate(expected, proposal.genome, proposal.parents) == recorded
         proposed = None if proposal is None else proposal.genome
         if proposed != recorded.genome:
@@ -242,7 +244,7 @@ class ReplayStrategy(ABC):
             self._accept_seeds(seeds)
 
     def stop_reasons(self) -> Mapping[str, Json]:
-        """See `Strategy.stop_reasons`; `space` where every point of a space without real coordinates has a result."""
+        """See `Strategy.stop_reasons`; `space` where every point of a space without real coordinates has a result or is pending."""
         return {"space": self._n_points} if 0 < self._n_points <= len(self._result_at) else {}
 
     def diagnostics(self) -> Mapping[str, Json]:
@@ -287,9 +289,12 @@ class ReplayStrategy(ABC):
         """The next proposal; see `max_known`."""
         for _ in range(self.max_known):
             proposal = self._propose()
-            number = None if proposal is None else self._result_at.get(self._key(proposal.genome))
-            if proposal is None or number is None:
+            key = "" if proposal is None else self._key(proposal.genome)
+            number = self._result_at.get(key)
+            if proposal is None or (number is None and not (key in self._result_at and self._withdraw())):
                 return proposal
+            if number is None:
+                continue
             candidate = Candidate(self._next_id, proposal.genome, proposal.parents)
             known = self._seeds[~number] if number < 0 else read_result(candidate, self._log.result(number))
             self._learn_again(replace(known, candidate=candidate))
@@ -297,7 +302,7 @@ class ReplayStrategy(ABC):
         return self._unknown_instead(proposal) if self.max_known and proposal is not None else proposal
 
     def _unknown_instead(self, proposal: Proposal) -> Proposal:
-        """`proposal`, or in its place, where its result is known, the first of a few uniform points of which that is not so."""
+        """`proposal`, or in its place, where its result is known or on its way, the first of a few uniform points of which that is not so."""
         if self._key(proposal.genome) not in self._result_at:
             return proposal
         stream = random_stream(self.random_seed, self.name, "unknown", self._n_asked)
@@ -318,6 +323,12 @@ class ReplayStrategy(ABC):
 
     def _key(self, genome: Genome) -> str:
         return digest(Candidate("", self._place(genome)))
+
+    def _await(self, candidate: Candidate) -> None:
+        self._n_asked += 1
+        self._pending[candidate.id] = candidate
+        if self.max_known or self._n_points:
+            self._result_at.setdefault(self._key(candidate.genome), None)
 
     def _remember(self, told: Told, number: int) -> None:
         if self.max_known or self._n_points:

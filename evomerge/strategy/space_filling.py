@@ -21,6 +21,9 @@ class _SpaceFilling(ReplayStrategy):
     def _propose(self) -> Proposal:
         return Proposal(self._stream.next())
 
+    def _withdraw(self) -> bool:
+        return True
+
     def _learn(self, told: Told) -> None:
         """Nothing is learned; `recommend` looks at what was told."""
 

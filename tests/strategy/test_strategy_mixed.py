@@ -83,6 +83,34 @@ def test_what_is_known_is_not_evaluated_again(name):
     assert again.state_dict() == strategy.state_dict()
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("catcma", {}),
+        ("random", {}),
+        ("sobol", {}),
+        ("optuna", {}),
+        ("optuna", {"sampler": "CmaEsSampler"}),
+        ("nevergrad", {}),
+        ("nevergrad", {"optimizer": "TwoPointsDE"}),
+        ("m2n2", {"on": "recipes"}),
+    ],
+)
+def test_what_is_pending_is_not_evaluated_twice(name, options):
+    if (missing := lacking_library(name)) is not None:
+        pytest.skip(f"{missing} is not installed")
+    strategy = make_strategy(name, dimension=4, objectives=[Objective("t")], seed=1, choices=(3,) * 4, **options)
+    asked = told(strategy, 30, 12)
+    assert len({tuple(int(value * 3) for value in candidate.point) for candidate in asked}) == len(asked) == 41
+
+
+def test_a_search_ends_when_the_last_points_are_pending():
+    strategy = make_strategy("random", dimension=2, objectives=[Objective("t")], seed=1, choices=(3, 3))
+    assert not strategy.stop_reasons()
+    assert len({tuple(int(value * 3) for value in candidate.point) for candidate in strategy.ask(9)}) == 9
+    assert strategy.stop_reasons() == {"space": 9}
+
+
 def told(strategy: Strategy, n_evaluations: int, n_pending: int) -> list[Candidate]:
     """All candidates of a search for small sums; it ends where the strategy has a reason to stop."""
     asked: list[Candidate] = []
@@ -123,6 +151,17 @@ def test_a_plan_of_nevergrad_is_carried_out_to_its_end(optimizer: str) -> None:
     strategy = make_strategy("nevergrad", optimizer=optimizer, budget=40, **made)
     assert len(told(strategy, 60, 2)) >= 40
     assert strategy.stop_reasons() == {"plan": 40}
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_catcma_ranks_failed_candidates_last_where_all_others_score_the_same():
+    strategy = make_strategy("catcma", dimension=2, objectives=[Objective("t")], seed=2, population_size=8)
+    for _ in range(200):
+        (candidate,) = strategy.ask(1)
+        good = candidate.point[0] > 0.6
+        status, scores = (Status.OK, {"t": 1.0}) if good else (Status.FAILED, {})
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, status, scores)])
+    assert np.mean([candidate.point[0] > 0.6 for candidate in strategy.ask(40)]) > 0.6
 
 
 def test_a_seed_is_not_evaluated_again():
