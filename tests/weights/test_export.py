@@ -15,6 +15,7 @@ from evomerge.recipe import Recipe, Setting, Slice, Source, read_recipe
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import merge_to_folder
 from evomerge.weights.checkpoint import export as export_module
+from evomerge.weights.checkpoint.uncached_file import BLOCK_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,11 @@ def test_shards_and_dtype(models, tmp_path):
     assert header.config["dtype"] == "float32"
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(t.end - t.start for t in header.tensors.values())
+    for file in header.files:
+        held = [(tensor.start, tensor.end) for tensor in header.tensors.values() if tensor.file == file]
+        first, last = min(held)[0], max(held)[1]
+        assert first % BLOCK_BYTES == 0, "where uncached writes may begin"
+        assert last - first <= 20_000 or len(held) == 1
 
 
 def test_stacked_layers_are_counted(models, tmp_path):
