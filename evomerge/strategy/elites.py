@@ -148,6 +148,9 @@ class _Elites(ReplayStrategy):
         for archive in self._archives.values():
             archive.offer(told.candidate, fitness)
 
+    def _withdraw(self) -> bool:
+        return True
+
     def _open_archives(self) -> None:
         scores = np.array([fitness for _, fitness in self._waiting])
         low, high = scores.min(axis=0), scores.max(axis=0)

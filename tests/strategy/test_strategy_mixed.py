@@ -87,6 +87,7 @@ def test_what_is_known_is_not_evaluated_again(name):
     ("name", "options"),
     [
         ("catcma", {}),
+        ("cycleqd", {"n_initial": 5}),
         ("random", {}),
         ("sobol", {}),
         ("optuna", {}),
@@ -99,7 +100,8 @@ def test_what_is_known_is_not_evaluated_again(name):
 def test_what_is_pending_is_not_evaluated_twice(name, options):
     if (missing := lacking_library(name)) is not None:
         pytest.skip(f"{missing} is not installed")
-    strategy = make_strategy(name, dimension=4, objectives=[Objective("t")], seed=1, choices=(3,) * 4, **options)
+    goals = [Objective("t"), Objective("u")] if name == "cycleqd" else [Objective("t")]
+    strategy = make_strategy(name, dimension=4, objectives=goals, seed=1, choices=(3,) * 4, **options)
     asked = told(strategy, 30, 12)
     assert len({tuple(int(value * 3) for value in candidate.point) for candidate in asked}) == len(asked) == 41
 
@@ -123,7 +125,7 @@ def told(strategy: Strategy, n_evaluations: int, n_pending: int) -> list[Candida
             break
         candidate = pending.pop(0)
         score = -sum(candidate.point)
-        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores={"t": score})])
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores={"t": score, "u": -score})])
     return asked
 
 
