@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from evomerge.core import Candidate, ConfigError, Genome, Json, VectorGenome, random_stream
-from evomerge.strategy.base import Proposal, StrategyOptions, Told, nearly_equal
+from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told, nearly_equal
 from evomerge.strategy.replay import FEW_KNOWN, ReplayStrategy
 
 _FAILING = {
@@ -93,7 +93,8 @@ class NevergradStrategy(ReplayStrategy):
         self._is_used_up = False
         self._asked: dict[str, Any] = {}
         self._held_back: list[Any] = []
-        self._seen: list[tuple[float, ...]] = []
+        self._span: Floats | None = None
+        """(2, m): the smallest and the largest losses so far; None before a result"""
 
     def _make_optimizer(self, *, tried: bool = False) -> Any:
         """A fresh optimiser; where it is `tried`, one that was asked once, which shows what it lacks."""
@@ -175,11 +176,11 @@ class NevergradStrategy(ReplayStrategy):
             self._tell(point, self._penalised(told))
         held_back, self._held_back = self._held_back, []
         for waiting in held_back:
-            self._tell(waiting, self._worst())
+            self._fail(waiting)
 
     def _fail(self, point: Any) -> None:
-        if self._seen:
-            self._tell(point, self._worst())
+        if self._span is not None:
+            self._tell(point, self._worst(self._span))
         elif len(self.objectives) == 1:
             self._tell(point, (_UNKNOWN_LOSS,) * len(self.objectives))
         else:
@@ -188,13 +189,14 @@ class NevergradStrategy(ReplayStrategy):
     def _penalised(self, told: Told) -> tuple[float, ...]:
         penalty = self.options.l1 * float(np.mean(np.abs(np.array(told.candidate.point) - self.options.l1_centre)))
         losses = tuple(loss + penalty for loss in told.losses or ())
-        self._seen.append(losses)
+        span = np.array([losses, losses] if self._span is None else [*self._span, losses])
+        self._span = np.array([span.min(axis=0), span.max(axis=0)])
         return losses
 
-    def _worst(self) -> tuple[float, ...]:
-        seen = np.array(self._seen)
-        spread = seen.max(axis=0) - seen.min(axis=0)
-        return tuple((seen.max(axis=0) + np.where(spread > 0.0, spread, 1.0)).tolist())
+    @staticmethod
+    def _worst(span: Floats) -> tuple[float, ...]:
+        spread = span[1] - span[0]
+        return tuple((span[1] + np.where(spread > 0.0, spread, 1.0)).tolist())
 
     def _tell(self, point: Any, losses: tuple[float, ...]) -> None:
         with self._quiet():
