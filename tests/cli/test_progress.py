@@ -33,6 +33,37 @@ def test_tasks_on_which_all_baselines_are_the_same_are_named_once(capsys: pytest
     assert notes[0].endswith("evomerge eval MODEL -c runs/mine --split search --show 3")
 
 
+def test_improvements_are_printed_and_now_and_then_how_fast_it_goes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    state = RunState.of(
+        [event("run", version=1, objectives=[{"name": "f", "direction": "maximize", "reference": None}])]
+    )
+    progress = Progress(Path("run"), 10)
+    state.apply(event("baseline", id="uniform", recipe=None, values=None))
+    names = ["uniform", *(f"c{number:06d}" for number in range(5))]
+    for name, score, seconds in zip(names, (0.3, 0.2, 0.5, 0.5, 0.4, 0.45), (1, 1, 6, 8, 9, 6), strict=True):
+        if name != "uniform":
+            state.apply(event("asked", id=name, values=[0.5], parents=[], ask_s=0.0))
+        state.apply(
+            event(
+                "evaluated", id=name, split="search", status="ok", scores={"f": score}, stderr={}, cost={"dropped_items": 2.0},
+                error=None, row=None, checksum=None, elapsed_s=now,
+            )
+        )  # fmt: skip
+        now += seconds
+        progress(state, state.evaluations[name, Split.SEARCH])
+    note, *lines = capsys.readouterr().out.splitlines()
+    assert note == "note: 2 search items also appear in a later split and were dropped (drop_shared)"
+    assert [" ".join(line.split()) for line in lines] == [
+        "[1/10] uniform mean 0.300 f 0.300",
+        "[3/10] c000001 mean 0.500 f 0.500 best so far",
+        "[5/10] c000003 mean 0.400 f 0.400 (12/min, best 0.500)",
+    ]
+
+
 def test_a_failure_is_said_once_by_the_loop(capsys: pytest.CaptureFixture[str]) -> None:
     state = RunState.of(
         [
