@@ -33,7 +33,9 @@ def chosen_strategy(problem: "Problem") -> Choice:
         return Choice("cma_es", "one objective")
     if n_objectives <= 3 and space.dimension <= MAP_DIMENSIONS:
         return Choice("map", f"{n_objectives} objectives, {space.dimension} dimensions")
-    return Choice("nsga2" if n_objectives == 2 else "nsga3", f"{n_objectives} objectives, {space.dimension} dimensions")
+    return Choice(
+        "cycleqd" if n_objectives == 2 else "nsga3", f"{n_objectives} objectives, {space.dimension} dimensions"
+    )
 
 
 def check_options(config: SearchConfig) -> None:

@@ -27,7 +27,9 @@ from evomerge.core import Candidate, ConfigError, Json, VectorGenome, random_str
 from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told
 from evomerge.strategy.inheritance import inherited_choices
 from evomerge.strategy.replay import FEW_KNOWN, ReplayStrategy
-from evomerge.strategy.sampling import SobolStream
+from evomerge.strategy.sampling import GROUP_CORRELATION, MIN_GROUPED_DIMENSION, first_points
+
+FEWEST_INITIAL, MOST_INITIAL = 10, 20
 
 _WIDENED = 0.15
 _LEAST_WEIGHT_SUM = 1e-3
@@ -38,17 +40,30 @@ class ElitesOptions(StrategyOptions):
     """Options of `cycleqd` and `map_elites`."""
 
     n_bins: int = Field(15, ge=1, le=1000, description="cells along each axis (CycleQD: 15)")
-    n_initial: int = Field(
-        20, ge=2, description="results, seeds included, before parents are drawn; Sobol points until then"
+    n_initial: int | None = Field(
+        None,
+        ge=2,
+        description="results, seeds included, before parents are drawn, and points of the first design; None: one per coordinate, "
+        f"{FEWEST_INITIAL} to {MOST_INITIAL}",
     )
     crossover_sigma: float = Field(
-        0.01, ge=0.0, le=10.0, description="standard deviation of the parents' weights around 1 (CycleQD's code: 0.01)"
+        0.3,
+        ge=0.0,
+        le=10.0,
+        description="standard deviation of the parents' weights around 1 (CycleQD's code: 0.01, so the middle)",
     )
     mutation_sigma: float = Field(
         0.05,
         ge=0.0,
         le=1.0,
         description="standard deviation of a child's normal noise, as a share of a coordinate's range",
+    )
+    group_correlation: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="correlation, in the first points, of what a parameter is in several layer and module groups; 0: none; "
+        f"None: {GROUP_CORRELATION} from {MIN_GROUPED_DIMENSION} coordinates on, else 0",
     )
 
 
@@ -101,6 +116,7 @@ class _Elites(ReplayStrategy):
     """
 
     options_type: ClassVar[type[StrategyOptions]] = ElitesOptions
+    uses_families: ClassVar[bool] = True
     max_known = FEW_KNOWN
     options: ElitesOptions
 
@@ -111,11 +127,17 @@ class _Elites(ReplayStrategy):
                 f"strategy {self.name} keeps candidates apart by their scores on several objectives, and there is one; use cma_es or ga"
             )
         self._generator = random_stream(self.random_seed, self.name, "mating")
-        self._initial = SobolStream(self.dimension, random_stream(self.random_seed, self.name, "sobol"))
+        self._initial = first_points(
+            self.dimension,
+            self.families,
+            self.options.group_correlation,
+            random_stream(self.random_seed, self.name, "sobol"),
+        )
         self._waiting: list[tuple[Candidate, Floats]] = []
         """results, until there are enough to say where the cells lie"""
         self._archives: Mapping[str, _Archive] = {}
         self._n_bred = 0
+        self._n_initial = self.options.n_initial or min(max(self.dimension, FEWEST_INITIAL), MOST_INITIAL)
 
     @abstractmethod
     def _make_archives(self, low: Floats, high: Floats) -> Mapping[str, _Archive]:
@@ -130,7 +152,7 @@ class _Elites(ReplayStrategy):
         return {"archives": {name: archive.report() for name, archive in self._archives.items()}}
 
     def _propose(self) -> Proposal:
-        if not self._archives and len(self._waiting) >= self.options.n_initial:
+        if not self._archives and len(self._waiting) >= self._n_initial:
             self._open_archives()
         breeding = [archive for archive in self._archives.values() if len(archive.elites) >= 2]
         if not breeding:

@@ -25,14 +25,10 @@ from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_s
 from evomerge.strategy.base import Proposal, StrategyOptions, Told
 from evomerge.strategy.inheritance import inherited_choices
 from evomerge.strategy.replay import ReplayStrategy
-from evomerge.strategy.sampling import FamilyStream, PointStream, SobolStream
+from evomerge.strategy.sampling import GROUP_CORRELATION, MIN_GROUPED_DIMENSION, first_points
 
 _MAX_MATINGS = 50
 """Tries for an offspring that was not proposed before; then a Sobol point is taken."""
-
-GROUP_CORRELATION = 0.9
-MIN_GROUPED_DIMENSION = 12
-"""With six coordinates it helped where groups are related no more than it cost where they are not."""
 
 
 class ParetoEvolutionOptions(StrategyOptions):
@@ -79,12 +75,12 @@ class ParetoEvolution(ReplayStrategy):
             )
         options = self.options
         self._generator = random_stream(self.random_seed, self.name, "mating")
-        self._initial: PointStream = SobolStream(self.dimension, random_stream(self.random_seed, self.name, "sobol"))
-        correlation = options.group_correlation
-        if correlation is None:
-            correlation = GROUP_CORRELATION if self.dimension >= MIN_GROUPED_DIMENSION else 0.0
-        if self.families is not None and correlation > 0.0:
-            self._initial = FamilyStream(self._initial, self.families, correlation)
+        self._initial = first_points(
+            self.dimension,
+            self.families,
+            options.group_correlation,
+            random_stream(self.random_seed, self.name, "sobol"),
+        )
         self._problem = Problem(n_var=self.dimension, n_obj=len(self.objectives), xl=0.0, xu=1.0)
         self._selection = TournamentSelection(func_comp=self._tournament())
         # what pymoo's tournament wants to know of its algorithm

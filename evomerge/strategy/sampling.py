@@ -13,6 +13,10 @@ from evomerge.core import VectorGenome
 MAX_SOBOL_DIMENSION = 21201
 """scipy's table of direction numbers ends here (Joe and Kuo, 10.1137/070709359)."""
 
+GROUP_CORRELATION = 0.9
+MIN_GROUPED_DIMENSION = 12
+"""With six coordinates it helped where groups are related no more than it cost where they are not."""
+
 _EDGE = 1e-9
 """0 and 1 have no finite normal number."""
 
@@ -73,6 +77,23 @@ class FamilyStream:
         """The next point."""
         inside = np.clip(self._stream.next().values, _EDGE, 1.0 - _EDGE)
         return VectorGenome(tuple(ndtr(self._root @ ndtri(inside)).tolist()))
+
+
+def first_points(
+    dimension: int, families: Sequence[int] | None, correlation: float | None, generator: np.random.Generator
+) -> PointStream:
+    """What a population begins with: Sobol points, in which the coordinates of a family go together.
+
+    Args:
+        dimension: d.
+        families: (d,) the number of each coordinate's family; None = no two belong together.
+        correlation: see `FamilyStream`; None = `GROUP_CORRELATION` from `MIN_GROUPED_DIMENSION` coordinates on, else 0.
+        generator: what it draws from.
+    """
+    stream = SobolStream(dimension, generator)
+    if correlation is None:
+        correlation = GROUP_CORRELATION if dimension >= MIN_GROUPED_DIMENSION else 0.0
+    return stream if families is None or correlation == 0.0 else FamilyStream(stream, families, correlation)
 
 
 def family_correlation(families: Sequence[int], correlation: float) -> NDArray[np.float64]:
