@@ -48,13 +48,25 @@ def test_an_archive_for_each_objective_with_the_others_as_axes():
     assert archives(strategy)["g"]["best"] == "b"
 
 
-def test_without_noise_a_child_lies_between_two_elites_and_names_them():
-    strategy = make("cycleqd", crossover_sigma=0.0, mutation_sigma=0.0)
+def test_without_noise_a_child_lies_on_the_line_through_two_elites_and_names_them():
+    strategy = make("cycleqd", mutation_sigma=0.0)
     points = {key: np.array(point) for key, (point, _) in SEEDS.items()}
-    for child in strategy.ask(20):
-        first, second = child.parents
-        assert first != second
-        np.testing.assert_allclose(child.genome.values, (points[first] + points[second]) / 2)
+    shares = []
+    for child in strategy.ask(40):
+        first, second = (points[parent] for parent in child.parents)
+        step = np.array(child.genome.values) - first
+        shares.append(step @ (second - first) / np.sum((second - first) ** 2))
+        np.testing.assert_allclose(step, shares[-1] * (second - first), atol=1e-12)
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.05)
+    assert np.std(shares) == pytest.approx(0.3 / 8**0.5, abs=0.04), (
+        "w2 / (w1 + w2) with w ~ N(1, 0.3^2), to first order"
+    )
+
+
+def test_with_equal_weights_a_child_is_the_middle():
+    (child,) = make("cycleqd", crossover_sigma=0.0, mutation_sigma=0.0).ask(1)
+    first, second = (np.array(SEEDS[parent][0]) for parent in child.parents)
+    np.testing.assert_allclose(child.genome.values, (first + second) / 2)
 
 
 def test_weights_of_parents_that_cancel_out_do_not_run_away():
