@@ -1,6 +1,7 @@
 """`evomerge init`, `watch` and `doctor`: before, beside and apart from a search."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -311,3 +312,14 @@ def test_a_winner_without_a_report_score_is_said(
     reason = "failed on the report split and has no score there: no room left for [/INST]"
     assert f"{state.best_id}, the best, {reason}" in shown, "brackets are no markup"
     assert str(tmp_path / "bad[v2]" / "front.json") in shown
+
+
+def test_the_summary_says_how_far_archives_are_filled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = SETTINGS | {"strategy": "cycleqd", "budget": {"evaluations": 40}}
+    settings |= {"evaluation": {"kind": "synthetic", "function": "dtlz2"}}
+    start_search(parse_config(settings, folder=tmp_path), tmp_path / "run")
+    print_summary(open_run(tmp_path / "run"))
+    shown = capsys.readouterr().out
+    found = re.findall(r"archive of (f\d): (\d+) of 225 cells filled, QD score \d+\.\d\d, best c\d+\n", shown)
+    assert [name for name, _ in found] == ["f1", "f2", "f3"], shown
+    assert all(2 <= int(count) <= 40 for _, count in found)
