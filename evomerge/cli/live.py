@@ -64,7 +64,7 @@ def _shown(look: Look, watcher: Watcher) -> RenderableType:
     if look.last_error:
         lines.append(Text(f"last failure: {look.last_error}", "yellow"))
     if not look.best:
-        lines.append(Text("no result yet" if look.over else "no result yet: the engines are starting"))
+        lines.append(Text("no result yet" if look.over else "no result yet: engines take a while to start"))
         return Group(*lines)
     return Group(*lines, _best(look, watcher.objectives))
 

@@ -37,7 +37,7 @@ class Progress:
         self._n_here = 0
         self._said_dropped: set[Split] = set()
         self.waiting = threading.Timer(
-            WAITING_AFTER_S, say, ["starting engines; the first result comes when one is up"]
+            WAITING_AFTER_S, say, ["waiting for the first result; engines take a while to start"]
         )
         self.waiting.daemon = True
 

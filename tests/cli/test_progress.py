@@ -86,7 +86,7 @@ def test_a_wait_for_the_first_result_is_explained(
     progress = Progress(tmp_path, 10)
     progress.waiting.start()
     progress.waiting.join(10)
-    assert capsys.readouterr().out == "starting engines; the first result comes when one is up\n"
+    assert capsys.readouterr().out == "waiting for the first result; engines take a while to start\n"
 
     monkeypatch.setattr(progress_module, "WAITING_AFTER_S", 3600.0)
     seen: list[Progress] = []
