@@ -158,7 +158,7 @@ class NevergradStrategy(ReplayStrategy):
         return True
 
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
-        if nearly_equal(recorded.genome, proposed):
+        if nearly_equal(recorded.genome, proposed) or recorded.id not in self._asked:
             return
         # an optimiser may wait for what it proposed, and may not take anything else: its own point counts as failed, and the recorded
         # one as a point that was not asked

@@ -105,7 +105,7 @@ class OptunaStrategy(ReplayStrategy):
         return True
 
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
-        if not nearly_equal(recorded.genome, proposed):
+        if not nearly_equal(recorded.genome, proposed) and recorded.id in self._trial_of:
             self._study.tell(self._trial_of.pop(recorded.id), state=optuna.trial.TrialState.FAIL)
 
     def _learn(self, told: Told) -> None:

@@ -144,7 +144,7 @@ class ReplayStrategy(ABC):
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:  # noqa: B027 - most have nothing to do
         """Told when an earlier session was given `recorded` where this one has just proposed another genome, or None.
 
-        For algorithms that keep what they propose beyond its id.
+        For algorithms that keep what they propose beyond its id. Told twice of one id where a uniform point had already replaced the proposal.
         """
 
     def _learn_again(self, told: Told) -> None:
