@@ -48,11 +48,13 @@ from evomerge.search import (
     StopRequest,
     choose_finalists,
     event,
+    first_event,
     read_journal,
     run_finals,
     summarize,
     writing_into,
 )
+from evomerge.strategy import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -111,13 +113,21 @@ def resume_search(
     directory.check_journal()
     with RunLock(directory.folder) as lock:
         config, edited = resumed_config(directory, resolved, overrides)
-        problem = _problem_as_before(config, directory)
+        problem = _problem_as_before(_with_strategy_of(directory, config), directory)
         now = _resolved(problem, edited)
         refuse_changed(resolved, now)
         warn_of_other_versions(resolved, now)
         with writing_into(directory):
             _write_problem(directory, problem, now)
         return _run(problem, directory, observers, lock)
+
+
+def _with_strategy_of(directory: RunDirectory, config: SearchConfig) -> SearchConfig:
+    """`config`, in which `auto` is the strategy that it was when the run was begun: another version may choose another."""
+    begun_with = first_event(directory.journal).get("strategy")
+    if config.strategy.name != AUTO or begun_with is None:
+        return config
+    return config.model_copy(update={"strategy": config.strategy.model_copy(update={"name": begun_with})})
 
 
 def _problem_as_before(config: SearchConfig, directory: RunDirectory) -> Problem:

@@ -7,7 +7,7 @@ from evomerge.search.budget import Budget
 from evomerge.search.finals import choose_finalists, run_finals
 from evomerge.search.front_files import FrontFiles, front_csv, front_json
 from evomerge.search.item_store import ItemStore
-from evomerge.search.journal import FORMAT_VERSION, Journal, JournalReader, event, read_journal
+from evomerge.search.journal import FORMAT_VERSION, Journal, JournalReader, event, first_event, read_journal
 from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, StopRequest, WorkerPool
 from evomerge.search.ranking import (
     best_key,
@@ -61,6 +61,7 @@ __all__ = [
     "best_of_front",
     "choose_finalists",
     "event",
+    "first_event",
     "front_csv",
     "front_json",
     "front_of",

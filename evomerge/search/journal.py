@@ -114,6 +114,15 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return JournalReader(path).new_events()
 
 
+def first_event(path: Path) -> dict[str, Any]:
+    """The event that a journal begins with; empty where there is none yet.
+
+    Raises:
+        JournalError: as `Journal`.
+    """
+    return next((found for found, _ in _records(path)), {}) if path.exists() else {}
+
+
 class JournalReader:
     """Follows a journal that another process writes to: every call gives what has come since the last one."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evomerge.build import describe, make_problem, open_run, parse_config, resume_search, start_search
+from evomerge.build import describe, make_problem, open_run, parse_config, resume_search, runs, start_search, strategies
 from evomerge.build.strategies import chosen_strategy
 from evomerge.core import ConfigError
 from evomerge.search import leader
@@ -40,6 +40,23 @@ def test_a_run_keeps_what_auto_became(tmp_path: Path) -> None:
     resume_search(tmp_path / "run", overrides=["budget.evaluations=15"])
     first = json.loads((tmp_path / "run" / "journal.jsonl").read_text().splitlines()[0][9:])
     assert first["strategy"] == "cma_es"
+
+
+def test_a_run_keeps_what_auto_was_when_another_version_began_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"population_size": 6}
+    with monkeypatch.context() as earlier:
+        for module in (strategies, runs):
+            earlier.setattr(module, "chosen_strategy", lambda problem: strategies.Choice("nsga2", "as it was"))
+        start_search(problem("zdt1", 21, strategy={"name": "auto", **options}).config, tmp_path / "run")
+    start_search(problem("zdt1", 21, strategy={"name": "nsga2", **options}).config, tmp_path / "other")
+    for name in ("run", "run", "other"):
+        resume_search(tmp_path / name, overrides=["budget.evaluations=18"])
+    assert "come out otherwise" not in caplog.text
+    points, others = ([row["x3"] for row in open_run(tmp_path / name).records()] for name in ("run", "other"))
+    assert points == others
+    assert len(points) == 18
 
 
 def test_options_are_those_of_the_chosen_strategy() -> None:

@@ -115,7 +115,9 @@ def test_a_recorded_proposal_takes_the_place_of_the_uniform_point_that_replaced_
         pytest.skip(f"{missing} is not installed")
     strategy = make_strategy(name, dimension=5, objectives=[Objective("t")], seed=0, choices=(2,) * 5)
     points = list(product((0.25, 0.75), repeat=5))
-    recorded = [Candidate(f"c{number:06d}", VectorGenome(point)) for number, point in enumerate(points[:31] + points[:6], 1)]
+    recorded = [
+        Candidate(f"c{number:06d}", VectorGenome(point)) for number, point in enumerate(points[:31] + points[:6], 1)
+    ]
     for candidate in recorded:
         strategy.repeat(candidate)
     strategy.tell([Evaluation(one.id, Split.SEARCH, Status.OK, scores={"t": sum(one.point)}) for one in recorded])
