@@ -136,6 +136,7 @@ class M2n2(ReplayStrategy):
         self._filling.discard(told.candidate.id)
 
     def _withdraw(self) -> bool:
+        self._filling.discard(self._next_id)
         return True
 
     def _note_seed(self, told: Told) -> None:

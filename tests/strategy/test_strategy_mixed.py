@@ -164,6 +164,18 @@ def test_parents_of_what_is_proposed_beside_known_points_were_asked_before(seed:
     assert len(members) == len(set(members))
 
 
+def test_a_design_point_that_is_pending_makes_way_for_the_next_of_the_design():
+    """The archive of m2n2 is filled from the design, however often that repeats itself."""
+    for seed in range(10):
+        strategy = make_strategy(
+            "m2n2", dimension=2, objectives=["t"], seed=seed, choices=(3, 3), on="recipes", population_size=7
+        )
+        members = [Candidate(name, VectorGenome((x, x))) for name, x in (("source:a", 0.1), ("source:b", 0.9))]
+        results = [Evaluation(one.id, Split.SEARCH, Status.OK, scores={"t": one.point[0]}) for one in members]
+        strategy.seed(members, results)
+        assert [one.parents for one in strategy.ask(5)] == [()] * 5
+
+
 @pytest.mark.parametrize("optimizer", ["LHSSearch", "MetaCauchyRecentering", "Portfolio"])
 def test_a_plan_of_nevergrad_is_carried_out_to_its_end(optimizer: str) -> None:
     """Also in a space of choices, where it repeats itself: what is known does not use up a plan."""
