@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from evomerge.core import JournalError, Json, canonical_json, fsync_folder
+from evomerge.core import JournalError, Json, canonical_json, fsync_folder, why_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +118,14 @@ def first_event(path: Path) -> dict[str, Any]:
     """The event that a journal begins with; empty where there is none yet.
 
     Raises:
-        JournalError: as `Journal`.
+        JournalError: as `Journal`, or it cannot be read.
     """
-    return next((found for found, _ in _records(path)), {}) if path.exists() else {}
+    try:
+        return next((found for found, _ in _records(path)), {})
+    except FileNotFoundError:
+        return {}
+    except OSError as problem:
+        raise JournalError(f"{path}: {why_unreadable(problem)}") from None
 
 
 class JournalReader:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from evomerge.core import JournalError, Split
-from evomerge.search import ItemStore, Journal, JournalReader, event, read_journal
+from evomerge.search import ItemStore, Journal, JournalReader, event, first_event, read_journal
 from evomerge.search import journal as journal_module
 
 ITEMS = (("a", 3), ("b", 2))
@@ -26,6 +26,13 @@ def test_what_is_written_is_read(written: Path) -> None:
     assert len(events) == 40
     assert events[2]["values"] == [1 / 7, 0.1], "floats come back exactly"
     assert [record["seq"] for record in events] == list(range(40))
+
+
+def test_the_first_event_alone(written: Path, tmp_path: Path) -> None:
+    assert first_event(written)["id"] == "c0"
+    assert first_event(tmp_path / "none.jsonl") == {}
+    with pytest.raises(JournalError, match="is a folder"):
+        first_event(tmp_path)
 
 
 def test_every_truncation_is_recovered_up_to_the_cut(written: Path) -> None:
