@@ -135,8 +135,9 @@ class _Elites(ReplayStrategy):
             self.options.group_correlation,
             random_stream(self.random_seed, self.name, "sobol"),
         )
-        self._waiting: list[tuple[Candidate, Floats]] = []
-        """results, until there are enough to say where the cells lie"""
+        self._scored: list[tuple[Candidate, Floats]] = []
+        self._flat = np.zeros(len(self.objectives), dtype=bool)
+        """objectives that scored the same in all results when the archives were made, so that nothing says where their cells lie"""
         self._archives: Mapping[str, _Archive] = {}
         self._n_bred = 0
         self._n_initial = self.options.n_initial or min(max(self.dimension, FEWEST_INITIAL), MOST_INITIAL)
@@ -154,7 +155,7 @@ class _Elites(ReplayStrategy):
         return {"archives": {name: archive.report() for name, archive in self._archives.items()}}
 
     def _propose(self) -> Proposal:
-        if not self._archives and len(self._waiting) >= self._n_initial:
+        if not self._archives and len(self._scored) >= self._n_initial:
             self._open_archives()
         breeding = [archive for archive in self._archives.values() if len(archive.elites) >= 2]
         if not breeding:
@@ -167,8 +168,10 @@ class _Elites(ReplayStrategy):
         if told.losses is None:
             return
         fitness = -np.array(told.losses)
-        if not self._archives:
-            self._waiting.append((told.candidate, fitness))
+        self._scored.append((told.candidate, fitness))
+        if bool((fitness != self._scored[0][1])[self._flat].any()):
+            self._open_archives()
+            return
         for archive in self._archives.values():
             archive.offer(told.candidate, fitness)
 
@@ -176,13 +179,14 @@ class _Elites(ReplayStrategy):
         return True
 
     def _open_archives(self) -> None:
-        scores = np.array([fitness for _, fitness in self._waiting])
+        scores = np.array([fitness for _, fitness in self._scored])
         low, high = scores.min(axis=0), scores.max(axis=0)
-        self._archives = self._make_archives(low - _WIDENED * np.abs(low), high + _WIDENED * np.abs(high))
-        for candidate, fitness in self._waiting:
+        self._flat = low == high
+        wider = np.where(self._flat, 0.0, _WIDENED)
+        self._archives = self._make_archives(low - wider * np.abs(low), high + wider * np.abs(high))
+        for candidate, fitness in self._scored:
             for archive in self._archives.values():
                 archive.offer(candidate, fitness)
-        self._waiting.clear()
 
     def _child(self, archive: _Archive) -> Proposal:
         draw = self._generator

@@ -108,10 +108,17 @@ def test_failed_and_scarce_results_leave_it_to_the_design():
     assert [one.genome for one in strategy.ask(3)] == [one.genome for one in sobol.ask(3)]
 
 
-def test_where_all_score_the_same_there_is_one_elite_and_the_design_goes_on():
+@pytest.mark.parametrize("later", [(0.7, 0.5), (0.5, 0.2)])
+def test_where_all_score_the_same_the_design_goes_on_until_a_score_differs(later):
     strategy = make("cycleqd", {key: (point, (0.5, 0.5)) for key, (point, _) in SEEDS.items()})
-    assert [child.parents for child in strategy.ask(3)] == [(), (), ()]
+    children = strategy.ask(3)
+    assert [child.parents for child in children] == [(), (), ()]
     assert archives(strategy)["f"]["elites"] == 1
+    tell(strategy, children[0], *later)
+    tell(strategy, children[1], 0.6, 0.6)
+    (child,) = strategy.ask(1)
+    assert len(child.parents) == 2
+    assert max(row["elites"] for row in archives(strategy).values()) >= 2
 
 
 def test_choices_are_those_of_a_parent_or_mutated():
