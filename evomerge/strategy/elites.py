@@ -29,7 +29,7 @@ from evomerge.core import Candidate, ConfigError, Json, VectorGenome, random_str
 from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told
 from evomerge.strategy.inheritance import inherited_choices
 from evomerge.strategy.replay import FEW_KNOWN, ReplayStrategy
-from evomerge.strategy.sampling import GROUP_CORRELATION, MIN_GROUPED_DIMENSION, first_points
+from evomerge.strategy.sampling import FirstPointsOptions, first_points
 
 FEWEST_INITIAL, MOST_INITIAL = 10, 20
 
@@ -38,7 +38,7 @@ _LEAST_WEIGHT_SUM = 1e-3
 """Weights of two parents that cancel out more than this say nothing."""
 
 
-class ElitesOptions(StrategyOptions):
+class ElitesOptions(FirstPointsOptions):
     """Options of `cycleqd` and `map_elites`."""
 
     n_bins: int = Field(15, ge=1, le=1000, description="cells along each axis (CycleQD: 15)")
@@ -59,13 +59,6 @@ class ElitesOptions(StrategyOptions):
         ge=0.0,
         le=1.0,
         description="standard deviation of a child's normal noise, as a share of a coordinate's range",
-    )
-    group_correlation: float | None = Field(
-        None,
-        ge=0.0,
-        lt=1.0,
-        description="correlation, in the first points, of what a parameter is in several layer and module groups; 0: none; "
-        f"None: {GROUP_CORRELATION} from {MIN_GROUPED_DIMENSION} coordinates on, else 0",
     )
 
 

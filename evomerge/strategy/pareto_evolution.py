@@ -25,13 +25,13 @@ from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_s
 from evomerge.strategy.base import Proposal, StrategyOptions, Told
 from evomerge.strategy.inheritance import inherited_choices
 from evomerge.strategy.replay import ReplayStrategy
-from evomerge.strategy.sampling import GROUP_CORRELATION, MIN_GROUPED_DIMENSION, first_points
+from evomerge.strategy.sampling import FirstPointsOptions, first_points
 
 _MAX_MATINGS = 50
 """Tries for an offspring that was not proposed before; then a Sobol point is taken."""
 
 
-class ParetoEvolutionOptions(StrategyOptions):
+class ParetoEvolutionOptions(FirstPointsOptions):
     """Options of the population-based Pareto strategies."""
 
     population_size: int = Field(
@@ -42,13 +42,6 @@ class ParetoEvolutionOptions(StrategyOptions):
         15.0, gt=1.0, description="SBX distribution index: higher stays nearer the parents (Deb 2002)"
     )
     mutation_eta: float = Field(20.0, gt=1.0, description="polynomial mutation's distribution index (Deb 2002)")
-    group_correlation: float | None = Field(
-        None,
-        ge=0.0,
-        lt=1.0,
-        description="correlation, in the first points, of what a parameter is in several layer and module groups; 0: none; "
-        f"None: {GROUP_CORRELATION} from {MIN_GROUPED_DIMENSION} coordinates on, else 0",
-    )
     mutation_probability: float | None = Field(
         None, gt=0.0, le=1.0, description="per coordinate; None: 1/d, at most 0.5 (Deb 2002)"
     )

@@ -6,9 +6,11 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.special import ndtr, ndtri
 
 from evomerge.core import VectorGenome
+from evomerge.strategy.base import StrategyOptions
 
 MAX_SOBOL_DIMENSION = 21201
 """scipy's table of direction numbers ends here (Joe and Kuo, 10.1137/070709359)."""
@@ -19,6 +21,18 @@ MIN_GROUPED_DIMENSION = 12
 
 _EDGE = 1e-9
 """0 and 1 have no finite normal number."""
+
+
+class FirstPointsOptions(StrategyOptions):
+    """Options of strategies that begin with `first_points`."""
+
+    group_correlation: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="correlation, in the first points, of what a parameter is in several layer and module groups; 0: none; "
+        f"None: {GROUP_CORRELATION} from {MIN_GROUPED_DIMENSION} coordinates on, else 0",
+    )
 
 
 class PointStream(Protocol):
