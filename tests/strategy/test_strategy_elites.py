@@ -63,6 +63,14 @@ def test_without_noise_a_child_lies_on_the_line_through_two_elites_and_names_the
     )
 
 
+def test_archives_take_turns_at_giving_the_parents():
+    scores = {"p": (0.9, 0.1), "q": (0.6, 0.9), "r": (0.1, 1.0), "s": (0.58, 0.95)}
+    strategy = make("cycleqd", {key: ((0.5, 0.5), values) for key, values in scores.items()}, n_bins=2)
+    # the best f at a low and a high g are p and q, the best g at a low and a high f are r and s
+    pairs = [set(child.parents) for child in strategy.ask(6)]
+    assert pairs == [{"p", "q"}, {"r", "s"}] * 3
+
+
 def test_with_equal_weights_a_child_is_the_middle():
     (child,) = make("cycleqd", crossover_sigma=0.0, mutation_sigma=0.0).ask(1)
     first, second = (np.array(SEEDS[parent][0]) for parent in child.parents)
