@@ -17,6 +17,9 @@ Gram = NDArray[np.float64]
 _ILL = 1e-3
 """below this a denominator, a norm of a mean of unit vectors, or an angle is too small to divide by or to compare"""
 
+_CANCELLED = 1e-2
+"""below this part of the sum of weights, the norm of a weighted sum of unit vectors has lost too many of float32's digits"""
+
 _TINY_NORM = 1e-6
 
 _ARRIVED = 1e-12
@@ -57,7 +60,7 @@ def multislerp(gram: Gram, weights: Sequence[float], eps: float) -> NDArray[np.f
         return None
     factors = np.array(weights) / (norms + eps)
     mean_norm = _norm(factors, gram)
-    if mean_norm < max(_ILL, 2 * eps):
+    if mean_norm < max(_CANCELLED * float(np.abs(weights).sum()), 2 * eps):
         return None
     return factors / mean_norm * math.cos(eps) * float(norms @ np.array(weights))
 
