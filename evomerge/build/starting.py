@@ -122,11 +122,12 @@ def _text(
 def _named(experts: Sequence[str]) -> dict[str, Source]:
     named: dict[str, Source] = {}
     for expert in experts:
-        name, separator, place = expert.partition("=")
-        path = place if separator else expert
+        name, separator, path = expert.partition("=")
+        if not separator or Path(expert).is_dir():
+            name, path = "", expert
         model, _, lora = (path, "", "") if Path(path).is_dir() else path.partition("+")
         source = Source(model, lora=lora or None)
-        name = name if separator else Path(source.lora or source.model).resolve().name
+        name = name or re.sub(r"[^\w.-]", "-", Path(source.lora or source.model).resolve().name)
         if name in named:
             raise ConfigError(f"two experts are called {name!r}; name them, e.g. first={path}")
         named[name] = source
@@ -159,4 +160,5 @@ def _relative(text: str, folder: Path) -> str:
 
 def _scalar(text: str) -> str:
     """`text` as YAML reads it back, quoted only where it must be."""
-    return text if re.fullmatch(r"[\w./-]*[A-Za-z_/][\w./-]*", text) else json.dumps(text)
+    is_plain = re.fullmatch(r"[\w./-]+", text) and load_yaml(text, "") == text
+    return text if is_plain else json.dumps(text)

@@ -149,6 +149,9 @@ _KINDS = {
     "bool_parsing": "must be true or false",
     "missing": "is missing",
     "too_long": "has too many values",
+    "too_short": "must not be empty",
+    "invalid_key": "a key must be a text; write it in quotes",
+    "model_attributes_type": "must be a mapping of settings, {kind: ..., ...}",
 }
 """pydantic's kind of an error -> the same in the words of YAML"""
 
@@ -161,6 +164,8 @@ def _in_words(error: Any, location: Sequence[str]) -> str:
         return f"must be a mapping of settings: {', '.join(_keys_beside([*error['loc'], '']))}"
     if kind == "union_tag_invalid":
         return f"kind: must be {' or '.join(error['ctx']['expected_tags'].split(', '))}, got {error['ctx']['tag']!r}"
+    if error["loc"][-1:] == ("[key]",) and kind == "string_type":
+        kind = "invalid_key"
     message = _KINDS.get(kind) or error["msg"].removeprefix("Value error, ")
     message = re.sub("^Input should be ", "must be ", message)
     return f"{message[0].lower()}{message[1:]}"

@@ -3,6 +3,7 @@
 Read only by the composition root (`evomerge.build`) and the CLI. Validated once, never changed.
 """
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -27,13 +28,25 @@ class _Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _truth_is_no_number(cls, data: Any) -> Any:
-        """Refuses true and false where a number is expected; pydantic would take them for 1 and 0."""
-        for name, value in data.items() if isinstance(data, dict) else ():
-            field = cls.model_fields.get(name)
-            kinds = set() if field is None else {field.annotation, *get_args(field.annotation)}
-            if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-                raise ValueError(f"{name}: expected a number, got {str(value).lower()}")
-        return data
+        """Where numbers are expected, true and false as texts, which are refused; pydantic would take them for 1 and 0."""
+        if not isinstance(data, dict):
+            return data
+        kinds = {name: _kinds_in(field.annotation) for name, field in cls.model_fields.items()}
+        numbers = [name for name in data if kinds.get(name, set()) & {int, float} and bool not in kinds[name]]
+        return data | {name: _with_truth_as_text(data[name]) for name in numbers}
+
+
+def _kinds_in(annotation: Any) -> set[Any]:
+    """The types that values of this type are made of, such as str and int of dict[str, tuple[int, ...]]."""
+    return {annotation}.union(*map(_kinds_in, get_args(annotation)))
+
+
+def _with_truth_as_text(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_truth_as_text(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_truth_as_text(item) for item in value]
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 class ModelConfig(_Strict):
@@ -65,9 +78,9 @@ class ModelsConfig(_Strict):
     @classmethod
     def _names(cls, value: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
         for name in value:
-            if not name or name == "base" or not name.replace("-", "_").replace(".", "_").isidentifier():
+            if name == "base" or not re.fullmatch(r"\w[\w.-]*", name):
                 raise ValueError(
-                    f"expert name {name!r} must be a word of letters, digits, '_', '-', '.' and not 'base'"
+                    f"expert name {name!r} must be letters, digits, '_', '-' and '.', begin with none of the last two, and not be 'base'"
                 )
         return value
 

@@ -93,6 +93,21 @@ def test_init_names_models_as_they_were_given(models: Path) -> None:
     assert yaml.safe_load((models / "s.yaml").read_text())["models"]["experts"] == {"a": "./zoo", "b": "./base"}
 
 
+def test_init_finds_names_for_folders_of_any_name(models: Path) -> None:
+    for name in ("7b-math", "0x1f", "lr=1e-5"):
+        write_tiny_llama(models / name, seed=5)
+    write_first_config(
+        models / "s.yaml",
+        [str(models / name) for name in ("7b-math", "0x1f", "lr=1e-5", "my code")],
+        base=None,
+        tasks=(),
+    )
+    experts = load_config(models / "s.yaml", ["tasks=[toy.yaml]"]).models.experts
+    assert {name: Path(model.path).name for name, model in experts.items()} == {
+        "7b-math": "7b-math", "0x1f": "0x1f", "lr-1e-5": "lr=1e-5", "my-code": "my code",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("experts", "error", "message"),
     [
