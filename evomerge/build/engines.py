@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from evomerge.build.crossings import crosses_models
 from evomerge.config import SearchConfig, SyntheticConfig
-from evomerge.core import ConfigError, Json
+from evomerge.core import ConfigError, Json, did_you_mean
 from evomerge.plan import ModelHeader, rank_bytes
 from evomerge.recipe import PIECEWISE
 
@@ -27,6 +27,17 @@ def engine_kind(config: SearchConfig) -> str:
     from evomerge.engine import default_engine_kind
 
     return default_engine_kind() if config.engine.kind == "auto" else config.engine.kind
+
+
+def check_engine_options(config: SearchConfig) -> None:
+    """Raises ConfigError for options that vLLM does not have, where it serves and is installed here."""
+    from evomerge.engine import vllm_option_names
+
+    known = vllm_option_names() if config.engine.options and engine_kind(config) == "vllm" else ()
+    unknown = [name for name in config.engine.options if known and name not in known]
+    if unknown:
+        said = " ".join(f"vLLM has no option {name!r}{did_you_mean(name, known)}" for name in unknown)
+        raise ConfigError(f"engine.options: {said}")
 
 
 def worker_environment(config: SearchConfig) -> dict[str, str]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import cast
 
 from evomerge.build.crossings import Crossings, crosses_models
-from evomerge.build.engines import gpus_per_worker
+from evomerge.build.engines import check_engine_options, gpus_per_worker
 from evomerge.build.fingerprints import source_marks
 from evomerge.build.own_recipes import own_recipes, values_in_space
 from evomerge.build.sources import (
@@ -234,7 +234,9 @@ def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
             headers |= read_models({model.key: (model.path, model.lora)})
         except EvomergeError as error:
             errors.append(f"{setting}: {error}")
-    errors += [] if begun else experts_named_twice(config)
+    if not begun:
+        errors += experts_named_twice(config)
+        errors += _errors_of(lambda: check_engine_options(config))
     tasks, wrong = checked_tasks(config, begun=begun)
     errors += wrong
     if errors:

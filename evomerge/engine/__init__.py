@@ -12,6 +12,7 @@ from evomerge.core import EngineError, FilePath, Json, did_you_mean
 from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest, RemoteWrite
 from evomerge.engine.environment import engine_environment
 from evomerge.engine.gpu_memory import source_room, vllm_memory_options
+from evomerge.engine.vllm_options import vllm_option_names
 
 ENGINES: Mapping[str, str] = MappingProxyType(
     {
@@ -76,4 +77,5 @@ __all__ = [
     "make_engine",
     "source_room",
     "vllm_memory_options",
+    "vllm_option_names",
 ]

@@ -1,10 +1,13 @@
 """What is special to the vLLM engine; what every engine must do is in test_conformance.py."""
 
+import dataclasses
+import inspect
+
 import pytest
 import torch
 
 from evomerge.core import EngineError
-from evomerge.engine import GenerateRequest, LogLikelihoodRequest, make_engine
+from evomerge.engine import GenerateRequest, LogLikelihoodRequest, make_engine, vllm_option_names
 from evomerge.engine.checkpoint import CheckpointFolder
 from evomerge.engine.patches import DISTRIBUTED_STATE
 from evomerge.testing.engine_suite import random_tokens
@@ -179,6 +182,17 @@ def test_bfloat16_layout_and_options(tmp_path):
 def test_wrong_options_are_named(suite, options, what):
     with pytest.raises(EngineError, match=what):
         start(suite.folders[0], options=options)
+
+
+def test_names_of_options_are_read_from_the_source_as_they_are():
+    import vllm
+    from vllm.engine.arg_utils import EngineArgs
+
+    fields = {field.name for field in dataclasses.fields(EngineArgs)}
+    arguments = {
+        name for name, one in inspect.signature(vllm.LLM.__init__).parameters.items() if one.kind is one.KEYWORD_ONLY
+    }
+    assert vllm_option_names() == (fields | arguments) - {"model"}
 
 
 def test_another_version_of_vllm_is_refused(suite, monkeypatch):
