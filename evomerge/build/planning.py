@@ -42,7 +42,7 @@ class Sizes:
         candidate_bytes: merged weights of one candidate; 0 for the synthetic evaluation.
         source_bytes: weights of every source, resident in each worker.
         rank_bytes: ranks that `della` methods and `sce` keep beside them, in each process of an engine.
-        statistics_bytes: about what histograms and norms take there.
+        statistics_bytes: about what histograms, or random masks and norms, take there.
         journal_bytes: of one candidate on disk, item scores not counted.
     """
 

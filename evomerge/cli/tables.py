@@ -77,7 +77,7 @@ def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
     if sizes.candidate_bytes:
         known = f"{sizes.rank_bytes / 1e9:.3g} GB ranks, " if sizes.rank_bytes else ""
         if sizes.statistics_bytes:
-            known += f"at most about {sizes.statistics_bytes / 1e9:.2g} GB histograms or norms, "
+            known += f"at most about {sizes.statistics_bytes / 1e9:.2g} GB histograms, or masks and norms, "
         CONSOLE.print(
             f"worker      {sizes.worker_bytes / 1e9:.3g} GB: {sizes.source_bytes / 1e9:.3g} GB source models, {known}"
             f"{sizes.candidate_bytes / 1e9:.3g} GB candidate; plus the engine's caches"

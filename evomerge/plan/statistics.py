@@ -1,4 +1,7 @@
-"""What merges keep in memory to know of the models: histograms of magnitudes, and norms of what random masks keep. Reads headers only."""
+"""What merges on a CPU have in memory beside models and ranks: histograms of magnitudes, or random masks and norms of what they keep.
+
+Reads headers only.
+"""
 
 import math
 from collections.abc import Sequence
@@ -23,12 +26,17 @@ MOST_KEPT_NORMS = 2048
 """1 GB of them; a Llama of 8B with three experts has 678"""
 
 
+_MASK_BYTES = 1 / 8
+"""of an element of an expert: a candidate's masks are made before it is merged. A GPU merges without them"""
+
+
 def statistics_bytes(method: str, experts: Sequence[ModelHeader]) -> int:
-    """About what merges of `experts` by `method` keep, with `rescale` where it has that."""
+    """About what merges of `experts` by `method` need, with `rescale` where it has that."""
     tensors = [tensor for header in experts for tensor in header.tensors.values() if tensor.dtype in FLOAT_DTYPES]
     sizes = [math.prod(tensor.shape) for tensor in tensors]
     if method in _PRUNE_BY_MAGNITUDE:
         return int(_HISTOGRAM_BYTES * sum(sizes))
     if method in _MASK_AT_RANDOM:
-        return _NORM_BYTES * min(MOST_KEPT_NORMS, sum(size >= LARGE_TENSOR for size in sizes))
+        norms = _NORM_BYTES * min(MOST_KEPT_NORMS, sum(size >= LARGE_TENSOR for size in sizes))
+        return norms + int(_MASK_BYTES * sum(sizes))
     return 0
