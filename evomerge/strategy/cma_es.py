@@ -163,6 +163,13 @@ class CmaEs(ReplayStrategy):
         self._origin[self._next_id] = (self._n_runs, sample[0])
         return Proposal(VectorGenome(sample[1]))
 
+    def _withdraw(self) -> bool:
+        # with real coordinates only samples in a corner repeat, seldom, and to reject those drove it away from there
+        if self._run is None or not self._n_points:
+            return False
+        self._run.withdraw(self._origin.pop(self._next_id)[1])
+        return True
+
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
         if self._run is not None and proposed is not None and not nearly_equal(recorded.genome, proposed):
             self._run.adopt(self._origin[recorded.id][1], recorded.point)

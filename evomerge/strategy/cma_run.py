@@ -155,6 +155,10 @@ class CmaRun:
         """Another point (d,) takes the place of the one sampled as `number`; pycma treats it as an injected one."""
         self._sent[number] = (padded(point), self._sent[number][1])
 
+    def withdraw(self, number: int) -> None:
+        """Forgets the point just sampled as `number`, which will not be told; not with `vkd`, which needs all of a generation."""
+        del self._sent[number]
+
     def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
         """Takes the loss of the point sampled as `number`, and its standard error; None ranks last in its batch."""
         self._batch.append((number, loss))

@@ -119,6 +119,16 @@ class SurrogateRun:
         self._inside[row] = point
         self._samples[row] = padded(point)
 
+    def withdraw(self, number: int) -> None:
+        """Forgets the point just sampled as `number`, which will not be told; in its generation another sample takes its place."""
+        if number in self._spare:
+            del self._spare[number]
+            return
+        _, row = self._sent.pop(number)
+        self._samples[row] = self._ask(1)[0]
+        self._inside[row] = self._clipped([self._samples[row]])[0]
+        self._waiting.append(row)
+
     def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
         """Takes the loss of the point sampled as `number`, and its standard error.
 

@@ -89,6 +89,8 @@ def test_what_is_known_is_not_evaluated_again(name):
     ("name", "options"),
     [
         ("catcma", {}),
+        ("cma_es", {}),
+        ("cma_es", {"surrogate": "none"}),
         ("cycleqd", {"n_initial": 5}),
         ("random", {}),
         ("sobol", {}),
