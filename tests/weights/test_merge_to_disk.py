@@ -1,6 +1,7 @@
 """What `evomerge merge` leaves on disk and takes of memory: shards, limits, interruptions; and vocabularies joined as mergekit joins them."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -197,9 +198,83 @@ def test_folders_of_merges_that_live_or_may_live_are_left(tmp_path: Path, caplog
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([foreign.name, ".out.b.1-2.merging"])
 
 
-def test_a_model_that_was_moved_aside_by_a_killed_merge_goes_with_the_next(tmp_path: Path) -> None:
+@pytest.fixture
+def linear(models: Path, tmp_path: Path) -> Path:
+    weight = "parameters: {weight: 1}"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"merge_method: linear\nmodels: [{{model: {models}/a, {weight}}}, {{model: {models}/b, {weight}}}]\n"
+    )
+    return recipe
+
+
+class Killed(BaseException):
+    pass
+
+
+def dying_at(monkeypatch: pytest.MonkeyPatch, target: Path) -> None:
+    """The rename to `target` does not come any more."""
+    replace = os.replace
+
+    def dying(source: Path, to: Path) -> None:
+        if to == target and ".merging" in str(source):
+            raise Killed
+        replace(source, to)
+
+    monkeypatch.setattr("os.replace", dying)
+
+
+def test_a_model_that_a_merge_had_moved_aside_when_it_was_interrupted_is_put_back(
+    linear: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = merge_recipe(linear, linear.parent / "out")
+    (out / "mine").touch()
+    dying_at(monkeypatch, out)
+    with pytest.raises(Killed):
+        merge_recipe(linear, out, overwrite=True)
+    assert (out / "mine").exists()
+    assert sorted(path.name for path in linear.parent.iterdir()) == ["out", "recipe.yaml"]
+
+
+def test_a_model_that_a_killed_merge_had_moved_aside_is_put_back_by_the_next(
+    linear: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = merge_recipe(linear, linear.parent / "out")
+    (out / "mine").touch()
+    out.rename(linear.parent / ".out.1-2.replaced")
+    with pytest.raises(EvomergeError, match="exists and is not empty"):
+        merge_recipe(linear, out)
+    assert (out / "mine").exists()
+    assert "put back" in caplog.text
+    (linear.parent / ".out.1-2.replaced").mkdir()  # what was left when a kill came while it was deleted
+    merge_recipe(linear, out, overwrite=True)
+    assert not (out / "mine").exists()
+    assert sorted(path.name for path in linear.parent.iterdir()) == ["out", "recipe.yaml"]
+
+
+def test_a_model_is_left_aside_while_its_merge_lives(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    (tmp_path / ".out.1-2.replaced").mkdir()
     with staging_folder(out) as staging:
+        staging.with_suffix(".replaced").mkdir()  # between its two renames
+        remove_leftovers(out)
+        assert not out.exists()
         put_in_place(staging, out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_to_the_new_folder_stays_a_link(linear: Path, is_there: bool) -> None:
+    disk = linear.parent / "disk"
+    disk.mkdir()
+    if is_there:
+        merge_recipe(linear, disk / "model")
+        (disk / "model" / "mine").touch()
+    link = linear.parent / "out"
+    link.symlink_to(disk / "model", target_is_directory=True)
+    assert merge_recipe(linear, link, overwrite=True) == link
+    assert link.is_symlink()
+    assert not (disk / "model" / "mine").exists()
+    assert (disk / "model" / "config.json").exists()
+    assert [
+        [path.name for path in folder.iterdir() if path.name.startswith(".")] for folder in (disk, linear.parent)
+    ] == [[], []]

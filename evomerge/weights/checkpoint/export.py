@@ -76,6 +76,8 @@ def merge_to_folder(
         raise RecipeError(f"shard size must be positive, got {shard_bytes} bytes")
     _check_device(device)
     out = Path(out)
+    place = _place_of(out)
+    remove_leftovers(place)
     headers = read_headers(recipe, trust_remote_code=trust_remote_code)
     _check_target(out, headers, overwrite)
     with naming(where):
@@ -83,18 +85,17 @@ def merge_to_folder(
         alignment = align(recipe, headers)
         plan = make_plan(recipe, headers if alignment is None else alignment.headers(headers))
     _report_idle_filters(recipe, plan, headers, where)
-    remove_leftovers(out)
-    _check_room(out.parent, plan)
+    _check_room(place.parent, plan)
     # a stack mixes no weights
     warning = None if recipe.method == "passthrough" else _report_strangers(headers)
     merge = StreamedMerge(headers, alignment=alignment, device=device, max_bytes=max_memory)
-    with staging_folder(out) as staging:
+    with staging_folder(place) as staging:
         write_shards(staging, _outputs(plan, headers), merge.parts(plan), shard_bytes)
         file = written or RecipeFile(recipe)
         result = MergedModel(file, recipe, plan, headers, alignment, warning, template, with_code=trust_remote_code)
         write_model_files(staging, out.name, result)
         _flush(staging)
-        put_in_place(staging, out)
+        put_in_place(staging, place)
     return out
 
 
@@ -111,9 +112,10 @@ def merge_file_to_folder(file: RecipeFile, out: Path | str, *, overwrite: bool =
     if not file.named:
         return merge_to_folder(file.final, out, overwrite=overwrite, where=file.place(), **options)
     out = Path(out)
+    remove_leftovers(_place_of(out))
     _check_target(out, {}, overwrite)
     shared = {key: options[key] for key in ("seed", "max_memory", "device", "trust_remote_code") if key in options}
-    with staging_folder(out) as parts:
+    with staging_folder(_place_of(out)) as parts:
 
         def folder(path: str) -> str:
             return str(parts / path) if path in file.named else path
@@ -149,6 +151,11 @@ def _report_strangers(headers: Mapping[str, ModelHeader]) -> str | None:
     if warning is not None:
         logger.warning(warning)
     return warning
+
+
+def _place_of(out: Path) -> Path:
+    """What `out` is a link to; else `out` itself."""
+    return out.resolve() if out.is_symlink() else out
 
 
 def _check_target(out: Path, headers: Mapping[str, ModelHeader], overwrite: bool) -> None:

@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from evomerge.core import CheckpointError, fsync_folder, machine_id
@@ -38,11 +38,15 @@ def staging_folder(out: Path) -> Iterator[Path]:
         raise CheckpointError(f"{out}: cannot be written: {problem.strerror or problem}; nothing was kept") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        _settle(out)
         os.close(lock)
 
 
 def remove_leftovers(out: Path) -> None:
-    """Removes the hidden folders of killed merges to `out`; what is locked, or of another machine, stays."""
+    """Removes the hidden folders of killed merges to `out`; what is locked, or of another machine, stays.
+
+    A model that one of them had moved aside, and put nothing in the place of, is put back.
+    """
     for folder, machine in _beside(out, ".merging"):
         if machine != _here():
             logger.warning(
@@ -62,16 +66,28 @@ def remove_leftovers(out: Path) -> None:
             continue
         finally:
             os.close(lock)
+    _settle(out)
 
 
 def put_in_place(staging: Path, out: Path) -> None:
-    """Renames `staging` to `out`; a folder in its place is moved aside first and deleted last, with those that killed merges left so."""
+    """Renames `staging` to `out`; a folder in its place is moved aside first, and deleted when `staging_folder` ends."""
     if out.is_dir():
         os.replace(out, staging.with_suffix(".replaced"))
     os.replace(staging, out)
     fsync_folder(out.parent)
+
+
+def _settle(out: Path) -> None:
+    """Deletes what merges to `out` moved aside; puts it back where nothing has taken its place."""
     for aside, _ in _beside(out, ".replaced"):
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.with_suffix(".merging").exists():  # its merge is about to put that in place
+            continue
+        if out.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            continue
+        with suppress(OSError):  # another merge has come first
+            os.replace(aside, out)
+            logger.warning("%s: put back as it was before a merge that did not finish", out)
 
 
 def _locked_folder(out: Path) -> tuple[Path, int]:
