@@ -102,7 +102,7 @@ class ParetoEvolution(ReplayStrategy):
     def _propose(self) -> Proposal:
         expected = len(self._population) + len(self._sobol_pending)
         if expected < self.options.population_size or len(self._population) < 2:
-            proposal = Proposal(self._next_initial())
+            proposal = self._next_initial()
             self._sobol_pending.add(self._next_id)
         else:
             proposal = self._mate()
@@ -147,16 +147,16 @@ class ParetoEvolution(ReplayStrategy):
             genome = VectorGenome(_unit_tuple(child[0].X))
             if hash(self._place(genome)) not in self._seen:
                 return Proposal(genome, tuple(parent.get("candidate_id") for parent in parents[0]))
-        return Proposal(self._next_initial())
+        return self._next_initial()
 
-    def _next_initial(self) -> VectorGenome:
-        """The next Sobol point that means something not proposed before, or the last of a few tries."""
+    def _next_initial(self) -> Proposal:
+        """The next Sobol point that means something not proposed before; in place of the last of a few tries, one of the points that are left."""
         point = self._initial.next()
         for _ in range(_MAX_MATINGS if len(self._discrete) else 0):
             if hash(self._place(point)) not in self._seen:
                 break
             point = self._initial.next()
-        return point
+        return self._unknown_instead(Proposal(point))
 
 
 def _unit_tuple(values: NDArray[np.float64]) -> tuple[float, ...]:

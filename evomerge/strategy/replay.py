@@ -11,6 +11,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from math import prod
 from typing import ClassVar, cast
 
@@ -79,7 +80,7 @@ class ReplayStrategy(ABC):
     """Whether it takes several objectives for one, their mean."""
     max_known: int = 0
     """So many proposals in a row that mean a point whose result is known are answered with it and never leave `ask`, as do those of a pending
-    point that can be withdrawn; then one is replaced by a uniform point. For algorithms that sample a distribution, whose samples repeat where a space has few points or the optimum is in a corner:
+    point that can be withdrawn; then one is replaced by a uniform point, or one of the last. For algorithms that sample a distribution, whose samples repeat where a space has few points or the optimum is in a corner:
     another evaluation would say nothing new. 0 where `_propose` may answer None."""
 
     def __init__(
@@ -125,6 +126,8 @@ class ReplayStrategy(ABC):
         self._seeds: list[Told] = []
         self._result_at: dict[str, int | None] = {}
         """digest of a point's `_place` -> the number of its result in the log, or, inverted (~), in `_seeds`; None while it is pending"""
+        self._left: list[VectorGenome] | None = None
+        """the points not asked yet of a space without real coordinates, and some that were; None until they are so few that uniform points miss them"""
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -302,16 +305,28 @@ class ReplayStrategy(ABC):
         return self._unknown_instead(proposal) if self.max_known and proposal is not None else proposal
 
     def _unknown_instead(self, proposal: Proposal) -> Proposal:
-        """`proposal`, or in its place, where its result is known or on its way, the first of a few uniform points of which that is not so."""
-        if self._key(proposal.genome) not in self._result_at:
+        """`proposal`, or in its place, where its result is known or on its way, a uniform point of which that is not so, if one is found."""
+        if self._is_new(proposal.genome):
             return proposal
         stream = random_stream(self.random_seed, self.name, "unknown", self._n_asked)
         points = (VectorGenome(tuple(stream.random(self.dimension).tolist())) for _ in range(_N_UNIFORM))
-        genome = next((one for one in points if self._key(one) not in self._result_at), None)
+        genome = next((one for one in points if self._is_new(one)), None) or self._one_left(stream)
         if genome is None:
             return proposal
         self._adopt(Candidate(self._next_id, genome), proposal.genome)
         return Proposal(genome)
+
+    def _one_left(self, stream: np.random.Generator) -> VectorGenome | None:
+        """A point that is left of a space without real coordinates; it takes a look at all, and afterwards only at those that were left then."""
+        if not self._n_points:
+            return None
+        choices = (middles_of(np.arange(count), count).tolist() for count in self._counts)
+        points = map(VectorGenome, product(*choices)) if self._left is None else self._left
+        self._left = [point for point in points if self._is_new(point)]
+        return self._left[stream.integers(len(self._left))] if self._left else None
+
+    def _is_new(self, genome: Genome) -> bool:
+        return self._key(genome) not in self._result_at
 
     def _place(self, genome: Genome) -> Genome:
         """The genome that stands for all that mean the same: categorical coordinates in the middle of their choices."""
