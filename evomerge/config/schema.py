@@ -4,12 +4,13 @@ Read only by the composition root (`evomerge.build`) and the CLI. Validated once
 """
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from evomerge.config.short_forms import long_form, long_forms, path_and_lora, weights_of_objectives
 from evomerge.core import canonical_json
+from evomerge.core.settings import Settings
 
 
 def _short_for(key: str) -> BeforeValidator:
@@ -22,31 +23,8 @@ def _short_for_each(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: long_forms(value, key))
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, data: Any) -> Any:
-        """Where numbers are expected, true and false as texts, which are refused; pydantic would take them for 1 and 0."""
-        if not isinstance(data, dict):
-            return data
-        kinds = {name: _kinds_in(field.annotation) for name, field in cls.model_fields.items()}
-        numbers = [name for name in data if kinds.get(name, set()) & {int, float} and bool not in kinds[name]]
-        return data | {name: _with_truth_as_text(data[name]) for name in numbers}
-
-
-def _kinds_in(annotation: Any) -> set[Any]:
-    """The types that values of this type are made of, such as str and int of dict[str, tuple[int, ...]]."""
-    return {annotation}.union(*map(_kinds_in, get_args(annotation)))
-
-
-def _with_truth_as_text(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_truth_as_text(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_truth_as_text(item) for item in value]
-    return str(value).lower() if isinstance(value, bool) else value
+class _Strict(Settings):
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class ModelConfig(_Strict):
@@ -231,7 +209,7 @@ class ObjectiveConfig(_Strict):
 class StrategyConfig(_Strict):
     """The search strategy; every other key is an option of that strategy (checked by it)."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     name: str = "cma_es"
     """a strategy (docs/strategies.md), or auto: what that page advises for the objectives and the space"""

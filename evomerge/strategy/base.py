@@ -6,9 +6,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from evomerge.core import Candidate, Evaluation, Genome, Json, VectorGenome
+from evomerge.core.settings import Settings
 
 Floats = NDArray[np.float64]
 
@@ -103,10 +103,8 @@ class Strategy(Protocol):
         ...
 
 
-class StrategyOptions(BaseModel):
-    """Base of every strategy's options: unknown keys are refused, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class StrategyOptions(Settings):
+    """Base of every strategy's options."""
 
 
 @dataclass(frozen=True, slots=True)

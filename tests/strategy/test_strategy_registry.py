@@ -53,6 +53,7 @@ def test_unknown_names_and_options_name_the_nearest():
     ("options", "message"),
     [
         ({"sigma0": -1.0}, "sigma0.*greater than 0.*got -1.0"),
+        ({"sigma0": True}, "sigma0.*valid number.*got 'true'"),
         ({"start": (0.5,)}, "start has 1 coordinates"),
         ({"start": (0.5, 1.5)}, "start"),
         ({"variant": "diag"}, "variant"),
