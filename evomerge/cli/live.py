@@ -70,10 +70,11 @@ def _shown(look: Look, watcher: Watcher) -> RenderableType:
 
 
 def _best(look: Look, objectives: Sequence[Objective]) -> Table:
-    table = Table("best on search", title_justify="left")
+    table = Table()
+    table.add_column("best on search", no_wrap=True)
     for objective in objectives:
-        table.add_column(objective.name, justify="right")
-    table.add_column("mean", justify="right")
+        table.add_column(objective.name, justify="right", overflow="fold")
+    table.add_column("mean", justify="right", overflow="fold")
     for name, scores, mean in look.best:
         table.add_row(name, *(f"{score:.4f}" for score in scores), f"{mean:.4f}")
     return table

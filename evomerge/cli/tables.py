@@ -58,9 +58,9 @@ def print_front(run: Run) -> None:
     table = Table(
         title=f"front on the search split ({run.state.n_evaluations[Split.SEARCH]} evaluations)", title_justify="left"
     )
-    table.add_column("id")
+    table.add_column("id", no_wrap=True)
     for objective in objectives:
-        table.add_column(f"{objective.name} ({objective.direction.value})", justify="right")
+        table.add_column(f"{objective.name} ({objective.direction.value})", justify="right", overflow="fold")
     for member in best_of_front(run.state):
         errors = [member.stderr.get(objective.name) for objective in objectives]
         values = [member.value(objective.name) for objective in objectives]
@@ -87,7 +87,7 @@ def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
         return
     table = Table("workers", "evaluations incl. finals", "hours", "busy", "worker hours", "cost")
     for column in table.columns:
-        column.justify = "right"
+        column.justify, column.overflow = "right", "fold"
     for item in forecasts:
         table.add_row(
             str(item.workers),
@@ -103,7 +103,7 @@ def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
 def print_evaluation(name: str, evaluation: Evaluation) -> None:
     """Scores of one model with 95% intervals."""
     table = Table(title=f"{name}, {evaluation.split} split", title_justify="left")
-    table.add_column("task")
+    table.add_column("task", overflow="fold")
     table.add_column("score", justify="right")
     table.add_column("items", justify="right")
     for task, score in evaluation.scores.items():
@@ -137,8 +137,8 @@ def _split_table(
     table = Table(title=f"{split} split, ± 95% interval", title_justify="left")
     table.add_column("recipe", no_wrap=True)
     for objective in objectives:
-        table.add_column(objective.name, justify="right", no_wrap=True)
-    table.add_column("mean", justify="right", no_wrap=True)
+        table.add_column(objective.name, justify="right", overflow="fold")
+    table.add_column("mean", justify="right", overflow="fold")
     for name in names:
         if name not in details:
             continue
