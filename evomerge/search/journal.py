@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,16 +31,20 @@ class Journal:
 
     Args:
         path: the file; created if absent.
+        take: given the events that are in the file, in order.
 
     Raises:
         JournalError: a damaged, repeated or missing record before the last one, or a record of a newer version.
         OSError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, take: Callable[[Mapping[str, Any]], None] = lambda event: None) -> None:
         self._path = path
+        self._n_durable = self._n_bytes = 0
         existed = path.exists()
-        self._n_durable, self._n_bytes = _scan(path) if existed else (0, 0)
+        for record, end in _records(path) if existed else ():
+            take(record)
+            self._n_durable, self._n_bytes = self._n_durable + 1, end
         self._n_replayed = self._n_durable
         self._waiting: list[bytes] = []
         self._stream: BinaryIO = path.open("ab", buffering=0)
@@ -59,16 +63,27 @@ class Journal:
         """Writes `events` and returns when they, and those that waited, are durable: all or, after a crash, a prefix of them.
 
         Raises:
-            JournalError: as `commit`.
+            JournalError: as `write` and `commit`.
         """
         self.write(*events)
         self.commit()
 
     def write(self, *events: Mapping[str, Json]) -> None:
-        """Takes `events` in; they reach the disk with the next `commit`, in this order."""
-        for event in events:
-            record = canonical_json({**event, "seq": self._n_durable + len(self._waiting)}).encode()
-            self._waiting.append(b"%08x %s\n" % (zlib.crc32(record), record))
+        """Takes `events` in; they reach the disk with the next `commit`, in this order.
+
+        Raises:
+            JournalError: one of them is too large to be read again; none is taken in.
+        """
+        lines = []
+        for number, event in enumerate(events, self._n_durable + len(self._waiting)):
+            record = canonical_json({**event, "seq": number}).encode()
+            if len(record) > MAX_RECORD_BYTES:
+                raise JournalError(
+                    f"{self._path}: the record `{event['event']}` of {event.get('id', 'the run')} would take {len(record)} bytes, and no more than {MAX_RECORD_BYTES} "
+                    "can be read again; it is not written, and nothing before it is lost"
+                )
+            lines.append(b"%08x %s\n" % (zlib.crc32(record), record))
+        self._waiting += lines
 
     def commit(self) -> None:
         """Returns when everything written so far is durable: one fsync for all that came together.
@@ -155,14 +170,6 @@ def write_all(stream: BinaryIO, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[stream.write(view) :]
-
-
-def _scan(path: Path) -> tuple[int, int]:
-    """How many good records there are, and how many bytes they take."""
-    count, n_bytes = 0, 0
-    for _, end in _records(path):
-        count, n_bytes = count + 1, end
-    return count, n_bytes
 
 
 def _records(path: Path, index: int = 0, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:

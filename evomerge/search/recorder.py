@@ -28,11 +28,11 @@ class RunRecorder:
 
     def __init__(self, directory: RunDirectory, guard: Callable[[], None] = lambda: None) -> None:
         self._guard = guard
+        self.state = RunState()
         try:
-            self._journal = Journal(directory.journal)
+            self._journal = Journal(directory.journal, self.state.apply)
         except OSError as problem:
             raise JournalError(f"{directory.journal}: cannot be opened for writing ({problem.strerror})") from None
-        self.state = RunState.of(self._journal.replay())
         self._items = open_items(directory, self.state)
         for split in Split:
             self._items.trim(split, self.state.evaluations.n_item_rows(split))

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from evomerge.core import JournalError, Split
-from evomerge.search import ItemStore, Journal, JournalReader, event, first_event, read_journal
+from evomerge.search import (
+    ItemStore,
+    Journal,
+    JournalReader,
+    RunDirectory,
+    RunRecorder,
+    event,
+    first_event,
+    read_journal,
+)
 from evomerge.search import journal as journal_module
 
 ITEMS = (("a", 3), ("b", 2))
@@ -101,6 +110,28 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     journal.close()
     with pytest.raises(JournalError, match="written in journal format 99"):
         read_journal(tmp_path / "journal.jsonl")
+
+
+def test_what_could_not_be_read_again_is_not_written(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "MAX_RECORD_BYTES", 100)
+    journal = Journal(written)
+    empty = len(b'{"error":"","event":"evaluated","id":"x","seq":40}')
+    with pytest.raises(JournalError, match="record `evaluated` of x would take 101 bytes, and no more than 100"):
+        journal.append(event("told", ids=[]), event("evaluated", id="x", error="e" * (101 - empty)))
+    journal.append(event("evaluated", id="x", error="e" * (100 - empty)))
+    journal.close()
+    assert len(read_journal(written)) == 41
+
+
+def test_opening_a_run_reads_its_journal_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = RunRecorder(RunDirectory(tmp_path))
+    recorder.record(*(event("told", ids=[]) for _ in range(20)))
+    recorder.close()
+    n_read = []
+    parse = journal_module._parse
+    monkeypatch.setattr(journal_module, "_parse", lambda line: n_read.append(1) or parse(line))
+    RunRecorder(RunDirectory(tmp_path)).close()
+    assert len(n_read) == 20
 
 
 def test_a_full_disk_loses_nothing(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
