@@ -7,7 +7,6 @@ durable together, and nothing costs more the longer a run lasts.
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -122,7 +121,7 @@ class SearchLoop:
         self._elapsed_before = recorder.state.elapsed_s
         self._submitted: set[tuple[str, Split]] = set()
         self._arrived: dict[str, Evaluation] = {}
-        self._ready: deque[str] = deque()
+        """what the strategy has not been told yet, in the order it came"""
         self._held: list[Entry] = []
         self._held_since = 0.0
         self._said_what_is_awaited = False
@@ -239,7 +238,7 @@ class SearchLoop:
         """Submits again what a crash left open, and lines up what it left untold."""
         for entry in self.state.pending.values():
             if (entry.id, Split.SEARCH) in self.state.evaluations:
-                self._ready.append(entry.id)
+                self._arrived[entry.id] = self._recorder.evaluation(entry.id)
             elif not self._stop.drain:
                 self._submit(entry, Split.SEARCH)
 
@@ -330,22 +329,16 @@ class SearchLoop:
             logger.warning("%s failed on %s: %s", evaluation.candidate_id, evaluation.split, evaluation.error)
         if evaluation.candidate_id in self.state.pending and evaluation.split is Split.SEARCH:
             self._arrived[evaluation.candidate_id] = evaluation
-            self._ready.append(evaluation.candidate_id)
         for observer in self._observers:
             observer(self.state, evaluation)
 
     def _tell_next(self) -> bool:
         """Tells one result: the oldest candidate's (`deterministic`), or the next that came. False where there is none."""
-        if self._deterministic:
-            name = next(iter(self.state.pending), None)
-            # once nothing more is asked, telling would put results before proposals that should not know of them: the resumed run does it
-            if name is None or (name, Split.SEARCH) not in self.state.evaluations or self._stop.drain:
-                return False
-        elif self._ready:
-            name = self._ready.popleft()
-        else:
+        # once nothing more is asked, telling in order would put results before proposals that should not know of them: the resumed run does it
+        name = next(iter(self.state.pending if self._deterministic else self._arrived), None)
+        if name not in self._arrived or (self._deterministic and self._stop.drain):
             return False
-        evaluation = self._arrived.pop(name, None) or self._recorder.evaluation(name)
+        evaluation = self._arrived.pop(name)
         self._recorder.note(event("told", ids=[name]))
         self._strategy.tell([evaluation])
         return True

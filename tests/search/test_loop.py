@@ -1,7 +1,7 @@
 """The loop with a pool whose order of answers the test decides."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +117,19 @@ def test_deterministic_runs_do_not_depend_on_the_order_of_answers(tmp_path: Path
     assert first == second
     assert front_json(states[0], front_of(states[0])) == front_json(states[1], front_of(states[1]))
     assert (tmp_path / "1" / "front.json").read_bytes() == (tmp_path / "2" / "front.json").read_bytes()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_loop_itself_keeps_nothing_of_what_is_done(
+    tmp_path: Path, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops: list[SearchLoop] = []
+    original = SearchLoop.run
+    monkeypatch.setattr(SearchLoop, "run", lambda self: loops.append(self) or original(self))
+    run(tmp_path / "run", ShufflingPool(1), deterministic=deterministic)
+    kept = {name: value for name, value in vars(loops[0]).items() if isinstance(value, Collection)}
+    assert {"_arrived", "_submitted"} <= kept.keys()
+    assert [name for name, value in kept.items() if len(value) > 1] == []
 
 
 class CrossingPool(ShufflingPool):
