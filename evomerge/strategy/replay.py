@@ -354,7 +354,10 @@ class ReplayStrategy(ABC):
             "format": _FORMAT,
             "strategy": self.name,
             "dimension": self.dimension,
-            "objectives": [[objective.name, str(objective.direction)] for objective in self.objectives],
+            "objectives": [
+                [goal.name, str(goal.direction), *([] if goal.weight is None else [goal.weight])]
+                for goal in self.objectives
+            ],
             "seed": self.random_seed,
             "options": self.options.model_dump(mode="json"),
             **({"choices": list(self.choices)} if any(self.choices) else {}),

@@ -36,6 +36,17 @@ def test_a_state_of_something_else_is_an_error(key):
         CASE.make().load_state_dict({**saved_state(), key: "other"})
 
 
+def test_a_state_of_other_weights_is_an_error():
+    def made(*weights):
+        goals = [Objective(name, weight=weight) for name, weight in zip("ab", weights, strict=True)]
+        return make_strategy("cma_es", dimension=2, objectives=goals, seed=1)
+
+    state = made(1.0, 3.0).state_dict()
+    made(1.0, 3.0).load_state_dict(state)
+    with pytest.raises(JournalError, match=r"objectives is .* 3\.0.*, expected .* 2\.0"):
+        made(1.0, 2.0).load_state_dict(state)
+
+
 def test_saving_does_not_freeze_the_strategy():
     driver = Driver(CASE, CASE.make()).run(3)
     state = driver.strategy.state_dict()
