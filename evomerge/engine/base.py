@@ -32,7 +32,8 @@ class LogLikelihood:
 class GenerateRequest:
     """Greedy continuation of `prompt` (token ids), at most `max_tokens` new tokens, up to the end of text or the first of `stop` (strings).
 
-    Of strings that are complete at the same token the first in `stop` counts, as in lm-eval: `("b", "ab")` leaves the a of "ab".
+    Of strings that are complete at the same token the first in `stop` counts, as in lm-eval: `("b", "ab")` leaves the a of "ab". A special token
+    whose own text holds one (`<|im_end|>`) ends the text too.
     """
 
     prompt: tuple[int, ...]

@@ -12,6 +12,7 @@ import torch
 
 from evomerge.core import EngineError
 from evomerge.engine.base import GenerateRequest, Generation
+from evomerge.engine.stop_tokens import StopTokens
 
 _CONTEXT_TOKENS = 6
 """Prompt tokens decoded together with the answer: some tokenizers drop a leading space at the start of a text."""
@@ -24,10 +25,12 @@ class Decoder:
     Attributes:
         tokenizer: a transformers tokenizer.
         end_tokens: tokens that end a text.
+        stop_tokens: those that end it where a stop string is in theirs.
     """
 
     tokenizer: Any
     end_tokens: frozenset[int]
+    stop_tokens: StopTokens
 
     def after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
         """A function of tokens: what they add to `prompt`, without special tokens and without an unfinished character at the end."""
@@ -50,7 +53,8 @@ class _Row:
     """A prompt and what has been generated after it, at most `room` tokens."""
 
     def __init__(self, request: GenerateRequest, room: int, decoder: Decoder) -> None:
-        self._stop, self._room, self._end_tokens = request.stop, room, decoder.end_tokens
+        self._stop, self._room = request.stop, room
+        self._end_tokens = decoder.end_tokens.union(decoder.stop_tokens.of(request.stop))
         self._text_of = decoder.after(request.prompt)
         self._tokens: list[int] = []
         self._n_tokens = 0

@@ -19,6 +19,7 @@ from evomerge.engine.checkpoint import CheckpointFolder
 from evomerge.engine.greedy import Decoder, cache_argument, decode_batch
 from evomerge.engine.layout import EngineLayout
 from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
+from evomerge.engine.stop_tokens import StopTokens
 from evomerge.engine.transformers_layout import live_layout
 from evomerge.engine.usable import Usable
 from evomerge.plan import WeightTarget
@@ -68,7 +69,8 @@ class TransformersEngine:
         self._max_length = _max_length(max_model_len, config)
         self._vocab_size = int(config.vocab_size)
         self._batch_tokens = BATCH_TOKENS[self._device.type]
-        self._decoder = Decoder(tokenizer, _end_tokens(self._model, tokenizer))
+        stop_tokens = StopTokens(tokenizer, self._vocab_size)
+        self._decoder = Decoder(tokenizer, _end_tokens(self._model, tokenizer), stop_tokens)
 
     def _load_another(self, tensors: Mapping[str, torch.Tensor]) -> Any:
         """A model like this engine's with other weights, on the CPU."""

@@ -20,6 +20,7 @@ from evomerge.engine.environment import apply_engine_environment, vllm_targets_c
 from evomerge.engine.patches import DISTRIBUTED_STATE, leave_log_probabilities_without_text
 from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
 from evomerge.engine.segments import SegmentKeeper, mapped_segments
+from evomerge.engine.stop_tokens import StopTokens
 from evomerge.engine.usable import Usable
 from evomerge.engine.vllm_start import VLLM_ERRORS, check_served_as_meant, start_vllm
 from evomerge.engine.vllm_weights import LiveWeights, ModelWeights, ShardedWeights
@@ -92,6 +93,7 @@ class VllmEngine:
         model_config = self._llm.model_config
         self._max_length = int(model_config.max_model_len)
         self._vocab_size = int(model_config.get_vocab_size())
+        self._stop_tokens = StopTokens(self._llm.get_tokenizer(), self._vocab_size)
 
     @staticmethod
     def _arguments(**common: Json) -> dict[str, Any]:
@@ -203,6 +205,7 @@ class VllmEngine:
                 temperature=0.0,
                 max_tokens=request.max_tokens,
                 stop=list(request.stop),
+                stop_token_ids=self._stop_tokens.of(request.stop),
                 # Asked for only because a NaN shows in it: the arg max of NaN logits is a token like any other.
                 logprobs=0,
                 flat_logprobs=True,

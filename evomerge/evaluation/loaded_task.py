@@ -6,28 +6,24 @@ Knows nothing of engines beyond their request types, of merging, or of searches.
 import copy
 import io
 import logging
-import random
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import jinja2
-import numpy as np
 
 from evomerge.core import EvaluationError, Split, did_you_mean
 from evomerge.evaluation.compiled_templates import keep_compiled_templates
 from evomerge.evaluation.encoding import Encoder
+from evomerge.evaluation.seeds import FEWSHOT_SEED, lm_evals_seeds
 from evomerge.evaluation.split_parts import part_range, split_name
 from evomerge.evaluation.task_checks import check_settings, check_whole_texts
 from evomerge.evaluation.task_files import is_task_file, no_such_split
 from evomerge.evaluation.task_items import SCORER_ERRORS, Item, TaskItems, no_items
 from evomerge.evaluation.task_settings import check_templates, task_settings
 from evomerge.evaluation.task_spec import TaskSpec
-
-PYTHON_SEED, NUMPY_SEED, FEWSHOT_SEED = 0, 1234, 1234
-"""lm-eval's defaults (`simple_evaluate(random_seed=..., numpy_random_seed=..., fewshot_random_seed=...)`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +74,7 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
     name = spec.name or str(settings["task"])
     check_settings(spec.task, settings)
     check_whole_texts(spec, settings)
-    with _lm_evals_seeds():
+    with lm_evals_seeds():
         dataset = _load_data(spec.task, settings)
     if is_task_file(spec.task) and not trust_code:
         check_templates(spec.task, settings, (row for part in dataset.values() for row in part))
@@ -92,7 +88,7 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
                 raise EvaluationError(no_such_split(name, split, part, dataset))
             continue
         where = f"{spec.task}, split {part!r}"
-        with _lm_evals_seeds():
+        with lm_evals_seeds():
             task = _lm_eval_task(where, settings, _with_part(where, dataset, part), part, spec.num_fewshot)
             items = _build_items(where, task, spec, encoder)
         metric, filter_index = _chosen_metric(spec, task)
@@ -131,7 +127,7 @@ def _load_data(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         )
     except StopIteration:  # what datasets says of a file with nothing in it
         raise EvaluationError(f"{where}: its data cannot be loaded: a file is empty") from None
-    except (*SCORER_ERRORS, ImportError, datasets.exceptions.DatasetsError) as error:
+    except (*SCORER_ERRORS, datasets.exceptions.DatasetsError) as error:
         raise EvaluationError(f"{where}: its data cannot be loaded: {error.__cause__ or error}") from error
     finally:
         if not bars:
@@ -176,7 +172,7 @@ def _lm_eval_task(
         if task.config.num_fewshot is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    except (*SCORER_ERRORS, ImportError, jinja2.TemplateError) as error:
+    except (*SCORER_ERRORS, jinja2.TemplateError) as error:
         raise EvaluationError(f"{where}: lm-eval cannot build the task: {error!r}") from error
     return task
 
@@ -198,19 +194,6 @@ def _evaluate_part(config: dict[str, Any], part: str) -> None:
         config["fewshot_split"] = part
         if fewshot.get("split"):
             fewshot["split"] = part
-
-
-@contextmanager
-def _lm_evals_seeds() -> Iterator[None]:
-    """Python's and NumPy's global generators as `simple_evaluate` seeds them by default: `process_docs` of GPQA shuffles choices with them."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (the generator that tasks use)
-    random.seed(PYTHON_SEED)
-    np.random.seed(NUMPY_SEED)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _build_items(where: str, task: Any, spec: TaskSpec, encoder: Encoder) -> list[Item]:

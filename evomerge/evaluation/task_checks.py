@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from evomerge.core import EvaluationError, Split
@@ -15,6 +16,14 @@ from evomerge.evaluation.task_spec import TaskSpec
 WHOLE_TEXTS = "loglikelihood_rolling"
 """lm-eval's output type of tasks that score whole texts, whatever their length"""
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", WHOLE_TEXTS, "generate_until")
+_GENERATION = frozenset(
+    {"until", "do_sample", "temperature", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"}
+)
+"""arguments of generation that are followed (`normalize_gen_kwargs` of lm-eval 0.4.13)"""
+_WITHOUT_EFFECT: Mapping[str, object] = MappingProxyType(
+    {"num_beams": 1, "repetition_penalty": 1, "top_k": ..., "top_p": ..., "min_p": ...}
+)
+"""others, and with which value (... = any) greedy decoding is the same without them"""
 _SPLITS = ("training_split", "validation_split", "test_split")
 _DATA = ("dataset_path", "dataset_name", "dataset_kwargs")
 
@@ -169,6 +178,11 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
             f"{where}: generation_kwargs asks for sampling (temperature {temperature}); only greedy decoding "
             "gives a candidate one score. Set do_sample: false"
         )
+    for key, value in generation.items():
+        if key not in _GENERATION and _WITHOUT_EFFECT.get(key) not in (..., value):
+            raise EvaluationError(
+                f"{where}: generation_kwargs.{key}: {value!r} is not supported, since answers are decoded greedily, token by token; leave it out"
+            )
     for key in ("doc_to_image", "doc_to_audio"):
         if settings.get(key):
             raise EvaluationError(f"{where}: {key}: only text tasks are supported")

@@ -1,6 +1,8 @@
 """The items of one task and split: their requests, built once, and their scores, computed for every candidate."""
 
+import copy
 import math
+import re
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, starmap
@@ -15,19 +17,23 @@ from evomerge.evaluation.encoding import Encoder
 from evomerge.evaluation.forked_map import forked_map
 from evomerge.evaluation.items import Items
 from evomerge.evaluation.jackknife import item_scores
+from evomerge.evaluation.seeds import lm_evals_seeds
 from evomerge.evaluation.task_checks import WHOLE_TEXTS
 
 SCORER_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    ImportError,
     LookupError,
     NameError,
     OSError,
     RuntimeError,
+    StopIteration,
     SyntaxError,
     TypeError,
     ValueError,
+    re.error,
 )
 """What a task's own functions and lm-eval's metrics raise on an item they cannot handle."""
 
@@ -86,6 +92,7 @@ class TaskItems(Items):
         self._filter = task._filters[filter_index]
         self._aggregate = task.aggregation()[metric]
         self._is_mean = self._aggregate is mean
+        self._has_own_scorer = callable(task.config.process_results)
         self._whole_texts = task.OUTPUT_TYPE == WHOLE_TEXTS
         likelihoods: list[LogLikelihoodRequest] = []
         generations: list[GenerateRequest] = []
@@ -138,10 +145,10 @@ class TaskItems(Items):
         item, where = self._items[number], f"{self._where}, item {number}"
         results = [instance.filtered_resps[self._filter.name] for instance in item.instances]
         try:
-            metrics = self._task.process_results(item.document, results)
+            metrics = self._results(item.document, results)
+            name = self._name_in(metrics)
         except SCORER_ERRORS as error:
             raise EvaluationError(f"{where}: the scorer fails: {error!r}") from error
-        name = self._name_in(metrics)
         if name not in metrics:
             raise EvaluationError(
                 f"{where}: the scorer gives no {self._metric!r}, only {', '.join(metrics) or 'nothing'}"
@@ -155,11 +162,17 @@ class TaskItems(Items):
             f"{where}: metric {self._metric!r} must be one finite number per item, the scorer gives {value!r}"
         )
 
+    def _results(self, document: Any, results: list[Any]) -> Any:
+        """The metrics of a document. What a scorer of the task's own changes in it, or draws from global generators, no later candidate sees."""
+        if not self._has_own_scorer:
+            return self._task.process_results(document, results)
+        with lm_evals_seeds():
+            return self._task.process_results(copy.deepcopy(document), results)
+
     def _name_in(self, metrics: Mapping[str, Any]) -> str:
         """What lm-eval calls the metric's values: as the metric, or what its function calls the only one that it returns (`pass@1`)."""
         others = [name for name in metrics if name not in self._task._metric_fn_list]
-        own_scorer = callable(self._task.config.process_results)
-        return self._metric if own_scorer or self._metric in metrics or len(others) != 1 else others[0]
+        return self._metric if self._has_own_scorer or self._metric in metrics or len(others) != 1 else others[0]
 
     def target(self, number: int) -> str:
         """See `Items.target`."""

@@ -213,6 +213,19 @@ def check_stop_strings(suite: EngineSuite) -> None:
     assert checked >= 5
 
 
+def check_special_tokens_among_stop_strings(suite: EngineSuite) -> None:
+    """A special token whose text holds a stop string ends the text, though answers leave special tokens out."""
+    suite.load(0)
+    requests = [GenerateRequest(random_tokens("special", i, n=9), max_tokens=40) for i in range(32)]
+    whole = suite.engine.generate(requests)
+    stopped = suite.engine.generate([GenerateRequest(one.prompt, 40, stop=("unk>",)) for one in requests])
+    shorter = [pair for pair in zip(whole, stopped, strict=True) if pair[0] != pair[1]]
+    assert shorter
+    for before, after in shorter:
+        assert before.text.startswith(after.text)
+        assert len(after.text) < after.n_tokens < before.n_tokens  # characters are tokens
+
+
 def check_failed_update_blocks_use(suite: EngineSuite) -> None:
     """If writing fails halfway, its error passes through and the engine refuses to answer until the next update."""
 
@@ -279,6 +292,7 @@ CHECKS: Sequence[Callable[[EngineSuite], None]] = (
     check_limits,
     check_nan_is_an_error,
     check_stop_strings,
+    check_special_tokens_among_stop_strings,
     check_failed_update_blocks_use,
     check_engines_are_independent,
 )

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from evomerge.core import EngineError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest
 from evomerge.engine.greedy import STATEFUL, Decoder
+from evomerge.engine.stop_tokens import StopTokens
 from evomerge.engine.transformers_engine import TransformersEngine
 from evomerge.plan import folding_of, make_plan, padded, read_model_header
 from evomerge.recipe import StackLayer, stack_recipe
@@ -166,7 +167,8 @@ def test_a_recurrent_state_is_continued_beside_other_prompts(kind, tmp_path):
     folder = written(tmp_path / "a", kind, 0, torch.float32, **STATEFUL_KINDS.get(kind, {}))
     engine = TransformersEngine(folder, max_model_len=64)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    decoder = Decoder(AutoTokenizer.from_pretrained(folder), frozenset())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    decoder = Decoder(tokenizer, frozenset(), StopTokens(tokenizer, 99))
     requests = [
         GenerateRequest((5, 6, 7), 8), GenerateRequest((9, 10, 11, 12, 13, 14), 3), GenerateRequest((20,), 5), GenerateRequest((33, 34), 8),
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The transformers engine against the plainest possible use of transformers."""
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.core import EngineError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest
+from evomerge.engine.greedy import Decoder
+from evomerge.engine.stop_tokens import StopTokens
 from evomerge.engine.transformers_engine import TransformersEngine
 from evomerge.testing.tiny_models import write_tiny_llama
 
@@ -91,16 +94,16 @@ def test_of_stop_strings_that_end_together_the_first_counts(model):
 
 
 def test_text_keeps_a_leading_space_and_drops_half_characters():
-    from evomerge.engine.greedy import Decoder
-
     class Metaspace:
         """Drops the space at the start of a text, as sentencepiece tokenizers do; byte tokens may end half-way."""
+
+        added_tokens_decoder: ClassVar = {}
 
         def decode(self, tokens, skip_special_tokens):
             pieces = {1: "▁a", 2: "▁b", 3: "\ufffd"}
             return "".join(pieces[token] for token in tokens).replace("▁", " ").removeprefix(" ")
 
-    text_of = Decoder(Metaspace(), frozenset()).after([1])
+    text_of = Decoder(Metaspace(), frozenset(), StopTokens(Metaspace(), 4)).after([1])
     assert text_of([2]) == " b"
     assert text_of([2, 3]) == " b"
 

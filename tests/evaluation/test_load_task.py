@@ -1,11 +1,10 @@
 """What a task file may say, what it may not, and how that is told."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from generation_task import GENERATE, ROWS
+from generation_task import ROWS
 
 from evomerge.cli.tables import print_items
 from evomerge.core import Evaluation, EvaluationError, Split, Status
@@ -61,6 +60,21 @@ def test_requests_and_scores(write_task, tokenizer):
     # Nothing of a candidate stays for the next one.
     assert items.score([], answers[::-1]).tolist() == [0] * 6
     assert items.score([], answers).tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_what_greedy_decoding_does_not_look_at_is_taken(write_task, tokenizer):
+    settings = {
+        "until": ["."],
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "num_beams": 1,
+    }
+    (request, *_) = (
+        load_task(TaskSpec(write_task(generation_kwargs=settings)), tokenizer).items(Split.SEARCH).generations
+    )
+    assert request.max_tokens == 4
 
 
 def test_limit_and_split_names(write_task, tokenizer):
@@ -187,6 +201,9 @@ def refused(what, **settings):
         refused("t.yaml includes this file", include="t.yaml"),
         refused("repeats: 3", repeats=3),
         refused("only greedy decoding", generation_kwargs={"until": ["."], "do_sample": True, "temperature": 0.7}),
+        refused("num_beams: 4 is not supported", generation_kwargs={"until": ["."], "num_beams": 4}),
+        refused("repetition_penalty: 1.1", generation_kwargs={"until": ["."], "repetition_penalty": 1.1}),
+        refused("max_length: 20", generation_kwargs={"until": ["."], "max_length": 20}),
         refused("repeats: many", repeats="many"),
         refused("generation_kwargs: expected settings by name, got ['x']", generation_kwargs=["x"]),
         refused("temperature: expected a number, got 'hot'", generation_kwargs={"until": ["."], "temperature": "hot"}),
@@ -263,60 +280,6 @@ def test_filters_that_lm_eval_can_make_are_taken(write_task):
     check_supported(
         TaskSpec(write_task(filter_list=[{"name": "a", "filter": steps}], num_fewshot=2, description="Go."))
     )
-
-
-def test_function_tags_run_only_when_trusted(write_task, tokenizer, tmp_path):
-    (tmp_path / "helpers.py").write_text(
-        "from pathlib import Path\n"
-        "(Path(__file__).parent / 'ran').touch()\n\n\n"
-        "def score(document, results):\n"
-        "    if document['q'] == 'question 8':\n"
-        "        raise KeyError('no gold')\n"
-        "    return {'exact_match': len(results[0]) / 4}\n"
-    )
-    text = json.dumps(GENERATE)[:-1] + ', "process_results": !function helpers.score}'
-    path = write_task(text=text)
-    with pytest.raises(EvaluationError, match="!function"):
-        load_task(TaskSpec(path), tokenizer)
-    assert not (tmp_path / "ran").exists()
-    task = load_task(TaskSpec(path), tokenizer, trust_code=True)
-    assert task.items(Split.SEARCH).score([], [Generation("ab", 1)] * 6).tolist() == [0.5] * 6
-    with pytest.raises(EvaluationError, match=r"split 'report', item 2: the scorer fails: KeyError\('no gold'\)"):
-        task.items(Split.REPORT).score([], [Generation("ab", 1)] * 6)
-
-
-def test_a_score_must_be_a_number(write_task, tokenizer, tmp_path):
-    (tmp_path / "helpers2.py").write_text("def score(document, results):\n    return {'exact_match': float('nan')}\n")
-    path = write_task(text=json.dumps(GENERATE)[:-1] + ', "process_results": !function helpers2.score}')
-    task = load_task(TaskSpec(path), tokenizer, trust_code=True)
-    with pytest.raises(EvaluationError, match="item 0: metric 'exact_match' must be one finite number"):
-        task.items(Split.SEARCH).score([], [Generation("ab", 1)] * 6)
-
-
-def test_a_truth_of_numpy_is_a_score(write_task, tokenizer, tmp_path):
-    """lm-eval's own `mutual` gives them: `np.argmax(results) == gold`."""
-    (tmp_path / "helpers3.py").write_text(
-        "import numpy as np\n\n\ndef score(document, results):\n    return {'exact_match': np.float64(1) == 1}\n"
-    )
-    path = write_task(text=json.dumps(GENERATE)[:-1] + ', "process_results": !function helpers3.score}')
-    task = load_task(TaskSpec(path), tokenizer, trust_code=True)
-    assert task.items(Split.SEARCH).score([], [Generation("ab", 1)] * 6).tolist() == [1.0] * 6
-
-
-@pytest.mark.parametrize("rates", ["{'pass@1': 0.5}", "{'pass@1': 0.5, 'pass@2': 1.0}"])
-def test_a_metric_may_name_its_values_itself(write_task, tokenizer, tmp_path, rates):
-    """lm-eval's own `humaneval` does: its `pass_at_k` is printed as `pass@1`."""
-    name = "one_rate" if rates.count("pass") == 1 else "two_rates"
-    (tmp_path / f"{name}.py").write_text(f"def pass_at_k(references, predictions):\n    return {rates}\n")
-    settings = {key: value for key, value in GENERATE.items() if key != "metric_list"}
-    metric = f', "metric_list": [{{"metric": !function {name}.pass_at_k, "aggregation": "mean"}}]}}'
-    path = write_task(text=json.dumps(settings)[:-1] + metric)
-    items = load_task(TaskSpec(path), tokenizer, trust_code=True).items(Split.SEARCH)
-    if name == "one_rate":
-        assert items.score([], [Generation("ab", 1)] * 6).tolist() == [0.5] * 6
-        return
-    with pytest.raises(EvaluationError, match=r"gives no 'pass_at_k', only pass@1, pass@2"):
-        items.score([], [Generation("ab", 1)] * 6)
 
 
 def test_a_group_of_tasks_with_different_scores_is_refused(write_task, tokenizer):
