@@ -12,6 +12,13 @@ from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts, take_in
 EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 2
 
+_REFUSED_BY_DISK = {
+    errno.EDQUOT: "the disk quota is used up",
+    errno.ENAMETOOLONG: "the name is longer than the file system allows",
+    errno.ENOSPC: "no space is left on the disk",
+    errno.EROFS: "the file system is read-only",
+}
+
 
 def main() -> NoReturn:
     """Runs the command line and exits. Usage errors exit with 2 as well; anything unforeseen shows its traceback and exits with 1."""
@@ -57,8 +64,8 @@ def _refusal(error: Exception) -> str | None:
     """What is said of an error of the file system that the user can fix; None for any other error."""
     if isinstance(error, PermissionError):
         return f"{error.filename or error}: permission denied; change its permissions, or choose another path"
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return f"{error.filename or error}: the name is longer than the file system allows"
+    if isinstance(error, OSError) and error.errno in _REFUSED_BY_DISK:
+        return f"{error.filename or 'cannot be written'}: {_REFUSED_BY_DISK[error.errno]}"
     return None
 
 

@@ -102,6 +102,14 @@ def test_a_name_that_is_too_long_is_no_internal_error(tmp_path: Path) -> None:
     assert refused.stderr.endswith(": the name is longer than the file system allows\n")
 
 
+def test_a_full_disk_is_no_internal_error() -> None:
+    command = [sys.executable, "-c", "from evomerge.cli import main; main()", "doctor", "--json"]
+    with Path("/dev/full").open("w") as full:
+        refused = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == "error: cannot be written: no space is left on the disk\n"
+
+
 def test_a_reader_that_leaves_is_no_internal_error(tmp_path: Path) -> None:
     """`evomerge ... | head`: nothing is said, and the exit code does not claim that all was done."""
     command = [sys.executable, "-c", "from evomerge.cli import main; main()", "--help"]
