@@ -18,7 +18,7 @@ from evomerge.build.pools import RunPool, worker_pool
 from evomerge.build.problem import Problem, make_problem
 from evomerge.build.signals import signals
 from evomerge.build.sources import sources_exist
-from evomerge.build.strategies import chosen_strategy, strategy_for
+from evomerge.build.strategies import chosen_strategy, one_thread, strategy_for
 from evomerge.build.versions import checkout, package_versions
 from evomerge.config import BudgetConfig, SearchConfig, settings_in
 from evomerge.core import (
@@ -235,9 +235,10 @@ def _search(
         stop=stop,
     )
     try:
-        _refuse_failures(loop.run())
-        if config.finals.finalists:
-            run_finals(loop, recorder, config.finals.finalists)
+        with one_thread():
+            _refuse_failures(loop.run())
+            if config.finals.finalists:
+                run_finals(loop, recorder, config.finals.finalists)
     except (Interrupted, EvaluationError):
         files.flush(recorder.state)
         raise

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from evomerge.build import describe, make_problem, open_run, parse_config, resume_search, runs, start_search, strategies
 from evomerge.build.strategies import chosen_strategy
@@ -119,3 +120,19 @@ def test_wrong_weights_are_named(weights: list[Any]) -> None:
 def test_a_cost_that_does_not_count_is_noted(strategy: Any, objectives: list[Any], noted: bool) -> None:
     lines = describe(problem("sphere", 3, strategy=strategy, objectives=objectives))
     assert any("has weight 0; give it a weight" in line for line in lines) == noted
+
+
+def test_linear_algebra_takes_one_thread_while_a_search_goes_on(tmp_path: Path) -> None:
+    import scipy.linalg  # noqa: F401 - whose BLAS is counted too
+
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    seen = []
+    with threadpool_limits(2, user_api="blas"):
+        start_search(
+            problem("sphere", 3).config, tmp_path / "run", observers=[lambda state, evaluation: seen.append(threads())]
+        )
+        assert threads() == {2}
+    assert len(seen) == 12
+    assert all(counts == {1} for counts in seen)
