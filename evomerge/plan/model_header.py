@@ -172,12 +172,10 @@ class ModelHeader:
 
     @cached_property
     def architecture(self) -> str:
-        """The first of config.json's `architectures`, else its `model_type`, else ""."""
+        """The first of config.json's `architectures`, else its `model_type`, else "": the first that can be shown in a line."""
         names = self.config.get("architectures")
-        if isinstance(names, list) and names and isinstance(names[0], str):
-            return names[0]
-        kind = self.config.get("model_type")
-        return kind if isinstance(kind, str) else ""
+        found = (names[0] if isinstance(names, list) and names else None, self.config.get("model_type"))
+        return next((name for name in found if isinstance(name, str) and name.isprintable()), "")
 
     @cached_property
     def head(self) -> str | None:

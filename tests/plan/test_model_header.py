@@ -51,6 +51,13 @@ def test_header_of_a_good_model(folder):
         check_unchanged(header)
 
 
+@pytest.mark.parametrize("name", ["Llama\nengine: transformers\n#", "\x1b[2JLlama", "Llama\u2028seed: 3", 7])
+def test_an_architecture_that_cannot_be_shown_in_a_line_has_no_name(folder, name):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
+    assert read_model_header(folder).architecture == "llama"
+
+
 def test_an_output_layer_that_differs_from_the_embedding_is_the_models_own(tmp_path):
     """Where config.json does not say whether they are tied, as transformers 4 left it out."""
     folder = write_tiny_llama(tmp_path / "own", seed=1, tied=False, tie_word_embeddings=None)
