@@ -41,7 +41,9 @@ def settings_in(text: str, where: str) -> dict[str, Any]:
     """
     data = load_yaml(text, where)
     if not isinstance(data, dict):
-        raise ConfigError(f"{where}: expected a mapping of settings, got {type(data).__name__}")
+        raise ConfigError(
+            f"{where}: expected a mapping of settings, got {'nothing' if data is None else type(data).__name__}"
+        )
     return data
 
 

@@ -20,6 +20,8 @@ MAX_YAML_VALUES = 1_000_000
 _NO_VALUES = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value")
 """what stays text: a name may look like a date"""
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
 _CONSTRUCTION_ERRORS = (ValueError, KeyError, AttributeError, TypeError, IndexError)
 """what PyYAML's constructors raise for text that their tag does not fit, such as `!!bool maybe`"""
 
@@ -57,6 +59,12 @@ class _StrictLoader(yaml.SafeLoader):
             self._open_anchors.remove(anchor)
             return node
         return super().compose_node(parent, index)
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        """As PyYAML, but that 1:30 is a text: YAML 1.1 takes it for the number 90."""
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        is_time = kind is yaml.ScalarNode and ":" in value and tag in _NUMBERS
+        return "tag:yaml.org,2002:str" if is_time else tag
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -106,6 +114,8 @@ def load_yaml(text: str, where: str, error: type[Exception] = ConfigError) -> An
         error: not YAML, a tag that would construct an object, duplicate keys, too large or too many aliases.
     """
     documents = load_yaml_documents(text, where, error)
+    if not documents:
+        raise error(f"{where}: is empty")
     if len(documents) != 1:
         raise error(f"{where}: expected one YAML document, found {len(documents)}")
     return documents[0]

@@ -134,6 +134,7 @@ def test_losses_flip_the_sign_of_maximised_scores_only() -> None:
         ("\n".join(["a0: &a0 [x, x, x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]" for i in range(1, 10))]), "expand"),
         ("a: &x 1\nb: [" + ", ".join(["*x"] * 101) + "]", "more than 100 aliases"),
         ("a: 1\n---\nb: 2", "expected one YAML document, found 2"),
+        ("# no more than this", "file.yaml: is empty"),
         ("? [1, 2]\n: 3", "cannot be a key"),
         ("[" * 2000, "not readable"),
         ("[" * 150 + "]" * 150, "nested more than 100 levels"),
@@ -148,6 +149,11 @@ def test_hostile_yaml_is_refused_with_its_place(text: str, message: str) -> None
 
 def test_names_that_look_like_dates_are_text() -> None:
     assert load_yaml("name: 2024-01-31\nother: =", "f") == {"name": "2024-01-31", "other": "="}
+
+
+def test_times_are_text() -> None:
+    """YAML 1.1 takes 1:30 for 90, which would be a budget of so many hours."""
+    assert load_yaml("{hours: 1:30, more: 1:30.5, none: 90}", "f") == {"hours": "1:30", "more": "1:30.5", "none": 90}
 
 
 def test_a_key_is_text_where_a_value_is_true() -> None:
