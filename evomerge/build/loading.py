@@ -8,7 +8,7 @@ from typing import Any
 
 from evomerge.build.crossings import crosses_models
 from evomerge.config import SearchConfig, parse_config, read_config
-from evomerge.core import FilePath
+from evomerge.core import ConfigError, FilePath
 from evomerge.recipe import METHODS, default_switches
 
 
@@ -23,9 +23,9 @@ def load_config(path: FilePath | Mapping[str, Any], overrides: Sequence[str] | M
         ConfigError: no such file, not YAML, or wrong; the message lists every wrong key with the nearest valid one.
     """
     if isinstance(overrides, Mapping):
-        overrides = [f"{key}={json.dumps(value, default=os.fspath)}" for key, value in overrides.items()]
+        overrides = _plain(overrides)
     if isinstance(path, Mapping):
-        config = parse_config(json.loads(json.dumps(path, default=os.fspath)), folder=Path.cwd(), overrides=overrides)
+        config = parse_config(_plain(path), folder=Path.cwd(), overrides=overrides)
     else:
         config = read_config(path, overrides)
     space, spec = config.space, METHODS.get(config.space.method)
@@ -34,3 +34,17 @@ def load_config(path: FilePath | Mapping[str, Any], overrides: Sequence[str] | M
         return config
     fixed = {name: value for name, value in default_switches(spec).items() if name not in space.fixed}
     return config.model_copy(update={"space": space.model_copy(update={"fixed": {**space.fixed, **fixed}})})
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings as YAML would give them: paths are texts, tuples lists."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, os.PathLike):
+            return str(os.fspath(value))
+        raise ConfigError(
+            f"{value!r} cannot be a setting; expected texts, numbers, paths, true, false, lists and mappings of them, got {type(value).__name__}"
+        )
+
+    plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=text))
+    return plain

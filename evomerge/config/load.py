@@ -1,7 +1,7 @@
 """YAML file + `--set` overrides -> `SearchConfig`, with every error of the file at once."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,9 +13,12 @@ from evomerge.config.schema import ModelConfig, SearchConfig
 from evomerge.config.short_forms import long_form, long_forms, path_and_lora
 from evomerge.core import ConfigError, FilePath, cached_model, load_yaml, why_unreadable
 
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`a.b=value`, the value in YAML; or `a.b` -> the value"""
 
-def read_config(path: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
-    """What a configuration file says, with `a.b=value` overrides, and paths that count from the file made absolute.
+
+def read_config(path: FilePath, overrides: Overrides = ()) -> SearchConfig:
+    """What a configuration file says, with overrides, and paths that count from the file made absolute.
 
     Raises:
         ConfigError: no such file, not YAML, or wrong; the message lists every wrong key with the nearest valid one.
@@ -48,16 +51,18 @@ def settings_in(text: str, where: str) -> dict[str, Any]:
 
 
 def parse_config(
-    data: dict[str, Any], *, folder: Path, where: str = "config", overrides: Sequence[str] = ()
+    data: dict[str, Any], *, folder: Path, where: str = "config", overrides: Overrides = ()
 ) -> SearchConfig:
     """As `read_config`, from plain data; `folder` is what relative paths count from."""
     data = deepcopy(data)
-    for override in overrides:
-        _apply(data, override)
+    for key, value in overrides.items() if isinstance(overrides, Mapping) else map(_key_and_value, overrides):
+        _apply(data, key, value)
     try:
         config = SearchConfig.model_validate(data)
     except ValidationError as problem:
         lines = _describe(problem)
+        if isinstance(overrides, Mapping):
+            overrides = [f"{key}={value}" for key, value in overrides.items()]
         where += f" with --set {', --set '.join(overrides)}" if overrides else ""
         raise ConfigError(
             f"{where}: {len(lines)} problem{'s' if len(lines) > 1 else ''}\n"
@@ -66,16 +71,20 @@ def parse_config(
     return _absolute(config, folder)
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def _key_and_value(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {override!r}: expected key=value, e.g. --set budget.evaluations=200")
-    path = key.strip().split(".")
+    return key.strip(), load_yaml(text, f"--set {key}") if text.strip() else None
+
+
+def _apply(data: dict[str, Any], key: str, value: Any) -> None:
+    path = key.split(".")
     node: Any = data
     for depth, part in enumerate(path, start=1):
-        place = _place_in(node, part, path[: depth - 1], override)
+        place = _place_in(node, part, path[: depth - 1], key)
         if depth == len(path):
-            node[place] = load_yaml(text, f"--set {key}") if text.strip() else None
+            node[place] = value
             return
         if isinstance(node, dict) and node.get(place) is None:
             node[place] = {}
@@ -83,15 +92,15 @@ def _apply(data: dict[str, Any], override: str) -> None:
         node = node[place]
 
 
-def _place_in(node: Any, part: str, above: Sequence[str], override: str) -> str | int:
-    """The key or index that `part` is of the settings `above`."""
+def _place_in(node: Any, part: str, above: Sequence[str], key: str) -> str | int:
+    """The key or index that `part` of `key` is of the settings `above`."""
     if isinstance(node, dict):
         return part
     if not isinstance(node, list):
-        raise ConfigError(f"--set {override!r}: {'.'.join(above)} is {node!r}, which has no {part!r}")
+        raise ConfigError(f"--set {key}: {'.'.join(above)} is {node!r}, which has no {part!r}")
     if not part.isdecimal() or int(part) >= len(node):
         raise ConfigError(
-            f"--set {override!r}: {'.'.join(above)} is a list of {len(node)}; expected a number below that, got {part!r}"
+            f"--set {key}: {'.'.join(above)} is a list of {len(node)}; expected a number below that, got {part!r}"
         )
     return int(part)
 

@@ -1,10 +1,12 @@
 """What a search sets unless told otherwise is written out when its configuration is loaded."""
 
+import numpy as np
 import pytest
 import yaml
 
 from evomerge.build import load_config, parse_config
 from evomerge.build.changes import resumed_config
+from evomerge.core import ConfigError
 from evomerge.recipe import METHODS, default_switches
 from evomerge.search import Resolved, RunDirectory
 
@@ -27,6 +29,23 @@ def test_searched_weights_are_not_divided_by_their_sum(tmp_path, space, fixed):
     settings = {"models": {"base": "b", "experts": {"a": "a"}}, "space": space, "tasks": ["x"], "budget": {"hours": 1}}
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
     assert load_config(tmp_path / "search.yaml").space.fixed == fixed
+
+
+def test_values_from_python_are_taken_as_they_are(tmp_path):
+    settings = {
+        "models": {"experts": {"a": tmp_path / "a", "b": "b"}},
+        "method": "linear",
+        "tasks": ("x",),
+        "budget": {"hours": 1},
+    }
+    config = load_config(settings, {"engine.options.share": 1e-5, "needs": "\U0001f600", "tasks.0.limit": 3})
+    assert config.engine.options == {"share": 1e-5}
+    assert config.needs == "\U0001f600"
+    assert (config.tasks[0].task, config.tasks[0].limit) == ("x", 3)
+    assert config.models.experts["a"].path == str(tmp_path / "a")
+    for refused in ((settings | {"seed": np.int64(1)}, {}), (settings, {"seed": np.int64(1)})):
+        with pytest.raises(ConfigError, match=r"cannot be a setting; .* got int64"):
+            load_config(*refused)
 
 
 def test_niches_have_nothing_to_fix(tmp_path):
