@@ -6,6 +6,7 @@ durable together, and nothing costs more the longer a run lasts.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -244,10 +245,11 @@ class SearchLoop:
 
     def _ask_while_free(self) -> bool:
         """Asks until the workers are busy; False where the strategy had nothing to propose."""
-        while len(self.state.pending) < self._in_flight() and not self._why_stop():
-            if self._stop.drain:
-                break
+        while len(self.state.pending) < self._in_flight() and not self._stop.drain:
             started = time.perf_counter()
+            # a strategy that is asked whether it goes on may learn there what it then proposes from
+            if self._why_stop():
+                break
             proposals = self._strategy.ask(1)
             if not proposals:
                 return False
@@ -311,9 +313,10 @@ class SearchLoop:
                 if not self._stop.now:
                     self._note_loss(answer)
             elif answer.status is not Status.FAILED or not self._stop.now:
-                self._submitted.discard((answer.candidate_id, answer.split))
-                self._recorder.note_evaluation(answer, self.elapsed_s)
-                group.append(answer)
+                evaluation = _only_numbers(answer)
+                self._submitted.discard((evaluation.candidate_id, evaluation.split))
+                self._recorder.note_evaluation(evaluation, self.elapsed_s)
+                group.append(evaluation)
             answer = self._pool.next_done(0.0) if len(group) < MAX_GROUP else None
         self._recorder.commit()
         for evaluation in group:
@@ -342,6 +345,22 @@ class SearchLoop:
         self._recorder.note(event("told", ids=[name]))
         self._strategy.tell([evaluation])
         return True
+
+
+def _only_numbers(evaluation: Evaluation) -> Evaluation:
+    """`evaluation`, or one that FAILED, where a score, standard error or cost is NaN or infinite: such a result can neither be compared nor recorded."""
+    parts = {"score": evaluation.scores, "standard error": evaluation.stderr, "cost": evaluation.cost}
+    wrong = [
+        f"the {kind} of {name} is {value}"
+        for kind, part in parts.items()
+        for name, value in part.items()
+        if not math.isfinite(value)
+    ]
+    if not wrong:
+        return evaluation
+    cost = {name: value for name, value in evaluation.cost.items() if math.isfinite(value)}
+    error = "; ".join(filter(None, [evaluation.error, *wrong]))
+    return Evaluation(evaluation.candidate_id, evaluation.split, Status.FAILED, cost=cost, error=error)
 
 
 def _genome_fields(genome: Genome) -> dict[str, Json]:

@@ -1,6 +1,8 @@
 """The loop with a pool whose order of answers the test decides."""
 
+import math
 import random
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -225,6 +227,35 @@ def test_failures_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
     assert state.n_evaluations[Split.SEARCH] == 40
     assert len(list(state.evaluated())) == 32
     assert not state.pending
+
+
+@pytest.mark.parametrize("part", ["scores", "stderr", "cost"])
+def test_a_result_that_is_no_number_is_a_failed_one(tmp_path: Path, part: str) -> None:
+    """The search ended with an internal error, and again when it was resumed."""
+
+    class Overflowing(ShufflingPool):
+        def next_done(self, timeout_s: float) -> Evaluation | None:
+            answer = super().next_done(timeout_s)
+            if answer is None or answer.candidate_id != "c000009":
+                return answer
+            return replace(answer, **{part: {**getattr(answer, part), "f1": math.inf}})
+
+    state = run(tmp_path / "run", Overflowing(1))
+    failed = state.evaluations["c000009", Split.SEARCH]
+    assert (failed.status, state.n_evaluations[Split.SEARCH]) == (Status.FAILED, 40)
+    assert failed.error is not None
+    assert failed.error.endswith("of f1 is inf")
+    assert math.isfinite(sum(failed.cost.values()))
+
+
+def test_what_a_strategy_does_when_asked_whether_to_stop_is_time_of_a_proposal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cma_es` fits its model there."""
+    original = Budget.reasons_to_stop
+    monkeypatch.setattr(Budget, "reasons_to_stop", lambda *args: time.sleep(0.003) or original(*args))
+    state = run(tmp_path / "run", ShufflingPool(1), strategy="random")
+    assert state.ask_s > 40 * 0.003
 
 
 def test_when_every_baseline_fails_the_reason_is_said(tmp_path: Path) -> None:
