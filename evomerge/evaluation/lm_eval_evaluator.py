@@ -121,7 +121,7 @@ class LmEvalEvaluator:
             stderr={
                 name: _stderr(values, [len(part) for part in items[name].parts]) for name, values in scores.items()
             },
-            item_scores={name: values.astype(np.float32) for name, values in scores.items()},
+            item_scores={name: _item_row(values) for name, values in scores.items()},
             cost={
                 "items": float(sum(map(len, items.values()))),
                 "prompt_tokens": float(n_prompt),
@@ -209,6 +209,12 @@ class _Clock:
 def _mean(values: NDArray[np.float64]) -> float:
     """lm-eval's mean, to the last bit: a running sum, not NumPy's pairwise one."""
     return float(sum(values.tolist()) / len(values))
+
+
+def _item_row(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Item scores as they are kept; larger ones, such as the perplexities of a ruined model, as the largest: the difference of two infinities is no number."""
+    largest = float(np.finfo(np.float32).max)
+    return np.clip(values, -largest, largest).astype(np.float32)
 
 
 def _stderr(values: NDArray[np.float64], sizes: Sequence[int]) -> float:

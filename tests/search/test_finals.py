@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from evomerge.core import Direction, Evaluation, EvaluationError, JournalError, Objective, Split, Status
+from evomerge.evaluation.lm_eval_evaluator import _item_row
 from evomerge.search import (
     Entry,
     FrontFiles,
@@ -192,6 +193,19 @@ def test_paired_differences_use_the_same_items() -> None:
     unpaired = np.sqrt((items["good"].var() + items["bad"].var()) / 4000)
     assert error < unpaired / 3, "items that both solve or both miss say nothing about the difference"
     assert paired_difference((Objective("t", Direction.MINIMIZE),), good, bad)[0] == -difference
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_ruined_model_is_compared_in_numbers() -> None:
+    """Perplexities of 1e50 do not fit into the item matrix's float32; the difference was NaN, and no summary could be written."""
+    items = {"good": [5.0, 6.0, 7.0], "ruined": [1e50, 4e60, 6.0]}
+    good, ruined = (
+        Evaluation(name, Split.REPORT, Status.OK, item_scores={"ppl": _item_row(np.array(values))})
+        for name, values in items.items()
+    )
+    difference, error = paired_difference((Objective("ppl", Direction.MINIMIZE),), good, ruined)
+    assert 1e38 < difference < np.inf
+    assert 1e38 < error < np.inf
 
 
 def test_the_winner_is_compared_with_every_other_baseline_that_was_scored_on_report() -> None:
