@@ -43,19 +43,7 @@ def checked_tasks(config: SearchConfig, *, begun: bool) -> tuple[dict[str, TaskS
     for item in config.tasks:
         try:
             for spec in _specs(config, item):
-                if not (item.search_on_test or begun):
-                    for task in spec.tasks:
-                        check_not_scored_on(task)
-                for task in spec.tasks:
-                    check_task(task, needed_splits(config))
-                    if isinstance(config.evaluation, LmEvalConfig) and not config.evaluation.trust_task_code:
-                        check_runs_nothing(task)
-                    # a group's number of examples is for those of its tasks that take any
-                    check_supported(replace(task, num_fewshot=None) if spec.members else task)
-                check_metric(spec)
-                for task in spec.tasks:
-                    check_splits(task, needed_splits(config))
-                    check_packages(task)
+                _check(spec, config, on_test=item.search_on_test or begun)
                 name = spec.name or task_name(spec.task)
                 if tasks.setdefault(name, spec) is not spec:
                     twice[name] = None
@@ -64,6 +52,24 @@ def checked_tasks(config: SearchConfig, *, begun: bool) -> tuple[dict[str, TaskS
     if twice:
         errors.append(f"tasks: {', '.join(twice)} appears twice; give each a name of its own")
     return tasks, errors
+
+
+def _check(spec: TaskSpec, config: SearchConfig, *, on_test: bool) -> None:
+    """Raises EvaluationError where a search cannot score the task; `on_test`: it may be searched on where its published scores are from."""
+    trusted = not isinstance(config.evaluation, LmEvalConfig) or config.evaluation.trust_task_code
+    for task in spec.tasks:
+        if not on_test:
+            check_not_scored_on(task)
+    for task in spec.tasks:
+        check_task(task, needed_splits(config))
+        if not trusted:
+            check_runs_nothing(task)
+        # a group's number of examples is for those of its tasks that take any
+        check_supported(replace(task, num_fewshot=None) if spec.members else task)
+    check_metric(spec)
+    for task in spec.tasks:
+        check_splits(task, needed_splits(config))
+        check_packages(task)
 
 
 def _specs(config: SearchConfig, item: TaskConfig) -> list[TaskSpec]:

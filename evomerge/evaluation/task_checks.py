@@ -167,7 +167,14 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
     if is_task_file(where):
         check_keys(where, settings)
         check_filters(where, settings)
-    generation = settings.get("generation_kwargs") or {}
+    _check_generation(where, settings.get("generation_kwargs") or {})
+    for key in ("doc_to_image", "doc_to_audio"):
+        if settings.get(key):
+            raise EvaluationError(f"{where}: {key}: only text tasks are supported")
+
+
+def _check_generation(where: str, generation: Any) -> None:
+    """Raises EvaluationError for settings of answers other than greedy ones."""
     if not isinstance(generation, Mapping):
         raise EvaluationError(f"{where}: generation_kwargs: expected settings by name, got {generation!r}")
     temperature = generation.get("temperature") or 0
@@ -183,6 +190,3 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
             raise EvaluationError(
                 f"{where}: generation_kwargs.{key}: {value!r} is not supported, since answers are decoded greedily, token by token; leave it out"
             )
-    for key in ("doc_to_image", "doc_to_audio"):
-        if settings.get(key):
-            raise EvaluationError(f"{where}: {key}: only text tasks are supported")

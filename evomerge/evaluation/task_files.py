@@ -259,6 +259,13 @@ def named_tasks() -> NamedTasks:
                 tags_in[path] = [name for line in lines for name in _NAME.findall(line)]
             if include := _INCLUDE_LINE.search(text):
                 included[path] = Path(os.path.normpath(path.parent / include[1]))
+    return NamedTasks(tasks, groups, _tags(tasks, tags_in, included))
+
+
+def _tags(
+    tasks: Mapping[str, Path], tags_in: Mapping[Path, Sequence[str]], included: Mapping[Path, Path]
+) -> dict[str, list[str]]:
+    """Tag -> its tasks, from the tags in each file and the file that each includes."""
     tags: dict[str, set[str]] = {}
     for task, file in tasks.items():
         above = {file}
@@ -267,7 +274,7 @@ def named_tasks() -> NamedTasks:
             above.add(file)
         for tag in tags_in.get(file, ()):
             tags.setdefault(tag, set()).add(task)
-    return NamedTasks(tasks, groups, {tag: sorted(members) for tag, members in tags.items()})
+    return {tag: sorted(members) for tag, members in tags.items()}
 
 
 def task_fingerprint(spec: TaskSpec) -> str:
