@@ -30,12 +30,14 @@ WRITE_EVERY_S = 1.0
 def front_json(state: RunState, front: Front) -> dict[str, Json]:
     """What `front.json` says: objectives, members by id with scores and standard errors, hypervolume. No times, no paths."""
     reference = reference_losses(state)
+    volume = None if reference is None else front.hypervolume(np.array(reference))
     names = [objective.name for objective in state.objectives]
     return {
         "objectives": [dict(item) for item in state.run["objectives"]],
         "split": Split.SEARCH.value,
         "members": [_member(member, names) for member in members_of(state, front)],
-        "hypervolume": None if reference is None else front.hypervolume(np.array(reference)),
+        # where a ruined baseline is the reference of several perplexities, it may overflow
+        "hypervolume": volume if volume is not None and np.isfinite(volume) else None,
     }
 
 

@@ -195,6 +195,20 @@ def test_paired_differences_use_the_same_items() -> None:
     assert paired_difference((Objective("t", Direction.MINIMIZE),), good, bad)[0] == -difference
 
 
+def test_a_hypervolume_that_overflows_is_none() -> None:
+    """Three perplexities of a ruined baseline; the front could not be written, and the run neither go on nor be resumed."""
+    names = ("f", "g", "h")
+    goals = [{"name": name, "direction": "minimize", "reference": 1e120} for name in names]
+    shared = {"split": "search", "status": "ok", "stderr": {}, "cost": {}, "error": None, "row": None, "checksum": None}
+    events = [
+        event("run", version=1, objectives=goals),
+        event("baseline", id="uniform", values=[0.5], recipe=None),
+        event("evaluated", id="uniform", scores=dict.fromkeys(names, 5.0), elapsed_s=1.0, **shared),
+    ]
+    state = RunState.of(events)
+    assert front_json(state, front_of(state))["hypervolume"] is None
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_ruined_model_is_compared_in_numbers() -> None:
     """Perplexities of 1e50 do not fit into the item matrix's float32; the difference was NaN, and no summary could be written."""
