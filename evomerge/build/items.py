@@ -11,9 +11,13 @@ from evomerge.plan import ModelHeader, config_value
 
 if TYPE_CHECKING:
     from evomerge.evaluation import TaskSet
+    from evomerge.evaluation.items import Items
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 """what config.json calls the longest sequence that a model was made for"""
+
+_MANY = 300
+"""More search items of a task than this are hardly worth it for every candidate (docs/tasks.md)."""
 
 
 def load_tasks(
@@ -68,7 +72,7 @@ def describe_items(problem: Problem) -> list[str]:
         tasks.close()
     lines = []
     for name in tasks.names:
-        counts = ", ".join(f"{len(items[split][name]):,} {split.value}" for split in splits)
+        counts = ", ".join(f"{_count(items[split][name])} {split.value}" for split in splits)
         longest = max(items[split][name].longest for split in splits)
         lines.append(f"items       {name}: {counts}; longest {longest:,} tokens")
         dropped = {split.value: items[split][name].n_dropped for split in splits}
@@ -76,6 +80,11 @@ def describe_items(problem: Problem) -> list[str]:
             shown = ", ".join(f"{count:,} {split}" for split, count in dropped.items() if count)
             lines.append(
                 f"note        {name}: {shown} items also appear in a later split and were dropped (drop_shared)"
+            )
+        if wanted.search_items is None and len(items[Split.SEARCH][name]) > _MANY:
+            lines.append(
+                f"note        {name}: every candidate is scored on all these search items; with evaluation.search_items, for example 100, the same budget "
+                "of items gives more candidates"
             )
     search = items[Split.SEARCH].values()
     asked = sum(len(part.likelihoods) + len(part.generations) for part in search)
@@ -90,3 +99,9 @@ def describe_items(problem: Problem) -> list[str]:
             f"note        the models' config.json allows {positions:,} positions, fewer than the longest item needs: the engine will refuse such items"
         )
     return lines
+
+
+def _count(items: "Items") -> str:
+    """How many there are, and of how many they were drawn."""
+    drawn_from = sum(round(part.represents * (len(part) + part.n_dropped)) for part in items.parts)
+    return f"{len(items):,}" + (f" of {drawn_from:,}" if drawn_from > len(items) + items.n_dropped else "")

@@ -82,6 +82,8 @@ def _specs(config: SearchConfig, item: TaskConfig) -> list[TaskSpec]:
         metric=item.metric,
         splits={Split(ours): theirs for ours, theirs in item.splits.items()},
         limit=item.limit,
+        search_items=wanted.search_items,
+        seed=config.seed,
         num_fewshot=item.num_fewshot,
         drop_shared=item.drop_shared,
         prompt=PromptFormat(wanted.apply_chat_template, wanted.system_instruction, wanted.fewshot_as_multiturn),
@@ -108,5 +110,12 @@ def _specs(config: SearchConfig, item: TaskConfig) -> list[TaskSpec]:
             )
         return list(members)
     metric, by_size = group.score(item.metric)
-    members = tuple(replace(member, metric=metric) for member in members)
+    members = tuple(
+        replace(member, metric=metric, search_items=_of_each(wanted.search_items, len(members))) for member in members
+    )
     return [replace(spec, name=item.name or group.name, members=members, weight_by_size=by_size)]
+
+
+def _of_each(n_items: int | None, n_tasks: int) -> int | None:
+    """How many items of each task of a group make about `n_items` of all; two at least, for an interval."""
+    return None if n_items is None else max(2, round(n_items / n_tasks))

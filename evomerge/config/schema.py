@@ -224,6 +224,8 @@ class LmEvalConfig(_Strict):
     """Scores candidates on lm-eval tasks with a running engine."""
 
     kind: Literal["lm_eval"] = "lm_eval"
+    search_items: int | None = Field(default=None, ge=2)
+    """score every candidate on so many items of each task's search split, drawn at random once by the seed; of a group, in all; default: all"""
     apply_chat_template: bool = False
     """put every item as a conversation, in the form of the tokenizer's chat template: for models that are tuned to chat"""
     system_instruction: str | None = None

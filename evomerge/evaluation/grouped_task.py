@@ -50,7 +50,8 @@ class GroupedTask:
 class GroupedItems(Items):
     """Items of one split of a `GroupedTask`: those of its first task, then those of the second, and so on.
 
-    Where tasks count the same whatever their size, an item's score is multiplied by (items of all tasks / tasks / items of its task).
+    An item's score is multiplied by what its task counts among all / by the share of its task in the items. Without `weight_by_size` tasks count
+    the same, else by the numbers of items they were drawn from, so that the factor is 1 where none were left out.
     """
 
     def __init__(self, where: str, parts: Sequence[Items], *, weight_by_size: bool) -> None:
@@ -62,8 +63,10 @@ class GroupedItems(Items):
             sum(part.n_dropped for part in parts),
         )
         self._parts = tuple(parts)
-        even = len(self) / len(parts)
-        self._weights = [1.0 if weight_by_size else even / len(part) for part in parts]
+        counted = [part.represents * len(part) if weight_by_size else 1.0 for part in parts]
+        self._weights = [
+            count * len(self) / (sum(counted) * len(part)) for count, part in zip(counted, parts, strict=True)
+        ]
 
     @property
     def parts(self) -> tuple[Items, ...]:

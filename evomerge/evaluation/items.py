@@ -18,9 +18,10 @@ class Items(ABC):
         likelihoods, generations: the requests; of a task one of the two is empty.
         counts: how many of them each item makes.
         n_dropped: items of the data that were left out (`TaskSpec.drop_shared`).
+        represents: how many items of the data each stands for, where they were drawn from more (`TaskSpec.search_items`).
 
     Attributes:
-        likelihoods, generations, counts, n_dropped: these.
+        likelihoods, generations, counts, n_dropped, represents: these.
         prompt_tokens: tokens that the model reads.
     """
 
@@ -31,8 +32,9 @@ class Items(ABC):
         generations: Sequence[GenerateRequest],
         counts: Sequence[int],
         n_dropped: int = 0,
+        represents: float = 1.0,
     ) -> None:
-        self._where, self.n_dropped = where, n_dropped
+        self._where, self.n_dropped, self.represents = where, n_dropped, represents
         self.likelihoods, self.generations, self.counts = tuple(likelihoods), tuple(generations), tuple(counts)
         read = [len(request.context) + len(request.continuation) for request in likelihoods]
         read += [len(request.prompt) for request in generations]

@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from evomerge.core import EvaluationError, Split, did_you_mean
+from evomerge.core import EvaluationError, Split, did_you_mean, random_stream
 from evomerge.evaluation.compiled_templates import keep_compiled_templates
 from evomerge.evaluation.encoding import Encoder
 from evomerge.evaluation.seeds import FEWSHOT_SEED, lm_evals_seeds
@@ -90,7 +90,8 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
         where = f"{spec.task}, split {part!r}"
         with lm_evals_seeds():
             task = _lm_eval_task(where, settings, _with_part(where, dataset, part), part, spec.num_fewshot)
-            items = _build_items(where, task, spec, encoder)
+            drawn, represents = _draw(task, spec) if split is Split.SEARCH else (None, 1.0)
+            items = _build_items(where, task, spec, encoder, drawn)
         metric, filter_index = _chosen_metric(spec, task)
         filter_name = task._filters[filter_index].name
         splits[split] = TaskItems(
@@ -101,6 +102,7 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
             items=items,
             encoder=encoder,
             window=spec.window,
+            represents=represents,
         )
     if spec.drop_shared:
         _drop_shared(splits)
@@ -196,13 +198,30 @@ def _evaluate_part(config: dict[str, Any], part: str) -> None:
             fewshot["split"] = part
 
 
-def _build_items(where: str, task: Any, spec: TaskSpec, encoder: Encoder) -> list[Item]:
+def _draw(task: Any, spec: TaskSpec) -> tuple[frozenset[int] | None, float]:
+    """The numbers of the documents that are drawn for `search_items` (None: all), and how many documents each of them stands for."""
+    if spec.search_items is None:
+        return None, 1.0
+    n_documents = len(task.eval_docs)
+    if spec.limit is not None:
+        n_documents = min(n_documents, spec.limit)
+    if spec.search_items >= n_documents:
+        return None, 1.0
+    order = random_stream(spec.seed, "search items", str(task.config.task)).permutation(n_documents)
+    return frozenset(order[: spec.search_items].tolist()), n_documents / spec.search_items
+
+
+def _build_items(
+    where: str, task: Any, spec: TaskSpec, encoder: Encoder, documents: frozenset[int] | None
+) -> list[Item]:
+    """The items of the documents of these numbers; of None all, up to `limit`."""
     prompt = spec.prompt
     try:
         # Its progress bar has no switch.
         with redirect_stderr(io.StringIO()):
             task.build_all_requests(
                 limit=spec.limit,
+                samples=documents,
                 rank=0,
                 world_size=1,
                 system_instruction=prompt.system_instruction,

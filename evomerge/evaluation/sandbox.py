@@ -202,10 +202,13 @@ class SandboxedItems(Items):
             ],
             [int(count) for count in content["counts"]],
             n_dropped=int(content["n_dropped"]),
+            represents=float(content["represents"]),
         )
         self._targets = tuple(str(target) for target in content["targets"])
         if min(self.counts) < 0 or sum(self.counts) != len(self.likelihoods) + len(self.generations):
             raise ValueError(f"items that make {self.counts} requests")
+        if not 1.0 <= self.represents < math.inf:
+            raise ValueError(f"items that stand for {self.represents}")
 
     def target(self, number: int) -> str | None:
         """See `Items.target`; the sandbox tells the first hundred."""

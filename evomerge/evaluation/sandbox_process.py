@@ -85,6 +85,7 @@ def _load(order: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         split.value: {
             "counts": items.counts,
             "n_dropped": items.n_dropped,
+            "represents": items.represents,
             "targets": [items.target(number) for number in range(min(len(items), N_TARGETS))],
             "likelihoods": [[one.context, one.continuation] for one in items.likelihoods],
             "generations": [[one.prompt, one.max_tokens, one.stop] for one in items.generations],

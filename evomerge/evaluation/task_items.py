@@ -62,10 +62,10 @@ class TaskItems(Items):
         items: documents with their requests.
         encoder: turns their texts into tokens.
         window: tokens of the pieces in which whole texts are scored.
-        n_dropped: see `Items`.
+        n_dropped, represents: see `Items`.
 
     Attributes:
-        likelihoods, generations, counts, n_dropped, prompt_tokens: see `Items`.
+        likelihoods, generations, counts, n_dropped, represents, prompt_tokens: see `Items`.
 
     Raises:
         EvaluationError: a request that the engines cannot serve (no prompt, no text to score).
@@ -82,6 +82,7 @@ class TaskItems(Items):
         encoder: Encoder,
         window: int | None = None,
         n_dropped: int = 0,
+        represents: float = 1.0,
     ) -> None:
         from lm_eval.api.metrics import mean
 
@@ -110,7 +111,7 @@ class TaskItems(Items):
             counts.append(len(likelihoods) + len(generations) - before)
         if not any(counts):
             raise EvaluationError(f"{where}: its texts are empty")
-        super().__init__(where, likelihoods, generations, counts, n_dropped)
+        super().__init__(where, likelihoods, generations, counts, n_dropped, represents)
         self._encoder, self._filter_index, self._window = encoder, filter_index, window
 
     def score(
@@ -196,6 +197,7 @@ class TaskItems(Items):
             encoder=self._encoder,
             window=self._window,
             n_dropped=len(dropped),
+            represents=self.represents,
         )
 
     def keys(self) -> list[tuple[Hashable, Hashable]]:

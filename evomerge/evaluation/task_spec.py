@@ -35,6 +35,9 @@ class TaskSpec:
         splits: our split -> the data set's split, or a part of it (`train[:60%]`); a split that is not given is looked for under its own
             name.
         limit: use only the first so many items of every split.
+        search_items: so many items of `search` (after `limit`) are drawn at random by `seed`, the rest is left out; None = all. Of a larger
+            number those of a smaller are part.
+        seed: of that draw.
         num_fewshot: solved examples before each item; None = as many as the task says.
         drop_shared: leave items out of `search` that stand in `select` or `report` too, and out of `select` those of `report`.
         prompt: how items are put to the model.
@@ -48,6 +51,8 @@ class TaskSpec:
     name: str | None = None
     splits: Mapping[Split, str] = field(default_factory=dict)
     limit: int | None = None
+    search_items: int | None = None
+    seed: int = 0
     num_fewshot: int | None = None
     drop_shared: bool = False
     prompt: PromptFormat = PromptFormat()

@@ -11,7 +11,7 @@ import yaml
 from evomerge.build import describe, make_problem, parse_config, resume_search, start_search
 from evomerge.build.tasks import task_specs
 from evomerge.core import ConfigError, EvaluationRequest, Split, Status, random_stream
-from evomerge.engine import make_engine
+from evomerge.engine import LogLikelihood, make_engine
 from evomerge.evaluation import LmEvalEvaluator, TaskSet
 from evomerge.evaluation.task_files import named_tasks
 from evomerge.evaluation.task_groups import find_group, lm_evals_index
@@ -98,6 +98,29 @@ def test_a_groups_items_are_those_of_its_tasks(folder: Path, models: list[Path])
     assert group.longest == max(part.longest for part in group.parts)
     targets = [part.target(number) for part in group.parts for number in range(len(part))]
     assert [group.target(number) for number in range(len(group))] == targets
+
+
+@pytest.mark.parametrize(
+    ("group", "wanted", "sizes", "weights"),
+    [
+        # of 5, 30 and 14 items: 2 of each stand for as many as there are
+        ("by_size", 6, [2, 2, 2], [5 / 49 * 3, 30 / 49 * 3, 14 / 49 * 3]),
+        ("by_size", 30, [5, 10, 10], [5 / 49 * 5, 30 / 49 * 2.5, 14 / 49 * 2.5]),
+        ("by_size", 2, [2, 2, 2], [5 / 49 * 3, 30 / 49 * 3, 14 / 49 * 3]),
+        ("all_the_same", 12, [5, 6], [11 / 10, 11 / 12]),
+        ("by_size", 1000, [5, 30, 14], [1, 1, 1]),
+    ],
+)
+def test_items_drawn_from_a_group(
+    folder: Path, models: list[Path], group: str, wanted: int, sizes: list[int], weights: list[float]
+) -> None:
+    config = configured(folder, models, f"_{group}.yaml", evaluation={"search_items": wanted})
+    items = TaskSet(task_specs(config), models[0]).items(Split.SEARCH)[group]
+    assert [len(part) for part in items.parts] == sizes
+    right = [LogLikelihood(0.0, is_greedy=True)] * len(items.likelihoods)
+    each = [part.score(right[: len(part.likelihoods)], []) for part in items.parts]
+    expected = np.concatenate([weight * scores for weight, scores in zip(weights, each, strict=True)])
+    assert items.score(right, []) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_groups_score_is_lm_evals(folder: Path, models: list[Path], tmp_path: Path) -> None:

@@ -121,6 +121,17 @@ def test_everything_but_scoring_is_blocked(task: SandboxedTask, folder: Path) ->
     assert not (folder / "written").exists()
 
 
+def test_search_items_are_drawn_inside(sandbox: None, folder: Path) -> None:
+    task = SandboxedTask(TaskSpec(str(folder / "t.yaml"), search_items=3), folder / "model", timeout_s=10)
+    items = task.items(Split.SEARCH)
+    names = [items.target(number) for number in range(3)]
+    scores = items.score([], [Generation("1", 1)] * 3)
+    task.close()
+    assert len(items) == len(scores) == 3
+    assert names == [name for name in NAMES if name in names]
+    assert items.represents == len(NAMES) / 3
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -132,13 +143,15 @@ def test_everything_but_scoring_is_blocked(task: SandboxedTask, folder: Path) ->
         {"generations": [[["x"], 4, []]] * 2},
         {"generations": [[[float("inf")], 4, []]] * 2},
         {"likelihoods": 5},
+        {"represents": float("nan")},
+        {"represents": 0.5},
     ],
 )
 def test_what_a_sandbox_says_of_its_items_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
 ) -> None:
     items = {
-        "counts": [1, 1], "n_dropped": 0, "targets": [], "likelihoods": [], "generations": [[[1, 2], 4, ["."]], [[1], 4, []]],
+        "counts": [1, 1], "n_dropped": 0, "represents": 1.0, "targets": [], "likelihoods": [], "generations": [[[1, 2], 4, ["."]], [[1], 4, []]],
     }  # fmt: skip
     answer = {"name": "t", "metric": "m", "filter": "none", "splits": {"search": items | changes}}
     monkeypatch.setattr(SandboxedTask, "_start", lambda self: answer)
