@@ -95,64 +95,94 @@ def sizes(problem: Problem) -> Sizes:
     )
 
 
-def measured_times(run: FilePath) -> list[float]:
-    """Seconds that each candidate of a run took on the search split.
+@dataclass(frozen=True, slots=True)
+class Times:
+    """What candidates take.
+
+    Attributes:
+        seconds: split -> of each candidate that was timed on it; a split that is missing takes as long as `search`.
+        items: of a candidate on `search`; None where that is not known.
+    """
+
+    seconds: Mapping[Split, Sequence[float]]
+    items: float | None = None
+
+    def on(self, split: Split) -> Sequence[float]:
+        """Seconds of candidates on a split."""
+        return self.seconds.get(split) or self.seconds[Split.SEARCH]
+
+
+def same_time(problem: Problem, seconds: float) -> Times:
+    """Every candidate takes so many seconds."""
+    evaluation = problem.config.evaluation
+    items = evaluation.n_items * len(problem.task_names) if isinstance(evaluation, SyntheticConfig) else None
+    return Times({Split.SEARCH: [seconds]}, items)
+
+
+def measured_times(run: FilePath) -> Times:
+    """What the candidates of a run took.
 
     Raises:
         JournalError: not a run directory.
         ConfigError: nothing in it has been timed.
     """
-    state = open_run(run).state
-    times = [item.cost["total_s"] for item in state.evaluated() if "total_s" in item.cost]
-    if not times:
+    seconds: dict[Split, list[float]] = {}
+    items = []
+    for item in open_run(run).state.evaluations.values():
+        if item.status is Status.OK and "total_s" in item.cost:
+            seconds.setdefault(item.split, []).append(item.cost["total_s"])
+            if item.split is Split.SEARCH and "items" in item.cost:
+                items.append(item.cost["items"])
+    if Split.SEARCH not in seconds:
         raise ConfigError(f"{run}: no candidate has been evaluated there, so there are no times to plan with")
-    return times
+    return Times(seconds, fmean(items) if items else None)
 
 
-def n_candidates(problem: Problem, seconds_each: float, workers: int) -> int:
+def n_candidates(problem: Problem, times: Times, workers: int) -> int:
     """How many candidates the budget allows on the search split.
 
     Raises:
-        ConfigError: it is limited by items alone, whose number per candidate only the tasks know.
+        ConfigError: it is limited by items alone, and how many a candidate takes is not known.
     """
     budget = problem.config.budget
     limits = []
     if budget.evaluations is not None:
         limits.append(budget.evaluations)
     if budget.hours is not None:
-        limits.append(max(1, int(budget.hours * 3600 * workers / seconds_each)))
-    if budget.items is not None and isinstance(problem.config.evaluation, SyntheticConfig):
-        limits.append(max(1, budget.items // (problem.config.evaluation.n_items * len(problem.task_names))))
+        limits.append(max(1, int(budget.hours * 3600 * workers / fmean(times.on(Split.SEARCH)))))
+    if budget.items is not None and times.items:
+        limits.append(max(1, int(budget.items / times.items)))
     if not limits:
         raise ConfigError(
-            "a plan needs budget.evaluations or budget.hours; budget.items alone does not say how many candidates"
+            "budget.items alone does not say how many candidates there will be; plan with --from RUN, a short run on the same tasks, or add "
+            "budget.evaluations or budget.hours"
         )
     return min(limits)
 
 
-def forecast(problem: Problem, times: Sequence[float], workers: int, price: float | None = None) -> Forecast:
+def forecast(problem: Problem, times: Times, workers: int, price: float | None = None) -> Forecast:
     """An estimate without simulation: every worker is always busy, but for the last candidates of search and finals.
 
     Args:
         problem: what is searched.
-        times: measured seconds of candidates.
+        times: what candidates take.
         workers: how many work.
         price: of a worker's hour.
     """
-    mean = fmean(times)
-    n_search = max(n_candidates(problem, mean, workers), len(problem.baselines()))
-    stages = [n_search, *_finals(problem, n_search)]
-    wall = sum(mean * -(-count // workers) for count in stages)
-    busy = sum(stages) * mean / (workers * wall)
-    return Forecast(workers, sum(stages), wall, busy, 0.0, _cost(workers, wall, price))
+    n_search = max(n_candidates(problem, times, workers), len(problem.baselines()))
+    stages = {Split.SEARCH: n_search, **_finals(problem, n_search)}
+    means = {split: fmean(times.on(split)) for split in stages}
+    wall = sum(means[split] * -(-count // workers) for split, count in stages.items())
+    busy = sum(means[split] * count for split, count in stages.items()) / (workers * wall)
+    return Forecast(workers, sum(stages.values()), wall, busy, 0.0, _cost(workers, wall, price))
 
 
-def simulate(problem: Problem, times: Sequence[float], workers: int, price: float | None = None) -> Forecast:
+def simulate(problem: Problem, times: Times, workers: int, price: float | None = None) -> Forecast:
     """As `forecast`, by running the loop: shows where a strategy, the order of a deterministic run or the finals make workers wait.
 
     Candidates take times drawn from `times`. At most `MAX_SIMULATED` candidates are run through.
     """
-    wanted = n_candidates(problem, fmean(times), workers)
+    wanted = n_candidates(problem, times, workers)
     pool = _CountingPool(problem, times)
     started = time.process_time()
     state, search_s = _run_through(problem, pool, min(wanted, max(MAX_SIMULATED, 4 * workers)), workers)
@@ -160,7 +190,7 @@ def simulate(problem: Problem, times: Sequence[float], workers: int, price: floa
     driver = (time.process_time() - started) / n_done
     rest = max(0, wanted - reached) if "evaluations" in state.stopped else 0
     wall = pool.now + rest * pool.pace(search_s, reached)
-    work = pool.worked_s * (1 + rest / n_done)
+    work = pool.worked_s + rest * fmean(times.on(Split.SEARCH))
     return Forecast(
         workers, n_done + rest, wall, min(1.0, work / (workers * wall)), driver, _cost(workers, wall, price)
     )
@@ -193,9 +223,9 @@ def _run_through(problem: Problem, pool: "_CountingPool", count: int, workers: i
 class _CountingPool:
     """Workers whose time only counts: the next result is always that of the earliest end."""
 
-    def __init__(self, problem: Problem, times: Sequence[float]) -> None:
+    def __init__(self, problem: Problem, times: Times) -> None:
         self._names = [item.name for item in problem.objectives]
-        self._times = list(times)
+        self._times = times
         self._draw = random_stream(problem.config.seed, "plan")
         self._running: list[tuple[float, int, EvaluationRequest]] = []
         self._count = 0
@@ -205,7 +235,8 @@ class _CountingPool:
 
     def submit(self, request: EvaluationRequest) -> None:
         """Starts a request now; the loop never has more of them than workers."""
-        seconds = float(self._times[int(self._draw.integers(len(self._times)))])
+        times = self._times.on(request.split)
+        seconds = float(times[int(self._draw.integers(len(times)))])
         self._count += 1
         self.worked_s += seconds
         heapq.heappush(self._running, (self.now + seconds, self._count, request))
@@ -236,20 +267,21 @@ class _CountingPool:
         return (end - middle) / (count - count // 2)
 
 
-def _finals(problem: Problem, n_search: int) -> list[int]:
+def _finals(problem: Problem, n_search: int) -> dict[Split, int]:
     """The most evaluations there may be on `select` and on `report`: finalists, and the winner, may be baselines, which count once."""
     finalists, n_baselines = problem.config.finals.finalists, len(problem.baselines())
-    return [min(n_search, n_baselines + count) for count in (finalists, 1)] if finalists else []
+    more = {Split.SELECT: finalists, Split.REPORT: 1} if finalists else {}
+    return {split: min(n_search, n_baselines + count) for split, count in more.items()}
 
 
 def _cost(workers: int, wall_s: float, price: float | None) -> float | None:
     return None if price is None else workers * wall_s / 3600 * price
 
 
-def synthetic_times(problem: Problem) -> list[float]:
-    """The configured delay of the synthetic evaluation; empty where models are needed to know."""
+def synthetic_times(problem: Problem) -> Times | None:
+    """The configured delay of the synthetic evaluation; None where models are needed to know."""
     evaluation = problem.config.evaluation
-    return [max(evaluation.delay_s, 1e-6)] if isinstance(evaluation, SyntheticConfig) else []
+    return same_time(problem, max(evaluation.delay_s, 1e-6)) if isinstance(evaluation, SyntheticConfig) else None
 
 
 def as_json(what: Sizes, forecasts: Sequence[Forecast]) -> Mapping[str, object]:

@@ -156,7 +156,11 @@ def plan(
         raise ConfigError(f"--seconds {seconds:g}: expected a number above 0")
     problem = make_problem(load_config(config, overrides or ()))
     times = (
-        planning.measured_times(measured) if measured else [seconds] if seconds else planning.synthetic_times(problem)
+        planning.measured_times(measured)
+        if measured
+        else planning.same_time(problem, seconds)
+        if seconds
+        else planning.synthetic_times(problem)
     )
     method = planning.simulate if simulate else planning.forecast
     rows = [method(problem, times, count, price) for count in workers or (1, 4, 16, 64)] if times else []

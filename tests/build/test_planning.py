@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evomerge.build import make_problem, parse_config, planning, start_search
-from evomerge.core import ConfigError
+from evomerge.core import ConfigError, Split
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
 
@@ -25,19 +25,23 @@ def problem(**changes: Any) -> Any:
     return make_problem(parse_config(settings, folder=Path("/")))
 
 
+def same(seconds: float, items: float | None = None) -> planning.Times:
+    return planning.Times({Split.SEARCH: [seconds]}, items)
+
+
 def test_equal_times_leave_nobody_idle_but_at_the_ends() -> None:
-    plan = planning.simulate(problem(), [10.0], 4, price=3.6)
+    plan = planning.simulate(problem(), same(10.0), 4, price=3.6)
     assert plan.evaluations == 100 + 4 + 1
     assert plan.wall_s == pytest.approx(250 + 10 + 10)
     assert plan.utilisation == pytest.approx(1050 / (4 * 270))
     assert plan.cost == pytest.approx(4 * 270 / 3600 * 3.6)
-    rough = planning.forecast(problem(), [10.0], 4, price=3.6)
+    rough = planning.forecast(problem(), same(10.0), 4, price=3.6)
     assert rough.wall_s == pytest.approx(plan.wall_s)
     assert rough.cost == pytest.approx(plan.cost)
 
 
 def test_waiting_for_the_oldest_costs_what_the_simulation_says() -> None:
-    uneven = [1.0] * 9 + [50.0]
+    uneven = planning.Times({Split.SEARCH: [1.0] * 9 + [50.0]})
     free = planning.simulate(problem(), uneven, 8)
     ordered = planning.simulate(problem(deterministic=True), uneven, 8)
     assert ordered.wall_s > 1.3 * free.wall_s
@@ -45,10 +49,10 @@ def test_waiting_for_the_oldest_costs_what_the_simulation_says() -> None:
 
 
 def test_long_searches_go_on_at_the_pace_of_what_was_simulated() -> None:
-    plan = planning.simulate(problem(budget={"evaluations": 20_000}), [2.0], 4)
+    plan = planning.simulate(problem(budget={"evaluations": 20_000}), same(2.0), 4)
     assert plan.evaluations == 20_005
     assert plan.wall_s == pytest.approx(20_000 * 2 / 4, rel=0.01)
-    hours = planning.simulate(problem(budget={"hours": 2}), [60.0], 10)
+    hours = planning.simulate(problem(budget={"hours": 2}), same(60.0), 10)
     assert hours.evaluations == 2 * 60 * 10 + 5
 
 
@@ -65,24 +69,36 @@ def test_finalists_that_must_be_baselines_count_once(tmp_path: Path) -> None:
         wanted = problem(**settings, budget={"evaluations": n_evaluations}, finals={"finalists": 4})
         n_baselines = len(wanted.baselines())
         n_search = max(n_evaluations, n_baselines)
-        plan = planning.forecast(wanted, [1.0], 1)
+        plan = planning.forecast(wanted, same(1.0), 1)
         assert plan.evaluations == n_search + min(n_search, n_baselines + 4) + min(n_search, n_baselines + 1)
-        simulated = planning.simulate(wanted, [1.0], 1)
+        simulated = planning.simulate(wanted, same(1.0), 1)
         assert simulated.evaluations <= plan.evaluations
         if n_search == n_baselines:
             assert (simulated.evaluations, simulated.wall_s) == (plan.evaluations, plan.wall_s)
 
 
+@pytest.mark.parametrize("budget", [{"items": 200}, {"evaluations": 30, "items": 200}])
+def test_a_budget_of_items_is_one_of_candidates_where_it_is_known_what_they_take(budget: dict[str, int]) -> None:
+    assert planning.n_candidates(problem(budget=budget), same(1.0, items=20.0), 1) == 10
+
+
 def test_what_items_alone_limit_is_not_guessed() -> None:
-    assert planning.n_candidates(problem(budget={"items": 200}), 1.0, 1) == 10
-    settings = problem(budget={"evaluations": 30, "items": 200})
-    assert planning.n_candidates(settings, 1.0, 1) == 10
+    with pytest.raises(ConfigError, match=r"does not say how many candidates there will be; plan with --from RUN"):
+        planning.n_candidates(problem(budget={"items": 200}), same(1.0), 1)
+
+
+@pytest.mark.parametrize("method", [planning.forecast, planning.simulate])
+def test_finals_take_what_their_items_took(method: Any) -> None:
+    times = planning.Times({Split.SEARCH: [10.0], Split.SELECT: [70.0]})
+    plan = method(problem(), times, 4)
+    assert plan.wall_s == pytest.approx(250 + 70 + 10)
+    assert plan.utilisation == pytest.approx((1000 + 4 * 70 + 10) / (4 * 330))
 
 
 @pytest.mark.parametrize("method", [planning.forecast, planning.simulate])
 def test_a_budget_below_one_candidate_is_that_of_one(method: Any) -> None:
     """As in a search: what a candidate takes is known after the first."""
-    assert method(problem(budget={"items": 5}, finals={"finalists": 0}), [1.0], 4).evaluations == 1
+    assert method(problem(budget={"items": 5}, finals={"finalists": 0}), same(1.0, items=20.0), 4).evaluations == 1
 
 
 def test_times_come_from_a_run(tmp_path: Path) -> None:
@@ -91,8 +107,13 @@ def test_times_come_from_a_run(tmp_path: Path) -> None:
     start_search(wanted.config, tmp_path / "run")
     wall = time.monotonic() - started
     times = planning.measured_times(tmp_path / "run")
-    assert len(times) == 100
-    assert min(times) >= 0.02
+    assert {split: len(seconds) for split, seconds in times.seconds.items()} == {
+        Split.SEARCH: 100,
+        Split.SELECT: 4,
+        Split.REPORT: 1,
+    }
+    assert all(min(seconds) >= 0.02 for seconds in times.seconds.values())
+    assert times.items == 100
     assert planning.simulate(wanted, times, 4).wall_s < wall, "the driver and its disk are not in it"
 
 
@@ -108,5 +129,5 @@ def test_a_run_without_a_timed_candidate_gives_no_plan(tmp_path: Path) -> None:
 def test_sizes_and_json() -> None:
     what = planning.sizes(problem())
     assert (what.dimension, what.n_objectives, what.worker_bytes) == (5, 2, 0)
-    text = json.dumps(planning.as_json(what, [planning.forecast(problem(), [1.0], 2)]))
+    text = json.dumps(planning.as_json(what, [planning.forecast(problem(), same(1.0), 2)]))
     assert json.loads(text)["forecasts"][0]["workers"] == 2

@@ -30,7 +30,7 @@ def test_nothing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(f"evomerge.cli.{module}.CONSOLE", Console(file=out, width=32, soft_wrap=True))
     print_front(run)
     print_summary(run)
-    print_plan(planning.sizes(problem), [planning.forecast(problem, [3600.0], 4, price=1.5)])
+    print_plan(planning.sizes(problem), [planning.forecast(problem, planning.same_time(problem, 3600.0), 4, price=1.5)])
     watch_run(Watcher(tmp_path / "run"), 1.0, once=True)
     assert "…" not in out.getvalue()
     assert f"{run.state.best_id} (best)" in out.getvalue()
