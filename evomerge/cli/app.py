@@ -136,7 +136,8 @@ def plan(
         typer.Option("--workers", "-w", min=1, help="Number of workers. May be repeated. (default: 1, 4, 16, 64)"),
     ] = None,
     measured: Annotated[
-        Path | None, typer.Option("--from", metavar="RUN", help="Use the measured times per candidate of this run.")
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="Use the measured times and items per candidate of this run."),
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds per candidate, if there is no run yet.")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Price of a worker hour.")] = None,
