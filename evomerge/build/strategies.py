@@ -81,7 +81,7 @@ def one_thread() -> AbstractContextManager[object]:
     """Lets NumPy and SciPy multiply and decompose matrices in one thread while it is entered.
 
     Those of a strategy are so small that further threads mostly wait, on cores that workers need: 300 proposals of `cma_es` in 60 dimensions took 0.5 s of processor
-    time, in two threads 5 to 16. It also makes last digits, and with them what is proposed, the same whatever the number of cores.
+    time, in two threads 5 to 16.
     """
     import scipy.linalg  # noqa: F401 - has a BLAS of its own, and only what is loaded is limited
 

@@ -47,7 +47,11 @@ class RunRecorder:
         self.commit()
 
     def note(self, *events: Mapping[str, Json]) -> None:
-        """Applies `events` to the state; they are durable after the next `commit`."""
+        """Applies `events` to the state; they are durable after the next `commit`.
+
+        Raises:
+            JournalError: one contradicts those before it, or is too large to be read again.
+        """
         self._journal.write(*events)
         for record in events:
             self.state.apply(record)
