@@ -1,6 +1,7 @@
 """`evomerge`: the entry point and what its exit codes mean (0 done, 1 internal error, 2 bad input, 130 interrupted and saved)."""
 
 import errno
+import io
 import os
 import sys
 import threading
@@ -23,6 +24,9 @@ _REFUSED_BY_DISK = {
 def main() -> NoReturn:
     """Runs the command line and exits. Usage errors exit with 2 as well; anything unforeseen shows its traceback and exits with 1."""
     take_interrupts()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # as stderr: what the terminal's encoding lacks must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _command()
     except KeyboardInterrupt:

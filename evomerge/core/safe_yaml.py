@@ -66,6 +66,16 @@ class _StrictLoader(yaml.SafeLoader):
         is_time = kind is yaml.ScalarNode and ":" in value and tag in _NUMBERS
         return "tag:yaml.org,2002:str" if is_time else tag
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """As PyYAML, but that a character which JSON writes as two halves is one."""
+        value = super().construct_scalar(node)
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            try:
+                return value.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError:
+                raise _wrong("half a character, which stands for none", node) from None
+        return value
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)

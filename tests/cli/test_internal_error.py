@@ -1,5 +1,6 @@
 """An error that nobody foresaw: traceback, a short message, exit code 1, and a run that goes on where it stopped."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,17 @@ def test_a_full_disk_is_no_internal_error() -> None:
         refused = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
     assert refused.returncode == 2
     assert refused.stderr == "error: cannot be written: no space is left on the disk\n"
+
+
+def test_characters_that_the_terminal_lacks_are_no_internal_error(tmp_path: Path) -> None:
+    config = tmp_path / "search.yaml"
+    config.write_text(yaml.safe_dump({**SETTINGS, "cluster": {"kind": "local"}}))
+    command = [sys.executable, "-m", "evomerge", "search", config, "--run-dir", tmp_path / "r\u00fcn"]
+    said = subprocess.run(
+        command, capture_output=True, timeout=120, check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert said.returncode == 0, said.stderr
+    assert rb"r\xfcn" in said.stdout
 
 
 def test_a_reader_that_leaves_is_no_internal_error(tmp_path: Path) -> None:

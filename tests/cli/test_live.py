@@ -94,17 +94,17 @@ def test_init_names_models_as_they_were_given(models: Path) -> None:
 
 
 def test_init_finds_names_for_folders_of_any_name(models: Path) -> None:
-    for name in ("7b-math", "0x1f", "lr=1e-5"):
+    for name in ("7b-math", "0x1f", "lr=1e-5", "\U0001f600"):
         write_tiny_llama(models / name, seed=5)
     write_first_config(
         models / "s.yaml",
-        [str(models / name) for name in ("7b-math", "0x1f", "lr=1e-5", "my code")],
+        [*(str(models / name) for name in ("7b-math", "0x1f", "lr=1e-5", "my code")), f"x={models}/\U0001f600"],
         base=None,
         tasks=(),
     )
     experts = load_config(models / "s.yaml", ["tasks=[toy.yaml]"]).models.experts
     assert {name: Path(model.path).name for name, model in experts.items()} == {
-        "7b-math": "7b-math", "0x1f": "0x1f", "lr-1e-5": "lr=1e-5", "my-code": "my code",
+        "7b-math": "7b-math", "0x1f": "0x1f", "lr-1e-5": "lr=1e-5", "my-code": "my code", "x": "\U0001f600",
     }  # fmt: skip
 
 

@@ -135,6 +135,7 @@ def test_losses_flip_the_sign_of_maximised_scores_only() -> None:
         ("a: &x 1\nb: [" + ", ".join(["*x"] * 101) + "]", "more than 100 aliases"),
         ("a: 1\n---\nb: 2", "expected one YAML document, found 2"),
         ("# no more than this", "file.yaml: is empty"),
+        ('a: 1\nb: "\\ud83d"', "line 2, column 4: half a character"),
         ("? [1, 2]\n: 3", "cannot be a key"),
         ("[" * 2000, "not readable"),
         ("[" * 150 + "]" * 150, "nested more than 100 levels"),
@@ -149,6 +150,12 @@ def test_hostile_yaml_is_refused_with_its_place(text: str, message: str) -> None
 
 def test_names_that_look_like_dates_are_text() -> None:
     assert load_yaml("name: 2024-01-31\nother: =", "f") == {"name": "2024-01-31", "other": "="}
+
+
+def test_characters_that_json_writes_in_two_halves_are_whole() -> None:
+    assert load_yaml(json.dumps({"\U0001f600": ["\u00e9", "a\U0001f600"]}), "f") == {
+        "\U0001f600": ["\u00e9", "a\U0001f600"]
+    }
 
 
 def test_times_are_text() -> None:
