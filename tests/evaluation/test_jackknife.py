@@ -82,6 +82,8 @@ def test_one_item_has_the_statistic_for_its_score():
 
 def test_where_the_statistic_is_not_defined_without_an_item_this_has_no_effect():
     assert item_scores([(0.0, 0.0), (6.0, 3.0)], ratio).tolist() == [2.0, 2.0]
+    endless = item_scores([1.0, 5.0], lambda values: sum(values) / len(values) if 5.0 in values else float("inf"))
+    assert endless.tolist() == [2.0, 4.0]
     nan = float("nan")
     scores = item_scores([nan, 3.0, 4.0, nan], lambda values: float(np.nanmean(values)))
     assert scores.mean() == pytest.approx(3.5)

@@ -91,7 +91,7 @@ THIRDS = {Split.SEARCH: "train[:50%]", Split.SELECT: "train[50%:9]", Split.REPOR
 
 @pytest.mark.parametrize(
     ("part", "rows"),
-    [("x", (0, 199)), ("x[:33%]", (0, 65)), ("x[-33%:]", (133, 199)), ("x[:-25%]", (0, 149)), ("x[-500:7]", (0, 7)), ("x[-3:]", (196, 199)), ("x[9:5]", (9, 9))],
+    [("x", (0, 199)), ("x[0%:50%]", (0, 99)), ("x[:33%]", (0, 65)), ("x[-33%:]", (133, 199)), ("x[:-25%]", (0, 149)), ("x[-500:7]", (0, 7)), ("x[-3:]", (196, 199)), ("x[9:5]", (9, 9))],
 )  # fmt: skip
 def test_parts_of_a_split(part, rows):
     assert part_range(part, 199) == range(*rows)
