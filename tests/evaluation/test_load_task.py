@@ -9,7 +9,7 @@ from generation_task import ROWS
 from evomerge.cli.tables import print_items
 from evomerge.core import Evaluation, EvaluationError, Split, Status
 from evomerge.engine import Generation, LogLikelihood
-from evomerge.evaluation import TaskSpec, load_task
+from evomerge.evaluation import LmEvalEvaluator, TaskSet, TaskSpec, load_task
 from evomerge.evaluation.grouped_task import GroupedTask
 from evomerge.evaluation.shown_items import show_items
 from evomerge.evaluation.split_parts import part_range
@@ -302,6 +302,8 @@ def test_metric_and_filter_must_exist(write_task, tokenizer):
 class Echo:
     """The engine's protocol: writes what it was asked, and finds a continuation as likely as it is short."""
 
+    max_length = 512
+
     def generate(self, requests):
         return [Generation(f" {len(request.prompt)}", 1) for request in requests]
 
@@ -325,6 +327,25 @@ def test_items_are_shown_with_what_the_model_says(write_task, task_folder, token
     assert capsys.readouterr().out.splitlines()[1:5] == [
         "t, item 0: score 0", "  prompt  'question 6'", "  answer  ' 10'", "  target  'answer 6'"
     ]  # fmt: skip
+
+
+def test_items_of_a_group_are_shown_by_their_place_in_it(write_task, models):
+    tasks = TaskSet([TaskSpec("g", members=(TaskSpec(write_task()),) * 2)], models[0])
+    shown = LmEvalEvaluator(Echo(), None, {}, tasks).show(Split.REPORT, 2)["g"]
+    assert [(item.number, item.target) for item in shown] == [
+        (number, f"answer {6 + number % 6}") for number in (0, 1, 6, 7)
+    ]
+
+
+def test_a_group_has_the_splits_that_all_its_tasks_have(write_task, tokenizer):
+    path = write_task()
+    both, one = (
+        load_task(spec, tokenizer) for spec in (TaskSpec(path), TaskSpec(path, splits={Split.SEARCH: "report"}))
+    )
+    group = GroupedTask("g", [both, one], weight_by_size=True)
+    assert set(group.splits) == {Split.SEARCH}
+    with pytest.raises(EvaluationError, match="task 't' has no report items"):
+        group.items(Split.REPORT)
 
 
 def test_first_mean_metric_is_the_default(task_folder, tokenizer):
