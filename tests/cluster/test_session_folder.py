@@ -75,3 +75,24 @@ def test_the_next_session_removes_what_a_killed_driver_has_left(temporary: Path)
     assert not session.exists()
     alive.close()
     following.close()
+
+
+def test_what_somebody_else_has_put_there_stays(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder for temporary files is everybody's: a session may not remove what a link of another user names, or another user's own."""
+    session = _ray_session(temporary, "session_1")
+    left = temporary / "left"
+    left.mkdir()
+    (left / "lock").touch()
+    (left / "session").symlink_to(session)
+    (temporary / "evomerge-ray-link").symlink_to(left)
+    SessionFolder().close()
+    assert session.exists()
+    (temporary / "evomerge-ray-link").unlink()
+    theirs = left.rename(temporary / "evomerge-ray-theirs")
+    monkeypatch.setattr("os.geteuid", lambda: theirs.stat().st_uid + 1)
+    SessionFolder().close()
+    assert session.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    SessionFolder().close()
+    assert not session.exists()
