@@ -397,7 +397,7 @@ def evaluate(
         raise ConfigError(f"no such model folder or recipe file: {model}")
     if source.is_dir():
         stored = open_run(source).config.model_dump(mode="json")
-        settings = parse_config(stored, folder=Path("/"), where=str(source), overrides=overrides or ())
+        settings = parse_config(stored, folder=Path.cwd(), where=str(source), overrides=overrides or ())
     else:
         settings = load_config(source, overrides or ())
     scored = evaluate_model(settings, model, split, show=show)

@@ -319,3 +319,5 @@ def test_a_search_from_start_to_merged_model(project: Path, tmp_path: Path) -> N
     assert answer["scores"]["toy"] == summary["splits"]["report"]["best"]["toy"]
     assert [item["number"] for item in answer["items"]["toy"]] == [0, 1]
     assert all(item["prompt"] and item["answers"] and item["target"] for item in answer["items"]["toy"])
+    other = run("eval", tmp_path / "merged", "--config", directory, "--set", "tasks=[nowhere.yaml]")
+    assert f"no such task file: {Path.cwd() / 'nowhere.yaml'}" in other.stderr, "what is added now counts from here"
