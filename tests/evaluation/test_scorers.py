@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from generation_task import GENERATE
+from generation_task import GENERATE, ROWS
 
 from evomerge.core import EvaluationError, Split
 from evomerge.engine import Generation
@@ -95,3 +95,13 @@ def test_a_metric_may_name_its_values_itself(write_task, tokenizer, tmp_path, ra
         return
     with pytest.raises(EvaluationError, match=r"gives no 'pass_at_k', only pass@1, pass@2"):
         items.score([], [Generation("ab", 1)] * 6)
+
+
+def test_items_that_are_left_after_a_drop_keep_their_filter(write_task, tokenizer):
+    first = {"function": "take_first"}
+    filters = [{"name": "plain", "filter": [first]}, {"name": "upper", "filter": [{"function": "uppercase"}, first]}]
+    path = write_task(search=ROWS[:7], filter_list=filters)
+    task = load_task(TaskSpec(path, metric="exact_match,upper", drop_shared=True), tokenizer)
+    items = task.items(Split.SEARCH)
+    assert (task.filter, len(items), items.n_dropped) == ("upper", 6, 1)
+    assert items.score([], [Generation(f"answer {i}", 3) for i in range(6)]).tolist() == [0] * 6
