@@ -83,7 +83,7 @@ def describe_items(problem: Problem) -> list[str]:
             )
         if wanted.search_items is None and len(items[Split.SEARCH][name]) > _MANY:
             lines.append(
-                f"note        {name}: every candidate is scored on all these search items; with evaluation.search_items, for example 100, the same budget "
+                f"note        {name}: every candidate is scored on all these search items; with evaluation.search_items, for example 50, the same budget "
                 "of items gives more candidates"
             )
     search = items[Split.SEARCH].values()
