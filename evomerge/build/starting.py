@@ -162,4 +162,4 @@ def _relative(text: str, folder: Path) -> str:
 def _scalar(text: str) -> str:
     """`text` as YAML reads it back, quoted only where it must be."""
     is_plain = re.fullmatch(r"[\w./-]+", text) and load_yaml(text, "") == text
-    return text if is_plain else json.dumps(text, ensure_ascii=False)
+    return text if is_plain else json.dumps(text, ensure_ascii=not text.isprintable())

@@ -67,12 +67,16 @@ class _StrictLoader(yaml.SafeLoader):
         return "tag:yaml.org,2002:str" if is_time else tag
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        """As PyYAML, but that a character which JSON writes as two halves is one."""
+        """As PyYAML, but that a character which JSON writes as two halves is one.
+
+        Of other halves only those are taken that stand for bytes of a file's name that is not UTF-8 (PEP 383).
+        """
         value = super().construct_scalar(node)
         if any("\ud800" <= character <= "\udfff" for character in value):
+            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
             try:
-                return value.encode("utf-16", "surrogatepass").decode("utf-16")
-            except UnicodeDecodeError:
+                value.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:
                 raise _wrong("half a character, which stands for none", node) from None
         return value
 

@@ -94,17 +94,24 @@ def test_init_names_models_as_they_were_given(models: Path) -> None:
 
 
 def test_init_finds_names_for_folders_of_any_name(models: Path) -> None:
-    for name in ("7b-math", "0x1f", "lr=1e-5", "\U0001f600"):
+    for name in ("7b-math", "0x1f", "lr=1e-5", "\U0001f600", "a\x85b", "latin"):
         write_tiny_llama(models / name, seed=5)
+    (models / "latin").rename(models / "caf\udce9")  # a name that is not UTF-8
     write_first_config(
         models / "s.yaml",
-        [*(str(models / name) for name in ("7b-math", "0x1f", "lr=1e-5", "my code")), f"x={models}/\U0001f600"],
+        [
+            *(str(models / name) for name in ("7b-math", "0x1f", "lr=1e-5", "my code")),
+            *(
+                f"{name}={models}/{folder}"
+                for name, folder in {"x": "\U0001f600", "y": "a\x85b", "z": "caf\udce9"}.items()
+            ),
+        ],
         base=None,
         tasks=(),
     )
     experts = load_config(models / "s.yaml", ["tasks=[toy.yaml]"]).models.experts
     assert {name: Path(model.path).name for name, model in experts.items()} == {
-        "7b-math": "7b-math", "0x1f": "0x1f", "lr-1e-5": "lr=1e-5", "my-code": "my code", "x": "\U0001f600",
+        "7b-math": "7b-math", "0x1f": "0x1f", "lr-1e-5": "lr=1e-5", "my-code": "my code", "x": "\U0001f600", "y": "a\x85b", "z": "caf\udce9",
     }  # fmt: skip
 
 

@@ -158,6 +158,11 @@ def test_characters_that_json_writes_in_two_halves_are_whole() -> None:
     }
 
 
+def test_bytes_of_a_name_that_is_not_utf_8_stay() -> None:
+    name = os.fsdecode(b"\xff/\xf0\x9f\x98\x80")
+    assert load_yaml(json.dumps([name]), "f") == [name]
+
+
 def test_times_are_text() -> None:
     """YAML 1.1 takes 1:30 for 90, which would be a budget of so many hours."""
     assert load_yaml("{hours: 1:30, more: 1:30.5, none: 90}", "f") == {"hours": "1:30", "more": "1:30.5", "none": 90}

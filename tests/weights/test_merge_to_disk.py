@@ -262,6 +262,20 @@ def test_a_model_is_left_aside_while_its_merge_lives(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_merge_that_ends_while_another_replaces_its_model_puts_nothing_back(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with staging_folder(out) as second:
+        (second / "second").touch()
+        with staging_folder(out) as first:
+            put_in_place(first, out)
+            out.rename(second.with_suffix(".replaced"))  # between its two renames
+        assert not out.exists()
+        put_in_place(second, out)
+    assert [path.name for path in out.iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_link_to_the_new_folder_stays_a_link(linear: Path, is_there: bool) -> None:
     disk = linear.parent / "disk"

@@ -70,11 +70,14 @@ def remove_leftovers(out: Path) -> None:
 
 
 def put_in_place(staging: Path, out: Path) -> None:
-    """Renames `staging` to `out`; a folder in its place is moved aside first, and deleted when `staging_folder` ends."""
+    """Renames `staging` to `out`; a folder in its place is moved aside first and deleted last."""
+    aside = staging.with_suffix(".replaced")
     if out.is_dir():
-        os.replace(out, staging.with_suffix(".replaced"))
+        os.replace(out, aside)
     os.replace(staging, out)
     fsync_folder(out.parent)
+    # at once: while another merge is between its renames, `_settle` would put this back and be in its way
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _settle(out: Path) -> None:
