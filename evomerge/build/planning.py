@@ -4,6 +4,7 @@
 """
 
 import heapq
+import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from statistics import fmean
 
 import numpy as np
 
+from evomerge.build.changes import differences
 from evomerge.build.engines import merge_method, ranks_of
 from evomerge.build.problem import Problem
 from evomerge.build.reading import open_run
@@ -21,6 +23,8 @@ from evomerge.config import SyntheticConfig
 from evomerge.core import ConfigError, Evaluation, EvaluationRequest, FilePath, Split, Status, random_stream
 from evomerge.plan import statistics_bytes
 from evomerge.search import FORMAT_VERSION, Budget, RunDirectory, RunRecorder, RunState, SearchLoop, event, run_finals
+
+logger = logging.getLogger(__name__)
 
 MAX_SIMULATED = 600
 """Longer searches are simulated up to here; the rest goes on at the pace of the second half."""
@@ -119,8 +123,8 @@ def same_time(problem: Problem, seconds: float) -> Times:
     return Times({Split.SEARCH: [seconds]}, items)
 
 
-def measured_times(run: FilePath) -> Times:
-    """What the candidates of a run took.
+def measured_times(problem: Problem, run: FilePath) -> Times:
+    """What the candidates of a run took; a warning says where `problem` scores candidates on other items.
 
     Raises:
         JournalError: not a run directory.
@@ -128,7 +132,19 @@ def measured_times(run: FilePath) -> Times:
     """
     seconds: dict[Split, list[float]] = {}
     items = []
-    for item in open_run(run).state.evaluations.values():
+    measured = open_run(run)
+    planned, there = (
+        {key: config.model_dump(mode="json")[key] for key in ("tasks", "evaluation")}
+        for config in (problem.config, measured.config)
+    )
+    other = [key for key, _, _ in differences(there, planned)]
+    if other:
+        logger.warning(
+            "%s ran with other settings (%s), so its times and items are not those of this search",
+            run,
+            ", ".join(other),
+        )
+    for item in measured.state.evaluations.values():
         if item.status is Status.OK and "total_s" in item.cost:
             seconds.setdefault(item.split, []).append(item.cost["total_s"])
             if item.split is Split.SEARCH and "items" in item.cost:

@@ -157,7 +157,7 @@ def plan(
         raise ConfigError(f"--seconds {seconds:g}: expected a number above 0")
     problem = make_problem(load_config(config, overrides or ()))
     times = (
-        planning.measured_times(measured)
+        planning.measured_times(problem, measured)
         if measured
         else planning.same_time(problem, seconds)
         if seconds
@@ -409,7 +409,7 @@ def evaluate(
         return
     from evomerge.cli.tables import print_evaluation, print_items
 
-    print_evaluation(scored.model, scored.evaluation)
+    print_evaluation(scored.model, scored.evaluation, settings)
     print_items(scored.shown, scored.evaluation)
 
 

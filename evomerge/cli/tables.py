@@ -8,8 +8,9 @@ from rich.table import Table
 from evomerge.build import Run
 from evomerge.build.planning import Forecast, Sizes
 from evomerge.cli.console import CONSOLE
+from evomerge.config import LmEvalConfig, SearchConfig
 from evomerge.core import Evaluation, Objective, Split, Status
-from evomerge.search import Z_95, best_of_front, headline, leader, verdict
+from evomerge.search import Z_95, best_of_front, headline, items_of_candidate, leader, verdict
 
 if TYPE_CHECKING:
     from evomerge.evaluation.shown_items import ShownItem
@@ -28,7 +29,9 @@ def print_summary(run: Run) -> None:
     for split in (Split.SEARCH, Split.REPORT):
         details = summary["details"][split.value]
         if any(name in details for name in names):
-            CONSOLE.print(_split_table(split, names, details, objectives, tuned, best, mark))
+            count = items_of_candidate(run.state, split)
+            title = f"{split} split, {f'{count:,} items, ' if count else ''}± 95% interval"
+            CONSOLE.print(_split_table(title, names, details, objectives, tuned, best, mark))
     if not run.state.n_evaluations[Split.SEARCH]:
         CONSOLE.print("no candidate has been evaluated yet")
     _print_comparisons(summary, names)
@@ -55,9 +58,9 @@ def print_front(run: Run) -> None:
     if not run.state.n_evaluations[Split.SEARCH]:
         CONSOLE.print("no candidate has been evaluated yet")
         return
-    table = Table(
-        title=f"front on the search split ({run.state.n_evaluations[Split.SEARCH]} evaluations)", title_justify="left"
-    )
+    count = items_of_candidate(run.state, Split.SEARCH)
+    evaluations = f"{run.state.n_evaluations[Split.SEARCH]} evaluations" + (f" of {count:,} items" if count else "")
+    table = Table(title=f"front on the search split ({evaluations})", title_justify="left")
     table.add_column("id", no_wrap=True)
     for objective in objectives:
         table.add_column(f"{objective.name} ({objective.direction.value})", justify="right", overflow="fold")
@@ -100,7 +103,7 @@ def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
     CONSOLE.print(table)
 
 
-def print_evaluation(name: str, evaluation: Evaluation) -> None:
+def print_evaluation(name: str, evaluation: Evaluation, config: SearchConfig) -> None:
     """Scores of one model with 95% intervals."""
     table = Table(title=f"{name}, {evaluation.split} split", title_justify="left")
     table.add_column("task", overflow="fold")
@@ -110,6 +113,12 @@ def print_evaluation(name: str, evaluation: Evaluation) -> None:
         interval = _with_interval(score, evaluation.stderr[task], 4)
         table.add_row(task, interval, str(len(evaluation.item_scores[task])))
     CONSOLE.print(table)
+    drawn = config.evaluation.search_items if isinstance(config.evaluation, LmEvalConfig) else None
+    if drawn is not None and evaluation.split is Split.SEARCH:
+        CONSOLE.print(
+            f"evaluation.search_items is {drawn}: these are the items that a search scores its candidates on. For all items of the split, add "
+            "--set evaluation.search_items=null"
+        )
 
 
 def print_items(shown: Mapping[str, Sequence["ShownItem"]], evaluation: Evaluation) -> None:
@@ -126,7 +135,7 @@ def print_items(shown: Mapping[str, Sequence["ShownItem"]], evaluation: Evaluati
 
 
 def _split_table(
-    split: Split,
+    title: str,
     names: list[str],
     details: dict[str, Any],
     objectives: tuple[Objective, ...],
@@ -134,7 +143,7 @@ def _split_table(
     best: str | None,
     mark: str,
 ) -> Table:
-    table = Table(title=f"{split} split, ± 95% interval", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("recipe", no_wrap=True)
     for objective in objectives:
         table.add_column(objective.name, justify="right", overflow="fold")

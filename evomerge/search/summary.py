@@ -166,6 +166,12 @@ def indifferent(state: RunState) -> dict[str, float]:
     return {name: values.pop() for name, values in scores.items() if len(good) > 1 and len(values) == 1}
 
 
+def items_of_candidate(state: RunState, split: Split) -> int | None:
+    """How many items of all tasks together a candidate is scored on; None where that is not known."""
+    counts = (item.cost.get("items") for item in state.evaluations.values() if item.split is split)
+    return next((int(count) for count in counts if count), None)
+
+
 def verdict(comparison: Mapping[str, float]) -> str:
     """What the interval of an entry of `comparisons` says of the best."""
     return "better" if comparison["low"] > 0 else "worse" if comparison["high"] < 0 else "no difference shown"

@@ -106,7 +106,7 @@ def test_times_come_from_a_run(tmp_path: Path) -> None:
     started = time.monotonic()
     start_search(wanted.config, tmp_path / "run")
     wall = time.monotonic() - started
-    times = planning.measured_times(tmp_path / "run")
+    times = planning.measured_times(wanted, tmp_path / "run")
     assert {split: len(seconds) for split, seconds in times.seconds.items()} == {
         Split.SEARCH: 100,
         Split.SELECT: 4,
@@ -117,13 +117,22 @@ def test_times_come_from_a_run(tmp_path: Path) -> None:
     assert planning.simulate(wanted, times, 4).wall_s < wall, "the driver and its disk are not in it"
 
 
+def test_a_run_on_other_items_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wanted = problem(budget={"evaluations": 2}, finals={"finalists": 0})
+    start_search(wanted.config, tmp_path / "run")
+    planning.measured_times(wanted, tmp_path / "run")
+    assert caplog.messages == []
+    more = {"kind": "synthetic", "function": "zdt1", "dimension": 5, "n_items": 7}
+    planning.measured_times(problem(evaluation=more), tmp_path / "run")
+    assert "ran with other settings (evaluation.n_items)" in caplog.messages[0]
+
+
 def test_a_run_without_a_timed_candidate_gives_no_plan(tmp_path: Path) -> None:
     broken = {"kind": "synthetic", "function": "sphere", "failure_rate": 1.0}
-    start_search(
-        problem(evaluation=broken, budget={"evaluations": 1}, finals={"finalists": 0}).config, tmp_path / "run"
-    )
+    wanted = problem(evaluation=broken, budget={"evaluations": 1}, finals={"finalists": 0})
+    start_search(wanted.config, tmp_path / "run")
     with pytest.raises(ConfigError, match="no candidate has been evaluated there"):
-        planning.measured_times(tmp_path / "run")
+        planning.measured_times(wanted, tmp_path / "run")
 
 
 def test_sizes_and_json() -> None:

@@ -1,12 +1,16 @@
 """A search with `evaluation.search_items`: candidates are scored on the draw, finals on everything."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from evomerge.build import make_problem, open_run, parse_config, start_search
 from evomerge.build.items import describe_items
+from evomerge.build.report import write_report
+from evomerge.cli import tables
 from evomerge.core import Split
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -43,6 +47,28 @@ def test_every_candidate_is_scored_on_the_draw_alone(folder: Path, tmp_path: Pat
     searched = [count for (_, split), count in items.items() if split is Split.SEARCH]
     assert searched == [10] * 6
     assert {count for (_, split), count in items.items() if split is not Split.SEARCH} == {302}
+
+
+def test_what_shows_scores_says_on_how_many_items(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(folder, search_items=10)
+    start_search(config, tmp_path / "run")
+    out, run = io.StringIO(), open_run(tmp_path / "run")
+    monkeypatch.setattr(tables, "CONSOLE", Console(file=out, width=200))
+    tables.print_summary(run)
+    tables.print_front(run)
+    shown = out.getvalue()
+    assert "search split, 10 items," in shown
+    assert "report split, 302 items," in shown
+    assert "evaluations of 10 items)" in shown
+    for split, said in ((Split.REPORT, False), (Split.SEARCH, True)):
+        tables.print_evaluation("a", run.evaluation("source:a", split), config)
+        assert ("evaluation.search_items is 10" in out.getvalue()) == said
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "10 items that guided the search" in page
+    assert "302 items that the search never saw" in page
+    assert "Search split, 10 items," in page
 
 
 def test_validate_says_how_many_of_how_many(folder: Path) -> None:

@@ -12,7 +12,7 @@ from evomerge.build.reading import Run, is_over, open_run
 from evomerge.build.report import figures
 from evomerge.core import ConfigError, EvomergeError, FilePath, Split, Status, atomic_write_text
 from evomerge.recipe import recipe_to_yaml
-from evomerge.search import Z_95, best_of_front, headline, leader, verdict
+from evomerge.search import Z_95, best_of_front, headline, items_of_candidate, leader, verdict
 
 MAX_ROWS = 50
 """of the tables of the front and of failures"""
@@ -67,6 +67,7 @@ def _page(run: Run, name: str) -> str:
         members=best_of_front(state)[:MAX_ROWS],
         failures=_failures(run),
         max_rows=MAX_ROWS,
+        n_items={split.value: items_of_candidate(state, split) for split in Split},
         best=leader(state),
         recipe=_recipe(run),
         versions=resolved.versions,
