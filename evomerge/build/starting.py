@@ -37,7 +37,7 @@ budget: {{evaluations: 200}}    # also: items, hours; to search further: `evomer
 seed: 0
 
 # baselines: {{recipes: [mine.yml]}}            # your own recipes (mergekit's too) to start from and compare with
-# evaluation: {{search_items: 50}}              # score candidates on so many items of each task: more candidates for the same items
+# evaluation: {{search_items: 50}}              # score candidates on so many random items of each task: more candidates in the same time
 # evaluation: {{apply_chat_template: true}}     # for chat models; also: system_instruction
 # engine: {{max_model_len: 2048}}               # longest prompt plus answer in tokens; default: the model's
 # cluster: {{workers: 4, gpus_per_worker: 1}}   # default: one worker per GPU, or without GPUs per CPU core
