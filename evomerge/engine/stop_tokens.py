@@ -16,9 +16,14 @@ class StopTokens:
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
-        added = tokenizer.added_tokens_decoder.items()
+        # vLLM's tokenizer of Mistral's own format has none
+        added = getattr(tokenizer, "added_tokens_decoder", {}).items()
         self._texts = {number: str(token) for number, token in added if token.special and number < vocab_size}
+        self._found: dict[tuple[str, ...], list[int]] = {}
 
     def of(self, stop: Sequence[str]) -> list[int]:
         """The ids of those whose text holds one of the strings."""
-        return [number for number, text in self._texts.items() if any(string in text for string in stop)]
+        key = tuple(stop)
+        if key not in self._found:  # a task's requests have the same, and tokenizers a thousand of these tokens
+            self._found[key] = [n for n, text in self._texts.items() if any(string in text for string in key)]
+        return list(self._found[key])

@@ -8,6 +8,7 @@ import gc
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,11 @@ class VllmEngine:
         model_config = self._llm.model_config
         self._max_length = int(model_config.max_model_len)
         self._vocab_size = int(model_config.get_vocab_size())
-        self._stop_tokens = StopTokens(self._llm.get_tokenizer(), self._vocab_size)
+
+    @cached_property
+    def _stop_tokens(self) -> StopTokens:
+        # with `skip_tokenizer_init` there is no tokenizer, and log-likelihoods need none
+        return StopTokens(self.llm.get_tokenizer(), self._vocab_size)
 
     @staticmethod
     def _arguments(**common: Json) -> dict[str, Any]:

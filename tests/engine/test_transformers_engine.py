@@ -108,6 +108,10 @@ def test_text_keeps_a_leading_space_and_drops_half_characters():
     assert text_of([2, 3]) == " b"
 
 
+def test_tokenizers_without_added_tokens_stop_nothing():
+    assert StopTokens(object(), 4).of(("a",)) == []
+
+
 def test_checkpoint_and_architecture_must_fit(model, tmp_path):
     tensors = load_file(model / "model.safetensors")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):

@@ -171,6 +171,15 @@ def test_bfloat16_layout_and_options(tmp_path):
         engine.close()
 
 
+def test_log_likelihoods_need_no_tokenizer(tmp_path):
+    model = write_tiny_llama(tmp_path / "m", seed=3, hidden=128)
+    engine = start(model, max_model_len=64, options={"skip_tokenizer_init": True})
+    try:
+        assert engine.loglikelihood([LogLikelihoodRequest((5, 6), (7,))])[0].log_probability < 0.0
+    finally:
+        engine.close()
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
