@@ -1,6 +1,6 @@
 """What all settings that a user writes have in common. Imports pydantic, so `evomerge.core` does not import this by itself."""
 
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -22,8 +22,11 @@ class Settings(BaseModel):
 
 
 def _kinds_in(annotation: Any) -> set[Any]:
-    """The types that values of this type are made of, such as str and int of dict[str, tuple[int, ...]]."""
-    return {annotation}.union(*map(_kinds_in, get_args(annotation)))
+    """The types that values of this type are made of in the end, such as str and int of dict[str, tuple[int, ...]]."""
+    if get_origin(annotation) is Annotated:  # what is said beside a type need not be hashable
+        return _kinds_in(annotation.__origin__)
+    parts = get_args(annotation)
+    return set[Any]().union(*map(_kinds_in, parts)) if parts else {annotation}
 
 
 def _with_truth_as_text(value: Any) -> Any:

@@ -97,7 +97,7 @@ def test_strategy_options_pass_through() -> None:
         ({"experts": {}}, "experts: unknown key; did you mean 'models.experts'?"),
         ({"layer_groups": 2}, "layer_groups: unknown key; did you mean 'space.layer_groups'?"),
         ({"budget": {"epochs": 2}}, "budget.epochs: unknown key; known: evaluations, items, hours"),
-        ({"evaluation": {"function": "sphere"}}, "evaluation.function: unknown key; known: kind, apply_chat_template,"),
+        ({"evaluation": {"function": "sphere"}}, "evaluation.function: unknown key; known: kind, search_items,"),
         ({"space": {"layer_groups": "four"}}, "space.layer_groups: must be a whole number or a list (got 'four')"),
         (
             {"space": {"fixed": {"density": "low"}}},
