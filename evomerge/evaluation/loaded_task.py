@@ -90,8 +90,8 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
         where = f"{spec.task}, split {part!r}"
         with lm_evals_seeds():
             task = _lm_eval_task(where, settings, _with_part(where, dataset, part), part, spec.num_fewshot)
-            drawn, represents = _draw(task, spec) if split is Split.SEARCH else (None, 1.0)
-            items = _build_items(where, task, spec, encoder, drawn)
+            wanted = spec.search_items if split is Split.SEARCH else None
+            items, represents = _build_items(where, task, spec, encoder, wanted)
         metric, filter_index = _chosen_metric(spec, task)
         filter_name = task._filters[filter_index].name
         splits[split] = TaskItems(
@@ -198,25 +198,26 @@ def _evaluate_part(config: dict[str, Any], part: str) -> None:
             fewshot["split"] = part
 
 
-def _draw(task: Any, spec: TaskSpec) -> tuple[frozenset[int] | None, float]:
-    """The numbers of the documents that are drawn for `search_items` (None: all), and how many documents each of them stands for."""
-    if spec.search_items is None:
+def _draw(task: Any, spec: TaskSpec, n_wanted: int | None) -> tuple[frozenset[int] | None, float]:
+    """The numbers of so many documents, drawn at random (None: all), and how many documents each of them stands for."""
+    if n_wanted is None:
         return None, 1.0
     n_documents = len(task.eval_docs)
     if spec.limit is not None:
         n_documents = min(n_documents, spec.limit)
-    if spec.search_items >= n_documents:
+    if n_wanted >= n_documents:
         return None, 1.0
     order = random_stream(spec.seed, "search items", str(task.config.task)).permutation(n_documents)
-    return frozenset(order[: spec.search_items].tolist()), n_documents / spec.search_items
+    return frozenset(order[:n_wanted].tolist()), n_documents / n_wanted
 
 
 def _build_items(
-    where: str, task: Any, spec: TaskSpec, encoder: Encoder, documents: frozenset[int] | None
-) -> list[Item]:
-    """The items of the documents of these numbers; of None all, up to `limit`."""
+    where: str, task: Any, spec: TaskSpec, encoder: Encoder, n_wanted: int | None
+) -> tuple[list[Item], float]:
+    """So many items, drawn at random from those up to `limit` (None: all of these), and how many documents each of them stands for."""
     prompt = spec.prompt
     try:
+        documents, represents = _draw(task, spec, n_wanted)
         # Its progress bar has no switch.
         with redirect_stderr(io.StringIO()):
             task.build_all_requests(
@@ -240,10 +241,11 @@ def _build_items(
     by_document: dict[int, list[Any]] = {}
     for instance in task.instances:
         by_document.setdefault(instance.doc_id, []).append(instance)
-    return [
+    items = [
         Item(instances[0].doc, tuple(sorted(instances, key=lambda instance: int(instance.idx))))
         for instances in by_document.values()
     ]
+    return items, represents
 
 
 def _chosen_metric(spec: TaskSpec, task: Any) -> tuple[str, int]:
