@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 from fused_cases import cases, fixed_case, kept_norms_seen
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from evomerge.weights.fused import batch, statistics
@@ -98,6 +99,7 @@ def test_kept_norms_are_sums_of_magnitudes(n_elements, step):
 
 
 @settings(max_examples=60)
+@example([0.5, 2.0**-52, 2.0**-52], Random(0))
 @given(st.lists(st.floats(0, 2.0**60, width=32), min_size=2, max_size=50), st.randoms(use_true_random=False))
 def test_sums_on_the_grid_do_not_depend_on_the_order(addends, random):
     grid = addend_grid(sum(addends))
@@ -105,7 +107,8 @@ def test_sums_on_the_grid_do_not_depend_on_the_order(addends, random):
     total = sum(rounded)
     if grid:
         assert total == math.fsum(rounded)
-        assert abs(total - math.fsum(addends)) <= len(addends) * 2.0**-52 * math.fsum(addends)
+        # each is off by half of 2^-51 of a power of two that is at most twice the sum
+        assert abs(total - math.fsum(addends)) <= len(addends) * 2.0**-51 * math.fsum(addends)
         random.shuffle(rounded)
         assert sum(rounded) == total
     else:
