@@ -99,6 +99,7 @@ class RayPool:
         self._done: deque[Evaluation | LostWorker] = deque()
         self._idle: deque[_Slot] = deque()
         self._resting: dict[int, tuple[float, int]] = {}
+        self._has_worked = False
         self._different: set[str] = set()
         self._node_losses: Counter[tuple[str, Split]] = Counter()
         self._looked = time.monotonic()
@@ -123,8 +124,8 @@ class RayPool:
         """The next finished evaluation or lost worker, or None when there is none in time.
 
         Raises:
-            EvomergeError: what a worker said when its evaluator could not be made.
-            EngineError: no worker is left, and one died or hung while starting `max_attempts` times.
+            EvomergeError: what a worker said when its evaluator could not be made, and none could be made before.
+            EngineError: no worker is left, and one could not start `max_attempts` times.
         """
         if not self._done:
             self._collect(timeout_s)
@@ -166,8 +167,6 @@ class RayPool:
     def _dispatch(self) -> None:
         while self._queue and self._idle:
             slot = self._idle.popleft()
-            if self._slots.get(slot.index) is not slot:
-                continue  # replaced since
             slot.request = self._queue.popleft()
             slot.task = slot.actor.evaluate.remote(slot.request)
             slot.since = time.monotonic()
@@ -182,7 +181,7 @@ class RayPool:
                 self._take(running[task])
         elif timeout_s:
             time.sleep(timeout_s)
-        if time.monotonic() - self._looked > LOOK_EVERY_S or len(self._slots) == 0:
+        if time.monotonic() - self._looked > LOOK_EVERY_S:
             self._look_around()
         for slot in list(self._slots.values()):
             self._check_time(slot)
@@ -205,14 +204,15 @@ class RayPool:
         self._idle.append(slot)
 
     def _has_started(self, slot: _Slot, started: Started) -> bool:
-        """Takes a worker into use, or replaces it where it has to be mended. Raises what is to be mended where no other works."""
+        """Takes a worker into use, or replaces it where it has to be mended. Raises what is to be mended where none has ever worked."""
         if started.problem is not None:
             where = f"on {started.host}: " if sum(node["Alive"] for node in ray.nodes()) > 1 else ""
-            if not any(other.is_ready for other in self._slots.values()):
+            if not self._has_worked:
                 raise type(started.problem)(f"{where}{started.problem}")
             self._replace(slot, f"{where}{started.problem}", blameless=False)
             return False
-        slot.node = started.node
+        slot.node, slot.n_failed_starts = started.node, 0
+        self._has_worked = True
         other = [
             f"{name} {started.versions[name]} and not {here}"
             for name, here in self._options.versions.items()
@@ -239,8 +239,8 @@ class RayPool:
         if slot.request is not None:
             self._give_back(slot.request, reason, blameless=blameless)
         failures = slot.n_failed_starts + (not slot.is_ready and not blameless)
-        if failures < self._options.max_attempts or slot.is_ready:
-            self._start(slot.index, 0 if slot.is_ready else failures)
+        if failures < self._options.max_attempts:
+            self._start(slot.index, failures)
         elif not any(other.is_ready for other in self._slots.values()):
             raise EngineError(f"worker {slot.index} cannot start: {reason}")
         else:

@@ -49,6 +49,19 @@ def _until(pool: Any, wanted: int, results: list[Evaluation], lost: list[LostWor
             results.append(answer)
 
 
+def _until_workers(pool: Any, wanted: int, results: list[Evaluation], lost: list[LostWorker]) -> None:
+    """Adds what comes back until it comes from so many workers."""
+    while len({result.cost["pid"] for result in results}) < wanted:
+        _until(pool, len(results) + 1, results, lost)
+
+
+def _places() -> list[str]:
+    """The states of what the pool has reserved, or wants to."""
+    from ray.util import placement_group_table
+
+    return [group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED"]
+
+
 def test_workers_follow_the_nodes(cluster: Any, tmp_path: Path) -> None:
     pool = _pool(tmp_path)
     results: list[Evaluation] = []
@@ -58,6 +71,7 @@ def test_workers_follow_the_nodes(cluster: Any, tmp_path: Path) -> None:
         pool.submit(EvaluationRequest(name, Split.SEARCH))
     assert pool.n_workers == 1, "nothing fits on a head without GPUs: one worker waits"
     assert pool.next_done(3) is None
+    assert _places() == ["PENDING"], "an autoscaler sees what it waits for"
 
     add_node(cluster, num_cpus=4, num_gpus=1)
     _until(pool, 4, results, lost)
@@ -67,10 +81,7 @@ def test_workers_follow_the_nodes(cluster: Any, tmp_path: Path) -> None:
     assert {gpu for _, gpu in first} == {0}, "both see the same GPU"
 
     leaving = add_node(cluster, num_cpus=1, num_gpus=2)
-    deadline = time.monotonic() + 60
-    while len({result.cost["pid"] for result in results}) < 3:
-        assert time.monotonic() < deadline
-        _until(pool, len(results) + 1, results, lost)
+    _until_workers(pool, 3, results, lost)
     assert pool.n_workers == 3, "two GPUs, but one CPU for one engine"
 
     cluster.remove_node(leaving, allow_graceful=False)
@@ -82,4 +93,12 @@ def test_workers_follow_the_nodes(cluster: Any, tmp_path: Path) -> None:
     while pool.n_workers > 2:
         assert time.monotonic() < deadline, "the worker of the node that went is given up"
         pool.next_done(0.5)
+    assert _places() == ["CREATED"] * 2, "nothing is kept for it"
+
+    add_node(cluster, num_cpus=1, num_gpus=2)
+    for index in range(16):
+        pool.submit(EvaluationRequest(f"slow-again-{index}", Split.SEARCH))
+    again: list[Evaluation] = []
+    _until_workers(pool, 3, again, lost)
     pool.close()
+    assert _places() == []

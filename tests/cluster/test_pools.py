@@ -4,10 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,7 @@ from evomerge.core import (
 
 SCRIPTED = "tests.cluster.workers:scripted"
 UNLOADABLE = "tests.cluster.workers:unloadable"
+ALONE = "tests.cluster.workers:alone"
 SLOW = "tests.cluster.workers:slow"
 LOST: list[LostWorker] = []
 
@@ -56,6 +59,7 @@ def test_local_pool_evaluates_everything_once(tmp_path: Path) -> None:
     assert {result.status for result in results.values()} == {Status.OK}
     assert pool.next_done(0.01) is None
     pool.close()
+    assert (tmp_path / "closed").read_text() == "xxxx", "those of three threads, and the broken one"
 
 
 def test_a_local_pool_makes_a_broken_evaluator_anew(tmp_path: Path) -> None:
@@ -72,14 +76,21 @@ def test_a_local_pool_makes_a_broken_evaluator_anew(tmp_path: Path) -> None:
     pool.close()
 
 
-def test_a_closing_local_pool_ends_what_runs_and_nothing_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_closing_local_pool_ends_what_runs_and_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def say(message: str, *values: object) -> None:
+        said.append(message % values)
+        threading.Timer(0.2, (tmp_path / "wait-1-no-more").touch).start()
+
+    monkeypatch.setattr("evomerge.cluster.local_pool.logger.warning", say)
     pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
-    submit(pool, "slow-1", "ok-2", "ok-3")
-    while not (tmp_path / "slow-1").exists():
+    submit(pool, "wait-1", "ok-2", "ok-3")
+    while not (tmp_path / "wait-1").exists():
         time.sleep(0.01)
     pool.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "made", "slow-1"]
-    assert caplog.messages == ["waiting up to 5 s for the evaluations that run, so that their engines are freed"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "made", "wait-1", "wait-1-no-more"]
+    assert said == ["waiting up to 5 s for the evaluations that run, so that their engines are freed"]
 
 
 def test_a_closing_local_pool_waits_longer_for_engines_than_for_evaluations(
@@ -88,16 +99,30 @@ def test_a_closing_local_pool_waits_longer_for_engines_than_for_evaluations(
     """What an evaluation gives then is not recorded; an engine that is not freed may leave processes and shared memory."""
     monkeypatch.setattr("evomerge.cluster.local_pool.RUNNING_S", 0.1)
     pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
-    submit(pool, "slow-1")
-    while not (tmp_path / "slow-1").exists():
+    submit(pool, "hang-1")
+    while not (tmp_path / "hang-1").exists():
         time.sleep(0.01)
     pool.close()
     assert not (tmp_path / "closed").exists()
-    pool = LocalPool(SCRIPTED, {"folder": str(tmp_path), "closing_s": 1.0}, 1)
+    pool = LocalPool(ALONE, {"folder": str(tmp_path), "closing_s": 1.0}, 2)
+    with pytest.raises(FileExistsError):
+        pool.next_done(60)  # one of the two
     submit(pool, "ok-1")
     drain(pool, 1)
     pool.close()
     assert (tmp_path / "closed").exists()
+
+
+def test_a_closing_local_pool_waits_no_longer_for_engines_that_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in {"RUNNING_S": 0.1, "SILENT_S": 0.0, "CLOSING_S": 1.0}.items():
+        monkeypatch.setattr(f"evomerge.cluster.local_pool.{name}", value)
+    pool = LocalPool(SLOW, {"folder": str(tmp_path)}, 1)
+    while not (tmp_path / "starting").exists():
+        time.sleep(0.01)
+    pool.close()
+    assert [message.partition(" for ")[0] for message in caplog.messages] == ["waiting up to 0.1 s"]
 
 
 def test_local_pool_reports_an_evaluator_that_cannot_be_made() -> None:
@@ -114,28 +139,29 @@ def ray_session() -> Iterator[None]:
         yield
 
 
-def ray_pool(
-    factory: str,
-    folder: Path,
-    n_workers: int = 2,
-    evaluation_timeout_s: float = 60,
-    startup_timeout_s: float = 60,
-    versions: Mapping[str, str] | None = None,
-) -> LocalPool:
+def ray_pool(factory: str, folder: Path, settings: Mapping[str, Any] | None = None, **different: Any) -> LocalPool:
     from evomerge.cluster.ray_pool import RayPool, WorkerOptions
 
-    options = WorkerOptions(
-        n_workers=n_workers,
-        cpus=1,
-        gpus=0,
-        environment={"PYTHONPATH": str(Path.cwd()), "EVOMERGE_TEST": "1"},
-        max_attempts=2,
-        evaluation_timeout_s=evaluation_timeout_s,
-        startup_timeout_s=startup_timeout_s,
-        log_folder=str(folder),
-        versions=versions or {},
-    )
-    return RayPool(factory, {"folder": str(folder)}, options)  # type: ignore[return-value]
+    options: dict[str, Any] = {
+        "n_workers": 2,
+        "cpus": 1,
+        "gpus": 0,
+        "environment": {"PYTHONPATH": str(Path.cwd()), "EVOMERGE_TEST": "1"},
+        "max_attempts": 2,
+        "evaluation_timeout_s": 60,
+        "startup_timeout_s": 60,
+        "log_folder": str(folder),
+    }
+    settings = {"folder": str(folder), **(settings or {})}
+    return RayPool(factory, settings, WorkerOptions(**options | different))  # type: ignore[return-value]
+
+
+def until(pool: LocalPool, condition: Callable[[], bool]) -> None:
+    """Lets the pool work, which has nothing to evaluate, until the condition holds."""
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline
+        assert pool.next_done(0.2) is None
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -153,6 +179,7 @@ def test_ray_pool_survives_dying_workers(tmp_path: Path) -> None:
         *("raise-1", "raise-1"),
     ]
     assert results["ok-1"].cost["garbage"] == 50_000
+    assert results["ok-1"].cost["told"] == 1, "of the variables it was to be given"
     assert results["raise-1"].status is Status.FAILED
     assert "RuntimeError: scripted in two lines" in str(results["raise-1"].error)
     assert (tmp_path / "die-once-1").read_text() == "xx"
@@ -174,11 +201,15 @@ def test_ray_s_head_keeps_nothing_of_what_was_evaluated(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 def test_ray_pool_replaces_a_hung_worker_and_stragglers_block_nobody(tmp_path: Path) -> None:
-    pool = ray_pool(SCRIPTED, tmp_path, evaluation_timeout_s=3)
+    pool = ray_pool(
+        SCRIPTED, tmp_path, cpus=2, evaluation_timeout_s=5
+    )  # the room that a hung one keeps would be missing
+    made = tmp_path / "made"
+    until(pool, lambda: made.exists() and made.read_text() == "xx")
     submit(pool, "hang-1", *(f"ok-{index}" for index in range(5)))
     quick = drain(pool, 5)
     assert all(name.startswith("ok") for name in quick)
-    assert "took more than 3 s" in str(drain(pool, 1)["hang-1"].error)
+    assert "took more than 5 s" in str(drain(pool, 1)["hang-1"].error)
     submit(pool, "ok-last")
     assert drain(pool, 1)["ok-last"].status is Status.OK
     pool.close()
@@ -187,7 +218,7 @@ def test_ray_pool_replaces_a_hung_worker_and_stragglers_block_nobody(tmp_path: P
 @pytest.mark.usefixtures("ray_session")
 def test_ray_pool_says_why_a_worker_cannot_start(tmp_path: Path) -> None:
     pool = ray_pool(UNLOADABLE, tmp_path, n_workers=1)
-    with pytest.raises(CheckpointError, match="tensor 'x' holds NaN"):
+    with pytest.raises(CheckpointError, match=r"^model\.safetensors: tensor 'x' holds NaN"):
         drain(pool, 1)
     pool.close()
 
@@ -233,11 +264,103 @@ def test_a_candidate_that_has_cost_its_workers_before_is_not_tried_again(tmp_pat
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_a_worker_that_has_worked_is_started_again_whatever_kept_it(tmp_path: Path) -> None:
+    """What fails then may go away, as memory that the one before has not given back yet; and each start has all its attempts."""
+    pool = ray_pool(SCRIPTED, tmp_path, {"not": [1, 3]}, n_workers=1)
+    submit(pool, "die-once-1", "ok-1", "ok-2")
+    assert list(drain(pool, 3)) == ["die-once-1", "ok-1", "ok-2"], "what was lost comes first"
+    assert (tmp_path / "made").read_text() == "xxxx"
+    pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_worker_that_cannot_start_rests_while_another_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("evomerge.cluster.ray_pool.REST_S", 5)
+    pool = ray_pool(ALONE, tmp_path)
+
+    def failures() -> int:
+        return sum("is replaced: FileExistsError" in message for message in caplog.messages)
+
+    until(pool, lambda: failures() == 2)
+    assert pool.n_workers == 1
+    submit(pool, "ok-1")
+    assert drain(pool, 1)["ok-1"].status is Status.OK
+    until(pool, lambda: failures() == 3)
+    assert pool.n_workers == 1, "once more, and it rests again"
+    (tmp_path / "alone").unlink()
+    until(pool, (tmp_path / "alone").exists)
+    assert pool.n_workers == 2
+    pids = set[float]()
+    while len(pids) < 2:
+        submit(pool, f"slow-{len(pids)}", f"slow-{len(pids)}-too")
+        pids |= {result.cost["pid"] for result in drain(pool, 2).values()}
+    assert len(list(tmp_path.glob("worker-*.log"))) == 2
+    pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_time_without_a_place_is_no_time_of_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = [0.0]
+    now = time.monotonic
+    monkeypatch.setattr("evomerge.cluster.ray_pool.time.monotonic", lambda: now() + later[0])
+    other = ray_pool(SCRIPTED, tmp_path, n_workers=1, cpus=4)
+    submit(other, "ok-other")
+    drain(other, 1)  # so that it has the place
+    pool = ray_pool(SCRIPTED, tmp_path, n_workers=1, cpus=4, max_attempts=1)
+    for _ in range(3):
+        later[0] += 1000.0
+        assert pool.next_done(0.1) is None
+    other.close()
+    submit(pool, "ok-1")
+    assert drain(pool, 1)["ok-1"].status is Status.OK
+    pool.close()
+    pool = ray_pool(SCRIPTED, tmp_path, n_workers=1, cpus=400, max_attempts=1, startup_timeout_s=0.5)
+    assert pool.next_done(1) is None, "nor before anybody has looked whether it has one"
+    pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_free_worker_begins_as_soon_as_it_is_asked(tmp_path: Path) -> None:
+    pool = ray_pool(SCRIPTED, tmp_path, n_workers=1)
+    submit(pool, "ok-1")
+    drain(pool, 1)
+    submit(pool, "ok-2")
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "ok-2").exists():
+        assert time.monotonic() < deadline, "it waits until somebody asks for results"
+        time.sleep(0.05)
+    pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_candidate_that_is_lost_with_every_node_fails_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evomerge.cluster.ray_pool.MAX_NODE_LOSSES", 3)
+    monkeypatch.setattr("evomerge.cluster.ray_pool.RayPool._lost_its_node", lambda *_: True)
+    pool = ray_pool(SCRIPTED, tmp_path, n_workers=1)
+    submit(pool, "die-1", "ok-1")
+    LOST.clear()
+    results = drain(pool, 2)
+    assert list(results) == ["die-1", "ok-1"]
+    assert str(results["die-1"].error).startswith("lost with 3 nodes; the last: ")
+    assert (tmp_path / "die-1").read_text() == "xxx"
+    assert LOST == [], "none of them counts against it"
+    pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_workers_wait_for_room_and_more_come_when_there_is_more(tmp_path: Path) -> None:
     pool = ray_pool(SCRIPTED, tmp_path, n_workers=6)
     submit(pool, *(f"ok-{index}" for index in range(8)))
     pids = {result.cost["pid"] for result in drain(pool, 8).values()}
     assert len(pids) <= 4, "four CPUs hold four workers; the other two wait and nobody counts that as a failure"
+    pool.close()
+    pool = ray_pool(SCRIPTED, tmp_path, n_workers=1, cpus=4)
+    submit(pool, "ok-last")
+    drain(pool, 1)  # nobody keeps a place
     pool.close()
 
 

@@ -13,9 +13,10 @@ from evomerge.core import CheckpointError, EngineError, Evaluation, EvaluationRe
 
 
 class Scripted:
-    """Does what the candidate's id says: `ok-*`, `slow-*`, `raise-*`, `die-*`, `die-once-*`, `hang-*`.
+    """Does what the candidate's id says: `ok-*`, `slow-*`, `raise-*`, `die-*`, `die-once-*`, `hang-*`, `wait-*` (for a file).
 
-    The cost says where: the process, the GPU that it may see (-1 = none), and after how many new objects it looks for garbage.
+    The cost says where: the process, the GPU that it may see (-1 = none), after how many new objects it looks for garbage, and a variable
+    that its process was given.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -23,8 +24,11 @@ class Scripted:
         self._closing_s = float(settings.get("closing_s", 0))
         with (self._folder / "made").open("a") as stream:
             stream.write("x")
-        if len((self._folder / "made").read_text()) > settings.get("most", math.inf):
+        n_made = len((self._folder / "made").read_text())
+        if n_made > settings.get("most", math.inf):
             raise EngineError("the device is gone")
+        if n_made in settings.get("not", ()):
+            raise RuntimeError("not this time") if n_made == 1 else EngineError("not this time")
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
         name = request.candidate_id
@@ -33,21 +37,29 @@ class Scripted:
         if name.startswith("raise"):
             raise RuntimeError("scripted\n  in two lines")
         if name.startswith("hang"):
-            time.sleep(60)
+            time.sleep(600)
         if name.startswith("slow"):
             time.sleep(1)
+        while name.startswith("wait") and not (self._folder / f"{name}-no-more").exists():
+            time.sleep(0.01)
         if name.startswith("die-once"):
             if request.attempt == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
         elif name.startswith("die"):
             os.kill(os.getpid(), signal.SIGKILL)
         gpu = int(os.environ.get("CUDA_VISIBLE_DEVICES") or -1)
-        where = {"pid": os.getpid(), "gpu": gpu, "garbage": gc.get_threshold()[0]}
+        where = {
+            "pid": os.getpid(),
+            "gpu": gpu,
+            "garbage": gc.get_threshold()[0],
+            "told": int(os.environ.get("EVOMERGE_TEST", 0)),
+        }
         return Evaluation(name, request.split, Status.OK, scores={"f": 1.0}, cost=where)
 
     def close(self) -> None:
         time.sleep(self._closing_s)
-        (self._folder / "closed").touch()
+        with (self._folder / "closed").open("a") as stream:
+            stream.write("x")
 
 
 def scripted(settings: Mapping[str, Any]) -> Scripted:
@@ -58,7 +70,14 @@ def unloadable(settings: Mapping[str, Any]) -> Scripted:
     raise CheckpointError("model.safetensors: tensor 'x' holds NaN")
 
 
+def alone(settings: Mapping[str, Any]) -> Scripted:
+    """Fails where another has been made, as where a device is taken."""
+    (Path(settings["folder"]) / "alone").touch(exist_ok=False)
+    return Scripted(settings)
+
+
 def slow(settings: Mapping[str, Any]) -> Scripted:
     """Takes longer to make than anybody waits."""
-    time.sleep(60)
+    (Path(settings["folder"]) / "starting").touch()
+    time.sleep(600)
     return Scripted(settings)
