@@ -1,6 +1,6 @@
 """evomerge: find the best way to merge language models.
 
-Everything the command line does is one call here:
+The main commands are functions here; `open_run` gives an `evomerge.build.Run`:
 
     config = evomerge.load_config("search.yaml")
     evomerge.run_search(config, "runs/mine")

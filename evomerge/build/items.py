@@ -96,7 +96,8 @@ def describe_items(problem: Problem) -> list[str]:
     longest = max(part.longest for parts in items.values() for part in parts.values())
     if config.engine.max_model_len is None and isinstance(positions, int) and longest > positions:
         lines.append(
-            f"note        the models' config.json allows {positions:,} positions, fewer than the longest item needs: the engine will refuse such items"
+            f"note        the models' config.json allows {positions:,} positions, fewer than the longest item needs: the engine will refuse such items; "
+            "shorten the prompts, or lower generation_kwargs.max_gen_toks in the task file"
         )
     return lines
 

@@ -26,7 +26,7 @@ from evomerge.search import (
 from evomerge.space import Parameter, SearchSpace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run as it stands on disk.
 
@@ -40,6 +40,9 @@ class Run:
     config: SearchConfig
     state: RunState
     _items: ItemStore
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory.folder)!r}, {self.state.n_evaluations[Split.SEARCH]} evaluations)"
 
     def evaluation(self, identifier: str, split: Split = Split.SEARCH) -> Evaluation:
         """An evaluation with its item scores.

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,21 +22,27 @@ app = typer.Typer(
 zoo = typer.Typer(help="Train the small demo models.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
 
+
+def _flag(*names: str, help: str = "", hidden: bool = False) -> Any:
+    """A switch: without a `metavar`, typer's help shows it with a value to give."""
+    return typer.Option(*names, metavar="", help=help, hidden=hidden)
+
+
 Config = Annotated[Path, typer.Argument(help="Search configuration (YAML).", show_default=False)]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a setting, e.g. budget.evaluations=200. May be repeated."
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. budget.evaluations=200; repeatable."),
 ]
+Overwrite = Annotated[bool, _flag("--overwrite", help="Replace the file if it exists.")]
+AsJson = Annotated[bool, _flag("--json", help="Print JSON.")]
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    version: Annotated[bool, _flag("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, _flag("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     import logging
 
@@ -55,17 +61,17 @@ def init(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Experts: FOLDER or NAME=FOLDER; FOLDER+ADAPTER for LoRA; or ORG/NAME from the local hub cache.",
-            show_default=False,
         ),
     ],
     base: Annotated[Path | None, typer.Option(help="The model they were fine-tuned from.", show_default=False)] = None,
     task: Annotated[
-        list[str] | None, typer.Option("--task", "-t", help="lm-eval task file or name. May be repeated.")
+        list[str] | None,
+        typer.Option("--task", "-t", metavar="TASK", help="lm-eval task file or name; repeatable."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("search.yaml"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a commented search configuration for these models."""
     from evomerge.build.starting import write_first_config
@@ -81,7 +87,7 @@ def init(
 def doctor(
     folder: Annotated[Path, typer.Option("--run-dir", help="Folder that runs will be written to.")] = Path("runs"),
     address: Annotated[str | None, typer.Option(help="Also check this Ray cluster, e.g. auto.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check this machine (and a cluster) and say what to fix. Exit code 2 if a search would not run."""
     from dataclasses import asdict
@@ -103,12 +109,12 @@ def doctor(
 def validate(
     config: Config,
     overrides: Overrides = None,
-    show: Annotated[bool, typer.Option("--show", help="Print every setting with its default.")] = False,
+    show: Annotated[bool, _flag("--show", help="Print every setting with its default.")] = False,
     items: Annotated[
         bool,
-        typer.Option(
+        _flag(
             "--items",
-            help="Also load the tasks: number of items, tokens per candidate, and whether the longest item fits.",
+            help="Also load the tasks: items, tokens per candidate, and whether the longest item fits.",
         ),
     ] = False,
 ) -> None:
@@ -133,7 +139,9 @@ def plan(
     config: Config,
     workers: Annotated[
         list[int] | None,
-        typer.Option("--workers", "-w", min=1, help="Number of workers. May be repeated. (default: 1, 4, 16, 64)"),
+        typer.Option(
+            "--workers", "-w", min=1, metavar="N", help="Number of workers; repeatable. (default: 1, 4, 16, 64)"
+        ),
     ] = None,
     measured: Annotated[
         Path | None,
@@ -142,9 +150,9 @@ def plan(
     seconds: Annotated[float | None, typer.Option(help="Seconds per candidate, if there is no run yet.")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Price of a worker hour.")] = None,
     simulate: Annotated[
-        bool, typer.Option("--simulate", help="Simulate search and strategy on a virtual clock instead of estimating.")
+        bool, _flag("--simulate", help="Simulate the search on a virtual clock instead of estimating.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Estimate memory, time, utilisation and cost of a search for different numbers of workers."""
@@ -178,17 +186,12 @@ def search(
     config: Config,
     run_dir: Annotated[
         Path | None,
-        typer.Option(
-            "--run-dir", help="Run directory to create. (default: runs/<name>-<time>-<pid>)", show_default=False
-        ),
+        typer.Option("--run-dir", help="Run directory to create. (default: runs/<name>-<time>-<pid>)"),
     ] = None,
     overrides: Overrides = None,
     address: Annotated[
         str | None,
-        typer.Option(
-            help="Use a running Ray cluster, e.g. auto or ray://head:10001. (default: start a local one)",
-            show_default=False,
-        ),
+        typer.Option(help="Use a running Ray cluster, e.g. auto or ray://head:10001. (default: start a local one)"),
     ] = None,
 ) -> None:
     """Search for the best merge. Ctrl-C stops it safely; `evomerge resume` continues."""
@@ -222,7 +225,7 @@ def watch(
         float | None,
         typer.Option(min=0.1, metavar="SECONDS", help="Refresh interval. (default: 2)", show_default=False),
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
+    once: Annotated[bool, _flag("--once", help="Print once and exit.")] = False,
 ) -> None:
     """Follow a run from another terminal. Ctrl-C ends watching, not the run."""
     from evomerge.build.watching import Watcher
@@ -236,8 +239,8 @@ def watch(
 @app.command()
 def front(
     run: Run,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, like front.json.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Annotated[bool, _flag("--json", help="Print JSON, like front.json.")] = False,
+    as_csv: Annotated[bool, _flag("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Print the non-dominated candidates of a live or finished run."""
     from evomerge.build import open_run
@@ -262,9 +265,9 @@ def export(
         str, typer.Option("--pick", help="best (winner of the finals), knee (of the front), or a candidate id.")
     ] = "best",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write. (default: <candidate>.yaml)", show_default=False)
+        Path | None, typer.Option("--out", "-o", help="File to write. (default: ID.yaml)", show_default=False)
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a candidate's recipe as a file for evomerge and mergekit."""
     from evomerge.build import export_recipe
@@ -294,14 +297,12 @@ def merge(
         str | None,
         typer.Option(
             help="Memory limit for tensors, e.g. 4GB, besides about 0.5 GB for the program. (default: a few tensors)",
-            show_default=False,
         ),
     ] = None,
     device: Annotated[
         str | None,
         typer.Option(
             help="Where to compute; auto uses a GPU if there is one. Only cpu uses the compiled kernels. (default: cpu)",
-            show_default=False,
         ),
     ] = None,
     threads: Annotated[
@@ -312,16 +313,16 @@ def merge(
         int | None, typer.Option(min=0, help="Seed of random masks instead of the recipe's.", show_default=False)
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Accept models that include code, and copy it (it is not run).")
+        bool, _flag("--trust-remote-code", help="Accept models that include code, and copy it (it is not run).")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it already holds a model.")] = False,
-    cuda: Annotated[bool, typer.Option("--cuda", "--gpu-rich", help="Same as --device cuda.")] = False,
+    overwrite: Annotated[bool, _flag("--overwrite", help="Replace OUT if it already holds a model.")] = False,
+    cuda: Annotated[bool, _flag("--cuda", "--gpu-rich", help="Same as --device cuda.")] = False,
     always_so: Annotated[
-        bool, typer.Option("--copy-tokenizer", "--safe-serialization", "--write-model-card", "-v", hidden=True)
+        bool, _flag("--copy-tokenizer", "--safe-serialization", "--write-model-card", "-v", hidden=True)
     ] = False,
     not_needed: Annotated[
         bool,
-        typer.Option(
+        _flag(
             "--lazy-unpickle/--no-lazy-unpickle",
             "--low-cpu-memory/--no-low-cpu-memory",
             "--allow-crimes/--no-allow-crimes",
@@ -377,14 +378,13 @@ def evaluate(
             "--config",
             "-c",
             help="Search configuration or run directory that defines tasks and engine.",
-            show_default=False,
         ),
     ],
     split: Annotated[Split, typer.Option(help="Split to score.")] = Split.REPORT,
     show: Annotated[
         int, typer.Option(min=0, metavar="N", help="Also show N items of each task: prompt, answer, target, score.")
     ] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Score a model or recipe on the tasks of a configuration or run."""

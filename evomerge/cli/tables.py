@@ -60,7 +60,7 @@ def print_front(run: Run) -> None:
         return
     count = items_of_candidate(run.state, Split.SEARCH)
     evaluations = f"{run.state.n_evaluations[Split.SEARCH]} evaluations" + (f" of {count:,} items" if count else "")
-    table = Table(title=f"front on the search split ({evaluations})", title_justify="left")
+    table = Table(title=f"front on the search split ({evaluations}), best mean first", title_justify="left")
     table.add_column("id", no_wrap=True)
     for objective in objectives:
         table.add_column(f"{objective.name} ({objective.direction.value})", justify="right", overflow="fold")

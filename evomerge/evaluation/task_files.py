@@ -26,6 +26,9 @@ _NAME = re.compile(r"[\w.:+/()-]{2,}")
 _SUFFIXES = ("", ".yaml", ".yml")
 """of lm-eval's task files; without one, of what they include"""
 
+_DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+"""of files that hold items, not a task"""
+
 _FUNCTION_TAG = re.compile(r"!function\s+([\w./-]+)")
 
 _NO_TASK_FILE = "not an lm-eval task file: it needs a mapping with the key 'task'"
@@ -218,6 +221,10 @@ def named_task_file(task: str) -> Path:
     names = named_tasks()
     tasks = names.tasks
     if task not in tasks:
+        if Path(task).suffix in _DATA:
+            raise EvaluationError(
+                f"{task}: is data, not a task; name it under data_files in a task file (docs/tasks.md has one to copy)"
+            )
         hint = did_you_mean(task, {*names.tasks, *names.groups, *names.tags}, n=3)
         raise EvaluationError(
             f"lm-eval knows no task {task!r}{hint} A local task is named by the path of its YAML file"

@@ -36,6 +36,7 @@ def test_settings_need_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_run_is_a_table(tmp_path: Path) -> None:
     evomerge.run_search(evomerge.load_config(SETTINGS), tmp_path / "run")
     run = evomerge.open_run(tmp_path / "run")
+    assert repr(run) == f"Run({str(tmp_path / 'run')!r}, 12 evaluations)"
     rows = run.records()
     assert len(rows) == len(run.state.evaluations)
     assert sum(row["split"] == "search" for row in rows) == 12

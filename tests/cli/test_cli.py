@@ -49,6 +49,7 @@ def test_every_command_has_help(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.returncode == 0
     assert "Usage: " in result.stdout
+    assert [line for line in result.stdout.splitlines() if "<bool>" in line and "--help" not in line] == []
 
 
 def test_help_imports_nothing_heavy() -> None:

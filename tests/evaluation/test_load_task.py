@@ -375,6 +375,8 @@ def test_unknown_names():
         load_task(TaskSpec("gone.yaml"), None)
     with pytest.raises(EvaluationError, match="lm-eval knows no task 'gsm8kk'; did you mean"):
         load_task(TaskSpec("gsm8kk"), None)
+    with pytest.raises(EvaluationError, match=r"questions\.jsonl: is data, not a task; name it under data_files"):
+        load_task(TaskSpec("questions.jsonl"), None)
     with pytest.raises(EvaluationError, match="lm-eval knows no task 'mmlu'"):
         load_task(TaskSpec("mmlu"), None)
 
