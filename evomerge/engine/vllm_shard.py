@@ -22,7 +22,7 @@ if vllm_targets_cpu():
 
 
 class Shard:
-    """Methods for `collective_rpc`; each answers with JSON, `{"error": ...}` where it fails."""
+    """Methods for `collective_rpc`; each answers with JSON, `{"error": ..., "broken": ...}` where it fails: broken says that a library did."""
 
     get_model: Callable[[], Any]
     """of vLLM's worker"""
@@ -61,6 +61,6 @@ def _answer(work: Callable[[], dict[str, Any]]) -> str:
     try:
         return json.dumps(work())
     except EvomergeError as error:
-        return json.dumps({"error": str(error)})
-    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        return json.dumps({"error": f"{type(error).__name__}: {error}"})
+        return json.dumps({"error": str(error), "broken": False})
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        return json.dumps({"error": f"{type(error).__name__}: {error}", "broken": True})

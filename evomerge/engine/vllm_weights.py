@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 _PLAIN_EXPERTS = {"TRITON", "BATCHED_TRITON"}
 """vLLM's backends for unquantised experts (`UnquantizedMoeBackend`) that compute with the weights as they are loaded"""
+
+_MOST_NESTED = 3
+"""How deep copies of weights are looked for in the objects that modules hold."""
 
 _PROBE_ELEMENTS = 1 << 20
 """At most so many elements of each parameter are compared with their value before the layout was discovered."""
@@ -142,11 +146,15 @@ class ShardedWeights:
         self._ask("evomerge_clear_caches")
 
     def _ask(self, method: str, *arguments: str) -> list[dict[str, Any]]:
-        """The answers of all worker processes to a method of theirs; only text goes there and back."""
+        """The answers of all worker processes to a method of theirs; only text goes there and back.
+
+        Raises:
+            EngineError: what a process has found wrong; with a cause where a library failed in it.
+        """
         answers = [json.loads(answer) for answer in self._llm.collective_rpc(method, args=arguments)]
         for answer in answers:
             if "error" in answer:
-                raise EngineError(answer["error"])
+                raise EngineError(answer["error"]) from (RuntimeError(answer["error"]) if answer["broken"] else None)
         return answers
 
 
@@ -226,15 +234,20 @@ def check_no_copies(model: torch.nn.Module) -> None:
 
 
 def _held_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors that are no parameters or buffers: attributes of modules, and of objects that are such attributes."""
+    """Tensors that are no parameters or buffers: attributes of modules, and of objects that are such attributes, or theirs (a composed attention backend)."""
+    seen: set[int] = set()
     for name, module in model.named_modules():
         for attribute, held in vars(module).items():
-            if isinstance(held, torch.Tensor):
-                yield f"{name}.{attribute}", held
-            elif not isinstance(held, torch.nn.Module | type) and hasattr(held, "__dict__"):
-                for inner, value in vars(held).items():
-                    if isinstance(value, torch.Tensor):
-                        yield f"{name}.{attribute}.{inner}", value
+            yield from _tensors_in(held, f"{name}.{attribute}", _MOST_NESTED, seen)
+
+
+def _tensors_in(held: object, place: str, depth: int, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(held, torch.Tensor):
+        yield place, held
+    elif depth and id(held) not in seen and not isinstance(held, torch.nn.Module | type | ModuleType):
+        seen.add(id(held))  # all layers hold the configuration
+        for attribute, inner in list(getattr(held, "__dict__", {}).items()):
+            yield from _tensors_in(inner, f"{place}.{attribute}", depth - 1, seen)
 
 
 def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:

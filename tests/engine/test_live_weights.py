@@ -63,6 +63,15 @@ def test_a_copy_that_is_computed_with_is_refused(copy) -> None:
         check_no_copies(model)
 
 
+def test_a_copy_that_a_composed_backend_holds_is_refused() -> None:
+    """As vLLM's `TRITON_FLASHINFER`, which has an implementation of each."""
+    sinks = torch.randn(8).bfloat16()
+    attention = Attention(sinks, sinks)
+    attention.impl = SimpleNamespace(causal_impl=SimpleNamespace(sinks=sinks.float()))
+    with pytest.raises(EngineError, match=r"\(layer\.impl\.causal_impl\.sinks\)"):
+        check_no_copies(torch.nn.ModuleDict({"layer": attention}))
+
+
 def test_what_is_no_copy_is_left_alone() -> None:
     sinks = torch.randn(8).bfloat16()
     shared, other, constant = (

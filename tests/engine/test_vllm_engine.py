@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evomerge.core import EngineError
-from evomerge.engine import GenerateRequest, LogLikelihoodRequest, make_engine, vllm_option_names
+from evomerge.engine import GenerateRequest, LogLikelihoodRequest, RemoteWrite, make_engine, vllm_option_names
 from evomerge.engine.checkpoint import CheckpointFolder
 from evomerge.engine.patches import DISTRIBUTED_STATE
 from evomerge.testing.engine_suite import random_tokens
@@ -70,6 +70,18 @@ def test_requests_of_a_failed_batch_do_not_block_the_next_update(suite, monkeypa
         suite.engine.generate(suite.generate_requests)
     suite.load(2)
     suite.check_serves(2)
+
+
+@pytest.mark.parametrize(
+    ("function", "broken"), [("evomerge.testing.engine_writers:write_half", False), ("os:no_such_function", True)]
+)
+def test_what_breaks_in_a_process_is_told_from_what_is_wrong_with_a_candidate(suite_of, function, broken):
+    """A cause counts as a breakdown, after some of which a worker is replaced."""
+    sharded = suite_of("vllm-untied-sharded")
+    with pytest.raises(EngineError) as found:
+        sharded.engine.update(RemoteWrite(function, {}))
+    assert (found.value.__cause__ is not None) == broken
+    sharded.load(0)
 
 
 def test_agrees_with_the_transformers_engine(suite):
@@ -184,6 +196,11 @@ def test_log_likelihoods_need_no_tokenizer(tmp_path):
     ("options", "what"),
     [
         ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2 spreads the model"),
+        ({"decode_context_parallel_size": 2}, "decode_context_parallel_size=2 spreads the model"),
+        ({"enable_eplb": True}, "enable_eplb=True moves experts"),
+        ({"offload_group_size": 8}, "offload_group_size=8 lets layers share memory"),
+        ({"kv_offloading_size": 4.0}, "kv_offloading_size=4.0 keeps prefixes"),
+        ({"kv_transfer_config": {"kv_connector": "c", "kv_role": "kv_both"}}, "kv_transfer_config=.* keeps prefixes"),
         ({"no_such_option": 1}, "cannot serve"),
         ({"max_model_len": 100_000}, "cannot serve"),
     ],

@@ -76,7 +76,8 @@ def test_any_dtype_of_the_models(method, dtype, monkeypatch):
 def test_precision_of_a_recipe(method, precision, monkeypatch):
     plan, pool = fixed_case(method, 3)
     plan = replace(plan, math_dtype=precision)
-    assert torch.equal(written(plan, pool, monkeypatch, cut=0.4, offset=1), expected(plan, pool))
+    whole = expected(plan, pool)
+    assert torch.equal(written(plan, pool, monkeypatch, cut=0.4, offset=1), whole)
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "breadcrumbs"])
