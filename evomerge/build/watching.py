@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evomerge.build.reading import is_over, recorded_config
 from evomerge.core import Evaluation, FilePath, Objective, Split, Status
-from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, best_key, utility
+from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, best_key, finals_at, utility
 
 N_BEST = 5
 """So many candidates are shown."""
@@ -93,7 +93,7 @@ class Watcher:
         rate = None
         if len(self._times) > 1 and self._times[-1] > self._times[0]:
             rate = 60 * (len(self._times) - 1) / (self._times[-1] - self._times[0])
-        left = None if rate is None or wanted is None or over else 60 * max(0, wanted - count) / rate
+        left = None if rate is None or wanted is None or over or state.stopped else 60 * max(0, wanted - count) / rate
         return Look(
             status=status,
             over=over,
@@ -132,11 +132,18 @@ class Watcher:
                 found = [*self._best, evaluation]
                 self._best = sorted(found, key=lambda item: best_key(self._state, item), reverse=True)[:N_BEST]
 
+    def _doing(self) -> str:
+        if not self._state.stopped:
+            return "searching"
+        if not self._state.finalists:
+            return "ending"
+        split, n_done, n_wanted = finals_at(self._state)
+        return f"in the finals ({n_done} of {n_wanted} evaluated on {split})"
+
     def _status(self) -> tuple[str, bool, bool]:
         holder = self._holder.look()
         if holder is not None and holder[1] is not False:
-            doing = "in the finals" if self._state.stopped else "searching"
-            return f"{doing}, {holder[0]}", False, holder[1] is not None
+            return f"{self._doing()}, {holder[0]}", False, holder[1] is not None
         if self._state.finished:
             return f"finished; the best is {self._state.best_id}", True, True
         if is_over(self._state, self.config):

@@ -203,7 +203,7 @@ def search(
     extra = [f"cluster.address={address}"] if address else []
     settings = load_config(config, [*(overrides or ()), *extra])
     folder = run_dir or default_run_directory(settings, config)
-    with watched(folder, settings.budget.evaluations) as observer:
+    with watched(folder, settings.budget.evaluations, settings.finals.finalists) as observer:
         start_search(settings, folder, config_text=config.read_text(encoding="utf-8"), observers=[observer])
 
 
@@ -214,7 +214,7 @@ def resume(run: Run, overrides: Overrides = None) -> None:
     from evomerge.cli.progress import watched
 
     config = config_on_resume(run, overrides or ())
-    with watched(run, config.budget.evaluations, open_run(run).state) as observer:
+    with watched(run, config.budget.evaluations, config.finals.finalists, open_run(run).state) as observer:
         resume_search(run, overrides=overrides or (), observers=[observer])
 
 

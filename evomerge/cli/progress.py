@@ -11,7 +11,7 @@ from pathlib import Path
 from evomerge.cli.console import say
 from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from evomerge.core import EngineError, Evaluation, EvomergeError, Split, Status
-from evomerge.search import Interrupted, RunDirectory, RunState, indifferent, standing
+from evomerge.search import Interrupted, RunDirectory, RunState, finals_at, indifferent, standing
 
 STATUS_EVERY_S = 10.0
 """How often a status line is printed where nothing improves."""
@@ -26,15 +26,19 @@ class Progress:
     Args:
         folder: the run directory.
         n_evaluations: the budget, if there is one.
+        n_finalists: of the finals that follow; 0 = none do.
         known: the run so far, where one is resumed.
     """
 
-    def __init__(self, folder: Path, n_evaluations: int | None, known: RunState | None = None) -> None:
-        self._folder, self._budget = folder, n_evaluations
+    def __init__(
+        self, folder: Path, n_evaluations: int | None, n_finalists: int = 0, known: RunState | None = None
+    ) -> None:
+        self._folder, self._budget, self._n_finalists = folder, n_evaluations, n_finalists
         before = [] if known is None else [standing(known.objectives, item) for item in known.evaluated()]
         self._best = max(before, default=(float("-inf"),))
         self._started = self._last = time.monotonic()
         self._n_here = 0
+        self._said_what_follows = False
         self._said_dropped: set[Split] = set()
         self.waiting = threading.Timer(
             WAITING_AFTER_S, say, ["waiting for the first result; engines take a while to start"]
@@ -45,6 +49,11 @@ class Progress:
         """Takes a finished evaluation in."""
         self.waiting.cancel()
         self._n_here += 1
+        self._show(state, evaluation)
+        if self._n_finalists and self._budget and evaluation.split is Split.SEARCH:
+            self._say_what_follows(state, self._budget)
+
+    def _show(self, state: RunState, evaluation: Evaluation) -> None:
         entry = state.entries[evaluation.candidate_id]
         if evaluation.status is not Status.OK:
             return  # the loop has warned of it
@@ -58,7 +67,8 @@ class Progress:
         scores = "  ".join(f"{item.name} {evaluation.value(item.name):.3f}" for item in state.objectives)
         line = f"{evaluation.candidate_id:<22} mean {here[0]:.3f}   {scores}"
         if evaluation.split is not Split.SEARCH:
-            self._print(state, f"{evaluation.split}: {line}")
+            split, n_done, n_wanted = finals_at(state)
+            say(f"[{split} {n_done}/{n_wanted}] {line}")
         elif entry.baseline:
             self._print(state, line)
             self._best = max(self._best, here)
@@ -70,6 +80,13 @@ class Progress:
         elif time.monotonic() - self._last > STATUS_EVERY_S:
             rate = self._n_here / (time.monotonic() - self._started)
             self._print(state, f"{line}   ({60 * rate:.0f}/min, best {self._best[0]:.3f})")
+
+    def _say_what_follows(self, state: RunState, budget: int) -> None:
+        if state.n_evaluations[Split.SEARCH] == len(state.entries) >= budget and not self._said_what_follows:
+            self._said_what_follows = True
+            say(
+                f"search done; finals: the {self._n_finalists} finalists and all baselines are scored on select, then the winner and all baselines on report"
+            )
 
     def _say_what_cannot_be_searched(self, state: RunState) -> None:
         same = [f"{name} ({score:.3f})" for name, score in indifferent(state).items()]
@@ -88,7 +105,7 @@ class Progress:
 
 @contextmanager
 def watched(
-    folder: Path, n_evaluations: int | None, known: RunState | None = None
+    folder: Path, n_evaluations: int | None, n_finalists: int = 0, known: RunState | None = None
 ) -> Iterator[Callable[[RunState, Evaluation], None]]:
     """Prints where the run is kept, its progress, and at the end its table or how to go on."""
     from evomerge.build import open_run
@@ -96,7 +113,7 @@ def watched(
 
     directory = RunDirectory(folder)
     say(f"run directory: {folder}")
-    progress = Progress(folder, n_evaluations, known)
+    progress = Progress(folder, n_evaluations, n_finalists, known)
     progress.waiting.start()
     try:
         yield progress

@@ -42,6 +42,15 @@ def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> Run
     return state
 
 
+def finals_at(state: RunState) -> tuple[Split, int, int]:
+    """The split that the finals are at, how many candidates are evaluated on it, and how many are to be."""
+    baselines = [entry.id for entry in state.baselines]
+    split, names = Split.SELECT, dict.fromkeys([*baselines, *state.finalists])
+    if state.best_id is not None and all((name, split) in state.evaluations for name in names):
+        split, names = Split.REPORT, dict.fromkeys([*baselines, state.best_id])
+    return split, sum((name, split) in state.evaluations for name in names), len(names)
+
+
 def choose_finalists(state: RunState, count: int) -> list[str]:
     """The `count` best on the search split: half by their `standing`, the rest from the front, then by the standing; of equals the smaller id.
 

@@ -184,12 +184,21 @@ def test_watch_follows_a_run_from_outside(tmp_path: Path) -> None:
     assert (whole.n_evaluations, whole.best) == (last.n_evaluations, last.best)
 
 
-def test_watch_waits_for_a_sign_of_life_from_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("finalists", "doing", "done"),
+    [
+        (0, "ending", "finished (evaluations)"),
+        (1, "in the finals (1 of 1 evaluated on report)", "finished; the best is c000001"),
+    ],
+)
+def test_watch_waits_for_a_sign_of_life_from_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finalists: int, doing: str, done: str
+) -> None:
     from evomerge.cli.live import watch_run
     from evomerge.search import run_lock
 
     folder = tmp_path / "run"
-    settings = SETTINGS | {"budget": {"evaluations": 2}, "finals": {"finalists": 0}}
+    settings = SETTINGS | {"budget": {"evaluations": 2}, "finals": {"finalists": finalists}}
     start_search(parse_config(settings, folder=tmp_path), folder)
     (folder / "lock").write_text(json.dumps({"pid": 1, "host": "far", "machine": "there", "token": "t"}))
     monkeypatch.setattr(run_lock, "_awake_and_asleep_s", iter(range(0, 1000, 15)).__next__)
@@ -204,7 +213,7 @@ def test_watch_waits_for_a_sign_of_life_from_another_machine(tmp_path: Path, mon
 
     monkeypatch.setattr(watcher, "look", looked)
     watch_run(watcher, 1.0, once=True)
-    assert looks == ["in the finals, process 1 on far"] * 2 + ["finished (evaluations)"]
+    assert looks == [f"{doing}, process 1 on far"] * 2 + [done]
 
 
 def test_results_that_come_in_bursts_do_not_count_as_fast(tmp_path: Path) -> None:

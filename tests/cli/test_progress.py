@@ -64,6 +64,45 @@ def test_improvements_are_printed_and_now_and_then_how_fast_it_goes(
     ]
 
 
+def test_the_finals_are_announced_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    state = RunState.of(
+        [
+            event("run", version=1, objectives=[{"name": "f", "direction": "maximize", "reference": None}]),
+            event("baseline", id="uniform", recipe=None, values=None),
+            *(event("asked", id=name, values=[0.5], parents=[], ask_s=0.0) for name in ("c000000", "c000001")),
+        ]
+    )
+    progress = Progress(Path("run"), 3, n_finalists=2)
+
+    def evaluated(name: str, split: Split) -> None:
+        state.apply(
+            event(
+                "evaluated", id=name, split=split.value, status="ok", scores={"f": 0.3}, stderr={}, cost={}, error=None, row=None,
+                checksum=None, elapsed_s=1.0,
+            )
+        )  # fmt: skip
+
+    for name in ("uniform", "c000000", "c000001"):
+        evaluated(name, Split.SEARCH)
+    for name in ("c000000", "c000001"):  # they came together
+        progress(state, state.evaluations[name, Split.SEARCH])
+    for happened in (event("told", ids=["c000000", "c000001"]), event("finalists", ids=["c000000", "uniform"])):
+        state.apply(happened)
+    for name, split in (("uniform", Split.SELECT), ("c000000", Split.SELECT), ("uniform", Split.REPORT)):
+        evaluated(name, split)
+        progress(state, state.evaluations[name, split])
+        if name == "c000000":
+            state.apply(event("best", id="c000000"))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0].endswith("best so far")
+    assert lines[1].startswith("search done; finals: the 2 finalists and all baselines are scored on select, then")
+    assert [line.partition(" mean")[0] for line in lines[2:]] == [
+        "[select 1/2] uniform",
+        "[select 2/2] c000000",
+        "[report 1/2] uniform",
+    ]
+
+
 def test_a_failure_is_said_once_by_the_loop(capsys: pytest.CaptureFixture[str]) -> None:
     state = RunState.of(
         [
