@@ -98,7 +98,7 @@ class RayPool:
         self._queue: deque[EvaluationRequest] = deque()
         self._done: deque[Evaluation | LostWorker] = deque()
         self._idle: deque[_Slot] = deque()
-        self._resting: dict[int, tuple[float, int]] = {}
+        self._resting: dict[int, float] = {}
         self._has_worked = False
         self._different: set[str] = set()
         self._node_losses: Counter[tuple[str, Split]] = Counter()
@@ -109,8 +109,8 @@ class RayPool:
 
     @property
     def n_workers(self) -> int:
-        """How many workers there are, or will be as soon as there is room; at least one."""
-        return max(1, len(self._slots))
+        """How many workers there are, or will be as soon as there is room."""
+        return len(self._slots)
 
     def submit(self, request: EvaluationRequest) -> None:
         """Queues a request; a free worker takes it. One that has cost too many workers already fails at once."""
@@ -136,7 +136,6 @@ class RayPool:
         """Kills the workers."""
         for slot in self._slots.values():
             self._remove(slot)
-        self._slots.clear()
 
     def _target(self) -> int:
         wanted = self._options.n_workers
@@ -244,7 +243,7 @@ class RayPool:
         elif not any(other.is_ready for other in self._slots.values()):
             raise EngineError(f"worker {slot.index} cannot start: {reason}")
         else:
-            self._resting[slot.index] = (time.monotonic() + REST_S, failures)
+            self._resting[slot.index] = time.monotonic() + REST_S
 
     def _give_back(self, request: EvaluationRequest, reason: str, *, blameless: bool) -> None:
         key = (request.candidate_id, request.split)
@@ -269,10 +268,10 @@ class RayPool:
             if not slot.is_placed and not slot.is_ready:
                 slot.is_placed = placement_group_table(slot.place).get("state") == "CREATED"
                 slot.since = now  # waiting for a place is not starting
-        for index, (until, failures) in list(self._resting.items()):
+        for index, until in list(self._resting.items()):
             if now > until:
                 del self._resting[index]
-                self._start(index, failures - 1)
+                self._start(index, self._options.max_attempts - 1)
         target = self._target()
         for index in range(target):
             if index not in self._slots and index not in self._resting:

@@ -26,6 +26,8 @@ from evomerge.core import (
 
 SCRIPTED = "tests.cluster.workers:scripted"
 UNLOADABLE = "tests.cluster.workers:unloadable"
+REST_S = 61
+"""more than `evomerge.cluster.ray_pool.REST_S`"""
 ALONE = "tests.cluster.workers:alone"
 SLOW = "tests.cluster.workers:slow"
 LOST: list[LostWorker] = []
@@ -261,6 +263,11 @@ def test_a_candidate_that_has_cost_its_workers_before_is_not_tried_again(tmp_pat
     assert "quarantined" in str(drain(pool, 1)["die-always"].error)
     assert not (tmp_path / "die-always").exists()
     pool.close()
+    pool = ray_pool(SCRIPTED, tmp_path, n_workers=1, max_attempts=1)
+    submit(pool, "die-always", "ok-1")
+    assert [result.status for result in drain(pool, 2).values()] == [Status.FAILED, Status.OK]
+    assert (tmp_path / "die-always").read_text() == "x"
+    pool.close()
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -273,44 +280,54 @@ def test_a_worker_that_has_worked_is_started_again_whatever_kept_it(tmp_path: Pa
     pool.close()
 
 
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Puts the pool's clock forward by so many seconds."""
+    ahead = [0.0]
+    now = time.monotonic
+    monkeypatch.setattr("evomerge.cluster.ray_pool.time.monotonic", lambda: now() + sum(ahead))
+    return ahead.append
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_a_worker_that_cannot_start_rests_while_another_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, later: Callable[[float], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("evomerge.cluster.ray_pool.REST_S", 5)
     pool = ray_pool(ALONE, tmp_path)
 
     def failures() -> int:
         return sum("is replaced: FileExistsError" in message for message in caplog.messages)
 
     until(pool, lambda: failures() == 2)
-    assert pool.n_workers == 1
+    for _ in range(3):
+        assert pool.n_workers == 1
+        later(5)
+        assert pool.next_done(0) is None
     submit(pool, "ok-1")
     assert drain(pool, 1)["ok-1"].status is Status.OK
+    later(REST_S)
     until(pool, lambda: failures() == 3)
     assert pool.n_workers == 1, "once more, and it rests again"
     (tmp_path / "alone").unlink()
+    later(REST_S)
     until(pool, (tmp_path / "alone").exists)
     assert pool.n_workers == 2
     pids = set[float]()
     while len(pids) < 2:
         submit(pool, f"slow-{len(pids)}", f"slow-{len(pids)}-too")
         pids |= {result.cost["pid"] for result in drain(pool, 2).values()}
-    assert len(list(tmp_path.glob("worker-*.log"))) == 2
+    assert {path.name for path in tmp_path.glob("*.log")} == {"worker-0.log", "worker-1.log"}
     pool.close()
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_time_without_a_place_is_no_time_of_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    later = [0.0]
-    now = time.monotonic
-    monkeypatch.setattr("evomerge.cluster.ray_pool.time.monotonic", lambda: now() + later[0])
+def test_time_without_a_place_is_no_time_of_starting(tmp_path: Path, later: Callable[[float], None]) -> None:
     other = ray_pool(SCRIPTED, tmp_path, n_workers=1, cpus=4)
     submit(other, "ok-other")
     drain(other, 1)  # so that it has the place
     pool = ray_pool(SCRIPTED, tmp_path, n_workers=1, cpus=4, max_attempts=1)
     for _ in range(3):
-        later[0] += 1000.0
+        later(1000)
         assert pool.next_done(0.1) is None
     other.close()
     submit(pool, "ok-1")
@@ -340,7 +357,7 @@ def test_a_candidate_that_is_lost_with_every_node_fails_in_the_end(
 ) -> None:
     monkeypatch.setattr("evomerge.cluster.ray_pool.MAX_NODE_LOSSES", 3)
     monkeypatch.setattr("evomerge.cluster.ray_pool.RayPool._lost_its_node", lambda *_: True)
-    pool = ray_pool(SCRIPTED, tmp_path, n_workers=1)
+    pool = ray_pool(SCRIPTED, tmp_path, {"not": [1]}, n_workers=1, max_attempts=1)  # nor do starts
     submit(pool, "die-1", "ok-1")
     LOST.clear()
     results = drain(pool, 2)

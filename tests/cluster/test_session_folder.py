@@ -1,6 +1,8 @@
 """What a local Ray session leaves behind goes with it, or, where its driver was killed, with the start of the next."""
 
+import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +42,29 @@ def test_nothing_is_left_of_a_session_that_has_ended(temporary: Path) -> None:
     assert (folder.path.stat().st_mode & 0o777) == 0o700
     folder.close()
     assert [path.name for path in temporary.rglob("*")] == ["ray"]
+
+
+@pytest.mark.parametrize("n_writes", [1, math.inf])
+def test_a_process_that_still_writes_is_waited_for_a_while(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, n_writes: float
+) -> None:
+    monkeypatch.setattr("evomerge.cluster.session_folder._PATIENCE_S", 5.0 if n_writes == 1 else 0.1)
+    folder = SessionFolder()
+    session = _ray_session(temporary, "session_1")
+    folder.adopt(session)
+    remove, written = shutil.rmtree, []
+
+    def remove_and_write(path: Path, *, ignore_errors: bool) -> None:
+        remove(path, ignore_errors=ignore_errors)
+        if path == session and len(written) < n_writes:
+            written.append(path)
+            path.mkdir()
+
+    monkeypatch.setattr("shutil.rmtree", remove_and_write)
+    folder.close()
+    assert written
+    assert session.exists() == (n_writes > 1)
+    assert not folder.path.exists()
 
 
 def test_a_session_of_another_program_stays(temporary: Path) -> None:
