@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evomerge.build import open_run, parse_config, start_search
-from evomerge.build.report import write_report
+from evomerge.build.report import figures, write_report
 from evomerge.build.report.figures import MAX_PARAMETERS, parameters
 from evomerge.build.report.page import _rows
 from evomerge.core import ConfigError, EvaluationError, JournalError
@@ -53,6 +53,13 @@ def _run(folder: Path, **changes: Any) -> Path:
     }
     start_search(parse_config(settings, folder=Path("/")), folder)
     return folder
+
+
+def test_the_winner_of_the_finals_is_marked(tmp_path: Path) -> None:
+    state = open_run(_run(tmp_path / "run")).state
+    for figure in (figures.progress(state), figures.fronts(state), figures.optimism(state)):
+        assert figure is not None
+        assert [list(trace.text) for trace in figure.data if trace.name == "winner"] == [[state.best_id]]
 
 
 def test_everything_of_a_run_is_in_one_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ MAX_PARAMETERS = 24
 """So many coordinates fit beside each other; the ones that vary most among the best are shown."""
 BEST_SHARE = 0.2
 """The best fifth of the candidates tells which coordinates matter."""
-_COLOURS = {"source": "#d95f02", "baseline": "#7570b3", "candidate": "#9aa5b1", "front": "#1b9e77"}
+_COLOURS = {"source": "#d95f02", "baseline": "#7570b3", "candidate": "#9aa5b1", "front": "#1b9e77", "winner": "#1c2733"}
 _LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
     "height": 420,
@@ -37,7 +37,7 @@ def progress(state: RunState) -> go.Figure | None:
             x=[index + 1 for index in wanted],
             y=[means[index] for index in wanted],
             text=[evaluations[index].candidate_id for index in wanted],
-            mode="markers", name=kind, marker={"color": _COLOURS[kind], "size": 6 if kind == "candidate" else 10},
+            mode="markers", name=kind, marker=_marker(kind),
         )  # fmt: skip
     best = np.maximum.accumulate(means)
     line = {"color": _COLOURS["front"], "shape": "hv"}
@@ -56,18 +56,15 @@ def fronts(state: RunState) -> go.Figure | None:
     names = [objective.name for objective in state.objectives]
     figure = go.Figure()
     for kind, items in groups.items():
-        marker: dict[str, Any] = {"color": _COLOURS[kind], "size": 6 if kind == "candidate" else 9}
-        if kind == "front":
-            marker |= {"symbol": "circle-open", "size": 13, "line": {"width": 2}}
         text = [item.candidate_id for item in items]
         if len(names) > 2:
             dimensions = [{"label": name, "values": [item.value(name) for item in items]} for name in names]
             half = {"showupperhalf": False, "diagonal": {"visible": False}}
-            figure.add_splom(dimensions=dimensions, text=text, name=kind, marker=marker, **half)
+            figure.add_splom(dimensions=dimensions, text=text, name=kind, marker=_marker(kind), **half)
             continue
         bars = {f"error_{axis}": _bars(items, name) for axis, name in zip("xy", names, strict=True) if kind == "front"}
         x, y = ([item.value(name) for item in items] for name in names)
-        figure.add_scatter(x=x, y=y, text=text, mode="markers", name=kind, marker=marker, **bars)
+        figure.add_scatter(x=x, y=y, text=text, mode="markers", name=kind, marker=_marker(kind), **bars)
     figure.update_layout(height=180 * len(names) + 240 if len(names) > 2 else 520)
     return _titled(figure, *(_labels(state.objectives) if len(names) == 2 else (None, None)))
 
@@ -107,7 +104,7 @@ def optimism(state: RunState) -> go.Figure | None:
             text=[pairs[index][0].candidate_id for index in wanted],
             error_x={"array": (Z_95 * x[:, 1]).tolist(), "thickness": 1},
             error_y={"array": (Z_95 * y[:, 1]).tolist(), "thickness": 1},
-            marker={"color": _COLOURS["front" if kind == "candidate" else kind], "size": 9},
+            marker=_marker(kind),
         )  # fmt: skip
     values = [utility(state.objectives, item) for pair in pairs for item in pair]
     ends = [min(values), max(values)]
@@ -158,12 +155,21 @@ def _telling(points: NDArray[np.float64], scores: NDArray[np.float64]) -> list[i
 
 
 def _by_kind(state: RunState, evaluations: Sequence[Evaluation]) -> dict[str, list[int]]:
-    """Indices of the sources, of the other baselines and of the candidates."""
+    """Indices of the sources, of the other baselines, of the candidates, and of the winner of the finals."""
     kinds: dict[str, list[int]] = {}
     for index, item in enumerate(evaluations):
         known = "baseline" if state.entries.is_baseline(item.candidate_id) else "candidate"
-        kinds.setdefault("source" if item.candidate_id.startswith("source:") else known, []).append(index)
+        kind = "source" if item.candidate_id.startswith("source:") else known
+        kinds.setdefault("winner" if item.candidate_id == state.best_id else kind, []).append(index)
     return kinds
+
+
+def _marker(kind: str) -> dict[str, Any]:
+    if kind == "front":
+        return {"color": _COLOURS[kind], "symbol": "circle-open", "size": 13, "line": {"width": 2}}
+    if kind == "winner":
+        return {"color": _COLOURS[kind], "symbol": "star", "size": 12}
+    return {"color": _COLOURS[kind], "size": 6 if kind == "candidate" else 9}
 
 
 def _bars(items: Sequence[Evaluation], name: str) -> dict[str, Any]:
