@@ -72,8 +72,9 @@ $(TRITON): requirements/triton.txt | $(STAMP)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target .triton -r requirements/triton.txt
 	@touch $@
 
-triton-test: setup $(TRITON) ## the GPU's kernels, run by Triton's interpreter and compiled, without a GPU
+triton-test: setup $(TRITON) ## the GPU's kernels, and vLLM's, run by Triton's interpreter and compiled, without a GPU
 	PYTHONPATH=.triton TRITON_INTERPRET=1 $(BIN)/pytest tests/weights/test_triton_kernels.py tests/weights/test_triton_left_to_cpu.py tests/weights/test_triton_benchmark.py
+	PYTHONPATH=.triton TRITON_INTERPRET=1 $(BIN)/pytest tests/engine/test_gpu_model_runner.py
 	PYTHONPATH=.triton $(BIN)/pytest tests/weights/test_triton_compile.py
 
 format: setup ## rewrite the code in its format

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from evomerge.engine import engine_environment, make_engine
-from evomerge.testing.engines import cannot_start
+from evomerge.testing.engines import cannot_start, options_beside_others
 
 # Before torch and vLLM start, as a worker's launcher does it for either engine.
 os.environ.update(engine_environment("transformers") | engine_environment())
@@ -22,13 +22,14 @@ def suite_of(tmp_path_factory):
 
     def suite_of(name):
         kind, tied, *sharded = name.split("-")
-        if cannot_start(kind):
-            pytest.skip(cannot_start(kind))
+        problem = cannot_start(kind, 2 if sharded else 1)
+        if problem:
+            pytest.skip(problem)
         if name not in started:
 
             def start(model, **settings):
                 options = {"tensor_parallel_size": 2} if sharded else {}
-                return make_engine(kind, model, options=options, **settings)
+                return make_engine(kind, model, options=options | options_beside_others(kind), **settings)
 
             # two processes must answer like one
             fresh = suite_of(f"{kind}-{tied}").fresh if sharded else None

@@ -1,6 +1,9 @@
 import pytest
 
+from evomerge.engine.environment import vllm_targets_cpu
 from evomerge.testing.engine_checks import CHECKS, check_engines_are_independent
+
+pytestmark = [] if vllm_targets_cpu() else [pytest.mark.gpu]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

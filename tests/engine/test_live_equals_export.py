@@ -5,11 +5,14 @@ import torch
 from safetensors.torch import load_file
 
 from evomerge.engine import RemoteWrite, make_engine
+from evomerge.engine.environment import vllm_targets_cpu
 from evomerge.plan import make_plan, read_model_header
 from evomerge.recipe import Recipe, Setting, Slice, Source
-from evomerge.testing.engines import cannot_start
+from evomerge.testing.engines import cannot_start, options_beside_others
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import WRITE_MERGE, Merger, WeightPool, merge_to_folder
+
+pytestmark = [] if vllm_targets_cpu() else [pytest.mark.gpu]
 
 GRADIENT = (Setting((0.1, 0.9)),)
 
@@ -52,7 +55,7 @@ RECIPES = {
 
 
 def bits(tensor):
-    return tensor.contiguous().view(torch.int32 if tensor.dtype is torch.float32 else torch.int16)
+    return tensor.cpu().contiguous().view(torch.int32 if tensor.dtype is torch.float32 else torch.int16)
 
 
 def assert_holds(engine, checkpoint):
@@ -94,6 +97,7 @@ def test_in_bfloat16(kind, tmp_path):
     headers = {folder: read_model_header(folder) for folder in folders}
     merger = Merger(WeightPool(headers))
     options = {"kv_cache_memory_bytes": 16 << 20} if kind == "vllm" else {}
+    options |= options_beside_others(kind)
     engine = make_engine(kind, tmp_path / "a", dtype="bfloat16", max_model_len=64, options=options)
     for method in ("ties", "dare_ties", "linear"):
         recipe = RECIPES[method](*folders)
