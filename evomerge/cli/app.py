@@ -46,6 +46,7 @@ def _root(
 ) -> None:
     import logging
 
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )

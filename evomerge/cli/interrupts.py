@@ -21,6 +21,9 @@ _HELD_UP_IN = {"<frozen importlib._bootstrap>", weakref.__file__}
 """Code from which the exception must not come. C++ that calls Python while a module is initialised, as torch's does, aborts the process
 when that raises; what a finalizer raises is lost, as what `__del__` does."""
 
+_SOBOL = os.path.join("scipy", "stats", "_qmc.py")
+"""End of the name of such a file: what is raised while its Cython reads its table is printed and lost."""
+
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -75,7 +78,8 @@ class _Interrupt:
 
     def _is_held_up(self, frame: FrameType | None) -> bool:
         while frame is not None and frame.f_code is not self._bottom:
-            if frame.f_code.co_filename in _HELD_UP_IN or frame.f_code.co_name == "__del__":
+            file = frame.f_code.co_filename
+            if file in _HELD_UP_IN or file.endswith(_SOBOL) or frame.f_code.co_name == "__del__":
                 return True
             frame = frame.f_back
         return False

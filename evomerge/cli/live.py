@@ -53,7 +53,7 @@ def _shown(look: Look, watcher: Watcher) -> RenderableType:
     times = [f"{_duration(look.elapsed_s)} elapsed"]
     if look.per_minute is not None:
         rate = f"{look.per_minute:,.0f}" if look.per_minute >= 100 else f"{look.per_minute:.3g}"
-        times.append(f"{rate} per minute")
+        times.append(f"lately {rate} per minute")
     if look.remaining_s is not None:
         times.append(f"about {_duration(look.remaining_s)} left")
     lines = [

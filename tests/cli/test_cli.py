@@ -52,6 +52,16 @@ def test_every_command_has_help(command: list[str]) -> None:
     assert [line for line in result.stdout.splitlines() if "<bool>" in line and "--help" not in line] == []
 
 
+def test_warnings_of_the_hub_are_printed_once() -> None:
+    code = (
+        "import contextlib, sys\nsys.argv = ['evomerge', '--version']\nfrom evomerge.cli import main\n"
+        "with contextlib.suppress(SystemExit):\n    main()\n"
+        "from huggingface_hub.utils import logging\nlogging.get_logger('huggingface_hub.utils').warning('retrying')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stderr.count("retrying") == 1
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nsys.argv = ['evomerge', '--help']\nfrom evomerge.cli import main\n"

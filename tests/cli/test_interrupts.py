@@ -104,6 +104,31 @@ def test_an_interrupt_is_not_lost_in_a_finalizer(finalizer: str) -> None:
     assert (code, output, errors) == (130, "finalized\n", "")
 
 
+SOBOL = """
+import time, numpy
+load = numpy.load
+
+def slowly(*arguments, **options):
+    print("reading", flush=True)
+    for _ in range(50):
+        time.sleep(0.01)
+    return load(*arguments, **options)
+
+def work():
+    from scipy.stats import qmc
+    numpy.load = slowly
+    qmc.Sobol(3)
+    print("read", flush=True)
+    time.sleep(60)
+
+"""
+
+
+def test_an_interrupt_waits_for_the_table_of_sobol_points() -> None:
+    code, output, errors = told_when_it_says("reading", SOBOL + DOCTOR.format(work="work()"), signal.SIGINT)
+    assert (code, output, errors) == (130, "read\n", "")
+
+
 WORK = """
 import time
 
