@@ -149,7 +149,6 @@ class LmEvalEvaluator:
             }
             if self._fit is not None:
                 plan = self._fit(plan)
-        self._in_engine = None
         with clock.part("merge_s"):
             if self._engine.is_sharded:
                 settings: dict[str, Json] = {

@@ -12,7 +12,17 @@ from evomerge.build.evaluators import evaluator_settings, make_evaluator
 from evomerge.build.fingerprints import source_marks
 from evomerge.build.problem import make_problem
 from evomerge.config import SearchConfig
-from evomerge.core import ConfigError, EvaluationError, EvaluationRequest, Split
+from evomerge.core import (
+    ConfigError,
+    EngineError,
+    Evaluation,
+    EvaluationError,
+    EvaluationRequest,
+    RecipeError,
+    Split,
+    Status,
+)
+from evomerge.engine import LogLikelihood
 from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -117,3 +127,83 @@ def test_merges_take_no_more_of_a_gpu_than_vllm_leaves(folder: Path, monkeypatch
     recipe = Recipe("linear", (Slice(tuple(Source(key, parameters=weight) for key in wanted["models"])),))
     evaluator.evaluate(EvaluationRequest("c000000", Split.SEARCH, recipe.to_json()))
     assert written[0].settings["gpu_bytes"] == 5e9
+
+
+def test_a_worker_whose_libraries_fail_again_and_again_is_given_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU may be gone for good. What is wrong with a candidate, which evomerge says itself, counts for nothing, and neither do single failures."""
+    failing: list[Exception | None] = []
+
+    def update(write: object) -> None:
+        if (problem := failing.pop(0)) is not None:
+            raise problem
+
+    def loglikelihood(requests: list[Any]) -> list[LogLikelihood]:
+        return [LogLikelihood(-1.0, False) for _ in requests]
+
+    closed = Closed()
+    engine = closed.engine(64)
+    engine.update, engine.loglikelihood, engine.is_sharded = update, loglikelihood, False
+    monkeypatch.setattr("evomerge.engine.make_engine", lambda *args, **options: engine)
+    monkeypatch.setattr("evomerge.evaluation.TaskSet.close", lambda _: closed.append("tasks"))
+    wanted = settings(folder)
+    evaluator = make_evaluator(wanted)
+
+    def evaluate(weight: float) -> Evaluation:
+        setting = {"weight": (Setting(weight),)}
+        recipe = Recipe("linear", (Slice(tuple(Source(key, parameters=setting) for key in wanted["models"])),))
+        return evaluator.evaluate(EvaluationRequest("c000000", Split.SEARCH, recipe.to_json()))
+
+    ours, lost = EngineError("NaN"), EngineError("a batch failed")
+    lost.__cause__ = RuntimeError("the device is gone")
+    failing[:] = [
+        ours,
+        ours,
+        RecipeError("no"),
+        RecipeError("no"),
+        lost,
+        RuntimeError("no memory"),
+        None,
+        lost,
+        ours,
+        lost,
+    ]
+    assert [evaluate(number).status for number in range(1, 11)] == [Status.FAILED] * 6 + [Status.OK] + [
+        Status.FAILED
+    ] * 3
+    failing[:] = [RuntimeError("no memory")]
+    with pytest.raises(RuntimeError, match="no memory"):
+        evaluate(11)
+    evaluator.close()
+    assert closed == ["tasks", "closed"]
+
+
+def test_weights_are_kept_for_the_same_recipe_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another split it has them already; not after a failure, and not where another has been in between."""
+    updates: list[str] = []
+    fails: list[Exception] = []
+
+    def loglikelihood(requests: list[Any]) -> list[LogLikelihood]:
+        if fails:
+            raise fails.pop()
+        return [LogLikelihood(-1.0, False) for _ in requests]
+
+    engine = Closed().engine(64)
+    engine.update = lambda write: updates.append("update")
+    engine.loglikelihood, engine.is_sharded = loglikelihood, False
+    monkeypatch.setattr("evomerge.engine.make_engine", lambda *args, **options: engine)
+    wanted = settings(folder)
+    evaluator = make_evaluator(wanted)
+
+    def n_updates(weight: float, split: Split = Split.SEARCH) -> int:
+        updates.clear()
+        setting = {"weight": (Setting(weight),)}
+        recipe = Recipe("linear", (Slice(tuple(Source(key, parameters=setting) for key in wanted["models"])),))
+        evaluator.evaluate(EvaluationRequest("c000000", split, recipe.to_json()))
+        return len(updates)
+
+    assert [n_updates(0.25), n_updates(0.25, Split.SELECT), n_updates(0.5), n_updates(0.25)] == [1, 0, 1, 1]
+    fails.append(EngineError("NaN"))
+    assert [n_updates(0.25), n_updates(0.25), n_updates(0.25)] == [0, 1, 0]
+    evaluator.close()

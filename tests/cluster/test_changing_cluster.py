@@ -37,22 +37,40 @@ def _pool(folder: Path) -> Any:
     return RayPool("tests.cluster.workers:scripted", {"folder": str(folder)}, options)
 
 
-def _until(pool: Any, wanted: int, results: list[Evaluation], lost: list[LostWorker]) -> None:
-    """Adds what comes back until there are so many results."""
-    deadline = time.monotonic() + 90
-    while len(results) < wanted:
-        assert time.monotonic() < deadline, f"{len(results)} of {wanted} came back"
-        answer = pool.next_done(0.2)
-        if isinstance(answer, LostWorker):
-            lost.append(answer)
-        elif answer is not None:
-            results.append(answer)
+class _Asked:
+    """What a pool has been asked, and what came back. Candidates take a second each."""
 
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self.names: list[str] = []
+        self.results: list[Evaluation] = []
+        self.lost: list[LostWorker] = []
 
-def _until_workers(pool: Any, wanted: int, results: list[Evaluation], lost: list[LostWorker]) -> None:
-    """Adds what comes back until it comes from so many workers."""
-    while len({result.cost["pid"] for result in results}) < wanted:
-        _until(pool, len(results) + 1, results, lost)
+    def ask(self, count: int) -> None:
+        new = [f"slow-{len(self.names) + index}" for index in range(count)]
+        self.names += new
+        for name in new:
+            self._pool.submit(EvaluationRequest(name, Split.SEARCH))
+
+    def take(self, wanted: int) -> None:
+        """Waits for so many results in all."""
+        deadline = time.monotonic() + 90
+        while len(self.results) < wanted:
+            assert time.monotonic() < deadline, f"{len(self.results)} of {wanted} came back"
+            answer = self._pool.next_done(0.2)
+            if isinstance(answer, LostWorker):
+                self.lost.append(answer)
+            elif answer is not None:
+                self.results.append(answer)
+
+    def workers(self, wanted: int) -> set[tuple[float, float]]:
+        """(process, GPU) of so many workers that answer from now on; they are kept busy, however long the last takes to start."""
+        found: set[tuple[float, float]] = set()
+        while len(found) < wanted:
+            self.ask(1)
+            self.take(len(self.results) + 1)
+            found.add((self.results[-1].cost["pid"], self.results[-1].cost["gpu"]))
+        return found
 
 
 def _places() -> list[str]:
@@ -64,41 +82,33 @@ def _places() -> list[str]:
 
 def test_workers_follow_the_nodes(cluster: Any, tmp_path: Path) -> None:
     pool = _pool(tmp_path)
-    results: list[Evaluation] = []
-    lost: list[LostWorker] = []
-    names = [f"slow-{index}" for index in range(16)]
-    for name in names:
-        pool.submit(EvaluationRequest(name, Split.SEARCH))
+    asked = _Asked(pool)
+    asked.ask(6)
     assert pool.n_workers == 1, "nothing fits on a head without GPUs: one worker waits"
     assert pool.next_done(3) is None
     assert _places() == ["PENDING"], "an autoscaler sees what it waits for"
 
     add_node(cluster, num_cpus=4, num_gpus=1)
-    _until(pool, 4, results, lost)
+    assert {gpu for _, gpu in asked.workers(2)} == {0}, "both see the same GPU"
     assert pool.n_workers == 2, "four CPUs, but one GPU for two engines"
-    first = {(result.cost["pid"], result.cost["gpu"]) for result in results}
-    assert len(first) == 2
-    assert {gpu for _, gpu in first} == {0}, "both see the same GPU"
 
     leaving = add_node(cluster, num_cpus=1, num_gpus=2)
-    _until_workers(pool, 3, results, lost)
+    asked.workers(3)
     assert pool.n_workers == 3, "two GPUs, but one CPU for one engine"
 
     cluster.remove_node(leaving, allow_graceful=False)
-    _until(pool, len(names), results, lost)
-    assert Counter(result.candidate_id for result in results) == Counter(names)
-    assert {result.status for result in results} == {Status.OK}
-    assert lost == [], "whoever was lost with a node is tried again without blame"
-    deadline = time.monotonic() + 30
+    asked.take(len(asked.names))
+    assert Counter(result.candidate_id for result in asked.results) == Counter(asked.names)
+    assert {result.status for result in asked.results} == {Status.OK}
+    assert asked.lost == [], "whoever was lost with a node is tried again without blame"
+    deadline = time.monotonic() + 90
     while pool.n_workers > 2:
         assert time.monotonic() < deadline, "the worker of the node that went is given up"
         pool.next_done(0.5)
     assert _places() == ["CREATED"] * 2, "nothing is kept for it"
 
     add_node(cluster, num_cpus=1, num_gpus=2)
-    for index in range(16):
-        pool.submit(EvaluationRequest(f"slow-again-{index}", Split.SEARCH))
-    again: list[Evaluation] = []
-    _until_workers(pool, 3, again, lost)
+    asked.ask(6)
+    asked.workers(3)
     pool.close()
     assert _places() == []

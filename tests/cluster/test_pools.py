@@ -183,7 +183,7 @@ def test_ray_pool_survives_dying_workers(tmp_path: Path) -> None:
     assert results["ok-1"].cost["garbage"] == 50_000
     assert results["ok-1"].cost["told"] == 1, "of the variables it was to be given"
     assert results["raise-1"].status is Status.FAILED
-    assert "RuntimeError: scripted in two lines" in str(results["raise-1"].error)
+    assert str(results["raise-1"].error).endswith("; the last: RuntimeError: scripted in two lines")
     assert (tmp_path / "die-once-1").read_text() == "xx"
     assert (tmp_path / "ok-1").read_text() == "x"
 
@@ -264,8 +264,10 @@ def test_a_candidate_that_has_cost_its_workers_before_is_not_tried_again(tmp_pat
     assert not (tmp_path / "die-always").exists()
     pool.close()
     pool = ray_pool(SCRIPTED, tmp_path, n_workers=1, max_attempts=1)
-    submit(pool, "die-always", "ok-1")
-    assert [result.status for result in drain(pool, 2).values()] == [Status.FAILED, Status.OK]
+    submit(pool, "die-always", "raise-long", "ok-1")
+    results = drain(pool, 3)
+    assert [result.status for result in results.values()] == [Status.FAILED, Status.FAILED, Status.OK]
+    assert 500 < len(str(results["raise-long"].error)) < 600
     assert (tmp_path / "die-always").read_text() == "x"
     pool.close()
 

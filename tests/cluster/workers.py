@@ -35,7 +35,10 @@ class Scripted:
         with (self._folder / name).open("a") as stream:
             stream.write("x")
         if name.startswith("raise"):
-            raise RuntimeError("scripted\n  in two lines")
+            try:
+                raise KeyError("its cause")
+            except KeyError as cause:
+                raise RuntimeError("scripted\n  in two lines" + 200 * " and more" * ("long" in name)) from cause
         if name.startswith("hang"):
             time.sleep(600)
         if name.startswith("slow"):
