@@ -111,13 +111,15 @@ def _lm_eval(
     first = next(iter(headers.values()))
     needs = gpu_memory_needs(config, headers, n_slots, method)
     options = engine_options(config, needs)
+    gpu_bytes = source_room(options, gpus=needs["gpus"]) if engine_kind(config) == "vllm" else None
+    # before the engine, which on a GPU leaves torch one thread, by which a merger would go
+    merger = Merger(pool, gpu_bytes=gpu_bytes)
     engine = start_engine(config, first, n_slots, options)
     stack.callback(engine.close)
-    gpu_bytes = source_room(options, gpus=needs["gpus"]) if engine_kind(config) == "vllm" else None
 
     def fit(plan: MergePlan) -> MergePlan:
         if n_slots is None or plan.n_layers == n_slots:
             return plan
         return padded(plan, n_slots, folding_of(first).silenced)
 
-    return LmEvalEvaluator(engine, Merger(pool, gpu_bytes=gpu_bytes), headers, tasks, fit=fit)
+    return LmEvalEvaluator(engine, merger, headers, tasks, fit=fit)

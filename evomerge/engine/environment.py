@@ -57,6 +57,9 @@ def engine_environment(kind: str = "vllm", *, threads: int = 1) -> dict[str, str
         variables["OMP_NUM_THREADS"] = str(threads)
         # Compiling the log-probability helper costs 3 to 20 s at the first request and gains nothing on a CPU.
         variables["TORCHDYNAMO_DISABLE"] = "1"
+    else:
+        # The processes of a tensor-parallel engine: forked ones hang at their first parallel work if this process has done some before.
+        variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     return variables
 
 

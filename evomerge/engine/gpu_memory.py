@@ -59,9 +59,13 @@ def source_room(options: Mapping[str, Json], *, gpus: float) -> float | None:
     """Bytes of this process's first GPU that vLLM with these `options` never takes; more may look free until it computes.
 
     None where that cannot be said: with a CPU build, or where `kv_cache_memory_bytes` makes vLLM take no share.
+
+    Raises:
+        EngineError: there is no GPU.
     """
     if vllm_targets_cpu() or options.get("kv_cache_memory_bytes") is not None:
         return None
+    check_gpu()
     from vllm.platforms import current_platform
 
     share = cast(float, options.get("gpu_memory_utilization", USABLE_SHARE))

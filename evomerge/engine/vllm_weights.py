@@ -31,6 +31,9 @@ _PLAIN_EXPERTS = {"TRITON", "BATCHED_TRITON"}
 _MOST_NESTED = 3
 """How deep copies of weights are looked for in the objects that modules hold."""
 
+_NO_HOLDERS = (torch.nn.Module, type, ModuleType)
+"""What is not looked into: modules of the model have a turn of their own."""
+
 _PROBE_ELEMENTS = 1 << 20
 """At most so many elements of each parameter are compared with their value before the layout was discovered."""
 
@@ -242,11 +245,12 @@ def _held_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _tensors_in(held: object, place: str, depth: int, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
+    attributes = getattr(held, "__dict__", None)
     if isinstance(held, torch.Tensor):
         yield place, held
-    elif depth and id(held) not in seen and not isinstance(held, torch.nn.Module | type | ModuleType):
+    elif depth and id(held) not in seen and isinstance(attributes, dict) and not isinstance(held, _NO_HOLDERS):
         seen.add(id(held))  # all layers hold the configuration
-        for attribute, inner in list(getattr(held, "__dict__", {}).items()):
+        for attribute, inner in list(attributes.items()):
             yield from _tensors_in(inner, f"{place}.{attribute}", depth - 1, seen)
 
 

@@ -1,5 +1,6 @@
 """A merge as data, for a process that holds a shard of the engine: it reads the sources itself and writes its own part."""
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, cast
@@ -36,4 +37,10 @@ def _sources(
     models: tuple[tuple[str, str, str | None], ...], gpu_bytes: float | None
 ) -> tuple[Merger, Mapping[str, ModelHeader]]:
     headers = read_models({key: (model, lora) for key, model, lora in models})
-    return Merger(WeightPool(headers), gpu_bytes=gpu_bytes), headers
+    return Merger(WeightPool(headers), threads=_threads(), gpu_bytes=gpu_bytes), headers
+
+
+def _threads() -> int | None:
+    """What the environment allows: on a GPU vLLM leaves torch one thread in its processes, once they have their share of the cores there."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) else None

@@ -6,6 +6,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from evomerge.build import parse_config
 from evomerge.build.evaluators import evaluator_settings, make_evaluator
@@ -63,6 +64,26 @@ def test_a_worker_refuses_models_and_tasks_that_are_not_the_searches(
     with pytest.raises(ConfigError, match=f"started: models {folder / 'b'}, tasks {folder / 'toy.yaml'}; copy"):
         make_evaluator(given)
     make_evaluator(given | {"marks": None}).close()
+
+
+def test_an_engine_that_leaves_torch_one_thread_leaves_the_merger_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM does on a GPU, once its model is loaded, where the environment says nothing of threads."""
+
+    def start(*args: object, **options: object) -> object:
+        torch.set_num_threads(1)
+        return Closed().engine(64)
+
+    monkeypatch.setattr("evomerge.engine.make_engine", start)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        evaluator: Any = make_evaluator(settings(folder))
+        assert evaluator._merger._batch._threads.count == 2
+    finally:
+        torch.set_num_threads(n_threads)
+    evaluator.close()
 
 
 class Closed(list[str]):

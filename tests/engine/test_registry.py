@@ -39,6 +39,11 @@ def test_environment():
     assert engine_environment()["GLOO_SOCKET_IFNAME"] == "lo"
 
 
+def test_processes_of_an_engine_on_gpus_are_not_forked(monkeypatch):
+    monkeypatch.setattr("evomerge.engine.environment.vllm_targets_cpu", lambda: False)
+    assert engine_environment()["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+
+
 def test_missing_weights(tmp_path):
     from evomerge.core import CheckpointError
 

@@ -71,3 +71,16 @@ def test_what_a_gpu_has_room_for_is_told(tmp_path, monkeypatch):
     for room in ({}, {"gpu_bytes": None}, {"gpu_bytes": 7.0}):
         RemoteWrite(WRITE_MERGE, shared | room)(None)
     assert told == [None, None, 7.0]
+
+
+@pytest.mark.parametrize(("said", "n_threads"), [("3", 3), ("", 1), ("0", 1), ("4,2", 1)])
+def test_threads_are_those_of_the_environment(tmp_path, monkeypatch, said, n_threads):
+    """vLLM has taken torch's away."""
+    counts = []
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(Merger, "write", lambda self, plan, target: counts.append(self._batch._threads.count))
+    path = str(write_tiny_llama(tmp_path / "m", seed=0))
+    recipe = Recipe("linear", (Slice((Source(path, parameters={"weight": (Setting(1.0),)}),)),))
+    RemoteWrite(WRITE_MERGE, {"recipe": recipe.to_json(), "models": {path: [path, None]}})(None)
+    assert counts == [n_threads]
