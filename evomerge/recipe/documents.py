@@ -19,7 +19,7 @@ class RecipeFile:
         where: the file's name, for messages.
 
     Raises:
-        RecipeError: recipes that are made of each other.
+        RecipeError: a name that cannot be one, or recipes that are made of each other.
     """
 
     final: Recipe
@@ -27,6 +27,8 @@ class RecipeFile:
     where: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        for name in self.named:
+            check_name(name)
         self.order()
 
     def place(self, name: str | None = None) -> str | None:
@@ -57,6 +59,17 @@ class RecipeFile:
 
         visit(self.final)
         return tuple(done)
+
+
+def check_name(name: object) -> None:
+    """Refuses what no document can be called: the model of that name is made in a folder of that name.
+
+    Raises:
+        RecipeError: naming it.
+    """
+    fits = isinstance(name, str) and name.isprintable() and name not in ("", ".", "..")
+    if not fits or any(mark in str(name) for mark in "/+@"):
+        raise RecipeError(f"name: expected a word without '/', '+' and '@', got {name!r}")
 
 
 @contextmanager

@@ -16,7 +16,15 @@ import yaml
 
 from evomerge.core import FilePath, Json, RecipeError, atomic_write_text, cached_model, canonical_json, why_unreadable
 from evomerge.core.safe_yaml import MAX_YAML_BYTES, load_yaml_documents
-from evomerge.recipe.documents import RecipeFile, named_in, naming, places_of, with_cached_revisions, with_folders
+from evomerge.recipe.documents import (
+    RecipeFile,
+    check_name,
+    named_in,
+    naming,
+    places_of,
+    with_cached_revisions,
+    with_folders,
+)
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
 from evomerge.recipe.mergekit_writer import has_mergekit_form, recipe_to_mergekit
 from evomerge.recipe.recipe import Recipe
@@ -166,12 +174,11 @@ def _from_documents(documents: list[Any], where: str) -> RecipeFile:
     for index, document in enumerate(documents):
         place = where if len(documents) == 1 else f"{where}, document {index + 1}"
         name = None
-        if isinstance(document, dict) and "name" in document:
-            name = document["name"]
-            if not isinstance(name, str) or name in ("", ".", "..") or any(mark in name for mark in "/+@"):
-                raise RecipeError(f"{place}: name: expected a word without '/', '+' and '@', got {name!r}")
-            document = {key: value for key, value in document.items() if key != "name"}
         with naming(place):
+            if isinstance(document, dict) and "name" in document:
+                name = document["name"]
+                check_name(name)
+                document = {key: value for key, value in document.items() if key != "name"}
             recipe = recipe_from_mergekit(document, place)
         if name is None:
             finals.append(recipe)
@@ -206,8 +213,9 @@ def _native(text: str, where: str) -> RecipeFile | None:
         if data["body"] != _digest(body):
             logger.warning("%s: the YAML was changed after evomerge wrote it; its seed and name are not used", where)
             return None
-        named = {name: Recipe.from_json(each) for name, each in data.get("named", [])}
-        return RecipeFile(Recipe.from_json(data["recipe"]), named)
+        with naming(where):
+            named = {name: Recipe.from_json(each) for name, each in data.get("named", [])}
+            return RecipeFile(Recipe.from_json(data["recipe"]), named)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise RecipeError(
             f"{where}: the line {_TRAILER.strip()!r} is damaged; delete it to use the YAML alone"

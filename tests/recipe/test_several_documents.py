@@ -61,3 +61,10 @@ def test_documents_that_make_no_sense(change, message):
         return
     with pytest.raises(RecipeError, match=message):
         recipe_file_from_yaml(text)
+
+
+@pytest.mark.parametrize("name", ["../first", "/first", "..", "fi\\u0000rst"])
+def test_names_that_leave_the_folder_of_a_merge_are_refused_in_the_comment_too(name):
+    yaml, mark, comment = recipe_to_yaml(recipe_file_from_yaml(DOCUMENTS)).rpartition("# evomerge-recipe: ")
+    with pytest.raises(RecipeError, match=r"^r\.yml: name: expected a word"):
+        recipe_file_from_yaml(yaml + mark + comment.replace('"first"', f'"{name}"'), "r.yml")
