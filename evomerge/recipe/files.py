@@ -230,7 +230,11 @@ def _resolver(file: Path, names: set[str]) -> Callable[[str, Recipe], str]:
         if folder not in found:
             home = folder.startswith("~/")
             places = [Path.home() / folder[2:]] if home else [file.parent / folder, Path.cwd() / folder]
-            place = next((place for place in places if place.is_dir()), cached_model(folder))
+            try:
+                place = next((place for place in places if place.is_dir()), cached_model(folder))
+            except OSError as problem:
+                where = ", ".join(places_of(recipe, folder))
+                raise RecipeError(f"{where}: model {folder!r}: {why_unreadable(problem)}") from None
             if place is None:
                 what = f"{', '.join(places_of(recipe, folder))}: model {folder!r} is not a folder"
                 if Path(folder).is_absolute():

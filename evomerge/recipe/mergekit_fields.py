@@ -17,10 +17,10 @@ PARAMETERS = frozenset(
 def model_reference(data: Any, where: str) -> Source:
     """A model reference (text `path@revision+lora` or mergekit's mapping form) as a source without layers and parameters."""
     if isinstance(data, str) and data:
-        model, _, lora = data.partition("+")
-        if "+" in lora or model.count("@") > 1 or "@" in lora:
-            raise RecipeError(f"{where}: {data!r} is not a model reference 'path[@revision][+lora]'")
+        model, plus, lora = data.partition("+")
         path, _, revision = model.partition("@")
+        if not path or (plus and not lora) or "@" in revision or any(mark in lora for mark in "+@"):
+            raise RecipeError(f"{where}: {data!r} is not a model reference 'path[@revision][+lora]'")
         return Source(path, revision=revision or None, lora=lora or None)
     if isinstance(data, Mapping):
         # mergekit looks up the names of tensors by the architecture; here they are those that the files have

@@ -1,6 +1,6 @@
 """What a recipe is made of: settings of parameters, sources, slices. Plain data that checks itself."""
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -98,6 +98,6 @@ def _entry(value: float | bool) -> float | bool:
 
 
 def _finite(value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise RecipeError(f"a parameter's value must be a finite number, got {value!r}")
     return float(value)

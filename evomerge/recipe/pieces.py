@@ -87,7 +87,7 @@ class PieceTable:
                 {name: _spans(value, f"recipe pieces.tensors.{name}") for name, value in tensors.items()},
                 tuple(whole_number(seed, "recipe pieces.noise") for seed in noise),
             )
-        except (TypeError, ValueError) as problem:
+        except (OverflowError, TypeError, ValueError) as problem:
             raise RecipeError(f"recipe pieces.rows: expected lists of numbers ({problem})") from None
 
 

@@ -219,6 +219,7 @@ def test_pieces_are_not_for_other_methods():
         ({"rows": [[1.0, 0.1, 0.1]], "tensors": {"a": 0}, "noise": [1, 2**63]}, "expected seeds"),
         ({"rows": [[1.0]], "tensors": {"a": [[3, 0], [None, -1]]}}, "rows must be"),
         ({"rows": [["x"]], "tensors": {"a": 0}}, "numbers"),
+        ({"rows": [[10**400]], "tensors": {"a": 0}}, "numbers"),
         ({"rows": [[1.0]], "tensors": {"a": True}}, "whole number"),
         ({"rows": [[1.0]], "tensors": {"a": "x"}}, "end, row"),
         ({"rows": [[1.0]], "tensors": {"a": {}}}, "end, row"),

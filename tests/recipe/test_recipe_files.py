@@ -202,6 +202,9 @@ def test_relative_folders_try_file_then_working_directory(tmp_path, monkeypatch)
     file.write_text("models: [{model: zz, parameters: {weight: 1}}]\nmerge_method: linear\n")
     with pytest.raises(RecipeError, match=r"zz.*there/zz and .*here/zz"):
         read_recipe(file)
+    file.write_text(f"models: [{{model: {'z' * 5000}, parameters: {{weight: 1}}}}]\nmerge_method: linear\n")
+    with pytest.raises(RecipeError, match=r"r\.yml: models\[0\]: model 'z+': cannot be read: File name too long"):
+        read_recipe(file)
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(

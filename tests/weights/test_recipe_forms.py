@@ -308,7 +308,15 @@ def test_a_rule_names_a_model_of_the_slice_that_makes_the_embedding(models):
 def test_chat_templates(models):
     merge(models, LINEAR + "chat_template: chatml\n")
     assert "<|im_start|>" in (models / "out" / "chat_template.jinja").read_text()
-    for template, message in (("nothing", r"r\.yml: .*neither Jinja text nor one of"), ("{% if %}", "line 1")):
+    marked = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    merge(models, LINEAR + f"chat_template: '{marked}'\n", overwrite=True)
+    assert (models / "out" / "chat_template.jinja").read_text() == marked
+    for template, message in (
+        ("nothing", r"r\.yml: .*neither Jinja text nor one of"),
+        ("{% if %}", "line 1"),
+        ("{% generation %}", "line 1: .*endgeneration"),
+        ("{{" + 3000 * "(" + "1" + 3000 * ")" + "}}", "nested too deeply"),
+    ):
         with pytest.raises(RecipeError, match=message):
             merge(models, LINEAR + f"chat_template: '{template}'\n", overwrite=True)
     (models / "b" / "chat_template.jinja").write_text("{{ mine }}")

@@ -58,11 +58,30 @@ def chosen_template(wanted: str, headers: Mapping[str, ModelHeader]) -> str | No
         return BUILT_IN[wanted]
     if "{" not in wanted:
         raise RecipeError(f"chat_template {wanted!r} is neither Jinja text nor one of: {AUTO}, {', '.join(BUILT_IN)}")
+    _parse(wanted)
+    return wanted
+
+
+def _parse(text: str) -> None:
+    """Raises RecipeError where Jinja, as transformers uses it, cannot parse `text`."""
     from jinja2.exceptions import TemplateSyntaxError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    class Generation(Extension):
+        """`{% generation %}` around what a model says, which renders as what is in it."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     try:
-        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(wanted)
+        ImmutableSandboxedEnvironment(extensions=[loopcontrols, Generation]).parse(text)
     except TemplateSyntaxError as problem:
         raise RecipeError(f"chat_template, line {problem.lineno}: {problem.message}") from None
-    return wanted
+    except RecursionError:
+        raise RecipeError("chat_template: nested too deeply") from None
