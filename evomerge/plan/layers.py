@@ -67,4 +67,5 @@ def main_stack(header: ModelHeader, sizes: Mapping[str, int]) -> str | None:
     if not matching and header.n_layers:
         found = ", ".join(f"{size} in {name}" for name, size in sizes.items())
         raise CheckpointError(f"{header.folder}: config.json says {header.n_layers} layers, the weights have {found}")
-    return (matching or text or list(sizes))[0]
+    found_stacks = matching or text or list(sizes)
+    return next((name for name in found_stacks if "decoder" in name), found_stacks[0])

@@ -28,8 +28,11 @@ BYTES_OF_DTYPE: Mapping[str, int] = {
 FLOAT_DTYPES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors name -> torch name of what arithmetic is done on; tensors of other types are copied"""
 
-N_LAYERS_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-"""what configurations call the number of layers"""
+DECODER_KEYS = ("num_decoder_layers", "decoder_layers")
+"""what configurations of models with an encoder call the number of the decoder's layers, if they say it"""
+
+N_LAYERS_KEYS = (*DECODER_KEYS, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+"""what configurations call the number of layers, of the decoder where there is an encoder too"""
 
 _MODULE = r"(?:[A-Za-z_]\w*\.)*"
 """modules around a tensor that belongs to no layer"""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 
 from evomerge.recipe import Recipe, Setting, Slice, Source, TokenizerSpec
 from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.weights import merge_to_folder
 
 TARGETS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj", "model.layers.1.mlp.up_proj")
 
@@ -19,15 +21,40 @@ def weight(value):
     return {"weight": (Setting(value),)}
 
 
-def write_t5(folder, seed):
-    """An encoder and a decoder of two layers each, as transformers writes them."""
+def write_t5(folder, seed, n_decoder_layers=2):
+    """An encoder of two layers and a decoder, as transformers writes them."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(seed)
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
+    sizes = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_decoder_layers": n_decoder_layers,
+        "num_heads": 4,
+    }
     sizes["feed_forward_proj"] = "gated-gelu"  # the form that mergekit knows
     T5ForConditionalGeneration(T5Config(vocab_size=64, **sizes)).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.mark.parametrize(("depth", "says"), [(2, True), (3, True), (2, False)])
+def test_a_decoder_of_other_layers_is_loaded_whole(tmp_path, depth, says):
+    from transformers import T5ForConditionalGeneration
+
+    model = Path(write_t5(tmp_path / "t5", 0, depth))
+    config = json.loads((model / "config.json").read_text())
+    if not says:
+        del config["num_decoder_layers"]
+        (model / "config.json").write_text(json.dumps(config))
+    ends = tuple(Slice((Source(str(model)),), {}, module) for module in ("encoder", "shared"))
+    layers = tuple(Slice((Source(str(model), part),), {}, "decoder") for part in ((0, depth), (1, depth), (1, depth)))
+    out = merge_to_folder(Recipe("passthrough", (*ends, *layers), out_dtype="float32"), tmp_path / "out")
+    loaded, found = T5ForConditionalGeneration.from_pretrained(out, output_loading_info=True)
+    assert (len(loaded.encoder.block), len(loaded.decoder.block)) == (2, 3 * depth - 2)
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
 
 
 def write_adapter(folder, model, seed, **config):
@@ -60,6 +87,7 @@ def module_recipes(folder):
         )
 
     whole = tuple(Source(model) for model in (a, b))
+    ends = tuple(Slice((Source(a, None, weight(1.0)),), {}, module) for module in ("encoder", "shared"))
     yield (
         "whole_modules",
         Recipe(
@@ -73,6 +101,7 @@ def module_recipes(folder):
             out_dtype="float32",
         ),
     )
+    yield "layers_of_a_decoder", Recipe("ties", (*ends, *layers("decoder", (0, 2), (1, 2))), base, out_dtype="float32")
     yield (
         "other_sources_per_module",
         Recipe(
@@ -163,7 +192,7 @@ def vocabulary_of_a_module(folder):
 
 
 CASES = (
-    "whole_modules", "other_sources_per_module", "adapter_plain", "adapter_stable", "adapter_dora", "adapters_ties",
+    "whole_modules", "layers_of_a_decoder", "other_sources_per_module", "adapter_plain", "adapter_stable", "adapter_dora", "adapters_ties",
     "adapter_in_slices", "adapter_as_the_base_alone", "base_alone", "adapter_beside_a_model", "vocabulary_of_a_base_that_is_no_source", "vocabulary_of_bases_of_slices",
     "vocabulary_of_bases_that_only_lend", "vocabulary_of_copies", "vocabulary_of_a_module",
 )  # fmt: skip

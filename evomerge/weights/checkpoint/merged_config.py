@@ -5,7 +5,7 @@ from typing import Any
 
 from evomerge.core import Json
 from evomerge.plan.layer_kinds import listed_kinds
-from evomerge.plan.model_header import N_LAYERS_KEYS, language_config
+from evomerge.plan.model_header import DECODER_KEYS, N_LAYERS_KEYS, language_config
 from evomerge.recipe import Recipe
 from evomerge.weights.checkpoint.merged_model import MergedModel
 from evomerge.weights.checkpoint.vocabulary import Alignment
@@ -65,9 +65,10 @@ def with_layers(
     inner = changed.get("text_config")
     if isinstance(inner, Mapping):
         changed["text_config"] = with_layers(inner, layers, list(map(language_config, sources)))
-    for key in N_LAYERS_KEYS:
-        if isinstance(config.get(key), int):
-            changed[key] = len(layers)
+    counts = [key for key in N_LAYERS_KEYS if isinstance(config.get(key), int)]
+    if config.get("is_encoder_decoder"):  # the others are the encoder's; without a count, T5's decoder is as deep
+        counts = [key for key in counts if key in DECODER_KEYS] or list(DECODER_KEYS[:1])
+    changed |= dict.fromkeys(counts, len(layers))
     kinds_of = {id(source): listed_kinds(source) for source in sources}
     for key, own in listed_kinds(config).items():
         # a model that lists no kinds has layers of the kind that the owner's have there
