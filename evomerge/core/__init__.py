@@ -13,6 +13,7 @@ from evomerge.core.errors import (
     JournalError,
     RecipeError,
     SpaceError,
+    loading_errors,
 )
 from evomerge.core.files import (
     FilePath,
@@ -87,6 +88,7 @@ __all__ = [
     "installed_version",
     "load_yaml",
     "load_yaml_documents",
+    "loading_errors",
     "machine_id",
     "model_name",
     "random_stream",

@@ -34,3 +34,11 @@ class EvaluationError(EvomergeError):
 
 class JournalError(EvomergeError):
     """A run directory or its journal is damaged, locked, or from another run."""
+
+
+def loading_errors() -> tuple[type[Exception], ...]:
+    """What transformers raises where it cannot load a folder. For `except loading_errors():`, so that nothing is imported without an error."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    own = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+    return *own, StrictDataclassError

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from evomerge.core import EngineError, FilePath, Json
+from evomerge.core import EngineError, FilePath, Json, loading_errors
 from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.batching import batches
 from evomerge.engine.checkpoint import CheckpointFolder
@@ -24,9 +24,6 @@ from evomerge.engine.transformers_layout import live_layout
 from evomerge.engine.usable import Usable
 from evomerge.plan import WeightTarget
 from evomerge.plan.model_header import is_derived
-
-_LOAD_ERRORS = (ValueError, TypeError, RuntimeError, OSError, KeyError, AttributeError, ImportError)
-"""What `from_pretrained` raises for a folder it cannot load."""
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Padded tokens of one forward pass; they bound its memory. On a CPU larger batches fall out of the caches: a 0.8M-parameter model took 1.5 times
@@ -194,7 +191,7 @@ def _load(folder: Path, dtype: str, device: torch.device, options: Mapping[str, 
                 ours["attn_implementation"] = "eager"
             model, info = _class_for(config).from_pretrained(folder, **(ours | dict(options)))
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except _LOAD_ERRORS as error:
+    except loading_errors() as error:
         raise EngineError(f"transformers cannot load {folder}: {error}") from error
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     keys = {kind: sorted(key for key in info.get(kind, ()) if not is_derived(str(key))) for kind in kinds}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.core import EvaluationError, Split
+from evomerge.core import EvaluationError, Split, loading_errors
 from evomerge.evaluation.grouped_task import GroupedTask
 from evomerge.evaluation.items import Items
 from evomerge.evaluation.loaded_task import LoadedTask, load_task
@@ -97,5 +97,5 @@ def _load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, TypeError, OSError, KeyError, ImportError) as error:
+    except loading_errors() as error:
         raise EvaluationError(f"{folder}: its tokenizer cannot be loaded: {error}") from error

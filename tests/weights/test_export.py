@@ -159,6 +159,16 @@ def test_files_that_leave_their_folder_are_not_copied(models, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "processor_config.json"])
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_files_that_are_no_objects_are_refused_before_weights_are_read(models, tmp_path, monkeypatch, name, content):
+    other = write_tiny_llama(tmp_path / "other", seed=1)
+    (other / name).write_text(content)
+    monkeypatch.delattr(export_module, "StreamedMerge")
+    with pytest.raises(CheckpointError, match=rf"other/{name}: (damaged JSON|expected a JSON object)"):
+        merge_to_folder(average([str(other), *models]), tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("source", "message"), [(Source("m", revision="abc"), "revision"), (Source("m", lora="x"), "no such model folder")]
 )

@@ -265,6 +265,23 @@ def test_a_model_without_a_tokenizer_has_the_vocabulary_of_the_first(models, cap
         merge(models, text, overwrite=True)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"eos_token_id": {"a": 1}}, "Validation error for field 'eos_token_id'"),
+        ("config.json", {"num_attention_heads": 0}, "division"),
+        ("tokenizer_config.json", {"tokenizer_class": 5}, "'int' object"),
+        ("tokenizer_config.json", {"chat_template": {"x": 5}}, "must be str"),
+    ],
+)
+def test_a_tokenizer_that_transformers_cannot_read_is_refused(models, file, change, message):
+    for name in "ab":
+        settings = json.loads((models / name / file).read_text()) | change
+        (models / name / file).write_text(json.dumps(settings))
+    with pytest.raises(RecipeError, match=f"/a: its tokenizer cannot be read: .*{message}"):
+        merge(models, LINEAR + "tokenizer_source: union\n")
+
+
 def test_a_filter_that_no_tensor_meets_is_reported(models, caplog):
     weights = "parameters: {weight: [{filter: self_atn, value: 0.5}, {filter: mlp, value: 0.2}, {value: 1}]}"
     text = f"merge_method: linear\nmodels: [{{model: a}}, {{model: b}}]\n{weights}\n"

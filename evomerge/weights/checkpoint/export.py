@@ -16,7 +16,7 @@ from evomerge.plan import MergePlan, ModelHeader, make_plan, read_headers
 from evomerge.recipe import Recipe, RecipeFile, naming, with_folders
 from evomerge.weights.checkpoint.chat_templates import chosen_template
 from evomerge.weights.checkpoint.merged_model import MergedModel
-from evomerge.weights.checkpoint.model_files import write_model_files
+from evomerge.weights.checkpoint.model_files import check_model_files, write_model_files
 from evomerge.weights.checkpoint.safetensors_writer import OutputSpec, write_shards
 from evomerge.weights.checkpoint.staging import put_in_place, remove_leftovers, staging_folder
 from evomerge.weights.checkpoint.stream import StreamedMerge
@@ -84,6 +84,7 @@ def merge_to_folder(
         template = None if recipe.chat_template is None else chosen_template(recipe.chat_template, headers)
         alignment = align(recipe, headers)
         plan = make_plan(recipe, headers if alignment is None else alignment.headers(headers))
+    check_model_files(headers[recipe.models()[0]].folder, with_tokenizer=alignment is None)
     _report_idle_filters(recipe, plan, headers, where)
     _check_room(place.parent, plan)
     # a stack mixes no weights

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from evomerge.core import Json, atomic_write_json, atomic_write_text
+from evomerge.core import CheckpointError, Json, atomic_write_json, atomic_write_text
 from evomerge.plan import TEMPLATE_FILE, file_inside
 from evomerge.plan.model_folder import read_json_file
 from evomerge.recipe import recipe_to_yaml
@@ -37,6 +37,22 @@ CODE_FILES = ("*.py", "*.tiktoken")
 """such code, and what tokenizers of that kind read"""
 
 MODEL_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
+
+_OBJECTS = (*NAMES_CODE, "generation_config.json")
+"""files that are not only copied"""
+
+
+def check_model_files(owner: Path, *, with_tokenizer: bool) -> None:
+    """Refuses, before anything is merged, files of the model that lends them which `write_model_files` could not copy or read.
+
+    Raises:
+        CheckpointError: one that is a link out of the folder, or should be a JSON object and is none.
+    """
+    for name in (*MODEL_FILES, *(TOKENIZER_FILES if with_tokenizer else ())):
+        if (owner / name).exists():
+            path = file_inside(owner, name)
+            if name in _OBJECTS and not isinstance(read_json_file(path), Mapping):
+                raise CheckpointError(f"{path}: expected a JSON object")
 
 
 def write_model_files(folder: Path, name: str, model: MergedModel) -> None:

@@ -3,12 +3,13 @@
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.core import Json, RecipeError
+from evomerge.core import Json, RecipeError, loading_errors
 from evomerge.plan import ModelHeader, check_tokenizer
 from evomerge.plan.model_folder import has_tokenizer
 from evomerge.recipe import Recipe, TokenizerSpec
@@ -17,6 +18,9 @@ from evomerge.recipe.tokenizer_spec import BASE, UNION
 logger = logging.getLogger(__name__)
 
 _TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+_LONGEST_REASON = 300
+"""characters of what transformers says, which may be pages"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +96,23 @@ def _load(folder: Path, n_rows: int | None) -> Any:
     check_tokenizer(folder)
     from transformers import AutoTokenizer
 
-    try:
+    with _of_folder(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as problem:
-        raise RecipeError(f"{folder}: its tokenizer cannot be read: {str(problem).splitlines()[0]}") from None
     return tokenizer if n_rows is None else _without_rowless_tokens(tokenizer, folder, n_rows)
+
+
+@contextmanager
+def _of_folder(folder: Path | str) -> Iterator[None]:
+    """Around what transformers does with the tokenizer of a folder.
+
+    Raises:
+        RecipeError: instead of whatever it raises.
+    """
+    try:
+        yield
+    except loading_errors() as problem:
+        why = " ".join(str(problem).split())[:_LONGEST_REASON]
+        raise RecipeError(f"{folder}: its tokenizer cannot be read: {why or type(problem).__name__}") from None
 
 
 def _without_rowless_tokens(tokenizer: Any, folder: Path, n_rows: int) -> Any:
@@ -126,7 +142,8 @@ def _without_rowless_tokens(tokenizer: Any, folder: Path, n_rows: int) -> Any:
 def _copy(tokenizer: Any) -> Any:
     """Another tokenizer with the same content: adding tokens to it leaves the first alone."""
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        with _of_folder(tokenizer.name_or_path):
+            tokenizer.save_pretrained(folder)
         return _load(Path(folder), None)
 
 
