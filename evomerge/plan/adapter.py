@@ -5,6 +5,7 @@ DoRA, rows of that scaled to the learned magnitudes (arXiv 2402.09353). What cha
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -170,6 +171,6 @@ def _alpha(config: Mapping[str, Any], module: str, where: str) -> float:
         if matches:
             alpha = value
             break
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise CheckpointError(f"{where}: lora_alpha in {CONFIG_NAME} is {alpha!r}; expected a number")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= sys.float_info.max:
+        raise CheckpointError(f"{where}: lora_alpha in {CONFIG_NAME} is {alpha!r}; expected a finite number")
     return alpha

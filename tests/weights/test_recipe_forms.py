@@ -90,10 +90,11 @@ def test_factors_of_a_transposed_layer(models):
     [
         ({"peft_type": "IA3"}, {}, "peft_type 'IA3'"),
         ({"layer_replication": [[0, 1]]}, {}, "layer replication"),
-        ({"lora_alpha": "x"}, {}, "expected a number"),
+        ({"lora_alpha": "x"}, {}, "expected a finite number"),
+        ({"lora_alpha": 10**400}, {}, "expected a finite number"),
         ({"alpha_pattern": [8]}, {}, r"alpha_pattern in adapter_config.json is \[8\]; expected a mapping"),
         ({"alpha_pattern": {"q_proj(": 8}}, {}, r"pattern 'q_proj\(' of alpha_pattern .* no regular expression"),
-        ({"alpha_pattern": {"q_proj": "x"}}, {}, "expected a number"),
+        ({"alpha_pattern": {"q_proj": "x"}}, {}, "expected a finite number"),
         ({"init_lora_weights": "pissa_niter_16"}, {}, "init_lora_weights 'pissa_niter_16'.*save_pretrained"),
         ({"init_lora_weights": "OLoRA"}, {}, "init_lora_weights 'OLoRA'"),
         ({}, {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(2, 32)}, "no such layer"),
