@@ -36,7 +36,6 @@ class Usable:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Around a batch of requests: if it raises, what the engine still holds of them is unknown until the next update."""
-        self.check()
         self._stale = "its last batch of requests failed"
         yield
         self._stale = None

@@ -174,7 +174,6 @@ class VllmEngine:
         A tie for the largest probability counts as not greedy, except at the last token, where vLLM's own choice decides.
         """
         check_loglikelihood(requests, max_length=self._max_length, vocab_size=self._vocab_size)
-        self._usable.check()
         jobs = [
             (group, group.last_tokens[first : first + _MAX_TARGETS])
             for group in group_by_prompt(requests)
@@ -213,7 +212,6 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         check_generate(requests, max_length=self._max_length, vocab_size=self._vocab_size)
-        self._usable.check()
         parameters = [
             SamplingParams(
                 temperature=0.0,
@@ -246,6 +244,7 @@ class VllmEngine:
         self, prompts: Sequence[tuple[int, ...]], parameters: Sequence["SamplingParams"]
     ) -> Sequence["RequestOutput"]:
         """Answers in the order of the prompts. The prefix cache is empty before, so that nothing but weights and prompts matters."""
+        self._usable.check()
         if not prompts:
             return []
         if not self.llm.reset_prefix_cache():

@@ -126,6 +126,22 @@ def check_greedy_agrees_with_generate(suite: EngineSuite) -> None:
     assert [answer.is_greedy for answer in suite.engine.loglikelihood(requests)] == expected
 
 
+def check_the_second_best_token_is_not_greedy(suite: EngineSuite) -> None:
+    """Wherever it stands in a continuation, and whatever comes after it."""
+    suite.load(1)
+    for context in (random_tokens("greedy context", i, n=6 + i) for i in range(3)):
+        tokens = range(VOCAB)
+
+        def best(before: tuple[int, ...], among: Sequence[int] = tokens) -> list[int]:
+            answers = suite.engine.loglikelihood([LogLikelihoodRequest(before, (token,)) for token in among])
+            return sorted(among, key=lambda token: -answers[among.index(token)].log_probability)
+
+        first, second, *_ = best(context)
+        continuations = [(token, best((*context, token))[0]) for token in (first, second)]
+        answers = suite.engine.loglikelihood([LogLikelihoodRequest(context, one) for one in continuations])
+        assert [answer.is_greedy for answer in answers] == [True, False]
+
+
 def check_log_likelihoods_add_up(suite: EngineSuite) -> None:
     """log p(abc | x) = log p(a | x) + log p(b | xa) + log p(c | xab)."""
     suite.load(2)
@@ -287,6 +303,7 @@ CHECKS: Sequence[Callable[[EngineSuite], None]] = (
     check_live_weights_equal_fresh,
     check_swaps_neither_leak_nor_serve_stale_tokens,
     check_greedy_agrees_with_generate,
+    check_the_second_best_token_is_not_greedy,
     check_log_likelihoods_add_up,
     check_order_is_kept,
     check_limits,

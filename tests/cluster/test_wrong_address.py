@@ -20,6 +20,8 @@ def init(address, **options):
         say("InvalidAuthToken: token is missing or incorrect")
     if manner == "refuses":
         raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
+    if manner == "waits in vain":
+        raise ConnectionError("ray client connection timeout")
     if manner == "differs":
         raise RuntimeError("Version mismatch: the cluster was started with:\\n    Python: 3.12\\nThis process with:\\n    Python: 3.11")
     if manner == "aborts":
@@ -82,6 +84,9 @@ def test_the_reason_is_said_once(tmp_path: Path) -> None:
         )
         assert said(tmp_path, place, "differs") == (
             f"no Ray cluster at {place}: Version mismatch: the cluster was started with: Python: 3.12 This process with: Python: 3.11"
+        )
+        assert said(tmp_path, f"ray://{place}", "waits in vain") == (
+            f"no Ray cluster at ray://{place}: ray client connection timeout. A wrong token ends so too"
         )
         assert "has not answered in 2 s" in said(tmp_path, place, "hangs", patience_s=2)
 

@@ -52,7 +52,12 @@ def test_a_refused_reset_is_an_error(suite, monkeypatch):
 
 
 def test_requests_of_a_failed_batch_do_not_block_the_next_update(suite, monkeypatch):
-    suite.load(2)
+    """Nor do the NaN that it has computed stay."""
+    broken = dict(suite.weights[2])
+    broken["model.layers.0.self_attn.v_proj.weight"] = torch.full_like(
+        broken["model.layers.0.self_attn.v_proj.weight"], torch.nan
+    )
+    suite.engine.update(suite.writer(broken))
     step = suite.engine.llm.llm_engine.step
     calls = []
 
@@ -146,6 +151,19 @@ def test_a_context_is_computed_once(suite, cached_tokens):
         assert alone.log_probability == pytest.approx(answer.log_probability, abs=1e-4)
         assert alone.is_greedy == answer.is_greedy
     assert cached_tokens[1:] == [[0]] * 4  # what was asked before does not matter
+
+
+def test_a_context_that_fills_its_blocks(suite, cached_tokens):
+    """The cache then holds the very token after which the first of a continuation is scored."""
+    suite.load(1)
+    block = suite.engine.llm.llm_engine.vllm_config.cache_config.block_size
+    context = random_tokens("few-shot examples", n=300 // block * block)
+    requests = [LogLikelihoodRequest(context, random_tokens("choice", i, n=3 + i)) for i in range(3)]
+    answers = suite.engine.loglikelihood(requests)
+    assert cached_tokens == [[0, len(context), len(context)], [0, 0]]
+    for request, answer in zip(requests, answers, strict=True):
+        (alone,) = suite.engine.loglikelihood([request])
+        assert alone.log_probability == pytest.approx(answer.log_probability, abs=1e-4)
 
 
 def test_continuations_that_begin_alike(suite, cached_tokens):
