@@ -12,3 +12,11 @@ def choices_at(points: NDArray[np.float64], counts: NDArray[np.int_]) -> NDArray
 def middles_of(choices: NDArray[np.float64] | NDArray[np.int_], counts: NDArray[np.int_]) -> NDArray[np.float64]:
     """The unit coordinates (k,) of choices (k,)."""
     return np.asarray((choices + 0.5) / counts, dtype=np.float64)
+
+
+def placed(points: NDArray[np.float64], counts: NDArray[np.int_]) -> NDArray[np.float64]:
+    """`points` (..., d) with categorical coordinates moved to the middles of their choices; `counts` (d,), 0 for real coordinates."""
+    discrete = counts > 0
+    moved = points.copy()
+    moved[..., discrete] = middles_of(choices_at(points[..., discrete], counts[discrete]), counts[discrete])
+    return moved

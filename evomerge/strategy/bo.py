@@ -37,10 +37,11 @@ from pydantic import Field, field_validator
 
 from evomerge.archive import non_dominated_mask
 from evomerge.core import Candidate, ConfigError, Genome, VectorGenome, random_stream
+from evomerge.space import placed
 from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.ruin import tamed
-from evomerge.strategy.sampling import SobolStream
+from evomerge.strategy.sampling import SobolStream, next_to
 from evomerge.strategy.trust_region import TrustRegion, centre_of
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,10 @@ _LEAST_LENGTH = 0.025
 
 _CLOSE = 1e-4
 """Proposals nearer than this (per root dimension) to a known point are worth no evaluation."""
+
+_N_CHOICES = 256
+_REDRAWN = 0.3
+"""So many points with other choices than the optimum's are looked at, in three quarters of which so large a share of the choices is drawn anew."""
 
 Parameters = list[torch.Tensor]
 
@@ -133,6 +138,7 @@ class BayesianOptimisation(ReplayStrategy):
             raise ConfigError(
                 f"strategy bo takes at most {MAX_OBJECTIVES} objectives, got {len(self.objectives)}; use nsga3, or bo on fewer"
             )
+        self._choice_counts = np.array(self.choices)
         self._cube = np.stack([np.zeros(self.dimension), np.ones(self.dimension)])
         self._n_initial = self.options.n_initial or min(2 * self.dimension + 2, 40)
         self._design = SobolStream(self.dimension, random_stream(self.random_seed, "bo", "design"))
@@ -146,8 +152,8 @@ class BayesianOptimisation(ReplayStrategy):
         self._region = self._make_region()
         self._fitted: tuple[int, Parameters] | None = None
         """how many results there were at the last fit, and its hyperparameters"""
-        self._beyond: torch.Tensor | None = None
-        """the hypervolume's reference point, kept for `_LOOK_BEYOND` proposals"""
+        self._beyond: Floats | None = None
+        """(m,) losses: the hypervolume's reference point, kept for `_LOOK_BEYOND` proposals"""
 
     def _propose(self) -> Proposal:
         identifier = self._next_id
@@ -157,8 +163,9 @@ class BayesianOptimisation(ReplayStrategy):
         else:
             values = self._refine()
             self._refined.add(identifier)
+        values = tuple(placed(np.array(values), self._choice_counts).tolist())
         self._open[identifier] = values
-        return Proposal(VectorGenome(values))
+        return self._unknown_instead(Proposal(VectorGenome(values)))
 
     def _learn(self, told: Told) -> None:
         self._open.pop(told.candidate.id, None)
@@ -196,7 +203,7 @@ class BayesianOptimisation(ReplayStrategy):
             front = np.flatnonzero(non_dominated_mask(losses))[: self.options.max_points // 2]
             latest = np.setdiff1d(rows, front)[-(self.options.max_points - len(front)) :]
             rows = np.sort(np.concatenate([front, latest]))
-        points = np.array([results[row].candidate.point for row in rows])
+        points = placed(np.array([results[row].candidate.point for row in rows]), self._choice_counts)
         variances = np.array([results[row].stderr for row in rows], dtype=np.float64) ** 2
         return points, losses[rows], variances if self.options.item_noise else np.zeros_like(variances)
 
@@ -205,13 +212,42 @@ class BayesianOptimisation(ReplayStrategy):
         self._n_refined += 1
         seed = int(random_stream(self.random_seed, "bo", "refine", self._n_refined).integers(2**31))
         points, losses, variances = self._visible()
-        with _quiet_torch(seed):
-            model = self._model(points, losses, variances)
-            best = self._maximise(model, points, losses, seed)
         taken = np.array([*points, *self._open.values(), *self._failed])
-        if np.sqrt(((taken - best) ** 2).sum(axis=1)).min() < _CLOSE * np.sqrt(self.dimension):
+        # acquisitions smooth over fixed lengths, which would be too long for small losses and overflow for large ones
+        spread = losses.std(axis=0)
+        scale = np.where(spread > 0.0, spread, 1.0)
+        losses = losses / scale
+        with _quiet_torch(seed):
+            model = self._model(points, losses, variances / scale**2)
+            acquisition = self._acquisition(model, points, losses, scale, seed)
+            bounds = self._cube
+            if self._region is not None:
+                lengths = model.covar_module.lengthscale.detach().numpy().reshape(-1, self.dimension)
+                bounds = self._region.box(centre_of(points, losses), np.exp(np.log(lengths).mean(axis=0)))
+            best = np.clip(self._optimum(acquisition, bounds, seed).numpy(), 0.0, 1.0)
+            if len(self._discrete):
+                best = self._among_choices(acquisition, best, points[non_dominated_mask(losses)], taken)
+        if next_to(best[None], taken, _CLOSE)[0]:
             return self._design.next().values
         return tuple(best.tolist())
+
+    def _among_choices(self, acquisition: AcquisitionFunction, best: Floats, front: Floats, taken: Floats) -> Floats:
+        """The point (d,) of highest acquisition value among some that are not `taken` (t, d).
+
+        They are `best`, the optimum where choices are taken for real numbers, with its choices in the place of numbers; it and the best results with some
+        choices drawn anew; and points with all of them drawn anew.
+        """
+        draw = random_stream(self.random_seed, "bo", "choices", self._n_refined)
+        around = np.vstack([best, front])
+        pool = around[draw.integers(len(around), size=_N_CHOICES)]
+        share = np.where(np.arange(_N_CHOICES) % 4 == 0, 1.0, max(_REDRAWN, 1.0 / len(self._discrete)))
+        redrawn = (draw.random(pool.shape) < share[:, None]) & (self._choice_counts > 0)
+        pool = placed(np.vstack([best, np.where(redrawn, draw.random(pool.shape), pool)]), self._choice_counts)
+        pool = np.unique(pool[~next_to(pool, taken, _CLOSE)], axis=0)
+        if len(pool) == 0:
+            return placed(best, self._choice_counts)
+        with torch.no_grad():
+            return np.asarray(pool[int(acquisition(_tensor(pool)[:, None]).argmax())])
 
     def _model(self, points: Floats, losses: Floats, variances: Floats) -> SingleTaskGP:
         """A process of the negative loss per objective, in one batch; hyperparameters are fitted anew when it is time."""
@@ -244,28 +280,21 @@ class BayesianOptimisation(ReplayStrategy):
                 parameter.copy_(value)
         return True
 
-    def _maximise(self, model: SingleTaskGP, points: Floats, losses: Floats, seed: int) -> Floats:
-        """The point (d,) of the highest acquisition value that a few local searches find."""
+    def _acquisition(
+        self, model: SingleTaskGP, points: Floats, losses: Floats, scale: Floats, seed: int
+    ) -> AcquisitionFunction:
+        """What a point promises; `losses` are those of `points`, divided by `scale`."""
         baseline = _tensor(points)
         pending = _tensor(np.array(list(self._open.values()))) if self._open else None
         sampler = SobolQMCNormalSampler(torch.Size([self.options.n_samples]), seed=seed)
-        acquisition: AcquisitionFunction
         if losses.shape[1] == 1:
-            acquisition = qLogNoisyExpectedImprovement(model, baseline, sampler, X_pending=pending, prune_baseline=True)
-        else:
-            reference = self._reference(model, points, losses, seed)
-            baseline = prune_inferior_points_multi_objective(model, baseline, reference, num_samples=_PRUNE_SAMPLES)
-            acquisition = qLogNoisyExpectedHypervolumeImprovement(
-                model, reference, baseline, sampler, X_pending=pending
-            )
-        bounds = self._cube
-        if self._region is not None:
-            scales = model.covar_module.lengthscale.detach().numpy().reshape(-1, self.dimension)
-            bounds = self._region.box(centre_of(points, losses), np.exp(np.log(scales).mean(axis=0)))
-        return np.clip(self._optimum(acquisition, bounds, seed).numpy(), 0.0, 1.0)
+            return qLogNoisyExpectedImprovement(model, baseline, sampler, X_pending=pending, prune_baseline=True)
+        reference = self._reference(model, points, losses, scale, seed)
+        baseline = prune_inferior_points_multi_objective(model, baseline, reference, num_samples=_PRUNE_SAMPLES)
+        return qLogNoisyExpectedHypervolumeImprovement(model, reference, baseline, sampler, X_pending=pending)
 
-    def _reference(self, model: SingleTaskGP, points: Floats, losses: Floats, seed: int) -> torch.Tensor:
-        """The hypervolume's reference point (m,), as negative losses.
+    def _reference(self, model: SingleTaskGP, points: Floats, losses: Floats, scale: Floats, seed: int) -> torch.Tensor:
+        """The hypervolume's reference point (m,), as negative losses in units of `scale`.
 
         A tenth beyond the ends of the front that the model expects, where one objective counts ten times as much as each other one, for
         three proposals; for every fourth the worst losses seen. The front of the results will not do: it reaches far too wide at first, and
@@ -275,20 +304,18 @@ class BayesianOptimisation(ReplayStrategy):
             self._beyond = None
             return _tensor(-losses.max(axis=0))
         if self._beyond is None:
-            self._beyond = self._beyond_the_ends(model, points, losses, seed)
-        return self._beyond
+            self._beyond = -scale * self._beyond_the_ends(model, points, losses, seed).numpy()
+        return _tensor(-self._beyond / scale)
 
     def _beyond_the_ends(self, model: SingleTaskGP, points: Floats, losses: Floats, seed: int) -> torch.Tensor:
-        spread = np.std(losses, axis=0)
-        scale = 1.0 / np.where(spread > 0.0, spread, 1.0)
         ends = []
-        for goal in range(len(scale)):
-            weights = scale * np.where(np.arange(len(scale)) == goal, 1.0, _OTHERS_WEIGHT)
+        for goal in range(losses.shape[1]):
+            weights = np.where(np.arange(losses.shape[1]) == goal, 1.0, _OTHERS_WEIGHT)
             expected = PosteriorMean(model, posterior_transform=ScalarizedPosteriorTransform(_tensor(weights)))
             expected.X_baseline = _tensor(points)
             ends.append(model.posterior(self._optimum(expected, self._cube, seed)[None]).mean[0].detach())
         nadir, ideal = torch.stack(ends).amin(dim=0), torch.stack(ends).amax(dim=0)
-        return nadir - 0.1 * torch.where(ideal > nadir, ideal - nadir, _tensor(1.0 / scale))
+        return nadir - 0.1 * torch.where(ideal > nadir, ideal - nadir, 1.0)
 
     def _optimum(self, acquisition: AcquisitionFunction, bounds: Floats, seed: int) -> torch.Tensor:
         """The best point (d,) in `bounds` (2, d) that a few local searches find."""

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from evomerge.archive import hypervolume, non_dominated_mask
 from evomerge.core import Json, Objective
+from evomerge.space import placed
 from evomerge.strategy.base import Floats
 from evomerge.strategy.quadratic_model import QuadraticModel, choose_link, fit_quadratic
+from evomerge.strategy.sampling import next_to
 
 LinkChoice = Literal["auto", "identity", "logit", "softplus"]
 
@@ -73,19 +76,33 @@ class Surrogates:
         return np.asarray(np.mean(errors**2 / np.where(self.variances > 0.0, self.variances, 1.0), axis=1))
 
 
-def predicted_front(surrogates: Surrogates, points: Floats, generator: np.random.Generator) -> Floats:
+def predicted_front(
+    surrogates: Surrogates, points: Floats, taken: Floats, counts: NDArray[np.int_], generator: np.random.Generator
+) -> Floats:
     """At most `_FRONT` points of the unit cube that no other is predicted to dominate.
 
-    The known `points` and a random pool are perturbed in widening, then narrowing steps.
+    The known `points` and a random pool are perturbed in widening, then narrowing steps, in which categorical coordinates are drawn anew. Where
+    there are any, the points `taken` (t, d) are left out of the front; there may be no others.
+
+    Args:
+        counts: (d,) the number of choices of each categorical coordinate, 0 for real ones.
     """
-    dimension = points.shape[1]
-    pool = np.vstack([points, generator.random((_POOL, dimension))])
+    dimension, discrete = points.shape[1], counts > 0
+    pool = placed(np.vstack([points, generator.random((_POOL, dimension))]), counts)
+    looked_at = [pool]
     for step in _STEPS:
         keep = _thinned(surrogates, pool)
         moved = keep[generator.integers(len(keep), size=_POOL)]
         mask = generator.random(moved.shape) < max(0.3, 1.0 / dimension)
         moved = np.clip(moved + step * mask * generator.standard_normal(moved.shape), 0.0, 1.0)
+        if discrete.any():
+            moved = placed(np.where(mask & discrete, generator.random(moved.shape), moved), counts)
+            looked_at.append(moved)
         pool = np.vstack([keep, moved])
+    if discrete.any():
+        pool = np.vstack(looked_at)
+        pool = pool[~next_to(pool, taken, _CLOSE)]
+        pool = np.unique(pool[non_dominated_mask(surrogates.predict(pool))], axis=0)
     return _thinned(surrogates, pool)
 
 
@@ -95,14 +112,15 @@ def most_promising(pool: Floats, predicted: Floats, known: Floats, taken: Floats
     Points next to one of `taken` (t, d) are left out; where none adds anything, the one farthest from those is taken. None where every
     point is next to one of them.
     """
+    if len(pool) == 0:
+        return None
     front = known[non_dominated_mask(known)]
     spread = np.ptp(known, axis=0)
     reference = front.max(axis=0) + 0.1 * np.where(spread > 0.0, spread, 1.0)
     volume = hypervolume(front, reference)
     gains = np.array([hypervolume(np.vstack([front, row]), reference) - volume for row in predicted])
-    distance = cdist(pool, taken).min(axis=1)
-    gains[distance < _CLOSE * np.sqrt(pool.shape[1])] = -1.0
-    best = int(np.argmax(gains)) if gains.max() > 0.0 else int(np.argmax(distance))
+    gains[next_to(pool, taken, _CLOSE)] = -1.0
+    best = int(np.argmax(gains)) if gains.max() > 0.0 else int(np.argmax(cdist(pool, taken).min(axis=1)))
     return None if gains[best] < 0.0 else tuple(pool[best].tolist())
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from evomerge.core import Candidate, ConfigError, Genome, Json, Objective, VectorGenome, random_stream
+from evomerge.space import placed
 from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told
 from evomerge.strategy.map_bins import MAX_BINNED_DIMENSION, draw_where_wrong
 from evomerge.strategy.map_front import LinkChoice, Surrogates, as_array, most_promising, predicted_front
@@ -84,7 +85,7 @@ class MapSurrogate(ReplayStrategy):
                 self.dimension, self.objectives, self.random_seed, options.link, options.pair_points, options.bayesian
             )
             if options.nested
-            else _FlatPlan(self.dimension, self.objectives, self.random_seed, options, diagonal=diagonal)
+            else _FlatPlan(self.choices, self.objectives, self.random_seed, options, diagonal=diagonal)
         )
 
     def diagnostics(self) -> Mapping[str, Json]:
@@ -92,7 +93,9 @@ class MapSurrogate(ReplayStrategy):
         return self._plan.diagnostics()
 
     def _propose(self) -> Proposal:
-        return Proposal(VectorGenome(self._plan.propose()))
+        proposal = Proposal(VectorGenome(self._plan.propose()))
+        # points of a plane, which `nested` fits its surrogates to, have no place of their own
+        return proposal if self.options.nested else self._unknown_instead(proposal)
 
     def _learn(self, told: Told) -> None:
         self._plan.learn(told.candidate.point, told.losses)
@@ -121,9 +124,16 @@ class _FlatPlan:
     """One quadratic of all coordinates per objective."""
 
     def __init__(
-        self, dimension: int, objectives: tuple[Objective, ...], seed: int, options: MapOptions, *, diagonal: bool
+        self,
+        choices: tuple[int, ...],
+        objectives: tuple[Objective, ...],
+        seed: int,
+        options: MapOptions,
+        *,
+        diagonal: bool,
     ) -> None:
-        self._dimension = dimension
+        self._choices = np.array(choices)
+        self._dimension = dimension = len(choices)
         self._objectives = objectives
         self._seed = seed
         self._options = options
@@ -147,15 +157,17 @@ class _FlatPlan:
             point = draw_where_wrong(self._points, surrogates.relative_errors(), pending, self._stream("bayesian"))
         else:
             point = self._refine()
+        point = self._placed(point)
         self._open.append(point)
         return point
 
     def adopt(self, point: tuple[float, ...]) -> None:
         """`point` takes the place of the one proposed last."""
-        self._open[-1] = point
+        self._open[-1] = self._placed(point)
 
     def learn(self, point: tuple[float, ...], losses: tuple[float, ...] | None) -> None:
         """Takes in a result; None for one that FAILED or was INFEASIBLE."""
+        point = self._placed(point)
         if point in self._open:
             self._open.remove(point)
         if losses is None:
@@ -183,12 +195,15 @@ class _FlatPlan:
         The design's next point where the front has no other points than these, as where one point is best at everything.
         """
         surrogates, points = self._fit(), self._points
-        pool = predicted_front(surrogates, points, self._stream("refine"))
+        taken = np.vstack([points, as_array([*self._open, *self._failed], self._dimension)])
+        pool = predicted_front(surrogates, points, taken, self._choices, self._stream("refine"))
         known = tamed(np.array(self._losses), self._n_initial)
         if self._open:
             known = np.vstack([known, surrogates.predict(np.array(self._open))])
-        taken = np.vstack([points, as_array([*self._open, *self._failed], self._dimension)])
         return most_promising(pool, surrogates.predict(pool), known, taken) or self._design.next().values
+
+    def _placed(self, point: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(placed(np.array(point), self._choices).tolist())
 
     def _stream(self, purpose: str) -> np.random.Generator:
         self._n_drawn += 1

@@ -32,7 +32,7 @@ from evomerge.core import (
     random_stream,
     to_losses,
 )
-from evomerge.space import choices_at, middles_of
+from evomerge.space import middles_of, placed
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
 from evomerge.strategy.replay_log import BestKnown, ReplayLog, digest, read_adopted, read_result, read_seed, rows_of
 
@@ -332,9 +332,7 @@ class ReplayStrategy(ABC):
         """The genome that stands for all that mean the same: categorical coordinates in the middle of their choices."""
         if not isinstance(genome, VectorGenome) or not len(self._discrete):
             return genome
-        values = np.array(genome.values)
-        values[self._discrete] = middles_of(choices_at(values[self._discrete], self._counts), self._counts)
-        return VectorGenome(tuple(values.tolist()))
+        return VectorGenome(tuple(placed(np.array(genome.values), np.array(self.choices)).tolist()))
 
     def _key(self, genome: Genome) -> str:
         return digest(Candidate("", self._place(genome)))

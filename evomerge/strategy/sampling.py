@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.spatial.distance import cdist
 from scipy.special import ndtr, ndtri
 
 from evomerge.core import VectorGenome
@@ -108,6 +109,11 @@ def first_points(
     if correlation is None:
         correlation = GROUP_CORRELATION if dimension >= MIN_GROUPED_DIMENSION else 0.0
     return stream if families is None or correlation == 0.0 else FamilyStream(stream, families, correlation)
+
+
+def next_to(points: NDArray[np.float64], taken: NDArray[np.float64], distance: float) -> NDArray[np.bool_]:
+    """Which of `points` (k, d) are nearer to one of those `taken` (t, d) than `distance` times the root of d, (k,)."""
+    return np.asarray(cdist(points, taken).min(axis=1) < distance * np.sqrt(points.shape[1]))
 
 
 def family_correlation(families: Sequence[int], correlation: float) -> NDArray[np.float64]:

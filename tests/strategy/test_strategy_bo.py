@@ -49,6 +49,21 @@ def test_nothing_is_compiled(monkeypatch):
     assert not compiled
 
 
+def test_the_unit_of_an_objective_does_not_matter():
+    """As where one is an accuracy and another the perplexity of models of which most are ruined."""
+    asked = []
+    for units in ([1.0, 1.0], [1e-9, 1e30]):
+        strategy = make_strategy("bo", dimension=2, objectives=["a", "b"], seed=1, **FAST)
+        asked.append([])
+        for _ in range(11):
+            (candidate,) = strategy.ask(1)
+            asked[-1].append(candidate.point)
+            point = np.array(candidate.point)
+            scores = {"a": -units[0] * (1.0 + bump(point)), "b": -units[1] * (1.0 + bump(1.0 - point))}
+            strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores)])
+    np.testing.assert_allclose(asked[0], asked[1], atol=1e-3)
+
+
 def test_pending_points_are_not_proposed_again():
     strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST)
     run(strategy, 10, bump)

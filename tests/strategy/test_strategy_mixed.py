@@ -13,6 +13,10 @@ CHOICES = (2, 3, 4, 5, 0, 0)
 WANTED = (1, 0, 3, 2)
 
 
+QUICK_BO = {"n_samples": 2, "n_restarts": 1, "n_raw": 4, "max_iterations": 2, "refit_growth": 2.0}
+OPTIONS = {"m2n2": {"on": "recipes"}, "bo": QUICK_BO}
+
+
 def score(values: tuple[float, ...]) -> float:
     """0 where every choice is the wanted one and both real coordinates are 0.3, less elsewhere."""
     chosen = [int(value * count) for value, count in zip(values[:4], CHOICES[:4], strict=True)]
@@ -59,13 +63,14 @@ def test_wrong_choices_are_refused(choices: tuple[int, ...]) -> None:
         make_strategy("catcma", dimension=2, objectives=["f"], seed=0, choices=choices)
 
 
-@pytest.mark.parametrize("name", ["catcma", "cma_es", "random", "sobol", "ga", "nsga2", "optuna", "nevergrad", "m2n2"])
+@pytest.mark.parametrize(
+    "name", ["bo", "catcma", "cma_es", "map", "random", "sobol", "ga", "nsga2", "optuna", "nevergrad", "m2n2"]
+)
 def test_what_is_known_is_not_evaluated_again(name):
     """Of 27 points each is evaluated once; with all of them known there is a reason to stop, also after a resume."""
     if (missing := lacking_library(name)) is not None:
         pytest.skip(f"{missing} is not installed")
-    made = {"choices": (3, 3, 3), "dimension": 3, "objectives": [Objective("t")], "seed": 1}
-    made |= {"on": "recipes"} if name == "m2n2" else {}
+    made = {"choices": (3, 3, 3), "dimension": 3, "objectives": [Objective("t")], "seed": 1, **OPTIONS.get(name, {})}
     strategy = make_strategy(name, **made)
     seen = []
     while not strategy.stop_reasons() and len(seen) < 40:
@@ -87,7 +92,10 @@ def test_what_is_known_is_not_evaluated_again(name):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("bo", {**QUICK_BO, "n_initial": 5}),
         ("catcma", {}),
+        ("map", {"n_initial": 5}),
+        ("map", {"bayesian": True}),
         ("cma_es", {}),
         ("cma_es", {"surrogate": "none"}),
         ("cycleqd", {"n_initial": 5}),
@@ -127,13 +135,13 @@ def test_a_recorded_proposal_takes_the_place_of_the_uniform_point_that_replaced_
 
 
 @pytest.mark.parametrize(
-    "name", ["catcma", "cma_es", "cycleqd", "random", "sobol", "ga", "nsga2", "optuna", "nevergrad", "m2n2"]
+    "name", ["catcma", "cma_es", "cycleqd", "map", "random", "sobol", "ga", "nsga2", "optuna", "nevergrad", "m2n2"]
 )
 def test_the_last_points_of_a_space_are_found(name: str) -> None:
     """Two of 1024, which uniform points hit seldom; after them there is a reason to stop."""
     if (missing := lacking_library(name)) is not None:
         pytest.skip(f"{missing} is not installed")
-    made = {"on": "recipes"} if name == "m2n2" else {}
+    made = OPTIONS.get(name, {})
     strategy = make_strategy(name, dimension=10, objectives=["t", "u"], seed=0, choices=(2,) * 10, **made)
     points = list(product((0.25, 0.75), repeat=10))
     left = {points.pop(700), points.pop(300)}
@@ -146,6 +154,43 @@ def test_the_last_points_of_a_space_are_found(name: str) -> None:
     assert {tuple(0.25 + 0.5 * (value >= 0.5) for value in candidate.point) for candidate in asked} == left
     assert strategy.stop_reasons() == {"space": 1024}
     assert len(strategy.ask(1)) == 1
+
+
+@pytest.mark.parametrize("name", ["bo", "map"])
+def test_surrogates_are_fitted_to_choices_and_not_to_numbers(name: str) -> None:
+    """Beside real coordinates too: what is proposed is in the middle of a choice, and no choices are tried twice with the same numbers."""
+    if (missing := lacking_library(name)) is not None:
+        pytest.skip(f"{missing} is not installed")
+    strategy = make_strategy(
+        name, dimension=3, objectives=["t", "u"], seed=1, choices=(3, 0, 2), n_initial=6, **OPTIONS.get(name, {})
+    )
+    asked = told(strategy, 24, 3)
+    assert {round(candidate.point[0] * 6) for candidate in asked} == {1, 3, 5}
+    assert all(candidate.point[0] * 6 == pytest.approx(round(candidate.point[0] * 6)) for candidate in asked)
+    assert {candidate.point[2] for candidate in asked} == {0.25, 0.75}
+    assert len({candidate.point for candidate in asked}) == len(asked)
+
+
+def test_map_finds_the_best_of_729_choices():
+    """Of six coordinates with three choices each, of which every two depend on each other a little."""
+    found = 0
+    for seed in range(4):
+        generator = np.random.default_rng(seed)
+        alone, pairs = generator.normal(size=(6, 3)), 0.5 * generator.normal(size=(6, 6, 3, 3))
+        every = np.array(list(product(range(3), repeat=6)))
+        worth = sum(alone[i][every[:, i]] for i in range(6))
+        worth = worth + sum(pairs[i, j][every[:, i], every[:, j]] for i in range(6) for j in range(i))
+        worth = (worth - worth.min()) / np.ptp(worth)
+        strategy = make_strategy("map", dimension=6, objectives=["t"], seed=seed, choices=(3,) * 6)
+        for _ in range(100):
+            (candidate,) = strategy.ask(1)
+            chosen = [int(value * 3) for value in candidate.point]
+            score = float(worth[np.ravel_multi_index(chosen, (3,) * 6)])
+            strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores={"t": score})])
+            if score == 1.0:
+                found += 1
+                break
+    assert found >= 3
 
 
 def test_a_search_ends_when_the_last_points_are_pending():
