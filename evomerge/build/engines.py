@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from evomerge.build.crossings import crosses_models
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Json, did_you_mean
-from evomerge.plan import ModelHeader, rank_bytes
+from evomerge.plan import DTYPE_BYTES, ModelHeader, default_dtype, rank_bytes
 from evomerge.recipe import PIECEWISE
 
 if TYPE_CHECKING:
@@ -74,6 +74,16 @@ def gpus_per_worker(config: SearchConfig) -> float:
     return wanted
 
 
+def engine_bytes(config: SearchConfig, weight_bytes: float, dtype: str) -> float:
+    """What the engine here needs for weights that take `weight_bytes` in `dtype`: it holds them in the dtype that it computes in."""
+    from evomerge.engine import computes_on_cpu
+
+    held: str = config.engine.dtype
+    if held == "auto":
+        held = "float32" if computes_on_cpu(engine_kind(config)) else dtype
+    return weight_bytes * DTYPE_BYTES[held] / DTYPE_BYTES[dtype]
+
+
 def gpu_memory_needs(
     config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None, method: str
 ) -> dict[str, float]:
@@ -94,7 +104,7 @@ def gpu_memory_needs(
     given = config.cluster.gpus_per_worker
     sources = sum(header.n_bytes for header in models.values()) + ranks_of(method, models)
     return {
-        "engine_bytes": model.n_bytes * depth * part,
+        "engine_bytes": engine_bytes(config, model.n_bytes * depth * part, default_dtype(model)),
         "source_bytes": sources * part if on_gpu else 0,
         "gpus": 1.0 if given is None else given / processes,
     }

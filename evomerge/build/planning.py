@@ -15,10 +15,12 @@ from statistics import fmean
 import numpy as np
 
 from evomerge.build.changes import differences
-from evomerge.build.engines import merge_method, ranks_of
+from evomerge.build.engines import engine_bytes, merge_method, ranks_of
 from evomerge.build.problem import Problem
 from evomerge.build.reading import open_run
+from evomerge.build.sources import written_dtype
 from evomerge.build.strategies import strategy_for
+from evomerge.build.tasks import needed_splits
 from evomerge.config import SyntheticConfig
 from evomerge.core import ConfigError, Evaluation, EvaluationRequest, FilePath, Split, Status, random_stream
 from evomerge.plan import statistics_bytes
@@ -44,6 +46,7 @@ class Sizes:
         dimension: coordinates of a candidate.
         n_objectives: scores that are optimised.
         candidate_bytes: merged weights of one candidate; 0 for the synthetic evaluation.
+        engine_bytes: the same as the engine here holds them, in the dtype that it computes in.
         source_bytes: weights of every source, resident in each worker.
         rank_bytes: ranks that `della` methods and `sce` keep beside them, in each process of an engine.
         statistics_bytes: about what histograms, or random masks and norms, take there.
@@ -53,6 +56,7 @@ class Sizes:
     dimension: int
     n_objectives: int
     candidate_bytes: int
+    engine_bytes: int
     source_bytes: int
     rank_bytes: int
     statistics_bytes: int
@@ -60,8 +64,8 @@ class Sizes:
 
     @property
     def worker_bytes(self) -> int:
-        """What a worker holds: sources, what it knows of them, and the live candidate; its engine's caches come on top."""
-        return self.source_bytes + self.rank_bytes + self.statistics_bytes + self.candidate_bytes
+        """What a worker holds: sources, what it knows of them, and the engine's weights; its engine's caches come on top."""
+        return self.source_bytes + self.rank_bytes + self.statistics_bytes + self.engine_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +91,17 @@ class Forecast:
 
 def sizes(problem: Problem) -> Sizes:
     """The sizes of a search, from headers alone."""
-    method, processes = merge_method(problem.config), problem.config.engine.tensor_parallel
+    config, headers = problem.config, problem.headers
+    method, processes = merge_method(config), config.engine.tensor_parallel
+    candidate = problem.candidate_bytes
     return Sizes(
         dimension=problem.space.dimension,
         n_objectives=len(problem.objectives),
-        candidate_bytes=problem.candidate_bytes,
-        source_bytes=sum(header.n_bytes for header in problem.headers.values()),
-        rank_bytes=ranks_of(method, problem.headers) * processes,
-        statistics_bytes=statistics_bytes(method, list(problem.headers.values())[1:]) * processes,
+        candidate_bytes=candidate,
+        engine_bytes=round(engine_bytes(config, candidate, written_dtype(config, headers))) if headers else 0,
+        source_bytes=sum(header.n_bytes for header in headers.values()),
+        rank_bytes=ranks_of(method, headers) * processes,
+        statistics_bytes=statistics_bytes(method, list(headers.values())[1:]) * processes,
         journal_bytes=_HEADER_BYTES + _COORDINATE_BYTES * problem.space.dimension,
     )
 
@@ -151,6 +158,13 @@ def measured_times(problem: Problem, run: FilePath) -> Times:
                 items.append(item.cost["items"])
     if Split.SEARCH not in seconds:
         raise ConfigError(f"{run}: no candidate has been evaluated there, so there are no times to plan with")
+    untimed = [split for split in needed_splits(problem.config) if split not in seconds]
+    if untimed:
+        logger.warning(
+            "%s has evaluated nothing on %s, where a candidate is planned to take as long as on search, however many items there are",
+            run,
+            " and ".join(untimed),
+        )
     return Times(seconds, fmean(items) if items else None)
 
 

@@ -83,7 +83,7 @@ def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
             known += f"at most about {sizes.statistics_bytes / 1e9:.2g} GB histograms, or masks and norms, "
         CONSOLE.print(
             f"worker      {sizes.worker_bytes / 1e9:.3g} GB: {sizes.source_bytes / 1e9:.3g} GB source models, {known}"
-            f"{sizes.candidate_bytes / 1e9:.3g} GB candidate; plus the engine's caches"
+            f"{sizes.engine_bytes / 1e9:.3g} GB engine; plus its caches"
         )
     CONSOLE.print(f"candidate   {sizes.journal_bytes / 1e3:.2g} kB on disk, plus 4 bytes per item scored")
     if not forecasts:

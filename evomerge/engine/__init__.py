@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from evomerge.core import EngineError, FilePath, Json, did_you_mean
 from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest, RemoteWrite
-from evomerge.engine.environment import engine_environment
+from evomerge.engine.environment import engine_environment, vllm_targets_cpu
 from evomerge.engine.gpu_memory import source_room, vllm_memory_options
 from evomerge.engine.vllm_options import vllm_option_names
 
@@ -63,6 +63,15 @@ def make_engine(
     return engine
 
 
+def computes_on_cpu(kind: str) -> bool:
+    """Whether an engine of this kind would compute on a CPU here."""
+    if kind == "vllm":
+        return vllm_targets_cpu()
+    import torch
+
+    return not torch.cuda.is_available()
+
+
 __all__ = [
     "ENGINES",
     "Engine",
@@ -72,6 +81,7 @@ __all__ = [
     "LogLikelihoodRequest",
     "RemoteWrite",
     "available_engines",
+    "computes_on_cpu",
     "default_engine_kind",
     "engine_environment",
     "make_engine",

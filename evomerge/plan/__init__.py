@@ -7,7 +7,7 @@ from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, Tens
 from evomerge.plan.model_folder import check_tokenizer, check_unchanged, file_inside, read_model_header
 from evomerge.plan.model_header import LoraUpdate, ModelHeader, TensorHeader, config_value
 from evomerge.plan.modules import split_into_modules
-from evomerge.plan.planner import default_dtype, make_plan, slices_with_inputs
+from evomerge.plan.planner import DTYPE_BYTES, default_dtype, make_plan, slices_with_inputs
 from evomerge.plan.ranks import MOST_RANKS, PLACE_BYTES, RANK_BYTES, RANKED_METHODS, keeps_ranks, n_columns, rank_bytes
 from evomerge.plan.recorded import headers_from_json, headers_to_json
 from evomerge.plan.slots import padded
@@ -15,6 +15,7 @@ from evomerge.plan.sources import ModelTable, read_headers, read_models, read_so
 from evomerge.plan.statistics import LARGE_TENSOR, MOST_KEPT_NORMS, statistics_bytes
 
 __all__ = [
+    "DTYPE_BYTES",
     "FOLDINGS",
     "LARGE_TENSOR",
     "MOST_KEPT_NORMS",

@@ -22,7 +22,8 @@ from evomerge.recipe import (
     method_spec,
 )
 
-_BYTES_OF = {"bfloat16": 2, "float16": 2, "float32": 4}
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""dtype of merged weights -> bytes of an element"""
 
 _NOTHING: Scalars = {}
 
@@ -53,7 +54,7 @@ def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
     return MergePlan(
         steps=tuple([steps.of(output) for output in structure.outputs]),
         n_layers=structure.n_layers,
-        output_bytes=sum(output.n_bytes or output.n_elements * _BYTES_OF[dtype] for output in structure.outputs),
+        output_bytes=sum(output.n_bytes or output.n_elements * DTYPE_BYTES[dtype] for output in structure.outputs),
         dtype=dtype,
         math_dtype=recipe.dtype or "float32",
         seed=recipe.seed,
@@ -62,7 +63,7 @@ def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
 
 def default_dtype(header: ModelHeader) -> str:
     """What merges of a model are rounded to unless told otherwise: its own dtype, float32 for one that is wider."""
-    return header.dtype if header.dtype in _BYTES_OF else "float32"
+    return header.dtype if header.dtype in DTYPE_BYTES else "float32"
 
 
 def slices_with_inputs(recipe: Recipe) -> tuple[Slice, ...]:

@@ -50,10 +50,12 @@ def folder(tmp_path: Path) -> Path:
         ("ties", {"kind": "vllm", "tensor_parallel": 2}, {}, None, 0.5, 1.5, 1),
         ("ties", {"kind": "vllm", "tensor_parallel": 2}, {"gpus_per_worker": 2}, None, 0.5, 1.5, 1),
         ("ties", {}, {}, 6, 3, 3, 1),
+        ("ties", {"dtype": "float32"}, {}, None, 2, 3, 1),
     ],
 )
 def test_needs(folder, monkeypatch, method, engine, cluster, n_slots, engine_share, n_sources, gpus):
     monkeypatch.setattr("evomerge.weights.triton.missing", lambda: None)  # as where triton can be used
+    monkeypatch.setattr("evomerge.engine.computes_on_cpu", lambda kind: False)
     settings = {
         "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
         "method": method,
@@ -123,7 +125,8 @@ def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
     assert needs["source_bytes"] == (0 if method == "sce" else n_bytes + rank_bytes)
     assert (sizes.source_bytes, sizes.rank_bytes) == (n_bytes, rank_bytes)
     mask_bytes = 0 if method == "sce" else n_elements // 4
-    assert sizes.worker_bytes == n_bytes + rank_bytes + mask_bytes + sizes.candidate_bytes
+    assert sizes.worker_bytes == n_bytes + rank_bytes + mask_bytes + sizes.engine_bytes
+    assert sizes.engine_bytes == 2 * sizes.candidate_bytes, "bfloat16, served in float32 on a CPU"
     print_plan(sizes, [])
     assert f"{rank_bytes / 1e9:.3g} GB ranks" in " ".join(capsys.readouterr().out.split())
 

@@ -122,6 +122,9 @@ def test_a_run_on_other_items_is_warned_of(tmp_path: Path, caplog: pytest.LogCap
     start_search(wanted.config, tmp_path / "run")
     planning.measured_times(wanted, tmp_path / "run")
     assert caplog.messages == []
+    planning.measured_times(problem(budget={"evaluations": 2}), tmp_path / "run")
+    assert "has evaluated nothing on select and report, where a candidate is planned to" in caplog.messages[0]
+    caplog.clear()
     more = {"kind": "synthetic", "function": "zdt1", "dimension": 5, "n_items": 7}
     planning.measured_times(problem(evaluation=more), tmp_path / "run")
     assert "ran with other settings (evaluation.n_items)" in caplog.messages[0]
