@@ -66,6 +66,9 @@ _LEAST_LENGTH = 0.025
 _CLOSE = 1e-4
 """Proposals nearer than this (per root dimension) to a known point are worth no evaluation."""
 
+_ROUNDING = 1e-9
+"""Losses that differ by less than this share of the largest are alike: a mean of the same scores in another order."""
+
 _N_CHOICES = 256
 _REDRAWN = 0.3
 """So many points with other choices than the optimum's are looked at, in three quarters of which so large a share of the choices is drawn anew."""
@@ -214,7 +217,7 @@ class BayesianOptimisation(ReplayStrategy):
         points, losses, variances = self._visible()
         taken = np.array([*points, *self._open.values(), *self._failed])
         # acquisitions smooth over fixed lengths, which would be too long for small losses and overflow for large ones
-        spread = losses.std(axis=0)
+        spread = np.maximum(losses.std(axis=0), _ROUNDING * np.abs(losses).max(axis=0))
         scale = np.where(spread > 0.0, spread, 1.0)
         losses = losses / scale
         with _quiet_torch(seed):

@@ -64,6 +64,15 @@ def test_the_unit_of_an_objective_does_not_matter():
     np.testing.assert_allclose(asked[0], asked[1], atol=1e-3)
 
 
+def test_an_objective_may_differ_by_rounding_alone():
+    strategy = make_strategy("bo", dimension=2, objectives=["a", "b"], seed=1, **FAST)
+    for number in range(14):
+        (candidate,) = strategy.ask(1)
+        scores = {"a": bump(np.array(candidate.point)), "b": 1e6 * (1.0 + 2.0**-52 * (number % 2))}
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores)])
+    assert np.linalg.norm(np.array(strategy.recommend().point) - 0.3) < 0.3
+
+
 def test_pending_points_are_not_proposed_again():
     strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST)
     run(strategy, 10, bump)
