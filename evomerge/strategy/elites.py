@@ -11,8 +11,8 @@ Deliberate differences from the paper, which merges weights with the experts as 
 - What is crossed are points of the space. Of task arithmetic a weighted mean of two candidates' task vectors is the point between, so there it is
   the published crossover; of other methods it is one of their parameters.
 - Its mutation scales singular values of task vectors; here a point moves by normal noise.
-- Cells lie between what the first results span, widened by 15% as the paper widens what the experts span. Beside the seeds, first results are those of a
-  Sobol sequence in which the groups of a parameter go together: the experts alone say little about a space.
+- Cells lie between what the first results span, widened by 15% (at most by half of the span) as the paper widens what the experts span. Beside the
+  seeds, first results are those of a Sobol sequence in which the groups of a parameter go together: the experts alone say little about a space.
 - Weights of parents vary by 0.3, not 0.01: on the demo models that found more (docs/strategies.md).
 - The paper's last step, a softmax of the best of every archive, is left out: the finals choose among candidates that were scored.
 """
@@ -175,8 +175,9 @@ class _Elites(ReplayStrategy):
         scores = np.array([fitness for _, fitness in self._scored])
         low, high = scores.min(axis=0), scores.max(axis=0)
         self._flat = low == high
-        wider = np.where(self._flat, 0.0, _WIDENED)
-        self._archives = self._make_archives(low - wider * np.abs(low), high + wider * np.abs(high))
+        # not by more than half of what they span: scores far from 0 would share a cell
+        below, above = (np.minimum(_WIDENED * np.abs(end), (high - low) / 2) for end in (low, high))
+        self._archives = self._make_archives(low - below, high + above)
         for candidate, fitness in self._scored:
             for archive in self._archives.values():
                 archive.offer(candidate, fitness)

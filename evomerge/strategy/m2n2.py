@@ -6,8 +6,8 @@ member with the smallest share, which may be the child.
 
 `on: weights` is the published search: models are crossed (SLERP along the flattened weights). This module only says who is
 crossed with whom, where and how far; a point of its space is one weight per seed model, so the seeds are the unit vectors.
-`on: recipes` crosses the coordinates of recipes instead (linearly), so a descendant is again a point of any space; it starts
-from a space-filling design and needs the small mutation that trained seed models do without.
+`on: recipes` crosses the coordinates of recipes instead (linearly; choices are one parent's), so a descendant is again a point of any space; it
+starts from a space-filling design and needs the small mutation that trained seed models do without.
 """
 
 from typing import Any, ClassVar, Literal
@@ -25,6 +25,7 @@ from evomerge.core import (
     random_stream,
 )
 from evomerge.strategy.base import Proposal, StrategyOptions, Told
+from evomerge.strategy.inheritance import inherited_choices
 from evomerge.strategy.replay import FEW_KNOWN, ReplayStrategy
 from evomerge.strategy.sampling import SobolStream
 
@@ -185,9 +186,15 @@ class M2n2(ReplayStrategy):
         mix = self._generator.random()
         split = int(self._generator.integers(self.dimension)) if self.options.split_point else 0
         share = np.where(np.arange(self.dimension) < split, mix, 1.0 - mix)
-        child = (1.0 - share) * np.array(first.point) + share * np.array(second.point)
+        a, b = np.array(first.point), np.array(second.point)
+        child = (1.0 - share) * a + share * b
         if self._sigma > 0.0:
             child = child + self._sigma * self._generator.standard_normal(self.dimension)
+        if len(self._discrete):
+            rate = min(0.5, 1.0 / self.dimension) if self._sigma > 0.0 else 0.0
+            child[self._discrete] = inherited_choices(
+                a[self._discrete], b[self._discrete], self._counts, rate, self._generator
+            )
         return Proposal(VectorGenome(tuple(np.clip(child, 0.0, 1.0).tolist())), (first.id, second.id))
 
 

@@ -15,5 +15,8 @@ def tamed(losses: Floats, n_design: int) -> Floats:
     """
     design = losses[: max(n_design, 2)]
     middle = np.median(design, axis=0)
-    most = middle + _RUINED * (middle - design.min(axis=0))
+    reach = middle - design.min(axis=0)
+    most = np.where(
+        reach > 0.0, middle + _RUINED * reach, np.inf
+    )  # half of them the best say nothing of how far others may be
     return np.where(np.abs(losses).max(axis=0) > 1.0, np.minimum(losses, most), losses)

@@ -48,6 +48,17 @@ def test_an_archive_for_each_objective_with_the_others_as_axes():
     assert archives(strategy)["g"]["best"] == "b"
 
 
+def test_scores_far_from_zero_have_cells_of_their_own():
+    near = {
+        "a": ((0.2, 0.2), (-5000.0, -4990.0)),
+        "b": ((0.8, 0.8), (-4990.0, -5000.0)),
+        "c": ((0.5, 0.5), (-4995.0, -4995.0)),
+    }
+    strategy = make("cycleqd", near, n_bins=3)
+    strategy.ask(1)
+    assert {name: row["elites"] for name, row in archives(strategy).items()} == {"f": 3, "g": 3}
+
+
 def test_without_noise_a_child_lies_on_the_line_through_two_elites_and_names_them():
     strategy = make("cycleqd", mutation_sigma=0.0)
     points = {key: np.array(point) for key, (point, _) in SEEDS.items()}

@@ -33,6 +33,28 @@ def test_competition_keeps_more_items_covered():
     assert np.mean(niches) > np.mean(genetic) + 1.0
 
 
+def test_a_recipes_choices_are_those_of_a_parent():
+    """A mean of the first and the last choice would be one of those between."""
+    strategy = make_strategy(
+        "m2n2",
+        dimension=4,
+        objectives=["t"],
+        seed=1,
+        on="recipes",
+        population_size=3,
+        mutation_sigma=0.0,
+        choices=(5, 5, 5, 0),
+    )
+    ends = {"a": (0.1, 0.9, 0.1, 0.2), "b": (0.9, 0.1, 0.9, 0.4), "c": (0.9, 0.9, 0.1, 0.6)}
+    strategy.seed(
+        [Candidate(name, VectorGenome(values)) for name, values in ends.items()],
+        [told(Candidate(name, VectorGenome(ends[name])), items) for name, items in zip(ends, np.eye(3), strict=True)],
+    )
+    children = strategy.ask(6)
+    assert all(set(child.genome.values[:3]) <= {0.1, 0.9} for child in children)
+    assert len({child.genome.values for child in children}) == 6
+
+
 def test_candidates_with_another_number_of_items_stay_out():
     strategy = make_strategy("m2n2", dimension=6, objectives=[Objective("t")], seed=1, on="recipes", population_size=4)
     first, second = strategy.ask(2)

@@ -10,6 +10,7 @@ from evomerge.strategy import make_strategy
 from evomerge.strategy.map_bins import bin_numbers, bin_scores, bins_per_angle, directions, draw_where_wrong
 from evomerge.strategy.map_front import Surrogates
 from evomerge.strategy.quadratic_model import choose_link, fit_quadratic, n_coefficients, quadratic_features
+from evomerge.strategy.ruin import tamed
 
 
 def sample(n, dimension, seed=0):
@@ -208,6 +209,13 @@ def test_leave_one_out_says_so_where_a_fit_reproduces_its_points():
         rest = np.arange(12) != row
         refitted = fit_quadratic(points[rest], scores[rest], "identity").predict(points[[row]])
         assert model.loo_errors[row] == pytest.approx(scores[row] - refitted[0], rel=1e-3)
+
+
+def test_a_best_loss_that_most_have_leaves_the_others_apart():
+    losses = np.array([[22.0, 9.0], [22.0, 5.0], [22.0, 6.0], [24.0, 7.0], [30.0, 900.0]])
+    kept = tamed(losses, 5)
+    np.testing.assert_array_equal(kept[:, 0], losses[:, 0])
+    np.testing.assert_array_equal(kept[:, 1], [9.0, 5.0, 6.0, 7.0, 17.0])
 
 
 def test_ruined_models_do_not_spoil_the_surrogates():
