@@ -1,9 +1,10 @@
 """`map`: amortised Pareto fronts from quadratic surrogates (MAP, arXiv 2406.07529), one proposal at a time.
 
-First a design, then every proposal is the point of the surrogates' Pareto front that promises most hypervolume beyond
-the evaluated front. Deviations from the paper: the surrogate's fit is ridge-regularised (see `quadratic_model`) and made
-anew after every result instead of once, the front is searched inside the sampled box and not on [-3, 3]^d, and chosen
-points are really evaluated. `bayesian` and `nested` are the paper's variants; see `map_bins` and `map_nested`.
+First a design, then every proposal is the point of the surrogates' Pareto front that promises most hypervolume beyond what they
+predict for the evaluated points: the errors of a fit at neighbours cancel out. Deviations from the paper: the surrogate's fit is
+ridge-regularised (see `quadratic_model`) and made anew after every result instead of once, the front is searched inside the sampled
+box and not on [-3, 3]^d, and chosen points are really evaluated. `bayesian` and `nested` are the paper's variants; see `map_bins`
+and `map_nested`.
 """
 
 from array import array
@@ -190,16 +191,14 @@ class _FlatPlan:
         return Surrogates.fitted(self._points, losses, self._objectives, self._options.link, diagonal=self._diagonal)
 
     def _refine(self) -> tuple[float, ...]:
-        """The point of the predicted front with most hypervolume beyond what is known or pending.
+        """The point of the predicted front with most hypervolume beyond what is predicted for known and pending points.
 
         The design's next point where the front has no other points than these, as where one point is best at everything.
         """
         surrogates, points = self._fit(), self._points
         taken = np.vstack([points, as_array([*self._open, *self._failed], self._dimension)])
         pool = predicted_front(surrogates, points, taken, self._choices, self._stream("refine"))
-        known = tamed(np.array(self._losses), self._n_initial)
-        if self._open:
-            known = np.vstack([known, surrogates.predict(np.array(self._open))])
+        known = surrogates.predict(np.vstack([points, as_array(self._open, self._dimension)]))
         return most_promising(pool, surrogates.predict(pool), known, taken) or self._design.next().values
 
     def _placed(self, point: tuple[float, ...]) -> tuple[float, ...]:
