@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evomerge.build.reading import is_over, recorded_config
 from evomerge.core import Evaluation, FilePath, Objective, Split, Status
-from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, best_key, finals_at, utility
+from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, best_key, finals_count, utility
 
 N_BEST = 5
 """So many candidates are shown."""
@@ -137,7 +137,11 @@ class Watcher:
             return "searching"
         if not self._state.finalists:
             return "ending"
-        split, n_done, n_wanted = finals_at(self._state)
+        split = Split.SELECT
+        n_done, n_wanted = finals_count(self._state, split)
+        if n_done == n_wanted:
+            split = Split.REPORT
+            n_done, n_wanted = finals_count(self._state, split)
         return f"in the finals ({n_done} of {n_wanted} evaluated on {split})"
 
     def _status(self) -> tuple[str, bool, bool]:

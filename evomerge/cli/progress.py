@@ -11,7 +11,7 @@ from pathlib import Path
 from evomerge.cli.console import say
 from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from evomerge.core import EngineError, Evaluation, EvomergeError, Split, Status
-from evomerge.search import Interrupted, RunDirectory, RunState, finals_at, indifferent, standing
+from evomerge.search import Interrupted, RunDirectory, RunState, finals_count, indifferent, standing
 
 STATUS_EVERY_S = 10.0
 """How often a status line is printed where nothing improves."""
@@ -67,8 +67,8 @@ class Progress:
         scores = "  ".join(f"{item.name} {evaluation.value(item.name):.3f}" for item in state.objectives)
         line = f"{evaluation.candidate_id:<22} mean {here[0]:.3f}   {scores}"
         if evaluation.split is not Split.SEARCH:
-            split, n_done, n_wanted = finals_at(state)
-            say(f"[{split} {n_done}/{n_wanted}] {line}")
+            n_done, n_wanted = finals_count(state, evaluation.split)
+            say(f"[{evaluation.split} {n_done}/{n_wanted}] {line}")
         elif entry.baseline:
             self._print(state, line)
             self._best = max(self._best, here)

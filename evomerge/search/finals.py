@@ -42,13 +42,11 @@ def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> Run
     return state
 
 
-def finals_at(state: RunState) -> tuple[Split, int, int]:
-    """The split that the finals are at, how many candidates are evaluated on it, and how many are to be."""
-    baselines = [entry.id for entry in state.baselines]
-    split, names = Split.SELECT, dict.fromkeys([*baselines, *state.finalists])
-    if state.best_id is not None and all((name, split) in state.evaluations for name in names):
-        split, names = Split.REPORT, dict.fromkeys([*baselines, state.best_id])
-    return split, sum((name, split) in state.evaluations for name in names), len(names)
+def finals_count(state: RunState, split: Split) -> tuple[int, int]:
+    """How many candidates the finals have evaluated on `split`, select or report, and how many they are to."""
+    chosen = state.finalists if split is Split.SELECT else filter(None, [state.best_id])
+    names = {*chosen, *(entry.id for entry in state.baselines)}
+    return sum((name, split) in state.evaluations for name in names), len(names)
 
 
 def choose_finalists(state: RunState, count: int) -> list[str]:

@@ -120,6 +120,8 @@ def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
     n_elements = sum(tensor.numel() for tensor in load_file(folder / "base" / "model.safetensors").values())
     rank_bytes = 4 * n_elements
 
+    monkeypatch.setattr("evomerge.engine.computes_on_cpu", lambda kind: True)
+
     needs, sizes = gpu_memory_needs(problem.config, problem.headers, None, method), planning.sizes(problem)
 
     assert needs["source_bytes"] == (0 if method == "sce" else n_bytes + rank_bytes)

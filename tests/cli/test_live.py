@@ -216,6 +216,29 @@ def test_watch_waits_for_a_sign_of_life_from_another_machine(
     assert looks == [f"{doing}, process 1 on far"] * 2 + [done]
 
 
+def test_in_the_finals_no_time_is_left_of_the_budget(tmp_path: Path) -> None:
+    settings = SETTINGS | {"budget": {"evaluations": 2}, "finals": {"finalists": 0}}
+    start_search(parse_config(settings, folder=tmp_path), tmp_path / "run")
+    (tmp_path / "run" / "journal.jsonl").unlink()
+    (tmp_path / "run" / "lock").write_text(json.dumps({"pid": 1, "host": "far", "machine": "there", "token": "t"}))
+    goals = [{"name": name, "direction": "maximize", "reference": None} for name in ("f1", "f2")]
+    journal = Journal(tmp_path / "run" / "journal.jsonl")
+    journal.append(event("run", version=1, objectives=goals), event("session", pid=1, host="far", workers=1))
+    for number in range(3):
+        journal.append(
+            event("asked", id=f"c{number:06d}", values=[0.5], parents=[], ask_s=0.0),
+            event(
+                "evaluated", id=f"c{number:06d}", split="search", status="failed", scores={}, stderr={}, cost={}, error="no",
+                row=None, checksum=None, elapsed_s=10.0 * number,
+            ),
+        )  # fmt: skip
+    watcher = Watcher(tmp_path / "run")
+    assert watcher.look().remaining_s == 0
+    journal.append(event("stopped", reasons={"evaluations": 2}))
+    assert watcher.look().remaining_s is None
+    journal.close()
+
+
 def test_results_that_come_in_bursts_do_not_count_as_fast(tmp_path: Path) -> None:
     """Four workers and 10 s a candidate are 24 a minute."""
     settings = SETTINGS | {"budget": {"evaluations": 2}, "finals": {"finalists": 0}}
