@@ -30,14 +30,17 @@ def engine_kind(config: SearchConfig) -> str:
 
 
 def check_engine_options(config: SearchConfig) -> None:
-    """Raises ConfigError for options that vLLM does not have, where it serves and is installed here."""
-    from evomerge.engine import vllm_option_names
+    """Raises ConfigError for options that vLLM does not have or that an engine here cannot have, where it serves and is installed here."""
+    from evomerge.engine import vllm_option_names, vllm_options_refused
 
-    known = vllm_option_names() if config.engine.options and engine_kind(config) == "vllm" else ()
+    if not config.engine.options or engine_kind(config) != "vllm":
+        return
+    known = vllm_option_names()
     unknown = [name for name in config.engine.options if known and name not in known]
-    if unknown:
-        said = " ".join(f"vLLM has no option {name!r}{did_you_mean(name, known)}" for name in unknown)
-        raise ConfigError(f"engine.options: {said}")
+    wrong = [f"vLLM has no option {name!r}{did_you_mean(name, known)}" for name in unknown]
+    wrong += vllm_options_refused(config.engine.options)
+    if wrong:
+        raise ConfigError(f"engine.options: {' '.join(wrong)}")
 
 
 def worker_environment(config: SearchConfig) -> dict[str, str]:

@@ -12,7 +12,7 @@ from evomerge.core import EngineError, FilePath, Json, did_you_mean
 from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest, RemoteWrite
 from evomerge.engine.environment import engine_environment, vllm_targets_cpu
 from evomerge.engine.gpu_memory import source_room, vllm_memory_options
-from evomerge.engine.vllm_options import vllm_option_names
+from evomerge.engine.vllm_options import vllm_option_names, vllm_options_refused
 
 ENGINES: Mapping[str, str] = MappingProxyType(
     {
@@ -88,4 +88,5 @@ __all__ = [
     "source_room",
     "vllm_memory_options",
     "vllm_option_names",
+    "vllm_options_refused",
 ]

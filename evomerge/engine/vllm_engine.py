@@ -23,6 +23,7 @@ from evomerge.engine.requests import PromptGroup, check_generate, check_loglikel
 from evomerge.engine.segments import SegmentKeeper, mapped_segments
 from evomerge.engine.stop_tokens import StopTokens
 from evomerge.engine.usable import Usable
+from evomerge.engine.vllm_options import vllm_options_refused
 from evomerge.engine.vllm_start import VLLM_ERRORS, check_served_as_meant, start_vllm
 from evomerge.engine.vllm_weights import LiveWeights, ModelWeights, ShardedWeights
 from evomerge.plan import WeightTarget
@@ -34,19 +35,6 @@ CPU_KV_CACHE_BYTES = 256 << 20
 """Key-value cache of a CPU engine unless `kv_cache_memory_bytes` says otherwise; vLLM's own default takes most of the memory."""
 _MAX_TARGETS = 16
 """Last tokens scored by one pass; vLLM allows 20 log-probabilities per token (`max_logprobs`) by default."""
-_SPREAD = "spreads the model in a way in which its weights cannot be replaced in place (tensor_parallel and more workers do not)"
-_OTHER_CACHE = "keeps prefixes where they outlive the weights that they were computed with"
-_FIXED: Mapping[str, tuple[Json, str]] = {
-    "pipeline_parallel_size": (1, _SPREAD),
-    "data_parallel_size": (1, _SPREAD),
-    "prefill_context_parallel_size": (1, _SPREAD),
-    "decode_context_parallel_size": (1, _SPREAD),
-    "enable_eplb": (False, "moves experts while the engine runs, away from where they are written"),
-    "offload_group_size": (0, "lets layers share memory, into which vLLM copies weights of its own"),
-    "kv_offloading_size": (None, _OTHER_CACHE),
-    "kv_transfer_config": (None, _OTHER_CACHE),
-}
-"""Options with which vLLM may compute with other weights than the candidate's, without an error: what they must be, and what others do."""
 _SHARDED = {"worker_extension_cls": "evomerge.engine.vllm_shard.Shard", "distributed_executor_backend": "mp"}
 """A tensor-parallel engine's processes are this process's children, also in a Ray actor, where vLLM would ask Ray for more."""
 
@@ -79,9 +67,9 @@ class VllmEngine:
         if dtype == "auto" and vllm_targets_cpu():
             dtype = "float32"
         arguments = self._arguments(dtype=dtype, max_model_len=max_model_len) | dict(options or {})
-        for name, (only, why) in _FIXED.items():
-            if arguments.get(name, only) != only:
-                raise EngineError(f"vLLM engine: {name}={arguments[name]!r} {why}; use {name}={only!r}")
+        refused = vllm_options_refused(arguments)
+        if refused:
+            raise EngineError(f"vLLM engine: {'; '.join(refused)}")
         if arguments.get("tensor_parallel_size", 1) != 1:
             arguments |= _SHARDED
         apply_engine_environment()
