@@ -5,9 +5,11 @@ goes through them, on the GPU where the engine's weights are; the rest through t
 Knows nothing of recipes.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 
 from evomerge.core import CheckpointError, RecipeError
@@ -33,8 +35,13 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
 }
 
-_Place = tuple[TensorStep, Region, Window | None]
-"""a step, where a part of its output goes, and the window that this part is, if it is one"""
+
+class _Place(NamedTuple):
+    """A step, where a part of its output goes, and the window that this part is, if it is one."""
+
+    step: TensorStep
+    region: Region
+    window: Window | None
 
 
 class Merger:
@@ -68,7 +75,8 @@ class Merger:
         self._pool = pool
         self._device = device
         self._memory = memory
-        self._batch = FusedBatch(pool, threads, once=once) if fused else None
+        self._fused = fused
+        self._batch = FusedBatch(pool, threads, once=once)
         self._on_gpu: dict[torch.device, TritonBatch | None] = {}
 
     def tensors(self, plan: MergePlan) -> Iterator[tuple[str, torch.Tensor]]:
@@ -78,8 +86,8 @@ class Merger:
             CheckpointError: the pool lacks a model or tensor, or a result is not finite in `plan.dtype`.
         """
         for step in plan.steps:
-            form = self._fused(plan, [step]).get(step.output)
-            if form is None or self._batch is None:
+            form = self._forms(plan, [step]).get(step.output)
+            if form is None:
                 yield step.output, self._plain(plan, step)
             else:
                 everything = whole(step.n_elements)
@@ -96,62 +104,85 @@ class Merger:
             CheckpointError: a model's files have changed, or as `tensors`; the target then holds a mixture and must be written again.
         """
         self._pool.check_unchanged()
-        places = list(_places(plan, target))
-        fused = self._fused(plan, list({step.output: step for step, _, _ in places}.values()))
-        devices = {region.view.device for _, region, _ in places}
-        wait_for(devices)
+        places: dict[torch.device, list[_Place]] = {}
+        for place in _places(plan, target):
+            places.setdefault(place.region.view.device, []).append(place)
+        wait_for(places)
         try:
-            self._write(plan, places, fused)
+            for device, own in places.items():
+                self._write(plan, own, device)
         finally:
-            wait_for(devices)
+            wait_for(places)
 
-    def _write(self, plan: MergePlan, places: Sequence[_Place], fused: dict[str, FusedStep]) -> None:
-        """Stores every step where it belongs."""
-        wanted: dict[torch.device, list[tuple[TensorStep, Window]]] = {}
-        for step, region, window in places:
-            if step.output in fused:
-                wanted.setdefault(region.view.device, []).append((step, window or whole(step.n_elements)))
-        batches = {device: self._batch_on(device, own, fused) for device, own in wanted.items()}
-        direct: dict[Batch, list[Destination]] = {}
-        for step, region, window in places:
-            form, batch = fused.get(step.output), batches.get(region.view.device)
-            if form is None or batch is None:
+    def _write(self, plan: MergePlan, places: Sequence[_Place], device: torch.device) -> None:
+        """Stores steps where they belong on `device`. One group of them is prepared while others are computed."""
+        batch, written = self._batch_on(device), list[Destination]()
+
+        def groups() -> Iterator[list[Destination]]:
+            for group in self._groups(plan, places, batch.n_groups):
+                destinations = list(self._direct(plan, group, batch))
+                written.extend(destinations)
+                yield destinations
+
+        try:
+            bad = batch.run(groups())
+            if bad is not None:
+                _refuse(bad.output, plan.dtype)
+        except CheckpointError:
+            # idle layers of a later stack keep what they hold, which must be finite: zero times infinity is NaN
+            for destination in written:
+                destination.memory.zero_()
+            raise
+
+    def _groups(self, plan: MergePlan, places: Sequence[_Place], count: int) -> Iterator[Sequence[_Place]]:
+        """All places, in order, in about `count` groups of equal size; in one where statistics are missing, which all threads look for."""
+        steps = {step.output: step for step, _, _ in places}.values()
+        if count == 1 or self._batch.is_new(steps, DTYPES[plan.math_dtype]):
+            yield places
+            return
+        done = np.cumsum([region.view.numel() for _, region, _ in places])
+        edges = np.searchsorted(done, done[-1] * np.arange(1, count) / count)
+        for first, end in pairwise(np.unique([0, *edges.tolist(), len(places)]).tolist()):
+            yield places[first:end]
+
+    def _direct(self, plan: MergePlan, group: Sequence[_Place], batch: "Batch") -> Iterator[Destination]:
+        """What `batch` can store itself; the rest is computed and stored here."""
+        fused = self._forms(plan, list({place.step.output: place.step for place in group}.values()))
+        wanted = (
+            (step, fused[step.output], window or whole(step.n_elements))
+            for step, _, window in group
+            if step.output in fused
+        )
+        chosen = batch if batch.ready(wanted) else self._batch
+        for step, region, window in group:
+            form, everything = fused.get(step.output), whole(step.n_elements)
+            if form is None:
                 region.view.copy_(self._plain(plan, step)[region.index])
                 continue
-            everything = whole(step.n_elements)
-            if self._batch is not None and batch is not self._batch and window not in (None, everything):
+            if chosen is not self._batch and window not in (None, everything):
                 # a GPU has a part of the tensor, and norms are of all of it
                 fused[step.output] = form = self._batch.measured(step, form)
-            covered = batch.covering(step, form, window or everything)
+            covered = chosen.covering(step, form, window or everything)
             if covered != window:  # or where there is no window
-                region.view.copy_(self._merged(plan, step, form, batch, covered).view(step.shape)[region.index])
-            elif _is_direct(plan, region.view, batch):
-                to = Destination(step, window, region.view, plan.dtype == "bfloat16")
-                direct.setdefault(batch, []).append(to)
+                merged = self._merged(plan, step, form, chosen, covered).view(step.shape)
+                region.view.copy_(merged[region.index])
+            elif chosen is batch and _is_direct(plan, region.view, batch):
+                yield Destination(step, form, window, region.view, plan.dtype == "bfloat16")
             else:
-                region.view.copy_(self._merged(plan, step, form, batch, window).view(region.view.shape))
-        for batch, destinations in direct.items():
-            bad = batch.run(destinations, fused)
-            if bad is not None:
-                # idle layers of a later stack keep what they hold, which must be finite: zero times infinity is NaN
-                for destination in destinations:
-                    destination.memory.zero_()
-                _refuse(bad.output, plan.dtype)
+                region.view.copy_(self._merged(plan, step, form, chosen, window).view(region.view.shape))
 
-    def _fused(self, plan: MergePlan, steps: list[TensorStep]) -> dict[str, FusedStep]:
-        if self._batch is None:
+    def _forms(self, plan: MergePlan, steps: list[TensorStep]) -> dict[str, FusedStep]:
+        """The fused form of every step that has one, by output."""
+        if not self._fused:
             return {}
         forms = self._batch.prepare(steps, plan.seed, DTYPES[plan.math_dtype])
         return {step.output: form for step, form in zip(steps, forms, strict=True) if form is not None}
 
-    def _batch_on(
-        self, device: torch.device, wanted: Collection[tuple[TensorStep, Window]], fused: Mapping[str, FusedStep]
-    ) -> "Batch | None":
-        """What computes these parts of steps for memory on `device`."""
+    def _batch_on(self, device: torch.device) -> "Batch":
+        """What computes for memory on `device`."""
         if device not in self._on_gpu:
             self._on_gpu[device] = triton_batch(self._pool, device, self.gpu_bytes)
-        on_gpu = self._on_gpu[device]
-        return on_gpu if on_gpu is not None and on_gpu.ready(wanted, fused) else self._batch
+        return self._on_gpu[device] or self._batch
 
     def _merged(
         self, plan: MergePlan, step: TensorStep, form: FusedStep, batch: "Batch", window: Window
@@ -164,7 +195,7 @@ class Merger:
             merged = self._memory.empty((window.n_elements,), stored)
         else:
             merged = torch.empty(window.n_elements, dtype=stored, device=batch.device)
-        bad = batch.run([Destination(step, window, merged, False)], {step.output: form})
+        bad = batch.run([[Destination(step, form, window, merged, False)]])
         merged = merged.to(dtype)
         if bad is not None or (dtype is torch.float16 and first_bad_element(merged) is not None):
             _refuse(step.output, plan.dtype)
@@ -217,7 +248,7 @@ def _places(plan: MergePlan, target: WeightTarget) -> Iterator[_Place]:
                 raise RecipeError(
                     f"tensor {name!r}: the merge gives shape {step.shape}, of which the engine wants {region.index} as {tuple(region.view.shape)}"
                 )
-            yield step, region, window_of(region.index, step.shape)
+            yield _Place(step, region, window_of(region.index, step.shape))
 
 
 def wait_for(devices: Iterable[torch.device]) -> None:

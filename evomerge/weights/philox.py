@@ -7,6 +7,7 @@ A mask is thus the same on every device, at any chunking and sharding, and never
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ DECISIONS = 1 << 16
 """probabilities of masks are multiples of 1 / DECISIONS"""
 
 
+@lru_cache(maxsize=1 << 16)
 def mask_key(seed: int, output: str, position: int) -> tuple[int, int]:
     """The two 32-bit key words for input number `position` of the output tensor `output`.
 

@@ -51,6 +51,8 @@ def window_of(index: Sequence[slice], shape: Sequence[int]) -> Window | None:
     if len(index) > len(shape):
         return None
     bounds = [part.indices(size) for part, size in zip(index, shape, strict=False)]
+    if bounds == [(0, size, 1) for size in shape]:
+        return whole(math.prod(shape))
     if any(step != 1 for _, _, step in bounds):
         return None
     sides = [(first, max(last - first, 0)) for first, last, _ in bounds]

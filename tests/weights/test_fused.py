@@ -16,7 +16,7 @@ from evomerge.weights import WeightPool
 from evomerge.weights.fused import statistics
 from evomerge.weights.fused.batch import FusedBatch
 from evomerge.weights.fused.blocks import BF16, BLOCK, F16, F32, round_block
-from evomerge.weights.fused.magnitudes import STRETCH, MagnitudeHistogram
+from evomerge.weights.fused.magnitudes import STRETCH, MagnitudeHistogram, find_cuts
 from evomerge.weights.fused.selection import cut_once
 from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import fuse, fused_methods
@@ -133,8 +133,12 @@ def test_cut_is_the_stable_sort(n_elements, levels, base_dtype, dtype, seed):
     for k in {0, 1, n_elements // 3, n_elements // 2, n_elements - 1, n_elements}:
         expected = torch.zeros(n_elements, dtype=torch.bool)
         expected[order[:k]] = True
-        for threshold, cutoff in (histogram.cut(k), cut_once(base, tensor, k)):
-            kept = (magnitude > threshold) | ((magnitude == threshold) & (index < cutoff))
+        cut, is_new = histogram.cut(k)
+        assert is_new
+        find_cuts([(histogram, k, cut)], Threads(1))
+        assert histogram.cut(k) == (cut, False)
+        for found in (cut, cut_once(base, tensor, k)):
+            kept = (magnitude > found.threshold) | ((magnitude == found.threshold) & (index < found.cutoff))
             assert torch.equal(kept & (magnitude > 0), expected & (magnitude > 0)), k
 
 
@@ -156,8 +160,8 @@ def test_one_cut_of_a_large_tensor_is_the_stable_sort(delta):
     magnitude = tensor.float().abs()
     order = torch.sort(magnitude, descending=True, stable=True).indices
     for k in (1, 5, n_elements // 100, n_elements // 2, n_elements - 3):
-        threshold, cutoff = cut_once(torch.zeros_like(tensor), tensor, k)
-        kept = (magnitude > threshold) | ((magnitude == threshold) & (torch.arange(n_elements) < cutoff))
+        cut = cut_once(torch.zeros_like(tensor), tensor, k)
+        kept = (magnitude > cut.threshold) | ((magnitude == cut.threshold) & (torch.arange(n_elements) < cut.cutoff))
         expected = torch.zeros(n_elements, dtype=torch.bool)
         expected[order[:k]] = True
         assert torch.equal(kept, expected), k

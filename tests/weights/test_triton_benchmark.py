@@ -60,6 +60,24 @@ def test_the_benchmark_runs(tmp_path):
     assert "interpreter" in found["gpu"]
 
 
+def test_the_benchmark_of_the_host_counts_from_recipe_to_launches(tmp_path):
+    file = tmp_path / "rows.json"
+    command = [
+        sys.executable,
+        BENCHMARK.with_name("merge_host.py"),
+        "--methods",
+        "ties",
+        "--rounds",
+        "2",
+        "--json",
+        file,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (row,) = json.loads(file.read_text())["rows"]
+    assert 0 < row["first_ms"] < row["all_ms"]
+    assert row["gpu_ms"] == pytest.approx(1e3 * 10 * 8.03e9 / (0.85 * 4.8e12), rel=1e-3)
+
+
 def test_a_method_that_fails_loses_no_other_row_of_the_benchmark(benchmark, monkeypatch, tmp_path):
     options = argparse.Namespace(
         interpret=True, tiny=False, layers=1, rounds=1, methods="linear,ties,slerp", json=tmp_path / "rows.json"
@@ -85,7 +103,7 @@ def test_the_benchmark_notices_what_is_not_the_gpus_work(benchmark, monkeypatch,
         interpret=True, tiny=False, layers=1, rounds=1, methods="linear", json=tmp_path / "rows.json"
     )
     if wrong == "bits":
-        monkeypatch.setattr(TritonBatch, "run", lambda self, destinations, fused: answer_nothing(self.device))
+        monkeypatch.setattr(TritonBatch, "run", lambda self, groups: answer_nothing(self.device))
     else:
         monkeypatch.setattr(ResidentSources, "free_bytes", lambda self: 0.0)
     assert not benchmark.run(options, "cpu")
@@ -108,7 +126,7 @@ def test_tensors_of_the_benchmark_are_copies_of_their_own(benchmark):
         for name, shape in shapes.items()
     ]
     resident.hold(entries)
-    assert len({resident.tensor(*entry).data_ptr() for entry in entries}) == len(entries)
+    assert len({resident.copy(*entry).address for entry in entries}) == len(entries)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_dropped_copies_are_free_again():
 
 def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch):
     monkeypatch.setattr("evomerge.weights.triton.resident.SPARE_BYTES", 1 << 50)
-    monkeypatch.setattr(TritonBatch, "run", None)
+    monkeypatch.setattr(TritonBatch, "_launch", None)
     plan, pool = fixed_case("della", 3)
     target = Views(plan, torch.bfloat16, device=GPU)
     with caplog.at_level(logging.WARNING):

@@ -206,17 +206,35 @@ def test_a_norm_is_measured_beside_a_known_one(monkeypatch):
     assert [norm is None for norm in asked] == [False, True]
 
 
-def test_one_launch_computes_all_tensors_of_a_kind(monkeypatch):
+def test_one_launch_computes_all_tensors_of_a_kind_in_a_group(monkeypatch):
+    """The first candidate is one group. Later ones are several, so that the next is prepared while the GPU computes."""
     plan, pool = ties_plan(("a", "b")), two_tensors()
-    launches = []
+    launched = []
     launch = TritonBatch._launch
-    monkeypatch.setattr(TritonBatch, "_launch", lambda self, *a: (launches.append(a), launch(self, *a))[1])
+    monkeypatch.setattr(
+        TritonBatch, "_launch", lambda self, rows, v: (launched.append(len(rows)), launch(self, rows, v))[1]
+    )
     target, merger = Views(plan, torch.bfloat16), Merger(pool)
-    for _ in range(2):
+    for weight, n_rows in ((0.7, [2]), (0.4, [1, 1])):
+        launched.clear()
+        plan = ties_plan(("a", "b"), weight=weight)
         merger.write(plan, target)
-    assert len(launches) == 2
-    for name, tensor in Merger(pool).tensors(plan):
-        assert torch.equal(target.tensor(name), tensor)
+        assert launched == n_rows
+        for name, tensor in Merger(pool).tensors(plan):
+            assert torch.equal(target.tensor(name), tensor)
+
+
+@pytest.mark.parametrize("bad", ["a", "b"])
+def test_nothing_infinite_stays_of_any_group(bad):
+    plan, pool = ties_plan(("a", "b")), two_tensors()
+    target, merger = Views(plan, torch.bfloat16), Merger(pool)
+    merger.write(plan, target)
+    steps = {step.output: step for step in plan.steps}
+    huge = tuple(replace(entry, parameters={"weight": 1e38, "density": 0.5}) for entry in steps[bad].inputs)
+    steps[bad] = replace(steps[bad], inputs=huge, parameters=steps[bad].parameters | {"lambda": 1e38})
+    with pytest.raises(CheckpointError, match=f"'{bad}'"):
+        merger.write(replace(plan, steps=tuple(steps.values())), target)
+    assert not any(target.tensor(name).any() for name in "ab")
 
 
 def test_pieces_along_a_tensor():

@@ -43,7 +43,7 @@ def test_more_models_than_the_kernels_take_are_merged_by_the_cpu(caplog):
 @pytest.mark.parametrize("method", CPU_ONLY)
 def test_methods_without_kernels_there_are_left_to_the_cpu(caplog, monkeypatch, method):
     assert method not in gpu_methods()
-    monkeypatch.setattr(TritonBatch, "run", None)
+    monkeypatch.setattr(TritonBatch, "_launch", None)
     plan, pool = fixed_case(method, 2)
     target = Views(plan, torch.bfloat16)
     with caplog.at_level(logging.WARNING):
@@ -61,7 +61,7 @@ def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch, cas
         gpu_bytes = SPARE_BYTES + 10_000
     else:
         monkeypatch.setattr("evomerge.weights.triton.resident.torch.zeros", no_memory)
-    monkeypatch.setattr(TritonBatch, "run", None)
+    monkeypatch.setattr(TritonBatch, "_launch", None)
     plan, pool = ties_plan(("a",)), two_tensors()
     target = Views(plan, torch.bfloat16)
     with caplog.at_level(logging.WARNING):
@@ -95,7 +95,7 @@ def test_a_gpu_without_room_for_ranks_leaves_della_to_the_cpu(caplog, monkeypatc
     target, merger = Views(plan, torch.float32), Merger(pool)
     monkeypatch.setattr(ResidentSources, "free_bytes", lambda self: float(sources + ranks - 1))
     with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
-        patch.setattr(TritonBatch, "run", None)
+        patch.setattr(TritonBatch, "_launch", None)
         merger.write(plan, target)
     assert torch.equal(target.tensor("w"), next(Merger(pool).tensors(plan))[1])
     assert "gpu_memory_utilization" in caplog.text
@@ -106,8 +106,8 @@ def test_a_gpu_without_room_for_ranks_leaves_della_to_the_cpu(caplog, monkeypatc
 def test_what_is_held_counts_against_what_is_allowed(monkeypatch):
     """Room for the sources of one tensor: three blocks each of base and model, of two bytes an element."""
     pool, ran = two_tensors(), []
-    run = TritonBatch.run
-    monkeypatch.setattr(TritonBatch, "run", lambda self, *a: (ran.append(a), run(self, *a))[1])
+    launch = TritonBatch._launch
+    monkeypatch.setattr(TritonBatch, "_launch", lambda self, *a: (ran.append(a), launch(self, *a))[1])
     merger = Merger(pool, gpu_bytes=SPARE_BYTES + 3 * 2 * 2 * BLOCK)
     for name, n_runs in (("a", 1), ("a", 2), ("b", 2)):
         plan = ties_plan((name,))
@@ -173,6 +173,6 @@ def test_sources_that_share_memory_are_copied_once():
     entries = [(TensorInput(model, "w", {}), whole(3 * BLOCK)) for model in "abc"]
     assert resident.missing_bytes(entries) == 2 * 4 * 3 * BLOCK
     resident.hold(entries)
-    a, b, c = (resident.tensor(*entry).data_ptr() for entry in entries)
+    a, b, c = (resident.copy(*entry).address for entry in entries)
     assert a == b != c
     assert resident.missing_bytes(entries) == 0

@@ -12,13 +12,13 @@ from evomerge.weights.triton.batch import TritonBatch
 def written(plan, pool, dtype, **options):
     """What the Triton kernels write for `plan`; fails where they are not what wrote it."""
     merger, target = Merger(pool), Views(plan, dtype, **options)
-    runs = []
-    run = TritonBatch.run
+    launches = []
+    launch = TritonBatch._launch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TritonBatch, "run", lambda self, *a: (runs.append(a), run(self, *a))[1])
+        patch.setattr(TritonBatch, "_launch", lambda self, *a: (launches.append(a), launch(self, *a))[1])
         patch.setattr("evomerge.weights.fused.batch.FusedBatch.run", None)
         merger.write(plan, target)
-    assert runs
+    assert launches
     assert target.untouched()
     return target.tensor(plan.steps[0].output)
 

@@ -1,8 +1,9 @@
 """`FusedBatch`: many output tensors computed by the compiled kernels in one go, each into memory of the caller's."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from evomerge.weights.fused.norms import Norms, addend_grid, scales
 from evomerge.weights.fused.statistics import Statistics
 from evomerge.weights.fused.steps import FusedStep, costs_a_pass, fuse
 from evomerge.weights.fused.tables import INPUT, KINDS, OUTPUT, chunks_of, kind_of
-from evomerge.weights.fused.threads import Threads
+from evomerge.weights.fused.threads import Threads, Work
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.registry import ELEMENTWISE
 from evomerge.weights.windows import Window, whole
@@ -32,12 +33,14 @@ class Destination:
 
     Attributes:
         step: which step.
+        form: of the step.
         window: which elements.
         memory: contiguous, for as many; bfloat16 or float32 (on a GPU float16 too).
         round_to_bf16: for float32 memory: whether its values are to be bfloat16 values.
     """
 
     step: TensorStep
+    form: FusedStep
     window: Window
     memory: torch.Tensor
     round_to_bf16: bool
@@ -63,10 +66,24 @@ class Part:
         return self.destination.memory.data_ptr()
 
 
-def parts_of(destination: Destination, fused: Mapping[str, FusedStep]) -> list[Part]:
+class _Started(NamedTuple):
+    """A group that is being computed.
+
+    Attributes:
+        parts: of which it consists.
+        outputs, chunks: tables that kernels read and write.
+        masks: memory whose addresses are in the tables.
+    """
+
+    parts: Sequence[Part]
+    outputs: np.ndarray
+    chunks: np.ndarray
+    masks: Sequence[np.ndarray]
+
+
+def parts_of(destination: Destination) -> list[Part]:
     """What each piece of the destination's step computes of it; all of it where there are no pieces."""
-    name, window = destination.step.output, destination.window
-    form = fused[name]
+    name, form, window = destination.step.output, destination.form, destination.window
     if not form.pieces:
         return [Part((name, 0), form, destination, 0, window.n_elements)]
     edges = [0, *[window.place(end) for end, _ in form.pieces]]
@@ -88,10 +105,12 @@ class FusedBatch:
     Attributes:
         device: where destinations are.
         writes: dtypes of destinations.
+        n_groups: groups that `run` had better be given: one, since what prepares the next would take a core from the kernels.
     """
 
     device = torch.device("cpu")
     writes = (torch.float32, torch.bfloat16)
+    n_groups = 1
 
     def __init__(self, pool: WeightPool, threads: int | None = None, *, once: bool = False) -> None:
         self._pool = pool
@@ -105,7 +124,11 @@ class FusedBatch:
         """Whether the kernels read the dtypes of all of the step's tensors."""
         return all(self._stored(entry)[1] is not None for entry in step.sources)
 
-    def prepare(self, steps: list[TensorStep], seed: int, math_dtype: torch.dtype) -> list[FusedStep | None]:
+    def is_new(self, steps: Iterable[TensorStep], math_dtype: torch.dtype) -> bool:
+        """Whether `prepare` will look at tensors of `steps` for statistics that it does not know yet."""
+        return not _keys(steps, KINDS[math_dtype]) <= self._prepared or any(map(costs_a_pass, steps))
+
+    def prepare(self, steps: Sequence[TensorStep], seed: int, math_dtype: torch.dtype) -> list[FusedStep | None]:
         """The fused form of each step (None where there is none); statistics that are missing are computed, in threads."""
         precision = KINDS[math_dtype]
         statistics = self._statistics.setdefault(precision, Statistics(self._pool, precision, once=self._once))
@@ -114,17 +137,18 @@ class FusedBatch:
         def form(step: TensorStep) -> FusedStep | None:
             return fuse(step, statistics) if self.can_read(step) else None
 
-        keys = {
-            (precision, step.method, step.output, *[entry.key for entry in step.inputs])
-            for step in steps
-            if step.method not in ELEMENTWISE
-        }
         # where only lookups are left, which hold the interpreter lock, one thread is enough
-        if keys <= self._prepared and not any(map(costs_a_pass, steps)):
-            return [form(step) for step in steps]
-        forms = self._threads.map(form, steps)
-        self._prepared |= keys
+        if self.is_new(steps, math_dtype):
+            forms = self._threads.map(form, steps)
+            self._prepared |= _keys(steps, precision)
+        else:
+            forms = [form(step) for step in steps]
+        statistics.find_cuts(self._threads)
         return forms
+
+    def ready(self, wanted: Iterable[tuple[TensorStep, FusedStep, Window]]) -> bool:
+        """Whether these parts of steps can be computed: always, from the pool."""
+        return True
 
     def _stored(self, entry: TensorInput) -> tuple[int, int | None]:
         """Address of a source's tensor and how the kernels read it."""
@@ -145,7 +169,7 @@ class FusedBatch:
         if not unknown:
             return form
         window = whole(step.n_elements)
-        nowhere = Destination(step, window, torch.empty(0), False)
+        nowhere = Destination(step, form, window, torch.empty(0), False)
         outputs, inputs = self._tables([Part((step.output, 0), form, nowhere, 0, window.n_elements)])
         masks = [np.empty(-(-step.n_elements // LANES) * LANES // 8, np.uint8) for _ in unknown]
         inputs["mask_address"][unknown] = [mask.ctypes.data for mask in masks]
@@ -156,13 +180,24 @@ class FusedBatch:
         known = {position: form.norms[position]._replace(kept=float(kept[position])) for position in unknown}
         return replace(form, norms={**form.norms, **known})
 
-    def run(self, destinations: list[Destination], fused: Mapping[str, FusedStep]) -> TensorStep | None:
-        """Computes `destinations`; `fused` holds the form of every step, by output name.
+    def run(self, groups: Iterable[Sequence[Destination]]) -> TensorStep | None:
+        """Computes all destinations; while one group is computed, `groups` may prepare the next.
 
         Returns:
-            The first step whose result left the range of its dtype, if any.
+            A step whose result left the range of its dtype, if any.
         """
-        parts = [part for destination in destinations for part in parts_of(destination, fused)]
+        with self._threads.work() as work:
+            started = [self._start(work, destinations) for destinations in groups]
+        for each in started:
+            limits = np.array(OVERFLOW_BITS, np.uint32)[each.outputs["out_kind"][each.chunks["output"]]]
+            bad = np.flatnonzero(each.chunks["largest"] >= limits)
+            if len(bad):
+                return each.parts[int(each.chunks["output"][bad].min())].destination.step
+        return None
+
+    def _start(self, work: Work, destinations: Sequence[Destination]) -> "_Started":
+        """Starts to compute `destinations`, in threads, once the random masks that they need are made."""
+        parts = [part for destination in destinations for part in parts_of(destination)]
         parts.sort(key=lambda part: part.form.formula != SUM)
         distinct = {part.key: part for part in parts}
         by_form, inputs = self._tables(list(distinct.values()))
@@ -176,11 +211,8 @@ class FusedBatch:
         n_sums = np.searchsorted(chunks["output"], sum(part.form.formula == SUM for part in parts))
         for kernel, own in ((merge_chunks, chunks[:n_sums]), (formula_chunks, chunks[n_sums:])):
             if len(own):
-                self._threads.run_chunks(kernel, own, outputs, inputs)
-        del masks  # the tables hold their addresses
-        limits = np.array(OVERFLOW_BITS, np.uint32)[outputs["out_kind"][chunks["output"]]]
-        bad = np.flatnonzero(chunks["largest"] >= limits)
-        return parts[int(chunks["output"][bad].min())].destination.step if len(bad) else None
+                work.start_chunks(kernel, own, outputs, inputs)
+        return _Started(parts, outputs, chunks, masks)
 
     def _tables(self, parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
         """An output row for each form, without destinations, and all input rows, without masks and scales that are not 1."""
@@ -210,8 +242,11 @@ class FusedBatch:
             inputs["weight"] = [weight for _, weight, _ in terms]
             for name in ("divisor", "scale", "elect_sign", "normalize", "precision", "formula", "parameter"):
                 outputs[name] = [getattr(form, name) for form in forms]
-            for name in ("mode", "threshold", "cutoff", "key0", "key1", "keep", "top_threshold", "top_cutoff", "step"):
+            for name in ("mode", "key0", "key1", "keep", "step"):
                 inputs[name] = [getattr(prune, name) for prune in prunes]
+            for name, cuts in (("", [prune.low for prune in prunes]), ("top_", [prune.top for prune in prunes])):
+                inputs[f"{name}threshold"] = [cut.threshold for cut in cuts]
+                inputs[f"{name}cutoff"] = [cut.cutoff for cut in cuts]
         return outputs, inputs
 
     def _make_masks(
@@ -252,6 +287,15 @@ class FusedBatch:
         chunks = chunks_of(ranges)
         self._threads.run_chunks(mask_chunks, chunks, outputs, inputs)
         return np.bincount(chunks["input"], chunks["l1"], len(inputs))
+
+
+def _keys(steps: Iterable[TensorStep], precision: int) -> set[tuple[object, ...]]:
+    """What steps with statistics are known by."""
+    return {
+        (precision, step.method, step.output, *[entry.key for entry in step.inputs])
+        for step in steps
+        if step.method not in ELEMENTWISE
+    }
 
 
 def _ranges_of(parts: list[Part]) -> np.ndarray:

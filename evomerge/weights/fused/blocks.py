@@ -31,7 +31,7 @@ OVERFLOW_BITS = (0x7F7F8000, 0x7F800000, 0x477FF000, 0x7F7F8000)
 
 
 @emits(types.voidptr, types.int64)
-def _pointer(builder: Any, address: Any) -> Any:
+def pointer(builder: Any, address: Any) -> Any:
     """An address as a pointer."""
     return builder.inttoptr(address, cgutils.voidptr_t)
 
@@ -52,11 +52,11 @@ def as_bits(builder: Any, value: Any) -> Any:
 def load_block(address, kind, start, count, block):  # type: ignore[no-untyped-def]
     """Elements [start, start + count) of the tensor at `address` as float32 into `block`."""
     if kind == BF16:
-        halves = numba.carray(_pointer(address + 2 * start), count, np.uint16)
+        halves = numba.carray(pointer(address + 2 * start), count, np.uint16)
         for i in range(count):
             block[i] = as_float(np.uint32(halves[i]) << np.uint32(16))
     elif kind == F16:
-        halves = numba.carray(_pointer(address + 2 * start), count, np.uint16)
+        halves = numba.carray(pointer(address + 2 * start), count, np.uint16)
         for i in range(count):
             bits = np.uint32(halves[i])
             # exponent and mantissa moved into place, then the bias corrected: exact for subnormals too
@@ -65,7 +65,7 @@ def load_block(address, kind, start, count, block):  # type: ignore[no-untyped-d
     elif kind == ZEROS:
         block[:count] = np.float32(0.0)
     else:
-        words = numba.carray(_pointer(address + 4 * start), count, np.float32)
+        words = numba.carray(pointer(address + 4 * start), count, np.float32)
         for i in range(count):
             block[i] = words[i]
 
@@ -125,11 +125,11 @@ def store_block(address, kind, start, count, block):  # type: ignore[no-untyped-
         magnitude = as_bits(block[i]) & np.uint32(0x7FFFFFFF)
         largest = max(largest, magnitude)
     if kind == BF16:
-        halves = numba.carray(_pointer(address + 2 * start), count, np.uint16)
+        halves = numba.carray(pointer(address + 2 * start), count, np.uint16)
         for i in range(count):
             halves[i] = np.uint16(_to_bfloat16(as_bits(block[i])) >> np.uint32(16))
     else:
-        words = numba.carray(_pointer(address + 4 * start), count, np.float32)
+        words = numba.carray(pointer(address + 4 * start), count, np.float32)
         if kind == F32_AS_BF16:
             for i in range(count):
                 words[i] = as_float(_to_bfloat16(as_bits(block[i])) & np.uint32(0xFFFF0000))

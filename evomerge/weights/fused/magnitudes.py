@@ -8,14 +8,16 @@ Where most are mixed (float32 models), a bin's members are collected and sorted 
 """
 
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numba
 import numpy as np
 import torch
 
-from evomerge.weights.fused.blocks import BLOCK, F32, load_delta
+from evomerge.weights.fused.blocks import BLOCK, F32, as_float, load_delta, pointer
 from evomerge.weights.fused.tables import delta_of
+from evomerge.weights.fused.threads import Threads
 
 STRETCH = 20 * BLOCK
 """elements per row of counts: below 2^16, so a count fits 16 bits; smaller ones are searched faster and take more memory"""
@@ -26,15 +28,53 @@ _LISTED_SHARE = 1 / 8
 _KEPT_BINS = 8
 """bins whose sorted mixed members are remembered per tensor where they are not all listed"""
 
+_REMEMBERED_CUTS = 64
+"""per histogram; a search with fixed densities asks for the same ones again and again"""
+
+_FEW_QUESTIONS = 32
+"""answered by one thread: one takes some microseconds, and so does starting a thread's work"""
+
 INDEX_BITS = 33
 """of a key `(2^31 - 1 - magnitude bits) << 33 | flat index`: ascending keys are descending magnitudes, then ascending indices"""
 
 
-class Cut(NamedTuple):
+@dataclass(slots=True)
+class Cut:
     """Keep |d| > threshold, and |d| == threshold before flat index `cutoff`."""
 
     threshold: float
     cutoff: int
+
+    @classmethod
+    def unknown(cls) -> "Cut":
+        """One without fields, which `find_cuts` gives it."""
+        return cls.__new__(cls)
+
+
+_QUESTION = np.dtype(
+    [
+        ("k", np.int64),
+        ("cutoff", np.int64),  # -1 where only the members of the bin can tell
+        ("column", np.int64),  # the bin, and which of its mixed members
+        ("rank", np.int64),
+        ("threshold", np.float32),
+        ("base_address", np.int64),
+        ("address", np.int64),
+        ("n_elements", np.int64),
+        ("low", np.int64),  # the lowest bin
+        ("n_bins", np.int64),
+        ("from_top", np.int64),  # addresses of the histogram's arrays
+        ("counts", np.int64),
+        ("mixed", np.int64),
+        ("mixed_from_top", np.int64),
+        ("listed", np.int64),  # 0 where there is no list
+        ("base_kind", np.int32),
+        ("kind", np.int32),
+        ("precision", np.int32),
+    ],
+    align=True,
+)
+"""a k, what is found for it, and how compiled code reads the histogram that it is about"""
 
 
 class MagnitudeHistogram:
@@ -62,37 +102,38 @@ class MagnitudeHistogram:
         self._members: OrderedDict[int, np.ndarray] = OrderedDict()
         n_mixed = int(self._mixed.sum())
         self._listed = self._mixed_keys(low, high, n_mixed) if n_mixed <= _LISTED_SHARE * self.n_elements else None
+        self.question = self._question()
+        self._known: dict[int, Cut] = {}
 
-    def cut(self, k: int) -> Cut:
-        """What separates the `k` largest magnitudes; of equal ones the first count as larger. Zeros may be kept or not."""
-        n_nonzero = int(self._from_top[-1]) if len(self._from_top) else 0
-        if k >= n_nonzero:
-            return Cut(0.0, self.n_elements)
-        if k <= 0:
-            return Cut(float("inf"), 0)
-        place = int(np.searchsorted(self._from_top, k))
-        column = len(self._from_top) - 1 - place
-        rank = k - (int(self._from_top[place - 1]) if place else 0)
-        if rank <= self._mixed[column]:
-            return cut_at(self._mixed_key(place, column, rank))
-        threshold = value_of((self._low + column) << 16)
-        if k == self._from_top[place]:
-            return Cut(threshold, self.n_elements)
-        rank -= int(self._mixed[column])
-        return Cut(threshold, int(_nth_plain(self._delta, self.n_elements, self._low, column, rank, self._counts)) + 1)
+    def cut(self, k: int) -> tuple[Cut, bool]:
+        """The cut behind the `k` largest, and whether it is new, so that `find_cuts` has to be told of it."""
+        known = self._known.get(k)
+        if known is not None:
+            return known, False
+        if len(self._known) >= _REMEMBERED_CUTS:
+            self._known.clear()
+        self._known[k] = cut = Cut.unknown()
+        return cut, True
 
-    def _mixed_key(self, place: int, column: int, rank: int) -> int:
-        """The key of the `rank`-th (from 1) mixed member of a bin."""
-        if self._listed is not None:
-            before = int(self._mixed_from_top[place - 1]) if place else 0
-            return int(self._listed[before + rank - 1])
+    def _question(self) -> bytes:
+        """A `_QUESTION` about this histogram, without a k."""
+        row = np.zeros(1, _QUESTION)
+        row["base_address"], row["base_kind"], row["address"], row["kind"], row["precision"] = self._delta
+        row["n_elements"], row["low"], row["n_bins"] = self.n_elements, self._low, len(self._from_top)
+        for name in ("from_top", "counts", "mixed", "mixed_from_top"):
+            row[name] = getattr(self, f"_{name}").ctypes.data
+        row["listed"] = 0 if self._listed is None else self._listed.ctypes.data
+        return row.tobytes()
+
+    def at_member(self, column: int, rank: int) -> Cut:
+        """The cut behind the `rank`-th (from 1) mixed member of a bin, whose members are not listed."""
         members = self._members.get(column)
         if members is None:
             members = self._mixed_keys(self._low + column, self._low + column, int(self._mixed[column]))
             self._members[column] = members
             if len(self._members) > _KEPT_BINS:
                 self._members.popitem(last=False)
-        return int(members[rank - 1])
+        return cut_at(int(members[rank - 1]))
 
     def _mixed_keys(self, low_bin: int, high_bin: int, n_members: int) -> np.ndarray:
         """Sorted keys of the mixed members of these bins and those between."""
@@ -100,6 +141,33 @@ class MagnitudeHistogram:
         members: np.ndarray = collect(self._delta, self.n_elements, low, high, np.uint32(1), n_members)
         members.sort()
         return members
+
+
+def find_cuts(asked: Sequence[tuple[MagnitudeHistogram, int, Cut]], threads: Threads) -> None:
+    """Sets every cut to what separates the k largest magnitudes, given a histogram and k; of equal ones the first count as larger.
+
+    Zeros may be kept or not.
+    """
+    # numpy joins arrays of structures field by field, ten times slower
+    questions = np.frombuffer(bytearray().join([histogram.question for histogram, _, _ in asked]), _QUESTION)
+    questions["k"] = [k for _, k, _ in asked]
+    if len(questions) < _FEW_QUESTIONS:
+        _answer(questions)
+    else:
+        threads.map(_answer, np.array_split(questions, threads.count))
+    for (_, _, cut), threshold, cutoff in zip(
+        asked, questions["threshold"].tolist(), questions["cutoff"].tolist(), strict=True
+    ):
+        cut.threshold, cut.cutoff = threshold, cutoff
+
+    def look_up(number: int) -> None:
+        histogram, _, cut = asked[number]
+        at = histogram.at_member(int(questions["column"][number]), int(questions["rank"][number]))
+        cut.threshold, cut.cutoff = at.threshold, at.cutoff
+
+    unlisted = np.flatnonzero(questions["cutoff"] < 0).tolist()
+    if unlisted:
+        threads.map(look_up, unlisted)
 
 
 def cut_at(key: int) -> Cut:
@@ -155,17 +223,6 @@ def _count(delta, n_elements, low, counts, mixed):  # type: ignore[no-untyped-de
 
 
 @numba.njit(cache=True, nogil=True)
-def _nth_plain(delta, n_elements, low, column, rank, counts):  # type: ignore[no-untyped-def]
-    """Flat index of the `rank`-th (from 1) plain element of a bin."""
-    row = 0
-    while rank > counts[row, column]:
-        rank -= np.int64(counts[row, column])
-        row += 1
-    wanted = np.uint32((low + column) << 16)
-    return nth_equal(delta, n_elements, row * STRETCH, wanted, rank)
-
-
-@numba.njit(cache=True, nogil=True)
 def nth_equal(delta, n_elements, first, wanted, rank):  # type: ignore[no-untyped-def]
     """Flat index of the `rank`-th (from 1) element from `first` on whose magnitude bits are `wanted`; there must be one."""
     base, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
@@ -202,3 +259,51 @@ def collect(delta, n_elements, low, high, least_lower, n_members):  # type: igno
                 keys[found] = (descending << np.uint64(INDEX_BITS)) | np.uint64(start + i)
                 found += 1
     return keys
+
+
+@numba.njit(cache=True, nogil=True)
+def _answer(questions):  # type: ignore[no-untyped-def]
+    """Finds threshold and cutoff for every `_QUESTION`."""
+    for i in range(questions.shape[0]):
+        question = questions[i]
+        n_elements, n_bins, rank = question["n_elements"], question["n_bins"], question["k"]
+        from_top = numba.carray(pointer(question["from_top"]), n_bins, np.int64)
+        question["threshold"], question["cutoff"] = np.float32(0.0), n_elements
+        if n_bins == 0 or rank >= from_top[n_bins - 1]:
+            continue
+        if rank <= 0:
+            question["threshold"], question["cutoff"] = np.float32(np.inf), 0
+            continue
+        place = np.searchsorted(from_top, rank)
+        column = n_bins - 1 - place
+        bits = np.uint32((question["low"] + column) << 16)
+        question["threshold"] = as_float(bits)
+        if rank == from_top[place]:
+            continue  # all of the bin
+        above = from_top[place - 1] if place > 0 else 0
+        n_mixed = numba.carray(pointer(question["mixed"]), n_bins, np.int64)[column]
+        rank -= above
+        if rank > n_mixed:
+            question["cutoff"] = _nth_plain(question, column, bits, rank - n_mixed) + 1
+        elif question["listed"] == 0:
+            question["column"], question["rank"], question["cutoff"] = column, rank, -1
+        else:
+            mixed_from_top = numba.carray(pointer(question["mixed_from_top"]), n_bins, np.int64)
+            rank += mixed_from_top[place - 1] if place > 0 else 0
+            key = numba.carray(pointer(question["listed"]), rank, np.uint64)[rank - 1]
+            question["threshold"] = as_float(np.uint32(0x7FFFFFFF) - np.uint32(key >> np.uint64(INDEX_BITS)))
+            question["cutoff"] = np.int64(key & np.uint64((1 << INDEX_BITS) - 1)) + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _nth_plain(question, column, bits, rank):  # type: ignore[no-untyped-def]
+    """Flat index of the `rank`-th (from 1) plain element of a bin, whose plain elements have these `bits`."""
+    n_elements = question["n_elements"]
+    shape = (n_elements + STRETCH - 1) // STRETCH, question["n_bins"]
+    counts = numba.carray(pointer(question["counts"]), shape, np.uint16)
+    row = 0
+    while rank > counts[row, column]:
+        rank -= np.int64(counts[row, column])
+        row += 1
+    base, tensor = (question["base_address"], question["base_kind"]), (question["address"], question["kind"])
+    return nth_equal((*base, *tensor, question["precision"]), n_elements, row * STRETCH, bits, rank)

@@ -20,10 +20,11 @@ from evomerge.weights.fused.experts import (
     variances,
 )
 from evomerge.weights.fused.lanes import LANES
-from evomerge.weights.fused.magnitudes import Cut, MagnitudeHistogram
+from evomerge.weights.fused.magnitudes import Cut, MagnitudeHistogram, find_cuts
 from evomerge.weights.fused.norms import addend_grid, kept_norms
 from evomerge.weights.fused.selection import cut_once
 from evomerge.weights.fused.tables import DTYPE_OF, KINDS, Delta, delta_of
+from evomerge.weights.fused.threads import Threads
 from evomerge.weights.methods.arcee_fusion import important
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.row_blocks import by_rows
@@ -34,8 +35,8 @@ Pair = tuple[TensorKey, TensorKey]
 Experts = tuple[TensorKey, ...]
 """the tensors of experts and, last, of the base"""
 
-_REMEMBERED_CUTS = 64
-"""per pair; a search with fixed densities asks for the same ones again and again"""
+_REMEMBERED_SUMS = 64
+"""per set of experts; a search with fixed densities asks for the same ones again and again"""
 
 _REMEMBERED_COUNTS = 1 << 16
 """of changed entries, in all; a search that varies their threshold asks for new ones each time"""
@@ -68,7 +69,7 @@ class Statistics:
         self.precision = precision
         self._once = once
         self._histograms: dict[Pair, MagnitudeHistogram] = {}
-        self._cuts: dict[Pair, dict[int, Cut]] = {}
+        self._asked_cuts: list[tuple[MagnitudeHistogram, int, Cut]] = []
         self._known: dict[tuple[object, ...], Any] = {}
         self.seed = 0
         self._kept_norms: dict[tuple[Pair, tuple[int, int], bool], tuple[float, NDArray[np.float64]]] = {}
@@ -84,19 +85,22 @@ class Statistics:
             self._kept_norms.clear()
 
     def cut(self, pair: Pair, k: int) -> Cut:
-        """What separates the `k` largest magnitudes of `other - base`."""
-        known = self._cuts.setdefault(pair, {})
-        cut = known.get(k)
-        if cut is None and self._once:
-            cut = known[k] = cut_once(*self._tensors(pair), k, self.precision)
-        elif cut is None:
-            if pair not in self._histograms:
-                self._histograms[pair] = MagnitudeHistogram(*self._tensors(pair), self.precision)
-            cut = self._histograms[pair].cut(k)
-            if len(known) >= _REMEMBERED_CUTS:
-                known.clear()
-            known[k] = cut
+        """What separates the `k` largest magnitudes of `other - base`; known once `find_cuts` has returned."""
+        if self._once:
+            return cut_once(*self._tensors(pair), k, self.precision)
+        histogram = self._histograms.get(pair)
+        if histogram is None:
+            histogram = self._histograms[pair] = MagnitudeHistogram(*self._tensors(pair), self.precision)
+        cut, is_new = histogram.cut(k)
+        if is_new:
+            self._asked_cuts.append((histogram, k, cut))
         return cut
+
+    def find_cuts(self, threads: Threads) -> None:
+        """Finds all cuts that were asked for. Not while others ask."""
+        if self._asked_cuts:
+            find_cuts(self._asked_cuts, threads)
+        self._asked_cuts.clear()
 
     def gram(self, base: TensorKey | None, others: Sequence[TensorKey]) -> NDArray[np.float64]:
         """Inner products (n, n) of the tensors `others`, or of their differences to `base`."""
@@ -163,7 +167,7 @@ class Statistics:
         if found is None:
             address = 0 if order is None else order.ctypes.data
             found = square_sums(*self._stored(experts), address, np.uint32(limit)).tolist()
-            if len(known) >= _REMEMBERED_CUTS:
+            if len(known) >= _REMEMBERED_SUMS:
                 known.clear()
             if order is None or not self._once:
                 known[key] = found

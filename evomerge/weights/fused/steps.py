@@ -14,6 +14,7 @@ from evomerge.weights.fused import directions
 from evomerge.weights.fused.blocks import F32
 from evomerge.weights.fused.formulas import ARC, FUSION, NEARSWAP, RAM, SCE, STOCK, SUM
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
+from evomerge.weights.fused.magnitudes import Cut
 from evomerge.weights.fused.norms import Norms
 from evomerge.weights.fused.statistics import MOST_PLACES, Experts, Pair, Statistics
 from evomerge.weights.fused.tables import DTYPE_OF
@@ -27,18 +28,18 @@ from evomerge.weights.methods.slerp import coefficients
 from evomerge.weights.philox import DECISIONS, keep_threshold, mask_key
 from evomerge.weights.task_vectors import n_largest, weight_sum
 
+_NO_CUT = Cut(0.0, 0)
+
 
 class Prune(NamedTuple):
     """How an input's delta is made sparse; the columns of the input table."""
 
     mode: int = KEEP_ALL
-    threshold: float = 0.0
-    cutoff: int = 0
+    low: Cut = _NO_CUT
     key0: int = 0
     key1: int = 0
     keep: int = 0
-    top_threshold: float = 0.0
-    top_cutoff: int = 0
+    top: Cut = _NO_CUT
     step: float = 0.0
     ranks: NDArray[np.uint16] | None = None
     places: NDArray[np.uint32] | None = None
@@ -90,7 +91,10 @@ Builder = Callable[[TensorStep, Statistics], FusedStep | None]
 
 
 def fuse(step: TensorStep, statistics: Statistics) -> FusedStep | None:
-    """`step` for the kernels, with the precision and seed of `statistics`; None where its method has no fused form."""
+    """`step` for the kernels, with the precision and seed of `statistics`; None where its method has no fused form.
+
+    Its cuts are known once `statistics.find_cuts` has returned.
+    """
     precision = statistics.precision
     build = _piecewise if step.pieces else _BUILDERS.get(step.method)
     if build is None:
@@ -225,8 +229,8 @@ def _sce(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     share, experts, prune = float(step.parameters["select_topk"]), _experts(step), NO_PRUNE
     if share < 1:
         order, limit = statistics.most_varied(experts, lambda n_varied: n_selected(n_varied, share))
-        prune = Prune(cutoff=limit, places=order)
-    sums = statistics.square_sums(experts, prune.places, prune.cutoff)
+        prune = Prune(low=Cut(0.0, limit), places=order)
+    sums = statistics.square_sums(experts, prune.places, prune.low.cutoff)
     energy = torch.tensor(sums, dtype=torch.float64) / max(step.n_elements, 1)
     weights = expert_weights(energy.to(DTYPE_OF[statistics.precision])).tolist()
     return FusedStep(_weighted(step, weights, prune), step.base, formula=SCE)
@@ -251,39 +255,51 @@ def _piecewise(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     return FusedStep([], pieces=tuple((piece.end, FusedStep(_weighted(step, piece.weights))) for piece in step.pieces))
 
 
-PruneBuilder = Callable[[TensorStep, int, Statistics], Prune | None]
-"""(step, position of the input, statistics) -> how to prune it; None where the kernels cannot"""
+class _TaskVector(NamedTuple):
+    """One of a step: of `entry`, its input at `position`.
+
+    Attributes:
+        step, position, entry: which.
+        pair: base and input.
+        n_elements: of the tensor.
+    """
+
+    step: TensorStep
+    position: int
+    entry: TensorInput
+    pair: Pair
+    n_elements: int
 
 
-def _keep_all(step: TensorStep, position: int, statistics: Statistics) -> Prune:
+PruneBuilder = Callable[[_TaskVector, Statistics], Prune | None]
+"""How to prune a task vector; None where the kernels cannot."""
+
+
+def _keep_all(vector: _TaskVector, statistics: Statistics) -> Prune:
     return NO_PRUNE
 
 
-def _keep_largest(step: TensorStep, position: int, statistics: Statistics) -> Prune:
-    entry, n_elements = step.inputs[position], step.n_elements
-    density = float(entry.parameters["density"])
+def _keep_largest(vector: _TaskVector, statistics: Statistics) -> Prune:
+    density, n_elements = float(vector.entry.parameters["density"]), vector.n_elements
     if density >= 1 or n_elements == 0:
         return NO_PRUNE
-    cut = statistics.cut(_pair(step.required_base, entry), n_largest(n_elements, density))
-    return Prune(MAGNITUDE, cut.threshold, cut.cutoff)
+    return Prune(MAGNITUDE, statistics.cut(vector.pair, n_largest(n_elements, density)))
 
 
-def _keep_random(step: TensorStep, position: int, statistics: Statistics) -> Prune:
-    density = float(step.inputs[position].parameters["density"])
-    keep = keep_threshold(density)
+def _keep_random(vector: _TaskVector, statistics: Statistics) -> Prune:
+    keep = keep_threshold(float(vector.entry.parameters["density"]))
     if keep == DECISIONS:
         return NO_PRUNE
-    key0, key1 = mask_key(statistics.seed, step.output, position)
+    key0, key1 = mask_key(statistics.seed, vector.step.output, vector.position)
     return Prune(RANDOM, key0=key0, key1=key1, keep=keep)
 
 
-def _keep_ranked(step: TensorStep, position: int, statistics: Statistics) -> Prune | None:
-    entry = step.inputs[position]
-    density, epsilon = float(entry.parameters["density"]), float(entry.parameters["epsilon"])
-    columns = n_columns(step.shape)
-    if density >= 1 or step.n_elements == 0:
+def _keep_ranked(vector: _TaskVector, statistics: Statistics) -> Prune | None:
+    parameters, columns = vector.entry.parameters, n_columns(vector.step.shape)
+    density, epsilon = float(parameters["density"]), float(parameters["epsilon"])
+    if density >= 1 or vector.n_elements == 0:
         return NO_PRUNE
-    key0, key1 = mask_key(statistics.seed, step.output, position)
+    key0, key1 = mask_key(statistics.seed, vector.step.output, vector.position)
     if density <= 0:
         return Prune(RANDOM, key0=key0, key1=key1, keep=0)
     if columns > MOST_RANKS:
@@ -291,19 +307,17 @@ def _keep_ranked(step: TensorStep, position: int, statistics: Statistics) -> Pru
     keep, rise = keep_by_rank(columns, density, epsilon)
     if keep == DECISIONS:
         return NO_PRUNE
-    ranks = statistics.ranks(_pair(step.required_base, entry), columns)
+    ranks = statistics.ranks(vector.pair, columns)
     return Prune(RANKED, key0=key0, key1=key1, keep=keep, step=rise, ranks=ranks)
 
 
-def _keep_band(step: TensorStep, position: int, statistics: Statistics) -> Prune:
-    entry, n_elements = step.inputs[position], step.n_elements
-    density = float(entry.parameters["density"])
+def _keep_band(vector: _TaskVector, statistics: Statistics) -> Prune:
+    density, n_elements = float(vector.entry.parameters["density"]), vector.n_elements
     if density >= 1 or n_elements == 0:
         return NO_PRUNE
-    dropped, keep = band(n_elements, density, float(entry.parameters["gamma"]))
-    pair = _pair(step.required_base, entry)
-    low, top = statistics.cut(pair, dropped + keep), statistics.cut(pair, dropped)
-    return Prune(BAND, low.threshold, low.cutoff, top_threshold=top.threshold, top_cutoff=top.cutoff)
+    dropped, keep = band(n_elements, density, float(vector.entry.parameters["gamma"]))
+    low, top = statistics.cut(vector.pair, dropped + keep), statistics.cut(vector.pair, dropped)
+    return Prune(BAND, low, top=top)
 
 
 def _norms(pair: Pair, prune: Prune, statistics: Statistics) -> Norms:
@@ -320,21 +334,23 @@ def _pair(base: TensorInput, other: TensorInput) -> Pair:
 def _task_vectors(prune: PruneBuilder, *, elect_sign: bool) -> Builder:
     def build(step: TensorStep, statistics: Statistics) -> FusedStep | None:
         weights, divisor = _as_held(_weights(step), statistics.precision)
+        base, n_elements, is_rescaled = step.required_base, step.n_elements, step.parameters.get("rescale", False)
+        base_key = base.key
         inputs: list[Term] = []
         norms: dict[int, Norms] = {}
         for position, (entry, weight) in enumerate(zip(step.inputs, weights, strict=True)):
-            pruned = prune(step, position, statistics)
+            vector = _TaskVector(step, position, entry, (base_key, entry.key), n_elements)
+            pruned = prune(vector, statistics)
             if pruned is None:
                 return None
             inputs.append((entry, weight, pruned))
-            is_rescaled = pruned.mode != KEEP_ALL and not pruned.keeps_nothing
-            if is_rescaled and step.parameters.get("rescale", False):
-                norms[position] = _norms(_pair(step.required_base, entry), pruned, statistics)
+            if is_rescaled and pruned.mode != KEEP_ALL and not pruned.keeps_nothing:
+                norms[position] = _norms(vector.pair, pruned, statistics)
         normalize = bool(step.parameters["normalize"])
         if elect_sign or not normalize:
             divisor = 1.0
         scale = float(step.parameters["lambda"])
-        return FusedStep(inputs, step.required_base, elect_sign, normalize and elect_sign, divisor, scale, norms)
+        return FusedStep(inputs, base, elect_sign, normalize and elect_sign, divisor, scale, norms)
 
     return build
 

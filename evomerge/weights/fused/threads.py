@@ -1,7 +1,7 @@
 """Running compiled kernels, which hold no interpreter lock, over chunks of work in several threads."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from itertools import pairwise
 from threading import Condition
 from types import TracebackType
@@ -21,7 +21,7 @@ class Threads:
     """A fixed number of worker threads.
 
     Args:
-        count: None = as many as torch uses (`OMP_NUM_THREADS`).
+        count: None = as many as torch uses (`OMP_NUM_THREADS`). With one, work is done by the caller.
     """
 
     def __init__(self, count: int | None = None) -> None:
@@ -30,35 +30,71 @@ class Threads:
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """`function` of every item, in order."""
-        if self._executor is None:
-            return [function(item) for item in items]
-        return self._all(self._executor, function, items)
+        with self.work() as work:
+            results = [work.start(function, item) for item in items]
+        return [result.result() for result in results]
 
     def run_chunks(self, kernel: Callable[..., Any], chunks: np.ndarray, *arguments: Any) -> None:
-        """`kernel(part, *arguments)` for consecutive parts of `chunks` of about equal numbers of elements."""
+        """As `Work.start_chunks`, and waits for it."""
+        with self.work() as work:
+            work.start_chunks(kernel, chunks, *arguments)
+
+    def work(self) -> "Work":
+        """Work to be started."""
+        return Work(self._executor, self.count * _PARTS_PER_THREAD)
+
+
+class Work:
+    """What is done in threads while the caller goes on, until the end of a `with` block, which waits for all of it.
+
+    Whoever fails or is interrupted in the block lets go of memory that the kernels know by its address: then what has not begun never does.
+    """
+
+    def __init__(self, executor: Executor | None, n_parts: int) -> None:
+        self._executor = executor
+        self._n_parts = n_parts
+        self._gate = _Gate()
+        self._started: list[Future[Any]] = []
+
+    def start(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+        """Starts `function`."""
+
+        def one() -> Result:
+            with self._gate:
+                return function(*arguments)
+
+        if self._executor is None:
+            future: Future[Result] = Future()
+            future.set_result(one())
+            return future
+        future = self._executor.submit(one)
+        self._started.append(future)
+        return future
+
+    def start_chunks(self, kernel: Callable[..., Any], chunks: np.ndarray, *arguments: Any) -> None:
+        """Starts `kernel(part, *arguments)` for consecutive parts of `chunks` of about equal numbers of elements. One chunk is done by the caller."""
         if self._executor is None or len(chunks) < 2:
             kernel(chunks, *arguments)
             return
         done = np.cumsum(chunks["end"] - chunks["start"])
-        n_parts = min(len(chunks), self.count * _PARTS_PER_THREAD)
+        n_parts = min(len(chunks), self._n_parts)
         cuts = np.searchsorted(done, done[-1] * np.arange(1, n_parts) / n_parts)
         edges = np.unique([0, *cuts.tolist(), len(chunks)])
-        parts = [chunks[first:last] for first, last in pairwise(edges)]
-        self._all(self._executor, lambda part: kernel(part, *arguments), parts)
+        for first, last in pairwise(edges):
+            self.start(kernel, chunks[first:last], *arguments)
 
-    @staticmethod
-    def _all(executor: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        gate = _Gate()
+    def __enter__(self) -> "Work":
+        return self
 
-        def one(item: Item) -> Result:
-            with gate:
-                return function(item)
-
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
-            return list(executor.map(one, items))
+            if kind is None:
+                for future in self._started:
+                    future.result()
         finally:
-            # whoever fails or is interrupted here lets go of memory that the kernels know by its address
-            gate.close()
+            self._gate.close()
 
 
 class _Gate:

@@ -6,9 +6,9 @@ come from there; knows nothing of methods.
 
 import logging
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.triton.kernels import BLOCK, N_WARPS, answer_one, merge_chunks, pruned_l1_chunks
 from evomerge.weights.triton.resident import Item, ResidentSources, Source
-from evomerge.weights.triton.tables import Tables, Variant, chunks_of, has_groups, tables_of, variant_of
+from evomerge.weights.triton.tables import Row, Tables, Variant, chunks_of, has_groups, row_of, tables_of, variant_of
 from evomerge.weights.windows import Window, whole
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,15 @@ MAX_INPUTS = 16
 """inputs of a step: kernels are unrolled over them"""
 
 _UNSCALED = Norms(0.0, 0.0)
+
+
+class _Launched(NamedTuple):
+    """What one launch computes: its parts, and of every chunk, (row, ...), the bits of the largest magnitude."""
+
+    parts: Sequence[Part]
+    variant: Variant
+    chunks: torch.Tensor
+    largest: torch.Tensor
 
 
 class TritonBatch:
@@ -48,9 +57,11 @@ class TritonBatch:
     Attributes:
         device: where destinations are.
         writes: dtypes of destinations.
+        n_groups: groups that `run` had better be given: preparing a candidate on the CPU takes about as long as computing it here.
     """
 
     writes = tuple(KINDS)
+    n_groups = 6
 
     def __init__(self, pool: WeightPool, device: torch.device, most_bytes: float | None = None) -> None:
         self.device = device
@@ -63,15 +74,15 @@ class TritonBatch:
         draws = any(prune.mode in (RANDOM, RANKED) for _, _, prune in form.inputs)
         return whole(step.n_elements) if draws and not has_groups(window) else window
 
-    def ready(self, wanted: Collection[tuple[TensorStep, Window]], fused: Mapping[str, FusedStep]) -> bool:
+    def ready(self, wanted: Iterable[tuple[TensorStep, FusedStep, Window]]) -> bool:
         """Whether these parts of steps can be computed: what they read is on the GPU, copied where there is room.
 
         Why not is logged, once.
         """
         pieces = [
-            (piece, self.covering(step, fused[step.output], window))
-            for step, window in wanted
-            for piece in ([piece for _, piece in fused[step.output].pieces] or [fused[step.output]])
+            (piece, self.covering(step, form, window))
+            for step, form, window in wanted
+            for piece in ([piece for _, piece in form.pieces] or [form])
         ]
         most = max((len(piece.inputs) for piece, _ in pieces), default=0)
         if most > MAX_INPUTS:
@@ -101,30 +112,33 @@ class TritonBatch:
         self._reasons.add(reason)
         return False
 
-    def run(self, destinations: list[Destination], fused: Mapping[str, FusedStep]) -> TensorStep | None:
-        """Computes `destinations` and waits for them; `fused` holds the form of every step, by output name.
+    def run(self, groups: Iterable[Sequence[Destination]]) -> TensorStep | None:
+        """Computes all destinations and waits for them; while one group is computed, `groups` may prepare the next.
 
         Returns:
-            The first step whose result left the range of its dtype, if any.
+            A step whose result left the range of its dtype, if any.
         """
-        parts = [part for destination in destinations for part in parts_of(destination, fused)]
-        variants: dict[Variant, list[int]] = {}
-        for index, part in enumerate(parts):
-            variants.setdefault(variant_of(part, self._resident), []).append(index)
-        with _on(self.device):
-            launched = [
-                (numbers, variant, *self._launch([parts[index] for index in numbers], variant))
-                for variant, numbers in variants.items()
-            ]
-            bad: list[int] = []
-            for numbers, variant, chunks, largest in launched:
-                rows = chunks[largest >= OVERFLOW_BITS[variant.OUT], 0].tolist()  # waits for the GPU
-                bad += [numbers[row] for row in set(rows)]
-        return parts[min(bad)].destination.step if bad else None
+        launched: list[_Launched] = []
+        for destinations in groups:
+            with _on(self.device):
+                launched += self._start(destinations)
+        for each in launched:
+            bad = each.chunks[each.largest >= OVERFLOW_BITS[each.variant.OUT], 0]
+            if len(bad):
+                return each.parts[int(bad.min())].destination.step
+        return None
 
-    def _launch(self, parts: list[Part], variant: Variant) -> tuple[torch.Tensor, torch.Tensor]:
-        """Starts one variant; returns its chunks and, once they are computed, the bits of each one's largest magnitude."""
-        tables = tables_of(parts, variant, self._resident)
+    def _start(self, destinations: Sequence[Destination]) -> list[_Launched]:
+        """Starts to compute `destinations`, one launch per variant."""
+        variants: dict[Variant, list[Row]] = {}
+        for destination in destinations:
+            for part in parts_of(destination):
+                row = row_of(part, self._resident)
+                variants.setdefault(variant_of(row), []).append(row)
+        return [self._launch(rows, variant) for variant, rows in variants.items()]
+
+    def _launch(self, rows: list[Row], variant: Variant) -> _Launched:
+        tables, parts = tables_of(rows), [row.part for row in rows]
         if variant.RESCALE:
             self._rescale(parts, variant, tables)
         chunks = chunks_of(tables.ranges, self.device)
@@ -138,15 +152,17 @@ class TritonBatch:
                 BLOCK=BLOCK,
                 **merge_options(variant.K, variant.KINDS, variant.BASE, variant.MODE),
             )
-        return chunks, largest
+        return _Launched(parts, variant, chunks, largest)
 
     def _rescale(self, parts: list[Part], variant: Variant, tables: Tables) -> None:
         """Sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta."""
         norms = [[part.form.norms.get(k, _UNSCALED) for k in range(variant.K)] for part in parts]
         whole = np.array([[pair.whole for pair in row] for row in norms])
         known = np.array([[np.nan if pair.kept is None else pair.kept for pair in row] for row in norms])
-        kept = np.where(np.isnan(known), self._measured(parts, np.isnan(known).any(axis=1), variant, tables), known)
-        tables.rescale(scales(whole.reshape(-1), kept.reshape(-1), variant.PRECISION).reshape(whole.shape))
+        unknown = np.isnan(known)
+        if unknown.any():
+            known = np.where(unknown, self._measured(parts, unknown.any(axis=1), variant, tables), known)
+        tables.rescale(scales(whole.reshape(-1), known.reshape(-1), variant.PRECISION).reshape(whole.shape))
 
     def _measured(
         self, parts: list[Part], wanted: NDArray[np.bool_], variant: Variant, tables: Tables
@@ -172,7 +188,9 @@ class TritonBatch:
         return np.stack([np.bincount(rows, column, len(parts)) for column in sums.T], axis=1)
 
     def _on_device(self, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(tables.integers).to(self.device), torch.from_numpy(tables.floats).to(self.device)
+        """Copies, which do not wait for what was launched before."""
+        integers, floats = torch.from_numpy(tables.integers), torch.from_numpy(tables.floats)
+        return integers.to(self.device, non_blocking=True), floats.to(self.device, non_blocking=True)
 
 
 def obstacle(device: torch.device) -> str | None:

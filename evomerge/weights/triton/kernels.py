@@ -43,6 +43,9 @@ INPUT_FLOATS = 8
 """of one input: weight, threshold and the next float, threshold of the band's top (NaN = none) and the next float, scale, how many more random
 numbers keep with each rank, and what rounds the addends of its norm (see `evomerge.weights.fused.norms`)"""
 
+INPUT_THRESHOLDS = (1, 3)
+"""which of them are thresholds, each with the next float behind it"""
+
 INPUT_SCALE = 5
 """which of them is the scale"""
 

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evomerge.plan import TensorInput
+from evomerge.plan import TensorInput, TensorKey
+from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.triton.kernels import BLOCK
 from evomerge.weights.windows import Window
@@ -20,6 +22,18 @@ Source = TensorInput | NDArray[np.uint16]
 
 Item = tuple[Source, Window]
 """What is copied."""
+
+NO_KIND = -1
+"""the kind of ranks, which are no numbers to merge"""
+
+
+class Copy(NamedTuple):
+    """What is on the GPU: flat, with zeros behind its last element; ranks as int16 with their bits. Kernels read it by address and kind."""
+
+    tensor: torch.Tensor
+    address: int
+    kind: int
+
 
 SPARE_BYTES = 256 << 20
 """left free for the tables and for what else runs on the GPU"""
@@ -38,7 +52,8 @@ class ResidentSources:
         self._pool = pool
         self._device = device
         self._most_bytes = math.inf if most_bytes is None else most_bytes - SPARE_BYTES
-        self._copies: dict[Place, torch.Tensor] = {}
+        self._copies: dict[Place, Copy] = {}
+        self._found: dict[tuple[TensorKey | int, Window], Copy] = {}
 
     def missing_bytes(self, items: Iterable[Item]) -> int:
         """Size of the copies that `hold` would make."""
@@ -46,7 +61,7 @@ class ResidentSources:
 
     def free_bytes(self) -> float:
         """Room for more copies. On the CPU, where the interpreter's tests are small, everything is free."""
-        allowed = self._most_bytes - sum(copy.nbytes for copy in self._copies.values())
+        allowed = self._most_bytes - sum(copy.tensor.nbytes for copy in self._copies.values())
         if self._device.type != "cuda":
             return allowed
         unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
@@ -60,34 +75,46 @@ class ResidentSources:
             except torch.OutOfMemoryError:
                 return False
             copy[: part.numel()].view(part.shape).copy_(part)
-            self._copies[place] = copy
+            self._copies[place] = Copy(copy, copy.data_ptr(), KINDS.get(copy.dtype, NO_KIND))
         return True
 
     def drop(self) -> None:
         """Frees all copies; their memory goes back to the GPU, for whoever else has use for it."""
         self._copies.clear()
+        self._found.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def tensor(self, source: Source, window: Window) -> torch.Tensor:
-        """The copy of what is held: flat, with zeros behind its last element; ranks as int16 with their bits."""
-        return self._copies[_place(self._on_cpu(source), window)]
+    def copy(self, source: Source, window: Window) -> Copy:
+        """The copy of what is held."""
+        key = _key(source), window
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = self._copies[_place(self._on_cpu(source), window)]
+        return found
 
     def _missing(self, items: Iterable[Item]) -> dict[Place, torch.Tensor]:
         """What is not copied yet, on the CPU: (stretches, elements of a stretch) each."""
-        found: dict[Place, torch.Tensor] = {}
+        missing: dict[Place, torch.Tensor] = {}
         for source, window in items:
+            if (_key(source), window) in self._found:
+                continue
             tensor = self._on_cpu(source)
             place = _place(tensor, window)
             if place not in self._copies:
                 flat = tensor.reshape(-1)[window.start :]
-                found[place] = flat.as_strided((window.n_stretches, window.length), (window.pitch, 1))
-        return found
+                missing[place] = flat.as_strided((window.n_stretches, window.length), (window.pitch, 1))
+        return missing
 
     def _on_cpu(self, source: Source) -> torch.Tensor:
         if isinstance(source, np.ndarray):
             return torch.from_numpy(source.view(np.int16))
         return self._pool.tensor(*source.key)
+
+
+def _key(source: Source) -> TensorKey | int:
+    """What tells sources apart: ranks by their array, which stays."""
+    return id(source) if isinstance(source, np.ndarray) else source.key
 
 
 def _place(tensor: torch.Tensor, window: Window) -> Place:

@@ -14,18 +14,18 @@ from evomerge.weights.fused.batch import Part
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.norms import addend_grid
 from evomerge.weights.fused.steps import Prune
-from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.triton.kernels import (
     BLOCK,
     CHUNK_BLOCKS,
     GROUP,
     INPUT_FLOATS,
     INPUT_SCALE,
+    INPUT_THRESHOLDS,
     KIND_BITS,
     NO_BASE,
     OUTPUT_FLOATS,
 )
-from evomerge.weights.triton.resident import ResidentSources
+from evomerge.weights.triton.resident import Copy, ResidentSources
 from evomerge.weights.windows import Window
 
 _WIDE = 16
@@ -52,17 +52,35 @@ class Variant(NamedTuple):
     STRIDED: bool
 
 
-def variant_of(part: Part, resident: ResidentSources) -> Variant:
-    """What computes `part`, whose sources are held."""
+class Row(NamedTuple):
+    """A part, and the copies that it is computed from."""
+
+    part: Part
+    base: Copy | None
+    inputs: Sequence[Copy]
+    ranks: Sequence[Copy | None]
+
+
+def row_of(part: Part, resident: ResidentSources) -> Row:
+    """`part`, whose sources are held."""
     form, window = part.form, part.destination.window
+    base = None if form.base is None else resident.copy(form.base, window)
+    inputs = [resident.copy(entry, window) for entry, _, _ in form.inputs]
+    ranks = [None if prune.ranks is None else resident.copy(prune.ranks, window) for _, _, prune in form.inputs]
+    return Row(part, base, inputs, ranks)
+
+
+def variant_of(row: Row) -> Variant:
+    """What computes `row`."""
+    part, form, window = row.part, row.part.form, row.part.destination.window
     kinds = 0
-    for position, (entry, _, _) in enumerate(form.inputs):
-        kinds |= KINDS[resident.tensor(entry, window).dtype] << (KIND_BITS * position)
-    mode = max((prune.mode for _, _, prune in form.inputs), default=KEEP_ALL)
+    for position, copy in enumerate(row.inputs):
+        kinds |= copy.kind << (KIND_BITS * position)
+    mode = max([prune.mode for _, _, prune in form.inputs], default=KEEP_ALL)
     return Variant(
-        K=len(form.inputs),
+        K=len(row.inputs),
         KINDS=kinds,
-        BASE=NO_BASE if form.base is None else KINDS[resident.tensor(form.base, window).dtype],
+        BASE=NO_BASE if row.base is None else row.base.kind,
         OUT=part.destination.kind(),
         MODE=mode,
         ELECT=form.elect_sign,
@@ -99,34 +117,34 @@ class Tables:
         self.floats[:, OUTPUT_FLOATS + INPUT_SCALE :: INPUT_FLOATS] = scales
 
 
-def tables_of(parts: Sequence[Part], variant: Variant, resident: ResidentSources) -> Tables:
-    """The rows of `parts`, which are of one variant. Scales of inputs are 1."""
+def tables_of(rows: Sequence[Row]) -> Tables:
+    """The tables of `rows`, which are of one variant. Scales of inputs are 1."""
     integers: list[list[int]] = []
     floats: list[list[float]] = []
-    for part in parts:
+    for part, base, inputs, ranks in rows:
         form, window = part.form, part.destination.window
-        base = 0 if form.base is None else resident.tensor(form.base, window).data_ptr()
         groups = [edge // GROUP for edge in (window.start, window.length, window.pitch)]
-        whole = [part.address(), base, part.first, part.end, *groups]
+        whole = [part.address(), 0 if base is None else base.address, part.first, part.end, *groups]
         real = [form.divisor, form.scale]
-        for position, (entry, weight, prune) in enumerate(form.inputs):
-            address = resident.tensor(entry, window).data_ptr()
-            ranks = address if prune.ranks is None else resident.tensor(prune.ranks, window).data_ptr()
-            whole += [address, *_integers(prune, ranks, window)]
+        for position, (_, weight, prune) in enumerate(form.inputs):
+            # where others of the variant have ranks and this one has none, the address of anything as long will do: its step is 0
+            of_ranks = ranks[position] or inputs[position]
+            whole += [inputs[position].address, *_integers(prune, of_ranks.address, window)]
             grid = addend_grid(form.norms[position].whole) if position in form.norms else 0.0
             real += [*_floats(weight, prune), grid]
         integers.append(whole)
         floats.append(real)
     with np.errstate(over="ignore"):  # a weight beyond float32 becomes infinite and is reported with the result
-        return Tables(
-            np.array(integers, np.int64),
-            np.array(floats, np.float32),
-            tuple([(part.first, part.end) for part in parts]),
-        )
+        table = np.array(floats, np.float32)
+    of_inputs = table[:, OUTPUT_FLOATS:].reshape(len(rows), -1, INPUT_FLOATS)
+    for threshold in INPUT_THRESHOLDS:
+        of_inputs[..., threshold + 1] = np.nextafter(of_inputs[..., threshold], np.float32(np.inf))
+    table[:, OUTPUT_FLOATS:] = of_inputs.reshape(len(rows), -1)
+    return Tables(np.array(integers, np.int64), table, tuple([(row.part.first, row.part.end) for row in rows]))
 
 
-# more than the variants of a candidate; crossovers have other ranges each time, and those of 8B parameters take 3 MB of the GPU
-@lru_cache(maxsize=16)
+# more than the launches of a candidate; crossovers have other ranges each time, and those of 8B parameters take 3 MB of the GPU in all
+@lru_cache(maxsize=64)
 def chunks_of(ranges: tuple[tuple[int, int], ...], device: torch.device) -> torch.Tensor:
     """(n, 3) int64: row, first block and the block behind the last of every chunk that covers `ranges`."""
     bounds = np.array(ranges, np.int64).reshape(-1, 2)
@@ -140,27 +158,21 @@ def chunks_of(ranges: tuple[tuple[int, int], ...], device: torch.device) -> torc
     chunks[:, 0] = rows
     chunks[:, 1] = np.maximum(number * CHUNK_BLOCKS, first_block[rows])
     chunks[:, 2] = np.minimum((number + 1) * CHUNK_BLOCKS, end_block[rows])
-    return torch.from_numpy(chunks).to(device)
+    return torch.from_numpy(chunks).to(device, non_blocking=True)
 
 
 def _integers(prune: Prune, ranks: int, window: Window) -> list[int]:
     """Cutoff, cutoff of the band's top, largest word whose upper half keeps, ranks, and the key; what does not apply keeps all.
 
     Cutoffs are elements of the window.
-
-    Where others of the variant have `ranks` and this one has none, the address of anything as long will do: its step is 0.
     """
-    cutoff = window.place(prune.cutoff) if prune.mode in (MAGNITUDE, BAND) else _NEVER
+    cutoff = window.place(prune.low.cutoff) if prune.mode in (MAGNITUDE, BAND) else _NEVER
+    top = window.place(prune.top.cutoff) if prune.mode == BAND else 0
     last = (max(prune.keep, 1) << 16) - 1 if prune.mode in (RANDOM, RANKED) else 2**32 - 1
-    return [cutoff, window.place(prune.top_cutoff), last, ranks, prune.key0, prune.key1]
+    return [cutoff, top, last, ranks, prune.key0, prune.key1]
 
 
 def _floats(weight: float, prune: Prune) -> list[float]:
-    """Weight, thresholds with the floats behind them, scale, and the step by rank. An input of which nothing is kept weighs nothing."""
-    low = prune.threshold
-    top = prune.top_threshold if prune.mode == BAND else math.nan
-    return [0.0 if prune.keeps_nothing else weight, low, _next(low), top, _next(top), 1.0, prune.step]
-
-
-def _next(value: float) -> float:
-    return float(np.nextafter(np.float32(value), np.float32(np.inf)))
+    """Weight, thresholds with room for the floats behind them, scale, and the step by rank. An input of which nothing is kept weighs nothing."""
+    top = prune.top.threshold if prune.mode == BAND else math.nan
+    return [0.0 if prune.keeps_nothing else weight, prune.low.threshold, 0.0, top, 0.0, 1.0, prune.step]
