@@ -1,0 +1,104 @@
+"""What the CPU does for a candidate that a GPU merges: plan, thresholds, tables. Needs no GPU.
+
+    PYTHONPATH=.triton:. python benchmarks/merge_host.py --json benchmarks/results/merge-host-DATE.json
+
+A model with the 291 tensors of one of 8B, made small, base and three experts; launches are left out. Each row is one method:
+
+    first ms   from recipe to the first launch, during which the GPU waits
+    all ms     from recipe to the last launch; in between the GPU computes
+    GPU ms     what an H200 needs for 8B parameters at 85% of its 4.8 TB/s, the target of `benchmarks/merge_gpu.py`
+    all / GPU  above 1 the GPU waits for the CPU
+
+Times are the best of the rounds, each of which has other weights and densities, and in brackets the median.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+from merge import SIZES, Buffers, recipe_for, write_models
+from merge_gpu import LLAMA_8B, TARGET, bytes_moved
+
+from evomerge.core import collect_rarely
+from evomerge.plan import make_plan
+from evomerge.weights import Merger, WeightPool
+from evomerge.weights.fused import statistics as known
+from evomerge.weights.triton import batch
+
+METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "breadcrumbs", "slerp")
+N_LAYERS = 32
+H200_BYTES_PER_S = 4.8e12
+SIZES["8b-small"] = {
+    "n_layers": N_LAYERS, "hidden": 64, "vocab": 512, "intermediate_size": 128,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "tied": False,
+}  # fmt: skip
+
+
+def no_launch(times: list[float]):
+    """What stands in for `evomerge.weights.triton.batch._kernel`: notes the time."""
+
+    def kernel(_kernel: object, _n_programs: int):
+        return lambda *arguments, **constants: times.append(time.perf_counter())
+
+    return kernel
+
+
+def measure(method: str, models: list[str], pool: WeightPool, merger: Merger, launches: list[float], rounds: int):
+    """Milliseconds from recipe to first and last launch."""
+    buffers = Buffers(make_plan(recipe_for(method, models, 0.0), pool.headers))
+    first, last = [], []
+    for index in range(rounds + 1):
+        recipe = recipe_for(method, models, index / (rounds + 1))
+        launches.clear()
+        start = time.perf_counter()
+        merger.write(make_plan(recipe, pool.headers), buffers)
+        first.append(1e3 * (launches[0] - start))
+        last.append(1e3 * (launches[-1] - start))
+    return first[1:], last[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--json", type=Path, help="write the rows there too")
+    options = parser.parse_args()
+    collect_rarely()  # as every worker does
+    known.LARGE_TENSOR = 0  # those of 8B are large: their norms are known
+    n_elements = sum(math.prod(shape) for shape in LLAMA_8B.tensors(N_LAYERS).values())
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        models = write_models(Path(folder), "8b-small")
+        pool = WeightPool.from_folders(models)
+        merger, launches = Merger(pool), list[float]()
+        plan = make_plan(recipe_for("linear", models, 0.5), pool.headers)
+        merger.write(plan, Buffers(plan))  # which finds that kernels run here
+        batch._kernel = no_launch(launches)
+        batch.OVERFLOW_BITS = [math.inf] * len(batch.OVERFLOW_BITS)  # nothing is computed, so nothing can be too large
+        print("method            first ms          all ms   GPU ms   all / GPU")
+        for method in options.methods.split(","):
+            first, last = measure(method, models, pool, merger, launches, options.rounds)
+            on_gpu = 1e3 * bytes_moved(method, n_elements) / (TARGET * H200_BYTES_PER_S)
+            rows.append(
+                {"method": method, "first_ms": min(first), "first_median_ms": statistics.median(first),
+                 "all_ms": min(last), "all_median_ms": statistics.median(last), "gpu_ms": on_gpu}
+            )  # fmt: skip
+            print(
+                f"{method:16s} {min(first):5.1f} ({statistics.median(first):4.1f})   {min(last):5.1f} ({statistics.median(last):4.1f})"
+                f" {on_gpu:8.1f} {min(last) / on_gpu:11.2f}",
+                flush=True,
+            )
+    if options.json is not None:
+        options.json.write_text(json.dumps({"date": datetime.date.today().isoformat(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
