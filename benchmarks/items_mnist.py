@@ -111,8 +111,26 @@ def trained(start: Weights, images: torch.Tensor, labels: torch.Tensor, n_steps:
     return [part.detach() for part in network]
 
 
-def search(mnist: Mnist, n_items: int, budget: int, seed: int) -> tuple[float, int]:
-    """The winner's accuracy on the test images, and how many candidates there were, baselines included."""
+def search(
+    mnist: Mnist,
+    n_items: int,
+    n_scored: int,
+    seed: int,
+    name: str = "cma_es",
+    families: bool = False,
+    mean_alone: bool = False,
+    **options: object,
+) -> tuple[float, int]:
+    """The winner's accuracy on the test images, and how many candidates there were, baselines included.
+
+    Args:
+        n_items: search items of each task.
+        n_scored: items in all.
+        seed: of items and strategy.
+        name, options: of the strategy.
+        families: whether it is told which weights are of one expert.
+        mean_alone: whether it sees the mean of the tasks instead of each.
+    """
     all_items, select = mnist.items(seed)
     draw = np.random.default_rng(seed + 77)
     items = [one[draw.permutation(N_SPLIT)[:n_items]] for one in all_items]
@@ -124,17 +142,29 @@ def search(mnist: Mnist, n_items: int, budget: int, seed: int) -> tuple[float, i
         scores = {task: float(values.mean()) for task, values in right.items()}
         errors = {task: float(values.std(ddof=1) / len(values) ** 0.5) for task, values in right.items()}
         weights_of[name], mean_of[name] = weights, float(np.mean(list(scores.values())))
+        if mean_alone:
+            scores, errors = (
+                {"mean": mean_of[name]},
+                {"mean": float(np.linalg.norm(list(errors.values())) / len(errors))},
+            )
         return Evaluation(name, Split.SEARCH, Status.OK, scores, errors)
 
     baselines = [np.full(SHAPE, value) for value in (0.0, 1 / 6, 1 / 3, 0.5, 0.7, 1.0)]
     for expert in range(SHAPE[0]):
         baselines.append(np.zeros(SHAPE))
         baselines[-1][expert] = 1.0
-    strategy = make_strategy("cma_es", dimension=int(np.prod(SHAPE)), objectives=OBJECTIVES, seed=seed, sigma0=0.15)
+    strategy = make_strategy(
+        name,
+        dimension=int(np.prod(SHAPE)),
+        objectives=[Objective("mean")] if mean_alone else OBJECTIVES,
+        seed=seed,
+        families=np.repeat(np.arange(SHAPE[0]), np.prod(SHAPE[1:])).tolist() if families else None,
+        **options,
+    )
     seeds = [Candidate(f"b{i}", VectorGenome(tuple(one.ravel() / HIGHEST))) for i, one in enumerate(baselines)]
     strategy.seed(seeds, [score(seed.id, one) for seed, one in zip(seeds, baselines, strict=True)])
     pending: list[Candidate] = []
-    while len(mean_of) * sum(map(len, items)) < budget and not strategy.stop_reasons():
+    while len(mean_of) * sum(map(len, items)) < n_scored and not strategy.stop_reasons():
         pending += strategy.ask(2 - len(pending))
         candidate = pending.pop(0)
         strategy.tell([score(candidate.id, np.array(candidate.genome.values).reshape(SHAPE) * HIGHEST)])
@@ -160,7 +190,9 @@ def main() -> None:
     )
     print("| items of a task | candidates | accuracy, mean +- standard error |\n|---|---|---|")
     for n_items in arguments.search_items:
-        found = np.array([search(mnist, n_items, arguments.items, seed) for seed in range(arguments.seeds)])
+        found = np.array(
+            [search(mnist, n_items, arguments.items, seed, sigma0=0.15) for seed in range(arguments.seeds)]
+        )
         error = found[:, 0].std(ddof=1) / len(found) ** 0.5
         print(f"| {n_items} | {found[:, 1].mean():.0f} | {found[:, 0].mean():.4f} +- {error:.4f} |", flush=True)
 
