@@ -72,14 +72,13 @@ class RaySession:
 
         common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         try:
-            with _handlers_kept():
+            with _handler_kept():
                 if self._address is None:
                     self._folder = SessionFolder()
                     ray.init(
                         address="local",
                         num_cpus=self._n_cpus,
                         include_dashboard=False,
-                        _node_ip_address="127.0.0.1",
                         object_store_memory=OBJECT_STORE_BYTES,
                         **common,
                     )
@@ -98,7 +97,7 @@ class RaySession:
     ) -> None:
         import ray
 
-        with _handlers_kept():
+        with _handler_kept():
             ray.shutdown()
         self._close_folder(keep_session=isinstance(error, EngineError))
 
@@ -144,16 +143,15 @@ def _try_to_join(address: str) -> None:
     except subprocess.TimeoutExpired:
         raise ConnectionError(f"something listens there, but has not answered in {ANSWER_S:g} s") from None
     if done.returncode:
-        raise ConnectionError(
-            _why(done.stdout, done.stderr) or f"a process that connected ended with {done.returncode}"
-        )
+        raise ConnectionError(_why(done))
 
 
-def _why(raised: str, said: str) -> str:
+def _why(done: subprocess.CompletedProcess[str]) -> str:
     """The reason: what Ray raised, and what its C++ part logged, each once; and what to do."""
-    found = (re.match(r"\[[^]]*\] \S+:\d+: (.*)", line) for line in said.splitlines())
+    found = (re.match(r"\[[^]]*\] \S+:\d+: (.*)", line) for line in done.stderr.splitlines())
     logged = [*dict.fromkeys(match[1] for match in found if match)][-_MAX_REASONS:]
-    reason = "; ".join(part for part in (" ".join(raised.split()), *logged) if part)
+    said = [part for part in (" ".join(done.stdout.split()), *logged) if part]
+    reason = "; ".join(said) or f"a process that connected ended with {done.returncode}"
     if "sockets/raylet" in reason:
         return f"{reason}. This machine is no node of it: `ray start` it as one, or give ray://HEAD:10001"
     if "ray client connection timeout" in reason:
@@ -164,11 +162,14 @@ def _why(raised: str, said: str) -> str:
 
 
 def _knock(address: str) -> None:
-    """Raises ConnectionError where nothing listens at the address, also where it is found by `auto`."""
+    """Raises ConnectionError where nothing listens at the address, also where it is found by `auto`, or where Ray would start a cluster."""
     from ray._private.services import canonicalize_bootstrap_address
 
-    place = address.removeprefix("ray://") if address.startswith("ray://") else canonicalize_bootstrap_address(address)
-    host, _, port = (place or "").rpartition(":")
+    meant = (os.environ.get("RAY_ADDRESS") or address) if address == "auto" else address  # so does Ray
+    place = meant.removeprefix("ray://") if meant.startswith("ray://") else canonicalize_bootstrap_address(meant)
+    if place is None:
+        raise ConnectionError("Ray would start one, open to others; without an address evomerge starts one that is not")
+    host, _, port = place.rpartition(":")
     if not (host and port.isdigit()):
         return  # Ray says what it does not understand
     try:
@@ -179,10 +180,10 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Keeps this process's handlers of SIGINT and SIGTERM while Ray starts or ends.
+def _handler_kept() -> Iterator[None]:
+    """Keeps this process's handler of SIGTERM while Ray starts or ends; those of other signals Ray leaves alone.
 
-    `ray.init` sets one for SIGTERM that exits with 15 in the middle of whatever is done; `ray.shutdown` gives SIGTERM back to the system, which ends the process,
+    `ray.init` sets one that exits with 15 in the middle of whatever is done; `ray.shutdown` gives SIGTERM back to the system, which ends the process,
     without telling Python.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -190,15 +191,14 @@ def _handlers_kept() -> Iterator[None]:
         return
     from ray._private import utils
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = signal.getsignal(signal.SIGTERM)
     set_handler = utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
         utils.set_sigterm_handler = set_handler
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, before)
 
 
 def room_for(cpus: float, gpus: float) -> int:
@@ -210,7 +210,7 @@ def room_for(cpus: float, gpus: float) -> int:
         if node["Alive"]:
             resources = node["Resources"]
             fits = [resources.get(name, 0.0) / need for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
-            total += int(min(fits) + 1e-9) if fits else 0
+            total += int(min(fits) + 1e-9)
     return total
 
 

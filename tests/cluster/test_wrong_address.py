@@ -28,6 +28,14 @@ def init(address, **options):
         say("Failed to connect to socket at address:/tmp/ray/session_1/sockets/raylet")
         os.write(2, b"*** StackTrace Information ***\\n_raylet.so(+0x1)\\n")
         os._exit(1)
+    if manner == "says much":
+        for letter in "abcde":
+            say(letter)
+        raise ConnectionError("no")
+    if manner == "ends":
+        os._exit(3)
+    if manner == "takes no token" and "RAY_AUTH_TOKEN" in os.environ:
+        raise ConnectionError("nobody has given a token")
     if manner == "hangs":
         import time
         time.sleep(100)
@@ -37,20 +45,29 @@ def shutdown():
 """
 
 CODE = """
-import sys
+import sys, threading
 from evomerge.cluster import ray_session
 from evomerge.core import EngineError
 
 ray_session.ANSWER_S = float(sys.argv[2])
-try:
-    with ray_session.RaySession(sys.argv[1]):
-        print("connected")
-except EngineError as error:
-    print(error)
+
+def connect():
+    try:
+        with ray_session.RaySession(sys.argv[1]):
+            print("connected")
+    except EngineError as error:
+        print(error)
+
+if "in a thread" in sys.argv:
+    thread = threading.Thread(target=connect)
+    thread.start()
+    thread.join()
+else:
+    connect()
 """
 
 
-def said(folder: Path, address: str, manner: str, *, patience_s: float = 60, **environment: str) -> str:
+def said(folder: Path, address: str, manner: str, *more: str, patience_s: float = 60, **environment: str) -> str:
     """What a process says that connects to `address` with a Ray that behaves in this manner."""
     (folder / "ray" / "_private").mkdir(parents=True, exist_ok=True)
     (folder / "ray" / "__init__.py").write_text(RAY)
@@ -58,11 +75,14 @@ def said(folder: Path, address: str, manner: str, *, patience_s: float = 60, **e
         "def canonicalize_bootstrap_address(address):\n    return '127.0.0.1:1' if address == 'auto' else address\n"
     )
     (folder / "ray" / "_private" / "utils.py").write_text("set_sigterm_handler = None\n")
+    (folder / "elsewhere").mkdir(exist_ok=True)
+    (folder / "elsewhere" / "ray.py").write_text("raise ValueError('this is not Ray')")
     path = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, address, str(patience_s)],
-        env={**os.environ, "PYTHONPATH": path, "MANNER": manner, "RAY_AUTH_MODE": "token", **environment},
-        capture_output=True, text=True, timeout=60, check=True,
+        [sys.executable, "-P", "-c", CODE, address, str(patience_s), *more],
+        env={**inherited, "PYTHONPATH": path, "MANNER": manner, "RAY_AUTH_MODE": "token", **environment},
+        cwd=folder / "elsewhere", capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert done.stderr == ""
     return done.stdout.strip()
@@ -88,6 +108,11 @@ def test_the_reason_is_said_once(tmp_path: Path) -> None:
         assert said(tmp_path, f"ray://{place}", "waits in vain") == (
             f"no Ray cluster at ray://{place}: ray client connection timeout. A wrong token ends so too"
         )
+        assert said(tmp_path, place, "says much") == f"no Ray cluster at {place}: no; c; d; e"
+        ended = f"no Ray cluster at {place}: a process that connected ended with 3"
+        assert said(tmp_path, place, "ends") == ended
+        assert said(tmp_path, place, "ends", RAY_AUTH_MODE="disabled").startswith(f"{ended}. If it asks for a token")
+        assert said(tmp_path, "ray://nobody", "differs").startswith("no Ray cluster at ray://nobody: Version mismatch")
         assert "has not answered in 2 s" in said(tmp_path, place, "hangs", patience_s=2)
 
 
@@ -98,3 +123,24 @@ def test_where_nothing_listens_ray_is_not_asked(tmp_path: Path, address: str, pl
     assert said(tmp_path, address, "hangs") == (
         f"no Ray cluster at {address}: {place}nothing answers there ([Errno 111] Connection refused)"
     )
+
+
+def test_a_cluster_is_joined_with_the_token_that_the_user_has_given_or_none(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        place = f"127.0.0.1:{listening.getsockname()[1]}"
+        assert said(tmp_path, place, "takes no token") == "connected"
+
+
+def test_a_thread_may_join_a_cluster(tmp_path: Path) -> None:
+    """Only the main thread may set handlers of signals."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        assert said(tmp_path, f"127.0.0.1:{listening.getsockname()[1]}", "connects", "in a thread") == "connected"
+
+
+def test_an_address_may_be_of_ipv6(tmp_path: Path) -> None:
+    try:
+        listening = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError as reason:
+        pytest.skip(f"this machine has no IPv6: {reason}")
+    with listening:
+        assert said(tmp_path, f"ray://[::1]:{listening.getsockname()[1]}", "connects") == "connected"
