@@ -44,10 +44,15 @@ def add_node(cluster: Any, **options: Any) -> Any:
     for attempt in range(_ATTEMPTS):
         # with ports that are given the node does not wait for its agents, which are slow on a busy machine
         ports = {name: _free_port() for name in _AGENT_PORTS}
+        before = cluster.list_all_nodes()
         try:
             return cluster.add_node(**{"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES} | ports | options)
         except Exception as problem:  # noqa: BLE001  (Ray raises nothing more special)
             logger.warning("a Ray node did not start (attempt %d): %s", attempt, problem)
+            # one that was only too late is part of the cluster, and would count beside the one that takes its place
+            for node in cluster.list_all_nodes():
+                if node not in before:
+                    cluster.remove_node(node, allow_graceful=False)
     raise EngineError(f"no Ray node could be started in {_ATTEMPTS} attempts")
 
 

@@ -1,5 +1,8 @@
 """`workers: auto` on nodes of different sizes that come and go, with engines that share a GPU. The GPUs are only counted."""
 
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -112,3 +115,21 @@ def test_workers_follow_the_nodes(cluster: Any, tmp_path: Path) -> None:
     asked.workers(3)
     pool.close()
     assert _places() == []
+
+
+ALONE = """
+import os
+from evomerge.cluster.nodes import start_cluster
+
+cluster = start_cluster()
+print(cluster.address.rpartition(":")[0], os.environ["RAY_AUTH_MODE"])
+cluster.shutdown()
+"""
+
+
+def test_a_cluster_to_try_things_out_keeps_to_this_machine() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.stdout.strip() == "127.0.0.1 token", done.stderr

@@ -1,12 +1,15 @@
-"""What is counted and what is closed, without a cluster: Ray's answers are given."""
+"""What is counted, what is set and what is refused, without a cluster: Ray's answers are given."""
 
+import sys
 from typing import Any
 
 import pytest
 
-from evomerge.cluster.nodes import add_node
+from evomerge.cluster.nodes import OBJECT_STORE_BYTES, add_node
 from evomerge.cluster.ray_session import RaySession, keep_to_this_machine, room_for
 from evomerge.core import EngineError
+
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def _node(name: str, *, alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -41,18 +44,94 @@ class SlowNodes:
 
     def __init__(self, n_failures: int) -> None:
         self.n_failures, self.tried = n_failures, list[dict[str, Any]]()
+        self.nodes: list[str] = []
 
     def add_node(self, **options: Any) -> str:
         self.tried.append(options)
+        self.nodes.append(f"node {len(self.tried)}")
         if len(self.tried) <= self.n_failures:
             raise Exception("the node's agent did not answer")
-        return "a node"
+        return self.nodes[-1]
+
+    def list_all_nodes(self) -> list[str]:
+        return list(self.nodes)
+
+    def remove_node(self, node: str, *, allow_graceful: bool) -> None:
+        self.nodes.remove(node)
 
 
-def test_a_node_that_does_not_start_is_tried_again_with_other_ports() -> None:
+def test_a_node_that_does_not_start_is_tried_again_with_other_ports(caplog: pytest.LogCaptureFixture) -> None:
     cluster = SlowNodes(2)
-    assert add_node(cluster, num_gpus=3, num_cpus=2) == "a node"
+    cluster.nodes.append("the head")
+    assert add_node(cluster, num_gpus=3, num_cpus=2) == "node 3"
+    assert cluster.nodes == ["the head", "node 3"], "one that has started too late does not count as well"
+    assert [message.partition(": ")[2] for message in caplog.messages] == ["the node's agent did not answer"] * 2
     assert [(options["num_cpus"], options["num_gpus"]) for options in cluster.tried] == [(2, 3)] * 3
     assert len({options["metrics_agent_port"] for options in cluster.tried}) == 3
     with pytest.raises(EngineError, match="no Ray node could be started in 10 attempts"):
         add_node(SlowNodes(10))
+    cluster = SlowNodes(9)
+    assert add_node(cluster) == "node 10"
+    assert (cluster.tried[-1]["num_cpus"], cluster.tried[-1]["object_store_memory"]) == (1, OBJECT_STORE_BYTES)
+
+
+def _settings(monkeypatch: pytest.MonkeyPatch, *, imported: bool = False, **given: str) -> dict[str, str]:
+    """The variables with which a local cluster starts, of a user who has given some, and may have imported Ray already."""
+    with monkeypatch.context() as patch:
+        patch.setattr("os.environ", given)
+        patch.delitem(sys.modules, "ray", raising=False)
+        if imported:
+            patch.setitem(sys.modules, "ray", sys)
+        keep_to_this_machine()
+    return given
+
+
+def test_every_local_cluster_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = _settings(monkeypatch), _settings(monkeypatch)
+    tokens = {first.pop("RAY_AUTH_TOKEN"), second.pop("RAY_AUTH_TOKEN")}
+    assert [len(token) for token in tokens] == [64, 64]
+    assert first == second == {LOOPBACK: "0", "RAY_AUTH_MODE": "token"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {LOOPBACK: "1", "RAY_AUTH_MODE": "disabled"},
+        {LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "mine"},
+        {LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "of-mine"},
+    ],
+)
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+    assert _settings(monkeypatch, **given) == given
+
+
+@pytest.mark.parametrize("given", [{}, {LOOPBACK: "0"}, {"RAY_AUTH_MODE": "token"}])
+def test_a_ray_that_was_imported_before_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, given: dict[str, str]
+) -> None:
+    """Settings that it has not read would reach the cluster's other processes, to which it could then not connect."""
+    assert _settings(monkeypatch, imported=True, **given) == given
+    assert "may listen on all interfaces" in caplog.text
+
+
+def test_a_ray_that_was_imported_with_these_settings_is_fine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _settings(monkeypatch, imported=True, **_settings(monkeypatch))
+    assert not caplog.text
+
+
+def test_an_address_that_means_a_ray_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_to_this_machine()
+    for address, variable in (("local", ""), ("auto", "local")):
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+        with pytest.raises(EngineError, match=f"no Ray cluster at {address}: Ray would start one, open to others"):
+            RaySession(address).__enter__()
+
+
+def test_auto_is_the_address_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_to_this_machine()
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(EngineError, match=r"no Ray cluster at auto: 127\.0\.0\.1:1, nothing answers there"):
+            RaySession("auto").__enter__()
