@@ -5,11 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from evomerge.cluster.ray_session import OBJECT_STORE_BYTES, RaySession
 from evomerge.cluster.session_folder import SessionFolder
+from evomerge.core import ConfigError, EngineError
 
 KILLED = """
 import os, signal
@@ -121,3 +125,68 @@ def test_what_somebody_else_has_put_there_stays(temporary: Path, monkeypatch: py
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     SessionFolder().close()
     assert not session.exists()
+
+
+def test_a_session_that_cannot_be_locked_is_not_removed_by_others(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system without `flock`: nobody can tell whether its driver lives."""
+
+    def no_locks(*_: Any) -> None:
+        raise OSError("no locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", no_locks)
+        alive = SessionFolder()
+    SessionFolder().close()
+    assert alive.path.exists()
+    alive.close()
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(("problem", "stays"), [(EngineError, True), (ConfigError, False)])
+def test_only_after_an_engine_s_failure_ray_s_logs_stay(
+    monkeypatch: pytest.MonkeyPatch, problem: type[Exception], stays: bool
+) -> None:
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    with suppress(problem), RaySession(None, 3) as session:
+        assert session.folder is not None
+        logs = (session.folder / "session").readlink()
+        offered = session.resources()
+        told = os.environ["RAY_USAGE_STATS_ENABLED"]
+        raise problem
+    import ray
+
+    assert not ray.is_initialized()
+    assert session.folder is None
+    assert logs.exists() == stays
+    shutil.rmtree(logs, ignore_errors=True)
+    assert (offered["CPU"], offered["object_store_memory"]) == (3.0, OBJECT_STORE_BYTES)
+    assert told == "0", "nothing is reported to Ray's makers"
+
+
+def test_nothing_of_ours_is_left_of_a_session_that_cannot_start(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(temporary / ("long" * 30)))  # paths of sockets may have 107 characters
+    with pytest.raises(EngineError, match=r"no Ray cluster at this machine: .*AF_UNIX"):
+        RaySession(None, 1).__enter__()
+    assert list(temporary.glob("evomerge*")) == []
+
+
+def test_a_ray_whose_start_is_not_completed_is_ended(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs: list[Path] = []
+
+    def full(_: SessionFolder, session: Path) -> None:
+        logs.append(session)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(SessionFolder, "adopt", full)
+    with pytest.raises(EngineError, match="no Ray cluster at this machine: no space left"):
+        RaySession(None, 1).__enter__()
+    import ray
+
+    assert not ray.is_initialized()
+    assert list(temporary.iterdir()) == []
+    assert logs[0].exists(), "the reason may be there"
+    shutil.rmtree(logs[0])
