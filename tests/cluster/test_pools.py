@@ -226,6 +226,25 @@ def test_ray_pool_says_why_a_worker_cannot_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_all_that_a_worker_says_is_in_its_log(tmp_path: Path) -> None:
+    """Also what C libraries write, and what was said by the worker that it has replaced, or where none can be made."""
+    pool = ray_pool(SCRIPTED, tmp_path, n_workers=1)
+    submit(pool, "say-1", "die-once-1", "say-2")
+    drain(pool, 3)
+    pool.close()
+    lines = (tmp_path / "worker-0.log").read_text().splitlines()
+    said = [line.rpartition("say-")[2] for line in lines if "say-" in line]
+    assert said == [f"{n} {what}" for n in (1, 2) for what in ("prints", "logs", "writes", "complains")]
+    assert any(line.endswith("INFO scripted: say-1 logs") for line in lines), "with who says it"
+    pool = ray_pool(UNLOADABLE, tmp_path, n_workers=1)
+    with pytest.raises(CheckpointError):
+        drain(pool, 1)
+    pool.close()
+    log = (tmp_path / "worker-0.log").read_text()
+    assert "the evaluator cannot be made\nTraceback" in log
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_of_several_machines_the_one_to_be_mended_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
@@ -368,6 +387,22 @@ def test_a_candidate_that_is_lost_with_every_node_fails_in_the_end(
     assert str(results["die-1"].error).startswith("lost with 3 nodes; the last: ")
     assert (tmp_path / "die-1").read_text() == "xxx"
     assert LOST == [], "none of them counts against it"
+    pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_a_worker_was_lost_with_is_its_node_where_that_is_gone_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray may tell of the process alone, though the whole machine was lost."""
+    import ray
+
+    nodes = [{"NodeID": ray.get_runtime_context().get_node_id(), "Alive": False}, {"NodeID": "other", "Alive": True}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr("evomerge.cluster.ray_pool.MAX_NODE_LOSSES", 2)
+    pool = ray_pool(SCRIPTED, tmp_path, n_workers=1, max_attempts=1)
+    submit(pool, "die-1")
+    assert str(drain(pool, 1)["die-1"].error).startswith("lost with 2 nodes; the last: ")
     pool.close()
 
 

@@ -1,6 +1,7 @@
 """Evaluators for the pool tests, made in worker processes by name."""
 
 import gc
+import logging
 import math
 import os
 import signal
@@ -13,7 +14,8 @@ from evomerge.core import CheckpointError, EngineError, Evaluation, EvaluationRe
 
 
 class Scripted:
-    """Does what the candidate's id says: `ok-*`, `slow-*`, `raise-*`, `die-*`, `die-once-*`, `hang-*`, `wait-*` (for a file).
+    """Does what the candidate's id says: `ok-*`, `slow-*`, `raise-*`, `die-*`, `die-once-*`, `hang-*`, `wait-*` (for a file),
+    `say-*`.
 
     The cost says where: the process, the GPU that it may see (-1 = none), after how many new objects it looks for garbage, and a variable
     that its process was given.
@@ -39,6 +41,11 @@ class Scripted:
                 raise KeyError("its cause")
             except KeyError as cause:
                 raise RuntimeError("scripted\n  in two lines" + 200 * " and more" * ("long" in name)) from cause
+        if name.startswith("say"):
+            print(f"{name} prints", flush=True)
+            logging.getLogger("scripted").info("%s logs", name)
+            os.write(1, f"{name} writes\n".encode())
+            os.write(2, f"{name} complains\n".encode())
         if name.startswith("hang"):
             time.sleep(600)
         if name.startswith("slow"):
