@@ -1,4 +1,6 @@
-from hypothesis import given
+from itertools import pairwise
+
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from evomerge.engine import LogLikelihoodRequest
@@ -24,10 +26,20 @@ def test_groups_hold_every_request_once(asked):
             assert last in group.last_tokens
 
 
-@given(st.lists(st.integers(1, 300), max_size=60).map(lambda sizes: sorted(sizes, reverse=True)), st.integers(1, 900))
-def test_batches_keep_order_and_budget(sizes, budget):
+sizes_in_any_order = st.lists(st.integers(1, 300), max_size=60)
+
+
+@example([10, 10, 10], 20)
+@given(sizes_in_any_order | sizes_in_any_order.map(lambda sizes: sorted(sizes, reverse=True)), st.integers(1, 900))
+def test_batches_keep_order_and_take_what_fits(sizes, budget):
+    """An item begins a batch only where the one before has no room for it, or it is much shorter."""
     found = list(batches(sizes, lambda size: size, budget))
     assert [size for batch in found for size in batch] == sizes
+    assert all(found)
+
+    def fits(batch, size):
+        return (len(batch) + 1) * max(*batch, size) <= budget and size >= 0.75 * max(batch) - 16
+
     for batch in found:
-        assert len(batch) == 1 or len(batch) * batch[0] <= budget
-        assert batch[-1] >= 0.75 * batch[0] - 16
+        assert all(fits(batch[:number], batch[number]) for number in range(1, len(batch)))
+    assert not any(fits(batch, following[0]) for batch, following in pairwise(found))

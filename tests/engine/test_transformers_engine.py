@@ -6,7 +6,11 @@ from typing import ClassVar
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from evomerge.core import EngineError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest
@@ -93,6 +97,17 @@ def test_of_stop_strings_that_end_together_the_first_counts(model):
     assert [answer.text for answer in engine.generate(requests)] == [text[:4], text[:3], text[:1]]
 
 
+def test_one_prompt_without_numbers_fails_beside_others(tmp_path):
+    folder = write_tiny_llama(tmp_path, seed=0, tied=False, dtype="float32")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][7] = torch.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    engine = TransformersEngine(folder)
+    assert len(engine.generate([GenerateRequest((5, 6), 1), GenerateRequest((5, 8), 1)])) == 2
+    with pytest.raises(EngineError, match="NaN logits while generating for 2 prompts"):
+        engine.generate([GenerateRequest((5, 6), 1), GenerateRequest((5, 7), 1)])
+
+
 def test_text_keeps_a_leading_space_and_drops_half_characters():
     class Metaspace:
         """Drops the space at the start of a text, as sentencepiece tokenizers do; byte tokens may end half-way."""
@@ -106,6 +121,28 @@ def test_text_keeps_a_leading_space_and_drops_half_characters():
     text_of = Decoder(Metaspace(), frozenset(), StopTokens(Metaspace(), 4)).after([1])
     assert text_of([2]) == " b"
     assert text_of([2, 3]) == " b"
+
+
+def test_a_character_that_began_in_the_prompt_stays_unfinished():
+    """What is unfinished inside an answer stays in it."""
+    alphabet = sorted(ByteLevel.alphabet())
+    model = Tokenizer(BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    model.pre_tokenizer, model.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model)
+    space, *rest = tokenizer.encode(" é")
+    text_of = Decoder(tokenizer, frozenset(), StopTokens(tokenizer, 256)).after([space, rest[0]])
+    letters = tokenizer.encode("ab")
+    assert text_of([*rest[1:], *letters]) == "\ufffdab"
+    assert text_of([letters[0], rest[0], letters[1], rest[0]]) == "a\ufffdb"
+
+
+def test_only_special_tokens_of_the_model_stop_a_text(model):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<|plain|>"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|one|>", "<|two|>"]})
+    one, two = tokenizer.convert_tokens_to_ids(["<|one|>", "<|two|>"])
+    assert StopTokens(tokenizer, two + 1).of(("|>",)) == [one, two]
+    assert StopTokens(tokenizer, two).of(("|>",)) == [one]
 
 
 def test_tokenizers_without_added_tokens_stop_nothing():
