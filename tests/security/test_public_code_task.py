@@ -10,11 +10,13 @@ import pytest
 from evomerge.core import EvaluationError, Split
 from evomerge.engine import Generation
 from evomerge.evaluation import TaskSpec
-from evomerge.evaluation.sandbox import SandboxedTask
+from evomerge.evaluation.sandbox import SandboxedTask, _show_caches
 from evomerge.testing.tiny_models import write_tiny_llama
 
 METRIC = '''
 """Runs a candidate before its tests in this process, which is good enough for a test."""
+import os
+
 import datasets
 import evaluate
 
@@ -25,6 +27,9 @@ class CodeEval(evaluate.Metric):
         return evaluate.MetricInfo(description="", citation="", inputs_description="", features=datasets.Features(features))
 
     def _compute(self, predictions, references, k):
+        if os.getenv("HF_ALLOW_CODE_EVAL") != "1":
+            raise ValueError("as the metric of this name refuses")
+
         def right(program):
             try:
                 exec(program, {})
@@ -96,3 +101,18 @@ def test_what_is_not_in_the_caches_is_said(home: Path, tmp_path: Path) -> None:
     home.mkdir()
     with pytest.raises(EvaluationError, match=r"(?s)code_eval.*run the task once with lm-eval itself"):
         SandboxedTask(TaskSpec("mbpp"), write_tiny_llama(tmp_path / "model", seed=0), timeout_s=60)
+
+
+def test_caches_are_shown_without_what_was_made_of_local_files(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("hub/datasets--a--b", "datasets/a___b", "datasets/json", "modules/m"):
+        (home / place).mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", "home/datasets")
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    _show_caches(shown)
+    found = {str(link.relative_to(shown)): link.resolve() for link in shown.glob("*/*")}
+    assert found == {place: home / place for place in ("hub/datasets--a--b", "datasets/a___b", "modules/m")}

@@ -1,5 +1,6 @@
 """Task code may score answers and nothing else: no network, no files, no secrets, no other processes, no end of time or memory."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -13,16 +14,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from transformers import AutoTokenizer
 
 from evomerge.core import EvaluationError, Split
-from evomerge.engine import Generation
+from evomerge.engine import Generation, LogLikelihood
 from evomerge.evaluation import TaskSpec, load_task
-from evomerge.evaluation.sandbox import SandboxedTask, check_sandbox
+from evomerge.evaluation.sandbox import _ISOLATED, SandboxedTask, check_sandbox
 from evomerge.evaluation.task_settings import runs_code, task_settings
 from evomerge.testing.tiny_models import write_tiny_llama
 
 ATTEMPTS = """
-import os, re, signal, socket, threading, time
+import ctypes, mmap, os, re, signal, socket, tempfile, threading, time
 from pathlib import Path
 
 def blocked(attempt):
@@ -53,8 +55,21 @@ def read_secret_of_others(answer):
 def see_worker(answer):
     os.kill(int(answer), 0)
 
+def see_command_of_others(answer):
+    commands = [place.read_bytes() for place in Path("/proc").glob("[0-9]*/cmdline")]
+    if f"sleep\\0{answer}\\0".encode() not in commands:
+        raise OSError
+
+def see_shared_memory(answer):
+    if ctypes.CDLL(None).shmctl(int(answer), 2, ctypes.create_string_buffer(1024)) < 0:  # IPC_STAT
+        raise OSError
+
 def take_memory(answer):
-    bytearray(64 << 30)
+    mmap.mmap(-1, 64 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # MAP_NORESERVE: only a limit refuses it
+
+def take_disk(answer):
+    with tempfile.TemporaryFile() as file:
+        file.truncate(2 << 30)
 
 def score(document, results):
     print("task code may print what it likes")
@@ -71,7 +86,10 @@ def score(document, results):
         raise KeyError("no gold")
     return {"exact_match": blocked(lambda: globals()[document["q"]](answer))}
 """
-NAMES = ["connect", "write_beside", "overwrite", "read_secret", "read_secret_of_others", "see_worker", "take_memory"]
+NAMES = [
+    "connect", "write_beside", "overwrite", "read_secret", "read_secret_of_others", "see_worker", "see_command_of_others",
+    "see_shared_memory", "take_memory", "take_disk",
+]  # fmt: skip
 TASK = {
     "task": "attempts",
     "dataset_path": "json",
@@ -110,15 +128,47 @@ def answers(**special: str) -> list[Generation]:
 def test_everything_but_scoring_is_blocked(task: SandboxedTask, folder: Path) -> None:
     before = (folder / "attempts.py").read_bytes()
     items = task.items(Split.SEARCH)
-    assert (task.name, task.metric, len(items), len(items.generations)) == ("attempts", "exact_match", 7, 7)
-    assert [items.target(number) for number in range(8)] == [*NAMES, None]
+    assert (task.name, task.metric, len(items), len(items.generations)) == ("attempts", "exact_match", 10, 10)
+    assert [items.target(number) for number in range(11)] == [*NAMES, None]
     with socket.create_server(("127.0.0.1", 0)) as server, subprocess.Popen(["sleep", "60"]) as other:
-        port = server.getsockname()[1]
-        scores = items.score([], answers(connect=str(port), see_worker=str(os.getpid())))
-        other.kill()
+        libc, port = ctypes.CDLL(None), server.getsockname()[1]
+        segment = libc.shmget(0, 4096, 0o600)
+        assert libc.shmctl(segment, 2, ctypes.create_string_buffer(1024)) == 0, "it is there for this process"
+        told = {"connect": port, "see_worker": os.getpid(), "see_command_of_others": 60, "see_shared_memory": segment}
+        try:
+            scores = items.score([], answers(**{name: str(answer) for name, answer in told.items()}))
+        finally:
+            libc.shmctl(segment, 0, None)
+            other.kill()
     assert dict(zip(NAMES, scores.tolist(), strict=True)) == dict.fromkeys(NAMES, 1.0)
     assert (folder / "attempts.py").read_bytes() == before
     assert not (folder / "written").exists()
+
+
+CHOICES = """
+def score(document, results):
+    (first, _), (_, is_greedy) = results
+    return {"acc": first + 10.0 * is_greedy}
+"""
+
+
+def test_choices_are_asked_and_scored_as_without_a_sandbox(sandbox: None, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "choices.py").write_text(CHOICES)
+    metric = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+    choices = {"output_type": "multiple_choice", "doc_to_choice": ["yes", "not at all"], "doc_to_target": 0, "metric_list": [metric]}  # fmt: skip
+    settings = {key: value for key, value in TASK.items() if key != "generation_kwargs"} | choices
+    (tmp_path / "t.yaml").write_text(json.dumps(settings)[:-1] + ', "process_results": !function choices.score}')
+    spec = TaskSpec(str(tmp_path / "t.yaml"))
+    task = SandboxedTask(spec, folder / "model", timeout_s=30)
+    items = task.items(Split.SEARCH)
+    found = [LogLikelihood(-float(number), number % 3 == 0) for number in range(2 * len(NAMES))]
+    scores = items.score(found, [])
+    task.close()
+    plain = load_task(spec, AutoTokenizer.from_pretrained(folder / "model"), trust_code=True).items(Split.SEARCH)
+    assert (items.likelihoods, items.generations, items.counts) == (plain.likelihoods, (), plain.counts)
+    assert scores.tolist() == plain.score(found, []).tolist()
+    assert scores[:3].tolist() == [0.0, -2.0 + 10.0, -4.0]
 
 
 def test_search_items_are_drawn_inside(sandbox: None, folder: Path) -> None:
@@ -145,6 +195,7 @@ def test_search_items_are_drawn_inside(sandbox: None, folder: Path) -> None:
         {"likelihoods": 5},
         {"represents": float("nan")},
         {"represents": 0.5},
+        {"represents": float("inf")},
     ],
 )
 def test_what_a_sandbox_says_of_its_items_is_not_believed(
@@ -154,10 +205,17 @@ def test_what_a_sandbox_says_of_its_items_is_not_believed(
         "counts": [1, 1], "n_dropped": 0, "represents": 1.0, "targets": [], "likelihoods": [], "generations": [[[1, 2], 4, ["."]], [[1], 4, []]],
     }  # fmt: skip
     answer = {"name": "t", "metric": "m", "filter": "none", "splits": {"search": items | changes}}
-    monkeypatch.setattr(SandboxedTask, "_start", lambda self: answer)
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def start(task: SandboxedTask) -> dict[str, object]:
+        task._process = process
+        return answer
+
+    monkeypatch.setattr(SandboxedTask, "_start", start)
     if changes:
         with pytest.raises(EvaluationError, match="its sandbox gives no proper answer"):
             SandboxedTask(TaskSpec("t.yaml"), tmp_path, timeout_s=1)
+        assert process.returncode == -signal.SIGKILL
         return
     task = SandboxedTask(TaskSpec("t.yaml"), tmp_path, timeout_s=1)
     for scores in (None, [1.0], [1.0, "x"], [1.0, float("nan")], [1.0, 10**400]):
@@ -166,16 +224,48 @@ def test_what_a_sandbox_says_of_its_items_is_not_believed(
             task.items(Split.SEARCH).score([], [Generation("a", 1)] * 2)
 
 
-def test_an_answer_that_cannot_be_read_is_the_sandboxs_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def answering(code: str, monkeypatch: pytest.MonkeyPatch, timeout_s: float = 30) -> SandboxedTask:
+    """A task whose sandbox is a process that runs `code`."""
     answer = {"name": "t", "metric": "m", "filter": "none", "splits": {}}
     monkeypatch.setattr(SandboxedTask, "_start", lambda self: answer)
-    task = SandboxedTask(TaskSpec("t.yaml"), tmp_path, timeout_s=30)
-    task._process = subprocess.Popen(
-        [sys.executable, "-c", "input(); print('[' * 1_000_000)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    with pytest.raises(EvaluationError, match=r"its sandbox has died .*recursion"):
+    task = SandboxedTask(TaskSpec("t.yaml"), Path(), timeout_s=timeout_s)
+    task._process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return task
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("input(); print('[' * 1_000_000)", "its sandbox has died .*recursion"),
+        ("input(); print([])", r"its sandbox gives no proper answer: \[\]"),
+        ("input(); print('x' * 3000, end='', flush=True); input()", "its sandbox has died .*no whole answer"),
+    ],
+    ids=["nested", "list", "endless"],
+)
+def test_an_answer_that_cannot_be_read_is_the_sandboxs_fault(
+    monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    if code.endswith("input()"):
+        monkeypatch.setattr("evomerge.evaluation.sandbox._MAX_ANSWER_BYTES", 2000)
+    task = answering(code, monkeypatch)
+    with pytest.raises(EvaluationError, match=message):
         task.score({})
     assert task._process is None
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_what_is_isolated_ends_with_the_worker() -> None:
+    """Also where the worker is killed and cannot end it, and its code does not look at its input."""
+    worker = subprocess.Popen([sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *_ISOLATED, "sleep", "600"])  # fmt: skip
+    inside: list[psutil.Process] = []
+    while not any(process.name() == "sleep" for process in inside):
+        inside = psutil.Process(worker.pid).children(recursive=True)
+    worker.kill()
+    worker.wait()
+    _, alive = psutil.wait_procs(inside, timeout=30)
+    for process in alive:
+        process.kill()
+    assert not alive
 
 
 def test_a_machine_that_takes_too_long_to_isolate_a_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,14 +340,14 @@ def test_a_tasks_own_aggregation_runs_there_too(folder: Path, tmp_path: Path) ->
     task = SandboxedTask(TaskSpec(str(tmp_path / "t.yaml")), folder / "model", timeout_s=30, processes=2)
     scores = task.items(Split.SEARCH).score([], answers(connect="xxxx"))
     task.close()
-    assert scores.mean() == pytest.approx((4 + 6) / sum(map(len, NAMES)))
+    assert scores.mean() == pytest.approx((4 + len(NAMES) - 1) / sum(map(len, NAMES)))
     assert scores.argmax() == NAMES.index("connect")
 
 
 def test_a_failing_scorer_is_one_failed_candidate(task: SandboxedTask) -> None:
     with pytest.raises(EvaluationError, match=r"item 2: the scorer fails: KeyError\('no gold'\)"):
         task.items(Split.SEARCH).score([], answers(overwrite="fail"))
-    assert task.items(Split.SEARCH).score([], answers()).sum() >= 6
+    assert task.items(Split.SEARCH).score([], answers()).sum() >= len(NAMES) - 1
 
 
 def test_code_that_hangs_is_killed_and_the_next_candidate_is_scored(task: SandboxedTask) -> None:
@@ -268,7 +358,7 @@ def test_code_that_hangs_is_killed_and_the_next_candidate_is_scored(task: Sandbo
         task.items(Split.SEARCH).score([], answers(connect="hang"))
     task._timeout_s = usual
     assert process.returncode == -signal.SIGKILL
-    assert task.items(Split.SEARCH).score([], answers()).sum() >= 6
+    assert task.items(Split.SEARCH).score([], answers()).sum() >= len(NAMES) - 1
     with pytest.raises(EvaluationError, match="its sandbox has died"):
         task.items(Split.SEARCH).score([], answers(connect="die"))
 
@@ -296,8 +386,9 @@ def test_what_cannot_be_loaded_leaves_no_process(task: SandboxedTask, folder: Pa
     for _ in range(2):
         with pytest.raises(EvaluationError, match=r"data file of split 'search' is not there"):
             items.score([], answers())
-    with pytest.raises(EvaluationError, match=r"data file of split 'search' is not there"):
+    with pytest.raises(EvaluationError, match=r"data file of split 'search' is not there") as refused:
         SandboxedTask(TaskSpec(str(tmp_path / "t.yaml")), folder / "model", timeout_s=10)
+    assert "Hugging Face caches" not in str(refused.value), "which a file of one's own does not need"
     assert set(psutil.Process().children()) <= before
 
 
