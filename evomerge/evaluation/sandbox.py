@@ -39,6 +39,8 @@ LOAD_TIMEOUT_S = 600.0
 _TRY_S = 60.0
 """For a process that does nothing."""
 _MAX_ANSWER_BYTES = 1 << 30
+_LONGEST_WAIT_MS = (1 << 31) - 1
+"""That `poll` takes: 24 days."""
 
 _NONSENSE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
 """What comes of taking JSON of any form for the items of a task."""
@@ -261,9 +263,7 @@ def _send(descriptor: int, content: bytes, deadline: float) -> None:
     """
     rest = memoryview(content)
     while rest:
-        _, ready, _ = select.select([], [descriptor], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise TimeoutError
+        _wait(descriptor, select.POLLOUT, deadline)
         # a pipe that is ready takes so much without waiting
         rest = rest[os.write(descriptor, rest[: select.PIPE_BUF]) :]
 
@@ -277,11 +277,17 @@ def _line(descriptor: int, deadline: float) -> bytes:
     """
     content = bytearray()
     while not content.endswith(b"\n"):
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise TimeoutError
+        _wait(descriptor, select.POLLIN, deadline)
         part = os.read(descriptor, 1 << 20)
         content += part
         if not part or len(content) > _MAX_ANSWER_BYTES:
             raise EOFError("no whole answer")
     return bytes(content)
+
+
+def _wait(descriptor: int, event: int, deadline: float) -> None:
+    """Until `event`, or until the other side has gone. Raises TimeoutError at `deadline`."""
+    poll = select.poll()  # unlike `select.select` it takes descriptors beyond 1023, of workers with many open files
+    poll.register(descriptor, event)
+    if not poll.poll(min(max(0.0, deadline - time.monotonic()) * 1000, _LONGEST_WAIT_MS)):
+        raise TimeoutError

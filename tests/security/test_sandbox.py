@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -251,6 +252,26 @@ def test_an_answer_that_cannot_be_read_is_the_sandboxs_fault(
     with pytest.raises(EvaluationError, match=message):
         task.score({})
     assert task._process is None
+
+
+def test_a_worker_with_many_open_files_asks_its_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    task = answering("""input(); print('{"scores": [1.0]}')""", monkeypatch)
+    try:
+        assert task.score({}) == [1.0]
+    finally:
+        task.close()
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_the_time_of_a_sandbox_may_be_years(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = answering("""input(); print('{"scores": [1.0]}')""", monkeypatch, timeout_s=1e9)
+    assert task.score({}) == [1.0]
+    task.close()
 
 
 @pytest.mark.usefixtures("sandbox")
