@@ -66,6 +66,9 @@ _LEAST_LENGTH = 0.025
 _CLOSE = 1e-4
 """Proposals nearer than this (per root dimension) to a known point are worth no evaluation."""
 
+_USUAL = 0.01, 100.0
+"""Deviations of losses that stay in their unit; others become 1. Where all did, DTLZ2 with three objectives had .58 of its hypervolume after 200 instead of .76."""
+
 _ROUNDING = 1e-9
 """Losses that differ by less than this share of the largest are alike: a mean of the same scores in another order."""
 
@@ -218,7 +221,8 @@ class BayesianOptimisation(ReplayStrategy):
         taken = np.array([*points, *self._open.values(), *self._failed])
         # acquisitions smooth over fixed lengths, which would be too long for small losses and overflow for large ones
         spread = np.maximum(losses.std(axis=0), _ROUNDING * np.abs(losses).max(axis=0))
-        scale = np.where(spread > 0.0, spread, 1.0)
+        is_usual = (_USUAL[0] < spread) & (spread < _USUAL[1])
+        scale = np.where(is_usual | (spread == 0.0), 1.0, spread)
         losses = losses / scale
         with _quiet_torch(seed):
             model = self._model(points, losses, variances / scale**2)
