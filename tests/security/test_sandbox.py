@@ -3,7 +3,6 @@
 import ctypes
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -181,97 +180,6 @@ def test_search_items_are_drawn_inside(sandbox: None, folder: Path) -> None:
     assert len(items) == len(scores) == 3
     assert names == [name for name in NAMES if name in names]
     assert items.represents == len(NAMES) / 3
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"counts": None},
-        {"counts": [1]},
-        {"counts": [-1, 3]},
-        {"counts": [], "generations": []},
-        {"generations": [[["x"], 4, []]] * 2},
-        {"generations": [[[float("inf")], 4, []]] * 2},
-        {"likelihoods": 5},
-        {"represents": float("nan")},
-        {"represents": 0.5},
-        {"represents": float("inf")},
-    ],
-)
-def test_what_a_sandbox_says_of_its_items_is_not_believed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
-) -> None:
-    items = {
-        "counts": [1, 1], "n_dropped": 0, "represents": 1.0, "targets": [], "likelihoods": [], "generations": [[[1, 2], 4, ["."]], [[1], 4, []]],
-    }  # fmt: skip
-    answer = {"name": "t", "metric": "m", "filter": "none", "splits": {"search": items | changes}}
-    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def start(task: SandboxedTask) -> dict[str, object]:
-        task._process = process
-        return answer
-
-    monkeypatch.setattr(SandboxedTask, "_start", start)
-    if changes:
-        with pytest.raises(EvaluationError, match="its sandbox gives no proper answer"):
-            SandboxedTask(TaskSpec("t.yaml"), tmp_path, timeout_s=1)
-        assert process.returncode == -signal.SIGKILL
-        return
-    task = SandboxedTask(TaskSpec("t.yaml"), tmp_path, timeout_s=1)
-    for scores in (None, [1.0], [1.0, "x"], [1.0, float("nan")], [1.0, 10**400]):
-        monkeypatch.setattr(task, "score", lambda order, scores=scores: scores)
-        with pytest.raises(EvaluationError, match="the sandbox gives no score per item"):
-            task.items(Split.SEARCH).score([], [Generation("a", 1)] * 2)
-
-
-def answering(code: str, monkeypatch: pytest.MonkeyPatch, timeout_s: float = 30) -> SandboxedTask:
-    """A task whose sandbox is a process that runs `code`."""
-    answer = {"name": "t", "metric": "m", "filter": "none", "splits": {}}
-    monkeypatch.setattr(SandboxedTask, "_start", lambda self: answer)
-    task = SandboxedTask(TaskSpec("t.yaml"), Path(), timeout_s=timeout_s)
-    task._process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    return task
-
-
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        ("input(); print('[' * 1_000_000)", "its sandbox has died .*recursion"),
-        ("input(); print([])", r"its sandbox gives no proper answer: \[\]"),
-        ("input(); print('x' * 3000, end='', flush=True); input()", "its sandbox has died .*no whole answer"),
-    ],
-    ids=["nested", "list", "endless"],
-)
-def test_an_answer_that_cannot_be_read_is_the_sandboxs_fault(
-    monkeypatch: pytest.MonkeyPatch, code: str, message: str
-) -> None:
-    if code.endswith("input()"):
-        monkeypatch.setattr("evomerge.evaluation.sandbox._MAX_ANSWER_BYTES", 2000)
-    task = answering(code, monkeypatch)
-    with pytest.raises(EvaluationError, match=message):
-        task.score({})
-    assert task._process is None
-
-
-def test_a_worker_with_many_open_files_asks_its_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
-    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
-    task = answering("""input(); print('{"scores": [1.0]}')""", monkeypatch)
-    try:
-        assert task.score({}) == [1.0]
-    finally:
-        task.close()
-        for file in files:
-            os.close(file)
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def test_the_time_of_a_sandbox_may_be_years(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = answering("""input(); print('{"scores": [1.0]}')""", monkeypatch, timeout_s=1e9)
-    assert task.score({}) == [1.0]
-    task.close()
 
 
 @pytest.mark.usefixtures("sandbox")
