@@ -31,7 +31,11 @@ from evomerge.core import collect_rarely
 from evomerge.plan import make_plan
 from evomerge.weights import Merger, WeightPool
 from evomerge.weights.fused import statistics as known
-from evomerge.weights.triton import batch
+
+try:
+    from evomerge.weights.triton import batch
+except ImportError:
+    raise SystemExit("merge_host.py: triton is not installed; `make triton-test` puts it into .triton") from None
 
 METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "breadcrumbs", "slerp")
 N_LAYERS = 32
@@ -71,6 +75,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--json", type=Path, help="write the rows there too")
     options = parser.parse_args()
+    unknown = [method for method in options.methods.split(",") if method not in METHODS]
+    if unknown:
+        parser.error(f"no method {unknown[0]!r} here; there are: {', '.join(METHODS)}")
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
     collect_rarely()  # as every worker does
     known.LARGE_TENSOR = 0  # those of 8B are large: their norms are known
     n_elements = sum(math.prod(shape) for shape in LLAMA_8B.tensors(N_LAYERS).values())

@@ -64,6 +64,23 @@ def test_the_unit_of_an_objective_that_is_tiny_or_huge_does_not_matter():
     np.testing.assert_allclose(asked[0], asked[1], atol=1e-3)
 
 
+def test_losses_of_usual_size_stay_in_their_unit():
+    """Divided by their deviation, three objectives were optimised much worse."""
+    strategy = make_strategy("bo", dimension=2, objectives=["a", "b"], seed=1, **FAST)
+    scales, acquisition = [], strategy._acquisition
+    strategy._acquisition = lambda model, points, losses, scale, seed: (
+        scales.append(scale.tolist()),
+        acquisition(model, points, losses, scale, seed),
+    )[1]
+    for _ in range(10):
+        (candidate,) = strategy.ask(1)
+        point = np.array(candidate.point)
+        scores = {"a": bump(point), "b": 1e6 * bump(1.0 - point)}
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores)])
+    assert scales
+    assert all(usual == 1.0 and huge > 1e4 for usual, huge in scales)
+
+
 def test_an_objective_may_differ_by_rounding_alone():
     strategy = make_strategy("bo", dimension=2, objectives=["a", "b"], seed=1, **FAST)
     for number in range(14):

@@ -237,6 +237,33 @@ def test_nothing_infinite_stays_of_any_group(bad):
     assert not any(target.tensor(name).any() for name in "ab")
 
 
+class Parameters:
+    """A target of whole tensors, of which `b` is copied into, being a column of a matrix."""
+
+    def __init__(self, n_elements):
+        self.views = {
+            name: torch.ones(n_elements, width, dtype=torch.bfloat16)[:, 0] for name, width in (("a", 1), ("b", 2))
+        }
+
+    def names(self):
+        return list(self.views)
+
+    def regions(self, name):
+        return [Region((slice(0, len(self.views[name])),), self.views[name])]
+
+
+def test_a_tensor_that_is_refused_later_leaves_zeros_in_earlier_groups():
+    plan, pool, target = ties_plan(("a", "b")), two_tensors(), Parameters(5000)
+    merger = Merger(pool)
+    merger.write(plan, target)
+    assert target.views["a"].any()
+    good, bad = plan.steps
+    bad = replace(bad, parameters=bad.parameters | {"lambda": 1e39})
+    with pytest.raises(CheckpointError, match="'b'"):
+        merger.write(replace(plan, steps=(good, bad)), target)
+    assert not target.views["a"].any()
+
+
 def test_pieces_along_a_tensor():
     n_elements = BLOCK + 500
     pool = two_tensors(n_elements)

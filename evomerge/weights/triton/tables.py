@@ -136,10 +136,10 @@ def tables_of(rows: Sequence[Row]) -> Tables:
         floats.append(real)
     with np.errstate(over="ignore"):  # a weight beyond float32 becomes infinite and is reported with the result
         table = np.array(floats, np.float32)
-    of_inputs = table[:, OUTPUT_FLOATS:].reshape(len(rows), -1, INPUT_FLOATS)
+    of_inputs = table[:, OUTPUT_FLOATS:].reshape(len(rows), len(rows[0].inputs), INPUT_FLOATS)
     for threshold in INPUT_THRESHOLDS:
         of_inputs[..., threshold + 1] = np.nextafter(of_inputs[..., threshold], np.float32(np.inf))
-    table[:, OUTPUT_FLOATS:] = of_inputs.reshape(len(rows), -1)
+    table[:, OUTPUT_FLOATS:] = of_inputs.reshape(len(rows), len(rows[0].inputs) * INPUT_FLOATS)
     return Tables(np.array(integers, np.int64), table, tuple([(row.part.first, row.part.end) for row in rows]))
 
 
