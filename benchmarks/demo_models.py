@@ -32,10 +32,12 @@ class DemoModels:
 
     Args:
         limit: items of each of the three tasks.
+        space: searched instead of the demo's.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, space: Mapping[str, object] | None = None) -> None:
         self._limit = limit
+        self._space = space
         self._evaluator = make_evaluator(evaluator_settings(self._config("random", 0, 1)))
         self._known: dict[str, Evaluation] = {}
 
@@ -76,8 +78,10 @@ class DemoModels:
         config = load_config(NICHES if options["name"] == "m2n2" else DEMO)
         raw = config.model_dump(mode="json")
         raw |= {"strategy": options, "seed": seed, "budget": {"evaluations": budget}}
+        if self._space is not None:
+            raw["space"] = self._space
         raw["tasks"] = [{**task, "limit": self._limit} for task in raw["tasks"]]
-        return SearchConfig.model_validate(raw)
+        return load_config(raw)
 
     def _score(self, name: str, recipe: Mapping[str, object] | None, split: Split) -> Evaluation:
         key = f"{split.value} {canonical_json({**recipe, 'name': None})}"

@@ -88,7 +88,7 @@ def engine_bytes(config: SearchConfig, weight_bytes: float, dtype: str) -> float
 
 
 def gpu_memory_needs(
-    config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None, method: str
+    config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None, methods: tuple[str, ...]
 ) -> dict[str, float]:
     """What an engine and its merges need of each of its GPUs: the arguments of `vllm_memory_options`.
 
@@ -96,16 +96,16 @@ def gpu_memory_needs(
         config: the configuration.
         models: those that recipes may name, the one that is served first.
         n_slots: layers that the engine has room for; None = the model's.
-        method: that they are merged by.
+        methods: that they are merged by.
     """
     from evomerge.weights import gpu_methods
 
     model, processes = next(iter(models.values())), config.engine.tensor_parallel
-    on_gpu = method == PIECEWISE.name or method in gpu_methods()
+    on_gpu = any(method == PIECEWISE.name or method in gpu_methods() for method in methods)
     depth = n_slots / model.n_layers if n_slots and model.n_layers else 1.0
     part = _REPLICATED / processes if processes > 1 else 1.0
     given = config.cluster.gpus_per_worker
-    sources = sum(header.n_bytes for header in models.values()) + ranks_of(method, models)
+    sources = sum(header.n_bytes for header in models.values()) + ranks_of(methods, models)
     return {
         "engine_bytes": engine_bytes(config, model.n_bytes * depth * part, default_dtype(model)),
         "source_bytes": sources * part if on_gpu else 0,
@@ -113,19 +113,19 @@ def gpu_memory_needs(
     }
 
 
-def merge_method(config: SearchConfig) -> str:
+def merge_methods(config: SearchConfig) -> tuple[str, ...]:
     """What a search merges its models by."""
-    return PIECEWISE.name if crosses_models(config) else config.space.method
+    return (PIECEWISE.name,) if crosses_models(config) else config.space.methods
 
 
-def ranks_of(method: str, models: Mapping[str, ModelHeader]) -> int:
-    """Bytes of the ranks that merges by `method` keep, in the CPU's memory and again in that of a GPU that merges by it.
+def ranks_of(methods: tuple[str, ...], models: Mapping[str, ModelHeader]) -> int:
+    """Bytes of the ranks that merges by `methods` keep, in the CPU's memory and again in that of a GPU that merges by them.
 
     Args:
-        method: of the merges.
+        methods: of the merges.
         models: those that recipes may name, the base first.
     """
-    return rank_bytes(method, list(models.values())[1:])
+    return rank_bytes(methods, list(models.values())[1:])
 
 
 def engine_options(config: SearchConfig, needs: Mapping[str, float]) -> dict[str, Json]:

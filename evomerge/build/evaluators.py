@@ -9,7 +9,7 @@ from evomerge.build.engines import (
     engine_kind,
     engine_options,
     gpu_memory_needs,
-    merge_method,
+    merge_methods,
     start_engine,
 )
 from evomerge.build.fingerprints import refuse_other_sources
@@ -47,7 +47,12 @@ def make_evaluator(settings: Mapping[str, Json]) -> Evaluator:
         tasks = load_tasks(config, wanted, first, splits, code_processes=cpus_per_worker(config))
         stack.callback(tasks.close)
         evaluator = _lm_eval(
-            config, tasks, models, cast(int | None, settings["n_slots"]), str(settings["method"]), stack
+            config,
+            tasks,
+            models,
+            cast(int | None, settings["n_slots"]),
+            tuple(cast(list[str], settings["methods"])),
+            stack,
         )
         stack.pop_all()
     return evaluator
@@ -58,7 +63,7 @@ def evaluator_settings(
     models: ModelTable | None = None,
     n_slots: int | None = None,
     splits: Sequence[Split] | None = None,
-    method: str | None = None,
+    methods: tuple[str, ...] | None = None,
     marks: Mapping[str, Json] | None = None,
 ) -> dict[str, Json]:
     """What `make_evaluator` needs, as JSON.
@@ -68,14 +73,14 @@ def evaluator_settings(
         models: those that recipes may name, the one that lends its tokenizer first; default: the config's.
         n_slots: layers that the engine has room for; None = the models'.
         splits: whose items every task must have; None = those that a search looks at.
-        method: of the recipes; None = the config's.
+        methods: of the recipes; None = the config's.
         marks: `source_marks`, which the models and tasks must have where the evaluator is made; None = any.
     """
     return {
         "config": config.model_dump(mode="json"),
         "models": {key: list(place) for key, place in (models or model_table(config)).items()},
         "n_slots": n_slots,
-        "method": method or merge_method(config),
+        "methods": list(methods or merge_methods(config)),
         "marks": None if marks is None else dict(marks),
         "splits": [split.value for split in (needed_splits(config) if splits is None else splits)],
     }
@@ -99,7 +104,7 @@ def _lm_eval(
     tasks: "TaskSet",
     headers: Mapping[str, ModelHeader],
     n_slots: int | None,
-    method: str,
+    methods: tuple[str, ...],
     stack: ExitStack,
 ) -> "LmEvalEvaluator":
     """An evaluator with a running engine; `stack` closes what has been started."""
@@ -109,7 +114,7 @@ def _lm_eval(
 
     pool = WeightPool(headers)
     first = next(iter(headers.values()))
-    needs = gpu_memory_needs(config, headers, n_slots, method)
+    needs = gpu_memory_needs(config, headers, n_slots, methods)
     options = engine_options(config, needs)
     gpu_bytes = source_room(options, gpus=needs["gpus"]) if engine_kind(config) == "vllm" else None
     # before the engine, which on a GPU leaves torch one thread, by which a merger would go

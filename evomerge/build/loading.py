@@ -28,9 +28,10 @@ def load_config(path: FilePath | Mapping[str, Any], overrides: Sequence[str] | M
         config = parse_config(_plain(path), folder=Path.cwd(), overrides=overrides)
     else:
         config = read_config(path, overrides)
-    space, spec = config.space, METHODS.get(config.space.method)
-    weights_are_searched = space.parameters is None or "weight" in space.parameters
-    if spec is None or config.models is None or crosses_models(config) or not weights_are_searched:
+    space = config.space
+    # of several methods each has its own switches, which its template sets
+    spec = METHODS.get(space.method) if isinstance(space.method, str) else None
+    if spec is None or config.models is None or crosses_models(config) or not space.searches_weights:
         return config
     fixed = {name: value for name, value in default_switches(spec).items() if name not in space.fixed}
     return config.model_copy(update={"space": space.model_copy(update={"fixed": {**space.fixed, **fixed}})})

@@ -70,7 +70,7 @@ def evaluate_model(
     n_layers = make_plan(recipe, headers).n_layers
     check_prompts(config.evaluation, next(iter(headers.values())))
     settings = evaluator_settings(
-        config, table_of(headers), n_slots=n_layers or None, splits=[split], method=recipe.method
+        config, table_of(headers), n_slots=n_layers or None, splits=[split], methods=(recipe.method,)
     )
     for name, value in worker_environment(config).items():
         os.environ.setdefault(name, value)  # before torch is imported: the same conditions as a worker of a search

@@ -7,7 +7,7 @@ from pathlib import Path
 from evomerge.config import SearchConfig
 from evomerge.core import ConfigError, RecipeError
 from evomerge.plan import RANKED_METHODS, MergePlan, ModelHeader, TensorStep, keeps_ranks, make_plan
-from evomerge.recipe import Recipe, RecipeTemplate, read_recipe, with_folders
+from evomerge.recipe import MethodsTemplate, Recipe, RecipeTemplate, read_recipe, with_folders
 
 _PREFIX = "recipe:"
 """of the names of these baselines"""
@@ -63,7 +63,7 @@ def _check_fits(recipe: Recipe, config: SearchConfig, headers: Mapping[str, Mode
     refuse_own_vocabulary(recipe)
     plan = make_plan(recipe, headers)
     alike = RANKED_METHODS if recipe.method in RANKED_METHODS else (recipe.method,)
-    if any(map(keeps_ranks, plan.steps)) and config.space.method not in alike:
+    if any(map(keeps_ranks, plan.steps)) and not set(config.space.methods) & set(alike):
         raise RecipeError(
             f"{recipe.method} keeps ranks of all weights in memory, for which only a search over such a method has room; "
             "score the recipe with `evomerge eval`"
@@ -76,12 +76,22 @@ def _check_fits(recipe: Recipe, config: SearchConfig, headers: Mapping[str, Mode
 
 
 def values_in_space(
-    recipe: Recipe, template: RecipeTemplate, headers: Mapping[str, ModelHeader]
+    recipe: Recipe, template: RecipeTemplate | MethodsTemplate, headers: Mapping[str, ModelHeader]
 ) -> dict[str, float] | None:
     """The parameter values at which `template` makes the same merge; None where there are none.
 
     The order of the experts, the seed of random masks and the dtypes do not count.
     """
+    if isinstance(template, RecipeTemplate):
+        return _values_in(recipe, template, headers)
+    for method in template.methods:
+        found = _values_in(recipe, method, headers)
+        if found is not None:
+            return template.point_of(method, found)
+    return None
+
+
+def _values_in(recipe: Recipe, template: RecipeTemplate, headers: Mapping[str, ModelHeader]) -> dict[str, float] | None:
     wanted = _steps(make_plan(recipe, headers))
     parameters = template.space.parameters
     # a value of its own for every coordinate shows which tensors it is used for

@@ -15,7 +15,7 @@ from statistics import fmean
 import numpy as np
 
 from evomerge.build.changes import differences
-from evomerge.build.engines import engine_bytes, merge_method, ranks_of
+from evomerge.build.engines import engine_bytes, merge_methods, ranks_of
 from evomerge.build.problem import Problem
 from evomerge.build.reading import open_run
 from evomerge.build.sources import written_dtype
@@ -92,7 +92,7 @@ class Forecast:
 def sizes(problem: Problem) -> Sizes:
     """The sizes of a search, from headers alone."""
     config, headers = problem.config, problem.headers
-    method, processes = merge_method(config), config.engine.tensor_parallel
+    methods, processes = merge_methods(config), config.engine.tensor_parallel
     candidate = problem.candidate_bytes
     return Sizes(
         dimension=problem.space.dimension,
@@ -100,8 +100,8 @@ def sizes(problem: Problem) -> Sizes:
         candidate_bytes=candidate,
         engine_bytes=round(engine_bytes(config, candidate, written_dtype(config, headers))) if headers else 0,
         source_bytes=sum(header.n_bytes for header in headers.values()),
-        rank_bytes=ranks_of(method, headers) * processes,
-        statistics_bytes=statistics_bytes(method, list(headers.values())[1:]) * processes,
+        rank_bytes=ranks_of(methods, headers) * processes,
+        statistics_bytes=statistics_bytes(methods, list(headers.values())[1:]) * processes,
         journal_bytes=_HEADER_BYTES + _COORDINATE_BYTES * problem.space.dimension,
     )
 

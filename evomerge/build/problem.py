@@ -29,6 +29,7 @@ from evomerge.plan import ModelHeader, make_plan, read_models
 from evomerge.recipe import (
     Combination,
     Lineage,
+    MethodsTemplate,
     Recipe,
     RecipeTemplate,
     StackTemplate,
@@ -53,7 +54,7 @@ class Problem:
 
     config: SearchConfig
     headers: Mapping[str, ModelHeader]
-    template: RecipeTemplate | StackTemplate | None
+    template: RecipeTemplate | MethodsTemplate | StackTemplate | None
     tasks: Mapping[str, TaskSpec]
     crossings: Crossings | None = None
     own: Mapping[str, Recipe] = field(default_factory=dict)
@@ -174,7 +175,7 @@ class Problem:
     @cached_property
     def own_values(self) -> dict[str, dict[str, float]]:
         """For each of the user's own recipes that is a point of the space, its parameter values."""
-        if not isinstance(self.template, RecipeTemplate) or self.crossings is not None:
+        if self.template is None or isinstance(self.template, StackTemplate) or self.crossings is not None:
             return {}
         values = {name: values_in_space(recipe, self.template, self.headers) for name, recipe in self.own.items()}
         return {name: found for name, found in values.items() if found is not None}
@@ -186,21 +187,19 @@ class Problem:
 
     @cached_property
     def candidate_bytes(self) -> int:
-        """Size of a candidate's weights. Plans the middle of the space and every baseline, so that what cannot be merged shows now.
+        """Size of a candidate's weights. Plans samples of the space and every baseline, so that what cannot be merged shows now.
 
         Raises:
             EvomergeError: models that do not fit each other or the method.
         """
         if self.template is None:
             return 0
-        if isinstance(self.template, StackTemplate):
-            make_plan(self.template.widest(), self.headers)
         for recipe in self._baseline_recipes().values():
             make_plan(recipe, self.headers)
         if self.crossings is not None:
             return self.crossings.plan().output_bytes
-        middle = self.template.recipe(self.space.decode([0.5] * self.space.dimension))
-        return make_plan(middle, self.headers).output_bytes
+        *_, last = [make_plan(recipe, self.headers).output_bytes for recipe in self.template.samples()]
+        return last
 
 
 def _direction(item: ObjectiveConfig) -> Direction:

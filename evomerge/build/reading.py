@@ -62,8 +62,8 @@ class Run:
     def records(self) -> list[dict[str, Json]]:
         """Every evaluation as a flat row, in the order they came in: `pandas.DataFrame(run.records())` is a table of them.
 
-        A row has `id`, `split`, `status`, `baseline`, `error`, the value of every parameter under its name where the candidate is a point of
-        the space, every score under its name with `<name>_stderr`, and `cost.<key>`.
+        A row has `id`, `split`, `status`, `baseline`, `error`, the value of every parameter under its name (of a choice the name of what was chosen) where the candidate
+        is a point of the space, every score under its name with `<name>_stderr`, and `cost.<key>`.
         """
         space, rows = self.space, list[dict[str, Json]]()
         for evaluation in self.state.evaluations.values():
@@ -76,7 +76,7 @@ class Run:
                 "error": evaluation.error,
             }
             if entry.values is not None and len(entry.values) == space.dimension:
-                row |= space.decode(entry.values)
+                row |= space.named(entry.values)
             row |= evaluation.scores
             row |= {f"{name}_stderr": error for name, error in evaluation.stderr.items()}
             row |= {f"cost.{name}": value for name, value in evaluation.cost.items()}

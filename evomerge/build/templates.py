@@ -1,7 +1,7 @@
 """config -> the template of its recipes: what is searched, and what the rest of a recipe is."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from evomerge.build.crossings import crosses_models
 from evomerge.build.sources import written_dtype
@@ -12,18 +12,24 @@ from evomerge.plan import ModelHeader
 from evomerge.recipe import (
     AXES,
     MethodSpec,
+    MethodsTemplate,
     RecipeTemplate,
     SearchedParameter,
     StackTemplate,
     allowed_axes,
     default_searched,
+    default_switches,
     even_layer_groups,
     method_spec,
     module_filters,
 )
 
+_Setting = TypeVar("_Setting")
 
-def recipe_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate | StackTemplate:
+
+def recipe_template(
+    config: SearchConfig, headers: Mapping[str, ModelHeader]
+) -> RecipeTemplate | MethodsTemplate | StackTemplate:
     """The template of a configuration.
 
     Args:
@@ -36,8 +42,12 @@ def recipe_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) ->
         RecipeError: an unknown method, or an architecture that cannot be stacked.
     """
     stacking = config.space.stacking
+    methods = config.space.methods
     if stacking is None:
-        return _merge_template(config, headers)
+        if crosses_models(config):
+            return _seed_template(config, headers)
+        templates = [_merge_template(config, headers, method_spec(name)) for name in methods]
+        return templates[0] if len(templates) == 1 else MethodsTemplate(templates)
     unused = config.space.merge_settings
     if unused and not stacking.parameters:
         raise ConfigError(
@@ -45,19 +55,20 @@ def recipe_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) ->
         )
     if config.space.module_groups:
         raise ConfigError("space.module_groups: a stacked layer is taken or merged whole; leave it out")
+    if len(methods) > 1:
+        raise ConfigError(f"space.method: layers to be stacked are merged by one method, not by {' or '.join(methods)}")
     return stack_template(
         config,
         stacking,
         headers,
-        merge=_merge_template(config, headers) if stacking.parameters else None,
+        merge=_merge_template(config, headers, method_spec(methods[0])) if stacking.parameters else None,
         plain=_template(config, headers, "linear", default_searched(method_spec("linear"), ("expert",))),
     )
 
 
-def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:
-    space, spec, first = config.space, method_spec(config.space.method), next(iter(headers.values()))
-    if crosses_models(config):
-        return _seed_template(config, headers)
+def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader], spec: MethodSpec) -> RecipeTemplate:
+    """The template of one of the configured methods."""
+    space, first = config.space, next(iter(headers.values()))
     groups = space.layer_groups
     layer_groups = even_layer_groups(first.n_layers, groups) if isinstance(groups, int) else list(groups)
     axes = tuple(
@@ -68,7 +79,7 @@ def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) ->
         headers,
         spec.name,
         _searched(space, spec, axes),
-        fixed=space.fixed,
+        fixed=_fixed(space, spec),
         layer_groups=layer_groups,
         module_groups=module_filters(
             space.module_groups, [name for header in headers.values() for name in header.tensors]
@@ -124,7 +135,7 @@ def _searched(space: SpaceConfig, spec: MethodSpec, axes: Sequence[str]) -> list
             )
         return [item for item in usual if item.name not in space.fixed]
     searched = []
-    for name, wanted in space.parameters.items():
+    for name, wanted in _meant_for(spec, space, space.parameters).items():
         row = spec.parameter(name)
         low = row.search_low if wanted.low is None else wanted.low
         high = row.search_high if wanted.high is None else wanted.high
@@ -132,3 +143,17 @@ def _searched(space: SpaceConfig, spec: MethodSpec, axes: Sequence[str]) -> list
             raise ConfigError(f"space.parameters.{name}: give low and high; {spec.name} has no usual range for it")
         searched.append(SearchedParameter(name, low, high, wanted.per or allowed_axes(row, axes)))
     return searched
+
+
+def _fixed(space: SpaceConfig, spec: MethodSpec) -> dict[str, float | bool]:
+    """What is fixed of a method's parameters. The switches of a method that is the only one stand in the configuration (`load_config`)."""
+    fixed = _meant_for(spec, space, space.fixed)
+    several = len(space.methods) > 1 and space.searches_weights
+    return {**default_switches(spec), **fixed} if several else fixed
+
+
+def _meant_for(spec: MethodSpec, space: SpaceConfig, settings: Mapping[str, _Setting]) -> dict[str, _Setting]:
+    """Those of `settings`, by parameter, that a method has a use for: all, but where others of the space's methods have that parameter."""
+    others = {row.name for name in space.methods if name != spec.name for row in method_spec(name).parameters}
+    own = {row.name for row in spec.parameters}
+    return {name: setting for name, setting in settings.items() if name in own or name not in others}

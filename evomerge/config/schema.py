@@ -66,6 +66,17 @@ class ModelsConfig(_Strict):
 Axis = Literal["expert", "layer_group", "module_group"]
 
 
+def _one_or_several(value: Any) -> Any:
+    """A list of one method is that method."""
+    names = value if isinstance(value, list | tuple) else [value]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("expected a merge method, or a list of merge methods")
+    return names[0] if len(names) == 1 else names
+
+
+_Method = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
+
+
 class ParameterConfig(_Strict):
     """How one merge parameter is searched. What is left out follows from the method."""
 
@@ -148,8 +159,8 @@ class StackingConfig(_Strict):
 class SpaceConfig(_Strict):
     """The search space."""
 
-    method: str = "task_arithmetic"
-    """a merge method (docs/merge-methods.md lists them)"""
+    method: _Method = "task_arithmetic"
+    """a merge method (docs/merge-methods.md lists them), or a list of them among which the search chooses"""
     parameters: dict[str, ParameterConfig] | None = None
     """what is searched; default: the method's usual parameters"""
     fixed: dict[str, float | bool] = Field(default_factory=dict)
@@ -164,6 +175,16 @@ class SpaceConfig(_Strict):
     """what merged weights are rounded to; default: the base model's dtype"""
     stacking: StackingConfig | None = None
     """search the order of layers; None: only the merge of models of one shape"""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The method, or those that the search chooses among."""
+        return (self.method,) if isinstance(self.method, str) else self.method
+
+    @property
+    def searches_weights(self) -> bool:
+        """Whether the parameter `weight` of methods that have it is searched."""
+        return self.parameters is None or "weight" in self.parameters
 
     @property
     def merge_settings(self) -> list[str]:
@@ -366,7 +387,7 @@ class SearchConfig(_Strict):
     """where the models and tasks come from: what the user is told where one is missing"""
     seed: int = Field(default=0, ge=0, lt=2**63)
     models: ModelsConfig | None = None
-    method: str | None = None
+    method: _Method | None = None
     """short for space.method"""
     space: SpaceConfig = SpaceConfig()
     tasks: Annotated[tuple[TaskConfig, ...], _short_for_each("task")] = ()

@@ -23,14 +23,15 @@ PLACE_BYTES = 4
 """of one place"""
 
 
-def rank_bytes(method: str, experts: Sequence[ModelHeader]) -> int:
-    """Size of the ranks or places that merges of `experts` by `method` keep; 0 where they need none."""
-    if method == "sce":
+def rank_bytes(methods: tuple[str, ...], experts: Sequence[ModelHeader]) -> int:
+    """Size of the ranks and places that merges of `experts` by `methods` keep; 0 where they need none."""
+    n_bytes = 0
+    if "sce" in methods:
         tensors = experts[0].tensors.values() if experts else ()
-        return PLACE_BYTES * sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype in FLOAT_DTYPES)
-    if method not in RANKED_METHODS:
-        return 0
-    return RANK_BYTES * sum(
+        n_bytes += PLACE_BYTES * sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype in FLOAT_DTYPES)
+    if not set(RANKED_METHODS) & set(methods):
+        return n_bytes
+    return n_bytes + RANK_BYTES * sum(
         math.prod(tensor.shape)
         for header in experts
         for tensor in header.tensors.values()

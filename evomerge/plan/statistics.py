@@ -30,13 +30,14 @@ _MASK_BYTES = 1 / 8
 """of an element of an expert: a candidate's masks are made before it is merged. A GPU merges without them"""
 
 
-def statistics_bytes(method: str, experts: Sequence[ModelHeader]) -> int:
-    """About what merges of `experts` by `method` need, with `rescale` where it has that."""
+def statistics_bytes(methods: tuple[str, ...], experts: Sequence[ModelHeader]) -> int:
+    """About what merges of `experts` by `methods` need, with `rescale` where they have that."""
     tensors = [tensor for header in experts for tensor in header.tensors.values() if tensor.dtype in FLOAT_DTYPES]
     sizes = [math.prod(tensor.shape) for tensor in tensors]
-    if method in _PRUNE_BY_MAGNITUDE:
-        return int(_HISTOGRAM_BYTES * sum(sizes))
-    if method in _MASK_AT_RANDOM:
+    n_bytes = 0
+    if set(_PRUNE_BY_MAGNITUDE) & set(methods):
+        n_bytes += int(_HISTOGRAM_BYTES * sum(sizes))
+    if set(_MASK_AT_RANDOM) & set(methods):
         norms = _NORM_BYTES * min(MOST_KEPT_NORMS, sum(size >= LARGE_TENSOR for size in sizes))
-        return norms + int(_MASK_BYTES * sum(sizes))
-    return 0
+        n_bytes += norms + int(_MASK_BYTES * sum(sizes))
+    return n_bytes

@@ -19,6 +19,7 @@ from evomerge.recipe.methods import (
     Scope,
     method_spec,
 )
+from evomerge.recipe.methods_template import MethodsTemplate
 from evomerge.recipe.module_groups import REST, group_of, module_filters
 from evomerge.recipe.parts import Parameters, Setting, Slice, Source
 from evomerge.recipe.pieces import PieceTable, Span
@@ -54,6 +55,7 @@ __all__ = [
     "Indicator",
     "Lineage",
     "MethodSpec",
+    "MethodsTemplate",
     "Moves",
     "ParameterSpec",
     "Parameters",

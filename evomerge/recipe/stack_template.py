@@ -3,7 +3,7 @@
 The sibling of `RecipeTemplate` for the data-flow space; parameter-space coefficients may be searched in the same genome.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from evomerge.core import SpaceError
@@ -98,11 +98,12 @@ class StackTemplate:
         ends = self._weights(values, self._encoding.frame.ends, 0)
         return stack_recipe(layers, ends=ends, folding=self._folding, out_dtype=self._out_dtype, name=name)
 
-    def widest(self) -> Recipe:
-        """A recipe with every layer that any path may use, to see beforehand whether the models fit each other."""
+    def samples(self) -> Iterator[Recipe]:
+        """Recipes that show beforehand whether the models fit each other: one with every layer that any path may use, and the space's middle."""
         frame, middle = self._encoding.frame, self.space.decode([0.5] * self.space.dimension)
         steps = [*frame.path([]), *(Step(model, layer) for model, layer in frame.offered())]
-        return self._stacked(steps, middle, None)
+        yield self._stacked(steps, middle, None)
+        yield self.recipe(middle)
 
     def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
         """As `RecipeTemplate.baselines`: what is not stacked; of models of different depth the models alone."""

@@ -3,7 +3,7 @@
 Also the recipes every search is compared with: each source alone, the uniform average, task arithmetic.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -142,6 +142,10 @@ class RecipeTemplate:
             seed=0 if self._spec.deterministic else self._seed,
             name=name,
         )
+
+    def samples(self) -> Iterator[Recipe]:
+        """Recipes that show beforehand whether the models can be merged."""
+        yield self.recipe(self.space.decode([0.5] * self.space.dimension))
 
     def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
         """name -> recipe: `source:<name>` for base and experts, `uniform`, and `task_arithmetic:<weight>` where there is a base.

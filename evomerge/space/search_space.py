@@ -146,3 +146,11 @@ class SearchSpace:
         discrete = self._choices > 0
         values[discrete] = choices_at(array[discrete], self._choices[discrete])
         return {parameter.name: float(value) for parameter, value in zip(self.parameters, values, strict=True)}
+
+    def named(self, point: Sequence[float] | NDArray[np.float64]) -> dict[str, float | str]:
+        """As `decode`, with the names of choices instead of their indices."""
+        values = self.decode(point)
+        return {
+            item.name: item.choices[int(values[item.name])] if item.choices else values[item.name]
+            for item in self.parameters
+        }

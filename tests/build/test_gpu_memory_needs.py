@@ -68,7 +68,7 @@ def test_needs(folder, monkeypatch, method, engine, cluster, n_slots, engine_sha
     models = read_models({name: (str(folder / name), None) for name in ("base", "a", "b")})
     size = (folder / "base" / "model.safetensors").stat().st_size
 
-    needs = gpu_memory_needs(config, models, n_slots, method)
+    needs = gpu_memory_needs(config, models, n_slots, (method,))
 
     # the file also has a header, of a tenth at most
     assert needs["engine_bytes"] == pytest.approx(engine_share * size, rel=0.1)
@@ -122,7 +122,7 @@ def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
 
     monkeypatch.setattr("evomerge.engine.computes_on_cpu", lambda kind: True)
 
-    needs, sizes = gpu_memory_needs(problem.config, problem.headers, None, method), planning.sizes(problem)
+    needs, sizes = gpu_memory_needs(problem.config, problem.headers, None, (method,)), planning.sizes(problem)
 
     assert needs["source_bytes"] == (0 if method == "sce" else n_bytes + rank_bytes)
     assert (sizes.source_bytes, sizes.rank_bytes) == (n_bytes, rank_bytes)
@@ -131,6 +131,41 @@ def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
     assert sizes.engine_bytes == 2 * sizes.candidate_bytes, "bfloat16, served in float32 on a CPU"
     print_plan(sizes, [])
     assert f"{rank_bytes / 1e9:.3g} GB ranks" in " ".join(capsys.readouterr().out.split())
+
+
+def test_of_several_methods_all_find_room(folder, monkeypatch):
+    monkeypatch.setattr("evomerge.weights.triton.missing", lambda: None)
+    monkeypatch.setattr("evomerge.engine.computes_on_cpu", lambda kind: False)
+    write_toy_task(folder / "toy.yaml", n_items=4)
+
+    def sizes_of(*methods: str) -> planning.Sizes:
+        settings = {
+            "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
+            "method": list(methods),
+            "tasks": ["toy.yaml"],
+            "budget": {"evaluations": 10},
+        }
+        problem = make_problem(parse_config(settings, folder=folder))
+        needs = gpu_memory_needs(problem.config, problem.headers, None, problem.config.space.methods)
+        assert needs["source_bytes"] == sizes_of_sources(problem) + (
+            0 if methods == ("sce",) else planning.sizes(problem).rank_bytes
+        )
+        return planning.sizes(problem)
+
+    def sizes_of_sources(problem):
+        return (
+            0
+            if problem.config.space.methods == ("sce",)
+            else sum(header.n_bytes for header in problem.headers.values())
+        )
+
+    both = sizes_of("ties", "sce", "della", "della_linear")
+    alone = {method: sizes_of(method) for method in ("ties", "sce", "della", "della_linear")}
+    # the two kinds of della keep the same ranks
+    assert both.rank_bytes == alone["sce"].rank_bytes + alone["della"].rank_bytes
+    assert alone["della"].rank_bytes == alone["della_linear"].rank_bytes > 0
+    assert both.statistics_bytes == alone["ties"].statistics_bytes + alone["della"].statistics_bytes
+    assert alone["ties"].statistics_bytes > 0 < alone["della"].statistics_bytes
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "linear"])
@@ -156,7 +191,7 @@ def test_plan_says_about_what_merges_need(method):
     tracemalloc.stop()
 
     header = SimpleNamespace(tensors={"w": TensorHeader("w", shape, "BF16", "model.safetensors", 0, 2 << 20)})
-    expected = statistics_bytes(method, [header, header])
+    expected = statistics_bytes((method,), [header, header])
 
     kept = sum(norms.nbytes for _, norms in statistics._kept_norms.values())
     kept += sum(h._counts.nbytes + h._listed.nbytes for h in statistics._histograms.values())
@@ -188,12 +223,12 @@ def test_the_evaluation_of_a_recipe_makes_room_for_what_that_recipe_needs(folder
     }
     with pytest.raises(EvaluationError, match="enough"):
         evaluate_model(parse_config(settings, folder=folder), folder / "recipe.yaml")
-    assert asked[0]["method"] == "della"
+    assert asked[0]["methods"] == ["della"]
     models = read_models(asked[0]["models"])
     config = SearchConfig.model_validate(asked[0]["config"])
     monkeypatch.setattr("evomerge.weights.triton.missing", lambda: None)
     n_bytes = sum(header.n_bytes for header in models.values())
-    needs = gpu_memory_needs(config, models, None, asked[0]["method"])
+    needs = gpu_memory_needs(config, models, None, tuple(asked[0]["methods"]))
     assert needs["source_bytes"] > 1.5 * n_bytes  # two bytes an element of both experts beside three models in bfloat16
 
 

@@ -23,6 +23,7 @@ WEIGHTS = {"weight": {"low": 0.0, "high": 1.0}}
         ({"method": "linear"}, {}),
         ({"method": "task_arithmetic"}, {}),
         ({"method": "tise"}, {}),
+        ({"method": ["ties", "linear"]}, {}),  # each has its own; see test_methods
     ],
 )
 def test_searched_weights_are_not_divided_by_their_sum(tmp_path, space, fixed):

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from evomerge.config import parse_config, read_config
+from evomerge.config import SearchConfig, parse_config, read_config
 from evomerge.core import ConfigError
 
 MINIMAL: dict[str, Any] = {
@@ -25,6 +25,14 @@ def test_short_forms_and_relative_paths() -> None:
     assert config.strategy.name == "nsga2"
     assert config.objectives[0].name == "x"
     assert parse({"tasks": ["../t/x.yaml", "/t/y.yaml"]}).tasks[0].task == "/t/x.yaml"
+
+
+def test_a_list_of_methods_is_a_choice_and_of_one_that_method() -> None:
+    assert parse({"method": ["ties", "della"]}).space.methods == ("ties", "della")
+    assert parse({"method": ["ties"]}).space == parse({"space": {"method": "ties"}}).space
+    assert parse({}, "method=[ties,della]").space.methods == ("ties", "della")
+    again = SearchConfig.model_validate(parse({"method": ["ties", "della"]}).model_dump(mode="json"))
+    assert again.space.methods == ("ties", "della")
 
 
 def test_one_of_a_list_needs_no_list_and_an_engine_is_its_kind() -> None:
@@ -115,6 +123,9 @@ def test_strategy_options_pass_through() -> None:
         ({"evaluation": "synthetic"}, "evaluation: must be a mapping of settings, {kind: ..., ...} (got 'synthetic')"),
         ({"models": None}, "models: is missing"),
         ({"method": "ties", "space": {"method": "slerp"}}, "method is 'ties' but space.method is 'slerp'"),
+        ({"method": []}, "method: expected a merge method, or a list of merge methods"),
+        ({"space": {"method": ["ties", 3]}}, "space.method: expected a merge method, or a list of merge methods"),
+        ({"method": 3}, "1 problem\n  - method: expected a merge method, or a list of merge methods"),
         ({"evaluation": {"kind": "synthetic"}}, "takes no models and no tasks"),
         ({"evaluation": {"kind": "magic"}}, "evaluation: kind: must be 'lm_eval' or 'synthetic', got 'magic'"),
         ({"cluster": {"workers": 0}}, "must be at least 1 or 'auto'"),

@@ -1,0 +1,81 @@
+"""`MethodsTemplate`: a merge of which the method is left open too.
+
+Parameters that several methods search between the same bounds are one coordinate, so that what is learnt of one method's weights
+is known of the others': with three experts, four methods of task vectors take seven coordinates instead of 22.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from evomerge.core import SpaceError
+from evomerge.recipe.recipe import Recipe
+from evomerge.recipe.template import RecipeTemplate
+from evomerge.space import Parameter, SearchSpace
+
+METHOD = "method"
+"""the coordinate that chooses; those of one method alone are called METHOD.PARAMETER"""
+
+
+class MethodsTemplate:
+    """A choice among templates of the same models by other methods.
+
+    Args:
+        templates: one per method, at least two.
+
+    Attributes:
+        methods: these templates.
+
+    Raises:
+        SpaceError: a method twice.
+    """
+
+    def __init__(self, templates: Sequence[RecipeTemplate]) -> None:
+        self.methods = tuple(templates)
+        names = [template.method for template in templates]
+        if len(set(names)) < len(names):
+            raise SpaceError(f"method: {', '.join(names)}: a method twice; name each once")
+        parameters: dict[str, Parameter] = {}
+        shared: dict[tuple[str, float, float], str] = {}
+        for template in templates:
+            for parameter in template.space.parameters:
+                key = (parameter.name, parameter.low, parameter.high)
+                if key not in shared:
+                    prefix = f"{template.method}." if parameter.name in parameters else ""
+                    shared[key] = name = prefix + parameter.name
+                    parameters[name] = replace(parameter, name=name, family=prefix + parameter.family)
+        self._names = [
+            {item.name: shared[item.name, item.low, item.high] for item in template.space.parameters}
+            for template in templates
+        ]
+        """of each template: its coordinate -> what it is called here"""
+        self.space = SearchSpace([Parameter.categorical(METHOD, names), *parameters.values()])
+
+    def recipe(self, values: Mapping[str, float], name: str | None = None) -> Recipe:
+        """The recipe of decoded parameter values (`space.decode`)."""
+        chosen = int(values[METHOD])
+        own = {coordinate: values[shared] for coordinate, shared in self._names[chosen].items()}
+        return self.methods[chosen].recipe(own, name)
+
+    def samples(self) -> Iterator[Recipe]:
+        """A recipe of every method, to see beforehand whether the models fit it."""
+        for template in self.methods:
+            yield from template.samples()
+
+    def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
+        """As `RecipeTemplate.baselines`, of all methods."""
+        every = [template.baselines(task_arithmetic_weights) for template in self.methods]
+        return {name: recipe for recipes in every for name, recipe in recipes.items()}
+
+    def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
+        """For each baseline that is a point of this space, its parameter values: of the first method that makes it."""
+        points: dict[str, dict[str, float]] = {}
+        for template in self.methods:
+            for name, own in template.baseline_values(task_arithmetic_weights).items():
+                points.setdefault(name, self.point_of(template, own))
+        return points
+
+    def point_of(self, template: RecipeTemplate, own: Mapping[str, float]) -> dict[str, float]:
+        """The values of a point of one template; what only others have is in the middle."""
+        chosen = self.methods.index(template)
+        middle = self.space.decode([0.5] * self.space.dimension)
+        return middle | {METHOD: float(chosen)} | {self._names[chosen][name]: value for name, value in own.items()}

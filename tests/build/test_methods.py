@@ -1,0 +1,123 @@
+"""A configuration with a list of methods: what each of them gets of its settings, and what they cannot be listed with."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import evomerge
+from evomerge.build import make_problem, parse_config
+from evomerge.build.strategies import chosen_strategy
+from evomerge.core import ConfigError, Split, Status
+from evomerge.recipe import Recipe, write_recipe
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(place / name, seed=seed, n_layers=4)
+    write_toy_task(place / "toy.yaml", n_items=4)
+    return place
+
+
+def settings(*methods: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
+        "method": list(methods),
+        "tasks": ["toy.yaml"],
+        "strategy": "auto",
+        "engine": {"kind": "transformers"},
+        "cluster": {"kind": "local"},
+        "budget": {"evaluations": 20},
+        "finals": {"finalists": 1},
+        **changes,
+    }
+
+
+def recipes(folder: Path, *methods: str, **changes: Any) -> dict[str, Recipe]:
+    """By method, the recipe in the middle of its space."""
+    problem = make_problem(parse_config(settings(*methods, **changes), folder=folder))
+    return {recipe.method: recipe for recipe in problem.template.samples()}
+
+
+def shared(recipe: Recipe) -> dict[str, Any]:
+    """What all sources of a recipe have in common, by parameter."""
+    return {name: setting[0].value for name, setting in recipe.slices[0].parameters.items()}
+
+
+def test_each_method_has_its_own_switches_unless_they_are_given(folder: Path) -> None:
+    found = recipes(folder, "ties", "dare_ties", "linear")
+    assert shared(found["ties"]) == {"normalize": False}
+    assert shared(found["dare_ties"]) == shared(found["linear"]) == {}
+    given = recipes(folder, "ties", "dare_ties", "linear", space={"fixed": {"normalize": True}})
+    assert [shared(recipe) for recipe in given.values()] == [{"normalize": True}] * 3
+    unsearched = recipes(folder, "ties", "dare_ties", space={"parameters": {"density": {}}, "fixed": {"weight": 1.0}})
+    assert [shared(recipe) for recipe in unsearched.values()] == [{}, {}]
+
+
+def test_settings_go_to_the_methods_that_have_the_parameter(folder: Path) -> None:
+    space = {"parameters": {"weight": {"high": 2.0}, "gamma": {}}, "fixed": {"density": 0.25, "lambda": 0.5}}
+    found = recipes(folder, "task_arithmetic", "breadcrumbs", space=space)
+    assert shared(found["task_arithmetic"]) == {"lambda": 0.5}
+    of_source = {method: set(recipe.slices[0].sources[0].parameters) for method, recipe in found.items()}
+    assert of_source == {"task_arithmetic": {"weight"}, "breadcrumbs": {"weight", "gamma", "density"}}
+    with pytest.raises(ConfigError, match="has no parameter 'gama'; did you mean 'gamma'"):
+        recipes(folder, "breadcrumbs", "ties", space={"fixed": {"gama": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("methods", "changes", "message"),
+    [
+        (("ties", "slerp"), {}, "'slerp' takes exactly 1 expert"),
+        (("ties", "karcher"), {}, "karcher has no parameter that is searched by default"),
+        (("ties", "tis"), {}, "unknown merge method 'tis'; did you mean 'ties'"),
+        (("ties", "della", "ties"), {}, "a method twice"),
+        (
+            ("task_arithmetic", "linear"),
+            {"space": {"stacking": {"parameters": True}}},
+            "merged by one method, not by task_arithmetic or linear",
+        ),
+        (("ties", "linear"), {"strategy": "m2n2"}, "space.method: strategy m2n2 crosses whole models"),
+    ],
+)
+def test_what_makes_no_choice_is_refused(folder: Path, methods: Any, changes: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_problem(parse_config(settings(*methods, **changes), folder=folder))
+
+
+def test_a_recipe_of_ones_own_is_a_point_of_its_method(folder: Path) -> None:
+    plain = make_problem(parse_config(settings("ties", "della", "dare_ties"), folder=folder))
+    point = np.random.default_rng(1).uniform(0.3, 0.6, plain.space.dimension)
+    recipe = plain.template.recipe(plain.space.decode(point))
+    assert recipe.method == "della"
+    write_recipe(recipe, folder / "mine.yml")
+    wanted = settings("ties", "della", "dare_ties", baselines={"recipes": ["mine.yml"]})
+    made = make_problem(parse_config(wanted, folder=folder))
+    found = made.own_values["recipe:mine"]
+    assert made.template.recipe(found) == recipe
+    own = [name for name in found if "density" not in name or name.startswith("della.")]
+    expected = plain.space.decode(point)
+    assert {name: found[name] for name in own} == pytest.approx({name: expected[name] for name in own}, abs=1e-12)
+
+
+def test_a_search_chooses_its_method(folder: Path, tmp_path: Path) -> None:
+    (folder / "search.yaml").write_text(yaml.safe_dump(settings("task_arithmetic", "ties", "dare_ties")))
+    config = evomerge.load_config(folder / "search.yaml")
+    assert chosen_strategy(make_problem(config)).name == "catcma"
+    state = evomerge.run_search(config, tmp_path / "run")
+    assert [state.evaluations[name, Split.SEARCH].status for name in state.entries] == [Status.OK] * 20
+    run = evomerge.open_run(tmp_path / "run")
+    proposed = [run.recipe(name).method for name, entry in state.entries.items() if not entry.baseline]
+    assert len(set(proposed)) > 1
+    chosen = {row["id"]: row["method"] for row in run.records() if not row["baseline"]}
+    assert chosen == dict(
+        zip([name for name, entry in state.entries.items() if not entry.baseline], proposed, strict=True)
+    )
+    assert len(evomerge.resume_search(tmp_path / "run", overrides=["budget.evaluations=22"]).entries) == 22
+    merged = evomerge.merge_recipe(tmp_path / "run" / "best.yaml", tmp_path / "merged")
+    assert (merged / "model.safetensors").exists()
