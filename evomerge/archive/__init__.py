@@ -3,7 +3,7 @@
 from evomerge.archive.dominance import dominates, non_dominated_mask
 from evomerge.archive.front import Front, hypervolume
 from evomerge.archive.grid import EliteGrid
-from evomerge.archive.knee import knee, knee_index
+from evomerge.archive.knee import knee_index, knees
 from evomerge.archive.niches import Niches, Stakes, attraction, coverage, resource_fitness, solve_rate_entropy
 
 __all__ = [
@@ -15,8 +15,8 @@ __all__ = [
     "coverage",
     "dominates",
     "hypervolume",
-    "knee",
     "knee_index",
+    "knees",
     "non_dominated_mask",
     "resource_fitness",
     "solve_rate_entropy",

@@ -1,4 +1,4 @@
-"""The knee of a front: the member that gives up least on every objective. Losses in, one index out."""
+"""The knee of a front: the member that gives up least on every objective. Losses in, an index out."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -7,18 +7,19 @@ from evomerge.archive.front import Front
 from evomerge.core import EvaluationError
 
 
-def knee(front: Front) -> str:
-    """The id of the member of `front` that lies farthest below the plane through its extreme members.
+def knees(front: Front) -> tuple[str, ...]:
+    """The ids of those members of `front` that lie farthest below the plane through its extreme members; almost always one.
 
-    Losses are first scaled to [0, 1] between the front's best and worst value per objective. Ties go to the smallest
-    candidate id. With one objective it is the best member.
+    Losses are first scaled to [0, 1] between the front's best and worst value per objective. Where no member lies below that plane, as with
+    a front that bulges the other way, they are the extreme members themselves. With one objective it is the best member.
 
     Raises:
         EvaluationError: the front is empty.
     """
     if not front:
         raise EvaluationError("the front is empty: no evaluation ended well, so there is no knee to pick")
-    return front.ids[knee_index(front.losses)]
+    distance = _distances(front.losses)
+    return tuple(np.array(front.ids)[distance == distance.max()].tolist())
 
 
 def knee_index(losses: ArrayLike) -> int:
@@ -28,14 +29,19 @@ def knee_index(losses: ArrayLike) -> int:
     (as in NSGA-III, 10.1109/TEVC.2013.2281535); where the extremes do not span a plane, the plane through the unit
     points of the scaled axes is used.
     """
+    return int(np.argmax(_distances(losses)))
+
+
+def _distances(losses: ArrayLike) -> NDArray[np.float64]:
+    """(n,): how far below the plane each row lies."""
     points = np.asarray(losses, dtype=np.float64)
     best, worst = points.min(axis=0), points.max(axis=0)
     spread = np.where(worst > best, worst - best, 1.0)
     scaled = (points - best) / spread
     normal = _plane_normal(scaled)
     # rounding must not decide between rows that are equally far
-    distance = np.round((1.0 - scaled @ normal) / np.linalg.norm(normal), 12)
-    return int(np.argmax(distance))
+    distance: NDArray[np.float64] = np.round((1.0 - scaled @ normal) / np.linalg.norm(normal), 12)
+    return distance
 
 
 def _plane_normal(scaled: NDArray[np.float64]) -> NDArray[np.float64]:

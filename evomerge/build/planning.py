@@ -298,7 +298,7 @@ class _CountingPool:
 
 
 def _finals(problem: Problem, n_search: int) -> dict[Split, int]:
-    """The most evaluations there may be on `select` and on `report`: finalists, and the winner, may be baselines, which count once."""
+    """The most evaluations there may be on `select` and on `report`; the winner may be a baseline, which counts once."""
     finalists, n_baselines = problem.config.finals.finalists, len(problem.baselines())
     more = {Split.SELECT: finalists, Split.REPORT: 1} if finalists else {}
     return {split: min(n_search, n_baselines + count) for split, count in more.items()}

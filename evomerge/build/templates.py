@@ -41,11 +41,10 @@ def recipe_template(
         SpaceError: groups or paths that the models do not have.
         RecipeError: an unknown method, or an architecture that cannot be stacked.
     """
-    stacking = config.space.stacking
-    methods = config.space.methods
+    stacking, methods = config.space.stacking, config.space.methods
+    if crosses_models(config):
+        return _seed_template(config, headers)
     if stacking is None:
-        if crosses_models(config):
-            return _seed_template(config, headers)
         templates = [_merge_template(config, headers, method_spec(name)) for name in methods]
         return templates[0] if len(templates) == 1 else MethodsTemplate(templates)
     unused = config.space.merge_settings
@@ -93,7 +92,7 @@ def _seed_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> 
     Raises:
         ConfigError: `space` says something that crossovers have no use for.
     """
-    if unused := config.space.merge_settings:
+    if unused := [*config.space.merge_settings, *(["stacking"] if config.space.stacking else [])]:
         raise ConfigError(
             f"space.{unused[0]}: strategy {config.strategy.name} crosses whole models and searches no merge method's parameters; "
             "remove it, or set strategy.on: recipes"

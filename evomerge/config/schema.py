@@ -375,7 +375,7 @@ class FinalsConfig(_Strict):
     """What happens after the search: finalists are ranked on `select`, the best is scored on `report`."""
 
     finalists: int = Field(default=8, ge=0)
-    """how many of the best candidates (mean of the objectives, and the front) are ranked on `select`; 0 = no finals"""
+    """how many of the search's best candidates (mean of the objectives, and the front) are ranked on `select`, with all baselines; 0 = no finals"""
 
 
 class SearchConfig(_Strict):

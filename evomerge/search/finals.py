@@ -52,12 +52,15 @@ def finals_count(state: RunState, split: Split) -> tuple[int, int]:
 def choose_finalists(state: RunState, count: int) -> list[str]:
     """The `count` best on the search split: half by their `standing`, the rest from the front, then by the standing; of equals the smaller id.
 
+    Baselines, all of which are in the finals anyway, take no one's place.
+
     Raises:
-        EvaluationError: no evaluation ended well.
+        EvaluationError: no evaluation ended well, not even a baseline's.
     """
-    ranked = sorted(state.evaluated(), key=lambda item: item.candidate_id)
-    if not ranked:
+    good = sorted(state.evaluated(), key=lambda item: item.candidate_id)
+    if not good:
         raise EvaluationError("no candidate was evaluated well, so there is nothing to choose from")
+    ranked = [item for item in good if not state.entries.is_baseline(item.candidate_id)]
     ranked.sort(key=lambda item: standing(state.objectives, item), reverse=True)
     names = [item.candidate_id for item in ranked]
     front = front_of(state)

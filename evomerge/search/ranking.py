@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from evomerge.archive import Front, knee
+from evomerge.archive import Front, knees
 from evomerge.core import Direction, Evaluation, JournalError, Objective, Split, Status, weights_in_mean
 from evomerge.search.state import RunState
 from evomerge.search.tables import Entry
@@ -85,7 +85,8 @@ def reference_losses(state: RunState) -> list[float] | None:
 def pick(state: RunState, choice: str) -> Entry:
     """The entry a user means by `best`, `knee`, or an id with or without `id:` before it.
 
-    `best` is the winner of the finals, or of the search split while there have been none; `id:42` means `id:c000042`.
+    `best` is the winner of the finals, or of the search split while there have been none; `knee` is the best of the front's `knees`, which where it
+    has none are its ends; `id:42` means `id:c000042`.
 
     Raises:
         JournalError: nothing has been evaluated, or there is no such candidate.
@@ -101,4 +102,6 @@ def pick(state: RunState, choice: str) -> Entry:
     best = leader(state)
     if best is None:
         raise JournalError("no candidate of this run has been evaluated yet")
-    return state.entries[knee(front_of(state)) if choice == "knee" else best]
+    if choice == "knee":
+        best = max(knees(front_of(state)), key=lambda name: best_key(state, state.evaluations[name, Split.SEARCH]))
+    return state.entries[best]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evomerge.archive import Front, dominates, hypervolume, knee, knee_index, non_dominated_mask
+from evomerge.archive import Front, dominates, hypervolume, knee_index, knees, non_dominated_mask
 from evomerge.core import Direction, Evaluation, EvaluationError, Objective, Split, Status
 
 TWO = [Objective("a", Direction.MINIMIZE), Objective("b", Direction.MINIMIZE)]
@@ -98,7 +98,7 @@ def test_front_errors():
     with pytest.raises(EvaluationError, match="2 finite losses"):
         front.hypervolume([1.0])
     with pytest.raises(EvaluationError, match="empty"):
-        knee(Front(TWO))
+        knees(Front(TWO))
 
 
 def test_maximised_scores_are_flipped():
@@ -148,8 +148,16 @@ def test_knee_of_a_degenerate_front():
     )
 
 
-def test_knee_ties_go_to_the_smallest_id():
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ({"c4": (0, 3), "c1": (3, 0), "c3": (1, 1), "c2": (2, 0.75)}, {"c3"}),
+        ({"c4": (0, 3), "c1": (3, 0), "c3": (1, 1.5), "c2": (1.5, 1)}, {"c2", "c3"}),
+        ({"c4": (0, 3), "c1": (3, 0), "c3": (1.5, 2.75)}, {"c1", "c4"}),  # bulges the other way
+    ],
+)
+def test_knees_of_a_front(rows, expected):
     front = Front(TWO)
-    for candidate_id, row in {"c4": (0, 3), "c1": (3, 0), "c3": (1, 1.5), "c2": (1.5, 1)}.items():
+    for candidate_id, row in rows.items():
         front.add(scored(candidate_id, *row))
-    assert knee(front) == "c2"
+    assert set(knees(front)) == expected

@@ -68,6 +68,7 @@ def test_module_groups_are_chromosomes(folder: Path) -> None:
     [
         ({"space": {"method": "ties"}}, "space.method"),
         ({"space": {"layer_groups": 2}}, "space.layer_groups"),
+        ({"space": {"stacking": {}}}, "space.stacking: strategy m2n2 crosses whole models"),
         ({"space": {"fixed": {"normalize": False}}}, "space.fixed"),
         ({"space": {"module_groups": ["attention"]}}, "rest"),
         ({"space": {"module_groups": ["attention", "tails", "rest"]}}, "tails"),

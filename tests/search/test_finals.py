@@ -57,6 +57,20 @@ def test_finalists_are_the_best_by_mean_and_from_the_front() -> None:
     assert choose_finalists(state, 100)[-1] == "x"
 
 
+def test_baselines_take_no_finalists_place() -> None:
+    state = state_of({"a": (0.5, 0.5), "b": (0.3, 0.3)})
+    for name, scores in (("source:x", (0.9, 0.9)), ("uniform", (0.8, 0.8))):
+        state.apply(event("baseline", id=name, recipe={}, values=None))
+        state.apply(
+            event(
+                "evaluated", id=name, split="search", status="ok", scores=dict(zip("fg", scores, strict=True)), stderr={},
+                cost={"items": 10}, error=None, row=None, checksum=None, elapsed_s=1.0,
+            )
+        )  # fmt: skip
+    assert choose_finalists(state, 2) == ["a", "b"]
+    assert choose_finalists(state, 1) == ["a"]
+
+
 def test_the_winner_is_the_best_on_select_not_on_search() -> None:
     search = {"lucky": (0.9, 0.9), "steady": (0.8, 0.8), "broken": (0.99, 0.99)}
     state = state_of(search, {"lucky": (0.6, 0.6), "steady": (0.7, 0.7), "broken": None})
@@ -106,6 +120,8 @@ def test_picking() -> None:
     state = state_of({"c000001": (10.0, 0.0), "c000002": (8.0, 0.7), "c000003": (0.0, 1.0)})
     assert pick(state, "best").id == "c000001"
     assert pick(state, "knee").id == "c000002"
+    bulging = state_of({"c000001": (1.0, 0.0), "c000002": (0.3, 0.2), "c000003": (0.0, 0.9)})
+    assert pick(bulging, "knee").id == "c000001", "the better of the ends"
     assert pick(state, "id:3").id == "c000003"
     assert pick(state, "id:c000001").id == "c000001"
     assert pick(state, "c000001").id == "c000001"
