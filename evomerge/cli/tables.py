@@ -7,10 +7,11 @@ from rich.table import Table
 
 from evomerge.build import Run
 from evomerge.build.planning import Forecast, Sizes
+from evomerge.build.reading import is_over
 from evomerge.cli.console import CONSOLE
 from evomerge.config import LmEvalConfig, SearchConfig
 from evomerge.core import Evaluation, Objective, Split, Status
-from evomerge.search import Z_95, best_of_front, headline, items_of_candidate, leader, verdict
+from evomerge.search import Z_95, best_of_front, headline, items_of_candidate, leader, remarks_on_finals, verdict
 
 if TYPE_CHECKING:
     from evomerge.evaluation.shown_items import ShownItem
@@ -40,13 +41,15 @@ def print_summary(run: Run) -> None:
         CONSOLE.print(
             f"{last.candidate_id}, the best, failed on the report split and has no score there: {last.error}\nresume the run to try again"
         )
-    if run.state.best_id is not None and run.state.entries[run.state.best_id].baseline:
-        CONSOLE.print(f"no merge found by the search beats {run.state.best_id} on the select split")
+    for remark in remarks_on_finals(run.state):
+        CONSOLE.print(remark)
     _print_surrogates(summary)
     _print_archives(summary)
     _print_overhead(summary)
     folder = run.directory
-    files = [("best recipe", folder.best), ("front", folder.front_json), ("summary", folder.summary)]
+    files = [("best recipe", folder.best), ("front", folder.front_json)]
+    if is_over(run.state, run.config):  # until then, the summary is that of an earlier end
+        files.append(("summary", folder.summary))
     for label, path in files:
         if path.exists():
             CONSOLE.print(f"{label + ':':<14}{path}")

@@ -32,6 +32,7 @@ from evomerge.search.summary import (
     items_of_candidate,
     mean_with_error,
     overhead,
+    remarks_on_finals,
     summarize,
     verdict,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "pick",
     "read_journal",
     "reference_losses",
+    "remarks_on_finals",
     "run_finals",
     "standing",
     "summarize",

@@ -158,6 +158,21 @@ def headline(state: RunState, details: Mapping[str, Mapping[str, float]]) -> tup
     return names + [name for name in [leader(state)] if name and name not in names], tuned
 
 
+def remarks_on_finals(state: RunState) -> list[str]:
+    """What must be said beside the winner of the finals, if there is one: that it is a baseline, that the search has gone on since."""
+    if state.best_id is None:
+        return []
+    remarks = []
+    if state.entries[state.best_id].baseline:
+        n_finalists = sum(not state.entries.is_baseline(name) for name in state.finalists)
+        remarks.append(f"none of the {n_finalists} finalists of the search beats {state.best_id} on the select split")
+    if not state.finished and not state.stopped:
+        remarks.append(
+            "the search has gone on since the finals, whose winner and scores these are; new finals will follow"
+        )
+    return remarks
+
+
 def indifferent(state: RunState) -> dict[str, float]:
     """The tasks among the objectives on which all baselines, of two or more, have the very same score on the search split; and that score."""
     found = [state.evaluations.get((entry.id, Split.SEARCH)) for entry in state.baselines]

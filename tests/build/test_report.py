@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from evomerge.build import open_run, parse_config, start_search
+from evomerge.build import open_run, parse_config, resume_search, start_search
 from evomerge.build.report import figures, write_report
 from evomerge.build.report.figures import MAX_PARAMETERS, parameters
 from evomerge.build.report.page import _rows
+from evomerge.cli.tables import print_summary
 from evomerge.core import ConfigError, EvaluationError, JournalError
 from evomerge.evaluation.synthetic import SyntheticEvaluator
 from evomerge.space import Parameter
@@ -88,6 +89,25 @@ def test_one_objective_and_an_unfinished_run(tmp_path: Path) -> None:
     assert "not finished" in path.read_text(encoding="utf-8")
     (run / "journal.jsonl").write_bytes(b"".join((run / "journal.jsonl").read_bytes().splitlines(True)[:1]))
     assert _Page(write_report(run)).headings[-2:] == ["Where the time goes", "Versions"], "nothing evaluated yet"
+
+
+def test_a_run_that_has_gone_on_since_its_finals_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = _run(tmp_path / "run")
+    print_summary(open_run(run))
+    assert "summary.json" in "".join(capsys.readouterr().out.split())
+    n_records = len((run / "journal.jsonl").read_bytes().splitlines())
+    n_evaluations = open_run(run).config.budget.evaluations
+    resume_search(run, overrides=[f"budget.evaluations={n_evaluations + 5}"])
+    (run / "journal.jsonl").write_bytes(
+        b"".join((run / "journal.jsonl").read_bytes().splitlines(True)[: n_records + 4])
+    )
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "<p>The search has gone on since the finals" in text
+    assert "only search scores so far" not in text
+    print_summary(open_run(run))
+    shown = "".join(capsys.readouterr().out.split())
+    assert "thesearchhasgoneonsincethefinals" in shown
+    assert "summary.json" not in shown
 
 
 def test_rows_keep_the_id_by_which_the_best_is_marked() -> None:

@@ -20,6 +20,7 @@ from evomerge.search import (
     leader,
     mean_with_error,
     overhead,
+    remarks_on_finals,
     summarize,
     utility,
     verdict,
@@ -114,6 +115,24 @@ def test_of_equal_scores_the_cheaper_is_better(tmp_path: Path) -> None:
     written = BestWritten()
     FrontFiles(RunDirectory(tmp_path), state, written).flush(state)
     assert written.ids == ["c000002"]
+
+
+def test_what_must_be_said_beside_the_winner() -> None:
+    state = state_of({"a": (0.5, 0.5), "b": (0.3, 0.3)})
+    assert remarks_on_finals(state) == []
+    state.apply(event("baseline", id="uniform", recipe={}, values=None))
+    for happened in (event("stopped", reasons={"evaluations": 2}), event("finalists", ids=["a", "b"])):
+        state.apply(happened)
+    state.apply(event("best", id="a"))
+    state.apply(event("finished"))
+    assert remarks_on_finals(state) == []
+    state.apply(event("best", id="uniform"))
+    (beaten,) = remarks_on_finals(state)
+    assert beaten == "none of the 2 finalists of the search beats uniform on the select split"
+    state.apply(event("asked", id="c", values=[0.5], parents=[], ask_s=0.0))
+    first, second = remarks_on_finals(state)
+    assert first == beaten
+    assert second.startswith("the search has gone on since the finals")
 
 
 def test_picking() -> None:

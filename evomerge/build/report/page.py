@@ -12,7 +12,7 @@ from evomerge.build.reading import Run, is_over, open_run
 from evomerge.build.report import figures
 from evomerge.core import ConfigError, EvomergeError, FilePath, Split, Status, atomic_write_text
 from evomerge.recipe import recipe_to_yaml
-from evomerge.search import Z_95, best_of_front, headline, items_of_candidate, leader, verdict
+from evomerge.search import Z_95, best_of_front, headline, items_of_candidate, leader, remarks_on_finals, verdict
 
 MAX_ROWS = 50
 """of the tables of the front and of failures"""
@@ -63,6 +63,7 @@ def _page(run: Run, name: str) -> str:
         summary=summary,
         objectives=state.objectives,
         tables=[(split, _rows(summary["details"][split], shown, tuned)) for split in ("report", "search")],
+        remarks=remarks_on_finals(state),
         comparisons=[(name, row, verdict(row)) for name, row in summary["comparisons"].items() if name in shown],
         members=best_of_front(state)[:MAX_ROWS],
         failures=_failures(run),
@@ -88,6 +89,8 @@ def _status(run: Run) -> str:
         return "finished"
     if is_over(run.state, run.config):
         return f"finished ({', '.join(run.state.stopped)})"
+    if run.state.best_id is not None:
+        return "not finished"
     return "not finished: only search scores so far, which are biased upwards for the best"
 
 
