@@ -12,7 +12,7 @@ from typing import Any
 from evomerge.core import RecipeError
 from evomerge.recipe.mergekit_fields import PARAMETERS, fields_of, model_reference
 from evomerge.recipe.mergekit_tokenizer import read_tokenizer
-from evomerge.recipe.methods import METHODS, MethodSpec, ParameterSpec, Scope, method_spec
+from evomerge.recipe.methods import METHODS, BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
 from evomerge.recipe.parts import Parameters, Setting, Slice, Source, joined
 from evomerge.recipe.recipe import DTYPES, Recipe
 from evomerge.recipe.values import layer_range_of, list_of, mapping_of, optional_text, text_of, whole_number
@@ -90,7 +90,7 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
     dtype, out_dtype = (_dtype(fields.get(key), f"{where}: {key}") for key in ("dtype", "out_dtype"))
     seed = fields.get("random_seed")
     if owner is not None and owner.key != owner.model:
-        slices = tuple(_with_listed_base(part, owner, where) for part in slices)
+        slices, base = _with_base(slices, owner, reading.spec, where)
     parameters = _parameters(fields.get("parameters"), reading, f"{where}: parameters")
     if reading.ignored:
         places = ", ".join(place.removeprefix(f"{where}: ") for place in reading.ignored)
@@ -119,6 +119,17 @@ def _refuse_other_kinds(document: Mapping[str, Any], where: str) -> None:
         raise RecipeError(f"{where}: is a configuration of mergekit-moe; evomerge makes no mixtures of experts")
     if "genome" in document:
         raise RecipeError(f"{where}: is a configuration of mergekit-evolve; `evomerge init` writes one for evomerge")
+
+
+def _with_base(slices: tuple[Slice, ...], base: Source, spec: MethodSpec, where: str) -> tuple[tuple[Slice, ...], str]:
+    """The slices, and the key of their base, which has a revision or an adapter: such a base is known where it is one of the sources."""
+    by_layers = all(part.sources[0].layer_range is not None for part in slices)
+    if spec.base is BaseRole.SOURCE and by_layers:
+        if any(source.key == base.key for part in slices for source in part.sources):
+            return slices, base.key
+        if base.revision is None:
+            return slices, base.model  # it lends config and tokenizer, which an adapter leaves alone
+    return tuple(_with_listed_base(part, base, where) if part.base is None else part for part in slices), base.key
 
 
 def _with_listed_base(part: Slice, base: Source, where: str) -> Slice:
@@ -176,7 +187,10 @@ def _slice(data: Any, reading: _Reading, where: str) -> Slice:
     if fields.get("base_model") is None:
         return part
     base = model_reference(fields["base_model"], f"{where}.base_model")
-    return replace(part if base.key == base.model else _with_listed_base(part, base, where), base=base.key)
+    if base.key == base.model:
+        return replace(part, base=base.key)
+    (part,), key = _with_base((part,), base, reading.spec, where)
+    return replace(part, base=key)
 
 
 def _source(data: Any, reading: _Reading, where: str, *, layers: bool = False) -> Source:

@@ -1,5 +1,7 @@
 """mergekit's documents: what is read as which recipe, what is left out, and what is said of those that are wrong."""
 
+from typing import Any
+
 import pytest
 
 from evomerge.core import RecipeError
@@ -65,7 +67,7 @@ BARE = {"models": [{"model": "a"}]}
         ),
         ({"tokenizer": {"tokens": {"<a>": {"source": "a", "force": 1}}}}, "true or false"),
         (
-            {"base_model": "b+l", "models": None, "slices": [{"sources": [{"model": "a", "layer_range": [0, 1]}]}]},
+            {"base_model": "b@main", "models": None, "slices": [{"sources": [{"model": "a", "layer_range": [0, 1]}]}]},
             "list it among the sources of every slice",
         ),
         ({"models": [{"model": {"model": "a", "lora": "l@x"}}]}, "revision pins"),
@@ -161,6 +163,31 @@ def test_a_base_with_a_revision_or_an_adapter_is_one_of_the_whole_models(base):
     listed = document | {"models": [{"model": "a"}, {"model": base}]}
     assert recipe_from_mergekit(document, "x") == recipe_from_mergekit(listed, "x")
     assert recipe_from_mergekit(document, "x").base == recipe_from_mergekit(listed, "x").slices[0].sources[1].key
+
+
+def of_layers(*models: str, **more: Any) -> dict[str, Any]:
+    return {"sources": [{"model": model, "layer_range": [0, 2]} for model in models], **more}
+
+
+def test_a_base_that_only_lends_config_and_tokenizer_to_slices_needs_no_place_in_them():
+    document = {"merge_method": "passthrough", "base_model": "b+l", "slices": [of_layers("a")]}
+    recipe = recipe_from_mergekit(document, "x")
+    assert (recipe.base, recipe.models()) == ("b", ("b", "a"))
+    listed = recipe_from_mergekit(document | {"slices": [of_layers("a"), of_layers("b+l")]}, "x")
+    assert listed.base == "b+l"
+    assert listed.source("b+l").lora == "l"
+    with pytest.raises(RecipeError, match="b@main has a revision or an adapter; list it among the sources"):
+        recipe_from_mergekit(document | {"base_model": "b@main"}, "x")
+
+
+def test_a_slice_with_its_own_base_needs_no_other():
+    slices = [of_layers("b+l", "a"), of_layers("c", "a", base_model="c")]
+    document = {"merge_method": "task_arithmetic", "base_model": "b+l", "slices": slices, "parameters": {"weight": 1}}
+    recipe = recipe_from_mergekit(document, "x")
+    assert [recipe.base_of(part) for part in recipe.slices] == ["b+l", "c"]
+    assert [len(part.sources) for part in recipe.slices] == [2, 2]
+    with pytest.raises(RecipeError, match="b\\+l has a revision or an adapter"):
+        recipe_from_mergekit(document | {"slices": [*slices, of_layers("a")]}, "x")
 
 
 @pytest.mark.parametrize(
