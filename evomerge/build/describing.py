@@ -4,6 +4,8 @@ from evomerge.build.problem import Problem
 from evomerge.build.strategies import chosen_strategy
 from evomerge.core import weights_in_mean
 from evomerge.evaluation.task_metrics import OTHER_SCALES, scored_metric
+from evomerge.plan import other_tokens
+from evomerge.recipe import BaseRole, method_spec
 from evomerge.space import Parameter
 from evomerge.strategy import strategy_class
 
@@ -57,7 +59,25 @@ def _budget(problem: Problem) -> str:
 
 def notes(problem: Problem) -> list[str]:
     """What to tell the user of a search that can be run but is hardly what was meant."""
-    return _on_budget(problem) + _on_objectives(problem) + _on_scales(problem)
+    return _on_models(problem) + _on_budget(problem) + _on_objectives(problem) + _on_scales(problem)
+
+
+def _on_models(problem: Problem) -> list[str]:
+    """Of models whose tokens have other ids, and of an expert that is the base itself, which leaves nothing to weigh."""
+    config, stacking = problem.config, problem.config.space.stacking
+    if problem.template is None or (stacking is not None and not stacking.parameters):
+        return []
+    differing = other_tokens(problem.headers)
+    found = [] if differing is None else [differing]
+    weighs_differences = problem.crossings is None and all(
+        method_spec(name).base is BaseRole.REQUIRED for name in config.space.methods
+    )
+    for name, key in config.expert_keys.items():
+        if weighs_differences and key == config.base_key:
+            found.append(
+                f"models.experts.{name}: is the base itself, so its parameters change nothing and it costs two evaluations; leave it out"
+            )
+    return found
 
 
 def _on_objectives(problem: Problem) -> list[str]:

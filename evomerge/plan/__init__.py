@@ -13,6 +13,7 @@ from evomerge.plan.recorded import headers_from_json, headers_to_json
 from evomerge.plan.slots import padded
 from evomerge.plan.sources import ModelTable, read_headers, read_models, read_source, table_of
 from evomerge.plan.statistics import LARGE_TENSOR, MOST_KEPT_NORMS, statistics_bytes
+from evomerge.plan.tokens import other_tokens
 
 __all__ = [
     "DTYPE_BYTES",
@@ -48,6 +49,7 @@ __all__ = [
     "keeps_ranks",
     "make_plan",
     "n_columns",
+    "other_tokens",
     "padded",
     "rank_bytes",
     "read_headers",

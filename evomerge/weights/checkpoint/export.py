@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from evomerge.core import CheckpointError, RecipeError, fsync_folder
-from evomerge.plan import MergePlan, ModelHeader, make_plan, read_headers
+from evomerge.plan import MergePlan, ModelHeader, make_plan, other_tokens, read_headers
 from evomerge.recipe import Recipe, RecipeFile, naming, with_folders
 from evomerge.weights.checkpoint.chat_templates import chosen_template
 from evomerge.weights.checkpoint.merged_model import MergedModel
@@ -89,6 +89,8 @@ def merge_to_folder(
     _check_room(place.parent, plan)
     # a stack mixes no weights
     warning = None if recipe.method == "passthrough" else _report_strangers(headers)
+    if recipe.method != "passthrough" and alignment is None:
+        _report_other_tokens(recipe, headers)
     merge = StreamedMerge(headers, alignment=alignment, device=device, max_bytes=max_memory)
     with staging_folder(place) as staging:
         write_shards(staging, _outputs(plan, headers), merge.parts(plan), shard_bytes)
@@ -152,6 +154,12 @@ def _report_strangers(headers: Mapping[str, ModelHeader]) -> str | None:
     if warning is not None:
         logger.warning(warning)
     return warning
+
+
+def _report_other_tokens(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> None:
+    differing = other_tokens({key: headers[key] for key in recipe.models()})
+    if differing is not None:
+        logger.warning("%s; `tokenizer: {source: base}` in the recipe arranges them alike", differing)
 
 
 def _place_of(out: Path) -> Path:

@@ -1,0 +1,128 @@
+"""Models that give tokens other ids are found by their tokenizer.json, where a merge and a search say so."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.build import describe, make_problem, parse_config
+from evomerge.plan import other_tokens, read_models
+from evomerge.recipe import Recipe, Setting, Slice, Source
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
+from evomerge.weights.checkpoint.export import merge_to_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(tmp_path / name, seed=seed)
+    return tmp_path
+
+
+def said(folder: Path, *names: str) -> str | None:
+    return other_tokens(read_models({name: (str(folder / name), None) for name in names}))
+
+
+def rewrite(model: Path, change: Any) -> None:
+    path = model / "tokenizer.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def swap(content: dict[str, Any]) -> None:
+    vocabulary = content["model"]["vocab"]
+    first, second = list(vocabulary)[5:7]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+
+
+def test_tokens_of_other_ids_are_named(folder: Path) -> None:
+    assert said(folder, "base", "a", "b") is None
+    rewrite(folder / "b", swap)
+    text = said(folder, "base", "a", "b")
+    assert text is not None
+    assert "from that of base" in text
+    assert "b gives 2 tokens other ids (" in text
+    assert "a gives" not in text
+    vocabulary = json.loads((folder / "base" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert all(repr(token) in text for token in list(vocabulary)[5:7])
+
+
+def test_more_tokens_and_another_spelling_are_no_difference(folder: Path) -> None:
+    rewrite(folder / "a", lambda content: content["added_tokens"].append({"id": 10_000, "content": "<more>"}))
+    rewrite(folder / "b", lambda content: content.update(padding=None))
+    assert said(folder, "base", "a", "b") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"model": []}',
+        '{"model": {"vocab": "x"}}',
+        '{"model": {"vocab": [3, ["<zz>"]]}, "added_tokens": [4, {"content": 5}]}',
+    ],
+)
+def test_what_is_no_tokenizer_is_left_to_whoever_loads_it(folder: Path, content: str) -> None:
+    (folder / "a" / "tokenizer.json").write_text(content)
+    assert said(folder, "base", "a") is None
+    (folder / "a" / "tokenizer.json").unlink()
+    assert said(folder, "base", "a") is None
+
+
+def test_added_tokens_and_lists_of_tokens_have_ids_too(folder: Path) -> None:
+    for name, ids in (("base", (1, 2)), ("a", (2, 1))):
+        tokens = [{"id": number, "content": token} for number, token in zip(ids, "xy", strict=True)]
+        (folder / name / "tokenizer.json").write_text(
+            json.dumps({"model": {"vocab": [["p", 0]]}, "added_tokens": tokens})
+        )
+    assert "a gives 2 tokens other ids ('x', 'y')" in str(said(folder, "base", "a"))
+    for name, order in (("base", "pqrst"), ("a", "tpqrs")):
+        content = {"model": {"vocab": [[token, -1.0] for token in order]}}
+        (folder / name / "tokenizer.json").write_text(json.dumps(content))
+    assert "a gives 5 tokens other ids ('t', 'p', 'q', ...)" in str(said(folder, "base", "a"))
+
+
+def test_a_search_and_a_merge_say_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_toy_task(folder / "toy.yaml", n_items=4)
+    settings: dict[str, Any] = {
+        "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
+        "tasks": ["toy.yaml"],
+        "budget": {"evaluations": 20},
+    }
+
+    def notes(**changes: Any) -> str:
+        problem = make_problem(parse_config({**settings, **changes}, folder=folder))
+        return "\n".join(line for line in describe(problem) if line.startswith("note"))
+
+    source = Source(str(folder / "a"), None, {"weight": (Setting(1.0),)})
+    other = Source(str(folder / "b"), None, {"weight": (Setting(1.0),)})
+    recipe = Recipe("linear", (Slice((source, other)),))
+    assert "tokenizers differ" not in notes()
+    rewrite(folder / "b", swap)
+    assert "b gives 2 tokens other ids" in notes()
+    assert "tokenizers differ" not in notes(space={"stacking": {}}), "layers have no rows of tokens"
+    with caplog.at_level(logging.WARNING):
+        merge_to_folder(recipe, folder / "out")
+    assert "b gives 2 tokens other ids" in caplog.text
+    assert "`tokenizer: {source: base}`" in caplog.text
+
+
+def test_an_expert_that_is_the_base_is_noted_where_differences_are_weighed(folder: Path) -> None:
+    write_toy_task(folder / "toy.yaml", n_items=4)
+
+    def notes(method: str) -> str:
+        settings = {
+            "models": {"base": "base", "experts": {"a": "a", "same": "base"}},
+            "method": method,
+            "tasks": ["toy.yaml"],
+            "budget": {"evaluations": 20},
+        }
+        return "\n".join(describe(make_problem(parse_config(settings, folder=folder))))
+
+    assert "models.experts.same: is the base itself" in notes("ties")
+    assert "is the base itself" not in notes("linear")
