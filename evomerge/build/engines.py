@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from evomerge.build.crossings import crosses_models
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import ConfigError, Json, did_you_mean
-from evomerge.plan import DTYPE_BYTES, ModelHeader, default_dtype, rank_bytes
+from evomerge.plan import DTYPE_BYTES, ModelHeader, config_value, default_dtype, rank_bytes
 from evomerge.recipe import PIECEWISE
 
 if TYPE_CHECKING:
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 _REPLICATED = 1.05
 """What a process of several holds over its part of the models: norms, and keys and values where there are fewer heads than processes, are whole in each."""
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""what config.json calls the longest sequence that a model was made for"""
+
+_ALLOWED_LONG = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
+"""a variable with which vLLM takes longer ones"""
 
 _SAYS_MEMORY = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
 """options of vLLM with which a user says himself what it may take"""
@@ -111,6 +117,24 @@ def gpu_memory_needs(
         "source_bytes": sources * part if on_gpu else 0,
         "gpus": 1.0 if given is None else given / processes,
     }
+
+
+def check_length(config: SearchConfig, model: ModelHeader) -> None:
+    """Raises ConfigError where `engine.max_model_len` is more than `model` has positions, which no engine would start with."""
+    wanted, positions = config.engine.max_model_len, config_value(model.config, *POSITIONS)
+    if wanted is None or not isinstance(positions, int) or wanted <= positions:
+        return
+    rope = config_value(model.config, "rope_scaling", "rope_parameters")
+    # settings of all layers, or by kind of layer
+    rotary = [rope, *rope.values()] if isinstance(rope, Mapping) else []
+    # either may stretch the positions
+    stretched = "model_max_length" in model.config or any(
+        isinstance(item, Mapping) and "factor" in item for item in rotary
+    )
+    if not stretched and "hf_overrides" not in config.engine.options and not os.environ.get(_ALLOWED_LONG):
+        raise ConfigError(
+            f"engine.max_model_len: {wanted:,} is more than the {positions:,} positions that config.json of {model.folder} allows; lower it"
+        )
 
 
 def merge_methods(config: SearchConfig) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from evomerge.build.engines import POSITIONS
 from evomerge.build.problem import Problem
 from evomerge.build.tasks import needed_splits, task_specs
 from evomerge.config import LmEvalConfig, SearchConfig
@@ -12,9 +13,6 @@ from evomerge.plan import ModelHeader, config_value
 if TYPE_CHECKING:
     from evomerge.evaluation import TaskSet
     from evomerge.evaluation.items import Items
-
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
-"""what config.json calls the longest sequence that a model was made for"""
 
 _MANY = 300
 """More search items of a task than this are hardly worth it for every candidate (docs/tasks.md)."""

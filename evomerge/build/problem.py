@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import cast
 
 from evomerge.build.crossings import Crossings, crosses_models
-from evomerge.build.engines import check_engine_options, gpus_per_worker
+from evomerge.build.engines import check_engine_options, check_length, gpus_per_worker
 from evomerge.build.fingerprints import source_marks
 from evomerge.build.own_recipes import own_recipes, values_in_space
 from evomerge.build.sources import (
@@ -269,6 +269,9 @@ def _checked(problem: Problem, *, begun: bool) -> Problem:
         lambda: _check_first_model(problem),
         lambda: _check_directions(problem),
         lambda: None if begun else gpus_per_worker(problem.config),
+        lambda: (
+            None if begun or not problem.headers else check_length(problem.config, next(iter(problem.headers.values())))
+        ),
     )
     if errors:
         raise ConfigError(_listed(list(dict.fromkeys(errors))))

@@ -16,7 +16,7 @@ from evomerge.recipe import Source
 from evomerge.strategy import strategy_names
 
 _TEMPLATE = """\
-# Made by `evomerge init`. Next: `evomerge validate {file}`, `evomerge plan {file}`, `evomerge search {file}`.
+# Made by `evomerge init`. Next: `evomerge validate --items {file}`, `evomerge plan {file}`, `evomerge search {file}`.
 # Paths are relative to this file. `evomerge validate --show {file}` prints every setting with its value; docs/configuration.md explains them.
 
 models:                       # {architecture}, {n_layers} layers
@@ -36,6 +36,7 @@ strategy: auto
 budget: {{evaluations: 200}}    # also: items, hours; to search further: `evomerge resume RUN --set budget.evaluations=400`
 seed: 0
 
+# objectives: [mine, cost.generated_tokens]   # default: every task; also costs, e.g. the tokens that answers take
 # baselines: {{recipes: [mine.yml]}}            # your own recipes (mergekit's too) to start from and compare with
 # evaluation: {{search_items: 50}}              # score candidates on so many random items of each task: more candidates in the same time
 # evaluation: {{apply_chat_template: true}}     # for chat models; also: system_instruction

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evomerge.build.reading import is_over, recorded_config
 from evomerge.core import Evaluation, FilePath, Objective, Split, Status
-from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, best_key, finals_count, utility
+from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, best_key, in_finals, utility
 
 N_BEST = 5
 """So many candidates are shown."""
@@ -137,12 +137,12 @@ class Watcher:
             return "searching"
         if not self._state.finalists:
             return "ending"
-        split = Split.SELECT
-        n_done, n_wanted = finals_count(self._state, split)
-        if n_done == n_wanted:
-            split = Split.REPORT
-            n_done, n_wanted = finals_count(self._state, split)
-        return f"in the finals ({n_done} of {n_wanted} evaluated on {split})"
+        for split in (Split.SELECT, Split.REPORT):
+            names = in_finals(self._state, split)
+            n_done = sum((name, split) in self._state.evaluations for name in names)
+            if n_done < len(names):
+                break
+        return f"in the finals ({n_done} of {len(names)} evaluated on {split})"
 
     def _status(self) -> tuple[str, bool, bool]:
         holder = self._holder.look()

@@ -110,7 +110,7 @@ def doctor(
 def validate(
     config: Config,
     overrides: Overrides = None,
-    show: Annotated[bool, _flag("--show", help="Print every setting with its default.")] = False,
+    show: Annotated[bool, _flag("--show", help="Print every setting with its value, as JSON.")] = False,
     items: Annotated[
         bool,
         _flag(

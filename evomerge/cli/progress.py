@@ -11,7 +11,7 @@ from pathlib import Path
 from evomerge.cli.console import say
 from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from evomerge.core import EngineError, Evaluation, EvomergeError, Split, Status
-from evomerge.search import Interrupted, RunDirectory, RunState, finals_count, indifferent, standing
+from evomerge.search import Interrupted, RunDirectory, RunState, in_finals, indifferent, standing
 
 STATUS_EVERY_S = 10.0
 """How often a status line is printed where nothing improves."""
@@ -38,6 +38,7 @@ class Progress:
         self._best = max(before, default=(float("-inf"),))
         self._started = self._last = time.monotonic()
         self._n_here = 0
+        self._seen: set[tuple[str, Split]] = set() if known is None else set(known.evaluations)
         self._said_what_follows = False
         self._said_dropped: set[Split] = set()
         self.waiting = threading.Timer(
@@ -49,9 +50,15 @@ class Progress:
         """Takes a finished evaluation in."""
         self.waiting.cancel()
         self._n_here += 1
+        self._seen.add((evaluation.candidate_id, evaluation.split))
         self._show(state, evaluation)
         if self._n_finalists and self._budget and evaluation.split is Split.SEARCH:
             self._say_what_follows(state, self._budget)
+
+    @property
+    def has_results(self) -> bool:
+        """Whether anything has been evaluated, here or in an earlier session."""
+        return bool(self._seen)
 
     def _show(self, state: RunState, evaluation: Evaluation) -> None:
         entry = state.entries[evaluation.candidate_id]
@@ -67,8 +74,10 @@ class Progress:
         scores = "  ".join(f"{item.name} {evaluation.value(item.name):.3f}" for item in state.objectives)
         line = f"{evaluation.candidate_id:<22} mean {here[0]:.3f}   {scores}"
         if evaluation.split is not Split.SEARCH:
-            n_done, n_wanted = finals_count(state, evaluation.split)
-            say(f"[{evaluation.split} {n_done}/{n_wanted}] {line}")
+            names = in_finals(state, evaluation.split)
+            # the state may be further on: results that come together are recorded together
+            n_done = sum((name, evaluation.split) in self._seen for name in names)
+            say(f"[{evaluation.split} {n_done}/{len(names)}] {line}")
         elif entry.baseline:
             self._print(state, line)
             self._best = max(self._best, here)
@@ -103,6 +112,15 @@ class Progress:
         say(f"[{count}{total}] {text}")
 
 
+def _how_to_go_on(directory: RunDirectory, has_results: bool) -> str:
+    if has_results:
+        return f"Every finished evaluation is saved. Once the problem is fixed, continue with:\n  {directory.resume_command}"
+    return (
+        f"Nothing has been evaluated yet. Once the problem is fixed:\n  {directory.resume_command}\n"
+        f"or, if it is in the configuration, start the search again with --run-dir {shlex.quote(str(directory.folder))}"
+    )
+
+
 @contextmanager
 def watched(
     folder: Path, n_evaluations: int | None, n_finalists: int = 0, known: RunState | None = None
@@ -124,10 +142,7 @@ def watched(
     except Exception as error:
         says_what_to_do = isinstance(error, EvomergeError) and not isinstance(error, EngineError)
         if directory.exists and not says_what_to_do:
-            error.add_note(
-                f"Every finished evaluation is saved. Once the problem is fixed, continue with:\n  {directory.resume_command}\n"
-                f"Worker logs: {directory.logs}"
-            )
+            error.add_note(f"{_how_to_go_on(directory, progress.has_results)}\nWorker logs: {directory.logs}")
         raise
     finally:
         progress.waiting.cancel()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from evomerge.core import EvaluationError, Split
+from evomerge.core import EvaluationError, Split, did_you_mean
 from evomerge.evaluation.split_parts import split_name
 from evomerge.evaluation.task_files import is_task_file, number_of_shots
 from evomerge.evaluation.task_filters import check_filters
@@ -187,6 +187,6 @@ def _check_generation(where: str, generation: Any) -> None:
         )
     for key, value in generation.items():
         if key not in _GENERATION and _WITHOUT_EFFECT.get(key) not in (..., value):
-            raise EvaluationError(
-                f"{where}: generation_kwargs.{key}: {value!r} is not supported, since answers are decoded greedily, token by token; leave it out"
-            )
+            near = "." if key in _WITHOUT_EFFECT else did_you_mean(str(key), sorted(_GENERATION))
+            why = ", since answers are decoded greedily, token by token; leave it out" if near == "." else near
+            raise EvaluationError(f"{where}: generation_kwargs.{key}: {value!r} is not supported{why}")

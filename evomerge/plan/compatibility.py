@@ -39,6 +39,7 @@ def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader], 
     for key, header in {str(reference.folder): reference, **others}.items():
         _check_head(header, key)
     for key, header in others.items():
+        _check_config(reference, header, key)
         other_depth = reference.n_layers != header.n_layers
         if other_depth and not any_depth:
             raise RecipeError(
@@ -46,7 +47,6 @@ def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader], 
                 "can be merged. Layers of models of different depth can be stacked or merged in slices with a layer_range of every model, "
                 "the base's too"
             )
-        _check_config(reference, header, key)
         _check_vocabulary(reference, header, key)
         if reference.tied and not header.tied:
             raise RecipeError(

@@ -4,7 +4,7 @@ Sees strategies and evaluations; never tensors, engines or Ray.
 """
 
 from evomerge.search.budget import Budget
-from evomerge.search.finals import choose_finalists, finals_count, run_finals
+from evomerge.search.finals import choose_finalists, in_finals, run_finals
 from evomerge.search.front_files import FrontFiles, front_csv, front_json
 from evomerge.search.item_store import ItemStore
 from evomerge.search.journal import FORMAT_VERSION, Journal, JournalReader, event, first_event, read_journal
@@ -63,12 +63,12 @@ __all__ = [
     "best_of_front",
     "choose_finalists",
     "event",
-    "finals_count",
     "first_event",
     "front_csv",
     "front_json",
     "front_of",
     "headline",
+    "in_finals",
     "indifferent",
     "items_of_candidate",
     "leader",

@@ -42,11 +42,10 @@ def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> Run
     return state
 
 
-def finals_count(state: RunState, split: Split) -> tuple[int, int]:
-    """How many candidates the finals have evaluated on `split`, select or report, and how many they are to."""
+def in_finals(state: RunState, split: Split) -> set[str]:
+    """The ids of all that the finals evaluate on `split`, select or report."""
     chosen = state.finalists if split is Split.SELECT else filter(None, [state.best_id])
-    names = {*chosen, *(entry.id for entry in state.baselines)}
-    return sum((name, split) in state.evaluations for name in names), len(names)
+    return {*chosen, *(entry.id for entry in state.baselines)}
 
 
 def choose_finalists(state: RunState, count: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Names of engine options are checked before an engine is started, where vLLM says which there are."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,38 @@ def test_options_with_which_other_weights_would_be_scored_are_refused_before_an_
     ):
         problem({"kind": "vllm", "options": options})
     problem({"kind": "vllm", "options": options}, begun=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_refused"),
+    [
+        ({}, True),
+        ({"rope_scaling": None}, True),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}, True),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, False),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}}}, False),
+        ({"model_max_length": 4096}, False),
+        ({"max_position_embeddings": 4096}, False),
+    ],
+)
+def test_more_positions_than_the_model_has_are_refused_before_an_engine_starts(
+    problem: Any, tmp_path: Path, config: dict[str, Any], is_refused: bool
+) -> None:
+    for name in ("a", "b"):
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    problem({"kind": "transformers"})
+    problem({"kind": "transformers", "max_model_len": 4096}, begun=True)
+    if not is_refused:
+        problem({"kind": "transformers", "max_model_len": 4096})
+        return
+    with pytest.raises(ConfigError, match=r"engine.max_model_len: 4,096 is more than the 512 positions .*; lower it"):
+        problem({"kind": "transformers", "max_model_len": 4096})
+
+
+def test_what_vllm_is_told_to_take_is_not_refused(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = {"kind": "vllm", "max_model_len": 4096}
+    monkeypatch.setattr("evomerge.engine.vllm_option_names", frozenset)
+    problem({**long, "options": {"hf_overrides": {"max_position_embeddings": 4096}}})
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    problem(long)

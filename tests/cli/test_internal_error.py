@@ -45,6 +45,7 @@ def test_a_search_that_breaks_is_resumed(tmp_path: Path, kind: str) -> None:
     trace, _, message = broken.stderr.partition("\ninternal error: ZeroDivisionError: provoked\n")
     assert "Traceback (most recent call last)" in trace
     assert "in fail" in trace
+    assert "Every finished evaluation is saved" in message
     assert "evomerge resume" not in trace, "said once, at the end"
     assert message.splitlines()[0] == "This is a bug in evomerge or a library; the traceback is above."
     assert f"evomerge resume {tmp_path / 'run'}" in message
@@ -60,21 +61,25 @@ def test_a_search_that_breaks_is_resumed(tmp_path: Path, kind: str) -> None:
     assert (tmp_path / "run" / "front.json").read_bytes() == (tmp_path / "whole" / "front.json").read_bytes()
 
 
-def test_workers_that_cannot_start_end_a_search_that_can_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [0, 8])
+def test_workers_that_cannot_start_end_a_search_that_can_go_on(tmp_path: Path, before: int) -> None:
     config = tmp_path / "search.yaml"
     config.write_text(yaml.safe_dump({**SETTINGS, "cluster": {"kind": "local", "workers": 1}}))
     fault = FAULT.replace('ZeroDivisionError("provoked")', 'EngineError("worker 0 cannot start: provoked")')
+    fault = fault.replace("> 8", f">= {before}")
     broken = run(
         "search", config, "--run-dir", tmp_path / "run", fault=f"from evomerge.core import EngineError\n{fault}"
     )
     assert broken.returncode == 2
     assert "Traceback" not in broken.stderr
-    assert broken.stderr.endswith(
-        "error: worker 0 cannot start: provoked\n"
-        "Every finished evaluation is saved. Once the problem is fixed, continue with:\n"
-        f"  evomerge resume {tmp_path / 'run'}\n"
-        f"Worker logs: {tmp_path / 'run' / 'logs'}\n"
+    resume, logs = f"  evomerge resume {tmp_path / 'run'}\n", f"Worker logs: {tmp_path / 'run' / 'logs'}\n"
+    advice = (
+        f"Every finished evaluation is saved. Once the problem is fixed, continue with:\n{resume}"
+        if before
+        else f"Nothing has been evaluated yet. Once the problem is fixed:\n{resume}"
+        f"or, if it is in the configuration, start the search again with --run-dir {tmp_path / 'run'}\n"
     )
+    assert broken.stderr.endswith(f"error: worker 0 cannot start: provoked\n{advice}{logs}")
 
 
 def test_other_commands(tmp_path: Path) -> None:
