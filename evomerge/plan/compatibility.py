@@ -1,6 +1,6 @@
 """Whether models can be merged with each other, from their headers alone."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from evomerge.core import CheckpointError, RecipeError
@@ -24,13 +24,20 @@ One that a config leaves out is not compared: transformers 4 leaves out defaults
 """
 
 
-def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader], *, any_depth: bool = False) -> None:
+def check_compatible(
+    reference: ModelHeader,
+    others: Mapping[str, ModelHeader],
+    *,
+    any_depth: bool = False,
+    layers_only: Collection[str] = (),
+) -> None:
     """Refuses models that do not fit `reference`; shapes are checked tensor by tensor later.
 
     Args:
         reference: what the others are compared with.
         others: key -> header.
         any_depth: whether they may have more or fewer layers, each like the reference's.
+        layers_only: keys of those that give layers and nothing else, so that their vocabulary may be another.
 
     Raises:
         RecipeError: other layer counts, vocabularies, heads, rotary embeddings, or an untied model with a tied reference.
@@ -47,16 +54,18 @@ def check_compatible(reference: ModelHeader, others: Mapping[str, ModelHeader], 
                 "can be merged. Layers of models of different depth can be stacked or merged in slices with a layer_range of every model, "
                 "the base's too"
             )
-        _check_vocabulary(reference, header, key)
-        if reference.tied and not header.tied:
+        gives_rows = key not in layers_only
+        if gives_rows:
+            _check_vocabulary(reference, header, key)
+        if gives_rows and reference.tied and not header.tied:
             raise RecipeError(
                 f"{key} has an output layer of its own ({header.head}), {reference.folder} ties it to the embedding; "
                 "merge models of one kind, or take an untied model as the base"
             )
         if other_depth:
-            _check_layers(reference, header, key)
+            _check_layers(reference, header, key, outside=gives_rows)
         else:
-            _check_names(reference, header, key)
+            _check_names(reference, header, key, outside=gives_rows)
 
 
 def _check_head(header: ModelHeader, key: str) -> None:
@@ -70,13 +79,16 @@ def _check_head(header: ModelHeader, key: str) -> None:
         )
 
 
-def _check_names(reference: ModelHeader, header: ModelHeader, key: str) -> None:
+def _check_names(reference: ModelHeader, header: ModelHeader, key: str, *, outside: bool) -> None:
+    """Both have the same tensors; unless `outside`, in their layers."""
     missing = [
         name
         for name in reference.tensors
         if name not in header.tensors and not (name == reference.head and header.tied)
     ]
     extra = [name for name in header.tensors if name not in reference.tensors]
+    if not outside:
+        missing, extra = ([name for name in names if layer_name(name) is not None] for names in (missing, extra))
     if missing and len(missing) == len(extra):
         raise CheckpointError(
             f"{key} has a tensor {extra[0]!r} and {reference.folder} {missing[0]!r}, {len(missing)} in all: if they are models of one "
@@ -92,7 +104,7 @@ def _check_names(reference: ModelHeader, header: ModelHeader, key: str) -> None:
         )
 
 
-def _check_layers(reference: ModelHeader, header: ModelHeader, key: str) -> None:
+def _check_layers(reference: ModelHeader, header: ModelHeader, key: str, *, outside: bool) -> None:
     """As `_check_names`, for another number of layers: all layers of both have the same tensors."""
     wanted = _layers(reference)
     first, *_ = wanted.values()
@@ -104,9 +116,11 @@ def _check_layers(reference: ModelHeader, header: ModelHeader, key: str) -> None
                     f"{folder}: layer {layer} differs from the first layer of {reference.folder} in {name!r}; models of different depth "
                     "need layers of one kind"
                 )
-    outside = {name for name in reference.tensors if layer_name(name) is None}
+    if not outside:
+        return
+    ours = {name for name in reference.tensors if layer_name(name) is None}
     theirs = {name for name in header.tensors if layer_name(name) is None}
-    for name in sorted(outside ^ theirs):
+    for name in sorted(ours ^ theirs):
         if not (name == reference.head and header.tied):
             raise CheckpointError(f"{name!r} is a tensor of only one of {key} and {reference.folder}")
 

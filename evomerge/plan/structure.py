@@ -97,6 +97,7 @@ def build_structure(key: StructureKey) -> Structure:
         reference,
         {name: header for name, header in key.headers if name != key.reference},
         any_depth=_says_all_layers(key),
+        layers_only=_in_the_middle(key),
     )
     return _Builder(key, headers, reference).build()
 
@@ -108,6 +109,14 @@ def _says_all_layers(key: StructureKey) -> bool:
         len(found) == len(part) and (base is None or base in found)
         for found, part, base in zip(models, key.slices, key.bases, strict=True)
     )
+
+
+def _in_the_middle(key: StructureKey) -> set[str]:
+    """The models that give layers alone: what is outside the layers is made of the first and the last slice's."""
+    if any(source.layer_range is None for part in key.slices for source in part) or set(key.modules) != {None}:
+        return set()
+    ends = {source.key for part in (key.slices[0], key.slices[-1]) for source in part}
+    return {name for name, _ in key.headers} - ends - {key.bases[0], key.bases[-1], key.reference}
 
 
 class _Builder:

@@ -192,6 +192,23 @@ def test_models_that_do_not_fit(tmp_path, models, headers, kwargs, changes, mess
         make_plan(recipe, {**headers, str(other): read_model_header(other)})
 
 
+@pytest.mark.parametrize("changes", [{"vocab": 144}, {"tied": False}, {"vocab": 144, "tied": False, "n_layers": 6}])
+def test_a_model_that_gives_layers_alone_may_have_another_vocabulary(tmp_path, models, headers, changes):
+    other = str(write_tiny_llama(tmp_path / "other", seed=9, **{"n_layers": 4, **changes}))
+    headers = {**headers, other: read_model_header(other)}
+
+    def stacked(*parts):
+        return Recipe("passthrough", tuple(Slice((Source(model, layers),)) for model, layers in parts))
+
+    middle = stacked((models["a"], (0, 2)), (other, (1, 3)), (models["a"], (3, 4)))
+    plan = make_plan(middle, headers)
+    found = {entry.source for step in plan.steps for entry in step.inputs if ".layers." not in step.output}
+    assert found == {models["a"]}
+    assert by_name(plan)["model.layers.2.mlp.up_proj.weight"].inputs[0].source == other
+    with pytest.raises(RecipeError, match=r"embedding rows|ties it to the embedding"):
+        make_plan(stacked((models["a"], (0, 2)), (other, (2, 4))), headers)
+
+
 def test_rope_spellings_are_one(tmp_path, models, headers):
     other = edited(
         write_tiny_llama(tmp_path / "o", seed=9, n_layers=4),
