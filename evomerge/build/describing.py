@@ -5,9 +5,12 @@ from evomerge.build.strategies import chosen_strategy
 from evomerge.core import weights_in_mean
 from evomerge.evaluation.task_metrics import OTHER_SCALES, scored_metric
 from evomerge.plan import other_tokens
-from evomerge.recipe import BaseRole, method_spec
+from evomerge.recipe import BaseRole, StackTemplate, method_spec
 from evomerge.space import Parameter
 from evomerge.strategy import strategy_class
+
+_OF_DEPTH = ("cost.layers", "cost.active_parameters")
+"""costs that follow from a model's depth"""
 
 _MANY, _ENOUGH_EACH = 13, 6
 """parameters, and candidates for each of them: 4 for each of 36 found nothing better than baselines on the demo models, 6 for each of 24 did"""
@@ -81,7 +84,17 @@ def _on_models(problem: Problem) -> list[str]:
 
 
 def _on_objectives(problem: Problem) -> list[str]:
-    """Of a strategy that would leave a cost out of the mean that it searches."""
+    """Of a strategy that would leave a cost out of the mean that it searches, and of costs that all candidates have alike."""
+    alike = [goal.name for goal in problem.objectives if goal.name in _OF_DEPTH]
+    found = []
+    if alike and problem.template is not None and not isinstance(problem.template, StackTemplate):
+        found.append(
+            f"objectives: {', '.join(alike)} {'is' if len(alike) == 1 else 'are'} the same for every candidate unless layers are stacked (space.stacking)"
+        )
+    return found + _on_ignored_costs(problem)
+
+
+def _on_ignored_costs(problem: Problem) -> list[str]:
     name = chosen_strategy(problem).name
     weights = weights_in_mean(problem.objectives)
     costs = [goal.name for goal, weight in zip(problem.objectives, weights, strict=True) if not weight and goal.is_cost]

@@ -403,10 +403,18 @@ def evaluate(
         settings = load_config(source, overrides or ())
     scored = evaluate_model(settings, model, split, show=show)
     if as_json:
-        scores = {"model": scored.model, "split": split.value, "scores": dict(scored.evaluation.scores)}
-        shown = {task: [asdict(item) for item in items] for task, items in scored.shown.items()}
-        extra = {"items": shown} if show else {}
-        print(json.dumps({**scores, "stderr": dict(scored.evaluation.stderr), **extra}, indent=2))
+        found = scored.evaluation
+        content: dict[str, object] = {
+            "model": scored.model,
+            "split": split.value,
+            "scores": dict(found.scores),
+            "stderr": dict(found.stderr),
+            "n_items": {task: len(items) for task, items in found.item_scores.items()},
+            "cost": dict(found.cost),
+        }
+        if show:
+            content["items"] = {task: [asdict(item) for item in items] for task, items in scored.shown.items()}
+        print(json.dumps(content, indent=2))
         return
     from evomerge.cli.tables import print_evaluation, print_items
 
@@ -415,12 +423,15 @@ def evaluate(
 
 
 @app.command()
-def summary(run: Run) -> None:
+def summary(run: Run, as_json: AsJson = False) -> None:
     """Print the result of a run: scores of sources, baselines and best recipe, with 95% intervals."""
     from evomerge.build import open_run
     from evomerge.cli.tables import print_summary
 
-    print_summary(open_run(run))
+    if as_json:
+        print(json.dumps(open_run(run).summary(), indent=2))
+    else:
+        print_summary(open_run(run))
 
 
 @app.command()

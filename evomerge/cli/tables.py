@@ -115,6 +115,10 @@ def print_evaluation(name: str, evaluation: Evaluation, config: SearchConfig) ->
     for task, score in evaluation.scores.items():
         interval = _with_interval(score, evaluation.stderr[task], 4)
         table.add_row(task, interval, str(len(evaluation.item_scores[task])))
+    for goal in config.objectives:
+        cost = evaluation.cost.get(goal.name.removeprefix("cost."))
+        if goal.name.startswith("cost.") and cost is not None:
+            table.add_row(goal.name, f"{cost:g}", "")
     CONSOLE.print(table)
     drawn = config.evaluation.search_items if isinstance(config.evaluation, LmEvalConfig) else None
     if drawn is not None and evaluation.split is Split.SEARCH:

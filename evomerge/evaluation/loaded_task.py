@@ -114,7 +114,8 @@ def _load_data(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Data split -> its rows (`datasets.Dataset`), loaded as lm-eval loads them, but once for all splits."""
     import datasets
 
-    datasets.utils.logging.set_verbosity_error()  # of what is in a cache, each time
+    # it tells of what is in a cache, each time, and twice of what it then raises
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
     custom = settings.get("custom_dataset")
     kwargs = dict(settings.get("dataset_kwargs") or {})
     # Refused by datasets from 4.0 on, which run no code of data sets any more; lm-eval drops it too.

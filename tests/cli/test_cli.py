@@ -307,6 +307,8 @@ def test_a_search_from_start_to_merged_model(project: Path, tmp_path: Path) -> N
     assert refused.returncode == 2
     assert "may only change" in refused.stderr
 
+    shown = run("summary", directory, "--json")
+    assert json.loads(shown.stdout) == summary
     front = run("front", directory, "--json")
     assert json.loads(front.stdout)["members"]
     assert run("front", directory, "--csv").stdout.startswith("id,toy,toy_stderr\n")
@@ -328,6 +330,7 @@ def test_a_search_from_start_to_merged_model(project: Path, tmp_path: Path) -> N
     assert scored.returncode == 0, scored.stderr
     answer = json.loads(scored.stdout)
     assert answer["scores"]["toy"] == summary["splits"]["report"]["best"]["toy"]
+    assert answer["n_items"]["toy"] == answer["cost"]["items"] > 0
     assert [item["number"] for item in answer["items"]["toy"]] == [0, 1]
     assert all(item["prompt"] and item["answers"] and item["target"] for item in answer["items"]["toy"])
     other = run("eval", tmp_path / "merged", "--config", directory, "--set", "tasks=[nowhere.yaml]")

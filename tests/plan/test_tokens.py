@@ -110,19 +110,3 @@ def test_a_search_and_a_merge_say_it(folder: Path, caplog: pytest.LogCaptureFixt
         merge_to_folder(recipe, folder / "out")
     assert "b gives 2 tokens other ids" in caplog.text
     assert "`tokenizer: {source: base}`" in caplog.text
-
-
-def test_an_expert_that_is_the_base_is_noted_where_differences_are_weighed(folder: Path) -> None:
-    write_toy_task(folder / "toy.yaml", n_items=4)
-
-    def notes(method: str) -> str:
-        settings = {
-            "models": {"base": "base", "experts": {"a": "a", "same": "base"}},
-            "method": method,
-            "tasks": ["toy.yaml"],
-            "budget": {"evaluations": 20},
-        }
-        return "\n".join(describe(make_problem(parse_config(settings, folder=folder))))
-
-    assert "models.experts.same: is the base itself" in notes("ties")
-    assert "is the base itself" not in notes("linear")

@@ -1,0 +1,49 @@
+"""What is said of configurations that can be searched but are hardly what was meant."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evomerge.build import describe, make_problem, parse_config
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(place / name, seed=seed)
+    write_toy_task(place / "toy.yaml", n_items=4)
+    return place
+
+
+def notes(folder: Path, **changes: Any) -> str:
+    settings = {
+        "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
+        "tasks": ["toy.yaml"],
+        "strategy": "auto",
+        "budget": {"evaluations": 20},
+        **changes,
+    }
+    lines = describe(make_problem(parse_config(settings, folder=folder)))
+    return "\n".join(line for line in lines if line.startswith("note"))
+
+
+@pytest.mark.parametrize(
+    ("method", "noted"), [("ties", True), (["ties", "della"], True), (["ties", "linear"], False), ("linear", False)]
+)
+def test_an_expert_that_is_the_base_is_noted_where_differences_are_weighed(
+    folder: Path, method: Any, noted: bool
+) -> None:
+    models = {"base": "base", "experts": {"a": "a", "same": "base"}}
+    assert ("models.experts.same: is the base itself" in notes(folder, models=models, method=method)) == noted
+
+
+def test_costs_that_follow_from_depth_are_noted_where_nothing_is_stacked(folder: Path) -> None:
+    objectives = ["toy", "cost.layers", "cost.active_parameters", "cost.generated_tokens"]
+    text = notes(folder, objectives=objectives)
+    assert "cost.layers, cost.active_parameters are the same for every candidate unless layers are stacked" in text
+    assert "the same for every" not in notes(folder, objectives=objectives, space={"stacking": {}})
+    assert "the same for every" not in notes(folder, objectives=["toy", "cost.generated_tokens"])
