@@ -115,7 +115,7 @@ def _text(
         n_layers=header.n_layers,
         models="\n".join(models),
         method="task_arithmetic" if base else "linear",
-        method_note="       # base + weighted differences of the experts from it" if base else "                # weighted mean; methods with task vectors need a base",
+        method_note="       # base + weighted differences of the experts from it; of a list, [task_arithmetic, ties], the search chooses" if base else "                # weighted mean; methods with task vectors need a base",
         tasks="tasks:\n" + "\n".join(f"  - {task}" for task in tasks) if tasks else _NO_TASKS,
         strategies=", ".join(strategy_names()),
     )  # fmt: skip
