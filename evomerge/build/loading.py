@@ -28,6 +28,11 @@ def load_config(path: FilePath | Mapping[str, Any], overrides: Sequence[str] | M
         config = parse_config(_plain(path), folder=Path.cwd(), overrides=overrides)
     else:
         config = read_config(path, overrides)
+    return _with_switches(_with_effort(config))
+
+
+def _with_switches(config: SearchConfig) -> SearchConfig:
+    """With what the method's switches are set to where weights are searched."""
     space = config.space
     # of several methods each has its own switches, which its template sets
     spec = METHODS.get(space.method) if isinstance(space.method, str) else None
@@ -35,6 +40,19 @@ def load_config(path: FilePath | Mapping[str, Any], overrides: Sequence[str] | M
         return config
     fixed = {name: value for name, value in default_switches(spec).items() if name not in space.fixed}
     return config.model_copy(update={"space": space.model_copy(update={"fixed": {**space.fixed, **fixed}})})
+
+
+def _with_effort(config: SearchConfig) -> SearchConfig:
+    """With the number of evaluations and of workers that nevergrad chooses its optimiser by."""
+    if config.strategy.name != "nevergrad":
+        return config
+    n_evaluations, n_workers = config.budget.evaluations, config.cluster.workers
+    known: dict[str, int] = {} if n_evaluations is None else {"budget": n_evaluations}
+    if isinstance(n_workers, int) and n_workers > 1:
+        known["n_workers"] = n_workers
+    return config.model_copy(
+        update={"strategy": config.strategy.model_copy(update={**known, **config.strategy.options})}
+    )
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

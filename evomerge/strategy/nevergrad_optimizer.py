@@ -39,7 +39,7 @@ class NevergradOptions(StrategyOptions):
     optimizer: str = Field(
         "NGOpt", description="name in nevergrad.optimizers.registry; NGOpt chooses by dimension and budget"
     )
-    budget: int = Field(100, ge=1, description="evaluations it should plan for; set it to the search's budget")
+    budget: int = Field(100, ge=1, description="evaluations it should plan for; `evomerge search` says the search's")
     n_workers: int = Field(
         2,
         ge=2,

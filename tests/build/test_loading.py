@@ -1,5 +1,7 @@
 """What a search sets unless told otherwise is written out when its configuration is loaded."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -30,6 +32,34 @@ def test_searched_weights_are_not_divided_by_their_sum(tmp_path, space, fixed):
     settings = {"models": {"base": "b", "experts": {"a": "a"}}, "space": space, "tasks": ["x"], "budget": {"hours": 1}}
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
     assert load_config(tmp_path / "search.yaml").space.fixed == fixed
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, {"budget": 300, "n_workers": 4}),
+        (
+            {"strategy": {"name": "nevergrad", "budget": 50, "optimizer": "CMA"}},
+            {"budget": 50, "optimizer": "CMA", "n_workers": 4},
+        ),
+        ({"budget": {"hours": 1}, "cluster": {"workers": "auto"}}, {}),
+        ({"cluster": {"workers": 1}}, {"budget": 300}),
+        ({"strategy": "cma_es"}, {}),
+    ],
+)
+def test_nevergrad_plans_for_the_searchs_budget_and_workers(changes, options):
+    settings = {
+        "models": {"base": "b", "experts": {"a": "a"}},
+        "tasks": ["x"],
+        "strategy": "nevergrad",
+        "budget": {"evaluations": 300},
+        "cluster": {"workers": 4},
+        **changes,
+    }
+    config = load_config(settings)
+    assert config.strategy.options == options
+    again = parse_config(config.model_dump(mode="json"), folder=Path("/"))
+    assert again.strategy == config.strategy, "as a resumed run has it"
 
 
 def test_values_from_python_are_taken_as_they_are(tmp_path):

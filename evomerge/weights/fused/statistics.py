@@ -126,8 +126,10 @@ class Statistics:
         mask = (pair, key, ranks is not None)
         found = self._kept_norms.get(mask)
         if found is None:
+            if self._once or len(self._kept_norms) >= MOST_KEPT_NORMS:
+                return None
             delta, n_elements = self._delta(pair)
-            if self._once or n_elements < LARGE_TENSOR or len(self._kept_norms) >= MOST_KEPT_NORMS:
+            if n_elements < LARGE_TENSOR:
                 return None
             rank_address, grid = 0 if ranks is None else ranks.ctypes.data, addend_grid(self.l1(pair))
             norms = kept_norms(delta, n_elements, *key, rank_address, np.float32(step), grid)
