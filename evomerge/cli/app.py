@@ -165,6 +165,8 @@ def plan(
     if seconds is not None and not 0 < seconds < math.inf:
         raise ConfigError(f"--seconds {seconds:g}: expected a number above 0")
     problem = make_problem(load_config(config, overrides or ()))
+    if price is not None and measured is None and seconds is None and planning.synthetic_times(problem) is None:
+        raise ConfigError("--price: a cost follows from times; give --from or --seconds too")
     times = (
         planning.measured_times(problem, measured)
         if measured

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from evomerge.archive import Front
 from evomerge.cli.console import say
 from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from evomerge.core import EngineError, Evaluation, EvomergeError, Split, Status
-from evomerge.search import Interrupted, RunDirectory, RunState, in_finals, indifferent, standing
+from evomerge.search import Interrupted, RunDirectory, RunState, front_of, in_finals, indifferent, standing
 
 STATUS_EVERY_S = 10.0
 """How often a status line is printed where nothing improves."""
@@ -36,6 +37,7 @@ class Progress:
         self._folder, self._budget, self._n_finalists = folder, n_evaluations, n_finalists
         before = [] if known is None else [standing(known.objectives, item) for item in known.evaluated()]
         self._best = max(before, default=(float("-inf"),))
+        self._front = front_of(known) if before and known is not None else None
         self._started = self._last = time.monotonic()
         self._n_here = 0
         self._seen: set[tuple[str, Split]] = set() if known is None else set(known.evaluations)
@@ -70,6 +72,9 @@ class Progress:
             say(
                 f"note: {n_dropped:.0f} {evaluation.split} items also appear in a later split and were dropped (drop_shared)"
             )
+        if evaluation.split is Split.SEARCH:
+            self._front = Front(state.objectives) if self._front is None else self._front
+            self._front.add(evaluation)
         here = standing(state.objectives, evaluation)
         scores = "  ".join(f"{item.name} {evaluation.value(item.name):.3f}" for item in state.objectives)
         line = f"{evaluation.candidate_id:<22} mean {here[0]:.3f}   {scores}"
@@ -88,14 +93,17 @@ class Progress:
             self._print(state, f"{line}   best so far")
         elif time.monotonic() - self._last > STATUS_EVERY_S:
             rate = self._n_here / (time.monotonic() - self._started)
-            self._print(state, f"{line}   ({60 * rate:.0f}/min, best {self._best[0]:.3f})")
+            self._print(state, f"{line}   ({60 * rate:.0f}/min, best {self._best[0]:.3f}{self._size_of_front(state)})")
 
     def _say_what_follows(self, state: RunState, budget: int) -> None:
         if state.n_evaluations[Split.SEARCH] == len(state.entries) >= budget and not self._said_what_follows:
             self._said_what_follows = True
             say(
-                f"search done; finals: the {self._n_finalists} finalists and all baselines are scored on select, then the winner and all baselines on report"
+                f"search done{self._size_of_front(state)}; finals: the {self._n_finalists} finalists and all baselines are scored on select, then the winner and all baselines on report"
             )
+
+    def _size_of_front(self, state: RunState) -> str:
+        return f", front of {len(self._front)}" if self._front is not None and len(state.objectives) > 1 else ""
 
     def _say_what_cannot_be_searched(self, state: RunState) -> None:
         same = [f"{name} ({score:.3f})" for name, score in indifferent(state).items()]

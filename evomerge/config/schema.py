@@ -329,7 +329,7 @@ class ClusterConfig(_Strict):
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
-            raise ValueError("must be at least 1 or 'auto'")
+            raise ValueError(f"must be at least 1 or 'auto' (got {value})")
         return value
 
     @model_validator(mode="after")

@@ -151,6 +151,13 @@ def test_validate_loads_the_items_where_asked(project: Path) -> None:
     assert "context and continuation take 15 tokens, the engine has room for 14" in short.stderr
 
 
+def test_a_price_without_times_is_refused(project: Path) -> None:
+    refused = run("plan", project / "search.yaml", "--price", "2")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--price: a cost follows from times; give --from or --seconds too" in refused.stderr
+    assert run("plan", project / "search.yaml", "--price", "2", "--seconds", "3").returncode == 0
+
+
 def test_validate_says_when_items_are_longer_than_the_models_positions(project: Path, tmp_path: Path) -> None:
     for name in ("base", "a", "b"):
         write_tiny_llama(tmp_path / "models" / name, seed=1, max_position_embeddings=12)

@@ -64,6 +64,33 @@ def test_improvements_are_printed_and_now_and_then_how_fast_it_goes(
     ]
 
 
+def test_of_several_objectives_the_front_is_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    goals = [{"name": name, "direction": "maximize", "reference": None} for name in "fg"]
+    state, progress = RunState.of([event("run", version=1, objectives=goals)]), Progress(Path("run"), 4, 1)
+    for number, scores in enumerate([(0.5, 0.5), (0.9, 0.0), (0.1, 0.6), (0.4, 0.4)]):
+        name = f"c{number:06d}"
+        state.apply(event("asked", id=name, values=[0.5], parents=[], ask_s=0.0))
+        state.apply(
+            event(
+                "evaluated", id=name, split="search", status="ok", scores=dict(zip("fg", scores, strict=True)), stderr={}, cost={},
+                error=None, row=None, checksum=None, elapsed_s=now,
+            )
+        )  # fmt: skip
+        now += 11
+        progress(state, state.evaluations[name, Split.SEARCH])
+        if number == 2:
+            again = Progress(Path("run"), 4, 1, known=state)
+    again(state, state.evaluations["c000003", Split.SEARCH])
+    lines = capsys.readouterr().out.splitlines()
+    ends = [line.partition("best 0.500")[2] for line in lines if "/min" in line]
+    assert ends == [", front of 2)", *[", front of 3)"] * 3]
+    assert [line.partition(";")[0] for line in lines if "finals" in line] == ["search done, front of 3"] * 2
+
+
 def test_the_finals_are_announced_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
     state = RunState.of(
         [

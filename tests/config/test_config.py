@@ -128,7 +128,7 @@ def test_strategy_options_pass_through() -> None:
         ({"method": 3}, "1 problem\n  - method: expected a merge method, or a list of merge methods"),
         ({"evaluation": {"kind": "synthetic"}}, "takes no models and no tasks"),
         ({"evaluation": {"kind": "magic"}}, "evaluation: kind: must be 'lm_eval' or 'synthetic', got 'magic'"),
-        ({"cluster": {"workers": 0}}, "must be at least 1 or 'auto'"),
+        ({"cluster": {"workers": 0}}, "must be at least 1 or 'auto' (got 0)"),
         ({"cluster": {"kind": "local", "workers": 2}}, "cluster.kind local runs one engine; set cluster.workers to 1"),
         ({"cluster": {"kind": "local", "address": "auto"}}, "cluster: address: auto would not be used by kind: local"),
         ({"engine": {"kind": "transformers", "tensor_parallel": 2}}, "tensor_parallel needs kind: vllm"),
