@@ -48,7 +48,19 @@ class MethodsTemplate:
             for template in templates
         ]
         """of each template: its coordinate -> what it is called here"""
-        self.space = SearchSpace([Parameter.categorical(METHOD, names), *parameters.values()])
+        users = {
+            name: tuple(number for number, own in enumerate(self._names) if name in own.values()) for name in parameters
+        }
+        chosen = Parameter.categorical(METHOD, names)
+        self.space = SearchSpace(
+            [
+                chosen,
+                *(
+                    item if len(users[item.name]) == len(names) else replace(item, used_with=(METHOD, users[item.name]))
+                    for item in parameters.values()
+                ),
+            ]
+        )
 
     def recipe(self, values: Mapping[str, float], name: str | None = None) -> Recipe:
         """The recipe of decoded parameter values (`space.decode`)."""

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from evomerge.core import SpaceError, fingerprint
 from evomerge.space.choices import choices_at, middles_of
 
+Conditions = tuple[tuple[int, tuple[int, ...]] | None, ...]
+"""of every coordinate, see `SearchSpace.conditions`"""
+
 MAX_DIMENSION = 20_000
 """Published data-flow spaces have 4,288 coordinates; above this every strategy here is the wrong tool."""
 
@@ -26,6 +29,7 @@ class Parameter:
         choices: names of the values of a categorical one, at least two; its value is the index of the choice. () = real.
         family: what it has in common with others that are likely to want similar values, such as the same weight in other layers;
             "" = nothing.
+        used_with: a categorical parameter's name, and those of its choices without which this one has no effect; None = it always has.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Parameter:
     high: float
     choices: tuple[str, ...] = ()
     family: str = ""
+    used_with: tuple[str, tuple[int, ...]] | None = None
 
     @classmethod
     def categorical(cls, name: str, choices: Sequence[str]) -> "Parameter":
@@ -91,6 +96,15 @@ class SearchSpace:
         keys = [(parameter.family, "" if parameter.family else parameter.name) for parameter in self.parameters]
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return tuple(numbers[key] for key in keys)
+
+    @property
+    def conditions(self) -> "Conditions":
+        """(d,): the number of the categorical coordinate, and its choices, without which a coordinate has no effect; None where it always has."""
+        numbers = {parameter.name: number for number, parameter in enumerate(self.parameters)}
+        return tuple(
+            None if item.used_with is None else (numbers[item.used_with[0]], item.used_with[1])
+            for item in self.parameters
+        )
 
     @property
     def fingerprint(self) -> str:

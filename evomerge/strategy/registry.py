@@ -126,7 +126,8 @@ def make_strategy(
     Args:
         name: one of `strategy_names()`.
         dimension: number of unit coordinates of the space, d >= 1; or give `space`.
-        space: the space itself, which also tells `choices` and `families`; give it or `dimension`, not both.
+        space: the space itself, which also tells `choices`, `families` and, to a strategy whose class says `uses_conditions`, what has an effect
+            where; give it or `dimension`, not both.
         objectives: what is optimised; a plain name means: maximise it.
         seed: of every random number, >= 0.
         choices: (d,), the number of choices of each categorical coordinate, 0 for real ones (`SearchSpace.choices`); None = all
@@ -138,18 +139,21 @@ def make_strategy(
     Raises:
         ConfigError: an unknown name or option, a value out of range, or not exactly one of `dimension` and `space`.
     """
-    checked = strategy_options(name, options)
+    checked, conditions = strategy_options(name, options), None
     if (dimension is None) == (space is None):
         raise ConfigError(
             "make_strategy needs either dimension= or space=, got " + ("neither" if space is None else "both")
         )
     if space is not None:
         dimension, choices, families = space.dimension, space.choices, space.families
+        conditions = space.conditions if any(space.conditions) else None
     goals = [Objective(goal) if isinstance(goal, str) else goal for goal in objectives]
     strategy = strategy_class(name)
     told: dict[str, Any] = {"choices": tuple(choices)} if choices is not None and any(choices) else {}
     if families is not None and getattr(strategy, "uses_families", False):
         told["families"] = tuple(families)
+    if conditions is not None and getattr(strategy, "uses_conditions", False):
+        told["conditions"] = conditions
     return strategy(dimension, goals, seed, checked, **told)
 
 

@@ -32,7 +32,7 @@ from evomerge.core import (
     random_stream,
     to_losses,
 )
-from evomerge.space import middles_of, placed
+from evomerge.space import Conditions, middles_of, placed
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
 from evomerge.strategy.replay_log import BestKnown, ReplayLog, digest, read_adopted, read_result, read_seed, rows_of
 
@@ -65,6 +65,7 @@ class ReplayStrategy(ABC):
             any value in [i/n, (i+1)/n). Strategies that do not look at it search a step function.
         families: (d,), the number of each coordinate's family, whose members are likely to want similar values; None = no two belong
             together. Only for classes with `uses_families`.
+        conditions: (d,), which coordinate, with which choices, gives each its effect (`SearchSpace.conditions`); None = all always have one.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -76,6 +77,8 @@ class ReplayStrategy(ABC):
     """Whether `Told.items` is filled, and kept in the state."""
     uses_families: ClassVar[bool] = False
     """Whether it wants to be told which coordinates belong together."""
+    uses_conditions: ClassVar[bool] = True
+    """Whether it wants to be told which coordinates have an effect only with some choices of another."""
     averages: ClassVar[bool] = False
     """Whether it takes several objectives for one, their mean."""
     max_known: int = 0
@@ -92,6 +95,7 @@ class ReplayStrategy(ABC):
         *,
         choices: Sequence[int] | None = None,
         families: Sequence[int] | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         if dimension < 1:
             raise ConfigError(f"strategy {self.name}: the space has {dimension} dimensions; it needs at least one")
@@ -110,6 +114,8 @@ class ReplayStrategy(ABC):
         self.dimension = dimension
         self.families = None if families is None or len(set(families)) == dimension else tuple(families)
         self.choices = (0,) * dimension if choices is None else tuple(choices)
+        self._conditions = [(number, *found) for number, found in enumerate(conditions or ()) if found is not None]
+        """(a coordinate, the categorical one that it depends on, choices with which it has an effect)"""
         self.objectives = tuple(objectives)
         self.random_seed = seed
         self.options = self.options_type() if options is None else options
@@ -329,10 +335,14 @@ class ReplayStrategy(ABC):
         return self._key(genome) not in self._result_at
 
     def _place(self, genome: Genome) -> Genome:
-        """The genome that stands for all that mean the same: categorical coordinates in the middle of their choices."""
+        """The genome that stands for all that mean the same: categorical coordinates, and those without effect, in the middle."""
         if not isinstance(genome, VectorGenome) or not len(self._discrete):
             return genome
-        return VectorGenome(tuple(placed(np.array(genome.values), np.array(self.choices)).tolist()))
+        point = placed(np.array(genome.values), np.array(self.choices)).tolist()
+        for number, deciding, choices in self._conditions:
+            if int(point[deciding] * self.choices[deciding]) not in choices:
+                point[number] = 0.5
+        return VectorGenome(tuple(point))
 
     def _key(self, genome: Genome) -> str:
         return digest(Candidate("", self._place(genome)))

@@ -58,6 +58,15 @@ def test_families_of_other_bounds_are_others() -> None:
     assert families["della.density[a,0-1]"] == families["della.density[a,2-3]"] == "della.density[a]"
 
 
+def test_a_coordinate_has_an_effect_with_the_methods_that_have_the_parameter() -> None:
+    space = choice("task_arithmetic", "ties", "della", "dare_ties").space
+    found = dict(zip([parameter.name for parameter in space.parameters], space.conditions, strict=True))
+    assert found["method"] is None
+    assert found["weight[a]"] is None
+    assert found["density[a]"] == (0, (1, 3))
+    assert found["della.density[b]"] == (0, (2,))
+
+
 def test_a_point_is_the_recipe_of_its_method() -> None:
     made = choice("task_arithmetic", "dare_ties", "della")
     values = {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evomerge.core import Candidate, ConfigError, Evaluation, Objective, Split, Status, VectorGenome
+from evomerge.space import Parameter, SearchSpace
 from evomerge.strategy import Strategy, make_strategy
 from evomerge.testing.strategy_suite import lacking_library
 
@@ -191,6 +192,30 @@ def test_map_finds_the_best_of_729_choices():
                 found += 1
                 break
     assert found >= 3
+
+
+def repeats_without_effect(name: str, *, told_of_it: bool) -> int:
+    """How many of 60 candidates differ from an earlier one only in coordinates that its choice has no use for."""
+    condition = ("method", (1,)) if told_of_it else None
+    pruned = [Parameter(f"density[{number}]", 0.0, 1.0, used_with=condition) for number in range(3)]
+    space = SearchSpace([Parameter.categorical("method", ("plain", "sparse")), Parameter("weight", 0.0, 1.0), *pruned])
+    strategy = make_strategy(name, space=space, objectives=["t"], seed=3, population_size=6)
+    seen, repeats = set(), 0
+    for _ in range(60):
+        (candidate,) = strategy.ask(1)
+        values = space.decode(candidate.point)
+        effect = (values["method"], values["weight"], *(candidate.point[2:] if values["method"] else ()))
+        repeats += effect in seen
+        seen.add(effect)
+        score = -values["method"] - abs(values["weight"] - 0.4)
+        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores={"t": score})])
+    return repeats
+
+
+@pytest.mark.parametrize("name", ["ga", "nsga2"])
+def test_points_that_differ_only_where_it_has_no_effect_are_one(name: str) -> None:
+    assert repeats_without_effect(name, told_of_it=True) == 0
+    assert repeats_without_effect(name, told_of_it=False) > 0
 
 
 def test_a_search_ends_when_the_last_points_are_pending():
