@@ -4,7 +4,7 @@ from evomerge.build.problem import Problem
 from evomerge.build.strategies import chosen_strategy
 from evomerge.core import weights_in_mean
 from evomerge.evaluation.task_metrics import OTHER_SCALES, scored_metric
-from evomerge.plan import other_tokens
+from evomerge.plan import make_plan, other_tokens
 from evomerge.recipe import BaseRole, StackTemplate, method_spec
 from evomerge.space import Parameter
 from evomerge.strategy import strategy_class
@@ -67,10 +67,10 @@ def notes(problem: Problem) -> list[str]:
 
 def _on_models(problem: Problem) -> list[str]:
     """Of models whose tokens have other ids, and of an expert that is the base itself, which leaves nothing to weigh."""
-    config, stacking = problem.config, problem.config.space.stacking
-    if problem.template is None or (stacking is not None and not stacking.parameters):
+    if problem.template is None:
         return []
-    differing = other_tokens(problem.headers)
+    config, (*_, typical) = problem.config, problem.template.samples()
+    differing = other_tokens(problem.headers, make_plan(typical, problem.headers))
     found = [] if differing is None else [differing]
     weighs_differences = problem.crossings is None and all(
         method_spec(name).base is BaseRole.REQUIRED for name in config.space.methods
@@ -78,7 +78,7 @@ def _on_models(problem: Problem) -> list[str]:
     for name, key in config.expert_keys.items():
         if weighs_differences and key == config.base_key:
             found.append(
-                f"models.experts.{name}: is the base itself, so its parameters change nothing and it costs two evaluations; leave it out"
+                f"models.experts.{name}: is the base itself, so its parameters change nothing, and it is scored once more; leave it out"
             )
     return found
 

@@ -107,11 +107,11 @@ def gpu_memory_needs(
     from evomerge.weights import gpu_methods
 
     model, processes = next(iter(models.values())), config.engine.tensor_parallel
-    on_gpu = any(method == PIECEWISE.name or method in gpu_methods() for method in methods)
+    on_gpu = tuple(method for method in methods if method == PIECEWISE.name or method in gpu_methods())
     depth = n_slots / model.n_layers if n_slots and model.n_layers else 1.0
     part = _REPLICATED / processes if processes > 1 else 1.0
     given = config.cluster.gpus_per_worker
-    sources = sum(header.n_bytes for header in models.values()) + ranks_of(methods, models)
+    sources = sum(header.n_bytes for header in models.values()) + ranks_of(on_gpu, models)
     return {
         "engine_bytes": engine_bytes(config, model.n_bytes * depth * part, default_dtype(model)),
         "source_bytes": sources * part if on_gpu else 0,
@@ -124,14 +124,16 @@ def check_length(config: SearchConfig, model: ModelHeader) -> None:
     wanted, positions = config.engine.max_model_len, config_value(model.config, *POSITIONS)
     if wanted is None or not isinstance(positions, int) or wanted <= positions:
         return
+    is_vllm = engine_kind(config) == "vllm"
     rope = config_value(model.config, "rope_scaling", "rope_parameters")
     # settings of all layers, or by kind of layer
     rotary = [rope, *rope.values()] if isinstance(rope, Mapping) else []
-    # either may stretch the positions
+    # either may stretch the positions, to vLLM
     stretched = "model_max_length" in model.config or any(
         isinstance(item, Mapping) and "factor" in item for item in rotary
     )
-    if not stretched and "hf_overrides" not in config.engine.options and not os.environ.get(_ALLOWED_LONG):
+    allowed = os.environ.get(_ALLOWED_LONG, "0").strip().lower() in ("1", "true")
+    if not is_vllm or not (stretched or "hf_overrides" in config.engine.options or allowed):
         raise ConfigError(
             f"engine.max_model_len: {wanted:,} is more than the {positions:,} positions that config.json of {model.folder} allows; lower it"
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from evomerge.build.engines import worker_environment
+from evomerge.build.engines import check_length, worker_environment
 from evomerge.build.evaluators import evaluator_settings, make_evaluator
 from evomerge.build.own_recipes import refuse_own_vocabulary
 from evomerge.build.sources import check_prompts
@@ -69,6 +69,7 @@ def evaluate_model(
     headers = read_headers(recipe)
     n_layers = make_plan(recipe, headers).n_layers
     check_prompts(config.evaluation, next(iter(headers.values())))
+    check_length(config, next(iter(headers.values())))
     settings = evaluator_settings(
         config, table_of(headers), n_slots=n_layers or None, splits=[split], methods=(recipe.method,)
     )

@@ -25,7 +25,7 @@ from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json
 from evomerge.evaluation import TaskSpec
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
 from evomerge.evaluation.task_metrics import lower_is_better
-from evomerge.plan import ModelHeader, make_plan, read_models
+from evomerge.plan import ModelHeader, check_compatible, make_plan, read_models
 from evomerge.recipe import (
     Combination,
     Lineage,
@@ -194,6 +194,10 @@ class Problem:
         """
         if self.template is None:
             return 0
+        if isinstance(self.template, StackTemplate):
+            # any layer may come last, and engines hold one vocabulary
+            first, *others = next(self.template.samples()).models()
+            check_compatible(self.headers[first], {key: self.headers[key] for key in others}, any_depth=True)
         for recipe in self._baseline_recipes().values():
             make_plan(recipe, self.headers)
         if self.crossings is not None:

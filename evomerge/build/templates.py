@@ -125,7 +125,7 @@ def _searched(space: SpaceConfig, spec: MethodSpec, axes: Sequence[str]) -> list
     """What is searched: the configured parameters, else those that searches over the method usually vary and that are not fixed."""
     if space.parameters is None:
         usual = default_searched(spec, axes)
-        if not usual:
+        if not usual and len(space.methods) == 1:
             open_ones = ", ".join(item.name for item in spec.parameters if not isinstance(item.default, bool))
             raise ConfigError(
                 f"space: {spec.name} has no parameter that is searched by default; "

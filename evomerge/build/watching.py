@@ -135,7 +135,7 @@ class Watcher:
     def _doing(self) -> str:
         if not self._state.stopped:
             return "searching"
-        if not self._state.finalists:
+        if not self.config.finals.finalists:
             return "ending"
         for split in (Split.SELECT, Split.REPORT):
             names = in_finals(self._state, split)

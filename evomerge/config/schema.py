@@ -446,5 +446,6 @@ class SearchConfig(_Strict):
                 "the synthetic evaluation takes no models and no tasks, and has no recipes to compare with"
             )
         if self.method is not None and "method" in self.space.model_fields_set and self.method != self.space.method:
-            raise ValueError(f"method is {self.method!r} but space.method is {self.space.method!r}; give one")
+            one, other = ([*text] if isinstance(text, tuple) else text for text in (self.method, self.space.method))
+            raise ValueError(f"method is {one!r} but space.method is {other!r}; give one")
         return self

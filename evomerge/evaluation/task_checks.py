@@ -187,6 +187,11 @@ def _check_generation(where: str, generation: Any) -> None:
         )
     for key, value in generation.items():
         if key not in _GENERATION and _WITHOUT_EFFECT.get(key) not in (..., value):
-            near = "." if key in _WITHOUT_EFFECT else did_you_mean(str(key), sorted(_GENERATION))
+            # `min_new_tokens` and the like are no misspellings
+            near = (
+                "."
+                if key in _WITHOUT_EFFECT
+                else did_you_mean(str(key), [*_GENERATION, *_WITHOUT_EFFECT], likeness=0.87)
+            )
             why = ", since answers are decoded greedily, token by token; leave it out" if near == "." else near
             raise EvaluationError(f"{where}: generation_kwargs.{key}: {value!r} is not supported{why}")

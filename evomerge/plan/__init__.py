@@ -2,6 +2,7 @@
 
 from evomerge.plan.active import active_parameters
 from evomerge.plan.chat_template import TEMPLATE_FILE, chat_template_of
+from evomerge.plan.compatibility import check_compatible
 from evomerge.plan.folding import FOLDINGS, folding_of
 from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorKey, TensorStep, WeightTarget
 from evomerge.plan.model_folder import check_tokenizer, check_unchanged, file_inside, read_model_header
@@ -38,6 +39,7 @@ __all__ = [
     "WeightTarget",
     "active_parameters",
     "chat_template_of",
+    "check_compatible",
     "check_tokenizer",
     "check_unchanged",
     "config_value",

@@ -71,17 +71,11 @@ def slices_with_inputs(recipe: Recipe) -> tuple[Slice, ...]:
     base, spec = recipe.base, method_spec(recipe.method)
     if spec.base is not BaseRole.SOURCE or base is None:
         return recipe.slices
-    required = [parameter.name for parameter in spec.parameters if parameter.default is None]
-
-    def takes_base(part: Slice) -> bool:
-        if part.sources[0].layer_range is not None or len(part.sources) == spec.max_sources:
-            return False
-        # without a weight mergekit would refuse it; here it then only lends config and tokenizer
-        weighted = all(name in part.parameters or name in recipe.parameters for name in required)
-        return weighted and all(source.key != base for source in part.sources)
-
     return tuple(
-        replace(part, sources=(*part.sources, Source(base))) if takes_base(part) else part for part in recipe.slices
+        replace(part, sources=(*part.sources, Source(base)))
+        if spec.appends_base(part, recipe.parameters) and all(source.key != base for source in part.sources)
+        else part
+        for part in recipe.slices
     )
 
 

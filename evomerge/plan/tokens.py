@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from evomerge.plan.model_header import ModelHeader
+from evomerge.plan.merge_plan import MergePlan
+from evomerge.plan.model_header import ModelHeader, is_embedding, is_head
 
 _FILE = "tokenizer.json"
 
@@ -13,24 +14,33 @@ _SHOWN = 3
 """tokens that a message names"""
 
 
-def other_tokens(headers: Mapping[str, ModelHeader]) -> str | None:
-    """What to say where models give tokens other ids than the first one does, so that merging their embeddings mixes rows of different tokens.
+def other_tokens(headers: Mapping[str, ModelHeader], plan: MergePlan) -> str | None:
+    """What to say where models give tokens other ids than the first one does, whose tokenizer is used: their rows are those of other tokens.
 
     Tokens that only one of them has do not count: fine-tuned models often have more. None where no ids differ, or files cannot tell.
 
     Args:
         headers: key -> model, the one whose tokenizer is used first.
+        plan: of the merge; models that give neither embedding nor output layer do not count.
     """
     (first, reference), *others = headers.items()
+    rows = {
+        entry.source
+        for step in plan.steps
+        if is_embedding(step.output) or is_head(step.output)
+        for entry in step.sources
+    }
     found = []
     for key, header in others:
+        if key not in rows:
+            continue
         moved = _moved(reference.folder / _FILE, header.folder / _FILE)
         if moved:
             shown = ", ".join(map(repr, moved[:_SHOWN])) + (", ..." if len(moved) > _SHOWN else "")
             found.append(f"{key} gives {len(moved)} token{'s' if len(moved) > 1 else ''} other ids ({shown})")
     if not found:
         return None
-    return f"the models' tokenizers differ from that of {first}, which is used for all: {'; '.join(found)}; rows of different tokens are merged"
+    return f"the models' tokenizers differ from that of {first}, which is used for all: {'; '.join(found)}; rows of different tokens are merged, or stand for others"
 
 
 def _moved(reference: Path, other: Path) -> list[str]:

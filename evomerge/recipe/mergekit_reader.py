@@ -89,9 +89,9 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
         slices = _slices(fields, reading, f"{where}: ")
     dtype, out_dtype = (_dtype(fields.get(key), f"{where}: {key}") for key in ("dtype", "out_dtype"))
     seed = fields.get("random_seed")
-    if owner is not None and owner.key != owner.model:
-        slices, base = _with_base(slices, owner, reading.spec, where)
     parameters = _parameters(fields.get("parameters"), reading, f"{where}: parameters")
+    if owner is not None and owner.key != owner.model:
+        slices, base = _with_base(slices, owner, parameters, reading.spec, where)
     if reading.ignored:
         places = ", ".join(place.removeprefix(f"{where}: ") for place in reading.ignored)
         logger.warning("%s: without effect with merge method %r, as in mergekit: %s", where, method, places)
@@ -121,10 +121,11 @@ def _refuse_other_kinds(document: Mapping[str, Any], where: str) -> None:
         raise RecipeError(f"{where}: is a configuration of mergekit-evolve; `evomerge init` writes one for evomerge")
 
 
-def _with_base(slices: tuple[Slice, ...], base: Source, spec: MethodSpec, where: str) -> tuple[tuple[Slice, ...], str]:
+def _with_base(
+    slices: tuple[Slice, ...], base: Source, parameters: Parameters, spec: MethodSpec, where: str
+) -> tuple[tuple[Slice, ...], str]:
     """The slices, and the key of their base, which has a revision or an adapter: such a base is known where it is one of the sources."""
-    by_layers = all(part.sources[0].layer_range is not None for part in slices)
-    if spec.base is BaseRole.SOURCE and by_layers:
+    if spec.base is BaseRole.SOURCE and not any(spec.appends_base(part, parameters) for part in slices):
         if any(source.key == base.key for part in slices for source in part.sources):
             return slices, base.key
         if base.revision is None:
@@ -189,7 +190,7 @@ def _slice(data: Any, reading: _Reading, where: str) -> Slice:
     base = model_reference(fields["base_model"], f"{where}.base_model")
     if base.key == base.model:
         return replace(part, base=base.key)
-    (part,), key = _with_base((part,), base, reading.spec, where)
+    (part,), key = _with_base((part,), base, {}, reading.spec, where)
     return replace(part, base=key)
 
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from evomerge.core import RecipeError, did_you_mean
+from evomerge.recipe.parts import Parameters, Slice
 
 
 class Scope(StrEnum):
@@ -116,6 +117,20 @@ class MethodSpec:
     def takes(self, n_sources: int) -> bool:
         """Whether so many models, besides a required or endpoint base, can be merged."""
         return self.min_sources <= n_sources and (self.max_sources is None or n_sources <= self.max_sources)
+
+    def appends_base(self, part: Slice, parameters: Parameters) -> bool:
+        """Whether a base that `part` does not list is one of its inputs all the same, as mergekit has it: a whole model's, where there is room.
+
+        Without a value for what an input must have (there mergekit refuses it) it only lends config and tokenizer.
+
+        Args:
+            part: of a recipe.
+            parameters: the recipe's.
+        """
+        if part.sources[0].layer_range is not None or len(part.sources) == self.max_sources:
+            return False
+        needed = [row.name for row in self.parameters if row.default is None]
+        return all(name in part.parameters or name in parameters for name in needed)
 
     @property
     def source_range(self) -> str:

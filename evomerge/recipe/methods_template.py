@@ -37,14 +37,14 @@ class MethodsTemplate:
         parameters: dict[str, Parameter] = {}
         shared: dict[tuple[str, float, float], str] = {}
         for template in templates:
-            for parameter in template.space.parameters:
+            for parameter in template.parameters:
                 key = (parameter.name, parameter.low, parameter.high)
                 if key not in shared:
                     prefix = f"{template.method}." if parameter.name in parameters else ""
                     shared[key] = name = prefix + parameter.name
                     parameters[name] = replace(parameter, name=name, family=prefix + parameter.family)
         self._names = [
-            {item.name: shared[item.name, item.low, item.high] for item in template.space.parameters}
+            {item.name: shared[item.name, item.low, item.high] for item in template.parameters}
             for template in templates
         ]
         """of each template: its coordinate -> what it is called here"""

@@ -50,6 +50,9 @@ class RecipeTemplate:
         out_dtype: what merged weights are rounded to.
         seed: keys the random masks; one seed for the whole search (common random numbers).
 
+    Attributes:
+        parameters: of the space, which may have none where it is one of several methods.
+
     Raises:
         RecipeError: the method does not take these models or parameters.
         SpaceError: groups or bounds that make no space.
@@ -82,18 +85,26 @@ class RecipeTemplate:
         for name in self._fixed:
             self._spec.parameter(name)
         self._check_complete()
-        self.space = SearchSpace(
-            [
-                Parameter(
-                    key,
-                    searched_parameter.low,
-                    searched_parameter.high,
-                    family=_key(searched_parameter.name, expert, None, None),
-                )
-                for searched_parameter in self._searched
-                for key, expert in self._keys(searched_parameter).items()
-            ]
+        self.parameters = tuple(
+            Parameter(
+                key,
+                searched_parameter.low,
+                searched_parameter.high,
+                family=_key(searched_parameter.name, expert, None, None),
+            )
+            for searched_parameter in self._searched
+            for key, expert in self._keys(searched_parameter).items()
         )
+        self._space = SearchSpace(self.parameters) if self.parameters else None
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space of its parameters.
+
+        Raises:
+            SpaceError: it has none.
+        """
+        return self._space or SearchSpace(())
 
     @property
     def method(self) -> str:
@@ -145,7 +156,7 @@ class RecipeTemplate:
 
     def samples(self) -> Iterator[Recipe]:
         """Recipes that show beforehand whether the models can be merged."""
-        yield self.recipe(self.space.decode([0.5] * self.space.dimension))
+        yield self.recipe({item.name: item.low + 0.5 * (item.high - item.low) for item in self.parameters})
 
     def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
         """name -> recipe: `source:<name>` for base and experts, `uniform`, and `task_arithmetic:<weight>` where there is a base.

@@ -44,6 +44,7 @@ class RunState:
         diagnostics: what the strategy had to say about the problem when the search stopped last.
         finalists: ids ranked on `select`.
         best_id: the winner of the finals.
+        gone_on: whether candidates have been asked since those finals.
         finished: whether finals are done.
         elapsed_s: wall time of all sessions up to the last evaluation.
         ask_s: time the strategy took to propose, all candidates together.
@@ -66,6 +67,7 @@ class RunState:
     diagnostics: Mapping[str, Json] = field(default_factory=dict)
     finalists: tuple[str, ...] = ()
     best_id: str | None = None
+    gone_on: bool = False
     finished: bool = False
     elapsed_s: float = 0.0
     ask_s: float = 0.0
@@ -135,6 +137,7 @@ class RunState:
         self.pending[entry.id] = entry
         self.ask_s += event["ask_s"]
         self.stopped, self.finished = {}, False
+        self.gone_on = self.best_id is not None
 
     def _on_crossed(self, event: Mapping[str, Any]) -> None:
         self.entries.add_factors(event["id"], event["factors"])
@@ -197,10 +200,10 @@ class RunState:
         self.finalists, self.finished = tuple(event["ids"]), False
 
     def _on_best(self, event: Mapping[str, Any]) -> None:
-        self.best_id = event["id"]
+        self.best_id, self.gone_on = event["id"], False
 
     def _on_finished(self, event: Mapping[str, Any]) -> None:
-        self.finished = True
+        self.finished, self.gone_on = True, False
 
     def _count_items(self, evaluation: Evaluation) -> None:
         items = evaluation.cost.get("items", 0.0)

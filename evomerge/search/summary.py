@@ -164,9 +164,10 @@ def remarks_on_finals(state: RunState) -> list[str]:
         return []
     remarks = []
     if state.entries[state.best_id].baseline:
-        n_finalists = sum(not state.entries.is_baseline(name) for name in state.finalists)
-        remarks.append(f"none of the {n_finalists} finalists of the search beats {state.best_id} on the select split")
-    if not state.finished and not state.stopped:
+        n_found = sum(not state.entries.is_baseline(name) for name in state.finalists)
+        of_them = f" (of {n_found} in the finals)" if n_found else ", of which none was in the finals,"
+        remarks.append(f"no merge found by the search{of_them} beats {state.best_id} on the select split")
+    if state.gone_on:
         remarks.append(
             "the search has gone on since the finals, whose winner and scores these are; new finals will follow"
         )

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from evomerge.core import ConfigError, Json, Objective, did_you_mean
 from evomerge.space import SearchSpace
 from evomerge.strategy.base import Strategy, StrategyOptions
+from evomerge.strategy.replay import ReplayStrategy
 
 ENTRY_POINT_GROUP = "evomerge.strategies"
 """Plugins register a class here: `name = "package.module:Class"`."""
@@ -126,8 +127,8 @@ def make_strategy(
     Args:
         name: one of `strategy_names()`.
         dimension: number of unit coordinates of the space, d >= 1; or give `space`.
-        space: the space itself, which also tells `choices`, `families` and, to a strategy whose class says `uses_conditions`, what has an effect
-            where; give it or `dimension`, not both.
+        space: the space itself, which also tells `choices`, `families` and, to a `ReplayStrategy`, what has an effect where; give it or
+            `dimension`, not both.
         objectives: what is optimised; a plain name means: maximise it.
         seed: of every random number, >= 0.
         choices: (d,), the number of choices of each categorical coordinate, 0 for real ones (`SearchSpace.choices`); None = all
@@ -152,9 +153,10 @@ def make_strategy(
     told: dict[str, Any] = {"choices": tuple(choices)} if choices is not None and any(choices) else {}
     if families is not None and getattr(strategy, "uses_families", False):
         told["families"] = tuple(families)
-    if conditions is not None and getattr(strategy, "uses_conditions", False):
-        told["conditions"] = conditions
-    return strategy(dimension, goals, seed, checked, **told)
+    made = strategy(dimension, goals, seed, checked, **told)
+    if conditions is not None and isinstance(made, ReplayStrategy):
+        made.know_conditions(conditions)
+    return made
 
 
 def _options_type(name: str) -> type[StrategyOptions]:

@@ -65,7 +65,6 @@ class ReplayStrategy(ABC):
             any value in [i/n, (i+1)/n). Strategies that do not look at it search a step function.
         families: (d,), the number of each coordinate's family, whose members are likely to want similar values; None = no two belong
             together. Only for classes with `uses_families`.
-        conditions: (d,), which coordinate, with which choices, gives each its effect (`SearchSpace.conditions`); None = all always have one.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -77,8 +76,6 @@ class ReplayStrategy(ABC):
     """Whether `Told.items` is filled, and kept in the state."""
     uses_families: ClassVar[bool] = False
     """Whether it wants to be told which coordinates belong together."""
-    uses_conditions: ClassVar[bool] = True
-    """Whether it wants to be told which coordinates have an effect only with some choices of another."""
     averages: ClassVar[bool] = False
     """Whether it takes several objectives for one, their mean."""
     max_known: int = 0
@@ -95,7 +92,6 @@ class ReplayStrategy(ABC):
         *,
         choices: Sequence[int] | None = None,
         families: Sequence[int] | None = None,
-        conditions: Conditions | None = None,
     ) -> None:
         if dimension < 1:
             raise ConfigError(f"strategy {self.name}: the space has {dimension} dimensions; it needs at least one")
@@ -114,7 +110,7 @@ class ReplayStrategy(ABC):
         self.dimension = dimension
         self.families = None if families is None or len(set(families)) == dimension else tuple(families)
         self.choices = (0,) * dimension if choices is None else tuple(choices)
-        self._conditions = [(number, *found) for number, found in enumerate(conditions or ()) if found is not None]
+        self._conditions: list[tuple[int, int, tuple[int, ...]]] = []
         """(a coordinate, the categorical one that it depends on, choices with which it has an effect)"""
         self.objectives = tuple(objectives)
         self.random_seed = seed
@@ -173,6 +169,13 @@ class ReplayStrategy(ABC):
         It must leave the state that `_propose` leaves.
         """
         return None
+
+    def know_conditions(self, conditions: Conditions) -> None:
+        """Takes in which coordinates have an effect only with some choices of another (`SearchSpace.conditions`), before anything is asked.
+
+        Points that differ only in coordinates without effect are then one.
+        """
+        self._conditions = [(number, *found) for number, found in enumerate(conditions) if found is not None]
 
     # --- the protocol --------------------------------------------------------------------------------------------
 

@@ -69,23 +69,31 @@ def test_options_with_which_other_weights_would_be_scored_are_refused_before_an_
     ],
 )
 def test_more_positions_than_the_model_has_are_refused_before_an_engine_starts(
-    problem: Any, tmp_path: Path, config: dict[str, Any], is_refused: bool
+    problem: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], is_refused: bool
 ) -> None:
+    monkeypatch.setattr("evomerge.engine.vllm_option_names", frozenset)
     for name in ("a", "b"):
         path = tmp_path / name / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
-    problem({"kind": "transformers"})
-    problem({"kind": "transformers", "max_model_len": 4096}, begun=True)
-    if not is_refused:
-        problem({"kind": "transformers", "max_model_len": 4096})
-        return
-    with pytest.raises(ConfigError, match=r"engine.max_model_len: 4,096 is more than the 512 positions .*; lower it"):
-        problem({"kind": "transformers", "max_model_len": 4096})
+    for kind in ("vllm", "transformers"):
+        long = {"kind": kind, "max_model_len": 4096}
+        problem({"kind": kind})
+        problem(long, begun=True)
+        if is_refused or (kind == "transformers" and "max_position_embeddings" not in config):
+            with pytest.raises(
+                ConfigError, match=r"engine.max_model_len: 4,096 is more than the 512 positions .*; lower it"
+            ):
+                problem(long)
+        else:
+            problem(long)
 
 
 def test_what_vllm_is_told_to_take_is_not_refused(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     long = {"kind": "vllm", "max_model_len": 4096}
     monkeypatch.setattr("evomerge.engine.vllm_option_names", frozenset)
     problem({**long, "options": {"hf_overrides": {"max_position_embeddings": 4096}}})
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0")
+    with pytest.raises(ConfigError, match="positions"):
+        problem(long)
     monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
     problem(long)

@@ -138,7 +138,8 @@ def test_of_several_methods_all_find_room(folder, monkeypatch):
     monkeypatch.setattr("evomerge.engine.computes_on_cpu", lambda kind: False)
     write_toy_task(folder / "toy.yaml", n_items=4)
 
-    def sizes_of(*methods: str) -> planning.Sizes:
+    def room(*methods: str) -> tuple[float, int, int]:
+        """Of a GPU for the sources, and in the CPU's memory for ranks and for statistics."""
         settings = {
             "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
             "method": list(methods),
@@ -146,26 +147,19 @@ def test_of_several_methods_all_find_room(folder, monkeypatch):
             "budget": {"evaluations": 10},
         }
         problem = make_problem(parse_config(settings, folder=folder))
+        sizes = planning.sizes(problem)
         needs = gpu_memory_needs(problem.config, problem.headers, None, problem.config.space.methods)
-        assert needs["source_bytes"] == sizes_of_sources(problem) + (
-            0 if methods == ("sce",) else planning.sizes(problem).rank_bytes
-        )
-        return planning.sizes(problem)
+        return needs["source_bytes"], sizes.rank_bytes, sizes.statistics_bytes
 
-    def sizes_of_sources(problem):
-        return (
-            0
-            if problem.config.space.methods == ("sce",)
-            else sum(header.n_bytes for header in problem.headers.values())
-        )
-
-    both = sizes_of("ties", "sce", "della", "della_linear")
-    alone = {method: sizes_of(method) for method in ("ties", "sce", "della", "della_linear")}
+    n_elements = sum(tensor.numel() for tensor in load_file(folder / "base" / "model.safetensors").values())
+    sources, places, ranks = 3 * 2 * n_elements, 4 * n_elements, 2 * 2 * n_elements
+    histograms, masks = room("ties")[2], room("della")[2]
+    assert histograms > 0 < masks
+    assert room("sce") == (0, places, 0)
+    assert room("ties", "sce") == (sources, places, histograms), "sce has no kernels there"
     # the two kinds of della keep the same ranks
-    assert both.rank_bytes == alone["sce"].rank_bytes + alone["della"].rank_bytes
-    assert alone["della"].rank_bytes == alone["della_linear"].rank_bytes > 0
-    assert both.statistics_bytes == alone["ties"].statistics_bytes + alone["della"].statistics_bytes
-    assert alone["ties"].statistics_bytes > 0 < alone["della"].statistics_bytes
+    assert room("della", "della_linear") == (sources + ranks, ranks, masks)
+    assert room("ties", "sce", "della", "della_linear") == (sources + ranks, places + ranks, histograms + masks)
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "linear"])

@@ -74,7 +74,6 @@ def test_settings_go_to_the_methods_that_have_the_parameter(folder: Path) -> Non
     ("methods", "changes", "message"),
     [
         (("ties", "slerp"), {}, "'slerp' takes exactly 1 expert"),
-        (("ties", "karcher"), {}, "karcher has no parameter that is searched by default"),
         (("ties", "tis"), {}, "unknown merge method 'tis'; did you mean 'ties'"),
         (("ties", "della", "ties"), {}, "a method twice"),
         (
@@ -88,6 +87,17 @@ def test_settings_go_to_the_methods_that_have_the_parameter(folder: Path) -> Non
 def test_what_makes_no_choice_is_refused(folder: Path, methods: Any, changes: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_problem(parse_config(settings(*methods, **changes), folder=folder))
+
+
+def test_a_method_without_anything_to_search_is_a_choice_too(folder: Path) -> None:
+    made = make_problem(parse_config(settings("karcher", "ties", "model_stock"), folder=folder))
+    names = ["method", "weight[a]", "weight[b]", "density[a]", "density[b]"]
+    assert [parameter.name for parameter in made.space.parameters] == names
+    assert [recipe.method for recipe in made.template.samples()] == ["karcher", "ties", "model_stock"]
+    fixed = {"parameters": {"density": {}}, "fixed": {"weight": 1.0}}
+    assert recipes(folder, "task_arithmetic", "ties", space=fixed).keys() == {"task_arithmetic", "ties"}
+    only_choices = make_problem(parse_config(settings("karcher", "model_stock"), folder=folder))
+    assert only_choices.space.choices == (2,)
 
 
 def test_a_recipe_of_ones_own_is_a_point_of_its_method(folder: Path) -> None:

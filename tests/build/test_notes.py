@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from evomerge.build import describe, make_problem, parse_config
+from evomerge.core import ConfigError
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
 
@@ -29,6 +30,16 @@ def notes(folder: Path, **changes: Any) -> str:
     }
     lines = describe(make_problem(parse_config(settings, folder=folder)))
     return "\n".join(line for line in lines if line.startswith("note"))
+
+
+@pytest.mark.parametrize("order", ["oa", "ao"])
+def test_stacks_of_two_vocabularies_are_refused_in_whatever_order(folder: Path, order: str) -> None:
+    """A recipe may have a model of another between others; in a search any layer may come last."""
+    write_tiny_llama(folder / "o", seed=9, n_layers=6, vocab=144)
+    stacking = {"models": {name: {"o": [1, 3], "a": None}[name] for name in order}, "ends": "a", "max_depth": 4}
+    models = {"experts": {"a": "a", "o": "o"}}
+    with pytest.raises(ConfigError, match=r"144 embedding rows.* a search cannot"):
+        notes(folder, models=models, space={"stacking": stacking})
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,10 @@ def test_strategy_options_pass_through() -> None:
         ({"evaluation": "synthetic"}, "evaluation: must be a mapping of settings, {kind: ..., ...} (got 'synthetic')"),
         ({"models": None}, "models: is missing"),
         ({"method": "ties", "space": {"method": "slerp"}}, "method is 'ties' but space.method is 'slerp'"),
+        (
+            {"method": ["a", "b"], "space": {"method": ["b", "a"]}},
+            "method is ['a', 'b'] but space.method is ['b', 'a']",
+        ),
         ({"method": []}, "method: expected a merge method, or a list of merge methods"),
         ({"space": {"method": ["ties", 3]}}, "space.method: expected a merge method, or a list of merge methods"),
         ({"method": 3}, "1 problem\n  - method: expected a merge method, or a list of merge methods"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evomerge.build import describe, make_problem, parse_config
-from evomerge.plan import other_tokens, read_models
+from evomerge.plan import make_plan, other_tokens, read_models
 from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -23,7 +23,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def said(folder: Path, *names: str) -> str | None:
-    return other_tokens(read_models({name: (str(folder / name), None) for name in names}))
+    """Of a mean of the models."""
+    headers = read_models({name: (str(folder / name), None) for name in names})
+    sources = tuple(Source(name, None, {"weight": (Setting(1.0),)}) for name in names)
+    return other_tokens(headers, make_plan(Recipe("linear", (Slice(sources),)), headers))
 
 
 def rewrite(model: Path, change: Any) -> None:
@@ -105,8 +108,22 @@ def test_a_search_and_a_merge_say_it(folder: Path, caplog: pytest.LogCaptureFixt
     assert "tokenizers differ" not in notes()
     rewrite(folder / "b", swap)
     assert "b gives 2 tokens other ids" in notes()
-    assert "tokenizers differ" not in notes(space={"stacking": {}}), "layers have no rows of tokens"
+    ends = {name: {"stacking": {"ends": name}} for name in ("a", "b")}
+    assert "tokenizers differ" not in notes(space=ends["a"]), "layers have no rows of tokens"
+    assert "b gives 2 tokens other ids" in notes(space=ends["b"])
     with caplog.at_level(logging.WARNING):
         merge_to_folder(recipe, folder / "out")
     assert "b gives 2 tokens other ids" in caplog.text
     assert "`tokenizer: {source: base}`" in caplog.text
+
+
+@pytest.mark.parametrize(("models", "is_said"), [("pqp", False), ("ppq", True), ("qqp", True), ("ppp", False)])
+def test_of_slices_only_those_count_that_give_rows_of_tokens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, models: str, is_said: bool
+) -> None:
+    for seed, name in enumerate("pq"):
+        write_tiny_llama(tmp_path / name, seed=seed, tied=False)
+    rewrite(tmp_path / "q", swap)
+    parts = tuple(Slice((Source(str(tmp_path / name), (0, 1)),)) for name in models)
+    merge_to_folder(Recipe("passthrough", parts), tmp_path / "out")
+    assert ("other ids" in caplog.text) == is_said

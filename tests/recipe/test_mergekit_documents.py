@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from evomerge.core import RecipeError
+from evomerge.plan import slices_with_inputs
 from evomerge.recipe import check_recipe, recipe_file_from_yaml
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
 
@@ -178,6 +179,21 @@ def test_a_base_that_only_lends_config_and_tokenizer_to_slices_needs_no_place_in
     assert listed.source("b+l").lora == "l"
     with pytest.raises(RecipeError, match="b@main has a revision or an adapter; list it among the sources"):
         recipe_from_mergekit(document | {"base_model": "b@main"}, "x")
+
+
+@pytest.mark.parametrize(
+    ("document", "base", "n_sources"),
+    [
+        ({"merge_method": "passthrough", "models": [{"model": "a"}]}, "b", 1),
+        (GOOD, "b", 1),  # whose weight is that model's alone
+        ({**GOOD, "parameters": {"weight": 1.0}}, "b+l", 2),
+    ],
+)
+def test_a_base_with_an_adapter_is_an_input_of_whole_models_where_one_without_is(document, base, n_sources):
+    recipe = recipe_from_mergekit({**document, "base_model": "b+l"}, "x")
+    assert (recipe.base, len(recipe.slices[0].sources)) == (base, n_sources)
+    plain = recipe_from_mergekit({**document, "base_model": "b"}, "x")
+    assert len(slices_with_inputs(plain)[0].sources) == n_sources
 
 
 def test_a_slice_with_its_own_base_needs_no_other():

@@ -90,7 +90,7 @@ def _status(run: Run) -> str:
     if is_over(run.state, run.config):
         return f"finished ({', '.join(run.state.stopped)})"
     if run.state.best_id is not None:
-        return "not finished"
+        return "not finished" if run.state.gone_on else "not finished: the finals are not over"
     return "not finished: only search scores so far, which are biased upwards for the best"
 
 

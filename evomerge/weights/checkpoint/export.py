@@ -89,8 +89,8 @@ def merge_to_folder(
     _check_room(place.parent, plan)
     # a stack mixes no weights
     warning = None if recipe.method == "passthrough" else _report_strangers(headers)
-    if recipe.method != "passthrough" and alignment is None:
-        _report_other_tokens(recipe, headers)
+    if alignment is None:
+        _report_other_tokens(recipe, plan, headers)
     merge = StreamedMerge(headers, alignment=alignment, device=device, max_bytes=max_memory)
     with staging_folder(place) as staging:
         write_shards(staging, _outputs(plan, headers), merge.parts(plan), shard_bytes)
@@ -156,8 +156,8 @@ def _report_strangers(headers: Mapping[str, ModelHeader]) -> str | None:
     return warning
 
 
-def _report_other_tokens(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> None:
-    differing = other_tokens({key: headers[key] for key in recipe.models()})
+def _report_other_tokens(recipe: Recipe, plan: MergePlan, headers: Mapping[str, ModelHeader]) -> None:
+    differing = other_tokens({key: headers[key] for key in recipe.models()}, plan)
     if differing is not None:
         logger.warning("%s; `tokenizer: {source: base}` in the recipe arranges them alike", differing)
 
