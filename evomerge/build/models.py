@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,6 +37,20 @@ class Scored:
     model: str
     evaluation: Evaluation
     shown: "Mapping[str, Sequence[ShownItem]]" = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, object]:
+        """Everything, as `evomerge eval --json` prints it; `items` where some are shown."""
+        found = self.evaluation
+        items = {task: [asdict(item) for item in shown] for task, shown in self.shown.items()}
+        return {
+            "model": self.model,
+            "split": found.split.value,
+            "scores": dict(found.scores),
+            "stderr": dict(found.stderr),
+            "n_items": {task: len(scores) for task, scores in found.item_scores.items()},
+            "cost": dict(found.cost),
+            **({"items": items} if items else {}),
+        }
 
 
 def evaluate_model(

@@ -391,8 +391,6 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Score a model or recipe on the tasks of a configuration or run."""
-    from dataclasses import asdict
-
     from evomerge.build import evaluate_model, load_config, open_run, parse_config
 
     model = model if model.exists() else cached_model(str(model)) or model
@@ -405,18 +403,7 @@ def evaluate(
         settings = load_config(source, overrides or ())
     scored = evaluate_model(settings, model, split, show=show)
     if as_json:
-        found = scored.evaluation
-        content: dict[str, object] = {
-            "model": scored.model,
-            "split": split.value,
-            "scores": dict(found.scores),
-            "stderr": dict(found.stderr),
-            "n_items": {task: len(items) for task, items in found.item_scores.items()},
-            "cost": dict(found.cost),
-        }
-        if show:
-            content["items"] = {task: [asdict(item) for item in items] for task, items in scored.shown.items()}
-        print(json.dumps(content, indent=2))
+        print(json.dumps(scored.as_json(), indent=2))
         return
     from evomerge.cli.tables import print_evaluation, print_items
 

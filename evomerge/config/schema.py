@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from evomerge.config.short_forms import long_form, long_forms, path_and_lora, weights_of_objectives
+from evomerge.config.short_forms import long_form, long_forms, one_or_several, path_and_lora, weights_of_objectives
 from evomerge.core import canonical_json
 from evomerge.core.settings import Settings
 
@@ -66,15 +66,7 @@ class ModelsConfig(_Strict):
 Axis = Literal["expert", "layer_group", "module_group"]
 
 
-def _one_or_several(value: Any) -> Any:
-    """A list of one method is that method."""
-    names = value if isinstance(value, list | tuple) else [value]
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("expected a merge method, or a list of merge methods")
-    return names[0] if len(names) == 1 else names
-
-
-_Method = Annotated[str | tuple[str, ...], BeforeValidator(_one_or_several)]
+_Method = Annotated[str | tuple[str, ...], BeforeValidator(one_or_several)]
 
 
 class ParameterConfig(_Strict):

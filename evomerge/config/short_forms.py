@@ -14,6 +14,18 @@ def long_forms(value: Any, key: str) -> Any:
     return [long_form(item, key) for item in value] if isinstance(value, list) else value
 
 
+def one_or_several(value: Any) -> Any:
+    """A list of one method is that method.
+
+    Raises:
+        ValueError: it is neither a text nor a list of texts.
+    """
+    names = value if isinstance(value, list | tuple) else [value]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("expected a merge method, or a list of merge methods")
+    return names[0] if len(names) == 1 else names
+
+
 def weights_of_objectives(config: Any) -> Any:
     """A configuration with the weights of `cma_es`, where runs begun before 2026-11-28 have them, as those of its objectives.
 

@@ -171,10 +171,7 @@ class ReplayStrategy(ABC):
         return None
 
     def know_conditions(self, conditions: Conditions) -> None:
-        """Takes in which coordinates have an effect only with some choices of another (`SearchSpace.conditions`), before anything is asked.
-
-        Points that differ only in coordinates without effect are then one.
-        """
+        """Takes in `SearchSpace.conditions`, before anything is asked: points that differ only in coordinates without effect are one."""
         self._conditions = [(number, *found) for number, found in enumerate(conditions) if found is not None]
 
     # --- the protocol --------------------------------------------------------------------------------------------

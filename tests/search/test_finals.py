@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from states import BestWritten, state_of
 
 from evomerge.core import Direction, Evaluation, EvaluationError, JournalError, Objective, Split, Status
 from evomerge.evaluation.lm_eval_evaluator import _item_row
 from evomerge.search import (
-    Entry,
     FrontFiles,
     RunDirectory,
     RunState,
@@ -29,25 +29,6 @@ from evomerge.search.finals import best_on_select, choose_finalists
 from evomerge.search.front_files import front_json
 from evomerge.search.ranking import front_of, pick, reference_losses
 from evomerge.search.summary import paired_difference, tuned_task_arithmetic
-
-Scores = dict[str, tuple[float, float] | None]
-
-
-def state_of(search: Scores, select: Scores | None = None) -> RunState:
-    """A state with these scores of (f, g); None = failed."""
-    goals = [{"name": name, "direction": "maximize", "reference": None} for name in ("f", "g")]
-    events = [event("run", version=1, objectives=goals)]
-    events += [event("asked", id=name, values=[0.5], parents=[], ask_s=0.0) for name in search]
-    for split, scores in ((Split.SEARCH, search), (Split.SELECT, select or {})):
-        for name, pair in scores.items():
-            events.append(
-                event(
-                    "evaluated", id=name, split=split.value, status="failed" if pair is None else "ok",
-                    scores={} if pair is None else {"f": pair[0], "g": pair[1]}, stderr={}, cost={"items": 10},
-                    error=None, row=None, checksum=None, elapsed_s=1.0,
-                )
-            )  # fmt: skip
-    return RunState.of(events)
 
 
 def test_finalists_are_the_best_by_mean_and_from_the_front() -> None:
@@ -393,69 +374,6 @@ def test_tuned_task_arithmetic_is_the_best_on_search() -> None:
     assert tuned_task_arithmetic({"uniform": {"mean": 0.9}}) is None
 
 
-class BestWritten:
-    """Which candidates `best.yaml` was written for."""
-
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-
-    def __call__(self, entry: Entry) -> None:
-        self.ids.append(entry.id)
-
-
-def test_best_does_not_depend_on_the_order_of_results(tmp_path: Path) -> None:
-    """Scores of a few items are often equal; in a deterministic run answers still come in any order."""
-    scores = {"c000001": (0.2, 0.2), "c000002": (0.5, 0.5), "c000003": (0.5, 0.5), "c000004": (0.4, 0.4)}
-    state = state_of(scores)
-    for order in (list(scores), list(reversed(scores))):
-        written = BestWritten()
-        files = FrontFiles(RunDirectory(tmp_path), state_of({}), written)
-        for name in order:
-            files(state, state.evaluations[name, Split.SEARCH])
-        files.flush(state)
-        assert written.ids[-1] == pick(state, "best").id == "c000002"
-
-
-def test_files_that_a_killed_process_left_behind_are_brought_up_to_date(tmp_path: Path) -> None:
-    state = state_of({"c000001": (0.2, 0.2), "c000002": (0.5, 0.5)})
-    written = BestWritten()
-    files = FrontFiles(RunDirectory(tmp_path), state, written)
-    files.flush(state)
-    assert written.ids == ["c000002"]
-    assert [member["id"] for member in json.loads((tmp_path / "front.json").read_text())["members"]] == ["c000002"]
-    files.flush(state)
-    assert written.ids == ["c000002"], "once is enough"
-    state.apply(event("best", id="c000001"))
-    files.finish(state)
-    assert written.ids[-1] == "c000001", "the winner of the finals"
-
-
-def test_files_are_a_second_behind_at_most_and_not_written_for_every_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    state = state_of({"c000001": (0.2, 0.2), "c000002": (0.5, 0.5), "c000003": (0.6, 0.6)})
-    written = BestWritten()
-    files = FrontFiles(RunDirectory(tmp_path), state_of({}), written)
-    for name, seconds in (("c000001", 0.0), ("c000002", 0.9), ("c000003", 0.2)):
-        now += seconds
-        files(state, state.evaluations[name, Split.SEARCH])
-    assert written.ids == ["c000001", "c000003"]
-
-
-def test_a_winner_of_finals_stays_the_best_until_there_are_new_ones(tmp_path: Path) -> None:
-    state = state_of({"c000001": (0.2, 0.2), "c000002": (0.5, 0.5)})
-    known = state_of({"c000001": (0.2, 0.2)})
-    known.apply(event("best", id="c000001"))
-    state.apply(event("best", id="c000001"))
-    written = BestWritten()
-    files = FrontFiles(RunDirectory(tmp_path), known, written)
-    files(state, state.evaluations["c000002", Split.SEARCH])
-    files.flush(state)
-    assert set(written.ids) == {"c000001"} == {pick(state, "best").id}
-
-
 def test_finals_that_are_held_again_are_not_finished_yet() -> None:
     state = state_of({"a": (0.5, 0.5), "b": (0.4, 0.4)})
     for step in (event("finalists", ids=["a"]), event("finished")):
@@ -463,9 +381,3 @@ def test_finals_that_are_held_again_are_not_finished_yet() -> None:
     assert state.finished
     state.apply(event("finalists", ids=["a", "b"]))
     assert not state.finished
-
-
-def test_front_files_hold_no_times_and_no_paths(tmp_path: Path) -> None:
-    content = json.dumps(front_json(state := state_of({"a": (0.5, 0.5)}), front_of(state)))
-    assert "elapsed" not in content
-    assert "/" not in content
