@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from evomerge.cluster import LocalPool
+from evomerge.cluster.local_pool import THREAD_NAME
 from evomerge.core import (
     CheckpointError,
     EngineError,
@@ -48,6 +49,18 @@ def drain(pool: LocalPool, count: int, timeout_s: float = 90) -> dict[str, Evalu
 def submit(pool: LocalPool, *names: str) -> None:
     for name in names:
         pool.submit(EvaluationRequest(name, Split.SEARCH))
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left(tmp_path: Path) -> Iterator[None]:
+    """A command that a later test runs in this process would take a thread that waits for an evaluation that was given up, and end the process."""
+    yield
+    for name in ("wait-1", "starting"):
+        (tmp_path / f"{name}-no-more").touch()
+    deadline = time.monotonic() + 30
+    while any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_local_pool_evaluates_everything_once(tmp_path: Path) -> None:
@@ -98,8 +111,8 @@ def test_a_closing_local_pool_waits_longer_for_engines_than_for_evaluations(
     """What an evaluation gives then is not recorded; an engine that is not freed may leave processes and shared memory."""
     monkeypatch.setattr("evomerge.cluster.local_pool.RUNNING_S", 0.1)
     pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
-    submit(pool, "hang-1")
-    while not (tmp_path / "hang-1").exists():
+    submit(pool, "wait-1")
+    while not (tmp_path / "wait-1").exists():
         time.sleep(0.01)
     pool.close()
     assert not (tmp_path / "closed").exists()

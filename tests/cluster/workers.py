@@ -87,7 +87,9 @@ def alone(settings: Mapping[str, Any]) -> Scripted:
 
 
 def slow(settings: Mapping[str, Any]) -> Scripted:
-    """Takes longer to make than anybody waits."""
-    (Path(settings["folder"]) / "starting").touch()
-    time.sleep(600)
+    """Takes longer to make than anybody waits: until there is a file."""
+    folder = Path(settings["folder"])
+    (folder / "starting").touch()
+    while not (folder / "starting-no-more").exists():
+        time.sleep(0.01)
     return Scripted(settings)

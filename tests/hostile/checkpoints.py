@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ def run_merge(models: Path, monkeypatch: pytest.MonkeyPatch, recipe: dict[str, A
     (models / "recipe.yml").write_text(yaml.safe_dump(recipe))
     command = ["evomerge", "merge", str(models / "recipe.yml"), str(models / "out"), *options]
     monkeypatch.setattr("sys.argv", command)
+    monkeypatch.setattr(
+        sys.modules[main.__module__], "_exit", sys.exit
+    )  # where another test's evaluation still ran, it would end this process
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     try:
         main()
