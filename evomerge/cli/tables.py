@@ -118,7 +118,7 @@ def print_evaluation(name: str, evaluation: Evaluation, config: SearchConfig) ->
     for goal in config.objectives:
         cost = evaluation.cost.get(goal.name.removeprefix("cost."))
         if goal.name.startswith("cost.") and cost is not None:
-            table.add_row(goal.name, f"{cost:,.0f}" if cost == int(cost) else f"{cost:,.3f}", "")
+            table.add_row(goal.name, f"{cost:,.0f}" if float(cost).is_integer() else f"{cost:,.3f}", "")
     CONSOLE.print(table)
     drawn = config.evaluation.search_items if isinstance(config.evaluation, LmEvalConfig) else None
     if drawn is not None and evaluation.split is Split.SEARCH:

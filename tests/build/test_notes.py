@@ -35,9 +35,10 @@ def notes(folder: Path, **changes: Any) -> str:
 @pytest.mark.parametrize("order", ["oa", "ao"])
 def test_stacks_of_two_vocabularies_are_refused_in_whatever_order(folder: Path, order: str) -> None:
     """A recipe may have a model of another between others; in a search any layer may come last."""
+    write_tiny_llama(folder / "deep", seed=8, n_layers=4)
     write_tiny_llama(folder / "o", seed=9, n_layers=6, vocab=144)
-    stacking = {"models": {name: {"o": [1, 3], "a": None}[name] for name in order}, "ends": "a", "max_depth": 4}
-    models = {"experts": {"a": "a", "o": "o"}}
+    stacking = {"models": {name: {"o": [1, 3], "a": None}[name] for name in order}, "ends": "a"}
+    models = {"experts": {"a": "deep", "o": "o"}}
     with pytest.raises(ConfigError, match=r"144 embedding rows.* a search cannot"):
         notes(folder, models=models, space={"stacking": stacking})
 
