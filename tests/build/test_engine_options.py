@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evomerge.build import make_problem, parse_config
+from evomerge.build import evaluate_model, make_problem, parse_config
 from evomerge.core import ConfigError
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -97,3 +97,14 @@ def test_what_vllm_is_told_to_take_is_not_refused(problem: Any, monkeypatch: pyt
         problem(long)
     monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
     problem(long)
+
+
+def test_nor_is_a_model_scored_with_more_positions_than_it_has(problem: Any, tmp_path: Path) -> None:
+    settings = {
+        "models": {"experts": {"a": "a", "b": "b"}},
+        "tasks": ["toy.yaml"],
+        "engine": {"kind": "transformers", "max_model_len": 4096},
+        "budget": {"evaluations": 9},
+    }
+    with pytest.raises(ConfigError, match="more than the 512 positions"):
+        evaluate_model(parse_config(settings, folder=tmp_path), tmp_path / "a")
