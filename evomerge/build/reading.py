@@ -1,5 +1,6 @@
 """Looking at runs, live or finished, and taking recipes out of them. Never writes into a run directory, never takes its lock."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from evomerge.config import SearchConfig, parse_config
 from evomerge.core import CheckpointError, CrossoverGenome, Evaluation, FilePath, JournalError, Json, RecipeError, Split
 from evomerge.plan import ModelHeader, headers_from_json, read_models
 from evomerge.plan.model_folder import read_json_file
-from evomerge.recipe import Recipe, write_recipe
+from evomerge.recipe import METHOD, Recipe, write_recipe
 from evomerge.search import (
     Entry,
     ItemStore,
@@ -82,6 +83,14 @@ class Run:
             row |= {f"cost.{name}": value for name, value in evaluation.cost.items()}
             rows.append(row)
         return rows
+
+    def chosen_methods(self, identifiers: Sequence[str]) -> dict[str, str]:
+        """The merge method of each of these candidates, "" for one outside the space; {} where the search does not choose methods."""
+        space = self.space
+        if all(parameter.name != METHOD for parameter in space.parameters):
+            return {}
+        values = {identifier: self.state.entries[identifier].values for identifier in identifiers}
+        return {name: "" if point is None else str(space.named(point)[METHOD]) for name, point in values.items()}
 
     def front(self) -> dict[str, Json]:
         """The front, as `front.json` has it."""

@@ -27,6 +27,8 @@ def print_summary(run: Run) -> None:
     names, tuned = headline(run.state, summary["details"]["search"])
     best = leader(run.state)
     mark = "best" if run.state.best_id else "best on search"
+    if best is not None and (method := run.chosen_methods([best]).get(best)):
+        mark += f", {method}"
     for split in (Split.SEARCH, Split.REPORT):
         details = summary["details"][split.value]
         if any(name in details for name in names):
@@ -64,13 +66,18 @@ def print_front(run: Run) -> None:
     count = items_of_candidate(run.state, Split.SEARCH)
     evaluations = f"{run.state.n_evaluations[Split.SEARCH]} evaluations" + (f" of {count:,} items" if count else "")
     table = Table(title=f"front on the search split ({evaluations}), best mean first", title_justify="left")
+    members = best_of_front(run.state)
+    methods = run.chosen_methods([member.candidate_id for member in members])
     table.add_column("id", no_wrap=True)
+    if methods:
+        table.add_column("method")
     for objective in objectives:
         table.add_column(f"{objective.name} ({objective.direction.value})", justify="right", overflow="fold")
-    for member in best_of_front(run.state):
+    for member in members:
         errors = [member.stderr.get(objective.name) for objective in objectives]
         values = [member.value(objective.name) for objective in objectives]
-        table.add_row(member.candidate_id, *(_with_interval(*each, 4) for each in zip(values, errors, strict=True)))
+        cells = [_with_interval(*each, 4) for each in zip(values, errors, strict=True)]
+        table.add_row(member.candidate_id, *([methods[member.candidate_id]] if methods else []), *cells)
     CONSOLE.print(table)
     volume = run.front()["hypervolume"]
     if volume is not None:

@@ -19,7 +19,7 @@ from evomerge.recipe.methods import (
     Scope,
     method_spec,
 )
-from evomerge.recipe.methods_template import MethodsTemplate
+from evomerge.recipe.methods_template import METHOD, MethodsTemplate
 from evomerge.recipe.module_groups import REST, group_of, module_filters
 from evomerge.recipe.parts import Parameters, Setting, Slice, Source
 from evomerge.recipe.pieces import PieceTable, Span
@@ -44,6 +44,7 @@ __all__ = [
     "AXES",
     "DTYPES",
     "MERGED",
+    "METHOD",
     "METHODS",
     "PIECEWISE",
     "REST",

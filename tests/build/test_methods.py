@@ -1,15 +1,18 @@
 """A configuration with a list of methods: what each of them gets of its settings, and what they cannot be listed with."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 import evomerge
 from evomerge.build import make_problem, parse_config
 from evomerge.build.strategies import chosen_strategy
+from evomerge.cli import tables
 from evomerge.core import ConfigError, Split, Status
 from evomerge.recipe import Recipe, write_recipe
 from evomerge.testing.tiny_models import write_tiny_llama
@@ -115,7 +118,9 @@ def test_a_recipe_of_ones_own_is_a_point_of_its_method(folder: Path) -> None:
     assert {name: found[name] for name in own} == pytest.approx({name: expected[name] for name in own}, abs=1e-12)
 
 
-def test_a_search_chooses_its_method(folder: Path, tmp_path: Path) -> None:
+def test_a_search_chooses_its_method_and_tables_name_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "search.yaml").write_text(yaml.safe_dump(settings("task_arithmetic", "ties", "dare_ties")))
     config = evomerge.load_config(folder / "search.yaml")
     assert chosen_strategy(make_problem(config)).name == "catcma"
@@ -128,6 +133,16 @@ def test_a_search_chooses_its_method(folder: Path, tmp_path: Path) -> None:
     assert chosen == dict(
         zip([name for name, entry in state.entries.items() if not entry.baseline], proposed, strict=True)
     )
+    assert run.chosen_methods([*chosen, "uniform"]) == chosen | {"uniform": "task_arithmetic"}
+    out = io.StringIO()
+    monkeypatch.setattr(tables, "CONSOLE", Console(file=out, width=120))
+    tables.print_front(run)
+    tables.print_summary(run)
+    page = evomerge.write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "method" in out.getvalue()
+    assert "<th>method</th>" in page
+    best = str(state.best_id)
+    assert f"{best} (best, {run.chosen_methods([best])[best]})" in out.getvalue()
     assert len(evomerge.resume_search(tmp_path / "run", overrides=["budget.evaluations=22"]).entries) == 22
     merged = evomerge.merge_recipe(tmp_path / "run" / "best.yaml", tmp_path / "merged")
     assert (merged / "model.safetensors").exists()

@@ -49,6 +49,7 @@ def _page(run: Run, name: str) -> str:
     state, resolved = run.state, run.directory.read_resolved()
     summary = cast(dict[str, Any], run.summary())
     shown, tuned = headline(state, summary["details"]["search"])
+    members = best_of_front(state)[:MAX_ROWS]
     plots = {
         "progress": figures.progress(state),
         "front": figures.fronts(state),
@@ -65,7 +66,8 @@ def _page(run: Run, name: str) -> str:
         tables=[(split, _rows(summary["details"][split], shown, tuned)) for split in ("report", "search")],
         remarks=remarks_on_finals(state),
         comparisons=[(name, row, verdict(row)) for name, row in summary["comparisons"].items() if name in shown],
-        members=best_of_front(state)[:MAX_ROWS],
+        members=members,
+        methods=run.chosen_methods([member.candidate_id for member in members]),
         failures=_failures(run),
         max_rows=MAX_ROWS,
         n_items={split.value: items_of_candidate(state, split) for split in Split},
