@@ -47,6 +47,9 @@ class WaitingPool:
         self._count += 1
         heapq.heappush(self._due, (time.perf_counter() + delay, self._count, request))
 
+    def withdraw(self) -> list[EvaluationRequest]:
+        return []
+
     def next_done(self, timeout_s: float) -> Evaluation | None:
         if not self._due:
             return None

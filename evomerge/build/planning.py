@@ -284,6 +284,10 @@ class _CountingPool:
         cost = {name.removeprefix("cost."): 1.0 for name in self._names if name.startswith("cost.")}
         return Evaluation(request.candidate_id, request.split, Status.OK, scores, cost={"items": 0.0, **cost})
 
+    def withdraw(self) -> list[EvaluationRequest]:
+        """Nothing: all have begun."""
+        return []
+
     def look(self, state: object, evaluation: Evaluation) -> None:
         """Notes when results of the search split came."""
         if evaluation.split is Split.SEARCH:

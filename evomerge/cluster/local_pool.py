@@ -62,11 +62,17 @@ class LocalPool:
             raise result
         return result
 
+    def withdraw(self) -> list[EvaluationRequest]:
+        """Takes back the requests that no thread has begun with."""
+        withdrawn: list[EvaluationRequest] = []
+        with suppress(queue.Empty):
+            while (request := self._requests.get_nowait()) is not None:
+                withdrawn.append(request)
+        return withdrawn
+
     def close(self) -> None:
         """Lets the threads end after what they are doing, and waits for that, at most `RUNNING_S` or `CLOSING_S`; what is still queued is dropped."""
-        with suppress(queue.Empty):
-            while True:
-                self._requests.get_nowait()
+        self.withdraw()
         for _ in self._threads:
             self._requests.put(None)
         started, said = time.monotonic(), False

@@ -132,6 +132,12 @@ class RayPool:
         self._dispatch()
         return self._done.popleft() if self._done else None
 
+    def withdraw(self) -> list[EvaluationRequest]:
+        """Takes back the requests that no worker has begun with."""
+        withdrawn = list(self._queue)
+        self._queue.clear()
+        return withdrawn
+
     def close(self) -> None:
         """Kills the workers."""
         for slot in self._slots.values():

@@ -55,6 +55,10 @@ class WorkerPool(Protocol):
         """The next finished evaluation or lost worker, or None when there is none in time."""
         ...
 
+    def withdraw(self) -> Sequence[EvaluationRequest]:
+        """Takes back the requests that no worker has begun with."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
@@ -298,6 +302,8 @@ class SearchLoop:
         Raises:
             Interrupted: a stop was requested, and nothing that runs is waited for any more.
         """
+        if self._stop.drain:
+            self._submitted -= {(request.candidate_id, request.split) for request in self._pool.withdraw()}
         if self._stop.now or (self._stop.drain and not self._submitted):
             raise Interrupted
         if self._stop.drain and not self._said_what_is_awaited:

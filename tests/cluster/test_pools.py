@@ -88,6 +88,26 @@ def test_a_local_pool_makes_a_broken_evaluator_anew(tmp_path: Path) -> None:
     pool.close()
 
 
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_what_no_worker_has_begun_with_can_be_withdrawn(tmp_path: Path, kind: str) -> None:
+    pool = (
+        LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
+        if kind == "local"
+        else ray_pool(SCRIPTED, tmp_path, n_workers=1)
+    )
+    submit(pool, "wait-1")
+    while not (tmp_path / "wait-1").exists():
+        assert pool.next_done(0.05) is None
+    submit(pool, "ok-2", "ok-3")
+    assert [request.candidate_id for request in pool.withdraw()] == ["ok-2", "ok-3"]
+    (tmp_path / "wait-1-no-more").touch()
+    assert drain(pool, 1).keys() == {"wait-1"}
+    assert pool.next_done(1.0) is None
+    assert pool.withdraw() == []
+    pool.close()
+
+
 def test_a_closing_local_pool_ends_what_runs_and_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 

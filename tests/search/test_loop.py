@@ -61,6 +61,9 @@ class ShufflingPool:
         self.requests.append(request)
         self.most_waiting = max(self.most_waiting, len(self._waiting))
 
+    def withdraw(self) -> list[EvaluationRequest]:
+        return []
+
     def next_done(self, timeout_s: float) -> Evaluation | None:
         if not self._waiting or self._order.random() < 0.2:
             return None
@@ -317,6 +320,25 @@ def test_what_an_interrupt_waits_for_is_said_once(tmp_path: Path, caplog: pytest
     with pytest.raises(Interrupted):
         run(tmp_path / "run", OneAtATime(1), stop=stop)
     assert caplog.messages == ["stopping when what runs is done (3); a second Ctrl-C leaves at once"]
+
+
+def test_an_interrupt_waits_only_for_what_a_worker_has_begun_with(tmp_path: Path) -> None:
+    """While engines start, which takes minutes for large models, nothing has."""
+    stop = StopRequest()
+
+    class Starting(ShufflingPool):
+        def next_done(self, timeout_s: float) -> Evaluation | None:
+            stop.drain = stop.drain or len(self.requests) > 8
+            return None if len(self.requests) > 8 else super().next_done(timeout_s)
+
+        def withdraw(self) -> list[EvaluationRequest]:
+            withdrawn, self._waiting = self._waiting, []
+            return withdrawn
+
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", Starting(1), stop=stop)
+    resumed, whole = run(tmp_path / "run", ShufflingPool(2)), run(tmp_path / "other", ShufflingPool(3))
+    assert [entry.values for entry in resumed.proposed] == [entry.values for entry in whole.proposed]
 
 
 def test_every_prefix_of_the_journal_leads_to_the_same_end(tmp_path: Path) -> None:
