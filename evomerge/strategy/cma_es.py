@@ -155,7 +155,8 @@ class CmaEs(ReplayStrategy):
         return Proposal(VectorGenome(point))
 
     def _recall(self, was: Callable[[Genome], bool]) -> Proposal | None:
-        if not isinstance(self._run, SurrogateRun):
+        # where coordinates may be without effect, any sample may repeat an earlier one, which is answered and not asked
+        if self._conditions or not isinstance(self._run, SurrogateRun):
             return None
         sample = self._run.recall(lambda point: was(VectorGenome(point)), self._real)
         if sample is None:

@@ -29,12 +29,13 @@ from evomerge.core import (
     genome_to_json,
     random_stream,
 )
+from evomerge.space import Parameter, SearchSpace
 from evomerge.strategy import Strategy, make_strategy, strategy_names
 
 
 @dataclass(frozen=True)
 class StrategyCase:
-    """A strategy by name, with what it is made from."""
+    """A strategy by name, with what it is made from: a `space`, or the rest; `dimension` is that of either."""
 
     name: str
     dimension: int = 4
@@ -42,10 +43,12 @@ class StrategyCase:
     options: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[int, ...] | None = None
     families: tuple[int, ...] | None = None
+    space: SearchSpace | None = None
 
     def __str__(self) -> str:
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
-        kind = ("-mixed" if self.choices else "") + ("-families" if self.families else "")
+        kinds = {"mixed": self.choices, "families": self.families, "space": self.space}
+        kind = "".join(f"-{kind}" for kind, given in kinds.items() if given)
         return f"{self.name}-{self.dimension}d-{self.n_objectives}obj{kind}" + (f"-{options}" if options else "")
 
     def objectives(self) -> list[Objective]:
@@ -57,15 +60,9 @@ class StrategyCase:
 
     def make(self, seed: int = 7) -> Strategy:
         """A fresh strategy."""
-        return make_strategy(
-            self.name,
-            dimension=self.dimension,
-            objectives=self.objectives(),
-            seed=seed,
-            choices=self.choices,
-            families=self.families,
-            **dict(self.options),
-        )
+        parts = {"dimension": self.dimension, "choices": self.choices, "families": self.families}
+        made_from: Mapping[str, Any] = parts if self.space is None else {"space": self.space}
+        return make_strategy(self.name, objectives=self.objectives(), seed=seed, **made_from, **self.options)
 
     def point(self, candidate: Candidate) -> NDArray[np.float64]:
         """A candidate's coordinates (d,); a crossover, whose parents are not at hand, has made-up ones that follow from it."""
@@ -98,6 +95,14 @@ _CHEAP_BO: Mapping[str, Any] = {
     "refit_growth": 2.0,
 }
 
+_SOMETIMES_USED = SearchSpace(
+    [
+        Parameter.categorical("method", ("plain", "weighted")),
+        *[Parameter(f"weight[{number}]", 0.0, 1.0, used_with=("method", (1,))) for number in range(3)],
+    ]
+)
+"""a method without parameters is one point, however it is written"""
+
 OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
     "bo": (
         StrategyCase("bo", dimension=2, n_objectives=1, options={**_CHEAP_BO, "n_initial": 32, "trust_region": "on"}),
@@ -110,7 +115,10 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("cycleqd", n_objectives=3, options={"n_initial": 8, "crossover_sigma": 0.5}),
         StrategyCase("cycleqd", options={"n_initial": 4, "n_bins": 3}, choices=(0, 3, 2, 0)),
     ),
-    "ga": (StrategyCase("ga", options={"population_size": 6}, choices=(0, 3, 2, 0)),),
+    "ga": (
+        StrategyCase("ga", options={"population_size": 6}, choices=(0, 3, 2, 0)),
+        StrategyCase("ga", space=_SOMETIMES_USED),
+    ),
     "cma_es": (
         StrategyCase("cma_es", n_objectives=1, options={"variant": "sep"}),
         StrategyCase("cma_es", n_objectives=1, options={"variant": "vkd", "restarts": "none"}),
@@ -121,6 +129,7 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("cma_es", dimension=1, n_objectives=1, options={"surrogate": "none", "restarts": "bipop"}),
         StrategyCase("cma_es", dimension=14, n_objectives=1, families=(0, 1) * 7),
         StrategyCase("cma_es", n_objectives=1, options={"group_correlation": 0.5}, families=(0, 1, 1, 2)),
+        StrategyCase("cma_es", n_objectives=1, space=_SOMETIMES_USED),
     ),
     "m2n2": (
         StrategyCase("m2n2", n_objectives=1, options={"population_size": 5, "chromosomes": 2, "mutation_sigma": 0.01}),
