@@ -87,9 +87,9 @@ class Objective:
 
 def weights_in_mean(objectives: Sequence[Objective]) -> tuple[float, ...]:
     """What each objective counts in their mean: its weight; without one a score counts 1, and a cost, in other units, only where nothing else does."""
-    only_costs = all(objective.is_cost and not objective.weight for objective in objectives)
+    others = any(item.weight or (item.weight is None and not item.is_cost) for item in objectives)
     return tuple(
-        float(only_costs or not objective.is_cost) if objective.weight is None else objective.weight
+        float(not (others and objective.is_cost)) if objective.weight is None else objective.weight
         for objective in objectives
     )
 

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from states import BestWritten, state_of
 
-from evomerge.core import Direction, Evaluation, EvaluationError, JournalError, Objective, Split, Status
+from evomerge.core import (
+    Direction,
+    Evaluation,
+    EvaluationError,
+    JournalError,
+    Objective,
+    Split,
+    Status,
+    weights_in_mean,
+)
 from evomerge.evaluation.lm_eval_evaluator import _item_row
 from evomerge.search import (
     FrontFiles,
@@ -208,6 +217,13 @@ def test_weights_say_what_counts_in_the_mean() -> None:
     difference, error = paired_difference(objectives, one, other)
     assert difference == pytest.approx(utility(objectives, one) - utility(objectives, other))
     assert error == pytest.approx(3.0 * 0.5 / 4.1)
+
+
+@pytest.mark.parametrize(("weight", "of_cost"), [(None, 0.0), (2.0, 0.0), (0.0, 1.0)])
+def test_a_cost_counts_where_nothing_else_does(weight: float | None, of_cost: float) -> None:
+    objectives = (Objective("f", weight=weight), Objective("cost.tokens", Direction.MINIMIZE))
+    assert weights_in_mean(objectives)[1] == of_cost
+    assert sum(weights_in_mean(objectives)) > 0
 
 
 def test_paired_differences_use_the_same_items() -> None:
