@@ -40,6 +40,7 @@ class _StrictLoader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._n_aliases = 0
+        self._n_merged = 0
         self._open_anchors: set[str] = set()
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -102,6 +103,13 @@ class _StrictLoader(yaml.SafeLoader):
                 raise _wrong(f"key {key!r} appears twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """As PyYAML, which writes out what `<<` names: that may be an alias bomb too."""
+        super().flatten_mapping(node)
+        self._n_merged += len(node.value)
+        if self._n_merged > MAX_YAML_VALUES:
+            raise _wrong(f"aliases expand to more than {MAX_YAML_VALUES} values", node)
 
     def construct_unknown(self, node: yaml.Node) -> Any:
         """Refuses a tag."""

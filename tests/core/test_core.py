@@ -132,6 +132,7 @@ def test_losses_flip_the_sign_of_maximised_scores_only() -> None:
         ("a: &x 1\nb: &x 2", "line 2, column 4: anchor &x appears twice"),
         ("a: 1\nb: &b\n  c: [*b]", "line 3, column 7: alias *b stands within what it stands for"),
         ("\n".join(["a0: &a0 [x, x, x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]" for i in range(1, 10))]), "expand"),
+        ("a0: &a0 {x: 1}\n" + "\n".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12)), "expand"),
         ("a: &x 1\nb: [" + ", ".join(["*x"] * 101) + "]", "more than 100 aliases"),
         ("a: 1\n---\nb: 2", "expected one YAML document, found 2"),
         ("# no more than this", "file.yaml: is empty"),
