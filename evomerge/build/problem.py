@@ -17,7 +17,7 @@ from evomerge.build.sources import (
     model_table,
     sources_exist,
 )
-from evomerge.build.strategies import check_options, check_population, strategy_for
+from evomerge.build.strategies import check_nested, check_options, check_population, strategy_for
 from evomerge.build.tasks import checked_tasks
 from evomerge.build.templates import recipe_template
 from evomerge.config import ObjectiveConfig, SearchConfig, SyntheticConfig
@@ -270,6 +270,7 @@ def _checked(problem: Problem, *, begun: bool) -> Problem:
         lambda: problem.candidate_bytes,
         lambda: strategy_for(problem),
         lambda: None if begun else check_population(problem),
+        lambda: None if begun else check_nested(problem),
         lambda: _check_first_model(problem),
         lambda: _check_directions(problem),
         lambda: None if begun else gpus_per_worker(problem.config),

@@ -57,6 +57,17 @@ def check_population(problem: "Problem") -> None:
         )
 
 
+def check_nested(problem: "Problem") -> None:
+    """Raises ConfigError where nested `map` would take what is no weight for a source."""
+    strategy = problem.config.strategy
+    others = [item.name for item in problem.space.parameters if item.name.partition("[")[0] != "weight"]
+    if strategy.name == "map" and strategy.options.get("nested") and problem.template is not None and others:
+        raise ConfigError(
+            f"strategy.nested: takes every coordinate for the weight of one source, and {others[0]} is none; search weights alone "
+            "(space.parameters: {weight: {}}, the rest under space.fixed), or leave nested out"
+        )
+
+
 def strategy_for(problem: "Problem") -> Strategy:
     """A fresh strategy for `problem`, seeded with the run's seed.
 

@@ -272,6 +272,30 @@ class RecipeTemplate:
                 )
         if twice := self._open & self._fixed.keys():
             raise RecipeError(f"{', '.join(sorted(twice))}: both searched and fixed; remove one")
+        wanted = {"density", "epsilon"}
+        if self._open & wanted and wanted <= {spec.name for spec in self._spec.parameters}:
+            self._check_densities()
+
+    def _check_densities(self) -> None:
+        """Of methods that keep entries of a row with probabilities from density - epsilon to density + epsilon."""
+        (low, high), (_, epsilon) = self._range("density"), self._range("epsilon")
+        always_possible = "density" not in self._open and not (
+            low > 0 and high < 1
+        )  # 0 and 1 mean nothing and everything
+        if not always_possible and not (low - epsilon > 0 and high + epsilon < 1):
+            raise SpaceError(
+                f"merge method {self._spec.name!r}: density - epsilon and density + epsilon must lie between 0 and 1, which density "
+                f"in [{low:g}, {high:g}] with epsilon up to {epsilon:g} does not; narrow the bounds of density, or lower epsilon"
+            )
+
+    def _range(self, name: str) -> tuple[float, float]:
+        """The smallest and largest value of a parameter of every source."""
+        searched = next((parameter for parameter in self._searched if parameter.name == name), None)
+        if searched is not None:
+            return searched.low, searched.high
+        value = self._fixed.get(name, self._spec.parameter(name).default)
+        values = [float(one) for one in (value if isinstance(value, tuple) else (value,))]  # type: ignore[arg-type]
+        return min(values), max(values)
 
 
 def default_searched(spec: MethodSpec, axes: Sequence[str]) -> list[SearchedParameter]:

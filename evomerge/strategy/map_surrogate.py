@@ -108,6 +108,10 @@ class MapSurrogate(ReplayStrategy):
         options, dimension = self.options, self.dimension
         if options.nested and dimension < 2:
             raise ConfigError("strategy map: nested joins sources in pairs, the space has only one dimension")
+        if options.nested and any(self.choices):
+            raise ConfigError(
+                "strategy map: nested needs a weight for each source and nothing else, the space has choices"
+            )
         if not options.nested and coefficients > _MOST_COEFFICIENTS:
             raise ConfigError(
                 f"strategy map: {dimension} dimensions need {coefficients} coefficients per objective; "

@@ -92,6 +92,16 @@ def test_what_makes_no_choice_is_refused(folder: Path, methods: Any, changes: An
         make_problem(parse_config(settings(*methods, **changes), folder=folder))
 
 
+def test_a_tree_of_sources_wants_weights_alone(folder: Path) -> None:
+    nested = {"name": "map", "nested": True}
+    with pytest.raises(
+        ConfigError, match=r"takes every coordinate for the weight of one source, and density\[a\] is none"
+    ):
+        make_problem(parse_config(settings("ties", strategy=nested), folder=folder))
+    fixed = {"parameters": {"weight": {}}, "fixed": {"density": 0.5}}
+    make_problem(parse_config(settings("ties", strategy=nested, space=fixed), folder=folder))
+
+
 def test_a_method_without_anything_to_search_is_a_choice_too(folder: Path) -> None:
     made = make_problem(parse_config(settings("karcher", "ties", "model_stock"), folder=folder))
     names = ["method", "weight[a]", "weight[b]", "density[a]", "density[b]"]
