@@ -1,7 +1,7 @@
 """Recipe + model headers -> merge plan. Reads headers and config files, never a weight."""
 
 from evomerge.plan.active import active_parameters
-from evomerge.plan.chat_template import TEMPLATE_FILE, chat_template_of
+from evomerge.plan.chat_template import PROCESSOR_TEMPLATE_FILE, TEMPLATE_FILE, chat_template_of
 from evomerge.plan.compatibility import check_compatible
 from evomerge.plan.folding import FOLDINGS, folding_of
 from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorKey, TensorStep, WeightTarget
@@ -23,6 +23,7 @@ __all__ = [
     "MOST_KEPT_NORMS",
     "MOST_RANKS",
     "PLACE_BYTES",
+    "PROCESSOR_TEMPLATE_FILE",
     "RANKED_METHODS",
     "RANK_BYTES",
     "TEMPLATE_FILE",

@@ -8,19 +8,27 @@ from evomerge.plan.model_folder import file_inside, read_json_file
 from evomerge.plan.model_header import ModelHeader
 
 TEMPLATE_FILE = "chat_template.jinja"
+PROCESSOR_TEMPLATE_FILE = "chat_template.json"
+"""where older processors, as of models of images, keep it"""
 
 
 def chat_template_of(header: ModelHeader) -> str | None:
-    """A model's own template, wherever its tokenizer keeps it; None where it has none.
+    """A model's own template, wherever its tokenizer or processor keeps it; None where it has none.
 
     Raises:
         CheckpointError: a file that cannot be read, or is outside the folder.
     """
     if (header.folder / TEMPLATE_FILE).exists():
         return _text(file_inside(header.folder, TEMPLATE_FILE))
-    if not (header.folder / "tokenizer_config.json").exists():
+    kept = (_kept_in(header, name) for name in ("tokenizer_config.json", PROCESSOR_TEMPLATE_FILE))
+    return next((template for template in kept if template is not None), None)
+
+
+def _kept_in(header: ModelHeader, name: str) -> str | None:
+    """Under `chat_template` of a JSON file."""
+    if not (header.folder / name).exists():
         return None
-    config: Any = read_json_file(file_inside(header.folder, "tokenizer_config.json"))
+    config: Any = read_json_file(file_inside(header.folder, name))
     template = config.get("chat_template") if isinstance(config, dict) else None
     if isinstance(template, list):  # several, each with a name
         named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]

@@ -47,7 +47,7 @@ def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
     spec = method_spec(recipe.method)
     slices = slices_with_inputs(recipe)
     structure = build_structure(_structure_key(recipe, spec, slices, headers))
-    dtype = recipe.out_dtype or default_dtype(headers[recipe.models()[0]])
+    dtype = recipe.out_dtype or recipe.dtype or default_dtype(headers[recipe.models()[0]])
     if recipe.pieces is not None:
         check_tensors(recipe.pieces, [output.name for output in structure.outputs if output.is_float])
     steps = _Steps(recipe, spec, slices)

@@ -231,7 +231,7 @@ def _resolver(file: Path, names: set[str]) -> Callable[[str, Recipe], str]:
             home = folder.startswith("~/")
             places = [Path.home() / folder[2:]] if home else [file.parent / folder, Path.cwd() / folder]
             try:
-                place = next((place for place in places if place.is_dir()), cached_model(folder))
+                place = next((place for place in places if place.is_dir()), None) or cached_model(folder)
             except OSError as problem:
                 where = ", ".join(places_of(recipe, folder))
                 raise RecipeError(f"{where}: model {folder!r}: {why_unreadable(problem)}") from None

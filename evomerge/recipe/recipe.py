@@ -35,7 +35,7 @@ class Recipe:
         parameters: global settings.
         dtype: what the arithmetic runs in; None = float32, which is stored as None ("float32" reads back as None). mergekit
             computes in the sources' dtype where a recipe is silent; evomerge does not, since that costs quality.
-        out_dtype: what is written, e.g. "bfloat16"; None = the base's (else the first source's) dtype.
+        out_dtype: what is written, e.g. "bfloat16"; None = `dtype`, without it the base's (else the first source's).
         seed: keys the random masks of stochastic methods.
         tokenizer: the vocabulary of the result; None = every model has the same, the tokenizer is copied from the base (else the
             first source).

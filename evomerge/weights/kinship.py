@@ -79,6 +79,8 @@ def _sample(headers: Mapping[str, ModelHeader]) -> list[str]:
         and tensor.dtype in FLOAT_DTYPES
         and all(name in other.tensors and other.tensors[name].shape == tensor.shape for other in others)
     ]
+    # files have them in the order of their letters: layer 10 before layer 2
+    names.sort(key=lambda name: [int(part) if part.isdigit() else -1 for part in name.split(".")])
     wanted = (
         sorted({round(index * (len(names) - 1) / (_N_TENSORS - 1)) for index in range(_N_TENSORS)}) if names else []
     )

@@ -60,6 +60,8 @@ def test_whole_model_plan(models, headers):
     plan = make_plan(whole(models, seed=3), headers)
     assert plan.n_layers == 4
     assert (plan.dtype, plan.math_dtype, plan.seed) == ("bfloat16", "float32", 3)
+    rounded = make_plan(dataclasses.replace(whole(models), dtype="float16"), headers)
+    assert (rounded.dtype, rounded.math_dtype) == ("float16", "float16")
     assert sorted(step.output for step in plan.steps) == sorted(headers[models["base"]].tensors)
     assert plan.steps[0].output == "model.embed_tokens.weight"
     assert plan.steps[-1].output == "model.norm.weight"

@@ -152,6 +152,41 @@ models: [{model: half, parameters: {weight: 1}}, {model: c, parameters: {weight:
     assert (again / "model.safetensors").read_bytes() == (models / "out" / "model.safetensors").read_bytes()
 
 
+def test_what_documents_are_merged_with_is_in_the_recipe_of_the_result(models):
+    text = """
+name: half
+merge_method: dare_linear
+base_model: a
+models: [{model: b, parameters: {weight: 1, density: 0.5}}]
+---
+merge_method: dare_linear
+base_model: a
+models: [{model: half, parameters: {weight: 1, density: 0.5}}, {model: c, parameters: {weight: 1, density: 0.5}}]
+"""
+    first = merge(models, text, seed=7, dtype="bfloat16")
+    again = load_file(merge_recipe(models / "out" / "recipe.yaml", models / "again") / "model.safetensors")
+    other = merge(models, text, seed=8, dtype="bfloat16", overwrite=True)
+    for name, tensor in first.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, again[name])
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in first.items())
+
+
+def test_the_card_of_several_documents_names_no_folder_of_this_machine(models):
+    text = """
+name: half
+merge_method: linear
+models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]
+---
+merge_method: linear
+models: [{model: half, parameters: {weight: 1}}, {model: c, parameters: {weight: 3}}]
+"""
+    merge(models, text)
+    card = (models / "out" / "README.md").read_text()
+    assert "**Beware**: the attention weights of half (" in card
+    assert str(models) not in card
+
+
 def test_layers_of_models_of_different_depth_are_merged_by_slices(models):
     write_tiny_llama(models / "deep", seed=5, n_layers=4, dtype="float32")
     text = """
@@ -340,6 +375,21 @@ def test_chat_templates(models):
     (models / "b" / "chat_template.jinja").write_text("{{ mine }}")
     merge(models, LINEAR + "chat_template: auto\n", overwrite=True)
     assert (models / "out" / "chat_template.jinja").read_text() == "{{ mine }}"
+
+
+def test_a_processor_has_the_chat_template_of_the_recipe(models):
+    """Where it is in a file of its own, which processors read before any other."""
+    from transformers import ProcessorMixin
+
+    for name in "ab":
+        (models / name / "chat_template.json").write_text(json.dumps({"chat_template": "{{ theirs }}"}))
+    merge(models, LINEAR)
+    assert json.loads((models / "out" / "chat_template.json").read_text()) == {"chat_template": "{{ theirs }}"}
+    merge(models, LINEAR + "chat_template: auto\n", overwrite=True)
+    assert (models / "out" / "chat_template.jinja").read_text() == "{{ theirs }}"
+    merge(models, LINEAR + "chat_template: chatml\n", overwrite=True)
+    settings, _ = ProcessorMixin.get_processor_dict(str(models / "out"))
+    assert "<|im_start|>" in settings["chat_template"]
 
 
 @pytest.mark.parametrize(

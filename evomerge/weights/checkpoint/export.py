@@ -71,7 +71,7 @@ def merge_to_folder(
         RecipeError: the recipe does not fit its models, `out` is in the way, or `max_memory` is too small.
         CheckpointError: a model is damaged or changes meanwhile, the result is not finite, or the disk has no room.
     """
-    recipe = replace(recipe, out_dtype=dtype or recipe.out_dtype, seed=recipe.seed if seed is None else seed)
+    recipe = _overridden(recipe, seed, dtype)
     if shard_bytes <= 0:
         raise RecipeError(f"shard size must be positive, got {shard_bytes} bytes")
     _check_device(device)
@@ -117,7 +117,10 @@ def merge_file_to_folder(file: RecipeFile, out: Path | str, *, overwrite: bool =
     out = Path(out)
     remove_leftovers(_place_of(out))
     _check_target(out, {}, overwrite)
-    shared = {key: options[key] for key in ("seed", "max_memory", "device", "trust_remote_code") if key in options}
+    seed, dtype = options.pop("seed", None), options.pop("dtype", None)
+    named = {name: _overridden(recipe, seed, None) for name, recipe in file.named.items()}
+    file = replace(file, final=_overridden(file.final, seed, dtype), named=named)
+    shared = {key: options[key] for key in ("max_memory", "device", "trust_remote_code") if key in options}
     with staging_folder(_place_of(out)) as parts:
 
         def folder(path: str) -> str:
@@ -127,6 +130,10 @@ def merge_file_to_folder(file: RecipeFile, out: Path | str, *, overwrite: bool =
             merge_to_folder(with_folders(file.named[name], folder), parts / name, where=file.place(name), **shared)
         final = with_folders(file.final, folder)
         return merge_to_folder(final, out, overwrite=overwrite, written=file, where=file.place(), **options)
+
+
+def _overridden(recipe: Recipe, seed: int | None, dtype: str | None) -> Recipe:
+    return replace(recipe, out_dtype=dtype or recipe.out_dtype, seed=recipe.seed if seed is None else seed)
 
 
 def _report_idle_filters(

@@ -12,7 +12,8 @@ def model_card(name: str, model: MergedModel, recipe_text: str) -> str:
     recipes = [*model.file.named.values(), model.file.final]
     methods = ", then ".join(f"`{recipe.method}` ({method_spec(recipe.method).paper})" for recipe in recipes)
     sources = [recipe.source(key) for recipe in recipes for key in recipe.models()]
-    folders = {source.model: model_name(source.model) for source in sources}
+    merged = [model.recipe.source(key) for key in model.recipe.models()]  # where those merged first were put
+    folders = {source.model: model_name(source.model) for source in (*sources, *merged)}
     folders |= {source.lora: model_name(source.lora) for source in sources if source.lora is not None}
     lenders = {key for recipe in recipes if recipe.tokenizer is not None for key in recipe.tokenizer.models()}
     folders |= {folder: model_name(folder) for folder in lenders - {source.key for source in sources}}

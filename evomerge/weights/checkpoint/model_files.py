@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evomerge.core import CheckpointError, Json, atomic_write_json, atomic_write_text
-from evomerge.plan import TEMPLATE_FILE, file_inside
+from evomerge.plan import PROCESSOR_TEMPLATE_FILE, TEMPLATE_FILE, file_inside
 from evomerge.plan.model_folder import read_json_file
 from evomerge.recipe import recipe_to_yaml
 from evomerge.weights.checkpoint.merged_config import merged_config
@@ -26,8 +26,8 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
+    TEMPLATE_FILE,
+    PROCESSOR_TEMPLATE_FILE,
 )
 
 NAMES_CODE = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
@@ -109,6 +109,7 @@ def _write_chat_template(folder: Path, text: str) -> None:
         config = read_json_file(settings)
         if config.pop("chat_template", None) is not None:
             atomic_write_json(settings, config)
+    (folder / PROCESSOR_TEMPLATE_FILE).unlink(missing_ok=True)  # processors would prefer it
     atomic_write_text(folder / TEMPLATE_FILE, text)
 
 
