@@ -197,9 +197,13 @@ def _slice(data: Any, reading: _Reading, where: str) -> Slice:
 def _source(data: Any, reading: _Reading, where: str, *, layers: bool = False) -> Source:
     """A model, or with `layers` a range of its layers."""
     fields = fields_of(data, where, ("model", "layer_range", "parameters") if layers else ("model", "parameters"))
+    if layers and fields.get("layer_range") is None:
+        raise RecipeError(
+            f"{where}: layer_range is missing: [first, last) layers; whole models are listed under `models`"
+        )
     return replace(
         model_reference(fields.get("model"), f"{where}.model"),
-        layer_range=layer_range_of(fields.get("layer_range"), f"{where}.layer_range") if layers else None,
+        layer_range=layer_range_of(fields["layer_range"], f"{where}.layer_range") if layers else None,
         parameters=_parameters(fields.get("parameters"), reading, f"{where}.parameters", on_source=True),
     )
 

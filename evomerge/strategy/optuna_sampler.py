@@ -6,7 +6,8 @@ The study lives in memory and is rebuilt by replay. Pending candidates are Optun
 import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from inspect import isabstract
+from typing import Any, ClassVar, TypeGuard
 
 import optuna
 from pydantic import Field
@@ -20,6 +21,14 @@ _FINITE = frozenset({"BruteForceSampler", "GridSampler"})
 """Samplers of finitely many points, found out by Optuna at the first proposal."""
 _NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "torch"}
 """Packages that Optuna imports at the first proposal of a sampler; missing ones must be found earlier."""
+
+
+_OTHERS = _FINITE | {"PartialFixedSampler"}
+"""those that are no use here: the last wraps another sampler"""
+
+
+def _is_sampler(one: object) -> TypeGuard[type[optuna.samplers.BaseSampler]]:
+    return isinstance(one, type) and issubclass(one, optuna.samplers.BaseSampler) and not isabstract(one)
 
 
 class OptunaOptions(StrategyOptions):
@@ -59,10 +68,12 @@ class OptunaStrategy(ReplayStrategy):
     def _sampler(self) -> optuna.samplers.BaseSampler:
         name = self.options.sampler
         sampler_type = getattr(optuna.samplers, name, None)
-        if not (isinstance(sampler_type, type) and issubclass(sampler_type, optuna.samplers.BaseSampler)):
-            known = sorted(
-                known for known in optuna.samplers.__all__ if known.endswith("Sampler") and known != "BaseSampler"
-            )
+        if not _is_sampler(sampler_type):
+            known = [
+                one
+                for one in sorted(optuna.samplers.__all__)
+                if one not in _OTHERS and _is_sampler(getattr(optuna.samplers, one))
+            ]
             raise ConfigError(f"strategy optuna: there is no sampler {name!r}; known: {', '.join(known)}")
         if name in _FINITE:
             raise ConfigError(

@@ -95,11 +95,17 @@ def strategy_options(name: str, options: Mapping[str, Any]) -> StrategyOptions:
     try:
         return options_type.model_validate(dict(options))
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}, got {problem['input']!r}"
-            for problem in error.errors()
-        )
-        raise ConfigError(f"strategy {name}: {problems}") from error
+        raise ConfigError(f"strategy {name}: {'; '.join(_problems(error, options))}") from error
+
+
+def _problems(error: ValidationError, options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with each option; where it may be of several types, what is wrong with it as each of them."""
+    found: dict[str, dict[str, None]] = {}
+    for problem in error.errors():
+        option, *inside = problem["loc"]
+        places = "".join(f"[{place}]: " for place in inside if isinstance(place, int))
+        found.setdefault(str(option), {})[places + problem["msg"]] = None
+    return [f"{option}: {' or: '.join(messages)}, got {options[option]!r}" for option, messages in found.items()]
 
 
 def strategy_options_schema(name: str) -> dict[str, Json]:

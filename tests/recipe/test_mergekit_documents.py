@@ -77,6 +77,10 @@ BARE = {"models": [{"model": "a"}]}
             {"models": None, "slices": [{"sources": [{"model": "a", "revision": "x", "layer_range": [0, 1]}]}]},
             r"slices\[0\].sources\[0\]: unknown key 'revision'; write `model: PATH@REVISION`",
         ),
+        (
+            {"models": None, "slices": [{"sources": [{"model": "a"}]}]},
+            r"slices\[0\].sources\[0\]: layer_range is missing: .* whole models are listed under `models`",
+        ),
         ({"random_seed": "x"}, "random_seed: expected a whole number from 0"),
         ({"dtype": "int4"}, "unknown dtype"),
         ({"merge_method": "ties"}, "needs a base model"),

@@ -39,6 +39,9 @@ def test_every_option_has_a_default_and_a_description(name):
 
 
 def test_unknown_names_and_options_name_the_nearest():
+    for short, meant in (("cma", "cma_es"), ("nsga", "nsga2")):
+        with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
+            strategy_class(short)
     with pytest.raises(ConfigError, match="did you mean 'cma_es'"):
         make_strategy("cmaes", dimension=2, objectives=["a"], seed=1)
     with pytest.raises(ConfigError, match=r"did you mean 'auto'.*and in a configuration auto"):
@@ -53,9 +56,10 @@ def test_unknown_names_and_options_name_the_nearest():
     ("options", "message"),
     [
         ({"sigma0": -1.0}, "sigma0.*greater than 0.*got -1.0"),
-        ({"sigma0": True}, "sigma0.*valid number.*got 'true'"),
+        ({"sigma0": True}, "sigma0.*valid number.*got True"),
         ({"start": (0.5,)}, "start has 1 coordinates"),
-        ({"start": (0.5, 1.5)}, "start"),
+        ({"start": (0.5, 1.5)}, r": start: .* or: \[1\]: .*less than or equal to 1, got \(0.5, 1.5\)$"),
+        ({"start": "worst"}, r": start: .*'best' or 'centre' or: .*tuple, got 'worst'$"),
         ({"variant": "diag"}, "variant"),
     ],
 )
@@ -64,7 +68,7 @@ def test_bad_values_are_config_errors(options, message):
         make_strategy("cma_es", dimension=2, objectives=["a"], seed=1, **options)
 
 
-@pytest.mark.parametrize("sampler", ["BruteForceSampler", "GridSampler", "TPE"])
+@pytest.mark.parametrize("sampler", ["BaseGASampler", "BruteForceSampler", "GridSampler", "TPE"])
 def test_samplers_that_cannot_search_a_cube_are_config_errors(sampler):
     """Optuna itself says it at the first proposal, when a run has begun."""
     pytest.importorskip("optuna")
