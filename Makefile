@@ -2,7 +2,7 @@
 # ENGINE=gpu installs the CUDA build of the engine instead of the CPU build.
 
 ENGINE ?= cpu
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(ENGINE)
@@ -25,7 +25,7 @@ help: ## what can be made
 setup: $(STAMP) ## create .venv with the `evomerge` command (nothing happens when it is up to date)
 
 $(STAMP): pyproject.toml requirements/$(ENGINE).txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in [(3, 11), (3, 12)] else f"Python 3.11 or 3.12 is needed, found {v[0]}.{v[1]}; set PYTHON=...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, found {v[0]}.{v[1]}; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python $(TORCH_FROM) requirements/$(ENGINE).txt
