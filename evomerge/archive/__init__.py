@@ -1,6 +1,6 @@
 """Pareto tools and niches: dominance, fronts, hypervolume, knees, grids of elites, competition for items. All losses are minimised; nothing here knows a strategy."""
 
-from evomerge.archive.dominance import dominates, non_dominated_mask
+from evomerge.archive.dominance import non_dominated_mask
 from evomerge.archive.front import Front, hypervolume
 from evomerge.archive.grid import EliteGrid
 from evomerge.archive.knee import knee_index, knees
@@ -13,7 +13,6 @@ __all__ = [
     "Stakes",
     "attraction",
     "coverage",
-    "dominates",
     "hypervolume",
     "knee_index",
     "knees",

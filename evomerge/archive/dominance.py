@@ -7,12 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def dominates(first: ArrayLike, second: ArrayLike) -> bool:
-    """Whether the loss vector `first` is nowhere worse than `second` and somewhere better; both have shape (m,)."""
-    left, right = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    return bool(np.all(left <= right) and np.any(left < right))
-
-
 def non_dominated_mask(losses: ArrayLike) -> NDArray[np.bool_]:
     """Which rows of `losses` (n, m) no other row dominates; rows that are equal are all kept. Shape (n,).
 

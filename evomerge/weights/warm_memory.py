@@ -33,13 +33,6 @@ class WarmMemory:
         self._used = 0
         self._most_used = 0
 
-    @property
-    def held_bytes(self) -> int:
-        """Of all blocks, used or not."""
-        with self._lock:
-            self._take_back()
-            return self._used + sum(map(len, self._free))
-
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor in this process's memory with arbitrary contents."""
         n_bytes = torch.Size(shape).numel() * dtype.itemsize
