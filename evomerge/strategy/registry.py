@@ -159,10 +159,9 @@ def make_strategy(
     told: dict[str, Any] = {"choices": tuple(choices)} if choices is not None and any(choices) else {}
     if families is not None and getattr(strategy, "uses_families", False):
         told["families"] = tuple(families)
-    made = strategy(dimension, goals, seed, checked, **told)
-    if conditions is not None and isinstance(made, ReplayStrategy):
-        made.know_conditions(conditions)
-    return made
+    if conditions is not None and isinstance(strategy, type) and issubclass(strategy, ReplayStrategy):
+        told["conditions"] = conditions
+    return strategy(dimension, goals, seed, checked, **told)
 
 
 def _options_type(name: str) -> type[StrategyOptions]:

@@ -65,6 +65,7 @@ class ReplayStrategy(ABC):
             any value in [i/n, (i+1)/n). Strategies that do not look at it search a step function.
         families: (d,), the number of each coordinate's family, whose members are likely to want similar values; None = no two belong
             together. Only for classes with `uses_families`.
+        conditions: (d,), see `SearchSpace.conditions`: points that differ only in coordinates without effect are one; None = all have one.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -92,6 +93,7 @@ class ReplayStrategy(ABC):
         *,
         choices: Sequence[int] | None = None,
         families: Sequence[int] | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         if dimension < 1:
             raise ConfigError(f"strategy {self.name}: the space has {dimension} dimensions; it needs at least one")
@@ -110,7 +112,7 @@ class ReplayStrategy(ABC):
         self.dimension = dimension
         self.families = None if families is None or len(set(families)) == dimension else tuple(families)
         self.choices = (0,) * dimension if choices is None else tuple(choices)
-        self._conditions: list[tuple[int, int, tuple[int, ...]]] = []
+        self._conditions = [(number, *found) for number, found in enumerate(conditions or ()) if found is not None]
         """(a coordinate, the categorical one that it depends on, choices with which it has an effect)"""
         self.objectives = tuple(objectives)
         self.random_seed = seed
@@ -169,10 +171,6 @@ class ReplayStrategy(ABC):
         It must leave the state that `_propose` leaves.
         """
         return None
-
-    def know_conditions(self, conditions: Conditions) -> None:
-        """Takes in `SearchSpace.conditions`, before anything is asked: points that differ only in coordinates without effect are one."""
-        self._conditions = [(number, *found) for number, found in enumerate(conditions) if found is not None]
 
     # --- the protocol --------------------------------------------------------------------------------------------
 
