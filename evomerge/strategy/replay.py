@@ -296,12 +296,16 @@ class ReplayStrategy(ABC):
         """The next proposal; see `max_known`."""
         for _ in range(self.max_known):
             proposal = self._propose()
-            key = "" if proposal is None else self._key(proposal.genome)
-            number = self._result_at.get(key)
-            if proposal is None or (number is None and not (key in self._result_at and self._withdraw())):
+            if proposal is None:
+                return None
+            key = self._key(proposal.genome)
+            if key not in self._result_at:
                 return proposal
-            if number is None:
-                continue
+            number = self._result_at[key]
+            if number is None:  # it is pending
+                if self._withdraw():
+                    continue
+                return proposal
             candidate = Candidate(self._next_id, proposal.genome, proposal.parents)
             known = self._seeds[~number] if number < 0 else read_result(candidate, self._log.result(number))
             self._learn_again(replace(known, candidate=candidate))
