@@ -29,7 +29,7 @@ _AGE_PRECISION = 1e-12
 
 
 class Nsga2(ParetoEvolution):
-    """NSGA-II (Deb et al. 2002, 10.1109/4235.996017): non-dominated rank, then crowding distance. Two objectives."""
+    """NSGA-II (Deb et al. 2002, 10.1109/4235.996017): non-dominated rank, then crowding distance. Best with two objectives; takes any number."""
 
     name: ClassVar[str] = "nsga2"
     min_objectives: ClassVar[int] = 1

@@ -51,7 +51,7 @@ _LARGEST_LOSS = 1e150
 
 
 class ReplayStrategy(ABC):
-    """Implements the `Strategy` protocol around four hooks: `_propose`, `_learn`, `_start` and `_adopt`.
+    """Implements the `Strategy` protocol around the hooks below, of which `_propose` and `_learn` have to be written.
 
     Subclasses must be deterministic: `_propose` may depend on the constructor's arguments, on earlier proposals and on
     what was learned, in that order, and on nothing else.

@@ -32,7 +32,7 @@ def model_card(name: str, model: MergedModel, recipe_text: str) -> str:
 
 
 def _with_names(text: str, folders: Mapping[str, str]) -> str:
-    """`text` with every folder replaced by its name; a folder within another is replaced after it."""
+    """`text` with every folder replaced by its name; a folder within another is replaced before it."""
     for folder in sorted(folders, key=len, reverse=True):
         text = text.replace(folder, folders[folder])
     return text

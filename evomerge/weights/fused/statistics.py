@@ -1,4 +1,7 @@
-"""What merges need to know of whole tensors (norms, inner products, magnitude histograms, ranks): computed when first asked for, kept for ever."""
+"""What merges need to know of whole tensors (norms, inner products, magnitude histograms, ranks): computed when first asked for and kept.
+
+Forgotten are norms where the masks' seed changes, and square sums, counts and orders of entries where others take their room.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
