@@ -42,8 +42,9 @@ MAX_DIAGONAL_DIMENSION = 60
 """Measured up to there; with 100, under noise, plain CMA-ES was as good or better."""
 
 FREE_DIFFERENCES = 8
-"""The first steps' differences within families are together as large as those of so many coordinates that belong to nobody, however many
-there are: with fewer, unrelated optima are found late, and with more, levels are. Measured from 12 to 60 dimensions."""
+"""The differences within families have together, in the first steps, the variance of this many unrelated coordinates: each of n differences
+has 8 / n of a coordinate's. With less, optima that are unrelated within a family are found late; with more, the families' levels are.
+Measured from 12 to 60 dimensions."""
 MIN_GROUPED_DIMENSION = 13
 """In 12 dimensions the model learns what every coordinate does as soon as it is of use."""
 

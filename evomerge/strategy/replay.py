@@ -80,9 +80,9 @@ class ReplayStrategy(ABC):
     averages: ClassVar[bool] = False
     """Whether it takes several objectives for one, their mean."""
     max_known: int = 0
-    """So many proposals in a row that mean a point whose result is known are answered with it and never leave `ask`, as do those of a pending
-    point that can be withdrawn; then one is replaced by a uniform point, or one of the last. For algorithms that sample a distribution, whose samples repeat where a space has few points or the optimum is in a corner:
-    another evaluation would say nothing new. 0 where `_propose` may answer None."""
+    """A proposal whose result is known is answered with it and not asked; a pending one is withdrawn if the algorithm can. After this many in a
+    row, a uniform new point, or one of the few that are left, is asked instead. 0 = never, as where `_propose` may answer None. For algorithms
+    that sample a distribution: samples repeat in a space of few points, or with the optimum in a corner."""
 
     def __init__(
         self,
