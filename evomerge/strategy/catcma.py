@@ -17,7 +17,7 @@ from pydantic import Field
 from evomerge.core import Candidate, Genome, VectorGenome, random_stream
 from evomerge.space import choices_at, middles_of
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, nearly_equal
-from evomerge.strategy.mean_loss import MeanLoss, behind_all
+from evomerge.strategy.mean_loss import behind_all
 from evomerge.strategy.replay import ReplayStrategy
 
 
@@ -60,15 +60,9 @@ class CatCma(ReplayStrategy):
         self._optimizer: CatCMAwM | None = None
         self._solutions: dict[str, CatCMAwM.Solution] = {}
         self._finished: list[tuple[CatCMAwM.Solution, float | None]] = []
-        self._losses = MeanLoss(self.name, self.objectives)
-
-    def recommend(self) -> Candidate:
-        """The evaluated candidate with the smallest mean loss; the first told of equals."""
-        return self._losses.best
 
     def _start(self, seeds: Sequence[Told]) -> None:
-        for told in seeds:
-            self._losses.take(told)
+        """`_mean_loss` knows the best of them, and that is all that counts."""
 
     def _propose(self) -> Proposal:
         if self._optimizer is None:
@@ -97,7 +91,7 @@ class CatCma(ReplayStrategy):
         self._solutions[recorded.id] = CatCMAwM.Solution(real, None, chosen, real)
 
     def _learn(self, told: Told) -> None:
-        self._finished.append((self._solutions.pop(told.candidate.id), self._losses.take(told)))
+        self._finished.append((self._solutions.pop(told.candidate.id), self._mean_loss.of(told)))
         if self._optimizer is None or len(self._finished) < self._optimizer.population_size:
             return
         known = [loss for _, loss in self._finished if loss is not None]
@@ -110,8 +104,8 @@ class CatCma(ReplayStrategy):
 
     def _first(self) -> CatCMAwM:
         """The optimiser around the best seed, or around nothing in particular."""
-        seeded = bool(self._losses) and self.options.start == "best"
-        point = np.array(self._losses.best.point) if seeded else None
+        best = self._mean_loss.best() if self.options.start == "best" else None
+        point = None if best is None else np.array(best.point)
         n_real = len(self._real)
         real: dict[str, Any] = {}
         if n_real:

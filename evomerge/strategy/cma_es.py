@@ -26,7 +26,6 @@ from evomerge.core import Candidate, ConfigError, Genome, Json, VectorGenome, ra
 from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told, nearly_equal
 from evomerge.strategy.cma_run import CmaRun, Variant
 from evomerge.strategy.cma_surrogate_run import SurrogateRun
-from evomerge.strategy.mean_loss import MeanLoss
 from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import family_correlation
 
@@ -124,7 +123,6 @@ class CmaEs(ReplayStrategy):
         self._doublings = 0
         self._spent = {"large": 0, "small": 0}
         self._regime: Literal["large", "small"] = "large"
-        self._losses = MeanLoss(self.name, self.objectives)
         self._surrogate = self._chosen_surrogate()
         self._correlation = self._chosen_correlation()
         self._groups = self.families if self._correlation > 0.0 else None
@@ -139,10 +137,6 @@ class CmaEs(ReplayStrategy):
         if reasons and self.options.restarts != "none":
             reasons = {"restarts": self._n_runs} if self._exhausted() else {}
         return {**super().stop_reasons(), **reasons}
-
-    def recommend(self) -> Candidate:
-        """The evaluated candidate with the smallest weighted mean loss; the first told of equals."""
-        return self._losses.best
 
     def _propose(self) -> Proposal | None:
         self._settle()
@@ -178,19 +172,19 @@ class CmaEs(ReplayStrategy):
 
     def _start(self, seeds: Sequence[Told]) -> None:
         for told in seeds:
-            loss = self._losses.take(told)
+            loss = self._mean_loss.of(told)
             if loss is not None:
                 self._known.append((told.candidate.point, loss))
 
     def _learn(self, told: Told) -> None:
         self._settle()
-        loss = self._losses.take(told)
+        loss = self._mean_loss.of(told)
         run, number = self._origin.pop(told.candidate.id, (0, 0))
         if self._run is None or run != self._n_runs:
             return
         self._spent[self._regime] += 1
         known = self.options.item_noise and told.stderr
-        noise = float(np.linalg.norm(self._losses.weights * np.array(told.stderr))) if known else 0.0
+        noise = float(np.linalg.norm(self._mean_loss.weights * np.array(told.stderr))) if known else 0.0
         self._run.tell(number, loss, noise)
         self._unsettled = True
 
@@ -225,10 +219,11 @@ class CmaEs(ReplayStrategy):
 
     def _first_run(self) -> CmaRun | SurrogateRun:
         self._n_runs = 1
+        best = self._mean_loss.best()
         if isinstance(self.options.start, tuple):
             mean = np.array(self.options.start)
-        elif self.options.start == "best" and self._losses:
-            mean = np.array(self._losses.best.point)
+        elif self.options.start == "best" and best is not None:
+            mean = np.array(best.point)
         else:
             mean = np.full(self.dimension, 0.5)
         return self._new_run(mean, self.options.sigma0, self._base_population)

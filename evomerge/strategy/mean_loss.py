@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evomerge.core import Candidate, EvaluationError, Objective, weights_in_mean
+from evomerge.core import Candidate, Objective, weights_in_mean
 from evomerge.strategy.base import Floats, Told
 
 
@@ -12,41 +12,30 @@ class MeanLoss:
     """The mean loss of results, and the best result so far (the first of equals).
 
     Args:
-        strategy: whose name errors begin with.
         objectives: m of them, whose losses results have.
 
     Attributes:
         weights: (m,), with a sum of 1.
     """
 
-    def __init__(self, strategy: str, objectives: Sequence[Objective]) -> None:
-        self._strategy = strategy
+    def __init__(self, objectives: Sequence[Objective]) -> None:
         weights = np.array(weights_in_mean(objectives))
         self.weights: Floats = weights / weights.sum()
         self._best: tuple[float, Candidate] | None = None
 
-    def take(self, told: Told) -> float | None:
+    def of(self, told: Told) -> float | None:
         """The mean loss of a result; None where it has no losses."""
-        if told.losses is None:
-            return None
-        loss = float(np.dot(self.weights, told.losses))
-        if self._best is None or loss < self._best[0]:
+        return None if told.losses is None else float(np.dot(self.weights, told.losses))
+
+    def add(self, told: Told) -> None:
+        """Takes a result in; one without losses is left out."""
+        loss = self.of(told)
+        if loss is not None and (self._best is None or loss < self._best[0]):
             self._best = (loss, told.candidate)
-        return loss
 
-    @property
-    def best(self) -> Candidate:
-        """The best candidate so far.
-
-        Raises:
-            EvaluationError: no evaluation has ended well yet.
-        """
-        if self._best is None:
-            raise EvaluationError(f"strategy {self._strategy}: nothing to recommend, no evaluation has ended well yet")
-        return self._best[1]
-
-    def __bool__(self) -> bool:
-        return self._best is not None
+    def best(self) -> Candidate | None:
+        """The best candidate so far; None before any result with losses."""
+        return None if self._best is None else self._best[1]
 
 
 def behind_all(losses: Sequence[float] | Floats) -> float:

@@ -17,9 +17,7 @@ from pymoo.core.problem import Problem
 from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 from pymoo.util.ref_dirs import get_reference_directions
 
-from evomerge.core import Candidate
 from evomerge.strategy.base import Told
-from evomerge.strategy.mean_loss import MeanLoss
 from evomerge.strategy.pareto_evolution import ParetoEvolution
 
 Tournament = Callable[..., NDArray[np.int_]]
@@ -54,14 +52,9 @@ class Ga(Nsga2):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._problem = Problem(n_var=self.dimension, n_obj=1, xl=0.0, xu=1.0)
-        self._losses = MeanLoss(self.name, self.objectives)
-
-    def recommend(self) -> Candidate:
-        """The evaluated candidate with the smallest mean loss; the first told of equals."""
-        return self._losses.best
 
     def _individual(self, told: Told) -> Individual:
-        loss = self._losses.take(told)
+        loss = self._mean_loss.of(told)
         return super()._individual(told if loss is None else replace(told, losses=(loss,)))
 
 

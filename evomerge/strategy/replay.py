@@ -16,7 +16,6 @@ from math import prod
 from typing import ClassVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evomerge.core import (
     Candidate,
@@ -30,11 +29,12 @@ from evomerge.core import (
     SpaceError,
     VectorGenome,
     random_stream,
-    to_losses,
 )
 from evomerge.space import Conditions, middles_of, placed
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, candidate_id
+from evomerge.strategy.mean_loss import MeanLoss
 from evomerge.strategy.replay_log import BestKnown, ReplayLog, digest, read_adopted, read_result, read_seed, rows_of
+from evomerge.strategy.results import results_of
 
 _ASKED_ID = re.compile(r"c\d+")
 """What a proposal's id looks like; seeds have other ids."""
@@ -45,9 +45,6 @@ FEW_KNOWN = 10
 
 _N_UNIFORM = 100
 """So many uniform points are looked at for one whose result is not known."""
-
-_LARGEST_LOSS = 1e150
-"""Squares of what is larger overflow: such a loss, as the perplexity of a ruined model can be, is as good as none."""
 
 
 class ReplayStrategy(ABC):
@@ -78,7 +75,9 @@ class ReplayStrategy(ABC):
     uses_families: ClassVar[bool] = False
     """Whether it wants to be told which coordinates belong together."""
     averages: ClassVar[bool] = False
-    """Whether it takes several objectives for one, their mean."""
+    """Whether it takes several objectives for one, their mean: then it has a `_mean_loss`."""
+    _mean_loss: MeanLoss
+    """weighs results, and has taken in all that an algorithm is told of"""
     max_known: int = 0
     """A proposal whose result is known is answered with it and not asked; a pending one is withdrawn if the algorithm can. After this many in a
     row, a uniform new point, or one of the few that are left, is asked instead. 0 = never, as where `_propose` may answer None. For algorithms
@@ -121,7 +120,9 @@ class ReplayStrategy(ABC):
         self._n_asked = 0
         self._pending: dict[str, Candidate] = {}
         self._seed_ids: set[str] = set()
-        self._best_known = BestKnown()
+        self._best_known: BestKnown | MeanLoss = BestKnown()
+        if self.averages:
+            self._best_known = self._mean_loss = MeanLoss(self.objectives)
         self._discrete = np.flatnonzero(self.choices)
         """the categorical coordinates, (k,), and how many choices each has, (k,)"""
         self._counts = np.array(self.choices)[self._discrete]
@@ -229,7 +230,7 @@ class ReplayStrategy(ABC):
                 )
             seen.add(evaluation.candidate_id)
         candidates = [self._pending[evaluation.candidate_id] for evaluation in evaluations]
-        results = self._results(candidates, evaluations)
+        results = results_of(self.objectives, candidates, evaluations, with_items=self.needs_items)
         if results:
             self._accept(results)
 
@@ -246,7 +247,7 @@ class ReplayStrategy(ABC):
             if _ASKED_ID.fullmatch(candidate.id):
                 raise EvaluationError(f"seed id {candidate.id!r} looks like a proposal's; give it another name")
             self._check_genome(candidate)
-        seeds = self._results(candidates, evaluations)
+        seeds = results_of(self.objectives, candidates, evaluations, with_items=self.needs_items)
         if seeds:
             self._accept_seeds(seeds)
 
@@ -259,8 +260,8 @@ class ReplayStrategy(ABC):
         return {}
 
     def recommend(self) -> Candidate:
-        """The best candidate with one objective (the first of equals), the knee of the front with several."""
-        best = self._best_known.knee()
+        """The best candidate (the first of equals) with one objective, or by the mean of several where it `averages`; else the knee of the front."""
+        best = self._best_known.best()
         if best is None:
             raise EvaluationError(f"strategy {self.name}: nothing to recommend, no evaluation has ended well yet")
         return best
@@ -373,27 +374,6 @@ class ReplayStrategy(ABC):
             **({"choices": list(self.choices)} if any(self.choices) else {}),
             **({"families": list(self.families)} if self.families is not None else {}),
         }
-
-    def _results(self, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation]) -> list[Told]:
-        losses = to_losses(self.objectives, evaluations)
-        results = []
-        for candidate, evaluation, row in zip(candidates, evaluations, losses, strict=True):
-            if not (np.abs(row) <= _LARGEST_LOSS).all():
-                results.append(Told(candidate, None, None))
-                continue
-            errors = [float(evaluation.stderr.get(objective.name, 0.0)) for objective in self.objectives]
-            stderr = tuple(error if np.isfinite(error) and error > 0.0 else 0.0 for error in errors)
-            items = self._items_of(evaluation) if self.needs_items else None
-            results.append(Told(candidate, tuple(float(value) for value in row), stderr, items))
-        return results
-
-    def _items_of(self, evaluation: Evaluation) -> NDArray[np.float32] | None:
-        parts = [
-            np.asarray(evaluation.item_scores[goal.name], dtype=np.float32) * goal.sign
-            for goal in self.objectives
-            if goal.name in evaluation.item_scores
-        ]
-        return np.concatenate(parts).astype(np.float32) if parts else None
 
     def _check_genome(self, candidate: Candidate) -> None:
         values = np.asarray(candidate.point, dtype=np.float64)

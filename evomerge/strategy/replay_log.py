@@ -132,7 +132,7 @@ class BestKnown:
         if len(self._losses) > 2 * self._n_sorted + _SLACK:
             self._sort_out()
 
-    def knee(self) -> Candidate | None:
+    def best(self) -> Candidate | None:
         """The knee of the front, with one objective the best; None before any result with losses."""
         if not self._losses:
             return None
