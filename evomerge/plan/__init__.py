@@ -6,7 +6,7 @@ from evomerge.plan.compatibility import check_compatible
 from evomerge.plan.folding import FOLDINGS, folding_of
 from evomerge.plan.merge_plan import MergePlan, Piece, Region, TensorInput, TensorKey, TensorStep, WeightTarget
 from evomerge.plan.model_folder import check_tokenizer, check_unchanged, file_inside, read_model_header
-from evomerge.plan.model_header import LoraUpdate, ModelHeader, TensorHeader, config_value
+from evomerge.plan.model_header import LoraUpdate, ModelHeader, TensorHeader, config_value, is_embedding, is_head
 from evomerge.plan.modules import split_into_modules
 from evomerge.plan.planner import DTYPE_BYTES, default_dtype, make_plan, slices_with_inputs
 from evomerge.plan.ranks import MOST_RANKS, PLACE_BYTES, RANK_BYTES, RANKED_METHODS, keeps_ranks, n_columns, rank_bytes
@@ -49,6 +49,8 @@ __all__ = [
     "folding_of",
     "headers_from_json",
     "headers_to_json",
+    "is_embedding",
+    "is_head",
     "keeps_ranks",
     "make_plan",
     "n_columns",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from evomerge.core import CheckpointError, RecipeError
-from evomerge.plan import MergePlan, Region, TensorInput, TensorStep, WeightTarget
+from evomerge.plan import MergePlan, Region, TensorInput, TensorStep, WeightTarget, is_embedding, is_head
 from evomerge.weights.fused.batch import Destination, FusedBatch
 from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.pool import WeightPool
@@ -240,15 +240,22 @@ def _places(plan: MergePlan, target: WeightTarget) -> Iterator[_Place]:
     for name in target.names():
         if name in plan.idle:
             continue
-        if name not in steps:
+        step = steps.get(name) or _tied(name, steps)
+        if step is None:
             raise RecipeError(f"the engine has a tensor {name!r} that the merge does not make")
-        step = steps[name]
         for region in target.regions(name):
             if shape_of(region.index, step.shape) != tuple(region.view.shape):
                 raise RecipeError(
                     f"tensor {name!r}: the merge gives shape {step.shape}, of which the engine wants {region.index} as {tuple(region.view.shape)}"
                 )
             yield _Place(step, region, window_of(region.index, step.shape))
+
+
+def _tied(name: str, steps: Mapping[str, TensorStep]) -> TensorStep | None:
+    """What makes the output layer `name`, which the target has beside its embedding, of a model that ties it to this; None where there is none."""
+    if not is_head(name) or any(map(is_head, steps)):
+        return None
+    return next((step for output, step in steps.items() if is_embedding(output)), None)
 
 
 def wait_for(devices: Iterable[torch.device]) -> None:

@@ -107,6 +107,27 @@ def test_in_bfloat16(kind, tmp_path):
     engine.close()
 
 
+@pytest.mark.parametrize("kind", ["transformers", "vllm"])
+def test_a_tied_merge_in_an_engine_with_an_output_layer_of_its_own(kind, tmp_path):
+    """Candidates without the base are tied where the experts are, and the base, whose engine it is, is not."""
+    if cannot_start(kind):
+        pytest.skip(cannot_start(kind))
+    for seed, name in enumerate("abc"):
+        write_tiny_llama(tmp_path / name, seed=seed, hidden=128, vocab=99, tied=name != "a")
+    headers = {str(tmp_path / name): read_model_header(tmp_path / name) for name in "abc"}
+    merger = Merger(WeightPool(headers))
+    options = {"kv_cache_memory_bytes": 16 << 20} if kind == "vllm" else {}
+    options |= options_beside_others(kind)
+    engine = make_engine(kind, tmp_path / "a", dtype="bfloat16", max_model_len=64, options=options)
+    base, *experts = headers
+    for recipe, tied in ((ties(base, *experts), False), (of_two("linear")(None, *experts), True)):
+        engine.update(lambda target, recipe=recipe: merger.write(make_plan(recipe, headers), target))
+        checkpoint = exported(recipe, tmp_path / recipe.method)
+        assert ("lm_head.weight" not in checkpoint) == tied
+        assert_holds(engine, {"lm_head.weight": checkpoint["model.embed_tokens.weight"], **checkpoint})
+    engine.close()
+
+
 def test_shards_in_processes_of_their_own(suite_of, tmp_path):
     suite = suite_of("vllm-untied-sharded")
     folders = [str(folder) for folder in suite.folders]

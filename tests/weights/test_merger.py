@@ -106,8 +106,8 @@ def test_random_masks_follow_the_seed(models, pool):
 def test_target_with_an_unknown_tensor(models, pool):
     plan = make_plan(recipe_for("linear", models), pool.headers)
     target = Target(plan, torch.float32)
-    target.shapes["lm_head.weight"] = (2, 2)
-    with pytest.raises(RecipeError, match=r"lm_head\.weight"):
+    target.shapes["model.unknown.weight"] = (2, 2)
+    with pytest.raises(RecipeError, match=r"model\.unknown\.weight"):
         Merger(pool).write(plan, target)
 
 
