@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.config import SearchConfig, parse_config, settings_in
+from evomerge.config import Overrides, SearchConfig, parse_config, settings_in
 from evomerge.core import ConfigError, JournalError, Json, canonical_json, why_unreadable
 from evomerge.search import Resolved, RunDirectory
 
@@ -16,14 +16,15 @@ CHANGEABLE_ON_RESUME = ("budget", "cluster", "finals")
 
 
 def resumed_config(
-    directory: RunDirectory, resolved: Resolved, overrides: Sequence[str]
+    directory: RunDirectory, resolved: Resolved, overrides: Overrides
 ) -> tuple[SearchConfig, dict[str, Json]]:
     """The stored configuration with the edits of the run's config.yaml and the overrides; and that file's settings.
 
     Raises:
         ConfigError: an edit or override that would change what earlier results mean; every one is shown.
     """
-    for override in overrides:
+    overrides = [overrides] if isinstance(overrides, str) else overrides
+    for override in overrides:  # of a mapping its keys
         if override.split(".")[0].split("=")[0].strip() not in CHANGEABLE_ON_RESUME:
             raise ConfigError(
                 f"--set {override}: a resumed run may only change {', '.join(CHANGEABLE_ON_RESUME)}; start a new search for anything else"

@@ -2,28 +2,45 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evomerge.build.crossings import crosses_models
-from evomerge.config import SearchConfig, parse_config, read_config
+from evomerge.config import Overrides, SearchConfig, parse_config, read_config
 from evomerge.core import ConfigError, FilePath
 from evomerge.recipe import METHODS, default_switches
 
+AnyConfig = SearchConfig | FilePath | Mapping[str, Any]
+"""a configuration, or its file or settings"""
 
-def load_config(path: FilePath | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()) -> SearchConfig:
+
+def as_config(config: AnyConfig) -> SearchConfig:
+    """The configuration, loaded where it is not.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return config if isinstance(config, SearchConfig) else load_config(config)
+
+
+def load_config(path: FilePath | Mapping[str, Any], overrides: Overrides = ()) -> SearchConfig:
     """Reads a configuration; model, task, recipe and data paths become absolute (relative ones count from the file).
 
     Args:
         path: YAML file, or the settings themselves, whose relative paths count from the working directory.
-        overrides: `a.b=value` settings, the value read as YAML, or a mapping of `a.b` to values; `tasks.0.limit` reaches into a list.
+        overrides: `a.b=value` settings, one or several, the value read as YAML, or a mapping of `a.b` to values; `tasks.0.limit` reaches into
+            a list.
 
     Raises:
         ConfigError: no such file, not YAML, or wrong; the message lists every wrong key with the nearest valid one.
     """
     if isinstance(overrides, Mapping):
         overrides = _plain(overrides)
+    if not isinstance(path, str | os.PathLike | Mapping):
+        raise ConfigError(f"expected a configuration file or a mapping of settings, got {type(path).__name__}")
     if isinstance(path, Mapping):
         config = parse_config(_plain(path), folder=Path.cwd(), overrides=overrides)
     else:
@@ -56,14 +73,16 @@ def _with_effort(config: SearchConfig) -> SearchConfig:
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings as YAML would give them: paths are texts, tuples lists."""
+    """The same settings as YAML would give them: paths are texts, tuples and arrays lists."""
 
-    def text(value: Any) -> str:
+    def plain_form(value: Any) -> Any:
         if isinstance(value, os.PathLike):
             return str(os.fspath(value))
+        if isinstance(value, np.ndarray | np.generic):
+            return value.tolist()
         raise ConfigError(
             f"{value!r} cannot be a setting; expected texts, numbers, paths, true, false, lists and mappings of them, got {type(value).__name__}"
         )
 
-    plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=text))
+    plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=plain_form))
     return plain

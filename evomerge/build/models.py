@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from evomerge.build.engines import check_length, worker_environment
 from evomerge.build.evaluators import evaluator_settings, make_evaluator
+from evomerge.build.loading import AnyConfig, as_config
 from evomerge.build.own_recipes import refuse_own_vocabulary
 from evomerge.build.sources import check_prompts
-from evomerge.config import SearchConfig, SyntheticConfig
+from evomerge.config import SyntheticConfig
 from evomerge.core import (
     ConfigError,
     Evaluation,
@@ -54,12 +55,12 @@ class Scored:
 
 
 def evaluate_model(
-    config: SearchConfig, model: FilePath | Recipe, split: Split | str = Split.REPORT, *, show: int = 0
+    config: AnyConfig, model: FilePath | Recipe, split: Split | str = Split.REPORT, *, show: int = 0
 ) -> Scored:
     """Scores a checkpoint folder or a recipe on the tasks of `config`.
 
     Args:
-        config: names tasks and engine; its models do not matter.
+        config: names tasks and engine, or what `load_config` takes; its models do not matter.
         model: a folder with a config.json, a recipe file, or a recipe, as `Run.recipe` gives it.
         split: which items.
         show: so many items of every task are returned with what the model was asked and said.
@@ -68,11 +69,11 @@ def evaluate_model(
         ConfigError: a synthetic configuration.
         RecipeError: a recipe with a vocabulary or chat template of its own.
         EvomergeError: the model, a task or the engine cannot be loaded.
-        EvaluationError: the model cannot be scored.
+        EvaluationError: there is no such split, or the model cannot be scored.
     """
+    config, split = as_config(config), Split.named(split)
     if isinstance(config.evaluation, SyntheticConfig):
         raise ConfigError("the synthetic evaluation scores points, not models")
-    split = Split(split)
     if isinstance(model, Recipe):
         recipe, model = model, Path(model.name or model.fingerprint())
     else:

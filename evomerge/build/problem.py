@@ -21,7 +21,16 @@ from evomerge.build.strategies import check_nested, check_options, check_populat
 from evomerge.build.tasks import checked_tasks
 from evomerge.build.templates import recipe_template
 from evomerge.config import ObjectiveConfig, SearchConfig, SyntheticConfig
-from evomerge.core import Candidate, ConfigError, Direction, EvomergeError, Json, Objective
+from evomerge.core import (
+    Candidate,
+    ConfigError,
+    CrossoverGenome,
+    Direction,
+    EvomergeError,
+    Json,
+    Objective,
+    SpaceError,
+)
 from evomerge.evaluation import TaskSpec
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
 from evomerge.evaluation.task_metrics import lower_is_better
@@ -124,6 +133,19 @@ class Problem:
         else:
             made = self.template.recipe(self.space.decode(candidate.point), name=candidate.id)
         return with_adapters(made, adapted_models(self.config))
+
+    def check(self, candidate: Candidate, entries: Mapping[str, Entry]) -> None:
+        """Refuses what is no candidate: coordinates that are no point of the space, or unknown parents.
+
+        Raises:
+            SpaceError: why.
+        """
+        if isinstance(candidate.genome, CrossoverGenome):
+            unknown = [name for name in candidate.genome.parents if name not in entries]
+            if unknown:
+                raise SpaceError(f"there is no parent {', '.join(unknown)}")
+        else:
+            self.space.decode(candidate.point)
 
     def factors(self, candidate: Candidate, entries: Mapping[str, Entry]) -> list[float] | None:
         """What the parents of a crossover are multiplied by, as the journal keeps it; None for other candidates."""

@@ -45,15 +45,17 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.directory.folder)!r}, {self.state.n_evaluations[Split.SEARCH]} evaluations)"
 
-    def evaluation(self, identifier: str, split: Split = Split.SEARCH) -> Evaluation:
+    def evaluation(self, identifier: str, split: Split | str = Split.SEARCH) -> Evaluation:
         """An evaluation with its item scores.
 
         Raises:
             JournalError: there is none.
+            EvaluationError: there is no such split.
         """
-        if (identifier, Split(split)) not in self.state.evaluations:
+        split = Split.named(split)
+        if (identifier, split) not in self.state.evaluations:
             raise JournalError(f"{self.directory.folder}: {identifier!r} has not been evaluated on the {split} split")
-        return with_items(self.state, self._items, identifier, Split(split))
+        return with_items(self.state, self._items, identifier, split)
 
     @property
     def space(self) -> SearchSpace:

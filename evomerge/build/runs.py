@@ -14,19 +14,21 @@ import yaml
 
 from evomerge.build.changes import refuse_changed, resumed_config, warn_of_other_versions
 from evomerge.build.describing import notes
+from evomerge.build.loading import AnyConfig, as_config
 from evomerge.build.pools import RunPool, worker_pool
 from evomerge.build.problem import Problem, make_problem
 from evomerge.build.signals import signals
 from evomerge.build.sources import sources_exist
 from evomerge.build.strategies import chosen_strategy, one_thread, strategy_for
 from evomerge.build.versions import checkout, package_versions
-from evomerge.config import BudgetConfig, SearchConfig, settings_in
+from evomerge.config import BudgetConfig, Overrides, SearchConfig, settings_in
 from evomerge.core import (
     Candidate,
     ConfigError,
     EvaluationError,
     FilePath,
     Json,
+    SpaceError,
     Split,
     Status,
     atomic_write_json,
@@ -60,12 +62,12 @@ logger = logging.getLogger(__name__)
 
 
 def start_search(
-    config: SearchConfig, run_directory: FilePath, *, config_text: str = "", observers: Sequence[Observer] = ()
+    config: AnyConfig, run_directory: FilePath, *, config_text: str = "", observers: Sequence[Observer] = ()
 ) -> RunState:
     """Runs a new search in `run_directory` (created; must not hold a run in which anything has been evaluated).
 
     Args:
-        config: from `load_config`.
+        config: from `load_config`, or what that takes.
         run_directory: where everything is written.
         config_text: the YAML as given, kept as `config.yaml`; default: every setting of `config`.
         observers: called after every evaluation.
@@ -75,7 +77,7 @@ def start_search(
         EvaluationError: every baseline failed, or many candidates one after the other; `resume_search` goes on.
         Interrupted: stopped by a signal; `resume_search` goes on.
     """
-    directory = RunDirectory(Path(run_directory))
+    directory, config = RunDirectory(Path(run_directory)), as_config(config)
     _refuse_results(directory)
     problem = make_problem(config)
     for note in notes(problem):
@@ -97,9 +99,14 @@ def start_search(
 
 
 def resume_search(
-    run_directory: FilePath, *, overrides: Sequence[str] = (), observers: Sequence[Observer] = ()
+    run_directory: FilePath, *, overrides: Overrides = (), observers: Sequence[Observer] = ()
 ) -> RunState:
     """Goes on with a run, however it ended; with a raised budget also with a finished one.
+
+    Args:
+        run_directory: of the run.
+        overrides: as in `load_config`.
+        observers: called after every evaluation.
 
     Raises:
         ConfigError: an override, or an edit of the run's config.yaml, of anything but budget, cluster and finals; or models or
@@ -221,6 +228,13 @@ def _search(
                 recorder.note(event("crossed", id=candidate.id, factors=factors))
         return problem.recipe_json(candidate, entries)
 
+    def check(candidate: Candidate) -> None:
+        try:
+            problem.check(candidate, entries)
+        except SpaceError as error:
+            name = chosen_strategy(problem).name
+            raise ConfigError(f"strategy {name} proposed {candidate.id}, which is no candidate: {error}") from None
+
     loop = SearchLoop(
         strategy=strategy_for(problem),
         pool=pool,
@@ -232,6 +246,7 @@ def _search(
         deterministic=config.deterministic,
         observers=[files, *observers],
         on_pause=files.flush,
+        check=check,
         stop=stop,
     )
     try:

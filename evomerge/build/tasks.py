@@ -45,6 +45,8 @@ def checked_tasks(config: SearchConfig, *, begun: bool) -> tuple[dict[str, TaskS
             for spec in _specs(config, item):
                 _check(spec, config, on_test=item.search_on_test or begun)
                 name = spec.name or task_name(spec.task)
+                if name.startswith("cost."):
+                    raise EvaluationError(f"tasks: {name!r} would be taken for a cost; give the task another name")
                 if tasks.setdefault(name, spec) is not spec:
                     twice[name] = None
         except EvomergeError as error:

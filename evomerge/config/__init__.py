@@ -1,6 +1,6 @@
 """The configuration schema and its YAML files."""
 
-from evomerge.config.load import parse_config, read_config, settings_in
+from evomerge.config.load import Overrides, parse_config, read_config, settings_in
 from evomerge.config.schema import (
     BudgetConfig,
     LmEvalConfig,
@@ -18,6 +18,7 @@ __all__ = [
     "LmEvalConfig",
     "ModelConfig",
     "ObjectiveConfig",
+    "Overrides",
     "SearchConfig",
     "SpaceConfig",
     "StackingConfig",

@@ -13,8 +13,8 @@ from evomerge.config.schema import ModelConfig, SearchConfig
 from evomerge.config.short_forms import long_form, long_forms, path_and_lora
 from evomerge.core import ConfigError, FilePath, cached_model, load_yaml, why_unreadable
 
-Overrides = Sequence[str] | Mapping[str, Any]
-"""`a.b=value`, the value in YAML; or `a.b` -> the value"""
+Overrides = str | Sequence[str] | Mapping[str, Any]
+"""`a.b=value`, one or several, the value in YAML; or `a.b` -> the value"""
 
 
 def read_config(path: FilePath, overrides: Overrides = ()) -> SearchConfig:
@@ -55,6 +55,7 @@ def parse_config(
 ) -> SearchConfig:
     """As `read_config`, from plain data; `folder` is what relative paths count from."""
     data = deepcopy(data)
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     for key, value in overrides.items() if isinstance(overrides, Mapping) else map(_key_and_value, overrides):
         _apply(data, key, value)
     try:

@@ -190,7 +190,7 @@ class TaskConfig(_Strict):
     """One task, or a group of tasks with one score (docs/tasks.md). In YAML the path of its file or a name known to lm-eval will do."""
 
     task: str
-    name: str | None = None
+    name: str | None = Field(default=None, min_length=1)
     """what its objective is called; default: the task's own name"""
     metric: str | None = None
     """default: the task's first metric"""

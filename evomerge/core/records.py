@@ -22,6 +22,17 @@ class Split(StrEnum):
     REPORT = "report"
     """touched once, at the end"""
 
+    @classmethod
+    def named(cls, name: str) -> "Split":
+        """The split called `name`.
+
+        Raises:
+            EvaluationError: there is none.
+        """
+        if name not in list(cls):
+            raise EvaluationError(f"there is no split {name!r}; there are: {', '.join(cls)}")
+        return cls(name)
+
 
 class Status(StrEnum):
     """How an evaluation ended."""

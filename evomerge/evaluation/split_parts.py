@@ -16,13 +16,17 @@ def part_range(part: str, n_rows: int) -> range:
     """The rows of a split of `n_rows` rows that `part` stands for, in the order of the data; shares are rounded down.
 
     Raises:
-        EvaluationError: not a split's name, or one with the rows in brackets.
+        EvaluationError: not a split's name, or one with the rows in brackets, or more than 100% of them.
     """
     if "[" not in part:
         return range(n_rows)
     match = _PART.fullmatch(part)
     if match is None:
         raise EvaluationError(f"{part!r}: expected a split, or a part of one such as train[:60%] or train[100:300]")
+    if any(
+        text is not None and text.endswith("%") and abs(int(text[:-1])) > 100 for text in match.group("first", "last")
+    ):
+        raise EvaluationError(f"{part!r}: a share of more than 100%")
     first, last = (_row(text, n_rows) for text in (match["first"] or "0", match["last"] or "100%"))
     return range(first, max(first, last))
 

@@ -99,6 +99,7 @@ class SearchLoop:
         deterministic: tell results in the order of asking, whatever order they arrive in.
         observers: called after every evaluation, when it is durable.
         on_pause: called when no result is waiting to be taken in.
+        check: raises what is wrong with a proposal, before it is recorded.
         stop: set by signal handlers.
     """
 
@@ -115,13 +116,15 @@ class SearchLoop:
         deterministic: bool,
         observers: Sequence[Observer] = (),
         on_pause: Callable[[RunState], None] = lambda state: None,
+        check: Callable[[Candidate], None] = lambda candidate: None,
         stop: StopRequest | None = None,
     ) -> None:
         self._strategy, self._pool, self._recorder = strategy, pool, recorder
         self._make_recipe, self._baselines, self._budget = make_recipe, tuple(baselines), budget
         self._in_flight: Callable[[], int] = in_flight if callable(in_flight) else lambda: in_flight
         self._deterministic = deterministic
-        self._observers, self._on_pause, self._stop = tuple(observers), on_pause, stop or StopRequest()
+        self._observers, self._on_pause, self._check = tuple(observers), on_pause, check
+        self._stop = stop or StopRequest()
         self._started = time.monotonic()
         self._elapsed_before = recorder.state.elapsed_s
         self._submitted: set[tuple[str, Split]] = set()
@@ -258,6 +261,7 @@ class SearchLoop:
             if not proposals:
                 return False
             candidate = proposals[0]
+            self._check(candidate)
             self._recorder.note(
                 event(
                     "asked",

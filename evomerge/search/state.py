@@ -22,7 +22,7 @@ from evomerge.core import (
 from evomerge.search.tables import Entry, EntryTable, EvaluationTable
 
 
-@dataclass
+@dataclass(repr=False)
 class RunState:
     """The state after a sequence of events.
 
@@ -71,6 +71,9 @@ class RunState:
     finished: bool = False
     elapsed_s: float = 0.0
     ask_s: float = 0.0
+
+    def __repr__(self) -> str:
+        return f"RunState({self.n_evaluations[Split.SEARCH]} evaluations, {'finished' if self.finished else 'not finished'})"
 
     @classmethod
     def of(cls, events: Iterable[Mapping[str, Any]]) -> "RunState":

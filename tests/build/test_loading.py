@@ -74,9 +74,15 @@ def test_values_from_python_are_taken_as_they_are(tmp_path):
     assert config.needs == "\U0001f600"
     assert (config.tasks[0].task, config.tasks[0].limit) == ("x", 3)
     assert config.models.experts["a"].path == str(tmp_path / "a")
-    for refused in ((settings | {"seed": np.int64(1)}, {}), (settings, {"seed": np.int64(1)})):
-        with pytest.raises(ConfigError, match=r"cannot be a setting; .* got int64"):
+    weights = np.linspace(0.2, 1.0, 3)
+    config = load_config(settings, {"seed": np.int64(3), "baselines.task_arithmetic": weights})
+    assert (config.seed, list(config.baselines.task_arithmetic)) == (3, weights.tolist())
+    for refused in ((settings | {"seed": {1}}, {}), (settings, {"seed": {1}})):
+        with pytest.raises(ConfigError, match=r"cannot be a setting; .* got set"):
             load_config(*refused)
+    with pytest.raises(ConfigError, match="expected a configuration file or a mapping of settings, got list"):
+        load_config([settings])
+    assert load_config(settings, "budget.evaluations=9").budget.evaluations == 9
 
 
 def test_niches_have_nothing_to_fix(tmp_path):

@@ -92,6 +92,11 @@ def test_what_makes_no_choice_is_refused(folder: Path, methods: Any, changes: An
         make_problem(parse_config(settings(*methods, **changes), folder=folder))
 
 
+def test_a_task_is_not_called_as_a_cost_is(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tasks: 'cost.items' would be taken for a cost; give the task another name"):
+        make_problem(parse_config(settings("ties", tasks=[{"task": "toy.yaml", "name": "cost.items"}]), folder=folder))
+
+
 def test_a_tree_of_sources_wants_weights_alone(folder: Path) -> None:
     nested = {"name": "map", "nested": True}
     with pytest.raises(

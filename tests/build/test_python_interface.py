@@ -1,13 +1,16 @@
 """The Python interface as a notebook uses it: settings without a file, a table of all evaluations, recipes as objects."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 import evomerge
 from evomerge.build.models import evaluate_model, identity_recipe
-from evomerge.core import ConfigError, JournalError, Split
+from evomerge.core import ConfigError, EvaluationError, JournalError, Split, VectorGenome
 from evomerge.recipe import read_recipe
+from evomerge.strategy.base import Proposal
+from evomerge.strategy.space_filling import RandomSearch
 from evomerge.testing.tiny_models import write_tiny_llama
 
 SETTINGS = {
@@ -53,6 +56,47 @@ def test_a_run_is_a_table(tmp_path: Path) -> None:
         run.evaluation("c000099")
     with pytest.raises(JournalError, match="no candidate 'c000099'"):
         run.recipe("c000099")
+
+
+def test_a_file_or_settings_stand_for_a_configuration(tmp_path: Path) -> None:
+    state = evomerge.run_search(SETTINGS, tmp_path / "run")
+    assert repr(state) == "RunState(12 evaluations, finished)"
+    (tmp_path / "search.yaml").write_text(json.dumps(SETTINGS))
+    again = evomerge.run_search(tmp_path / "search.yaml", tmp_path / "again")
+    assert [entry.genome for entry in again.proposed] == [entry.genome for entry in state.proposed]
+    for overrides in ("budget.evaluations=14", {"budget.evaluations": 16}):
+        state = evomerge.resume_search(tmp_path / "run", overrides=overrides)
+    assert state.n_evaluations[Split.SEARCH] == 16
+    with pytest.raises(ConfigError, match="--set seed=1: a resumed run may only change"):
+        evomerge.resume_search(tmp_path / "run", overrides="seed=1")
+    with pytest.raises(ConfigError, match="expected a configuration file or a mapping of settings, got int"):
+        evomerge.run_search(3, tmp_path / "other")  # type: ignore[arg-type]
+    with pytest.raises(EvaluationError, match="there is no split 'final'; there are: search, select, report"):
+        evomerge.open_run(tmp_path / "run").evaluation("c000001", "final")
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ((1.7, 0.5, 0.5), "c000003, which is no candidate: every coordinate"),
+        ((0.5,), r"c000003.*shape \(3,\), got \(1,\)"),
+    ],
+)
+def test_a_proposal_that_is_no_point_is_refused_before_it_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: tuple[float, ...], message: str
+) -> None:
+    """So that the run goes on once the strategy is mended."""
+    with monkeypatch.context() as patch:
+        original = RandomSearch._propose
+
+        def propose(self: RandomSearch) -> Proposal:
+            return Proposal(VectorGenome(point)) if self._next_id == "c000003" else original(self)
+
+        patch.setattr(RandomSearch, "_propose", propose)
+        with pytest.raises(ConfigError, match=f"strategy random proposed {message}"):
+            evomerge.run_search(SETTINGS, tmp_path / "run")
+    state = evomerge.resume_search(tmp_path / "run")
+    assert state.n_evaluations[Split.SEARCH] == 12
 
 
 def test_recipes_as_objects(tmp_path: Path) -> None:

@@ -95,6 +95,9 @@ THIRDS = {Split.SEARCH: "train[:50%]", Split.SELECT: "train[50%:9]", Split.REPOR
 )  # fmt: skip
 def test_parts_of_a_split(part, rows):
     assert part_range(part, 199) == range(*rows)
+    for wrong in ("x[:200%]", "x[-101%:]"):
+        with pytest.raises(EvaluationError, match=r"a share of more than 100%"):
+            part_range(wrong, 199)
 
 
 def test_one_file_gives_all_splits(write_task, tokenizer):
