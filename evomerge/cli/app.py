@@ -274,14 +274,15 @@ def export(
 ) -> None:
     """Write a candidate's recipe as a file for evomerge and mergekit."""
     from evomerge.build import export_recipe
-    from evomerge.recipe import has_mergekit_form
+    from evomerge.recipe import mergekit_remark
 
     name, recipe, path = export_recipe(run, choice, out, overwrite=overwrite)
     count = len(recipe.models())
     said = sys.stdout if path.is_file() else sys.stderr  # a pipe gets the recipe alone
     print(f"{path}: {name}, {recipe.method} of {count} model{'s' if count > 1 else ''}", file=said)
-    if not has_mergekit_form(recipe):
-        print("mergekit cannot express this merge: use `evomerge merge` on the file", file=said)
+    remark = mergekit_remark(recipe)
+    if remark is not None:
+        print(remark, file=said)
 
 
 @app.command()

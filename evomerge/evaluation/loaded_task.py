@@ -4,6 +4,7 @@ Knows nothing of engines beyond their request types, of merging, or of searches.
 """
 
 import copy
+import errno
 import io
 import logging
 from collections.abc import Hashable, Mapping, Sequence
@@ -131,7 +132,10 @@ def _load_data(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     except StopIteration:  # what datasets says of a file with nothing in it
         raise EvaluationError(f"{where}: its data cannot be loaded: a file is empty") from None
     except (*SCORER_ERRORS, datasets.exceptions.DatasetsError) as error:
-        raise EvaluationError(f"{where}: its data cannot be loaded: {error.__cause__ or error}") from error
+        hint = ""
+        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
+            hint = "; HF_HOME or HF_DATASETS_CACHE names another place for what datasets keeps"
+        raise EvaluationError(f"{where}: its data cannot be loaded: {error.__cause__ or error}{hint}") from error
     finally:
         if not bars:
             datasets.enable_progress_bars()

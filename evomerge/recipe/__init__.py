@@ -9,7 +9,7 @@ from evomerge.recipe.files import (
     write_recipe,
 )
 from evomerge.recipe.lineage import Angle, Combination, Lineage, SeedProducts, SplitAt, WeightLayout, slerp_factors
-from evomerge.recipe.mergekit_writer import has_mergekit_form
+from evomerge.recipe.mergekit_writer import mergekit_remark
 from evomerge.recipe.methods import (
     METHODS,
     PIECEWISE,
@@ -87,7 +87,7 @@ __all__ = [
     "default_switches",
     "even_layer_groups",
     "group_of",
-    "has_mergekit_form",
+    "mergekit_remark",
     "method_spec",
     "module_filters",
     "naming",

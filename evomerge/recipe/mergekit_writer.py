@@ -54,6 +54,15 @@ def has_mergekit_form(recipe: Recipe) -> bool:
     return recipe.pieces is None or not (recipe.pieces.splits_tensors or recipe.pieces.noise)
 
 
+def mergekit_remark(recipe: Recipe) -> str | None:
+    """What whoever gives the recipe's file to mergekit has to know; None = nothing."""
+    if not has_mergekit_form(recipe):
+        return "mergekit cannot express this merge: use `evomerge merge` on the file"
+    if any(recipe.source(key).lora for key in recipe.models()):
+        return "mergekit merges LoRA adapters only with --lora-merge-cache FOLDER"
+    return None
+
+
 def _as_linear(recipe: Recipe, pieces: PieceTable) -> Recipe:
     """A `linear` merge with weights by tensor name, equal to pieces that end where tensors end."""
     row_of = {name: spans[0].row for name, spans in pieces.tensors.items()}

@@ -6,7 +6,7 @@ import pytest
 
 from evomerge.core import RecipeError
 from evomerge.plan import slices_with_inputs
-from evomerge.recipe import check_recipe, recipe_file_from_yaml
+from evomerge.recipe import Recipe, Slice, Source, check_recipe, mergekit_remark, recipe_file_from_yaml
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit
 
 GOOD = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method": "linear"}
@@ -249,3 +249,12 @@ def test_a_base_that_a_slice_of_unlike_ranges_leaves_out_is_refused():
         RecipeError, match=r"slices\[0\]: the sources take different layers, and the base model c is none"
     ):
         check_recipe(recipe_from_mergekit(document([1, 2]), "x"))
+
+
+def test_what_mergekit_needs_to_know_is_said():
+    plain = Recipe("linear", (Slice((Source("/a"), Source("/b"))),))
+    assert mergekit_remark(plain) is None
+    adapted = Recipe("linear", (Slice((Source("/a"), Source("/b", lora="/l"))),))
+    assert mergekit_remark(adapted) == "mergekit merges LoRA adapters only with --lora-merge-cache FOLDER"
+    shifted = Recipe("shifted_linear", (Slice((Source("/a"),)),))
+    assert str(mergekit_remark(shifted)).startswith("mergekit cannot express this merge")
