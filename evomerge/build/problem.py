@@ -19,7 +19,7 @@ from evomerge.build.sources import (
 )
 from evomerge.build.strategies import check_nested, check_options, check_population, strategy_for
 from evomerge.build.tasks import checked_tasks
-from evomerge.build.templates import recipe_template
+from evomerge.build.templates import check_bounds, recipe_template
 from evomerge.config import ObjectiveConfig, SearchConfig, SyntheticConfig
 from evomerge.core import (
     Candidate,
@@ -293,6 +293,7 @@ def _checked(problem: Problem, *, begun: bool) -> Problem:
         lambda: strategy_for(problem),
         lambda: None if begun else check_population(problem),
         lambda: None if begun else check_nested(problem),
+        lambda: None if begun else check_bounds(problem.template),
         lambda: _check_first_model(problem),
         lambda: _check_directions(problem),
         lambda: None if begun else gpus_per_worker(problem.config),

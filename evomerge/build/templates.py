@@ -27,6 +27,13 @@ from evomerge.recipe import (
 _Setting = TypeVar("_Setting")
 
 
+def check_bounds(template: RecipeTemplate | MethodsTemplate | StackTemplate | None) -> None:
+    """Raises SpaceError where a template's bounds hold recipes that cannot be merged."""
+    for each in template.methods if isinstance(template, MethodsTemplate) else (template,):
+        if isinstance(each, RecipeTemplate):
+            each.check_bounds()
+
+
 def recipe_template(
     config: SearchConfig, headers: Mapping[str, ModelHeader]
 ) -> RecipeTemplate | MethodsTemplate | StackTemplate:

@@ -272,17 +272,23 @@ class RecipeTemplate:
                 )
         if twice := self._open & self._fixed.keys():
             raise RecipeError(f"{', '.join(sorted(twice))}: both searched and fixed; remove one")
-        wanted = {"density", "epsilon"}
-        if self._open & wanted and wanted <= {spec.name for spec in self._spec.parameters}:
-            self._check_densities()
 
-    def _check_densities(self) -> None:
-        """Of methods that keep entries of a row with probabilities from density - epsilon to density + epsilon."""
+    def check_bounds(self) -> None:
+        """Refuses bounds between which there are recipes that cannot be merged.
+
+        Raises:
+            SpaceError: a method that keeps entries of a row with probabilities from density - epsilon to density + epsilon, and bounds
+                with which one of them is none.
+        """
+        wanted = {"density", "epsilon"}
+        if not self._open & wanted or not wanted <= {spec.name for spec in self._spec.parameters}:
+            return
         (low, high), (_, epsilon) = self._range("density"), self._range("epsilon")
-        always_possible = "density" not in self._open and not (
-            low > 0 and high < 1
-        )  # 0 and 1 mean nothing and everything
-        if not always_possible and not (low - epsilon > 0 and high + epsilon < 1):
+        if "density" not in self._open and (
+            low <= 0 or high >= 1
+        ):  # which keep nothing or everything, whatever epsilon is
+            return
+        if not (low - epsilon > 0 and high + epsilon < 1):
             raise SpaceError(
                 f"merge method {self._spec.name!r}: density - epsilon and density + epsilon must lie between 0 and 1, which density "
                 f"in [{low:g}, {high:g}] with epsilon up to {epsilon:g} does not; narrow the bounds of density, or lower epsilon"

@@ -92,6 +92,15 @@ def test_what_makes_no_choice_is_refused(folder: Path, methods: Any, changes: An
         make_problem(parse_config(settings(*methods, **changes), folder=folder))
 
 
+@pytest.mark.parametrize("methods", [("della",), ("ties", "della_linear")])
+def test_a_run_that_was_begun_with_bounds_that_are_refused_now_can_be_read(folder: Path, methods: Any) -> None:
+    space = {"parameters": {"weight": {}, "density": {"low": 0.1, "high": 1.0}}}
+    config = parse_config(settings(*methods, space=space), folder=folder)
+    with pytest.raises(ConfigError, match="narrow the bounds of density"):
+        make_problem(config)
+    make_problem(config, begun=True)
+
+
 def test_a_task_is_not_called_as_a_cost_is(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"tasks: 'cost.items' would be taken for a cost; give the task another name"):
         make_problem(parse_config(settings("ties", tasks=[{"task": "toy.yaml", "name": "cost.items"}]), folder=folder))

@@ -198,9 +198,6 @@ def test_without_groups_the_recipe_is_a_whole_model_merge(folders: dict[str, str
         ({"layer_groups": [(0, 0), (0, 3)]}, SpaceError, "must be consecutive"),
         ({"searched": [SearchedParameter("density", 0, 1, ())]}, RecipeError, "has no parameter 'density'"),
         ({"method": "ties", "searched": [SearchedParameter("density", 0, 2, ())]}, SpaceError, "outside the range of ties"),
-        ({"method": "della", "searched": [SearchedParameter("density", 0.1, 0.8, ())], "fixed": {"weight": 1.0}}, SpaceError, r"density in \[0.1, 0.8\] with epsilon up to 0.15"),
-        ({"method": "della", "searched": [SearchedParameter("density", 0.2, 1.0, ())], "fixed": {"weight": 1.0}}, SpaceError, "narrow the bounds of density"),
-        ({"method": "della", "searched": [SearchedParameter("epsilon", 0.1, 0.4, ())], "fixed": {"weight": 1.0, "density": 0.3}}, SpaceError, "epsilon up to 0.4"),
         ({"searched": [SearchedParameter("normalize", 0, 1, ())]}, SpaceError, "is a switch"),
         ({"searched": [SearchedParameter("lambda", 0, 1, ("expert",))]}, SpaceError, "cannot vary per expert"),
         ({"searched": [SearchedParameter("lambda", 0, 1, ())]}, RecipeError, "needs 'weight'"),
@@ -213,6 +210,30 @@ def test_templates_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         template(folders, **changes)
+
+
+@pytest.mark.parametrize(
+    ("density", "fixed", "message"),
+    [
+        ((0.1, 0.8), {}, r"density in \[0.1, 0.8\] with epsilon up to 0.15"),
+        ((0.2, 1.0), {}, "narrow the bounds of density"),
+        (None, {"density": 0.3}, r"density in \[0.3, 0.3\] with epsilon up to 0.4"),
+        ((0.2, 0.8), {}, None),
+        (None, {"density": 1.0}, None),
+    ],
+)
+def test_bounds_between_which_no_merge_is_possible_are_refused(
+    folders: dict[str, str], density: tuple[float, float] | None, fixed: dict[str, float], message: str | None
+) -> None:
+    searched = (
+        SearchedParameter("epsilon", 0, 0.4, ()) if density is None else SearchedParameter("density", *density, ())
+    )
+    made = template(folders, method="della", searched=[searched], fixed={"weight": 1.0, **fixed})
+    if message is None:
+        made.check_bounds()
+        return
+    with pytest.raises(SpaceError, match=message):
+        made.check_bounds()
 
 
 def test_even_layer_groups() -> None:

@@ -134,8 +134,7 @@ def test_an_adapter_that_is_not_there_or_pickled_is_refused(models):
         merge(models, ADAPTED)
 
 
-def test_documents_are_merged_one_after_the_other(models):
-    text = """
+HALF = """
 name: half
 merge_method: linear
 models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]
@@ -143,7 +142,10 @@ models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}
 merge_method: linear
 models: [{model: half, parameters: {weight: 1}}, {model: c, parameters: {weight: 3}}]
 """
-    merged = merge(models, text)
+
+
+def test_documents_are_merged_one_after_the_other(models):
+    merged = merge(models, HALF)
     a, b, c = (load_file(models / name / "model.safetensors") for name in "abc")
     for name in a:
         torch.testing.assert_close(merged[name], ((a[name] + b[name]) / 2 + 3 * c[name]) / 4, rtol=1e-6, atol=1e-6)
@@ -173,15 +175,7 @@ models: [{model: half, parameters: {weight: 1, density: 0.5}}, {model: c, parame
 
 
 def test_the_card_of_several_documents_names_no_folder_of_this_machine(models):
-    text = """
-name: half
-merge_method: linear
-models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]
----
-merge_method: linear
-models: [{model: half, parameters: {weight: 1}}, {model: c, parameters: {weight: 3}}]
-"""
-    merge(models, text)
+    merge(models, HALF)
     card = (models / "out" / "README.md").read_text()
     assert "**Beware**: the attention weights of half (" in card
     assert str(models) not in card
