@@ -15,10 +15,10 @@ from evomerge.plan import WeightTarget
 from evomerge.testing.engine_suite import (
     END_TOKEN,
     FIRST_TOKEN,
-    LOG_PROBABILITY_TOLERANCE,
     MAX_LENGTH,
     VOCAB,
     EngineSuite,
+    is_close,
     random_tokens,
 )
 from evomerge.testing.engine_writers import write_tensors
@@ -98,8 +98,8 @@ def check_swaps_neither_leak_nor_serve_stale_tokens(suite: EngineSuite) -> None:
         assert suite.engine.generate(requests[:1]) == expected[:1], f"swap {swap}"
         answers = suite.engine.loglikelihood([suite.log_likelihood_requests[i] for i in scored])
         for answer, i in zip(answers, scored, strict=True):
-            difference = answer.log_probability - suite.fresh[which].log_likelihoods[i].log_probability
-            assert abs(difference) <= LOG_PROBABILITY_TOLERANCE, f"swap {swap}"
+            wanted = suite.fresh[which].log_likelihoods[i].log_probability
+            assert is_close(answer.log_probability, wanted), f"swap {swap}"
         if swap == N_WARM_UP:
             before = _resident_bytes()
     growth = _resident_bytes() - before
@@ -148,7 +148,7 @@ def check_log_likelihoods_add_up(suite: EngineSuite) -> None:
     context, continuation = random_tokens("sum context", n=17), random_tokens("sum", n=5)
     steps = [LogLikelihoodRequest(context + continuation[:i], continuation[i : i + 1]) for i in range(5)]
     whole, *parts = suite.engine.loglikelihood([LogLikelihoodRequest(context, continuation), *steps])
-    assert abs(whole.log_probability - sum(part.log_probability for part in parts)) < LOG_PROBABILITY_TOLERANCE
+    assert is_close(whole.log_probability, sum(part.log_probability for part in parts))
     assert all(part.log_probability < 0 for part in parts)
 
 
@@ -159,7 +159,7 @@ def check_order_is_kept(suite: EngineSuite) -> None:
     answers = suite.engine.loglikelihood([suite.log_likelihood_requests[i] for i in order])
     for answer, i in zip(answers, order, strict=True):
         expected = suite.fresh[0].log_likelihoods[i]
-        assert abs(answer.log_probability - expected.log_probability) <= LOG_PROBABILITY_TOLERANCE
+        assert is_close(answer.log_probability, expected.log_probability)
     order = random_stream(0, "order").permutation(len(suite.generate_requests))
     generations = suite.engine.generate([suite.generate_requests[i] for i in order])
     assert generations == [suite.fresh[0].generations[i] for i in order]
