@@ -299,8 +299,8 @@ class RecipeTemplate:
         searched = next((parameter for parameter in self._searched if parameter.name == name), None)
         if searched is not None:
             return searched.low, searched.high
-        value = self._fixed.get(name, self._spec.parameter(name).default)
-        values = [float(one) for one in (value if isinstance(value, tuple) else (value,))]  # type: ignore[arg-type]
+        value = cast(float | tuple[float, ...], self._fixed.get(name, self._spec.parameter(name).default))
+        values = value if isinstance(value, tuple) else (value,)
         return min(values), max(values)
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numba
@@ -29,11 +30,11 @@ def _any_function() -> None:
 def _own_folder() -> Path:
     """A folder that nobody else can write to, the same each time if possible: what is kept there is loaded as code."""
     folder = Path(tempfile.gettempdir()) / f"evomerge-kernels-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
         return folder
-
     other = Path(tempfile.mkdtemp(prefix="evomerge-kernels-"))
     atexit.register(shutil.rmtree, other, ignore_errors=True)
     return other

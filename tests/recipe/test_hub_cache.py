@@ -83,3 +83,16 @@ def test_configurations(cache: Path, tmp_path: Path) -> None:
     assert models.experts["a"].path == str(cache / "models--acme--a" / "snapshots" / COMMIT)
     with pytest.raises(CheckpointError, match="no such model folder"):
         write_first_config(tmp_path / "t.yaml", ["acme/a", "acme/c"], base=None, tasks=())
+
+
+def test_the_cache_is_not_asked_for_folders_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would import huggingface_hub."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    asked: list[str] = []
+    monkeypatch.setattr("evomerge.recipe.files.cached_model", asked.append)
+    (tmp_path / "r.yml").write_text(
+        "merge_method: linear\nmodels: [{model: ./a}, {model: ./b}]\nparameters: {weight: 1}\n"
+    )
+    assert len(read_recipe(tmp_path / "r.yml").models()) == 2
+    assert not asked

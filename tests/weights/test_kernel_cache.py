@@ -55,6 +55,9 @@ def test_a_folder_that_others_can_write_to_is_not(tmp_path: Path) -> None:
     known.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     assert place(tmp_path) != known
+    known.unlink()
+    known.write_text("somebody else's")
+    assert place(tmp_path) != known
 
 
 def test_elsewhere_numba_chooses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,6 @@ def _add_missing(merged: Any, other: Any, vocabulary: Mapping[str, int]) -> None
     known = merged.get_vocab()
     added = {token.content: token for token in other.added_tokens_decoder.values()}
     missing = [token for token in sorted(vocabulary, key=lambda token: vocabulary[token]) if token not in known]
-    # a call takes as long as the vocabulary is large: 8,000 tokens one by one took 90 s, in one call 0.04 s
+    # 8,000 tokens took 90 s one by one, and 0.04 s in one call
     for special, group in groupby(missing, lambda token: token in added and added[token].special):
         merged.add_tokens([added.get(token, token) for token in group], special_tokens=special)
