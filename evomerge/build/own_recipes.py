@@ -1,4 +1,4 @@
-"""Recipes of the user's own that a search is compared with and starts from: read from files, checked, found in the search space."""
+"""Recipes of the user's own that a search is compared with and starts from: read from files and checked."""
 
 import os
 from collections.abc import Mapping
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from evomerge.config import SearchConfig
 from evomerge.core import ConfigError, RecipeError
-from evomerge.plan import RANKED_METHODS, MergePlan, ModelHeader, TensorStep, keeps_ranks, make_plan
-from evomerge.recipe import MethodsTemplate, Recipe, RecipeTemplate, read_recipe, with_folders
+from evomerge.plan import RANKED_METHODS, ModelHeader, keeps_ranks, make_plan
+from evomerge.recipe import Recipe, read_recipe, with_folders
 
 _PREFIX = "recipe:"
 """of the names of these baselines"""
@@ -73,66 +73,3 @@ def _check_fits(recipe: Recipe, config: SearchConfig, headers: Mapping[str, Mode
         raise RecipeError(
             f"makes a model of {depth} layers; the search's have {'at most ' if n_layers else ''}{wanted}"
         )
-
-
-def values_in_space(
-    recipe: Recipe, template: RecipeTemplate | MethodsTemplate, headers: Mapping[str, ModelHeader]
-) -> dict[str, float] | None:
-    """The parameter values at which `template` makes the same merge; None where there are none.
-
-    The order of the experts, the seed of random masks and the dtypes do not count.
-    """
-    if isinstance(template, RecipeTemplate):
-        return _values_in(recipe, template, headers)
-    for method in template.methods:
-        found = _values_in(recipe, method, headers)
-        if found is not None:
-            return template.point_of(method, found)
-    return None
-
-
-def _values_in(recipe: Recipe, template: RecipeTemplate, headers: Mapping[str, ModelHeader]) -> dict[str, float] | None:
-    wanted = _steps(make_plan(recipe, headers))
-    parameters = template.space.parameters
-    # a value of its own for every coordinate shows which tensors it is used for
-    marks = {
-        parameter.name: parameter.low + (parameter.high - parameter.low) * (number + 1) / (len(parameters) + 1)
-        for number, parameter in enumerate(parameters)
-    }
-    names = {(_family(name), mark): name for name, mark in marks.items()}
-    values: dict[str, float] = {}
-    for output, marked in _steps(make_plan(template.recipe(marks), headers)).items():
-        step = wanted.get(output)
-        if step is None or len(step) != len(marked):
-            return None
-        for (_, found), (_, places) in zip(step, marked, strict=True):
-            for name, mark in places.items():
-                coordinate = names.get((name, mark))
-                if coordinate is not None and name in found:
-                    values.setdefault(coordinate, float(found[name]))
-    inside = [
-        parameter.name in values and parameter.low <= values[parameter.name] <= parameter.high
-        for parameter in parameters
-    ]
-    if not all(inside) or _steps(make_plan(template.recipe(values), headers)) != wanted:
-        return None
-    return values
-
-
-def _family(coordinate: str) -> str:
-    """The merge parameter that a coordinate is a value of."""
-    return coordinate.partition("[")[0]
-
-
-_Step = list[tuple[tuple[str, ...], Mapping[str, float | bool]]]
-
-
-def _steps(plan: MergePlan) -> dict[str, _Step]:
-    """Output -> what makes it: (method, base) with the shared parameters, then every input with its own, by name."""
-
-    def of(step: TensorStep) -> _Step:
-        base = () if step.base is None else step.base.key
-        inputs = [(entry.key, entry.parameters) for entry in step.inputs]
-        return [((step.method, *base), step.parameters), *sorted(inputs, key=lambda entry: entry[0])]
-
-    return {step.output: of(step) for step in plan.steps}

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import cast
 
+from evomerge.build.coordinate_uses import values_in_space
 from evomerge.build.crossings import Crossings, crosses_models
 from evomerge.build.engines import check_engine_options, check_length, gpus_per_worker
 from evomerge.build.fingerprints import source_marks
-from evomerge.build.own_recipes import own_recipes, values_in_space
+from evomerge.build.own_recipes import own_recipes
 from evomerge.build.sources import (
     adapted_models,
     check_prompts,

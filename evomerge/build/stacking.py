@@ -62,11 +62,12 @@ def stack_template(
     out_dtype = written_dtype(config, headers)
     dtype = "float16" if "float16" in (out_dtype, first.dtype, config.engine.dtype) else out_dtype
     frame = _frame(wanted, models.n_layers, merged=merge is not None, dtype=dtype)
-    foldings = [folding_of(headers[key]) for key in keys.values()]  # which refuses what differs by position
+    folding, *_ = [folding_of(headers[key]) for key in keys.values()]  # which refuses what differs by position
+    tensors = [name for header in headers.values() for name in header.tensors]
     return StackTemplate(
         models=models,
         encoding=_encoding(wanted, frame),
-        folding=foldings[0],
+        folding=replace(folding, ends=tuple(text for text in folding.ends if any(text in name for name in tensors))),
         merge=merge,
         plain=plain,
         out_dtype=out_dtype,

@@ -1,8 +1,10 @@
 """config -> the template of its recipes: what is searched, and what the rest of a recipe is."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
+from evomerge.build.coordinate_uses import unused_coordinates
 from evomerge.build.crossings import crosses_models
 from evomerge.build.sources import written_dtype
 from evomerge.build.stacking import stack_template
@@ -77,20 +79,26 @@ def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader], sp
     space, first = config.space, next(iter(headers.values()))
     groups = space.layer_groups
     layer_groups = even_layer_groups(first.n_layers, groups) if isinstance(groups, int) else list(groups)
+    if space.smooth and (not isinstance(groups, int) or groups < 2):
+        raise ConfigError("space.smooth: give space.layer_groups as the number of values over depth, at least 2")
     axes = tuple(
         axis for axis, used in zip(AXES, (True, len(layer_groups) > 1, bool(space.module_groups)), strict=True) if used
     )
-    return _template(
+    make = partial(
+        _template,
         config,
         headers,
         spec.name,
         _searched(space, spec, axes),
         fixed=_fixed(space, spec),
         layer_groups=layer_groups,
+        smooth=space.smooth,
         module_groups=module_filters(
             space.module_groups, [name for header in headers.values() for name in header.tensors]
         ),
     )
+    template = make()
+    return make(unused=unused_coordinates(template, headers)) if len(axes) > 1 else template
 
 
 def _seed_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:

@@ -159,6 +159,8 @@ class SpaceConfig(_Strict):
     """parameters with one value, e.g. {density: 0.5}; where weights of ties or della are searched, normalize is false unless it stands here"""
     layer_groups: int | tuple[tuple[int, int], ...] = 1
     """number of equal groups of consecutive layers, or explicit [first, last) ranges"""
+    smooth: bool = False
+    """layers interpolate between so many values, spread evenly over depth, instead of sharing one in each group (mergekit's gradients)"""
     module_groups: tuple[str, ...] = ()
     """some of attention, mlp, embeddings, norms, and last the rest; empty = all tensors of a layer share a value. For `m2n2`: groups with a split point each"""
     crossover: CrossoverConfig = CrossoverConfig()
@@ -182,7 +184,7 @@ class SpaceConfig(_Strict):
     def merge_settings(self) -> list[str]:
         """Those settings of how models are merged that are not the defaults."""
         usual = SpaceConfig()
-        names = ("method", "parameters", "fixed", "layer_groups")
+        names = ("method", "parameters", "fixed", "layer_groups", "smooth")
         return [name for name in names if getattr(self, name) != getattr(usual, name)]
 
 

@@ -169,19 +169,7 @@ def _value(
 
 def _typed(parameter: ParameterSpec, setting: Setting, depth: float) -> float | bool:
     """The setting's value at `depth`, of the parameter's type; texts, which could be neither, were refused (`check_recipe`)."""
-    value, is_switch = setting.value, isinstance(parameter.default, bool)
-    if isinstance(value, tuple):
-        return bool(value[int(depth * (len(value) - 1))]) if is_switch else interpolate(value, depth)
-    return bool(value) if is_switch else float(value)
-
-
-def interpolate(gradient: Sequence[float], depth: float) -> float:
-    """The value at `depth` in [0, 1] of a gradient whose entries are spread evenly over [0, 1]."""
-    scaled = depth * (len(gradient) - 1)
-    left = int(scaled)
-    right = min(len(gradient) - 1, left + 1)
-    share = scaled - left
-    return (1 - share) * gradient[left] + share * gradient[right]
+    return setting.switch(depth) if isinstance(parameter.default, bool) else setting.number(depth)
 
 
 def _check_linear(tensor: str, shared: Scalars, inputs: Sequence[Scalars]) -> None:

@@ -1,5 +1,6 @@
 """Recipes: what determines a merged model, and their file formats."""
 
+from evomerge.recipe.coordinates import AXES, SearchedParameter
 from evomerge.recipe.documents import RecipeFile, naming, with_adapters, with_folders
 from evomerge.recipe.files import (
     read_recipe,
@@ -29,9 +30,7 @@ from evomerge.recipe.stack_paths import Categorical, Indicator, Moves, PathEncod
 from evomerge.recipe.stack_template import MERGED, StackedModels, StackTemplate
 from evomerge.recipe.stacking import Folding, StackLayer, stack_recipe
 from evomerge.recipe.template import (
-    AXES,
     RecipeTemplate,
-    SearchedParameter,
     allowed_axes,
     default_searched,
     default_switches,

@@ -32,6 +32,22 @@ class Setting:
         elif not isinstance(self.value, bool | str):
             object.__setattr__(self, "value", _finite(self.value))
 
+    def number(self, depth: float) -> float:
+        """The value of a number at `depth` in [0, 1]; a gradient's entries are spread evenly over [0, 1]."""
+        if not isinstance(self.value, tuple):
+            return float(self.value)
+        scaled = depth * (len(self.value) - 1)
+        left = int(scaled)
+        right = min(len(self.value) - 1, left + 1)
+        share = scaled - left
+        return (1 - share) * self.value[left] + share * self.value[right]
+
+    def switch(self, depth: float) -> bool:
+        """The value of a switch at `depth`: of a gradient the last entry that is reached."""
+        if not isinstance(self.value, tuple):
+            return bool(self.value)
+        return bool(self.value[int(depth * (len(self.value) - 1))])
+
 
 Parameters = Mapping[str, tuple[Setting, ...]]
 """parameter name -> settings in order; the first whose filter matches wins, no match falls through to the next level"""

@@ -46,11 +46,13 @@ class Folding:
         scaled: filters of the tensors (and biases) that are divided by the scale.
         shifted: whether those stand for 1 + w (norms of Gemma).
         silenced: filters of the tensors that make a block add nothing when they are zero.
+        ends: filters of the tensors outside the layers.
     """
 
     scaled: tuple[str, ...]
     silenced: tuple[str, ...]
     shifted: bool = False
+    ends: tuple[str, ...] = ENDS
 
 
 def stack_recipe(
@@ -140,16 +142,16 @@ def _sums(
             # a model that is listed for tensors outside the layers alone may have fewer layers: any of them will do
             first = layer.index if model in weights else 0
             of_ends = outer.get(model, 0.0) if outer else None
-            weight = _settings(weights.get(model, 0.0), product, folding.scaled, of_ends)
+            weight = _settings(weights.get(model, 0.0), product, folding, of_ends)
             sources.append(Source(model, (first, first + 1), {"weight": weight}))
         shifts = tuple(Setting(1.0 / product - 1.0, text) for text in folding.scaled) if folding.shifted else ()
         slices.append(Slice(tuple(sources), {"shift": shifts} if shifts and product != 1.0 else {}))
     return tuple(slices)
 
 
-def _settings(weight: float, product: float, scaled: Sequence[str], of_ends: float | None) -> tuple[Setting, ...]:
+def _settings(weight: float, product: float, folding: Folding, of_ends: float | None) -> tuple[Setting, ...]:
     """A model's weight in one slice: of tensors outside the layers (None where the slice makes none), of those that take the scale, of the rest."""
-    special = [] if of_ends is None or of_ends == weight else [Setting(of_ends, text) for text in ENDS]
+    special = [] if of_ends is None or of_ends == weight else [Setting(of_ends, text) for text in folding.ends]
     if product != 1.0:
-        special += [Setting(weight / product, text) for text in scaled]
+        special += [Setting(weight / product, text) for text in folding.scaled]
     return (*special, Setting(weight))

@@ -3,36 +3,26 @@
 Also the recipes every search is compared with: each source alone, the uniform average, task arithmetic.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import cast
 
 from evomerge.core import RecipeError, SpaceError
+from evomerge.recipe.coordinates import AXES, Coordinates, SearchedParameter
 from evomerge.recipe.methods import BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
 from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, Source
 from evomerge.recipe.recipe import Recipe
-from evomerge.space import Parameter, SearchSpace
+from evomerge.space import SearchSpace
 
-AXES = ("expert", "layer_group", "module_group")
-"""what a parameter can vary over, in the order of a parameter's key"""
-
+_SAMPLE = 0.53
+"""where between the bounds a sample lies: near their middle, but not at 0 where they are -1 and 1, since weights that are divided by their sum
+do not exist there"""
 
 _NORMALISING = ("normalize", "normalize_weights")
 """what methods call the switch; without one (nuslerp) they always do"""
 
 _FELT = ("density", "lambda")
 """with another value than 1, whatever has weight comes out otherwise; the other parameters that can be fixed leave a whole task vector alone"""
-
-
-@dataclass(frozen=True, slots=True)
-class SearchedParameter:
-    """A parameter of the method that the search varies within [low, high], one value for every combination of the axes in `per`."""
-
-    name: str
-    low: float
-    high: float
-    per: tuple[str, ...]
 
 
 class RecipeTemplate:
@@ -46,12 +36,15 @@ class RecipeTemplate:
         fixed: parameters with one value for the whole search.
         n_layers: transformer layers of every model.
         layer_groups: consecutive [first, last) ranges that cover [0, n_layers); one group (the default) = a whole-model recipe.
+        smooth: layers interpolate between the values of layer groups, of which there are at least two (`Coordinates`).
         module_groups: group -> filters, as `module_filters` makes them; None = no distinction.
         out_dtype: what merged weights are rounded to.
         seed: keys the random masks; one seed for the whole search (common random numbers).
+        unused: names of coordinates that are left out, because no tensor would take their values.
 
     Attributes:
-        parameters: of the space, which may have none where it is one of several methods.
+        parameters: of the space; there may be none where it is one of several methods.
+        gradients: names of coordinates; those between which layers interpolate stand together, in the order of depth.
 
     Raises:
         RecipeError: the method does not take these models or parameters.
@@ -70,31 +63,31 @@ class RecipeTemplate:
         seed: int,
         fixed: Mapping[str, ParameterValue] | None = None,
         layer_groups: Sequence[tuple[int, int]] | None = None,
+        smooth: bool = False,
         module_groups: Mapping[str, Sequence[str]] | None = None,
+        unused: Collection[str] = (),
     ) -> None:
         self._spec = method_spec(method)
         self._base, self._experts = base, dict(experts)
         self._searched, self._fixed = tuple(searched), dict(fixed or {})
         self._open = {parameter.name for parameter in searched}
-        self._layer_groups, self._module_groups = tuple(layer_groups or [(0, n_layers)]), dict(module_groups or {})
+        self._coordinates = Coordinates(
+            self._searched,
+            tuple(self._experts),
+            n_layers,
+            tuple(layer_groups or [(0, n_layers)]),
+            dict(module_groups or {}),
+            smooth,
+            frozenset(unused),
+        )
         self._out_dtype, self._seed = out_dtype, seed
         _check_models(self._spec, base, self._experts)
-        _check_groups(self._layer_groups, n_layers)
         for searched_parameter in self._searched:
             _check_searched(self._spec, searched_parameter)
         for name in self._fixed:
             self._spec.parameter(name)
         self._check_complete()
-        self.parameters = tuple(
-            Parameter(
-                key,
-                searched_parameter.low,
-                searched_parameter.high,
-                family=_key(searched_parameter.name, expert, None, None),
-            )
-            for searched_parameter in self._searched
-            for key, expert in self._keys(searched_parameter).items()
-        )
+        self.parameters, self.gradients = self._coordinates.parameters, self._coordinates.gradients
         self._space = SearchSpace(self.parameters) if self.parameters else None
 
     @property
@@ -122,21 +115,22 @@ class RecipeTemplate:
 
         Only for spaces whose parameters do not vary over module groups.
         """
-        group = next(group for group in self._layer_groups if group[0] <= layer < group[1])
-        scale = _number(self._settings(values, Scope.GLOBAL, group, None).get("lambda", (Setting(1.0),)))
+        part = next(part for part in self._coordinates.slices if part[0] <= layer < part[1])
+        depth = self._coordinates.depth(layer)
+        scale = self._settings(values, Scope.GLOBAL, part, None).get("lambda", (Setting(1.0),))[0].number(depth)
         return {
-            expert: scale * _number(self._settings(values, Scope.MODEL, group, expert)["weight"])
+            expert: scale * self._settings(values, Scope.MODEL, part, expert)["weight"][0].number(depth)
             for expert in self._experts
         }
 
     def recipe(self, values: Mapping[str, float], name: str | None = None) -> Recipe:
         """The recipe of decoded parameter values (`space.decode`)."""
-        whole_model = len(self._layer_groups) == 1
+        whole_model = len(self._coordinates.slices) == 1
         slices = []
-        for group in self._layer_groups:
-            layer_range = None if whole_model else group
+        for part in self._coordinates.slices:
+            layer_range = None if whole_model else part
             sources = tuple(
-                Source(path, layer_range, self._settings(values, Scope.MODEL, group, expert))
+                Source(path, layer_range, self._settings(values, Scope.MODEL, part, expert))
                 for expert, path in self._experts.items()
             )
             if self._spec.base is BaseRole.ENDPOINT and self._base is not None:
@@ -144,7 +138,7 @@ class RecipeTemplate:
             elif self._spec.base is not BaseRole.SOURCE and self._base is not None and not whole_model:
                 # mergekit wants a base listed in every slice, so that it knows which of its layers to use
                 sources = (*sources, Source(self._base, layer_range))
-            slices.append(Slice(sources, self._settings(values, Scope.GLOBAL, group, None)))
+            slices.append(Slice(sources, self._settings(values, Scope.GLOBAL, part, None)))
         return Recipe(
             method=self._spec.name,
             slices=tuple(slices),
@@ -156,7 +150,7 @@ class RecipeTemplate:
 
     def samples(self) -> Iterator[Recipe]:
         """Recipes that show beforehand whether the models can be merged."""
-        yield self.recipe({item.name: item.low + 0.5 * (item.high - item.low) for item in self.parameters})
+        yield self.recipe({item.name: item.low + _SAMPLE * (item.high - item.low) for item in self.parameters})
 
     def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
         """name -> recipe: `source:<name>` for base and experts, `uniform`, and `task_arithmetic:<weight>` where there is a base.
@@ -211,7 +205,7 @@ class RecipeTemplate:
             return None
         values: dict[str, float] = {}
         for parameter in self._searched:
-            for key, expert in self._keys(parameter).items():
+            for key, expert in self._coordinates.of(parameter).items():
                 if parameter.name == "weight" and expert is None:
                     return None
                 neutral = self._spec.parameter(parameter.name).default
@@ -224,40 +218,17 @@ class RecipeTemplate:
                 values[key] = neutral
         return values
 
-    def _keys(self, parameter: SearchedParameter) -> dict[str, str | None]:
-        """Names of the parameter's coordinates -> the expert of each (None where it does not vary over experts)."""
-        experts: list[str | None] = list(self._experts) if "expert" in parameter.per else [None]
-        layers: list[tuple[int, int] | None] = list(self._layer_groups) if "layer_group" in parameter.per else [None]
-        return {
-            _key(parameter.name, expert, layer, module): expert
-            for expert in experts
-            for layer in layers
-            for module, _ in self._modules(parameter)
-        }
-
-    def _modules(self, parameter: SearchedParameter) -> list[tuple[str | None, Sequence[str]]]:
-        """(module group, its filters) for which the parameter has values; one of no name where it does not vary over them."""
-        groups = self._module_groups if "module_group" in parameter.per else {}
-        return [*groups.items()] or [(None, ())]
-
     def _settings(
-        self, values: Mapping[str, float], scope: Scope, group: tuple[int, int], expert: str | None
+        self, values: Mapping[str, float], scope: Scope, part: tuple[int, int], expert: str | None
     ) -> Parameters:
-        """All parameters of one scope for one layer group (and expert), as filtered settings."""
+        """All parameters of one scope for one slice (and expert), as filtered settings."""
         settings: dict[str, tuple[Setting, ...]] = {
             name: (Setting(value),) for name, value in self._fixed.items() if self._spec.parameter(name).scope is scope
         }
-        for parameter in self._searched:
-            if self._spec.parameter(parameter.name).scope is not scope:
-                continue
-            layer = group if "layer_group" in parameter.per else None
-            owner = expert if "expert" in parameter.per else None
-            settings[parameter.name] = tuple(
-                Setting(values[_key(parameter.name, owner, layer, module)], text)
-                for module, texts in self._modules(parameter)
-                for text in texts or (None,)
-            )
-        return settings
+        for searched in self._searched:
+            if self._spec.parameter(searched.name).scope is scope:
+                settings[searched.name] = self._coordinates.settings(searched, values, part, expert)
+        return {name: found for name, found in settings.items() if found}
 
     def _plain(self, method: str, weights: Mapping[str, float]) -> Recipe:
         sources = tuple(Source(path, None, {"weight": (Setting(weight),)}) for path, weight in weights.items())
@@ -336,32 +307,12 @@ def even_layer_groups(n_layers: int, n_groups: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _number(settings: tuple[Setting, ...]) -> float:
-    """What a template's settings of a parameter say where they are one for all tensors."""
-    return float(cast(float, settings[0].value))
-
-
-def _key(name: str, expert: str | None, layer: tuple[int, int] | None, module: str | None) -> str:
-    parts = [expert, f"{layer[0]}-{layer[1] - 1}" if layer else None, module]
-    inner = ",".join(part for part in parts if part is not None)
-    return f"{name}[{inner}]" if inner else name
-
-
 def _check_models(spec: MethodSpec, base: str | None, experts: Mapping[str, str]) -> None:
     if spec.needs_base and base is None:
         raise RecipeError(f"merge method {spec.name!r} needs a base model: set models.base")
     if not spec.takes(len(experts)):
         raise RecipeError(
             f"merge method {spec.name!r} takes {spec.source_range} expert(s), got {len(experts)}: {', '.join(experts) or 'none'}"
-        )
-
-
-def _check_groups(layer_groups: Sequence[tuple[int, int]], n_layers: int) -> None:
-    edges = [0, *(last for _, last in layer_groups)]
-    starts = [first for first, _ in layer_groups]
-    if starts != edges[:-1] or edges[-1] != n_layers or any(first >= last for first, last in layer_groups):
-        raise SpaceError(
-            f"layer_groups {[list(group) for group in layer_groups]} must be consecutive [first, last) ranges that cover 0 to {n_layers}"
         )
 
 

@@ -44,7 +44,15 @@ def written(folder: Path, text: str, name: str = "mine.yml") -> str:
 SEARCHED = [spec for spec in METHODS.values() if any(parameter.search_default for parameter in spec.parameters)]
 
 
-@pytest.mark.parametrize("groups", [{}, {"layer_groups": 2, "module_groups": ["attention", "rest"]}])
+GROUPS: list[dict[str, Any]] = [
+    {},
+    {"layer_groups": 2, "module_groups": ["attention", "rest"]},
+    {"layer_groups": 3, "module_groups": ["embeddings", "rest"]},
+    {"layer_groups": 3, "module_groups": ["attention", "embeddings", "rest"], "smooth": True},
+]
+
+
+@pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("spec", SEARCHED, ids=lambda spec: spec.name)
 def test_every_point_of_a_space_is_found_again(folder, spec, groups):
     experts = "a" if spec.max_sources == 1 else "ab"

@@ -8,7 +8,6 @@ import pytest
 
 from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan import make_plan, read_model_header, slices_with_inputs
-from evomerge.plan.planner import interpolate
 from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
 
@@ -98,8 +97,8 @@ def test_gradients_filters_and_precedence(models, headers):
 
 @pytest.mark.parametrize(("depth", "expected"), [(0, 0), (0.25, 0.25), (0.5, 0.5), (0.75, 0.75), (1, 1)])
 def test_interpolation(depth, expected):
-    assert interpolate((0.0, 0.5, 1.0), depth) == pytest.approx(expected)
-    assert interpolate((7.0,), depth) == 7.0
+    assert Setting((0.0, 0.5, 1.0)).number(depth) == pytest.approx(expected)
+    assert Setting((7.0,)).number(depth) == Setting(7.0).number(depth) == 7.0
 
 
 def test_slices_renumber_layers_and_read_the_right_ones(models, headers):

@@ -21,6 +21,7 @@ from evomerge.recipe import (
     default_searched,
     even_layer_groups,
     method_spec,
+    recipe_to_yaml,
 )
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool
@@ -93,9 +94,12 @@ def test_every_coordinate_moves_its_own_tensors_and_no_other(folders: dict[str, 
         assert changed == expected, parameter.name
 
 
+@pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties"])
-def test_baselines_inside_the_space_are_reproduced_exactly(folders: dict[str, str], method: str) -> None:
-    made = template(folders, method)
+def test_baselines_inside_the_space_are_reproduced_exactly(
+    folders: dict[str, str], method: str, *, smooth: bool
+) -> None:
+    made = template(folders, method, smooth=smooth)
     weights = (0.3, 0.5, 1.0)
     recipes, points = made.baselines(weights), made.baseline_values(weights)
     assert {"source:a", "source:b"} <= set(points)
@@ -139,11 +143,26 @@ def test_a_stack_of_all_merged_layers_is_the_merge(
 ) -> None:
     weight = SearchedParameter("weight", 0.0, 1.5, ("expert",))
     merge = template(folders, searched=[weight, *searched], fixed=fixed, layer_groups=[(0, N_LAYERS)], module_groups={})
+    stack = stack_of_merged_layers(folders, merge)
+    values = {"weight[a]": 0.6, "weight[b]": 0.2, **at}
+    check_same_merge(stack.recipe(values), merge.recipe(values), folders, rtol=2**-7)
+
+
+def test_a_stack_of_layers_whose_weights_are_interpolated_is_the_merge(folders: dict[str, str]) -> None:
+    weight = SearchedParameter("weight", 0.0, 1.5, ("expert", "layer_group"))
+    merge = template(folders, searched=[weight], layer_groups=[(0, 2), (2, 3)], smooth=True, module_groups={})
+    stack = stack_of_merged_layers(folders, merge)
+    values = {"weight[a,@0]": 0.6, "weight[a,@2]": 0.1, "weight[b,@0]": 0.2, "weight[b,@2]": 0.9}
+    assert merge.weights(values, 1) == pytest.approx({"a": 0.35, "b": 0.55})
+    check_same_merge(stack.recipe(values), merge.recipe(values), folders, rtol=2**-7)
+
+
+def stack_of_merged_layers(folders: dict[str, str], merge: RecipeTemplate) -> StackTemplate:
     frame = StackFrame(
         {MERGED: tuple(range(N_LAYERS))}, MERGED, N_LAYERS, fixed_first=1, fixed_last=1,
         min_depth=N_LAYERS, max_depth=N_LAYERS, scale_low=1.0, scale_high=1.0,
     )  # fmt: skip
-    stack = StackTemplate(
+    return StackTemplate(
         models=StackedModels({name: folders[name] for name in "ab"}, folders["base"], dict.fromkeys(folders, N_LAYERS)),
         encoding=Swap(frame, scales=False),
         folding=Folding(("o_proj",), ("o_proj",)),
@@ -151,8 +170,27 @@ def test_a_stack_of_all_merged_layers_is_the_merge(
         plain=merge,
         out_dtype="bfloat16",
     )
-    values = {"weight[a]": 0.6, "weight[b]": 0.2, **at}
-    check_same_merge(stack.recipe(values), merge.recipe(values), folders, rtol=2**-7)
+
+
+def test_smooth_values_are_gradients_over_depth(folders: dict[str, str]) -> None:
+    made = template(folders, "slerp", experts={"a": folders["a"]}, layer_groups=[(0, 2), (2, 3)], smooth=True)
+    names = {"t[@0,attention]": 0.1, "t[@0,mlp]": 0.2, "t[@0,rest]": 0.3, "t[@2,attention]": 0.9, "t[@2,mlp]": 0.8, "t[@2,rest]": 0.7}  # fmt: skip
+    assert [parameter.name for parameter in made.space.parameters] == list(names)
+    recipe = made.recipe(names)
+    assert recipe_to_yaml(recipe).count("value: [0.") == 3
+    headers = {folder: read_model_header(folder) for folder in folders.values()}
+    steps = {step.output: step.parameters["t"] for step in make_plan(recipe, headers).steps}
+    assert steps["model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.2)
+    assert steps["model.layers.1.self_attn.q_proj.weight"] == pytest.approx(0.5)
+    assert steps["model.layers.2.self_attn.q_proj.weight"] == pytest.approx(0.9)
+    assert steps["model.embed_tokens.weight"] == steps["model.norm.weight"] == pytest.approx(0.3)
+
+
+def test_values_between_whole_layers_are_called_by_where_they_hold(folders: dict[str, str]) -> None:
+    searched = [SearchedParameter("weight", 0.0, 1.5, ("layer_group",))]
+    groups = even_layer_groups(6, 4)
+    made = template(folders, searched=searched, n_layers=6, layer_groups=groups, smooth=True, module_groups={})
+    assert made.gradients == (("weight[@0]", "weight[@1.7]", "weight[@3.3]", "weight[@5]"),)
 
 
 def test_halves_are_a_baseline_where_the_space_holds_it(folders: dict[str, str]) -> None:

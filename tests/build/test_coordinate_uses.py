@@ -1,0 +1,122 @@
+"""A space has no coordinate that changes nothing, whatever its groups; samples of a space can be merged where most of it can."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from evomerge.build import Problem, make_problem, parse_config
+from evomerge.core import ConfigError
+from evomerge.plan import make_plan
+from evomerge.recipe import MethodsTemplate
+from evomerge.testing.tiny_models import write_tiny_llama
+
+TASK = Path(__file__).resolve().parents[2] / "tasks" / "reverse.yaml"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(place / name, seed=seed, n_layers=4)
+    return place
+
+
+def problem(folder: Path, models: dict[str, Any] | None = None, budget: int = 999, **space: Any) -> Problem:
+    settings = {
+        "models": models or {"base": "./base", "experts": {"a": "./a", "b": "./b"}},
+        "space": space,
+        "tasks": [str(TASK)],
+        "budget": {"evaluations": budget},
+    }
+    return make_problem(parse_config(settings, folder=folder))
+
+
+def names(made: Problem) -> set[str]:
+    return {parameter.name for parameter in made.space.parameters}
+
+
+def tensors_moved(made: Problem) -> dict[str, int]:
+    """Coordinate -> how many tensors' parameters it changes."""
+
+    def steps(values: dict[str, float]) -> list[Any]:
+        assert made.template is not None
+        return list(make_plan(made.template.recipe(values), made.headers).steps)
+
+    middle = dict.fromkeys(names(made), 0.5)
+    before = steps(middle)
+    return {
+        name: sum(one != other for one, other in zip(before, steps(middle | {name: 0.7}), strict=True))
+        for name in middle
+    }
+
+
+GROUPS: list[dict[str, Any]] = [
+    {"layer_groups": 4, "module_groups": ["embeddings", "norms", "rest"]},
+    {"layer_groups": 3, "module_groups": ["embeddings", "norms", "rest"], "smooth": True},
+    {"layer_groups": 4, "module_groups": ["attention", "mlp", "norms", "rest"], "method": "ties"},
+    {"layer_groups": 2, "module_groups": ["mlp", "rest"], "method": ["task_arithmetic", "ties"]},
+    {"layer_groups": 4, "smooth": True},
+]
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_coordinate_moves_a_tensor(tmp_path: Path, groups: dict[str, Any], *, tied: bool) -> None:
+    for seed, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(tmp_path / name, seed=seed, n_layers=4, tied=tied)
+    made = problem(tmp_path, **groups)
+    if isinstance(made.template, MethodsTemplate):
+        found = {name for template in made.template.methods for name in (item.name for item in template.parameters)}
+        assert names(made) == found | {"method"}
+        return
+    assert all(tensors_moved(made).values())
+
+
+def test_embeddings_have_values_only_in_the_layer_groups_at_the_ends(tmp_path: Path) -> None:
+    for seed, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(tmp_path / name, seed=seed, n_layers=4, tied=False)
+    groups = {"layer_groups": 4, "module_groups": ["embeddings", "rest"]}
+    found = {name for name in names(problem(tmp_path, **groups)) if "embeddings" in name and "[a" in name}
+    assert found == {"weight[a,0-0,embeddings]", "weight[a,3-3,embeddings]"}
+    found = {name for name in names(problem(tmp_path, **groups, smooth=True)) if "embeddings" in name and "[a" in name}
+    assert found == {"weight[a,@0,embeddings]"}
+
+
+def test_attention_that_few_layers_have_has_values_only_there(tmp_path: Path) -> None:
+    size = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4, "block_ff_dim": 64,
+        "num_key_value_heads": 2, "layer_types": ["conv", "conv", "full_attention", "conv", "conv", "conv"], "max_position_embeddings": 64,
+    }  # fmt: skip
+    write_tiny_llama(tmp_path / "base", seed=0)  # for its tokenizer
+    for name in ("base", "a", "b"):
+        AutoModelForCausalLM.from_config(AutoConfig.for_model("lfm2", **size)).save_pretrained(tmp_path / name)
+        if name != "base":
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                (tmp_path / name / file).write_bytes((tmp_path / "base" / file).read_bytes())
+    groups: dict[str, Any] = {"layer_groups": 3, "module_groups": ["attention", "rest"]}
+    found = {name for name in names(problem(tmp_path, **groups)) if "attention" in name and "[a" in name}
+    assert found == {"weight[a,2-3,attention]"}
+    smooth = problem(tmp_path, **groups | {"layer_groups": 6}, smooth=True)
+    assert {name for name in names(smooth) if "attention" in name and "[a" in name} == {"weight[a,@2,attention]"}
+    assert all(tensors_moved(smooth).values())
+
+
+def test_bounds_around_0_of_weights_that_are_divided_by_their_sum_are_searched(folder: Path) -> None:
+    experts = {"experts": {"a": "./a", "b": "./b"}}
+    groups: dict[str, Any]
+    for groups in ({}, {"layer_groups": 2}, {"layer_groups": 2, "smooth": True}):
+        made = problem(folder, experts, method="linear", parameters={"weight": {"low": -1, "high": 1}}, **groups)
+        assert made.space.dimension == (4 if groups else 2)
+
+
+@pytest.mark.parametrize("groups", [1, [[0, 2], [2, 4]]])
+def test_values_over_depth_are_given_by_their_number(folder: Path, groups: Any) -> None:
+    with pytest.raises(ConfigError, match=r"space\.smooth: give space\.layer_groups as the number"):
+        problem(folder, layer_groups=groups, smooth=True)
+
+
+def test_more_values_than_layers_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="layer_groups: 5 groups cannot be made of 4 layers"):
+        problem(folder, layer_groups=5, smooth=True)
