@@ -1,6 +1,6 @@
 """config -> the search problem: models, space, objectives, baselines, recipes. Reads model headers, never a weight."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import cast
@@ -237,12 +237,13 @@ def _direction(item: ObjectiveConfig) -> Direction:
     return Direction.MINIMIZE if cost != item.name and cost not in HIGHER_IS_BETTER else Direction.MAXIMIZE
 
 
-def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
+def make_problem(config: SearchConfig, *, begun: bool = False, coordinates: Collection[str] = ()) -> Problem:
     """The problem of a configuration.
 
     Args:
         config: the configuration.
         begun: of a run that goes on, whose budget may end before the first generation does.
+        coordinates: the parameters that the space of such a run has.
 
     Raises:
         ConfigError: everything that is wrong with the models, the space, the tasks, the objectives and the strategy, together.
@@ -267,22 +268,25 @@ def make_problem(config: SearchConfig, *, begun: bool = False) -> Problem:
     errors += wrong
     if errors:
         if len(headers) == len(listed_models(config)):  # what tasks have no part in
-            errors += _errors_of(lambda: recipe_template(config, headers), lambda: check_options(config))
+            errors += _errors_of(lambda: recipe_template(config, headers, coordinates), lambda: check_options(config))
         raise ConfigError(_listed(errors) + _needed(config))
     try:
-        problem = _problem(config, headers, tasks)
+        problem = _problem(config, headers, tasks, coordinates)
         problem = replace(problem, own=own_recipes(config, headers, model_table(config), problem.max_slots))
     except EvomergeError as error:
         raise ConfigError(_listed([str(error), *_errors_of(lambda: check_options(config))])) from None
     return _checked(problem, begun=begun)
 
 
-def problem_of_run(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> Problem:
-    """The problem of a run that has been checked when it was started, from the headers of its models: plans and strategy are not tried again."""
+def problem_of_run(config: SearchConfig, headers: Mapping[str, ModelHeader], coordinates: Collection[str]) -> Problem:
+    """The problem of a run that has been checked when it was started, from the headers of its models: plans and strategy are not tried again.
+
+    `coordinates` are the parameters of its space.
+    """
     return (
         make_problem(config, begun=True)
         if isinstance(config.evaluation, SyntheticConfig)
-        else _problem(config, headers, {})
+        else _problem(config, headers, {}, coordinates)
     )
 
 
@@ -346,7 +350,12 @@ def _needed(config: SearchConfig) -> str:
     return f"\nwhat this configuration needs: {config.needs}" if config.needs and not sources_exist(config) else ""
 
 
-def _problem(config: SearchConfig, headers: Mapping[str, ModelHeader], tasks: Mapping[str, TaskSpec]) -> Problem:
-    template = recipe_template(config, headers)  # which checks the groups
+def _problem(
+    config: SearchConfig,
+    headers: Mapping[str, ModelHeader],
+    tasks: Mapping[str, TaskSpec],
+    coordinates: Collection[str],
+) -> Problem:
+    template = recipe_template(config, headers, coordinates)  # which checks the groups
     crossings = Crossings(config, headers) if crosses_models(config) else None
     return Problem(config, headers, template, tasks, crossings)

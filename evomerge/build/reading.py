@@ -113,7 +113,9 @@ class Run:
             CheckpointError: nothing or too little is recorded (by an older evomerge), and the models are not where they were.
         """
         entry = pick(self.state, entry) if isinstance(entry, str) else entry
-        return problem_of_run(self.config, self._headers(entry)).recipe_of_entry(entry, self.state.entries)
+        coordinates = [parameter.name for parameter in self.space.parameters]
+        problem = problem_of_run(self.config, self._headers(entry), coordinates)
+        return problem.recipe_of_entry(entry, self.state.entries)
 
     def _headers(self, entry: Entry) -> dict[str, ModelHeader]:
         recorded = self.directory.models

@@ -139,8 +139,9 @@ def _with_strategy_of(directory: RunDirectory, config: SearchConfig) -> SearchCo
 
 def _problem_as_before(config: SearchConfig, directory: RunDirectory) -> Problem:
     """`make_problem`, whose errors say what to do where the models or tasks have been moved."""
+    coordinates = [name for name, *_ in directory.read_resolved().space.parameters]
     try:
-        return make_problem(config, begun=True)
+        return make_problem(config, begun=True, coordinates=coordinates)
     except ConfigError as error:
         if sources_exist(config):
             raise

@@ -65,31 +65,46 @@ def write_first_config(
         CheckpointError: a model cannot be read.
     """
     out = Path(out)
-    file = shlex.quote(str(out))
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists; give another --out, or --overwrite")
-    named = _named(experts)
-    if base is None and len(named) < 2:
+    refuse_existing(out, overwrite=overwrite)
+    sources = named([_named_source(expert) for expert in experts])
+    if not sources:
+        raise ConfigError("name the models to be merged: evomerge init MODEL MODEL, or MODEL --base MODEL")
+    if base is None and len(sources) < 2:
         raise ConfigError("one model alone cannot be merged; name at least two, or one and its --base")
     header, *_ = [
-        read_source(_found(source)) for source in ([Source(str(base))] if base else []) + list(named.values())
+        read_source(found(source)) for source in ([Source(str(base))] if base else []) + list(sources.values())
     ]
     folder = out.resolve().parent
     local = [_scalar(_relative(task, folder)) if task.endswith((".yaml", ".yml")) else task for task in tasks]
+    for task in tasks:
+        find_task(task)
+    return write_config(out, _text(out, header, folder, sources, base, local))
+
+
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """Raises ConfigError where `out` exists and is not to be replaced."""
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; give another --out, or --overwrite")
+
+
+def write_config(out: Path, text: str) -> list[str]:
+    """Writes a configuration and returns what is still to be done, a line each; first what is to be fixed in it.
+
+    Raises:
+        ConfigError: it is none, or cannot be written.
+    """
+    folder, file = out.resolve().parent, shlex.quote(str(out))
+    settings = load_yaml(text, str(out))
+    config = parse_config({**settings, "tasks": settings["tasks"] or ["to-be-named"]}, folder=folder, where=str(out))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise ConfigError(f"{folder}: cannot be created: {problem.strerror}") from None
-    text = _text(out, header, folder, named, base, local)
-    settings = load_yaml(text, str(out))
-    config = parse_config({**settings, "tasks": settings["tasks"] or ["to-be-named"]}, folder=folder, where=str(out))
-    for task in tasks:
-        find_task(task)
     try:
         atomic_write_text(out, text)
     except OSError as problem:
         raise ConfigError(f"{out}: cannot be written: {problem.strerror}") from None
-    if not local:
+    if not settings["tasks"]:
         return [f"add tasks in {out}", f"evomerge validate {file}"]
     try:
         make_problem(config)
@@ -102,13 +117,16 @@ def _text(
     out: Path,
     header: ModelHeader,
     folder: Path,
-    named: Mapping[str, Source],
+    experts: Mapping[str, Source],
     base: FilePath | None,
     tasks: Sequence[str],
 ) -> str:
     """The configuration; `header` is that of its first model, paths are as seen from `folder`."""
-    models = [f"  base: {_place(Source(str(base)), folder)}"] if base else []
-    models += ["  experts:", *(f"    {_scalar(name)}: {_place(source, folder)}" for name, source in named.items())]
+    models = [f"  base: {_scalar(as_seen_from(folder, Source(str(base))))}"] if base else []
+    models += [
+        "  experts:",
+        *(f"    {_scalar(name)}: {_scalar(as_seen_from(folder, source))}" for name, source in experts.items()),
+    ]
     return _TEMPLATE.format(
         file=shlex.quote(str(out)),
         architecture=header.architecture,
@@ -121,29 +139,38 @@ def _text(
     )  # fmt: skip
 
 
-def _named(experts: Sequence[str]) -> dict[str, Source]:
-    named: dict[str, Source] = {}
-    for expert in experts:
-        name, separator, path = expert.partition("=")
-        if not separator or Path(expert).is_dir():
-            name, path = "", expert
-        model, _, lora = (path, "", "") if Path(path).is_dir() else path.partition("+")
-        source = Source(model, lora=lora or None)
-        name = name or re.sub(r"[^\w.-]", "-", Path(source.lora or source.model).resolve().name)
-        if name in named:
-            raise ConfigError(f"two experts are called {name!r}; name them, e.g. first={path}")
-        named[name] = source
-    return named
+def _named_source(expert: str) -> tuple[str, Source]:
+    """A name, "" where none is given, and the model that it is a name of."""
+    name, separator, path = expert.partition("=")
+    if not separator or Path(expert).is_dir():
+        name, path = "", expert
+    model, _, lora = (path, "", "") if Path(path).is_dir() else path.partition("+")
+    return name, Source(model, lora=lora or None)
 
 
-def _found(source: Source) -> Source:
+def named(experts: Sequence[tuple[str, Source]]) -> dict[str, Source]:
+    """The experts by name; those without one are called as their folders.
+
+    Raises:
+        ConfigError: two have one name.
+    """
+    sources: dict[str, Source] = {}
+    for given, source in experts:
+        name = given or re.sub(r"[^\w.-]", "-", Path(source.lora or source.model).resolve().name)
+        if name in sources:
+            raise ConfigError(f"two experts are called {name!r}; name them, e.g. first={source.key}")
+        sources[name] = source
+    return sources
+
+
+def found(source: Source) -> Source:
     """The source with folders for models of the hub's cache."""
     return source.moved(lambda path: path if Path(path).exists() else str(cached_model(path) or path))
 
 
-def _place(source: Source, folder: Path) -> str:
+def as_seen_from(folder: Path, source: Source) -> str:
     """The source as a configuration in `folder` names it."""
-    return _scalar(source.moved(lambda path: _relative(path, folder)).key)
+    return source.moved(lambda path: _relative(path, folder)).key
 
 
 def _relative(text: str, folder: Path) -> str:

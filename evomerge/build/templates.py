@@ -1,6 +1,6 @@
 """config -> the template of its recipes: what is searched, and what the rest of a recipe is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -37,13 +37,15 @@ def check_bounds(template: RecipeTemplate | MethodsTemplate | StackTemplate | No
 
 
 def recipe_template(
-    config: SearchConfig, headers: Mapping[str, ModelHeader]
+    config: SearchConfig, headers: Mapping[str, ModelHeader], begun_with: Collection[str] = ()
 ) -> RecipeTemplate | MethodsTemplate | StackTemplate:
     """The template of a configuration.
 
     Args:
         config: the configuration.
         headers: what recipes call a model -> header, the base first.
+        begun_with: of a run that goes on, the parameters of its space. Those that no tensor takes stay, as runs begun before
+            2026-11-29 have them.
 
     Raises:
         ConfigError: settings of the space that contradict each other, or are missing.
@@ -54,7 +56,7 @@ def recipe_template(
     if crosses_models(config):
         return _seed_template(config, headers)
     if stacking is None:
-        templates = [_merge_template(config, headers, method_spec(name)) for name in methods]
+        templates = [_merge_template(config, headers, method_spec(name), begun_with) for name in methods]
         return templates[0] if len(templates) == 1 else MethodsTemplate(templates)
     unused = config.space.merge_settings
     if unused and not stacking.parameters:
@@ -69,12 +71,14 @@ def recipe_template(
         config,
         stacking,
         headers,
-        merge=_merge_template(config, headers, method_spec(methods[0])) if stacking.parameters else None,
+        merge=_merge_template(config, headers, method_spec(methods[0]), begun_with) if stacking.parameters else None,
         plain=_template(config, headers, "linear", default_searched(method_spec("linear"), ("expert",))),
     )
 
 
-def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader], spec: MethodSpec) -> RecipeTemplate:
+def _merge_template(
+    config: SearchConfig, headers: Mapping[str, ModelHeader], spec: MethodSpec, begun_with: Collection[str]
+) -> RecipeTemplate:
     """The template of one of the configured methods."""
     space, first = config.space, next(iter(headers.values()))
     groups = space.layer_groups
@@ -98,7 +102,10 @@ def _merge_template(config: SearchConfig, headers: Mapping[str, ModelHeader], sp
         ),
     )
     template = make()
-    return make(unused=unused_coordinates(template, headers)) if len(axes) > 1 else template
+    if len(axes) == 1:
+        return template
+    unused = unused_coordinates(template, headers)
+    return make(unused=[name for name in unused if not {name, f"{spec.name}.{name}"} & set(begun_with)])
 
 
 def _seed_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:

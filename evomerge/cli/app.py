@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from evomerge.cli.zoo import zoo
 from evomerge.core import ConfigError, Split, cached_model
 
 app = typer.Typer(
@@ -19,7 +20,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-zoo = typer.Typer(help="Train the small demo models.", no_args_is_help=True)
 app.add_typer(zoo, name="zoo")
 
 
@@ -60,24 +60,36 @@ def _root(
 @app.command()
 def init(
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="MODEL",
+            show_default=False,
             help="Experts: FOLDER or NAME=FOLDER; FOLDER+ADAPTER for LoRA; or ORG/NAME from the local hub cache.",
         ),
-    ],
+    ] = None,
     base: Annotated[Path | None, typer.Option(help="The model they were fine-tuned from.", show_default=False)] = None,
     task: Annotated[
         list[str] | None,
         typer.Option("--task", "-t", metavar="TASK", help="lm-eval task file or name; repeatable."),
     ] = None,
+    evolve: Annotated[
+        Path | None,
+        typer.Option("--mergekit-evolve", metavar="FILE", help="Translate this configuration of mergekit-evolve."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("search.yaml"),
     overwrite: Overwrite = False,
 ) -> None:
     """Write a commented search configuration for these models."""
-    from evomerge.build.starting import write_first_config
+    if evolve is None:
+        from evomerge.build.starting import write_first_config
 
-    *wrong, last = write_first_config(out, models, base=base, tasks=task or (), overwrite=overwrite)
+        *wrong, last = write_first_config(out, models or (), base=base, tasks=task or (), overwrite=overwrite)
+    elif models or base or task:
+        raise ConfigError("--mergekit-evolve: the file names models, base and tasks; leave them out")
+    else:
+        from evomerge.build.mergekit_evolve import write_translated_config
+
+        *wrong, last = write_translated_config(out, evolve, overwrite=overwrite)
     print(f"{out}: written")
     for line in wrong:
         print(line)
@@ -435,15 +447,3 @@ def report(
     from evomerge.build.report import write_report
 
     print(write_report(run, out))
-
-
-@zoo.command("build")
-def zoo_build(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the models.")] = Path("zoo"),
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the training.")] = 0,
-) -> None:
-    """Train the demo models, a base and three experts (minutes on two cores). Existing ones are reused."""
-    from evomerge.zoo import build_zoo
-
-    report = build_zoo(out, seed=seed, progress=print)
-    print(report)

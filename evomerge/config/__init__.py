@@ -1,6 +1,7 @@
 """The configuration schema and its YAML files."""
 
 from evomerge.config.load import Overrides, parse_config, read_config, settings_in
+from evomerge.config.mergekit_evolve import EvolveConfig, read_evolve_config
 from evomerge.config.schema import (
     BudgetConfig,
     LmEvalConfig,
@@ -15,6 +16,7 @@ from evomerge.config.schema import (
 
 __all__ = [
     "BudgetConfig",
+    "EvolveConfig",
     "LmEvalConfig",
     "ModelConfig",
     "ObjectiveConfig",
@@ -26,5 +28,6 @@ __all__ = [
     "TaskConfig",
     "parse_config",
     "read_config",
+    "read_evolve_config",
     "settings_in",
 ]

@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from evomerge.config.schema import ModelConfig, SearchConfig
 from evomerge.config.short_forms import long_form, long_forms, path_and_lora
 from evomerge.core import ConfigError, FilePath, cached_model, load_yaml, why_unreadable
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 Overrides = str | Sequence[str] | Mapping[str, Any]
 """`a.b=value`, one or several, the value in YAML; or `a.b` -> the value"""
@@ -24,16 +26,29 @@ def read_config(path: FilePath, overrides: Overrides = ()) -> SearchConfig:
         ConfigError: no such file, not YAML, or wrong; the message lists every wrong key with the nearest valid one.
     """
     path = Path(path)
+    data = settings_of_file(path)
+    if "merge_method" in data:
+        raise ConfigError(f"{path}: is a recipe, not a search configuration; use it with evomerge merge or eval")
+    if "genome" in data:
+        raise ConfigError(
+            f"{path}: is a configuration of mergekit-evolve; `evomerge init --mergekit-evolve {path}` translates it"
+        )
+    return parse_config(data, folder=path.resolve().parent, where=str(path), overrides=overrides)
+
+
+def settings_of_file(path: Path) -> dict[str, Any]:
+    """The settings of a configuration file as they stand there.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not a mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"no such configuration file: {path}") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise ConfigError(f"{path}: {why_unreadable(problem)}") from None
-    data = settings_in(text, str(path))
-    if "merge_method" in data:
-        raise ConfigError(f"{path}: is a recipe, not a search configuration; use it with evomerge merge or eval")
-    return parse_config(data, folder=path.resolve().parent, where=str(path), overrides=overrides)
+    return settings_in(text, str(path))
 
 
 def settings_in(text: str, where: str) -> dict[str, Any]:
@@ -58,18 +73,26 @@ def parse_config(
     overrides = [overrides] if isinstance(overrides, str) else overrides
     for key, value in overrides.items() if isinstance(overrides, Mapping) else map(_key_and_value, overrides):
         _apply(data, key, value)
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={value}" for key, value in overrides.items()]
+    where += f" with --set {', --set '.join(overrides)}" if overrides else ""
+    return _absolute(validated(SearchConfig, data, where), folder)
+
+
+def validated(model: type[_Model], data: dict[str, Any], where: str) -> _Model:
+    """`data` as the settings that `model` describes.
+
+    Raises:
+        ConfigError: wrong; the message lists every wrong key with the nearest valid one.
+    """
     try:
-        config = SearchConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as problem:
-        lines = _describe(problem)
-        if isinstance(overrides, Mapping):
-            overrides = [f"{key}={value}" for key, value in overrides.items()]
-        where += f" with --set {', --set '.join(overrides)}" if overrides else ""
+        lines = _describe(problem, model)
         raise ConfigError(
             f"{where}: {len(lines)} problem{'s' if len(lines) > 1 else ''}\n"
             + "\n".join(f"  - {line}" for line in lines)
         ) from None
-    return _absolute(config, folder)
 
 
 def _key_and_value(override: str) -> tuple[str, Any]:
@@ -122,8 +145,8 @@ def _long_form(value: Any, path: Sequence[str]) -> Any:
     return value
 
 
-def _describe(problem: ValidationError) -> list[str]:
-    """One line for every setting that is wrong: where, what, and the nearest valid key of an unknown one."""
+def _describe(problem: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line for every setting of `model` that is wrong: where, what, and the nearest valid key of an unknown one."""
     lines: dict[str, list[str]] = {}
     got: dict[str, str] = {}
     for error in problem.errors():
@@ -131,7 +154,7 @@ def _describe(problem: ValidationError) -> list[str]:
         if len(location) > 1 and error["type"].startswith(f"{location[-1]}_"):
             location.pop()  # the kind of value that was tried
         place = ".".join(location)
-        lines.setdefault(place, []).append(_in_words(error, location))
+        lines.setdefault(place, []).append(_in_words(error, location, model))
         value = error.get("input")
         if isinstance(value, str | int | float | bool | type(None)) and error["type"] not in _VALUE_SAYS_NOTHING:
             got[place] = f" (got {'nothing' if value is None else repr(value)})"
@@ -168,12 +191,12 @@ _KINDS = {
 """pydantic's kind of an error -> the same in the words of YAML"""
 
 
-def _in_words(error: Any, location: Sequence[str]) -> str:
+def _in_words(error: Any, location: Sequence[str], model: type[BaseModel]) -> str:
     kind = error["type"]
     if kind == "extra_forbidden":
-        return "unknown key" + _where_instead(location, _keys_beside(error["loc"]))
+        return "unknown key" + _where_instead(location, _keys_beside(error["loc"], model), model)
     if kind == "model_type":
-        return f"must be a mapping of settings: {', '.join(_keys_beside([*error['loc'], '']))}"
+        return f"must be a mapping of settings: {', '.join(_keys_beside([*error['loc'], ''], model))}"
     if kind == "union_tag_invalid":
         return f"kind: must be {' or '.join(error['ctx']['expected_tags'].split(', '))}, got {error['ctx']['tag']!r}"
     if error["loc"][-1:] == ("[key]",) and kind == "string_type":
@@ -183,9 +206,9 @@ def _in_words(error: Any, location: Sequence[str]) -> str:
     return f"{message[0].lower()}{message[1:]}"
 
 
-def _where_instead(location: Sequence[str], beside: Sequence[str]) -> str:
+def _where_instead(location: Sequence[str], beside: Sequence[str], model: type[BaseModel]) -> str:
     """What the user may have meant by an unknown key: one that is spelt like it, or the same one in another place."""
-    elsewhere = [path for path in _all_keys(SearchConfig) if path.split(".")[-1] == location[-1]]
+    elsewhere = [path for path in _all_keys(model) if path.split(".")[-1] == location[-1]]
     elsewhere = [path for path in elsewhere if path != ".".join(location)]  # that of another kind of evaluation
     near = get_close_matches(location[-1], beside, n=1) or sorted(elsewhere, key=lambda path: path.count("."))[:1]
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(beside)}"
@@ -202,16 +225,16 @@ def _all_keys(model: type[BaseModel], above: str = "") -> list[str]:
     return keys
 
 
-def _keys_beside(location: Sequence[Any]) -> list[str]:
+def _keys_beside(location: Sequence[Any], model: type[BaseModel]) -> list[str]:
     """Valid keys of the model that the last part of `location` was given to."""
-    models: list[type[BaseModel]] = [SearchConfig]
+    models: list[type[BaseModel]] = [model]
     for part in location[:-1]:
         if part in ("lm_eval", "synthetic"):  # of the kinds of evaluation, the one that was chosen
-            models = [model for model in models if model.model_fields["kind"].default == part]
-        fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+            models = [each for each in models if each.model_fields["kind"].default == part]
+        fields = [each.model_fields[part].annotation for each in models if part in each.model_fields]
         if fields:
             models = [found for field in fields for found in _models_in(field)]
-    return [name for model in models for name in model.model_fields]
+    return [name for each in models for name in each.model_fields]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -8,19 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from evomerge.config.short_forms import long_form, long_forms, one_or_several, path_and_lora, weights_of_objectives
+from evomerge.config.short_forms import one_or_several, path_and_lora, short_for, short_for_each, weights_of_objectives
 from evomerge.core import canonical_json
 from evomerge.core.settings import Settings
-
-
-def _short_for(key: str) -> BeforeValidator:
-    """Of settings for whose `key` alone a plain text will do."""
-    return BeforeValidator(lambda value: long_form(value, key))
-
-
-def _short_for_each(key: str) -> BeforeValidator:
-    """The same of a list of them, which may itself be one plain text."""
-    return BeforeValidator(lambda value: long_forms(value, key))
 
 
 class _Strict(Settings):
@@ -384,12 +374,12 @@ class SearchConfig(_Strict):
     method: _Method | None = None
     """short for space.method"""
     space: SpaceConfig = SpaceConfig()
-    tasks: Annotated[tuple[TaskConfig, ...], _short_for_each("task")] = ()
-    objectives: Annotated[tuple[ObjectiveConfig, ...], _short_for_each("name")] = ()
+    tasks: Annotated[tuple[TaskConfig, ...], short_for_each("task")] = ()
+    objectives: Annotated[tuple[ObjectiveConfig, ...], short_for_each("name")] = ()
     """default: every task"""
-    strategy: Annotated[StrategyConfig, _short_for("name")] = StrategyConfig()
+    strategy: Annotated[StrategyConfig, short_for("name")] = StrategyConfig()
     evaluation: Annotated[LmEvalConfig | SyntheticConfig, Field(discriminator="kind")] = LmEvalConfig()
-    engine: Annotated[EngineConfig, _short_for("kind")] = EngineConfig()
+    engine: Annotated[EngineConfig, short_for("kind")] = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
     budget: BudgetConfig
     baselines: BaselinesConfig = BaselinesConfig()

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import BeforeValidator
+
 
 def long_form(value: Any, key: str) -> Any:
     """A setting that is given in its short form, a plain text, as the mapping that this is short for; anything else as it is."""
@@ -12,6 +14,16 @@ def long_forms(value: Any, key: str) -> Any:
     """The same for each of a list, which may itself be one plain text."""
     value = [value] if isinstance(value, str) else value
     return [long_form(item, key) for item in value] if isinstance(value, list) else value
+
+
+def short_for(key: str) -> BeforeValidator:
+    """Of settings for whose `key` alone a plain text will do."""
+    return BeforeValidator(lambda value: long_form(value, key))
+
+
+def short_for_each(key: str) -> BeforeValidator:
+    """The same of a list of them, which may itself be one plain text."""
+    return BeforeValidator(lambda value: long_forms(value, key))
 
 
 def one_or_several(value: Any) -> Any:

@@ -10,6 +10,7 @@ from evomerge.recipe.files import (
     write_recipe,
 )
 from evomerge.recipe.lineage import Angle, Combination, Lineage, SeedProducts, SplitAt, WeightLayout, slerp_factors
+from evomerge.recipe.mergekit_fields import model_reference
 from evomerge.recipe.mergekit_writer import mergekit_remark
 from evomerge.recipe.methods import (
     METHODS,
@@ -88,6 +89,7 @@ __all__ = [
     "group_of",
     "mergekit_remark",
     "method_spec",
+    "model_reference",
     "module_filters",
     "naming",
     "read_recipe",

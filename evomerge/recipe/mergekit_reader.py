@@ -110,6 +110,10 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
 
 def _refuse_other_kinds(document: Mapping[str, Any], where: str) -> None:
     """Refuses files of other kinds that are easily taken for recipes."""
+    if "genome" in document:
+        raise RecipeError(
+            f"{where}: is a configuration of mergekit-evolve; `evomerge init --mergekit-evolve` makes a search configuration of it"
+        )
     models = document.get("models")
     if "tasks" in document or (isinstance(models, Mapping) and "experts" in models):
         raise RecipeError(
@@ -117,8 +121,6 @@ def _refuse_other_kinds(document: Mapping[str, Any], where: str) -> None:
         )
     if "experts" in document:
         raise RecipeError(f"{where}: is a configuration of mergekit-moe; evomerge makes no mixtures of experts")
-    if "genome" in document:
-        raise RecipeError(f"{where}: is a configuration of mergekit-evolve; `evomerge init` writes one for evomerge")
 
 
 def _with_base(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import nevergrad
 import numpy as np
+from nevergrad.optimization.recaster import RecastOptimizer
 from pydantic import Field
 
 from evomerge.core import Candidate, ConfigError, Genome, Json, VectorGenome, random_stream
@@ -31,6 +32,25 @@ _UNKNOWN_LOSS = 1e20
 def _is_planned(optimizer: Any) -> bool:
     """Whether it makes as many proposals as its budget says, some of them drawn beforehand: there are no others in place of known ones."""
     return bool(optimizer.one_shot) or any(map(_is_planned, getattr(optimizer, "optims", [])))
+
+
+RecastOptimizer._messaging_thread = None
+"""one that refuses to be made has none yet, of which its `__del__` would complain on the terminal (nevergrad 1.0.12)"""
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Undoes what an optimiser does to settings that all searches of the process share.
+
+    In one dimension CMA of nevergrad 1.0.12 asks for the package fcmaes, and from then on it does in every dimension.
+    """
+    shared = nevergrad.families.ParametrizedCMA
+    before = [(item, item.fcmaes) for item in nevergrad.optimizers.registry.values() if isinstance(item, shared)]
+    try:
+        yield
+    finally:
+        for item, value in before:
+            item.fcmaes = value
 
 
 class NevergradOptions(StrategyOptions):
@@ -84,7 +104,7 @@ class NevergradStrategy(ReplayStrategy):
             random_stream(self.random_seed, "nevergrad").integers(2**32)
         ).get_state()
         before = self._global_state
-        with self._quiet():
+        with self._quiet(), _settings_kept():
             self._make_optimizer(tried=True)
         self._global_state = before
         with self._quiet():
@@ -106,6 +126,7 @@ class NevergradStrategy(ReplayStrategy):
                 array, budget=self.options.budget, num_workers=self.options.n_workers
             )
             if tried:
+                optimizer.num_objectives = len(self.objectives)
                 optimizer.ask()
         except (ValueError, ImportError, AssertionError) as error:
             raise ConfigError(f"strategy nevergrad: {self.options.optimizer} cannot be used so: {error}") from error

@@ -84,6 +84,20 @@ def test_embeddings_have_values_only_in_the_layer_groups_at_the_ends(tmp_path: P
     assert found == {"weight[a,@0,embeddings]"}
 
 
+def test_a_run_keeps_the_coordinates_that_it_was_begun_with(folder: Path) -> None:
+    settings = {
+        "models": {"base": "./base", "experts": {"a": "./a", "b": "./b"}},
+        "space": {"method": ["linear", "ties"], "layer_groups": 4, "module_groups": ["embeddings", "rest"]},
+        "tasks": [str(TASK)],
+        "budget": {"evaluations": 999},
+    }
+    config = parse_config(settings, folder=folder)
+    new = names(make_problem(config))
+    unused = {"weight[a,1-1,embeddings]", "density[b,2-2,embeddings]"}
+    assert names(make_problem(config, begun=True, coordinates=new)) == new
+    assert names(make_problem(config, begun=True, coordinates=new | unused)) == new | unused
+
+
 def test_attention_that_few_layers_have_has_values_only_there(tmp_path: Path) -> None:
     size = {
         "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4, "block_ff_dim": 64,

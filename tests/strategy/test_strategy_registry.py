@@ -194,3 +194,14 @@ def test_optimizers_that_would_end_the_search_are_refused_at_once(optimizer, why
     pytest.importorskip("nevergrad")
     with pytest.raises(ConfigError, match=f"strategy nevergrad: {optimizer} cannot be used.*{why}"):
         make_strategy("nevergrad", dimension=5, objectives=["a", "b"], seed=1, optimizer=optimizer)
+
+
+def test_an_optimizer_that_lacks_a_package_in_one_dimension_has_it_in_others():
+    pytest.importorskip("nevergrad")
+    for optimizer, objectives in (
+        ("DiagonalCMA", ["a"]),
+        ("CMA", ["a", "b"]),
+    ):  # which nevergrad takes for several objectives
+        with pytest.raises(ConfigError, match="Please install fcmaes"):
+            make_strategy("nevergrad", dimension=1, objectives=objectives, seed=1, optimizer=optimizer)
+        assert make_strategy("nevergrad", dimension=2, objectives=objectives, seed=1, optimizer=optimizer).ask(1)

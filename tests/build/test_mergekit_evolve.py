@@ -1,0 +1,157 @@
+"""Configurations of mergekit-evolve become ours: what mergekit makes of a genome lies in the translated search's space."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evomerge.build import load_config, make_problem
+from evomerge.build.coordinate_uses import values_in_space
+from evomerge.build.mergekit_evolve import write_translated_config
+from evomerge.core import ConfigError, RecipeError
+from evomerge.recipe import RecipeTemplate, read_recipe, with_folders
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for seed, name in enumerate(("base", "a", "b")):
+        write_tiny_llama(tmp_path / name, seed=seed, n_layers=4)
+    write_toy_task(tmp_path / "toy.yaml", n_items=4)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+GENOME = {"models": ["a", "b"], "base_model": "base", "merge_method": "ties"}
+
+
+def translated(folder: Path, genome: dict[str, Any] | None = None, **changes: Any) -> tuple[dict[str, Any], list[str]]:
+    """The settings that are written, and what `evomerge init` says."""
+    evolve = {"genome": GENOME | (genome or {}), "tasks": ["toy.yaml"], "apply_chat_template": False, **changes}
+    (folder / "evolve.yml").write_text(yaml.safe_dump(evolve))
+    todo = write_translated_config(folder / "search.yaml", folder / "evolve.yml", overwrite=True)
+    return yaml.safe_load((folder / "search.yaml").read_text()), todo
+
+
+DECODE = """
+import json, sys, numpy as np, pathlib
+from mergekit.evo.genome import ModelGenome, ModelGenomeDefinition
+genome = ModelGenome(ModelGenomeDefinition.model_validate(json.loads(sys.argv[1])))
+shape = genome.initial_genotype().shape
+values = np.random.default_rng(0).uniform(0.2, 0.9, shape)
+pathlib.Path(sys.argv[2]).write_text(genome.genotype_merge_config(values).to_yaml())
+"""
+
+
+@pytest.mark.parametrize(
+    "genome",
+    [
+        {},
+        {"merge_method": "linear", "base_model": None},
+        {"merge_method": "task_arithmetic", "layer_granularity": 2},
+        {"merge_method": "dare_ties", "layer_granularity": 1, "filters": ["self_attn", "mlp"]},
+        {"layer_granularity": 1, "smooth": True, "filters": ["mlp"]},
+        {"layer_granularity": 2, "smooth": True, "normalize": False},
+        {"models": ["base", "a", "b"], "normalize": False, "allow_negative_weights": True},
+    ],
+    ids=lambda genome: ",".join(f"{name}={value}" for name, value in genome.items()) or "ties",
+)
+def test_what_mergekit_makes_of_a_genome_is_a_point_of_the_space(
+    folder: Path, mergekit: Callable[..., None], genome: dict[str, Any]
+) -> None:
+    # mergekit-evolve normalises unless it is told not to, and our searches do not unless they are told to
+    genome = ({"normalize": True} if genome.get("merge_method", "ties") in ("ties", "dare_ties") else {}) | genome
+    translated(folder, genome)
+    mergekit("-c", DECODE, json.dumps(GENOME | genome), folder / "theirs.yml")
+    problem = make_problem(load_config(folder / "search.yaml", [f"tasks=[{folder / 'toy.yaml'}]"]))
+    assert isinstance(problem.template, RecipeTemplate)
+    recipe = read_recipe(folder / "theirs.yml")
+    recipe = with_folders(recipe, lambda name: str(folder / name))
+    values = values_in_space(recipe, problem.template, problem.headers)
+    assert values is not None
+    assert len(values) == problem.space.dimension
+    assert len(set(values.values())) == len(values)
+
+
+def test_the_rest_of_the_settings_is_carried_over(folder: Path) -> None:
+    write_toy_task(folder / "other.yaml", n_items=4)
+    tasks = [{"name": "toy.yaml", "weight": 2, "metric": "acc,none"}, {"name": "other.yaml", "weight": -0.5}]
+    settings, todo = translated(folder, tasks=tasks, limit=3, num_fewshot=0, random_init=True)
+    common = {"limit": 3, "num_fewshot": 0}
+    assert settings == {
+        "models": {"base": "./base", "experts": {"a": "./a", "b": "./b"}},
+        "space": {"method": "ties"},
+        "tasks": [{"task": name, "metric": "acc", **common} for name in ("toy.yaml", "other.yaml")],
+        "objectives": [
+            {"name": "toy.yaml", "weight": 2.0},
+            {"name": "other.yaml", "weight": 0.5, "direction": "minimize"},
+        ],
+        "strategy": "cma_es",
+        "budget": {"evaluations": 100},
+        "seed": 0,
+    }
+    text = (folder / "search.yaml").read_text()
+    assert "random_init is left out" in text
+    assert "normalize: mergekit-evolve divides" in text
+    assert todo[-1] == f"evomerge validate {folder / 'search.yaml'}"  # the files are tasks, and these objectives none
+
+
+def test_conversations_and_random_items(folder: Path) -> None:
+    settings, todo = translated(folder, limit=2, shuffle=True, apply_chat_template=True, fewshot_as_multiturn=False)
+    assert settings["evaluation"] == {"search_items": 2, "apply_chat_template": True, "fewshot_as_multiturn": False}
+    assert "limit" not in settings["tasks"][0]
+    assert "chat template" in todo[0]
+
+
+def test_models_of_one_name_are_told_apart(folder: Path) -> None:
+    for place in ("x", "y"):
+        (folder / place).mkdir()
+        write_tiny_llama(folder / place / "m", seed=7, n_layers=4)
+    settings, _ = translated(folder, {"models": ["x/m", "y/m", "a"]})
+    assert settings["models"]["experts"] == {"m": "./x/m", "m-2": "./y/m", "a": "./a"}
+
+
+def test_slerp_has_two_models_and_the_first_is_the_base(folder: Path) -> None:
+    settings, todo = translated(folder, {"merge_method": "slerp", "layer_granularity": 2})
+    assert settings["models"] == {"base": "./a", "experts": {"b": "./b"}}
+    assert settings["space"] == {"method": "slerp", "layer_groups": 2}
+    assert "base_model is left out" in (folder / "search.yaml").read_text()
+    assert todo == [f"evomerge search {folder / 'search.yaml'}"]
+
+
+@pytest.mark.parametrize(
+    ("genome", "changes", "message"),
+    [
+        ({"models": ["a", "b", "base"], "merge_method": "slerp"}, {}, "slerp of 3 models"),
+        ({"layer_granularity": 3}, {}, "4 layers are no multiple of 3"),
+        ({"base_model": None}, {}, "base_model: is missing; ties needs it"),
+        ({"models": ["base"]}, {}, "no model besides the base"),
+        ({"merge_method": "della"}, {}, "genome.merge_method: must be"),
+        ({"models": ["acme/nothing@v1", "a"]}, {}, "no revision v1 in the hub's cache"),
+        ({"smoth": True}, {}, "did you mean 'smooth'"),
+        ({}, {"tasks": []}, "tasks: must not be empty"),
+        ({}, {"limits": 3}, "did you mean 'limit'"),
+    ],
+)
+def test_what_cannot_be_translated_is_refused(
+    folder: Path, genome: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        translated(folder, genome, **changes)
+    assert not (folder / "search.yaml").exists()
+
+
+def test_other_commands_say_what_to_do_with_such_a_file(folder: Path) -> None:
+    translated(folder)
+    with pytest.raises(ConfigError, match=r"init --mergekit-evolve .*evolve\.yml` translates it"):
+        load_config(folder / "evolve.yml")
+    with pytest.raises(RecipeError, match="is a configuration of mergekit-evolve"):
+        read_recipe(folder / "evolve.yml")
+    with pytest.raises(ConfigError, match="is no configuration of mergekit-evolve"):
+        write_translated_config(folder / "again.yaml", folder / "search.yaml")
+    with pytest.raises(ConfigError, match="exists; give another --out"):
+        write_translated_config(folder / "search.yaml", folder / "evolve.yml")
