@@ -87,8 +87,7 @@ def merge_to_folder(
     check_model_files(headers[recipe.models()[0]].folder, with_tokenizer=alignment is None)
     _report_idle_filters(recipe, plan, headers, where)
     _check_room(place.parent, plan)
-    # a stack mixes no weights
-    warning = None if recipe.method == "passthrough" else _report_strangers(headers)
+    warning = _report_strangers(headers) if _mixes(plan) else None
     if alignment is None:
         _report_other_tokens(recipe, plan, headers)
     merge = StreamedMerge(headers, alignment=alignment, device=device, max_bytes=max_memory)
@@ -153,6 +152,14 @@ def _check_device(device: str) -> None:
         torch.zeros(1, device=device).item()  # which a device without memory, such as meta, cannot
     except (RuntimeError, AssertionError) as problem:  # torch without CUDA asserts
         raise RecipeError(f"device {device!r}: cannot be used here: {str(problem).splitlines()[0]}") from None
+
+
+def _mixes(plan: MergePlan) -> bool:
+    """Whether a tensor is made of more than one model's weights, which those of a stack of layers are not."""
+    return any(
+        (step.base is not None) + sum(entry.parameters.get("weight") != 0.0 for entry in step.inputs) > 1
+        for step in plan.steps
+    )
 
 
 def _report_strangers(headers: Mapping[str, ModelHeader]) -> str | None:
