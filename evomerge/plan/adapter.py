@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from evomerge.core import CheckpointError
 from evomerge.plan.model_folder import file_inside, file_stamp, read_json_file, unreadable_as_error
-from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader
+from evomerge.plan.model_header import Adapter, LoraUpdate, ModelHeader, TensorHeader, is_head
 from evomerge.plan.safetensors_header import read_safetensors_header
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -116,6 +116,7 @@ def _model_name(name: str) -> str:
 def _check_replacement(folder: Path, name: str, tensor: TensorHeader, model: ModelHeader) -> None:
     """A tensor that was trained as a whole (`modules_to_save`, biases)."""
     if name not in model.tensors:
+        _refuse_tied_head(f"{folder}: its tensor {name!r}", name, model)
         raise CheckpointError(
             f"{folder}: its tensor {name!r} is neither a LoRA factor nor a tensor of {model.folder}; "
             "the adapter belongs to another model or is of a kind that evomerge does not support"
@@ -127,12 +128,22 @@ def _check_replacement(folder: Path, name: str, tensor: TensorHeader, model: Mod
         )
 
 
+def _refuse_tied_head(where: str, name: str, model: ModelHeader) -> None:
+    """Raises CheckpointError for the output layer of a model that has none of its own."""
+    if model.tied and is_head(name):
+        raise CheckpointError(
+            f"{where}: the output layer of {model.folder} is its embedding, which the adapter does not change with it; "
+            "merge the adapter with PEFT into a model with an output layer of its own (tie_word_embeddings: false)"
+        )
+
+
 def _update(
     folder: Path, module: str, parts: Mapping[str, TensorHeader], config: Mapping[str, Any], model: ModelHeader
 ) -> LoraUpdate:
     where = f"{folder}: adapter of {module!r}"
     target = model.tensors.get(f"{module}.weight")
     if target is None:
+        _refuse_tied_head(where, f"{module}.weight", model)
         raise CheckpointError(f"{where}: {model.folder} has no such layer; the adapter belongs to another model")
     if "A" not in parts or "B" not in parts:
         raise CheckpointError(

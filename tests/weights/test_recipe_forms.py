@@ -99,6 +99,8 @@ def test_factors_of_a_transposed_layer(models):
         ({"init_lora_weights": "OLoRA"}, {}, "init_lora_weights 'OLoRA'"),
         ({}, {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(2, 32)}, "no such layer"),
         ({}, {"base_model.model.x.weight": torch.ones(2)}, "neither a LoRA factor nor"),
+        ({}, {"base_model.model.lm_head.lora_A.weight": torch.ones(2, 32)}, "the output layer of .* is its embedding"),
+        ({}, {"base_model.model.lm_head.weight": torch.ones(2)}, "the output layer of .* is its embedding"),
         ({}, {f"base_model.model.{Q.replace('q_', 'k_')}.lora_A.weight": torch.ones(2, 32)}, "lora_B is missing"),
         ({}, {"base_model.model.model.norm.weight": torch.ones(5)}, "has shape"),
     ],
