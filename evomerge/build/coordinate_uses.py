@@ -12,10 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from evomerge.plan import MergePlan, ModelHeader, make_plan
-from evomerge.recipe import MethodsTemplate, Recipe, RecipeTemplate
+from evomerge.recipe import SAMPLE_SHARE, MethodsTemplate, Recipe, RecipeTemplate
 
-_MIDDLE, _SPREAD = 0.53, 0.02
-"""values that tell coordinates apart are this share of the bounds and so much more: near the samples of a template, which can be merged"""
+_SPREAD = 0.02
+"""values that tell coordinates apart are so much of the bounds' width beside the samples of a template, which can be merged"""
+
+_PRECISION = 1e-9
+"""to which values are the same, relative to the bounds' width"""
 
 
 class _Place(NamedTuple):
@@ -76,13 +79,16 @@ def _values_in(recipe: Recipe, template: RecipeTemplate, headers: Mapping[str, M
         for name, value in zip(gradient, _solution(equations), strict=True)
     }
     values: dict[str, float] = {}
-    for parameter in template.parameters:
-        value = solved.get(parameter.name, math.nan)
-        values[parameter.name] = min(max(value, parameter.low), parameter.high)
-        if not math.isclose(value, values[parameter.name], rel_tol=1e-9, abs_tol=1e-12):
+    slack: dict[str, float] = {}
+    for item in template.parameters:
+        value = solved.get(item.name, math.nan)
+        values[item.name] = min(max(value, item.low), item.high)
+        slack[_family(item.name)] = _PRECISION * (item.high - item.low)
+        if not abs(value - values[item.name]) <= slack[_family(item.name)]:
             return None
     made = make_plan(template.recipe(values), headers)
-    return values if _makers(made) == _makers(plan) and _are_close(_values(made), wanted) else None
+    same = _makers(made) == _makers(plan) and _are_close(_values(made), wanted, slack)
+    return values if same else None
 
 
 def _uses(template: RecipeTemplate, headers: Mapping[str, ModelHeader]) -> Iterator[_Use]:
@@ -98,9 +104,9 @@ def _uses(template: RecipeTemplate, headers: Mapping[str, ModelHeader]) -> Itera
 
     def planned(shares: Mapping[str, float]) -> dict[_Place, float]:
         """The shares that a plan has everywhere, with coordinates of these."""
-        at = {name: low + width * (_MIDDLE + _SPREAD * shares[name]) for name, (low, width) in bounds.items()}
+        at = {name: low + width * (SAMPLE_SHARE + _SPREAD * shares[name]) for name, (low, width) in bounds.items()}
         return {
-            place: ((value - families[place.parameter][0]) / families[place.parameter][1] - _MIDDLE) / _SPREAD
+            place: ((value - families[place.parameter][0]) / families[place.parameter][1] - SAMPLE_SHARE) / _SPREAD
             for place, value in _values(make_plan(template.recipe(at), headers)).items()
             if place.parameter in families
         }
@@ -108,7 +114,8 @@ def _uses(template: RecipeTemplate, headers: Mapping[str, ModelHeader]) -> Itera
     depths = planned(heights) if any(len(gradient) > 1 for gradient in template.gradients) else {}
     for place, mark in planned(marks).items():
         gradient = template.gradients[round(mark * (count + 1)) - 1]
-        at = round(depths.get(place, 0.0) * (len(gradient) - 1), 11)
+        at = depths.get(place, 0.0) * (len(gradient) - 1)
+        at = round(at) if abs(at - round(at)) < 1e-6 else at
         yield _Use(place, gradient, tuple(max(0.0, 1.0 - abs(at - index)) for index in range(len(gradient))))
 
 
@@ -118,11 +125,10 @@ def _family(coordinate: str) -> str:
 
 
 def _solution(equations: Sequence[tuple[tuple[float, ...], float]]) -> list[float]:
-    """The values of a gradient's coordinates that give a merge's values."""
-    shares, values = zip(*equations, strict=True)
-    if len(shares[0]) == 1:
-        return [values[0]]
-    return [float(value) for value in np.linalg.lstsq(np.array(shares), np.array(values), rcond=None)[0]]
+    """The values of a gradient's coordinates that give a merge's values, of several solutions the one nearest to a constant."""
+    shares, (first, *others) = zip(*equations, strict=True)
+    differences = np.array([0.0, *(value - first for value in others)])
+    return [first + float(value) for value in np.linalg.lstsq(np.array(shares), differences, rcond=None)[0]]
 
 
 def _makers(plan: MergePlan) -> dict[str, tuple[object, ...]]:
@@ -146,7 +152,8 @@ def _values(plan: MergePlan) -> dict[_Place, float]:
     return values
 
 
-def _are_close(some: Mapping[_Place, float], others: Mapping[_Place, float]) -> bool:
+def _are_close(some: Mapping[_Place, float], others: Mapping[_Place, float], slack: Mapping[str, float]) -> bool:
+    """Whether all values are the same, those of a parameter within its `slack`."""
     return some.keys() == others.keys() and all(
-        math.isclose(value, others[place], rel_tol=1e-9, abs_tol=1e-12) for place, value in some.items()
+        abs(value - others[place]) <= slack.get(place.parameter, 0.0) for place, value in some.items()
     )

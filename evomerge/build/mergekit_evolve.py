@@ -1,5 +1,7 @@
 """`write_translated_config`: a configuration of mergekit-evolve as one of ours, with a comment on whatever is otherwise here."""
 
+import itertools
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,19 +10,25 @@ from typing import Any
 
 import yaml
 
-from evomerge.build.starting import as_seen_from, found, named, refuse_existing, write_config
+from evomerge.build.starting import as_seen_from, default_name, found, refuse_existing, write_config
 from evomerge.config import EvolveConfig, read_evolve_config
 from evomerge.core import ConfigError, FilePath, cached_model
-from evomerge.plan import read_source
-from evomerge.recipe import BaseRole, Source, method_spec, model_reference
+from evomerge.plan import ModelHeader, read_source
+from evomerge.recipe import REST, BaseRole, Source, group_of, method_spec, model_reference, module_filters
 
-_GROUPS = {
-    "self_attn": "attention", "attn": "attention", "attention": "attention", "mlp": "mlp",
-    "norm": "norms", "layernorm": "norms", "embed": "embeddings", "embed_tokens": "embeddings", "lm_head": "embeddings",
-}  # fmt: skip
-"""a filter -> the module group that it stands for"""
+_GROUPS = {"self_attn": "attention", "attn": "attention", "attention": "attention", "mlp": "mlp", "norm": "norms"}
+"""a filter -> the module group of the same tensors"""
+
+_WIDER_GROUPS = {"layernorm": "norms", "embed": "embeddings", "embed_tokens": "embeddings", "lm_head": "embeddings"}
+"""a filter -> the module group that has its tensors and more"""
 
 _LOWEST_WEIGHT = -1.5
+
+_FEWEST_ITEMS = 2
+"""of `evaluation.search_items`"""
+
+_DTYPE = "bfloat16"
+"""of all that mergekit-evolve merges"""
 
 _EVALUATIONS = 100
 """as many as mergekit-evolve makes unless its command line says otherwise"""
@@ -51,40 +59,42 @@ def write_translated_config(out: FilePath, file: FilePath, *, overwrite: bool = 
     refuse_existing(out, overwrite=overwrite)
     config, folder, remarks = read_evolve_config(file), out.resolve().parent, list[str]()
     base, experts = _models(config, file, remarks)
+    header, *_ = [read_source(found(source)) for source in ([] if base is None else [base]) + experts]
     places = {name: as_seen_from(folder, source) for name, source in _named_apart(experts).items()}
     settings = {
         "models": ({} if base is None else {"base": as_seen_from(folder, base)}) | {"experts": places},
-        "space": _space(config, read_source(experts[0]).n_layers, base is not None, str(file), remarks),
-        **_evaluation(config),
+        "space": _space(config, header, str(file), remarks),
+        **_evaluation(config, remarks),
         "strategy": "cma_es",
         "budget": {"evaluations": _EVALUATIONS},
         "seed": 0,
     }
-    remarks += _left_out(config)
+    remarks += _left_out(config, header)
     head = _HEAD.format(source=file.name, file=shlex.quote(str(out)))
     notes = "".join(["#\n", *(f"# {remark}\n" for remark in remarks)]) if remarks else ""
     return write_config(out, f"{head}{notes}\n" + yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
-def _models(config: EvolveConfig, file: Path, remarks: list[str]) -> tuple[Source | None, Sequence[Source]]:
+def _models(config: EvolveConfig, file: Path, remarks: list[str]) -> tuple[Source | None, list[Source]]:
     """Base and experts."""
     genome = config.genome
     models = [_located(entry, f"genome.models[{index}]", file) for index, entry in enumerate(genome.models)]
     base = None if genome.base_model is None else _located(genome.base_model, "genome.base_model", file)
+    experts = [model for model in models if base is None or not _is_same(model, base)]
     if genome.merge_method == "slerp":
         if len(models) != 2:
             raise ConfigError(
                 f"{file}: genome.models: slerp of {len(models)} models: mergekit-evolve chooses two of them for every group of layers, "
                 "which evomerge does not; give two, or take another method (multislerp interpolates between any number)"
             )
-        if base is not None and base not in models:
+        if genome.smooth or genome.filters:
+            raise ConfigError(f"{file}: genome: mergekit-evolve has no slerp with smooth or filters")
+        if base is not None and len(experts) == len(models):
             remarks.append("base_model is left out: slerp is between the two models")
         return models[0], models[1:]
-    experts = [model for model in models if model != base]
-    if (
-        method_spec(genome.merge_method).base is BaseRole.SOURCE
-    ):  # which merges whole models, a base among them as any other
-        return (None, models) if len(experts) < len(models) else (base, models)
+    if method_spec(genome.merge_method).base is BaseRole.SOURCE:
+        # it merges whole models, a base that is listed among them as any other
+        return (base if len(experts) == len(models) else None), models
     if base is None:
         raise ConfigError(f"{file}: genome.base_model: is missing; {genome.merge_method} needs it")
     if not experts:
@@ -95,7 +105,7 @@ def _models(config: EvolveConfig, file: Path, remarks: list[str]) -> tuple[Sourc
 
 
 def _located(entry: Any, place: str, file: Path) -> Source:
-    """The source that a reference to a model means: folders, or a model of the hub's cache."""
+    """The source that a reference to a model means; folders are looked up beside the file first."""
     source = model_reference(entry, f"{file}: {place}")
     if source.revision is not None:
         folder = cached_model(source.model, source.revision)
@@ -103,19 +113,24 @@ def _located(entry: Any, place: str, file: Path) -> Source:
             raise ConfigError(f"{file}: {place}: {source.model} has no revision {source.revision} in the hub's cache")
         source = replace(source, model=str(folder), revision=None)
     beside = file.parent
-    return found(source.moved(lambda path: str(beside / path) if (beside / path).is_dir() else path))
+    return source.moved(lambda path: str(beside / path) if (beside / path).is_dir() else path)
+
+
+def _is_same(one: Source, other: Source) -> bool:
+    return found(one).moved(os.path.realpath) == found(other).moved(os.path.realpath)
 
 
 def _named_apart(experts: Sequence[Source]) -> dict[str, Source]:
-    """The experts by the names of their folders, with numbers where those are the same."""
-    plain = [next(iter(named([("", source)]))) for source in experts]
-    numbered = [
-        f"{name}-{plain[:index].count(name) + 1}" if name in plain[:index] else name for index, name in enumerate(plain)
-    ]
-    return named(list(zip(numbered, experts, strict=True)))
+    """The experts by their usual names; where one is taken, or is the base's, with a number."""
+    sources: dict[str, Source] = {}
+    for source in experts:
+        plain = default_name(source) or "model"
+        numbered = itertools.chain([plain], (f"{plain}-{number}" for number in itertools.count(2)))
+        sources[next(name for name in numbered if name != "base" and name not in sources)] = source
+    return sources
 
 
-def _space(config: EvolveConfig, n_layers: int, has_base: bool, where: str, remarks: list[str]) -> dict[str, Any]:
+def _space(config: EvolveConfig, header: ModelHeader, where: str, remarks: list[str]) -> dict[str, Any]:
     genome = config.genome
     space: dict[str, Any] = {"method": genome.merge_method}
     parameters = [item.name for item in method_spec(genome.merge_method).parameters if item.search_default]
@@ -123,52 +138,63 @@ def _space(config: EvolveConfig, n_layers: int, has_base: bool, where: str, rema
         space["parameters"] = {name: {"low": _LOWEST_WEIGHT} if name == "weight" else {} for name in parameters}
     if genome.normalize is not None and genome.merge_method != "slerp":
         space["fixed"] = {"normalize": genome.normalize}
-    size = genome.layer_granularity
+    size, n_layers = genome.layer_granularity, header.n_layers
     if size > 0 and n_layers % size:
         raise ConfigError(f"{where}: genome.layer_granularity: {n_layers} layers are no multiple of {size}")
     if 0 < size < n_layers:
         space |= {"layer_groups": n_layers // size} | ({"smooth": True} if genome.smooth else {})
-    known = [text for text in genome.filters or () if text in _GROUPS]
-    if known:
-        space["module_groups"] = [*dict.fromkeys(_GROUPS[text] for text in known), "rest"]
-    groups = ", ".join(dict.fromkeys(_GROUPS.values()))
-    remarks += [
-        f"filter {text} is left out: it stands for none of the module groups {groups}"
-        for text in genome.filters or ()
-        if text not in _GROUPS
-    ]
-    return space
+    groups = _module_groups([text.strip(".") for text in genome.filters or ()], header, remarks)
+    return space | ({"module_groups": groups} if groups else {})
 
 
-def _evaluation(config: EvolveConfig) -> dict[str, Any]:
+def _module_groups(filters: Sequence[str], header: ModelHeader, remarks: list[str]) -> list[str]:
+    groups: dict[str, None] = {}
+    for text in filters:
+        group = _GROUPS.get(text) or _WIDER_GROUPS.get(text)
+        if group is None:
+            remarks.append(f"filter {text} is left out: there is no module group of its tensors")
+            continue
+        if text in _WIDER_GROUPS:
+            remarks.append(f"filter {text} is here the module group {group}, which has more tensors")
+        groups[group] = None
+    taken = module_filters([*groups, REST], [*header.tensors, "of no group"])
+    is_rest = any(group_of(name, taken) == REST for name in header.tensors)
+    return [*groups, *([REST] if is_rest else [])] if groups else []
+
+
+def _evaluation(config: EvolveConfig, remarks: list[str]) -> dict[str, Any]:
     """Tasks, objectives and how they are asked."""
-    common: dict[str, Any] = {}
-    if config.limit is not None and not config.shuffle:
-        common["limit"] = config.limit
-    if config.num_fewshot is not None:
-        common["num_fewshot"] = config.num_fewshot
-    settings: dict[str, Any] = {
-        "tasks": [{"task": task.name, "metric": task.metric.removesuffix(",none"), **common} for task in config.tasks]
-    }
+    tasks, names = list[dict[str, Any]](), list[str]()
+    for task in config.tasks:
+        number = sum(other.name == task.name for other in config.tasks[: len(tasks)]) + 1
+        names.append(task.name if number == 1 else f"{task.name}-{number}")
+        tasks.append({"task": task.name, "name": names[-1], "metric": task.metric.removesuffix(",none")})
+        if config.num_fewshot is not None:
+            tasks[-1]["num_fewshot"] = config.num_fewshot
+    settings: dict[str, Any] = {"tasks": tasks}
     if any(task.weight != 1 for task in config.tasks):
         settings["objectives"] = [
-            {"name": task.name, "weight": abs(task.weight)} | ({"direction": "minimize"} if task.weight < 0 else {})
-            for task in config.tasks
+            {"name": name, "weight": abs(task.weight)} | ({"direction": "minimize"} if task.weight < 0 else {})
+            for name, task in zip(names, config.tasks, strict=True)
         ]
     evaluation: dict[str, Any] = {}
-    if config.limit is not None and config.shuffle:
-        evaluation["search_items"] = config.limit
+    if config.limit is not None:
+        evaluation["search_items"] = max(config.limit, _FEWEST_ITEMS)
+        if not config.shuffle:
+            remarks.append("limit: candidates are scored on items drawn at random once, not on the first")
     if config.apply_chat_template:
         evaluation |= {"apply_chat_template": True, "fewshot_as_multiturn": config.fewshot_as_multiturn}
     return settings | ({"evaluation": evaluation} if evaluation else {})
 
 
-def _left_out(config: EvolveConfig) -> list[str]:
+def _left_out(config: EvolveConfig, header: ModelHeader) -> list[str]:
     genome, remarks = config.genome, []
     if genome.normalize is None and genome.merge_method in ("ties", "dare_ties"):
         remarks.append(
             "normalize: mergekit-evolve divides weights by their sum, this search does not; space.fixed: {normalize: true} does"
         )
+    if header.dtype != _DTYPE:
+        remarks.append(f"merges are {header.dtype} as the models, not {_DTYPE}; space.out_dtype: {_DTYPE} changes that")
     if genome.tokenizer_source is not None:
         remarks.append("tokenizer_source is left out: the models of a search have one vocabulary")
     if config.random_init:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evomerge.build.problem import make_problem
 from evomerge.config import parse_config
-from evomerge.core import ConfigError, FilePath, atomic_write_text, cached_model, load_yaml
+from evomerge.core import ConfigError, FilePath, atomic_write_text, cached_model, load_yaml, model_name
 from evomerge.evaluation.task_groups import find_task
 from evomerge.plan import ModelHeader, read_source
 from evomerge.recipe import Source
@@ -156,11 +156,17 @@ def named(experts: Sequence[tuple[str, Source]]) -> dict[str, Source]:
     """
     sources: dict[str, Source] = {}
     for given, source in experts:
-        name = given or re.sub(r"[^\w.-]", "-", Path(source.lora or source.model).resolve().name)
+        name = given or default_name(source)
         if name in sources:
             raise ConfigError(f"two experts are called {name!r}; name them, e.g. first={source.key}")
         sources[name] = source
     return sources
+
+
+def default_name(source: Source) -> str:
+    """What an expert is called that was given no name: as its folder, or as its model on the hub."""
+    folder = Path(source.lora or source.model).resolve()
+    return re.sub(r"[^\w.-]", "-", model_name(str(folder)).rpartition("/")[2]).lstrip(".-")
 
 
 def found(source: Source) -> Source:

@@ -44,8 +44,8 @@ def recipe_template(
     Args:
         config: the configuration.
         headers: what recipes call a model -> header, the base first.
-        begun_with: of a run that goes on, the parameters of its space. Those that no tensor takes stay, as runs begun before
-            2026-11-29 have them.
+        begun_with: of a run that goes on, the parameters of its space, which stay as they are: runs begun before 2026-11-29 have some
+            that no tensor takes.
 
     Raises:
         ConfigError: settings of the space that contradict each other, or are missing.
@@ -102,10 +102,13 @@ def _merge_template(
         ),
     )
     template = make()
-    if len(axes) == 1:
+    if len(axes) == 1 or space.stacking is not None:  # every layer that can be stacked has tensors of every kind
         return template
-    unused = unused_coordinates(template, headers)
-    return make(unused=[name for name in unused if not {name, f"{spec.name}.{name}"} & set(begun_with)])
+    if begun_with:
+        known = set(begun_with)
+        names = [parameter.name for parameter in template.parameters]
+        return make(unused=[name for name in names if not {name, f"{spec.name}.{name}"} & known])
+    return make(unused=unused_coordinates(template, headers))
 
 
 def _seed_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:

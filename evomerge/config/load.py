@@ -1,6 +1,7 @@
 """YAML file + `--set` overrides -> `SearchConfig`, with every error of the file at once."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
@@ -31,7 +32,7 @@ def read_config(path: FilePath, overrides: Overrides = ()) -> SearchConfig:
         raise ConfigError(f"{path}: is a recipe, not a search configuration; use it with evomerge merge or eval")
     if "genome" in data:
         raise ConfigError(
-            f"{path}: is a configuration of mergekit-evolve; `evomerge init --mergekit-evolve {path}` translates it"
+            f"{path}: is a configuration of mergekit-evolve; `evomerge init --mergekit-evolve {shlex.quote(str(path))}` translates it"
         )
     return parse_config(data, folder=path.resolve().parent, where=str(path), overrides=overrides)
 

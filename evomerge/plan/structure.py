@@ -169,7 +169,7 @@ class _Builder:
             stacks = ", ".join(sizes) or "none"
             raise RecipeError(
                 f"slices need one stack of layers, the language model's ({self._stack}); {self._reference.folder} has: {stacks}. "
-                "In a model of several modules write `modules:`, with `models:` for the others; a search leaves space.layer_groups at 1"
+                "In a model of several modules write `modules:`, with `models:` for the others; a search leaves space.layer_groups at 1, or sets space.smooth"
             )
         n_out = 0
         for slice_index in slice_indices:

@@ -31,6 +31,7 @@ from evomerge.recipe.stack_paths import Categorical, Indicator, Moves, PathEncod
 from evomerge.recipe.stack_template import MERGED, StackedModels, StackTemplate
 from evomerge.recipe.stacking import Folding, StackLayer, stack_recipe
 from evomerge.recipe.template import (
+    SAMPLE_SHARE,
     RecipeTemplate,
     allowed_axes,
     default_searched,
@@ -48,6 +49,7 @@ __all__ = [
     "METHODS",
     "PIECEWISE",
     "REST",
+    "SAMPLE_SHARE",
     "Angle",
     "BaseRole",
     "Categorical",

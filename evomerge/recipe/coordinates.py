@@ -106,18 +106,21 @@ class Coordinates:
         owner = expert if "expert" in searched.per else None
         settings: list[Setting] = []
         for module, filters in self._modules_of(searched):
-            names = self._names(searched, owner, module)
-            if not self.smooth and len(names) > 1:
-                names = (names[self.layer_groups.index(part)],)
+            names = self._names(searched, owner, module, None if self.smooth else part)
             used = [values[name] for name in names if name not in self.unused]
             if used:
                 value = used[0] if len(used) == 1 else tuple(values.get(name, used[0]) for name in names)
                 settings += [Setting(value, text) for text in filters or (None,)]
         return tuple(settings)
 
-    def _names(self, searched: SearchedParameter, expert: str | None, module: str | None) -> tuple[str, ...]:
-        """The coordinates over depth, one for every layer group; a single one where the parameter does not vary over them."""
-        return tuple(_name(searched.name, expert, layer, module) for layer in self._layers_of(searched))
+    def _names(
+        self, searched: SearchedParameter, expert: str | None, module: str | None, part: tuple[int, int] | None = None
+    ) -> tuple[str, ...]:
+        """The coordinates over depth, of the layer group `part` or of all; a single one where the parameter does not vary over them."""
+        layers = self._layers_of(searched)
+        if part is not None and len(layers) > 1:
+            layers = (layers[self.layer_groups.index(part)],)
+        return tuple(_name(searched.name, expert, layer, module) for layer in layers)
 
     def _experts_of(self, searched: SearchedParameter) -> tuple[str | None, ...]:
         return self.experts if "expert" in searched.per else (None,)
@@ -128,9 +131,12 @@ class Coordinates:
         return [*groups.items()] or [(None, ())]
 
     def _layers_of(self, searched: SearchedParameter) -> tuple[str | None, ...]:
+        """The names of the layer groups for which the parameter has values; None where it does not vary over them."""
+        return self._layer_names if "layer_group" in searched.per else (None,)
+
+    @cached_property
+    def _layer_names(self) -> tuple[str, ...]:
         """What layer groups are called: by their layers, and where layers interpolate by the layer at which a value holds."""
-        if "layer_group" not in searched.per:
-            return (None,)
         if not self.smooth:
             return tuple(f"{first}-{last - 1}" for first, last in self.layer_groups)
         distance = (self.n_layers - 1) / (len(self.layer_groups) - 1)

@@ -14,9 +14,12 @@ from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, So
 from evomerge.recipe.recipe import Recipe
 from evomerge.space import SearchSpace
 
-_SAMPLE = 0.53
-"""where between the bounds a sample lies: near their middle, but not at 0 where they are -1 and 1, since weights that are divided by their sum
+SAMPLE_SHARE = 0.5318309886
+"""where between the bounds a sample lies: near their middle, and not at 0 where they are -1 and 1, since weights that are divided by their sum
 do not exist there"""
+
+_LEAST_WIDTH = 1e-9
+"""of bounds, relative to them: in narrower ones values are told apart by their last digits, if at all"""
 
 _NORMALISING = ("normalize", "normalize_weights")
 """what methods call the switch; without one (nuslerp) they always do"""
@@ -150,7 +153,7 @@ class RecipeTemplate:
 
     def samples(self) -> Iterator[Recipe]:
         """Recipes that show beforehand whether the models can be merged."""
-        yield self.recipe({item.name: item.low + _SAMPLE * (item.high - item.low) for item in self.parameters})
+        yield self.recipe({item.name: item.low + SAMPLE_SHARE * (item.high - item.low) for item in self.parameters})
 
     def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
         """name -> recipe: `source:<name>` for base and experts, `uniform`, and `task_arithmetic:<weight>` where there is a base.
@@ -325,6 +328,14 @@ def _check_searched(spec: MethodSpec, searched: SearchedParameter) -> None:
     if not (parameter.admits(searched.low) and parameter.admits(searched.high)):
         raise SpaceError(
             f"parameter {searched.name!r}: bounds [{searched.low}, {searched.high}] outside the range of {spec.name}, {parameter.range}"
+        )
+    if parameter.whole:
+        raise SpaceError(
+            f"parameter {searched.name!r} is a whole number and cannot be searched; fix it (space.fixed.{searched.name})"
+        )
+    if 0.0 < searched.high - searched.low < _LEAST_WIDTH * max(abs(searched.low), abs(searched.high)):
+        raise SpaceError(
+            f"parameter {searched.name!r}: bounds [{searched.low}, {searched.high}] are one value; fix it (space.fixed.{searched.name})"
         )
     wrong = [axis for axis in searched.per if axis not in allowed_axes(parameter, AXES)]
     if wrong:

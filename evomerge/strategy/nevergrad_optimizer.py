@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import nevergrad
 import numpy as np
-from nevergrad.optimization.recaster import RecastOptimizer
 from pydantic import Field
 
 from evomerge.core import Candidate, ConfigError, Genome, Json, VectorGenome, random_stream
@@ -34,23 +33,9 @@ def _is_planned(optimizer: Any) -> bool:
     return bool(optimizer.one_shot) or any(map(_is_planned, getattr(optimizer, "optims", [])))
 
 
-RecastOptimizer._messaging_thread = None
-"""one that refuses to be made has none yet, of which its `__del__` would complain on the terminal (nevergrad 1.0.12)"""
-
-
-@contextmanager
-def _settings_kept() -> Iterator[None]:
-    """Undoes what an optimiser does to settings that all searches of the process share.
-
-    In one dimension CMA of nevergrad 1.0.12 asks for the package fcmaes, and from then on it does in every dimension.
-    """
-    shared = nevergrad.families.ParametrizedCMA
-    before = [(item, item.fcmaes) for item in nevergrad.optimizers.registry.values() if isinstance(item, shared)]
-    try:
-        yield
-    finally:
-        for item, value in before:
-            item.fcmaes = value
+_FEWEST_COORDINATES = 2
+"""what optimisers are told of a space of one: in one dimension CMA of nevergrad 1.0.12 asks for the package fcmaes, and from then on
+also in all other searches of the process"""
 
 
 class NevergradOptions(StrategyOptions):
@@ -99,12 +84,16 @@ class NevergradStrategy(ReplayStrategy):
             raise ConfigError(
                 f"strategy nevergrad: {self.options.optimizer} cannot be used: {_FAILING[self.options.optimizer]}"
             )
+        if registry[self.options.optimizer].no_parallelization:
+            raise ConfigError(
+                f"strategy nevergrad: {self.options.optimizer} cannot be used: it takes one candidate after the other, and searches have several pending"
+            )
         # parts of nevergrad (metamodels, some mutations) draw from NumPy's global generator: they get a state of their own
         self._global_state = np.random.RandomState(
             random_stream(self.random_seed, "nevergrad").integers(2**32)
         ).get_state()
         before = self._global_state
-        with self._quiet(), _settings_kept():
+        with self._quiet():
             self._make_optimizer(tried=True)
         self._global_state = before
         with self._quiet():
@@ -118,7 +107,7 @@ class NevergradStrategy(ReplayStrategy):
 
     def _make_optimizer(self, *, tried: bool = False) -> Any:
         """A fresh optimiser; where it is `tried`, one that was asked once, which shows what it lacks."""
-        array = nevergrad.p.Array(init=np.full(self.dimension, 0.5), lower=0.0, upper=1.0)
+        array = nevergrad.p.Array(init=self._padded([0.5] * self.dimension), lower=0.0, upper=1.0)
         # nevergrad draws from the legacy generator; this one belongs to the optimiser alone
         array.random_state = np.random.RandomState(self.random_seed % 2**32)
         try:
@@ -126,11 +115,14 @@ class NevergradStrategy(ReplayStrategy):
                 array, budget=self.options.budget, num_workers=self.options.n_workers
             )
             if tried:
-                optimizer.num_objectives = len(self.objectives)
                 optimizer.ask()
         except (ValueError, ImportError, AssertionError) as error:
             raise ConfigError(f"strategy nevergrad: {self.options.optimizer} cannot be used so: {error}") from error
         return optimizer
+
+    def _padded(self, point: Sequence[float]) -> Floats:
+        """A point as the optimiser has it."""
+        return np.array([*point, *[0.5] * (_FEWEST_COORDINATES - self.dimension)])
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -152,7 +144,7 @@ class NevergradStrategy(ReplayStrategy):
     def _tell_not_asked(self, told: Told) -> None:
         """A result of a point that the optimiser did not propose; one that cannot take such points never knows of it."""
         with self._quiet():
-            point = self._optimizer.parametrization.spawn_child(new_value=np.array(told.candidate.point))
+            point = self._optimizer.parametrization.spawn_child(new_value=self._padded(told.candidate.point))
         # differential evolution looks for the members it drops by this, and would fail on points that it did not ask for
         point.heritage["lineage"] = point.uid
         with suppress(nevergrad.errors.TellNotAskedNotSupportedError):
@@ -172,7 +164,8 @@ class NevergradStrategy(ReplayStrategy):
             self._is_used_up = True
             return None
         self._asked[self._next_id] = point
-        return Proposal(VectorGenome(tuple(np.clip(np.asarray(point.value, dtype=np.float64), 0.0, 1.0).tolist())))
+        values = np.asarray(point.value, dtype=np.float64)[: self.dimension]
+        return Proposal(VectorGenome(tuple(np.clip(values, 0.0, 1.0).tolist())))
 
     def _withdraw(self) -> bool:
         del self._asked[self._next_id]

@@ -7,9 +7,10 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from evomerge.build import Problem, make_problem, parse_config
+from evomerge.build.coordinate_uses import values_in_space
 from evomerge.core import ConfigError
 from evomerge.plan import make_plan
-from evomerge.recipe import MethodsTemplate
+from evomerge.recipe import MethodsTemplate, RecipeTemplate
 from evomerge.testing.tiny_models import write_tiny_llama
 
 TASK = Path(__file__).resolve().parents[2] / "tasks" / "reverse.yaml"
@@ -40,16 +41,18 @@ def names(made: Problem) -> set[str]:
 def tensors_moved(made: Problem) -> dict[str, int]:
     """Coordinate -> how many tensors' parameters it changes."""
 
-    def steps(values: dict[str, float]) -> list[Any]:
-        assert made.template is not None
-        return list(make_plan(made.template.recipe(values), made.headers).steps)
+    def steps(template: Any, values: dict[str, float]) -> list[Any]:
+        return list(make_plan(template.recipe(values), made.headers).steps)
 
-    middle = dict.fromkeys(names(made), 0.5)
-    before = steps(middle)
-    return {
-        name: sum(one != other for one, other in zip(before, steps(middle | {name: 0.7}), strict=True))
-        for name in middle
-    }
+    moved: dict[str, int] = {}
+    for template in made.template.methods if isinstance(made.template, MethodsTemplate) else [made.template]:
+        assert isinstance(template, RecipeTemplate)
+        middle = dict.fromkeys((parameter.name for parameter in template.parameters), 0.5)
+        before = steps(template, middle)
+        for name in middle:
+            after = steps(template, middle | {name: 0.7})
+            moved[name] = sum(one != other for one, other in zip(before, after, strict=True))
+    return moved
 
 
 GROUPS: list[dict[str, Any]] = [
@@ -67,10 +70,6 @@ def test_every_coordinate_moves_a_tensor(tmp_path: Path, groups: dict[str, Any],
     for seed, name in enumerate(("base", "a", "b")):
         write_tiny_llama(tmp_path / name, seed=seed, n_layers=4, tied=tied)
     made = problem(tmp_path, **groups)
-    if isinstance(made.template, MethodsTemplate):
-        found = {name for template in made.template.methods for name in (item.name for item in template.parameters)}
-        assert names(made) == found | {"method"}
-        return
     assert all(tensors_moved(made).values())
 
 
@@ -115,6 +114,11 @@ def test_attention_that_few_layers_have_has_values_only_there(tmp_path: Path) ->
     smooth = problem(tmp_path, **groups | {"layer_groups": 6}, smooth=True)
     assert {name for name in names(smooth) if "attention" in name and "[a" in name} == {"weight[a,@2,attention]"}
     assert all(tensors_moved(smooth).values())
+    between = problem(tmp_path, **groups | {"layer_groups": 4}, smooth=True)  # layer 2 lies between two values
+    assert isinstance(between.template, RecipeTemplate)
+    values = {name: 1.4 if "attention" in name else 0.1 for name in names(between)}
+    found = values_in_space(between.template.recipe(values), between.template, between.headers)
+    assert found == pytest.approx(values)
 
 
 def test_bounds_around_0_of_weights_that_are_divided_by_their_sum_are_searched(folder: Path) -> None:
@@ -123,6 +127,20 @@ def test_bounds_around_0_of_weights_that_are_divided_by_their_sum_are_searched(f
     for groups in ({}, {"layer_groups": 2}, {"layer_groups": 2, "smooth": True}):
         made = problem(folder, experts, method="linear", parameters={"weight": {"low": -1, "high": 1}}, **groups)
         assert made.space.dimension == (4 if groups else 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "searched", "message"),
+    [
+        ("task_arithmetic", {"weight": {"low": 0.3, "high": 0.3 + 1e-14}}, "are one value; fix it"),
+        ("karcher", {"max_iter": {"low": 5, "high": 15}}, "is a whole number and cannot be searched"),
+    ],
+)
+def test_parameters_that_cannot_be_searched_are_refused(
+    folder: Path, method: str, searched: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        problem(folder, method=method, parameters=searched)
 
 
 @pytest.mark.parametrize("groups", [1, [[0, 2], [2, 4]]])

@@ -1,6 +1,7 @@
 """Configurations of mergekit-evolve become ours: what mergekit makes of a genome lies in the translated search's space."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from evomerge.build import load_config, make_problem
 from evomerge.build.coordinate_uses import values_in_space
 from evomerge.build.mergekit_evolve import write_translated_config
-from evomerge.core import ConfigError, RecipeError
+from evomerge.core import CheckpointError, ConfigError, RecipeError
 from evomerge.recipe import RecipeTemplate, read_recipe, with_folders
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -78,18 +79,22 @@ def test_what_mergekit_makes_of_a_genome_is_a_point_of_the_space(
 
 
 def test_the_rest_of_the_settings_is_carried_over(folder: Path) -> None:
-    write_toy_task(folder / "other.yaml", n_items=4)
     tasks = [{"name": "toy.yaml", "weight": 2, "metric": "acc,none"}, {"name": "other.yaml", "weight": -0.5}]
+    write_toy_task(folder / "other.yaml", n_items=4)
+    for name in ("base", "a", "b"):
+        write_tiny_llama(folder / name, seed=3, n_layers=4, dtype="float32")
     settings, todo = translated(folder, tasks=tasks, limit=3, num_fewshot=0, random_init=True)
-    common = {"limit": 3, "num_fewshot": 0}
     assert settings == {
         "models": {"base": "./base", "experts": {"a": "./a", "b": "./b"}},
         "space": {"method": "ties"},
-        "tasks": [{"task": name, "metric": "acc", **common} for name in ("toy.yaml", "other.yaml")],
+        "tasks": [
+            {"task": name, "name": name, "metric": "acc", "num_fewshot": 0} for name in ("toy.yaml", "other.yaml")
+        ],
         "objectives": [
             {"name": "toy.yaml", "weight": 2.0},
             {"name": "other.yaml", "weight": 0.5, "direction": "minimize"},
         ],
+        "evaluation": {"search_items": 3},
         "strategy": "cma_es",
         "budget": {"evaluations": 100},
         "seed": 0,
@@ -97,22 +102,77 @@ def test_the_rest_of_the_settings_is_carried_over(folder: Path) -> None:
     text = (folder / "search.yaml").read_text()
     assert "random_init is left out" in text
     assert "normalize: mergekit-evolve divides" in text
-    assert todo[-1] == f"evomerge validate {folder / 'search.yaml'}"  # the files are tasks, and these objectives none
+    assert "limit: candidates are scored on items drawn at random" in text
+    assert "merges are float32 as the models, not bfloat16" in text
+    assert todo == [f"evomerge search {folder / 'search.yaml'}"]
 
 
 def test_conversations_and_random_items(folder: Path) -> None:
-    settings, todo = translated(folder, limit=2, shuffle=True, apply_chat_template=True, fewshot_as_multiturn=False)
+    settings, todo = translated(folder, limit=1, shuffle=True, apply_chat_template=True, fewshot_as_multiturn=False)
     assert settings["evaluation"] == {"search_items": 2, "apply_chat_template": True, "fewshot_as_multiturn": False}
-    assert "limit" not in settings["tasks"][0]
+    assert "limit:" not in (folder / "search.yaml").read_text()
     assert "chat template" in todo[0]
+
+
+def test_a_task_of_which_two_metrics_count_has_two_names(folder: Path) -> None:
+    tasks = [{"name": "toy.yaml", "weight": 1, "metric": "acc"}, {"name": "toy.yaml", "weight": 3}]
+    settings, _ = translated(folder, tasks=tasks)
+    assert [task["name"] for task in settings["tasks"]] == ["toy.yaml", "toy.yaml-2"]
+    assert settings["objectives"] == [{"name": "toy.yaml", "weight": 1.0}, {"name": "toy.yaml-2", "weight": 3.0}]
+
+
+@pytest.mark.parametrize(
+    ("filters", "groups", "remark"),
+    [
+        (["self_attn.", "mlp"], ["attention", "mlp", "rest"], None),
+        (["self_attn", "mlp", "norm", "embed"], ["attention", "mlp", "norms", "embeddings"], "filter embed is here"),
+        (["embed_tokens", "lm_head"], ["embeddings", "rest"], "filter lm_head is here the module group embeddings"),
+        (["q_proj"], None, "filter q_proj is left out"),
+    ],
+)
+def test_filters_become_module_groups(
+    folder: Path, filters: list[str], groups: list[str] | None, remark: str | None
+) -> None:
+    settings, todo = translated(folder, {"filters": filters})
+    assert settings["space"].get("module_groups") == groups
+    assert ("# filter" in (folder / "search.yaml").read_text()) == (remark is not None)
+    assert remark is None or remark in (folder / "search.yaml").read_text()
+    assert todo == [f"evomerge search {folder / 'search.yaml'}"]
 
 
 def test_models_of_one_name_are_told_apart(folder: Path) -> None:
     for place in ("x", "y"):
         (folder / place).mkdir()
         write_tiny_llama(folder / place / "m", seed=7, n_layers=4)
-    settings, _ = translated(folder, {"models": ["x/m", "y/m", "a"]})
-    assert settings["models"]["experts"] == {"m": "./x/m", "m-2": "./y/m", "a": "./a"}
+    for place in ("x/m-2", ".hidden"):
+        write_tiny_llama(folder / place, seed=7, n_layers=4)
+    settings, _ = translated(folder, {"models": ["x/m-2", "x/m", "y/m", ".hidden"]})
+    assert settings["models"]["experts"] == {"m-2": "./x/m-2", "m": "./x/m", "m-3": "./y/m", "hidden": ".hidden"}
+
+
+def test_a_base_among_the_models_is_none_of_the_experts(folder: Path) -> None:
+    settings, todo = translated(folder, {"models": [str(folder / "base"), "a"], "base_model": "base"})
+    assert settings["models"] == {"base": "./base", "experts": {"a": "./a"}}
+    assert todo == [f"evomerge search {folder / 'search.yaml'}"]
+    settings, todo = translated(folder, {"models": ["base", "a"], "merge_method": "linear"})
+    assert settings["models"] == {"experts": {"base-2": "./base", "a": "./a"}}
+    assert todo == [f"evomerge search {folder / 'search.yaml'}"]
+
+
+def test_models_of_the_hub_keep_their_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+    for name, commit in (("math", "1" * 40), ("code", "2" * 40)):
+        place = folder / "hub" / f"models--acme--{name}"
+        for ref in ("main", "v1"):
+            (place / "refs").mkdir(parents=True, exist_ok=True)
+            (place / "refs" / ref).write_text(commit)
+        shutil.copytree(folder / "a", place / "snapshots" / commit)
+    settings, todo = translated(folder, {"models": ["acme/math", "acme/code@v1"]})
+    pinned = "./hub/models--acme--code/snapshots/" + "2" * 40
+    assert settings["models"]["experts"] == {"math": "acme/math", "code": pinned}
+    assert todo == [f"evomerge search {folder / 'search.yaml'}"]
+    with pytest.raises(CheckpointError, match="hf download"):
+        translated(folder, {"models": ["a", "acme/other"]})
 
 
 def test_slerp_has_two_models_and_the_first_is_the_base(folder: Path) -> None:
@@ -127,6 +187,7 @@ def test_slerp_has_two_models_and_the_first_is_the_base(folder: Path) -> None:
     ("genome", "changes", "message"),
     [
         ({"models": ["a", "b", "base"], "merge_method": "slerp"}, {}, "slerp of 3 models"),
+        ({"merge_method": "slerp", "filters": ["mlp"]}, {}, "no slerp with smooth or filters"),
         ({"layer_granularity": 3}, {}, "4 layers are no multiple of 3"),
         ({"base_model": None}, {}, "base_model: is missing; ties needs it"),
         ({"models": ["base"]}, {}, "no model besides the base"),

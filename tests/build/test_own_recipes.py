@@ -67,6 +67,19 @@ def test_every_point_of_a_space_is_found_again(folder, spec, groups):
     assert not any("outside the search space" in line for line in describe(found))
 
 
+@pytest.mark.parametrize("bounds", [(0.0, 1.5), (-1000.0, 1000.0), (1000.0, 1001.0)])
+@pytest.mark.parametrize("seed", range(5))
+def test_values_at_the_bounds_of_gradients_are_found_again(folder, bounds, seed):
+    space = {"layer_groups": 3, "smooth": True, "parameters": {"weight": {"low": bounds[0], "high": bounds[1]}}}
+    plain = problem(folder, "task_arithmetic", **space)
+    choices = [0.0, 0.5, 1.0] if bounds[0] == 0 else [0.0, 1.0]
+    point = np.random.default_rng(seed).choice(choices, plain.space.dimension)
+    write_recipe(plain.template.recipe(plain.space.decode(point)), folder / "corner.yml")
+    found = problem(folder, "task_arithmetic", recipes=("corner.yml",), **space)
+    (baseline,) = [item for item in found.baselines() if item.id == "recipe:corner"]
+    assert baseline.values == pytest.approx(point, abs=1e-9)
+
+
 MERGEKIT = """\
 merge_method: ties
 base_model: {folder}/base
