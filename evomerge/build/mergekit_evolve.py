@@ -23,6 +23,7 @@ _WIDER_GROUPS = {"layernorm": "norms", "embed": "embeddings", "embed_tokens": "e
 """a filter -> the module group that has its tensors and more"""
 
 _LOWEST_WEIGHT = -1.5
+"""that is searched where negative ones are allowed: as far from 0 as the usual highest"""
 
 _FEWEST_ITEMS = 2
 """of `evaluation.search_items`"""

@@ -66,7 +66,7 @@ def write_first_config(
     """
     out = Path(out)
     refuse_existing(out, overwrite=overwrite)
-    sources = named([_named_source(expert) for expert in experts])
+    sources = _named([_named_source(expert) for expert in experts])
     if not sources:
         raise ConfigError("name the models to be merged: evomerge init MODEL MODEL, or MODEL --base MODEL")
     if base is None and len(sources) < 2:
@@ -148,7 +148,7 @@ def _named_source(expert: str) -> tuple[str, Source]:
     return name, Source(model, lora=lora or None)
 
 
-def named(experts: Sequence[tuple[str, Source]]) -> dict[str, Source]:
+def _named(experts: Sequence[tuple[str, Source]]) -> dict[str, Source]:
     """The experts by name; those without one are called as their folders.
 
     Raises:
