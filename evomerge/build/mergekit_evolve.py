@@ -165,10 +165,11 @@ def _module_groups(filters: Sequence[str], header: ModelHeader, remarks: list[st
 
 def _evaluation(config: EvolveConfig, remarks: list[str]) -> dict[str, Any]:
     """Tasks, objectives and how they are asked."""
+    plain = [Path(task.name).stem if task.name.endswith((".yaml", ".yml")) else task.name for task in config.tasks]
     tasks, names = list[dict[str, Any]](), list[str]()
-    for task in config.tasks:
-        number = sum(other.name == task.name for other in config.tasks[: len(tasks)]) + 1
-        names.append(task.name if number == 1 else f"{task.name}-{number}")
+    for task, name in zip(config.tasks, plain, strict=True):
+        number = plain[: len(tasks)].count(name) + 1
+        names.append(name if number == 1 else f"{name}-{number}")
         tasks.append({"task": task.name, "name": names[-1], "metric": task.metric.removesuffix(",none")})
         if config.num_fewshot is not None:
             tasks[-1]["num_fewshot"] = config.num_fewshot

@@ -88,11 +88,11 @@ def test_the_rest_of_the_settings_is_carried_over(folder: Path) -> None:
         "models": {"base": "./base", "experts": {"a": "./a", "b": "./b"}},
         "space": {"method": "ties"},
         "tasks": [
-            {"task": name, "name": name, "metric": "acc", "num_fewshot": 0} for name in ("toy.yaml", "other.yaml")
+            {"task": f"{name}.yaml", "name": name, "metric": "acc", "num_fewshot": 0} for name in ("toy", "other")
         ],
         "objectives": [
-            {"name": "toy.yaml", "weight": 2.0},
-            {"name": "other.yaml", "weight": 0.5, "direction": "minimize"},
+            {"name": "toy", "weight": 2.0},
+            {"name": "other", "weight": 0.5, "direction": "minimize"},
         ],
         "evaluation": {"search_items": 3},
         "strategy": "cma_es",
@@ -117,8 +117,8 @@ def test_conversations_and_random_items(folder: Path) -> None:
 def test_a_task_of_which_two_metrics_count_has_two_names(folder: Path) -> None:
     tasks = [{"name": "toy.yaml", "weight": 1, "metric": "acc"}, {"name": "toy.yaml", "weight": 3}]
     settings, _ = translated(folder, tasks=tasks)
-    assert [task["name"] for task in settings["tasks"]] == ["toy.yaml", "toy.yaml-2"]
-    assert settings["objectives"] == [{"name": "toy.yaml", "weight": 1.0}, {"name": "toy.yaml-2", "weight": 3.0}]
+    assert [task["name"] for task in settings["tasks"]] == ["toy", "toy-2"]
+    assert settings["objectives"] == [{"name": "toy", "weight": 1.0}, {"name": "toy-2", "weight": 3.0}]
 
 
 @pytest.mark.parametrize(
