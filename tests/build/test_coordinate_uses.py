@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from evomerge.build import Problem, make_problem, parse_config
+from evomerge.build import Problem, make_problem, open_run, parse_config, resume_search, start_search
 from evomerge.build.coordinate_uses import values_in_space
 from evomerge.core import ConfigError
 from evomerge.plan import make_plan
 from evomerge.recipe import MethodsTemplate, RecipeTemplate
 from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
 
 TASK = Path(__file__).resolve().parents[2] / "tasks" / "reverse.yaml"
 
@@ -95,6 +96,32 @@ def test_a_run_keeps_the_coordinates_that_it_was_begun_with(folder: Path) -> Non
     unused = {"weight[a,1-1,embeddings]", "density[b,2-2,embeddings]"}
     assert names(make_problem(config, begun=True, coordinates=new)) == new
     assert names(make_problem(config, begun=True, coordinates=new | unused)) == new | unused
+
+
+def test_a_run_with_coordinates_that_no_tensor_takes_goes_on_and_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate(("base", "a")):
+        write_tiny_llama(tmp_path / name, seed=seed, n_layers=3)
+    write_toy_task(tmp_path / "toy.yaml", n_items=2)
+    settings = {
+        "models": {"base": str(tmp_path / "base"), "experts": {"a": str(tmp_path / "a")}},
+        "space": {"layer_groups": 3, "module_groups": ["embeddings", "rest"]},
+        "tasks": [str(tmp_path / "toy.yaml")],
+        "strategy": "random",
+        "engine": "transformers",
+        "cluster": {"kind": "local"},
+        "budget": {"evaluations": 8},
+        "finals": {"finalists": 0},
+    }
+    with monkeypatch.context() as before:  # runs begun before 2026-11-29
+        before.setattr("evomerge.build.templates.unused_coordinates", lambda *_: set())
+        start_search(settings, tmp_path / "run")
+    resume_search(tmp_path / "run", overrides="budget.evaluations=10")
+    run = open_run(tmp_path / "run")
+    assert run.space.dimension == 6
+    assert all(run.recipe(row["id"]) is not None for row in run.records())
+    assert problem(tmp_path, settings["models"], **settings["space"]).space.dimension == 4
 
 
 def test_attention_that_few_layers_have_has_values_only_there(tmp_path: Path) -> None:

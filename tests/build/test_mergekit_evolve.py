@@ -151,7 +151,8 @@ def test_models_of_one_name_are_told_apart(folder: Path) -> None:
 
 
 def test_a_base_among_the_models_is_none_of_the_experts(folder: Path) -> None:
-    settings, todo = translated(folder, {"models": [str(folder / "base"), "a"], "base_model": "base"})
+    (folder / "link").symlink_to(folder / "base")
+    settings, todo = translated(folder, {"models": ["link", "a"], "base_model": "base"})
     assert settings["models"] == {"base": "./base", "experts": {"a": "./a"}}
     assert todo == [f"evomerge search {folder / 'search.yaml'}"]
     settings, todo = translated(folder, {"models": ["base", "a"], "merge_method": "linear"})
