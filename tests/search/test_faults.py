@@ -277,7 +277,7 @@ def _running(tmp_path: Path, config: Path, *settings: str) -> tuple[subprocess.P
     return process, run
 
 
-SLOW = "evaluation={kind: synthetic, function: zdt1, dimension: 4, n_items: 10, delay_s: 0.2}"
+SLOW = "evaluation={kind: synthetic, function: zdt1, dimension: 4, n_items: 10, delay_s: 0.6}"
 ENDLESS = "cluster={kind: local, workers: 2, on_interrupt: abandon}"
 
 
@@ -296,6 +296,7 @@ def test_signals_save_and_say_how_to_go_on(
     tmp_path: Path, config: Path, numbers: list[signal.Signals], settings: list[str]
 ) -> None:
     process, run = _running(tmp_path, config, *settings)
+    time.sleep(0.2)  # the workers are to be in the middle of the next candidates: what none has begun with is not waited for
     for number in numbers:
         process.send_signal(number)
         time.sleep(0.05)
