@@ -265,10 +265,16 @@ def test_a_section_that_an_edit_adds_leaves_what_the_command_line_had_set(tmp_pa
     assert (resumed.kind, resumed.workers, resumed.max_attempts) == ("local", 3, 4)
 
 
+def _heed_signals() -> None:
+    """What the tests were started under may ignore them: nohup a hangup, the background of a shell Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _running(tmp_path: Path, config: Path, *settings: str) -> tuple[subprocess.Popen[str], Path]:
     run = tmp_path / "run"
     options = [part for item in ("budget.evaluations=100000", *settings) for part in ("--set", item)]
-    process = command("search", config, "--run-dir", run, *options)
+    process = command("search", config, "--run-dir", run, *options, before=_heed_signals)
     deadline = time.monotonic() + 60
     while not (run / "front.json").exists():
         assert time.monotonic() < deadline
