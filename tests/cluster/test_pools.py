@@ -26,12 +26,13 @@ SCRIPTED = "tests.cluster.workers:scripted"
 UNLOADABLE = "tests.cluster.workers:unloadable"
 REST_S = 61
 """more than `evomerge.cluster.ray_pool.REST_S`"""
+PATIENCE_S = 300  # a worker takes up to half a minute to start where the machine is busy, and some tests start five
 ALONE = "tests.cluster.workers:alone"
 SLOW = "tests.cluster.workers:slow"
 LOST: list[LostWorker] = []
 
 
-def drain(pool: LocalPool, count: int, timeout_s: float = 90) -> dict[str, Evaluation]:
+def drain(pool: LocalPool, count: int, timeout_s: float = PATIENCE_S) -> dict[str, Evaluation]:
     """The next `count` results by candidate."""
     results: dict[str, Evaluation] = {}
     deadline = time.monotonic() + timeout_s
@@ -190,7 +191,7 @@ def ray_pool(factory: str, folder: Path, settings: Mapping[str, Any] | None = No
 
 def until(pool: LocalPool, condition: Callable[[], bool]) -> None:
     """Lets the pool work, which has nothing to evaluate, until the condition holds."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         assert pool.next_done(0.2) is None
@@ -396,7 +397,7 @@ def test_a_free_worker_begins_as_soon_as_it_is_asked(tmp_path: Path) -> None:
     submit(pool, "ok-1")
     drain(pool, 1)
     submit(pool, "ok-2")
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE_S
     while not (tmp_path / "ok-2").exists():
         assert time.monotonic() < deadline, "it waits until somebody asks for results"
         time.sleep(0.05)

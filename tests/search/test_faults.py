@@ -1,12 +1,10 @@
-"""What happens to a run when its surroundings misbehave: full and read-only disks, clocks, signals, edited files."""
+"""What happens to a run when its surroundings misbehave: full and read-only disks, clocks, edited files."""
 
 import itertools
 import json
 import os
-import pty
 import re
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -21,34 +19,12 @@ from evomerge.build.watching import Watcher
 from evomerge.core import ConfigError, Evaluation, EvaluationError, EvaluationRequest, JournalError, Split, Status
 from evomerge.evaluation import SyntheticEvaluator
 from evomerge.search import read_journal
-
-SETTINGS: dict[str, Any] = {
-    "seed": 3,
-    "strategy": "random",
-    "evaluation": {"kind": "synthetic", "function": "zdt1", "dimension": 4, "n_items": 10},
-    "cluster": {"kind": "local", "workers": 2},
-    "budget": {"evaluations": 30},
-    "finals": {"finalists": 2},
-    "deterministic": True,
-}
-
-
-def start(folder: Path, **changes: Any) -> Any:
-    settings = {**SETTINGS, **changes}
-    config = parse_config(dict(settings), folder=Path("/"))
-    return start_search(config, folder, config_text=yaml.safe_dump(settings))
-
-
-def command(*arguments: object, before: Any = None) -> subprocess.Popen[str]:
-    line = [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=before)
+from tests.search.small_runs import SETTINGS, command, start, write_config
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    path = tmp_path / "search.yaml"
-    path.write_text(yaml.safe_dump(SETTINGS))
-    return path
+    return write_config(tmp_path)
 
 
 def test_a_run_that_was_stopped_while_it_started(tmp_path: Path) -> None:
@@ -263,115 +239,6 @@ def test_a_section_that_an_edit_adds_leaves_what_the_command_line_had_set(tmp_pa
     _edit(tmp_path / "run", cluster={"max_attempts": 4})
     resumed = config_on_resume(tmp_path / "run").cluster
     assert (resumed.kind, resumed.workers, resumed.max_attempts) == ("local", 3, 4)
-
-
-def _heed_signals() -> None:
-    """What the tests were started under may ignore them: nohup a hangup, the background of a shell Ctrl-C."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
-def _running(tmp_path: Path, config: Path, *settings: str) -> tuple[subprocess.Popen[str], Path]:
-    run = tmp_path / "run"
-    options = [part for item in ("budget.evaluations=100000", *settings) for part in ("--set", item)]
-    process = command("search", config, "--run-dir", run, *options, before=_heed_signals)
-    deadline = time.monotonic() + 60
-    while not (run / "front.json").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    return process, run
-
-
-SLOW = "evaluation={kind: synthetic, function: zdt1, dimension: 4, n_items: 10, delay_s: 0.6}"
-ENDLESS = "cluster={kind: local, workers: 2, on_interrupt: abandon}"
-
-
-@pytest.mark.parametrize(
-    ("numbers", "settings"),
-    [
-        ([signal.SIGINT], [SLOW]),
-        ([signal.SIGINT], [SLOW, ENDLESS]),
-        ([signal.SIGINT, signal.SIGINT], [SLOW]),
-        ([signal.SIGTERM], [SLOW]),
-        ([signal.SIGHUP], [SLOW]),
-    ],
-    ids=["once", "once-abandon", "twice", "term", "hangup"],
-)
-def test_signals_save_and_say_how_to_go_on(
-    tmp_path: Path, config: Path, numbers: list[signal.Signals], settings: list[str]
-) -> None:
-    process, run = _running(tmp_path, config, *settings)
-    time.sleep(0.2)  # the workers are to be in the middle of the next candidates: what none has begun with is not waited for
-    for number in numbers:
-        process.send_signal(number)
-        time.sleep(0.05)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert f"evomerge resume {run}" in output
-    records = read_journal(run / "journal.jsonl")
-    asked = {record["id"] for record in records if record["event"] == "asked"}
-    done = {record["id"] for record in records if record["event"] == "evaluated"}
-    if len(numbers) == 1 and len(settings) == 1 and numbers[0] is signal.SIGINT:
-        assert asked == done, "what ran was taken in"
-    front = json.loads((run / "front.json").read_text())
-    assert {member["id"] for member in front["members"]} <= done
-    state = resume_search(run, overrides=[f"budget.evaluations={len(asked) + 4}"])
-    assert state.n_evaluations[Split.SEARCH] == len(asked) + 4
-
-
-def _in_a_terminal(*arguments: object) -> tuple[int, int]:
-    """Starts the command in a terminal of its own; its process, and the terminal's other end."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        line = [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
-        os.execv(sys.executable, line)  # noqa: S606
-    return pid, terminal
-
-
-def _read_until(word: bytes, terminal: int) -> None:
-    seen = b""
-    while word not in seen:
-        seen += os.read(terminal, 65536)
-
-
-def test_a_terminal_that_is_closed_saves_as_sigterm_does(tmp_path: Path, config: Path) -> None:
-    """The kernel sends SIGHUP, and whatever is printed from then on fails."""
-    run = tmp_path / "run"
-    pid, terminal = _in_a_terminal(
-        "search", config, "--run-dir", run, "--set", SLOW, "--set", "budget.evaluations=1000"
-    )
-    _read_until(b"best so far", terminal)
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
-    assert (run / "lock").read_text() == ""
-    n_done = open_run(run).state.n_evaluations[Split.SEARCH]
-    assert resume_search(run, overrides=[f"budget.evaluations={n_done + 4}"]).n_evaluations[Split.SEARCH] == n_done + 4
-
-
-def test_nohup_goes_on_without_its_terminal(tmp_path: Path, config: Path) -> None:
-    run = tmp_path / "run"
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    pid, terminal = _in_a_terminal("search", config, "--run-dir", run, "--set", SLOW)
-    signal.signal(signal.SIGHUP, before)
-    _read_until(b"best so far", terminal)
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert open_run(run).state.finished
-
-
-def test_a_search_whose_output_nobody_reads_goes_on(tmp_path: Path, config: Path) -> None:
-    """As with `| tee log`, which the first Ctrl-C ends too."""
-    process, run = _running(tmp_path, config, SLOW)
-    assert process.stdout is not None
-    process.stdout.close()
-    time.sleep(1)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    records = read_journal(run / "journal.jsonl")
-    asked = {record["id"] for record in records if record["event"] == "asked"}
-    assert asked == {record["id"] for record in records if record["event"] == "evaluated"}
 
 
 def test_a_search_that_only_fails_stops_before_its_finals_and_goes_on_once_mended(
