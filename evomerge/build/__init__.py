@@ -1,5 +1,6 @@
 """The composition root: configuration -> live objects -> runs. The only reader of `evomerge.config` besides the CLI."""
 
+from evomerge.build.aligning import AlignedModels, align_models
 from evomerge.build.describing import describe
 from evomerge.build.loading import load_config
 from evomerge.build.models import Scored, evaluate_model, merge_recipe
@@ -9,9 +10,11 @@ from evomerge.build.runs import config_on_resume, default_run_directory, resume_
 from evomerge.config import parse_config
 
 __all__ = [
+    "AlignedModels",
     "Problem",
     "Run",
     "Scored",
+    "align_models",
     "config_on_resume",
     "default_run_directory",
     "describe",

@@ -71,7 +71,7 @@ def _on_models(problem: Problem) -> list[str]:
         return []
     config, (*_, typical) = problem.config, problem.template.samples()
     differing = other_tokens(problem.headers, make_plan(typical, problem.headers))
-    found = [] if differing is None else [differing]
+    found = [] if differing is None else [f"{differing}; `evomerge align` arranges them alike"]
     weighs_differences = problem.crossings is None and all(
         method_spec(name).base is BaseRole.REQUIRED for name in config.space.methods
     )

@@ -198,7 +198,9 @@ def _left_out(config: EvolveConfig, header: ModelHeader) -> list[str]:
     if header.dtype != _DTYPE:
         remarks.append(f"merges are {header.dtype} as the models, not {_DTYPE}; space.out_dtype: {_DTYPE} changes that")
     if genome.tokenizer_source is not None:
-        remarks.append("tokenizer_source is left out: the models of a search have one vocabulary")
+        remarks.append(
+            "tokenizer_source is left out: the models of a search have one vocabulary; `evomerge align` gives them one"
+        )
     if config.random_init:
         remarks.append("random_init is left out: the search starts from the best baseline in its space")
     return remarks

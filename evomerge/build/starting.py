@@ -66,7 +66,7 @@ def write_first_config(
     """
     out = Path(out)
     refuse_existing(out, overwrite=overwrite)
-    sources = _named([_named_source(expert) for expert in experts])
+    sources = named([named_source(expert) for expert in experts])
     if not sources:
         raise ConfigError("name the models to be merged: evomerge init MODEL MODEL, or MODEL --base MODEL")
     if base is None and len(sources) < 2:
@@ -139,7 +139,7 @@ def _text(
     )  # fmt: skip
 
 
-def _named_source(expert: str) -> tuple[str, Source]:
+def named_source(expert: str) -> tuple[str, Source]:
     """A name, "" where none is given, and the model that it is a name of."""
     name, separator, path = expert.partition("=")
     if not separator or Path(expert).is_dir():
@@ -148,8 +148,8 @@ def _named_source(expert: str) -> tuple[str, Source]:
     return name, Source(model, lora=lora or None)
 
 
-def _named(experts: Sequence[tuple[str, Source]]) -> dict[str, Source]:
-    """The experts by name; those without one are called as their folders.
+def named(experts: Sequence[tuple[str, Source]]) -> dict[str, Source]:
+    """The models by name; those without one are called as their folders.
 
     Raises:
         ConfigError: two have one name.
@@ -158,7 +158,7 @@ def _named(experts: Sequence[tuple[str, Source]]) -> dict[str, Source]:
     for given, source in experts:
         name = given or default_name(source)
         if name in sources:
-            raise ConfigError(f"two experts are called {name!r}; name them, e.g. first={source.key}")
+            raise ConfigError(f"two models are called {name!r}; name them, e.g. first={source.key}")
         sources[name] = source
     return sources
 

@@ -4,10 +4,12 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from evomerge.cli.making_models import align, merge
+from evomerge.cli.options import AsJson, Config, Overrides, Overwrite, Run, flag
 from evomerge.cli.zoo import zoo
 from evomerge.core import ConfigError, Split, cached_model
 
@@ -23,26 +25,11 @@ app = typer.Typer(
 app.add_typer(zoo, name="zoo")
 
 
-def _flag(*names: str, help: str = "", hidden: bool = False) -> Any:
-    """A switch: without a `metavar`, typer's help shows it with a value to give."""
-    return typer.Option(*names, metavar="", help=help, hidden=hidden)
-
-
-Config = Annotated[Path, typer.Argument(help="Search configuration (YAML).", show_default=False)]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. budget.evaluations=200; repeatable."),
-]
-Overwrite = Annotated[bool, _flag("--overwrite", help="Replace the file if it exists.")]
-AsJson = Annotated[bool, _flag("--json", help="Print JSON.")]
-
-
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[bool, _flag("--version", help="Print the version and exit.")] = False,
-    verbose: Annotated[bool, _flag("--verbose", "-v", help="Log more.")] = False,
+    version: Annotated[bool, flag("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, flag("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     import logging
 
@@ -122,10 +109,10 @@ def doctor(
 def validate(
     config: Config,
     overrides: Overrides = None,
-    show: Annotated[bool, _flag("--show", help="Print every setting with its value, as JSON.")] = False,
+    show: Annotated[bool, flag("--show", help="Print every setting with its value, as JSON.")] = False,
     items: Annotated[
         bool,
-        _flag(
+        flag(
             "--items",
             help="Also load the tasks: items, tokens per candidate, and whether the longest item fits.",
         ),
@@ -163,7 +150,7 @@ def plan(
     seconds: Annotated[float | None, typer.Option(help="Seconds per candidate, if there is no run yet.")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Price of a worker hour.")] = None,
     simulate: Annotated[
-        bool, _flag("--simulate", help="Simulate the search on a virtual clock instead of estimating.")
+        bool, flag("--simulate", help="Simulate the search on a virtual clock instead of estimating.")
     ] = False,
     as_json: AsJson = False,
     overrides: Overrides = None,
@@ -240,7 +227,7 @@ def watch(
         float | None,
         typer.Option(min=0.1, metavar="SECONDS", help="Refresh interval. (default: 2)", show_default=False),
     ] = None,
-    once: Annotated[bool, _flag("--once", help="Print once and exit.")] = False,
+    once: Annotated[bool, flag("--once", help="Print once and exit.")] = False,
 ) -> None:
     """Follow a run from another terminal. Ctrl-C ends watching, not the run."""
     from evomerge.build.watching import Watcher
@@ -254,8 +241,8 @@ def watch(
 @app.command()
 def front(
     run: Run,
-    as_json: Annotated[bool, _flag("--json", help="Print JSON, like front.json.")] = False,
-    as_csv: Annotated[bool, _flag("--csv", help="Print CSV.")] = False,
+    as_json: Annotated[bool, flag("--json", help="Print JSON, like front.json.")] = False,
+    as_csv: Annotated[bool, flag("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Print the non-dominated candidates of a live or finished run."""
     from evomerge.build import open_run
@@ -297,92 +284,8 @@ def export(
         print(remark, file=said)
 
 
-@app.command()
-def merge(
-    recipe: Annotated[
-        Path,
-        typer.Argument(help="Recipe file, evomerge's or mergekit's YAML; - for standard input.", show_default=False),
-    ],
-    out: Annotated[Path, typer.Argument(help="Folder to write the merged model to.", show_default=False)],
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="dtype to write instead of the recipe's: bfloat16, float16 or float32.", show_default=False),
-    ] = None,
-    shard_size: Annotated[str, typer.Option("--out-shard-size", help="Maximum size of a weight file.")] = "5GB",
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            help="Memory limit for tensors, e.g. 4GB, besides about 0.5 GB for the program. (default: a few tensors)",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Where to compute; auto uses a GPU if there is one. Only cpu uses the compiled kernels. (default: cpu)",
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option("--num-threads", "-j", min=1, help="Number of threads. (default: torch's)", show_default=False),
-    ] = None,
-    random_seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of random masks instead of the recipe's.", show_default=False)
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, _flag("--trust-remote-code", help="Accept models that include code, and copy it (it is not run).")
-    ] = False,
-    overwrite: Annotated[bool, _flag("--overwrite", help="Replace OUT if it already holds a model.")] = False,
-    cuda: Annotated[bool, _flag("--cuda", "--gpu-rich", help="Same as --device cuda.")] = False,
-    always_so: Annotated[
-        bool, _flag("--copy-tokenizer", "--safe-serialization", "--write-model-card", "-v", hidden=True)
-    ] = False,
-    not_needed: Annotated[
-        bool,
-        _flag(
-            "--lazy-unpickle/--no-lazy-unpickle",
-            "--low-cpu-memory/--no-low-cpu-memory",
-            "--allow-crimes/--no-allow-crimes",
-            "--async-write/--no-async-write",
-            "--clone-tensors/--no-clone-tensors",
-            "--read-to-gpu/--no-read-to-gpu",
-            "--multi-gpu/--no-multi-gpu",
-            "--quiet/--no-quiet",
-            hidden=True,
-        ),
-    ] = False,
-    no_effect: Annotated[str | None, typer.Option("--lora-merge-cache", "--write-threads", hidden=True)] = None,
-) -> None:
-    """Merge a recipe into a Hugging Face checkpoint.
-
-    Takes any mergekit YAML: models, slices, modules, several documents, adapters as MODEL+ADAPTER, tokenizer rules, chat templates.
-    Weights are read, merged and written a few tensors at a time; OUT appears only when it is complete.
-    Models are folders, or ORG/NAME from the local hub cache (`hf download` puts them there).
-
-    These options of mergekit-yaml are accepted and have no effect: --copy-tokenizer, --lazy-unpickle, --low-cpu-memory,
-    --safe-serialization, --write-model-card, --async-write, --write-threads N, --clone-tensors, --read-to-gpu, --multi-gpu, --quiet, -v,
-    --lora-merge-cache DIR, --allow-crimes (models of different architectures are refused in any case).
-    """
-    from evomerge.build import merge_recipe
-
-    if cuda and not (device or "cuda").startswith("cuda"):
-        raise ConfigError(f"--cuda and --device {device}: give only one of them")
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-    merged = merge_recipe(
-        Path("/dev/stdin") if str(recipe) == "-" else recipe,
-        out,
-        dtype=dtype,
-        shard_size=shard_size,
-        max_memory=max_memory,
-        device=device or ("cuda" if cuda else "cpu"),
-        seed=random_seed,
-        trust_remote_code=trust_remote_code,
-        overwrite=overwrite,
-    )
-    print(merged)
+app.command()(merge)
+app.command()(align)
 
 
 @app.command(name="eval")

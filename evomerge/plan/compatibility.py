@@ -138,8 +138,8 @@ def _check_vocabulary(reference: ModelHeader, header: ModelHeader, key: str) -> 
     if None not in (reference.vocab_size, header.vocab_size) and reference.vocab_size != header.vocab_size:
         raise RecipeError(
             f"{key} has {header.vocab_size} embedding rows, {reference.folder} has {reference.vocab_size} "
-            "(added tokens or padding); a recipe file can join vocabularies (`tokenizer: {source: union}`), a search cannot: give "
-            "the models one vocabulary first"
+            "(added tokens or padding); a recipe file can join vocabularies (`tokenizer: {source: union}`), a search cannot: "
+            "`evomerge align` gives the models one vocabulary"
         )
 
 

@@ -3,6 +3,7 @@
 import evomerge.weights.kernel_cache  # noqa: F401 - before anything that numba compiles
 from evomerge.weights.checkpoint.export import merge_file_to_folder, merge_to_folder
 from evomerge.weights.checkpoint.slots import write_slots_folder
+from evomerge.weights.checkpoint.vocabulary import alignment_to
 from evomerge.weights.kinship import strangers
 from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool
@@ -13,6 +14,7 @@ __all__ = [
     "WRITE_MERGE",
     "Merger",
     "WeightPool",
+    "alignment_to",
     "gpu_methods",
     "merge_file_to_folder",
     "merge_to_folder",

@@ -61,14 +61,13 @@ class MergedTokenizer:
         return changed
 
 
-def build_tokenizer(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergedTokenizer:
-    """The tokenizer that the recipe asks for. A model without a tokenizer is taken to have the owner's vocabulary, with a warning.
+def build_tokenizer(spec: TokenizerSpec, recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergedTokenizer:
+    """The tokenizer `spec` of the recipe's models. A model without a tokenizer is taken to have the owner's vocabulary, with a warning.
 
     Raises:
         RecipeError: a tokenizer cannot be read, or the merged one has gaps.
         CheckpointError: the owner, or the model whose tokenizer is taken, has none.
     """
-    spec = recipe.tokenizer or TokenizerSpec()
     owner = recipe.models()[0]
     without = [key for key in recipe.models() if key != owner and not has_tokenizer(headers[key].folder)]
     if without:

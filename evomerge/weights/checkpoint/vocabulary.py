@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from evomerge.core import RecipeError
 from evomerge.plan import ModelHeader, TensorHeader, TensorKey, slices_with_inputs, split_into_modules
 from evomerge.plan.model_header import is_embedding, is_head
-from evomerge.recipe import BaseRole, Recipe, Slice, TokenRule, method_spec
+from evomerge.recipe import BaseRole, Recipe, Slice, TokenizerSpec, TokenRule, method_spec
 from evomerge.weights.checkpoint.tokenizers import MergedTokenizer, build_tokenizer
 from evomerge.weights.mapping import ReadTensor
 
@@ -60,6 +60,13 @@ class Alignment:
         """Whether the tensor has a row for each token."""
         return _has_rows(tensor)
 
+    def leaves(self, model: str, header: ModelHeader) -> bool:
+        """Whether the embeddings of `model` are in this order already."""
+        order = np.arange(len(self.tokenizer.ids))
+        return header.vocab_size == self.n_rows and all(
+            np.array_equal(rows.own[model], order) for rows in self.rows.values()
+        )
+
     def headers(self, headers: Mapping[str, ModelHeader]) -> dict[str, ModelHeader]:
         """The models as they are once rearranged: with `n_rows` rows in every embedding."""
         return {key: replace(header, tensors=self._resized(header)) for key, header in headers.items()}
@@ -102,28 +109,32 @@ class Alignment:
 
 
 def align(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Alignment | None:
-    """The vocabulary that the recipe asks for; None where it asks for none.
+    """The vocabulary that the recipe asks for; None where it asks for none. Raises as `alignment_to`."""
+    return None if recipe.tokenizer is None else alignment_to(recipe.tokenizer, recipe, headers)
+
+
+def alignment_to(spec: TokenizerSpec, recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Alignment:
+    """The embeddings of the recipe's models over the vocabulary `spec`.
 
     Raises:
         RecipeError: a tokenizer cannot be read or merged, a rule cannot be followed, a model has unknown tensors with
             rows for tokens, or only some of the models tie their output layer.
     """
-    spec = recipe.tokenizer
-    if spec is None:
-        return None
     kinds = {header.tied for header in headers.values()}
     if len(kinds) > 1:
         raise RecipeError(
             "tokenizer: some of the models tie their output layer to the embedding and some do not; their rows cannot be lent"
         )
-    tokenizer = build_tokenizer(recipe, headers)
+    tokenizer = build_tokenizer(spec, recipe, headers)
     for key, header in headers.items():
         _check_embeddings(key, header, len(tokenizer.vocabularies[key]))
     n_tokens = len(tokenizer.ids)
     multiple = spec.pad_to_multiple_of or 1
     n_rows = -(-n_tokens // multiple) * multiple
     places = ("embedding",) if kinds == {True} else ("embedding", "head")
-    maps = {place: _row_map(tokenizer, recipe, _slice_of(recipe, place, headers), headers) for place in places}
+    maps = {
+        place: _row_map(tokenizer, spec.tokens, recipe, _slice_of(recipe, place, headers), headers) for place in places
+    }
     for place, rows in maps.items():
         zeros = [token for token, number in tokenizer.ids.items() if rows.lent.get(number) == ()]
         _warn_of_zeros(place, [token for token in zeros if token not in spec.tokens])
@@ -167,14 +178,19 @@ def _slice_of(recipe: Recipe, place: str, headers: Mapping[str, ModelHeader]) ->
     return [part for part in slices if part.module == module][-1 if place == "head" else 0]
 
 
-def _row_map(tokenizer: MergedTokenizer, recipe: Recipe, part: Slice, headers: Mapping[str, ModelHeader]) -> RowMap:
+def _row_map(
+    tokenizer: MergedTokenizer,
+    rules: Mapping[str, TokenRule],
+    recipe: Recipe,
+    part: Slice,
+    headers: Mapping[str, ModelHeader],
+) -> RowMap:
     """Raises RecipeError where a rule cannot be followed."""
     base = recipe.base_of(part)
     keys = [source.key for source in part.sources]
     needed = [base] if base is not None and method_spec(recipe.method).base is not BaseRole.SOURCE else []
     models = tuple(dict.fromkeys(keys + needed))
     own = {model: _own_rows(tokenizer, model, headers[model]) for model in models}
-    rules = recipe.tokenizer.tokens if recipe.tokenizer is not None else {}
     lent: dict[int, tuple[Row, ...]] = {}
     for token, number in tokenizer.ids.items():
         owners = [(model, int(own[model][number])) for model in models if own[model][number] >= 0]

@@ -1,0 +1,166 @@
+"""`evomerge align`: copies of models over one vocabulary hold every row where the tokenizer says, and a search takes them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from evomerge.build import align_models, make_problem, merge_recipe, parse_config
+from evomerge.core import ConfigError, RecipeError
+from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def write_model(folder: Path, seed: int, *tokens: str, dtype: str = "bfloat16") -> None:
+    """A model with tokens of its own after those that all have."""
+    n_tokens = _n_known(write_tiny_llama(folder, seed=seed)) + len(tokens)
+    write_tiny_llama(folder, seed=seed, tied=False, vocab=n_tokens, dtype=dtype)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(list(tokens))
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _n_known(folder: Path) -> int:
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_model(tmp_path / "base", 0)
+    write_model(tmp_path / "a", 1, "<ours>", "<both>")
+    write_model(tmp_path / "b", 2, "<theirs>", "<both>", dtype="float32")
+    write_toy_task(tmp_path / "toy.yaml", n_items=4)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ids(folder: Path | str) -> dict[str, int]:
+    return Tokenizer.from_file(str(Path(folder) / "tokenizer.json")).get_vocab()
+
+
+def weights(folder: Path | str) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def settings(*experts: str, base: str) -> dict[str, object]:
+    return {
+        "models": {"base": base, "experts": {Path(expert).name: expert for expert in experts}},
+        "method": "task_arithmetic",
+        "tasks": ["toy.yaml"],
+        "budget": {"evaluations": 4},
+    }
+
+
+def test_copies_hold_the_rows_of_one_vocabulary(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="`evomerge align` gives the models one vocabulary"):
+        make_problem(parse_config(settings("a", "b", base="base"), folder=folder))
+    aligned = align_models(["a", "b"], "out", base="base")
+    new = ids("out/base")
+    assert new == ids("out/a") == ids("out/b")
+    assert set(new) == set(ids("base")) | {"<ours>", "<both>", "<theirs>"}
+    assert (aligned.n_tokens, aligned.n_rows) == (len(new), len(new))
+    for name in ("base", "a", "b"):
+        old, copy, own = weights(name), weights(f"out/{name}"), ids(name)
+        assert {key: tensor.dtype for key, tensor in copy.items()} == {key: tensor.dtype for key, tensor in old.items()}
+        for key, tensor in old.items():
+            if key not in (EMBEDDING, HEAD):
+                assert torch.equal(copy[key], tensor)
+                continue
+            for token, row in new.items():
+                if token in own:
+                    assert torch.equal(copy[key][row], tensor[own[token]])
+    lent, owner = weights("out/b"), weights("a")
+    torch.testing.assert_close(lent[EMBEDDING][new["<ours>"]], owner[EMBEDDING][ids("a")["<ours>"]].float())
+    both = [weights(name)[HEAD][ids(name)["<both>"]].float() for name in "ab"]
+    assert torch.equal(weights("out/base")[HEAD][new["<both>"]], ((both[0] + both[1]) / 2).bfloat16())
+    assert json.loads(Path("out/a/config.json").read_text())["vocab_size"] == len(new)
+    merge_recipe("out/a/recipe.yaml", "again")
+    assert Path("again/model.safetensors").read_bytes() == Path("out/a/model.safetensors").read_bytes()
+    problem = make_problem(parse_config(settings("out/a", "out/b", base="out/base"), folder=folder))
+    assert set(problem.headers) == {str(folder / "out" / name) for name in ("base", "a", "b")}
+
+
+def test_models_that_have_the_vocabulary_stay_where_they_are(folder: Path) -> None:
+    write_model(folder / "c", 3)
+    aligned = align_models(["one=a", "c"], "out", base="base", tokenizer="base")
+    assert aligned.lines() == [
+        "base: unchanged",
+        "out/one: written",
+        "c: unchanged",
+        f"{len(ids('base'))} tokens, {len(ids('base'))} embedding rows",
+        "next: evomerge init out/one c --base base",
+    ]
+    assert ids("out/one") == ids("base")
+    assert torch.equal(weights("out/one")[EMBEDDING], weights("a")[EMBEDDING][: len(ids("base"))])
+
+
+def test_the_same_tokens_under_other_ids_are_arranged(folder: Path) -> None:
+    content = json.loads(Path("base/tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["x"], vocabulary["y"] = vocabulary["y"], vocabulary["x"]
+    write_model(folder / "moved", 3)
+    Path("moved/tokenizer.json").write_text(json.dumps(content))
+    align_models(["moved"], "out", base="base")
+    old, new = weights("moved")[EMBEDDING], weights("out/moved")[EMBEDDING]
+    assert torch.equal(new[ids("base")["x"]], old[ids("base")["y"]])
+    assert not Path("out/base").exists()
+
+
+def test_without_a_base_the_first_model_is_where_the_order_comes_from(folder: Path) -> None:
+    aligned = align_models(["b", "a"], "out", pad_to_multiple_of=64)
+    assert ids("out/a") == ids("out/b")
+    assert ids("out/a") == ids("b") | {"<ours>": len(ids("b"))}
+    assert aligned.n_rows == weights("out/a")[EMBEDDING].shape[0] == 128
+    assert aligned.lines()[-1] == "next: evomerge init out/b out/a"
+    align_models(["b", "a"], "as-a", tokenizer="a")
+    assert [path.name for path in Path("as-a").iterdir()] == ["b"]
+    assert ids("as-a/b") == ids("a")
+
+
+def test_a_copy_keeps_its_own_chat_template(folder: Path) -> None:
+    Path("b/chat_template.jinja").write_text("{{ messages[0].content }}<both>")
+    align_models(["a", "b"], "out", base="base")
+    assert Path("out/b/chat_template.jinja").read_text() == "{{ messages[0].content }}<both>"
+    assert not Path("out/a/chat_template.jinja").exists()
+
+
+def test_nothing_is_written_where_models_or_folders_are_in_the_way(folder: Path) -> None:
+    write_tiny_llama(folder / "deep", seed=4, n_layers=3, tied=False)
+    write_model(folder / "out" / "b", 5, "<mine>")
+    before = weights("out/b")
+    for experts, kind, message in (
+        (["a"], ConfigError, "name at least two models"),
+        (["a", "x=b", "x=base"], ConfigError, "two models are called 'x'"),
+        (["a", "b"], ConfigError, "out/b exists; give another --out, or --overwrite"),
+        (["a", "deep"], RecipeError, "deep has 3 layers"),
+    ):
+        with pytest.raises(kind, match=message):
+            align_models(experts, "out")
+        assert [path.name for path in Path("out").iterdir()] == ["b"]
+    with pytest.raises(
+        ConfigError, match=r"tokenizer 'c': expected union, base, the name of a model \(a, b\), or a folder"
+    ):
+        align_models(["a", "b"], "out", tokenizer="c")
+    assert weights("out/b").keys() == before.keys()
+    align_models(["a", "b"], "out", overwrite=True)
+    assert "<mine>" not in ids("out/b")
+
+
+def evomerge(*arguments: str) -> list[str]:
+    command = [sys.executable, "-m", "evomerge", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_what_the_command_says_comes_next_can_be_done(folder: Path) -> None:
+    *written, size, last = evomerge("align", "a", "b", "--base", "base", "--out", "out")
+    assert written == ["out/base: written", "out/a: written", "out/b: written"]
+    assert size == f"{len(ids('out/a'))} tokens, {len(ids('out/a'))} embedding rows"
+    said = evomerge(*last.removeprefix("next: evomerge ").split(), "-t", "toy.yaml")
+    assert said == ["search.yaml: written", "next: evomerge search search.yaml"]
