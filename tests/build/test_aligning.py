@@ -81,10 +81,15 @@ def test_copies_hold_the_rows_of_one_vocabulary(folder: Path) -> None:
     both = [weights(name)[HEAD][ids(name)["<both>"]].float() for name in "ab"]
     assert torch.equal(weights("out/base")[HEAD][new["<both>"]], ((both[0] + both[1]) / 2).bfloat16())
     assert json.loads(Path("out/a/config.json").read_text())["vocab_size"] == len(new)
-    merge_recipe("out/a/recipe.yaml", "again")
-    assert Path("again/model.safetensors").read_bytes() == Path("out/a/model.safetensors").read_bytes()
     problem = make_problem(parse_config(settings("out/a", "out/b", base="out/base"), folder=folder))
     assert set(problem.headers) == {str(folder / "out" / name) for name in ("base", "a", "b")}
+
+
+def test_the_recipe_of_a_copy_makes_it_again_from_anywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    align_models(["a", "b"], "out", base="base")
+    monkeypatch.chdir(folder / "out")
+    again = merge_recipe(folder / "out" / "a" / "recipe.yaml", folder / "again")
+    assert (again / "model.safetensors").read_bytes() == Path("a/model.safetensors").read_bytes()
 
 
 def test_models_that_have_the_vocabulary_stay_where_they_are(folder: Path) -> None:
