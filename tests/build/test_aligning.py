@@ -87,9 +87,11 @@ def test_copies_hold_the_rows_of_one_vocabulary(folder: Path) -> None:
 
 def test_the_recipe_of_a_copy_makes_it_again_from_anywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     align_models(["a", "b"], "out", base="base")
-    monkeypatch.chdir(folder / "out")
-    again = merge_recipe(folder / "out" / "a" / "recipe.yaml", folder / "again")
-    assert (again / "model.safetensors").read_bytes() == Path("a/model.safetensors").read_bytes()
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    copy = folder / "out" / "a"
+    again = merge_recipe(copy / "recipe.yaml", "again")
+    assert (again / "model.safetensors").read_bytes() == (copy / "model.safetensors").read_bytes()
 
 
 def test_models_that_have_the_vocabulary_stay_where_they_are(folder: Path) -> None:
