@@ -1,11 +1,12 @@
 """Golden trajectories: the first 20 proposals of every strategy. `python tests/strategy/strategy_golden.py --write` rewrites the file.
 
-They are those of the versions in `requirements/cpu.txt`: other versions of numpy, scipy, torch and the strategies' libraries may round otherwise,
+They are those of Python 3.11 and of the versions in `requirements/cpu.txt`: other versions of numpy, scipy, torch and the strategies' libraries may round otherwise,
 and from the first bit that differs a search goes another way (an eigenvector turns, another point of a front is the best).
 """
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from importlib.metadata import Distribution
@@ -53,7 +54,12 @@ def other_versions() -> str:
     pinned = dict(line.split("==") for line in PINNED.read_text().splitlines() if "==" in line)
     installed = {dist.name: dist.version for name in LIBRARIES for dist in Distribution.discover(name=name)}
     others = {name: found for name, found in installed.items() if found.split("+")[0] != pinned[name].split("+")[0]}
-    return ", ".join(f"{name} {found} instead of {pinned[name]}" for name, found in others.items())
+    named = [f"{name} {found} instead of {pinned[name]}" for name, found in others.items()]
+    if sys.version_info >= (3, 12):
+        named.append(
+            f"Python {platform.python_version()} instead of 3.11 (its sum() of floats rounds otherwise, which cma uses)"
+        )
+    return ", ".join(named)
 
 
 def rounded_alike() -> dict[str, list[list[float]]]:
