@@ -1,16 +1,18 @@
 """Copies of models with one vocabulary, which a search needs. Each copy is a merge in which the other models only lend rows."""
 
-import os
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evomerge.build.models import merge_recipe
-from evomerge.build.starting import default_name, found, named, named_source, refuse_existing
+from evomerge.build.starting import default_name, found, named, named_source
+from evomerge.config import check_expert_name
 from evomerge.core import ConfigError, FilePath
-from evomerge.plan import chat_template_of, make_plan, read_headers
-from evomerge.recipe import Recipe, Setting, Slice, Source, TokenizerSpec
+from evomerge.plan import ModelHeader, chat_template_of, make_plan, read_headers
+from evomerge.plan.model_header import FLOAT_DTYPES
+from evomerge.recipe import Recipe, Setting, Slice, Source, TokenizerSpec, naming
+from evomerge.recipe.tokenizer_spec import BASE, UNION
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,48 +57,50 @@ def align_models(
 ) -> AlignedModels:
     """Writes a copy of each model, with its embedding rows in the order of one vocabulary, as `out`/NAME.
 
-    Weights keep their values and dtypes, tokens that a model lacks get rows as in merges with a `tokenizer` (docs/merge-methods.md).
-    Copies have the config of the base (without one, of the first model) and the same tokenizer, but for a chat template of their own.
-    Models that have the vocabulary already are not copied.
+    Weights keep their values; models of several dtypes become float32. Tokens that a model lacks get rows as in merges with a `tokenizer`
+    (docs/merge-methods.md). Copies have the config of the base (without one, of the first model) and the same tokenizer, but for a chat
+    template of their own. Models that have the vocabulary already, and as many rows, are not copied.
 
     Args:
         experts: folders of models, as `path` or `name=path`; `path+lora` is a model with an adapter, whose copy has it merged.
         out: the folder of the copies.
         base: the model they were all trained from.
         tokenizer: "union" of all models' tokens, "base" (without one, of the first model), a model's name, or a folder with a tokenizer.
-        pad_to_multiple_of: rows are added up to a multiple of this.
+        pad_to_multiple_of: rows are added up to a multiple of this; None = up to those that the base (of a union, the largest model) has.
         max_memory: of all tensors in memory at a time, in bytes or as text; None = a few tensors.
         overwrite: replace copies that are there.
 
     Raises:
-        ConfigError: too few models, two of one name, or a copy is there already.
-        RecipeError: the models do not fit each other, or a tokenizer cannot be read or joined.
+        ConfigError: too few models, two of one name, or a name that experts cannot have.
+        RecipeError: the models do not fit each other, a tokenizer cannot be read or joined, or a copy is there already.
         CheckpointError: a model is damaged, or the disk has no room.
     """
     out = Path(out)
     sources = named([*([("", Source(str(base)))] if base else []), *map(named_source, experts)])
     if len(sources) < 2:
         raise ConfigError("name at least two models, or one and its --base")
-    # absolute, as the recipes in the copies' folders are read anywhere
-    models = {name: found(source).moved(os.path.abspath) for name, source in sources.items()}
-    spec = TokenizerSpec(_vocabulary(tokenizer, models), {}, pad_to_multiple_of)
-    first, *_ = models
-    joint = _linear(models.values(), models[first].key if base else None, spec)
+    first, *_ = sources
+    models = _checked(
+        {name: found(source).moved(_absolute) for name, source in sources.items()}, first if base else None
+    )
+    joint = _linear(models.values(), models[first].key if base else None)
     headers = read_headers(joint)
 
     # seconds of work, for which wrong names do not wait
-    from evomerge.weights import alignment_to
+    from evomerge.weights import alignment_to, check_target
 
+    spec = TokenizerSpec(_vocabulary(tokenizer, models), {}, pad_to_multiple_of)
     alignment = alignment_to(spec, joint, headers)
+    n_rows = _rows_with_padding(spec, models[first].key, headers)
+    if pad_to_multiple_of is None and n_rows > alignment.n_rows:
+        spec, alignment = replace(spec, pad_to_multiple_of=n_rows), replace(alignment, n_rows=n_rows)
     make_plan(joint, alignment.headers(headers))
     copies = {name: out / name for name, model in models.items() if not alignment.leaves(model.key, headers[model.key])}
+    recipes = {name: _copying(models[name], models, spec, joint.base, headers) for name in copies}
     for folder in copies.values():
-        refuse_existing(folder, overwrite=overwrite)
+        check_target(folder, headers, overwrite)
     for name, folder in copies.items():
-        header = headers[models[name].key]
-        recipe = _linear(models.values(), joint.base, spec, alone=models[name])
-        recipe = replace(recipe, out_dtype=header.dtype, chat_template=chat_template_of(header))
-        merge_recipe(recipe, folder, max_memory=max_memory, overwrite=overwrite)
+        merge_recipe(recipes[name], folder, max_memory=max_memory, overwrite=overwrite)
     placed = {name: Source(str(copies[name])) if name in copies else source for name, source in sources.items()}
     return AlignedModels(
         base=placed[first] if base else None,
@@ -107,17 +111,54 @@ def align_models(
     )
 
 
-def _linear(
-    models: Collection[Source], base: str | None, tokenizer: TokenizerSpec, *, alone: Source | None = None
-) -> Recipe:
-    """A sum of the models over the joint vocabulary; of `alone`, the others have no weight, and lend rows."""
+def _absolute(path: str) -> str:
+    """As recipes in the folders of copies are read anywhere; ".." stays, which behind a link leads elsewhere than it seems."""
+    return str(Path(path).absolute())
+
+
+def _checked(models: Mapping[str, Source], base: str | None) -> Mapping[str, Source]:
+    """Raises ConfigError where an expert cannot be called so in a search, which copies are named for, or two are one model."""
+    seen: dict[str, str] = {}
+    for name, model in models.items():
+        if name != base:
+            try:
+                check_expert_name(name)
+            except ValueError as problem:
+                raise ConfigError(f"{problem}; name it, e.g. first={model.key}") from None
+        if model.key in seen:
+            raise ConfigError(f"{seen[model.key]!r} and {name!r} are one model, {model.key}; leave one out")
+        seen[model.key] = name
+    return models
+
+
+def _linear(models: Collection[Source], base: str | None, *, alone: Source | None = None) -> Recipe:
+    """A sum of the models; of `alone`, the others have no weight, and lend rows."""
     sources = (replace(model, parameters={"weight": (Setting(float(alone in (None, model))),)}) for model in models)
-    return Recipe("linear", (Slice(tuple(sources)),), base=base, tokenizer=tokenizer)
+    return Recipe("linear", (Slice(tuple(sources)),), base=base)
+
+
+def _copying(
+    model: Source,
+    models: Mapping[str, Source],
+    tokenizer: TokenizerSpec,
+    base: str | None,
+    headers: Mapping[str, ModelHeader],
+) -> Recipe:
+    """The merge that copies `model`. Raises RecipeError where Jinja cannot parse its chat template."""
+    from evomerge.weights import chosen_template
+
+    header = headers[model.key]
+    template = chat_template_of(header)
+    if template is not None:
+        with naming(model.key):
+            chosen_template(template, headers)
+    recipe = _linear(models.values(), base, alone=model)
+    return replace(recipe, tokenizer=tokenizer, out_dtype=_dtype_of_all(header), chat_template=template)
 
 
 def _vocabulary(given: str, models: Mapping[str, Source]) -> str:
     """The source of a `TokenizerSpec` that `--tokenizer` means."""
-    if given in ("union", "base"):
+    if given in (UNION, BASE):
         return given
     if given in models:
         return models[given].key
@@ -125,4 +166,18 @@ def _vocabulary(given: str, models: Mapping[str, Source]) -> str:
         raise ConfigError(
             f"tokenizer {given!r}: expected union, base, the name of a model ({', '.join(models)}), or a folder with a tokenizer"
         )
-    return os.path.abspath(given)
+    return _absolute(given)
+
+
+def _rows_with_padding(spec: TokenizerSpec, first: str, headers: Mapping[str, ModelHeader]) -> int:
+    """How many embedding rows there are where models keep their padding: in a union those of the largest, else those of the vocabulary's model."""
+    of_model = {key: header.vocab_size or 0 for key, header in headers.items()}
+    if spec.source == UNION:
+        return max(of_model.values())
+    return of_model.get(first if spec.source == BASE else spec.source, 0)
+
+
+def _dtype_of_all(header: ModelHeader) -> str:
+    """The type that holds every weight of the model as it is: float32 where it has several."""
+    found = {FLOAT_DTYPES[tensor.dtype] for tensor in header.tensors.values() if tensor.dtype in FLOAT_DTYPES}
+    return found.pop() if len(found) == 1 else "float32"

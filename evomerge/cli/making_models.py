@@ -112,13 +112,18 @@ def align(
     tokenizer: Annotated[
         str,
         typer.Option(
-            metavar="union|base|FOLDER",
-            help="Vocabulary: of all models together, of the base (else of the first model), or of a folder with a tokenizer.",
+            metavar="union|base|NAME|FOLDER",
+            help="Vocabulary: of all models together, of the base (else of the first model), of a model, or of a folder with a tokenizer.",
         ),
     ] = "union",
     pad_to_multiple_of: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Round the number of embedding rows up to this.", show_default=False),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Round the number of embedding rows up to this. (default: as many as the base, of a union as the largest model)",
+            show_default=False,
+        ),
     ] = None,
     max_memory: MaxMemory = None,
     overwrite: Annotated[bool, flag("--overwrite", help="Replace copies in the folder.")] = False,

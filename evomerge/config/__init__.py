@@ -12,6 +12,7 @@ from evomerge.config.schema import (
     StackingConfig,
     SyntheticConfig,
     TaskConfig,
+    check_expert_name,
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "StackingConfig",
     "SyntheticConfig",
     "TaskConfig",
+    "check_expert_name",
     "parse_config",
     "read_config",
     "read_evolve_config",

@@ -34,6 +34,14 @@ class ModelConfig(_Strict):
 _Model = Annotated[ModelConfig, BeforeValidator(path_and_lora)]
 
 
+def check_expert_name(name: str) -> None:
+    """Raises ValueError where an expert cannot be called so."""
+    if name == "base" or not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(
+            f"expert name {name!r} must be letters, digits, '_', '-' and '.', begin with none of the last two, and not be 'base'"
+        )
+
+
 class ModelsConfig(_Strict):
     """The models to be merged."""
 
@@ -46,10 +54,7 @@ class ModelsConfig(_Strict):
     @classmethod
     def _names(cls, value: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
         for name in value:
-            if name == "base" or not re.fullmatch(r"\w[\w.-]*", name):
-                raise ValueError(
-                    f"expert name {name!r} must be letters, digits, '_', '-' and '.', begin with none of the last two, and not be 'base'"
-                )
+            check_expert_name(name)
         return value
 
 

@@ -1,7 +1,8 @@
 """Resident weights, merge methods and the merger that writes a plan's tensors into an engine or a checkpoint."""
 
 import evomerge.weights.kernel_cache  # noqa: F401 - before anything that numba compiles
-from evomerge.weights.checkpoint.export import merge_file_to_folder, merge_to_folder
+from evomerge.weights.checkpoint.chat_templates import chosen_template
+from evomerge.weights.checkpoint.export import check_target, merge_file_to_folder, merge_to_folder
 from evomerge.weights.checkpoint.slots import write_slots_folder
 from evomerge.weights.checkpoint.vocabulary import alignment_to
 from evomerge.weights.kinship import strangers
@@ -15,6 +16,8 @@ __all__ = [
     "Merger",
     "WeightPool",
     "alignment_to",
+    "check_target",
+    "chosen_template",
     "gpu_methods",
     "merge_file_to_folder",
     "merge_to_folder",

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from evomerge.build import align_models, make_problem, merge_recipe, parse_config
 from evomerge.core import ConfigError, RecipeError
-from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_models import DEFAULT_VOCAB, write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -22,6 +22,10 @@ def write_model(folder: Path, seed: int, *tokens: str, dtype: str = "bfloat16") 
     """A model with tokens of its own after those that all have."""
     n_tokens = _n_known(write_tiny_llama(folder, seed=seed)) + len(tokens)
     write_tiny_llama(folder, seed=seed, tied=False, vocab=n_tokens, dtype=dtype)
+    write_tokens(folder, *tokens)
+
+
+def write_tokens(folder: Path, *tokens: str) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_special_tokens(list(tokens))
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -131,6 +135,50 @@ def test_without_a_base_the_first_model_is_where_the_order_comes_from(folder: Pa
     assert ids("as-a/b") == ids("a")
 
 
+def test_rows_of_padding_stay(folder: Path) -> None:
+    """So that models which have them already are not copied; but an expert's tokens are no padding of the base's."""
+    for name, seed in (("base", 0), ("a", 1)):
+        write_tiny_llama(folder / "padded" / name, seed=seed, tied=False)
+    n_tokens = len(ids("padded/base"))
+    aligned = align_models(["padded/a", "b"], "out", base="padded/base", tokenizer="base")
+    assert (aligned.n_tokens, aligned.n_rows) == (n_tokens, DEFAULT_VOCAB)
+    assert [copy.model for copy in aligned.copied] == ["out/b"]
+    write_tokens(folder / "padded" / "a", "<ours>")
+    aligned = align_models(["padded/a"], "union", base="padded/base")
+    assert (aligned.n_tokens, aligned.n_rows) == (n_tokens + 1, DEFAULT_VOCAB)
+    assert [copy.model for copy in aligned.copied] == ["union/base"]
+    assert torch.equal(weights("union/base")[EMBEDDING][n_tokens], weights("padded/a")[EMBEDDING][n_tokens])
+
+
+def test_weights_of_several_dtypes_keep_their_values(folder: Path) -> None:
+    mixed = weights("b") | {"model.norm.weight": weights("a")["model.norm.weight"]}
+    save_file(mixed, "b/model.safetensors")
+    align_models(["a", "b"], "out", base="base")
+    assert torch.equal(weights("out/b")["model.norm.weight"], mixed["model.norm.weight"].float())
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(weights("out/b")[name], mixed[name])
+
+
+def test_a_path_through_a_link_is_followed(folder: Path) -> None:
+    (folder / "far" / "sub").mkdir(parents=True)
+    (folder / "far" / "a").symlink_to(folder / "b")
+    (folder / "link").symlink_to(folder / "far" / "sub")
+    align_models(["x=link/../a"], "out", base="base", tokenizer="base")
+    assert torch.equal(weights("out/x")["model.norm.weight"], weights("b")["model.norm.weight"])
+
+
+def test_a_wrong_chat_template_is_told_before_anything_is_written(folder: Path) -> None:
+    Path("b/chat_template.jinja").write_text("{% if x %}")
+    with pytest.raises(RecipeError, match=f"{folder}/b: chat_template, line 1: "):
+        align_models(["a", "b"], "out", base="base")
+    assert not Path("out").exists()
+
+
+def test_models_are_no_place_for_copies(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^a: overlaps the source model .*/a; name another folder"):
+        align_models(["a", "b"], ".", overwrite=True)
+
+
 def test_a_copy_keeps_its_own_chat_template(folder: Path) -> None:
     Path("b/chat_template.jinja").write_text("{{ messages[0].content }}<both>")
     align_models(["a", "b"], "out", base="base")
@@ -145,7 +193,10 @@ def test_nothing_is_written_where_models_or_folders_are_in_the_way(folder: Path)
     for experts, kind, message in (
         (["a"], ConfigError, "name at least two models"),
         (["a", "x=b", "x=base"], ConfigError, "two models are called 'x'"),
-        (["a", "b"], ConfigError, "out/b exists; give another --out, or --overwrite"),
+        (["a", "../x=b"], ConfigError, r"expert name '../x' must be letters.*; name it, e.g. first=/.*/b"),
+        (["a", "base"], ConfigError, "expert name 'base' must be .*; name it, e.g. first="),
+        (["a", "x=a"], ConfigError, "'a' and 'x' are one model, .*/a; leave one out"),
+        (["a", "b"], RecipeError, "out/b: exists and is not empty; .* overwrite it"),
         (["a", "deep"], RecipeError, "deep has 3 layers"),
     ):
         with pytest.raises(kind, match=message):

@@ -79,7 +79,7 @@ def merge_to_folder(
     place = _place_of(out)
     remove_leftovers(place)
     headers = read_headers(recipe, trust_remote_code=trust_remote_code)
-    _check_target(out, headers, overwrite)
+    check_target(out, headers, overwrite)
     with naming(where):
         template = None if recipe.chat_template is None else chosen_template(recipe.chat_template, headers)
         alignment = align(recipe, headers)
@@ -115,7 +115,7 @@ def merge_file_to_folder(file: RecipeFile, out: Path | str, *, overwrite: bool =
         return merge_to_folder(file.final, out, overwrite=overwrite, where=file.place(), **options)
     out = Path(out)
     remove_leftovers(_place_of(out))
-    _check_target(out, {}, overwrite)
+    check_target(out, {}, overwrite)
     seed, dtype = options.pop("seed", None), options.pop("dtype", None)
     named = {name: _overridden(recipe, seed, None) for name, recipe in file.named.items()}
     file = replace(file, final=_overridden(file.final, seed, dtype), named=named)
@@ -181,7 +181,8 @@ def _place_of(out: Path) -> Path:
     return out.resolve() if out.is_symlink() else out
 
 
-def _check_target(out: Path, headers: Mapping[str, ModelHeader], overwrite: bool) -> None:
+def check_target(out: Path, headers: Mapping[str, ModelHeader], overwrite: bool) -> None:
+    """Raises RecipeError where no model can be written to `out`, or only over another one."""
     if out.exists() and not out.is_dir():
         raise RecipeError(f"{out}: is a file; name a folder")
     target = out.resolve()
