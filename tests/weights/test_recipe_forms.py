@@ -273,6 +273,26 @@ def test_a_tokenizer_of_another_folder(models):
     assert str(models) not in (models / "out" / "README.md").read_text()
 
 
+def test_ids_in_configs_are_those_of_the_new_vocabulary(models, caplog):
+    content = json.loads((models / "b" / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["x"], vocabulary["y"] = vocabulary["y"], vocabulary["x"]
+    (models / "tokenizer").mkdir()
+    (models / "tokenizer" / "tokenizer.json").write_text(json.dumps(content))
+    lost = add_token(models / "a", "<lost>")
+    x, y = vocabulary["y"], vocabulary["x"]
+    text = "merge_method: passthrough\nmodels: [{model: a}]\ntokenizer_source: tokenizer\n"
+    ids = {"eos_token_id": [x, lost], "forced_eos_token_id": x, "suppress_tokens": [y, lost], "pad_token_id": lost}
+    (models / "a" / "generation_config.json").write_text(json.dumps(ids))
+    merge(models, text)
+    written = json.loads((models / "out" / "generation_config.json").read_text())
+    assert written == {"eos_token_id": [y], "forced_eos_token_id": y, "suppress_tokens": [x], "pad_token_id": None}
+    assert "no token that ends" not in caplog.text
+    (models / "a" / "generation_config.json").write_text(json.dumps({"eos_token_id": lost}))
+    merge(models, text, overwrite=True)
+    assert f"no token that ends answers of {models}/a" in caplog.text
+
+
 def test_a_token_of_no_model_that_makes_the_embedding_is_reported(models, caplog):
     ids = [add_token(models / name, f"<{name}>") for name in "ab"]
     slices = "slices: [{sources: [{model: b, layer_range: [0, 2]}]}]\n"

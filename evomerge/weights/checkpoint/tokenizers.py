@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from evomerge.recipe.tokenizer_spec import BASE, UNION
 
 logger = logging.getLogger(__name__)
 
-_TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_TOKEN_ID_KEY = re.compile(r"\w+_token_id|suppress_tokens|begin_suppress_tokens")
+"""settings whose value is the id of a token, or a list of them"""
 
 _LONGEST_REASON = 300
 """characters of what transformers says, which may be pages"""
@@ -52,12 +54,18 @@ class MergedTokenizer:
             return self.ids.get(tokens.get(number, "")) if isinstance(number, int) else None
 
         changed = dict(config)
-        for key in _TOKEN_ID_KEYS:
-            value = config.get(key)
+        for key, value in config.items():
+            if not _TOKEN_ID_KEY.fullmatch(key):
+                continue
             if isinstance(value, list):
                 changed[key] = [new for new in map(translate, value) if new is not None]
             elif value is not None:
                 changed[key] = translate(value)
+            if key == "eos_token_id" and value not in (None, []) and changed[key] in (None, []):
+                logger.warning(
+                    "tokenizer: the new vocabulary has no token that ends answers of %s, which then end at their greatest length only",
+                    self.owner,
+                )
         return changed
 
 
