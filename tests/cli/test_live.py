@@ -119,7 +119,7 @@ def test_init_finds_names_for_folders_of_any_name(models: Path) -> None:
     ("experts", "error", "message"),
     [
         (["math"], ConfigError, "cannot be merged"),
-        (["math", "x=math", "x=base"], ConfigError, "two experts are called 'x'"),
+        (["math", "x=math", "x=base"], ConfigError, "two models are called 'x'"),
         (["math", "a/b=base"], ConfigError, "expert name 'a/b'"),
         (["math", "nowhere"], CheckpointError, "nowhere"),
     ],

@@ -1,12 +1,13 @@
 """Merges of one tensor for the tests of the compiled kernels: shapes, dtypes, numbers of sources, densities, exact ties of magnitude."""
 
 import math
+from dataclasses import replace
 
 import torch
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from evomerge.core import RecipeError
+from evomerge.core import CheckpointError, RecipeError
 from evomerge.plan import MergePlan, Region, TensorInput, TensorStep
 from evomerge.recipe import BaseRole, Scope, method_spec
 from evomerge.weights import Merger, WeightPool
@@ -98,6 +99,11 @@ def cases(draw, method, edges=(1024, 3072), math_dtype="float32"):
             next(Merger(pool, fused=False).tensors(plan))
         except RecipeError:  # directions that cancel
             reject()
+    if out == "float16":
+        try:
+            next(Merger(pool, fused=False).tensors(plan))
+        except CheckpointError:  # an entry is divided by weights whose sum is nearly 0
+            plan = replace(plan, dtype="float32")
     return plan, pool
 
 

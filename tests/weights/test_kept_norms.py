@@ -11,6 +11,8 @@ from fused_cases import cases, fixed_case, kept_norms_seen
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from evomerge.core import CheckpointError
+from evomerge.plan import MergePlan
 from evomerge.weights.fused import batch, statistics
 from evomerge.weights.fused.blocks import BLOCK, F32
 from evomerge.weights.fused.lanes import LANES
@@ -21,6 +23,14 @@ from evomerge.weights.fused.tables import delta_of
 from evomerge.weights.merger import Merger
 from evomerge.weights.philox import DECISIONS, random_halves
 from evomerge.weights.task_vectors import TINY_SUM
+
+
+def merged(merger: Merger, plan: MergePlan) -> object:
+    """The numbers of a plan's first tensor, or why it is refused: weights whose sum is nearly 0 may make it overflow."""
+    try:
+        return next(merger.tensors(plan))[1].tolist()
+    except CheckpointError as problem:
+        return str(problem)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +66,7 @@ def test_norms_known_for_every_density_are_those_measured(method, math_dtype, mo
             inputs = [replace(entry, parameters={**entry.parameters, **chosen}) for entry in step.inputs]
             candidate = replace(step, inputs=tuple(inputs), parameters={**step.parameters, "rescale": True})
             candidate_plan = replace(plan, steps=(candidate,), seed=seed)
-            found = [next(merger.tensors(candidate_plan))[1] for merger in (resident, Merger(pool, once=True))]
-            assert torch.equal(*found)
+            assert merged(resident, candidate_plan) == merged(Merger(pool, once=True), candidate_plan)
 
     check()
     assert set(known) == {True, False}
