@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evomerge.build.models import merge_recipe
+from evomerge.build.models import merge_recipe, parse_bytes
 from evomerge.build.starting import default_name, found, named, named_source
 from evomerge.config import check_expert_name
 from evomerge.core import ConfigError, FilePath
@@ -79,6 +79,8 @@ def align_models(
     sources = named([*([("", Source(str(base)))] if base else []), *map(named_source, experts)])
     if len(sources) < 2:
         raise ConfigError("name at least two models, or one and its --base")
+    if max_memory is not None:
+        max_memory = parse_bytes(max_memory, "max memory")
     first, *_ = sources
     models = _checked(
         {name: found(source).moved(_absolute) for name, source in sources.items()}, first if base else None

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from evomerge.build import align_models, make_problem, merge_recipe, parse_config
+from evomerge.build.describing import notes
 from evomerge.core import ConfigError, RecipeError
 from evomerge.testing.tiny_models import DEFAULT_VOCAB, write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -118,6 +119,10 @@ def test_the_same_tokens_under_other_ids_are_arranged(folder: Path) -> None:
     vocabulary["x"], vocabulary["y"] = vocabulary["y"], vocabulary["x"]
     write_model(folder / "moved", 3)
     Path("moved/tokenizer.json").write_text(json.dumps(content))
+    problem = make_problem(parse_config(settings("moved", base="base"), folder=folder))
+    assert any(
+        "gives 2 tokens other ids" in note and "`evomerge align` arranges them alike" in note for note in notes(problem)
+    )
     align_models(["moved"], "out", base="base")
     old, new = weights("moved")[EMBEDDING], weights("out/moved")[EMBEDDING]
     assert torch.equal(new[ids("base")["x"]], old[ids("base")["y"]])
@@ -172,6 +177,12 @@ def test_a_wrong_chat_template_is_told_before_anything_is_written(folder: Path) 
     with pytest.raises(RecipeError, match=f"{folder}/b: chat_template, line 1: "):
         align_models(["a", "b"], "out", base="base")
     assert not Path("out").exists()
+
+
+def test_a_size_that_is_none_is_told_where_nothing_is_to_be_copied(folder: Path) -> None:
+    write_model(folder / "c", 3)
+    with pytest.raises(RecipeError, match="max memory 'lots': expected a size"):
+        align_models(["c"], "out", base="base", max_memory="lots")
 
 
 def test_models_are_no_place_for_copies(folder: Path) -> None:
