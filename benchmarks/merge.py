@@ -83,6 +83,9 @@ class Buffers:
 
     def __init__(self, plan: MergePlan) -> None:
         self._views = {step.output: torch.empty(step.shape, dtype=torch.bfloat16) for step in plan.steps}
+        self._regions = {
+            name: Region(tuple(slice(0, size) for size in view.shape), view) for name, view in self._views.items()
+        }
 
     def names(self) -> list[str]:
         return list(self._views)
@@ -93,8 +96,7 @@ class Buffers:
             self._views[step.output].copy_(pool.tensor(model, step.inputs[0].tensor))
 
     def regions(self, tensor: str) -> list[Region]:
-        view = self._views[tensor]
-        return [Region(tuple(slice(0, size) for size in view.shape), view)]
+        return [self._regions[tensor]]
 
 
 def write_models(folder: Path, size: str) -> list[str]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +20,11 @@ TensorKey = tuple[str, str]
 """(model, tensor name)"""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInput:
-    """One input of a step: tensor `tensor` of the model `source`, with the method's per-source parameters resolved to scalars."""
+class TensorInput(NamedTuple):
+    """One input of a step: tensor `tensor` of the model `source`, with the method's per-source parameters resolved to scalars.
+
+    A tuple, as is `TensorStep`: of models with many experts a candidate makes tens of thousands.
+    """
 
     source: str
     tensor: str
@@ -31,7 +33,7 @@ class TensorInput:
     @property
     def key(self) -> TensorKey:
         """What it is called among the tensors of all models."""
-        return self.source, self.tensor
+        return self[:2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,7 @@ class Piece:
     noise: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class TensorStep:
+class TensorStep(NamedTuple):
     """One output tensor.
 
     Attributes:

@@ -7,22 +7,23 @@ Knows nothing of recipes.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import torch
 
-from evomerge.core import CheckpointError, RecipeError
-from evomerge.plan import MergePlan, Region, TensorInput, TensorStep, WeightTarget, is_embedding, is_head
+from evomerge.core import CheckpointError
+from evomerge.plan import MergePlan, TensorInput, TensorStep, WeightTarget
 from evomerge.weights.fused.batch import Destination, FusedBatch
 from evomerge.weights.fused.steps import FusedStep
+from evomerge.weights.places import Place, Places
 from evomerge.weights.pool import WeightPool
 from evomerge.weights.registry import reference
 from evomerge.weights.scan import first_bad_element
 from evomerge.weights.tensor_group import TensorGroup
 from evomerge.weights.triton import triton_batch
 from evomerge.weights.warm_memory import WarmMemory
-from evomerge.weights.windows import Window, shape_of, whole, window_of
+from evomerge.weights.windows import Window, whole
 
 if TYPE_CHECKING:
     from evomerge.weights.triton.batch import TritonBatch
@@ -34,14 +35,6 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
-
-
-class _Place(NamedTuple):
-    """A step, where a part of its output goes, and the window that this part is, if it is one."""
-
-    step: TensorStep
-    region: Region
-    window: Window | None
 
 
 class Merger:
@@ -78,6 +71,7 @@ class Merger:
         self._fused = fused
         self._batch = FusedBatch(pool, threads, once=once)
         self._on_gpu: dict[torch.device, TritonBatch | None] = {}
+        self._places = Places()
 
     def tensors(self, plan: MergePlan) -> Iterator[tuple[str, torch.Tensor]]:
         """Every output tensor in the plan's order, rounded to `plan.dtype` (integer buffers keep their type).
@@ -104,8 +98,8 @@ class Merger:
             CheckpointError: a model's files have changed, or as `tensors`; the target then holds a mixture and must be written again.
         """
         self._pool.check_unchanged()
-        places: dict[torch.device, list[_Place]] = {}
-        for place in _places(plan, target):
+        places: dict[torch.device, list[Place]] = {}
+        for place in self._places.of(plan, target):
             places.setdefault(place.region.view.device, []).append(place)
         wait_for(places)
         try:
@@ -114,7 +108,7 @@ class Merger:
         finally:
             wait_for(places)
 
-    def _write(self, plan: MergePlan, places: Sequence[_Place], device: torch.device) -> None:
+    def _write(self, plan: MergePlan, places: Sequence[Place], device: torch.device) -> None:
         """Stores steps where they belong on `device`. One group of them is prepared while others are computed."""
         batch, written = self._batch_on(device), list[Destination]()
 
@@ -134,35 +128,37 @@ class Merger:
                 destination.memory.zero_()
             raise
 
-    def _groups(self, plan: MergePlan, places: Sequence[_Place], count: int) -> Iterator[Sequence[_Place]]:
+    def _groups(self, plan: MergePlan, places: Sequence[Place], count: int) -> Iterator[Sequence[Place]]:
         """All places, in order, in about `count` groups of equal size; in one where statistics are missing, which all threads look for."""
-        steps = {step.output: step for step, _, _ in places}.values()
+        steps = {place.step.output: place.step for place in places}.values()
         if count == 1 or self._batch.is_new(steps, DTYPES[plan.math_dtype]):
             yield places
             return
-        done = np.cumsum([region.view.numel() for _, region, _ in places])
+        done = np.cumsum([place.region.view.numel() for place in places])
         edges = np.searchsorted(done, done[-1] * np.arange(1, count) / count)
         for first, end in pairwise(np.unique([0, *edges.tolist(), len(places)]).tolist()):
             yield places[first:end]
 
-    def _direct(self, plan: MergePlan, group: Sequence[_Place], batch: "Batch") -> Iterator[Destination]:
+    def _direct(self, plan: MergePlan, group: Sequence[Place], batch: "Batch") -> Iterator[Destination]:
         """What `batch` can store itself; the rest is computed and stored here."""
         fused = self._forms(plan, list({place.step.output: place.step for place in group}.values()))
-        wanted = (
-            (step, fused[step.output], window or whole(step.n_elements))
-            for step, _, window in group
-            if step.output in fused
-        )
-        chosen = batch if batch.ready(wanted) else self._batch
-        for step, region, window in group:
-            form, everything = fused.get(step.output), whole(step.n_elements)
+        wanted: list[tuple[Place, Window]] = []
+        for place in group:
+            form = fused.get(place.step.output)
             if form is None:
-                region.view.copy_(self._plain(plan, step)[region.index])
-                continue
-            if chosen is not self._batch and window not in (None, everything):
+                place.region.view.copy_(self._plain(plan, place.step)[place.region.index])
+            else:
+                wanted.append((place, batch.covering(form, place.window or place.entire, place.entire)))
+        chosen = (
+            batch if batch.ready([(fused[place.step.output], covered) for place, covered in wanted]) else self._batch
+        )
+        for (step, region, window, entire), covered in wanted:
+            form = fused[step.output]
+            if chosen is not batch:
+                covered = window or entire
+            elif chosen is not self._batch and window is not None and window != entire:
                 # a GPU has a part of the tensor, and norms are of all of it
                 fused[step.output] = form = self._batch.measured(step, form)
-            covered = chosen.covering(step, form, window or everything)
             if covered != window:  # or where there is no window
                 merged = self._merged(plan, step, form, chosen, covered).view(step.shape)
                 region.view.copy_(merged[region.index])
@@ -228,34 +224,6 @@ class Merger:
 
     def _input(self, entry: TensorInput) -> torch.Tensor:
         return self._pool.tensor(*entry.key)
-
-
-def _places(plan: MergePlan, target: WeightTarget) -> Iterator[_Place]:
-    """Where everything goes that the target holds and a plan makes.
-
-    Raises:
-        RecipeError: as `Merger.write`.
-    """
-    steps = {step.output: step for step in plan.steps}
-    for name in target.names():
-        if name in plan.idle:
-            continue
-        step = steps.get(name) or _tied(name, steps)
-        if step is None:
-            raise RecipeError(f"the engine has a tensor {name!r} that the merge does not make")
-        for region in target.regions(name):
-            if shape_of(region.index, step.shape) != tuple(region.view.shape):
-                raise RecipeError(
-                    f"tensor {name!r}: the merge gives shape {step.shape}, of which the engine wants {region.index} as {tuple(region.view.shape)}"
-                )
-            yield _Place(step, region, window_of(region.index, step.shape))
-
-
-def _tied(name: str, steps: Mapping[str, TensorStep]) -> TensorStep | None:
-    """What makes the output layer `name`, which the target has beside its embedding, of a model that ties it to this; None where there is none."""
-    if not is_head(name) or any(map(is_head, steps)):
-        return None
-    return next((step for output, step in steps.items() if is_embedding(output)), None)
 
 
 def wait_for(devices: Iterable[torch.device]) -> None:

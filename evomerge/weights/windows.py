@@ -4,6 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Window(NamedTuple):
     """Elements of a flat tensor, in order: stretches of equal length, equally far apart. Rows of a matrix are one stretch, columns as many as it has rows.
@@ -31,6 +34,14 @@ class Window(NamedTuple):
             return 0
         row, column = divmod(element - self.start, self.pitch)
         return min(row * self.length + min(column, self.length), self.n_elements)
+
+
+def places_in(windows: NDArray[np.int64], elements: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`Window.place` of many windows, (..., 4) each field in turn, and elements, which broadcast."""
+    start, length, pitch, n_stretches = np.moveaxis(windows, -1, 0)
+    row, column = np.divmod(elements - start, np.maximum(pitch, 1))
+    before = np.minimum(row * length + np.minimum(column, length), length * n_stretches)
+    return np.where(elements > start, before, 0)
 
 
 def whole(n_elements: int) -> Window:

@@ -105,7 +105,7 @@ def test_shards_cut_anywhere_hold_what_the_whole_holds(method):
 def test_karcher_without_a_tolerance(n_sources):
     plan, pool = fixed_case("karcher", n_sources, dtype=torch.float32)
     (step,) = plan.steps
-    plan = replace(plan, dtype="float32", steps=(replace(step, parameters={"max_iter": 15.0, "tol": 0.0}),))
+    plan = replace(plan, dtype="float32", steps=(step._replace(parameters={"max_iter": 15.0, "tol": 0.0}),))
     (_, fused), (_, plain) = next(Merger(pool).tensors(plan)), next(Merger(pool, fused=False).tensors(plan))
     assert fuse(plan.steps[0], Statistics(pool)) is not None
     assert close(fused, plain, plan)
@@ -236,7 +236,7 @@ def test_any_share_of_the_most_varied_entries_is_selected_again_and_again(case, 
     plan, pool = case
     resident = Merger(pool, threads=2)
     for share in shares:
-        candidate = replace(plan, steps=(replace(plan.steps[0], parameters={"select_topk": share}),))
+        candidate = replace(plan, steps=(plan.steps[0]._replace(parameters={"select_topk": share}),))
         (_, plain) = next(Merger(pool, fused=False).tensors(candidate))
         for merger in (resident, Merger(pool, once=True)):
             assert torch.equal(next(merger.tensors(candidate))[1], plain)
@@ -304,7 +304,7 @@ def test_results_outside_the_range_are_named(method):
 def test_rows_of_any_size_are_those_of_the_reference(method, parameters, shape):
     plan, pool = fixed_case(method, 3, shape=shape)
     (step,) = plan.steps
-    plan = replace(plan, dtype="float32", steps=(replace(step, parameters=parameters),))
+    plan = replace(plan, dtype="float32", steps=(step._replace(parameters=parameters),))
     target, resident = Views(plan, torch.float32, cut=0.4, offset=3), Merger(pool, threads=2)
     resident.write(plan, target)
     (_, plain) = next(Merger(pool, fused=False).tensors(plan))
@@ -353,9 +353,9 @@ def test_threads_are_for_what_was_not_looked_at_yet(monkeypatch):
 
     def uses_threads(step, layer):
         in_threads.clear()
-        inputs = tuple(replace(entry, tensor=layer) for entry in step.inputs)
-        base = step.base and replace(step.base, tensor=layer)
-        batch.prepare([replace(step, inputs=inputs, base=base)], 0, torch.float32)
+        inputs = tuple(entry._replace(tensor=layer) for entry in step.inputs)
+        base = step.base and step.base._replace(tensor=layer)
+        batch.prepare([step._replace(inputs=inputs, base=base)], 0, torch.float32)
         return bool(in_threads)
 
     assert [uses_threads(step, layer) for layer in "aabba"] == [True, False, True, False, False]
@@ -372,5 +372,5 @@ def test_directions_that_nearly_cancel_take_the_reference():
     plan = MergePlan((step,), 0, 0, "float32", "float32", 0)
     merged, plain = (next(Merger(pool, fused=fused).tensors(plan))[1] for fused in (True, False))
     assert torch.equal(merged, plain)
-    apart = replace(step, inputs=(inputs[0], replace(inputs[1], parameters={"weight": 0.5})))
+    apart = step._replace(inputs=(inputs[0], inputs[1]._replace(parameters={"weight": 0.5})))
     assert fuse(apart, Statistics(pool)) is not None

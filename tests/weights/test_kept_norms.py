@@ -63,8 +63,8 @@ def test_norms_known_for_every_density_are_those_measured(method, math_dtype, mo
             chosen = (
                 {"density": 0.11 + 0.78 * density, "epsilon": epsilon} if method == "della" else {"density": density}
             )
-            inputs = [replace(entry, parameters={**entry.parameters, **chosen}) for entry in step.inputs]
-            candidate = replace(step, inputs=tuple(inputs), parameters={**step.parameters, "rescale": True})
+            inputs = [entry._replace(parameters={**entry.parameters, **chosen}) for entry in step.inputs]
+            candidate = step._replace(inputs=tuple(inputs), parameters={**step.parameters, "rescale": True})
             candidate_plan = replace(plan, steps=(candidate,), seed=seed)
             assert merged(resident, candidate_plan) == merged(Merger(pool, once=True), candidate_plan)
 
@@ -79,7 +79,7 @@ def test_norms_of_dare_and_della_are_known_side_by_side(monkeypatch):
     (step,) = plan.steps
     known = Statistics(pool)
     for method in ("dare_ties", "della", "dare_ties"):
-        form = fuse(replace(step, method=method), known)
+        form = fuse(step._replace(method=method), known)
         assert all(norms.kept is not None for norms in form.norms.values())
 
 

@@ -60,22 +60,14 @@ def test_the_benchmark_runs(tmp_path):
     assert "interpreter" in found["gpu"]
 
 
-def test_the_benchmark_of_the_host_counts_from_recipe_to_launches(tmp_path):
+@pytest.mark.parametrize(("model", "n_parameters"), [("8b", 8.03e9), ("experts", 30.53e9)])
+def test_the_benchmark_of_the_host_counts_from_recipe_to_launches(tmp_path, model, n_parameters):
     file = tmp_path / "rows.json"
-    command = [
-        sys.executable,
-        BENCHMARK.with_name("merge_host.py"),
-        "--methods",
-        "ties",
-        "--rounds",
-        "2",
-        "--json",
-        file,
-    ]
-    subprocess.run(command, check=True, capture_output=True)
+    options = ["--model", model, "--methods", "ties", "--rounds", "2", "--json", file]
+    subprocess.run([sys.executable, BENCHMARK.with_name("merge_host.py"), *options], check=True, capture_output=True)
     (row,) = json.loads(file.read_text())["rows"]
     assert 0 < row["first_ms"] < row["all_ms"]
-    assert row["gpu_ms"] == pytest.approx(1e3 * 10 * 8.03e9 / (0.85 * 4.8e12), rel=1e-3)
+    assert row["gpu_ms"] == pytest.approx(1e3 * 10 * n_parameters / (0.85 * 4.8e12), rel=1e-3)
 
 
 def test_a_method_that_fails_loses_no_other_row_of_the_benchmark(benchmark, monkeypatch, tmp_path):

@@ -176,8 +176,8 @@ def test_an_expert_without_a_kept_element_is_not_rescaled():
     plan, pool = fixed_case("dare_linear", 2, rescale=True)
     (step,) = plan.steps
     first, second = step.inputs
-    inputs = (replace(first, parameters={**first.parameters, "density": 0.0}), second)
-    plan = replace(plan, seed=1, math_dtype="float16", steps=(replace(step, inputs=inputs),))
+    inputs = (first._replace(parameters={**first.parameters, "density": 0.0}), second)
+    plan = replace(plan, seed=1, math_dtype="float16", steps=(step._replace(inputs=inputs),))
     assert torch.equal(written(plan, pool, torch.bfloat16), next(Merger(pool).tensors(plan))[1])
 
 
@@ -230,8 +230,8 @@ def test_nothing_infinite_stays_of_any_group(bad):
     target, merger = Views(plan, torch.bfloat16), Merger(pool)
     merger.write(plan, target)
     steps = {step.output: step for step in plan.steps}
-    huge = tuple(replace(entry, parameters={"weight": 1e38, "density": 0.5}) for entry in steps[bad].inputs)
-    steps[bad] = replace(steps[bad], inputs=huge, parameters=steps[bad].parameters | {"lambda": 1e38})
+    huge = tuple(entry._replace(parameters={"weight": 1e38, "density": 0.5}) for entry in steps[bad].inputs)
+    steps[bad] = steps[bad]._replace(inputs=huge, parameters=steps[bad].parameters | {"lambda": 1e38})
     with pytest.raises(CheckpointError, match=f"'{bad}'"):
         merger.write(replace(plan, steps=tuple(steps.values())), target)
     assert not any(target.tensor(name).any() for name in "ab")
@@ -258,7 +258,7 @@ def test_a_tensor_that_is_refused_later_leaves_zeros_in_earlier_groups():
     merger.write(plan, target)
     assert target.views["a"].any()
     good, bad = plan.steps
-    bad = replace(bad, parameters=bad.parameters | {"lambda": 1e39})
+    bad = bad._replace(parameters=bad.parameters | {"lambda": 1e39})
     with pytest.raises(CheckpointError, match="'b'"):
         merger.write(replace(plan, steps=(good, bad)), target)
     assert not target.views["a"].any()

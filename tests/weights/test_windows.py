@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evomerge.weights.windows import Window, shape_of, whole, window_of
+from evomerge.weights.windows import Window, places_in, shape_of, whole, window_of
 
 
 @st.composite
@@ -33,8 +33,11 @@ def test_a_window_holds_what_is_taken(case):
     held = (starts[:, None] + np.arange(window.length)).reshape(-1)
     assert np.array_equal(held, flat[index].reshape(-1))
     assert window.n_elements == held.size
-    for element in (*range(flat.size + 1), 2**62):
-        assert window.place(element) == np.count_nonzero(held < element)
+    elements = [*range(flat.size + 1), 2**62]
+    assert [window.place(element) for element in elements] == [np.count_nonzero(held < element) for element in elements]
+    windows = np.array([window, whole(flat.size)])
+    places = [[each.place(element) for element in elements] for each in (window, whole(flat.size))]
+    assert places_in(windows[:, None], np.array([elements, elements])).tolist() == places
 
 
 def test_rows_columns_and_stacks():

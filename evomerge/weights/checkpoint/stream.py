@@ -142,7 +142,7 @@ class StreamedMerge:
         # about equal, so that the memory of one fits the others
         n_parts = -(-n_elements // _PART_ELEMENTS)
         edges = [n_elements * number // n_parts for number in range(n_parts + 1)]
-        return [_Part(replace(step, shape=(last - first,)), first) for first, last in pairwise(edges)]
+        return [_Part(step._replace(shape=(last - first,)), first) for first, last in pairwise(edges)]
 
     def _is_adapted(self, entry: TensorInput) -> bool:
         adapter = self._headers[entry.source].adapter

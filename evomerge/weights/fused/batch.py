@@ -1,7 +1,6 @@
 """`FusedBatch`: many output tensors computed by the compiled kernels in one go, each into memory of the caller's."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,8 +26,7 @@ _RANGE = np.dtype(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(NamedTuple):
     """Where a part of a step's output goes.
 
     Attributes:
@@ -51,8 +49,7 @@ class Destination:
         return F32_AS_BF16 if self.round_to_bf16 and kind == F32 else kind
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """Elements [first, end) of a destination, which one piece of its step computes; `key` is equal where `form` is."""
 
     key: tuple[str, int]
@@ -122,7 +119,7 @@ class FusedBatch:
 
     def can_read(self, step: TensorStep) -> bool:
         """Whether the kernels read the dtypes of all of the step's tensors."""
-        return all(self._stored(entry)[1] is not None for entry in step.sources)
+        return None not in [self._stored(entry)[1] for entry in step.sources]
 
     def is_new(self, steps: Iterable[TensorStep], math_dtype: torch.dtype) -> bool:
         """Whether `prepare` will look at tensors of `steps` for statistics that it does not know yet."""
@@ -146,21 +143,21 @@ class FusedBatch:
         statistics.find_cuts(self._threads)
         return forms
 
-    def ready(self, wanted: Iterable[tuple[TensorStep, FusedStep, Window]]) -> bool:
+    def ready(self, wanted: Iterable[tuple[FusedStep, Window]]) -> bool:
         """Whether these parts of steps can be computed: always, from the pool."""
         return True
 
     def _stored(self, entry: TensorInput) -> tuple[int, int | None]:
         """Address of a source's tensor and how the kernels read it."""
-        key = entry.key
+        key = entry[:2]
         found = self._stored_at.get(key)
         if found is None:
             tensor = self._pool.tensor(*key)
             found = self._stored_at[key] = (tensor.data_ptr(), kind_of(tensor))
         return found
 
-    def covering(self, step: TensorStep, form: FusedStep, window: Window) -> Window:
-        """What is computed where `window` is wanted: just that."""
+    def covering(self, form: FusedStep, window: Window, entire: Window) -> Window:
+        """What is computed where `window` of a tensor is wanted, which `entire` is all of: just that."""
         return window
 
     def measured(self, step: TensorStep, form: FusedStep) -> FusedStep:
@@ -178,7 +175,7 @@ class FusedBatch:
         kept = self._measured(ranges, outputs, inputs)
         del masks  # the table holds their addresses
         known = {position: form.norms[position]._replace(kept=float(kept[position])) for position in unknown}
-        return replace(form, norms={**form.norms, **known})
+        return form._replace(norms={**form.norms, **known})
 
     def run(self, groups: Iterable[Sequence[Destination]]) -> TensorStep | None:
         """Computes all destinations; while one group is computed, `groups` may prepare the next.
@@ -292,7 +289,7 @@ class FusedBatch:
 def _keys(steps: Iterable[TensorStep], precision: int) -> set[tuple[object, ...]]:
     """What steps with statistics are known by."""
     return {
-        (precision, step.method, step.output, *[entry.key for entry in step.inputs])
+        (precision, step.method, step.output, *[entry[:2] for entry in step.inputs])
         for step in steps
         if step.method not in ELEMENTWISE
     }

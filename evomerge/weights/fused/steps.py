@@ -1,8 +1,8 @@
 """Which methods the fused kernels compute, and how a step of each becomes table rows."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -56,8 +56,7 @@ Term = tuple[TensorInput, float, Prune]
 """an input, its weight and its pruning"""
 
 
-@dataclass(frozen=True, slots=True)
-class FusedStep:
+class FusedStep(NamedTuple):
     """A step in the form the kernels take.
 
     Attributes:
@@ -78,7 +77,7 @@ class FusedStep:
     normalize: bool = False
     divisor: float = 1.0
     scale: float = 1.0
-    norms: Mapping[int, Norms] = field(default_factory=dict)
+    norms: Mapping[int, Norms] = MappingProxyType({})
     pieces: tuple[tuple[int, "FusedStep"], ...] = ()
     precision: int = F32
     formula: int = SUM
@@ -105,8 +104,8 @@ def fuse(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     form = build(step, statistics)
     if form is None or precision == F32:
         return form
-    pieces = tuple([(end, replace(piece, precision=precision)) for end, piece in form.pieces])
-    return replace(form, pieces=pieces, precision=precision)
+    pieces = tuple([(end, piece._replace(precision=precision)) for end, piece in form.pieces])
+    return form._replace(pieces=pieces, precision=precision)
 
 
 @lru_cache(maxsize=4096)
@@ -272,11 +271,7 @@ class _TaskVector(NamedTuple):
 
 
 PruneBuilder = Callable[[_TaskVector, Statistics], Prune | None]
-"""How to prune a task vector; None where the kernels cannot."""
-
-
-def _keep_all(vector: _TaskVector, statistics: Statistics) -> Prune:
-    return NO_PRUNE
+"""how to prune a task vector; None where the kernels cannot"""
 
 
 def _keep_largest(vector: _TaskVector, statistics: Statistics) -> Prune:
@@ -331,15 +326,24 @@ def _pair(base: TensorInput, other: TensorInput) -> Pair:
     return base.key, other.key
 
 
+def _task_arithmetic(step: TensorStep, statistics: Statistics) -> FusedStep:
+    weights, divisor = _as_held(_weights(step), statistics.precision)
+    if not step.parameters["normalize"]:
+        divisor = 1.0
+    return FusedStep(
+        _weighted(step, weights), step.required_base, divisor=divisor, scale=float(step.parameters["lambda"])
+    )
+
+
 def _task_vectors(prune: PruneBuilder, *, elect_sign: bool) -> Builder:
     def build(step: TensorStep, statistics: Statistics) -> FusedStep | None:
         weights, divisor = _as_held(_weights(step), statistics.precision)
         base, n_elements, is_rescaled = step.required_base, step.n_elements, step.parameters.get("rescale", False)
-        base_key = base.key
+        base_key = base[:2]
         inputs: list[Term] = []
         norms: dict[int, Norms] = {}
         for position, (entry, weight) in enumerate(zip(step.inputs, weights, strict=True)):
-            vector = _TaskVector(step, position, entry, (base_key, entry.key), n_elements)
+            vector = _TaskVector(step, position, entry, (base_key, entry[:2]), n_elements)
             pruned = prune(vector, statistics)
             if pruned is None:
                 return None
@@ -360,7 +364,7 @@ _SUMS: Mapping[str, Builder] = {
     "passthrough": _passthrough,
     "shifted_linear": _shifted_linear,
     "slerp": _slerp,
-    "task_arithmetic": _task_vectors(_keep_all, elect_sign=False),
+    "task_arithmetic": _task_arithmetic,
     "ties": _task_vectors(_keep_largest, elect_sign=True),
     "dare_ties": _task_vectors(_keep_random, elect_sign=True),
     "dare_linear": _task_vectors(_keep_random, elect_sign=False),

@@ -27,7 +27,7 @@ from evomerge.weights.pool import WeightPool
 from evomerge.weights.triton.kernels import BLOCK, N_WARPS, answer_one, merge_chunks, pruned_l1_chunks
 from evomerge.weights.triton.resident import Item, ResidentSources, Source
 from evomerge.weights.triton.tables import Row, Tables, Variant, chunks_of, has_groups, row_of, tables_of, variant_of
-from evomerge.weights.windows import Window, whole
+from evomerge.weights.windows import Window
 
 logger = logging.getLogger(__name__)
 
@@ -69,27 +69,29 @@ class TritonBatch:
         self._no_room = False
         self._reasons: set[str] = set()
 
-    def covering(self, step: TensorStep, form: FusedStep, window: Window) -> Window:
-        """What is computed where `window` is wanted: the whole tensor where an edge of it lies within a group of a random mask."""
-        draws = any(prune.mode in (RANDOM, RANKED) for _, _, prune in form.inputs)
-        return whole(step.n_elements) if draws and not has_groups(window) else window
+    def covering(self, form: FusedStep, window: Window, entire: Window) -> Window:
+        """What is computed where `window` of a tensor is wanted, which `entire` is all of: that where an edge lies within a group of a random mask."""
+        if has_groups(window):
+            return window
+        return entire if any(prune.mode in (RANDOM, RANKED) for _, _, prune in form.inputs) else window
 
-    def ready(self, wanted: Iterable[tuple[TensorStep, FusedStep, Window]]) -> bool:
+    def ready(self, wanted: Iterable[tuple[FusedStep, Window]]) -> bool:
         """Whether these parts of steps can be computed: what they read is on the GPU, copied where there is room.
 
         Why not is logged, once.
         """
-        pieces = [
-            (piece, self.covering(step, form, window))
-            for step, form, window in wanted
-            for piece in ([piece for _, piece in form.pieces] or [form])
-        ]
-        most = max((len(piece.inputs) for piece, _ in pieces), default=0)
+        pieces = [(piece, window) for form, window in wanted for piece in _summed(form)]
+        most = max([len(piece.inputs) for piece, _ in pieces], default=0)
         if most > MAX_INPUTS:
             return self._declined(f"{most} models are merged, and the GPU's kernels take {MAX_INPUTS}")
-        if any(piece.formula != SUM for piece, _ in pieces):
+        if {piece.formula for piece, _ in pieces} - {SUM}:
             return self._declined("the recipe's method, as it is set there, has kernels on the CPU only")
-        held = [(source, window) for piece, window in pieces for source in _read(piece)]
+        held = [
+            (source, window)
+            for piece, window in pieces
+            if not self._resident.knows(piece, window)
+            for source in _read(piece)
+        ]
         self._no_room = self._no_room or not self._hold(held)
         return not self._no_room
 
@@ -138,7 +140,7 @@ class TritonBatch:
         return [self._launch(rows, variant) for variant, rows in variants.items()]
 
     def _launch(self, rows: list[Row], variant: Variant) -> _Launched:
-        tables, parts = tables_of(rows), [row.part for row in rows]
+        tables, parts = tables_of(rows, variant), [row.part for row in rows]
         if variant.RESCALE:
             self._rescale(parts, variant, tables)
         chunks = chunks_of(tables.ranges, self.device)
@@ -238,6 +240,11 @@ def merge_options(n_inputs: int, kinds: int, base: int, mode: int) -> dict[str, 
 
 def _kernel(kernel: Any, n_programs: int) -> Any:
     return kernel[(n_programs,)]
+
+
+def _summed(form: FusedStep) -> Iterable[FusedStep]:
+    """The sums that a form consists of."""
+    return [piece for _, piece in form.pieces] if form.pieces else (form,)
 
 
 def _read(form: FusedStep) -> list[Source]:

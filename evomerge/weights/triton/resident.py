@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from evomerge.plan import TensorInput, TensorKey
+from evomerge.weights.fused.steps import FusedStep
 from evomerge.weights.fused.tables import KINDS
 from evomerge.weights.pool import WeightPool
-from evomerge.weights.triton.kernels import BLOCK
+from evomerge.weights.triton.kernels import BLOCK, KIND_BITS
 from evomerge.weights.windows import Window
 
 Place = tuple[int, torch.dtype, Window]
@@ -35,6 +36,25 @@ class Copy(NamedTuple):
     kind: int
 
 
+class Held(NamedTuple):
+    """What a form reads, on the GPU.
+
+    Attributes:
+        base: None where there is none.
+        inputs: the tensor of each input.
+        ranks: those of each input, None where it has none.
+        kinds: of all inputs, as `kernels.merge_chunks` takes them.
+    """
+
+    base: Copy | None
+    inputs: tuple[Copy, ...]
+    ranks: tuple[Copy | None, ...]
+    kinds: int
+
+
+_MOST_REMEMBERED = 1 << 17
+"""forms; more than models have tensors, but stacks take ever other layers together"""
+
 SPARE_BYTES = 256 << 20
 """left free for the tables and for what else runs on the GPU"""
 
@@ -54,6 +74,7 @@ class ResidentSources:
         self._most_bytes = math.inf if most_bytes is None else most_bytes - SPARE_BYTES
         self._copies: dict[Place, Copy] = {}
         self._found: dict[tuple[TensorKey | int, Window], Copy] = {}
+        self._held: dict[tuple[object, ...], Held] = {}
 
     def missing_bytes(self, items: Iterable[Item]) -> int:
         """Size of the copies that `hold` would make."""
@@ -82,8 +103,29 @@ class ResidentSources:
         """Frees all copies; their memory goes back to the GPU, for whoever else has use for it."""
         self._copies.clear()
         self._found.clear()
+        self._held.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def knows(self, form: FusedStep, window: Window) -> bool:
+        """Whether `read` has told of these before, as of most that candidates of one search read; if not, they may be held all the same."""
+        return _key_of(form, window) in self._held
+
+    def read(self, form: FusedStep, window: Window) -> Held:
+        """What `form`, whose tensors and ranks are held, reads of them."""
+        key = _key_of(form, window)
+        found = self._held.get(key)
+        if found is None:
+            if len(self._held) >= _MOST_REMEMBERED:
+                self._held.clear()
+            inputs = tuple([self.copy(entry, window) for entry, _, _ in form.inputs])
+            found = self._held[key] = Held(
+                None if form.base is None else self.copy(form.base, window),
+                inputs,
+                tuple([None if prune.ranks is None else self.copy(prune.ranks, window) for _, _, prune in form.inputs]),
+                sum(copy.kind << (KIND_BITS * position) for position, copy in enumerate(inputs)),
+            )
+        return found
 
     def copy(self, source: Source, window: Window) -> Copy:
         """The copy of what is held."""
@@ -110,6 +152,12 @@ class ResidentSources:
         if isinstance(source, np.ndarray):
             return torch.from_numpy(source.view(np.int16))
         return self._pool.tensor(*source.key)
+
+
+def _key_of(form: FusedStep, window: Window) -> tuple[object, ...]:
+    """What tells apart what forms read."""
+    base = None if form.base is None else form.base[:2]
+    return (window, base, *[(*entry[:2], id(prune.ranks)) for entry, _, prune in form.inputs])
 
 
 def _key(source: Source) -> TensorKey | int:

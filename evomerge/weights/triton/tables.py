@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from evomerge.weights.fused.batch import Part
 from evomerge.weights.fused.kernels import BAND, KEEP_ALL, MAGNITUDE, RANDOM, RANKED
 from evomerge.weights.fused.norms import addend_grid
-from evomerge.weights.fused.steps import Prune
 from evomerge.weights.triton.kernels import (
     BLOCK,
     CHUNK_BLOCKS,
@@ -21,12 +20,11 @@ from evomerge.weights.triton.kernels import (
     INPUT_FLOATS,
     INPUT_SCALE,
     INPUT_THRESHOLDS,
-    KIND_BITS,
     NO_BASE,
     OUTPUT_FLOATS,
 )
-from evomerge.weights.triton.resident import Copy, ResidentSources
-from evomerge.weights.windows import Window
+from evomerge.weights.triton.resident import Held, ResidentSources
+from evomerge.weights.windows import Window, places_in
 
 _WIDE = 16
 """bytes of the widest load and store"""
@@ -53,34 +51,27 @@ class Variant(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A part, and the copies that it is computed from."""
+    """A part, where it goes, and what it is computed from."""
 
     part: Part
-    base: Copy | None
-    inputs: Sequence[Copy]
-    ranks: Sequence[Copy | None]
+    address: int
+    held: Held
 
 
 def row_of(part: Part, resident: ResidentSources) -> Row:
     """`part`, whose sources are held."""
-    form, window = part.form, part.destination.window
-    base = None if form.base is None else resident.copy(form.base, window)
-    inputs = [resident.copy(entry, window) for entry, _, _ in form.inputs]
-    ranks = [None if prune.ranks is None else resident.copy(prune.ranks, window) for _, _, prune in form.inputs]
-    return Row(part, base, inputs, ranks)
+    return Row(part, part.address(), resident.read(part.form, part.destination.window))
 
 
 def variant_of(row: Row) -> Variant:
     """What computes `row`."""
-    part, form, window = row.part, row.part.form, row.part.destination.window
-    kinds = 0
-    for position, copy in enumerate(row.inputs):
-        kinds |= copy.kind << (KIND_BITS * position)
+    part, address, held = row
+    form, window = part.form, part.destination.window
     mode = max([prune.mode for _, _, prune in form.inputs], default=KEEP_ALL)
     return Variant(
-        K=len(row.inputs),
-        KINDS=kinds,
-        BASE=NO_BASE if row.base is None else row.base.kind,
+        K=len(held.inputs),
+        KINDS=held.kinds,
+        BASE=NO_BASE if held.base is None else held.base.kind,
         OUT=part.destination.kind(),
         MODE=mode,
         ELECT=form.elect_sign,
@@ -88,15 +79,17 @@ def variant_of(row: Row) -> Variant:
         DIVIDE=form.divisor != 1,
         RESCALE=bool(form.norms),
         PRECISION=form.precision,
-        ALIGNED=part.address() % _WIDE == 0,
+        ALIGNED=address % _WIDE == 0,
         STRIDED=window.n_stretches > 1 and mode in (RANDOM, RANKED),
     )
 
 
 def has_groups(window: Window) -> bool:
     """Whether the kernels can tell where in the tensor the window's random numbers lie."""
-    edges = (window.start, window.length, window.pitch) if window.n_stretches > 1 else (window.start,)
-    return all(edge % GROUP == 0 for edge in edges) and window.n_elements < GROUP << 32
+    start, length, pitch, n_stretches = window
+    if start % GROUP or (n_stretches > 1 and (length % GROUP or pitch % GROUP)):
+        return False
+    return window.n_elements < GROUP << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,30 +110,64 @@ class Tables:
         self.floats[:, OUTPUT_FLOATS + INPUT_SCALE :: INPUT_FLOATS] = scales
 
 
-def tables_of(rows: Sequence[Row]) -> Tables:
-    """The tables of `rows`, which are of one variant. Scales of inputs are 1."""
-    integers: list[list[int]] = []
-    floats: list[list[float]] = []
-    for part, base, inputs, ranks in rows:
-        form, window = part.form, part.destination.window
-        groups = [edge // GROUP for edge in (window.start, window.length, window.pitch)]
-        whole = [part.address(), 0 if base is None else base.address, part.first, part.end, *groups]
-        real = [form.divisor, form.scale]
-        for position, (_, weight, prune) in enumerate(form.inputs):
-            # where others of the variant have ranks and this one has none, the address of anything as long will do: its step is 0
-            of_ranks = ranks[position] or inputs[position]
-            whole += [inputs[position].address, *_integers(prune, of_ranks.address, window)]
-            grid = addend_grid(form.norms[position].whole) if position in form.norms else 0.0
-            real += [*_floats(weight, prune), grid]
-        integers.append(whole)
-        floats.append(real)
+def tables_of(rows: Sequence[Row], variant: Variant) -> Tables:
+    """The tables of `rows`, which are of this variant. Scales of inputs are 1."""
+    windows = np.array([row.part.destination.window for row in rows], np.int64)
+    ranges = tuple([(row.part.first, row.part.end) for row in rows])
+    addresses = [(row.address, 0 if row.held.base is None else row.held.base.address) for row in rows]
+    factors = np.array([(row.part.form.divisor, row.part.form.scale) for row in rows])
+    integers, floats = _of_inputs(rows, variant, windows)
     with np.errstate(over="ignore"):  # a weight beyond float32 becomes infinite and is reported with the result
-        table = np.array(floats, np.float32)
-    of_inputs = table[:, OUTPUT_FLOATS:].reshape(len(rows), len(rows[0].inputs), INPUT_FLOATS)
+        real = np.concatenate([factors, floats], axis=1).astype(np.float32)
+    of_inputs = real[:, OUTPUT_FLOATS:].reshape(len(rows), variant.K, INPUT_FLOATS)
     for threshold in INPUT_THRESHOLDS:
         of_inputs[..., threshold + 1] = np.nextafter(of_inputs[..., threshold], np.float32(np.inf))
-    table[:, OUTPUT_FLOATS:] = of_inputs.reshape(len(rows), len(rows[0].inputs) * INPUT_FLOATS)
-    return Tables(np.array(integers, np.int64), table, tuple([(row.part.first, row.part.end) for row in rows]))
+    real[:, OUTPUT_FLOATS:] = of_inputs.reshape(len(rows), -1)
+    return Tables(np.concatenate([addresses, ranges, windows[:, :3] // GROUP, integers], axis=1), real, ranges)
+
+
+def _of_inputs(
+    rows: Sequence[Row], variant: Variant, windows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What the tables say of inputs, (rows, K * INPUT_INTEGERS) and (rows, K * INPUT_FLOATS); cutoffs are elements of the window.
+
+    What does not apply to an input keeps all of it. The floats behind thresholds are not known here.
+    """
+    prunes = [prune for row in rows for _, _, prune in row.part.form.inputs]
+
+    def column(values: Sequence[float]) -> NDArray[Any]:
+        return np.array(values).reshape(len(rows), variant.K)
+
+    address = column([copy.address for row in rows for copy in row.held.inputs])
+    weight = column([weight for row in rows for _, weight, _ in row.part.form.inputs])
+    nothing, kept = np.zeros_like(address), np.full_like(address, 2**32 - 1)
+    cutoff, top_cutoff, last, key0, key1 = np.full_like(address, _NEVER), nothing, kept, nothing, nothing
+    threshold, top, step, grid = (np.full(address.shape, value) for value in (0.0, math.nan, 0.0, 0.0))
+    # where others of the variant have ranks and this one has none, the address of anything as long will do: its step is 0
+    ranks = address
+    mode = column([prune.mode for prune in prunes])
+    if variant.MODE in (MAGNITUDE, BAND):
+        threshold = column([prune.low.threshold for prune in prunes])
+        places = places_in(windows[:, None], column([prune.low.cutoff for prune in prunes]))
+        cutoff = np.where(mode == KEEP_ALL, _NEVER, places)
+    if variant.MODE == BAND:
+        top = np.where(mode == BAND, column([prune.top.threshold for prune in prunes]), math.nan)
+        places = places_in(windows[:, None], column([prune.top.cutoff for prune in prunes]))
+        top_cutoff = np.where(mode == BAND, places, 0)
+    if variant.MODE in (RANDOM, RANKED):
+        keep = np.maximum(column([prune.keep for prune in prunes]), 1)
+        last = np.where(mode == KEEP_ALL, kept, (keep << 16) - 1)
+        key0, key1 = column([prune.key0 for prune in prunes]), column([prune.key1 for prune in prunes])
+        weight = np.where(column([prune.keeps_nothing for prune in prunes]), 0.0, weight)
+    if variant.MODE == RANKED:
+        given = column([0 if copy is None else copy.address for row in rows for copy in row.held.ranks])
+        ranks, step = np.where(given, given, address), column([prune.step for prune in prunes])
+    if variant.RESCALE:
+        norms = [row.part.form.norms for row in rows]
+        grid = column([addend_grid(own[k].whole) if k in own else 0.0 for own in norms for k in range(variant.K)])
+    integers = np.stack([address, cutoff, top_cutoff, last, ranks, key0, key1], axis=2)
+    floats = np.stack([weight, threshold, threshold, top, top, np.ones(address.shape), step, grid], axis=2)
+    return integers.reshape(len(rows), -1), floats.reshape(len(rows), -1)
 
 
 # more than the launches of a candidate; crossovers have other ranges each time, and those of 8B parameters take 3 MB of the GPU in all
@@ -159,20 +186,3 @@ def chunks_of(ranges: tuple[tuple[int, int], ...], device: torch.device) -> torc
     chunks[:, 1] = np.maximum(number * CHUNK_BLOCKS, first_block[rows])
     chunks[:, 2] = np.minimum((number + 1) * CHUNK_BLOCKS, end_block[rows])
     return torch.from_numpy(chunks).to(device, non_blocking=True)
-
-
-def _integers(prune: Prune, ranks: int, window: Window) -> list[int]:
-    """Cutoff, cutoff of the band's top, largest word whose upper half keeps, ranks, and the key; what does not apply keeps all.
-
-    Cutoffs are elements of the window.
-    """
-    cutoff = window.place(prune.low.cutoff) if prune.mode in (MAGNITUDE, BAND) else _NEVER
-    top = window.place(prune.top.cutoff) if prune.mode == BAND else 0
-    last = (max(prune.keep, 1) << 16) - 1 if prune.mode in (RANDOM, RANKED) else 2**32 - 1
-    return [cutoff, top, last, ranks, prune.key0, prune.key1]
-
-
-def _floats(weight: float, prune: Prune) -> list[float]:
-    """Weight, thresholds with room for the floats behind them, scale, and the step by rank. An input of which nothing is kept weighs nothing."""
-    top = prune.top.threshold if prune.mode == BAND else math.nan
-    return [0.0 if prune.keeps_nothing else weight, prune.low.threshold, 0.0, top, 0.0, 1.0, prune.step]
