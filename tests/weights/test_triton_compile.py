@@ -168,8 +168,8 @@ def test_launches_as_the_merger_makes_them(method, window, monkeypatch):
     step = TensorStep("w", (3 * BLOCK + 5,), method, inputs, base, shared)
     form = fuse(step, Statistics(pool))
     merge = batch.TritonBatch(pool, torch.device("cpu"))
-    assert merge.ready([(step, form, window)])
-    window = merge.covering(step, form, window)
+    window = merge.covering(form, window, whole(step.n_elements))
+    assert merge.ready([(form, window)])
     merge.run([[Destination(step, form, window, torch.empty(window.n_elements), False)]])
     assert len(compiled_kernels) == (1 if method == "linear" else 2)
     for kernel in compiled_kernels:
