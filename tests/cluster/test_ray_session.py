@@ -133,5 +133,6 @@ def test_auto_is_the_address_that_the_environment_names(monkeypatch: pytest.Monk
     keep_to_this_machine()
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(EngineError, match=r"no Ray cluster at auto: 127\.0\.0\.1:1, nothing answers there"):
+        # a Ray that another test has imported before may call this machine by its own address
+        with pytest.raises(EngineError, match=r"no Ray cluster at auto: [\d.]+:1, nothing answers there"):
             RaySession("auto").__enter__()
