@@ -45,10 +45,10 @@ except ImportError:
 METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "breadcrumbs", "slerp")
 N_LAYERS = 32
 MODELS = {"8b": sum(math.prod(shape) for shape in LLAMA_8B.tensors(N_LAYERS).values()), "experts": 30_532_122_624}
-"""which there are, with their parameters"""
+"""those that the small models stand for, with their parameters (the experts are Qwen3-30B-A3B's)"""
 
 H200_BYTES_PER_S = 4.8e12
-SIZES["8b-small"] = {
+SIZES["8b"] = {
     "n_layers": N_LAYERS, "hidden": 64, "vocab": 512, "intermediate_size": 128,
     "num_attention_heads": 4, "num_key_value_heads": 2, "tied": False,
 }  # fmt: skip
@@ -102,7 +102,7 @@ def measure(method: str, models: list[str], pool: WeightPool, merger: Merger, la
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
-    parser.add_argument("--model", choices=MODELS, default="8b")
+    parser.add_argument("--model", choices=MODELS, default="8b", help="default: 8b")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--json", type=Path, help="write the rows there too")
     options = parser.parse_args()
@@ -117,7 +117,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.model == "experts":
             write_experts(Path(folder) / "experts" / "base")
-        models = write_models(Path(folder), {"8b": "8b-small"}.get(options.model, options.model))
+        models = write_models(Path(folder), options.model)
         pool = WeightPool.from_folders(models)
         merger, launches = Merger(pool), list[float]()
         plan = make_plan(recipe_for("linear", models, 0.5), pool.headers)

@@ -149,7 +149,7 @@ class FusedBatch:
 
     def _stored(self, entry: TensorInput) -> tuple[int, int | None]:
         """Address of a source's tensor and how the kernels read it."""
-        key = entry[:2]
+        key = entry.key
         found = self._stored_at.get(key)
         if found is None:
             tensor = self._pool.tensor(*key)
@@ -157,7 +157,7 @@ class FusedBatch:
         return found
 
     def covering(self, form: FusedStep, window: Window, entire: Window) -> Window:
-        """What is computed where `window` of a tensor is wanted, which `entire` is all of: just that."""
+        """What is computed where `window` of a tensor is wanted, `entire` being all of it: `window`."""
         return window
 
     def measured(self, step: TensorStep, form: FusedStep) -> FusedStep:
@@ -289,7 +289,7 @@ class FusedBatch:
 def _keys(steps: Iterable[TensorStep], precision: int) -> set[tuple[object, ...]]:
     """What steps with statistics are known by."""
     return {
-        (precision, step.method, step.output, *[entry[:2] for entry in step.inputs])
+        (precision, step.method, step.output, *[entry.key for entry in step.inputs])
         for step in steps
         if step.method not in ELEMENTWISE
     }

@@ -339,11 +339,11 @@ def _task_vectors(prune: PruneBuilder, *, elect_sign: bool) -> Builder:
     def build(step: TensorStep, statistics: Statistics) -> FusedStep | None:
         weights, divisor = _as_held(_weights(step), statistics.precision)
         base, n_elements, is_rescaled = step.required_base, step.n_elements, step.parameters.get("rescale", False)
-        base_key = base[:2]
+        base_key = base.key
         inputs: list[Term] = []
         norms: dict[int, Norms] = {}
         for position, (entry, weight) in enumerate(zip(step.inputs, weights, strict=True)):
-            vector = _TaskVector(step, position, entry, (base_key, entry[:2]), n_elements)
+            vector = _TaskVector(step, position, entry, (base_key, entry.key), n_elements)
             pruned = prune(vector, statistics)
             if pruned is None:
                 return None

@@ -70,7 +70,7 @@ class TritonBatch:
         self._reasons: set[str] = set()
 
     def covering(self, form: FusedStep, window: Window, entire: Window) -> Window:
-        """What is computed where `window` of a tensor is wanted, which `entire` is all of: that where an edge lies within a group of a random mask."""
+        """What is computed where `window` of a tensor is wanted: `entire`, all of it, where an edge lies within a group of a random mask."""
         if has_groups(window):
             return window
         return entire if any(prune.mode in (RANDOM, RANKED) for _, _, prune in form.inputs) else window

@@ -156,8 +156,8 @@ class ResidentSources:
 
 def _key_of(form: FusedStep, window: Window) -> tuple[object, ...]:
     """What tells apart what forms read."""
-    base = None if form.base is None else form.base[:2]
-    return (window, base, *[(*entry[:2], id(prune.ranks)) for entry, _, prune in form.inputs])
+    base = None if form.base is None else form.base.key
+    return (window, base, *[(entry.key, id(prune.ranks)) for entry, _, prune in form.inputs])
 
 
 def _key(source: Source) -> TensorKey | int:
