@@ -38,7 +38,7 @@ class Places:
     """Places of one plan after the other. Regions that a target gives again, which all candidates of a search share, are looked at once."""
 
     def __init__(self) -> None:
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, _Known] = {}  # by id of the region, which lives as long as what is known of it
 
     def of(self, plan: MergePlan, target: WeightTarget) -> list[Place]:
         """Where everything goes that the target holds and a plan makes.
@@ -57,7 +57,7 @@ class Places:
                 raise RecipeError(f"the engine has a tensor {name!r} that the merge does not make")
             for region in target.regions(name):
                 known = self._known.get(id(region))
-                if known is None or known.region is not region or known.shape != step.shape:
+                if known is None or known.shape != step.shape:
                     known = _look_at(name, region, step.shape)
                 seen[id(region)] = known
                 places.append(Place(step, region, known.window, known.entire))

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.core import CheckpointError, RecipeError
-from evomerge.plan import Region, make_plan, read_model_header
+from evomerge.plan import MergePlan, Region, TensorInput, TensorStep, make_plan, read_model_header
 from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights import Merger, WeightPool
@@ -109,6 +109,37 @@ def test_target_with_an_unknown_tensor(models, pool):
     target.shapes["model.unknown.weight"] = (2, 2)
     with pytest.raises(RecipeError, match=r"model\.unknown\.weight"):
         Merger(pool).write(plan, target)
+
+
+def test_places_are_looked_at_again_where_shapes_or_regions_are_others():
+    pool = WeightPool.holding({("m", "a"): torch.arange(6.0)})
+    view = torch.zeros(6)
+
+    def plan(*shape):
+        step = TensorStep("w", shape, "linear", (TensorInput("m", "a", {"weight": 1.0}),), None, {"normalize": True})
+        return MergePlan((step,), 0, 0, "float32", "float32", 0)
+
+    class Regions:
+        def __init__(self):
+            self.region = Region((slice(0, 6),), view)
+
+        def names(self):
+            return ["w"]
+
+        def regions(self, tensor):
+            return [self.region]
+
+    target, merger = Regions(), Merger(pool)
+    for _ in range(2):
+        merger.write(plan(6), target)
+        assert torch.equal(view, torch.arange(6.0))
+    with pytest.raises(RecipeError, match="the merge gives shape"):
+        merger.write(plan(2, 3), target)
+    merger.write(plan(6), target)
+    part = torch.zeros(2)
+    target.region = Region((slice(3, 5),), part)
+    merger.write(plan(6), target)
+    assert part.tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float32", "float16"])

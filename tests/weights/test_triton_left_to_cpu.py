@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import weakref
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from triton_cases import della_case, ties_plan, two_tensors, written
 
 from evomerge.plan import MergePlan, TensorInput, TensorStep
 from evomerge.weights import Merger, WeightPool, gpu_methods
-from evomerge.weights.fused.steps import CPU_ONLY
+from evomerge.weights.fused.statistics import Statistics
+from evomerge.weights.fused.steps import CPU_ONLY, fuse
 from evomerge.weights.triton import missing
 from evomerge.weights.triton.batch import MAX_INPUTS, TritonBatch, obstacle
 from evomerge.weights.triton.kernels import BLOCK
@@ -176,3 +178,32 @@ def test_sources_that_share_memory_are_copied_once():
     a, b, c = (resident.copy(*entry).address for entry in entries)
     assert a == b != c
     assert resident.missing_bytes(entries) == 0
+
+
+def test_what_candidates_read_is_told_apart():
+    """One merger, whose candidates have other bases, inputs and ranks of the same tensors."""
+    size = 2 * BLOCK + 5
+    generator = torch.Generator().manual_seed(0)
+    pool = WeightPool.holding({(model, "w"): torch.randn(size, generator=generator).bfloat16() for model in "abcd"})
+    target, merger = None, Merger(pool)
+    for base, expert, density in [("a", "b", 1.0), ("c", "b", 1.0), ("c", "d", 1.0), ("c", "d", 0.5), ("a", "d", 0.3)]:
+        inputs = (TensorInput(expert, "w", {"weight": 0.7, "density": density, "epsilon": 0.1}),)
+        shared = {"lambda": 1.0, "normalize": False, "rescale": False}
+        step = TensorStep("w", (size,), "della_linear", inputs, TensorInput(base, "w", {}), shared)
+        plan = MergePlan((step,), 0, 0, "bfloat16", "float32", 1)
+        target = target or Views(plan, torch.bfloat16)
+        merger.write(plan, target)
+        assert torch.equal(target.tensor("w"), next(Merger(pool).tensors(plan))[1])
+
+
+def test_nothing_holds_on_to_dropped_copies():
+    pool = two_tensors()
+    (step,) = ties_plan(("a",)).steps
+    form, window = fuse(step, Statistics(pool)), whole(step.n_elements)
+    resident = ResidentSources(pool, torch.device("cpu"))
+    assert resident.hold([(entry, window) for entry in step.sources])
+    copies = [weakref.ref(copy.tensor) for copy in resident.read(form, window).inputs]
+    assert copies[0]() is not None
+    assert resident.knows(form, window)
+    resident.drop()
+    assert copies[0]() is None
