@@ -69,10 +69,18 @@ def test_ids_in_configs_are_those_of_the_new_vocabulary(models, caplog):
     x, y = vocabulary["y"], vocabulary["x"]
     text = "merge_method: passthrough\nmodels: [{model: a}]\ntokenizer_source: tokenizer\n"
     ids = {"eos_token_id": [x, lost], "forced_eos_token_id": x, "suppress_tokens": [y, lost], "pad_token_id": lost}
+    ids |= {"image_token_index": x, "bad_words_ids": [[x, y], [x, lost]]}
     (models / "a" / "generation_config.json").write_text(json.dumps(ids))
     merge(models, text)
     written = json.loads((models / "out" / "generation_config.json").read_text())
-    assert written == {"eos_token_id": [y], "forced_eos_token_id": y, "suppress_tokens": [x], "pad_token_id": None}
+    assert written == {
+        "eos_token_id": [y],
+        "forced_eos_token_id": y,
+        "suppress_tokens": [x],
+        "pad_token_id": None,
+        "image_token_index": y,
+        "bad_words_ids": [[y, x]],
+    }
     assert "no token that ends" not in caplog.text
     (models / "a" / "generation_config.json").write_text(json.dumps({"eos_token_id": lost}))
     merge(models, text, overwrite=True)

@@ -19,8 +19,8 @@ from evomerge.recipe.tokenizer_spec import BASE, UNION
 
 logger = logging.getLogger(__name__)
 
-_TOKEN_ID_KEY = re.compile(r"\w+_token_id|suppress_tokens|begin_suppress_tokens")
-"""settings whose value is the id of a token, or a list of them"""
+_TOKEN_ID_KEY = re.compile(r"\w+_token_(?:id|ids|index)|(?:begin_)?suppress_tokens|bad_words_ids")
+"""settings whose value is the id of a token, a list of them, or a list of words that are lists of them"""
 
 _LONGEST_REASON = 300
 """characters of what transformers says, which may be pages"""
@@ -50,8 +50,12 @@ class MergedTokenizer:
         """A config of the owner with the ids of its special tokens as they are now; tokens that are gone are left out."""
         tokens = {number: token for token, number in self.vocabularies[self.owner].items()}
 
-        def translate(number: Json) -> Json:
-            return self.ids.get(tokens.get(number, "")) if isinstance(number, int) else None
+        def translate(value: Json) -> Json:
+            """None for what has a token that is gone."""
+            if isinstance(value, list):
+                word = [translate(part) for part in value]
+                return None if None in word else word
+            return self.ids.get(tokens.get(value, "")) if isinstance(value, int) else None
 
         changed = dict(config)
         for key, value in config.items():
