@@ -279,6 +279,14 @@ def test_a_plan_of_nevergrad_is_carried_out_to_its_end(optimizer: str) -> None:
     assert strategy.stop_reasons() == {"plan": 40}
 
 
+def test_plans_that_share_a_budget_of_nevergrad_may_end_before_it() -> None:
+    pytest.importorskip("nevergrad")
+    made = {"dimension": 5, "objectives": [Objective("t")], "seed": 1}
+    strategy = make_strategy("nevergrad", optimizer="NGOptSingle16", budget=60, **made)
+    assert len(told(strategy, 70, 1)) == 54
+    assert strategy.stop_reasons() == {"plan": 60}
+
+
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_catcma_ranks_failed_candidates_last_where_all_others_score_the_same():
     strategy = make_strategy("catcma", dimension=2, objectives=[Objective("t")], seed=2, population_size=8)
