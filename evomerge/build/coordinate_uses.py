@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evomerge.plan import MergePlan, ModelHeader, make_plan
-from evomerge.recipe import SAMPLE_SHARE, MethodsTemplate, Recipe, RecipeTemplate
+from evomerge.recipe import SAMPLE_SHARE, MethodsTemplate, Recipe, RecipeTemplate, StackTemplate
 
 _SPREAD = 0.02
 """values that tell coordinates apart are so much of the bounds' width beside the samples of a template, which can be merged"""
@@ -50,14 +50,20 @@ def unused_coordinates(template: RecipeTemplate, headers: Mapping[str, ModelHead
 
 
 def values_in_space(
-    recipe: Recipe, template: RecipeTemplate | MethodsTemplate, headers: Mapping[str, ModelHeader]
+    recipe: Recipe, template: RecipeTemplate | MethodsTemplate | StackTemplate, headers: Mapping[str, ModelHeader]
 ) -> dict[str, float] | None:
-    """The parameter values at which `template` makes the same merge; None where there are none.
+    """The parameter values at which `template` makes the same merge; None where there are none, or the merge is a stack.
 
     The order of the experts, the seed of random masks and the dtypes do not count.
     """
     if isinstance(template, RecipeTemplate):
         return _values_in(recipe, template, headers)
+    if isinstance(template, StackTemplate):
+        if template.unstacked is None:
+            return None
+        merge, own = template.unstacked
+        found = _values_in(recipe, merge, headers)
+        return None if found is None else {**own, **found}
     for method in template.methods:
         found = _values_in(recipe, method, headers)
         if found is not None:

@@ -198,7 +198,7 @@ class Problem:
     @cached_property
     def own_values(self) -> dict[str, dict[str, float]]:
         """For each of the user's own recipes that is a point of the space, its parameter values."""
-        if self.template is None or isinstance(self.template, StackTemplate) or self.crossings is not None:
+        if self.template is None or self.crossings is not None:
             return {}
         values = {name: values_in_space(recipe, self.template, self.headers) for name, recipe in self.own.items()}
         return {name: found for name, found in values.items() if found is not None}

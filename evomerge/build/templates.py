@@ -165,7 +165,8 @@ def _searched(space: SpaceConfig, spec: MethodSpec, axes: Sequence[str]) -> list
         high = row.search_high if wanted.high is None else wanted.high
         if low is None or high is None:
             raise ConfigError(f"space.parameters.{name}: give low and high; {spec.name} has no usual range for it")
-        searched.append(SearchedParameter(name, low, high, wanted.per or allowed_axes(row, axes)))
+        per = allowed_axes(row, axes) if wanted.per is None else wanted.per
+        searched.append(SearchedParameter(name, low, high, per))
     return searched
 
 

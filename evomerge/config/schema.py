@@ -70,7 +70,7 @@ class ParameterConfig(_Strict):
     low: float | None = None
     high: float | None = None
     per: tuple[Axis, ...] | None = None
-    """the axes it has separate values for; default: every axis that the space declares"""
+    """the axes it has separate values for, () = one value for all; default: every axis that the space declares"""
 
     @model_validator(mode="before")
     @classmethod

@@ -211,7 +211,9 @@ def _native(text: str, where: str) -> RecipeFile | None:
     try:
         data = json.loads(trailer)
         if data["body"] != _digest(body):
-            logger.warning("%s: the YAML was changed after evomerge wrote it; its seed and name are not used", where)
+            logger.warning(
+                "%s: the YAML was changed after evomerge wrote it, and counts instead of the last line", where
+            )
             return None
         with naming(where):
             named = {name: Recipe.from_json(each) for name, each in data.get("named", [])}

@@ -1,7 +1,7 @@
 """`Recipe` -> a mergekit document that real mergekit reads as the same merge.
 
-Pieces along the flattened weights become a `linear` merge with filters. What mergekit's format cannot say (seed, name) is not
-in it; `files.write_recipe` keeps that beside the document.
+Pieces along the flattened weights become a `linear` merge with filters. What neither mergekit's format nor
+our additions to it can say is not in it; `files.write_recipe` keeps that beside the document.
 """
 
 from collections import Counter
@@ -44,7 +44,10 @@ def recipe_to_mergekit(recipe: Recipe) -> dict[str, Any]:
     document |= _optional("out_dtype", recipe.out_dtype)
     if recipe.tokenizer is not None:
         document |= write_tokenizer(recipe.tokenizer, {key: recipe.source(key) for key in recipe.models()})
-    return document | _optional("chat_template", recipe.chat_template)
+    document |= _optional("chat_template", recipe.chat_template)
+    # mergekit passes over it; what it is not needed for, and the default, are left out
+    is_needed = recipe.seed and not method_spec(recipe.method).deterministic
+    return document | _optional("random_seed", recipe.seed if is_needed else None)
 
 
 def has_mergekit_form(recipe: Recipe) -> bool:

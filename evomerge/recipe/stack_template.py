@@ -114,14 +114,21 @@ class StackTemplate:
 
     def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
         """For each baseline that is a point of this space, its parameter values: a strategy starts from these."""
-        frame = self._encoding.frame
-        own = self._encoding.own_path(frame.ends)
-        if own is None:
-            return {}
+        ends = self._encoding.frame.ends
         if self._merge is None:
-            return {f"source:{frame.ends}": own}
-        merged = self._merge.baseline_values(task_arithmetic_weights)
-        return {name: {**own, **values} for name, values in merged.items()} if frame.ends == MERGED else {}
+            own = self._encoding.own_path(ends)
+            return {} if own is None else {f"source:{ends}": own}
+        if self.unstacked is None:
+            return {}
+        merge, own = self.unstacked
+        merged = merge.baseline_values(task_arithmetic_weights)
+        return {name: {**own, **values} for name, values in merged.items()}
+
+    @property
+    def unstacked(self) -> tuple[RecipeTemplate, dict[str, float]] | None:
+        """The merge that points of this space make without a change of its layers, and what these points have in common; None: no point does."""
+        own = self._encoding.own_path(MERGED) if self._encoding.frame.ends == MERGED else None
+        return None if self._merge is None or own is None else (self._merge, own)
 
     def _weights(self, values: Mapping[str, float], model: str, layer: int) -> tuple[tuple[str, float], ...]:
         """The layer of a model as a linear combination of folders."""

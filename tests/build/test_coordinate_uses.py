@@ -84,6 +84,14 @@ def test_embeddings_have_values_only_in_the_layer_groups_at_the_ends(tmp_path: P
     assert found == {"weight[a,@0,embeddings]"}
 
 
+def test_a_parameter_per_nothing_has_one_value(folder: Path) -> None:
+    axes = {"layer_groups": 2, "module_groups": ["mlp", "rest"]}
+    space = {"method": "ties", "parameters": {"weight": {"per": ["expert"]}, "density": {"per": []}}, **axes}
+    made = problem(folder, **space)
+    assert names(made) == {"weight[a]", "weight[b]", "density"}
+    assert all(tensors_moved(made).values())
+
+
 def test_a_run_keeps_the_coordinates_that_it_was_begun_with(folder: Path) -> None:
     settings = {
         "models": {"base": "./base", "experts": {"a": "./a", "b": "./b"}},

@@ -80,6 +80,23 @@ def test_values_at_the_bounds_of_gradients_are_found_again(folder, bounds, seed)
     assert baseline.values == pytest.approx(point, abs=1e-9)
 
 
+def test_a_merge_is_a_start_among_stacks_but_a_stack_is_not(folder):
+    space = {"stacking": {"parameters": True, "encoding": "swap"}, "layer_groups": 2, "fixed": {"normalize": False}}
+    plain = problem(folder, "linear", **(space | {"stacking": None}))
+    point = np.random.default_rng(1).uniform(0.3, 0.6, plain.space.dimension)
+    write_recipe(plain.template.recipe(plain.space.decode(point)), folder / "merge.yml")
+    stacks = problem(folder, "linear", **space)
+    write_recipe(stacks.template.recipe(stacks.space.decode([0.1] * stacks.space.dimension)), folder / "stack.yml")
+    found = problem(folder, "linear", recipes=("merge.yml", "stack.yml"), **space)
+    merge, stack = (item for item in found.baselines() if item.id.startswith("recipe:"))
+    values, wanted = found.space.decode(merge.values), plain.space.decode(point)
+    assert {name: values[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
+    layers = {step.layer: step.model for step in found.template.path(values)}
+    assert layers == dict.fromkeys(range(4), "merged")
+    assert stack.values is None
+    assert [line for line in describe(found) if "recipe:stack is a stack, or outside the search space" in line]
+
+
 MERGEKIT = """\
 merge_method: ties
 base_model: {folder}/base

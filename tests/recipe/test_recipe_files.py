@@ -156,6 +156,13 @@ def test_changed_yaml_counts_more_than_the_comment():
     assert recipe_file_from_yaml(text).final.seed == 0
 
 
+def test_a_file_with_other_paths_has_the_random_masks_that_it_had():
+    weights = {"weight": (Setting(0.5),), "density": (Setting(0.5),)}
+    recipe = Recipe("dare_ties", (Slice((Source("/old/a", None, weights),)),), "/old/base", seed=7, name="x")
+    edited = recipe_file_from_yaml(recipe_to_yaml(recipe).replace("/old/", "/new/", 3)).final
+    assert (edited.models(), edited.seed, edited.name) == (("/new/base", "/new/a"), 7, None)
+
+
 MERGEKIT = """
 slices:
   - sources:
