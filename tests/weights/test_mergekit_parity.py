@@ -97,6 +97,8 @@ def recipes(models, out_dtype, names=("w",)):
         "base_is_listed": whole("task_arithmetic", mixed, sources=(a, base, b)),
         "linear_base_is_listed": whole("linear", plain, sources=(a, base, b)),
         "written_as_float16": with_dtypes(whole("ties", mixed), "float32", "float16"),
+        "sums_in_float32": with_dtypes(whole("ramplus_tl", {}, epsilon=[0.1], r=[0.3]), "bfloat16", "float32"),
+        "results_in_float32": with_dtypes(whole("arcee_fusion", {}, sources=(a,)), "bfloat16", "float32"),
         "written_as_float32": with_dtypes(whole("linear", plain, with_base=None), None, "float32"),
         "linear": Recipe(
             "linear",

@@ -37,7 +37,7 @@ def _nearswap(rows, merged, at, t, precision):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _ram(rows, merged, at, inputs, epsilon, mean, precision):  # type: ignore[no-untyped-def]
-    """As above; plain `ram` where `mean`, else `ramplus_tl` with each input's weight as the factor of its own entries."""
+    """As above; plain `ram` where `mean`, else `ramplus_tl` with each input's weight as the factor of its own entries, whose sum is not rounded."""
     zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
     n_inputs = inputs.shape[0]
     base = load_lanes(rows + 4 * BLOCK * n_inputs + at)
@@ -51,16 +51,15 @@ def _ram(rows, merged, at, inputs, epsilon, mean, precision):  # type: ignore[no
         store_lanes(row, select(changed, delta, zero))
     several = count > one
     divisor = select(several, count, one)
-    share = one / divisor
     total = zero
     for k in range(n_inputs):
         delta = load_lanes(rows + 4 * BLOCK * k + at)
-        if mean:
-            total = total + round_lanes(delta / divisor, precision)
-        else:
-            scale = round_lanes(select(several, share, floats(inputs[k]["weight"])), precision)
-            total = total + round_lanes(delta * scale, precision)
-    store_lanes(merged + at, round_lanes(base + round_lanes(total, precision), precision))
+        part = round_lanes(delta / divisor, precision)
+        total = total + (part if mean else select(several, part, delta * floats(inputs[k]["weight"])))
+    if mean:
+        store_lanes(merged + at, round_lanes(base + round_lanes(total, precision), precision))
+    else:
+        store_lanes(merged + at, base + total)
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
@@ -98,7 +97,7 @@ def _fusion(rows, merged, at, numbers, least, precision):  # type: ignore[no-unt
     delta = round_lanes(other - base, precision)
     importance = round_lanes(magnitude_of(delta) * load_lanes(numbers + at), precision)
     taken = delta * select(importance >= floats(least), one, zero)
-    store_lanes(merged + at, round_lanes(base + taken, precision))
+    store_lanes(merged + at, base + taken)
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)

@@ -19,8 +19,8 @@ def merge(group: TensorGroup) -> torch.Tensor:
         return base.clone()
     divergence, least = important(base, expert, base.dtype)
     rows = (base - expert).abs().reshape(len(divergence), -1)
-    taken = (rows * divergence.unsqueeze(-1) >= least).reshape(base.shape).to(base.dtype)
-    return base + (expert - base) * taken
+    taken = (rows * divergence.unsqueeze(-1) >= least).reshape(base.shape)
+    return base + (expert - base).float() * taken  # float32 in lower precision too, as the mask of mergekit makes it
 
 
 def important(base: torch.Tensor, expert: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,7 @@
 """ramplus_tl: as ram, with the changes of one expert alone enlarged (arXiv 2601.13572, tensor-local form).
 
-They are multiplied by 1 + r clip(#shared / max(#unique, epsilon), 0, alpha), counted per expert and tensor.
+They are multiplied by 1 + r clip(#shared / max(#unique, epsilon), 0, alpha), counted per expert and tensor. This factor and what it is
+applied to, and so sum and result, are float32 in lower precision too: rounded to bfloat16, most factors would be 1.
 """
 
 import torch
@@ -18,8 +19,8 @@ def merge(group: TensorGroup) -> torch.Tensor:
     for delta, active in zip(deltas, changed, strict=True):
         n_unique, n_shared = int((active & (count == 1)).sum()), int((active & (count > 1)).sum())
         factor = own_factor(n_unique, n_shared, r, alpha, epsilon)
-        scale = torch.where(count > 1, 1.0 / count.clamp(min=1), torch.full_like(delta, factor, dtype=torch.float32))
-        parts.append(delta * active * scale.to(delta.dtype))
+        change = delta * active
+        parts.append(torch.where(count > 1, (change / count.clamp(min=1)).float(), change.float() * factor))
     return group.required_base() + in_order_sum(parts)
 
 
