@@ -5,7 +5,7 @@ from evomerge.build.describing import describe
 from evomerge.build.loading import load_config
 from evomerge.build.models import Scored, evaluate_model, merge_recipe
 from evomerge.build.problem import Problem, make_problem
-from evomerge.build.reading import Run, export_recipe, open_run
+from evomerge.build.reading import Run, chosen_recipe, export_recipe, open_run
 from evomerge.build.runs import config_on_resume, default_run_directory, resume_search, start_search
 from evomerge.config import parse_config
 
@@ -15,6 +15,7 @@ __all__ = [
     "Run",
     "Scored",
     "align_models",
+    "chosen_recipe",
     "config_on_resume",
     "default_run_directory",
     "describe",

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evomerge.build.stacks_in_space import values_of_stack
 from evomerge.plan import MergePlan, ModelHeader, make_plan
 from evomerge.recipe import SAMPLE_SHARE, MethodsTemplate, Recipe, RecipeTemplate, StackTemplate
 
@@ -52,18 +53,14 @@ def unused_coordinates(template: RecipeTemplate, headers: Mapping[str, ModelHead
 def values_in_space(
     recipe: Recipe, template: RecipeTemplate | MethodsTemplate | StackTemplate, headers: Mapping[str, ModelHeader]
 ) -> dict[str, float] | None:
-    """The parameter values at which `template` makes the same merge; None where there are none, or the merge is a stack.
+    """The parameter values at which `template` makes the same merge; None where there are none.
 
     The order of the experts, the seed of random masks and the dtypes do not count.
     """
     if isinstance(template, RecipeTemplate):
         return _values_in(recipe, template, headers)
     if isinstance(template, StackTemplate):
-        if template.unstacked is None:
-            return None
-        merge, own = template.unstacked
-        found = _values_in(recipe, merge, headers)
-        return None if found is None else {**own, **found}
+        return values_of_stack(recipe, template, headers)
     for method in template.methods:
         found = _values_in(recipe, method, headers)
         if found is not None:

@@ -40,9 +40,8 @@ def describe(problem: Problem) -> list[str]:
             f"{megabytes:{',.1f' if megabytes >= 1 else '.2g'}} MB per candidate"
         )
         lines.append(f"baselines   {', '.join(item.id for item in problem.baselines())}")
-        stack = "a stack, or " if isinstance(problem.template, StackTemplate) else ""
         lines += [
-            f"note        {name} is {stack}outside the search space: the search is compared with it but does not start from it"
+            f"note        {name} is outside the search space: the search is compared with it but does not start from it"
             for name in problem.own
             if name not in problem.own_values and problem.crossings is None
         ]

@@ -172,6 +172,16 @@ def is_over(state: RunState, config: SearchConfig) -> bool:
     return state.finished or (ended and not config.finals.finalists)
 
 
+def chosen_recipe(folder: FilePath, choice: str) -> tuple[str, Recipe]:
+    """A candidate's id and its recipe; arguments and errors as those of `export_recipe`."""
+    run = open_run(folder)
+    entry = pick(run.state, choice)
+    recipe = run.recipe(entry)
+    if recipe is None:
+        raise RecipeError(f"{folder} is a run of the synthetic evaluation: its candidates are points, not recipes")
+    return entry.id, recipe
+
+
 def export_recipe(
     folder: FilePath, choice: str, out: FilePath | None = None, *, overwrite: bool = False
 ) -> tuple[str, Recipe, Path]:
@@ -191,12 +201,8 @@ def export_recipe(
         RecipeError: a run of the synthetic evaluation, which has no recipes; or `out` is in the way.
         CheckpointError: as `Run.recipe`.
     """
-    run = open_run(folder)
-    entry = pick(run.state, choice)
-    recipe = run.recipe(entry)
-    if recipe is None:
-        raise RecipeError(f"{folder} is a run of the synthetic evaluation: its candidates are points, not recipes")
-    path = Path(out) if out else Path(f"{entry.id.replace(':', '-')}.yaml")
+    name, recipe = chosen_recipe(folder, choice)
+    path = Path(out) if out else Path(f"{name.replace(':', '-')}.yaml")
     if path.is_dir():
         raise RecipeError(f"{path}: is a folder; name a file")
     if path.is_file() and not overwrite:
@@ -206,4 +212,4 @@ def export_recipe(
         write_recipe(recipe, path)
     except OSError as problem:
         raise RecipeError(f"{path}: cannot be written: {problem.strerror}") from None
-    return entry.id, recipe, path
+    return name, recipe, path

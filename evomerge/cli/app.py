@@ -267,18 +267,26 @@ def export(
         str, typer.Option("--pick", help="best (winner of the finals), knee (of the front), or a candidate id.")
     ] = "best",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write. (default: ID.yaml)", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="File to write, or - for standard output. (default: ID.yaml)", show_default=False
+        ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a candidate's recipe as a file for evomerge and mergekit."""
-    from evomerge.build import export_recipe
-    from evomerge.recipe import mergekit_remark
+    from evomerge.build import chosen_recipe, export_recipe
+    from evomerge.recipe import mergekit_remark, recipe_to_yaml
 
-    name, recipe, path = export_recipe(run, choice, out, overwrite=overwrite)
+    if out == Path("-"):
+        name, recipe = chosen_recipe(run, choice)
+        print(recipe_to_yaml(recipe), end="")
+        place, said = "standard output", sys.stderr
+    else:
+        name, recipe, path = export_recipe(run, choice, out, overwrite=overwrite)
+        place, said = str(path), sys.stdout if path.is_file() else sys.stderr  # a pipe gets the recipe alone
     count = len(recipe.models())
-    said = sys.stdout if path.is_file() else sys.stderr  # a pipe gets the recipe alone
-    print(f"{path}: {name}, {recipe.method} of {count} model{'s' if count > 1 else ''}", file=said)
+    print(f"{place}: {name}, {recipe.method} of {count} model{'s' if count > 1 else ''}", file=said)
     remark = mergekit_remark(recipe)
     if remark is not None:
         print(remark, file=said)

@@ -10,12 +10,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from evomerge.core import SpaceError
 from evomerge.recipe.scale_range import check_scales
 from evomerge.space import Parameter
 
 SKIP, BACK = "skip", "back"
+_SKIPPING, _GOING_BACK = 0.0, 1.0
+"""values of a move that is one of these"""
+
+_PRECISION = 1e-9
+"""to which two scales are the same"""
 
 LAST = "last"
 """what the fixed last layers are called in the names of scales"""
@@ -134,8 +140,42 @@ class PathEncoding(ABC):
         """The path of `values` (parameter -> value); never fails."""
 
     @abstractmethod
+    def _values_of(self, free: Sequence[Step]) -> dict[str, float] | None:
+        """Values of slots at which these layers are taken, with the scales on entering them; None where no slot takes one of them.
+
+        What else there is stays out, and whether the path is then the wanted one is for the caller to see.
+        """
+
+    def values_of(self, path: Sequence[Step]) -> dict[str, float] | None:
+        """Values at which the path is this one, its scales up to rounding; None where none are found."""
+        frame = self.frame
+        start = len(path) - frame.fixed_last
+        if start < frame.fixed_first:
+            return None
+        free = path[frame.fixed_first : start]
+        filling = [Step(frame.ends, layer) for layer in frame.own]
+        # a path may be as short as it can be, and begin with layers that it was filled up with
+        for taken in (
+            free[n_filled:] for n_filled in range(len(free) + 1) if list(free[:n_filled]) == filling[:n_filled]
+        ):
+            values = self._values_of(taken)
+            if values is not None:
+                ending = self._scaled(self._last_way(taken), path[start]) if frame.fixed_last else {}
+                values = self._unused() | values | ending
+                if _are_close(self.path(values), path):
+                    return values
+        return None
+
+    def _unused(self) -> dict[str, float]:
+        """Values of slots that take nothing, and scales of 1."""
+        return dict.fromkeys((parameter.name for parameter in self.parameters()), 0.0)
+
     def own_path(self, model: str) -> dict[str, float] | None:
         """Values at which the path is the layers of `model`, unscaled, between the fixed ones; None where it has none."""
+        frame = self.frame
+        if not set(frame.own) <= set(frame.models[model]) or len(frame.own) > frame.n_free:
+            return None
+        return self.values_of(frame.path([Step(model, layer) for layer in frame.own]))
 
     def parameters(self) -> list[Parameter]:
         """What is searched: all slots, then all scales."""
@@ -156,13 +196,19 @@ class PathEncoding(ABC):
         """The path around `free`, with the scale on the way into the fixed last layers."""
         return self.frame.path(free, self._entering(values, last) if self.frame.fixed_last else 1.0)
 
-    def _unscaled(self) -> dict[str, float]:
-        return dict.fromkeys(self._scale_names(), 0.0)
+    def _last_way(self, free: Sequence[Step]) -> str:
+        """What the scale on entering the fixed last layers is called after these free ones."""
+        return LAST
 
-    def _reachable(self, model: str) -> bool:
-        """Whether all free layers of `model` may be used, and fit."""
-        frame = self.frame
-        return set(frame.own) <= set(frame.models[model]) and len(frame.own) <= frame.n_free
+    def _scaled(self, place: str, step: Step) -> dict[str, float]:
+        """The value of the scale on entering `place`, within its bounds."""
+        if not self.scales:
+            return {}
+        return {
+            f"log_{place}": min(
+                max(math.log(step.scale), math.log(self.frame.scale_low)), math.log(self.frame.scale_high)
+            )
+        }
 
 
 class Indicator(PathEncoding):
@@ -197,12 +243,24 @@ class Indicator(PathEncoding):
             before = here
         return self._whole(values, free, _way(before, None) if self.matrix else LAST)
 
-    def own_path(self, model: str) -> dict[str, float] | None:
-        """See `PathEncoding.own_path`: the model's layers in the first repetition."""
-        if not self._reachable(model):
-            return None
-        taken = {_take(0, model, layer) for layer in self.frame.own}
-        return {slot.name: float(slot.name in taken) for slot in self.slots()} | self._unscaled()
+    def _values_of(self, free: Sequence[Step]) -> dict[str, float] | None:
+        """See `PathEncoding._values_of`: each in the first repetition that still has it."""
+        values: dict[str, float] = {}
+        row = iter(self._row())
+        before: tuple[str, int] | None = None
+        for step in free:
+            here = (step.model, step.layer)
+            slot = next((_take(*each) for each in row if each[1:] == here), None)
+            if slot is None:
+                return None
+            values |= {slot: 1.0, **self._scaled(_way(before, here) if self.matrix else slot, step)}
+            before = here
+        return values
+
+    def _last_way(self, free: Sequence[Step]) -> str:
+        if not self.matrix:
+            return LAST
+        return _way((free[-1].model, free[-1].layer) if free else None, None)
 
     def _scale_names(self) -> list[str]:
         if not self.matrix:
@@ -235,14 +293,15 @@ class Categorical(PathEncoding):
                 free.append(Step(model, layer, self._entering(values, slot.name)))
         return self._whole(values, free)
 
-    def own_path(self, model: str) -> dict[str, float] | None:
-        """See `PathEncoding.own_path`."""
-        if not self._reachable(model):
-            return None
-        offered = self.frame.offered()
-        wanted = [float(offered.index((model, layer)) + 1) for layer in self.frame.own]
-        wanted += [0.0] * (self.frame.n_free - len(wanted))
-        return {slot.name: value for slot, value in zip(self.slots(), wanted, strict=True)} | self._unscaled()
+    def _values_of(self, free: Sequence[Step]) -> dict[str, float] | None:
+        """See `PathEncoding._values_of`: one after the other in the first slots."""
+        number_of = {offer: number for number, offer in enumerate(self.frame.offered(), start=1)}
+        values: dict[str, float] = {}
+        for slot, step in zip(self.slots(), free, strict=False):
+            if (step.model, step.layer) not in number_of:
+                return None
+            values |= {slot.name: float(number_of[step.model, step.layer]), **self._scaled(slot.name, step)}
+        return values
 
 
 class Moves(PathEncoding):
@@ -270,7 +329,7 @@ class Moves(PathEncoding):
             if position >= frame.n_layers - frame.fixed_last or len(free) == frame.n_free:
                 break
             move = int(values[slot.name])
-            if move == 1:
+            if move == _GOING_BACK:
                 position = max(frame.fixed_first, position - 1)
                 continue
             if move >= 2 and position in frame.models[names[move - 2]]:
@@ -278,13 +337,21 @@ class Moves(PathEncoding):
             position += 1
         return self._whole(values, free)
 
-    def own_path(self, model: str) -> dict[str, float] | None:
-        """See `PathEncoding.own_path`."""
-        if not self._reachable(model) or self.n_moves < len(self.frame.own):
-            return None
-        move = float(2 + list(self.frame.models).index(model))
-        moves = {slot.name: move if index < len(self.frame.own) else 0.0 for index, slot in enumerate(self.slots())}
-        return moves | self._unscaled()
+    def _values_of(self, free: Sequence[Step]) -> dict[str, float] | None:
+        """See `PathEncoding._values_of`: going back or skipping layers on the way to each."""
+        names = list(self.frame.models)
+        values: dict[str, float] = {}
+        slots = iter(self.slots())
+        position = self.frame.fixed_first
+        for step in free:
+            moves = [_SKIPPING] * (step.layer - position) + [_GOING_BACK] * (position - step.layer)
+            way, here = list(islice(slots, len(moves))), next(slots, None)
+            if here is None or step.model not in names:
+                return None
+            values |= {slot.name: move for slot, move in zip(way, moves, strict=True)}
+            values |= {here.name: float(2 + names.index(step.model)), **self._scaled(here.name, step)}
+            position = step.layer + 1
+        return values
 
 
 class Swap(PathEncoding):
@@ -309,16 +376,31 @@ class Swap(PathEncoding):
                 free.append(Step(model, layer))
         return self._whole(values, free)
 
-    def own_path(self, model: str) -> dict[str, float] | None:
-        """See `PathEncoding.own_path`."""
-        if not self._reachable(model):
-            return None
-        values = {slot.name: float(slot.choices.index(model)) for slot in self.slots()}
-        return values | self._unscaled()
+    def _values_of(self, free: Sequence[Step]) -> dict[str, float] | None:
+        """See `PathEncoding._values_of`."""
+        slots = {slot.name: slot.choices for slot in self.slots()}
+        values: dict[str, float] = {}
+        for step in free:
+            name = f"layer[{step.layer}]"
+            if name not in slots:
+                continue
+            if step.model not in slots[name]:
+                return None
+            values |= {name: float(slots[name].index(step.model)), **self._scaled(name, step)}
+        return values
 
     def _who(self, layer: int) -> tuple[str, ...]:
         """The models whose `layer` may be used; the ends model's where there is none."""
         return tuple(name for name, layers in self.frame.models.items() if layer in layers) or (self.frame.ends,)
+
+
+def _are_close(path: Sequence[Step], wanted: Sequence[Step]) -> bool:
+    """Whether two paths are the same but for rounding of their scales."""
+    return len(path) == len(wanted) and all(
+        (one.model, one.layer) == (other.model, other.layer)
+        and math.isclose(one.scale, other.scale, rel_tol=_PRECISION)
+        for one, other in zip(path, wanted, strict=True)
+    )
 
 
 def _take(repeat: int, model: str, layer: int) -> str:

@@ -3,8 +3,12 @@
 The sibling of `RecipeTemplate` for the data-flow space; parameter-space coefficients may be searched in the same genome.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from evomerge.core import SpaceError
 from evomerge.recipe.recipe import Recipe
@@ -85,6 +89,11 @@ class StackTemplate:
         """Layers of the deepest model that is evaluated, baselines included."""
         return max(self._encoding.frame.max_depth, *self._models.n_layers.values())
 
+    @property
+    def scaled(self) -> tuple[str, ...]:
+        """Filters of the tensors that are divided by the product of the scales."""
+        return self._folding.scaled
+
     def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
         """The layers of decoded parameter values, in order."""
         return self._encoding.path(values)
@@ -114,21 +123,75 @@ class StackTemplate:
 
     def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
         """For each baseline that is a point of this space, its parameter values: a strategy starts from these."""
-        ends = self._encoding.frame.ends
-        if self._merge is None:
-            own = self._encoding.own_path(ends)
-            return {} if own is None else {f"source:{ends}": own}
-        if self.unstacked is None:
+        frame = self._encoding.frame
+        own = self._encoding.own_path(frame.ends)
+        if own is None:
             return {}
-        merge, own = self.unstacked
-        merged = merge.baseline_values(task_arithmetic_weights)
-        return {name: {**own, **values} for name, values in merged.items()}
+        if self._merge is None:
+            return {f"source:{frame.ends}": own}
+        merged = self._merge.baseline_values(task_arithmetic_weights)
+        return {name: {**own, **values} for name, values in merged.items()} if frame.ends == MERGED else {}
 
-    @property
-    def unstacked(self) -> tuple[RecipeTemplate, dict[str, float]] | None:
-        """The merge that points of this space make without a change of its layers, and what these points have in common; None: no point does."""
-        own = self._encoding.own_path(MERGED) if self._encoding.frame.ends == MERGED else None
-        return None if self._merge is None or own is None else (self._merge, own)
+    def values_of(self, layers: Sequence[StackLayer], ends: Mapping[str, float]) -> dict[str, float] | None:
+        """Parameter values at which the recipe is a stack of these layers.
+
+        Args:
+            layers: the layers.
+            ends: folder -> coefficient, of embedding, final norm and output layer.
+
+        Returns:
+            None where no path is found. How near the merged layers are to those is for the caller to see.
+        """
+        path = [Step(self._maker(layers, number), layer.index, layer.scale) for number, layer in enumerate(layers)]
+        slots = self._encoding.values_of(path)
+        if slots is None:
+            return None
+        merged: list[tuple[int, Mapping[str, float]]] = [
+            (layer.index, dict(layer.weights)) for layer, step in zip(layers, path, strict=True) if step.model == MERGED
+        ]
+        if self._encoding.frame.ends == MERGED:
+            merged.append((0, ends))
+        return {**self._merge_values(merged), **slots}
+
+    def _maker(self, layers: Sequence[StackLayer], number: int) -> str:
+        """The model that layer `number` is of: one whose own it is, else the merge."""
+        frame, layer = self._encoding.frame, layers[number]
+        if not frame.fixed_first <= number < len(layers) - frame.fixed_last:
+            return frame.ends
+        folders = {
+            self._models.folder(model): model
+            for model, index in frame.offered()
+            if model != MERGED and index == layer.index
+        }
+        ((folder, coefficient), *others) = layer.weights
+        return folders.get(folder, MERGED) if not others and math.isclose(coefficient, 1.0) else MERGED
+
+    def _merge_values(self, merged: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+        """The merge's values at which its layers (layer, folder -> coefficient) are these, and the middle of the bounds where any will do."""
+        merge = self._merge
+        if merge is None:
+            return {}
+        values = merge.space.decode([0.5] * merge.space.dimension)
+        weights = [item for item in merge.space.parameters if item.name.partition("[")[0] == "weight"]
+        if not (merged and weights):
+            return values
+
+        def coefficients(values: Mapping[str, float]) -> NDArray[np.float64]:
+            return np.array([weight for layer, _ in merged for weight in merge.weights(values, layer).values()])
+
+        wanted = [
+            folders.get(self._models.experts[name], 0.0)
+            for layer, folders in merged
+            for name in merge.weights(values, layer)
+        ]
+        before = coefficients(values)
+        slopes = [coefficients({**values, item.name: values[item.name] + 1.0}) - before for item in weights]
+        moves = np.linalg.lstsq(np.array(slopes).T, np.array(wanted) - before, rcond=None)[0].tolist()
+        moved = {
+            item.name: min(max(values[item.name] + move, item.low), item.high)
+            for item, move in zip(weights, moves, strict=True)
+        }
+        return values | moved
 
     def _weights(self, values: Mapping[str, float], model: str, layer: int) -> tuple[tuple[str, float], ...]:
         """The layer of a model as a linear combination of folders."""

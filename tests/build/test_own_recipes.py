@@ -9,6 +9,7 @@ import yaml
 
 from evomerge.build import describe, make_problem, parse_config
 from evomerge.core import ConfigError
+from evomerge.plan import make_plan
 from evomerge.recipe import METHODS, write_recipe
 from evomerge.testing.tiny_models import write_tiny_llama
 
@@ -24,11 +25,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def problem(
-    folder: Path, method: str = "ties", experts: str = "ab", recipes: tuple[str, ...] = (), **space: Any
+    folder: Path, method: str | None = "ties", experts: str = "ab", recipes: tuple[str, ...] = (), **space: Any
 ) -> Any:
     settings = {
         "models": {"base": "./base", "experts": {name: f"./{name}" for name in experts}},
-        "space": {"method": method, **space},
+        "space": ({} if method is None else {"method": method}) | space,
         "tasks": [str(TASK)],
         "budget": {"evaluations": 50},
         "baselines": {"recipes": list(recipes)},
@@ -80,21 +81,90 @@ def test_values_at_the_bounds_of_gradients_are_found_again(folder, bounds, seed)
     assert baseline.values == pytest.approx(point, abs=1e-9)
 
 
-def test_a_merge_is_a_start_among_stacks_but_a_stack_is_not(folder):
+STACKINGS: list[dict[str, Any]] = [
+    {"encoding": "indicator", "repeats": 2},
+    {"encoding": "indicator", "scales": "matrix"},
+    {"encoding": "categorical", "models": ["a", "base"], "fixed_first": 0},
+    {"encoding": "moves", "max_depth": 8},
+    {"encoding": "swap", "scales": "none"},
+    {"encoding": "categorical", "parameters": True, "models": ["a", "merged"]},
+    {"encoding": "swap", "parameters": True, "models": ["a", "b", "merged"], "ends": "a"},
+]
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+@pytest.mark.parametrize("stacking", STACKINGS)
+def test_a_stack_is_a_start_among_stacks(folder, stacking, method):
+    merge = {"layer_groups": 2, "fixed": {"normalize": False}} if "parameters" in stacking else {}
+    space = {"method": method if merge else None, "stacking": stacking, **merge}
+    plain = problem(folder, **space)
+    points = np.random.default_rng(1).uniform(0.05, 0.95, (5, plain.space.dimension))
+    recipes = [plain.template.recipe(plain.space.decode(point)) for point in points]
+    files = tuple(f"stack{number}.yml" for number in range(len(recipes)))
+    for file, recipe in zip(files, recipes, strict=True):
+        write_recipe(recipe, folder / file)
+    found = problem(folder, recipes=files, **space)
+    starts = [item.values for item in found.baselines() if item.id.startswith("recipe:")]
+    for recipe, start in zip(recipes, starts, strict=True):
+        again = found.template.recipe(found.space.decode(start))
+        assert weights_of(again, found) == pytest.approx(weights_of(recipe, found), rel=1e-9, abs=1e-12)
+    assert not any("outside the search space" in line for line in describe(found))
+
+
+def weights_of(recipe: Any, found: Any) -> dict[Any, float]:
+    """(Output, input) of a stack's plan -> coefficient."""
+    return {
+        (step.output, entry.key): next(iter(entry.parameters.values()), 1.0)
+        for step in make_plan(recipe, found.headers).steps
+        for entry in step.inputs
+    }
+
+
+FRANKEN = """\
+merge_method: passthrough
+slices:
+  - sources: [{{model: a, layer_range: [0, 3]}}]
+  - sources: [{{model: {middle}, layer_range: [1, 3]}}]
+  - sources: [{{model: a, layer_range: [3, 4]{scale}}}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("middle", "scale", "is_found"),
+    [
+        ("b", "", True),
+        ("base", "", False),
+        (
+            "b",
+            ", parameters: {scale: [{filter: o_proj, value: 0.8}, {filter: down_proj, value: 0.8}, {value: 1}]}",
+            True,
+        ),
+        ("b", ", parameters: {scale: [{filter: o_proj, value: 0.8}, {value: 1}]}", False),
+        ("b", ", parameters: {scale: [{filter: o_proj, value: 9}, {filter: down_proj, value: 9}, {value: 1}]}", False),
+        ("b", ", parameters: {scale: 0.8}", False),
+    ],
+)
+def test_a_passthrough_of_layers_is_a_start_among_stacks(folder, middle, scale, is_found):
+    mine = written(folder, FRANKEN.format(middle=middle, scale=scale))
+    found = problem(folder, None, recipes=(mine,), stacking={"encoding": "indicator", "repeats": 2})
+    (baseline,) = [item for item in found.baselines() if item.id == "recipe:mine"]
+    assert (baseline.values is not None) is is_found
+    if is_found:
+        path = found.template.path(found.space.decode(baseline.values))
+        assert [f"{step.model}{step.layer}" for step in path] == ["a0", "a1", "a2", "b1", "b2", "a3"]
+        assert path[-1].scale == pytest.approx(1 / 0.8 if scale else 1.0)
+
+
+def test_a_merge_is_a_start_among_stacks_of_it(folder):
+    weights = "models: [{model: b, parameters: {weight: 0.75}}, {model: a, parameters: {weight: 0.5}}]"
+    mine = written(folder, f"merge_method: linear\nparameters: {{normalize: false}}\n{weights}\n")
     space = {"stacking": {"parameters": True, "encoding": "swap"}, "layer_groups": 2, "fixed": {"normalize": False}}
-    plain = problem(folder, "linear", **(space | {"stacking": None}))
-    point = np.random.default_rng(1).uniform(0.3, 0.6, plain.space.dimension)
-    write_recipe(plain.template.recipe(plain.space.decode(point)), folder / "merge.yml")
-    stacks = problem(folder, "linear", **space)
-    write_recipe(stacks.template.recipe(stacks.space.decode([0.1] * stacks.space.dimension)), folder / "stack.yml")
-    found = problem(folder, "linear", recipes=("merge.yml", "stack.yml"), **space)
-    merge, stack = (item for item in found.baselines() if item.id.startswith("recipe:"))
-    values, wanted = found.space.decode(merge.values), plain.space.decode(point)
-    assert {name: values[name] for name in wanted} == pytest.approx(wanted, abs=1e-9)
-    layers = {step.layer: step.model for step in found.template.path(values)}
-    assert layers == dict.fromkeys(range(4), "merged")
-    assert stack.values is None
-    assert [line for line in describe(found) if "recipe:stack is a stack, or outside the search space" in line]
+    found = problem(folder, "linear", recipes=(mine,), **space)
+    (baseline,) = [item for item in found.baselines() if item.id == "recipe:mine"]
+    values = found.space.decode(baseline.values)
+    for layers in ("0-1", "2-3"):
+        assert (values[f"weight[a,{layers}]"], values[f"weight[b,{layers}]"]) == pytest.approx((0.5, 0.75))
+    assert {step.layer: step.model for step in found.template.path(values)} == dict.fromkeys(range(4), "merged")
 
 
 MERGEKIT = """\

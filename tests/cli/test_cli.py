@@ -324,9 +324,10 @@ def test_a_search_from_start_to_merged_model(project: Path, tmp_path: Path) -> N
     assert refused.returncode == 2
     assert "best.yaml: exists; name another file, or overwrite it (--overwrite)" in refused.stderr
     assert run("export", directory, "--overwrite", "-o", tmp_path / "best.yaml").returncode == 0
-    piped = run("export", directory, "-o", "/dev/stdout")
-    assert piped.stdout == (tmp_path / "best.yaml").read_text()
-    assert "ties of 3 models" in piped.stderr
+    for place in ("-", "/dev/stdout"):
+        piped = run("export", directory, "-o", place)
+        assert piped.stdout == (tmp_path / "best.yaml").read_text()
+        assert "ties of 3 models" in piped.stderr
     assert run("export", directory, "--pick", "id:99").returncode == 2
     merged = run("merge", tmp_path / "best.yaml", tmp_path / "merged")
     assert merged.returncode == 0, merged.stderr

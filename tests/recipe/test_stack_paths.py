@@ -57,6 +57,36 @@ def test_every_point_is_a_path_between_the_fixed_layers(name: str, data: st.Data
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
+@settings(max_examples=50)
+@given(data=st.data())
+def test_every_path_is_found_again(name: str, data: st.DataObject) -> None:
+    encoding = ENCODINGS[name]
+    space = SearchSpace(encoding.parameters())
+    unit = st.floats(0, 1, allow_nan=False)
+    point = data.draw(st.lists(unit, min_size=space.dimension, max_size=space.dimension))
+    path = encoding.path(space.decode(point))
+    values = encoding.values_of(path)
+    assert values is not None
+    found = encoding.path(space.decode(space.encode(values)))
+    assert layers(found) == layers(path)
+    assert [step.scale for step in found] == pytest.approx([step.scale for step in path], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_paths_of_no_point(name: str) -> None:
+    encoding = ENCODINGS[name]
+    own = encoding.frame.path([Step("a", 1), Step("b", 2)])
+    assert encoding.values_of(own) is not None
+    assert encoding.values_of(()) is None
+    assert encoding.values_of(own[1:]) is None
+    assert encoding.values_of(own[:1]) is None
+    assert encoding.values_of([*own[:1], Step("c", 1), *own[2:]]) is None
+    assert encoding.values_of([*own[:2], Step("b", 2, 2.1), *own[3:]]) is None
+    assert encoding.values_of([Step("a", 0, 1.1), *own[1:]]) is None
+    assert encoding.values_of([*own[:1], *own[1:-1] * 3, *own[-1:]]) is None
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
 def test_a_models_own_path_is_a_point(name: str) -> None:
     encoding = ENCODINGS[name]
     space = SearchSpace(encoding.parameters())

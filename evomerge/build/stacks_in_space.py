@@ -1,0 +1,110 @@
+"""The point of a space of stacks at which a recipe is made: the recipe's layers are read off its plan, whatever form it has."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+
+from evomerge.plan import MergePlan, ModelHeader, TensorKey, TensorStep, make_plan
+from evomerge.plan.layers import layer_name
+from evomerge.recipe import Recipe, StackLayer, StackTemplate
+
+_PRECISION = 1e-9
+"""to which coefficients are the same, relative to the largest of a sum"""
+
+_SHIFT: TensorKey = ("", "shift")
+"""what the number is called that is added to a sum of tensors"""
+
+_Sum = Mapping[TensorKey, float]
+"""a tensor as a sum: coefficient of each tensor in it that has one"""
+
+
+def values_of_stack(
+    recipe: Recipe, template: StackTemplate, headers: Mapping[str, ModelHeader]
+) -> dict[str, float] | None:
+    """The parameter values at which `template` makes the same merge; None where none are found."""
+    wanted = _sums(make_plan(recipe, headers))
+    if wanted is None:
+        return None
+    found = _layers(wanted, template)
+    if found is None:
+        return None
+    values = template.values_of(*found)
+    if values is None:
+        return None
+    made = _sums(make_plan(template.recipe(values), headers))
+    return values if made is not None and _are_close(made, wanted) else None
+
+
+def _sums(plan: MergePlan) -> dict[str, _Sum] | None:
+    """Output -> what it is the sum of; None where one is no sum."""
+    sums = {step.output: _sum(step) for step in plan.steps}
+    known = {output: each for output, each in sums.items() if each is not None}
+    return known if len(known) == len(sums) else None
+
+
+def _sum(step: TensorStep) -> _Sum | None:
+    if step.method not in ("passthrough", "linear", "task_arithmetic", "shifted_linear"):
+        return None
+    name = "scale" if step.method == "passthrough" else "weight"
+    total: dict[TensorKey, float] = {}
+    for entry in step.inputs:
+        total[entry.key] = total.get(entry.key, 0.0) + float(entry.parameters.get(name, 1.0))
+    if step.parameters.get("normalize"):
+        divisor = sum(total.values())
+        if not divisor:
+            return None
+        total = {key: coefficient / divisor for key, coefficient in total.items()}
+    if step.base is not None:
+        total = {key: float(step.parameters["lambda"]) * coefficient for key, coefficient in total.items()}
+        total[step.base.key] = 1.0 - sum(total.values())
+    total[_SHIFT] = float(step.parameters.get("shift", 0.0))
+    least = _PRECISION * max(map(abs, total.values()))
+    return {key: coefficient for key, coefficient in total.items() if abs(coefficient) > least}
+
+
+def _layers(sums: Mapping[str, _Sum], template: StackTemplate) -> tuple[list[StackLayer], dict[str, float]] | None:
+    """The layers of a stack, and the coefficients of the models outside them; None where these are no whole layers."""
+    parts: dict[int, dict[str, _Sum]] = defaultdict(dict)
+    ends: dict[str, float] = {}
+    for output, each in sums.items():
+        name = layer_name(output)
+        if name is None:
+            ends = {source: coefficient for (source, _), coefficient in each.items()}
+        else:
+            parts[name.index][name.rest] = each
+    layers: list[StackLayer] = []
+    before = 1.0
+    for number in range(len(parts)):
+        found = _layer(parts.get(number, {}), template.scaled)
+        if found is None:
+            return None
+        index, weights, product = found
+        layers.append(StackLayer(index, tuple(weights.items()), product / before))
+        before = product
+    return layers, ends
+
+
+def _layer(parts: Mapping[str, _Sum], scaled: tuple[str, ...]) -> tuple[int, dict[str, float], float] | None:
+    """Of a layer's tensors, which layer of the models they are, the models' coefficients, and the product of the scales so far."""
+    plain = next((each for rest, each in parts.items() if not any(text in rest for text in scaled)), None)
+    divided = next((each for rest, each in parts.items() if any(text in rest for text in scaled)), None)
+    if not plain or divided is None:
+        return None
+    names = {layer_name(tensor) for _, tensor in plain}
+    (index, *others) = {None if name is None else name.index for name in names}
+    if others or index is None:
+        return None
+    weights = {source: coefficient for (source, _), coefficient in plain.items()}
+    of_divided = {source: coefficient for (source, _), coefficient in divided.items()}
+    largest = max(weights, key=lambda source: abs(weights[source]))
+    product = weights[largest] / of_divided.get(largest, math.inf)
+    return (index, weights, product) if product > 0.0 else None
+
+
+def _are_close(some: Mapping[str, _Sum], others: Mapping[str, _Sum]) -> bool:
+    return some.keys() == others.keys() and all(_is_close(each, others[output]) for output, each in some.items())
+
+
+def _is_close(one: _Sum, other: _Sum) -> bool:
+    slack = _PRECISION * max(map(abs, one.values()), default=0.0)
+    return all(abs(one.get(key, 0.0) - other.get(key, 0.0)) <= slack for key in {*one, *other})
