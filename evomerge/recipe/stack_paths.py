@@ -152,12 +152,14 @@ class PathEncoding(ABC):
         start = len(path) - frame.fixed_last
         if start < frame.fixed_first:
             return None
-        free = path[frame.fixed_first : start]
+        free = list(path[frame.fixed_first : start])
         filling = [Step(frame.ends, layer) for layer in frame.own]
-        # a path may be as short as it can be, and begin with layers that it was filled up with
-        for taken in (
-            free[n_filled:] for n_filled in range(len(free) + 1) if list(free[:n_filled]) == filling[:n_filled]
-        ):
+        for n_filled in range(
+            len(free) + 1
+        ):  # a path that is as short as can be may begin with what it was filled up with
+            if free[:n_filled] != filling[:n_filled]:
+                break
+            taken = free[n_filled:]
             values = self._values_of(taken)
             if values is not None:
                 ending = self._scaled(self._last_way(taken), path[start]) if frame.fixed_last else {}
@@ -202,13 +204,8 @@ class PathEncoding(ABC):
 
     def _scaled(self, place: str, step: Step) -> dict[str, float]:
         """The value of the scale on entering `place`, within its bounds."""
-        if not self.scales:
-            return {}
-        return {
-            f"log_{place}": min(
-                max(math.log(step.scale), math.log(self.frame.scale_low)), math.log(self.frame.scale_high)
-            )
-        }
+        low, high = math.log(self.frame.scale_low), math.log(self.frame.scale_high)
+        return {f"log_{place}": min(max(math.log(step.scale), low), high)} if self.scales else {}
 
 
 class Indicator(PathEncoding):

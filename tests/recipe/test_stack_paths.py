@@ -34,6 +34,14 @@ ENCODINGS: dict[str, PathEncoding] = {
 }
 
 
+def drawn_path(encoding: PathEncoding, data: st.DataObject) -> tuple[Step, ...]:
+    """The path at any point of the encoding's space."""
+    space = SearchSpace(encoding.parameters())
+    unit = st.floats(0, 1, allow_nan=False)
+    point = data.draw(st.lists(unit, min_size=space.dimension, max_size=space.dimension))
+    return encoding.path(space.decode(point))
+
+
 def layers(path: tuple[Step, ...]) -> str:
     return " ".join(f"{step.model}{step.layer}" for step in path)
 
@@ -42,12 +50,7 @@ def layers(path: tuple[Step, ...]) -> str:
 @settings(max_examples=50)
 @given(data=st.data())
 def test_every_point_is_a_path_between_the_fixed_layers(name: str, data: st.DataObject) -> None:
-    encoding = ENCODINGS[name]
-    space = SearchSpace(encoding.parameters())
-    unit = st.floats(0, 1, allow_nan=False)
-    point = data.draw(st.lists(unit, min_size=space.dimension, max_size=space.dimension))
-    path = encoding.path(space.decode(point))
-    frame = encoding.frame
+    path, frame = drawn_path(ENCODINGS[name], data), ENCODINGS[name].frame
     assert frame.min_depth <= len(path) <= frame.max_depth
     assert path[0] == Step("a", 0)
     assert (path[-1].model, path[-1].layer) == ("a", 3)
@@ -61,10 +64,7 @@ def test_every_point_is_a_path_between_the_fixed_layers(name: str, data: st.Data
 @given(data=st.data())
 def test_every_path_is_found_again(name: str, data: st.DataObject) -> None:
     encoding = ENCODINGS[name]
-    space = SearchSpace(encoding.parameters())
-    unit = st.floats(0, 1, allow_nan=False)
-    point = data.draw(st.lists(unit, min_size=space.dimension, max_size=space.dimension))
-    path = encoding.path(space.decode(point))
+    path, space = drawn_path(encoding, data), SearchSpace(encoding.parameters())
     values = encoding.values_of(path)
     assert values is not None
     found = encoding.path(space.decode(space.encode(values)))
