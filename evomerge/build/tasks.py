@@ -95,13 +95,7 @@ def _specs(config: SearchConfig, item: TaskConfig) -> list[TaskSpec]:
     if group is None:
         return [spec]
     members = tuple(
-        replace(
-            spec,
-            task=member.task,
-            name=None,
-            num_fewshot=member.num_fewshot if item.num_fewshot is None or member.num_fewshot == 0 else item.num_fewshot,
-        )
-        for member in group.members
+        replace(spec, task=member.task, name=None, group_fewshot=member.num_fewshot) for member in group.members
     )
     check_one_split_each(f"task {item.task!r}", members)
     if not group.scores:

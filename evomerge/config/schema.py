@@ -253,8 +253,8 @@ class SyntheticConfig(_Strict):
 
     kind: Literal["synthetic"] = "synthetic"
     function: str = "sphere"
-    dimension: int = Field(default=4, ge=1)
-    n_items: int = Field(default=100, ge=2)
+    dimension: int = Field(default=4, ge=1, le=10_000)
+    n_items: int = Field(default=100, ge=2, le=1_000_000)
     item_noise: float = Field(default=0.0, ge=0)
     delay_s: float = Field(default=0.0, ge=0)
     failure_rate: float = Field(default=0.0, ge=0, le=1)

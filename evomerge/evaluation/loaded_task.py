@@ -79,6 +79,7 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
         dataset = _load_data(spec.task, settings)
     if is_task_file(spec.task) and not trust_code:
         check_templates(spec.task, settings, (row for part in dataset.values() for row in part))
+    n_examples = spec.n_examples(settings.get("num_fewshot")) or 0
     encoder = Encoder(tokenizer, keep_system=spec.prompt.system_instruction is not None)
     splits: dict[Split, TaskItems] = {}
     metric = filter_name = ""
@@ -90,7 +91,7 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
             continue
         where = f"{spec.task}, split {part!r}"
         with lm_evals_seeds():
-            task = _lm_eval_task(where, settings, _with_part(where, dataset, part), part, spec.num_fewshot)
+            task = _lm_eval_task(where, settings, _with_part(where, dataset, part), part, n_examples)
             wanted = spec.search_items if split is Split.SEARCH else None
             items, represents = _build_items(where, task, spec, encoder, wanted)
         metric, filter_index = _chosen_metric(spec, task)
@@ -159,9 +160,9 @@ def _with_part(where: str, dataset: Mapping[str, Any], part: str) -> Mapping[str
 
 
 def _lm_eval_task(
-    where: str, settings: Mapping[str, Any], dataset: Mapping[str, Any], part: str, num_fewshot: int | None
+    where: str, settings: Mapping[str, Any], dataset: Mapping[str, Any], part: str, n_examples: int
 ) -> Any:
-    """lm-eval's task object whose evaluated documents are the data split `part`, with so many examples (None: its own number)."""
+    """lm-eval's task object whose evaluated documents are the data split `part`, with so many examples."""
     from lm_eval.api.task import ConfigurableTask
 
     class LoadedDataTask(ConfigurableTask):  # type: ignore[misc]
@@ -172,12 +173,9 @@ def _lm_eval_task(
 
     config = copy.deepcopy({key: value for key, value in settings.items() if key != "dataset_kwargs"})
     _evaluate_part(config, part)
-    if num_fewshot is not None and config.get("num_fewshot") != 0:
-        config["num_fewshot"] = num_fewshot
+    config["num_fewshot"] = n_examples
     try:
         task = LoadedDataTask(config=config)
-        if task.config.num_fewshot is None:
-            task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     except (*SCORER_ERRORS, jinja2.TemplateError) as error:
         raise EvaluationError(f"{where}: lm-eval cannot build the task: {error!r}") from error

@@ -37,7 +37,7 @@ def check_supported(spec: TaskSpec) -> None:
     settings = settings_as_text(spec.task)
     check_settings(spec.task, settings)
     check_whole_texts(spec, settings)
-    if spec.num_fewshot and settings.get("num_fewshot") == 0:
+    if spec.num_fewshot and not spec.n_examples(settings.get("num_fewshot")):
         raise EvaluationError(
             f"task {spec.task!r}: num_fewshot: {spec.num_fewshot} has no effect on a task whose own file says num_fewshot: 0 (lm-eval's rule); "
             "leave it out"

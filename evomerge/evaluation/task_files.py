@@ -192,7 +192,7 @@ def check_task(spec: TaskSpec, needed: Sequence[Split]) -> None:
             raise EvaluationError(no_such_split(spec.name or task_name(spec.task), split, part, parts))
     settings = read_task_file(Path(spec.task), functions_as_text=True)
     source = (settings.get("fewshot_config") or {}).get("split") or settings.get("fewshot_split")
-    shots = settings.get("num_fewshot") if spec.num_fewshot is None else spec.num_fewshot
+    shots = spec.n_examples(settings.get("num_fewshot"))
     if parts and shots and source is not None and split_name(str(source)) not in parts:
         hint = did_you_mean(str(source), parts)
         raise EvaluationError(

@@ -38,7 +38,8 @@ class TaskSpec:
         search_items: so many items of `search` (after `limit`) are drawn at random by `seed`, the rest is left out; None = all. Of a larger
             number those of a smaller are part.
         seed: of that draw.
-        num_fewshot: solved examples before each item; None = as many as the task says.
+        num_fewshot: solved examples before each item; None = as many as the task says, and its group where that says something else.
+        group_fewshot: what its group says in place of the task's own number; None = nothing.
         drop_shared: leave items out of `search` that stand in `select` or `report` too, and out of `select` those of `report`.
         prompt: how items are put to the model.
         window: tokens of the pieces in which whole texts are scored (`output_type: loglikelihood_rolling`); None where no task does.
@@ -54,6 +55,7 @@ class TaskSpec:
     search_items: int | None = None
     seed: int = 0
     num_fewshot: int | None = None
+    group_fewshot: int | None = None
     drop_shared: bool = False
     prompt: PromptFormat = PromptFormat()
     window: int | None = None
@@ -84,6 +86,11 @@ class TaskSpec:
     def tasks(self) -> "tuple[TaskSpec, ...]":
         """The tasks of a group; a task itself."""
         return self.members or (self,)
+
+    def n_examples(self, own: int | None) -> int | None:
+        """How many solved examples a task gets whose file says `own`; as in lm-eval, none where it, or its group, says 0."""
+        said = own if self.group_fewshot is None else self.group_fewshot
+        return said if self.num_fewshot is None or said == 0 else self.num_fewshot
 
     def data_split(self, split: Split) -> str | None:
         """The data set's name of `split`; None where the part of that name was given another role."""

@@ -90,6 +90,14 @@ def test_where_the_statistic_is_not_defined_without_an_item_this_has_no_effect()
     assert [one < two for one, two in pairwise(sorted(scores))] == [True, False, True]
 
 
+def test_an_item_without_which_a_perplexity_is_beyond_all_bounds():
+    """A text of many words among others of one word each, as Japanese ones are for lm-eval."""
+    values = [(-1500.0, 1000), (-60.0, 1), (-70.0, 1), (-55.0, 1)]
+    scores = item_scores(values, lambda kept: math.exp(-sum(log for log, _ in kept) / sum(words for _, words in kept)))
+    assert scores.mean() == pytest.approx(math.exp(1685 / 1003), rel=1e-6)
+    assert np.isfinite(scores.std())
+
+
 def test_a_statistic_that_is_no_number_is_refused():
     with pytest.raises(ValueError, match="the statistic of all items is nan"):
         item_scores([float("nan")] * 3, lambda values: float(np.mean(values)))

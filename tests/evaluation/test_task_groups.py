@@ -19,7 +19,7 @@ from evomerge.plan import read_model_header
 from evomerge.recipe import Recipe, Setting, Slice, Source
 from evomerge.weights import Merger, WeightPool
 
-SIZES = {"few": 5, "some": 11, "many": 30, "letters": 14}
+SIZES = {"few": 5, "some": 11, "many": 30, "letters": 14, "bare": 8}
 ACC = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
 GROUPS: dict[str, dict[str, Any]] = {
     "by_size": {"task": ["few", "many", "letters"], "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}]},
@@ -31,12 +31,13 @@ GROUPS: dict[str, dict[str, Any]] = {
     },
     "only_tagged": {"task": ["short"], "aggregate_metric_list": [{"metric": "acc_norm", "weight_by_size": False}]},
     "no_score": {"task": ["few", "many"]},
+    "overriding": {"task": ["few", {"task": "bare", "num_fewshot": 2}], "aggregate_metric_list": {"metric": "acc"}},
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four tasks of different sizes, two of them tagged `short`, and the groups."""
+    """Five tasks of different sizes, two of them tagged `short`, and the groups."""
     folder = tmp_path_factory.mktemp("groups")
     for name, size in SIZES.items():
         files = {}
@@ -70,6 +71,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name == "letters":
             settings |= {"output_type": "loglikelihood", "doc_to_target": "letter", "metric_list": [ACC]}
             del settings["doc_to_choice"]
+        if name == "bare":
+            settings["num_fewshot"] = 0
         if name in ("few", "some"):
             settings["tag"] = ["short"]
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
@@ -135,6 +138,9 @@ def test_a_groups_score_is_lm_evals(folder: Path, models: list[Path], tmp_path: 
         {"task": "_only_tagged.yaml", "name": "tagged"},
         {"task": "_by_tag.yaml", "metric": "acc", "num_fewshot": 1, "name": "one example", "limit": 6},
         "_no_score.yaml",
+        "_overriding.yaml",
+        {"task": "_overriding.yaml", "num_fewshot": 1, "name": "one for all"},
+        "bare.yaml",
     ]
     config = configured(folder, models, *tasks)
     headers = {str(model): read_model_header(model) for model in models}
@@ -154,8 +160,9 @@ def test_a_groups_score_is_lm_evals(folder: Path, models: list[Path], tmp_path: 
         def scores(names: list[str], **options: Any) -> dict[str, Any]:
             return simple_evaluate(model, tasks=names, task_manager=here, bootstrap_iters=2, **options)
 
-        whole = [scores([name]) for name in ("by_size", "all_the_same", "by_tag", "only_tagged", "no_score")]
+        whole = [scores([name]) for name in (*GROUPS, "bare")]
         short = scores(["by_tag"], num_fewshot=1, limit=6)
+        one = scores(["overriding"], num_fewshot=1)
     wanted = {
         "by_size": whole[0]["groups"]["by_size"]["acc,none"],
         "all_the_same": whole[1]["groups"]["all_the_same"]["acc,none"],
@@ -164,6 +171,9 @@ def test_a_groups_score_is_lm_evals(folder: Path, models: list[Path], tmp_path: 
         "one example": short["groups"]["by_tag"]["acc,none"],
         "few": whole[4]["results"]["few"]["acc,none"],
         "many": whole[4]["results"]["many"]["acc,none"],
+        "overriding": whole[5]["groups"]["overriding"]["acc,none"],
+        "one for all": one["groups"]["overriding"]["acc,none"],
+        "bare": whole[6]["results"]["bare"]["acc,none"],
     }
     assert list(ours.scores) == list(wanted)
     assert ours.scores == pytest.approx(wanted, abs=1e-12)
@@ -184,7 +194,12 @@ def test_a_groups_score_is_lm_evals(folder: Path, models: list[Path], tmp_path: 
         "one example": 23,
         "few": 5,
         "many": 30,
+        "overriding": 13,
+        "one for all": 13,
+        "bare": 8,
     }
+    likely = {name: ours.item_scores[name][-8:].tolist() for name in ("overriding", "one for all", "bare")}
+    assert len({*map(tuple, likely.values())}) > 1, "examples change nothing"
     few = ours.item_scores["few"]
     assert ours.item_scores["all_the_same"][:5] == pytest.approx(few * 35 / 2 / 5)
     for name, values in ours.item_scores.items():
