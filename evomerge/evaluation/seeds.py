@@ -11,11 +11,14 @@ PYTHON_SEED, NUMPY_SEED, FEWSHOT_SEED = 0, 1234, 1234
 
 
 @contextmanager
-def lm_evals_seeds() -> Iterator[None]:
-    """Both as `simple_evaluate` seeds them by default, and afterwards as they were: `process_docs` of GPQA shuffles choices with them."""
+def lm_evals_seeds(number: int = 0) -> Iterator[None]:
+    """Both as `simple_evaluate` seeds them by default, and afterwards as they were: `process_docs` of GPQA shuffles choices with them.
+
+    Another `number` gives other seeds: scorers that guess where an answer says nothing do so anew for each item.
+    """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (the generator that tasks use)
-    random.seed(PYTHON_SEED)
-    np.random.seed(NUMPY_SEED)  # noqa: NPY002
+    random.seed(PYTHON_SEED + number)
+    np.random.seed(NUMPY_SEED + number)  # noqa: NPY002
     try:
         yield
     finally:

@@ -146,7 +146,7 @@ class TaskItems(Items):
         item, where = self._items[number], f"{self._where}, item {number}"
         results = [instance.filtered_resps[self._filter.name] for instance in item.instances]
         try:
-            metrics = self._results(item.document, results)
+            metrics = self._results(number, results)
             name = self._name_in(metrics)
         except SCORER_ERRORS as error:
             raise EvaluationError(f"{where}: the scorer fails: {error!r}") from error
@@ -163,11 +163,12 @@ class TaskItems(Items):
             f"{where}: metric {self._metric!r} must be one finite number per item, the scorer gives {value!r}"
         )
 
-    def _results(self, document: Any, results: list[Any]) -> Any:
-        """The metrics of a document. What a scorer of the task's own changes in it, or draws from global generators, no later candidate sees."""
+    def _results(self, number: int, results: list[Any]) -> Any:
+        """The metrics of an item. What a scorer of the task's own changes in its document, or draws from global generators, no later candidate sees."""
+        document = self._items[number].document
         if not self._has_own_scorer:
             return self._task.process_results(document, results)
-        with lm_evals_seeds():
+        with lm_evals_seeds(number):
             return self._task.process_results(copy.deepcopy(document), results)
 
     def _name_in(self, metrics: Mapping[str, Any]) -> str:

@@ -43,6 +43,7 @@ def test_what_a_scorer_does_stays_with_its_candidate(write_task, tokenizer, tmp_
     first, second = (items.score([], [Generation("ab", 1)] * 6).tolist() for _ in range(2))
     assert first == second
     assert min(first) > len("question 0")
+    assert len(set(first)) == len(first), "items share a draw"
 
 
 @pytest.mark.parametrize(
