@@ -11,6 +11,15 @@ CONSOLE = Console(highlight=False, markup=False, soft_wrap=True, width=None if s
 square brackets of their own."""
 
 
+_LARGE = 1e6
+"""Perplexities of merges that went wrong have dozens of digits."""
+
+
+def number(value: float, digits: int, sign: str = "") -> str:
+    """A score with so many digits after the point, or of a large one so many in all; with `sign` "+" also of positive ones the sign."""
+    return f"{value:{sign}.{digits}{'f' if abs(value) < _LARGE else 'g'}}"
+
+
 def say(text: str, stream: TextIO | None = None) -> None:
     """Prints a line at once, to standard output unless said.
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from evomerge.build.doctor import Finding, Grade
 from evomerge.build.watching import Look, Watcher
-from evomerge.cli.console import CONSOLE
+from evomerge.cli.console import CONSOLE, number
 from evomerge.core import Objective
 
 _SIGN_OF_LIFE_EVERY_S = 0.5
@@ -76,7 +76,7 @@ def _best(look: Look, objectives: Sequence[Objective]) -> Table:
         table.add_column(objective.name, justify="right", overflow="fold")
     table.add_column("mean", justify="right", overflow="fold")
     for name, scores, mean in look.best:
-        table.add_row(name, *(f"{score:.4f}" for score in scores), f"{mean:.4f}")
+        table.add_row(name, *(number(score, 4) for score in scores), number(mean, 4))
     return table
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from evomerge.archive import Front
-from evomerge.cli.console import say
+from evomerge.cli.console import number, say
 from evomerge.cli.interrupts import EXIT_INTERRUPTED, ignore_interrupts
 from evomerge.core import EngineError, Evaluation, EvomergeError, Split, Status
 from evomerge.search import Interrupted, RunDirectory, RunState, front_of, in_finals, indifferent, standing
@@ -76,8 +76,8 @@ class Progress:
             self._front = Front(state.objectives) if self._front is None else self._front
             self._front.add(evaluation)
         here = standing(state.objectives, evaluation)
-        scores = "  ".join(f"{item.name} {evaluation.value(item.name):.3f}" for item in state.objectives)
-        line = f"{evaluation.candidate_id:<22} mean {here[0]:.3f}   {scores}"
+        scores = "  ".join(f"{item.name} {number(evaluation.value(item.name), 3)}" for item in state.objectives)
+        line = f"{evaluation.candidate_id:<22} mean {number(here[0], 3)}   {scores}"
         if evaluation.split is not Split.SEARCH:
             names = in_finals(state, evaluation.split)
             # the state may be further on: results that come together are recorded together
@@ -93,7 +93,9 @@ class Progress:
             self._print(state, f"{line}   best so far")
         elif time.monotonic() - self._last > STATUS_EVERY_S:
             rate = self._n_here / (time.monotonic() - self._started)
-            self._print(state, f"{line}   ({60 * rate:.0f}/min, best {self._best[0]:.3f}{self._size_of_front(state)})")
+            self._print(
+                state, f"{line}   ({60 * rate:.0f}/min, best {number(self._best[0], 3)}{self._size_of_front(state)})"
+            )
 
     def _say_what_follows(self, state: RunState, budget: int) -> None:
         if state.n_evaluations[Split.SEARCH] == len(state.entries) >= budget and not self._said_what_follows:
@@ -106,7 +108,7 @@ class Progress:
         return f", front of {len(self._front)}" if self._front is not None and len(state.objectives) > 1 else ""
 
     def _say_what_cannot_be_searched(self, state: RunState) -> None:
-        same = [f"{name} ({score:.3f})" for name, score in indifferent(state).items()]
+        same = [f"{name} ({number(score, 3)})" for name, score in indifferent(state).items()]
         if same:
             say(
                 f"note: every baseline has the same score on {', '.join(same)}, so the search may learn nothing from it. To see what models "

@@ -8,7 +8,7 @@ from rich.table import Table
 from evomerge.build import Run
 from evomerge.build.planning import Forecast, Sizes
 from evomerge.build.reading import is_over
-from evomerge.cli.console import CONSOLE
+from evomerge.cli.console import CONSOLE, number
 from evomerge.config import LmEvalConfig, SearchConfig
 from evomerge.core import Evaluation, Objective, Split, Status
 from evomerge.search import Z_95, best_of_front, headline, items_of_candidate, leader, remarks_on_finals, verdict
@@ -181,7 +181,8 @@ def _print_comparisons(summary: dict[str, Any], names: Sequence[str]) -> None:
     if shown:
         CONSOLE.print("best minus baseline on the report split, paired by item (95% interval):")
     for name, row in shown.items():
-        CONSOLE.print(f"  {name:<24}{row['difference']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]  {verdict(row)}")
+        difference, low, high = (number(row[key], 3, "+") for key in ("difference", "low", "high"))
+        CONSOLE.print(f"  {name:<24}{difference}  [{low}, {high}]  {verdict(row)}")
 
 
 def _print_surrogates(summary: dict[str, Any]) -> None:
@@ -219,4 +220,4 @@ def _print_overhead(summary: dict[str, Any]) -> None:
 
 def _with_interval(value: float, error: float | None, digits: int) -> str:
     """A value with half its 95% interval; alone where its standard error is not known."""
-    return f"{value:.{digits}f}" + ("" if error is None else f" ± {Z_95 * error:.{digits}f}")
+    return number(value, digits) + ("" if error is None else f" ± {number(Z_95 * error, digits)}")
