@@ -253,7 +253,7 @@ class SyntheticConfig(_Strict):
 
     kind: Literal["synthetic"] = "synthetic"
     function: str = "sphere"
-    dimension: int = Field(default=4, ge=1, le=10_000)
+    dimension: int = Field(default=4, ge=1, le=1_000_000)
     n_items: int = Field(default=100, ge=2, le=1_000_000)
     item_noise: float = Field(default=0.0, ge=0)
     delay_s: float = Field(default=0.0, ge=0)
