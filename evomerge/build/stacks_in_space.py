@@ -79,7 +79,10 @@ def _layers(sums: Mapping[str, _Sum], template: StackTemplate) -> tuple[list[Sta
         if found is None:
             return None
         index, weights, product = found
-        layers.append(StackLayer(index, tuple(weights.items()), product / before))
+        scale = product / before
+        if not 0.0 < scale < math.inf:
+            return None
+        layers.append(StackLayer(index, tuple(weights.items()), scale))
         before = product
     return layers, ends
 
@@ -98,7 +101,7 @@ def _layer(parts: Mapping[str, _Sum], scaled: tuple[str, ...]) -> tuple[int, dic
     of_divided = {source: coefficient for (source, _), coefficient in divided.items()}
     largest = max(weights, key=lambda source: abs(weights[source]))
     product = weights[largest] / of_divided.get(largest, math.inf)
-    return (index, weights, product) if product > 0.0 else None
+    return (index, weights, product) if 0.0 < product < math.inf else None
 
 
 def _are_close(some: Mapping[str, _Sum], others: Mapping[str, _Sum]) -> bool:

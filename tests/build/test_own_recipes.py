@@ -142,6 +142,11 @@ slices:
         ("b", ", parameters: {scale: [{filter: o_proj, value: 0.8}, {value: 1}]}", False),
         ("b", ", parameters: {scale: [{filter: o_proj, value: 9}, {filter: down_proj, value: 9}, {value: 1}]}", False),
         ("b", ", parameters: {scale: 0.8}", False),
+        (
+            "b",
+            ", parameters: {scale: [{filter: o_proj, value: 1e-320}, {filter: down_proj, value: 1e-320}, {value: 1}]}",
+            False,
+        ),
     ],
 )
 def test_a_passthrough_of_layers_is_a_start_among_stacks(folder, middle, scale, is_found):

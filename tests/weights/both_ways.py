@@ -1,7 +1,7 @@
 """Recipes merged by evomerge and by mergekit, run in its own environment on the recipe files we export."""
 
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -39,13 +39,13 @@ def stored(folder: Path) -> Tensors:
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
-def assert_close(ours: Tensors, theirs: Tensors) -> None:
-    """The same tensors, but for rounding in float32, or in 16 bits for one unit in the last place."""
+def assert_close(ours: Tensors, theirs: Tensors, *, rounded: Collection[torch.dtype] = (torch.bfloat16,)) -> None:
+    """The same tensors but for rounding in float32, in the 16-bit dtypes `rounded` for one unit in the last place."""
     assert set(ours) == set(theirs)
     for name, expected in theirs.items():
         assert ours[name].dtype == expected.dtype
         scale = expected.abs().max().item()
-        if expected.dtype is torch.float32:
+        if expected.dtype not in rounded:
             torch.testing.assert_close(
                 ours[name], expected, rtol=1e-6, atol=1e-6 * scale, msg=lambda m, t=name: f"{t}: {m}"
             )

@@ -82,9 +82,11 @@ def test_ids_in_configs_are_those_of_the_new_vocabulary(models, caplog):
         "bad_words_ids": [[y, x]],
     }
     assert "no token that ends" not in caplog.text
-    (models / "a" / "generation_config.json").write_text(json.dumps({"eos_token_id": lost}))
+    (models / "a" / "generation_config.json").write_text(json.dumps({"eos_token_id": lost, "bad_words_ids": [[lost]]}))
     merge(models, text, overwrite=True)
     assert f"no token that ends answers of {models}/a" in caplog.text
+    written = json.loads((models / "out" / "generation_config.json").read_text())
+    assert written == {"eos_token_id": None, "bad_words_ids": None}
 
 
 def test_a_token_of_no_model_that_makes_the_embedding_is_reported(models, caplog):

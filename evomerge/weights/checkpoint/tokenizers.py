@@ -62,7 +62,9 @@ class MergedTokenizer:
             if not _TOKEN_ID_KEY.fullmatch(key):
                 continue
             if isinstance(value, list):
-                changed[key] = [new for new in map(translate, value) if new is not None]
+                changed[key] = [
+                    new for new in map(translate, value) if new is not None
+                ] or None  # transformers refuses no words
             elif value is not None:
                 changed[key] = translate(value)
             if key == "eos_token_id" and value not in (None, []) and changed[key] in (None, []):
