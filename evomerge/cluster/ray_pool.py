@@ -35,6 +35,11 @@ REST_S = 60.0
 _MAX_REASON = 500
 """characters"""
 
+_CAUSE_UNKNOWN = "worker process has died"
+"""in what Ray says of an actor whose process ended without a word"""
+
+_DIED = "the process was killed (by the system if memory ran out) or crashed"
+
 MAX_NODE_LOSSES = 10
 """A request that was lost with so many nodes fails, though nothing says that it is its own fault."""
 
@@ -149,7 +154,6 @@ class RayPool:
 
     def _start(self, index: int, n_failed_starts: int = 0) -> None:
         options = self._options
-        log_file = None if options.log_folder is None else str(Path(options.log_folder) / f"worker-{index}.log")
         needs = {name: amount for name, amount in (("CPU", options.cpus), ("GPU", options.gpus)) if amount}
         place = placement_group([needs])
         actor = self._actor_class.options(
@@ -161,9 +165,13 @@ class RayPool:
             # without variables no runtime environment has to be set up: one part less that can fail or be slow
             runtime_env={"env_vars": dict(options.environment)} if options.environment else None,
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=place),
-        ).remote(log_file)
+        ).remote(self._log_file(index))
         started = actor.start.remote(self._factory, self._settings, list(options.versions))
         self._slots[index] = _Slot(index, place, actor, started, time.monotonic(), n_failed_starts=n_failed_starts)
+
+    def _log_file(self, index: int) -> str | None:
+        folder = self._options.log_folder
+        return None if folder is None else str(Path(folder) / f"worker-{index}.log")
 
     def _remove(self, slot: _Slot) -> None:
         ray.kill(slot.actor)
@@ -198,7 +206,8 @@ class RayPool:
         except GetTimeoutError:
             return
         except RayError as problem:
-            self._replace(slot, _reason(problem), blameless=self._lost_its_node(slot, problem))
+            reason = _DIED if _CAUSE_UNKNOWN in str(problem) else _reason(problem)
+            self._replace(slot, reason, blameless=self._lost_its_node(slot, problem))
             return
         slot.task = None
         if slot.request is not None:
@@ -238,7 +247,10 @@ class RayPool:
 
     def _replace(self, slot: _Slot, reason: str, *, blameless: bool) -> None:
         """A new worker for a dead, hung or unstartable one; its request goes back to the head of the queue or fails."""
-        logger.warning("worker %d is replaced: %s", slot.index, reason)
+        log_file = self._log_file(slot.index)
+        logger.warning(
+            "worker %d is replaced: %s%s", slot.index, reason, "" if log_file is None else f"; see {log_file}"
+        )
         self._remove(slot)
         del self._slots[slot.index]
         if slot.request is not None:

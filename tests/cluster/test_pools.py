@@ -198,7 +198,7 @@ def until(pool: LocalPool, condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_ray_pool_survives_dying_workers(tmp_path: Path) -> None:
+def test_ray_pool_survives_dying_workers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     LOST.clear()
     pool = ray_pool(SCRIPTED, tmp_path)
     submit(pool, "ok-1", "die-once-1", "die-always", "ok-2", "raise-1", "ok-3")
@@ -206,11 +206,12 @@ def test_ray_pool_survives_dying_workers(tmp_path: Path) -> None:
     pool.close()
     assert [results[name].status for name in ("ok-1", "ok-2", "ok-3", "die-once-1")] == [Status.OK] * 4
     assert results["die-always"].status is Status.FAILED
-    assert "quarantined: 2 workers were lost with it" in str(results["die-always"].error)
-    assert sorted(item.candidate_id for item in LOST) == [
-        *("die-always", "die-always", "die-once-1"),
-        *("raise-1", "raise-1"),
-    ]
+    assert "quarantined: 2 workers were lost with it; the last: the process was killed" in str(
+        results["die-always"].error
+    )
+    assert f"or crashed; see {tmp_path}/worker-" in caplog.text
+    lost = sorted(item.candidate_id for item in LOST)
+    assert lost == ["die-always", "die-always", "die-once-1", "raise-1", "raise-1"]
     assert results["ok-1"].cost["garbage"] == 50_000
     assert results["ok-1"].cost["told"] == 1, "of the variables it was to be given"
     assert results["raise-1"].status is Status.FAILED
