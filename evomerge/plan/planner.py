@@ -27,6 +27,9 @@ DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 _NOTHING: Scalars = {}
 
+_Inputs = list[tuple[int, str, Scalars]]
+"""(position in the slice, key, parameters) of each input"""
+
 
 def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
     """What to compute for every tensor of the merged model.
@@ -106,7 +109,7 @@ class _Steps:
         self._keys = [source.key for source in slices[0].sources]
         self._shared = [parameter for parameter in spec.parameters if parameter.scope is Scope.GLOBAL]
         self._per_model = [parameter for parameter in spec.parameters if parameter.scope is Scope.MODEL]
-        self._resolved: dict[int, tuple[Scalars, list[tuple[int, str, Scalars]]]] = {}
+        self._resolved: dict[int, tuple[Scalars, _Inputs]] = {}
 
     def of(self, output: OutputTensor) -> TensorStep:
         """What to compute for `output`."""
@@ -128,15 +131,15 @@ class _Steps:
         named = tuple([TensorInput(key, output.tensors[index], values) for index, key, values in inputs])
         return TensorStep(output.name, output.shape, recipe.method, named, base, shared)
 
-    def _resolve(self, output: OutputTensor) -> tuple[Scalars, list[tuple[int, str, Scalars]]]:
-        """The method's global parameters, and (position in the slice, key, parameters) of every input that is no base."""
+    def _resolve(self, output: OutputTensor) -> tuple[Scalars, _Inputs]:
+        """The method's global parameters, and every input that is no base."""
         part = self._slices[output.slice_index]
         levels = (part.parameters, self._recipe.parameters)
         shared = {
             parameter.name: _value(parameter, levels, output.name, output.depth, self._recipe.method)
             for parameter in self._shared
         }
-        inputs: list[tuple[int, str, Scalars]] = []
+        inputs: _Inputs = []
         for index, source in enumerate(part.sources):
             if source.key == self._recipe.base_of(part) and self._spec.base is not BaseRole.SOURCE:
                 continue
@@ -149,7 +152,15 @@ class _Steps:
         check = _EXTRA_CHECKS.get(self._recipe.method)
         if check is not None:
             check(output.name, shared, [values for _, _, values in inputs])
+        if self._recipe.method == "linear":
+            inputs = _alone_if_others_are_idle(inputs)
         return shared, inputs
+
+
+def _alone_if_others_are_idle(inputs: _Inputs) -> _Inputs:
+    """The only input of a sum that has a weight, where the others need not be read; else all."""
+    weighted = [entry for entry in inputs if entry[2]["weight"]]
+    return weighted if len(weighted) == 1 else inputs
 
 
 def _value(

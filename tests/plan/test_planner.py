@@ -55,6 +55,20 @@ def test_a_linear_merge_takes_its_base_as_mergekit_does():
     assert slices_with_inputs(weights_of_its_own) == weights_of_its_own.slices
 
 
+def test_of_a_sum_with_one_weight_nothing_else_is_read(models, headers):
+    """Where more than one has a weight, all stay: thousands of candidates of a search have one form then."""
+
+    def inputs(*weights):
+        sources = (Source(path, None, weight(value)) for path, value in zip(models.values(), weights, strict=True))
+        plan = make_plan(Recipe("linear", (Slice(tuple(sources)),)), headers)
+        return {tuple(entry.source for entry in step.inputs) for step in plan.steps}
+
+    base, a, b = models.values()
+    assert inputs(Setting(0.0), Setting(0.5), Setting(0.0)) == {(a,)}
+    assert inputs(Setting(0.3), Setting(0.5), Setting(0.0)) == {(base, a, b)}
+    assert inputs(Setting(0.0), Setting(0.5), Setting((0.0, 1.0))) == {(a,), (base, a, b)}, "at each depth"
+
+
 def test_whole_model_plan(models, headers):
     plan = make_plan(whole(models, seed=3), headers)
     assert plan.n_layers == 4

@@ -1,6 +1,7 @@
 """Merges of models with other vocabularies: tokens, ids in configs, and rows of the embedding, against plain torch."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -43,6 +44,21 @@ def test_a_union_has_the_tokens_of_both(models):
     torch.testing.assert_close(merged[ids["<theirs>"]], b[theirs])
     torch.testing.assert_close(merged[ids["x"]], (a[ids["x"]] + b[ids["x"]]) / 2)
     torch.testing.assert_close(merged[127], merged[: len(ids)].mean(dim=0))
+
+
+def test_a_model_without_weight_lends_rows(models):
+    ours, theirs = add_token(models / "a", "<ours>"), add_token(models / "b", "<theirs>")
+    text = LINEAR.replace("model: b, parameters: {weight: 1}", "model: b, parameters: {weight: 0}")
+    text += "tokenizer: {source: union}\n"
+    merged = merge(models, text)["model.embed_tokens.weight"]
+    ids, a, b = merged_vocabulary(models / "out"), embeddings(models / "a"), embeddings(models / "b")
+    assert torch.equal(merged[ids["<ours>"]], a[ours])
+    assert torch.equal(merged[ids["x"]], a[ids["x"]])
+    assert torch.equal(merged[ids["<theirs>"]], b[theirs])
+    with pytest.raises(RecipeError, match=r"embed_tokens.* needs about") as refused:
+        merge(models, text, max_memory=a.nbytes + 2 * merged.nbytes, overwrite=True)
+    needed = int(re.search(r"needs about (\d+)", str(refused.value))[1])
+    assert needed >= a.nbytes + b.nbytes + 2 * merged.nbytes, "both as stored, the rearranged rows, and the result"
 
 
 def test_a_tokenizer_of_another_folder(models):

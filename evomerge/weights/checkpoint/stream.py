@@ -214,6 +214,10 @@ class StreamedMerge:
             most_elements = max(n_elements, math.prod(header.shape))
             stored += header.end - header.start
             stored += 4 * most_elements * (2 * self._is_adapted(entry) + self._is_aligned(entry.tensor))
+        if self._alignment is not None and self._alignment.concerns(entries[0].tensor):
+            name, known = entries[0].tensor, {entry.source for entry in entries}
+            lenders = [self._headers[model].tensors[name] for model in self._alignment.lenders(name) - known]
+            stored += max((tensor.end - tensor.start for tensor in lenders), default=0)
         if part.step.is_copy:
             return 2 * stored
         working = (_OUTPUT_BYTES + scratch_bytes(part.step)) * n_elements

@@ -6,7 +6,7 @@ rules of the recipe come first. All arithmetic is in float32.
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _MAY_HAVE_ROWS = re.compile(r"^(?!.*(pos|patch|wpe)).*(embed|head)")
 """names of tensors that may have a row for each token: embeddings, but not those of positions, and heads"""
+
+_ROWS_AT_ONCE = 4096
+"""rows that are rearranged in one go: bounds the copy on the way to float32"""
 
 Row = tuple[str, int]
 """(model, row of its embedding)"""
@@ -77,35 +80,49 @@ class Alignment:
             for name, tensor in header.tensors.items()
         }
 
+    def lenders(self, tensor: str) -> frozenset[str]:
+        """The models that lend rows of the tensor, whether or not they contribute to it otherwise."""
+        return frozenset(model for rows in self._rows_of(tensor).lent.values() for model, _ in rows)
+
     def aligned(self, keys: Sequence[TensorKey], read: ReadTensor) -> dict[TensorKey, torch.Tensor]:
         """The tensors called `keys` (model, name), which make one tensor of the result, with their rows rearranged."""
-        stored = {key: read(*key).float() for key in keys}
+        stored = {key: read(*key) for key in keys}
+        name = keys[0][1]
         by_model = {model: tensor for (model, _), tensor in stored.items()}
-        rows = self.rows["head" if any(is_head(name) for _, name in keys) else "embedding"]
-        lent: dict[int, torch.Tensor] = {}
-        for token, donors in rows.lent.items():
-            missing = [model for model, _ in donors if model not in by_model]
-            if missing:
-                raise RecipeError(
-                    f"tokenizer: a token takes its row from {missing[0]}, which does not contribute to this tensor"
-                )
-            shape = next(iter(by_model.values())).shape[1:]
-            taken = [by_model[model][row] for model, row in donors]
-            lent[token] = torch.stack(taken).mean(dim=0) if taken else torch.zeros(shape)
+        rows = self._rows_of(name)
+        lent = _lent_rows(rows.lent, lambda model: by_model[model] if model in by_model else read(model, name))
         return {key: self._rearranged(tensor, rows.own[key[0]], lent) for key, tensor in stored.items()}
+
+    def _rows_of(self, tensor: str) -> RowMap:
+        return self.rows["head" if is_head(tensor) and "head" in self.rows else "embedding"]
 
     def _rearranged(
         self, tensor: torch.Tensor, own: NDArray[np.int64], lent: Mapping[int, torch.Tensor]
     ) -> torch.Tensor:
         n_tokens = len(own)
         result = torch.zeros(self.n_rows, *tensor.shape[1:])
-        present = torch.from_numpy(np.flatnonzero(own >= 0))
-        result[present] = tensor[torch.from_numpy(own[own >= 0])]
+        for first in range(0, n_tokens, _ROWS_AT_ONCE):
+            present = first + np.flatnonzero(own[first : first + _ROWS_AT_ONCE] >= 0)
+            result[torch.from_numpy(present)] = tensor[torch.from_numpy(own[present])].float()
         for token in np.flatnonzero(own < 0).tolist():
             if token in lent:
                 result[token] = lent[token]
         result[n_tokens:] = result[:n_tokens].mean(dim=0)
         return result
+
+
+def _lent_rows(lent: Mapping[int, Sequence[Row]], tensor_of: Callable[[str], torch.Tensor]) -> dict[int, torch.Tensor]:
+    """For each token the mean of the rows that stand in for it, in float32. One model's tensor is needed at a time."""
+    wanted: dict[str, list[tuple[int, int]]] = {}
+    for token, rows in lent.items():
+        for model, row in rows:
+            wanted.setdefault(model, []).append((token, row))
+    sums: dict[int, torch.Tensor] = {}
+    for model, places in wanted.items():
+        taken = tensor_of(model)[[row for _, row in places]].float()
+        for (token, _), row in zip(places, taken, strict=True):
+            sums[token] = sums[token] + row if token in sums else row
+    return {token: total / len(lent[token]) for token, total in sums.items()}
 
 
 def align(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Alignment | None:
