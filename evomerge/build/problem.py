@@ -79,11 +79,20 @@ class Problem:
         return synthetic_task_names(self.config.evaluation.function)
 
     @property
+    def _costs(self) -> Collection[str]:
+        """The costs that evaluations will have."""
+        if not isinstance(self.config.evaluation, SyntheticConfig):
+            return COSTS
+        from evomerge.evaluation.synthetic import SYNTHETIC_COSTS
+
+        return SYNTHETIC_COSTS
+
+    @property
     def max_slots(self) -> int | None:
         """Layers that the engine must have room for; None where every candidate is as deep as the base."""
         return self.template.max_slots if isinstance(self.template, StackTemplate) else None
 
-    @property
+    @cached_property
     def space(self) -> SearchSpace:
         """The search space."""
         if self.template is not None:
@@ -106,7 +115,7 @@ class Problem:
                 raise ConfigError(f"objectives: {name!r} appears twice")
         if all(item.weight == 0.0 for item in self.config.objectives):
             raise ConfigError("objectives: every weight is 0; one must be positive")
-        known = [*self.task_names, *(f"cost.{name}" for name in COSTS)]
+        known = [*self.task_names, *(f"cost.{name}" for name in self._costs)]
         for name in wanted:
             if name not in known:
                 raise ConfigError(f"objectives: no task produces {name!r}; known: {', '.join(known)}")

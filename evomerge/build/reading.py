@@ -1,10 +1,12 @@
 """Looking at runs, live or finished, and taking recipes out of them. Never writes into a run directory, never takes its lock."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 
-from evomerge.build.problem import problem_of_run
+from evomerge.build.problem import Problem, problem_of_run
 from evomerge.build.sources import model_table
 from evomerge.config import SearchConfig, parse_config
 from evomerge.core import CheckpointError, CrossoverGenome, Evaluation, FilePath, JournalError, Json, RecipeError, Split
@@ -18,9 +20,9 @@ from evomerge.search import (
     RunState,
     front_json,
     front_of,
+    journal_events,
     open_items,
     pick,
-    read_journal,
     summarize,
     with_items,
 )
@@ -57,7 +59,19 @@ class Run:
             raise JournalError(f"{self.directory.folder}: {identifier!r} has not been evaluated on the {split} split")
         return with_items(self.state, self._items, identifier, split)
 
-    @property
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files of item scores, which `evaluation` and `summary` open."""
+        self._items.close()
+
+    @cached_property
     def space(self) -> SearchSpace:
         """The search space, as it was recorded."""
         return SearchSpace([Parameter(*row) for row in self.directory.read_resolved().space.parameters])
@@ -113,14 +127,22 @@ class Run:
             CheckpointError: nothing or too little is recorded (by an older evomerge), and the models are not where they were.
         """
         entry = pick(self.state, entry) if isinstance(entry, str) else entry
-        coordinates = [parameter.name for parameter in self.space.parameters]
-        problem = problem_of_run(self.config, self._headers(entry), coordinates)
-        return problem.recipe_of_entry(entry, self.state.entries)
-
-    def _headers(self, entry: Entry) -> dict[str, ModelHeader]:
         recorded = self.directory.models
         if recorded.exists() and self._is_resolved(entry):
-            return headers_from_json(read_json_file(recorded), str(recorded))
+            problem = self._recorded_problem
+        else:
+            problem = self._problem_with(self._read_headers(entry))
+        return problem.recipe_of_entry(entry, self.state.entries)
+
+    @cached_property
+    def _recorded_problem(self) -> Problem:
+        recorded = self.directory.models
+        return self._problem_with(headers_from_json(read_json_file(recorded), str(recorded)))
+
+    def _problem_with(self, headers: Mapping[str, ModelHeader]) -> Problem:
+        return problem_of_run(self.config, headers, [parameter.name for parameter in self.space.parameters])
+
+    def _read_headers(self, entry: Entry) -> dict[str, ModelHeader]:
         try:
             return read_models(model_table(self.config))
         except CheckpointError as error:
@@ -151,7 +173,7 @@ def open_run(folder: FilePath) -> Run:
     """
     directory = RunDirectory(Path(folder))
     config = recorded_config(directory)
-    state = RunState.of(read_journal(directory.journal))
+    state = RunState.of(journal_events(directory.journal))
     return Run(directory, config, state, open_items(directory, state))
 
 

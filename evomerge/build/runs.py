@@ -51,7 +51,7 @@ from evomerge.search import (
     choose_finalists,
     event,
     first_event,
-    read_journal,
+    journal_events,
     run_finals,
     summarize,
     writing_into,
@@ -356,7 +356,7 @@ def _refuse_results(directory: RunDirectory) -> None:
             f"{directory.folder} is no run directory and holds {', '.join(strange)}, which a run would overwrite; choose another --run-dir"
         )
     directory.check_journal()
-    if directory.exists and RunState.of(read_journal(directory.journal)).evaluations:
+    if directory.exists and any(record["event"] == "evaluated" for record in journal_events(directory.journal)):
         raise ConfigError(
             f"{directory.folder} already holds a run: `{directory.resume_command}` continues it; "
             "for a new one choose another --run-dir"

@@ -11,7 +11,7 @@ import typer
 from evomerge.cli.making_models import align, merge
 from evomerge.cli.options import AsJson, Config, Overrides, Overwrite, Run, flag
 from evomerge.cli.zoo import zoo
-from evomerge.core import ConfigError, Split, cached_model
+from evomerge.core import ConfigError, Split
 
 app = typer.Typer(
     name="evomerge",
@@ -202,7 +202,7 @@ def search(
 
     if address and any(override.startswith("cluster.address=") for override in overrides or ()):
         raise ConfigError("--address and --set cluster.address: give only one of them")
-    extra = [f"cluster.address={address}"] if address else []
+    extra = [f"cluster.address={json.dumps(address)}"] if address else []
     settings = load_config(config, [*(overrides or ()), *extra])
     folder = run_dir or default_run_directory(settings, config)
     with watched(folder, settings.budget.evaluations, settings.finals.finalists) as observer:
@@ -315,23 +315,15 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Score a model or recipe on the tasks of a configuration or run."""
-    from evomerge.build import evaluate_model, load_config, open_run, parse_config
+    from evomerge.build import evaluate_model
 
-    model = model if model.exists() else cached_model(str(model)) or model
-    if not model.exists():
-        raise ConfigError(f"no such model folder or recipe file: {model}")
-    if source.is_dir():
-        stored = open_run(source).config.model_dump(mode="json")
-        settings = parse_config(stored, folder=Path.cwd(), where=str(source), overrides=overrides or ())
-    else:
-        settings = load_config(source, overrides or ())
-    scored = evaluate_model(settings, model, split, show=show)
+    scored = evaluate_model(source, model, split, show=show, overrides=overrides or ())
     if as_json:
         print(json.dumps(scored.as_json(), indent=2))
         return
     from evomerge.cli.tables import print_evaluation, print_items
 
-    print_evaluation(scored.model, scored.evaluation, settings)
+    print_evaluation(scored.model, scored.evaluation, scored.config)
     print_items(scored.shown, scored.evaluation)
 
 

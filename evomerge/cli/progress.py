@@ -86,7 +86,7 @@ class Progress:
         elif entry.baseline:
             self._print(state, line)
             self._best = max(self._best, here)
-            if all(state.evaluations.get((item.id, Split.SEARCH)) is not None for item in state.baselines):
+            if all((baseline.id, Split.SEARCH) in self._seen for baseline in state.baselines):
                 self._say_what_cannot_be_searched(state)
         elif here > self._best:
             self._best = here

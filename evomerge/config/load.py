@@ -151,7 +151,7 @@ def _describe(problem: ValidationError, model: type[BaseModel]) -> list[str]:
     lines: dict[str, list[str]] = {}
     got: dict[str, str] = {}
     for error in problem.errors():
-        location = [str(part) for part in error["loc"] if not _NO_KEY.fullmatch(str(part))]
+        location = [str(part) for part in _without_kind(error["loc"]) if not _NO_KEY.fullmatch(str(part))]
         if len(location) > 1 and error["type"].startswith(f"{location[-1]}_"):
             location.pop()  # the kind of value that was tried
         place = ".".join(location)
@@ -166,7 +166,7 @@ def _describe(problem: ValidationError, model: type[BaseModel]) -> list[str]:
     ]
 
 
-_NO_KEY = re.compile(r"lm_eval|synthetic|\[key\]|constrained-int|(function-after|literal|tuple)\[.*")
+_NO_KEY = re.compile(r"\[key\]|constrained-int|(function-after|literal|tuple)\[.*")
 """what pydantic puts among the keys: which alternative of a setting it tried"""
 
 _VALUE_SAYS_NOTHING = ("missing", "value_error", "extra_forbidden")
@@ -190,6 +190,11 @@ _KINDS = {
     "model_attributes_type": "must be a mapping of settings, {kind: ..., ...}",
 }
 """pydantic's kind of an error -> the same in the words of YAML"""
+
+
+def _without_kind(location: Sequence[Any]) -> Sequence[Any]:
+    """`location` without the kind of evaluation that pydantic puts behind the key of that name."""
+    return [*location[:1], *location[2:]] if location[:1] == ("evaluation",) else location
 
 
 def _in_words(error: Any, location: Sequence[str], model: type[BaseModel]) -> str:
@@ -229,12 +234,13 @@ def _all_keys(model: type[BaseModel], above: str = "") -> list[str]:
 def _keys_beside(location: Sequence[Any], model: type[BaseModel]) -> list[str]:
     """Valid keys of the model that the last part of `location` was given to."""
     models: list[type[BaseModel]] = [model]
-    for part in location[:-1]:
-        if part in ("lm_eval", "synthetic"):  # of the kinds of evaluation, the one that was chosen
+    for index, part in enumerate(location[:-1]):
+        if index == 1 and location[0] == "evaluation":  # the kind that was chosen
             models = [each for each in models if each.model_fields["kind"].default == part]
+            continue
         fields = [each.model_fields[part].annotation for each in models if part in each.model_fields]
-        if fields:
-            models = [found for field in fields for found in _models_in(field)]
+        # a name that the user chose may be that of a setting
+        models = [found for field in fields for found in _models_in(field)] or models
     return [name for each in models for name in each.model_fields]
 
 

@@ -1,4 +1,4 @@
-"""Ids, errors, random streams and the records that every other package exchanges.
+"""Errors, random streams, small helpers for files and YAML, and the records that every other package exchanges.
 
 Imports nothing of evomerge and nothing heavier than NumPy.
 """
@@ -49,6 +49,7 @@ from evomerge.core.records import (
     weights_in_mean,
 )
 from evomerge.core.safe_yaml import load_yaml, load_yaml_documents
+from evomerge.core.sampling_error import standard_error
 from evomerge.core.spelling import did_you_mean
 
 __all__ = [
@@ -92,6 +93,7 @@ __all__ = [
     "machine_id",
     "model_name",
     "random_stream",
+    "standard_error",
     "to_losses",
     "weights_in_mean",
     "why_unreadable",

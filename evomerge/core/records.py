@@ -148,6 +148,7 @@ class Evaluation:
         scores: task name -> mean score over the items (higher or lower is better as its `Objective` says).
         stderr: task name -> standard error of that mean.
         item_scores: task name -> (n_items,) float32, in the task's fixed item order.
+        sample_sizes: name of a group of tasks -> number of items of each of them, in the order of `item_scores`.
         cost: named costs of this evaluation (`items`, `generated_tokens`, ... and times in `*_s`).
         error: why it failed, else None.
     """
@@ -158,6 +159,7 @@ class Evaluation:
     scores: Mapping[str, float] = field(default_factory=dict)
     stderr: Mapping[str, float] = field(default_factory=dict)
     item_scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    sample_sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
 

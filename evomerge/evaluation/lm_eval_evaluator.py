@@ -1,8 +1,7 @@
 """`LmEvalEvaluator`: a candidate's recipe -> weights in the running engine -> lm-eval's item scores."""
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -19,6 +18,7 @@ from evomerge.core import (
     Split,
     Status,
     canonical_json,
+    standard_error,
 )
 from evomerge.engine import Engine, RemoteWrite
 from evomerge.evaluation.shown_items import ShownItem, show_items
@@ -112,16 +112,16 @@ class LmEvalEvaluator:
                 scores[name] = part.score(
                     [next(likelihoods) for _ in part.likelihoods], [next(generations) for _ in part.generations]
                 )
+        sizes = {name: tuple(len(part) for part in whole.parts) for name, whole in items.items()}
         clock.seconds["total_s"] = time.perf_counter() - started
         return Evaluation(
             request.candidate_id,
             request.split,
             Status.OK,
             scores={name: _mean(values) for name, values in scores.items()},
-            stderr={
-                name: _stderr(values, [len(part) for part in items[name].parts]) for name, values in scores.items()
-            },
+            stderr={name: standard_error(values, sizes[name]) for name, values in scores.items()},
             item_scores={name: _item_row(values) for name, values in scores.items()},
+            sample_sizes={name: counts for name, counts in sizes.items() if len(counts) > 1},
             cost={
                 "items": float(sum(map(len, items.values()))),
                 "prompt_tokens": float(n_prompt),
@@ -214,10 +214,3 @@ def _item_row(values: NDArray[np.float64]) -> NDArray[np.float32]:
     """Item scores as they are kept; larger ones, such as the perplexities of a ruined model, as the largest: the difference of two infinities is no number."""
     largest = float(np.finfo(np.float32).max)
     return np.clip(values, -largest, largest).astype(np.float32)
-
-
-def _stderr(values: NDArray[np.float64], sizes: Sequence[int]) -> float:
-    """Of the mean of items that come from independent samples of `sizes` items, each with a mean of its own."""
-    parts = np.split(values, np.cumsum(sizes)[:-1])
-    errors = [part.std(ddof=1) / math.sqrt(len(part)) if len(part) > 1 else 0.0 for part in parts]
-    return float(math.hypot(*(len(part) * error for part, error in zip(parts, errors, strict=True))) / len(values))

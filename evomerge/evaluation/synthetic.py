@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from evomerge.core import ConfigError, Evaluation, EvaluationRequest, Status, did_you_mean, random_stream
 
+SYNTHETIC_COSTS = ("items", "engine_s", "total_s")
+"""the costs that evaluations of test functions report"""
+
 Vector = NDArray[np.float64]
 
 
@@ -134,7 +137,7 @@ class SyntheticEvaluator:
                 for task, scores in items.items()
             },
             item_scores=items,
-            cost={"items": self._n_items * len(items), "engine_s": total, "total_s": total},
+            cost=dict(zip(SYNTHETIC_COSTS, (self._n_items * len(items), total, total), strict=True)),
         )
 
     def close(self) -> None:

@@ -7,7 +7,15 @@ from evomerge.search.budget import Budget
 from evomerge.search.finals import choose_finalists, in_finals, run_finals
 from evomerge.search.front_files import FrontFiles, front_csv, front_json
 from evomerge.search.item_store import ItemStore
-from evomerge.search.journal import FORMAT_VERSION, Journal, JournalReader, event, first_event, read_journal
+from evomerge.search.journal import (
+    FORMAT_VERSION,
+    Journal,
+    JournalReader,
+    event,
+    first_event,
+    journal_events,
+    read_journal,
+)
 from evomerge.search.loop import Baseline, Interrupted, Observer, SearchLoop, StopRequest, WorkerPool
 from evomerge.search.ranking import (
     best_key,
@@ -71,6 +79,7 @@ __all__ = [
     "in_finals",
     "indifferent",
     "items_of_candidate",
+    "journal_events",
     "leader",
     "mean_with_error",
     "members_of",

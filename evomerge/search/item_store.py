@@ -39,7 +39,7 @@ class ItemStore:
         """Keeps the first `n_rows` rows: those the journal names.
 
         Raises:
-            JournalError: the file has fewer.
+            JournalError: the file has fewer, or cannot be shortened.
         """
         path = self._path(split)
         wanted = n_rows * self._width(split) if n_rows else 0
@@ -49,9 +49,12 @@ class ItemStore:
                 f"{path}: {size} bytes, but the journal names {n_rows} rows of {self._width(split)} bytes; restore the file from a backup"
             )
         if size > wanted:
-            with path.open("r+b") as stream:
-                stream.truncate(wanted)
-                os.fsync(stream.fileno())
+            try:
+                with path.open("r+b") as stream:
+                    stream.truncate(wanted)
+                    os.fsync(stream.fileno())
+            except OSError as problem:
+                raise JournalError(f"{path}: cannot be shortened ({problem.strerror})") from None
 
     def write(self, split: Split, scores: Mapping[str, NDArray[np.float32]]) -> tuple[int, str]:
         """Takes one row in, which reaches the disk with the next `commit`; returns (row, checksum).

@@ -120,13 +120,21 @@ class Journal:
             )
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The events of a journal that may still be written to by another process; a torn last record is left out, and no file is no events.
+def journal_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a journal that another process may still be writing to, read one by one.
+
+    An incomplete last record is left out; a file that does not exist has no events.
 
     Raises:
         JournalError: as `Journal`.
     """
-    return JournalReader(path).new_events()
+    if path.is_file():
+        yield from (record for record, _ in _records(path))
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """`journal_events` as a list."""
+    return list(journal_events(path))
 
 
 def first_event(path: Path) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class SearchLoop:
         strategy: fresh, made with the run's seed; its past is replayed from the journal.
         pool: where evaluations happen.
         recorder: the run's records.
-        make_recipe: candidate -> recipe as JSON (None for the synthetic evaluation).
+        make_recipe: candidate -> recipe as JSON (None for the synthetic evaluation); may note events of its own.
         baselines: evaluated before the first ask.
         budget: when to stop asking.
         in_flight: how many proposals may be pending; a function where workers join and leave.
@@ -182,14 +182,14 @@ class SearchLoop:
         queue = list(reversed(missing))
         while any((name, split) not in self.state.evaluations for name in missing):
             while queue and len(self._submitted) < self._in_flight() and not self._stop.drain:
-                self._submit(self.state.entries[queue.pop()], split)
+                self._submit([self.state.entries[queue.pop()]], split)
             self._wait()
 
     def retry_if_all_failed(self, identifiers: Sequence[str], split: Split) -> None:
-        """Drops the results of `identifiers` on `split` where all have failed, in an earlier session, whose cause may have been mended."""
-        names = list(dict.fromkeys(identifiers))
-        if names and all(self.state.evaluations.status(name, split) is Status.FAILED for name in names):
-            self._recorder.record(event("retry", ids=names, split=split.value))
+        """Withdraws the results of `identifiers` on `split` if all there are have failed, in an earlier session whose cause may be gone by now."""
+        evaluated = [name for name in dict.fromkeys(identifiers) if (name, split) in self.state.evaluations]
+        if evaluated and all(self.state.evaluations.status(name, split) is Status.FAILED for name in evaluated):
+            self._recorder.record(event("retry", ids=evaluated, split=split.value))
 
     def _restore_strategy(self) -> None:
         """Replays the recorded seeds, asks and tells. Asks that come out otherwise here are taken as they were recorded."""
@@ -248,7 +248,7 @@ class SearchLoop:
             if (entry.id, Split.SEARCH) in self.state.evaluations:
                 self._arrived[entry.id] = self._recorder.evaluation(entry.id)
             elif not self._stop.drain:
-                self._submit(entry, Split.SEARCH)
+                self._submit([entry], Split.SEARCH)
 
     def _ask_while_free(self) -> bool:
         """Asks until the workers are busy; False where the strategy had nothing to propose."""
@@ -278,24 +278,26 @@ class SearchLoop:
         return True
 
     def _release(self) -> None:
-        """Makes what was noted durable, then submits the proposals that waited for that."""
-        self._recorder.commit()
-        for entry in self._held:
-            self._submit(entry, Split.SEARCH)
+        """Makes what was noted durable, and submits the proposals that waited for that."""
+        self._submit(self._held, Split.SEARCH)
         self._held.clear()
 
     def _why_stop(self) -> dict[str, Json]:
         return {**self._budget.reasons_to_stop(self.state, self.elapsed_s), **self._strategy.stop_reasons()}
 
-    def _submit(self, entry: Entry, split: Split) -> None:
-        if (entry.id, split) in self._submitted:
-            return
+    def _submit(self, entries: Sequence[Entry], split: Split) -> None:
+        """Hands `entries` to the pool as soon as everything noted is durable, what `make_recipe` notes included."""
+        requests = [self._request(entry, split) for entry in entries if (entry.id, split) not in self._submitted]
+        self._recorder.commit()
+        for request in requests:
+            self._pool.submit(request)
+            self._submitted.add((request.candidate_id, split))
+
+    def _request(self, entry: Entry, split: Split) -> EvaluationRequest:
         recipe = entry.recipe
         if recipe is None and entry.genome is not None:
             recipe = self._make_recipe(entry.candidate())
-        attempt = self.state.losses.get((entry.id, split), 0)
-        self._pool.submit(EvaluationRequest(entry.id, split, recipe, entry.values, attempt))
-        self._submitted.add((entry.id, split))
+        return EvaluationRequest(entry.id, split, recipe, entry.values, self.state.losses.get((entry.id, split), 0))
 
     def _wait(self) -> None:
         """Takes in what has arrived, or waits a little for it.

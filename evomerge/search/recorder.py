@@ -34,8 +34,12 @@ class RunRecorder:
         except OSError as problem:
             raise JournalError(f"{directory.journal}: cannot be opened for writing ({problem.strerror})") from None
         self._items = open_items(directory, self.state)
-        for split in Split:
-            self._items.trim(split, self.state.evaluations.n_item_rows(split))
+        try:
+            for split in Split:
+                self._items.trim(split, self.state.evaluations.n_item_rows(split))
+        except JournalError:
+            self.close()
+            raise
 
     def events(self) -> Iterator[Mapping[str, Any]]:
         """The events that were there when the records were opened, in order; read from the file each time."""
@@ -80,7 +84,15 @@ class RunRecorder:
             if split not in self.state.layouts:
                 layout = tuple((task, len(scores)) for task, scores in evaluation.item_scores.items())
                 self._items.declare(split, layout)
-                self.note(event("items", split=split.value, layout=[list(column) for column in layout]))
+                sizes: dict[str, Json] = {name: list(sizes) for name, sizes in evaluation.sample_sizes.items()}
+                self.note(
+                    event(
+                        "items",
+                        split=split.value,
+                        layout=[list(column) for column in layout],
+                        **({"sample_sizes": sizes} if sizes else {}),
+                    )
+                )
             row, checksum = self._items.write(split, evaluation.item_scores)
         self.note(
             event(
@@ -120,4 +132,6 @@ def with_items(state: RunState, store: ItemStore, identifier: str, split: Split)
     """The evaluation of `identifier` on `split`, its item scores read from `store`."""
     evaluation = state.evaluations[identifier, split]
     place = state.evaluations.place(identifier, split)
-    return evaluation if place is None else replace(evaluation, item_scores=store.read(split, *place))
+    if place is None:
+        return evaluation
+    return replace(evaluation, item_scores=store.read(split, *place), sample_sizes=state.sample_sizes[split])

@@ -106,9 +106,9 @@ class RunLock:
     def _wait_for_a_sign(self, holder: Mapping[str, Any]) -> None:
         """Watches the counter of a holder that flock says nothing of; returns when it does not move."""
         logger.warning(
-            "%s names process %s on %s; waiting %g s for a sign of life of it",
-            self._path, holder.get("pid"), holder.get("host"), PATIENCE * self._heartbeat_s,
-        )  # fmt: skip
+            "%s is held by %s; waiting %g s for a sign that it is alive",
+            *(self._path, _who(holder), PATIENCE * self._heartbeat_s),
+        )
         deadline = time.monotonic() + PATIENCE * self._heartbeat_s
         while time.monotonic() < deadline:
             time.sleep(self._heartbeat_s / 4)
@@ -120,8 +120,9 @@ class RunLock:
         logger.warning("%s: no sign of life; the run is taken over", self._path)
 
     def _in_use(self, holder: Mapping[str, Any]) -> JournalError:
-        who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
-        return JournalError(f"{self._path.parent}: this run is in use by {who}; wait for it to end, or stop it")
+        return JournalError(
+            f"{self._path.parent}: this run is in use by {_who(holder)}; wait for it to end, or stop it"
+        )
 
     def _beat(self) -> None:
         count = 0
@@ -185,11 +186,11 @@ class HolderWatch:
         if not content:
             return None
         now = _awake_and_asleep_s()
-        if content.get("token") != self._first.get("token"):
+        if not self._first or content.get("token") != self._first.get("token"):
             self._first, self._last, self._moved_s = content, content, now
         elif content != self._last:
             self._last, self._moved_s = content, now
-        return f"process {content.get('pid')} on {content.get('host')}", self._lives(content, now)
+        return _who(content), self._lives(content, now)
 
     def _lives(self, content: Mapping[str, Any], now: float) -> bool | None:
         pid, mark = content.get("pid"), content.get("process")
@@ -222,8 +223,16 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):
-        return {"host": "a machine that is writing its lock"}
-    return value if isinstance(value, dict) else {}
+        return _UNREADABLE  # perhaps it is being written
+    return value if isinstance(value, dict) else _UNREADABLE
+
+
+_UNREADABLE = {"content": "unreadable"}
+
+
+def _who(holder: Mapping[str, Any]) -> str:
+    """The holder as messages name it."""
+    return f"process {holder['pid']} on {holder.get('host')}" if "pid" in holder else "an unknown process"
 
 
 def _awake_and_asleep_s() -> float:

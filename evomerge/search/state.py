@@ -32,6 +32,7 @@ class RunState:
         entries: every candidate by id, in the order of their events.
         evaluations: (id, split) -> evaluation, without item scores; `evaluations.place` says where those are.
         layouts: split -> columns of the item store.
+        sample_sizes: split -> name of a group of tasks -> number of items of each of them.
         pending: asked but not yet told, in the order they were asked.
         n_evaluations: evaluations of each split, however they ended.
         losses: (id, split) -> workers that were lost with it, where it has no evaluation yet.
@@ -55,6 +56,7 @@ class RunState:
     entries: EntryTable = field(default_factory=EntryTable)
     evaluations: EvaluationTable = field(default_factory=EvaluationTable)
     layouts: dict[Split, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    sample_sizes: dict[Split, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     pending: dict[str, Entry] = field(default_factory=dict)
     n_evaluations: Counter[Split] = field(default_factory=Counter)
     losses: Counter[tuple[str, Split]] = field(default_factory=Counter)
@@ -146,7 +148,9 @@ class RunState:
         self.entries.add_factors(event["id"], event["factors"])
 
     def _on_items(self, event: Mapping[str, Any]) -> None:
-        self.layouts[Split(event["split"])] = tuple((task, count) for task, count in event["layout"])
+        split = Split(event["split"])
+        self.layouts[split] = tuple((task, count) for task, count in event["layout"])
+        self.sample_sizes[split] = {name: tuple(sizes) for name, sizes in event.get("sample_sizes", {}).items()}
 
     def _on_lost(self, event: Mapping[str, Any]) -> None:
         self.losses[event["id"], Split(event["split"])] += 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evomerge.core import Evaluation, Json, Objective, Split, Status, weights_in_mean
+from evomerge.core import Evaluation, Json, Objective, Split, Status, standard_error, weights_in_mean
 from evomerge.search.front_files import front_json
 from evomerge.search.ranking import front_of, leader, utility
 from evomerge.search.state import RunState
@@ -139,7 +139,7 @@ def paired_difference(objectives: tuple[Objective, ...], first: Evaluation, seco
         ours, theirs = first.item_scores[objective.name], second.item_scores[objective.name]
         difference = objective.sign * (ours.astype(np.float64) - theirs)
         total += weight * float(difference.mean())
-        variance += weight**2 * float(difference.var(ddof=1)) / len(difference)
+        variance += (weight * standard_error(difference, first.sample_sizes.get(objective.name, ()))) ** 2
     return total / sum(weights), math.sqrt(variance) / sum(weights)
 
 

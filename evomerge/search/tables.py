@@ -222,7 +222,10 @@ class EvaluationTable(Mapping[tuple[str, Split], Evaluation]):
             parts.append(dict(zip(names, columns.numbers[start : start + len(names)], strict=True)))
             start += len(names)
         status = _STATUSES[columns.status[row]]
-        return Evaluation(identifier, split, status, parts[0], parts[1], {}, parts[2], columns.errors.get(row))
+        scores, stderr, cost = parts
+        return Evaluation(
+            identifier, split, status, scores=scores, stderr=stderr, cost=cost, error=columns.errors.get(row)
+        )
 
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, tuple) or len(key) != 2:

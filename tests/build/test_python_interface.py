@@ -12,6 +12,7 @@ from evomerge.recipe import read_recipe
 from evomerge.strategy.base import Proposal
 from evomerge.strategy.space_filling import RandomSearch
 from evomerge.testing.tiny_models import write_tiny_llama
+from evomerge.testing.tiny_tasks import write_toy_task
 
 SETTINGS = {
     "strategy": "random",
@@ -106,6 +107,30 @@ def test_recipes_as_objects(tmp_path: Path) -> None:
     assert read_recipe(out / "recipe.yaml") == recipe
     with pytest.raises(ConfigError, match="scores points, not models"):
         evaluate_model(evomerge.load_config(SETTINGS), recipe, "search")
+    with pytest.raises(ConfigError, match="no such model folder or recipe file: org/nowhere"):
+        evaluate_model(SETTINGS, "org/nowhere")
+
+
+def test_the_tasks_of_a_run_score_a_model_of_the_hub_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_llama(tmp_path / "a", seed=0)
+    write_tiny_llama(tmp_path / "hub" / "models--org--tiny" / "snapshots" / "1", seed=0)
+    (tmp_path / "hub" / "models--org--tiny" / "refs").mkdir()
+    (tmp_path / "hub" / "models--org--tiny" / "refs" / "main").write_text("1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    write_toy_task(tmp_path / "toy.yaml", n_items=4)
+    settings = {
+        "models": {"base": "a", "experts": {"b": "a"}},
+        "tasks": ["toy.yaml"],
+        "engine": "transformers",
+        "cluster": {"kind": "local"},
+        "budget": {"evaluations": 6},
+        "finals": {"finalists": 0},
+    }
+    evomerge.run_search(settings, tmp_path / "run")
+    scored = evaluate_model(tmp_path / "run", "org/tiny", "search", overrides="tasks.0.limit=3")
+    assert len(scored.evaluation.item_scores["toy"]) == 3
+    assert scored.config.tasks[0].limit == 3
 
 
 def test_names_are_listed_and_loaded() -> None:

@@ -87,16 +87,23 @@ def test_weights_of_objectives_decide_what_is_best(strategy: Any, tmp_path: Path
 
 def test_weights_of_an_older_configuration_are_those_of_its_objectives() -> None:
     old = {
-        "strategy": {"name": "cma_es", "weights": {"f1": 1, "cost.layers": 0.01}},
-        "objectives": ["f1", "cost.layers"],
+        "strategy": {"name": "cma_es", "weights": {"f1": 1, "cost.items": 0.01}},
+        "objectives": ["f1", "cost.items"],
     }
-    new = {"strategy": "cma_es", "objectives": [{"name": "f1", "weight": 1}, {"name": "cost.layers", "weight": 0.01}]}
+    new = {"strategy": "cma_es", "objectives": [{"name": "f1", "weight": 1}, {"name": "cost.items", "weight": 0.01}]}
     assert problem("sphere", 3, **old).config == problem("sphere", 3, **new).config
     goals = problem("sphere", 3, strategy={"name": "cma_es", "weights": {"f1": 2}}).objectives
     assert [(goal.name, goal.weight) for goal in goals] == [("f1", 2.0)]
     for wrong in ({"f2": 1}, {"f1": 1, "f2": 1}, {}):
         with pytest.raises(ConfigError, match=r"strategy\.weights: give each objective its weight instead"):
             problem("sphere", 3, strategy={"name": "cma_es", "weights": wrong}, objectives=["f1"])
+
+
+def test_a_test_function_has_no_cost_of_a_model() -> None:
+    with pytest.raises(
+        ConfigError, match=r"no task produces 'cost.layers'; known: f1, cost.items, cost.engine_s, cost.total_s"
+    ):
+        problem("sphere", 3, objectives=["f1", "cost.layers"])
 
 
 @pytest.mark.parametrize("weights", [[0], [-1], ["x"]])
@@ -108,13 +115,13 @@ def test_wrong_weights_are_named(weights: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("strategy", "objectives", "noted"),
     [
-        ("cma_es", ["f1", "cost.generated_tokens"], True),
-        ("ga", ["f1", "cost.layers"], True),
-        ("cma_es", ["f1", {"name": "cost.layers", "weight": 0.01}], False),
-        ({"name": "cma_es", "weights": {"f1": 1, "cost.layers": 0.01}}, ["f1", "cost.layers"], False),
+        ("cma_es", ["f1", "cost.engine_s"], True),
+        ("ga", ["f1", "cost.items"], True),
+        ("cma_es", ["f1", {"name": "cost.items", "weight": 0.01}], False),
+        ({"name": "cma_es", "weights": {"f1": 1, "cost.items": 0.01}}, ["f1", "cost.items"], False),
         ("cma_es", ["f1"], False),
-        ("cma_es", ["cost.layers"], False),
-        ("auto", ["f1", "cost.layers"], False),
+        ("cma_es", ["cost.items"], False),
+        ("auto", ["f1", "cost.items"], False),
     ],
 )
 def test_a_cost_that_does_not_count_is_noted(strategy: Any, objectives: list[Any], noted: bool) -> None:

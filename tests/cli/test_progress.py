@@ -10,7 +10,11 @@ from evomerge.core import Split
 from evomerge.search import RunState, event
 
 
-def test_tasks_on_which_all_baselines_are_the_same_are_named_once(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_tasks_on_which_all_baselines_are_the_same_are_named_once(
+    capsys: pytest.CaptureFixture[str], together: bool
+) -> None:
+    """Also where results come together: the state has all of them before the first is announced."""
     names = ("f", "g", "h")
     state = RunState.of(
         [event("run", version=1, objectives=[{"name": n, "direction": "maximize", "reference": None} for n in names])]
@@ -26,6 +30,9 @@ def test_tasks_on_which_all_baselines_are_the_same_are_named_once(capsys: pytest
                 error=None, row=None, checksum=None, elapsed_s=1.0,
             )
         )  # fmt: skip
+        if not together:
+            progress(state, state.evaluations[name, Split.SEARCH])
+    for name in baselines if together else ():
         progress(state, state.evaluations[name, Split.SEARCH])
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1

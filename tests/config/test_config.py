@@ -148,6 +148,13 @@ def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["synthetic", "lm_eval", "path", "evaluation"])
+def test_an_expert_may_be_called_as_a_setting(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({"models": {"base": "b", "experts": {name: {"pathh": "x"}}}})
+    assert f"models.experts.{name}.pathh: unknown key; did you mean 'path'?" in str(caught.value)
+
+
 def test_all_errors_come_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse({"seed": -1, "engin": 1, "budget": {"evaluations": 0}})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from evomerge.build import describe, make_problem, parse_config, resume_search, start_search
+from evomerge.build import describe, make_problem, open_run, parse_config, resume_search, start_search
 from evomerge.build.tasks import task_specs
 from evomerge.core import ConfigError, EvaluationRequest, Split, Status, random_stream
 from evomerge.engine import LogLikelihood, make_engine
@@ -215,6 +215,9 @@ def test_a_search_over_a_group(folder: Path, models: list[Path], tmp_path: Path)
     assert state.finished
     assert [item.name for item in state.objectives] == ["by_size", "all_the_same"]
     assert dict(state.layouts[Split.REPORT]) == {"by_size": 49, "all_the_same": 35}
+    assert state.sample_sizes[Split.REPORT] == {"by_size": (5, 30, 14), "all_the_same": (5, 30)}
+    with open_run(tmp_path / "run") as run:
+        assert run.evaluation("uniform", Split.REPORT).sample_sizes == state.sample_sizes[Split.REPORT]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert set(summary["comparisons"]) >= {"uniform", "source:a", "source:b"} - {summary["best_id"]}
 

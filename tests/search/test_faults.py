@@ -295,6 +295,22 @@ def test_finals_that_failed_are_held_again_when_the_run_is_resumed(
     assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
 
 
+def test_finalists_that_failed_are_tried_again_beside_one_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The results of the four that had failed are not what the fifth wins by."""
+    evaluate = SyntheticEvaluator.evaluate
+
+    def breaking(evaluator: SyntheticEvaluator, request: EvaluationRequest) -> Evaluation:
+        return request.failed("no such device") if request.split is Split.SELECT else evaluate(evaluator, request)
+
+    monkeypatch.setattr(SyntheticEvaluator, "evaluate", breaking)
+    with pytest.raises(EvaluationError, match="every finalist failed"):
+        start(tmp_path / "run", finals={"finalists": 4})
+    monkeypatch.undo()
+    state = resume_search(tmp_path / "run", overrides={"finals.finalists": 5})
+    assert (state.n_evaluations[Split.SELECT], state.evaluations.count(Status.FAILED)) == (5, 0)
+    assert state.best_id == start(tmp_path / "undisturbed", finals={"finalists": 5}).best_id
+
+
 def test_other_finals_of_a_finished_run(tmp_path: Path) -> None:
     """The setting may change on resume, so it must count; nothing is evaluated twice, and without a change nothing happens."""
     assert len(start(tmp_path / "run").finalists) == 2

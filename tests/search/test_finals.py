@@ -238,6 +238,24 @@ def test_paired_differences_use_the_same_items() -> None:
     assert paired_difference((Objective("t", Direction.MINIMIZE),), good, bad)[0] == -difference
 
 
+def test_the_paired_error_of_a_group_is_that_of_its_tasks() -> None:
+    """Four tasks on which two models differ by very different amounts: that is no uncertainty of the mean over all items."""
+    rng = np.random.default_rng(2)
+    gains, sizes = (0.5, 0.2, -0.1, 0.0), (100, 100, 100, 100)
+    differences, errors = [], []
+    for _ in range(200):
+        bad = np.concatenate([rng.random(size) < 0.4 for size in sizes]).astype(np.float32)
+        good = np.concatenate([rng.random(n) < 0.4 + gain for n, gain in zip(sizes, gains, strict=True)])
+        first, second = (
+            Evaluation("x", Split.REPORT, Status.OK, item_scores={"g": items}, sample_sizes={"g": sizes})
+            for items in (good.astype(np.float32), bad)
+        )
+        difference, error = paired_difference((Objective("g"),), first, second)
+        differences.append(difference)
+        errors.append(error)
+    assert np.mean(errors) == pytest.approx(np.std(differences), rel=0.1)
+
+
 def test_a_hypervolume_that_overflows_is_none() -> None:
     """Three perplexities of a ruined baseline; the front could not be written, and the run neither go on nor be resumed."""
     names = ("f", "g", "h")

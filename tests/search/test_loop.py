@@ -286,6 +286,25 @@ def test_a_search_that_only_fails_stops(tmp_path: Path) -> None:
     assert state.n_evaluations[Split.SEARCH] < 40
 
 
+def test_what_a_recipe_is_made_from_is_durable_before_it_leaves_the_process(tmp_path: Path) -> None:
+    journal = tmp_path / "run" / "journal.jsonl"
+
+    class Checking(ShufflingPool):
+        def submit(self, request: EvaluationRequest) -> None:
+            assert f'"factors":[0.5],"id":"{request.candidate_id}"' in journal.read_text()
+            super().submit(request)
+
+    def make_recipe(candidate: Candidate) -> None:
+        recorders[-1].note(event("crossed", id=candidate.id, factors=[0.5]))
+
+    recorders: list[RunRecorder] = []
+    original = RunRecorder.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunRecorder, "__init__", lambda self, *args: recorders.append(self) or original(self, *args))
+        state = run(tmp_path / "run", Checking(1), make_recipe=make_recipe)
+    assert state.n_evaluations[Split.SEARCH] == 40
+
+
 @pytest.mark.parametrize("at_once", [False, True])
 def test_interrupting_drains_what_runs_and_leaves_no_trace(tmp_path: Path, at_once: bool) -> None:
     """A strategy that learns from the first result on proposes something else once it is told earlier than it would have been."""

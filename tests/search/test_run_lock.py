@@ -138,6 +138,18 @@ def test_of_a_holder_that_cannot_be_seen_the_heartbeat_tells(tmp_path: Path, els
     assert watch.look() == ("process 77 on far", None), "whoever takes over is watched from the beginning"
 
 
+@pytest.mark.parametrize("content", [b"\0" * 300, b"[]", b'{"pid": 7'])
+def test_a_lock_file_that_cannot_be_read_is_no_sign_of_life(tmp_path: Path, content: bytes) -> None:
+    """As a power loss may leave it; or it is being written."""
+    (tmp_path / "lock").write_bytes(content)
+    watch = HolderWatch(tmp_path, heartbeat_s=BEAT_S)
+    assert watch.look() == ("an unknown process", None)
+    time.sleep(5 * BEAT_S)
+    assert watch.look() == ("an unknown process", False)
+    with lock(tmp_path):
+        pass
+
+
 def test_the_heartbeat_moves(tmp_path: Path) -> None:
     with lock(tmp_path):
         first = (tmp_path / "lock").read_bytes()
