@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         resume_search,
     )
     from evomerge.build import start_search as run_search
-    from evomerge.build.report import write_report
+    from evomerge.build.commands.report import write_report
     from evomerge.core import EvomergeError
     from evomerge.strategy import make_strategy
     from evomerge.zoo import build_zoo
@@ -51,7 +51,7 @@ _HOMES = {
     "EvomergeError": "evomerge.core",
     "build_zoo": "evomerge.zoo",
     "make_strategy": "evomerge.strategy",
-    "write_report": "evomerge.build.report",
+    "write_report": "evomerge.build.commands.report",
 }
 
 

@@ -1,12 +1,13 @@
 """The composition root: configuration -> live objects -> runs. The only reader of `evomerge.config` besides the CLI."""
 
-from evomerge.build.aligning import AlignedModels, align_models
-from evomerge.build.describing import describe
+from evomerge.build.commands.aligning import AlignedModels, align_models
+from evomerge.build.commands.describing import describe
+from evomerge.build.commands.merging import merge_recipe
+from evomerge.build.commands.reading import Run, chosen_recipe, export_recipe, open_run
+from evomerge.build.commands.runs import config_on_resume, default_run_directory, resume_search, start_search
+from evomerge.build.commands.scoring import Scored, evaluate_model
 from evomerge.build.loading import load_config
-from evomerge.build.models import Scored, evaluate_model, merge_recipe
 from evomerge.build.problem import Problem, make_problem
-from evomerge.build.reading import Run, chosen_recipe, export_recipe, open_run
-from evomerge.build.runs import config_on_resume, default_run_directory, resume_search, start_search
 from evomerge.config import parse_config
 
 __all__ = [

@@ -68,13 +68,13 @@ def init(
 ) -> None:
     """Write a commented search configuration for these models."""
     if evolve is None:
-        from evomerge.build.starting import write_first_config
+        from evomerge.build.commands.starting import write_first_config
 
         *wrong, last = write_first_config(out, models or (), base=base, tasks=task or (), overwrite=overwrite)
     elif models or base or task:
         raise ConfigError("--mergekit-evolve: the file names models, base and tasks; leave them out")
     else:
-        from evomerge.build.mergekit_evolve import write_translated_config
+        from evomerge.build.commands.mergekit_evolve import write_translated_config
 
         *wrong, last = write_translated_config(out, evolve, overwrite=overwrite)
     print(f"{out}: written")
@@ -92,7 +92,7 @@ def doctor(
     """Check this machine (and a cluster) and say what to fix. Exit code 2 if a search would not run."""
     from dataclasses import asdict
 
-    from evomerge.build.doctor import Grade, examine
+    from evomerge.build.commands.doctor import Grade, examine
 
     findings = examine(folder, address)
     if as_json:
@@ -156,7 +156,8 @@ def plan(
     overrides: Overrides = None,
 ) -> None:
     """Estimate memory, time, utilisation and cost of a search for different numbers of workers."""
-    from evomerge.build import load_config, make_problem, planning
+    from evomerge.build import load_config, make_problem
+    from evomerge.build.commands import planning
     from evomerge.cli.tables import print_plan
 
     if measured is not None and seconds is not None:
@@ -230,7 +231,7 @@ def watch(
     once: Annotated[bool, flag("--once", help="Print once and exit.")] = False,
 ) -> None:
     """Follow a run from another terminal. Ctrl-C ends watching, not the run."""
-    from evomerge.build.watching import Watcher
+    from evomerge.build.commands.watching import Watcher
     from evomerge.cli.live import watch_run
 
     if once and every is not None:
@@ -347,6 +348,6 @@ def report(
     ] = None,
 ) -> None:
     """Write an HTML report of a live or finished run: scores, progress, front, parameters, best recipe."""
-    from evomerge.build.report import write_report
+    from evomerge.build.commands.report import write_report
 
     print(write_report(run, out))

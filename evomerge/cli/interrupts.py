@@ -1,6 +1,6 @@
 """What Ctrl-C, SIGTERM and SIGHUP (a closed terminal) do to a command: KeyboardInterrupt, and exit code 130.
 
-So what is half done is removed. A search has handlers of its own while candidates are evaluated (`evomerge.build.signals`).
+So what is half done is removed. A search has handlers of its own while candidates are evaluated (`evomerge.build.commands.signals`).
 Imports nothing heavy: this is in force before anything else is imported.
 """
 

@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from evomerge.build.doctor import Finding, Grade
-from evomerge.build.watching import Look, Watcher
+from evomerge.build.commands.doctor import Finding, Grade
+from evomerge.build.commands.watching import Look, Watcher
 from evomerge.cli.console import CONSOLE, number
 from evomerge.core import Objective
 

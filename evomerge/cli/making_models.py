@@ -135,7 +135,7 @@ def align(
     only model that has it, else the mean of those that have it. Models that
     have this vocabulary already are not copied.
     """
-    from evomerge.build.aligning import align_models
+    from evomerge.build.commands.aligning import align_models
 
     aligned = align_models(
         models,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.table import Table
 
 from evomerge.build import Run
-from evomerge.build.planning import Forecast, Sizes
-from evomerge.build.reading import is_over
+from evomerge.build.commands.planning import Forecast, Sizes
+from evomerge.build.commands.reading import is_over
 from evomerge.cli.console import CONSOLE, number
 from evomerge.config import LmEvalConfig, SearchConfig
 from evomerge.core import Evaluation, Objective, Split, Status

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from evomerge.build import align_models, make_problem, merge_recipe, parse_config
-from evomerge.build.describing import notes
+from evomerge.build.commands.describing import notes
 from evomerge.core import ConfigError, RecipeError
 from evomerge.testing.tiny_models import DEFAULT_VOCAB, write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
@@ -181,7 +181,7 @@ def test_a_wrong_chat_template_is_told_before_anything_is_written(folder: Path) 
 
 def test_a_size_that_is_none_is_told_where_nothing_is_to_be_copied(folder: Path) -> None:
     write_model(folder / "c", 3)
-    with pytest.raises(RecipeError, match="max memory 'lots': expected a size"):
+    with pytest.raises(ConfigError, match="max memory 'lots': expected a size"):
         align_models(["c"], "out", base="base", max_memory="lots")
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from evomerge.build.doctor import Grade, _engine, examine
+from evomerge.build.commands.doctor import Grade, _engine, examine
 
 
 @pytest.mark.parametrize("lacking", [None, "triton needs a C compiler"])
@@ -22,7 +22,7 @@ def test_an_engine_for_gpus_does_not_run_without(monkeypatch, on_nodes):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(
-        "evomerge.build.doctor.installed_version", lambda package: "0.32.0" if package == "vllm" else None
+        "evomerge.build.commands.doctor.installed_version", lambda package: "0.32.0" if package == "vllm" else None
     )
     *_, engine = _engine(on_nodes=on_nodes)
     assert engine.subject == "engine"
@@ -33,7 +33,7 @@ def test_an_engine_for_gpus_does_not_run_without(monkeypatch, on_nodes):
 @pytest.mark.parametrize(("version", "grade"), [("0.33.0", Grade.GOOD), ("0.34.0", Grade.BAD), ("0.3.2", Grade.BAD)])
 def test_a_vllm_of_another_version_will_not_run(monkeypatch, version, grade):
     monkeypatch.setattr(
-        "evomerge.build.doctor.installed_version", lambda package: version if package == "vllm" else None
+        "evomerge.build.commands.doctor.installed_version", lambda package: version if package == "vllm" else None
     )
     vllm, *_ = _engine(on_nodes=True)
     assert (vllm.grade, vllm.found) == (grade, version)

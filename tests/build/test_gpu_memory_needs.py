@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evomerge.build import evaluate_model, make_problem, parse_config, planning
+from evomerge.build import evaluate_model, make_problem, parse_config
+from evomerge.build.commands import planning
 from evomerge.build.engines import gpu_memory_needs, gpus_per_worker
 from evomerge.cli.tables import print_plan
 from evomerge.config import SearchConfig
@@ -203,7 +204,7 @@ def test_the_evaluation_of_a_recipe_makes_room_for_what_that_recipe_needs(folder
         asked.append(settings)
         raise EvaluationError("enough")
 
-    monkeypatch.setattr("evomerge.build.models.make_evaluator", make_evaluator)
+    monkeypatch.setattr("evomerge.build.commands.scoring.make_evaluator", make_evaluator)
     write_toy_task(folder / "toy.yaml", n_items=4)
     own = "parameters: {weight: 1, density: 0.5}"
     (folder / "recipe.yaml").write_text(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from evomerge.build import load_config, parse_config
-from evomerge.build.changes import resumed_config
+from evomerge.build.commands.changes import resumed_config
 from evomerge.core import ConfigError
 from evomerge.recipe import METHODS, default_switches
 from evomerge.search import Resolved, RunDirectory

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from evomerge.build import load_config, make_problem
+from evomerge.build.commands.mergekit_evolve import write_translated_config
 from evomerge.build.coordinate_uses import values_in_space
-from evomerge.build.mergekit_evolve import write_translated_config
 from evomerge.core import CheckpointError, ConfigError, RecipeError
 from evomerge.recipe import RecipeTemplate, read_recipe, with_folders
 from evomerge.testing.tiny_models import write_tiny_llama

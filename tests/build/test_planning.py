@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from evomerge.build import make_problem, parse_config, planning, start_search
+from evomerge.build import make_problem, parse_config, start_search
+from evomerge.build.commands import planning
 from evomerge.core import ConfigError, Split
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import evomerge
-from evomerge.build.models import evaluate_model, identity_recipe
+from evomerge.build.commands.scoring import evaluate_model, identity_recipe
 from evomerge.core import ConfigError, EvaluationError, JournalError, Split, VectorGenome
 from evomerge.recipe import read_recipe
 from evomerge.strategy.base import Proposal

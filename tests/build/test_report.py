@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from evomerge.build import open_run, parse_config, resume_search, start_search
-from evomerge.build.report import figures, write_report
-from evomerge.build.report.figures import MAX_PARAMETERS, parameters
-from evomerge.build.report.page import _rows
+from evomerge.build.commands.report import figures, write_report
+from evomerge.build.commands.report.figures import MAX_PARAMETERS, parameters
+from evomerge.build.commands.report.page import _rows
 from evomerge.cli.tables import print_summary
 from evomerge.core import ConfigError, EvaluationError, JournalError
 from evomerge.evaluation.synthetic import SyntheticEvaluator

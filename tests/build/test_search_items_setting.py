@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from evomerge.build import make_problem, open_run, parse_config, start_search
+from evomerge.build.commands.report import write_report
 from evomerge.build.items import describe_items
-from evomerge.build.report import write_report
 from evomerge.cli import tables
 from evomerge.core import Split
 from evomerge.testing.tiny_models import write_tiny_llama

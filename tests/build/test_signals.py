@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from evomerge.build.signals import signals
+from evomerge.build.commands.signals import signals
 from evomerge.core import EngineError
 from evomerge.search import Interrupted, StopRequest
 

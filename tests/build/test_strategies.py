@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from evomerge.build import describe, make_problem, open_run, parse_config, resume_search, runs, start_search, strategies
+from evomerge.build import describe, make_problem, open_run, parse_config, resume_search, start_search, strategies
+from evomerge.build.commands import runs
 from evomerge.build.strategies import chosen_strategy
 from evomerge.core import ConfigError
 from evomerge.search import leader

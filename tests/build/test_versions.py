@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from evomerge.build import parse_config, start_search
-from evomerge.build.report import write_report
+from evomerge.build.commands.report import write_report
 from evomerge.build.versions import checkout
 
 

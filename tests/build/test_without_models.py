@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from evomerge.build import export_recipe, open_run, parse_config, resume_search, start_search
-from evomerge.build.report import write_report
+from evomerge.build.commands.report import write_report
 from evomerge.core import CheckpointError, ConfigError, CrossoverGenome
 from evomerge.search.journal import Journal, read_journal
 from evomerge.testing.tiny_models import write_tiny_llama

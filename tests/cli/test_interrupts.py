@@ -15,7 +15,7 @@ for _ in range({steps}):
 print("imported", flush=True)
 """
 PLAIN = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background of a shell
-DOCTOR = "import evomerge.build.doctor as doctor\ndoctor.examine = lambda *_: {work}\nfrom evomerge.cli import main\nmain()\n"
+DOCTOR = "import evomerge.build.commands.doctor as doctor\ndoctor.examine = lambda *_: {work}\nfrom evomerge.cli import main\nmain()\n"
 FINALIZER = """
 import time, weakref
 

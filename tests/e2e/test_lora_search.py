@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import evomerge
-from evomerge.build.starting import write_first_config
+from evomerge.build.commands.starting import write_first_config
 from evomerge.core import ConfigError, EvomergeError, Split
 from evomerge.recipe import Recipe, recipe_to_yaml
 from evomerge.recipe.mergekit_reader import recipe_from_mergekit

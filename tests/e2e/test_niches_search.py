@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import load_file
 
 from evomerge.build import load_config, make_problem, open_run, start_search
-from evomerge.build.reading import export_recipe
-from evomerge.build.runs import resume_search
+from evomerge.build.commands.reading import export_recipe
+from evomerge.build.commands.runs import resume_search
 from evomerge.core import CrossoverGenome, VectorGenome
 from evomerge.recipe import recipe_file_from_yaml, slerp_factors
 from evomerge.weights import merge_to_folder

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evomerge.build.starting import write_first_config
+from evomerge.build.commands.starting import write_first_config
 from evomerge.config import read_config
 from evomerge.core import CheckpointError, RecipeError, cached_model, model_name
 from evomerge.plan import read_model_header

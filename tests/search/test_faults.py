@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from evomerge.build import config_on_resume, open_run, parse_config, resume_search, start_search
-from evomerge.build.watching import Watcher
+from evomerge.build.commands.watching import Watcher
 from evomerge.core import ConfigError, Evaluation, EvaluationError, EvaluationRequest, JournalError, Split, Status
 from evomerge.evaluation import SyntheticEvaluator
 from evomerge.search import read_journal

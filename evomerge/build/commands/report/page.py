@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from evomerge.build.reading import Run, is_over, open_run
-from evomerge.build.report import figures
+from evomerge.build.commands.reading import Run, is_over, open_run
+from evomerge.build.commands.report import figures
 from evomerge.core import ConfigError, EvomergeError, FilePath, Split, Status, atomic_write_text
 from evomerge.recipe import recipe_to_yaml
 from evomerge.search import Z_95, best_of_front, headline, items_of_candidate, leader, remarks_on_finals, verdict

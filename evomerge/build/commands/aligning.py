@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evomerge.build.models import merge_recipe, parse_bytes
-from evomerge.build.starting import default_name, found, named, named_source
+from evomerge.build.commands.given_models import default_name, parse_model, resolve_hub_models, sources_by_name
+from evomerge.build.commands.merging import merge_recipe
 from evomerge.config import check_expert_name
-from evomerge.core import ConfigError, FilePath
+from evomerge.core import ConfigError, FilePath, parse_bytes
 from evomerge.plan import ModelHeader, chat_template_of, make_plan, read_headers
 from evomerge.plan.model_header import FLOAT_DTYPES
 from evomerge.recipe import Recipe, Setting, Slice, Source, TokenizerSpec, naming
@@ -76,14 +76,14 @@ def align_models(
         CheckpointError: a model is damaged, or the disk has no room.
     """
     out = Path(out)
-    sources = named([*([("", Source(str(base)))] if base else []), *map(named_source, experts)])
+    sources = sources_by_name([*([("", Source(str(base)))] if base else []), *map(parse_model, experts)])
     if len(sources) < 2:
         raise ConfigError("name at least two models, or one and its --base")
     if max_memory is not None:
         max_memory = parse_bytes(max_memory, "max memory")
     first, *_ = sources
     models = _checked(
-        {name: found(source).moved(_absolute) for name, source in sources.items()}, first if base else None
+        {name: resolve_hub_models(source).moved(_absolute) for name, source in sources.items()}, first if base else None
     )
     joint = _linear(models.values(), models[first].key if base else None)
     headers = read_headers(joint)

@@ -14,10 +14,10 @@ from statistics import fmean
 
 import numpy as np
 
-from evomerge.build.changes import differences
+from evomerge.build.commands.changes import differences
+from evomerge.build.commands.reading import open_run
 from evomerge.build.engines import engine_bytes, merge_methods, ranks_of
 from evomerge.build.problem import Problem
-from evomerge.build.reading import open_run
 from evomerge.build.sources import written_dtype
 from evomerge.build.strategies import strategy_for
 from evomerge.build.tasks import needed_splits

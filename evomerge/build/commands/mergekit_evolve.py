@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from evomerge.build.starting import as_seen_from, default_name, found, refuse_existing, write_config
+from evomerge.build.commands.given_models import default_name, relative_to, resolve_hub_models
+from evomerge.build.commands.starting import refuse_existing, write_config
 from evomerge.config import EvolveConfig, read_evolve_config
 from evomerge.core import ConfigError, FilePath, cached_model
 from evomerge.plan import ModelHeader, read_source
@@ -60,10 +61,10 @@ def write_translated_config(out: FilePath, file: FilePath, *, overwrite: bool = 
     refuse_existing(out, overwrite=overwrite)
     config, folder, remarks = read_evolve_config(file), out.resolve().parent, list[str]()
     base, experts = _models(config, file, remarks)
-    header, *_ = [read_source(found(source)) for source in ([] if base is None else [base]) + experts]
-    places = {name: as_seen_from(folder, source) for name, source in _named_apart(experts).items()}
+    header, *_ = [read_source(resolve_hub_models(source)) for source in ([] if base is None else [base]) + experts]
+    places = {name: relative_to(folder, source) for name, source in _named_apart(experts).items()}
     settings = {
-        "models": ({} if base is None else {"base": as_seen_from(folder, base)}) | {"experts": places},
+        "models": ({} if base is None else {"base": relative_to(folder, base)}) | {"experts": places},
         "space": _space(config, header, str(file), remarks),
         **_evaluation(config, remarks),
         "strategy": "cma_es",
@@ -118,7 +119,7 @@ def _located(entry: Any, place: str, file: Path) -> Source:
 
 
 def _is_same(one: Source, other: Source) -> bool:
-    return found(one).moved(os.path.realpath) == found(other).moved(os.path.realpath)
+    return resolve_hub_models(one).moved(os.path.realpath) == resolve_hub_models(other).moved(os.path.realpath)
 
 
 def _named_apart(experts: Sequence[Source]) -> dict[str, Source]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from evomerge.build.changes import refuse_changed, resumed_config, warn_of_other_versions
-from evomerge.build.describing import notes
+from evomerge.build.commands.changes import refuse_changed, resumed_config, warn_of_other_versions
+from evomerge.build.commands.describing import notes
+from evomerge.build.commands.signals import signals
 from evomerge.build.loading import AnyConfig, as_config
 from evomerge.build.pools import RunPool, worker_pool
 from evomerge.build.problem import Problem, make_problem
-from evomerge.build.signals import signals
 from evomerge.build.sources import sources_exist
 from evomerge.build.strategies import chosen_strategy, one_thread, strategy_for
 from evomerge.build.versions import checkout, package_versions

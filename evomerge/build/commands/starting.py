@@ -1,15 +1,21 @@
 """A first configuration for models that are named: every choice explained where it is made."""
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from evomerge.build.commands.given_models import (
+    parse_model,
+    path_from,
+    relative_to,
+    resolve_hub_models,
+    sources_by_name,
+)
 from evomerge.build.problem import make_problem
 from evomerge.config import parse_config
-from evomerge.core import ConfigError, FilePath, atomic_write_text, cached_model, load_yaml, model_name
+from evomerge.core import ConfigError, FilePath, atomic_write_text, load_yaml
 from evomerge.evaluation.task_groups import find_task
 from evomerge.plan import ModelHeader, read_source
 from evomerge.recipe import Source
@@ -66,16 +72,17 @@ def write_first_config(
     """
     out = Path(out)
     refuse_existing(out, overwrite=overwrite)
-    sources = named([named_source(expert) for expert in experts])
+    sources = sources_by_name([parse_model(expert) for expert in experts])
     if not sources:
         raise ConfigError("name the models to be merged: evomerge init MODEL MODEL, or MODEL --base MODEL")
     if base is None and len(sources) < 2:
         raise ConfigError("one model alone cannot be merged; name at least two, or one and its --base")
     header, *_ = [
-        read_source(found(source)) for source in ([Source(str(base))] if base else []) + list(sources.values())
+        read_source(resolve_hub_models(source))
+        for source in ([Source(str(base))] if base else []) + list(sources.values())
     ]
     folder = out.resolve().parent
-    local = [_scalar(_relative(task, folder)) if task.endswith((".yaml", ".yml")) else task for task in tasks]
+    local = [_scalar(path_from(task, folder)) if task.endswith((".yaml", ".yml")) else task for task in tasks]
     for task in tasks:
         find_task(task)
     return write_config(out, _text(out, header, folder, sources, base, local))
@@ -122,10 +129,10 @@ def _text(
     tasks: Sequence[str],
 ) -> str:
     """The configuration; `header` is that of its first model, paths are as seen from `folder`."""
-    models = [f"  base: {_scalar(as_seen_from(folder, Source(str(base))))}"] if base else []
+    models = [f"  base: {_scalar(relative_to(folder, Source(str(base))))}"] if base else []
     models += [
         "  experts:",
-        *(f"    {_scalar(name)}: {_scalar(as_seen_from(folder, source))}" for name, source in experts.items()),
+        *(f"    {_scalar(name)}: {_scalar(relative_to(folder, source))}" for name, source in experts.items()),
     ]
     return _TEMPLATE.format(
         file=shlex.quote(str(out)),
@@ -137,60 +144,6 @@ def _text(
         tasks="tasks:\n" + "\n".join(f"  - {task}" for task in tasks) if tasks else _NO_TASKS,
         strategies=", ".join(strategy_names()),
     )  # fmt: skip
-
-
-def named_source(expert: str) -> tuple[str, Source]:
-    """A name, "" where none is given, and the model that it is a name of."""
-    name, separator, path = expert.partition("=")
-    if not separator or Path(expert).is_dir():
-        name, path = "", expert
-    model, _, lora = (path, "", "") if Path(path).is_dir() else path.partition("+")
-    return name, Source(model, lora=lora or None)
-
-
-def named(experts: Sequence[tuple[str, Source]]) -> dict[str, Source]:
-    """The models by name; those without one are called as their folders.
-
-    Raises:
-        ConfigError: two have one name.
-    """
-    sources: dict[str, Source] = {}
-    for given, source in experts:
-        name = given or default_name(source)
-        if name in sources:
-            raise ConfigError(f"two models are called {name!r}; name them, e.g. first={source.key}")
-        sources[name] = source
-    return sources
-
-
-def default_name(source: Source) -> str:
-    """What an expert is called that was given no name: as its folder, or as its model on the hub."""
-    folder = Path(source.lora or source.model).resolve()
-    return re.sub(r"[^\w.-]", "-", model_name(str(folder)).rpartition("/")[2]).lstrip(".-")
-
-
-def found(source: Source) -> Source:
-    """The source with folders for models of the hub's cache."""
-    return source.moved(lambda path: path if Path(path).exists() else str(cached_model(path) or path))
-
-
-def as_seen_from(folder: Path, source: Source) -> str:
-    """The source as a configuration in `folder` names it."""
-    return source.moved(lambda path: _relative(path, folder)).key
-
-
-def _relative(text: str, folder: Path) -> str:
-    """The path as seen from `folder`: below it as it is given, elsewhere without links; absolute where they have nothing in common.
-
-    A model of the hub's cache keeps its name.
-    """
-    if not Path(text).exists() and cached_model(text) is not None:
-        return text
-    path = Path(text).absolute()
-    if not path.is_relative_to(folder) or ".." in path.parts:
-        path = path.resolve()
-    place = os.path.relpath(path, folder)
-    return str(path) if place.count("..") > 3 else place if place.startswith(".") else f"./{place}"
 
 
 def _scalar(text: str) -> str:

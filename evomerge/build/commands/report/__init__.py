@@ -1,5 +1,5 @@
 """A run as one HTML file with everything in it: tables with intervals, plots, the best recipe."""
 
-from evomerge.build.report.page import write_report
+from evomerge.build.commands.report.page import write_report
 
 __all__ = ["write_report"]

@@ -1,17 +1,16 @@
 """Work on single models outside a search: scoring one on a configuration's tasks, and writing the model that a recipe makes."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
+from evomerge.build.commands.reading import recorded_config
 from evomerge.build.engines import check_length, worker_environment
 from evomerge.build.evaluators import evaluator_settings, make_evaluator
 from evomerge.build.loading import AnyConfig, load_config
 from evomerge.build.own_recipes import refuse_own_vocabulary
-from evomerge.build.reading import recorded_config
 from evomerge.build.sources import check_prompts
 from evomerge.config import Overrides, SearchConfig, SyntheticConfig, parse_config
 from evomerge.core import (
@@ -20,13 +19,12 @@ from evomerge.core import (
     EvaluationError,
     EvaluationRequest,
     FilePath,
-    RecipeError,
     Split,
     Status,
     cached_model,
 )
 from evomerge.plan import make_plan, read_headers, table_of
-from evomerge.recipe import DTYPES, Recipe, RecipeFile, Setting, Slice, Source, naming, read_recipe, read_recipe_file
+from evomerge.recipe import Recipe, Setting, Slice, Source, naming, read_recipe
 from evomerge.search import RunDirectory
 
 if TYPE_CHECKING:
@@ -139,78 +137,3 @@ def identity_recipe(folder: Path) -> Recipe:
     """The recipe whose result is the checkpoint in `folder` itself."""
     source = Source(str(folder.resolve()), parameters={"weight": (Setting(1.0),)})
     return Recipe(method="linear", slices=(Slice((source,)),))
-
-
-def merge_recipe(
-    recipe: FilePath | Recipe,
-    out: FilePath,
-    *,
-    dtype: str | None = None,
-    overwrite: bool = False,
-    shard_size: str | int | None = None,
-    max_memory: str | int | None = None,
-    device: str = "cpu",
-    seed: int | None = None,
-    trust_remote_code: bool = False,
-) -> Path:
-    """Materialises a recipe (evomerge's or mergekit's) as a checkpoint folder and returns the folder.
-
-    Args:
-        recipe: one as `Run.recipe` gives it, or a file; it may hold several documents, of which the others make models that the result is
-            made of.
-        out: the new folder.
-        dtype: written instead of the recipe's.
-        overwrite: replace `out` if it is a model already.
-        shard_size: of weight files, in bytes or as text, e.g. "5GB".
-        max_memory: of all tensors in memory at a time, in bytes or as text; None = those of two steps and a few results.
-        device: where to compute; anything but "cpu" does without the compiled kernels; "auto" = on a GPU if there is one.
-        seed: of random masks, instead of the recipe's.
-        trust_remote_code: accept models whose config names code of their own, and copy it (it is not run).
-
-    Raises:
-        RecipeError: the file is no recipe, an option is not understood, `out` exists.
-        CheckpointError: a model cannot be read, or the result is not finite.
-    """
-    if dtype is not None and dtype not in DTYPES:
-        raise RecipeError(f"dtype {dtype!r}: unknown; known: {', '.join(DTYPES)}")
-    options: dict[str, Any] = {} if shard_size is None else {"shard_bytes": parse_bytes(shard_size, "shard size")}
-    if max_memory is not None:
-        options["max_memory"] = parse_bytes(max_memory, "max memory")
-    file = RecipeFile(recipe) if isinstance(recipe, Recipe) else read_recipe_file(Path(recipe))
-    # a second's work, for which a recipe that cannot be read does not wait
-    import torch
-
-    from evomerge.weights import merge_file_to_folder
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return merge_file_to_folder(
-        file,
-        Path(out),
-        dtype=dtype,
-        overwrite=overwrite,
-        device=device,
-        seed=seed,
-        trust_remote_code=trust_remote_code,
-        **options,
-    )
-
-
-_UNITS = {"": 1, "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "B": 10**9, "GB": 10**9, "T": 10**12, "TB": 10**12,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
-_SIZE = re.compile(
-    rf"(?P<number>\d+(\.\d+)?)\s*(?P<unit>{'|'.join(sorted(_UNITS, key=len, reverse=True))})", re.IGNORECASE
-)
-
-
-def parse_bytes(size: str | int, what: str) -> int:
-    """A size such as 4096, "500MB", "5GB" or "2GiB" in bytes; mergekit's "5B" is five thousand million.
-
-    Raises:
-        RecipeError: not a size.
-    """
-    text = str(size).strip()
-    match = _SIZE.fullmatch(text)
-    if match is None or not float(match["number"]):
-        raise RecipeError(f"{what} {text!r}: expected a size such as 500MB, 5GB or 2GiB")
-    return int(float(match["number"]) * _UNITS[match["unit"].upper()])

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.build.reading import is_over, recorded_config
+from evomerge.build.commands.reading import is_over, recorded_config
 from evomerge.core import Evaluation, FilePath, Objective, Split, Status
 from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, best_key, in_finals, utility
 
