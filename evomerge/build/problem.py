@@ -119,16 +119,9 @@ class Problem:
         for name in wanted:
             if name not in known:
                 raise ConfigError(f"objectives: no task produces {name!r}; known: {', '.join(known)}")
-        return tuple(Objective(item.name, _direction(item), item.weight) for item in self.config.objectives)
-
-    def objectives_json(self) -> list[Json]:
-        """The objectives as the journal keeps them."""
-        references = {item.name: item.reference for item in self.config.objectives}
-        return [
-            {"name": item.name, "direction": item.direction.value, "reference": references.get(item.name)}
-            | ({} if item.weight is None else {"weight": item.weight})
-            for item in self.objectives
-        ]
+        return tuple(
+            Objective(item.name, _direction(item), item.weight, item.reference) for item in self.config.objectives
+        )
 
     @cached_property
     def _lineage(self) -> Lineage | None:

@@ -1,17 +1,27 @@
 """Tables on the terminal. Every number comes from `Run.summary`, `Run.front` or an evaluation."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from evomerge.build import Run
 from evomerge.build.commands.planning import Forecast, Sizes
-from evomerge.build.commands.reading import is_over
+from evomerge.build.commands.reading import outcome
 from evomerge.cli.console import CONSOLE, number
 from evomerge.config import LmEvalConfig, SearchConfig
 from evomerge.core import Evaluation, Objective, Split, Status
-from evomerge.search import Z_95, best_of_front, headline, items_of_candidate, leader, remarks_on_finals, verdict
+from evomerge.search import (
+    Z_95,
+    Comparison,
+    Row,
+    best_of_front,
+    headline,
+    items_of_candidate,
+    leader,
+    remarks_on_finals,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from evomerge.evaluation.shown_items import ShownItem
@@ -22,7 +32,7 @@ MAX_PROMPT = 400
 
 def print_summary(run: Run) -> None:
     """Sources, uniform average, tuned task arithmetic and the best recipe: per task and mean, search and report split."""
-    summary = cast(dict[str, Any], run.summary())
+    summary = run.summary()
     objectives = run.state.objectives
     names, tuned = headline(run.state, summary["details"]["search"])
     best = leader(run.state)
@@ -37,7 +47,7 @@ def print_summary(run: Run) -> None:
             CONSOLE.print(_split_table(title, names, details, objectives, tuned, best, mark))
     if not run.state.n_evaluations[Split.SEARCH]:
         CONSOLE.print("no candidate has been evaluated yet")
-    _print_comparisons(summary, names)
+    _print_comparisons(summary["comparisons"], names)
     last = run.state.evaluations.get((run.state.best_id or "", Split.REPORT))
     if last is not None and last.status is not Status.OK:
         CONSOLE.print(
@@ -45,12 +55,12 @@ def print_summary(run: Run) -> None:
         )
     for remark in remarks_on_finals(run.state):
         CONSOLE.print(remark)
-    _print_surrogates(summary)
-    _print_archives(summary)
-    _print_overhead(summary)
+    _print_surrogates(summary["strategy"])
+    _print_archives(summary["strategy"])
+    _print_overhead(summary["overhead"])
     folder = run.directory
     files = [("best recipe", folder.best), ("front", folder.front_json)]
-    if is_over(run.state, run.config):  # until then, the summary is that of an earlier end
+    if outcome(run.state, run.config) is not None:  # until then, the summary is that of an earlier end
         files.append(("summary", folder.summary))
     for label, path in files:
         if path.exists():
@@ -151,7 +161,7 @@ def print_items(shown: Mapping[str, Sequence["ShownItem"]], evaluation: Evaluati
 def _split_table(
     title: str,
     names: list[str],
-    details: dict[str, Any],
+    details: Mapping[str, Row],
     objectives: tuple[Objective, ...],
     tuned: str | None,
     best: str | None,
@@ -176,18 +186,17 @@ def _split_table(
     return table
 
 
-def _print_comparisons(summary: dict[str, Any], names: Sequence[str]) -> None:
-    shown = {name: row for name, row in summary["comparisons"].items() if name in names}
+def _print_comparisons(comparisons: Mapping[str, Comparison], names: Sequence[str]) -> None:
+    shown = {name: row for name, row in comparisons.items() if name in names}
     if shown:
         CONSOLE.print("best minus baseline on the report split, paired by item (95% interval):")
     for name, row in shown.items():
-        difference, low, high = (number(row[key], 3, "+") for key in ("difference", "low", "high"))
+        difference, low, high = (number(value, 3, "+") for value in (row["difference"], row["low"], row["high"]))
         CONSOLE.print(f"  {name:<24}{difference}  [{low}, {high}]  {verdict(row)}")
 
 
-def _print_surrogates(summary: dict[str, Any]) -> None:
+def _print_surrogates(diagnostics: Mapping[str, Any]) -> None:
     """How well the strategy's models predict results that they have not seen, where it has models and says so."""
-    diagnostics = summary["strategy"]
     for row in [diagnostics, *diagnostics.get("pairs", [])]:
         if row.get("loo_r2"):
             quality = ", ".join(f"{name} {value:.2f}" for name, value in row["loo_r2"].items())
@@ -195,16 +204,15 @@ def _print_surrogates(summary: dict[str, Any]) -> None:
             CONSOLE.print(f"surrogate fit, leave-one-out R2{where}: {quality}")
 
 
-def _print_archives(summary: dict[str, Any]) -> None:
+def _print_archives(diagnostics: Mapping[str, Any]) -> None:
     """How far a strategy that keeps archives of elites has filled them."""
-    for name, row in summary["strategy"].get("archives", {}).items():
+    for name, row in diagnostics.get("archives", {}).items():
         CONSOLE.print(
             f"archive of {name}: {row['elites']} of {row['cells']} cells filled, QD score {row['qd_score']:.2f}, best {row['best']}"
         )
 
 
-def _print_overhead(summary: dict[str, Any]) -> None:
-    row = summary["overhead"]
+def _print_overhead(row: Mapping[str, float]) -> None:
     if not row:
         return
     parts = ", ".join(

@@ -4,7 +4,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from evomerge.config.schema import ModelConfig, SearchConfig
 from evomerge.config.short_forms import long_form, long_forms, path_and_lora
-from evomerge.core import ConfigError, FilePath, cached_model, load_yaml, why_unreadable
+from evomerge.core import ConfigError, FilePath, cached_model, load_yaml, nearest, why_unreadable
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -216,7 +215,7 @@ def _where_instead(location: Sequence[str], beside: Sequence[str], model: type[B
     """What the user may have meant by an unknown key: one that is spelt like it, or the same one in another place."""
     elsewhere = [path for path in _all_keys(model) if path.split(".")[-1] == location[-1]]
     elsewhere = [path for path in elsewhere if path != ".".join(location)]  # that of another kind of evaluation
-    near = get_close_matches(location[-1], beside, n=1) or sorted(elsewhere, key=lambda path: path.count("."))[:1]
+    near = nearest(location[-1], beside) or sorted(elsewhere, key=lambda path: path.count("."))[:1]
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(beside)}"
 
 

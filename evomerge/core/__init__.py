@@ -51,7 +51,7 @@ from evomerge.core.records import (
 from evomerge.core.safe_yaml import load_yaml, load_yaml_documents
 from evomerge.core.sampling_error import standard_error
 from evomerge.core.sizes import parse_bytes
-from evomerge.core.spelling import did_you_mean
+from evomerge.core.spelling import did_you_mean, nearest
 
 __all__ = [
     "Candidate",
@@ -93,6 +93,7 @@ __all__ = [
     "loading_errors",
     "machine_id",
     "model_name",
+    "nearest",
     "parse_bytes",
     "random_stream",
     "standard_error",

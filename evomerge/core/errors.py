@@ -9,7 +9,7 @@ class EvomergeError(Exception):
 
 
 class ConfigError(EvomergeError):
-    """The configuration is wrong: an unknown key, a value out of range, a file that is not there."""
+    """A setting, option or argument is wrong: an unknown key, a value out of range, a file that is not there or cannot be written."""
 
 
 class SpaceError(EvomergeError):
@@ -33,7 +33,7 @@ class EvaluationError(EvomergeError):
 
 
 class JournalError(EvomergeError):
-    """A run directory or its journal is damaged, locked, or from another run."""
+    """The records of a run are damaged, locked, from another run, or do not have what was asked for."""
 
 
 def loading_errors() -> tuple[type[Exception], ...]:

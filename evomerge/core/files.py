@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from evomerge.core.jsonable import Json
@@ -53,7 +54,7 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write_bytes(path, text.encode(errors="backslashreplace"))
 
 
-def atomic_write_json(path: Path, value: Json, *, sort_keys: bool = True) -> None:
+def atomic_write_json(path: Path, value: Json | Mapping[str, object], *, sort_keys: bool = True) -> None:
     """Replaces `path` by indented JSON; with sorted keys it is byte-identical for equal values, without them it keeps their order."""
     text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
     atomic_write_text(path, text + "\n")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,16 +80,28 @@ class Objective:
         name: a task's name or `cost.<key>`.
         direction: which way is better.
         weight: what it counts in a mean of objectives; None = see `weights_in_mean`.
+        reference: its coordinate of the hypervolume's reference point, as a score; None = see `search.reference_losses`.
     """
 
     name: str
     direction: Direction = Direction.MAXIMIZE
     weight: float | None = None
+    reference: float | None = None
 
     @property
     def is_cost(self) -> bool:
         """Whether it is a cost of the evaluation, not a task's score."""
         return self.name.startswith("cost.")
+
+    def to_json(self) -> dict[str, Json]:
+        """The objective as journals keep it."""
+        weight: dict[str, Json] = {} if self.weight is None else {"weight": self.weight}
+        return {"name": self.name, "direction": self.direction.value, "reference": self.reference, **weight}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Objective":
+        """The objective that `to_json` gave."""
+        return cls(data["name"], Direction(data["direction"]), data.get("weight"), data.get("reference"))
 
     @property
     def sign(self) -> float:

@@ -4,11 +4,10 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from evomerge.core import CheckpointError, why_unreadable
+from evomerge.core import CheckpointError, nearest, why_unreadable
 from evomerge.plan.model_header import FLOAT_DTYPES, FileStamp, ModelHeader, TensorHeader, config_value, is_derived
 from evomerge.plan.safetensors_header import parse_json, read_safetensors_header
 
@@ -112,7 +111,7 @@ def _what_instead(folder: Path) -> str:
         return ", but a file"
     if folder.parent.is_dir():
         beside = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
-        near = get_close_matches(folder.name, beside, n=1)
+        near = nearest(folder.name, beside)
         return f"; did you mean {near[0]!r}?" if near else ""
     return "; models are folders, or are in the hub's cache on this machine: `hf download ORG/NAME` fetches one"
 

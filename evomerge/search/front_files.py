@@ -33,7 +33,7 @@ def front_json(state: RunState, front: Front) -> dict[str, Json]:
     volume = None if reference is None else front.hypervolume(np.array(reference))
     names = [objective.name for objective in state.objectives]
     return {
-        "objectives": [dict(item) for item in state.run["objectives"]],
+        "objectives": [objective.to_json() for objective in state.objectives],
         "split": Split.SEARCH.value,
         "members": [_member(member, names) for member in members_of(state, front)],
         # where a ruined baseline is the reference of several perplexities, it may overflow

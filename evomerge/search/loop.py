@@ -297,7 +297,9 @@ class SearchLoop:
         recipe = entry.recipe
         if recipe is None and entry.genome is not None:
             recipe = self._make_recipe(entry.candidate())
-        return EvaluationRequest(entry.id, split, recipe, entry.values, self.state.losses.get((entry.id, split), 0))
+        return EvaluationRequest(
+            entry.id, split, recipe, entry.values, self.state.n_lost_workers.get((entry.id, split), 0)
+        )
 
     def _wait(self) -> None:
         """Takes in what has arrived, or waits a little for it.

@@ -65,9 +65,9 @@ def reference_losses(state: RunState) -> list[float] | None:
     None while one of the rest has no baseline.
     """
     losses = []
-    for objective, item in zip(state.objectives, state.run["objectives"], strict=True):
-        if item["reference"] is not None:
-            losses.append(-objective.sign * item["reference"])
+    for objective in state.objectives:
+        if objective.reference is not None:
+            losses.append(-objective.sign * objective.reference)
         elif objective.direction is Direction.MAXIMIZE and not objective.is_cost:
             losses.append(0.0)
         else:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evomerge.core import (
-    Direction,
     Evaluation,
     Genome,
     JournalError,
@@ -35,7 +34,7 @@ class RunState:
         sample_sizes: split -> name of a group of tasks -> number of items of each of them.
         pending: asked but not yet told, in the order they were asked.
         n_evaluations: evaluations of each split, however they ended.
-        losses: (id, split) -> workers that were lost with it, where it has no evaluation yet.
+        n_lost_workers: (id, split) -> number of workers lost with it, while it has no evaluation.
         items_told: items of the baselines and of the candidates that the strategy has been told, search split.
         items_each: the most items one of those took.
         failed_in_a_row: how many of the candidates told last failed, in this session.
@@ -59,7 +58,7 @@ class RunState:
     sample_sizes: dict[Split, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     pending: dict[str, Entry] = field(default_factory=dict)
     n_evaluations: Counter[Split] = field(default_factory=Counter)
-    losses: Counter[tuple[str, Split]] = field(default_factory=Counter)
+    n_lost_workers: Counter[tuple[str, Split]] = field(default_factory=Counter)
     items_told: float = 0.0
     items_each: float = 0.0
     failed_in_a_row: int = 0
@@ -123,9 +122,7 @@ class RunState:
         if self.run:
             raise JournalError("the journal has two `run` records")
         self.run = event
-        self.objectives = tuple(
-            Objective(item["name"], Direction(item["direction"]), item.get("weight")) for item in event["objectives"]
-        )
+        self.objectives = tuple(map(Objective.from_json, event["objectives"]))
 
     def _on_session(self, event: Mapping[str, Any]) -> None:
         self.failed_in_a_row = 0  # whoever resumes a run that only failed has mended why
@@ -153,7 +150,7 @@ class RunState:
         self.sample_sizes[split] = {name: tuple(sizes) for name, sizes in event.get("sample_sizes", {}).items()}
 
     def _on_lost(self, event: Mapping[str, Any]) -> None:
-        self.losses[event["id"], Split(event["split"])] += 1
+        self.n_lost_workers[event["id"], Split(event["split"])] += 1
 
     def _on_evaluated(self, event: Mapping[str, Any]) -> None:
         split = Split(event["split"])
@@ -171,7 +168,7 @@ class RunState:
             error=event["error"],
         )
         self.evaluations.add(evaluation, None if event["row"] is None else (event["row"], event["checksum"]))
-        self.losses.pop((evaluation.candidate_id, split), None)
+        self.n_lost_workers.pop((evaluation.candidate_id, split), None)
         self.elapsed_s = max(self.elapsed_s, event["elapsed_s"])
         self.n_evaluations[split] += 1
         if split is Split.SEARCH and self.entries.is_baseline(evaluation.candidate_id):

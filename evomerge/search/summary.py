@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -14,12 +14,53 @@ from evomerge.search.state import RunState
 Z_95 = 1.959964
 """Two-sided 95% quantile of the normal distribution."""
 
+
+class Row(TypedDict):
+    """One model on one split.
+
+    Attributes:
+        scores: objective -> score or cost.
+        stderr: task -> standard error of its score.
+        mean, mean_stderr: of the objectives (`utility`).
+    """
+
+    scores: dict[str, float]
+    stderr: dict[str, float]
+    mean: float
+    mean_stderr: float
+
+
+class Comparison(TypedDict):
+    """A paired difference, best - baseline, of the mean over tasks, with its 95% interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+class Summary(TypedDict):
+    """The content of `summary.json`; docs/run-directory.md explains every key."""
+
+    evaluations: int
+    items: int
+    wall_s: float
+    splits: dict[str, dict[str, Json]]
+    best_id: str | None
+    front: Json
+    hypervolume: Json
+    details: dict[str, dict[str, Row]]
+    comparisons: dict[str, Comparison]
+    overhead: dict[str, float]
+    strategy: dict[str, Json]
+    failed: int
+
+
 ReadItems = Callable[[str, Split], Evaluation]
 """(id, split) -> the evaluation with its item scores"""
 
 
-def summarize(state: RunState, read_items: ReadItems) -> dict[str, Json]:
-    """The content of `summary.json`; see docs/run-directory.md for every key."""
+def summarize(state: RunState, read_items: ReadItems) -> Summary:
+    """The content of `summary.json`."""
     front = front_json(state, front_of(state))
     details = {split.value: _details(state, split) for split in Split}
     return {
@@ -38,7 +79,7 @@ def summarize(state: RunState, read_items: ReadItems) -> dict[str, Json]:
     }
 
 
-def overhead(state: RunState) -> dict[str, Json]:
+def overhead(state: RunState) -> dict[str, float]:
     """Where the time of a candidate goes, in seconds, and the share that is neither engine nor scoring.
 
     Medians over the search split, since each machine's first candidates also pay for compiling; asking is a mean.
@@ -68,11 +109,11 @@ def mean_with_error(objectives: tuple[Objective, ...], evaluation: Evaluation) -
     return utility(objectives, evaluation), float(np.sqrt(np.sum(np.square(errors)))) / sum(weights)
 
 
-def _scores(state: RunState, details: Mapping[str, Mapping[str, Any]]) -> dict[str, Json]:
+def _scores(state: RunState, details: Mapping[str, Row]) -> dict[str, Json]:
     """The scores in `details` of every source (by the name of its model), of every other baseline, and of the best; {} where there are none."""
 
     def of(name: str) -> Json:
-        return details[name]["scores"] if name in details else {}
+        return dict(details[name]["scores"]) if name in details else {}
 
     names = [entry.id for entry in state.baselines]
     return {
@@ -82,11 +123,11 @@ def _scores(state: RunState, details: Mapping[str, Mapping[str, Any]]) -> dict[s
     }
 
 
-def _details(state: RunState, split: Split) -> dict[str, dict[str, Any]]:
+def _details(state: RunState, split: Split) -> dict[str, Row]:
     """id -> scores, standard errors, and the mean of the objectives with its standard error."""
     names = [entry.id for entry in state.baselines]
     names += [name for name in dict.fromkeys([*state.finalists, leader(state)]) if name and name not in names]
-    details = {}
+    details: dict[str, Row] = {}
     for name in names:
         evaluation = state.evaluations.get((name, split))
         if evaluation is not None and evaluation.status is Status.OK:
@@ -100,7 +141,7 @@ def _details(state: RunState, split: Split) -> dict[str, dict[str, Any]]:
     return details
 
 
-def _comparisons(state: RunState, read_items: ReadItems) -> dict[str, Json]:
+def _comparisons(state: RunState, read_items: ReadItems) -> dict[str, Comparison]:
     """Baseline id -> paired difference best - baseline of the mean over tasks on `report`, with its 95% interval.
 
     Empty where there is no interval: no objective is a task, or one has a single item.
@@ -111,7 +152,7 @@ def _comparisons(state: RunState, read_items: ReadItems) -> dict[str, Json]:
     counts = [len(best.item_scores[item.name]) for item in state.objectives if item.name in best.item_scores]
     if min(counts, default=0) < 2:
         return {}
-    result: dict[str, Json] = {}
+    result: dict[str, Comparison] = {}
     for entry in state.baselines:
         if entry.id != state.best_id and state.evaluations.place(entry.id, Split.REPORT) is not None:
             difference, error = paired_difference(state.objectives, best, read_items(entry.id, Split.REPORT))
@@ -143,7 +184,7 @@ def paired_difference(objectives: tuple[Objective, ...], first: Evaluation, seco
     return total / sum(weights), math.sqrt(variance) / sum(weights)
 
 
-def headline(state: RunState, details: Mapping[str, Mapping[str, float]]) -> tuple[list[str], str | None]:
+def headline(state: RunState, details: Mapping[str, Row]) -> tuple[list[str], str | None]:
     """What a table of the run shows: the baselines, of task arithmetic only the best on the search split, and the winner, or the best so far.
 
     Args:
@@ -188,12 +229,12 @@ def items_of_candidate(state: RunState, split: Split) -> int | None:
     return next((int(count) for count in counts if count), None)
 
 
-def verdict(comparison: Mapping[str, float]) -> str:
+def verdict(comparison: Comparison) -> str:
     """What the interval of an entry of `comparisons` says of the best."""
     return "better" if comparison["low"] > 0 else "worse" if comparison["high"] < 0 else "no difference shown"
 
 
-def tuned_task_arithmetic(details: Mapping[str, Mapping[str, float]]) -> str | None:
+def tuned_task_arithmetic(details: Mapping[str, Row]) -> str | None:
     """The id of the task-arithmetic baseline with the best mean in `details` (the search split's)."""
     names = [name for name in details if name.startswith("task_arithmetic:")]
     return max(names, key=lambda name: details[name]["mean"], default=None)

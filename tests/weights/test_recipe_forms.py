@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from small_recipes import LINEAR, merge, three_models
 
 from evomerge.build import merge_recipe
-from evomerge.core import CheckpointError, RecipeError
+from evomerge.core import CheckpointError, ConfigError, RecipeError
 from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights.checkpoint.chat_templates import BUILT_IN
 
@@ -304,7 +304,7 @@ def test_memory_limits(models):
     assert merge(models, LINEAR, max_memory="1MB").keys() == load_file(models / "a" / "model.safetensors").keys()
     with pytest.raises(RecipeError, match=r"max-memory is 1000 bytes; merging .* needs about"):
         merge(models, LINEAR, max_memory=1000, overwrite=True)
-    with pytest.raises(RecipeError, match="expected a size such as"):
+    with pytest.raises(ConfigError, match="expected a size such as"):
         merge(models, LINEAR, max_memory="much", overwrite=True)
     for device in ("cuda:77", "meta", ""):
         with pytest.raises(RecipeError, match="cannot be used here"):

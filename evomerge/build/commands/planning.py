@@ -230,7 +230,9 @@ def _run_through(problem: Problem, pool: "_CountingPool", count: int, workers: i
     """The search of `count` candidates and its finals; what they came to, and the pool's time when the search ended."""
     with tempfile.TemporaryDirectory(prefix="evomerge-plan-") as name:
         recorder = RunRecorder(RunDirectory(Path(name)))
-        recorder.record(event("run", objectives=problem.objectives_json(), version=FORMAT_VERSION))
+        recorder.record(
+            event("run", objectives=[objective.to_json() for objective in problem.objectives], version=FORMAT_VERSION)
+        )
         loop = SearchLoop(
             strategy=strategy_for(problem),
             pool=pool,

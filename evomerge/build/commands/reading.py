@@ -18,6 +18,7 @@ from evomerge.search import (
     ItemStore,
     RunDirectory,
     RunState,
+    Summary,
     front_json,
     front_of,
     journal_events,
@@ -112,7 +113,7 @@ class Run:
         """The front, as `front.json` has it."""
         return front_json(self.state, front_of(self.state))
 
-    def summary(self) -> dict[str, Json]:
+    def summary(self) -> Summary:
         """The summary, as `summary.json` has it after the run."""
         return summarize(self.state, self.evaluation)
 
@@ -188,10 +189,16 @@ def recorded_config(directory: RunDirectory) -> SearchConfig:
     return config
 
 
-def is_over(state: RunState, config: SearchConfig) -> bool:
-    """Whether nothing is left to be done: the finals have been held, or a search without finals has ended, and not because everything failed."""
-    ended = bool(state.stopped) and "failures" not in state.stopped
-    return state.finished or (ended and not config.finals.finalists)
+def outcome(state: RunState, config: SearchConfig) -> str | None:
+    """How the run has ended; None while something is left to be done.
+
+    It ends with the finals, or without finals with the search, unless that stopped because everything failed.
+    """
+    if state.finished:
+        return "finished"
+    if state.stopped and "failures" not in state.stopped and not config.finals.finalists:
+        return f"finished ({', '.join(state.stopped)})"
+    return None
 
 
 def chosen_recipe(folder: FilePath, choice: str) -> tuple[str, Recipe]:

@@ -313,7 +313,7 @@ def _run_record(problem: Problem, n_workers: int) -> dict[str, Json]:
         "name": config.name,
         "seed": config.seed,
         "strategy": chosen_strategy(problem).name,
-        "objectives": problem.objectives_json(),
+        "objectives": [objective.to_json() for objective in problem.objectives],
         "space": problem.space.fingerprint,
         "in_flight": n_workers,
         "deterministic": config.deterministic,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from evomerge.build.commands.reading import is_over, recorded_config
+from evomerge.build.commands.reading import outcome, recorded_config
 from evomerge.core import Evaluation, FilePath, Objective, Split, Status
 from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, best_key, in_finals, utility
 
@@ -148,8 +148,8 @@ class Watcher:
         holder = self._holder.look()
         if holder is not None and holder[1] is not False:
             return f"{self._doing()}, {holder[0]}", False, holder[1] is not None
-        if self._state.finished:
-            return f"finished; the best is {self._state.best_id}", True, True
-        if is_over(self._state, self.config):
-            return f"finished ({', '.join(self._state.stopped)})", True, True
+        ended = outcome(self._state, self.config)
+        if ended is not None:
+            best = f"; the best is {self._state.best_id}" if self._state.finished else ""
+            return f"{ended}{best}", True, True
         return f"not running; continue with `{self._directory.resume_command}`", True, True

@@ -1,18 +1,17 @@
 """The report's page: what the template needs, from a run. Numbers come from the same summary as the terminal's tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from evomerge.build.commands.reading import Run, is_over, open_run
+from evomerge.build.commands.reading import Run, open_run, outcome
 from evomerge.build.commands.report import figures
 from evomerge.core import ConfigError, EvomergeError, FilePath, Split, Status, atomic_write_text
 from evomerge.recipe import recipe_to_yaml
-from evomerge.search import Z_95, best_of_front, headline, items_of_candidate, leader, remarks_on_finals, verdict
+from evomerge.search import Z_95, Row, best_of_front, headline, items_of_candidate, leader, remarks_on_finals, verdict
 
 MAX_ROWS = 50
 """of the tables of the front and of failures"""
@@ -44,10 +43,10 @@ def write_report(folder: FilePath, out: FilePath | None = None) -> Path:
 
 def _page(run: Run, name: str) -> str:
     environment = Environment(
-        loader=PackageLoader("evomerge.build", "report"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("evomerge.build.commands", "report"), autoescape=True, undefined=StrictUndefined
     )
     state, resolved = run.state, run.directory.read_resolved()
-    summary = cast(dict[str, Any], run.summary())
+    summary = run.summary()
     shown, tuned = headline(state, summary["details"]["search"])
     members = best_of_front(state)[:MAX_ROWS]
     plots = {
@@ -87,16 +86,15 @@ def _html(name: str, figure: go.Figure) -> str:
 
 
 def _status(run: Run) -> str:
-    if run.state.finished:
-        return "finished"
-    if is_over(run.state, run.config):
-        return f"finished ({', '.join(run.state.stopped)})"
+    ended = outcome(run.state, run.config)
+    if ended is not None:
+        return ended
     if run.state.best_id is not None:
         return "not finished" if run.state.gone_on else "not finished: the finals are not over"
     return "not finished: only search scores so far, which are biased upwards for the best"
 
 
-def _rows(details: dict[str, Any], shown: Sequence[str], tuned: str | None) -> list[tuple[str, str, dict[str, Any]]]:
+def _rows(details: Mapping[str, Row], shown: Sequence[str], tuned: str | None) -> list[tuple[str, str, Row]]:
     """(id, label, numbers) of what the table shows."""
     return [(name, f"{name} (tuned)" if name == tuned else name, details[name]) for name in shown if name in details]
 
