@@ -148,7 +148,7 @@ def test_validate_loads_the_items_where_asked(project: Path) -> None:
     assert "candidate   8 requests on search, 116 prompt tokens\n" in result.stdout
     short = run("validate", project / "search.yaml", "--items", "--set", "engine.max_model_len=14")
     assert short.returncode == 2
-    assert "context and continuation take 15 tokens, the engine has room for 14" in short.stderr
+    assert "context and continuation take 15 tokens, but the engine has room for 14" in short.stderr
 
 
 def test_a_price_without_times_is_refused(project: Path) -> None:
@@ -193,8 +193,8 @@ def test_defaults_stand_in_the_help() -> None:
         (["models.experts.c=models/none"], ["models/none: no such model folder"]),
         (["models.experts.c=models/wide"], ["wide"]),
         (["tasks=[toy.yaml, none.yaml]"], ["no such task file", "none.yaml"]),
-        (["tasks=[gsm8kk]"], ["lm-eval knows no task 'gsm8kk'; did you mean 'gsm8k'"]),
-        (["tasks=[mmluu]"], ["lm-eval knows no task 'mmluu'; did you mean 'mmlu'"]),
+        (["tasks=[gsm8kk]"], ["lm-eval has no task 'gsm8kk'; did you mean 'gsm8k'"]),
+        (["tasks=[mmluu]"], ["lm-eval has no task 'mmluu'; did you mean 'mmlu'"]),
         (["tasks=[{task: toy.yaml, splits: {search: train}}]"], ["no split 'train' for search; it has report"]),
         (["tasks=[{task: toy.yaml, splits: {search: report}}]"], ["nothing left for report", "finals: {finalists: 0}"]),
         (["models.base=models/none", "needs=a base"], ["what this configuration needs: a base"]),
