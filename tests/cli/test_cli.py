@@ -202,7 +202,7 @@ def test_defaults_stand_in_the_help() -> None:
         (["strategy=cma-es"], ["cma_es"]),
         (["strategy={name: cma_es, sigma: 1}"], ["sigma", "sigma0"]),
         (["objectives=[toi]"], ["no task produces 'toi'"]),
-        (["space={method: ties, layer_groups: 9}"], ["9 groups cannot be made of 2 layers"]),
+        (["space={method: ties, layer_groups: 9}"], ["2 layers cannot be divided into 9 groups"]),
         (["models.base=models/none", "tasks=[none.yaml]"], ["2 problems", "models/none", "none.yaml"]),
         (
             ["method=tise", "strategy={name: cma_es, sigma: 1}", "tasks=[none.yaml]"],
