@@ -20,11 +20,11 @@ ENGINES: Mapping[str, str] = MappingProxyType(
         "transformers": "evomerge.engine.transformers_engine:TransformersEngine",
     }
 )
-"""Kind of engine -> where its class is. A class is imported when its engine is started, and takes (model, *, dtype, max_model_len, options)."""
+"""Kind of engine -> import path of its class, which is imported when the engine starts and called with (model, *, dtype, max_model_len, options)."""
 
 
 def available_engines() -> tuple[str, ...]:
-    """The kinds whose package is installed, cheaply (nothing is imported)."""
+    """The kinds whose package is installed. Cheap: nothing is imported."""
     return tuple(kind for kind in ENGINES if importlib.util.find_spec(kind) is not None)
 
 
@@ -48,10 +48,10 @@ def make_engine(
         model: Hugging Face folder that gives the architecture, the tokenizer and the first weights.
         dtype: what the engine computes in; "auto" = float32 on a CPU, the checkpoint's on an accelerator.
         max_model_len: longest sequence in tokens; None = the model's.
-        options: handed to the engine as they are.
+        options: passed on to the engine unchanged.
 
     Raises:
-        EngineError: there is no such kind, its package is not installed, or it cannot serve the model.
+        EngineError: `kind` is unknown, its package is not installed, or it cannot serve the model.
     """
     if kind not in ENGINES:
         raise EngineError(f"unknown engine {kind!r}{did_you_mean(kind, ENGINES)} Known: {', '.join(ENGINES)}")

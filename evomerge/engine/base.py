@@ -1,6 +1,6 @@
 """The engine protocol: an inference engine whose weights are replaced in place.
 
-Knows tokens and log-probabilities; knows nothing of tasks, text or merging.
+Deals in tokens and log-probabilities; knows nothing of tasks, text or merging.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ class LogLikelihoodRequest:
 
 @dataclass(frozen=True, slots=True)
 class LogLikelihood:
-    """Sum of the continuation's log-probabilities (natural log), and whether greedy decoding would produce exactly it."""
+    """Sum of the continuation's log-probabilities (natural log), and whether greedy decoding would produce exactly this continuation."""
 
     log_probability: float
     is_greedy: bool
@@ -30,10 +30,10 @@ class LogLikelihood:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """Greedy continuation of `prompt` (token ids), at most `max_tokens` new tokens, up to the end of text or the first of `stop` (strings).
+    """Greedy continuation of `prompt` (token ids): at most `max_tokens` new tokens, up to the end of text or the first string of `stop`.
 
-    Of strings that are complete at the same token the first in `stop` counts, as in lm-eval: `("b", "ab")` leaves the a of "ab". A special token
-    whose own text holds one (`<|im_end|>`) ends the text too.
+    If several stop strings are completed by the same token, the one listed first in `stop` applies, as in lm-eval: `("b", "ab")` leaves the
+    "a" of "ab". A special token whose text contains a stop string (`<|im_end|>`) also ends the text.
     """
 
     prompt: tuple[int, ...]
@@ -43,7 +43,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Text without the stop string, the token that ended it and special tokens, and the number of tokens that were generated."""
+    """The text, without the stop string, the token that ended it and special tokens, and the number of generated tokens."""
 
     text: str
     n_tokens: int
@@ -51,7 +51,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class RemoteWrite:
-    """A weight update as data, which an engine's own processes can each carry out on what they hold.
+    """A serialisable weight update, which each process of an engine can apply to its own shard.
 
     Attributes:
         function: `package.module:name`, called with the settings and the process's `WeightTarget`.
@@ -62,12 +62,12 @@ class RemoteWrite:
     settings: Mapping[str, Json]
 
     def __call__(self, target: WeightTarget) -> None:
-        """Carries it out here."""
+        """Applies the update to `target` in this process."""
         resolve_name(self.function)(self.settings, target)
 
 
 class Engine(Protocol):
-    """A running model. Not thread-safe. Order of the answers is the order of the requests."""
+    """A running model. Not thread-safe. Answers come in the order of the requests."""
 
     @property
     def max_length(self) -> int:
@@ -76,16 +76,16 @@ class Engine(Protocol):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the weights are spread over processes of their own."""
+        """Whether the weights are sharded over worker processes."""
         ...
 
     def update(self, write: Callable[[WeightTarget], None]) -> None:
-        """Replaces the weights: calls `write` with the live parameters, then forgets every cached prefix.
+        """Replaces the weights: calls `write` with the live parameters, then drops every cached prefix.
 
-        An engine whose weights are spread over processes takes a `RemoteWrite` only, and calls it in each of them.
+        A sharded engine accepts only a `RemoteWrite`, which it calls in each worker process.
 
         Raises:
-            EngineError: the weights could not be taken; the engine must then be updated again before it is used.
+            EngineError: the update failed; the engine must be updated again before it is used.
         """
         ...
 
@@ -98,5 +98,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees the engine; further calls are errors."""
+        """Frees the engine; any later call is an error."""
         ...

@@ -1,4 +1,4 @@
-"""Cuts a sorted list of sequences into batches with little padding."""
+"""Splits a sorted list of sequences into batches with little padding."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -6,7 +6,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 _PADDING = 0.25
-"""A batch takes sequences shorter than its first by up to this fraction (and `_SLACK` tokens): beyond it, padding costs more
+"""A batch accepts sequences shorter than its longest by up to this fraction plus `_SLACK` tokens; beyond that, padding costs more
 than another forward pass."""
 _SLACK = 16
 
@@ -15,9 +15,9 @@ def batches(items: Sequence[Item], length: Callable[[Item], int], budget: int) -
     """Consecutive batches of `items`, each of at most `budget` padded tokens (but at least one item).
 
     Args:
-        items: sorted by falling length, more or less.
-        length: tokens that an item takes.
-        budget: longest item times number of items of a batch stays within it.
+        items: sorted by decreasing length, at least roughly.
+        length: number of tokens of an item.
+        budget: upper limit on a batch's number of items times the length of its longest item.
     """
     batch: list[Item] = []
     longest = 0

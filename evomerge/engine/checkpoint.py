@@ -1,6 +1,6 @@
-"""What an engine needs to know of the checkpoint folder it was started from: tensor names, shapes and values.
+"""Tensor names, shapes and values of the checkpoint folder an engine was started from.
 
-Reads safetensors only, and trusts it: `evomerge.plan` is where a user's checkpoints are checked.
+Reads safetensors only, without validating it: `evomerge.plan` checks users' checkpoints.
 """
 
 import json
@@ -17,7 +17,7 @@ from evomerge.plan.model_header import is_derived
 
 
 class CheckpointFolder:
-    """The tensors of a Hugging Face folder (one `model.safetensors`, or shards with an index), memory-mapped; without what `is_derived`.
+    """The tensors of a Hugging Face folder (one `model.safetensors`, or shards with an index), memory-mapped; derived tensors (`is_derived`) are left out.
 
     Raises:
         CheckpointError: there is no safetensors file, or one is damaged.

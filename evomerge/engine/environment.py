@@ -1,6 +1,6 @@
-"""What the engines need in the process environment, and how to put it there.
+"""Environment variables that the engines need, and setting them.
 
-Knows nothing of models. Imports neither torch nor vLLM, because the variables must be set before those start.
+Knows nothing of models. Imports neither torch nor vLLM, because the variables must be set before those are imported.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from evomerge.core import installed_version
 logger = logging.getLogger("evomerge")
 
 SUPPORTED_VLLM = ("0.32", "0.33")
-"""The minor versions of vLLM whose source the engine and its patches were written against."""
+"""Minor versions of vLLM that the engine and its patches were written against."""
 
 
 def supports_vllm(version: str) -> bool:
@@ -36,8 +36,8 @@ def engine_environment(kind: str = "vllm", *, threads: int = 1) -> dict[str, str
 
     Args:
         kind: a key of `evomerge.engine.ENGINES`.
-        threads: OpenMP threads of a CPU engine. More than the cores that are really free makes small operations 10 to 100
-            times slower, so the default is one; vLLM on an accelerator decides itself.
+        threads: OpenMP threads of a CPU engine. More threads than free cores make small operations 10 to 100 times slower,
+            so the default is one. vLLM on an accelerator chooses its own number.
     """
     if kind != "vllm":
         return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
@@ -46,7 +46,7 @@ def engine_environment(kind: str = "vllm", *, threads: int = 1) -> dict[str, str
         # The weights are written through views of the live parameters, so the engine must live in this process.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
-        # Its process groups, which are all of one machine, listen on an address that others may reach otherwise.
+        # All process groups are on one machine; without these they would listen on an address that other machines may reach.
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
         "VLLM_LOGGING_LEVEL": "INFO" if debug else "ERROR",
@@ -55,26 +55,26 @@ def engine_environment(kind: str = "vllm", *, threads: int = 1) -> dict[str, str
     }
     if vllm_targets_cpu():
         variables["OMP_NUM_THREADS"] = str(threads)
-        # Compiling the log-probability helper costs 3 to 20 s at the first request and gains nothing on a CPU.
+        # Compiling the log-probability helper takes 3 to 20 s at the first request and gains nothing on a CPU.
         variables["TORCHDYNAMO_DISABLE"] = "1"
     else:
-        # The processes of a tensor-parallel engine: forked ones hang at their first parallel work if this process has done some before.
+        # For tensor-parallel engines: forked workers hang at their first parallel operation if this process has run one before.
         variables["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     return variables
 
 
 def apply_engine_environment() -> None:
-    """Sets what `engine_environment` says in this process, as far as that still has an effect.
+    """Sets the variables of `engine_environment` in this process, where that still has an effect.
 
     Variables that are already set are kept, except the one the engine cannot work without. OpenMP reads its variable when
-    torch starts; if torch already runs, the number of threads is left as it is.
+    torch is imported; if it already has been, the number of threads is left unchanged.
     """
     for name, value in engine_environment().items():
         if name == "OMP_NUM_THREADS" and "torch" in sys.modules:
             if name not in os.environ:
                 logger.warning(
-                    "torch was imported before the vLLM engine with OMP_NUM_THREADS unset; if the machine is busy, start the "
-                    "process with evomerge.engine.engine_environment() for speed"
+                    "torch was imported with OMP_NUM_THREADS unset before the vLLM engine started, which is slow on a busy machine; "
+                    "start the process with the variables of evomerge.engine.engine_environment()"
                 )
             continue
         os.environ.setdefault(name, value)

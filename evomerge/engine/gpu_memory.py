@@ -1,4 +1,4 @@
-"""Whether there is a GPU, and how much of it an engine may take, so that the models that are merged have room beside it. Knows nothing of merging."""
+"""Checks for a GPU and divides its memory between the engine and the source models of the merge. Knows nothing of merging."""
 
 import logging
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from evomerge.engine.environment import vllm_targets_cpu
 logger = logging.getLogger(__name__)
 
 USABLE_SHARE = 0.92
-"""vLLM's default for `gpu_memory_utilization`; the rest is for the driver and for what torch cannot give back."""
+"""vLLM's default for `gpu_memory_utilization`; the rest is left for the driver and for memory that torch cannot release."""
 ENGINE_SPARE_BYTES = 4 << 30
-"""What vLLM wants besides weights: activations, graphs and the smallest useful key-value cache of models up to some 10B."""
+"""What vLLM needs besides the weights: activations, CUDA graphs and the smallest useful key-value cache, for models of up to about 10B parameters."""
 SOURCE_SPARE_BYTES = 1 << 30
-"""What merging wants besides the sources: tables, compiled kernels, the allocator's leftovers."""
+"""What merging needs besides the source weights: tables, compiled kernels, allocator fragmentation."""
 
 
 def check_gpu() -> None:
-    """Looks for what the installed vLLM computes on.
+    """Checks that the installed vLLM has the hardware it is built for.
 
     Raises:
-        EngineError: it is built for GPUs and sees none.
+        EngineError: it is built for GPUs and finds none.
     """
     if vllm_targets_cpu():
         return
@@ -29,8 +29,8 @@ def check_gpu() -> None:
 
     if current_platform.is_unspecified():
         raise EngineError(
-            "vLLM sees no GPU, and the installed one computes on nothing else: check the driver, CUDA_VISIBLE_DEVICES and the container's --gpus, "
-            "or set engine.kind: transformers (`evomerge doctor` says what is there)"
+            "vLLM sees no GPU, and the installed build needs one: check the driver, CUDA_VISIBLE_DEVICES and the container's --gpus, "
+            "or set engine.kind: transformers (`evomerge doctor` lists the hardware it finds)"
         )
 
 
@@ -39,8 +39,8 @@ def vllm_memory_options(*, engine_bytes: float, source_bytes: float, gpus: float
 
     Args:
         engine_bytes: weights of the served model on one GPU.
-        source_bytes: of the models that are merged there, and of the ranks of some methods; 0 = they stay in the CPU's memory.
-        gpus: what this engine has been given; below 1, others share the GPU.
+        source_bytes: models merged on the GPU, with the ranks that some methods need; 0 = they stay in CPU memory.
+        gpus: number of GPUs assigned to this engine; below 1, other engines share the GPU.
 
     Raises:
         EngineError: there is no GPU.
@@ -56,9 +56,9 @@ def vllm_memory_options(*, engine_bytes: float, source_bytes: float, gpus: float
 
 
 def source_room(options: Mapping[str, Json], *, gpus: float) -> float | None:
-    """Bytes of this process's first GPU that vLLM with these `options` never takes; more may look free until it computes.
+    """Bytes of this process's first GPU that vLLM with these `options` never uses; more may look free until it computes.
 
-    None where that cannot be said: with a CPU build, or where `kv_cache_memory_bytes` makes vLLM take no share.
+    None if unknown: with a CPU build, or if `kv_cache_memory_bytes` replaces vLLM's share of the memory.
 
     Raises:
         EngineError: there is no GPU.
@@ -73,15 +73,15 @@ def source_room(options: Mapping[str, Json], *, gpus: float) -> float | None:
 
 
 def room_beside(total_bytes: int, *, share: float, gpus: float) -> float:
-    """Bytes of a worker's part of a GPU of `total_bytes`, of all of which vLLM takes `share`."""
+    """Bytes left in a worker's part (`gpus`) of a GPU of `total_bytes` when vLLM takes `share` of the whole GPU."""
     return max(0.0, (min(1.0, gpus or 1.0) - share) * total_bytes)
 
 
 def memory_share(total_bytes: int, *, engine_bytes: float, source_bytes: float, gpus: float) -> float:
     """The share of a GPU of `total_bytes` that vLLM may take, in (0, 1].
 
-    What is usable, without the sources where the engine has room enough then. Otherwise all of it, since candidates can be
-    merged on the CPU but an engine cannot do without; that is logged.
+    The usable memory minus the sources if that leaves enough for the engine. Otherwise all usable memory, with a warning:
+    candidates can be merged on the CPU instead.
     """
     usable = USABLE_SHARE * total_bytes * min(1.0, gpus or 1.0)
     left = usable - (source_bytes + SOURCE_SPARE_BYTES if source_bytes else 0)

@@ -1,6 +1,6 @@
 """Greedy decoding of one batch with a transformers model and its key-value cache.
 
-A compact loop instead of `model.generate`, which prepares far more than arg max per step and cannot drop finished rows.
+A compact loop instead of `model.generate`, which does far more than an arg max per step and cannot drop finished rows.
 """
 
 import inspect
@@ -25,7 +25,7 @@ class Decoder:
     Attributes:
         tokenizer: a transformers tokenizer.
         end_tokens: tokens that end a text.
-        stop_tokens: those that end it where a stop string is in theirs.
+        stop_tokens: special tokens that end a text because their own text contains a stop string.
     """
 
     tokenizer: Any
@@ -33,7 +33,7 @@ class Decoder:
     stop_tokens: StopTokens
 
     def after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
-        """A function of tokens: what they add to `prompt`, without special tokens and without an unfinished character at the end."""
+        """Returns a function: tokens -> the text they add to `prompt`, without special tokens or an incomplete character at the end."""
         context = list(prompt[-_CONTEXT_TOKENS:])
         before = self._plain(context)
 
@@ -63,7 +63,7 @@ class _Row:
     def add(self, token: int) -> bool:
         """Takes the next token; True when the text is finished."""
         self._n_tokens += 1
-        if token in self._end_tokens:  # which need not be a special token
+        if token in self._end_tokens:  # an end token need not be a special token
             return True
         self._tokens.append(token)
         return self._is_stopped() or self._n_tokens >= self._room
@@ -77,7 +77,7 @@ class _Row:
         return self._text != text
 
     def generation(self) -> Generation:
-        """What there is."""
+        """The text and the number of tokens so far."""
         return Generation(self._text if self._stop else self._text_of(self._tokens), self._n_tokens)
 
 
@@ -85,13 +85,13 @@ STATEFUL = (
     "bamba", "falcon_h1", "granitemoehybrid", "jamba", "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text",
     "qwen3_next", "zamba2",
 )  # fmt: skip
-"""model types with a recurrent state that padding does not disturb; a test compares. It does with mamba, falcon_mamba, recurrent_gemma"""
+"""Model types whose recurrent state is unaffected by padding (checked by a test); that of mamba, falcon_mamba and recurrent_gemma is affected."""
 
 
 def cache_argument(model: Any) -> str | None:
-    """What the model's `forward` calls the cache that it is given; None where `decode_batch` cannot continue from one.
+    """Name of the cache argument of the model's `forward`; None if `decode_batch` cannot decode this model with a cache.
 
-    transformers renamed it in 5.24. A model may take it and yet keep its state elsewhere, or let padding change it.
+    transformers renamed the argument in 5.24. A model may accept it and still keep its state elsewhere, or let padding change its state.
     """
     if not model._supports_default_dynamic_cache() or (
         model._is_stateful and model.config.get_text_config().model_type not in STATEFUL
@@ -105,10 +105,10 @@ def cache_argument(model: Any) -> str | None:
 def decode_batch(
     model: Any, decoder: Decoder, requests: Sequence[GenerateRequest], *, max_length: int, device: torch.device
 ) -> list[Generation]:
-    """Greedy continuations of one batch of prompts, in order, of a model that has a `cache_argument`.
+    """Greedy continuations of one batch of prompts, in order, from a model that has a `cache_argument`.
 
     Raises:
-        EngineError: the model's logits hold a NaN.
+        EngineError: the model's logits contain NaN.
     """
     from transformers import DynamicCache
 
@@ -145,7 +145,7 @@ def decode_batch(
         if len(unfinished) < len(active):
             kept = torch.tensor(unfinished, device=device)
             active = [active[i] for i in unfinished]
-            cache.reorder_cache(kept)  # which recurrent states have too, unlike batch_select_indices
+            cache.reorder_cache(kept)  # not batch_select_indices, which recurrent states lack
             chosen = chosen[kept]
             if mask is not None:
                 mask, positions = mask[kept], positions[kept]
@@ -153,7 +153,7 @@ def decode_batch(
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(tokens, attention mask) of shape (n, longest); no mask where no prompt needs padding."""
+    """(tokens, attention mask), each of shape (n, longest); the mask is None if no prompt needs padding."""
     longest = max(len(prompt) for prompt in prompts)
     tokens = torch.tensor([[*[0] * (longest - len(prompt)), *prompt] for prompt in prompts], device=device)
     if all(len(prompt) == longest for prompt in prompts):

@@ -1,15 +1,15 @@
 """Where each checkpoint tensor lives in a running engine, found by sending tags through the engine's own weight loader.
 
-Engines fuse tensors (q, k and v; gate and up; experts), pad vocabularies and share tied ones. Instead of knowing each
+Engines fuse tensors (q, k and v; gate and up; experts), pad vocabularies and share tied tensors. Instead of encoding knowledge of each
 architecture, every checkpoint tensor is replaced by tags, and what arrives in the parameters is read back:
 
-1. constants: which elements a load writes at all (padding and buffers are not);
+1. constants: which elements a load writes at all (it does not write padding or buffers);
 2. the tensor's number: which rectangles of a parameter come from which tensor;
-3. the row, column, ... number: which part of the tensor each rectangle holds, in which order.
+3. the row, column, ... index: which part of the tensor each rectangle holds, and in which order.
 
-Numbers are written in digits that the narrowest parameter dtype holds exactly (bfloat16: integers up to 256), one load per
-digit. A loader that permutes, transposes, scales or quantises does not give the tags back in order. Which tensors those are is found by loading
-ones and twos: they are refused by name, or, if the caller wants it, written into memory of their own and from there by the engine's loader.
+Numbers are split into digits that the narrowest parameter dtype represents exactly (bfloat16: integers up to 256), one load per
+digit. A loader that permutes, transposes, scales or quantises does not return the tags in order. Loading ones and twos shows which tensors
+it does this to: they are refused by name or, if the caller asks for it, kept in separate buffers and passed through the engine's loader.
 
 Knows nothing of vLLM, of models, or of files.
 """
@@ -27,15 +27,15 @@ Load = Callable[[Iterator[tuple[str, torch.Tensor]]], object]
 """An engine's weight loader: takes (checkpoint name, tensor) pairs and writes them into the live parameters."""
 
 _EXACT_INTEGERS = {torch.float32: 1 << 24, torch.float64: 1 << 24, torch.bfloat16: 1 << 8, torch.float16: 1 << 11}
-"""Up to which integer the dtype is exact; other dtypes are quantised weights."""
+"""Largest integer up to which the dtype is exact; other dtypes are quantised weights."""
 
 
 class EngineLayout:
     """The live parameters of an engine, addressed by checkpoint tensor names (a `WeightTarget`).
 
     Attributes:
-        ignored: checkpoint tensors that the engine does not keep (the output layer of a tied model, say).
-        reloaded: checkpoint tensors that the engine keeps in another form, whole, as they are written; `settle` hands them to its loader.
+        ignored: checkpoint tensors that the engine does not keep (such as the output layer of a tied model).
+        reloaded: buffers for the checkpoint tensors that the engine keeps in another form; `settle` passes them to its loader.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class EngineLayout:
         return tuple(self._regions)
 
     def regions(self, tensor: str) -> Sequence[Region]:
-        """The places of `tensor`. Raises KeyError where the engine holds none."""
+        """The places of `tensor`. Raises KeyError if the engine does not hold it."""
         return self._regions[tensor]
 
     def fill(self, tensor_of: Callable[[str], torch.Tensor]) -> None:
@@ -67,20 +67,20 @@ class EngineLayout:
         self.settle()
 
     def settle(self) -> None:
-        """After every write: lets the engine's loader bring the `reloaded` tensors into the form that it computes with."""
+        """Passes the `reloaded` tensors through the engine's loader. Call it after every write."""
         if self.reloaded and self._load is not None:
             self._load(iter(self.reloaded.items()))
 
 
 @dataclass(slots=True)
 class _Cell:
-    """A rectangle of one parameter that one load step fills from one tensor: `view` has that tensor's number of dimensions."""
+    """A rectangle of one parameter that is filled from one tensor; `view` has that tensor's number of dimensions."""
 
     parameter: str
     tensor: str
     view: torch.Tensor
     coordinates: list[torch.Tensor] = field(default_factory=list)
-    """per dimension: which index of the tensor each index of the view came from (int64, on the CPU)"""
+    """per dimension: the tensor index that each index of the view came from (int64, on the CPU)"""
 
 
 def discover_layout(
@@ -91,19 +91,20 @@ def discover_layout(
     whole: bool = True,
     reload: bool = False,
 ) -> EngineLayout:
-    """Finds the places of all checkpoint tensors. Overwrites the parameters; the caller restores them.
+    """Finds the places of all checkpoint tensors. Overwrites the parameters; the caller must restore them.
 
     Args:
         parameters: live parameters and buffers by name, each storage once.
-        shapes: checkpoint tensor name -> shape, of everything that `load` accepts.
+        shapes: checkpoint tensor name -> shape, for everything that `load` accepts.
         load: the engine's weight loader.
-        whole: every tensor that is held at all must be held whole; False for one shard of a model.
-        reload: tensors that are held in another form than plain blocks may be, if `load` takes some tensors alone: they get memory of their own
-            (`EngineLayout.reloaded`).
+        whole: require that every tensor the engine holds is held completely; False for one shard of a model.
+        reload: allow tensors that are not held as plain blocks, provided that `load` also accepts a subset of the tensors: they get
+            buffers of their own (`EngineLayout.reloaded`).
 
     Raises:
-        EngineError: a parameter's dtype is not a plain float, or its layout is not made of rectangles of checkpoint tensors in
-            their own order; names the parameter and the tensor. With `reload`, only where such a parameter is computed of several tensors together.
+        EngineError: a parameter's dtype is not a plain float, or it is not made of rectangles of checkpoint tensors in their own
+            order; names the parameter and the tensor. With `reload`, the latter only if elements are computed from several tensors together
+            or a load of these tensors alone gives something else.
     """
     probe = _Probe(parameters, shapes, load)
     untouched = probe.find_untouched()
@@ -121,7 +122,7 @@ class _Probe:
     """Sends tags and reads them back.
 
     Attributes:
-        odd: parameter that is not made of plain blocks -> the tensor that shows it, "?" where that is not known.
+        odd: parameter that is not made of plain blocks -> a tensor for which this was seen, "?" if unknown.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class _Probe:
         return digits
 
     def _digit(self, number: int | torch.Tensor, digit: int) -> torch.Tensor:
-        """Digit `digit` of `number`, plus one: 0 is what loaders write into padding."""
+        """Digit `digit` of `number`, plus one, because loaders write 0 into padding."""
         tagged: torch.Tensor = torch.as_tensor(number, device=self._device) // self._base**digit % self._base + 1
         return tagged
 
@@ -159,7 +160,7 @@ class _Probe:
         )
 
     def find_untouched(self) -> dict[str, torch.Tensor]:
-        """Parameter name -> True where no load writes; only the parameters that have such elements. Finds those that hold something else than was sent."""
+        """Parameter name -> mask of elements that no load writes, for parameters with such elements. Marks parameters that changed the sent values as odd."""
         self._send(lambda number, name, shape: torch.ones((), device=self._device))
         others = {name: value.clone() for name, value in self._parameters.items() if not bool((value == 1).all())}
         self._send(lambda number, name, shape: torch.full((), 2.0, device=self._device))
@@ -174,7 +175,7 @@ class _Probe:
         return untouched
 
     def find_cells(self, untouched: Mapping[str, torch.Tensor]) -> list[_Cell]:
-        """Cuts every parameter where the tensor's number changes, and reads the number of each piece."""
+        """Splits every parameter where the tensor number changes, and reads the number of each piece."""
         n_digits = self._n_digits(len(self._shapes))
         touched = [
             name
@@ -193,7 +194,7 @@ class _Probe:
         corners = {name: _boxes(self._parameters[name].shape, cuts[name]) for name in touched}
         numbers = {(name, i): 0 for name in touched for i in range(len(corners[name]))}
         for digit in reversed(range(n_digits)):
-            if digit != n_digits - 1:  # the last one is still there
+            if digit != n_digits - 1:  # the last digit sent is still there
                 self._send(lambda number, name, shape, digit=digit: self._digit(number, digit))  # type: ignore[misc]
             for (name, i), number in numbers.items():
                 corner = tuple(part.start for part in corners[name][i])
@@ -221,7 +222,7 @@ class _Probe:
         return _Cell(parameter, tensor, view)
 
     def find_coordinates(self, cells: Sequence[_Cell]) -> None:
-        """Fills `coordinates` of every cell. Finds cells whose rows (columns, ...) are not rows (columns, ...) of their tensor."""
+        """Fills `coordinates` of every cell. Marks parameters as odd whose rows (columns, ...) are not rows (columns, ...) of their tensor."""
         for dimension in range(max((len(shape) for shape in self._shapes.values()), default=0)):
             longest = max(shape[dimension] for shape in self._shapes.values() if len(shape) > dimension)
             concerned = [cell for cell in cells if cell.view.ndim > dimension]
@@ -247,7 +248,7 @@ class _Probe:
                     cell.coordinates[dimension] += digits * self._base**digit
 
     def find_order(self, cells: Sequence[_Cell]) -> None:
-        """Finds cells whose rows (columns, ...) are not in their tensor's order."""
+        """Marks parameters as odd whose rows (columns, ...) are not in their tensor's order."""
         for cell in cells:
             for coordinates in cell.coordinates:
                 first = int(coordinates[0])
@@ -255,10 +256,10 @@ class _Probe:
                     self.odd.setdefault(cell.parameter, cell.tensor)
 
     def find_reloaded(self, cells: Sequence[_Cell], untouched: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors that the odd parameters are made of -> memory for each; the loader was tried with these alone.
+        """The tensors that the odd parameters are made of -> a buffer for each, after checking that the loader accepts these alone.
 
         Raises:
-            EngineError: an element depends on several tensors together, or the loader, given these tensors alone, writes something else.
+            EngineError: an element depends on several tensors together, or the loader, given these tensors alone, writes different values.
         """
         names = list(self._shapes)
         held: dict[str, torch.Tensor] = {}
@@ -276,9 +277,9 @@ class _Probe:
         return reloaded
 
     def _dependence(self) -> dict[str, torch.Tensor]:
-        """Odd parameter -> of each element the number of the tensor that it changes with (int32); -1 = none, above all = several.
+        """Odd parameter -> for each element, the number of the tensor it depends on (int32); -1 = none, the number of tensors = several.
 
-        Every tensor is sent as ones or as twos, by the bits of its number and by their complement.
+        Each tensor is sent as ones or twos according to the bits of its number, and then to their complement.
         """
         count = len(self._shapes)
         n_bits = count.bit_length()
@@ -307,12 +308,12 @@ class _Probe:
     def _check_alone(
         self, reloaded: Mapping[str, torch.Tensor], concerned: set[str], untouched: Mapping[str, torch.Tensor]
     ) -> None:
-        """That the loader, given these tensors alone, writes what it writes when given all, and nothing else.
+        """Checks that the loader, given these tensors alone, writes what it writes when given all, and nothing else.
 
         Args:
-            reloaded: memory for the tensors.
-            concerned: parameters that hold some of them as plain blocks.
-            untouched: as `find_untouched` returns it.
+            reloaded: a buffer for each tensor.
+            concerned: parameters that hold some of the tensors as plain blocks.
+            untouched: as returned by `find_untouched`.
 
         Raises:
             EngineError: naming the parameter.
@@ -362,14 +363,14 @@ def _as_layout(
         if whole and held < size:
             raise EngineError(
                 f"the engine keeps only {held} of the {size} elements of checkpoint tensor {tensor!r} in parameters that can "
-                "be replaced; it may be sharded over several processes or packed by a kernel"
+                "be replaced; the tensor may be sharded over several processes or packed by a kernel"
             )
     ordered = {name: tuple(regions[name]) for name in shapes if name in regions}
     return EngineLayout(ordered, [name for name in shapes if name not in regions], reloaded, load)
 
 
 def _changes(value: torch.Tensor, dimension: int) -> list[int]:
-    """The indices along `dimension` at which `value` differs anywhere from the index before."""
+    """Indices along `dimension` at which any element of `value` differs from the one at the previous index."""
     n = value.shape[dimension]
     if n < 2:
         return []
@@ -380,7 +381,7 @@ def _changes(value: torch.Tensor, dimension: int) -> list[int]:
 
 
 def _boxes(shape: Sequence[int], cuts: Sequence[set[int]]) -> list[tuple[slice, ...]]:
-    """The pieces of an array of `shape` that is cut at `cuts` along each dimension."""
+    """The pieces of an array of `shape` cut at `cuts` along each dimension."""
     parts = [
         [slice(first, last) for first, last in pairwise([0, *sorted(found), size])]
         for size, found in zip(shape, cuts, strict=True)
@@ -391,6 +392,6 @@ def _boxes(shape: Sequence[int], cuts: Sequence[set[int]]) -> list[tuple[slice, 
 def _refused(parameter: str, tensor: str) -> EngineError:
     return EngineError(
         f"engine parameter {parameter!r} does not hold checkpoint tensor {tensor!r} as plain blocks in its own order (it is "
-        "permuted, transposed, quantised or computed); evomerge cannot replace such weights in place. Another engine may hold them plainly "
+        "permuted, transposed, quantised or computed), so its weights cannot be replaced in place. Try the other engine "
         "(engine.kind: transformers or vllm)"
     )

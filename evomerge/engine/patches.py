@@ -1,7 +1,7 @@
-"""Every change that evomerge makes to third-party engine code: why, where upstream, which versions, and when it is in force.
+"""All patches to third-party engine code: the reason, the upstream location, the versions, and when each is active.
 
-All of them are for vLLM. Each is a context manager or a function that is in force only while an engine needs it, checks that
-the code it replaces is the code it was written against, and has a test (tests/engine/test_patches.py).
+All of them are for vLLM. Each is a context manager or function that is active only while an engine needs it, checks that
+the code it replaces is the code it was written for, and has a test (tests/engine/test_patches.py).
 """
 
 import inspect
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _replaced(module: ModuleType, name: str, parameters: tuple[str, ...]) -> Callable[..., object]:
-    """The function `module.name`, after checking that it is there and takes `parameters`.
+    """The function `module.name`, after checking that it exists and takes `parameters`.
 
     Raises:
         EngineError: upstream has changed it.
@@ -33,7 +33,7 @@ def _replaced(module: ModuleType, name: str, parameters: tuple[str, ...]) -> Cal
     function: Callable[..., object] | None = getattr(module, name, None)
     if not callable(function) or tuple(inspect.signature(function).parameters) != parameters:
         raise EngineError(
-            f"vLLM {vllm.__version__}: {module.__name__}.{name}({', '.join(parameters)}) is not there any more; evomerge's "
+            f"vLLM {vllm.__version__}: {module.__name__}.{name}({', '.join(parameters)}) no longer exists; evomerge's "
             f"patches are written for vLLM {' and '.join(SUPPORTED_VLLM)}. Install one of these versions"
         )
     return function
@@ -41,7 +41,7 @@ def _replaced(module: ModuleType, name: str, parameters: tuple[str, ...]) -> Cal
 
 @contextmanager
 def writable_cpu_linears() -> Iterator[None]:
-    """While an engine loads on a CPU: keep linear weights as plain parameters instead of packing them.
+    """Keeps linear weights as plain parameters instead of packing them while an engine loads on a CPU.
 
     Why: vLLM packs every linear weight into a oneDNN (or AMX, or zentorch) handler after loading and empties the parameter;
     the output layer keeps a dead copy. Later writes to the parameters are then ignored without an error, so every candidate
@@ -68,7 +68,7 @@ def check_writable_cpu_linears(model: torch.nn.Module) -> None:
     """Checks that `writable_cpu_linears` reached every layer of a loaded model.
 
     Raises:
-        EngineError: a layer computes with something else than its live parameter.
+        EngineError: a layer does not compute with its live parameter.
     """
     for name, module in model.named_modules():
         # On accelerators no layer has this attribute.
@@ -80,9 +80,9 @@ def check_writable_cpu_linears(model: torch.nn.Module) -> None:
 
 
 def leave_processes_unbound() -> None:
-    """Before a tensor-parallel engine starts on a CPU: let its processes run on any core, unless the user says otherwise.
+    """Lets the processes of a tensor-parallel CPU engine run on any core, unless the user has set a binding. Call it before the engine starts.
 
-    Why: vLLM wants a NUMA node for each ("Not enough allowed NUMA nodes to bind threads of 2 local CPUWorkers"), which few
+    Why: vLLM requires a NUMA node for each ("Not enough allowed NUMA nodes to bind threads of 2 local CPUWorkers"), which few
     machines have.
     Upstream: vllm/utils/ompmultiprocessing.py.
     """
@@ -91,10 +91,10 @@ def leave_processes_unbound() -> None:
 
 @contextmanager
 def passing_sockets() -> Iterator[None]:
-    """While an engine of several processes starts: keep the files of the sockets by which they meet in a folder that is removed afterwards.
+    """Puts the socket files of a multi-process engine into a folder that is removed once the engine has started.
 
-    Why: vLLM leaves them in the temporary folder, eight of an engine of two processes, also after an orderly end. Once its processes are
-    connected nobody looks for the files. It remembers its variables from the first engine of the process on, so that has to be forgotten.
+    Why: vLLM leaves them in the temporary folder (eight for an engine of two processes), even after an orderly shutdown. Once its processes
+    are connected, the files are no longer needed. vLLM caches its variables from the first engine of the process on, so that cache is disabled.
     Upstream: vllm/distributed/device_communicators/shm_broadcast.py, `MessageQueue`; vllm/envs.py (`disable_envs_cache`).
     """
     import vllm.envs as upstream
@@ -114,10 +114,10 @@ def passing_sockets() -> Iterator[None]:
 
 @contextmanager
 def thread_setter_kept() -> Iterator[None]:
-    """While an engine starts on a CPU: give `torch.set_num_threads` back afterwards.
+    """Restores `torch.set_num_threads` after an engine has started on a CPU.
 
-    Why: vLLM replaces it by a function that only logs, for the whole process, so that other code in the worker (the merger)
-    could never choose its threads again.
+    Why: vLLM replaces it, for the whole process, with a function that only logs, so other code in the worker (the merger)
+    could no longer set its number of threads.
     Upstream: vllm/v1/worker/cpu_worker.py, `CPUWorker.init_device`.
     """
     original = torch.set_num_threads
@@ -129,11 +129,11 @@ def thread_setter_kept() -> Iterator[None]:
 
 @contextmanager
 def tolerant_kernel_scan() -> Iterator[None]:
-    """While an engine starts on a CPU: let vLLM's search for Triton kernels pass over objects it cannot read.
+    """Lets vLLM's search for Triton kernels skip objects it cannot read while an engine starts on a CPU.
 
     Why: vLLM looks at every attribute of every loaded module and calls `vars(value).get(...)`, which fails on objects whose
-    `__dict__` is no dict. numba (through llvmlite's foreign functions) has some, so an engine could not start in a process that has
-    merged before.
+    `__dict__` is not a dict. numba has some (llvmlite's foreign functions), so an engine could not start in a process that has
+    already merged.
     Upstream: vllm/triton_utils/dispatcher.py, `_rebind_kernels`, called by the CPU platform's `register_triton_kernel_overrides`.
     """
     import vllm.triton_utils.dispatcher as upstream
@@ -152,11 +152,11 @@ def tolerant_kernel_scan() -> Iterator[None]:
 
 
 def leave_log_probabilities_without_text(llm: "LLM") -> None:
-    """After requests are handed to an engine, before they run: leave the tokens whose log-probabilities they ask for without text.
+    """Skips decoding the tokens whose log-probabilities are requested. Call it after the requests are queued and before they run.
 
-    Why: vLLM looks up the text of each, one by one, for every token that is generated. Nobody reads it, and `detokenize=False`, which leaves it
-    out, would leave out the answer's text as well.
-    Upstream: vllm/v1/engine/logprobs.py, `LogprobsProcessor`, whose `tokenizer` is None where no text is wanted.
+    Why: vLLM decodes each of these tokens one by one for every generated token. This text is never used, and `detokenize=False` would
+    drop the text of the answer as well.
+    Upstream: vllm/v1/engine/logprobs.py, `LogprobsProcessor`, whose `tokenizer` is None if no text is wanted.
     """
     for state in llm.llm_engine.output_processor.request_states.values():
         if state.logprobs_processor is not None:
@@ -166,8 +166,8 @@ def leave_log_probabilities_without_text(llm: "LLM") -> None:
 class DistributedState:
     """Keeps vLLM's process-wide distributed state alive until the last engine of the process is closed.
 
-    Why: shutting one engine down destroys the process groups that all engines of the process share, after which every other
-    one dies at its next step (`pipeline model parallel group is not initialized`).
+    Why: shutting down one engine destroys the process groups that all engines of the process share, and every other engine
+    then dies at its next step (`pipeline model parallel group is not initialized`).
     Upstream: vllm/v1/engine/core.py, `EngineCore.shutdown`, which calls `cleanup_dist_env_and_memory`.
     """
 
@@ -176,12 +176,12 @@ class DistributedState:
         self._n_engines = 0
 
     def acquire(self) -> None:
-        """Counts one more engine."""
+        """Registers one more engine."""
         with self._lock:
             self._n_engines += 1
 
     def release(self, shutdown: Callable[[], object]) -> None:
-        """Calls `shutdown` for one engine; the shared state is destroyed only if it was the last.
+        """Calls `shutdown` for one engine; the shared state is destroyed only if this was the last engine.
 
         Raises:
             EngineError: vLLM's shutdown is not the one this was written for.
@@ -200,4 +200,4 @@ class DistributedState:
 
 
 DISTRIBUTED_STATE = DistributedState()
-"""The process's one counter of running engines."""
+"""The process-wide counter of running engines."""

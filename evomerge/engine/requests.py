@@ -1,4 +1,4 @@
-"""Checks and groups requests before an engine sees them. Knows token ids only."""
+"""Checks and groups requests before they reach an engine. Deals in token ids only."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +9,15 @@ from evomerge.engine.base import GenerateRequest, LogLikelihoodRequest
 
 @dataclass(slots=True)
 class PromptGroup:
-    """All requests whose context and continuation, without its last token, are the same sequence `prompt`.
+    """All requests whose context plus continuation, minus the last token, is the same sequence `prompt`.
 
-    One forward pass over `prompt` answers every one of them: its positions give the log-probabilities of the tokens in it,
-    and its last position those of all the last tokens. The choices of a multiple-choice question that are one token long
-    are the common case.
+    One forward pass over `prompt` answers them all: its positions give the log-probabilities of its own tokens, and its last
+    position those of all the last tokens. The common case is multiple-choice answers that are one token long.
 
     Attributes:
         prompt: token ids.
-        start: smallest context length of the members; tokens of `prompt` from here on need a log-probability.
-        last_tokens: the different last tokens, in order of appearance.
+        start: smallest context length of the members; the tokens of `prompt` from here on need a log-probability.
+        last_tokens: the distinct last tokens, in order of appearance.
         members: (index of the request, its context length, its last token).
     """
 
@@ -45,7 +44,7 @@ def group_by_prompt(requests: Sequence[LogLikelihoodRequest]) -> list[PromptGrou
 
 
 def check_loglikelihood(requests: Sequence[LogLikelihoodRequest], *, max_length: int, vocab_size: int) -> None:
-    """Checks what `Engine.loglikelihood` asks of its requests.
+    """Validates requests to `Engine.loglikelihood`.
 
     Raises:
         EngineError: an empty part, a sequence longer than `max_length`, or a token outside the vocabulary.
@@ -59,19 +58,19 @@ def check_loglikelihood(requests: Sequence[LogLikelihoodRequest], *, max_length:
         if length > max_length:
             raise EngineError(
                 f"log-likelihood request {index} has {length} tokens (context {len(request.context)}, continuation "
-                f"{len(request.continuation)}), the engine takes {max_length}; raise max_model_len or shorten the item"
+                f"{len(request.continuation)}), but the engine takes at most {max_length}; raise max_model_len or shorten the item"
             )
-        if request.context is not checked:  # the choices of an item share it, which may be long
+        if request.context is not checked:  # the choices of an item share one context, which may be long
             checked = request.context
             _check_tokens(f"log-likelihood request {index}", checked, vocab_size)
         _check_tokens(f"log-likelihood request {index}", request.continuation, vocab_size)
 
 
 def check_generate(requests: Sequence[GenerateRequest], *, max_length: int, vocab_size: int) -> None:
-    """Checks what `Engine.generate` asks of its requests.
+    """Validates requests to `Engine.generate`.
 
     Raises:
-        EngineError: an empty prompt, no room for a token within `max_length`, `max_tokens` below 1, an empty stop string, or
+        EngineError: an empty prompt, no room for a new token within `max_length`, `max_tokens` below 1, an empty stop string, or
             a token outside the vocabulary.
     """
     for index, request in enumerate(requests):
@@ -93,5 +92,5 @@ def _check_tokens(what: str, tokens: Iterable[int], vocab_size: int) -> None:
     if not min(tokens, default=0) >= 0 or not max(tokens, default=0) < vocab_size:
         outside = next(token for token in tokens if not 0 <= token < vocab_size)
         raise EngineError(
-            f"{what}: token id {outside} is outside the model's vocabulary of {vocab_size}; is it the model's own tokenizer?"
+            f"{what}: token id {outside} is outside the model's vocabulary of {vocab_size}; does the tokenizer belong to the model?"
         )

@@ -1,8 +1,8 @@
-"""Removes the shared memory that the processes of a tensor-parallel engine leave behind where they are killed.
+"""Removes the shared memory that the processes of a tensor-parallel engine leave behind when they are killed.
 
-Such processes talk through segments and semaphores in `/dev/shm` that only an orderly end removes. A small process of its own outlives
-the engine, waits for its end, orderly or not, and removes what is left of them. This file is also that process's program: it imports neither torch
-nor vLLM, so that waiting costs a few megabytes.
+Such processes communicate through segments and semaphores in `/dev/shm` that only an orderly shutdown removes. A small helper process outlives
+the engine, waits until it has ended in whatever way, and removes what is left. This file is also the helper's program: it imports neither torch
+nor vLLM, so that waiting takes only a few megabytes.
 """
 
 import os
@@ -18,19 +18,19 @@ __all__ = ["SegmentKeeper", "mapped_segments"]
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where the system puts it)
 _LOOK_EVERY_S = 2.0
-"""How often the engine's processes are looked at for segments that they have made since."""
+"""Interval at which the engine's processes are checked for new segments."""
 _PATIENCE_S = 120.0
-"""They notice the engine's end by themselves, within seconds."""
+"""Maximum wait for the engine's processes to end; they notice its end by themselves within seconds."""
 
 
 class SegmentKeeper:
-    """Waits for the end of this process, or for `close`, and then removes an engine's segments as soon as nobody uses them.
+    """Waits until this process ends or `close` is called, and then removes an engine's segments as soon as no process uses them.
 
-    Make it when the engine has started: processes that start later would hold the pipe whose end tells of this process's.
+    Create it after the engine's processes have started: a process that inherits the write end of the pipe would keep it open after this process ends.
 
     Args:
-        earlier: what `mapped_segments` said of this process before the engine started, so that is not the engine's.
-        processes: the engine's other processes; everything they use is the engine's.
+        earlier: the result of `mapped_segments` for this process before the engine started; these are not the engine's.
+        processes: the engine's other processes; every segment they map belongs to the engine.
     """
 
     def __init__(self, earlier: Collection[str], processes: Collection[int]) -> None:
@@ -38,33 +38,33 @@ class SegmentKeeper:
         names = sorted(mapped_segments(os.getpid()) - set(earlier))
         command = [sys.executable, "-I", "-S", __file__, ",".join(map(str, processes)), *names]
         nowhere = subprocess.DEVNULL
-        # returns at once: the program leaves its first process, so that it is nobody's child
+        # Returns at once: the helper forks and its parent exits, so that it is not our child.
         subprocess.run(  # noqa: S603
             command, stdin=end, stdout=nowhere, stderr=nowhere, cwd="/", check=True, start_new_session=True
         )
         os.close(end)
 
     def close(self) -> None:
-        """The segments may go."""
+        """Allows the segments to be removed."""
         os.close(self._pipe)
 
 
 def mapped_segments(*processes: int) -> set[str]:
-    """Names of the files in `/dev/shm` that processes have mapped; those that have gone, or may not be looked at, have none."""
+    """Names of the files in `/dev/shm` that processes have mapped; processes that have ended or cannot be inspected count as having none."""
     inodes = set()
     for process in processes:
         with suppress(OSError):
             for line in Path(f"/proc/{process}/maps").read_text().splitlines():
                 if f"{_SHARED_MEMORY}/" in line:
                     inodes.add(int(line.split(maxsplit=5)[4]))
-    # not the names in the list: a semaphore is made under another name than it gets
+    # Match by inode, not by the name in the map: a semaphore is created under a different name and then renamed.
     with suppress(FileNotFoundError), os.scandir(_SHARED_MEMORY) as entries:
         return {entry.name for entry in entries if entry.inode() in inodes}
     return set()
 
 
 def _keep(processes: Collection[int], names: Collection[str]) -> None:
-    """The program: waits for the end of standard input, then for the last process that uses a segment."""
+    """The helper's main function: waits for the end of standard input, then removes each segment once no process uses it."""
     wanted = set(names)
     ended = False
     while not ended:

@@ -1,4 +1,4 @@
-"""The transformers engine: plain PyTorch forward passes over padded batches; the light default where vLLM is not installed.
+"""The transformers engine: plain PyTorch forward passes over padded batches; the lightweight default if vLLM is not installed.
 
 Knows nothing of tasks or merging.
 """
@@ -26,21 +26,21 @@ from evomerge.plan import WeightTarget
 from evomerge.plan.model_header import is_derived
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Padded tokens of one forward pass; they bound its memory. On a CPU larger batches fall out of the caches: a 0.8M-parameter model took 1.5 times
-as long at 8192."""
+"""Maximum number of padded tokens per forward pass, which bounds its memory. On a CPU larger batches no longer fit in the caches: a
+0.8M-parameter model took 1.5 times as long at 8192."""
 
 _POSITIONS_AT_ONCE = 2048
-"""Whole texts need every position's log-probabilities: of so many at a time, or float32 copies of the logits take gigabytes."""
+"""Number of positions whose log-probabilities are computed at a time. For long texts, a float32 copy of all logits would take gigabytes."""
 
 
 class TransformersEngine:
-    """A transformers causal language model in this process, on the GPU where there is one.
+    """A transformers causal language model in this process, on the GPU if there is one.
 
     Args:
-        model: Hugging Face folder (safetensors, tokenizer). Its weights are what the engine serves until the first `update`.
+        model: Hugging Face folder (safetensors, tokenizer). The engine serves its weights until the first `update`.
         dtype: of weights and activations; "auto" = float32 on a CPU, the checkpoint's on an accelerator.
         max_model_len: longest sequence in tokens; None = the config's `max_position_embeddings` or `max_seq_len`.
-        options: further keyword arguments of `AutoModelForCausalLM.from_pretrained`, as they are.
+        options: further keyword arguments of `AutoModelForCausalLM.from_pretrained`, passed on unchanged.
 
     Raises:
         EngineError: transformers cannot load the folder, or the model's parameters are not the checkpoint's tensors.
@@ -70,7 +70,7 @@ class TransformersEngine:
         self._decoder = Decoder(tokenizer, _end_tokens(self._model, tokenizer), stop_tokens)
 
     def _load_another(self, tensors: Mapping[str, torch.Tensor]) -> Any:
-        """A model like this engine's with other weights, on the CPU."""
+        """A model of the same class and configuration with other weights, on the CPU."""
         with _quiet_transformers():
             return type(self._model).from_pretrained(
                 None, config=self._model.config, state_dict=dict(tensors), dtype=self._model.dtype
@@ -83,13 +83,13 @@ class TransformersEngine:
 
     @property
     def is_sharded(self) -> bool:
-        """Never: the model is in this process."""
+        """Always False: the model is in this process."""
         return False
 
     def update(self, write: Callable[[WeightTarget], None]) -> None:
-        """Replaces the weights in place; see `Engine.update`. Nothing is cached between calls, so nothing must be forgotten.
+        """Replaces the weights in place; see `Engine.update`. Nothing is cached between calls, so there is no cache to clear.
 
-        Whatever `write` raises is passed on, and the engine is unusable until an update succeeds.
+        Exceptions from `write` propagate, and the engine is unusable until an update succeeds.
         """
         with self._usable.updating(), torch.no_grad():
             write(self._layout)
@@ -109,7 +109,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _score(self, batch: Sequence[PromptGroup]) -> dict[int, LogLikelihood]:
-        """Request index -> answer, of one batch."""
+        """Request index -> answer, for one batch."""
         scored = _ScoredPositions(batch)
         # Padded on the right: under a causal mask no real token sees the padding, so no attention mask is needed.
         tokens = torch.tensor([[*group.prompt, *[0] * (scored.width - len(group.prompt))] for group in batch])
@@ -119,7 +119,7 @@ class TransformersEngine:
             hidden, *rest = arguments
             return (hidden.flatten(0, 1)[places][None], *rest)
 
-        # The output layer is the dearest one and only continuations need it: it sees the scored positions alone.
+        # The output layer is the most expensive one, and only continuations need it: apply it to the scored positions alone.
         hook = self._model.get_output_embeddings().register_forward_pre_hook(keep_scored)
         try:
             logits = self._model(input_ids=tokens.to(self._device), use_cache=False).logits[0]
@@ -183,11 +183,11 @@ def _load(folder: Path, dtype: str, device: torch.device, options: Mapping[str, 
 
     ours = {"dtype": dtype, "local_files_only": True, "output_loading_info": True, "trust_remote_code": False}
     try:
-        with _quiet_transformers():  # its report on keys: what matters there is raised below
+        with _quiet_transformers():  # hides its report on keys; relevant problems are raised below
             trusted = bool(options.get("trust_remote_code", False))
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
             if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
-                # transformers' default, torch's fused attention, leaves the cap out without a word (Gemma 2)
+                # the default in transformers, torch's fused attention, silently ignores the cap (Gemma 2)
                 ours["attn_implementation"] = "eager"
             model, info = _class_for(config).from_pretrained(folder, **(ours | dict(options)))
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -200,19 +200,19 @@ def _load(folder: Path, dtype: str, device: torch.device, options: Mapping[str, 
         raise EngineError(f"{folder}: tensors do not fit the architecture in config.json: {wrong}")
     if cache_argument(model) is None:
         raise EngineError(
-            f"{folder}: {type(model).__name__} keeps its state in a cache of its own, which the transformers engine cannot continue; "
+            f"{folder}: {type(model).__name__} keeps its state in its own kind of cache, which the transformers engine does not support; "
             "use engine.kind: vllm"
         )
     model = model.eval().requires_grad_(False).to(device)
     if not _is_causal(model):
         raise EngineError(
-            f"{folder}: a token of {type(model).__name__} sees the tokens after it, so the transformers engine cannot score it"
+            f"{folder}: {type(model).__name__} is not causal (a token attends to later tokens), so the transformers engine cannot score it"
         )
     return model, tokenizer
 
 
 def _class_for(config: Any) -> Any:
-    """The automatic class that makes the model of config.json: models that see images too are not among the causal language models."""
+    """The auto class for the model in config.json: image-text models are not registered as causal language models."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -224,7 +224,7 @@ def _class_for(config: Any) -> Any:
 
 @torch.inference_mode()
 def _is_causal(model: Any) -> bool:
-    """Whether the last of three tokens leaves the logits of the others as they are; PaliGemma's prompts see themselves whole."""
+    """Whether changing the last of three tokens leaves the logits of the others unchanged. PaliGemma's prompts attend to themselves in both directions."""
     last = int(model.config.get_text_config().vocab_size) - 1
     tokens = torch.tensor([[0, 1, 0], [0, 1, last]], device=model.device)
     one, other = model(input_ids=tokens, use_cache=False).logits[:, :2].float()
@@ -233,7 +233,7 @@ def _is_causal(model: Any) -> bool:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """transformers without progress bars and without reports below errors."""
+    """Silences transformers' progress bars and all log messages below errors."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -252,7 +252,7 @@ def _max_length(asked: int | None, config: Any) -> int:
     if asked is None:
         if limit is None:
             raise EngineError(
-                "transformers engine: config.json has no max_position_embeddings; give engine.max_model_len"
+                "transformers engine: config.json has no max_position_embeddings; set engine.max_model_len"
             )
         return int(limit)
     if limit is not None and asked > limit:
@@ -270,13 +270,13 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 class _ScoredPositions:
-    """Which positions of a padded batch need logits, and which token each request wants of them.
+    """Which positions of a padded batch need logits, and which tokens each request needs there.
 
     Attributes:
-        width: tokens of a padded row.
+        width: number of tokens in a padded row.
         places: positions that need logits, as indices into the flattened batch, each once.
         members: (request index, number of its continuation tokens).
-        rows, targets: for every continuation token of every member in turn: which of `places` predicts it, and the token.
+        rows, targets: for each continuation token of each member in turn, the index into `places` that predicts it, and the token.
     """
 
     def __init__(self, batch: Sequence[PromptGroup]) -> None:

@@ -1,7 +1,7 @@
-"""Where each checkpoint tensor lives in a model that transformers has loaded.
+"""Where each checkpoint tensor lives in a model loaded by transformers.
 
-Mostly a parameter has the checkpoint tensor's name. transformers renames and fuses others while it loads (experts into one parameter, GPT-NeoX's
-`embed_out`, the parts of multimodal models), differently from version to version; where they are is found by loading tags through its own loader.
+Most parameters have the name of their checkpoint tensor. transformers renames and fuses others while loading (experts into one parameter, GPT-NeoX's
+`embed_out`, the parts of multimodal models), differently in each version; their places are found by loading tags through its own loader.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,22 +14,22 @@ from evomerge.engine.layout import EngineLayout, discover_layout
 from evomerge.plan import Region
 
 LoadAnother = Callable[[Mapping[str, torch.Tensor]], Any]
-"""Checkpoint tensors -> another model like the running one, loaded from them."""
+"""Loads another model of the running model's class from checkpoint tensors."""
 
 
 def live_layout(model: torch.nn.Module, checkpoint: CheckpointFolder, load_another: LoadAnother) -> EngineLayout:
     """Addresses the model's own parameters and persistent buffers by checkpoint names.
 
     Args:
-        model: loaded from `checkpoint`; left as it was.
+        model: loaded from `checkpoint`; unchanged afterwards.
         checkpoint: its tensors.
-        load_another: used where names differ, a dozen times; takes a second model's memory on the CPU.
+        load_another: called about a dozen times if names differ; needs the memory of a second model on the CPU.
 
     Raises:
         EngineError: a checkpoint tensor is not held as plain blocks in its own order.
     """
     live = model.state_dict(keep_vars=True)
-    # Tied weights have several names; the one that comes first in the model stands for all that the checkpoint stores.
+    # Tied weights have several names; the first one in the model represents all those in the checkpoint.
     first_name = {value.data_ptr(): name for name, value in reversed(live.items())}
     layout = _by_names(live, first_name, checkpoint.shapes)
     if layout is not None:
@@ -50,7 +50,7 @@ def live_layout(model: torch.nn.Module, checkpoint: CheckpointFolder, load_anoth
 def _by_names(
     live: Mapping[str, torch.Tensor], first_name: Mapping[int, str], shapes: Mapping[str, tuple[int, ...]]
 ) -> EngineLayout | None:
-    """The layout of a model whose parameters have the checkpoint's names and shapes; None where one has not."""
+    """The layout of a model whose parameters have the checkpoint's names and shapes; None if any differs."""
     regions: dict[str, list[Region]] = {}
     ignored = []
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""Whether an engine may be used: it must be open, and its last update must have ended well."""
+"""Whether an engine may be used: it must be open, and its last update must have succeeded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from evomerge.core import EngineError
 
 
 class Usable:
-    """The life of an engine: usable, being updated (and unusable if that fails), closed."""
+    """State of an engine: usable, being updated (unusable if that fails), or closed."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -27,7 +27,7 @@ class Usable:
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Around an update: if it raises, the engine is unusable until the next one that does not."""
+        """Wraps an update: if it raises, the engine is unusable until an update succeeds."""
         self.check_open()
         self._stale = "its last weight update failed halfway"
         yield
@@ -35,13 +35,13 @@ class Usable:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around a batch of requests: if it raises, what the engine still holds of them is unknown until the next update."""
+        """Wraps a batch of requests: if it raises, the engine may still hold some of them, so it is unusable until the next update."""
         self._stale = "its last batch of requests failed"
         yield
         self._stale = None
 
     def close(self) -> bool:
-        """Marks the engine closed; True the first time."""
+        """Marks the engine as closed; returns True the first time."""
         was_open = not self._closed
         self._closed = True
         return was_open

@@ -1,7 +1,7 @@
-"""The vLLM engine: one in-process `LLM` per engine whose parameters are overwritten for every candidate.
+"""The vLLM engine: an in-process `LLM` whose parameters are overwritten for every candidate.
 
-Knows nothing of tasks, text (beyond decoding what was generated) or merging. Import it only in a process that may start torch;
-`evomerge.engine.engine_environment` says which environment variables that process wants.
+Knows nothing of tasks, text (beyond decoding what was generated) or merging. Import it only in a process that may import torch;
+`evomerge.engine.engine_environment` gives the environment variables that this process needs.
 """
 
 import gc
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
 
 CPU_KV_CACHE_BYTES = 256 << 20
-"""Key-value cache of a CPU engine unless `kv_cache_memory_bytes` says otherwise; vLLM's own default takes most of the memory."""
+"""Size of the key-value cache of a CPU engine unless `kv_cache_memory_bytes` is set; vLLM's own default takes most of the memory."""
 _MAX_TARGETS = 16
-"""Last tokens scored by one pass; vLLM allows 20 log-probabilities per token (`max_logprobs`) by default."""
+"""Maximum number of last tokens scored in one pass; vLLM allows 20 log-probabilities per token (`max_logprobs`) by default."""
 _SHARDED = {"worker_extension_cls": "evomerge.engine.vllm_shard.Shard", "distributed_executor_backend": "mp"}
-"""A tensor-parallel engine's processes are this process's children, also in a Ray actor, where vLLM would ask Ray for more."""
+"""The workers of a tensor-parallel engine are child processes of this one, even in a Ray actor, where vLLM would ask Ray for more workers."""
 
 
 class VllmEngine:
     """A vLLM engine in this process.
 
     Args:
-        model: Hugging Face folder (safetensors, tokenizer). Its weights are what the engine serves until the first `update`.
+        model: Hugging Face folder (safetensors, tokenizer). The engine serves its weights until the first `update`.
         dtype: of weights and activations; "auto" = float32 on a CPU, the checkpoint's on an accelerator.
-        max_model_len: longest sequence in tokens; None = what the model was made for.
-        options: further keyword arguments of `vllm.LLM`, passed as they are and winning over evomerge's choices.
+        max_model_len: longest sequence in tokens; None = the model's own limit.
+        options: further keyword arguments of `vllm.LLM`, passed on unchanged; they override evomerge's choices.
 
-    Starting sets the process's global random generators (vLLM does) and, on a CPU, turns torch.compile off in it.
+    Starting it seeds the process's global random generators (vLLM does this) and, on a CPU, disables torch.compile in the process.
 
     Raises:
-        EngineError: vLLM is missing or of another version, cannot serve the model, or keeps its weights in a form that cannot be replaced in place
-            (quantised, permuted, spread over several processes).
+        EngineError: vLLM is missing or its version is not supported, it cannot serve the model, or it keeps the weights in a form that cannot be
+            replaced in place (such as quantised or permuted).
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class VllmEngine:
 
     @cached_property
     def _stop_tokens(self) -> StopTokens:
-        # with `skip_tokenizer_init` there is no tokenizer, and log-likelihoods need none
+        # Lazy: with `skip_tokenizer_init` there is no tokenizer, and log-likelihoods do not need one.
         return StopTokens(self.llm.get_tokenizer(), self._vocab_size)
 
     @staticmethod
@@ -129,17 +129,17 @@ class VllmEngine:
         """Replaces the weights in place; see `Engine.update`.
 
         Raises:
-            EngineError: the engine is closed. Whatever `write` raises is passed on, and the engine is unusable until an update succeeds.
+            EngineError: the engine is closed. Exceptions from `write` propagate, and the engine is unusable until an update succeeds.
         """
         with self._usable.updating():
             weights = self._clean_up()
             weights.write(write)
 
     def _clean_up(self) -> LiveWeights:
-        """Removes what a failed batch or NaN weights left behind, and returns the weights.
+        """Cleans up after a failed batch or NaN weights, and returns the weights.
 
         Unfinished requests hold blocks of the prefix cache. NaN keys and values stay in freed blocks, and attention kernels
-        multiply the unused end of a block by zero instead of skipping it, so that they turn later sequences into NaN too
+        multiply the unused end of a block by zero instead of skipping it, so later sequences become NaN too
         (vllm-project/vllm#641 and pull request 50283; Dao-AILab/flash-attention#2374 for the kernels of Hopper GPUs).
         """
         engine = self.llm.llm_engine
@@ -155,11 +155,11 @@ class VllmEngine:
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest]) -> list[LogLikelihood]:
         """Log-probabilities of continuations; see `Engine.loglikelihood`.
 
-        Each sequence is run without its last token, whose log-probability is asked for as the next token's. So continuations
-        that differ only there share one pass, and sequences may be `max_length` long. What sequences begin with in common, such as the
-        context of several continuations, is computed once: vLLM keeps it in its prefix cache.
+        Each sequence is run without its last token, whose log-probability is requested as that of the next token. Continuations
+        that differ only there therefore share one pass, and sequences may be `max_length` long. A common beginning, such as the
+        context of several continuations, is computed once, through vLLM's prefix cache.
 
-        A tie for the largest probability counts as not greedy, except at the last token, where vLLM's own choice decides.
+        A tie for the largest probability counts as not greedy, except at the last token, where vLLM's choice decides.
         """
         check_loglikelihood(requests, max_length=self._max_length, vocab_size=self._vocab_size)
         jobs = [
@@ -187,7 +187,7 @@ class VllmEngine:
             temperature=0.0,
             max_tokens=1,
             prompt_logprobs=0 if group.start < len(group.prompt) else None,
-            # By default vLLM does not, as tokens read from the cache get no log-probability.
+            # By default vLLM does not read the cache here, because tokens read from it get no log-probability.
             skip_reading_prefix_cache=not read_cache,
             logprob_token_ids=list(targets),
             flat_logprobs=True,
@@ -206,7 +206,7 @@ class VllmEngine:
                 max_tokens=request.max_tokens,
                 stop=list(request.stop),
                 stop_token_ids=self._stop_tokens.of(request.stop),
-                # Asked for only because a NaN shows in it: the arg max of NaN logits is a token like any other.
+                # Requested only to detect NaN: the arg max of NaN logits is a token like any other.
                 logprobs=0,
                 flat_logprobs=True,
                 output_kind=RequestOutputKind.FINAL_ONLY,
@@ -225,18 +225,18 @@ class VllmEngine:
     def _nan(self, where: str) -> EngineError:
         self._poisoned = True
         return EngineError(
-            f"vLLM engine: NaN log-probability in the answer to {where}; the weights hold or produce NaN"
+            f"vLLM engine: NaN log-probability in the answer to {where}; the weights contain or produce NaN"
         )
 
     def _run(
         self, prompts: Sequence[tuple[int, ...]], parameters: Sequence["SamplingParams"]
     ) -> Sequence["RequestOutput"]:
-        """Answers in the order of the prompts. The prefix cache is empty before, so that nothing but weights and prompts matters."""
+        """Answers in the order of the prompts. Empties the prefix cache first, so that answers depend on the weights and prompts only."""
         self._usable.check()
         if not prompts:
             return []
         if not self.llm.reset_prefix_cache():
-            raise EngineError("vLLM engine: the prefix cache could not be reset, so stale states would be served")
+            raise EngineError("vLLM engine: the prefix cache could not be reset, so answers would use stale states")
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         with self._usable.running():
             try:
@@ -251,7 +251,7 @@ class VllmEngine:
         return outputs
 
     def close(self) -> None:
-        """Stops vLLM and frees its memory; other engines of the process go on."""
+        """Stops vLLM and frees its memory; other engines in the process keep running."""
         if self._usable.close() and self._llm is not None:
             engine = self._llm.llm_engine
             self._llm = None
@@ -264,12 +264,12 @@ class VllmEngine:
 
 
 def _children() -> set[int]:
-    """Ids of the processes that descend from this one."""
+    """Ids of all descendants of this process."""
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
 def _weights(llm: "LLM", model: Path, checkpoint: CheckpointFolder) -> LiveWeights:
-    """The engine's live weights, wherever they are. Raises EngineError where they cannot be replaced in place."""
+    """The engine's live weights, in this process or its workers. Raises EngineError if they cannot be replaced in place."""
     check_served_as_meant(llm)
     if llm.llm_engine.vllm_config.parallel_config.tensor_parallel_size > 1:
         return ShardedWeights(llm, model, checkpoint.shapes)
@@ -277,19 +277,19 @@ def _weights(llm: "LLM", model: Path, checkpoint: CheckpointFolder) -> LiveWeigh
 
 
 def _lacks_scores(group: PromptGroup, output: "RequestOutput") -> bool:
-    """Whether tokens that need a log-probability were read from the prefix cache: another sequence had begun with them too."""
+    """Whether tokens that need a log-probability were read from the prefix cache, because another sequence began with them too."""
     return group.start < len(group.prompt) and (output.num_cached_tokens or 0) >= group.start
 
 
 def _answers(group: PromptGroup, targets: Sequence[int], output: "RequestOutput") -> list[tuple[int, LogLikelihood]]:
-    """(request index, answer) of the members of `group` whose last token is in `targets`."""
+    """(request index, answer) for the members of `group` whose last token is in `targets`."""
     completion = output.outputs[0]
     next_token = completion.token_ids[0]
     scored = completion.logprobs
-    # vLLM puts the sampled token first, then the targets in the order asked for.
+    # vLLM puts the sampled token first, then the targets in the requested order.
     last = dict(zip(targets, scored.logprobs[1 : 1 + len(targets)], strict=True))
-    # With flat_logprobs and prompt_logprobs=0: one entry per token, for that token itself, up to the prompt's last. Where they begin
-    # differs: some of vLLM's model runners leave out what was read from the prefix cache, others have nothing of use there.
+    # With flat_logprobs and prompt_logprobs=0 there is one entry per token, for that token itself, up to the prompt's last. The first entry
+    # varies: some of vLLM's model runners omit tokens read from the prefix cache, others have unusable entries there.
     flat = output.prompt_logprobs
     answers = []
     for index, start, token in group.members:

@@ -1,4 +1,4 @@
-"""Which options vLLM has, and which of them an engine here cannot have. Without importing vLLM, which takes seconds, too long for a check of a configuration."""
+"""The options of vLLM, and those that evomerge refuses. Does not import vLLM, which would take seconds: too long for checking a configuration."""
 
 import ast
 import importlib.util
@@ -8,10 +8,10 @@ from pathlib import Path
 from evomerge.core import Json
 
 _OF_LLM = {"chat_template"}
-"""arguments of `vllm.LLM` that it does not hand on to `EngineArgs`"""
+"""arguments of `vllm.LLM` that it does not pass on to `EngineArgs`"""
 
-_SPREAD = "spreads the model in a way in which its weights cannot be replaced in place (tensor_parallel and more workers do not)"
-_OTHER_CACHE = "keeps prefixes where they outlive the weights that they were computed with"
+_SPREAD = "distributes the model so that its weights cannot be replaced in place (use tensor_parallel or more workers instead)"
+_OTHER_CACHE = "keeps cached prefixes after the weights that computed them have been replaced"
 _FIXED: Mapping[str, tuple[Json, str]] = {
     "pipeline_parallel_size": (1, _SPREAD),
     "data_parallel_size": (1, _SPREAD),
@@ -22,11 +22,11 @@ _FIXED: Mapping[str, tuple[Json, str]] = {
     "kv_offloading_size": (None, _OTHER_CACHE),
     "kv_transfer_config": (None, _OTHER_CACHE),
 }
-"""Options with which vLLM may compute with other weights than the candidate's, without an error: what they must be, and what others do."""
+"""Options with which vLLM might silently compute with weights other than the candidate's -> (the only accepted value, what other values do)."""
 
 
 def vllm_options_refused(options: Mapping[str, Json]) -> list[str]:
-    """What is wrong with each option that has another value than the one it must have."""
+    """A message for each option that does not have its only accepted value."""
     return [
         f"{name}={options[name]!r} {why}; use {name}={only!r}"
         for name, (only, why) in _FIXED.items()
@@ -35,7 +35,7 @@ def vllm_options_refused(options: Mapping[str, Json]) -> list[str]:
 
 
 def vllm_option_names() -> frozenset[str]:
-    """Read from its source: what `vllm.LLM` takes besides the model; empty where vLLM is not installed, or its source is laid out otherwise."""
+    """The arguments of `vllm.LLM` besides the model, read from its source; empty if vLLM is not installed or its source has another structure."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
         return frozenset()

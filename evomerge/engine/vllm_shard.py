@@ -1,7 +1,7 @@
-"""What is mixed into vLLM's worker processes (`worker_extension_cls`) so that each writes its own shard of the weights.
+"""The worker extension (`worker_extension_cls`) with which each of vLLM's worker processes writes its own shard of the weights.
 
-vLLM imports this module in a worker process before it loads the model. On a CPU that is the only moment at which its packing of
-linear weights can be kept off in that process, so importing it does that; import it nowhere else.
+vLLM imports this module in a worker process before it loads the model. On a CPU that is the only chance to disable the packing of
+linear weights in that process, so the import does it; import this module nowhere else.
 """
 
 import json
@@ -22,14 +22,14 @@ if vllm_targets_cpu():
 
 
 class Shard:
-    """Methods for `collective_rpc`; each answers with JSON, `{"error": ..., "broken": ...}` where it fails: broken says that a library did."""
+    """Methods for `collective_rpc`. Each returns JSON; on failure `{"error": ..., "broken": ...}`, where broken means that the error came from a library."""
 
     get_model: Callable[[], Any]
-    """of vLLM's worker"""
+    """provided by vLLM's worker"""
     _evomerge_weights: ModelWeights
 
     def evomerge_discover(self, folder: str) -> str:
-        """Finds the places of the checkpoint's tensors in this shard; answers how many elements of each there are."""
+        """Finds the places of the checkpoint's tensors in this shard; returns the number of elements of each."""
 
         def discover() -> dict[str, Any]:
             with CheckpointFolder(Path(folder)) as checkpoint:
@@ -39,7 +39,7 @@ class Shard:
         return _answer(discover)
 
     def evomerge_write(self, function: str, settings: str) -> str:
-        """Carries out a `RemoteWrite` on this shard."""
+        """Applies a `RemoteWrite` to this shard."""
 
         def write() -> dict[str, Any]:
             self._evomerge_weights.write(RemoteWrite(function, json.loads(settings)))

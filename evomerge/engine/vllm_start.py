@@ -1,4 +1,4 @@
-"""Starts vLLM, and refuses what it cannot serve or would serve otherwise than meant, without an error of its own."""
+"""Starts vLLM, and refuses models that it cannot serve or would silently serve wrongly."""
 
 import importlib.util
 import inspect
@@ -34,7 +34,7 @@ VLLM_ERRORS = (
 )
 """What vLLM raises for a model, an option, a machine or a batch it cannot serve (its own errors are subclasses of these)."""
 _KEY_VALUE_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
-"""Where vLLM looks for the number of heads that have keys and values (vllm/transformers_utils/model_arch_config_convertor.py)."""
+"""Config keys in which vLLM looks for the number of key-value heads (vllm/transformers_utils/model_arch_config_convertor.py)."""
 
 
 def start_vllm(model: Path, arguments: Mapping[str, Any]) -> "LLM":
@@ -45,10 +45,10 @@ def start_vllm(model: Path, arguments: Mapping[str, Any]) -> "LLM":
         arguments: of `vllm.LLM`.
 
     Raises:
-        EngineError: vLLM is missing, of another version, without the hardware it is built for, or cannot serve the model.
+        EngineError: vLLM is missing, its version is not supported, it lacks the hardware it is built for, or it cannot serve the model.
     """
     with ExitStack() as stack:
-        # Deprecation warnings among torch, vLLM and its dependencies; nothing a user could act on.
+        # Deprecation warnings between torch, vLLM and its dependencies, on which a user cannot act.
         stack.enter_context(warnings.catch_warnings(action="ignore"))
         try:
             from vllm import LLM, __version__
@@ -58,7 +58,7 @@ def start_vllm(model: Path, arguments: Mapping[str, Any]) -> "LLM":
             ) from error
         if not supports_vllm(__version__):
             raise EngineError(
-                f"vLLM {__version__}: weights are replaced in place in vLLM {' and '.join(SUPPORTED_VLLM)} only; install one of these, "
+                f"vLLM {__version__}: replacing weights in place is supported in vLLM {' and '.join(SUPPORTED_VLLM)} only; install one of these, "
                 "or set engine.kind: transformers"
             )
         check_gpu()
@@ -78,24 +78,24 @@ def start_vllm(model: Path, arguments: Mapping[str, Any]) -> "LLM":
 
 
 def _missing_package(error: str) -> str:
-    """What vLLM leaves unsaid where it cannot import its own code for a model: most models that see images need torchvision."""
+    """A hint for vLLM's failure to import its code for a model: for most image-text models, torchvision is missing."""
     if "failed to be inspected" not in error or importlib.util.find_spec("torchvision") is not None:
         return ""
     return (
-        "\nvLLM's code for most models that see images imports torchvision, which is not installed (on CPUs it is left out); "
+        "\nvLLM's code for most image-text models imports torchvision, which is not installed (the CPU build leaves it out); "
         "engine.kind: transformers serves their language model without it"
     )
 
 
 def check_served_as_meant(llm: "LLM") -> None:
-    """Raises EngineError where weights cannot be replaced, or vLLM computes something else than the model."""
+    """Raises EngineError if the weights cannot be replaced, or if vLLM would compute something different from the model."""
     _check_unquantised(llm)
     _check_key_value_heads(llm)
     _check_latent_attention(llm)
 
 
 def _check_unquantised(llm: "LLM") -> None:
-    """Raises EngineError where the model's weights are quantised."""
+    """Raises EngineError if the model's weights are quantised."""
     if llm.model_config.quantization is not None:
         raise EngineError(
             f"vLLM engine: the model is quantised ({llm.model_config.quantization}); such weights cannot be replaced in place"
@@ -103,10 +103,10 @@ def _check_unquantised(llm: "LLM") -> None:
 
 
 def _check_key_value_heads(llm: "LLM") -> None:
-    """vLLM runs models that it has no code for with that of transformers, but takes the number of heads from any of `_KEY_VALUE_HEADS`.
+    """Checks the number of key-value heads. vLLM runs models it has no code for with transformers' code, but takes this number from any of `_KEY_VALUE_HEADS`.
 
     Raises:
-        EngineError: config.json has one that the model itself does not look at: its attention would be another, without an error.
+        EngineError: config.json has such a key that the model itself does not read: vLLM would silently compute a different attention.
     """
     if not llm.model_config.using_transformers_backend():
         return
@@ -118,18 +118,18 @@ def _check_key_value_heads(llm: "LLM") -> None:
         found = getattr(config, name, None)
         if name not in known and found not in (getattr(own, name, heads), None):
             raise EngineError(
-                f"vLLM engine: {name} is {found} in config.json, which a {config.model_type} model does not know but vLLM would go by; "
+                f"vLLM engine: config.json has {name} = {found}, which a {config.model_type} model ignores but vLLM would use; "
                 "remove it from config.json, or use engine.kind: transformers"
             )
 
 
 def _check_latent_attention(llm: "LLM") -> None:
-    """vLLM's rotary kernel for CPUs (`RotaryEmbedding.forward_cpu` in 0.32 and 0.33) rotates queries of shape (tokens, heads, size) wrongly.
+    """Refuses latent attention on CPUs: vLLM's rotary kernel (`RotaryEmbedding.forward_cpu` in 0.32 and 0.33) rotates queries of shape (tokens, heads, size) wrongly.
 
     Raises:
-        EngineError: the model hands it such queries, as those with latent attention do.
+        EngineError: the model passes it such queries, as models with latent attention do.
     """
     if vllm_targets_cpu() and llm.model_config.is_deepseek_mla:
         raise EngineError(
-            "vLLM engine: on a CPU vLLM computes latent attention (DeepSeek) with wrong positions, without an error; use engine.kind: transformers"
+            "vLLM engine: on a CPU, vLLM silently computes latent attention (DeepSeek) with wrong positions; use engine.kind: transformers"
         )

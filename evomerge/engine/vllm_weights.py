@@ -1,6 +1,6 @@
-"""The live weights of a vLLM engine: of the model in this process, or of its shards in vLLM's worker processes.
+"""The live weights of a vLLM engine: of a model in this process, or of its shards in vLLM's worker processes.
 
-Both are written through the same layout discovery. Over processes no tensor travels: each worker is told what to compute
+Both use the same layout discovery. No tensors are sent between processes: each worker is told what to compute
 (`RemoteWrite`) and writes its own shard. Knows nothing of requests or answers.
 """
 
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PLAIN_EXPERTS = {"TRITON", "BATCHED_TRITON"}
-"""vLLM's backends for unquantised experts (`UnquantizedMoeBackend`) that compute with the weights as they are loaded"""
+"""vLLM's backends for unquantised experts (`UnquantizedMoeBackend`) that use the weights in the layout in which they are loaded"""
 
 _MOST_NESTED = 3
-"""How deep copies of weights are looked for in the objects that modules hold."""
+"""Depth to which the objects that modules hold are searched for copies of weights."""
 
 _NO_HOLDERS = (torch.nn.Module, type, ModuleType)
-"""What is not looked into: modules of the model have a turn of their own."""
+"""Types that are not searched; the model's modules are each visited anyway."""
 
 _PROBE_ELEMENTS = 1 << 20
-"""At most so many elements of each parameter are compared with their value before the layout was discovered."""
+"""Approximate number of elements of each parameter that are compared with their values from before layout discovery."""
 
 
 class LiveWeights(Protocol):
-    """What an engine does with its weights."""
+    """The operations of an engine on its weights."""
 
     def write(self, write: Callable[[WeightTarget], None]) -> None:
-        """Replaces them. Passes on what `write` raises."""
+        """Replaces them. Exceptions from `write` propagate."""
         ...
 
     def clear_caches(self) -> None:
-        """Zeroes the keys and values, which NaN weights have filled with NaN."""
+        """Zeroes the key-value cache, which NaN weights have filled with NaN."""
         ...
 
 
@@ -55,8 +55,8 @@ class ModelWeights:
 
     Args:
         model: vLLM's module: the whole model, or one shard of it.
-        checkpoint: what it was loaded from.
-        whole: whether every element of every tensor must be here.
+        checkpoint: the checkpoint it was loaded from.
+        whole: whether every tensor must be held completely.
 
     Raises:
         EngineError: the weights are packed, permuted, copied, or changed by vLLM after loading.
@@ -78,7 +78,7 @@ class ModelWeights:
         for name, value in live.items():
             if not torch.equal(_sample(value).nan_to_num(), before[name].nan_to_num()):
                 raise EngineError(
-                    f"vLLM parameter {name!r} differs from the checkpoint it was loaded from: vLLM transforms it after loading, "
+                    f"vLLM parameter {name!r} differs from the checkpoint: vLLM transforms it after loading, "
                     "so it cannot be replaced in place. Use the transformers engine for this model"
                 )
         if self._layout.ignored:
@@ -87,7 +87,7 @@ class ModelWeights:
             logger.info("vLLM's loader changes the form of %s", ", ".join(self._layout.reloaded))
 
     def n_elements(self) -> dict[str, int]:
-        """How many elements of each checkpoint tensor are here."""
+        """The number of elements of each checkpoint tensor that this process holds."""
         regions = {name: self._layout.regions(name) for name in self._layout.names()}
         return {name: sum(region.view.numel() for region in found) for name, found in regions.items()}
 
@@ -101,22 +101,22 @@ class ModelWeights:
         """See `LiveWeights.clear_caches`."""
         for module in self._model.modules():
             cache = getattr(module, "kv_cache", None)
-            # layers with a state instead of keys and values have several tensors
+            # layers with a recurrent state instead of keys and values have several tensors
             for tensor in cache if isinstance(cache, list | tuple) else [cache]:
                 if isinstance(tensor, torch.Tensor):
                     tensor.zero_()
 
 
 class ShardedWeights:
-    """The weights of an engine whose shards are in worker processes; those have `vllm_shard.Shard` mixed in.
+    """The weights of an engine whose shards are in worker processes, which have the extension `vllm_shard.Shard`.
 
     Args:
         llm: the running engine.
         model: the checkpoint folder it was started from.
-        shapes: its tensors.
+        shapes: shapes of the checkpoint's tensors.
 
     Raises:
-        EngineError: as `ModelWeights`, or the shards together do not hold a tensor whole.
+        EngineError: as for `ModelWeights`, or the shards together hold only part of a tensor.
     """
 
     def __init__(self, llm: "LLM", model: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -136,11 +136,11 @@ class ShardedWeights:
         """See `LiveWeights.write`.
 
         Raises:
-            EngineError: `write` is no `RemoteWrite`, or fails in a worker process.
+            EngineError: `write` is not a `RemoteWrite`, or fails in a worker process.
         """
         if not isinstance(write, RemoteWrite):
             raise EngineError(
-                "a tensor-parallel engine is updated by a RemoteWrite, which its processes can each carry out"
+                "a tensor-parallel engine can only be updated with a RemoteWrite, which each of its processes can apply"
             )
         self._ask("evomerge_write", write.function, canonical_json(write.settings))
 
@@ -149,10 +149,10 @@ class ShardedWeights:
         self._ask("evomerge_clear_caches")
 
     def _ask(self, method: str, *arguments: str) -> list[dict[str, Any]]:
-        """The answers of all worker processes to a method of theirs; only text goes there and back.
+        """Calls a method in all worker processes and returns their answers; only text is exchanged.
 
         Raises:
-            EngineError: what a process has found wrong; with a cause where a library failed in it.
+            EngineError: a process reported an error; it has a cause if a library failed there.
         """
         answers = [json.loads(answer) for answer in self._llm.collective_rpc(method, args=arguments)]
         for answer in answers:
@@ -162,7 +162,7 @@ class ShardedWeights:
 
 
 def _in_place(model: torch.nn.Module, live: Mapping[str, torch.Tensor]) -> Load:
-    """The model's weight loader, which then writes into `live` alone: vLLM makes the bias of an output layer anew at every load."""
+    """The model's weight loader, made to write into `live` only: vLLM allocates the bias of an output layer anew at every load."""
 
     def load(weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         load_weights: Any = model.load_weights
@@ -176,7 +176,7 @@ def _in_place(model: torch.nn.Module, live: Mapping[str, torch.Tensor]) -> Load:
 
 
 def without_aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each place in memory once: without tensors that lie within another, such as the halves of `kv_b_proj` that vLLM's latent attention multiplies by."""
+    """Drops tensors that lie within another one's memory, such as the halves of `kv_b_proj` that vLLM's latent attention multiplies by."""
     kept: dict[str, torch.Tensor] = {}
     spans: dict[int, list[tuple[int, int]]] = {}
     for name, value in sorted(
@@ -191,31 +191,31 @@ def without_aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
         if value.numel() and any(start <= first and last < end for start, end in taken):
             continue
         kept[name] = value
-        if value.is_contiguous():  # otherwise there may be others' elements between its own
+        if value.is_contiguous():  # otherwise elements of other tensors may lie between its own
             taken.append((first, last + size))
     return {name: kept[name] for name in tensors if name in kept}
 
 
 def check_plain_experts(model: torch.nn.Module) -> None:
-    """Looks at how the experts of a loaded model are kept. An engine that was started from zeros for a stack of layers does not show it in its values.
+    """Checks how vLLM stores the experts of a loaded model. Their values cannot tell if the engine was started from zeros, as for a stack of layers.
 
     Raises:
-        EngineError: vLLM has put them in another order.
+        EngineError: vLLM has reordered them.
     """
     for name, module in model.named_modules():
         backend = getattr(getattr(module, "quant_method", None), "unquantized_backend", None)
         if backend is not None and backend.name not in _PLAIN_EXPERTS:
             raise EngineError(
-                f"vLLM layer {name!r} keeps its experts as {backend.value} wants them, so they cannot be replaced in place; on a GPU use "
-                "engine.options: {moe_backend: triton}, on a CPU engine.kind: transformers"
+                f"vLLM layer {name!r} stores its experts in the layout of {backend.value}, so they cannot be replaced in place; use "
+                "engine.options: {moe_backend: triton} on a GPU, engine.kind: transformers on a CPU"
             )
 
 
 def check_no_copies(model: torch.nn.Module) -> None:
-    """Looks for copies of weights that vLLM computes with instead of the parameters, in modules and in what they hold (attention backends).
+    """Looks for copies of weights that vLLM computes with instead of the parameters, in modules and the objects they hold (attention backends).
 
-    FlashInfer's attention keeps attention sinks in float32, for one; they would stay those of the first model. A copy is found by its values, in
-    whatever order and precision, unless all are equal.
+    For example, FlashInfer's attention keeps attention sinks in float32, which would remain those of the first model. A copy is recognised by
+    its values, in any order and precision, unless all of them are equal.
 
     Raises:
         EngineError: naming the copy.
@@ -231,13 +231,13 @@ def check_no_copies(model: torch.nn.Module) -> None:
         for name, value in by_size.get(tensor.numel(), []):
             if _same_values(tensor, value):
                 raise EngineError(
-                    f"vLLM computes with a copy of parameter {name!r} ({place}), which would stay as it is when the parameter is replaced; choose another "
+                    f"vLLM computes with a copy of parameter {name!r} ({place}), which would not change when the parameter is replaced; choose another "
                     "engine.options.attention_backend, or engine.kind: transformers"
                 )
 
 
 def _held_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors that are no parameters or buffers: attributes of modules, and of objects that are such attributes, or theirs (a composed attention backend)."""
+    """Tensors in plain attributes of modules, and nested in objects held there (such as a composed attention backend)."""
     seen: set[int] = set()
     for name, module in model.named_modules():
         for attribute, held in vars(module).items():
@@ -249,13 +249,13 @@ def _tensors_in(held: object, place: str, depth: int, seen: set[int]) -> Iterato
     if isinstance(held, torch.Tensor):
         yield place, held
     elif depth and id(held) not in seen and isinstance(attributes, dict) and not isinstance(held, _NO_HOLDERS):
-        seen.add(id(held))  # all layers hold the configuration
+        seen.add(id(held))  # all layers hold the same configuration object
         for attribute, inner in list(attributes.items()):
             yield from _tensors_in(inner, f"{place}.{attribute}", depth - 1, seen)
 
 
 def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether both hold the same values, in whatever order, and not all of them equal."""
+    """Whether both hold the same values, in any order, and these are not all equal."""
     if one.device != other.device:
         return False
     low = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)

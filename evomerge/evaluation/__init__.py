@@ -1,7 +1,7 @@
-"""Scoring candidates: lm-eval tasks with a running engine, or test functions.
+"""Scores candidates: on lm-eval tasks with a running engine, or on test functions.
 
-Importing this package imports neither torch nor lm-eval; `LmEvalEvaluator`, `TaskSet` and `load_task` are imported on first use, while
-`evomerge.evaluation.synthetic` and `evomerge.evaluation.task_files` are light.
+Importing this package imports neither torch nor lm-eval: `LmEvalEvaluator`, `TaskSet` and `load_task` are imported on first use, and
+`evomerge.evaluation.synthetic` and `evomerge.evaluation.task_files` are lightweight.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,17 +1,17 @@
-"""Templates of tasks are compiled once instead of for every item.
+"""Compiles task templates once instead of for every item.
 
-lm-eval 0.4.13 (`lm_eval.utils.apply_template`) compiles a template each time it is rendered, which takes half a millisecond: for targets and
-choices that is once an item and candidate, ten times as long as everything else that scoring does.
+lm-eval 0.4.13 (`lm_eval.utils.apply_template`) compiles a template each time it is rendered, which takes half a millisecond. For targets and
+choices that is once per item and candidate, ten times as long as the rest of scoring.
 """
 
 from functools import lru_cache
 
 MOST_TEMPLATES = 1024
-"""Kept at a time: a few for every task, unless a task's items bring templates of their own."""
+"""Size of the cache. A task needs a few entries, unless its items contain their own templates."""
 
 
 def keep_compiled_templates() -> None:
-    """Makes lm-eval's template environment remember what it has compiled. Rendering keeps no state, so nothing else changes."""
+    """Makes lm-eval's template environment cache compiled templates. Rendering is stateless, so nothing else changes."""
     from lm_eval.utils import env
 
     if not hasattr(env.from_string, "cache_info"):

@@ -20,10 +20,10 @@ class Encoder:
 
     Args:
         tokenizer: the models' tokenizer.
-        keep_system: whether a chat template that refuses system messages is an error.
+        keep_system: raise an error if the chat template rejects system messages.
 
     Raises:
-        EvaluationError: it has neither a beginning-of-text nor an end-of-text token.
+        EvaluationError: the tokenizer has neither a beginning-of-text nor an end-of-text token.
     """
 
     def __init__(self, tokenizer: Any, *, keep_system: bool = False) -> None:
@@ -31,10 +31,10 @@ class Encoder:
         prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if prefix is None:
             raise EvaluationError(
-                "the tokenizer has neither a beginning-of-text nor an end-of-text token; lm-eval's conventions need one"
+                "the tokenizer has neither a beginning-of-text nor an end-of-text token; lm-eval's conventions require one"
             )
         self._told_about_system = False
-        self._context = lru_cache(maxsize=1)(self.prompt)  # long, and the same for all choices of an item
+        self._context = lru_cache(maxsize=1)(self.prompt)  # contexts are long and shared by all choices of an item
         self._prefix = int(prefix)
         self._prefix_text: str = tokenizer.decode([self._prefix])
         self.end_text: str | None = (
@@ -42,13 +42,13 @@ class Encoder:
         )
 
     def prompt(self, text: str) -> tuple[int, ...]:
-        """Tokens of a prompt: with the special tokens that the tokenizer adds, unless the text already begins with one."""
+        """Tokens of a prompt, with the special tokens that the tokenizer adds unless the text already begins with the prefix token."""
         if self._prefix_text and text.startswith(self._prefix_text):
             return tuple(self._tokenizer.encode(text, add_special_tokens=False))
         return tuple(self._tokenizer.encode(text))
 
     def pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(context, continuation) tokens. Spaces at the end of the context go to the continuation, so that words stay whole.
+        """(context, continuation) tokens. Trailing spaces of the context move to the continuation, so that words stay whole.
 
         An empty context becomes the beginning-of-text (else end-of-text) token.
         """
@@ -63,10 +63,10 @@ class Encoder:
         return before, whole[len(before) :]
 
     def windows(self, text: str, length: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """(context, continuation) tokens of the pieces of a whole text, each of at most `length` tokens: every token of the text is in one continuation.
+        """Splits a whole text into (context, continuation) pieces of at most `length` tokens; each token of the text is in exactly one continuation.
 
-        The first piece follows the beginning-of-text (else end-of-text) token, the others a token of the text, the last one as many as there is room
-        for. An empty text has none. As lm-eval's `loglikelihood_rolling` of a model whose `max_length` is `length - 1`.
+        The context is the beginning-of-text (else end-of-text) token for the first piece, one token of the text for the others, and as many
+        tokens as fit for the last. An empty text has no pieces. Same as lm-eval's `loglikelihood_rolling` for a model with `max_length` = `length - 1`.
         """
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -74,16 +74,16 @@ class Encoder:
         return [(tuple(before), tuple(after)) for before, after in map(make_disjoint_window, pieces)]
 
     def conversation(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation in the form of the tokenizer's chat template, which is rendered in a sandbox (transformers').
+        """Formats a conversation with the tokenizer's chat template, rendered in transformers' sandbox.
 
-        Unless they must be kept, a template that refuses system messages gets the conversation without, as in lm-eval; logged.
+        If the template rejects system messages, they are left out with a warning, as in lm-eval, unless `keep_system` is set.
 
         Args:
             messages: `role` (system, user, assistant) and `content` of each turn.
-            add_generation_prompt: end with the beginning of an answer; else the last turn is left open.
+            add_generation_prompt: end with the start of an answer; otherwise the last turn is left open.
 
         Raises:
-            EvaluationError: the tokenizer has no chat template, or it refuses this conversation.
+            EvaluationError: the tokenizer has no chat template, or it rejects this conversation.
         """
         try:
             try:
@@ -94,9 +94,9 @@ class Encoder:
                     raise
                 text = self._render(others, add_generation_prompt)
         except (TemplateError, ValueError, TypeError) as error:
-            raise EvaluationError(f"the tokenizer's chat template refuses a conversation: {error}") from error
+            raise EvaluationError(f"the tokenizer's chat template rejects a conversation: {error}") from error
         if not self._told_about_system:
-            logger.warning("the chat template refuses system messages: tasks are put without their description")
+            logger.warning("the chat template rejects system messages: task descriptions are left out")
             self._told_about_system = True
         return text
 

@@ -1,4 +1,4 @@
-"""A function of item numbers, worked out in several forked copies of this process. For the sandbox, which has no threads that hold locks.
+"""Maps a function over item numbers in forked copies of this process. For the sandbox, which has no threads that could hold locks.
 
 Knows nothing of tasks.
 """
@@ -10,18 +10,18 @@ from multiprocessing import get_context
 from typing import Any
 
 ALONE_S = 0.1
-"""What takes no longer is not worth copying a process of hundreds of megabytes for."""
+"""Seconds of work done in this process first; less is not worth forking a process of hundreds of megabytes."""
 
 _function: Callable[[int], Any]
-"""what the copies call; they inherit it, so that it need not be picklable"""
+"""the function that the copies call; they inherit it, so it need not be picklable"""
 
 
 def forked_map(function: Callable[[int], Any], count: int, processes: int) -> list[Any]:
-    """`[function(0), ..., function(count - 1)]`: the first of them here, and after `ALONE_S` the rest in `processes` copies.
+    """`[function(0), ..., function(count - 1)]`: computed in this process for `ALONE_S` seconds, and the rest in `processes` forked copies.
 
     Raises:
-        BrokenProcessPool: a copy has died.
-        Exception: the first, in that order, that the function raises.
+        BrokenProcessPool: a copy died.
+        Exception: the first exception of `function`, in order of the numbers.
     """
     global _function
     _function = function

@@ -1,4 +1,4 @@
-"""A group of tasks as one: the items of all of them, weighted so that their mean is lm-eval's score of the group."""
+"""A group of tasks scored as one: the items of all its tasks, weighted so that their mean is lm-eval's group score."""
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -14,15 +14,15 @@ from evomerge.evaluation.sandbox import SandboxedTask
 
 
 class GroupedTask:
-    """As `LoadedTask`, for the tasks of a group.
+    """Like `LoadedTask`, for the tasks of a group.
 
     Args:
-        name: what its score is called.
-        members: its tasks, loaded.
-        weight_by_size: whether they count by their numbers of items, or all the same.
+        name: name of its score.
+        members: its loaded tasks.
+        weight_by_size: weight tasks by their numbers of items instead of equally.
 
     Raises:
-        EvaluationError: they are scored by different metrics or filters.
+        EvaluationError: the tasks are scored by different metrics or filters.
     """
 
     def __init__(self, name: str, members: Sequence[LoadedTask | SandboxedTask], *, weight_by_size: bool) -> None:
@@ -32,14 +32,14 @@ class GroupedTask:
             if (member.metric, member.filter) != (first.metric, first.filter):
                 raise EvaluationError(
                     f"group {name!r}: {first.name!r} is scored by {first.metric},{first.filter} and {member.name!r} by "
-                    f"{member.metric},{member.filter}; say under metric which of their scores is meant"
+                    f"{member.metric},{member.filter}; choose one of their scores with metric"
                 )
         self.splits: Mapping[Split, GroupedItems] = {
             split: self._items(split) for split in Split if all(split in member.splits for member in members)
         }
 
     def items(self, split: Split) -> "GroupedItems":
-        """As `LoadedTask.items`."""
+        """See `LoadedTask.items`."""
         return self.splits[split] if split in self.splits else self._items(split)
 
     def _items(self, split: Split) -> "GroupedItems":
@@ -50,8 +50,8 @@ class GroupedTask:
 class GroupedItems(Items):
     """Items of one split of a `GroupedTask`: those of its first task, then those of the second, and so on.
 
-    An item's score is multiplied by what its task counts among all / by the share of its task in the items. Without `weight_by_size` tasks count
-    the same, else by the numbers of items they were drawn from, so that the factor is 1 where none were left out.
+    An item's score is multiplied by the weight of its task in the group divided by its task's share of the items. With `weight_by_size` a task's
+    weight is the number of items that its items were drawn from, so that the factor is 1 if none were left out; otherwise tasks have equal weights.
     """
 
     def __init__(self, where: str, parts: Sequence[Items], *, weight_by_size: bool) -> None:
@@ -70,11 +70,11 @@ class GroupedItems(Items):
 
     @property
     def parts(self) -> tuple[Items, ...]:
-        """Those of each task."""
+        """The items of each task."""
         return self._parts
 
     def check_lengths(self, max_length: int) -> None:
-        """See `Items.check_lengths`; the item is named with its task."""
+        """See `Items.check_lengths`; the message names the item's task."""
         for part in self._parts:
             part.check_lengths(max_length)
 

@@ -1,4 +1,4 @@
-"""`Items`: what the items of a task or group of tasks ask an engine, how much that is, whether it has room for it, and what its answers are worth."""
+"""`Items`: the engine requests of the items of a task or group, their size, and the scores of the answers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ class Items(ABC):
 
     Args:
         where: task and split, for messages.
-        likelihoods, generations: the requests; of a task one of the two is empty.
-        counts: how many of them each item makes.
+        likelihoods, generations: the requests; for a single task one of the two is empty.
+        counts: number of requests of each item.
         n_dropped: items of the data that were left out (`TaskSpec.drop_shared`).
-        represents: how many items of the data each stands for, where they were drawn from more (`TaskSpec.search_items`).
+        represents: number of items of the data per item here, if these are a sample (`TaskSpec.search_items`).
 
     Attributes:
-        likelihoods, generations, counts, n_dropped, represents: these.
+        likelihoods, generations, counts, n_dropped, represents: as given.
         prompt_tokens: tokens that the model reads.
     """
 
@@ -45,32 +45,32 @@ class Items(ABC):
 
     @property
     def parts(self) -> "tuple[Items, ...]":
-        """Those of each task: there is one."""
+        """The items of each task; here there is only one."""
         return (self,)
 
     @abstractmethod
     def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
-        """Scores of the items, shape (n,): as lm-eval's `process_results` gives them where the metric is their mean, else `jackknife.item_scores`.
+        """Scores of the items, shape (n,): those of lm-eval's `process_results` if the metric is their mean, else `jackknife.item_scores`.
 
         Args:
             likelihoods, generations: the engine's answers to `self.likelihoods` and `self.generations`.
 
         Raises:
-            EvaluationError: a scorer fails on an item, or gives no number where numbers are averaged (names the item), or the metric of all is no
-                finite number.
+            EvaluationError: a scorer fails on an item or returns a value that cannot be averaged (names the item), or the metric over all items
+                is not finite.
         """
 
     @abstractmethod
     def target(self, number: int) -> str | None:
-        """What the task takes for the right answer of an item, as text; None where that is not known here."""
+        """The right answer of an item according to the task, as text; None if it is not known here."""
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest request, read and written."""
+        """Tokens of the longest request, prompt and output together."""
         return max(self._sizes())
 
     def check_lengths(self, max_length: int) -> None:
-        """Checks that an engine with room for `max_length` tokens can serve every item without cutting its text.
+        """Checks that an engine with room for `max_length` tokens can serve every item without truncation.
 
         Raises:
             EvaluationError: names the longest item.
@@ -81,7 +81,7 @@ class Items(ABC):
             number = int(np.searchsorted(np.cumsum(self.counts), longest, side="right"))
             what = "prompt and max_gen_toks" if self.generations else "context and continuation"
             raise EvaluationError(
-                f"{self._where}, item {number}: {what} take {sizes[longest]} tokens, the engine has room for {max_length} "
+                f"{self._where}, item {number}: {what} take {sizes[longest]} tokens, but the engine has room for {max_length} "
                 f"({sum(size > max_length for size in sizes)} of {len(sizes)} requests are too long); raise engine.max_model_len"
                 + (", or lower generation_kwargs.max_gen_toks in the task file" if self.generations else "")
             )

@@ -1,6 +1,6 @@
-"""Scores of items whose mean is a statistic of them all: BLEU, F1, perplexities and whatever else lm-eval aggregates otherwise than by a mean.
+"""Item scores for metrics that are not a mean over items (BLEU, F1, perplexities, ...), such that their mean is the metric.
 
-The jackknife's pseudo-values (Tukey 1958), with groups of items left out instead of single ones where the statistic is dear (Kott 2001).
+These are the jackknife's pseudo-values (Tukey 1958), leaving out groups of items instead of single ones if there are many (Kott 2001).
 """
 
 import math
@@ -12,34 +12,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_GROUPS = 200
-"""The statistic is computed as often: of 200 pairs of numbers in a tenth of a millisecond to some milliseconds."""
+"""Maximum number of groups, and so of evaluations of the statistic; for 200 pairs of numbers each takes 0.1 ms to a few milliseconds."""
 
 MOST_GROUPS_OF_TEXTS = 20
-"""Of 400 pairs of sentences BLEU takes 0.05 s, chrF 0.13 s."""
+"""Lower limit for texts: for 400 pairs of sentences BLEU takes 0.05 s, chrF 0.13 s."""
 
 _MOST_EFFECT = 1e8
-"""An item's effect is at most so many times the statistic, or 1: perplexities without an item may be beyond all bounds, and the mean lost in rounding."""
+"""Bound on an item's effect as a multiple of max(1, |statistic|): leaving out an item can change a perplexity without bound, and the mean would be lost in rounding."""
 
 
 def item_scores(values: Sequence[Any], statistic: Callable[[Sequence[Any]], Any]) -> NDArray[np.float64]:
-    """Scores of n items, shape (n,), whose mean is `statistic(values)` and whose standard error of the mean is the jackknife's of it.
+    """Scores of n items, shape (n,), whose mean is `statistic(values)` and whose standard error is the jackknife estimate for the statistic.
 
-    An item's score lies above the mean by how much it raises the statistic: what this would lose without it, times n - 1. For `statistic` a mean these
-    are the values themselves. Where there are more items than groups, every so many-th item is left out together, they share their effect, and
-    deviations are scaled so that the standard error is still that of the jackknife. Differences of two models' scores, item by item, thereby have the mean
-    and standard error of the difference of the statistics.
+    An item's score exceeds the mean by its effect on the statistic: the loss if it were left out, times n - 1. If `statistic` is a mean, the scores
+    are the values themselves. If there are more items than groups, group g is every item whose number is g modulo the number of groups; its items share
+    their effect, and deviations are scaled so that the standard error is still that of the jackknife. Item-wise differences between two models' scores
+    therefore have the mean and standard error of the difference of the statistics.
 
     Args:
-        values: of each item, in whatever form `statistic` takes them.
-        statistic: of at least one item.
+        values: one per item, in the form that `statistic` takes.
+        statistic: a function of the values of at least one item.
 
     Raises:
-        ValueError: the statistic of all values is no finite number.
+        ValueError: the statistic of all values is not finite.
         Exception: whatever `statistic` raises on all values.
     """
     n_items, n_groups = len(values), min(len(values), _most_groups(values))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes without members, once for every group
+        warnings.simplefilter("ignore")  # about classes without members, repeated for every group
         whole = float(statistic(values))
         if not math.isfinite(whole):
             raise ValueError(f"the statistic of all items is {whole}")
@@ -61,7 +61,7 @@ def _most_groups(values: Sequence[Any]) -> int:
 
 
 def _without(kept: Sequence[Any], statistic: Callable[[Sequence[Any]], Any], whole: float) -> float:
-    """The statistic of the items that are kept; where they have none (those left out held all the words), these are given no effect."""
+    """The statistic of the kept items; `whole` (no effect) if it is undefined for them, e.g. because all words are in the omitted items."""
     try:
         value = float(statistic(kept))
     except (ArithmeticError, ValueError):

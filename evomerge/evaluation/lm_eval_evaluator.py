@@ -28,20 +28,20 @@ from evomerge.recipe import Recipe
 from evomerge.weights import WRITE_MERGE, Merger
 
 MAX_BREAKDOWNS = 3
-"""One may be the candidate's fault, as memory that does not suffice for it."""
+"""Consecutive library errors before they are passed on. A single one may be the candidate's fault, such as one that needs too much memory."""
 
 
 class LmEvalEvaluator:
     """Scores merge recipes on lm-eval tasks with one running engine. Not thread-safe.
 
-    A candidate costs its merge, one log-likelihood call and one generation call to the engine for all tasks together, and scoring.
+    A candidate takes one merge, one log-likelihood call and one generation call to the engine for all tasks together, and scoring.
 
     Args:
-        engine: runs the merged weights; closed by `close`, as the tasks are, and not where the evaluator cannot be made.
-        merger: holds the sources.
-        headers: key of every model that a recipe may name -> its header.
-        tasks: what to score.
-        fit: makes a plan fit an engine that has room for more layers; None where every recipe is as deep as the engine.
+        engine: runs the merged weights. `close` closes it and the tasks; they stay open if this constructor fails.
+        merger: holds the source models.
+        headers: model key -> header, for every model that a recipe may name.
+        tasks: the tasks to score.
+        fit: adapts a plan to an engine that has room for more layers; None if every recipe has the depth of the engine.
 
     Raises:
         EvaluationError: an item is too long for the engine.
@@ -68,15 +68,15 @@ class LmEvalEvaluator:
         return self._tasks.names
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
-        """The evaluation of `request.recipe` on the items of `request.split`; FAILED with the reason where anything goes wrong.
+        """Evaluates `request.recipe` on the items of `request.split`; the status is FAILED, with the reason, if anything goes wrong.
 
-        When libraries fail `MAX_BREAKDOWNS` times without a good evaluation in between, their error is passed on: a GPU or a process of the
-        engine may be gone for good, and the pool then makes a new worker for the candidate, instead of one after the other failing here.
+        When libraries fail `MAX_BREAKDOWNS` times without a successful evaluation in between, the error is raised: a GPU or a process of the
+        engine may be gone for good, and the pool then starts a new worker for the candidate instead of letting every candidate fail here.
 
         Scores are means as lm-eval computes them; `stderr` is the sample standard deviation over the items divided by sqrt(n)
-        (0 for a single item); of a group, from that of each of its tasks. Costs: `items`, `dropped_items` where there are any, `prompt_tokens`, `generated_tokens`, `layers` and `active_parameters` of the merged model
-        (elements of its tensors), `tokens_per_second` of the engine (prompt and generated), and seconds `plan_s`, `merge_s` (with the
-        engine's reset), `request_s` (handing requests over), `engine_s`, `score_s`, `total_s`.
+        (0 for a single item); for a group it combines those of its tasks. Costs: `items`, `dropped_items` if there are any, `prompt_tokens`,
+        `generated_tokens`, `layers` and `active_parameters` of the merged model, `tokens_per_second` of the engine (prompt and generated),
+        and the seconds `plan_s`, `merge_s` (including the engine's reset), `request_s` (collecting the requests), `engine_s`, `score_s`, `total_s`.
         """
         started = time.perf_counter()
         try:
@@ -134,7 +134,7 @@ class LmEvalEvaluator:
         )
 
     def _load(self, request: EvaluationRequest, clock: "_Clock") -> None:
-        """Puts the recipe's weights into the engine, unless they are there from the request before (another split)."""
+        """Loads the recipe's weights into the engine, unless the previous request (for another split) already did."""
         if request.recipe is None:
             raise EvaluationError(f"candidate {request.candidate_id} has no recipe")
         with clock.part("plan_s"):
@@ -162,10 +162,10 @@ class LmEvalEvaluator:
         self._in_engine, self._size = key, size
 
     def show(self, split: Split, count: int) -> dict[str, list[ShownItem]]:
-        """Task name -> its first `count` items of `split` (of a group: of each of its tasks), answered by the model evaluated last.
+        """Task name -> its first `count` items of `split` (for a group, of each of its tasks), answered by the last evaluated model.
 
         Raises:
-            EvaluationError: no such items.
+            EvaluationError: a task has no items in `split`.
             EngineError: the engine fails.
         """
         shown: dict[str, list[ShownItem]] = {}
@@ -184,7 +184,7 @@ class LmEvalEvaluator:
 
 
 def _is_breakdown(error: Exception) -> bool:
-    """Whether a library has failed under us, as opposed to what we have found wrong with a candidate ourselves."""
+    """Whether a library failed, as opposed to evomerge rejecting a candidate."""
     if isinstance(error, EngineError):
         return error.__cause__ is not None
     return not isinstance(error, EvomergeError)
@@ -211,6 +211,6 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _item_row(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Item scores as they are kept; larger ones, such as the perplexities of a ruined model, as the largest: the difference of two infinities is no number."""
+    """Item scores as float32, clipped to its range: perplexities of a ruined model may exceed it, and the difference of two infinities is NaN."""
     largest = float(np.finfo(np.float32).max)
     return np.clip(values, -largest, largest).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Loading a task: lm-eval's own task object per split, its requests and token ids built once.
+"""Loads a task: one lm-eval task object per split, with requests and token ids built once.
 
-Knows nothing of engines beyond their request types, of merging, or of searches.
+Knows nothing of merging, searches, or engines beyond their request types.
 """
 
 import copy
@@ -32,9 +32,9 @@ class LoadedTask:
     """A task whose requests are ready.
 
     Attributes:
-        name: what its score is called.
+        name: name of its score.
         metric: lm-eval's metric.
-        filter: name of the filter that is applied to the model's answers.
+        filter: name of the filter applied to the model's answers.
         splits: the items of every split that the data set has.
     """
 
@@ -64,10 +64,10 @@ def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> Lo
         trust_code: allow Python code that a local task file names.
 
     Raises:
-        EvaluationError: no such task or data, code that is not trusted, an output type that is not supported, no such metric, or items
-            that stand in two splits.
+        EvaluationError: the task, its data or its metric does not exist, its code is not trusted, its output type is not supported, or an
+            item is in two splits.
     """
-    # Its notes on defaults are not news here; errors are raised.
+    # Their log messages about defaults are of no use here; errors are raised.
     for library in ("lm_eval", "sacrebleu"):
         logging.getLogger(library).setLevel(logging.ERROR)
     keep_compiled_templates()
@@ -116,11 +116,11 @@ def _load_data(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Data split -> its rows (`datasets.Dataset`), loaded as lm-eval loads them, but once for all splits."""
     import datasets
 
-    # it tells of what is in a cache, each time, and twice of what it then raises
+    # it logs cache hits each time, and reports twice the errors that it then raises
     datasets.utils.logging.set_verbosity(logging.CRITICAL)
     custom = settings.get("custom_dataset")
     kwargs = dict(settings.get("dataset_kwargs") or {})
-    # Refused by datasets from 4.0 on, which run no code of data sets any more; lm-eval drops it too.
+    # datasets 4.0 and later no longer run code of data sets and reject this argument; lm-eval drops it too.
     kwargs.pop("trust_remote_code", None)
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
@@ -130,12 +130,12 @@ def _load_data(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
             if callable(custom)
             else datasets.load_dataset(path=settings.get("dataset_path"), name=settings.get("dataset_name"), **kwargs)
         )
-    except StopIteration:  # what datasets says of a file with nothing in it
+    except StopIteration:  # raised by datasets for an empty file
         raise EvaluationError(f"{where}: its data cannot be loaded: a file is empty") from None
     except (*SCORER_ERRORS, datasets.exceptions.DatasetsError) as error:
         hint = ""
         if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
-            hint = "; HF_HOME or HF_DATASETS_CACHE names another place for what datasets keeps"
+            hint = "; set HF_HOME or HF_DATASETS_CACHE to a writable folder for its cache"
         raise EvaluationError(f"{where}: its data cannot be loaded: {error.__cause__ or error}{hint}") from error
     finally:
         if not bars:
@@ -149,20 +149,20 @@ def _load_data(where: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _with_part(where: str, dataset: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """The data with `part` as a split of its own."""
+    """The data with `part` added as a separate split."""
     if part in dataset:
         return dataset
     whole = dataset[split_name(part)]
     rows = part_range(part, len(whole))
     if not rows:
-        raise EvaluationError(f"{where}: there is no row in it; {split_name(part)} has {len(whole)}")
+        raise EvaluationError(f"{where}: this part is empty; {split_name(part)} has {len(whole)} rows")
     return {**dataset, part: whole.select(rows) if hasattr(whole, "select") else whole[rows.start : rows.stop]}
 
 
 def _lm_eval_task(
     where: str, settings: Mapping[str, Any], dataset: Mapping[str, Any], part: str, n_examples: int
 ) -> Any:
-    """lm-eval's task object whose evaluated documents are the data split `part`, with so many examples."""
+    """lm-eval's task object that evaluates the documents of the data split `part`, with `n_examples` few-shot examples."""
     from lm_eval.api.task import ConfigurableTask
 
     class LoadedDataTask(ConfigurableTask):  # type: ignore[misc]
@@ -183,10 +183,10 @@ def _lm_eval_task(
 
 
 def _evaluate_part(config: dict[str, Any], part: str) -> None:
-    """Makes `part` the split that lm-eval evaluates. Where it does so anyway nothing changes, and its examples are lm-eval's own.
+    """Makes `part` the split that lm-eval evaluates. If it already is, nothing changes, and the few-shot examples are lm-eval's own.
 
-    Else an item is not among its own examples: lm-eval sees to that where they come from the split, by name, that is evaluated as the test
-    split.
+    Otherwise, makes sure that an item is never one of its own examples: lm-eval excludes it if the examples come from the split with the name
+    of the evaluated test split.
     """
     if part == (config.get("test_split") or config.get("validation_split")):
         return
@@ -202,7 +202,7 @@ def _evaluate_part(config: dict[str, Any], part: str) -> None:
 
 
 def _draw(task: Any, spec: TaskSpec, n_wanted: int | None) -> tuple[frozenset[int] | None, float]:
-    """The numbers of so many documents, drawn at random (None: all), and how many documents each of them stands for."""
+    """The numbers of `n_wanted` randomly drawn documents (None: all), and the number of documents each of them represents."""
     if n_wanted is None:
         return None, 1.0
     n_documents = len(task.eval_docs)
@@ -217,11 +217,11 @@ def _draw(task: Any, spec: TaskSpec, n_wanted: int | None) -> tuple[frozenset[in
 def _build_items(
     where: str, task: Any, spec: TaskSpec, encoder: Encoder, n_wanted: int | None
 ) -> tuple[list[Item], float]:
-    """So many items, drawn at random from those up to `limit` (None: all of these), and how many documents each of them stands for."""
+    """`n_wanted` items drawn at random from those up to `limit` (None: all of these), and the number of documents each of them represents."""
     prompt = spec.prompt
     try:
         documents, represents = _draw(task, spec, n_wanted)
-        # Its progress bar has no switch.
+        # Its progress bar cannot be turned off.
         with redirect_stderr(io.StringIO()):
             task.build_all_requests(
                 limit=spec.limit,
@@ -236,7 +236,7 @@ def _build_items(
     except (*SCORER_ERRORS, jinja2.TemplateError) as error:
         wanted, known = task.config.num_fewshot, len(task.sampler.df) if hasattr(task, "sampler") else 0
         why = (
-            f"{wanted} solved examples for each item are to be taken from {known}"
+            f"num_fewshot asks for {wanted} solved examples per item, but there are only {known} to choose from"
             if wanted >= known > 0
             else repr(error)
         )
@@ -275,7 +275,7 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> str:
 
 
 def _drop_shared(splits: dict[Split, TaskItems]) -> None:
-    """Leaves items out of each split that stand in a later one too, so that `report` stays as it is."""
+    """Drops from each split the items that are also in a later one, so that `report` stays unchanged."""
     later: set[Hashable] = set()
     for split in reversed([split for split in Split if split in splits]):
         keys = splits[split].keys()
@@ -297,6 +297,6 @@ def _check_disjoint(name: str, splits: Mapping[Split, TaskItems]) -> None:
         if shared:
             raise EvaluationError(
                 f"task {name!r}: {len(shared)} of the {len(keys[two])} {two.value} items are also {one.value} items "
-                f"(the first is {two.value} item {shared[0]}); the splits must be disjoint, or scores are optimistic. With drop_shared: true they are left "
-                f"out of {one.value}"
+                f"(the first is {two.value} item {shared[0]}); the splits must be disjoint, or scores are optimistic. Set drop_shared: true to leave "
+                f"them out of {one.value}"
             )

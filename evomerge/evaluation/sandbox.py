@@ -1,8 +1,8 @@
-"""Tasks that run code of their own, or code that the model writes, in a process without network and with limits.
+"""Runs tasks that contain code, or that execute code written by the model, in a sandboxed process without network access.
 
-Such a task is loaded and its answers are scored in a child process (`sandbox_process`) in Linux namespaces of its own: no network
+Such a task is loaded and its answers are scored in a child process (`sandbox_process`) in its own Linux namespaces: no network
 interface, no view of other processes, no privileges, an environment without the user's variables, bounded memory and file sizes, and
-no right to change a file outside a scratch folder. The worker itself never imports the task's code. Where the kernel or the container does
+no permission to change files outside a scratch folder. The worker itself never imports the task's code. If the kernel or the container does
 not allow this, the task is refused: there is no weaker mode.
 """
 
@@ -32,37 +32,37 @@ from evomerge.evaluation.task_items import no_items
 from evomerge.evaluation.task_spec import TaskSpec
 
 MEMORY_BYTES = 16 << 30
-"""Address space of a process in the sandbox; the libraries that lm-eval imports map a few gigabytes of it."""
+"""Address space limit of a process in the sandbox; the libraries that lm-eval imports map a few gigabytes of it."""
 FILE_BYTES = 1 << 30
-"""Size of a file that it writes; data sets are converted into its scratch folder."""
+"""Size limit of a file that it writes; data sets are converted into its scratch folder."""
 LOAD_TIMEOUT_S = 600.0
 _TRY_S = 60.0
-"""For a process that does nothing."""
+"""Timeout of the trial process, which does nothing."""
 _MAX_ANSWER_BYTES = 1 << 30
 _LONGEST_WAIT_MS = (1 << 31) - 1
-"""That `poll` takes: 24 days."""
+"""The longest timeout that `poll` accepts: 24 days."""
 
 _NONSENSE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
-"""What comes of taking JSON of any form for the items of a task."""
+"""Errors raised when arbitrary JSON is read as the items of a task."""
 
 _ISOLATED = (
     "setpriv", "--pdeathsig", "KILL",
     "unshare", "--user", "--map-root-user", "--net", "--ipc", "--pid", "--mount-proc", "--fork", "--kill-child=KILL",
 )  # fmt: skip
-"""util-linux: ends with this process; then namespaces of its own, whose processes end together."""
+"""util-linux commands: end with this process, and run in new namespaces whose processes all end together."""
 
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS")
 
 
 @cache
 def check_sandbox() -> None:
-    """Finds out whether this machine can isolate a process.
+    """Checks that this machine can isolate a process.
 
     Raises:
-        EvaluationError: it cannot; says why.
+        EvaluationError: it cannot; gives the reason.
     """
     advice = (
-        "so task code cannot be kept from the network and is refused. Allow unprivileged user namespaces (in a container: a "
+        "so task code cannot be isolated from the network and is refused. Allow unprivileged user namespaces (in a container: a "
         "seccomp profile that permits unshare), or use a task without code"
     )
     for program in ("setpriv", "unshare"):
@@ -71,22 +71,22 @@ def check_sandbox() -> None:
     try:
         tried = subprocess.run([*_ISOLATED, "true"], capture_output=True, text=True, timeout=_TRY_S, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:
-        raise EvaluationError(f"sandbox: an isolated process has not ended within {_TRY_S:g} s, {advice}") from None
+        raise EvaluationError(f"sandbox: an isolated process did not end within {_TRY_S:g} s, {advice}") from None
     if tried.returncode:
         raise EvaluationError(f"sandbox: this machine cannot isolate a process ({tried.stderr.strip()}), {advice}")
 
 
 class SandboxedTask:
-    """As `LoadedTask`, with the task in a process of its own. Not thread-safe.
+    """Like `LoadedTask`, with the task in a separate, sandboxed process. Not thread-safe.
 
     Args:
         spec: which task, metric and splits.
         tokenizer: folder of the models' tokenizer.
-        timeout_s: of scoring one split's answers; the process is then killed, and a new one made for the next.
-        processes: so many of its copies score them, inside the same sandbox.
+        timeout_s: time limit for scoring one split's answers; after it, the process is killed and a new one is started for the next.
+        processes: number of processes that score in parallel, inside the same sandbox.
 
     Raises:
-        EvaluationError: no sandbox here, or as `load_task`.
+        EvaluationError: this machine cannot isolate a process, or as for `load_task`.
     """
 
     def __init__(self, spec: TaskSpec, tokenizer: Path, *, timeout_s: float, processes: int = 1) -> None:
@@ -103,14 +103,14 @@ class SandboxedTask:
             raise self._nonsense(error) from error
 
     def items(self, split: Split) -> "SandboxedItems":
-        """As `LoadedTask.items`."""
+        """See `LoadedTask.items`."""
         try:
             return self.splits[split]
         except KeyError:
             raise no_items(self.name, split) from None
 
     def score(self, order: Mapping[str, Any]) -> Any:
-        """What the sandbox answers to a scoring order.
+        """The sandbox's answer to a scoring order.
 
         Raises:
             EvaluationError: it fails, dies, or takes too long.
@@ -120,7 +120,7 @@ class SandboxedTask:
         return self._ask({**order, "processes": self._processes}, self._timeout_s).get("scores")
 
     def close(self) -> None:
-        """Ends the process and everything it started."""
+        """Kills the process and everything it started."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -152,16 +152,16 @@ class SandboxedTask:
         try:
             return self._ask(order, LOAD_TIMEOUT_S)
         except EvaluationError as error:
-            self.close()  # a process without the task would be asked to score next
+            self.close()  # otherwise the next order would go to a process without the task
             if is_task_file(self._spec.task):
                 raise
             raise EvaluationError(
-                f"task {self._spec.task!r} cannot be loaded in its sandbox: {error}\nThere is no network there: its data set and its metrics must be in "
-                "the Hugging Face caches (HF_HOME) already; run the task once with lm-eval itself to get them"
+                f"task {self._spec.task!r} cannot be loaded in its sandbox: {error}\nThe sandbox has no network access: the task's data set and metrics "
+                "must already be in the Hugging Face caches (HF_HOME); run the task once with lm-eval itself to download them"
             ) from error
 
     def _ask(self, order: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """One order, one answer; a process that does not give one is killed."""
+        """Sends one order and returns the answer; a process that does not give one is killed."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise EvaluationError(f"task {self._spec.task!r}: its sandbox is closed")
@@ -174,7 +174,7 @@ class SandboxedTask:
             raise EvaluationError(f"task {self._spec.task!r}: its code took more than {timeout_s:g} s") from None
         except (OSError, ValueError, EOFError, RecursionError) as error:
             self.close()
-            raise EvaluationError(f"task {self._spec.task!r}: its sandbox has died ({error})") from error
+            raise EvaluationError(f"task {self._spec.task!r}: its sandbox died ({error})") from error
         if not isinstance(answer, dict):
             raise self._nonsense(answer)
         if "error" in answer:
@@ -183,14 +183,14 @@ class SandboxedTask:
 
     def _nonsense(self, what: object) -> EvaluationError:
         self.close()
-        return EvaluationError(f"task {self._spec.task!r}: its sandbox gives no proper answer: {what!r:.200}")
+        return EvaluationError(f"task {self._spec.task!r}: its sandbox returned an invalid answer: {what!r:.200}")
 
 
 class SandboxedItems(Items):
-    """Items of a `SandboxedTask`. `content` is what the sandbox says it asks the model.
+    """Items of a `SandboxedTask`. `content` is the sandbox's description of its requests to the model.
 
     Raises:
-        AttributeError, KeyError, OverflowError, TypeError, ValueError: it says nothing of that kind.
+        AttributeError, KeyError, OverflowError, TypeError, ValueError: `content` does not have the expected form.
     """
 
     def __init__(self, task: SandboxedTask, split: Split, content: Mapping[str, Any]) -> None:
@@ -208,16 +208,16 @@ class SandboxedItems(Items):
         )
         self._targets = tuple(str(target) for target in content["targets"])
         if min(self.counts) < 0 or sum(self.counts) != len(self.likelihoods) + len(self.generations):
-            raise ValueError(f"items that make {self.counts} requests")
+            raise ValueError(f"request counts of items do not add up: {self.counts}")
         if not 1.0 <= self.represents < math.inf:
-            raise ValueError(f"items that stand for {self.represents}")
+            raise ValueError(f"items that represent {self.represents} items")
 
     def target(self, number: int) -> str | None:
-        """See `Items.target`; the sandbox tells the first hundred."""
+        """See `Items.target`; the sandbox gives only the first hundred."""
         return self._targets[number] if number < len(self._targets) else None
 
     def score(self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation]) -> NDArray[np.float64]:
-        """See `Items.score`. Raises EvaluationError also where the sandbox dies, hangs or answers nonsense."""
+        """See `Items.score`. Also raises EvaluationError if the sandbox dies, hangs or returns an invalid answer."""
         scores = self._task.score(
             {
                 "split": self._split.value,
@@ -227,12 +227,12 @@ class SandboxedItems(Items):
         )
         good = isinstance(scores, list) and all(isinstance(one, float) and math.isfinite(one) for one in scores)
         if not good or len(scores) != len(self):
-            raise EvaluationError(f"{self._where}: the sandbox gives no score per item: {scores!r:.200}")
+            raise EvaluationError(f"{self._where}: the sandbox did not return one score per item: {scores!r:.200}")
         return np.array(scores, dtype=np.float64)
 
 
 def _show_caches(home: Path) -> None:
-    """Links what the user's Hugging Face caches hold (data sets, metrics) into those under `home`: to be read, and not written."""
+    """Links the contents of the user's Hugging Face caches (data sets, metrics) into caches under `home`, where they can be read but not written."""
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
     caches = {
@@ -240,7 +240,7 @@ def _show_caches(home: Path) -> None:
         "datasets": (
             os.environ.get("HF_DATASETS_CACHE", f"{HF_HOME}/datasets"),
             "*___*",
-        ),  # without those made of local files
+        ),  # without data sets made from local files
         "modules": (os.environ.get("HF_MODULES_CACHE", f"{HF_HOME}/modules"), "*"),
     }
     for name, (place, wanted) in caches.items():
@@ -255,16 +255,16 @@ def _tokens(values: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _send(descriptor: int, content: bytes, deadline: float) -> None:
-    """Writes into a pipe whose other side may have stopped reading.
+    """Writes into a pipe whose reader may have stopped reading.
 
     Raises:
-        TimeoutError: not all of it until `deadline`.
-        OSError: the other side has gone.
+        TimeoutError: not everything was written by `deadline`.
+        OSError: the reader is gone.
     """
     rest = memoryview(content)
     while rest:
         _wait(descriptor, select.POLLOUT, deadline)
-        # a pipe that is ready takes so much without waiting
+        # a pipe that is ready accepts PIPE_BUF bytes without blocking
         rest = rest[os.write(descriptor, rest[: select.PIPE_BUF]) :]
 
 
@@ -272,8 +272,8 @@ def _line(descriptor: int, deadline: float) -> bytes:
     """The next line of a pipe.
 
     Raises:
-        TimeoutError: none until `deadline`.
-        EOFError: the other side has gone, or says too much.
+        TimeoutError: there was none by `deadline`.
+        EOFError: the writer is gone, or the line is too long.
     """
     content = bytearray()
     while not content.endswith(b"\n"):
@@ -281,13 +281,13 @@ def _line(descriptor: int, deadline: float) -> bytes:
         part = os.read(descriptor, 1 << 20)
         content += part
         if not part or len(content) > _MAX_ANSWER_BYTES:
-            raise EOFError("no whole answer")
+            raise EOFError("incomplete answer")
     return bytes(content)
 
 
 def _wait(descriptor: int, event: int, deadline: float) -> None:
-    """Until `event`, or until the other side has gone. Raises TimeoutError at `deadline`."""
-    poll = select.poll()  # unlike `select.select` it takes descriptors beyond 1023, of workers with many open files
+    """Waits for `event`, or until the other side is gone. Raises TimeoutError at `deadline`."""
+    poll = select.poll()  # unlike `select.select`, it accepts descriptors beyond 1023, in workers with many open files
     poll.register(descriptor, event)
     if not poll.poll(min(max(0.0, deadline - time.monotonic()) * 1000, _LONGEST_WAIT_MS)):
         raise TimeoutError

@@ -1,7 +1,7 @@
-"""The inside of the sandbox: a process that loads a task with its Python code and scores answers, until its input ends.
+"""The process inside the sandbox: loads a task with its Python code and scores answers until its input ends.
 
-Started by `evomerge.evaluation.sandbox` in namespaces of its own. Reads one JSON object a line and answers each with one; what it says
-is not believed there. Everything that a task's code prints goes to the error output.
+Started by `evomerge.evaluation.sandbox` in its own namespaces. Reads one JSON object per line and answers each with one; the parent
+does not trust the answers. Everything that a task's code prints goes to standard error.
 """
 
 import ctypes
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 N_TARGETS = 100
-"""Right answers of so many items are told, to be shown beside those of a model."""
+"""Number of items whose right answers are sent, to be shown beside those of a model."""
 
 _HANDLED_SINCE_1 = 0b1_1111_1111_0010
-"""Landlock's rights of its first version that change files (linux/landlock.h): write, remove, and make of every kind."""
+"""Landlock access rights of its first version that change files (linux/landlock.h): writing, removing and creating files of any kind."""
 _TRUNCATE = 1 << 14
 _TO_ONE_FILE = 0b10 | _TRUNCATE
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-"""System calls, the same numbers on every architecture."""
+"""System call numbers, the same on every architecture."""
 _PATH_BENEATH, _QUERY_VERSION, _NO_NEW_PRIVILEGES = 1, 1, 38
 
 
@@ -29,7 +29,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def limit(memory_bytes: int, file_bytes: int) -> None:
-    """Bounds what this process and each of its children may take."""
+    """Limits the resources of this process and each of its children."""
     for what, most in (
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_FSIZE, file_bytes),
@@ -42,10 +42,10 @@ def limit(memory_bytes: int, file_bytes: int) -> None:
 
 
 def write_only_into(folder: Path) -> None:
-    """Gives up, for good, the right to change any file outside `folder` (and /dev/null, /dev/shm).
+    """Permanently gives up the right to change any file outside `folder` (and /dev/null, /dev/shm).
 
     Raises:
-        OSError: the kernel has no Landlock (Linux 5.13 and newer have it).
+        OSError: the kernel does not support Landlock (Linux 5.13 and newer do).
     """
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -123,7 +123,7 @@ def main() -> None:
                 task, answer = _load(order)
             else:
                 answer = _score(task, order)
-        except Exception as error:  # noqa: BLE001  (the boundary of the sandbox: the other side must hear of it)
+        except Exception as error:  # noqa: BLE001  (the boundary of the sandbox: errors are reported to the parent)
             known = any(kind.__name__ == "EvomergeError" for kind in type(error).__mro__)
             answer = {"error": str(error) if known else f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")

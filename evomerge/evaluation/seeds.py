@@ -1,4 +1,4 @@
-"""Python's and NumPy's global generators as lm-eval leaves them to the code of tasks."""
+"""Seeds Python's and NumPy's global random generators for task code as lm-eval does."""
 
 import random
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ PYTHON_SEED, NUMPY_SEED, FEWSHOT_SEED = 0, 1234, 1234
 
 @contextmanager
 def lm_evals_seeds(number: int = 0) -> Iterator[None]:
-    """Both as `simple_evaluate` seeds them by default, and afterwards as they were: `process_docs` of GPQA shuffles choices with them.
+    """Seeds both as `simple_evaluate` does by default and restores them afterwards; for example, `process_docs` of GPQA shuffles choices with them.
 
-    Another `number` gives other seeds: scorers that guess where an answer says nothing do so anew for each item.
+    `number` is added to the seeds, so that scorers that guess when an answer is unusable guess independently for each item.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (the generator that tasks use)
     random.seed(PYTHON_SEED + number)

@@ -1,4 +1,4 @@
-"""What a model was asked and what it said, in text: to be looked at, not scored."""
+"""The prompts and answers of a model as text, for display only."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ class ShownItem:
     """One item of a task.
 
     Attributes:
-        number: its place among the task's items.
-        prompt: what the model read, with the special tokens.
-        answers: what it wrote; or every continuation it was asked about, with its log-probability.
-        target: the right answer; None for items far down in a task with code of its own, whose sandbox tells only the first.
+        number: its index among the task's items.
+        prompt: the text the model read, with special tokens.
+        answers: the text it generated, or each continuation it scored with its log-probability.
+        target: the right answer; None for later items of a sandboxed task, whose sandbox sends only the first ones.
     """
 
     number: int
@@ -25,10 +25,10 @@ class ShownItem:
 
 
 def show_items(items: Items, count: int, engine: Engine, decode: Callable[[Sequence[int]], str]) -> list[ShownItem]:
-    """The first `count` items, answered by the model that is in the engine now.
+    """The first `count` items, answered by the model that is currently in the engine.
 
     Raises:
-        EngineError: as the engine.
+        EngineError: the engine fails.
     """
     counts = list(items.counts)[:count]
     n_requests = sum(counts)

@@ -1,4 +1,4 @@
-"""Parts of a data split, written as the `datasets` library writes them: `train[:60%]`, `train[60%:80%]`, `train[-500:]`. Loads no data."""
+"""Parts of a data split in the syntax of the `datasets` library: `train[:60%]`, `train[60%:80%]`, `train[-500:]`. Loads no data."""
 
 import re
 
@@ -13,10 +13,10 @@ def split_name(part: str) -> str:
 
 
 def part_range(part: str, n_rows: int) -> range:
-    """The rows of a split of `n_rows` rows that `part` stands for, in the order of the data; shares are rounded down.
+    """The rows that `part` selects from a split of `n_rows` rows, in the order of the data; percentages are rounded down.
 
     Raises:
-        EvaluationError: not a split's name, or one with the rows in brackets, or more than 100% of them.
+        EvaluationError: `part` is neither a split's name nor a name with rows in brackets, or a percentage exceeds 100%.
     """
     if "[" not in part:
         return range(n_rows)
@@ -26,16 +26,16 @@ def part_range(part: str, n_rows: int) -> range:
     if any(
         text is not None and text.endswith("%") and abs(int(text[:-1])) > 100 for text in match.group("first", "last")
     ):
-        raise EvaluationError(f"{part!r}: a share of more than 100%")
+        raise EvaluationError(f"{part!r}: a percentage exceeds 100%")
     first, last = (_row(text, n_rows) for text in (match["first"] or "0", match["last"] or "100%"))
     return range(first, max(first, last))
 
 
 def always_share_rows(one: str, two: str) -> bool:
-    """Whether two parts have rows in common, however many rows (ten or more) the data has.
+    """Whether two parts overlap whatever the number of rows of the data (ten or more).
 
     Raises:
-        EvaluationError: as `part_range`.
+        EvaluationError: as for `part_range`.
     """
     return split_name(one) == split_name(two) and all(
         max(a.start, b.start) < min(a.stop, b.stop)

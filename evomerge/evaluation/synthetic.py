@@ -1,4 +1,4 @@
-"""Scores from test functions instead of models, so that the whole loop can be tried, timed and killed in seconds.
+"""Scores from test functions instead of models, so that the whole loop can be tried, timed and interrupted in seconds.
 
 Knows nothing of models, engines or lm-eval.
 """
@@ -39,7 +39,7 @@ def _zdt(x: Vector, shape: Callable[[float, float], float]) -> list[float]:
 
 
 def _dtlz2(x: Vector) -> list[float]:
-    """A quarter of a sphere, three losses; with one coordinate a quarter of a circle on it."""
+    """Three losses whose front is an octant of a sphere; with one coordinate, a quarter circle on it."""
     first, second = (np.pi / 2 * value for value in np.append(x[:2], 0.0)[:2])
     g = float(np.sum((x[2:] - 0.5) ** 2))
     radius = (1.0 + g) / (1.0 + 0.25 * max(0, len(x) - 2))
@@ -70,7 +70,7 @@ def synthetic_task_names(function: str) -> tuple[str, ...]:
     """The names of the scores of a function: `f1`, `f2`, ...
 
     Raises:
-        ConfigError: there is no such function; the nearest is named.
+        ConfigError: there is no such function; suggests the closest name.
     """
     if function not in FUNCTIONS:
         hint = did_you_mean(function, FUNCTIONS)
@@ -86,10 +86,10 @@ class SyntheticEvaluator:
     Args:
         function: a key of `FUNCTIONS`.
         n_items: items per task and split.
-        item_noise: standard deviation of an item's score around the function's value. A part of it (half the variance) is the
-            item's own difficulty, the same for every candidate, as in real tasks.
-        delay_s: how long an evaluation takes.
-        failure_rate: share of evaluations that fail; decided by (seed, candidate, split, attempt).
+        item_noise: standard deviation of an item's score around the function's value. Half of the variance is the
+            item's difficulty, the same for every candidate, as in real tasks.
+        delay_s: duration of an evaluation.
+        failure_rate: fraction of evaluations that fail, determined by (seed, candidate, split, attempt).
         seed: of the noise and the failures.
     """
 
@@ -109,12 +109,12 @@ class SyntheticEvaluator:
         self._failure_rate, self._seed = failure_rate, seed
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
-        """The evaluation of `request.values`, shape (d,)."""
+        """Evaluates `request.values`, shape (d,)."""
         started = time.perf_counter()
         if self._delay_s:
             time.sleep(self._delay_s)
         if request.values is None:
-            return request.failed("the synthetic evaluation needs a point of the space")
+            return request.failed("the synthetic evaluator needs a point of the search space")
         lottery = random_stream(self._seed, "failure", request.candidate_id, request.split.value, request.attempt)
         if lottery.random() < self._failure_rate:
             return request.failed("synthetic failure")
@@ -141,4 +141,4 @@ class SyntheticEvaluator:
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there are no resources to free."""

@@ -1,4 +1,4 @@
-"""What can be told of a task before it is loaded: whether it can be scored here, and what its splits must say. Loads no data."""
+"""Checks on a task that do not need its data: whether it can be scored, and which splits must be set."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,38 +14,38 @@ from evomerge.evaluation.task_settings import settings_as_text, settings_with_fu
 from evomerge.evaluation.task_spec import TaskSpec
 
 WHOLE_TEXTS = "loglikelihood_rolling"
-"""lm-eval's output type of tasks that score whole texts, whatever their length"""
+"""lm-eval's output type of tasks that score whole texts of any length"""
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", WHOLE_TEXTS, "generate_until")
 _GENERATION = frozenset(
     {"until", "do_sample", "temperature", "max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"}
 )
-"""arguments of generation that are followed (`normalize_gen_kwargs` of lm-eval 0.4.13)"""
+"""supported generation arguments (`normalize_gen_kwargs` of lm-eval 0.4.13)"""
 _WITHOUT_EFFECT: Mapping[str, object] = MappingProxyType(
     {"num_beams": 1, "repetition_penalty": 1, "top_k": ..., "top_p": ..., "min_p": ...}
 )
-"""others, and with which value (... = any) greedy decoding is the same without them"""
+"""other arguments -> the value (... = any) with which they do not change greedy decoding"""
 _SPLITS = ("training_split", "validation_split", "test_split")
 _DATA = ("dataset_path", "dataset_name", "dataset_kwargs")
 
 
 def check_supported(spec: TaskSpec) -> None:
-    """Looks, without loading it, whether a task can be scored here.
+    """Checks, without loading it, that a task can be scored.
 
     Raises:
-        EvaluationError: it cannot; says why.
+        EvaluationError: it cannot; gives the reason.
     """
     settings = settings_as_text(spec.task)
     check_settings(spec.task, settings)
     check_whole_texts(spec, settings)
     if spec.num_fewshot and not spec.n_examples(settings.get("num_fewshot")):
         raise EvaluationError(
-            f"task {spec.task!r}: num_fewshot: {spec.num_fewshot} has no effect on a task whose own file says num_fewshot: 0 (lm-eval's rule); "
+            f"task {spec.task!r}: num_fewshot: {spec.num_fewshot} has no effect on a task whose own file sets num_fewshot: 0 (lm-eval's rule); "
             "leave it out"
         )
 
 
 def check_packages(spec: TaskSpec) -> None:
-    """Imports the functions of a task of lm-eval's, unless they run in a sandbox.
+    """Checks that the packages of one of lm-eval's own tasks are installed, by importing its functions unless they run in a sandbox.
 
     Raises:
         EvaluationError: a package that they need is not installed.
@@ -55,16 +55,16 @@ def check_packages(spec: TaskSpec) -> None:
 
 
 def scored_split(task: str) -> str | None:
-    """The data split that lm-eval scores a task on; None where it cannot be told."""
+    """The data split that lm-eval scores a task on; None if unknown."""
     settings = settings_as_text(task)
     return settings.get("test_split") or settings.get("validation_split")
 
 
 def check_not_scored_on(spec: TaskSpec) -> None:
-    """Checks that a task of lm-eval's is not searched on what its published scores are of.
+    """Checks that the search does not use the split on which the published scores of one of lm-eval's tasks are computed.
 
     Raises:
-        EvaluationError: it is.
+        EvaluationError: it does.
     """
     searched = split_name(spec.splits.get(Split.SEARCH, ""))
     if is_task_file(spec.task) or searched not in (scored_split(spec.task), "test"):
@@ -76,10 +76,10 @@ def check_not_scored_on(spec: TaskSpec) -> None:
 
 
 def check_one_split_each(where: str, specs: Sequence[TaskSpec]) -> None:
-    """Checks that tasks which get the same `splits` are not told apart by the split of one data set that they take.
+    """Checks that tasks which share `splits` do not differ only in the split of a common data set that they use.
 
     Raises:
-        EvaluationError: two are: all would be scored on the same items.
+        EvaluationError: two tasks do, and would be scored on the same items.
     """
     taken: dict[str, tuple[str, str]] = {}
     for spec in specs:
@@ -90,16 +90,16 @@ def check_one_split_each(where: str, specs: Sequence[TaskSpec]) -> None:
         other, others = taken.setdefault(data, (spec.task, own))
         if others != own:
             raise EvaluationError(
-                f"{where}: {other} and {spec.task} are different splits of one data set, {others} and {own}, so the same splits cannot be "
-                "meant for both; list its tasks one by one, each with splits of its own"
+                f"{where}: {other} and {spec.task} are different splits of one data set, {others} and {own}, so they cannot share the same "
+                "splits; list its tasks one by one, each with its own splits"
             )
 
 
 def check_splits(spec: TaskSpec, needed: Sequence[Split]) -> None:
-    """Checks that of a task of lm-eval's it is said which data splits are ours: no public data set has such names.
+    """Checks that `splits` of one of lm-eval's tasks maps all needed splits, since public data sets do not use our names.
 
     Raises:
-        EvaluationError: it is not; names those that its file knows.
+        EvaluationError: a split is missing; names those that the task's file knows.
     """
     missing = [split.value for split in needed if split not in spec.splits]
     if not missing or is_task_file(spec.task):
@@ -116,23 +116,23 @@ def check_splits(spec: TaskSpec, needed: Sequence[Split]) -> None:
         else f"search: '{own}[:60%]', select: '{own}[60%:80%]', report: '{own}[80%:]'"
     )
     raise EvaluationError(
-        f"task {spec.task!r}: set splits to say which of the data set's splits are {', '.join(missing)} (lm-eval uses {', '.join(known)}), "
+        f"task {spec.task!r}: set splits to choose the data set's splits for {', '.join(missing)} (lm-eval uses {', '.join(known)}), "
         f"e.g. splits: {{{parts}}}{', search_on_test: true' if first in (own, 'test') else ''}"
         + ("" if missing == [Split.SEARCH.value] else ", or finals: {finalists: 0} to search only")
     )
 
 
 def check_whole_texts(spec: TaskSpec, settings: Mapping[str, Any]) -> None:
-    """Checks that a task which scores whole texts is told in what pieces, and is not told what has no effect on it.
+    """Checks that a task which scores whole texts has a window, and no settings that would have no effect.
 
     Raises:
-        EvaluationError: it is not, or is.
+        EvaluationError: the window is missing, or `num_fewshot` is set.
     """
     if settings.get("output_type") != WHOLE_TEXTS:
         return
     if spec.window is None:
         raise EvaluationError(
-            f"task {spec.task!r} scores whole texts, in pieces of engine.max_model_len tokens: set that, e.g. to 2048; scores depend on it"
+            f"task {spec.task!r} scores whole texts in pieces of engine.max_model_len tokens, and its scores depend on that number: set it, e.g. to 2048"
         )
     if spec.num_fewshot:
         raise EvaluationError(
@@ -141,10 +141,10 @@ def check_whole_texts(spec: TaskSpec, settings: Mapping[str, Any]) -> None:
 
 
 def check_settings(where: str, settings: Mapping[str, Any]) -> None:
-    """Refuses what no engine here can be asked, or only with another score than lm-eval's.
+    """Refuses settings that the engines do not support, or with which scores would differ from lm-eval's.
 
     Raises:
-        EvaluationError: names it.
+        EvaluationError: names the setting.
     """
     if "class" in settings:
         raise EvaluationError(f"lm-eval task {where!r} is a Python class; only tasks defined in YAML can be evaluated")
@@ -155,7 +155,7 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
         )
     if (settings.get("repeats") or 1) != 1:
         raise EvaluationError(
-            f"{where}: repeats: {settings['repeats']} asks a greedy model the same thing again; use 1"
+            f"{where}: repeats: {settings['repeats']} would repeat the same request, and greedy decoding gives the same answer; use 1"
         )
     number_of_shots(where, settings.get("num_fewshot"))
     description = settings.get("description")
@@ -174,7 +174,7 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
 
 
 def _check_generation(where: str, generation: Any) -> None:
-    """Raises EvaluationError for settings of answers other than greedy ones."""
+    """Raises EvaluationError for settings of anything but greedy decoding."""
     if not isinstance(generation, Mapping):
         raise EvaluationError(f"{where}: generation_kwargs: expected settings by name, got {generation!r}")
     temperature = generation.get("temperature") or 0
@@ -187,11 +187,11 @@ def _check_generation(where: str, generation: Any) -> None:
         )
     for key, value in generation.items():
         if key not in _GENERATION and _WITHOUT_EFFECT.get(key) not in (..., value):
-            # `min_new_tokens` and the like are no misspellings
+            # a high threshold, so that `min_new_tokens` and the like are not taken for misspellings
             near = (
                 "."
                 if key in _WITHOUT_EFFECT
                 else did_you_mean(str(key), [*_GENERATION, *_WITHOUT_EFFECT], likeness=0.87)
             )
-            why = ", since answers are decoded greedily, token by token; leave it out" if near == "." else near
+            why = ", because answers are decoded greedily, token by token; leave it out" if near == "." else near
             raise EvaluationError(f"{where}: generation_kwargs.{key}: {value!r} is not supported{why}")

@@ -1,4 +1,4 @@
-"""Task files as text: their name, fingerprint and data files, without loading lm-eval."""
+"""Reads task files as text: names, fingerprints and data files, without importing lm-eval."""
 
 import copy
 import hashlib
@@ -24,10 +24,10 @@ _INCLUDE_LINE = re.compile(r"""^["']?include["']?:[ \t]*["']?([^\s"'#]+)""", re.
 _NAME = re.compile(r"[\w.:+/()-]{2,}")
 
 _SUFFIXES = ("", ".yaml", ".yml")
-"""of lm-eval's task files; without one, of what they include"""
+"""of lm-eval's task files; the files that they include may have none"""
 
 _DATA = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
-"""of files that hold items, not a task"""
+"""of files that contain items, not a task"""
 
 _FUNCTION_TAG = re.compile(r"!function\s+([\w./-]+)")
 
@@ -35,12 +35,12 @@ _NO_TASK_FILE = "not an lm-eval task file: it needs a mapping with the key 'task
 
 
 def is_task_file(task: str) -> bool:
-    """Whether `task` is the path of a YAML file rather than a name that lm-eval knows."""
+    """Whether `task` is the path of a YAML file rather than the name of one of lm-eval's tasks."""
     return task.endswith((".yaml", ".yml"))
 
 
 def is_group(settings: Mapping[str, Any]) -> bool:
-    """Whether the settings of a YAML file are a group's; a task of old files may name the groups it belongs to."""
+    """Whether the settings of a YAML file are those of a group; tasks in old files may also have the key `group`, for the groups they belong to."""
     return "group" in settings and "dataset_path" not in settings
 
 
@@ -48,7 +48,7 @@ def read_task_file(path: Path, *, functions_as_text: bool = False) -> dict[str, 
     """The settings of an lm-eval task file.
 
     Raises:
-        EvaluationError: as `read_settings`, or a group.
+        EvaluationError: as for `read_settings`, or the file is a group.
     """
     settings = read_settings(path, functions_as_text=functions_as_text)
     if is_group(settings):
@@ -61,11 +61,11 @@ def read_settings(path: Path, *, functions_as_text: bool = False) -> dict[str, A
 
     Args:
         path: the file.
-        functions_as_text: read `!function module.name` as that text instead of refusing it; nothing is run either way.
+        functions_as_text: read `!function module.name` as text instead of refusing it; no code is run either way.
 
     Raises:
-        EvaluationError: no such file, not YAML, not a mapping that names a task or group, a tag that runs code, or a setting of
-            another form than lm-eval's.
+        EvaluationError: the file does not exist, is not YAML, is not a mapping that names a task or group, has a tag that runs code,
+            or has a setting of the wrong form.
     """
     settings = _read(path, functions_as_text)[0]
     if not (is_group(settings) or isinstance(settings.get("task"), str)):
@@ -75,7 +75,7 @@ def read_settings(path: Path, *, functions_as_text: bool = False) -> dict[str, A
 
 
 def _check_forms(path: Path, settings: Mapping[str, Any]) -> None:
-    """Refuses settings that are no mapping, or no list of them, where everybody who reads them expects one."""
+    """Checks that settings which must be mappings, or lists of mappings, are."""
     for key in ("dataset_kwargs", "fewshot_config"):
         if not isinstance(settings.get(key) or {}, dict):
             raise EvaluationError(f"{path}: {key}: expected settings by name, got {settings[key]!r}")
@@ -92,7 +92,7 @@ def _check_forms(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path, functions_as_text: bool, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
-    """The settings of a YAML file over those of the files that it includes, as lm-eval lays them over each other; and all these files.
+    """The settings of a YAML file, overriding those of the files it includes as in lm-eval, and the list of all these files.
 
     `above` are the files that include it.
     """
@@ -100,7 +100,7 @@ def _read(path: Path, functions_as_text: bool, above: tuple[Path, ...] = ()) -> 
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise EvaluationError(
-            f"{above[-1]}: include: there is no {path}" if above else f"no such task file: {path}"
+            f"{above[-1]}: include: no such file: {path}" if above else f"no such task file: {path}"
         ) from None
     except (OSError, UnicodeDecodeError) as problem:
         raise EvaluationError(f"{path}: {why_unreadable(problem)}") from None
@@ -131,31 +131,31 @@ def _read(path: Path, functions_as_text: bool, above: tuple[Path, ...] = ()) -> 
 
 @lru_cache(1024)
 def _parsed(text: str, where: str) -> Any:
-    """A YAML text; each check reads the files of its task, so that what was parsed is kept."""
+    """Parses YAML, with a cache, because each check reads the files of its task again."""
     return load_yaml(text, where, EvaluationError)
 
 
 def number_of_shots(where: str, shots: Any) -> int | None:
-    """A `num_fewshot` as a file gives it; EvaluationError where it is no number of examples."""
+    """The `num_fewshot` of a file. Raises EvaluationError if it is not a number of examples."""
     if shots is None or (isinstance(shots, int) and not isinstance(shots, bool) and shots >= 0):
         return shots
     raise EvaluationError(f"{where}: num_fewshot: expected a number of solved examples, got {shots!r}")
 
 
 def task_name(task: str) -> str:
-    """The name of a task: what its file says, or the lm-eval name itself.
+    """The name of a task: the one in its file, or the lm-eval name itself.
 
     Raises:
-        EvaluationError: as `read_task_file`.
+        EvaluationError: as for `read_task_file`.
     """
     return str(read_task_file(Path(task), functions_as_text=True)["task"]) if is_task_file(task) else task
 
 
 def data_files(path: Path) -> dict[str, list[Path]]:
-    """Data split -> the local files a task file reads it from, relative names counted from the task file.
+    """Data split -> its local files, with relative names resolved against the folder of the task file.
 
     Raises:
-        EvaluationError: as `read_task_file`, or a file that is not there.
+        EvaluationError: as for `read_task_file`, or a data file does not exist.
     """
     named = (read_task_file(path, functions_as_text=True).get("dataset_kwargs") or {}).get("data_files") or {}
     splits = named if isinstance(named, dict) else {"train": named}
@@ -166,21 +166,21 @@ def data_files(path: Path) -> dict[str, list[Path]]:
                 raise EvaluationError(f"{path}: data_files: {split}: expected the name of a file, got {name!r}")
             file = path.parent / name
             if not file.is_file():
-                raise EvaluationError(f"{path}: data file of split {split!r} is not there: {file}")
+                raise EvaluationError(f"{path}: data file of split {split!r} does not exist: {file}")
             files.setdefault(str(split), []).append(file)
     return files
 
 
 def check_task(spec: TaskSpec, needed: Sequence[Split]) -> None:
-    """Looks at what can be told of a task without loading it.
+    """Checks what can be checked of a task without loading it.
 
     Args:
         spec: the task.
-        needed: the splits that items are wanted of.
+        needed: the splits from which items are needed.
 
     Raises:
-        EvaluationError: no such task file, data file, or task of lm-eval's; or a local data set has no part for a needed split, or not
-            the one that examples are to come from.
+        EvaluationError: the task, its file or a data file does not exist; or a local data set lacks a needed split or the one for few-shot
+            examples.
     """
     if not is_task_file(spec.task):
         named_task_file(spec.task)
@@ -201,14 +201,14 @@ def check_task(spec: TaskSpec, needed: Sequence[Split]) -> None:
 
 
 def no_such_split(name: str, split: Split, part: str | None, parts: Iterable[str]) -> str:
-    """What to tell the user of a task whose data has no `part` for our `split`."""
+    """The error message for a task whose data has no `part` for our `split`."""
     wanted = f"no split {split_name(part)!r}" if part else "nothing left"
     known = list(parts)
     whole = next((name for name in ("train", split.value, *known) if name in known), "train")
     return (
-        f"task {name!r}: the data set has {wanted} for {split.value}; it has {', '.join(known)}. Say which one under splits, or which part of "
-        f"one, e.g. splits: {{search: '{whole}[:60%]', select: '{whole}[60%:80%]', report: '{whole}[80%:]'}}"
-        + ("" if split is Split.SEARCH else ", or finals: {finalists: 0} to search without")
+        f"task {name!r}: the data set has {wanted} for {split.value}; it has {', '.join(known)}. Choose one, or a part of one, under splits, "
+        f"e.g. splits: {{search: '{whole}[:60%]', select: '{whole}[60%:80%]', report: '{whole}[80%:]'}}"
+        + ("" if split is Split.SEARCH else ", or set finals: {finalists: 0} to search without finals")
     )
 
 
@@ -216,24 +216,22 @@ def named_task_file(task: str) -> Path:
     """The file of a task in lm-eval's collection.
 
     Raises:
-        EvaluationError: there is none of that name.
+        EvaluationError: there is no task of that name.
     """
     names = named_tasks()
     tasks = names.tasks
     if task not in tasks:
         if Path(task).suffix in _DATA:
             raise EvaluationError(
-                f"{task}: is data, not a task; name it under data_files in a task file (docs/tasks.md has one to copy)"
+                f"{task}: is a data file, not a task; name it under data_files in a task file (docs/tasks.md has one to copy)"
             )
         hint = did_you_mean(task, {*names.tasks, *names.groups, *names.tags}, n=3)
-        raise EvaluationError(
-            f"lm-eval knows no task {task!r}{hint} A local task is named by the path of its YAML file"
-        )
+        raise EvaluationError(f"lm-eval has no task {task!r}{hint} For a local task, give the path of its YAML file")
     return tasks[task]
 
 
 class NamedTasks(NamedTuple):
-    """What is in lm-eval's collection: task -> its file, group -> its file, tag -> names of its tasks, sorted."""
+    """The contents of lm-eval's collection: task -> file, group -> file, tag -> sorted names of its tasks."""
 
     tasks: dict[str, Path]
     groups: dict[str, Path]
@@ -242,10 +240,10 @@ class NamedTasks(NamedTuple):
 
 @cache
 def named_tasks() -> NamedTasks:
-    """The names in lm-eval's collection, which is not imported.
+    """The names in lm-eval's collection, found without importing lm-eval.
 
-    Reads a few lines of each file instead of parsing thousands as lm-eval's `TaskManager` does, which takes ten times as long. A file without
-    tags has those of the file that it includes.
+    Searches each file for a few lines instead of parsing thousands of files, as lm-eval's `TaskManager` does, which takes ten times as long. A
+    file without tags inherits those of the file it includes.
     """
     package = importlib.util.find_spec("lm_eval")
     tasks: dict[str, Path] = {}
@@ -285,7 +283,7 @@ def _tags(
 
 
 def task_fingerprint(spec: TaskSpec) -> str:
-    """A hash of a task file, what it includes and its data files; of the name alone for a task of lm-eval's; of a group, of its tasks and how they count."""
+    """A hash of a task file with its includes and data files; for one of lm-eval's tasks, of its name only; for a group, of its tasks and their weighting."""
     task = spec.task
     if spec.members:
         marks = [*map(task_fingerprint, spec.members), spec.members[0].metric, spec.weight_by_size]

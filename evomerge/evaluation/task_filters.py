@@ -1,4 +1,4 @@
-"""What a task file says of its filters, which are applied to the model's answers: whether lm-eval can make them. Loads no task."""
+"""Checks that lm-eval can construct a task file's filters, which are applied to the model's answers. Loads no task."""
 
 import re
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ _FORM = "expected filters as in [{name: number, filter: [{function: regex, regex
 
 
 def check_filters(where: str, settings: Mapping[str, Any]) -> None:
-    """Checks `filter_list`. Functions that are Python code are left to lm-eval, as are names where the file has code, which may register them.
+    """Checks `filter_list`. Python functions are left to lm-eval, and so are unknown names if the file has code, which may register them.
 
     Raises:
-        EvaluationError: it has another form than lm-eval reads, or a function that is unknown or does not take these arguments.
+        EvaluationError: it does not have the form that lm-eval reads, or a function is unknown or does not take these arguments.
     """
     rows = settings.get("filter_list")
     if rows is None:
@@ -46,4 +46,4 @@ def _check_step(where: str, step: Mapping[str, Any], *, has_code: bool) -> None:
     try:
         known.get(function)(**{key: value for key, value in step.items() if key != "function"})
     except (TypeError, ValueError, LookupError, AttributeError, re.error) as error:
-        raise EvaluationError(f"{where}: {function} cannot be made of {dict(step)!r}: {error}") from None
+        raise EvaluationError(f"{where}: {function} cannot be constructed from {dict(step)!r}: {error}") from None

@@ -1,8 +1,8 @@
-"""lm-eval's groups and tags: which tasks they stand for, and how a group's score is made of theirs. Loads no task.
+"""lm-eval's groups and tags: which tasks they contain, and how a group's score is computed from theirs. Loads no task.
 
 Follows lm-eval 0.4.13 (`TaskFactory._build_group_members`, `Group.aggregate`): a group's score is the mean of a metric over all tasks
-below it, weighted by their numbers of items or not; a tag, and a group without `aggregate_metric_list`, has no score of its own.
-Groups that change more of their tasks than the number of examples are refused.
+below it, optionally weighted by their numbers of items; tags, and groups without `aggregate_metric_list`, have no score of their own.
+Groups that override anything but the number of examples of their tasks are refused.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ _MEMBER_KEYS = frozenset({"task", "task_alias", "num_fewshot"})
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A task of a group: its file or lm-eval's name of it, and its number of examples (None: as the task says)."""
+    """A task of a group: its file or its name in lm-eval, and its number of few-shot examples (None: the task's own)."""
 
     task: str
     num_fewshot: int | None = None
@@ -41,7 +41,7 @@ class TaskGroup:
     Attributes:
         name: its name.
         members: the tasks below it, in lm-eval's order.
-        scores: its `aggregate_metric_list`; empty where it has no score of its own.
+        scores: its `aggregate_metric_list`; empty if it has no score of its own.
     """
 
     name: str
@@ -49,13 +49,13 @@ class TaskGroup:
     scores: tuple[Mapping[str, Any], ...] = ()
 
     def score(self, metric: str | None) -> tuple[str, bool]:
-        """(the members' metric, or `metric,filter`; whether members count by their items) of one of its scores.
+        """(the members' `metric` or `metric,filter`, whether members are weighted by their numbers of items) for one of its scores.
 
         Args:
-            metric: the wanted one, or `metric,filter`; None: the first.
+            metric: the wanted `metric` or `metric,filter`; None: the first.
 
         Raises:
-            EvaluationError: it has no such score, or one that is no mean.
+            EvaluationError: it has no such score, or the score is not a mean.
         """
         known = {str(row.get("metric")): row for row in reversed(self.scores)}
         wanted, _, wanted_filter = (metric or str(self.scores[0].get("metric"))).partition(",")
@@ -64,7 +64,9 @@ class TaskGroup:
             raise EvaluationError(f"group {self.name!r}: no score {wanted!r}{hint} It has: {', '.join(known)}")
         row = known[wanted]
         if row.get("aggregation") not in (None, "mean"):
-            raise EvaluationError(f"group {self.name!r}: its {wanted!r} is no mean of its tasks: {row['aggregation']}")
+            raise EvaluationError(
+                f"group {self.name!r}: its score {wanted!r} must be a mean over its tasks, but its aggregation is {row['aggregation']}"
+            )
         filters = _listed(row.get("filter_list"))
         if wanted_filter and filters and wanted_filter not in filters:
             raise EvaluationError(f"group {self.name!r}: no filter {wanted_filter!r}; it has: {', '.join(filters)}")
@@ -73,14 +75,14 @@ class TaskGroup:
 
 
 def find_group(task: str) -> TaskGroup | None:
-    """The group or tag that a configuration calls `task`; None where it is a task, or nothing that is known here.
+    """The group or tag that a configuration calls `task`; None if it is a task or unknown.
 
     Args:
-        task: path of a group's YAML file, or lm-eval's name. What a file names is looked for in the files of its folder and below, then in
+        task: path of a group's YAML file, or a name in lm-eval. Names in a file are looked up in the files of its folder and below, then in
             lm-eval's collection.
 
     Raises:
-        EvaluationError: the file cannot be read, or the group cannot be used: says why.
+        EvaluationError: the file cannot be read, or the group cannot be used; gives the reason.
     """
     if is_task_file(task):
         path = Path(task)
@@ -95,10 +97,10 @@ def find_group(task: str) -> TaskGroup | None:
 
 
 def find_task(task: str) -> None:
-    """Looks whether there is a task or group that a configuration calls `task`.
+    """Checks that the task or group that a configuration calls `task` exists.
 
     Raises:
-        EvaluationError: there is none; or its file is no task file.
+        EvaluationError: it does not, or its file is not a task file.
     """
     if is_task_file(task):
         read_settings(Path(task), functions_as_text=True)
@@ -108,8 +110,8 @@ def find_task(task: str) -> None:
 
 @dataclass(slots=True)
 class _Index:
-    """What names stand for: tasks (how a configuration names each), groups (their settings, or their files in lm-eval's collection), tags
-    (names of their tasks)."""
+    """An index of names: tasks (-> how a configuration names each), groups (-> their settings, or their files in lm-eval's collection), tags
+    (-> names of their tasks)."""
 
     tasks: dict[str, str] = field(default_factory=dict)
     groups: dict[str, Mapping[str, Any] | Path] = field(default_factory=dict)
@@ -125,7 +127,7 @@ class _Index:
 
 
 def _folder(folder: Path) -> _Index:
-    """What the task files in a folder and below define; files that are none are passed over, as lm-eval does."""
+    """The names defined by task files in a folder and below; other files are skipped, as in lm-eval."""
     index = _Index()
     for path in sorted(folder.rglob("*.yaml"), key=Path.as_posix):
         try:
@@ -150,7 +152,7 @@ def _collection() -> _Index:
 
 @cache
 def _named_group(name: str, path: Path) -> Mapping[str, Any]:
-    """The settings of a group of lm-eval's; from lm-eval's own index where our stricter reader does not take its file."""
+    """The settings of one of lm-eval's groups; from lm-eval's own index if our stricter reader rejects its file."""
     try:
         return read_settings(path, functions_as_text=True)
     except EvaluationError:
@@ -160,7 +162,7 @@ def _named_group(name: str, path: Path) -> Mapping[str, Any]:
 
 @cache
 def lm_evals_index() -> Mapping[str, Any]:
-    """lm-eval's own index of its collection, which takes seconds."""
+    """lm-eval's own index of its collection; building it takes seconds."""
     from lm_eval.tasks import _index
 
     index: Mapping[str, Any] = _index.TaskIndex.build([Path(_index.__file__).parent])
@@ -177,23 +179,23 @@ def _group(settings: Mapping[str, Any], folder: _Index) -> TaskGroup:
 
 
 def _once(where: str, members: Iterator[Member]) -> tuple[Member, ...]:
-    """The members; raises EvaluationError where there are none, or one appears twice."""
+    """The members. Raises EvaluationError if there are none or one appears twice."""
     found = tuple(members)
     twice = [task for task, count in Counter(member.task for member in found).items() if count > 1]
     if twice or not found:
-        raise EvaluationError(f"{where}: {f'{twice[0]} stands in it twice' if twice else 'there is no task in it'}")
+        raise EvaluationError(f"{where}: {f'contains {twice[0]} twice' if twice else 'contains no tasks'}")
     return found
 
 
 def _members(settings: Mapping[str, Any], folder: _Index, above: tuple[str, ...]) -> Iterator[Member]:
-    """The tasks below a group; `above` are the groups it stands in."""
+    """The tasks below a group; `above` are the groups that contain it."""
     name = str(settings["group"])
     where = f"group {name!r}"
     if name in above:
-        raise EvaluationError(f"{where}: stands in itself")
+        raise EvaluationError(f"{where}: contains itself")
     _refuse(where, "its tasks", settings, _GROUP_KEYS)
     if not isinstance(settings.get("task"), list):
-        raise EvaluationError(f"{where}: 'task' must be a list of the tasks in it")
+        raise EvaluationError(f"{where}: 'task' must be a list of its tasks")
     for item in settings["task"]:
         if isinstance(item, str):
             yield from _named(item, where, folder, (*above, name))
@@ -210,14 +212,14 @@ def _members(settings: Mapping[str, Any], folder: _Index, above: tuple[str, ...]
             for member in _named(item["task"], where, folder, (*above, name)):
                 yield Member(member.task, shots if "num_fewshot" in item else member.num_fewshot)
         else:
-            raise EvaluationError(f"{where}: an entry of 'task' that names no task or group: {item!r:.100}")
+            raise EvaluationError(f"{where}: an entry of 'task' does not name a task or group: {item!r:.100}")
 
 
 def _named(name: str, where: str, folder: _Index, above: tuple[str, ...]) -> Iterator[Member]:
     """The tasks that a group or a tag calls `name`."""
     index = _index_of(name, folder)
     if index is None:
-        raise EvaluationError(f"{where}: {name!r} is no task, group or tag of its folder's files or of lm-eval's")
+        raise EvaluationError(f"{where}: {name!r} is not a task, group or tag in the files of its folder or in lm-eval")
     if name in index.tasks:
         yield Member(index.tasks[name])
     elif name in index.groups:
@@ -228,7 +230,7 @@ def _named(name: str, where: str, folder: _Index, above: tuple[str, ...]) -> Ite
 
 
 def _index_of(name: str, folder: _Index) -> _Index | None:
-    """The index that knows `name`: the folder's before lm-eval's."""
+    """The index that contains `name`; the folder's takes precedence over lm-eval's."""
     if name in folder:
         return folder
     return _collection() if name in _collection() else None
@@ -238,7 +240,7 @@ def _refuse(where: str, what: str, settings: Mapping[str, Any], allowed: frozens
     extra = sorted(map(str, settings.keys() - allowed))
     if extra:
         raise EvaluationError(
-            f"{where}: changes {', '.join(extra)} of {what}, which is not supported; name its tasks one by one"
+            f"{where}: overrides {', '.join(extra)} of {what}, which is not supported; name its tasks one by one"
         )
 
 

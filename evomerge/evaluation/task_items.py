@@ -35,16 +35,16 @@ SCORER_ERRORS = (
     ValueError,
     re.error,
 )
-"""What a task's own functions and lm-eval's metrics raise on an item they cannot handle."""
+"""Exceptions that a task's own functions and lm-eval's metrics raise on items they cannot handle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One document of a task and what lm-eval asks the model about it.
+    """One document of a task and lm-eval's requests for it.
 
     Attributes:
         document: the row of the data set.
-        instances: lm-eval's requests of this document, in the order of their `idx`; reused for every candidate.
+        instances: lm-eval's requests for this document, ordered by `idx`; reused for every candidate.
     """
 
     document: Any
@@ -57,18 +57,18 @@ class TaskItems(Items):
     Args:
         where: task and split, for messages.
         task: lm-eval's task object for this split.
-        metric: whose value is an item's score.
-        filter_index: which of the task's filters is applied to the model's answers.
+        metric: the metric that gives an item's score.
+        filter_index: index of the task's filter that is applied to the model's answers.
         items: documents with their requests.
         encoder: turns their texts into tokens.
-        window: tokens of the pieces in which whole texts are scored.
+        window: number of tokens of the pieces in which whole texts are scored.
         n_dropped, represents: see `Items`.
 
     Attributes:
         likelihoods, generations, counts, n_dropped, represents, prompt_tokens: see `Items`.
 
     Raises:
-        EvaluationError: a request that the engines cannot serve (no prompt, no text to score).
+        EvaluationError: the engines cannot serve a request (no prompt, or no text to score).
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class TaskItems(Items):
     def score(
         self, likelihoods: Sequence[LogLikelihood], generations: Sequence[Generation], *, processes: int = 1
     ) -> NDArray[np.float64]:
-        """See `Items.score`; `processes` copies of this process do it, an item each at a time."""
+        """See `Items.score`; `processes` forked copies of this process score items in parallel."""
         answers: list[Any]
         if self._whole_texts:
             rest = iter(likelihoods)
@@ -139,10 +139,10 @@ class TaskItems(Items):
         try:
             return item_scores(values, self._aggregate)
         except SCORER_ERRORS as error:
-            raise EvaluationError(f"{self._where}: metric {self._metric!r} of its items fails: {error!r}") from error
+            raise EvaluationError(f"{self._where}: metric {self._metric!r} over its items fails: {error!r}") from error
 
     def _item_value(self, number: int) -> Any:
-        """What lm-eval aggregates over the items: a number where it takes the mean."""
+        """The value of an item that lm-eval aggregates; a number if the aggregation is the mean."""
         item, where = self._items[number], f"{self._where}, item {number}"
         results = [instance.filtered_resps[self._filter.name] for instance in item.instances]
         try:
@@ -152,7 +152,7 @@ class TaskItems(Items):
             raise EvaluationError(f"{where}: the scorer fails: {error!r}") from error
         if name not in metrics:
             raise EvaluationError(
-                f"{where}: the scorer gives no {self._metric!r}, only {', '.join(metrics) or 'nothing'}"
+                f"{where}: the scorer does not return {self._metric!r}, only {', '.join(metrics) or 'nothing'}"
             )
         value = metrics[name]
         if not self._is_mean:
@@ -160,11 +160,11 @@ class TaskItems(Items):
         if isinstance(value, bool | int | float | np.number | np.bool_) and math.isfinite(value):
             return float(value)
         raise EvaluationError(
-            f"{where}: metric {self._metric!r} must be one finite number per item, the scorer gives {value!r}"
+            f"{where}: metric {self._metric!r} must be one finite number per item, but the scorer returns {value!r}"
         )
 
     def _results(self, number: int, results: list[Any]) -> Any:
-        """The metrics of an item. What a scorer of the task's own changes in its document, or draws from global generators, no later candidate sees."""
+        """The metrics of an item. A task's own scorer gets a copy of the document and seeded global generators, so that it cannot affect later candidates."""
         document = self._items[number].document
         if not self._has_own_scorer:
             return self._task.process_results(document, results)
@@ -172,7 +172,7 @@ class TaskItems(Items):
             return self._task.process_results(copy.deepcopy(document), results)
 
     def _name_in(self, metrics: Mapping[str, Any]) -> str:
-        """What lm-eval calls the metric's values: as the metric, or what its function calls the only one that it returns (`pass@1`)."""
+        """lm-eval's key for the metric's values: the metric's name, or the single key that its function returns (`pass@1`)."""
         others = [name for name in metrics if name not in self._task._metric_fn_list]
         return self._metric if self._has_own_scorer or self._metric in metrics or len(others) != 1 else others[0]
 
@@ -181,14 +181,16 @@ class TaskItems(Items):
         return str(self._task.doc_to_target(self._items[number].document))
 
     def without(self, dropped: Collection[int]) -> "TaskItems":
-        """These items without those of some numbers.
+        """These items without the ones with the given numbers.
 
         Raises:
-            EvaluationError: none is left.
+            EvaluationError: none are left.
         """
         kept = [item for number, item in enumerate(self._items) if number not in dropped]
         if not kept:
-            raise EvaluationError(f"{self._where}: drop_shared leaves none of its {len(self)} items; name other splits")
+            raise EvaluationError(
+                f"{self._where}: drop_shared leaves none of its {len(self)} items; choose other splits"
+            )
         return TaskItems(
             self._where,
             self._task,
@@ -202,7 +204,7 @@ class TaskItems(Items):
         )
 
     def keys(self) -> list[tuple[Hashable, Hashable]]:
-        """Two keys per item, its document and its requests: items of two splits that share either are the same item."""
+        """Two keys per item, for its document and its requests. Items of two splits that share either key are the same item."""
         return [
             (
                 canonical_json(_plain(item.document)),
@@ -214,13 +216,15 @@ class TaskItems(Items):
 
 
 def no_items(task: str, split: Split) -> EvaluationError:
-    """The error of a task whose data set has no such split."""
-    return EvaluationError(f"task {task!r} has no {split.value} items; name the data set's split for it under splits")
+    """The error for a task whose data set has no such split."""
+    return EvaluationError(f"task {task!r} has no {split.value} items; set the data set's split for it under splits")
 
 
 def _once_for_each(documents: Sequence[Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, worked out once for each of `documents`: lm-eval renders targets and choices again for every candidate."""
-    kept = {id(document): document for document in documents}  # so that no other object gets its id
+    """Caches `function` for `documents`: otherwise lm-eval renders targets and choices again for every candidate."""
+    kept = {
+        id(document): document for document in documents
+    }  # keeps them alive, so that no other object gets their ids
     known: dict[int, Any] = {}
 
     def remembering(document: Any, *others: Any) -> Any:
@@ -235,7 +239,7 @@ def _once_for_each(documents: Sequence[Any], function: Callable[..., Any]) -> Ca
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON; what JSON cannot say (dates, images, NaN) by its text."""
+    """`value` as JSON data; values that JSON cannot represent (dates, images, NaN) become their text."""
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -249,12 +253,12 @@ def _likelihood_request(where: str, instance: Any, encoder: Encoder) -> LogLikel
     context, continuation = instance.args
     before, after = encoder.pair(context, continuation)
     if not after:
-        raise EvaluationError(f"{where}: nothing to score: {continuation!r} adds no token after {context[-40:]!r}")
+        raise EvaluationError(f"{where}: nothing to score: {continuation!r} adds no tokens after {context[-40:]!r}")
     return LogLikelihoodRequest(before, after)
 
 
 def _generate_request(where: str, instance: Any, encoder: Encoder) -> GenerateRequest:
-    """As lm-eval 0.4.13 reads generation arguments (`normalize_gen_kwargs`, `handle_stop_sequences`)."""
+    """Interprets generation arguments as lm-eval 0.4.13 does (`normalize_gen_kwargs`, `handle_stop_sequences`)."""
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
     context, arguments = instance.args

@@ -1,4 +1,4 @@
-"""Which keys a task file has: none that lm-eval does not know, and those without which it cannot ask anything. Loads no task."""
+"""Checks the keys of a task file: none unknown to lm-eval, and all required ones present. Loads no task."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -7,10 +7,10 @@ from typing import Any
 from evomerge.core import EvaluationError, did_you_mean
 
 BELONGS_TO = ("tag", "group", "task_list")
-"""Keys that say which collections a task is in; lm-eval's `TaskConfig` does not take them."""
+"""Keys for the collections a task belongs to; lm-eval's `TaskConfig` does not accept them."""
 
 _NEEDED = {"dataset_path": ("custom_dataset",), "doc_to_text": ("use_prompt",)}
-"""key -> others that do instead"""
+"""required key -> keys that can replace it"""
 
 
 def check_keys(path: str, settings: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a task's file says of the metric that is scored: whether it has it, and whether lower is better. Loads no task."""
+"""The scored metric according to a task's file: whether it exists, and whether lower is better. Loads no task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,20 +8,20 @@ from evomerge.evaluation.task_settings import settings_as_text
 from evomerge.evaluation.task_spec import TaskSpec
 
 _LOWER = frozenset({"bits_per_byte", "brier_score", "byte_perplexity", "perplexity", "ter", "word_perplexity"})
-"""metrics of lm-eval 0.4.13 of which lower is better where a task does not say"""
+"""metrics of lm-eval 0.4.13 for which lower is better unless a task says otherwise"""
 
 OTHER_SCALES = _LOWER - {"brier_score"} | {"bleu", "chrf", "chrf++"}
-"""metrics of lm-eval 0.4.13 that are not from 0 to 1: in hundredths, or bits, or perplexities"""
+"""metrics of lm-eval 0.4.13 that do not range from 0 to 1: percentages, bits and perplexities"""
 
 _NO_MEANS = _LOWER | {"bleu", "chrf", "chrf++", "f1", "mcc"}
-"""metrics of lm-eval 0.4.13 that are no mean over items where a task does not say"""
+"""metrics of lm-eval 0.4.13 that are not a mean over items unless a task says otherwise"""
 
 
 def lower_is_better(spec: TaskSpec) -> bool:
-    """Whether the metric that is scored is one of which lower is better; False where that cannot be told.
+    """Whether lower is better for the scored metric; False if unknown.
 
     Raises:
-        EvaluationError: a file cannot be read, or tasks of a group differ.
+        EvaluationError: a file cannot be read, or the tasks of a group disagree.
     """
     if not spec.members:
         row = _scored(spec)
@@ -29,17 +29,17 @@ def lower_is_better(spec: TaskSpec) -> bool:
     lower = {lower_is_better(member): member.task for member in spec.members}
     if len(lower) == 2:
         raise EvaluationError(
-            f"group {spec.name!r}: of the metric of {lower[True]!r} lower is better, of that of {lower[False]!r} higher; "
-            "their mean says nothing"
+            f"group {spec.name!r}: lower is better for the metric of {lower[True]!r}, higher for that of {lower[False]!r}; "
+            "their mean is meaningless"
         )
     return lower.popitem()[0]
 
 
 def check_metric(spec: TaskSpec) -> None:
-    """Checks that a task, or each of a group, has the metric and filter that is wanted of it.
+    """Checks that a task, or each task of a group, has the requested metric and filter.
 
     Raises:
-        EvaluationError: it has not, as far as its file says what it has.
+        EvaluationError: it does not, according to its file.
     """
     if spec.members:
         try:
@@ -47,8 +47,8 @@ def check_metric(spec: TaskSpec) -> None:
                 check_metric(member)
         except EvaluationError as error:
             raise EvaluationError(
-                f"group {spec.name!r} has no score {spec.members[0].metric!r} of all its tasks ({error}); name tasks of it, or smaller "
-                "groups, one by one"
+                f"group {spec.name!r}: not all of its tasks have the score {spec.members[0].metric!r} ({error}); list its tasks or smaller "
+                "groups one by one"
             ) from error
         return
     rows = _rows(spec.task)
@@ -66,7 +66,7 @@ def check_metric(spec: TaskSpec) -> None:
 
 
 def scored_metric(spec: TaskSpec) -> str:
-    """What a task, or a group, is scored by, as lm-eval prints it; without the filter where there is one only, empty where it cannot be told."""
+    """The metric that scores a task or group, as lm-eval prints it; without the filter if there is only one, empty if unknown."""
     first = spec.tasks[0]
     rows, filters = _rows(first.task), _filters(first.task)
     wanted, _, wanted_filter = (first.metric or (_name(_scored(first)) if rows else "")).partition(",")
@@ -74,7 +74,7 @@ def scored_metric(spec: TaskSpec) -> str:
 
 
 def _scored(spec: TaskSpec) -> Mapping[str, Any]:
-    """The row of `metric_list` that is scored: the wanted metric's, else that of the first mean over items; {} where there is none."""
+    """The row of `metric_list` that is scored: that of the requested metric, else of the first mean over items, else the first; {} if there is none."""
     rows = _rows(spec.task)
     if spec.metric is not None:
         rows = [row for row in rows if _name(row) == spec.metric.partition(",")[0]]
@@ -82,7 +82,7 @@ def _scored(spec: TaskSpec) -> Mapping[str, Any]:
 
 
 def _rows(task: str) -> list[Mapping[str, Any]]:
-    """A task's `metric_list`; empty where it has none."""
+    """A task's `metric_list`; empty if it has none."""
     return settings_as_text(task).get("metric_list") or []
 
 
@@ -97,5 +97,5 @@ def _is_mean(row: Mapping[str, Any]) -> bool:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    """The metric's name; of one that is a function (`!function module.name`) the function's."""
+    """The metric's name; for a function (`!function module.name`), the function's name."""
     return str(row.get("metric")).rpartition(".")[2]

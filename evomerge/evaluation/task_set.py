@@ -1,4 +1,4 @@
-"""`TaskSet`: the tasks and groups of a search, loaded once, before there is an engine: what is wrong with them is said first."""
+"""`TaskSet`: the tasks and groups of a search, loaded once before the engine starts, so that problems with them are reported first."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +19,12 @@ class TaskSet:
     Args:
         specs: which tasks and groups, in the order of their scores.
         tokenizer: folder of the models' tokenizer.
-        trust_code: allow tasks that run code, each in a sandbox of its own.
-        code_timeout_s: of scoring one split's answers there.
-        code_processes: so many processes of a sandbox do that.
+        trust_code: allow tasks that run code, each in its own sandbox.
+        code_timeout_s: time limit for scoring one split's answers in a sandbox.
+        code_processes: number of processes of a sandbox that score.
 
     Attributes:
-        tokenizer: transformers' object.
+        tokenizer: the transformers tokenizer.
 
     Raises:
         EvaluationError: the tokenizer or a task cannot be loaded, or two tasks have the same name.
@@ -57,7 +57,7 @@ class TaskSet:
                     else load(spec)
                 )
                 if task.name in self._tasks:
-                    raise EvaluationError(f"two tasks are called {task.name!r}; give each a name of its own")
+                    raise EvaluationError(f"two tasks are called {task.name!r}; give each its own name")
                 self._tasks[task.name] = task
         except BaseException:
             self.close()
@@ -77,17 +77,17 @@ class TaskSet:
         return {name: task.items(split) for name, task in self._tasks.items()}
 
     def check_lengths(self, max_length: int) -> None:
-        """Checks that an engine with room for `max_length` tokens can serve every item without cutting its text.
+        """Checks that an engine with room for `max_length` tokens can serve every item without truncation.
 
         Raises:
-            EvaluationError: names the longest item that is too long.
+            EvaluationError: an item is too long; names the longest item of its task.
         """
         for task in self._tasks.values():
             for items in task.splits.values():
                 items.check_lengths(max_length)
 
     def close(self) -> None:
-        """Ends the sandboxes."""
+        """Closes the sandboxes."""
         for sandbox in self._sandboxes:
             sandbox.close()
 

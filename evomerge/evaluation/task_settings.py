@@ -1,6 +1,6 @@
-"""The settings of an lm-eval task, from a local file or from lm-eval's own collection, with everything that runs code refused.
+"""The settings of an lm-eval task, from a local file or from lm-eval's own collection. Refuses everything that runs untrusted code.
 
-A local task file is data that may come from a stranger. Unless its code is trusted, it may not name Python functions or
+A local task file may come from an untrusted source. Unless its code is trusted, it must not name Python functions or
 classes, metrics that are downloaded as code, pickled data, or templates that reach outside the sandbox.
 """
 
@@ -26,14 +26,14 @@ _PICKLED_DATA = ("pandas",)
 
 
 def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
-    """The settings of a task as lm-eval's `TaskConfig` takes them; data files of a local task are absolute paths.
+    """The settings of a task in the form of lm-eval's `TaskConfig`; data files of a local task become absolute paths.
 
     Args:
-        task: path of a YAML file, or a name that lm-eval knows (its own task files are trusted; finding the first takes half a second).
-        trust_code: allow what runs code in a local file.
+        task: path of a YAML file, or the name of one of lm-eval's tasks (whose files are trusted; the first look-up takes half a second).
+        trust_code: allow settings in a local file that run code.
 
     Raises:
-        EvaluationError: no such file or task, or code that is not trusted.
+        EvaluationError: the file or task does not exist, or its code is not trusted.
     """
     if not is_task_file(task):
         return _named_settings(task, trust_code=trust_code)
@@ -55,10 +55,10 @@ def task_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
 
 
 def settings_as_text(task: str) -> Mapping[str, Any]:
-    """The settings of a task with its functions as their names, so that nothing of it is imported.
+    """The settings of a task with functions given as their names, so that none of its code is imported.
 
     Raises:
-        EvaluationError: no such file or task.
+        EvaluationError: the file or task does not exist.
     """
     if is_task_file(task):
         return read_task_file(Path(task), functions_as_text=True)
@@ -74,7 +74,7 @@ def _named_as_text(task: str) -> Mapping[str, Any]:
 
 
 def check_runs_nothing(spec: TaskSpec) -> None:
-    """Looks, without loading it, whether a task wants to run code.
+    """Checks, without loading it, that a task does not run code.
 
     Raises:
         EvaluationError: it does; says what, and how to allow it.
@@ -86,9 +86,9 @@ def check_runs_nothing(spec: TaskSpec) -> None:
 
 
 def runs_code(task: str) -> bool:
-    """Whether a task may run code that is not lm-eval's own: any local file may, and what lm-eval marks `unsafe_code`.
+    """Whether a task may run code that is not lm-eval's own: any local file may, and so may tasks that lm-eval marks `unsafe_code`.
 
-    Nothing of the task is imported.
+    Imports none of the task's code.
     """
     return is_task_file(task) or (task in named_tasks().tasks and bool(_named_as_text(task).get("unsafe_code")))
 
@@ -104,7 +104,7 @@ def _named_settings(task: str, *, trust_code: bool) -> dict[str, Any]:
 
 
 def settings_with_functions(task: str) -> dict[str, Any]:
-    """The settings of a task of lm-eval's, with the functions that they name, which are lm-eval's own code.
+    """The settings of one of lm-eval's tasks, with its functions imported; these are lm-eval's own code.
 
     Raises:
         EvaluationError: a package that this code imports is not installed, or importing it fails.
@@ -122,15 +122,15 @@ def settings_with_functions(task: str) -> dict[str, Any]:
         OSError,
         RuntimeError,
         ValueError,
-    ) as error:  # programs or files that are missing
+    ) as error:  # missing programs or files
         raise EvaluationError(f"the code of lm-eval task {task!r} cannot be loaded: {error}") from error
 
 
 def _refuse_unsafe(task: str) -> None:
-    """Refuses a task of lm-eval's that runs what the model writes."""
+    """Refuses one of lm-eval's tasks if it runs code written by the model."""
     if runs_code(task):
         raise EvaluationError(
-            f"lm-eval task {task!r} runs code that the model writes; evaluation.trust_task_code: true runs it in a sandbox"
+            f"lm-eval task {task!r} runs code that the model writes; set evaluation.trust_task_code: true to run it in a sandbox"
         )
 
 
@@ -138,7 +138,7 @@ _WHY = "runs code; set evaluation.trust_task_code: true if you trust this file"
 
 
 def _refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
-    """Refuses what would run code other than lm-eval's own."""
+    """Refuses settings that would run code other than lm-eval's own."""
     _refuse_code_keys(path, settings)
     import lm_eval.api.metrics  # noqa: F401  (fills the registry)
     from lm_eval.api.registry import METRIC_REGISTRY
@@ -153,7 +153,7 @@ def _refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _refuse_code_keys(path: Path, settings: Mapping[str, Any]) -> None:
-    """The part of `_refuse_code` that needs no lm-eval."""
+    """The part of `_refuse_code` that does not need lm-eval."""
     for key in _CODE_KEYS:
         if settings.get(key) is not None:
             raise EvaluationError(f"{path}: {key}: {_WHY}")
@@ -169,11 +169,11 @@ def _refuse_code_keys(path: Path, settings: Mapping[str, Any]) -> None:
 def check_templates(path: str, settings: Mapping[str, Any], documents: Iterable[Mapping[str, Any]]) -> None:
     """Renders every template of an untrusted task file for every document in Jinja's sandbox.
 
-    lm-eval renders without a sandbox. Rendering depends on nothing but template and document, so what the sandbox lets pass is
+    lm-eval renders without a sandbox. Rendering depends only on the template and the document, so whatever passes the sandbox is
     safe there too.
 
     Raises:
-        EvaluationError: a template reaches for Python's internals.
+        EvaluationError: a template fails or accesses Python internals.
     """
     from lm_eval.utils import env
 
@@ -200,7 +200,7 @@ def _render(where: str, template: jinja2.Template, document: Mapping[str, Any]) 
     try:
         template.render(**document)
     except jinja2.UndefinedError:
-        return  # the same without a sandbox, where lm-eval reports it
+        return  # also fails without a sandbox; lm-eval reports it
     except jinja2.exceptions.SecurityError as error:
         raise EvaluationError(f"{where}: the template leaves the sandbox: {error}") from error
     except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

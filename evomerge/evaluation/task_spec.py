@@ -1,4 +1,4 @@
-"""`TaskSpec`: which lm-eval task or group, which metric, which of its items, and how they are put to the model. Plain data."""
+"""`TaskSpec`: an lm-eval task or group, its metric, its items, and how these are presented to the model. Plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from evomerge.evaluation.split_parts import always_share_rows, part_range, split
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """How a task's text is put to the model: lm-eval's options of these names.
+    """How a task's text is presented to the model: lm-eval's options of the same names.
 
     Attributes:
-        apply_chat_template: as a conversation, in the form of the tokenizer's chat template.
-        system_instruction: stands before the task's own description.
-        fewshot_as_multiturn: with a chat template, examples are earlier turns of the conversation; else part of one question.
+        apply_chat_template: format prompts as a conversation, with the tokenizer's chat template.
+        system_instruction: text before the task's own description.
+        fewshot_as_multiturn: with a chat template, present examples as earlier turns of the conversation instead of in one question.
     """
 
     apply_chat_template: bool = False
@@ -28,23 +28,23 @@ class TaskSpec:
     """One task of a run, or a group of tasks with one score.
 
     Attributes:
-        task: path of an lm-eval task or group file (`*.yaml`), or a name that lm-eval knows.
+        task: path of an lm-eval task or group file (`*.yaml`), or a name in lm-eval.
         metric: a metric of the task, or `metric,filter` as lm-eval prints it; None = the first metric that is a mean over items, else
             the first, and the first filter.
-        name: what the score is called; None = the task's own name.
-        splits: our split -> the data set's split, or a part of it (`train[:60%]`); a split that is not given is looked for under its own
+        name: name of the score; None = the task's own name.
+        splits: our split -> the data set's split, or a part of it (`train[:60%]`); a missing split is looked up under its own
             name.
-        limit: use only the first so many items of every split.
-        search_items: so many items of `search` (after `limit`) are drawn at random by `seed`, the rest is left out; None = all. Of a larger
-            number those of a smaller are part.
+        limit: maximum number of items of every split, taken from its beginning.
+        search_items: number of items of `search` (after `limit`) to draw at random with `seed`; None = all. A larger draw contains every
+            smaller one.
         seed: of that draw.
-        num_fewshot: solved examples before each item; None = as many as the task says, and its group where that says something else.
-        group_fewshot: what its group says in place of the task's own number; None = nothing.
-        drop_shared: leave items out of `search` that stand in `select` or `report` too, and out of `select` those of `report`.
-        prompt: how items are put to the model.
-        window: tokens of the pieces in which whole texts are scored (`output_type: loglikelihood_rolling`); None where no task does.
-        members: of a group its tasks, each with all that is said here of it; empty for a task.
-        weight_by_size: whether the members count by their numbers of items, or all the same.
+        num_fewshot: solved examples before each item; None = the number set by the task, or by its group if that overrides it.
+        group_fewshot: the group's override of the task's own number; None = none.
+        drop_shared: leave items out of `search` that are also in `select` or `report`, and items out of `select` that are in `report`.
+        prompt: how items are presented to the model.
+        window: tokens per piece when whole texts are scored (`output_type: loglikelihood_rolling`); None if no task does that.
+        members: for a group, its tasks, each with its complete settings; empty for a task.
+        weight_by_size: weight the members by their numbers of items instead of equally.
     """
 
     task: str
@@ -63,7 +63,7 @@ class TaskSpec:
     weight_by_size: bool = True
 
     def __post_init__(self) -> None:
-        """Raises EvaluationError on a limit below one, fewer than no examples, or data splits that are no splits or overlap."""
+        """Raises EvaluationError for a limit below one, a negative number of examples, or data splits that are malformed or overlap."""
         if self.limit is not None and self.limit < 1:
             raise EvaluationError(f"task {self.task!r}: limit must be at least 1, got {self.limit}")
         if self.num_fewshot is not None and self.num_fewshot < 0:
@@ -76,7 +76,7 @@ class TaskSpec:
         for one, two in combinations(self.splits, 2):
             first, second = self.splits[one], self.splits[two]
             if always_share_rows(first, second):
-                shown = f"{first} is given to both" if first == second else f"{first} and {second} overlap for"
+                shown = f"{first} is assigned to both" if first == second else f"{first} and {second} overlap for"
                 raise EvaluationError(
                     f"task {self.task!r}: {shown} {one.value} and {two.value}, which must be disjoint; parts of a split are written as "
                     "train[:60%], train[60%:80%], train[80%:]"
@@ -84,16 +84,16 @@ class TaskSpec:
 
     @property
     def tasks(self) -> "tuple[TaskSpec, ...]":
-        """The tasks of a group; a task itself."""
+        """The tasks of a group; for a task, the task itself."""
         return self.members or (self,)
 
     def n_examples(self, own: int | None) -> int | None:
-        """How many solved examples a task gets whose file says `own`; as in lm-eval, none where it, or its group, says 0."""
+        """Number of solved examples for a task whose file says `own`; as in lm-eval, none if the task or its group says 0."""
         said = own if self.group_fewshot is None else self.group_fewshot
         return said if self.num_fewshot is None or said == 0 else self.num_fewshot
 
     def data_split(self, split: Split) -> str | None:
-        """The data set's name of `split`; None where the part of that name was given another role."""
+        """The data set's name for `split`; None if the data split of that name is already assigned to another of our splits."""
         part = self.splits.get(split, split.value)
         taken = map(split_name, self.splits.values())
         return None if split not in self.splits and part in taken else part

@@ -1,4 +1,4 @@
-"""Recipe + model headers -> merge plan. Reads headers and config files, never a weight."""
+"""Recipe + model headers -> merge plan. Reads headers and config files, never weights."""
 
 from evomerge.plan.active import active_parameters
 from evomerge.plan.chat_template import PROCESSOR_TEMPLATE_FILE, TEMPLATE_FILE, chat_template_of

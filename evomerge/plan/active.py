@@ -1,4 +1,4 @@
-"""How many of a merged model's weights one token is computed with. Reads names and shapes alone."""
+"""Counts the parameters of a merged model that are active per token. Reads names and shapes only."""
 
 import re
 from collections.abc import Mapping
@@ -9,19 +9,19 @@ from evomerge.plan.merge_plan import MergePlan, TensorStep
 from evomerge.plan.model_header import config_value
 
 _N_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-"""what configurations call the number of experts of a layer among which a router chooses"""
+"""config keys for the number of routed experts of a layer"""
 
 _EXPERT = re.compile(r"(^|\.)experts\.")
-"""in the names of those experts' tensors; not in those of shared ones (`shared_expert`, `shared_experts`), which see every token"""
+"""in names of routed experts' tensors, but not of shared experts' (`shared_expert`, `shared_experts`), which process every token"""
 
 
 def active_parameters(plan: MergePlan, config: Mapping[str, Any]) -> float:
-    """Elements of all tensors of the plan, those of routed experts counted by the share of experts that a token goes through.
+    """Number of elements of all tensors of the plan, with those of routed experts multiplied by the fraction of experts used per token.
 
     Args:
         plan: of the merge.
-        config: of any of its models (`num_experts_per_tok` of `num_experts` or `num_local_experts`, as Mixtral, Qwen2-MoE and
-            Qwen3-MoE have them); without these settings everything counts.
+        config: of any of its models, with `num_experts_per_tok` and one of `num_experts` (Qwen2-MoE, Qwen3-MoE), `num_local_experts`
+            (Mixtral) and `n_routed_experts`; without these settings everything counts.
     """
     share = _chosen_share(config)
     return sum(step.n_elements * (share if _is_routed(step) else 1.0) for step in plan.steps)

@@ -1,7 +1,7 @@
-"""Reading a PEFT adapter folder's metadata: which tensors of its model a LoRA changes, and how. Reads no weight.
+"""Reads the metadata of a PEFT adapter folder: which tensors of its model a LoRA changes, and how. Reads no weights.
 
 The formulas are PEFT's: W + s B A with s = alpha / r, or alpha / sqrt(r) for rank-stabilised adapters (arXiv 2106.09685, 2312.03732); with
-DoRA, rows of that scaled to the learned magnitudes (arXiv 2402.09353). What changes the model in another way is refused by name.
+DoRA, the rows of the result are scaled to the learned magnitudes (arXiv 2402.09353). Adapters that change the model in another way are refused by name.
 """
 
 import re
@@ -26,10 +26,10 @@ _REFUSED = {
     "lora_bias": "biases inside the adapter",
     "megatron_config": "Megatron layers",
 }
-"""settings that change what the adapter's tensors mean, and what they are"""
+"""settings that change the meaning of the adapter's tensors -> their description"""
 
 _TAKEN_OUT = ("corda", "loftq", "lora_ga", "olora", "pissa")
-"""beginnings of `init_lora_weights` for which PEFT takes the first factors out of the model's weights, which are others from then on"""
+"""prefixes of `init_lora_weights` for which PEFT extracts the initial factors from the model's weights, and so changes these"""
 
 _FACTOR = re.compile(r"^(.+)\.lora_(?:embedding_)?(A|B)(?:\.weight)?$")
 _MAGNITUDE = re.compile(r"^(.+)\.lora_magnitude_vector(?:\.weight)?$")
@@ -39,7 +39,7 @@ def read_adapter(folder: Path | str, model: ModelHeader) -> Adapter:
     """The metadata of the LoRA adapter in `folder`, which changes `model`.
 
     Raises:
-        CheckpointError: the folder is unreadable, holds no adapter (perhaps a model), one that is damaged or pickled, of another kind, or one that
+        CheckpointError: the folder is unreadable or contains no adapter (perhaps a model), or the adapter is damaged, pickled, of an unsupported kind, or
             does not fit the model.
     """
     with unreadable_as_error(Path(folder)):
@@ -64,7 +64,7 @@ def _read(folder: Path, model: ModelHeader) -> Adapter:
             replaced[name] = tensor
     updates = {f"{module}.weight": _update(folder, module, parts, config, model) for module, parts in factors.items()}
     if not updates and not replaced:
-        raise CheckpointError(f"{path}: holds no tensor; the adapter is damaged, fetch it again")
+        raise CheckpointError(f"{path}: contains no tensors; the adapter is damaged, download it again")
     return Adapter(folder, config, updates, replaced, {WEIGHTS_NAME: file_stamp(path)})
 
 
@@ -74,17 +74,15 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     if not (folder / CONFIG_NAME).exists():
         if (folder / "config.json").exists():
             raise CheckpointError(
-                f"{folder}: is a model, not a LoRA adapter (it has a config.json and no {CONFIG_NAME}); list it as a model of its own"
+                f"{folder}: is a model, not a LoRA adapter (it has a config.json and no {CONFIG_NAME}); list it as a separate model"
             )
-        raise CheckpointError(f"{folder}: has no {CONFIG_NAME}; expected a folder that PEFT wrote")
+        raise CheckpointError(f"{folder}: has no {CONFIG_NAME}; expected an adapter folder written by PEFT")
     where = folder / CONFIG_NAME
     config = read_json_file(where)
     if not isinstance(config, dict):
         raise CheckpointError(f"{where}: expected a JSON object")
     if config.get("peft_type") != "LORA":
-        raise CheckpointError(
-            f"{where}: peft_type {config.get('peft_type')!r} is not supported; only LORA adapters are"
-        )
+        raise CheckpointError(f"{where}: peft_type {config.get('peft_type')!r} is not supported; only LORA is")
     for key, meaning in _REFUSED.items():
         if config.get(key):
             raise CheckpointError(
@@ -93,8 +91,8 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_TAKEN_OUT):
         raise CheckpointError(
-            f"{where}: init_lora_weights {start!r} changed the model's weights before training, so the factors do not belong to the model "
-            "as it is; convert the adapter with PEFT (path_initial_model_for_weight_conversion of save_pretrained), or merge it there first"
+            f"{where}: init_lora_weights {start!r} changed the model's weights before training, so the factors do not fit the original "
+            "model; convert the adapter with PEFT (path_initial_model_for_weight_conversion of save_pretrained), or merge it with PEFT first"
         )
     return config
 
@@ -105,16 +103,16 @@ def _refuse_missing_weights(folder: Path) -> NoReturn:
             f"{folder}: has only pickled weights (adapter_model.bin), which can run code when loaded; save the adapter with "
             f"safetensors in a sandbox you trust"
         )
-    raise CheckpointError(f"{folder}: has no {WEIGHTS_NAME}; fetch it again")
+    raise CheckpointError(f"{folder}: has no {WEIGHTS_NAME}; download it again")
 
 
 def _model_name(name: str) -> str:
-    """The name without the wrapping that PEFT adds to it."""
+    """The name without the parts that PEFT adds."""
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 
 
 def _check_replacement(folder: Path, name: str, tensor: TensorHeader, model: ModelHeader) -> None:
-    """A tensor that was trained as a whole (`modules_to_save`, biases)."""
+    """Checks a tensor that was trained in full (`modules_to_save`, biases)."""
     if name not in model.tensors:
         _refuse_tied_head(f"{folder}: its tensor {name!r}", name, model)
         raise CheckpointError(
@@ -123,17 +121,17 @@ def _check_replacement(folder: Path, name: str, tensor: TensorHeader, model: Mod
         )
     if tensor.shape != model.tensors[name].shape:
         raise CheckpointError(
-            f"{folder}: tensor {name!r} has shape {list(tensor.shape)}, in {model.folder} it has {list(model.tensors[name].shape)}; "
-            "merge an adapter with added tokens into its model with PEFT first"
+            f"{folder}: tensor {name!r} has shape {list(tensor.shape)}, but {list(model.tensors[name].shape)} in {model.folder}; "
+            "if the adapter adds tokens, merge it into its model with PEFT first"
         )
 
 
 def _refuse_tied_head(where: str, name: str, model: ModelHeader) -> None:
-    """Raises CheckpointError for the output layer of a model that has none of its own."""
+    """Raises CheckpointError if `name` is the output layer of a model that ties it to the embedding."""
     if model.tied and is_head(name):
         raise CheckpointError(
-            f"{where}: the output layer of {model.folder} is its embedding, which the adapter does not change with it; "
-            "merge the adapter with PEFT into a model with an output layer of its own (tie_word_embeddings: false)"
+            f"{where}: the output layer of {model.folder} is tied to its embedding, which the adapter does not change with it; "
+            "merge the adapter with PEFT into a model with an untied output layer (tie_word_embeddings: false)"
         )
 
 
@@ -147,7 +145,7 @@ def _update(
         raise CheckpointError(f"{where}: {model.folder} has no such layer; the adapter belongs to another model")
     if "A" not in parts or "B" not in parts:
         raise CheckpointError(
-            f"{where}: lora_{'B' if 'A' in parts else 'A'} is missing; the adapter is damaged, fetch it again"
+            f"{where}: lora_{'B' if 'A' in parts else 'A'} is missing; the adapter is damaged, download it again"
         )
     a, b = parts["A"], parts["B"]
     transposed = ".lora_embedding_" in a.name or bool(config.get("fan_in_fan_out"))
@@ -155,20 +153,20 @@ def _update(
     product = (b.shape[0], a.shape[1]) if len(a.shape) == len(b.shape) == 2 and b.shape[1] == rank > 0 else None
     if product is None or target.shape != (product[::-1] if transposed else product):
         raise CheckpointError(
-            f"{where}: factors A {list(a.shape)} and B {list(b.shape)} do not make the layer's {list(target.shape)}; "
+            f"{where}: the product of factors A {list(a.shape)} and B {list(b.shape)} does not have the layer's shape {list(target.shape)}; "
             "only adapters of linear layers and embeddings are supported"
         )
     magnitude = parts.get("magnitude")
     if magnitude is not None and (transposed or magnitude.shape != target.shape[:1]):
         raise CheckpointError(
-            f"{where}: DoRA of a transposed layer or with a magnitude of another shape is not supported"
+            f"{where}: DoRA of a transposed layer, or with a magnitude that is not one number per row, is not supported"
         )
     scale = _alpha(config, module, where) / (rank**0.5 if config.get("use_rslora") else rank)
     return LoraUpdate(a, b, scale, transposed, magnitude)
 
 
 def _alpha(config: Mapping[str, Any], module: str, where: str) -> float:
-    """The value of the first pattern that matches the end of the module's name, as PEFT looks it up; without one, `lora_alpha`."""
+    """The value of the first `alpha_pattern` that matches the end of the module's name, as in PEFT; without one, `lora_alpha`."""
     patterns, alpha = config.get("alpha_pattern") or {}, config.get("lora_alpha")
     if not isinstance(patterns, dict):
         raise CheckpointError(f"{where}: alpha_pattern in {CONFIG_NAME} is {patterns!r}; expected a mapping")
@@ -177,7 +175,7 @@ def _alpha(config: Mapping[str, Any], module: str, where: str) -> float:
             matches = re.match(rf"(.*\.)?({pattern})$", module)
         except re.error as problem:
             raise CheckpointError(
-                f"{where}: the pattern {pattern!r} of alpha_pattern in {CONFIG_NAME} is no regular expression ({problem})"
+                f"{where}: the pattern {pattern!r} of alpha_pattern in {CONFIG_NAME} is not a valid regular expression ({problem})"
             ) from None
         if matches:
             alpha = value

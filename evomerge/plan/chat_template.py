@@ -1,4 +1,4 @@
-"""The chat template of a model folder, as text: Jinja that the tokenizer renders, and nothing here does."""
+"""Reads the chat template of a model folder as text. It is Jinja code, which is never rendered here."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,14 @@ from evomerge.plan.model_header import ModelHeader
 
 TEMPLATE_FILE = "chat_template.jinja"
 PROCESSOR_TEMPLATE_FILE = "chat_template.json"
-"""where older processors, as of models of images, keep it"""
+"""where older processors, such as those of image models, keep it"""
 
 
 def chat_template_of(header: ModelHeader) -> str | None:
-    """A model's own template, wherever its tokenizer or processor keeps it; None where it has none.
+    """A model's own template, wherever its tokenizer or processor keeps it; None if it has none.
 
     Raises:
-        CheckpointError: a file that cannot be read, or is outside the folder.
+        CheckpointError: a file cannot be read, or is outside the folder.
     """
     if (header.folder / TEMPLATE_FILE).exists():
         return _text(file_inside(header.folder, TEMPLATE_FILE))
@@ -25,12 +25,12 @@ def chat_template_of(header: ModelHeader) -> str | None:
 
 
 def _kept_in(header: ModelHeader, name: str) -> str | None:
-    """Under `chat_template` of a JSON file."""
+    """The template under `chat_template` of a JSON file."""
     if not (header.folder / name).exists():
         return None
     config: Any = read_json_file(file_inside(header.folder, name))
     template = config.get("chat_template") if isinstance(config, dict) else None
-    if isinstance(template, list):  # several, each with a name
+    if isinstance(template, list):  # several named templates
         named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
         template = named[-1].get("template") if named else None
     return template if isinstance(template, str) else None

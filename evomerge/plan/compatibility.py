@@ -1,4 +1,4 @@
-"""Whether models can be merged with each other, from their headers alone."""
+"""Checks that models can be merged with each other, from their headers alone."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -18,9 +18,9 @@ _SAME_CONFIG = (
     ("head_dim",),
     ("rotary_dim",),
 )
-"""settings, by all their names, that change the meaning of a weight without changing its shape (or explain why shapes differ)
+"""settings (with all their spellings) that change the meaning of weights without changing shapes, or that explain why shapes differ
 
-One that a config leaves out is not compared: transformers 4 leaves out defaults, and shapes are checked anyway.
+A setting is compared only if both configs contain it: transformers 4 omits defaults, and shapes are checked anyway.
 """
 
 
@@ -34,14 +34,14 @@ def check_compatible(
     """Refuses models that do not fit `reference`; shapes are checked tensor by tensor later.
 
     Args:
-        reference: what the others are compared with.
+        reference: the model with which the others are compared.
         others: key -> header.
-        any_depth: whether they may have more or fewer layers, each like the reference's.
-        layers_only: keys of those that give layers and nothing else, so that their vocabulary may be another.
+        any_depth: allow models with more or fewer layers, each like the reference's.
+        layers_only: keys of models that contribute only layers, so that their vocabulary may differ.
 
     Raises:
-        RecipeError: other layer counts, vocabularies, heads, rotary embeddings, or an untied model with a tied reference.
-        CheckpointError: a tensor too few or too many, or no output layer where the config says that there is one.
+        RecipeError: numbers of layers, vocabularies, heads or rotary embeddings differ, or a model is untied and the reference is tied.
+        CheckpointError: a tensor is missing or unexpected, or the output layer is missing although the config says that it is untied.
     """
     for key, header in {str(reference.folder): reference, **others}.items():
         _check_head(header, key)
@@ -50,17 +50,17 @@ def check_compatible(
         other_depth = reference.n_layers != header.n_layers
         if other_depth and not any_depth:
             raise RecipeError(
-                f"{key} has {header.n_layers} layers, {reference.folder} has {reference.n_layers}; only models of one architecture "
-                "can be merged. Layers of models of different depth can be stacked or merged in slices with a layer_range of every model, "
-                "the base's too"
+                f"{key} has {header.n_layers} layers, {reference.folder} has {reference.n_layers}; only models of the same architecture "
+                "can be merged. To combine models of different depth, stack their layers, or merge slices with a layer_range for every model, "
+                "including the base"
             )
         gives_rows = key not in layers_only
         if gives_rows:
             _check_vocabulary(reference, header, key)
         if gives_rows and reference.tied and not header.tied:
             raise RecipeError(
-                f"{key} has an output layer of its own ({header.head}), {reference.folder} ties it to the embedding; "
-                "merge models of one kind, or take an untied model as the base"
+                f"{key} has a separate output layer ({header.head}), {reference.folder} ties it to the embedding; "
+                "merge models of one kind, or use an untied model as the base"
             )
         if other_depth:
             _check_layers(reference, header, key, outside=gives_rows)
@@ -69,18 +69,18 @@ def check_compatible(
 
 
 def _check_head(header: ModelHeader, key: str) -> None:
-    """Only where the name of the missing tensor is certain: in models that are built like Llama."""
+    """Checks that an untied model has its output layer, if the tensor's name is certain, that is, for models built like Llama."""
     if header.config.get("tie_word_embeddings") is not False or not header.architecture.endswith("ForCausalLM"):
         return
     if header.tied and header.embedding == "model.embed_tokens.weight":
         raise CheckpointError(
-            f"{key} has no lm_head.weight, and its config.json says that the output layer is not the embedding "
+            f"{key} has no lm_head.weight, but its config.json says that the output layer is not tied to the embedding "
             "(tie_word_embeddings: false); is its download complete?"
         )
 
 
 def _check_names(reference: ModelHeader, header: ModelHeader, key: str, *, outside: bool) -> None:
-    """Both have the same tensors; unless `outside`, in their layers."""
+    """Checks that both have the same tensors; without `outside`, only in their layers."""
     missing = [
         name
         for name in reference.tensors
@@ -91,8 +91,8 @@ def _check_names(reference: ModelHeader, header: ModelHeader, key: str, *, outsi
         missing, extra = ([name for name in names if layer_name(name) is not None] for names in (missing, extra))
     if missing and len(missing) == len(extra):
         raise CheckpointError(
-            f"{key} has a tensor {extra[0]!r} and {reference.folder} {missing[0]!r}, {len(missing)} in all: if they are models of one "
-            "architecture, save both with one version of transformers, so that names are the same"
+            f"{key} has a tensor {extra[0]!r} where {reference.folder} has {missing[0]!r} ({len(missing)} such differences): if the "
+            "models have the same architecture, save both with the same version of transformers, so that their names agree"
         )
     if missing:
         raise CheckpointError(
@@ -100,12 +100,12 @@ def _check_names(reference: ModelHeader, header: ModelHeader, key: str, *, outsi
         )
     if extra:
         raise CheckpointError(
-            f"{key} has a tensor {extra[0]!r} that {reference.folder} has not; only models of one architecture can be merged"
+            f"{key} has a tensor {extra[0]!r} that {reference.folder} lacks; only models of the same architecture can be merged"
         )
 
 
 def _check_layers(reference: ModelHeader, header: ModelHeader, key: str, *, outside: bool) -> None:
-    """As `_check_names`, for another number of layers: all layers of both have the same tensors."""
+    """Like `_check_names`, for different numbers of layers: checks that all layers of both have the same tensors."""
     wanted = _layers(reference)
     first, *_ = wanted.values()
     for folder, found in ((str(reference.folder), wanted), (key, _layers(header))):
@@ -113,8 +113,8 @@ def _check_layers(reference: ModelHeader, header: ModelHeader, key: str, *, outs
             if rests != first:
                 name = sorted(rests ^ first)[0]
                 raise CheckpointError(
-                    f"{folder}: layer {layer} differs from the first layer of {reference.folder} in {name!r}; models of different depth "
-                    "need layers of one kind"
+                    f"{folder}: layer {layer} differs from the first layer of {reference.folder} in {name!r}; in models of different depth "
+                    "all layers must be of one kind"
                 )
     if not outside:
         return
@@ -122,7 +122,7 @@ def _check_layers(reference: ModelHeader, header: ModelHeader, key: str, *, outs
     theirs = {name for name in header.tensors if layer_name(name) is None}
     for name in sorted(ours ^ theirs):
         if not (name == reference.head and header.tied):
-            raise CheckpointError(f"{name!r} is a tensor of only one of {key} and {reference.folder}")
+            raise CheckpointError(f"only one of {key} and {reference.folder} has the tensor {name!r}")
 
 
 def _layers(header: ModelHeader) -> dict[int, set[str]]:
@@ -138,8 +138,8 @@ def _check_vocabulary(reference: ModelHeader, header: ModelHeader, key: str) -> 
     if None not in (reference.vocab_size, header.vocab_size) and reference.vocab_size != header.vocab_size:
         raise RecipeError(
             f"{key} has {header.vocab_size} embedding rows, {reference.folder} has {reference.vocab_size} "
-            "(added tokens or padding); a recipe file can join vocabularies (`tokenizer: {source: union}`), a search cannot: "
-            "`evomerge align` gives the models one vocabulary"
+            "(added tokens or padding); a recipe file can join vocabularies (`tokenizer: {source: union}`), a search cannot: use "
+            "`evomerge align` to give the models one vocabulary"
         )
 
 
@@ -158,12 +158,12 @@ def _check_config(reference: ModelHeader, header: ModelHeader, key: str) -> None
 def _other_config(reference: ModelHeader, key: str, name: str, ours: Any, theirs: Any) -> RecipeError:
     return RecipeError(
         f"{key}: config.json has {name} = {theirs!r}, {reference.folder} has {ours!r}; "
-        "models that differ in it do not share the meaning of their weights"
+        "weights of models that differ in this setting have different meanings"
     )
 
 
 def _head_dim(header: ModelHeader) -> int | None:
-    """The rows of one head, where the config does not say it and the queries are a plain matrix."""
+    """Rows per head, inferred from the query projection if that is a plain matrix; None otherwise."""
     heads = config_value(header.config, *_HEADS)
     queries = next(
         (tensor for name, tensor in header.tensors.items() if name.endswith("self_attn.q_proj.weight")), None

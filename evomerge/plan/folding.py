@@ -1,4 +1,4 @@
-"""Which architectures can be stacked with scales, and where the scales go. Reads headers only."""
+"""Which architectures can be stacked with scales, and into which weights the scales are folded. Reads headers only."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -26,22 +26,24 @@ FOLDINGS: Mapping[str, Folding] = MappingProxyType(
         "Qwen3MoeForCausalLM": _LLAMA,
     }
 )
-"""Architectures whose blocks normalise their input -> where they take scales. Each is tested."""
+"""Architectures whose blocks normalise their input -> where scales are folded in. Each is tested."""
 
 _REFUSED: Mapping[str, str] = MappingProxyType(
-    dict.fromkeys(("GraniteForCausalLM", "GraniteMoeForCausalLM"), "it multiplies what its blocks add by a constant")
+    dict.fromkeys(
+        ("GraniteForCausalLM", "GraniteMoeForCausalLM"), "it multiplies the outputs of its blocks by a constant"
+    )
     | dict.fromkeys(
         ("Olmo2ForCausalLM", "Olmo3ForCausalLM"),
-        "its blocks do not normalise their input, so a scale changes what they compute",
+        "its blocks do not normalise their input, so a scale would change what they compute",
     )
 )
 
 
 def folding_of(header: ModelHeader) -> Folding:
-    """Where a model whose layers can be stacked takes the scales.
+    """Where the scales of a stack of this model's layers are folded in.
 
     Raises:
-        RecipeError: the architecture cannot be stacked, or is not known to be; or its layers depend on their position.
+        RecipeError: the architecture cannot be stacked or is unknown, or its layers depend on their position.
     """
     name = header.architecture
     if name not in FOLDINGS:
@@ -54,6 +56,6 @@ def folding_of(header: ModelHeader) -> Folding:
     several += kinds_by_place(header)
     if several:
         raise RecipeError(
-            f"{header.folder}: its layers differ by position ({', '.join(several)}), so they cannot change places"
+            f"{header.folder}: its layers differ by position ({', '.join(several)}), so they cannot be moved"
         )
     return FOLDINGS[name]

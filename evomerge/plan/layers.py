@@ -1,4 +1,4 @@
-"""Which layer a tensor belongs to, from its name.
+"""Finds the layer of a tensor from its name.
 
 `model.layers.3.mlp.up_proj.weight` is `mlp.up_proj.weight` of layer 3 of the stack `model.layers`.
 """
@@ -13,7 +13,7 @@ from evomerge.plan.model_header import ModelHeader, config_value
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 _BEFORE = re.compile(r"embed(?!_out\.|ding_norm\.)|(^|\.)wte\.|(^|\.)wpe\.")
-"""embeddings and what belongs to them; not GPT-NeoX's output layer `embed_out`, and not LFM2's final `embedding_norm`"""
+"""embeddings and related tensors; not GPT-NeoX's output layer `embed_out`, and not LFM2's final `embedding_norm`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class LayerName:
 
 @lru_cache(maxsize=1 << 17)
 def layer_name(tensor: str) -> LayerName | None:
-    """The layer of `tensor`; None outside all layers."""
+    """The layer of `tensor`; None if it is outside the layers."""
     match = _LAYER.match(tensor)
     return LayerName(match[1], int(match[2]), match[3]) if match else None
 
@@ -52,15 +52,15 @@ def stack_sizes(tensors: Iterable[str]) -> dict[str, int]:
 
 
 def main_stack(header: ModelHeader, sizes: Mapping[str, int]) -> str | None:
-    """The stack of the language model's layers; None where the model has no layers.
+    """The stack of the language model's layers; None if the model has no layers.
 
     Raises:
-        CheckpointError: config.json says another number of layers than there are.
+        CheckpointError: config.json and the weights disagree about the number of layers.
     """
     if not sizes:
         return None
     text = [name for name in sizes if "vision" not in name and "visual" not in name and "audio" not in name]
-    # layers that predict further tokens come after the others and are not counted (DeepSeek-V3, GLM-4.5)
+    # multi-token-prediction layers come after the others and are not counted in the config (DeepSeek-V3, GLM-4.5)
     further = config_value(header.config, "num_nextn_predict_layers")
     depths = (header.n_layers, header.n_layers + further if isinstance(further, int) else header.n_layers)
     matching = [name for name in text if sizes[name] in depths]

@@ -1,4 +1,4 @@
-"""`MergePlan`: what to compute for which output tensor. Names and numbers only; no tensor is touched here."""
+"""`MergePlan`: what to compute for each output tensor. Names and numbers only; no tensors are touched here."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ TensorKey = tuple[str, str]
 class TensorInput(NamedTuple):
     """One input of a step: tensor `tensor` of the model `source`, with the method's per-source parameters resolved to scalars.
 
-    A tuple, as is `TensorStep`: of models with many experts a candidate makes tens of thousands.
+    A named tuple for speed, like `TensorStep`: a candidate of models with many experts creates tens of thousands.
     """
 
     source: str
@@ -32,7 +32,7 @@ class TensorInput(NamedTuple):
 
     @property
     def key(self) -> TensorKey:
-        """What it is called among the tensors of all models."""
+        """Identifies it among the tensors of all models."""
         return self[:2]
 
 
@@ -41,7 +41,7 @@ class Piece:
     """Elements of a flat output tensor up to `end`: a weighted sum of the inputs, plus noise.
 
     Attributes:
-        end: the first element behind it.
+        end: index of the first element after it.
         weights: one per input.
         noise: (seed, standard deviation) of each noise term.
     """
@@ -59,9 +59,9 @@ class TensorStep(NamedTuple):
         shape: its shape.
         method: merge method.
         inputs: the sources in recipe order.
-        base: the base model's tensor, where the method has a base.
+        base: the base model's tensor, if the method has a base.
         parameters: the method's global parameters resolved to scalars.
-        pieces: of a `piecewise` step, in order, the last ending with the tensor.
+        pieces: the pieces of a `piecewise` step in order; the last ends with the tensor.
     """
 
     output: str
@@ -74,24 +74,24 @@ class TensorStep(NamedTuple):
 
     @property
     def n_elements(self) -> int:
-        """Elements of the output."""
+        """Number of elements of the output."""
         return math.prod(self.shape)
 
     @property
     def sources(self) -> tuple[TensorInput, ...]:
-        """Everything that is read: the inputs, then the base where there is one."""
+        """All tensors that are read: the inputs, then the base if there is one."""
         return self.inputs if self.base is None else (*self.inputs, self.base)
 
     @property
     def required_base(self) -> TensorInput:
-        """The base of a method that needs one; recipes without it were refused (`check_recipe`)."""
+        """The base of a method that needs one; `check_recipe` has refused recipes without it."""
         if self.base is None:
             raise RuntimeError(f"{self.method} of {self.output!r} was planned without a base")
         return self.base
 
     @property
     def is_copy(self) -> bool:
-        """Whether an integer buffer is copied as it is (a `passthrough` of weights has a scale)."""
+        """Whether an integer buffer is copied unchanged (a `passthrough` of weights has a scale)."""
         return self.method == COPY_METHOD and not self.inputs[0].parameters
 
 
@@ -100,13 +100,13 @@ class MergePlan:
     """All steps of one merge.
 
     Attributes:
-        steps: in the order they are computed.
-        n_layers: transformer layers of the result.
+        steps: in the order in which they are computed.
+        n_layers: number of transformer layers of the result.
         output_bytes: size of the result in `dtype`.
-        dtype: what results are rounded to, once ("bfloat16", "float16", "float32").
-        math_dtype: what the arithmetic runs in.
-        seed: keys random masks.
-        idle: tensors of a target that may keep what they hold, if it is finite.
+        dtype: type to which results are rounded, once ("bfloat16", "float16", "float32").
+        math_dtype: type of the arithmetic.
+        seed: of random masks.
+        idle: tensors of a target that may keep their current values if these are finite.
     """
 
     steps: tuple[TensorStep, ...]

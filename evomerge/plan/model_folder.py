@@ -1,4 +1,4 @@
-"""Reading a Hugging Face model folder's metadata: config.json, the shard index and every shard's header, all checked."""
+"""Reads and validates the metadata of a Hugging Face model folder: config.json, the shard index and every shard's header."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,23 +14,23 @@ from evomerge.plan.safetensors_header import parse_json, read_safetensors_header
 INDEX_NAME = "model.safetensors.index.json"
 
 MAX_JSON_BYTES = 100_000_000
-"""of config.json and of the index; the index of a 100,000-tensor model has about 10 MB"""
+"""Size limit of config.json and of the index; the index of a model with 100,000 tensors has about 10 MB"""
 
 _COMPARED_BYTES = 1 << 16
-"""of an output layer that may be a copy of the embedding"""
+"""bytes at the start of the output layer and the embedding that are compared to see whether one is a copy of the other"""
 
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 _LOADED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-"""files that some loader takes without asking the index"""
+"""files that some loaders read without consulting the index"""
 
 _QUANTISED = re.compile(
     r"\.(qweight|qzeros|g_idx|weight_scale|weight_scale_inv|weight_packed|absmax|SCB)$|\.weight\.absmax$"
 )
 _QUANTISED_CONFIG = ("quantization_config", "quantization", "compression_config")
-"""keys of config.json: transformers', MLX's, and llm-compressor's old one"""
+"""keys of config.json: those of transformers, of MLX, and the old one of llm-compressor"""
 
 _BUFFER_DTYPES = ("I64", "BOOL")
-"""what counters, positions and masks are stored in; narrower integers are packed weights"""
+"""types of counters, positions and masks; narrower integers are packed weights"""
 
 
 def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) -> ModelHeader:
@@ -38,11 +38,11 @@ def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) ->
 
     Args:
         folder: a Hugging Face checkpoint with safetensors weights.
-        trust_remote_code: accept a config that names Python code of its own (`auto_map`); evomerge itself never runs it.
+        trust_remote_code: accept a config that refers to custom Python code (`auto_map`); evomerge itself never runs it.
 
     Raises:
         CheckpointError: the folder is missing, unreadable, incomplete, damaged, unsafe (paths or links that leave it, pickles, remote
-            code) or holds something else than a plain model (a LoRA adapter, a quantised model).
+            code) or not a plain model (a LoRA adapter, a quantised model).
     """
     with unreadable_as_error(Path(folder)):
         return _read_header(Path(folder), trust_remote_code)
@@ -50,7 +50,7 @@ def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) ->
 
 @contextmanager
 def unreadable_as_error(place: Path) -> Iterator[None]:
-    """Around reading a model's files in (or at) `place`: what the system refuses is an error of the model, named.
+    """Converts an OSError while reading a model's files in (or at) `place` into an error that names the file.
 
     Raises:
         CheckpointError: instead of OSError.
@@ -72,7 +72,7 @@ def _read_header(folder: Path, trust_remote_code: bool) -> ModelHeader:
         path = file_inside(folder, file)
         for name, tensor in read_safetensors_header(path, file).items():
             if name in tensors:
-                raise CheckpointError(f"{folder}: tensor {name!r} stands in two files, {tensors[name].file} and {file}")
+                raise CheckpointError(f"{folder}: tensor {name!r} is in two files, {tensors[name].file} and {file}")
             tensors[name] = tensor
         files[file] = file_stamp(path)
     if isinstance(shards, Mapping):
@@ -86,47 +86,47 @@ _TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.mo
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a model folder has a tokenizer's files; nothing of them is read."""
+    """Whether a model folder has tokenizer files. Does not read them."""
     return any(path.is_file() for pattern in _TOKENIZERS for path in folder.glob(pattern))
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Looks for a tokenizer's files in a model folder; nothing of them is read.
+    """Checks that a model folder has tokenizer files. Does not read them.
 
     Raises:
         CheckpointError: there are none.
     """
     if not has_tokenizer(folder):
         raise CheckpointError(
-            f"{folder}: has no tokenizer (tokenizer.json, ...), which prompts are encoded with; copy the files of one whose vocabulary is "
-            "the same into it, as that of the model it was trained from"
+            f"{folder}: has no tokenizer (tokenizer.json, ...), which is needed to encode prompts; copy the tokenizer files of a model with "
+            "the same vocabulary into it, such as the model it was fine-tuned from"
         )
 
 
 def _what_instead(folder: Path) -> str:
-    """What to do about a folder that is not there: a name is misspelt, or it is no path of this machine at all."""
+    """A hint about a folder that does not exist: a misspelt name, or not a path of this machine."""
     if "$" in str(folder) or "~" in folder.parts:
-        return "; environment variables are not read here and ~ only at the start of a path: write it out"
+        return "; environment variables are not expanded here, and ~ only at the start of a path: write the path out"
     if folder.is_file():
-        return ", but a file"
+        return ": it is a file"
     if folder.parent.is_dir():
         beside = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
         near = nearest(folder.name, beside)
         return f"; did you mean {near[0]!r}?" if near else ""
-    return "; models are folders, or are in the hub's cache on this machine: `hf download ORG/NAME` fetches one"
+    return "; give a folder, or a model in the hub's cache on this machine: `hf download ORG/NAME` downloads one"
 
 
 def file_stamp(path: Path) -> FileStamp:
-    """Size, modification time and inode of `path` (links followed)."""
+    """Size, modification time and inode of `path` (following links)."""
     status = path.stat()
     return FileStamp(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def check_unchanged(header: ModelHeader) -> None:
-    """Refuses a model whose files were replaced or written to since its header was read.
+    """Refuses a model whose files have been replaced or modified since its header was read.
 
     Raises:
-        CheckpointError: naming the file.
+        CheckpointError: names the file.
     """
     folders = [(header.folder, header.files)]
     if header.adapter is not None:
@@ -134,15 +134,15 @@ def check_unchanged(header: ModelHeader) -> None:
     for path, stamp in [(folder / file, stamp) for folder, files in folders for file, stamp in files.items()]:
         if not path.is_file() or file_stamp(path) != stamp:
             raise CheckpointError(
-                f"{path}: changed since it was first read; models must not change during a run: start again with a finished copy"
+                f"{path}: changed since it was first read; models must not change during a run: start again with a complete copy"
             )
 
 
 def read_json_file(path: Path) -> Any:
-    """Strict JSON of a file of at most `MAX_JSON_BYTES`.
+    """Parses a strict JSON file of at most `MAX_JSON_BYTES`.
 
     Raises:
-        CheckpointError: missing, too large, or as `parse_json`.
+        CheckpointError: the file is missing or too large, or as for `parse_json`.
     """
     with unreadable_as_error(path):
         size = path.stat().st_size
@@ -163,8 +163,8 @@ def _read_config(folder: Path, trust_remote_code: bool) -> dict[str, Any]:
         raise CheckpointError(f"{folder / 'config.json'}: expected a JSON object")
     if config.get("auto_map") and not trust_remote_code:
         raise CheckpointError(
-            f"{folder / 'config.json'}: 'auto_map' asks to run code from the model's repository, which evomerge never does, so a search "
-            "cannot serve the model; `evomerge merge --trust-remote-code` merges it and copies the code for those who do"
+            f"{folder / 'config.json'}: 'auto_map' requires code from the model's repository, which evomerge never runs, so a search "
+            "cannot use the model; `evomerge merge --trust-remote-code` merges it without running the code and copies the code along"
         )
     for key in _QUANTISED_CONFIG:
         if config.get(key):
@@ -187,8 +187,8 @@ def _shards(folder: Path) -> Mapping[str, str] | str:
         stray = next((name for name in _weight_files(folder) if _LOADED.fullmatch(name) and name not in named), None)
         if stray is not None:
             raise CheckpointError(
-                f"{folder}: {stray} lies beside {INDEX_NAME}, which does not name it, so programs differ in what they load; "
-                "delete the weights that are outdated, and the index if it is"
+                f"{folder}: {INDEX_NAME} does not list {stray}, so different programs would load different weights; "
+                "delete whichever is outdated, the weights or the index"
             )
         return weight_map
     names = _weight_files(folder)
@@ -196,12 +196,14 @@ def _shards(folder: Path) -> Mapping[str, str] | str:
         return "model.safetensors"
     if any(_SHARD.search(name) for name in names):
         raise CheckpointError(
-            f"{folder}: has shards ({names[0]}, ...) but no {INDEX_NAME}; fetch the missing file from the model's repository"
+            f"{folder}: has shards ({names[0]}, ...) but no {INDEX_NAME}; download it from the model's repository"
         )
     if len(names) == 1 and names[0] != "adapter_model.safetensors":
         return names[0]
     if names == ["adapter_model.safetensors"]:
-        raise CheckpointError(f"{folder}: holds a LoRA adapter and no model weights; give it as the `lora` of its base")
+        raise CheckpointError(
+            f"{folder}: contains a LoRA adapter but no model weights; give it as the `lora` of its base"
+        )
     if names:
         raise CheckpointError(f"{folder}: has several safetensors files and no {INDEX_NAME}: {', '.join(names[:5])}")
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
@@ -214,9 +216,9 @@ def _shards(folder: Path) -> Mapping[str, str] | str:
 
 
 def _without_copied_head(header: ModelHeader) -> ModelHeader:
-    """A model that stores its output layer although it is the embedding, as if it did not; any other as it is.
+    """The header without the output layer if it is a stored copy of the tied embedding; otherwise the header unchanged.
 
-    Only the beginning of both is compared here; whoever reads the weights compares the rest.
+    Compares only the beginning of the two tensors; the code that reads the weights compares the rest.
     """
     tied = header.config.get("tie_word_embeddings", config_value(header.config, "tie_word_embeddings"))
     head, embedding = header.head, header.embedding
@@ -239,10 +241,10 @@ def _start(header: ModelHeader, tensor: TensorHeader) -> bytes:
 
 
 def copy_differs(header: ModelHeader, head: TensorHeader) -> CheckpointError:
-    """The error of a tied model that stores another output layer than its embedding."""
+    """The error for a tied model that stores an output layer different from its embedding."""
     return CheckpointError(
-        f"{header.folder}: config.json ties the output layer to the embedding, and the weights hold another one ({head.name}), so "
-        "programs differ in which they use; set tie_word_embeddings: false in config.json to keep it, or take the tensor out of the file"
+        f"{header.folder}: config.json ties the output layer to the embedding, but the weights contain a different one ({head.name}), so "
+        "programs differ in which they use; set tie_word_embeddings: false in config.json to keep it, or remove the tensor from the file"
     )
 
 
@@ -251,18 +253,20 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def file_inside(folder: Path, file: str) -> Path:
-    """The path of a file that must lie in `folder` (or in the blob store of a Hugging Face cache it belongs to).
+    """The path of a file that must be in `folder` (or in the blob store of the Hugging Face cache it belongs to).
 
     Raises:
-        CheckpointError: `file` is no plain name, is missing, or is a link that leaves the folder.
+        CheckpointError: `file` is not a plain name, is missing, or is a link that leaves the folder.
     """
     if file in ("", ".", "..") or "/" in file or "\\" in file or "\x00" in file:
         raise CheckpointError(
-            f"{folder}: the index names {file!r}, which is not a file in the model folder; do not use it"
+            f"{folder}: the index names {file!r}, which is not a file in the model folder; do not use this model"
         )
     path = folder / file
     if not path.is_file():
-        raise CheckpointError(f"{folder}: shard {file} is missing or no file; fetch it from the model's repository")
+        raise CheckpointError(
+            f"{folder}: shard {file} is missing or not a file; download it from the model's repository"
+        )
     target, home = path.resolve(), folder.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":
@@ -275,17 +279,17 @@ def file_inside(folder: Path, file: str) -> Path:
 def _check_index(folder: Path, index: Mapping[str, str], tensors: Mapping[str, TensorHeader]) -> None:
     for name, file in index.items():
         if name not in tensors or tensors[name].file != file:
-            raise CheckpointError(f"{folder / INDEX_NAME}: says that {file} holds tensor {name!r}, which it does not")
+            raise CheckpointError(f"{folder / INDEX_NAME}: lists tensor {name!r} in {file}, which does not contain it")
     extra = next((name for name in tensors if name not in index), None)
     if extra is not None:
         raise CheckpointError(
-            f"{folder}: {tensors[extra].file} holds tensor {extra!r}, which {INDEX_NAME} does not list"
+            f"{folder}: {tensors[extra].file} contains tensor {extra!r}, which {INDEX_NAME} does not list"
         )
 
 
 def _check_plain(folder: Path, tensors: Mapping[str, TensorHeader]) -> None:
     if not tensors:
-        raise CheckpointError(f"{folder}: its safetensors files hold no tensor")
+        raise CheckpointError(f"{folder}: its safetensors files contain no tensors")
     for name, tensor in tensors.items():
         packed = tensor.dtype not in FLOAT_DTYPES and tensor.dtype not in _BUFFER_DTYPES and not is_derived(name)
         if packed or _QUANTISED.search(name):

@@ -1,4 +1,4 @@
-"""What is known of a model without reading a weight: its config and the header of every safetensors file."""
+"""What is known about a model without reading weights: its config and the header of every safetensors file."""
 
 import re
 from collections.abc import Mapping
@@ -23,19 +23,19 @@ BYTES_OF_DTYPE: Mapping[str, int] = {
     "U8": 1,
     "BOOL": 1,
 }
-"""safetensors dtype -> bytes per element, for the types that can stand in a checkpoint that is merged"""
+"""safetensors dtype -> bytes per element, for the types supported in checkpoints"""
 
 FLOAT_DTYPES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""safetensors name -> torch name of what arithmetic is done on; tensors of other types are copied"""
+"""safetensors name -> torch name of the types that are merged; tensors of other types are copied"""
 
 DECODER_KEYS = ("num_decoder_layers", "decoder_layers")
-"""what configurations of models with an encoder call the number of the decoder's layers, if they say it"""
+"""config keys for the number of decoder layers in encoder-decoder models"""
 
 N_LAYERS_KEYS = (*DECODER_KEYS, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
-"""what configurations call the number of layers, of the decoder where there is an encoder too"""
+"""config keys for the number of layers; the decoder's take precedence"""
 
 _MODULE = r"(?:[A-Za-z_]\w*\.)*"
-"""modules around a tensor that belongs to no layer"""
+"""module prefix of a tensor outside the layers"""
 
 _EMBEDDING = re.compile(
     _MODULE + r"(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|token_embedding|embeddings?|shared)\.weight"
@@ -59,18 +59,18 @@ def is_head(name: str) -> bool:
 
 
 def is_derived(name: str) -> bool:
-    """Whether a tensor of this name is a mask or a table of positions that some exporters store and every loader computes."""
+    """Whether a tensor of this name is a mask or position table that some exporters store although every loader computes it."""
     return _DERIVED.search(name) is not None
 
 
 def language_config(config: Mapping[str, Json]) -> Mapping[str, Json]:
-    """The part of a config.json that describes the language model: `text_config` where there is one, else the whole."""
+    """The part of a config.json that describes the language model: `text_config` if there is one, else all of it."""
     inner = config.get("text_config")
     return inner if isinstance(inner, Mapping) else config
 
 
 def config_value(config: Mapping[str, Json], *names: str) -> Json:
-    """The value of the first of `names` that a config.json gives, of the language model (`text_config`) before the whole; None without one."""
+    """The value of the first of `names` that a config.json sets, in `text_config` before the top level; None if there is none."""
     places = (language_config(config), config)
     found = (place[name] for name in names for place in places if place.get(name) is not None)
     return next(found, None)
@@ -84,8 +84,8 @@ class TensorHeader:
         name: its name.
         shape: its shape; () is a scalar.
         dtype: safetensors' name of its type, a key of `BYTES_OF_DTYPE`.
-        file: the safetensors file that holds it, inside the model folder.
-        start, end: its bytes in that file, from the file's beginning.
+        file: name of the safetensors file in the model folder that contains it.
+        start, end: its byte range, counted from the beginning of that file.
     """
 
     name: str
@@ -98,7 +98,7 @@ class TensorHeader:
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """What tells a file from a later version of it."""
+    """Distinguishes a file from a later version of it."""
 
     size: int
     modified_ns: int
@@ -107,7 +107,7 @@ class FileStamp:
 
 @dataclass(frozen=True, slots=True)
 class LoraUpdate:
-    """How an adapter changes one matrix W of its model: W + scale * B A, in DoRA with rows scaled to `magnitude`.
+    """How an adapter changes one matrix W of its model: W + scale * B A; with DoRA, rows are then scaled to `magnitude`.
 
     Attributes:
         a, b: the factors, of shapes (rank, in) and (out, rank).
@@ -131,7 +131,7 @@ class Adapter:
         folder: where it is.
         config: its adapter_config.json.
         updates: tensor of the model -> its low-rank change.
-        replaced: tensor of the model -> what stands in its place, before it is changed.
+        replaced: tensor of the model -> tensor that replaces it, before updates are applied.
         files: safetensors file name -> stamp at the time of reading.
     """
 
@@ -149,10 +149,10 @@ class ModelHeader:
     Attributes:
         folder: where it is.
         config: its config.json.
-        tensors: name -> header, in the order of the files; without those that `is_derived` and a `copied_head`.
+        tensors: name -> header, in the order of the files; without derived tensors (`is_derived`) and a `copied_head`.
         files: safetensors file name -> stamp at the time of reading.
-        adapter: merged into the weights whenever they are read; None = the weights as they are.
-        copied_head: the output layer of a tied model that stores it although it is the embedding; None where it does not.
+        adapter: an adapter that is merged into the weights whenever they are read; None = the weights are used unchanged.
+        copied_head: the output layer, if a tied model stores a copy of the embedding as its output layer; else None.
     """
 
     folder: Path
@@ -164,45 +164,45 @@ class ModelHeader:
 
     @cached_property
     def n_bytes(self) -> int:
-        """Size of all tensors, as they are stored."""
+        """Size of all tensors as stored."""
         return sum(tensor.end - tensor.start for tensor in self.tensors.values())
 
     @cached_property
     def n_layers(self) -> int:
-        """Transformer layers, as config.json says; 0 where it does not."""
+        """Number of transformer layers according to config.json; 0 if it does not say."""
         value = config_value(self.config, *N_LAYERS_KEYS)
         return value if isinstance(value, int) else 0
 
     @cached_property
     def architecture(self) -> str:
-        """The first of config.json's `architectures`, else its `model_type`, else "": the first that can be shown in a line."""
+        """The first of config.json's `architectures`, else its `model_type`, else ""; unprintable names are skipped."""
         names = self.config.get("architectures")
         found = (names[0] if isinstance(names, list) and names else None, self.config.get("model_type"))
         return next((name for name in found if isinstance(name, str) and name.isprintable()), "")
 
     @cached_property
     def head(self) -> str | None:
-        """The name of the output layer's weight; None where it is tied to the embedding."""
+        """The name of the output layer's weight; None if it is tied to the embedding."""
         return next((name for name in self.tensors if is_head(name) and name.endswith("weight")), None)
 
     @cached_property
     def embedding(self) -> str | None:
-        """The name of the token embedding; None where it is not known."""
+        """The name of the token embedding; None if unknown."""
         return next((name for name in self.tensors if is_embedding(name)), None)
 
     @property
     def tied(self) -> bool:
-        """Whether the output layer is the embedding."""
+        """Whether the output layer is tied to the embedding."""
         return self.head is None
 
     @cached_property
     def vocab_size(self) -> int | None:
-        """Rows of the token embedding; None where it is not known."""
+        """Number of rows of the token embedding; None if unknown."""
         return self.tensors[self.embedding].shape[0] if self.embedding else None
 
     @cached_property
     def dtype(self) -> str:
-        """The torch name of the float type that most bytes are stored in ("float32" where there is none)."""
+        """The torch name of the float type that accounts for most bytes ("float32" if there is none)."""
         bytes_of: dict[str, int] = {}
         for tensor in self.tensors.values():
             if tensor.dtype in FLOAT_DTYPES:

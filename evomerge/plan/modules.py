@@ -1,4 +1,4 @@
-"""The modules of a model (a language model, an image encoder, the layer between them), told apart by the names of their tensors."""
+"""The modules of a model (a language model, an image encoder, the projector between them), recognised by tensor names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ _PATTERNS: Mapping[str, re.Pattern[str]] = {
 """mergekit's name of a module -> its tensors; a tensor belongs to the first that matches"""
 
 _REST = ("text_decoder", "shared")
-"""names of the module that holds what no pattern matches"""
+"""names of the module of tensors that match no pattern"""
 
 
 def split_into_modules(tensors: Sequence[str], modules: Sequence[str | None]) -> dict[str | None, list[str]]:
-    """Module -> its tensors, for the distinct `modules` in their order; a recipe without modules has one called None that holds all.
+    """Module -> its tensors, for the distinct `modules` in order; in a recipe without modules, a single module None contains all tensors.
 
     Raises:
-        RecipeError: an unknown module, one without tensors, or tensors that belong to none of `modules`.
+        RecipeError: a module is unknown or has no tensors, or a tensor belongs to none of `modules`.
     """
     parts: dict[str | None, list[str]] = {module: [] for module in modules}
     if None in parts:
@@ -39,7 +39,7 @@ def split_into_modules(tensors: Sequence[str], modules: Sequence[str | None]) ->
         owner = next((name for name in names if name in parts), None)
         if owner is None:
             raise RecipeError(
-                f"modules: tensor {tensor!r} belongs to {' or '.join(names)}, which the recipe leaves out; list it too"
+                f"modules: tensor {tensor!r} belongs to {' or '.join(names)}, which the recipe does not list; add it"
             )
         parts[owner].append(tensor)
     empty = [str(module) for module, names in parts.items() if not names]
@@ -51,6 +51,6 @@ def split_into_modules(tensors: Sequence[str], modules: Sequence[str | None]) ->
 
 
 def _names_of_module(tensor: str) -> tuple[str, ...]:
-    """What the module of `tensor` may be called."""
+    """Possible names of the module of `tensor`."""
     pattern = next((pattern for pattern in _PATTERNS.values() if pattern.search(tensor)), None)
     return _REST if pattern is None else tuple(name for name, other in _PATTERNS.items() if other is pattern)

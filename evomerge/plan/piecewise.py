@@ -1,4 +1,4 @@
-"""Steps of `piecewise` recipes: plain `linear` steps for tensors in one piece, steps with pieces for the others."""
+"""Steps of `piecewise` recipes: plain `linear` steps for tensors with a single piece, steps with pieces for the others."""
 
 from collections.abc import Sequence
 
@@ -11,21 +11,21 @@ _LINEAR = "linear"
 
 
 def check_tensors(table: PieceTable, names: Sequence[str]) -> None:
-    """Refuses a table that is not for the float tensors `names`.
+    """Checks that the table lists exactly the float tensors `names`.
 
     Raises:
-        RecipeError: a tensor that only one of them has, named.
+        RecipeError: names a tensor that is missing or unknown.
     """
     missing = next((name for name in names if name not in table.tensors), None)
     if missing is not None:
-        raise RecipeError(f"pieces.tensors: the models' tensor {missing!r} is missing; the recipe is of other models")
+        raise RecipeError(f"pieces.tensors: the models' tensor {missing!r} is missing; the recipe is for other models")
     unknown = next(iter(sorted(set(table.tensors) - set(names))), None)
     if unknown is not None:
-        raise RecipeError(f"pieces.tensors: the models have no tensor {unknown!r}; the recipe is of other models")
+        raise RecipeError(f"pieces.tensors: the models have no tensor {unknown!r}; the recipe is for other models")
 
 
 def piecewise_step(output: OutputTensor, table: PieceTable, keys: Sequence[str]) -> TensorStep:
-    """What to compute for `output`; `keys` names the sources in the order of the table's columns.
+    """The step for `output`; `keys` names the sources in the order of the table's columns.
 
     Raises:
         RecipeError: a span ends outside the tensor.
@@ -36,7 +36,7 @@ def piecewise_step(output: OutputTensor, table: PieceTable, keys: Sequence[str])
         end = output.n_elements if span.end is None else span.end
         if span.end is not None and span.end >= output.n_elements:
             raise RecipeError(
-                f"pieces.tensors.{output.name}: a span ends at element {end}, the tensor has {output.n_elements}"
+                f"pieces.tensors.{output.name}: a span ends at element {end}, but the tensor has {output.n_elements} elements"
             )
         row = table.rows[span.row]
         noise = tuple((seed, scale) for seed, scale in zip(table.noise, row[n_sources:], strict=True) if scale)
@@ -48,7 +48,7 @@ def piecewise_step(output: OutputTensor, table: PieceTable, keys: Sequence[str])
 
 
 def _linear_step(output: OutputTensor, weights: Sequence[float], keys: Sequence[str]) -> TensorStep:
-    """Sources without weight are not read, unless there is nothing else."""
+    """A `linear` step that reads only sources with a nonzero weight (the first source if there are none)."""
     used = [index for index, weight in enumerate(weights) if weight] or [0]
     inputs = tuple(TensorInput(keys[index], output.tensors[index], {"weight": weights[index]}) for index in used)
     return TensorStep(output.name, output.shape, _LINEAR, inputs, None, {"normalize": False})

@@ -1,4 +1,4 @@
-"""`make_plan`: a recipe and its models' headers become the list of what to compute. Runs once per candidate, in milliseconds."""
+"""`make_plan`: turns a recipe and its models' headers into the list of steps to compute. Runs once per candidate, in milliseconds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ from evomerge.recipe import (
 )
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-"""dtype of merged weights -> bytes of an element"""
+"""dtype of merged weights -> bytes per element"""
 
 _NOTHING: Scalars = {}
 
@@ -32,19 +32,19 @@ _Inputs = list[tuple[int, str, Scalars]]
 
 
 def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
-    """What to compute for every tensor of the merged model.
+    """The steps for every tensor of the merged model.
 
-    Parameters resolve as in mergekit: source before slice before global; within a level the first setting whose filter is
-    part of the tensor's name (the input's name for parameters of a source, the output's for global ones); gradients are
+    Parameters are resolved as in mergekit: source before slice before global; within a level, the first setting whose filter is
+    part of the tensor's name applies (the input's name for parameters of a source, the output's for global ones). Gradients are
     interpolated over the slice's layers, and tensors outside the layers are at depth 0 of the first or last slice.
 
     Args:
         recipe: the merge.
-        headers: key of every model in the recipe (`Recipe.models`) -> its header.
+        headers: model key -> header, for every model in the recipe (`Recipe.models`).
 
     Raises:
-        RecipeError: a header or parameter is missing or out of range, or the models do not fit each other.
-        CheckpointError: a model has a tensor too few or too many.
+        RecipeError: a header or parameter is missing, a parameter is out of range, or the models do not fit each other.
+        CheckpointError: a model lacks a tensor or has an unexpected one.
     """
     check_recipe(recipe)
     spec = method_spec(recipe.method)
@@ -65,12 +65,12 @@ def make_plan(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergePlan:
 
 
 def default_dtype(header: ModelHeader) -> str:
-    """What merges of a model are rounded to unless told otherwise: its own dtype, float32 for one that is wider."""
+    """The default dtype of merges of a model: its own, or float32 if that is wider."""
     return header.dtype if header.dtype in DTYPE_BYTES else "float32"
 
 
 def slices_with_inputs(recipe: Recipe) -> tuple[Slice, ...]:
-    """The recipe's slices; a base that mergekit would append as an input of a whole-model `linear` or `karcher` is appended."""
+    """The recipe's slices, with the base appended as an input of a whole-model `linear` or `karcher`, as in mergekit."""
     base, spec = recipe.base, method_spec(recipe.method)
     if spec.base is not BaseRole.SOURCE or base is None:
         return recipe.slices
@@ -100,7 +100,7 @@ def _structure_key(
 
 
 class _Steps:
-    """The steps of one recipe. Tensors of a group have the same parameters, which are looked up once."""
+    """The steps of one recipe. The tensors of a group share their parameters, which are looked up once."""
 
     def __init__(self, recipe: Recipe, spec: MethodSpec, slices: Sequence[Slice]) -> None:
         self._recipe = recipe
@@ -112,7 +112,7 @@ class _Steps:
         self._resolved: dict[int, tuple[Scalars, _Inputs]] = {}
 
     def of(self, output: OutputTensor) -> TensorStep:
-        """What to compute for `output`."""
+        """The step for `output`."""
         recipe = self._recipe
         if not output.is_float:
             source = TensorInput(self._slices[output.slice_index].sources[0].key, output.tensors[0], _NOTHING)
@@ -132,7 +132,7 @@ class _Steps:
         return TensorStep(output.name, output.shape, recipe.method, named, base, shared)
 
     def _resolve(self, output: OutputTensor) -> tuple[Scalars, _Inputs]:
-        """The method's global parameters, and every input that is no base."""
+        """The method's global parameters, and every input except the base."""
         part = self._slices[output.slice_index]
         levels = (part.parameters, self._recipe.parameters)
         shared = {
@@ -158,7 +158,7 @@ class _Steps:
 
 
 def _alone_if_others_are_idle(inputs: _Inputs) -> _Inputs:
-    """The only input of a sum that has a weight, where the others need not be read; else all."""
+    """The only input with a nonzero weight, if there is just one, so that the others need not be read; else all inputs."""
     weighted = [entry for entry in inputs if entry[2]["weight"]]
     return weighted if len(weighted) == 1 else inputs
 
@@ -179,7 +179,7 @@ def _value(
 
 
 def _typed(parameter: ParameterSpec, setting: Setting, depth: float) -> float | bool:
-    """The setting's value at `depth`, of the parameter's type; texts, which could be neither, were refused (`check_recipe`)."""
+    """The setting's value at `depth`, as a number or bool like the parameter; `check_recipe` has refused strings."""
     return setting.switch(depth) if isinstance(parameter.default, bool) else setting.number(depth)
 
 

@@ -1,7 +1,7 @@
-"""What merges by rank keep in memory beside the models. Reads headers only.
+"""Memory that rank-based merges need in addition to the models. Reads headers only.
 
-The methods that prune by rank keep, for every element of an expert, its rank by magnitude in its row; `sce` keeps for every element of
-the base its place by variance over the experts in its tensor.
+Methods that prune by rank keep, for every element of an expert, its rank by magnitude within its row; `sce` keeps, for every element of
+the base, its place in its tensor when ordered by variance over the experts.
 """
 
 import math
@@ -14,17 +14,17 @@ RANKED_METHODS = ("della", "della_linear")
 """methods that prune by rank"""
 
 RANK_BYTES = 2
-"""of one rank"""
+"""bytes per rank"""
 
 MOST_RANKS = 1 << (8 * RANK_BYTES)
-"""columns of a row whose ranks are kept; those of longer rows are found anew for every merge, as ranks do not fit"""
+"""longest row (in columns) whose ranks are kept; ranks of longer rows do not fit into `RANK_BYTES` and are recomputed for every merge"""
 
 PLACE_BYTES = 4
-"""of one place"""
+"""bytes per place"""
 
 
 def rank_bytes(methods: tuple[str, ...], experts: Sequence[ModelHeader]) -> int:
-    """Size of the ranks and places that merges of `experts` by `methods` keep; 0 where they need none."""
+    """Size of the ranks and places that merges of `experts` by `methods` keep; 0 if they need none."""
     n_bytes = 0
     if "sce" in methods:
         tensors = experts[0].tensors.values() if experts else ()
@@ -40,10 +40,10 @@ def rank_bytes(methods: tuple[str, ...], experts: Sequence[ModelHeader]) -> int:
 
 
 def n_columns(shape: tuple[int, ...]) -> int:
-    """Elements of a row, within which ranks are: a vector is one row."""
+    """Number of elements of a row, within which ranks are computed; a vector is one row."""
     return shape[-1] if len(shape) > 1 else math.prod(shape)
 
 
 def keeps_ranks(step: TensorStep) -> bool:
-    """Whether a resident merge of the step keeps ranks or places."""
+    """Whether a merge of the step with resident sources keeps ranks or places."""
     return step.method in RANKED_METHODS or (step.method == "sce" and float(step.parameters["select_topk"]) < 1)

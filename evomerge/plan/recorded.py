@@ -1,4 +1,4 @@
-"""Model headers as JSON: what a run keeps of its models, so that its recipes can be made where the models are not."""
+"""Model headers as JSON: a run records them so that its recipes can be built on machines without the models."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from evomerge.plan.model_header import BYTES_OF_DTYPE, ModelHeader, TensorHeader
 
 
 def headers_to_json(headers: Mapping[str, ModelHeader]) -> dict[str, Json]:
-    """What recipes call a model -> its folder, its config.json, and [name, dtype, shape] of every tensor, in order."""
+    """Model key in recipes -> its folder, its config.json, and [name, dtype, shape] of every tensor, in order."""
     return {
         key: {
             "folder": str(header.folder),
@@ -22,14 +22,14 @@ def headers_to_json(headers: Mapping[str, ModelHeader]) -> dict[str, Json]:
 
 
 def headers_from_json(data: Any, where: str) -> dict[str, ModelHeader]:
-    """The headers that `headers_to_json` was given, as far as spaces and plans need them: without files, adapters and so weights.
+    """The headers that were passed to `headers_to_json`, as far as spaces and plans need them: without files and adapters, so weights cannot be read.
 
     Args:
-        data: what `headers_to_json` made.
+        data: result of `headers_to_json`.
         where: the file, for messages.
 
     Raises:
-        CheckpointError: it is something else.
+        CheckpointError: `data` does not have that form.
     """
     try:
         return {

@@ -1,4 +1,4 @@
-"""Rotary embeddings as configurations give them: transformers 4 and 5, and single models, spell the same one differently."""
+"""Rotary embeddings in config files, normalised: transformers 4 and 5, and some models, write the same embedding differently."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from evomerge.core import Json
 from evomerge.plan.model_header import config_value
 
 Rope = Mapping[str, Mapping[str, Any]]
-"""kind of layer ("" = all) -> settings; a setting that is not known is left out, and so is the usual `rope_type`"""
+"""kind of layer ("" = all) -> settings; unknown settings and the default `rope_type` are left out"""
 
 _USUAL_THETA = 10_000.0
 _USUAL_TYPES = ("default", "mrope")
-"""`mrope_section` says as much"""
+"""`mrope` is redundant with `mrope_section`"""
 
 
 def rope_of(config: Mapping[str, Json]) -> Rope:
@@ -24,7 +24,7 @@ def rope_of(config: Mapping[str, Json]) -> Rope:
         "rope_theta": config_value(config, "rope_theta", "rotary_emb_base"),
         "partial_rotary_factor": config_value(config, "partial_rotary_factor", "rotary_pct"),
     }
-    # within `text_config` transformers 4 leaves out what is the default of the model's class
+    # within `text_config`, transformers 4 omits defaults of the model's class
     usual = {} if isinstance(config.get("text_config"), Mapping) else {"rope_theta": _USUAL_THETA}
     by_kind = {kind: part for kind, part in scaling.items() if isinstance(part, Mapping)}
     local = config_value(config, "rope_local_base_freq")
@@ -34,9 +34,9 @@ def rope_of(config: Mapping[str, Json]) -> Rope:
 
 
 def same_rope(one: Rope, other: Rope) -> bool:
-    """Whether two models' rotary embeddings agree in everything that is known of both.
+    """Whether two models' rotary embeddings agree in all settings known for both.
 
-    What one gives for all layers is compared with the other's for layers that see everything; those with a window differ on purpose.
+    Settings for all layers are compared with the other model's settings for full-attention layers; sliding-window layers differ on purpose.
     """
     for kind in one.keys() & other.keys() or {"full_attention"}:
         ours, theirs = one.get(kind, one.get("")), other.get(kind, other.get(""))
@@ -49,10 +49,10 @@ def same_rope(one: Rope, other: Rope) -> bool:
 
 
 def _settings(part: Mapping[str, Any], common: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """One kind's: its own, else those that all have, else the usual ones."""
+    """Settings of one kind of layer: its own, else those common to all kinds, else the defaults."""
     found = {name: value for name, value in {**common, **part}.items() if value is not None}
     kind = found.pop("type", None)
     kind = found.pop("rope_type", kind)
     if kind is not None and kind not in _USUAL_TYPES:
-        found["rope_type"] = "longrope" if kind == "su" else kind  # its first name
+        found["rope_type"] = "longrope" if kind == "su" else kind  # "su" is its old name
     return {**usual, **found}

@@ -1,4 +1,4 @@
-"""Reading the header of one safetensors file that a stranger wrote. Reads no weight and trusts no number.
+"""Reads the header of one untrusted safetensors file. Reads no weights and validates every number.
 
 Format: 8 bytes (little-endian length N), N bytes of JSON `{name: {dtype, shape, data_offsets}}`, then the data.
 """
@@ -30,10 +30,10 @@ def read_safetensors_header(path: Path, file: str) -> dict[str, TensorHeader]:
 
     Args:
         path: the file.
-        file: what the headers call it.
+        file: the file's name in the returned headers.
 
     Raises:
-        CheckpointError: it is truncated, no safetensors file, or its header is malformed: the message says how.
+        CheckpointError: the file is truncated or not a safetensors file, or its header is malformed; the message says how.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -44,7 +44,7 @@ def read_safetensors_header(path: Path, file: str) -> dict[str, TensorHeader]:
         text = stream.read(length)
     entries = parse_json(text, str(path))
     if not isinstance(entries, dict):
-        raise CheckpointError(f"{path}: its header is not a JSON object; the file is damaged, fetch it again")
+        raise CheckpointError(f"{path}: its header is not a JSON object; the file is damaged, download it again")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{path}: __metadata__ of its header is not an object")
@@ -55,17 +55,17 @@ def read_safetensors_header(path: Path, file: str) -> dict[str, TensorHeader]:
 
 
 def parse_json(text: bytes, where: str) -> Any:
-    """Strict JSON: UTF-8, no duplicate keys, no NaN.
+    """Parses strict JSON: UTF-8, no duplicate keys, no NaN.
 
     Raises:
-        CheckpointError: anything else.
+        CheckpointError: `text` is anything else.
     """
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except UnicodeDecodeError:
-        raise CheckpointError(f"{where}: JSON that is not UTF-8; the file is damaged, fetch it again") from None
+        raise CheckpointError(f"{where}: JSON that is not UTF-8; the file is damaged, download it again") from None
     except (ValueError, RecursionError) as problem:
-        raise CheckpointError(f"{where}: damaged JSON ({problem}); fetch the file again") from None
+        raise CheckpointError(f"{where}: damaged JSON ({problem}); download the file again") from None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _what_it_is(start: bytes, length: int, size: int) -> str:
@@ -86,8 +86,8 @@ def _what_it_is(start: bytes, length: int, size: int) -> str:
         if start.startswith(magic):
             return f"is not a safetensors file but {kind}"
     if length > MAX_HEADER_BYTES:
-        return f"its header claims {length} bytes; the limit is {MAX_HEADER_BYTES}: it is no safetensors file or is damaged"
-    return f"truncated: the header needs {length} bytes and the file has {size}; fetch it again"
+        return f"its header claims {length} bytes; the limit is {MAX_HEADER_BYTES}: it is not a safetensors file or is damaged"
+    return f"truncated: the header needs {length} bytes, but the file has {size}; download it again"
 
 
 def _tensor(name: str, entry: Any, path: Path, file: str, data_start: int) -> TensorHeader:
@@ -100,12 +100,12 @@ def _tensor(name: str, entry: Any, path: Path, file: str, data_start: int) -> Te
     if not isinstance(dtype, str) or dtype not in BYTES_OF_DTYPE:
         raise CheckpointError(f"{where}: unknown dtype {dtype!r}; known: {', '.join(BYTES_OF_DTYPE)}")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{where}: shape {shape!r} or data_offsets {offsets!r} are not lists of whole numbers")
+        raise CheckpointError(f"{where}: shape {shape!r} and data_offsets {offsets!r} must be lists of whole numbers")
     start, end = offsets
     expected = math.prod(shape) * BYTES_OF_DTYPE[dtype]
     if end - start != expected:
         raise CheckpointError(
-            f"{where}: shape {shape} of {dtype} needs {expected} bytes, its offsets [{start}, {end}] span {end - start}"
+            f"{where}: shape {shape} of {dtype} needs {expected} bytes, but its offsets [{start}, {end}] span {end - start}"
         )
     return TensorHeader(name, tuple(shape), dtype, file, data_start + start, data_start + end)
 
@@ -127,7 +127,7 @@ def _check_offsets(tensors: list[TensorHeader], path: Path, data_start: int, siz
         end = tensor.end
     if end > size:
         raise CheckpointError(
-            f"{path}: truncated or still being written: its tensors need {end} bytes, the file has {size}; fetch it again"
+            f"{path}: truncated or still being written: its tensors need {end} bytes, but the file has {size}; download it again"
         )
     if end < size:
         raise CheckpointError(f"{path}: {size - end} bytes after the last tensor; the file is malformed")

@@ -1,4 +1,4 @@
-"""Plans of stacks for an engine with more layers than the stack: the layers left over let the hidden state pass unchanged."""
+"""Plans of stacks for an engine with more layers than the stack: the unused layers pass the hidden state through unchanged."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,13 +11,13 @@ from evomerge.plan.merge_plan import MergePlan, TensorInput, TensorStep
 def padded(plan: MergePlan, n_slots: int, silenced: Sequence[str]) -> MergePlan:
     """`plan` for an engine of `n_slots` layers.
 
-    A block adds nothing to the hidden state when its output projections are zero. So those of every idle layer are written, as
-    zero times the first layer's; the rest of an idle layer may hold whatever finite values are there (`MergePlan.idle`).
+    A block adds nothing to the hidden state if its output projections are zero. Those of every idle layer are therefore written as
+    zero times the first layer's; the rest of an idle layer may keep any finite values (`MergePlan.idle`).
 
     Args:
         plan: of the stack.
-        n_slots: layers of the engine, at least the plan's.
-        silenced: filters of the tensors whose zeros silence a block (`Folding.silenced`).
+        n_slots: number of layers of the engine, at least that of the plan.
+        silenced: filters for the tensors that silence a block when they are zero (`Folding.silenced`).
 
     Raises:
         RecipeError: the stack is deeper than the engine.

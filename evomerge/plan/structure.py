@@ -1,6 +1,6 @@
-"""The part of a plan that depends on the models and the slices alone: which tensors go into which output tensor.
+"""The part of a plan that depends only on the models and the slices: which tensors go into which output tensor.
 
-A search asks for thousands of plans that differ only in numbers, so structures are cached; nothing here reads a parameter's value.
+A search makes thousands of plans that differ only in numbers, so structures are cached; nothing here reads a parameter's value.
 """
 
 import math
@@ -26,15 +26,15 @@ class SourceLayers:
 
 @dataclass(frozen=True, slots=True)
 class StructureKey:
-    """What a structure depends on; `headers` are compared by identity.
+    """Everything that a structure depends on; `headers` are compared by identity.
 
     Attributes:
-        slices: their sources.
-        modules: which module each slice belongs to.
-        bases: the base of each slice, None where it needs none.
-        reference: the model whose tensors the result has.
-        filters: of all parameters.
-        headers: of every model.
+        slices: the sources of each slice.
+        modules: the module of each slice.
+        bases: the base of each slice, None if it needs none.
+        reference: key of the model whose tensor names the result has.
+        filters: the filters of all parameters.
+        headers: key and header of every model.
     """
 
     slices: tuple[tuple[SourceLayers, ...], ...]
@@ -51,15 +51,15 @@ class OutputTensor:
 
     Attributes:
         name, shape: of the output.
-        slice_index: whose parameters hold.
+        slice_index: the slice whose parameters apply.
         depth: position t in [0, 1] for gradients.
-        names: the input's name per source of the slice, as filters see it.
-        tensors: the name it is stored under (a tied output layer is stored as the embedding).
-        base_tensor: the base's name where the base is needed.
-        group: tensors of equal group resolve to the same parameters.
+        names: for each source of the slice, the input's name as seen by filters.
+        tensors: for each source, the name under which it is stored (a tied output layer is stored as the embedding).
+        base_tensor: the name of the base's tensor, if the base is needed.
+        group: tensors with the same group have the same parameters.
         is_float: False for integer buffers, which are copied.
         n_elements: of the output.
-        n_bytes: of a copied buffer; 0 for floats, whose size follows from the dtype that is written.
+        n_bytes: of a copied buffer; 0 for floats, whose size depends on the output dtype.
     """
 
     name: str
@@ -88,8 +88,8 @@ def build_structure(key: StructureKey) -> Structure:
     """Lists the output tensors of a merge and checks that the models fit each other.
 
     Raises:
-        RecipeError: shapes, layers, vocabularies or tied embeddings do not fit.
-        CheckpointError: a model lacks a tensor that the others have, or has one too many.
+        RecipeError: shapes, layers, vocabularies or tied embeddings do not match.
+        CheckpointError: a model lacks a tensor that the others have, or has one that they lack.
     """
     headers = dict(key.headers)
     reference = headers[key.reference]
@@ -103,7 +103,7 @@ def build_structure(key: StructureKey) -> Structure:
 
 
 def _says_all_layers(key: StructureKey) -> bool:
-    """Whether every slice says which layers of which models it is made of, the base's too where that is needed."""
+    """Whether every slice has a layer range for each of its models, including the base if it needs one."""
     models = [{source.key for source in part if source.layer_range} for part in key.slices]
     return all(
         len(found) == len(part) and (base is None or base in found)
@@ -112,7 +112,7 @@ def _says_all_layers(key: StructureKey) -> bool:
 
 
 def _in_the_middle(key: StructureKey) -> set[str]:
-    """The models that give layers alone: what is outside the layers is made of the first and the last slice's."""
+    """The models that contribute only layers: tensors outside the layers come from the first and the last slice."""
     if any(source.layer_range is None for part in key.slices for source in part) or set(key.modules) != {None}:
         return set()
     ends = {source.key for part in (key.slices[0], key.slices[-1]) for source in part}
@@ -151,7 +151,7 @@ class _Builder:
         return Structure(tuple(self._outputs), n_layers)
 
     def _whole(self, tensors: Sequence[str], slice_index: int) -> None:
-        """Every layer of every stack, once; t runs over each stack."""
+        """Adds every layer of every stack once; the depth t runs from 0 to 1 over each stack."""
         by_layer: dict[tuple[str, int], list[str]] = {}
         for name in tensors:
             layer = layer_name(name)
@@ -163,13 +163,13 @@ class _Builder:
                 self._add(name, slice_index, depth)
 
     def _sliced(self, tensors: Sequence[str], slice_indices: Sequence[int]) -> int:
-        """The slices of a stack one after the other; returns how many layers they have."""
+        """Adds the slices of a stack one after the other; returns their total number of layers."""
         sizes = stack_sizes(tensors)
         if self._stack is None or list(sizes) != [self._stack]:
             stacks = ", ".join(sizes) or "none"
             raise RecipeError(
-                f"slices need one stack of layers, the language model's ({self._stack}); {self._reference.folder} has: {stacks}. "
-                "In a model of several modules write `modules:`, with `models:` for the others; a search leaves space.layer_groups at 1, or sets space.smooth"
+                f"slices need a single stack of layers, the language model's ({self._stack}); {self._reference.folder} has: {stacks}. "
+                "For a model of several modules use `modules:`, with `models:` for the others; in a search, leave space.layer_groups at 1 or set space.smooth"
             )
         n_out = 0
         for slice_index in slice_indices:
@@ -193,7 +193,7 @@ class _Builder:
         return n_out
 
     def _layer(self, key: str, index: int) -> list[str]:
-        """What the tensors of a model's layer are called within it.
+        """Names of the tensors of a model's layer, relative to the layer.
 
         Raises:
             CheckpointError: there are none.
@@ -206,14 +206,14 @@ class _Builder:
                     layers.setdefault(layer.index, []).append(layer.rest)
             self._within[key] = layers
         if index not in self._within[key]:
-            raise CheckpointError(f"{key} has no tensor of layer {index}; is its download complete?")
+            raise CheckpointError(f"{key} has no tensors of layer {index}; is its download complete?")
         return self._within[key][index]
 
     def _check_one_kind(self, places: Sequence[tuple[str, int]], output: int) -> None:
-        """Refuses layers (of a model) that do not compute alike and so cannot be merged, or that would not as layer `output`.
+        """Refuses to merge layers (given as model, index) of different kinds, or layers that would be of a different kind as layer `output`.
 
         Raises:
-            RecipeError: naming both layers and what differs.
+            RecipeError: names both layers and what differs.
         """
         (key, index), *others = places
         kinds, _ = self._kinds[key]
@@ -233,8 +233,8 @@ class _Builder:
             _, by_place = self._kinds[each]
             if place != output and by_place:
                 raise RecipeError(
-                    f"slices make layer {place} of {each} layer {output}, and its config.json tells layers apart by their place "
-                    f"({', '.join(by_place)}); keep every layer in its place"
+                    f"slices move layer {place} of {each} to layer {output}, but its config.json distinguishes layers by position "
+                    f"({', '.join(by_place)}); keep every layer in its position"
                 )
 
     def _range(self, source: SourceLayers) -> tuple[int, int]:
@@ -270,7 +270,7 @@ class _Builder:
         )
 
     def _check_alike(self, name: str, inputs: Sequence[tuple[str, str]]) -> None:
-        """Refuses (model, tensor) pairs that cannot make one tensor `name`: all must have the first one's shape, and be floats or not as it is."""
+        """Refuses (model, tensor) pairs that cannot be merged into one tensor `name`: all must have the same shape, and all or none must be floats."""
         (first_key, first_name), *others = inputs
         first = self._headers[first_key].tensors[first_name]
         for key, tensor in others:
@@ -278,7 +278,7 @@ class _Builder:
             if found.shape != first.shape:
                 raise RecipeError(
                     f"tensor {name!r}: shape {list(first.shape)} in {first_key}, {list(found.shape)} in {key}; "
-                    "only models of equal shapes can be merged"
+                    "only tensors of equal shape can be merged"
                 )
             if (found.dtype in FLOAT_DTYPES) != (first.dtype in FLOAT_DTYPES):
                 raise RecipeError(
@@ -286,7 +286,7 @@ class _Builder:
                 )
 
     def _stored_name(self, key: str, tensor: str) -> str:
-        """The name under which a model has `tensor`: a tied output layer is stored as the embedding."""
+        """The name under which a model stores `tensor`: a tied output layer is stored as the embedding."""
         header = self._headers[key]
         if tensor not in header.tensors and tensor == self._reference.head and header.embedding is not None:
             return header.embedding

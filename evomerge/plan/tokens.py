@@ -1,4 +1,4 @@
-"""Whether models mean the same tokens by the rows of their embeddings. Reads their tokenizer.json, and loads no tokenizer."""
+"""Checks whether models assign the same ids to tokens. Reads their tokenizer.json without loading a tokenizer."""
 
 import filecmp
 import json
@@ -11,17 +11,17 @@ from evomerge.plan.model_header import ModelHeader, is_embedding, is_head
 _FILE = "tokenizer.json"
 
 _SHOWN = 3
-"""tokens that a message names"""
+"""maximum number of tokens named in a message"""
 
 
 def other_tokens(headers: Mapping[str, ModelHeader], plan: MergePlan) -> str | None:
-    """What to say where models give tokens other ids than the first one does, whose tokenizer is used: their rows are those of other tokens.
+    """A message if models assign other ids to tokens than the first model, whose tokenizer is used: their rows belong to other tokens.
 
-    Tokens that only one of them has do not count: fine-tuned models often have more. None where no ids differ, or files cannot tell.
+    Tokens that only one of the two has are ignored: fine-tuned models often have more. None if no ids differ or the files do not tell.
 
     Args:
-        headers: key -> model, the one whose tokenizer is used first.
-        plan: of the merge; models that give neither embedding nor output layer do not count.
+        headers: key -> model; first the one whose tokenizer is used.
+        plan: of the merge; models that contribute neither embedding nor output layer are ignored.
     """
     (first, reference), *others = headers.items()
     rows = {
@@ -37,14 +37,14 @@ def other_tokens(headers: Mapping[str, ModelHeader], plan: MergePlan) -> str | N
         moved = _moved(reference.folder / _FILE, header.folder / _FILE)
         if moved:
             shown = ", ".join(map(repr, moved[:_SHOWN])) + (", ..." if len(moved) > _SHOWN else "")
-            found.append(f"{key} gives {len(moved)} token{'s' if len(moved) > 1 else ''} other ids ({shown})")
+            found.append(f"{key} has different ids for {len(moved)} token{'s' if len(moved) > 1 else ''} ({shown})")
     if not found:
         return None
-    return f"the models' tokenizers differ from that of {first}, which is used for all: {'; '.join(found)}; rows of different tokens are merged, or stand for others"
+    return f"the models' tokenizers differ from that of {first}, which is used for all: {'; '.join(found)}; rows of different tokens will be merged or used for the wrong token"
 
 
 def _moved(reference: Path, other: Path) -> list[str]:
-    """Tokens that both tokenizers have, under different ids."""
+    """Tokens that both tokenizers have with different ids."""
     if not reference.is_file() or not other.is_file() or filecmp.cmp(reference, other, shallow=False):
         return []
     known = _ids(reference)
@@ -52,7 +52,7 @@ def _moved(reference: Path, other: Path) -> list[str]:
 
 
 def _ids(path: Path) -> dict[str, object]:
-    """Token -> id; nothing where the file is none of `tokenizers`, which whoever loads it will say."""
+    """Token -> id; empty if the file is not in the format of `tokenizers`, which loading it will report."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

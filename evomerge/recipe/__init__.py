@@ -1,4 +1,4 @@
-"""Recipes: what determines a merged model, and their file formats."""
+"""Recipes, which determine a merged model, and their file formats."""
 
 from evomerge.recipe.coordinates import AXES, SearchedParameter
 from evomerge.recipe.documents import RecipeFile, naming, with_adapters, with_folders

@@ -1,4 +1,4 @@
-"""`Coordinates`: the numbers that a template leaves open, what they are called, and the settings of a recipe that they make."""
+"""`Coordinates`: the numbers that a template leaves open, their names, and the recipe settings they produce."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ from evomerge.recipe.parts import Setting
 from evomerge.space import Parameter
 
 AXES = ("expert", "layer_group", "module_group")
-"""what a parameter can vary over, in the order of a parameter's key"""
+"""axes that a parameter can vary over, in the order in which they appear in a coordinate's name"""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchedParameter:
-    """A parameter of the method that the search varies within [low, high], one value for every combination of the axes in `per`."""
+    """A parameter of the method that the search varies within [low, high], with one value for every combination of the axes in `per`."""
 
     name: str
     low: float
@@ -29,15 +29,15 @@ class Coordinates:
     Attributes:
         searched: the open parameters.
         experts: names of the models.
-        n_layers: of every model.
+        n_layers: number of layers of every model.
         layer_groups: consecutive [first, last) ranges that cover [0, n_layers).
-        module_groups: group -> filters; empty = no distinction.
-        smooth: the values of layer groups hold at points that are spread evenly over depth, and layers interpolate linearly between
-            them: mergekit's gradients.
-        unused: coordinates that there are not, because no tensor would take their values.
+        module_groups: group -> filters; empty = no groups.
+        smooth: the values of layer groups apply at points spread evenly over depth, and layers interpolate linearly between
+            them (mergekit's gradients).
+        unused: coordinates that are left out because no tensor would use their values.
 
     Raises:
-        SpaceError: groups that do not cover the layers, or nothing to interpolate between.
+        SpaceError: the groups do not cover the layers, or there is nothing to interpolate between.
     """
 
     searched: tuple[SearchedParameter, ...]
@@ -57,15 +57,17 @@ class Coordinates:
                 f"layer_groups {[list(group) for group in self.layer_groups]} must be consecutive [first, last) ranges that cover 0 to {self.n_layers}"
             )
         if self.smooth and len(self.layer_groups) < 2:
-            raise SpaceError("smooth: interpolates between the values of layer groups; give layer_groups, at least 2")
+            raise SpaceError(
+                "smooth: interpolates between the values of layer groups, so it needs layer_groups of at least 2"
+            )
 
     @property
     def slices(self) -> tuple[tuple[int, int], ...]:
-        """The layer groups that are slices of a recipe of their own; a single one is the whole model."""
+        """The layer ranges that become slices of the recipe; a single one is the whole model."""
         return ((0, self.n_layers),) if self.smooth else self.layer_groups
 
     def depth(self, layer: int) -> float:
-        """Where in [0, 1] a layer lies."""
+        """The relative depth of a layer, in [0, 1]."""
         return layer / max(1, self.n_layers - 1)
 
     @cached_property
@@ -79,7 +81,7 @@ class Coordinates:
 
     @cached_property
     def gradients(self) -> tuple[tuple[str, ...], ...]:
-        """The coordinates; those between which layers interpolate stand together, in the order of depth, the unused too."""
+        """The coordinates, including unused ones; those between which layers interpolate are grouped together in order of depth."""
         if not self.smooth:
             return tuple((parameter.name,) for parameter in self.parameters)
         return tuple(
@@ -90,7 +92,7 @@ class Coordinates:
         )
 
     def of(self, searched: SearchedParameter) -> dict[str, str | None]:
-        """The coordinates of a parameter -> the expert of each (None where it does not vary over experts)."""
+        """Coordinates of a parameter -> their expert (None if it does not vary over experts)."""
         every = {
             _name(searched.name, expert, layer, module): expert
             for expert in self._experts_of(searched)
@@ -102,7 +104,7 @@ class Coordinates:
     def settings(
         self, searched: SearchedParameter, values: Mapping[str, float], part: tuple[int, int], expert: str | None
     ) -> tuple[Setting, ...]:
-        """The settings of a parameter in one of `slices`, of an expert where it varies over experts."""
+        """The settings of a parameter in one of `slices`, for `expert` if it varies over experts."""
         owner = expert if "expert" in searched.per else None
         settings: list[Setting] = []
         for module, filters in self._modules_of(searched):
@@ -116,7 +118,7 @@ class Coordinates:
     def _names(
         self, searched: SearchedParameter, expert: str | None, module: str | None, part: tuple[int, int] | None = None
     ) -> tuple[str, ...]:
-        """The coordinates over depth, of the layer group `part` or of all; a single one where the parameter does not vary over them."""
+        """The coordinates over depth, for the layer group `part` or for all; a single one if the parameter does not vary over them."""
         layers = self._layers_of(searched)
         if part is not None and len(layers) > 1:
             layers = (layers[self.layer_groups.index(part)],)
@@ -126,17 +128,17 @@ class Coordinates:
         return self.experts if "expert" in searched.per else (None,)
 
     def _modules_of(self, searched: SearchedParameter) -> list[tuple[str | None, Sequence[str]]]:
-        """(module group, its filters) for which the parameter has values; one of no name where it does not vary over them."""
+        """(module group, its filters) for which the parameter has values; a single unnamed one if it does not vary over them."""
         groups = self.module_groups if "module_group" in searched.per else {}
         return [*groups.items()] or [(None, ())]
 
     def _layers_of(self, searched: SearchedParameter) -> tuple[str | None, ...]:
-        """The names of the layer groups for which the parameter has values; None where it does not vary over them."""
+        """Names of the layer groups for which the parameter has values; a single None if it does not vary over them."""
         return self._layer_names if "layer_group" in searched.per else (None,)
 
     @cached_property
     def _layer_names(self) -> tuple[str, ...]:
-        """What layer groups are called: by their layers, and where layers interpolate by the layer at which a value holds."""
+        """Names of the layer groups: their layers or, with interpolation, the layer at which a value applies."""
         if not self.smooth:
             return tuple(f"{first}-{last - 1}" for first, last in self.layer_groups)
         distance = (self.n_layers - 1) / (len(self.layer_groups) - 1)

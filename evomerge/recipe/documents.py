@@ -1,4 +1,4 @@
-"""`RecipeFile`: a recipe and the recipes of the models it is made of, where those are merges themselves (several YAML documents)."""
+"""`RecipeFile`: a recipe together with the recipes of its models that are merges themselves (several YAML documents)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,15 +11,15 @@ from evomerge.recipe.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class RecipeFile:
-    """What a recipe file says.
+    """The contents of a recipe file.
 
     Attributes:
         final: the recipe of the result.
-        named: name -> recipe of a model that others call by this name instead of a path.
+        named: name -> recipe of a model that other recipes refer to by this name instead of a path.
         where: the file's name, for messages.
 
     Raises:
-        RecipeError: a name that cannot be one, or recipes that are made of each other.
+        RecipeError: a name is not valid, or recipes depend on each other in a cycle.
     """
 
     final: Recipe
@@ -32,17 +32,17 @@ class RecipeFile:
         self.order()
 
     def place(self, name: str | None = None) -> str | None:
-        """What messages call the recipe of the result, or that of the model called `name`; None where it is of no file."""
+        """How messages refer to the recipe of the result or of the model called `name`; None if it does not come from a file."""
         if self.where is None or not self.named:
             return self.where
         name = name or self.final.name
         return f"{self.where}, " + ("the document without a name" if name is None else f"document {name!r}")
 
     def order(self) -> tuple[str, ...]:
-        """The names in an order in which every recipe comes after those it is made of. Names that nothing needs are left out.
+        """The names in an order in which every recipe comes after those it depends on. Unused names are left out.
 
         Raises:
-            RecipeError: recipes that are made of each other.
+            RecipeError: recipes depend on each other in a cycle.
         """
         done: list[str] = []
         open_names: list[str] = []
@@ -50,7 +50,7 @@ class RecipeFile:
         def visit(recipe: Recipe) -> None:
             for name in named_in(recipe, self.named):
                 if name in open_names:
-                    raise RecipeError(f"documents {' -> '.join([*open_names, name])} are made of each other")
+                    raise RecipeError(f"documents {' -> '.join([*open_names, name])} depend on each other in a cycle")
                 if name not in done:
                     open_names.append(name)
                     visit(self.named[name])
@@ -62,10 +62,10 @@ class RecipeFile:
 
 
 def check_name(name: object) -> None:
-    """Refuses what no document can be called: the model of that name is made in a folder of that name.
+    """Refuses invalid document names. A document's model is written to a folder of the same name.
 
     Raises:
-        RecipeError: naming it.
+        RecipeError: shows the name.
     """
     fits = isinstance(name, str) and name.isprintable() and name not in ("", ".", "..")
     if not fits or any(mark in str(name) for mark in "/+@"):
@@ -74,7 +74,7 @@ def check_name(name: object) -> None:
 
 @contextmanager
 def naming(where: str | None) -> Iterator[None]:
-    """Has the messages of errors in recipes begin with `where`, unless they do."""
+    """Prefixes messages of RecipeError with `where`, unless they already begin with it."""
     try:
         yield
     except RecipeError as problem:
@@ -84,7 +84,7 @@ def naming(where: str | None) -> Iterator[None]:
 
 
 def places_of(recipe: Recipe, folder: str) -> tuple[str, ...]:
-    """The keys of a mergekit document of `recipe` that name the folder of a model or an adapter."""
+    """The keys in the mergekit document of `recipe` whose value is the given folder of a model or adapter."""
     places = []
     if recipe.base is not None and folder in _folders(recipe.source(recipe.base)):
         places.append("base_model")
@@ -104,7 +104,7 @@ def _folders(source: Source) -> tuple[str | None, ...]:
 
 
 def named_in(recipe: Recipe, names: Mapping[str, object]) -> tuple[str, ...]:
-    """Which of `names` the recipe is made of."""
+    """Those of `names` that the recipe depends on."""
     used = [source.model for source in recipe.sources]
     used += [recipe.base or "", *(part.base or "" for part in recipe.slices)]
     used += recipe.tokenizer.models() if recipe.tokenizer else ()
@@ -112,7 +112,7 @@ def named_in(recipe: Recipe, names: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def with_adapters(recipe: Recipe, adapted: Mapping[str, tuple[str, str]]) -> Recipe:
-    """The recipe with every source that is called by a key of `adapted` as the model and adapter that this stands for."""
+    """The recipe with every source whose model is a key of `adapted` replaced by the (model, adapter) of that key."""
 
     def parted(source: Source) -> Source:
         if source.lora is not None or source.model not in adapted:
@@ -124,7 +124,7 @@ def with_adapters(recipe: Recipe, adapted: Mapping[str, tuple[str, str]]) -> Rec
 
 
 def with_cached_revisions(recipe: Recipe) -> Recipe:
-    """The recipe with every model of a pinned revision that the hub's cache has as its folder there."""
+    """The recipe with every model of a pinned revision replaced by its folder in the hub's cache, if it is there."""
 
     def found(source: Source) -> Source:
         place = None if source.revision is None else cached_model(source.model, source.revision)
@@ -134,12 +134,12 @@ def with_cached_revisions(recipe: Recipe) -> Recipe:
 
 
 def with_folders(recipe: Recipe, folder: Callable[[str], str]) -> Recipe:
-    """The recipe with every path of a model or adapter replaced by `folder` of it."""
+    """The recipe with `folder` applied to every path of a model or adapter."""
     return _renamed(recipe, lambda source: source.moved(folder), folder)
 
 
 def _renamed(recipe: Recipe, change: Callable[[Source], Source], unlisted: Callable[[str], str]) -> Recipe:
-    """The recipe with `change` of every source, also where base and tokenizer name it; models that are no source become `unlisted` of their key."""
+    """The recipe with `change` applied to every source and to references to it in bases and tokenizer; `unlisted` is applied to keys that are not sources."""
     keys = {source.key: change(source).key for source in recipe.sources}
 
     def key(old: str) -> str:

@@ -1,7 +1,7 @@
 """Recipe files: mergekit YAML with evomerge's lossless form in a trailing comment.
 
-mergekit reads the YAML; evomerge reads the comment, unless someone has changed the YAML since it was written: then the
-YAML counts. A file of several documents holds a recipe and those of the models it is made of, each with a `name`.
+mergekit reads the YAML; evomerge reads the comment, unless the YAML has been changed since it was written: then the
+YAML takes precedence. A file of several documents contains a recipe and those of the models it depends on, each with a `name`.
 """
 
 import hashlib
@@ -35,17 +35,17 @@ logger = logging.getLogger(__name__)
 _TRAILER = "# evomerge-recipe: "
 
 _SEPARATORS = ("\x85", "\u2028", "\u2029")
-"""what YAML takes for ends of lines, besides the usual ones"""
+"""line breaks in YAML besides the usual ones"""
 
 
 _NO_MERGEKIT_FORM = (
-    "# mergekit cannot express this merge: its weights change inside tensors, carry noise or are shifted. evomerge reads the line\n"
-    "# below. Crossovers that mergekit can express: `space: {crossover: {split: tensor}}` and no mutation.\n"
+    "# mergekit cannot express this merge: its weights change inside tensors, include noise or are shifted. evomerge reads the line\n"
+    "# below. For crossovers that mergekit can express, use `space: {crossover: {split: tensor}}` without mutation.\n"
 )
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists of scalars on one line, and no aliases."""
+    """Writes lists of scalars on one line, and no aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -57,7 +57,7 @@ def _represent_list(dumper: yaml.SafeDumper, data: list[object]) -> yaml.Sequenc
 
 
 def _represent_text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
-    # within single quotes PyYAML writes them as they are, and reads the first as a space
+    # in single quotes PyYAML writes these separators verbatim, and reads the first one as a space
     style = '"' if any(separator in data for separator in _SEPARATORS) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
@@ -67,12 +67,12 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def recipe_to_yaml(recipe: Recipe | RecipeFile) -> str:
-    """The text of a recipe file; `recipe_file_from_yaml` gives back the identical recipe.
+    """The text of a recipe file; `recipe_file_from_yaml` returns the identical recipe.
 
-    Where mergekit cannot express the merge there is no YAML in it, only a comment that says so.
+    If mergekit cannot express the merge, the file contains no YAML, only a comment that says so.
 
     Raises:
-        RecipeError: a recipe that `check_recipe` refuses.
+        RecipeError: `check_recipe` refuses a recipe.
     """
     file = RecipeFile(recipe) if isinstance(recipe, Recipe) else recipe
     documents: list[dict[str, Any]] = []
@@ -95,14 +95,14 @@ def recipe_to_yaml(recipe: Recipe | RecipeFile) -> str:
 
 
 def recipe_file_from_yaml(text: str, where: str = "recipe") -> RecipeFile:
-    """What `text` says: evomerge's own file or any mergekit file. Model paths are left as they are written.
+    """Parses evomerge's own files and any mergekit file. Model paths are left unchanged.
 
     Args:
         text: the file's content.
         where: its name, for messages.
 
     Raises:
-        RecipeError: not readable, recipes that are made of each other, or one that `check_recipe` refuses.
+        RecipeError: the text cannot be parsed, recipes depend on each other in a cycle, or `check_recipe` refuses one.
     """
     file = _native(text, where)
     if file is None:
@@ -115,25 +115,25 @@ def recipe_file_from_yaml(text: str, where: str = "recipe") -> RecipeFile:
 
 
 def write_recipe(recipe: Recipe | RecipeFile, path: FilePath) -> None:
-    """Writes `recipe` as a file that evomerge reads back identically and mergekit as the same merge.
+    """Writes a file that evomerge reads back as the identical recipe, and mergekit as the same merge.
 
     Raises:
-        RecipeError: a recipe that `check_recipe` refuses.
+        RecipeError: `check_recipe` refuses a recipe.
         OSError: `path` cannot be written.
     """
     atomic_write_text(Path(path), recipe_to_yaml(recipe))
 
 
 def read_recipe_file(path: FilePath) -> RecipeFile:
-    """What the file `path` says, with relative folders resolved against its folder, else the working directory, else the hub's cache.
+    """Reads the file `path`, with relative folders resolved against its folder, then the working directory, then the hub's cache.
 
     Raises:
-        RecipeError: the file or a model folder is missing, or as `recipe_file_from_yaml`.
+        RecipeError: the file or a model folder is missing, or as for `recipe_file_from_yaml`.
     """
     path = Path(path)
     try:
         if path.stat().st_size > 2 * MAX_YAML_BYTES:
-            raise RecipeError(f"{path}: {path.stat().st_size} bytes; a recipe has at most {2 * MAX_YAML_BYTES}")
+            raise RecipeError(f"{path}: {path.stat().st_size} bytes; a recipe can have at most {2 * MAX_YAML_BYTES}")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise RecipeError(f"{path}: {why_unreadable(problem)}") from None
@@ -151,22 +151,22 @@ def read_recipe_file(path: FilePath) -> RecipeFile:
 
 
 def read_recipe(path: FilePath) -> Recipe:
-    """The recipe in the file `path`, which must hold no other.
+    """The recipe in the file `path`, which must be the only one.
 
     Raises:
-        RecipeError: as `read_recipe_file`, or several documents.
+        RecipeError: as for `read_recipe_file`, or the file has several documents.
     """
     file = read_recipe_file(path)
     if file.named:
         raise RecipeError(
-            f"{path}: is made of {len(file.named) + 1} recipes, of which {', '.join(file.named)} must be merged first; "
-            "`evomerge merge` makes such a model"
+            f"{path}: contains {len(file.named) + 1} recipes, of which {', '.join(file.named)} must be merged first; "
+            "use `evomerge merge` to build the model"
         )
     return file.final
 
 
 def _from_documents(documents: list[Any], where: str) -> RecipeFile:
-    """The recipes of a file; the result is the one without a name, else the one that no other is made of."""
+    """The recipes of a file; the result is the one without a name, else the one that no other depends on."""
     named: dict[str, Recipe] = {}
     finals: list[Recipe] = []
     if not documents:
@@ -191,11 +191,11 @@ def _from_documents(documents: list[Any], where: str) -> RecipeFile:
         results = [name for name in named if name not in used]
         if len(results) != 1:
             raise RecipeError(
-                f"{where}: {', '.join(results) or 'none'} of the documents is the result; leave out the name of the one that is"
+                f"{where}: exactly one document must be the result, found {', '.join(results) or 'none'}; remove the name of the one that is"
             )
         finals = [replace(named.pop(results[0]), name=results[0])]
     if len(finals) > 1:
-        raise RecipeError(f"{where}: {len(finals)} documents without a name; give all but the result one")
+        raise RecipeError(f"{where}: {len(finals)} documents have no name; give all but the result a name")
     return RecipeFile(finals[0], named)
 
 
@@ -204,7 +204,7 @@ def _digest(body: str) -> str:
 
 
 def _native(text: str, where: str) -> RecipeFile | None:
-    """What the trailing comment says, if there is one and the YAML above it is unchanged."""
+    """The contents of the trailing comment, if there is one and the YAML above it is unchanged."""
     body, mark, trailer = text.rpartition(_TRAILER)
     if not mark or (body and not body.endswith("\n")):
         return None
@@ -212,7 +212,7 @@ def _native(text: str, where: str) -> RecipeFile | None:
         data = json.loads(trailer)
         if data["body"] != _digest(body):
             logger.warning(
-                "%s: the YAML was changed after evomerge wrote it, and counts instead of the last line", where
+                "%s: the YAML was changed after evomerge wrote it, so it is used instead of the last line", where
             )
             return None
         with naming(where):
@@ -220,12 +220,12 @@ def _native(text: str, where: str) -> RecipeFile | None:
             return RecipeFile(Recipe.from_json(data["recipe"]), named)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise RecipeError(
-            f"{where}: the line {_TRAILER.strip()!r} is damaged; delete it to use the YAML alone"
+            f"{where}: the line {_TRAILER.strip()!r} is damaged; delete it to use only the YAML"
         ) from None
 
 
 def _resolver(file: Path, names: set[str]) -> Callable[[str, Recipe], str]:
-    """(Folder as written, recipe that names it) -> where it is; names of other documents stay as they are."""
+    """A function (folder as written, recipe that names it) -> resolved folder; names of other documents stay unchanged."""
     found: dict[str, str] = {name: name for name in names}
 
     def resolve(folder: str, recipe: Recipe) -> str:
@@ -243,7 +243,7 @@ def _resolver(file: Path, names: set[str]) -> Callable[[str, Recipe], str]:
                     raise RecipeError(f"{what}; if it has moved, change its path in the file")
                 listed = " and ".join(dict.fromkeys(str(place) for place in places))
                 raise RecipeError(
-                    f"{what} (tried {listed}) and not in the hub's cache; `hf download ORG/NAME` fetches a model"
+                    f"{what} (tried {listed}) and not in the hub's cache; `hf download ORG/NAME` downloads a model"
                 )
             found[folder] = folder if Path(folder).is_absolute() else str(place.resolve())
         return found[folder]

@@ -1,11 +1,11 @@
-"""From crossovers to recipes: every descendant of K seed models is a piecewise-constant linear combination of them.
+"""Turns crossovers into recipes: every descendant of K seed models is a piecewise-constant linear combination of them.
 
-SLERP of two weight vectors is `a A + b B` with two scalars, so a child of two combinations is a combination: its pieces are
-its parents' pieces cut once more per chromosome. The scalars need the angle between the parents, which follows from the
-seeds' inner products over each piece (`SeedProducts`); no weight is read here. All numbers are float64.
+SLERP of two weight vectors is `a A + b B` with two scalars, so a child of two combinations is again a combination: its pieces are
+its parents' pieces, split once more per chromosome. The scalars depend on the angle between the parents, which follows from the
+seeds' inner products over each piece (`SeedProducts`); no weights are read here. All numbers are float64.
 
-M2N2 (arXiv 2508.16204). Deviation: noise counts with its expected inner products (1 per weight with itself, 0 with all
-else), which differ from the real ones by about 1 part in the square root of the number of weights.
+M2N2 (arXiv 2508.16204). Deviation: for noise, expected inner products are used (1 per weight with itself, 0 with everything
+else), which differ from the actual ones by a relative error of about 1 / sqrt(number of weights).
 """
 
 import math
@@ -27,46 +27,46 @@ from evomerge.recipe.recipe import Recipe
 Floats = NDArray[np.float64]
 
 _PARALLEL = 1e-6
-"""up to this sine of the angle two vectors are interpolated linearly, as in the released code"""
+"""vectors whose angle has at most this sine are interpolated linearly, as in the released code"""
 
 _OPPOSITE = -1.0 + 1e-6
-"""below this cosine too: the arc between opposite vectors is not defined, and its factors grow without bound"""
+"""vectors whose angle has a cosine below this are too: the arc between opposite vectors is undefined, and its factors grow without bound"""
 
 _REMEMBERED = 1024
-"""combinations kept; what is older is worked out again from its ancestors"""
+"""number of combinations cached; older ones are recomputed from their ancestors"""
 
 
 class Angle(StrEnum):
-    """Which angle a crossover turns by."""
+    """The angle used in a crossover's SLERP."""
 
     GLOBAL = "global"
-    """that of the whole weight vectors (the released code)"""
+    """the angle between the whole weight vectors (the released code)"""
     SEGMENT = "segment"
-    """each side of each split point its own (the paper's formula)"""
+    """a separate angle for each side of each split point (the paper's formula)"""
 
 
 class SplitAt(StrEnum):
-    """Where a split point may lie."""
+    """Where a split point may be."""
 
     ELEMENT = "element"
-    """anywhere, also inside a tensor (the paper)"""
+    """anywhere, including inside a tensor (the paper)"""
     TENSOR = "tensor"
-    """at the nearest end of a tensor; mergekit can express the result"""
+    """at the nearest tensor boundary; mergekit can express the result"""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightLayout:
-    """The flattened weights of a model: for each chromosome its float tensors in order, each with its number of elements."""
+    """The flattened weights of a model: for each chromosome, (name, number of elements) of its float tensors in order."""
 
     chromosomes: tuple[tuple[tuple[str, int], ...], ...]
 
     def ends(self, chromosome: int) -> NDArray[np.int64]:
-        """Where each tensor of a chromosome ends, (n_tensors,)."""
+        """End position of each tensor of a chromosome, (n_tensors,)."""
         return np.cumsum([size for _, size in self.chromosomes[chromosome]], dtype=np.int64)
 
     @property
     def n_weights(self) -> int:
-        """Elements of all chromosomes."""
+        """Total number of elements of all chromosomes."""
         return sum(size for chromosome in self.chromosomes for _, size in chromosome)
 
 
@@ -80,14 +80,14 @@ class SeedProducts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """A piecewise-constant linear combination of K seeds and of noises.
+    """A piecewise-constant linear combination of K seed models and noise terms.
 
     Attributes:
-        ends: per chromosome: where each piece ends, (n_pieces,), increasing up to its number of weights.
-        rows: per chromosome: coefficients, (n_pieces, K + n_noise).
-        noise: seeds of the noises.
-        factors: of a crossover what its parents were multiplied by, (n_chromosomes, 2, 2): left and right of the split, first and second
-            parent; with them it can be made again without inner products. None of a point.
+        ends: per chromosome, the end of each piece, (n_pieces,), increasing up to the chromosome's number of weights.
+        rows: per chromosome, the coefficients, (n_pieces, K + n_noise).
+        noise: seeds of the noise terms.
+        factors: for a crossover, the factors of its parents, (n_chromosomes, 2, 2): left and right of the split, first and second
+            parent. With them, it can be rebuilt without inner products. None for a point.
     """
 
     ends: tuple[NDArray[np.int64], ...]
@@ -97,15 +97,15 @@ class Combination:
 
     @property
     def n_bytes(self) -> int:
-        """Memory that its numbers take."""
+        """Memory used by its numbers."""
         return sum(array.nbytes for array in (*self.ends, *self.rows)) + 8 * len(self.noise)
 
 
 class Lineage:
-    """Works out what the candidates of one run are.
+    """Computes the combinations and recipes of the candidates of one run.
 
     Args:
-        seeds: the seed models, whole, in the order of the space's coordinates.
+        seeds: the seed models (whole models), in the order of the space's coordinates.
         layout: their flattened weights.
         products: their inner products.
         angle, split: see the enumerations.
@@ -133,19 +133,19 @@ class Lineage:
         genome_of: Callable[[str], Genome],
         factors_of: Callable[[str], Sequence[float] | None] = lambda name: None,
     ) -> Combination:
-        """What `candidate` is made of.
+        """The combination of seeds and noise that gives `candidate`.
 
         Args:
             candidate: a point or a crossover.
-            genome_of: knows its ancestors.
-            factors_of: `Combination.factors` of it and of its ancestors, flat; None where they are not known, which takes inner products.
+            genome_of: id -> genome, for its ancestors.
+            factors_of: id -> flattened `Combination.factors`, for it and its ancestors; None if unknown, so that inner products are needed.
 
         Raises:
-            RecipeError: a genome or factors of another number of seeds or chromosomes.
+            RecipeError: a genome or factors do not match the number of seeds or chromosomes.
         """
         found: dict[str, Combination] = {}
         open_ids = [candidate.id]
-        while open_ids:  # no recursion: lineages are as deep as runs are long
+        while open_ids:  # iterative, because lineages can be as deep as a run is long
             name = open_ids[-1]
             genome = candidate.genome if name == candidate.id else genome_of(name)
             parents = genome.parents if isinstance(genome, CrossoverGenome) else ()
@@ -161,7 +161,7 @@ class Lineage:
         return found[candidate.id]
 
     def recipe(self, candidate: Candidate, genome_of: Callable[[str], Genome]) -> Recipe:
-        """The merge that gives `candidate`; Raises as `combination`."""
+        """The merge that gives `candidate`. Raises as `combination` does."""
         return self.recipe_of(self.combination(candidate, genome_of), name=candidate.id)
 
     def recipe_of(self, combination: Combination, name: str | None = None) -> Recipe:
@@ -190,7 +190,7 @@ class Lineage:
         if isinstance(genome, VectorGenome):
             if len(genome.values) != len(self._seeds):
                 raise RecipeError(
-                    f"a point has {len(genome.values)} coordinates, there are {len(self._seeds)} seed models"
+                    f"a point has {len(genome.values)} coordinates, but there are {len(self._seeds)} seed models"
                 )
             row = np.array([genome.values])
             return Combination(
@@ -198,7 +198,7 @@ class Lineage:
             )
         if len(genome.splits) != len(self._tensor_ends):
             raise RecipeError(
-                f"a crossover has {len(genome.splits)} split points, there are {len(self._tensor_ends)} chromosomes"
+                f"a crossover has {len(genome.splits)} split points, but there are {len(self._tensor_ends)} chromosomes"
             )
         first, second = parents
         noise = tuple(dict.fromkeys((*first.noise, *second.noise)))
@@ -216,7 +216,7 @@ class Lineage:
         return Combination(tuple(ends for ends, _ in joined), tuple(table for _, table in joined), noise, made)
 
     def _cuts(self, genome: CrossoverGenome) -> list[int]:
-        """The split point of each chromosome, in weights."""
+        """The split point of each chromosome, as a number of weights."""
         cuts = []
         for share, ends in zip(genome.splits, self._tensor_ends, strict=True):
             cut = min(int(share * int(ends[-1])), int(ends[-1]))
@@ -227,7 +227,7 @@ class Lineage:
         return cuts
 
     def _factors(self, child: "_Aligned", mix: float) -> Floats:
-        """`Combination.factors`, from inner products."""
+        """Computes `Combination.factors` from inner products."""
         products = [self._piece_products(child, index) for index in range(len(child.ends))]
         whole = sum((table.sum(axis=0) for table in products), np.zeros(3))
         factors = np.empty((len(products), 2, 2))
@@ -241,7 +241,9 @@ class Lineage:
     def _recorded(self, factors: Sequence[float]) -> Floats:
         n_chromosomes = len(self._tensor_ends)
         if len(factors) != 4 * n_chromosomes:
-            raise RecipeError(f"a crossover has {len(factors)} factors, there are {n_chromosomes} chromosomes")
+            raise RecipeError(
+                f"a crossover has {len(factors)} factors, but {n_chromosomes} chromosomes need {4 * n_chromosomes}"
+            )
         return np.array(factors).reshape(n_chromosomes, 2, 2)
 
     def _piece_products(self, child: "_Aligned", chromosome: int) -> Floats:
@@ -265,7 +267,7 @@ class Lineage:
 
 
 def slerp_factors(share: float, norm2_a: float, norm2_b: float, product: float) -> tuple[float, float]:
-    """SLERP's factors (of A, of B) from squared norms and inner product; LERP's for parallel, opposite and vanishing vectors."""
+    """SLERP factors (of A, of B) from squared norms and inner product; those of LERP for parallel, opposite and zero vectors."""
     scale = math.sqrt(max(norm2_a, 0.0)) * math.sqrt(max(norm2_b, 0.0))
     cosine = min(max(product / scale, -1.0), 1.0) if scale > 0.0 else 1.0
     angle = math.acos(cosine)
@@ -277,7 +279,7 @@ def slerp_factors(share: float, norm2_a: float, norm2_b: float, product: float) 
 
 @dataclass(frozen=True, slots=True)
 class _Aligned:
-    """Two parents over common pieces and noises, cut at the child's split points as well."""
+    """Two parents on common pieces and noise terms, also split at the child's split points."""
 
     cuts: list[int]
     ends: list[NDArray[np.int64]]
@@ -306,6 +308,6 @@ def _aligned(
 
 
 def _joined(ends: NDArray[np.int64], rows: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Without the borders between pieces of equal coefficients."""
+    """Merges adjacent pieces with equal coefficients."""
     kept = np.append(np.any(rows[1:] != rows[:-1], axis=1), True)
     return ends[kept], rows[kept]

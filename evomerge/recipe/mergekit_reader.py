@@ -1,7 +1,7 @@
 """mergekit's configuration format -> `Recipe`.
 
-Knows the format; knows nothing of files. Keys and parameters that mergekit does not know, and would ignore silently, are errors here; what
-it knows and ignores where it stands, as many recipes in circulation have it, is left out with a warning.
+Knows the format, but nothing of files. Keys and parameters that mergekit does not know and would silently ignore are errors here; those that
+it knows but ignores in their position, which many published recipes contain, are dropped with a warning.
 """
 
 import logging
@@ -39,7 +39,7 @@ _FORMS = ("models", "slices", "modules")
 _SWITCHES = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromkeys(
     ("false", "f", "no", "n", "off", "0"), False
 )
-"""texts that mergekit takes for a switch, in any case"""
+"""texts that mergekit accepts for a boolean, in upper or lower case"""
 
 _RETIRED = ("embed_slerp", "consensus_method")
 """parameters of earlier versions of mergekit"""
@@ -50,24 +50,24 @@ _ONLY_MODULE = "default"
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """The method of a document, and what the document says that mergekit ignores."""
+    """The method of a document, and the keys of the document that mergekit ignores."""
 
     spec: MethodSpec
     ignored: list[str] = field(default_factory=list)
 
 
 def recipe_from_mergekit(document: Any, where: str) -> Recipe:
-    """The recipe that a parsed mergekit document describes; model paths are left as they are written.
+    """The recipe that a parsed mergekit document describes; model paths are left unchanged.
 
-    `random_seed`, which mergekit takes on its command line alone, is the recipe's seed.
+    `random_seed`, which mergekit takes only on its command line, is the recipe's seed.
 
     Args:
         document: one YAML document.
         where: the file's name, for messages.
 
     Raises:
-        RecipeError: an unknown key or one that evomerge does not support, a wrong type, not exactly one of `models`, `slices` and
-            `modules`.
+        RecipeError: a key is unknown or not supported by evomerge, a value has the wrong type, or there is not exactly one of `models`,
+            `slices` and `modules`.
     """
     if isinstance(document, dict) and ("merge_method" not in document or "experts" in document):
         _refuse_other_kinds(document, where)
@@ -109,45 +109,47 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
 
 
 def _refuse_other_kinds(document: Mapping[str, Any], where: str) -> None:
-    """Refuses files of other kinds that are easily taken for recipes."""
+    """Refuses other kinds of files that are easily mistaken for recipes."""
     if "genome" in document:
         raise RecipeError(
-            f"{where}: is a configuration of mergekit-evolve; `evomerge init --mergekit-evolve` makes a search configuration of it"
+            f"{where}: is a configuration of mergekit-evolve; `evomerge init --mergekit-evolve` converts it to a search configuration"
         )
     models = document.get("models")
     if "tasks" in document or (isinstance(models, Mapping) and "experts" in models):
         raise RecipeError(
-            f"{where}: is a search configuration, not a recipe; evomerge export writes a recipe from a run"
+            f"{where}: is a search configuration, not a recipe; `evomerge export` writes a recipe from a run"
         )
     if "experts" in document:
-        raise RecipeError(f"{where}: is a configuration of mergekit-moe; evomerge makes no mixtures of experts")
+        raise RecipeError(
+            f"{where}: is a configuration of mergekit-moe; evomerge does not build mixtures of experts from dense models"
+        )
 
 
 def _with_base(
     slices: tuple[Slice, ...], base: Source, parameters: Parameters, spec: MethodSpec, where: str
 ) -> tuple[tuple[Slice, ...], str]:
-    """The slices, and the key of their base, which has a revision or an adapter: such a base is known where it is one of the sources."""
+    """The slices and the key of their base, for a base with a revision or an adapter, which must therefore be listed among the sources."""
     if spec.base is BaseRole.SOURCE and not any(spec.appends_base(part, parameters) for part in slices):
         if any(source.key == base.key for part in slices for source in part.sources):
             return slices, base.key
         if base.revision is None:
-            return slices, base.model  # it lends config and tokenizer, which an adapter leaves alone
+            return slices, base.model  # only its config and tokenizer are used, which an adapter does not change
     return tuple(_with_listed_base(part, base, where) if part.base is None else part for part in slices), base.key
 
 
 def _with_listed_base(part: Slice, base: Source, where: str) -> Slice:
-    """The slice with a base that has a revision or an adapter among its sources: of whole models it is one anyway, as in mergekit."""
+    """The slice with such a base among its sources; in whole-model merges the base is a source anyway, as in mergekit."""
     if any(source.key == base.key for source in part.sources):
         return part
     if part.sources[0].layer_range is None:
         return replace(part, sources=(*part.sources, base))
     raise RecipeError(
-        f"{where}: base_model {base.key} has a revision or an adapter; list it among the sources of every slice too, with the layers it gives"
+        f"{where}: base_model {base.key} has a revision or an adapter, so it must also be listed among the sources of every slice, with its layer_range"
     )
 
 
 def _modules(data: Any, reading: _Reading, where: str) -> tuple[Slice, ...]:
-    """The slices of every module. A module's parameters are tried after those of its slices, so they become the slices' last ones."""
+    """The slices of every module. A module's parameters have lower priority than those of its slices, so they are appended to them."""
     if not isinstance(data, Mapping) or not data:
         raise RecipeError(f"{where}: expected a mapping of modules, got {data!r}")
     slices: list[Slice] = []
@@ -201,7 +203,7 @@ def _source(data: Any, reading: _Reading, where: str, *, layers: bool = False) -
     fields = fields_of(data, where, ("model", "layer_range", "parameters") if layers else ("model", "parameters"))
     if layers and fields.get("layer_range") is None:
         raise RecipeError(
-            f"{where}: layer_range is missing: [first, last) layers; whole models are listed under `models`"
+            f"{where}: layer_range is missing: give [first, last) layers, or list whole models under `models`"
         )
     return replace(
         model_reference(fields.get("model"), f"{where}.model"),
@@ -226,7 +228,7 @@ def _parameters(data: Any, reading: _Reading, where: str, *, on_source: bool = F
 
 
 def _known(name: Any, method: MethodSpec, where: str) -> ParameterSpec | None:
-    """The method's parameter called `name`; None where mergekit has it for other methods, had it once, or as a key of the document."""
+    """The method's parameter called `name`; None if mergekit ignores it: a parameter of other methods or of earlier versions, or a document key."""
     try:
         return method.known_parameter(str(name))
     except RecipeError as problem:
@@ -255,7 +257,7 @@ def _setting(data: Any, text: str | None, spec: ParameterSpec, where: str) -> Se
     try:
         if isinstance(data, list):
             gradient: Any = tuple(_scalar(entry, spec) for entry in data)
-            return Setting(gradient, text)  # which refuses what is no number
+            return Setting(gradient, text)  # refuses entries that are not numbers
         return Setting(_scalar(data, spec), text)
     except RecipeError as problem:
         raise RecipeError(f"{where}: {problem}") from None
@@ -266,8 +268,8 @@ def _scalar(data: Any, spec: ParameterSpec) -> float | bool | str:
         raise RecipeError(f"expected a number, got {data!r}")
     if isinstance(data, str):
         if isinstance(spec.default, bool):
-            return _SWITCHES.get(data.lower(), data)  # anything else is refused with the recipe
-        try:  # YAML 1.1 reads 1e-3 as text; mergekit takes it as a number
+            return _SWITCHES.get(data.lower(), data)  # `check_recipe` refuses anything else
+        try:  # YAML 1.1 reads 1e-3 as text; mergekit accepts it as a number
             return float(data)
         except ValueError:
             raise RecipeError(f"expected a number, got {data!r}") from None

@@ -1,4 +1,4 @@
-"""mergekit's `tokenizer_source:` and `tokenizer:` -> `TokenizerSpec`, and back. Knows the format, nothing of tokenizers."""
+"""mergekit's `tokenizer_source:` and `tokenizer:` -> `TokenizerSpec`, and back. Knows the format, but nothing of tokenizers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from evomerge.recipe.values import mapping_of, text_of, whole_number
 
 
 def read_tokenizer(fields: Mapping[str, Any], where: str) -> TokenizerSpec | None:
-    """The tokenizer that the document's fields describe; None where they say nothing.
+    """The tokenizer that the document's fields describe; None if they do not mention it.
 
     Raises:
-        RecipeError: both keys are given, an unknown key, a wrong type.
+        RecipeError: both keys are given, a key is unknown, or a value has the wrong type.
     """
     source, full = fields.get("tokenizer_source"), fields.get("tokenizer")
     if source is not None and full is not None:
@@ -37,7 +37,7 @@ def read_tokenizer(fields: Mapping[str, Any], where: str) -> TokenizerSpec | Non
 
 
 def write_tokenizer(spec: TokenizerSpec, sources: Mapping[str, Source]) -> dict[str, Any]:
-    """The document's keys for `spec`; `sources`: the recipe's models by key."""
+    """The document's keys for `spec`; `sources` are the recipe's models by key."""
 
     def model(key: str) -> Any:
         return reference_of(sources.get(key, Source(key)))

@@ -1,7 +1,7 @@
-"""`Recipe` -> a mergekit document that real mergekit reads as the same merge.
+"""`Recipe` -> a document that mergekit reads as the same merge.
 
-Pieces along the flattened weights become a `linear` merge with filters. What neither mergekit's format nor
-our additions to it can say is not in it; `files.write_recipe` keeps that beside the document.
+Pieces along the flattened weights become a `linear` merge with filters. Whatever cannot be expressed in mergekit's format and
+our additions to it is left out; `files.write_recipe` stores it next to the document.
 """
 
 from collections import Counter
@@ -19,8 +19,8 @@ from evomerge.recipe.recipe import Recipe
 def recipe_to_mergekit(recipe: Recipe) -> dict[str, Any]:
     """The document, as plain dicts and lists in mergekit's usual key order.
 
-    mergekit needs a required base listed among the sources of every slice and computes in the sources' dtype unless told
-    otherwise, so both are written out.
+    mergekit requires a method's base among the sources of every slice, and computes in the sources' dtype by default, so
+    both are written out.
     """
     if recipe.pieces is not None:
         recipe = _as_linear(recipe, recipe.pieces)
@@ -34,7 +34,7 @@ def recipe_to_mergekit(recipe: Recipe) -> dict[str, Any]:
     elif recipe.whole_model:
         part = recipe.slices[0]
         document["models"] = [_entry(source) for source in part.sources]
-        # the models form has no slice level: a slice's settings are tried before the global ones
+        # the models form has no slice level: put the slice's settings, which have priority, before the global ones
         parameters = joined(part.parameters, recipe.parameters)
     else:
         document["slices"] = _slices(recipe, recipe.slices)
@@ -45,7 +45,7 @@ def recipe_to_mergekit(recipe: Recipe) -> dict[str, Any]:
     if recipe.tokenizer is not None:
         document |= write_tokenizer(recipe.tokenizer, {key: recipe.source(key) for key in recipe.models()})
     document |= _optional("chat_template", recipe.chat_template)
-    # mergekit passes over it; what it is not needed for, and the default, are left out
+    # mergekit ignores it; it is left out if it is the default or if the method does not need it
     is_needed = recipe.seed and not method_spec(recipe.method).deterministic
     return document | _optional("random_seed", recipe.seed if is_needed else None)
 
@@ -58,7 +58,7 @@ def has_mergekit_form(recipe: Recipe) -> bool:
 
 
 def mergekit_remark(recipe: Recipe) -> str | None:
-    """What whoever gives the recipe's file to mergekit has to know; None = nothing."""
+    """A remark for users who give the recipe's file to mergekit; None = none needed."""
     if not has_mergekit_form(recipe):
         return "mergekit cannot express this merge: use `evomerge merge` on the file"
     if any(recipe.source(key).lora for key in recipe.models()):
@@ -67,11 +67,11 @@ def mergekit_remark(recipe: Recipe) -> str | None:
 
 
 def _as_linear(recipe: Recipe, pieces: PieceTable) -> Recipe:
-    """A `linear` merge with weights by tensor name, equal to pieces that end where tensors end."""
+    """A `linear` merge with weights by tensor name, equivalent to pieces that end at tensor boundaries."""
     row_of = {name: spans[0].row for name, spans in pieces.tensors.items()}
     common = Counter(row_of.values()).most_common(1)[0][0]
     special = [name for name, row in row_of.items() if pieces.rows[row] != pieces.rows[common]]
-    # filters are substrings and the first hit counts: a name that contains another comes before it
+    # filters are substrings and the first match wins, so a name that contains another one must come before it
     named = sorted({name for text in special for name in row_of if text in name}, key=lambda name: (-len(name), name))
     sources = tuple(
         replace(

@@ -1,8 +1,8 @@
-"""The table of merge methods, a row for each: parameters, ranges and defaults.
+"""The table of merge methods with their parameters, ranges and defaults.
 
-The tensor formula of a method is in `evomerge/weights/methods/<name>.py`.
+The formula of a method is in `evomerge/weights/methods/<name>.py`.
 
-Knows nothing of tensors, so that a search space can be derived and a config checked without loading torch.
+Knows nothing of tensors, so that a search space can be derived and a config checked without importing torch.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from evomerge.recipe.parts import Parameters, Slice
 
 
 class Scope(StrEnum):
-    """Who carries a parameter."""
+    """What a parameter applies to."""
 
     MODEL = "model"
-    """one value for every source that is merged"""
+    """one value per source"""
     GLOBAL = "global"
     """one value for the whole merge"""
 
@@ -29,14 +29,14 @@ class ParameterSpec:
 
     Attributes:
         name: mergekit's name.
-        scope: per source or once.
-        default: used where a recipe says nothing; None = required.
-        low, high: what the formula admits (inclusive; None = unbounded).
-        above_low: whether `low` itself is not admitted.
-        whole: whether it counts something, so that fractions are not admitted.
-        search_low, search_high: the bounds a search uses unless told otherwise; both None = not searched.
+        scope: per source, or one for the whole merge.
+        default: value if a recipe does not set it; None = required.
+        low, high: valid range of the formula (inclusive; None = unbounded).
+        above_low: exclude `low` itself.
+        whole: allow whole numbers only.
+        search_low, search_high: default bounds of a search; both None = not searched.
         search_default: whether a search varies it when the config names no parameters.
-        search_value: of a switch: what a search over weights sets it to unless told otherwise; None = the default.
+        search_value: for a switch, the value in a search over weights unless it is set; None = the default.
     """
 
     name: str
@@ -72,13 +72,13 @@ class BaseRole(StrEnum):
     """What a method does with the base model."""
 
     REQUIRED = "required"
-    """task vectors are taken against it; it is no source"""
+    """task vectors are relative to it; it is not a source"""
     ENDPOINT = "endpoint"
     """it is the first of the merged models (slerp: t = 0)"""
     OPTIONAL = "optional"
-    """where there is one, task vectors are taken against it"""
+    """if there is one, task vectors are relative to it"""
     SOURCE = "source"
-    """a source like the others where it is listed (linear)"""
+    """if it is listed, it is a source like the others (linear)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +88,11 @@ class MethodSpec:
     Attributes:
         name: mergekit's name.
         parameters: see `ParameterSpec`.
-        base: what the base model is to it.
-        min_sources, max_sources: how many models besides a required or endpoint base it takes (None = any number).
-        deterministic: False where random masks make the result depend on the recipe's seed.
-        paper: where it comes from.
-        inert: parameters that mergekit takes here and that change nothing in the result; recipes may hold them at any level.
+        base: the role of the base model.
+        min_sources, max_sources: number of models it takes, not counting a required or endpoint base (None = any number).
+        deterministic: False if random masks make the result depend on the recipe's seed.
+        paper: its origin.
+        inert: parameters that mergekit accepts here but that do not change the result; recipes may contain them at any level.
     """
 
     name: str
@@ -111,21 +111,21 @@ class MethodSpec:
 
     @property
     def base_alone(self) -> bool:
-        """Whether it makes of a base and no other model that base, as in mergekit (recipes in circulation merge adapters so)."""
+        """Whether a base without other models gives that base, as in mergekit (published recipes merge adapters this way)."""
         return self.base is BaseRole.REQUIRED and self.min_sources == 1 and self.max_sources is None
 
     def takes(self, n_sources: int) -> bool:
-        """Whether so many models, besides a required or endpoint base, can be merged."""
+        """Whether `n_sources` models, not counting a required or endpoint base, can be merged."""
         return self.min_sources <= n_sources and (self.max_sources is None or n_sources <= self.max_sources)
 
     def appends_base(self, part: Slice, parameters: Parameters) -> bool:
-        """Whether a base that `part` does not list is one of its inputs all the same, as mergekit has it: a whole model's, where there is room.
+        """Whether a base that `part` does not list is an input anyway, as in mergekit: in a whole-model merge that can take another model.
 
-        Without a value for what an input must have (there mergekit refuses it) it only lends config and tokenizer.
+        If a required parameter of an input has no value (mergekit then raises an error), only the base's config and tokenizer are used.
 
         Args:
-            part: of a recipe.
-            parameters: the recipe's.
+            part: a slice of the recipe.
+            parameters: the recipe's global parameters.
         """
         if part.sources[0].layer_range is not None or len(part.sources) == self.max_sources:
             return False
@@ -134,7 +134,7 @@ class MethodSpec:
 
     @property
     def source_range(self) -> str:
-        """How many it takes, in words."""
+        """The number of models it takes, in words."""
         if self.min_sources == self.max_sources:
             return f"exactly {self.min_sources}"
         return (
@@ -145,7 +145,7 @@ class MethodSpec:
         """The parameter called `name`.
 
         Raises:
-            RecipeError: the method has none of that name.
+            RecipeError: the method has no such parameter.
         """
         for spec in self.parameters:
             if spec.name == name:
@@ -157,7 +157,7 @@ class MethodSpec:
         )
 
     def known_parameter(self, name: str) -> ParameterSpec:
-        """As `parameter`, inert ones included."""
+        """Like `parameter`, including inert parameters."""
         return next((spec for spec in self.inert if spec.name == name), None) or self.parameter(name)
 
 
@@ -193,8 +193,8 @@ def _task_vectors(
     deterministic: bool = True,
     inert: tuple[ParameterSpec, ...] = (),
 ) -> MethodSpec:
-    """A method of the task-vector family; `rescale` None where it has no such parameter."""
-    # divided by their sum, weights are but ratios: how far a merge goes along its task vectors would not be searched
+    """A method of the task-vector family; `rescale` is None if it has no such parameter."""
+    # with normalised weights only their ratios matter, so the search could not vary the length of the merged task vector
     switches = [ParameterSpec("normalize", Scope.GLOBAL, normalize, search_value=False)]
     if rescale is not None:
         switches.append(ParameterSpec("rescale", Scope.GLOBAL, rescale))
@@ -312,10 +312,10 @@ _ROWS = (
 )
 
 METHODS: Mapping[str, MethodSpec] = MappingProxyType({spec.name: spec for spec in _ROWS})
-"""what a configuration or a mergekit file can name"""
+"""methods that a configuration or a mergekit file can name"""
 
 PIECEWISE = MethodSpec("piecewise", (), BaseRole.SOURCE, "arXiv 2508.16204 (M2N2)")
-"""weights that change along the flattened model (`Recipe.pieces`); made by crossovers, not written by hand"""
+"""weights that change along the flattened model (`Recipe.pieces`); produced by crossovers, not written by hand"""
 
 SHIFTED_LINEAR = MethodSpec(
     "shifted_linear",
@@ -323,16 +323,16 @@ SHIFTED_LINEAR = MethodSpec(
     BaseRole.SOURCE,
     "arXiv 2403.13187 (scaled layer stacks)",
 )
-"""a weighted sum plus a number: scales folded into norms that stand for 1 + w; made by stacks, not written by hand"""
+"""a weighted sum plus a constant, for scales folded into norms that compute with 1 + w; produced by stacks, not written by hand"""
 
 _OWN = {spec.name: spec for spec in (PIECEWISE, SHIFTED_LINEAR)}
 
 
 def method_spec(name: str) -> MethodSpec:
-    """The row of the method called `name`.
+    """The specification of the method called `name`.
 
     Raises:
-        RecipeError: there is no such method; the message names the nearest one.
+        RecipeError: there is no such method; suggests the closest name.
     """
     if name in _OWN:
         return _OWN[name]

@@ -1,7 +1,7 @@
-"""`MethodsTemplate`: a merge of which the method is left open too.
+"""`MethodsTemplate`: a merge whose method is searched too.
 
-Parameters that several methods search between the same bounds are one coordinate, so that what is learnt of one method's weights
-is known of the others': with three experts, four methods of task vectors take seven coordinates instead of 22.
+Parameters that several methods search between the same bounds share a coordinate, so that what is learnt about one method's weights
+carries over to the others: with three experts, four task-vector methods need seven coordinates instead of 22.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +13,11 @@ from evomerge.recipe.template import RecipeTemplate
 from evomerge.space import Parameter, SearchSpace
 
 METHOD = "method"
-"""the coordinate that chooses; those of one method alone are called METHOD.PARAMETER"""
+"""name of the coordinate that chooses the method; parameters used by a single method may be called METHOD.PARAMETER"""
 
 
 class MethodsTemplate:
-    """A choice among templates of the same models by other methods.
+    """A choice among templates for the same models with different methods.
 
     Args:
         templates: one per method, at least two.
@@ -26,14 +26,14 @@ class MethodsTemplate:
         methods: these templates.
 
     Raises:
-        SpaceError: a method twice.
+        SpaceError: a method is listed twice.
     """
 
     def __init__(self, templates: Sequence[RecipeTemplate]) -> None:
         self.methods = tuple(templates)
         names = [template.method for template in templates]
         if len(set(names)) < len(names):
-            raise SpaceError(f"method: {', '.join(names)}: a method twice; name each once")
+            raise SpaceError(f"method: {', '.join(names)}: a method appears twice; list each once")
         parameters: dict[str, Parameter] = {}
         shared: dict[tuple[str, float, float], str] = {}
         for template in templates:
@@ -47,7 +47,7 @@ class MethodsTemplate:
             {item.name: shared[item.name, item.low, item.high] for item in template.parameters}
             for template in templates
         ]
-        """of each template: its coordinate -> what it is called here"""
+        """for each template: its coordinate -> the coordinate's name here"""
         users = {
             name: tuple(number for number, own in enumerate(self._names) if name in own.values()) for name in parameters
         }
@@ -69,17 +69,17 @@ class MethodsTemplate:
         return self.methods[chosen].recipe(own, name)
 
     def samples(self) -> Iterator[Recipe]:
-        """A recipe of every method, to see beforehand whether the models fit it."""
+        """A recipe for every method, to check beforehand whether the models fit it."""
         for template in self.methods:
             yield from template.samples()
 
     def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
-        """As `RecipeTemplate.baselines`, of all methods."""
+        """See `RecipeTemplate.baselines`; those of all methods."""
         every = [template.baselines(task_arithmetic_weights) for template in self.methods]
         return {name: recipe for recipes in every for name, recipe in recipes.items()}
 
     def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
-        """For each baseline that is a point of this space, its parameter values: of the first method that makes it."""
+        """For each baseline that is a point of this space, its parameter values, with the first method that gives it."""
         points: dict[str, dict[str, float]] = {}
         for template in self.methods:
             for name, own in template.baseline_values(task_arithmetic_weights).items():
@@ -87,7 +87,7 @@ class MethodsTemplate:
         return points
 
     def point_of(self, template: RecipeTemplate, own: Mapping[str, float]) -> dict[str, float]:
-        """The values of a point of one template; what only others have is in the middle."""
+        """The values in this space of a point of one template; coordinates that only other templates have are in the middle."""
         chosen = self.methods.index(template)
         middle = self.space.decode([0.5] * self.space.dimension)
         return middle | {METHOD: float(chosen)} | {self._names[chosen][name]: value for name, value in own.items()}

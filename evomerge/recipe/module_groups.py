@@ -1,4 +1,4 @@
-"""Groups of a model's tensors that may have parameters of their own: attention, mlp, embeddings, norms, and the rest, by their names."""
+"""Groups of a model's tensors that can have their own parameters: attention, mlp, embeddings, norms and the rest, recognised by name."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -16,14 +16,14 @@ MODULE_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         REST: (),
     }
 )  # fmt: skip
-"""module group -> substrings of tensor names (mergekit filters) in all kinds of models; "rest" is whatever the groups before it leave"""
+"""module group -> substrings of tensor names (mergekit filters) in all kinds of models; "rest" contains all tensors not in other groups"""
 
 
 def module_filters(groups: Sequence[str], tensors: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Group -> those of its filters that are needed for models with these tensors. A tensor belongs to the first group that has it.
+    """Group -> those of its filters that are needed for models with these tensors. A tensor belongs to the first group that matches it.
 
     Raises:
-        SpaceError: an unknown group, one that appears twice or has no tensor, or tensors that belong to none.
+        SpaceError: a group is unknown, appears twice or has no tensors, or a tensor belongs to no group.
     """
     unknown = [group for group in groups if group not in MODULE_GROUPS]
     if unknown:
@@ -31,7 +31,9 @@ def module_filters(groups: Sequence[str], tensors: Iterable[str]) -> dict[str, t
     if len(set(groups)) != len(groups):
         raise SpaceError(f"module_groups {list(groups)}: a group appears twice")
     if REST in groups[:-1]:
-        raise SpaceError(f"module_groups {list(groups)}: {REST!r} is what the other groups leave; put it last")
+        raise SpaceError(
+            f"module_groups {list(groups)}: {REST!r} contains the tensors not in other groups; put it last"
+        )
     left = list(dict.fromkeys(tensors))
     filters: dict[str, tuple[str, ...]] = {}
     for group in groups:
@@ -40,7 +42,7 @@ def module_filters(groups: Sequence[str], tensors: Iterable[str]) -> dict[str, t
         if len(kept) == len(left):
             existing = [other for other, texts in MODULE_GROUPS.items() if any(_any_in(texts, name) for name in left)]
             raise SpaceError(
-                f"module_groups {list(groups)}: no tensor of the models is left for {group!r}; leave it out or take another "
+                f"module_groups {list(groups)}: no tensors of the models are left for {group!r}; leave it out or use another group "
                 f"(the models have {', '.join([*filters][:-1] + existing)})"
             )
         left = kept
@@ -52,12 +54,12 @@ def module_filters(groups: Sequence[str], tensors: Iterable[str]) -> dict[str, t
 
 
 def group_of(tensor: str, filters: Mapping[str, tuple[str, ...]]) -> str:
-    """The group of a tensor of the models that `module_filters` made `filters` for; the last has what no other has."""
+    """The group of a tensor, for `filters` from `module_filters`; tensors that match none belong to the last group."""
     return next((group for group, texts in filters.items() if _any_in(texts, tensor)), list(filters)[-1])
 
 
 def _needed(texts: Sequence[str], tensors: Iterable[str]) -> tuple[str, ...]:
-    """Those of `texts` that stand in a tensor's name in which no earlier one stands."""
+    """Those of `texts` that are the first match for some tensor name."""
     first = {next((text for text in texts if text in name), None) for name in tensors}
     return tuple(text for text in texts if text in first)
 

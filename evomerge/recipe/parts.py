@@ -1,4 +1,4 @@
-"""What a recipe is made of: settings of parameters, sources, slices. Plain data that checks itself."""
+"""The parts of a recipe: parameter settings, sources and slices. Plain, self-validating data."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -14,16 +14,16 @@ class Setting:
     """One conditional value of a parameter.
 
     Attributes:
-        value: a scalar, or a gradient over depth (a tuple): numbers are interpolated linearly over the slice's layers, of switches
-            the last one that is reached holds.
-        filter: substring of the tensor names it holds for; None or "*" = all.
+        value: a scalar, or a gradient over depth (a tuple): numbers are interpolated linearly over the slice's layers; for switches,
+            the last entry reached applies.
+        filter: substring of the tensor names it applies to; None or "*" = all.
     """
 
     value: ParameterValue | tuple[float | bool, ...]
     filter: str | None = None
 
     def __post_init__(self) -> None:
-        if self.filter == "":  # in every name, as "*"
+        if self.filter == "":  # contained in every name, like "*"
             object.__setattr__(self, "filter", None)
         if isinstance(self.value, tuple):
             if not self.value:
@@ -33,7 +33,7 @@ class Setting:
             object.__setattr__(self, "value", _finite(self.value))
 
     def number(self, depth: float) -> float:
-        """The value of a number at `depth` in [0, 1]; a gradient's entries are spread evenly over [0, 1]."""
+        """The numeric value at `depth` in [0, 1]; a gradient's entries are spread evenly over [0, 1]."""
         if not isinstance(self.value, tuple):
             return float(self.value)
         scaled = depth * (len(self.value) - 1)
@@ -43,14 +43,14 @@ class Setting:
         return (1 - share) * self.value[left] + share * self.value[right]
 
     def switch(self, depth: float) -> bool:
-        """The value of a switch at `depth`: of a gradient the last entry that is reached."""
+        """The boolean value at `depth`; for a gradient, the last entry reached."""
         if not isinstance(self.value, tuple):
             return bool(self.value)
         return bool(self.value[int(depth * (len(self.value) - 1))])
 
 
 Parameters = Mapping[str, tuple[Setting, ...]]
-"""parameter name -> settings in order; the first whose filter matches wins, no match falls through to the next level"""
+"""parameter name -> settings in order; the first whose filter matches applies, and if none does, the next level is tried"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class Source:
     """One model (or a range of its layers) in a slice.
 
     Attributes:
-        model: a folder; in a file also ORG/NAME of the hub's cache, or the name of another document.
+        model: a folder; in a file also ORG/NAME in the hub's cache, or the name of another document.
         layer_range: layers [first, last) of the model; None = all of them (mergekit's `models:` form).
-        parameters: settings for this source alone.
+        parameters: settings for this source only.
         revision: pinned hub revision.
         lora: adapter folder merged into the model before anything else.
     """
@@ -79,11 +79,11 @@ class Source:
 
     @property
     def key(self) -> str:
-        """What plans and weight pools call this model: mergekit's `model@revision+lora`."""
+        """The model's name in plans and weight pools: mergekit's `model@revision+lora`."""
         return self.model + (f"@{self.revision}" if self.revision else "") + (f"+{self.lora}" if self.lora else "")
 
     def moved(self, folder: Callable[[str], str]) -> "Source":
-        """The source with its model and adapter in `folder` of where they are."""
+        """The source with `folder` applied to the paths of its model and adapter."""
         return replace(self, model=folder(self.model), lora=None if self.lora is None else folder(self.lora))
 
 
@@ -92,10 +92,10 @@ class Slice:
     """Consecutive output layers made from the same ranges of sources.
 
     Attributes:
-        sources: what they are made of.
-        parameters: settings for this slice alone.
-        module: the part of a model of several modules that the slice belongs to (mergekit's name of it); None = the whole model.
-        base: key of the base model of this slice alone; None = the recipe's.
+        sources: the merged sources.
+        parameters: settings for this slice only.
+        module: for models of several modules, mergekit's name of the module that the slice belongs to; None = the whole model.
+        base: key of the base model for this slice only; None = the recipe's.
     """
 
     sources: tuple[Source, ...]
@@ -105,7 +105,7 @@ class Slice:
 
 
 def joined(first: Parameters, then: Parameters) -> dict[str, tuple[Setting, ...]]:
-    """Two levels of settings as one: those of `first` are tried before those of `then`."""
+    """Combines two levels of settings: those of `first` are tried before those of `then`."""
     return {name: (*first.get(name, ()), *then.get(name, ())) for name in dict.fromkeys([*first, *then])}
 
 

@@ -1,4 +1,4 @@
-"""Piecewise weights: which coefficients hold for which elements of which tensor. Plain data that checks itself, and its JSON."""
+"""Piecewise weights: which coefficients apply to which elements of which tensor. Plain, self-validating data, and its JSON form."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from evomerge.recipe.values import mapping_of, whole_number
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Elements of a flattened (row-major) tensor up to `end`; None = to the tensor's end. `row` is one of `PieceTable.rows`."""
+    """Elements of a flattened (row-major) tensor up to `end` (None = to the tensor's end), with the coefficients of `PieceTable.rows[row]`."""
 
     end: int | None
     row: int
@@ -21,9 +21,9 @@ class PieceTable:
     """The weights of a `piecewise` recipe.
 
     Attributes:
-        rows: (n_rows, n_sources + n_noise): per row a coefficient for every source, then one for every noise.
-        tensors: output tensor -> its spans in order, the last with end None; every float tensor of the models.
-        noise: seeds of standard normal noise: term j adds rows[..., n_sources + j] times the noise of seed j and the tensor.
+        rows: (n_rows, n_sources + n_noise): per row, a coefficient for every source, then one for every noise term.
+        tensors: output tensor -> its spans in order, the last with end None; for every float tensor of the models.
+        noise: seeds of standard normal noise: term j adds rows[..., n_sources + j] times the noise generated from seed j for the tensor.
     """
 
     rows: tuple[tuple[float, ...], ...]
@@ -31,16 +31,16 @@ class PieceTable:
     noise: tuple[int, ...] = ()
 
     def check(self, n_sources: int) -> None:
-        """Refuses a table that is not for `n_sources` sources, or not whole.
+        """Refuses a table that is malformed or does not match `n_sources` sources.
 
         Raises:
-            RecipeError: naming the row or tensor.
+            RecipeError: names the row or tensor.
         """
         width = n_sources + len(self.noise)
         for index, row in enumerate(self.rows):
             if len(row) != width or not all(map(math.isfinite, row)):
                 raise RecipeError(
-                    f"pieces.rows[{index}]: expected {width} finite numbers ({n_sources} sources, {len(self.noise)} noises), got {list(row)}"
+                    f"pieces.rows[{index}]: expected {width} finite numbers ({n_sources} sources, {len(self.noise)} noise terms), got {list(row)}"
                 )
         if not all(0 <= seed < 2**63 for seed in self.noise):
             raise RecipeError(f"pieces.noise: expected seeds from 0 to 2^63 - 1, got {list(self.noise)}")
@@ -49,7 +49,7 @@ class PieceTable:
             inner = [0, *(end for end in ends[:-1] if end is not None)]
             if not ends or ends[-1] is not None or len(inner) != len(ends) or inner != sorted(set(inner)):
                 raise RecipeError(
-                    f"pieces.tensors.{name}: ends must increase from above 0, the last be null; got {ends}"
+                    f"pieces.tensors.{name}: ends must be positive and increasing, and the last one null; got {ends}"
                 )
             if not all(0 <= span.row < len(self.rows) for span in spans):
                 raise RecipeError(f"pieces.tensors.{name}: rows must be from 0 to {len(self.rows) - 1}")
@@ -60,7 +60,7 @@ class PieceTable:
         return any(len(spans) > 1 for spans in self.tensors.values())
 
     def to_json(self) -> dict[str, Json]:
-        """Lossless; a tensor that is in one piece is a plain row number."""
+        """Lossless JSON form; a tensor with a single piece is a plain row number."""
         return {
             "rows": [list(row) for row in self.rows],
             "tensors": {
@@ -75,7 +75,7 @@ class PieceTable:
         """Reads what `to_json` wrote.
 
         Raises:
-            RecipeError: an ill-typed, missing or unknown key, named.
+            RecipeError: names a key that is missing, unknown or of the wrong type.
         """
         fields = mapping_of(data, "recipe pieces", ("rows", "tensors", "noise"), required=("rows", "tensors"))
         rows, tensors, noise = fields["rows"], fields["tensors"], fields.get("noise", [])

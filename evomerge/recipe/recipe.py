@@ -1,7 +1,7 @@
 """`Recipe`: everything that determines a merged model, as plain data.
 
-Knows nothing of tensors, files on disk or searches. Its structure is mergekit's (slices of sources with parameters at four
-levels), so every recipe that has a mergekit form writes and reads back unchanged.
+Knows nothing of tensors, files or searches. Its structure is mergekit's (slices of sources with parameters at four
+levels), so every recipe that has a mergekit form can be written and read back unchanged.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from evomerge.recipe.tokenizer_spec import TokenizerSpec, tokenizer_from_json, t
 from evomerge.recipe.values import mapping_of, optional_text, text_of, whole_number
 
 DTYPES = ("bfloat16", "float16", "float32")
-"""What arithmetic can run in and weights can be written as."""
+"""Supported types of the arithmetic and of the written weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +30,18 @@ class Recipe:
 
     Attributes:
         method: a name of `METHODS`, or one of evomerge's own ("piecewise", "shifted_linear").
-        base: key of the base model; None where the method takes none, or where every slice has one of its own.
+        base: key of the base model; None if the method takes none, or if every slice has its own.
         slices: output layers in order; a single slice whose sources have no `layer_range` is a whole-model merge.
         parameters: global settings.
-        dtype: what the arithmetic runs in; None = float32, which is stored as None ("float32" reads back as None). mergekit
-            computes in the sources' dtype where a recipe is silent; evomerge does not, since that costs quality.
-        out_dtype: what is written, e.g. "bfloat16"; None = `dtype`, without it the base's (else the first source's).
-        seed: keys the random masks of stochastic methods.
-        tokenizer: the vocabulary of the result; None = every model has the same, the tokenizer is copied from the base (else the
+        dtype: type of the arithmetic; None = float32 ("float32" is stored as None). mergekit computes in the sources' dtype by
+            default; evomerge does not, because that costs quality.
+        out_dtype: type of the written weights, e.g. "bfloat16"; None = `dtype`, or without it that of the base (else of the first source).
+        seed: of the random masks of stochastic methods.
+        tokenizer: the vocabulary of the result; None = all models have the same, and the tokenizer is copied from the base (else the
             first source).
         name: a label that does not affect the weights.
         pieces: the weights of method "piecewise"; None for all others.
-        chat_template: "auto" (what most models have), the name of a built-in one, or Jinja text; None = the tokenizer's own.
+        chat_template: "auto" (the one of most models), the name of a built-in template, or Jinja text; None = the tokenizer's own.
     """
 
     method: str
@@ -71,12 +71,12 @@ class Recipe:
                     "recipe: a source without layer_range is a whole model, so all sources must be whole models in one slice"
                 )
         if any(part.base is not None and part.sources[0].layer_range is None for part in self.slices):
-            raise RecipeError("recipe: whole models have one base; a base of its own is for a slice of layers")
+            raise RecipeError("recipe: only a slice of layers can have its own base, not a merge of whole models")
         if any(part.base is not None and part.base == self.base for part in self.slices):
             own = (replace(part, base=None) if part.base == self.base else part for part in self.slices)
             object.__setattr__(self, "slices", tuple(own))
         if None in self.modules() and len(self.modules()) > 1:
-            raise RecipeError("recipe: either all slices or none belong to a module")
+            raise RecipeError("recipe: either all slices or none must belong to a module")
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -89,12 +89,12 @@ class Recipe:
         return all(source.layer_range is None for source in self.sources)
 
     def modules(self) -> dict[str | None, tuple[Slice, ...]]:
-        """Module -> its slices, in the recipe's order; a recipe without modules has one called None."""
+        """Module -> its slices, in the recipe's order; a recipe without modules has a single one, None."""
         names = dict.fromkeys(part.module for part in self.slices)
         return {name: tuple(part for part in self.slices if part.module == name) for name in names}
 
     def base_of(self, part: Slice) -> str | None:
-        """Key of the base model of one of the slices."""
+        """Key of the base model of one of the recipe's slices."""
         return self.base if part.base is None else part.base
 
     def models(self) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ class Recipe:
         return tuple(dict.fromkeys(key for key in keys if key is not None))
 
     def source(self, key: str) -> Source:
-        """The model called `key` in `models()`, as the recipe lists it; a base that is not listed is taken by its path."""
+        """The first source with this key; for a base that is not among the sources, `key` is its path."""
         return next((source for source in self.sources if source.key == key), Source(key))
 
     def filters(self) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ class Recipe:
         """Reads what `to_json` wrote.
 
         Raises:
-            RecipeError: a missing, unknown or ill-typed key, named.
+            RecipeError: names a key that is missing, unknown or of the wrong type.
         """
         known = ("version", "tokenizer_source", *Recipe.__dataclass_fields__)
         fields = mapping_of(data, "recipe", known, required=("method", "slices"))
@@ -148,7 +148,7 @@ class Recipe:
             key: optional_text(fields.get(key), f"recipe {key}")
             for key in ("base", "dtype", "out_dtype", "name", "chat_template", "tokenizer_source")
         }
-        # recipes of evomerge 0.1 named the model that the tokenizer comes from
+        # recipes of evomerge 0.1 had a key for the model that the tokenizer comes from
         source = texts.pop("tokenizer_source")
         tokenizer = fields.get("tokenizer", None if source is None else {"source": source})
         return Recipe(
@@ -162,5 +162,5 @@ class Recipe:
         )
 
     def fingerprint(self) -> str:
-        """Equal for recipes that give the same weights from the same model folders; `name` does not count."""
+        """Equal for recipes that give the same weights from the same model folders; ignores `name`."""
         return fingerprint({key: value for key, value in self.to_json().items() if key != "name"})

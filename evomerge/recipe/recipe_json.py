@@ -1,4 +1,4 @@
-"""The parts of a recipe as JSON and back: lossless, every key checked.
+"""Converts the parts of a recipe to JSON and back: lossless, with every key checked.
 
 Knows nothing of YAML or files.
 """
@@ -10,11 +10,11 @@ from evomerge.recipe.parts import Parameters, Setting, Slice, Source
 from evomerge.recipe.values import layer_range_of, list_of, mapping_of, optional_text, text_of
 
 FORMAT_VERSION = 1
-"""Of the JSON form; raised when a key changes its meaning. Readers refuse newer versions."""
+"""Version of the JSON form; increased when a key changes its meaning. Readers refuse other versions."""
 
 
 def slices_to_json(slices: Sequence[Slice]) -> list[Json]:
-    """What `slices_from_json` reads."""
+    """The inverse of `slices_from_json`."""
     return [
         {
             "sources": [_source_to_json(source) for source in part.sources],
@@ -27,7 +27,7 @@ def slices_to_json(slices: Sequence[Slice]) -> list[Json]:
 
 
 def slices_from_json(data: Json, where: str) -> tuple[Slice, ...]:
-    """Raises RecipeError naming the ill-typed, unknown or missing key."""
+    """Raises RecipeError naming a key that is missing, unknown or of the wrong type."""
     return tuple(_slice_from_json(entry, f"{where}[{index}]") for index, entry in enumerate(list_of(data, where)))
 
 
@@ -42,7 +42,7 @@ def _source_to_json(source: Source) -> Json:
 
 
 def parameters_to_json(parameters: Parameters) -> dict[str, Json]:
-    """What `parameters_from_json` reads."""
+    """The inverse of `parameters_from_json`."""
     return {
         name: [
             {
@@ -79,7 +79,7 @@ def _source_from_json(data: Json, where: str) -> Source:
 
 
 def parameters_from_json(data: Json, where: str) -> dict[str, tuple[Setting, ...]]:
-    """Raises RecipeError naming the ill-typed, unknown or missing key."""
+    """Raises RecipeError naming a key that is missing, unknown or of the wrong type."""
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping of parameters, got {data!r}")
     return {
@@ -97,5 +97,5 @@ def _setting_from_json(data: Json, where: str) -> Setting:
     if isinstance(value, list):
         value = tuple(value)
     elif not isinstance(value, bool | int | float | str):
-        raise RecipeError(f"{where}.value: expected a number, switch, text or list of numbers, got {value!r}")
+        raise RecipeError(f"{where}.value: expected a number, boolean, text or list of numbers, got {value!r}")
     return Setting(value, optional_text(fields.get("filter"), f"{where}.filter"))

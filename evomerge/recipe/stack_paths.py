@@ -1,9 +1,9 @@
 """Encodings of layer stacks: parameter values -> the path of layers that the hidden state takes.
 
-Knows names of models and numbers of layers; nothing of weights, recipes or files. A path has three parts: the first and last
-layers of the `ends` model, which are always there, and between them whatever the encoding says. Every point of a space decodes to
-a path: one that is too long loses its last free layers, one that is too short gets the ends model's own free layers, lowest
-first, put before the others.
+Knows names of models and numbers of layers, but nothing of weights, recipes or files. A path has three parts: the fixed first and last
+layers of the `ends` model, and between them the free layers given by the encoding. Every point of a space decodes to a path: one
+that is too long loses its last free layers, and one that is too short gets the ends model's own free layers, lowest first,
+inserted before its other free layers.
 """
 
 import math
@@ -18,18 +18,18 @@ from evomerge.space import Parameter
 
 SKIP, BACK = "skip", "back"
 _SKIPPING, _GOING_BACK = 0.0, 1.0
-"""values of a move that is one of these"""
+"""values of these moves"""
 
 _PRECISION = 1e-9
-"""to which two scales are the same"""
+"""relative tolerance within which two scales count as equal"""
 
 LAST = "last"
-"""what the fixed last layers are called in the names of scales"""
+"""stands for the fixed last layers in the names of scales"""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One layer of a path: layer `layer` of model `model`, entered with the hidden state times `scale`."""
+    """One layer of a path: layer `layer` of model `model`; the hidden state is multiplied by `scale` on entering it."""
 
     model: str
     layer: int
@@ -38,19 +38,19 @@ class Step:
 
 @dataclass(frozen=True)
 class StackFrame:
-    """What every path of a search has in common.
+    """What all paths of a search have in common.
 
     Attributes:
-        models: name -> the layers of it that a path may use, in order.
-        ends: the model that gives embeddings, head, and the first and last layers.
-        n_layers: layers of the ends model.
-        fixed_first, fixed_last: how many of its layers every path begins and ends with.
-        min_depth, max_depth: number of layers of a path, fixed ones included.
-        scale_low, scale_high: bounds of the scales, 0 < low <= 1 <= high; both 1 where nothing is scaled.
-        dtype: the narrowest format that weights or hidden states are kept in; limits what the scales may multiply up to.
+        models: name -> layers of the model that a path may use, in order.
+        ends: the model that provides embeddings, head, and the first and last layers.
+        n_layers: number of layers of the ends model.
+        fixed_first, fixed_last: number of its layers with which every path begins and ends.
+        min_depth, max_depth: number of layers of a path, including fixed ones.
+        scale_low, scale_high: bounds of the scales, 0 < low <= 1 <= high; both 1 if nothing is scaled.
+        dtype: the narrowest format in which weights or hidden states are stored; limits the product of the scales.
 
     Raises:
-        SpaceError: no path fits, named.
+        SpaceError: the settings admit no path; names the setting.
     """
 
     models: Mapping[str, tuple[int, ...]]
@@ -66,10 +66,10 @@ class StackFrame:
 
     def __post_init__(self) -> None:
         if self.ends not in self.models:
-            raise SpaceError(f"stacking.ends: {self.ends!r} is none of the stacked models: {', '.join(self.models)}")
+            raise SpaceError(f"stacking.ends: {self.ends!r} is not one of the stacked models: {', '.join(self.models)}")
         empty = [name for name, layers in self.models.items() if not layers]
         if empty:
-            raise SpaceError(f"stacking.models: no layer of {', '.join(empty)} may be used; leave it out")
+            raise SpaceError(f"stacking.models: no layers of {', '.join(empty)} may be used; leave it out")
         if self.fixed_first + self.fixed_last > self.n_layers:
             raise SpaceError(
                 f"stacking: fixed_first {self.fixed_first} and fixed_last {self.fixed_last} are more than the {self.n_layers} layers "
@@ -82,7 +82,7 @@ class StackFrame:
             )
         if self.min_depth > self.fixed_first + self.fixed_last + len(self.own):
             raise SpaceError(
-                f"stacking.min_depth: {self.min_depth} is more than the {self.n_layers} layers of {self.ends}, which short paths are filled up from"
+                f"stacking.min_depth: {self.min_depth} is more than the {self.n_layers} layers of {self.ends}, with which short paths are filled up"
             )
         if not 0.0 < self.scale_low <= 1.0 <= self.scale_high:
             raise SpaceError(
@@ -97,16 +97,16 @@ class StackFrame:
 
     @property
     def n_free(self) -> int:
-        """The most layers between the fixed ones."""
+        """Maximum number of layers between the fixed ones."""
         return self.max_depth - self.fixed_first - self.fixed_last
 
     @property
     def n_scales(self) -> int:
-        """The most scales of a path: one on entering every free layer, and one on entering the fixed last ones."""
+        """Maximum number of scales of a path: one on entering every free layer, and one on entering the fixed last layers."""
         return self.n_free + (1 if self.fixed_last else 0)
 
     def offered(self) -> list[tuple[str, int]]:
-        """Every (model, layer) that may stand between the fixed ones, model by model; the fixed ones are not offered again."""
+        """Every (model, layer) that may be between the fixed layers, model by model; excludes the fixed layers themselves."""
         return [
             (name, layer)
             for name, layers in self.models.items()
@@ -115,7 +115,7 @@ class StackFrame:
         ]
 
     def path(self, free: Sequence[Step], last_scale: float = 1.0) -> tuple[Step, ...]:
-        """The whole path around the free steps, of an admissible depth; `last_scale` on entering the fixed last layers."""
+        """The complete path with these free steps, adjusted to a valid depth; `last_scale` applies on entering the fixed last layers."""
         missing = self.min_depth - self.fixed_first - self.fixed_last - len(free)
         filling = [Step(self.ends, layer) for layer in self.own[: max(0, missing)]]
         first = [Step(self.ends, layer) for layer in range(self.fixed_first)]
@@ -125,7 +125,7 @@ class StackFrame:
 
 
 class PathEncoding(ABC):
-    """Parameters whose values say which path is taken: categorical slots, and with `scales` the logarithms of the scales."""
+    """Parameters whose values determine the path: categorical slots and, with `scales`, the logarithms of the scales."""
 
     def __init__(self, frame: StackFrame, *, scales: bool) -> None:
         self.frame = frame
@@ -141,22 +141,20 @@ class PathEncoding(ABC):
 
     @abstractmethod
     def _values_of(self, free: Sequence[Step]) -> dict[str, float] | None:
-        """Values of slots at which these layers are taken, with the scales on entering them; None where no slot takes one of them.
+        """Values of slots with which these layers are used, with the scales on entering them; None if no slot can use one of them.
 
-        What else there is stays out, and whether the path is then the wanted one is for the caller to see.
+        Other parameters are left out; the caller must check that the resulting path is the wanted one.
         """
 
     def values_of(self, path: Sequence[Step]) -> dict[str, float] | None:
-        """Values at which the path is this one, its scales up to rounding; None where none are found."""
+        """Values that decode to this path, with scales equal up to rounding; None if none are found."""
         frame = self.frame
         start = len(path) - frame.fixed_last
         if start < frame.fixed_first:
             return None
         free = list(path[frame.fixed_first : start])
         filling = [Step(frame.ends, layer) for layer in frame.own]
-        for n_filled in range(
-            len(free) + 1
-        ):  # a path that is as short as can be may begin with what it was filled up with
+        for n_filled in range(len(free) + 1):  # a path of minimum depth may begin with layers that were filled in
             if free[:n_filled] != filling[:n_filled]:
                 break
             taken = free[n_filled:]
@@ -169,51 +167,51 @@ class PathEncoding(ABC):
         return None
 
     def _unused(self) -> dict[str, float]:
-        """Values of slots that take nothing, and scales of 1."""
+        """Values with which no slot uses a layer and all scales are 1."""
         return dict.fromkeys((parameter.name for parameter in self.parameters()), 0.0)
 
     def own_path(self, model: str) -> dict[str, float] | None:
-        """Values at which the path is the layers of `model`, unscaled, between the fixed ones; None where it has none."""
+        """Values whose path consists of the unscaled layers of `model` between the fixed ones; None if there are none."""
         frame = self.frame
         if not set(frame.own) <= set(frame.models[model]) or len(frame.own) > frame.n_free:
             return None
         return self.values_of(frame.path([Step(model, layer) for layer in frame.own]))
 
     def parameters(self) -> list[Parameter]:
-        """What is searched: all slots, then all scales."""
+        """The searched parameters: all slots, then all scales."""
         low, high = math.log(self.frame.scale_low), math.log(self.frame.scale_high)
         return [*self.slots(), *(Parameter(name, low, high) for name in self._scale_names())]
 
     def _scale_names(self) -> list[str]:
-        """A scale on entering the layer of each slot, and one on entering the fixed last layers, if there are any."""
+        """Names of the scales: one for entering the layer of each slot, and one for entering the fixed last layers, if there are any."""
         if not self.scales:
             return []
         return [f"log_{slot.name}" for slot in self.slots()] + ([f"log_{LAST}"] if self.frame.fixed_last else [])
 
     def _entering(self, values: Mapping[str, float], place: str) -> float:
-        """The scale on entering a place: a slot's layer, `LAST`, or what else a scale is called after."""
+        """The scale on entering a place: a slot's layer, `LAST`, or any other place after which a scale is named."""
         return math.exp(values[f"log_{place}"]) if self.scales else 1.0
 
     def _whole(self, values: Mapping[str, float], free: Sequence[Step], last: str = LAST) -> tuple[Step, ...]:
-        """The path around `free`, with the scale on the way into the fixed last layers."""
+        """The complete path with the free steps `free`, and with the scale on entering the fixed last layers."""
         return self.frame.path(free, self._entering(values, last) if self.frame.fixed_last else 1.0)
 
     def _last_way(self, free: Sequence[Step]) -> str:
-        """What the scale on entering the fixed last layers is called after these free ones."""
+        """The place after which the scale on entering the fixed last layers is named, given these free steps."""
         return LAST
 
     def _scaled(self, place: str, step: Step) -> dict[str, float]:
-        """The value of the scale on entering `place`, within its bounds."""
+        """Name and value of the scale parameter on entering `place`, clipped to its bounds."""
         low, high = math.log(self.frame.scale_low), math.log(self.frame.scale_high)
         return {f"log_{place}": min(max(math.log(step.scale), low), high)} if self.scales else {}
 
 
 class Indicator(PathEncoding):
-    """Layers in order, repeated, each in or out (Akiba et al., arXiv 2403.13187, section 3.2).
+    """A repeated sequence of layers, each included or skipped (Akiba et al., arXiv 2403.13187, section 3.2).
 
-    The offered layers of all models stand in a row, `repeats` times over; a binary parameter says of each whether it is taken.
-    With `matrix`, W[i, j] scales the hidden state on its way from layer i to layer j, whatever the slot; without, each slot has
-    one scale, and so has the way into the fixed last layers.
+    The sequence contains the offered layers of all models in order, `repeats` times; a binary parameter for each says whether it is used.
+    With `matrix`, W[i, j] scales the hidden state on its way from layer i to layer j, whatever the slot; without it, each slot has
+    one scale, and there is one for entering the fixed last layers.
     """
 
     def __init__(self, frame: StackFrame, *, repeats: int, scales: bool, matrix: bool) -> None:
@@ -241,7 +239,7 @@ class Indicator(PathEncoding):
         return self._whole(values, free, _way(before, None) if self.matrix else LAST)
 
     def _values_of(self, free: Sequence[Step]) -> dict[str, float] | None:
-        """See `PathEncoding._values_of`: each in the first repetition that still has it."""
+        """See `PathEncoding._values_of`: uses each layer at its next occurrence in the sequence."""
         values: dict[str, float] = {}
         row = iter(self._row())
         before: tuple[str, int] | None = None
@@ -267,7 +265,7 @@ class Indicator(PathEncoding):
         return [f"log_{_way(start, stop)}" for start in [None, *offered] for stop in stops]
 
     def _row(self) -> list[tuple[int, str, int]]:
-        """(repetition, model, layer) of everything that may be taken, in path order."""
+        """(repetition, model, layer) of every slot, in path order."""
         return [(repeat, *offer) for repeat in range(self.repeats) for offer in self.frame.offered()]
 
 
@@ -291,7 +289,7 @@ class Categorical(PathEncoding):
         return self._whole(values, free)
 
     def _values_of(self, free: Sequence[Step]) -> dict[str, float] | None:
-        """See `PathEncoding._values_of`: one after the other in the first slots."""
+        """See `PathEncoding._values_of`: uses the first slots in order."""
         number_of = {offer: number for number, offer in enumerate(self.frame.offered(), start=1)}
         values: dict[str, float] = {}
         for slot, step in zip(self.slots(), free, strict=False):
@@ -302,10 +300,10 @@ class Categorical(PathEncoding):
 
 
 class Moves(PathEncoding):
-    """A walk over the positions of a model: take some model's layer there, skip it, or go back one (arXiv 2503.21272, sec. 3).
+    """A walk over the positions of a model: use some model's layer there, skip it, or go back one (arXiv 2503.21272, sec. 3).
 
-    The walk starts after the fixed first layers and is over where the fixed last ones begin, when the moves are used up, or when
-    the path is full. Going back at the start stays there (the paper ends the episode with a penalty). Every stacked model must have
+    The walk starts after the fixed first layers and ends where the fixed last ones begin, when the moves are used up, or when
+    the path is full. Going back at the start has no effect (in the paper it ends the episode with a penalty). Every stacked model must have
     as many layers as the ends model.
     """
 
@@ -319,7 +317,7 @@ class Moves(PathEncoding):
         return [Parameter.categorical(f"move[{index}]", choices) for index in range(self.n_moves)]
 
     def path(self, values: Mapping[str, float]) -> tuple[Step, ...]:
-        """See `PathEncoding.path`. A model whose layer at the position may not be used is a skip."""
+        """See `PathEncoding.path`. Choosing a model whose layer at the position may not be used is a skip."""
         frame, names = self.frame, list(self.frame.models)
         position, free = frame.fixed_first, list[Step]()
         for slot in self.slots():
@@ -335,7 +333,7 @@ class Moves(PathEncoding):
         return self._whole(values, free)
 
     def _values_of(self, free: Sequence[Step]) -> dict[str, float] | None:
-        """See `PathEncoding._values_of`: going back or skipping layers on the way to each."""
+        """See `PathEncoding._values_of`: goes back or skips layers on the way to each."""
         names = list(self.frame.models)
         values: dict[str, float] = {}
         slots = iter(self.slots())
@@ -352,7 +350,7 @@ class Moves(PathEncoding):
 
 
 class Swap(PathEncoding):
-    """As deep as the ends model; every free layer comes from one of the models (layer swapping, arXiv 2410.01335)."""
+    """Paths as deep as the ends model, where every free layer comes from one of the models (layer swapping, arXiv 2410.01335)."""
 
     def slots(self) -> list[Parameter]:
         """See `PathEncoding.slots`."""
@@ -387,12 +385,12 @@ class Swap(PathEncoding):
         return values
 
     def _who(self, layer: int) -> tuple[str, ...]:
-        """The models whose `layer` may be used; the ends model's where there is none."""
+        """The models whose `layer` may be used; the ends model if there are none."""
         return tuple(name for name, layers in self.frame.models.items() if layer in layers) or (self.frame.ends,)
 
 
 def _are_close(path: Sequence[Step], wanted: Sequence[Step]) -> bool:
-    """Whether two paths are the same but for rounding of their scales."""
+    """Whether two paths are equal up to rounding of their scales."""
     return len(path) == len(wanted) and all(
         (one.model, one.layer) == (other.model, other.layer)
         and math.isclose(one.scale, other.scale, rel_tol=_PRECISION)
@@ -405,6 +403,6 @@ def _take(repeat: int, model: str, layer: int) -> str:
 
 
 def _way(start: tuple[str, int] | None, stop: tuple[str, int] | None) -> str:
-    """What the scale on the way from one layer to another is called; None = from the fixed first layers, or to the fixed last ones."""
+    """Name of the scale on the way from one layer to another; None = from the fixed first layers, or to the fixed last ones."""
     left = "first" if start is None else f"{start[0]}.{start[1]}"
     return f"scale[{left}>{LAST if stop is None else f'{stop[0]}.{stop[1]}'}]"

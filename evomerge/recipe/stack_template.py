@@ -1,6 +1,6 @@
-"""`StackTemplate`: a layer stack with holes, its search space, and the recipe that a point of the space fills in.
+"""`StackTemplate`: a layer stack with open parameters, its search space, and the recipe for a point of the space.
 
-The sibling of `RecipeTemplate` for the data-flow space; parameter-space coefficients may be searched in the same genome.
+The counterpart of `RecipeTemplate` for the data-flow space; parameter-space coefficients may be searched in the same genome.
 """
 
 import math
@@ -18,15 +18,15 @@ from evomerge.recipe.template import RecipeTemplate
 from evomerge.space import SearchSpace
 
 MERGED = "merged"
-"""what the parameter-space merge is called among the stacked models"""
+"""name of the parameter-space merge among the stacked models"""
 
 LINEAR_METHODS = ("linear", "task_arithmetic")
-"""methods whose merge is a linear combination of the models, so that a merged layer can stand in a stack"""
+"""methods whose merge is a linear combination of the models, so that merged layers can be used in a stack"""
 
 
 @dataclass(frozen=True)
 class StackedModels:
-    """The models of a stack: folders by name, the base among them where there is one; `n_layers` of each by name."""
+    """The models of a stack: folders of the experts by name, the base if there is one, and `n_layers` of each by name."""
 
     experts: Mapping[str, str]
     base: str | None
@@ -34,7 +34,7 @@ class StackedModels:
 
     @property
     def of_one_depth(self) -> bool:
-        """Whether they could be merged as they are."""
+        """Whether all have the same number of layers, so that they could be merged directly."""
         return len(set(self.n_layers.values())) == 1
 
     def folder(self, name: str) -> str:
@@ -43,19 +43,19 @@ class StackedModels:
 
 
 class StackTemplate:
-    """A stack whose path, scales and (with `merge`) merge coefficients are left open.
+    """A stack whose path, scales and (with `merge`) merge coefficients are searched.
 
     Args:
         models: the models.
-        encoding: how values become a path.
-        folding: where the architecture takes the scales (`evomerge.plan.folding_of`).
-        merge: the parameter-space merge called `merged`, with its own parameters; None where no layer is merged. Its method is one
+        encoding: converts values to a path.
+        folding: where the architecture's scales are folded in (`evomerge.plan.folding_of`).
+        merge: the parameter-space merge called `merged`, with its own parameters; None if no layers are merged. Its method is one
             of `LINEAR_METHODS`.
-        plain: the recipes that the search is compared with come from here.
-        out_dtype: what the result is rounded to.
+        plain: template that provides the baselines of the search.
+        out_dtype: type to which the result is rounded.
 
     Raises:
-        SpaceError: a merge of models of different depth, of a method that is not linear, or with normalised weights.
+        SpaceError: the models of `merge` differ in depth, its method is not linear, or its weights are normalised.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class StackTemplate:
     ) -> None:
         if merge is not None and not models.of_one_depth:
             depths = ", ".join(f"{name} has {count} layers" for name, count in models.n_layers.items())
-            raise SpaceError(f"stacking.parameters: only models of one depth can be merged; {depths}")
+            raise SpaceError(f"stacking.parameters: only models of the same depth can be merged; {depths}")
         if merge is not None and merge.method not in LINEAR_METHODS:
             raise SpaceError(
                 f"stacking.parameters: layers merged by {merge.method!r} cannot be stacked in the same search, only those of "
@@ -78,7 +78,7 @@ class StackTemplate:
             )
         if merge is not None and merge.normalised:
             raise SpaceError(
-                "stacking.parameters: weights that are divided by their sum have no merge where they are all 0; set space.fixed.normalize: false"
+                "stacking.parameters: normalised weights are undefined where all of them are 0; set space.fixed.normalize: false"
             )
         self._models, self._encoding, self._folding = models, encoding, folding
         self._merge, self._plain, self._out_dtype = merge, plain, out_dtype
@@ -86,7 +86,7 @@ class StackTemplate:
 
     @property
     def max_slots(self) -> int:
-        """Layers of the deepest model that is evaluated, baselines included."""
+        """Number of layers of the deepest model that is evaluated, including baselines."""
         return max(self._encoding.frame.max_depth, *self._models.n_layers.values())
 
     @property
@@ -108,21 +108,21 @@ class StackTemplate:
         return stack_recipe(layers, ends=ends, folding=self._folding, out_dtype=self._out_dtype, name=name)
 
     def samples(self) -> Iterator[Recipe]:
-        """Recipes that show beforehand whether the models fit each other: one with every layer that any path may use, and the space's middle."""
+        """Recipes to check beforehand whether the models fit each other: one with every layer that a path may use, and the middle of the space."""
         frame, middle = self._encoding.frame, self.space.decode([0.5] * self.space.dimension)
         steps = [*frame.path([]), *(Step(model, layer) for model, layer in frame.offered())]
         yield self._stacked(steps, middle, None)
         yield self.recipe(middle)
 
     def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
-        """As `RecipeTemplate.baselines`: what is not stacked; of models of different depth the models alone."""
+        """See `RecipeTemplate.baselines`; none of them is stacked. If the models differ in depth, only the models themselves."""
         recipes = self._plain.baselines(task_arithmetic_weights)
         if self._models.of_one_depth:
             return recipes
         return {name: recipe for name, recipe in recipes.items() if name.startswith("source:")}
 
     def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
-        """For each baseline that is a point of this space, its parameter values: a strategy starts from these."""
+        """For each baseline that is a point of this space, its parameter values; a strategy can start from these."""
         frame = self._encoding.frame
         own = self._encoding.own_path(frame.ends)
         if own is None:
@@ -133,14 +133,14 @@ class StackTemplate:
         return {name: {**own, **values} for name, values in merged.items()} if frame.ends == MERGED else {}
 
     def values_of(self, layers: Sequence[StackLayer], ends: Mapping[str, float]) -> dict[str, float] | None:
-        """Parameter values at which the recipe is a stack of these layers.
+        """Parameter values whose recipe is a stack of these layers.
 
         Args:
             layers: the layers.
-            ends: folder -> coefficient, of embedding, final norm and output layer.
+            ends: folder -> coefficient, for embedding, final norm and output layer.
 
         Returns:
-            None where no path is found. How near the merged layers are to those is for the caller to see.
+            The values, or None if no path is found. Merged layers may be only approximately equal; the caller must check them.
         """
         path = [Step(self._maker(layers, number), layer.index, layer.scale) for number, layer in enumerate(layers)]
         slots = self._encoding.values_of(path)
@@ -154,7 +154,7 @@ class StackTemplate:
         return {**self._merge_values(merged), **slots}
 
     def _maker(self, layers: Sequence[StackLayer], number: int) -> str:
-        """The model that layer `number` is of: one whose own it is, else the merge."""
+        """The model that provides layer `number`: one whose own layer it is, else the merge."""
         frame, layer = self._encoding.frame, layers[number]
         if not frame.fixed_first <= number < len(layers) - frame.fixed_last:
             return frame.ends
@@ -167,7 +167,7 @@ class StackTemplate:
         return folders.get(folder, MERGED) if not others and math.isclose(coefficient, 1.0) else MERGED
 
     def _merge_values(self, merged: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-        """The merge's values at which its layers (layer, folder -> coefficient) are these, and the middle of the bounds where any will do."""
+        """The merge's values that best reproduce these layers (layer, folder -> coefficient), or the middle of the bounds if any values will do."""
         merge = self._merge
         if merge is None:
             return {}
@@ -194,7 +194,7 @@ class StackTemplate:
         return values | moved
 
     def _weights(self, values: Mapping[str, float], model: str, layer: int) -> tuple[tuple[str, float], ...]:
-        """The layer of a model as a linear combination of folders."""
+        """A layer of a model as a linear combination of model folders."""
         if model != MERGED or self._merge is None:
             return ((self._models.folder(model), 1.0),)
         experts = self._merge.weights(values, layer)

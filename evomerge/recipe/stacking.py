@@ -1,12 +1,12 @@
 """Layer stacks as ordinary recipes: the scales of a path are folded into weights, so the result is a plain checkpoint.
 
 In a pre-norm transformer every block normalises its input, so multiplying the hidden state by c > 0 on entering a block changes
-nothing inside it. Let s be the product of all scales up to a block: dividing what the block adds to the hidden state by s and
-leaving all scales out gives the same logits, since the final norm absorbs the last s; only the norms' epsilon differs. What
-a block adds comes out of its residual-writing weights (`o_proj`, `down_proj`), which a `passthrough` or `linear` merge can scale by
-itself; or, where what it adds is normalised once more, out of that norm's weights.
+nothing inside it. Let s be the product of all scales up to a block. Dividing the block's contribution to the hidden state by s and
+leaving out all scales gives the same logits, because the final norm absorbs the last s; only the norms' epsilon differs. The
+contribution is written by the block's output projections (`o_proj`, `down_proj`), which a `passthrough` or `linear` merge can
+scale, or by the weights of a norm that follows them.
 
-Knows nothing of model files; `evomerge.plan.folding` says which weights those are.
+Knows nothing of model files; `evomerge.plan.folding` says which weights these are.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ class StackLayer:
     """One layer of a stack.
 
     Attributes:
-        index: which layer of the models.
-        weights: (model folder, coefficient): its weights are the sum of coefficient times that layer of the model; one model with 1.0 = a plain layer.
-        scale: the hidden state is multiplied by it on entering the layer (arXiv 2403.13187), > 0.
+        index: index of the layer in the models.
+        weights: (model folder, coefficient) terms of the linear combination of that layer; a single model with 1.0 = a plain layer.
+        scale: factor > 0 of the hidden state on entering the layer (arXiv 2403.13187).
     """
 
     index: int
@@ -40,13 +40,13 @@ class StackLayer:
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """Where an architecture takes the scales of a stack.
+    """Where the scales of a stack are folded into an architecture's weights.
 
     Attributes:
-        scaled: filters of the tensors (and biases) that are divided by the scale.
-        shifted: whether those stand for 1 + w (norms of Gemma).
-        silenced: filters of the tensors that make a block add nothing when they are zero.
-        ends: filters of the tensors outside the layers.
+        scaled: filters for the tensors (and biases) that are divided by the scale.
+        shifted: whether these tensors represent 1 + w (Gemma's norms).
+        silenced: filters for the tensors that make a block add nothing when they are zero.
+        ends: filters for the tensors outside the layers.
     """
 
     scaled: tuple[str, ...]
@@ -65,19 +65,19 @@ def stack_recipe(
 ) -> Recipe:
     """The recipe of a stack.
 
-    Where every layer is one model's own, and embedding and output layer are those of the models of the first and last layer, it is a
-    `passthrough` with a slice for each run of layers of equal scale. Everything else is a `linear` merge without normalisation,
-    one slice for each layer; `shifted_linear` where scaled norms stand for 1 + w.
+    If every layer belongs to a single model, and embedding and output layer are from the model of the first and last layer, it is a
+    `passthrough` with one slice for each run of consecutive layers with the same product of scales. Otherwise it is a `linear` merge
+    without normalisation, with one slice per layer, or `shifted_linear` if scaled norms represent 1 + w.
 
     Args:
         layers: the layers, first to last.
         ends: (model folder, coefficient) of embedding, final norm and output layer.
-        folding: where the architecture takes the scales.
-        out_dtype: what the result is rounded to.
+        folding: where the architecture's scales are folded in.
+        out_dtype: type to which the result is rounded.
         name: a label.
 
     Raises:
-        RecipeError: no layer, no model, or a scale that is not positive.
+        RecipeError: there are no layers, a layer or the ends have no models, or a scale is not positive.
     """
     if not layers or not all(layer.weights for layer in layers) or not ends:
         raise RecipeError("a stack needs at least one layer, and models for every layer and for embedding and output")
@@ -100,13 +100,13 @@ def stack_recipe(
 
 
 def _is_copied(layers: Sequence[StackLayer], ends: Sequence[tuple[str, float]]) -> bool:
-    """Whether every tensor is one model's, times a factor; a passthrough takes those outside the layers from the first and last layer's model."""
+    """Whether every tensor comes from a single model, times a factor; in a passthrough, tensors outside the layers come from the first and last layer's model."""
     single = all(len(layer.weights) == 1 and layer.weights[0][1] == 1.0 for layer in layers)
     return single and layers[0].weights == layers[-1].weights == tuple(ends)
 
 
 def _copies(layers: Sequence[StackLayer], products: Sequence[float], folding: Folding) -> tuple[Slice, ...]:
-    """A slice for each run of consecutive layers of one model with one product of scales."""
+    """A slice for each run of consecutive layers of one model with the same product of scales."""
     slices: list[Slice] = []
     first = 0
     for end in range(1, len(layers) + 1):
@@ -135,11 +135,11 @@ def _sums(
     for index, (layer, product) in enumerate(zip(layers, products, strict=True)):
         outer = dict(ends) if index in (0, len(layers) - 1) else {}
         weights = dict(layer.weights)
-        # mergekit takes as many sources for final norm and output layer from the last slice as the first slice has
+        # for final norm and output layer, mergekit uses as many sources of the last slice as the first slice has
         listed = [*weights, *outer, *(dict(layers[-1].weights) if index == 0 else ())]
         sources = []
         for model in dict.fromkeys(listed):
-            # a model that is listed for tensors outside the layers alone may have fewer layers: any of them will do
+            # a model that is listed only for tensors outside the layers may have fewer layers: any layer will do
             first = layer.index if model in weights else 0
             of_ends = outer.get(model, 0.0) if outer else None
             weight = _settings(weights.get(model, 0.0), product, folding, of_ends)
@@ -150,7 +150,7 @@ def _sums(
 
 
 def _settings(weight: float, product: float, folding: Folding, of_ends: float | None) -> tuple[Setting, ...]:
-    """A model's weight in one slice: of tensors outside the layers (None where the slice makes none), of those that take the scale, of the rest."""
+    """A model's weight in one slice: for tensors outside the layers (None if the slice has none), for scaled tensors, and for the rest."""
     special = [] if of_ends is None or of_ends == weight else [Setting(of_ends, text) for text in folding.ends]
     if product != 1.0:
         special += [Setting(weight / product, text) for text in folding.scaled]

@@ -1,6 +1,6 @@
-"""`RecipeTemplate`: a merge with holes, the search space of its holes, and the recipe that a point of the space fills in.
+"""`RecipeTemplate`: a merge with open parameters, their search space, and the recipe for a point of the space.
 
-Also the recipes every search is compared with: each source alone, the uniform average, task arithmetic.
+Also the baselines of every search: each source alone, the uniform average, task arithmetic.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,43 +15,42 @@ from evomerge.recipe.recipe import Recipe
 from evomerge.space import SearchSpace
 
 SAMPLE_SHARE = 0.5318309886
-"""where between the bounds a sample lies: near their middle, and not at 0 where they are -1 and 1, since weights that are divided by their sum
-do not exist there"""
+"""relative position of a sample between the bounds: near the middle, but not at 0 for bounds -1 and 1, where normalised weights are undefined"""
 
 _LEAST_WIDTH = 1e-9
-"""of bounds, relative to them: in narrower ones values are told apart by their last digits, if at all"""
+"""minimum width of bounds, relative to their magnitude; in narrower ones values differ only in their last digits, if at all"""
 
 _NORMALISING = ("normalize", "normalize_weights")
-"""what methods call the switch; without one (nuslerp) they always do"""
+"""names of the normalisation switch; methods without one (nuslerp) always normalise"""
 
 _FELT = ("density", "lambda")
-"""with another value than 1, whatever has weight comes out otherwise; the other parameters that can be fixed leave a whole task vector alone"""
+"""parameters that change every result with nonzero weights unless they are 1; the other parameters that can be fixed leave a complete task vector unchanged"""
 
 
 class RecipeTemplate:
-    """A merge whose searched parameters are left open.
+    """A merge with open parameters.
 
     Args:
         method: merge method.
-        base: base model folder; None where there is none.
+        base: base model folder; None if there is none.
         experts: name -> folder of the models to be merged.
         searched: the open parameters.
         fixed: parameters with one value for the whole search.
-        n_layers: transformer layers of every model.
+        n_layers: number of transformer layers of every model.
         layer_groups: consecutive [first, last) ranges that cover [0, n_layers); one group (the default) = a whole-model recipe.
-        smooth: layers interpolate between the values of layer groups, of which there are at least two (`Coordinates`).
-        module_groups: group -> filters, as `module_filters` makes them; None = no distinction.
-        out_dtype: what merged weights are rounded to.
-        seed: keys the random masks; one seed for the whole search (common random numbers).
-        unused: names of coordinates that are left out, because no tensor would take their values.
+        smooth: layers interpolate between the values of at least two layer groups (`Coordinates`).
+        module_groups: group -> filters, as from `module_filters`; None = no groups.
+        out_dtype: type to which merged weights are rounded.
+        seed: of the random masks; one seed for the whole search (common random numbers).
+        unused: names of coordinates that are left out because no tensor would use their values.
 
     Attributes:
-        parameters: of the space; there may be none where it is one of several methods.
-        gradients: names of coordinates; those between which layers interpolate stand together, in the order of depth.
+        parameters: of the space; may be empty if this is one of several methods.
+        gradients: names of coordinates; those between which layers interpolate are grouped together in order of depth.
 
     Raises:
         RecipeError: the method does not take these models or parameters.
-        SpaceError: groups or bounds that make no space.
+        SpaceError: the groups or bounds are invalid.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class RecipeTemplate:
         """The space of its parameters.
 
         Raises:
-            SpaceError: it has none.
+            SpaceError: there are no parameters.
         """
         return self._space or SearchSpace(())
 
@@ -109,12 +108,12 @@ class RecipeTemplate:
 
     @property
     def normalised(self) -> bool:
-        """Whether weights are divided by their sum, or only their ratios count."""
+        """Whether weights are normalised, so that only their ratios matter."""
         switches = [parameter for parameter in self._spec.parameters if parameter.name in _NORMALISING]
         return all(bool(self._fixed.get(switch.name, switch.default)) for switch in switches)
 
     def weights(self, values: Mapping[str, float], layer: int) -> dict[str, float]:
-        """Expert -> its weight in layer `layer`, times lambda where there is one.
+        """Expert -> its weight in layer `layer`, times lambda if there is one.
 
         Only for spaces whose parameters do not vary over module groups.
         """
@@ -139,7 +138,7 @@ class RecipeTemplate:
             if self._spec.base is BaseRole.ENDPOINT and self._base is not None:
                 sources = (Source(self._base, layer_range), *sources)
             elif self._spec.base is not BaseRole.SOURCE and self._base is not None and not whole_model:
-                # mergekit wants a base listed in every slice, so that it knows which of its layers to use
+                # mergekit requires the base in every slice, with the layers to use
                 sources = (*sources, Source(self._base, layer_range))
             slices.append(Slice(sources, self._settings(values, Scope.GLOBAL, part, None)))
         return Recipe(
@@ -152,14 +151,14 @@ class RecipeTemplate:
         )
 
     def samples(self) -> Iterator[Recipe]:
-        """Recipes that show beforehand whether the models can be merged."""
+        """Recipes to check beforehand whether the models can be merged."""
         yield self.recipe({item.name: item.low + SAMPLE_SHARE * (item.high - item.low) for item in self.parameters})
 
     def baselines(self, task_arithmetic_weights: Sequence[float]) -> dict[str, Recipe]:
-        """name -> recipe: `source:<name>` for base and experts, `uniform`, and `task_arithmetic:<weight>` where there is a base.
+        """name -> recipe: `source:<name>` for base and experts, `uniform`, and `task_arithmetic:<weight>` if there is a base.
 
-        In a space of a method that makes task vectors sparse also `<method>:0.5`, weight and density one half (arXiv 2403.13187's
-        starting point, there of DARE-TIES).
+        For methods that make task vectors sparse also `<method>:0.5`, with weight and density one half (the starting point of
+        arXiv 2403.13187, there for DARE-TIES).
         """
         sources = dict(self._experts) if self._base is None else {"base": self._base, **self._experts}
         recipes = {f"source:{name}": self._plain("linear", {path: 1.0}) for name, path in sources.items()}
@@ -182,7 +181,7 @@ class RecipeTemplate:
         if self._spec.base is BaseRole.REQUIRED and not normalised:
             wanted["source:base"] = dict.fromkeys(self._experts, 0.0)
         if self._spec.name in ("linear", "task_arithmetic"):
-            # a method that elects signs does not reproduce these two at any point of its space
+            # methods that elect signs cannot reproduce these two at any point of their space
             share = 1.0 if normalised else 1.0 / len(self._experts)
             wanted["uniform"] = dict.fromkeys(self._experts, share)
             if self._spec.name == "task_arithmetic" and not normalised:
@@ -194,7 +193,7 @@ class RecipeTemplate:
         return {name: values for name, values in points.items() if values is not None}
 
     def _halves(self) -> dict[str, float] | None:
-        """Values with weight and density one half; None where the space does not hold them."""
+        """Values with weight and density one half; None if they are not in the space."""
         if "weight" in self._open and ("density" in self._open or self._fixed.get("density") == 0.5):
             return self._point(dict.fromkeys(self._experts, 0.5), density=0.5)
         return None
@@ -202,7 +201,7 @@ class RecipeTemplate:
     def _point(self, weights: Mapping[str, float], density: float | None = None) -> dict[str, float] | None:
         """Values with these weights everywhere, this density, and every other parameter at its neutral value.
 
-        None where the bounds, or what is fixed, exclude it.
+        None if the bounds or the fixed parameters exclude this point.
         """
         if density is None and any(weights.values()) and any(self._fixed.get(name, 1.0) != 1.0 for name in _FELT):
             return None
@@ -248,11 +247,11 @@ class RecipeTemplate:
             raise RecipeError(f"{', '.join(sorted(twice))}: both searched and fixed; remove one")
 
     def check_bounds(self) -> None:
-        """Refuses bounds between which there are recipes that cannot be merged.
+        """Refuses bounds that include recipes which cannot be merged.
 
         Raises:
-            SpaceError: a method that keeps entries of a row with probabilities from density - epsilon to density + epsilon, and bounds
-                with which one of them is none.
+            SpaceError: the method keeps entries of a row with probabilities from density - epsilon to density + epsilon, and with
+                these bounds some of them would not be valid probabilities.
         """
         wanted = {"density", "epsilon"}
         if not self._open & wanted or not wanted <= {spec.name for spec in self._spec.parameters}:
@@ -260,16 +259,16 @@ class RecipeTemplate:
         (low, high), (_, epsilon) = self._range("density"), self._range("epsilon")
         if "density" not in self._open and (
             low <= 0 or high >= 1
-        ):  # which keep nothing or everything, whatever epsilon is
+        ):  # such densities keep nothing or everything, whatever epsilon is
             return
         if not (low - epsilon > 0 and high + epsilon < 1):
             raise SpaceError(
-                f"merge method {self._spec.name!r}: density - epsilon and density + epsilon must lie between 0 and 1, which density "
-                f"in [{low:g}, {high:g}] with epsilon up to {epsilon:g} does not; narrow the bounds of density, or lower epsilon"
+                f"merge method {self._spec.name!r}: density - epsilon and density + epsilon must be between 0 and 1, but density "
+                f"is in [{low:g}, {high:g}] with epsilon up to {epsilon:g}; narrow the bounds of density, or lower epsilon"
             )
 
     def _range(self, name: str) -> tuple[float, float]:
-        """The smallest and largest value of a parameter of every source."""
+        """The smallest and largest value that a per-source parameter can have."""
         searched = next((parameter for parameter in self._searched if parameter.name == name), None)
         if searched is not None:
             return searched.low, searched.high
@@ -279,7 +278,7 @@ class RecipeTemplate:
 
 
 def default_searched(spec: MethodSpec, axes: Sequence[str]) -> list[SearchedParameter]:
-    """What a search over `spec` varies unless told otherwise: its `search_default` parameters over all of `axes` they can have."""
+    """The parameters that a search over `spec` varies by default: those with `search_default`, over all of `axes` that they allow."""
     return [
         SearchedParameter(parameter.name, parameter.search_low, parameter.search_high, allowed_axes(parameter, axes))
         for parameter in spec.parameters
@@ -288,13 +287,13 @@ def default_searched(spec: MethodSpec, axes: Sequence[str]) -> list[SearchedPara
 
 
 def default_switches(spec: MethodSpec) -> dict[str, bool]:
-    """What a search over weights sets switches to unless told otherwise, where that is not the method's default."""
+    """Values of switches in a search over weights that differ from the method's defaults, unless they are set explicitly."""
     values = {parameter.name: parameter.search_value for parameter in spec.parameters}
     return {name: value for name, value in values.items() if value not in (None, spec.parameter(name).default)}
 
 
 def allowed_axes(spec: ParameterSpec, axes: Sequence[str]) -> tuple[str, ...]:
-    """`axes` without "expert" for parameters that the whole merge shares."""
+    """`axes`, without "expert" for parameters of the whole merge."""
     return tuple(axis for axis in axes if axis != "expert" or spec.scope is Scope.MODEL)
 
 
@@ -305,7 +304,7 @@ def even_layer_groups(n_layers: int, n_groups: int) -> list[tuple[int, int]]:
         SpaceError: not between 1 and `n_layers` groups.
     """
     if not 1 <= n_groups <= n_layers:
-        raise SpaceError(f"layer_groups: {n_groups} groups cannot be made of {n_layers} layers")
+        raise SpaceError(f"layer_groups: {n_layers} layers cannot be divided into {n_groups} groups")
     edges = [round(index * n_layers / n_groups) for index in range(n_groups + 1)]
     return list(pairwise(edges))
 
@@ -327,7 +326,7 @@ def _check_searched(spec: MethodSpec, searched: SearchedParameter) -> None:
         )
     if not (parameter.admits(searched.low) and parameter.admits(searched.high)):
         raise SpaceError(
-            f"parameter {searched.name!r}: bounds [{searched.low}, {searched.high}] outside the range of {spec.name}, {parameter.range}"
+            f"parameter {searched.name!r}: bounds [{searched.low}, {searched.high}] are outside the range of {spec.name}, {parameter.range}"
         )
     if parameter.whole:
         raise SpaceError(
@@ -335,7 +334,7 @@ def _check_searched(spec: MethodSpec, searched: SearchedParameter) -> None:
         )
     if 0.0 < searched.high - searched.low < _LEAST_WIDTH * max(abs(searched.low), abs(searched.high)):
         raise SpaceError(
-            f"parameter {searched.name!r}: bounds [{searched.low}, {searched.high}] are one value; fix it (space.fixed.{searched.name})"
+            f"parameter {searched.name!r}: bounds [{searched.low}, {searched.high}] are practically one value; fix it (space.fixed.{searched.name})"
         )
     wrong = [axis for axis in searched.per if axis not in allowed_axes(parameter, AXES)]
     if wrong:

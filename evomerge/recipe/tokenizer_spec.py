@@ -1,4 +1,4 @@
-"""`TokenizerSpec`: which vocabulary a merged model has, and where the embeddings of single tokens come from. Plain data."""
+"""`TokenizerSpec`: the vocabulary of a merged model, and the origin of individual token embeddings. Plain data."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -7,17 +7,17 @@ from evomerge.core import Json, RecipeError
 from evomerge.recipe.values import mapping_of, optional_text, text_of, whole_number
 
 UNION, BASE = "union", "base"
-"""the sources that are not models"""
+"""values of `TokenizerSpec.source` that are not models"""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRule:
-    """Where the row of one token comes from in models that do not have it.
+    """The row of one token for models that do not have it.
 
     Attributes:
-        model: key of the model that lends a row; None = zeros.
-        token: the token of that model (its text, or its id) whose row is taken; None = the token itself.
-        force: use that row in the models that have the token too.
+        model: key of the model whose row is used; None = zeros.
+        token: the token of that model (its text or id) whose row is used; None = the token itself.
+        force: use that row also for models that have the token.
     """
 
     model: str | None
@@ -30,9 +30,9 @@ class TokenizerSpec:
     """The vocabulary of a merged model; the rows of every source's embeddings are rearranged to it before merging.
 
     Attributes:
-        source: "union" of all models' tokens, "base", the key of a model whose tokenizer is taken, or a folder with another tokenizer.
-        tokens: token -> rule; tokens that no tokenizer has are added to it.
-        pad_to_multiple_of: rows are added up to a multiple of this, each the mean of all rows.
+        source: "union" of all models' tokens, "base", the key of a model whose tokenizer is used, or a folder with another tokenizer.
+        tokens: token -> rule; tokens that no tokenizer has are added.
+        pad_to_multiple_of: pad the rows to a multiple of this, with the mean of all rows.
     """
 
     source: str = UNION
@@ -49,7 +49,7 @@ class TokenizerSpec:
         return tuple(dict.fromkeys([*named, *(rule.model for rule in self.tokens.values() if rule.model is not None)]))
 
     def with_keys(self, key: Callable[[str], str]) -> "TokenizerSpec":
-        """The same with every model's key replaced by `key` of it."""
+        """The same specification with `key` applied to every model's key."""
         tokens = {
             token: rule if rule.model is None else replace(rule, model=key(rule.model))
             for token, rule in self.tokens.items()
@@ -59,7 +59,7 @@ class TokenizerSpec:
 
 
 def tokenizer_to_json(spec: TokenizerSpec | None) -> Json:
-    """What `tokenizer_from_json` reads."""
+    """The inverse of `tokenizer_from_json`."""
     if spec is None:
         return None
     rules: dict[str, Json] = {
@@ -69,7 +69,7 @@ def tokenizer_to_json(spec: TokenizerSpec | None) -> Json:
 
 
 def tokenizer_from_json(data: Json, where: str) -> TokenizerSpec | None:
-    """Raises RecipeError naming the ill-typed, unknown or missing key."""
+    """Raises RecipeError naming a key that is missing, unknown or of the wrong type."""
     if data is None:
         return None
     fields = mapping_of(data, where, ("source", "tokens", "pad_to_multiple_of"), required=("source",))

@@ -1,4 +1,4 @@
-"""Checks of a recipe that need no model: parameters known to the method, at a level that can carry them, of the right type and range."""
+"""Recipe checks that do not need the models: parameters must be known to the method, at a valid level, and of the right type and range."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from evomerge.recipe.recipe import Recipe
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuses a recipe that no models could satisfy.
+    """Refuses a recipe that is invalid for any models.
 
     Raises:
-        RecipeError: an unknown method or parameter, pieces that do not fit, a parameter of the whole merge given for one model,
-            a value of the wrong type or outside the method's range, the wrong number of sources, a missing base.
+        RecipeError: a method or parameter is unknown, pieces do not fit, a global parameter is given for one model, a value has
+            the wrong type or is out of range, the number of sources is wrong, or the base is missing.
     """
     spec = method_spec(recipe.method)
     if spec.needs_base and any(recipe.base_of(part) is None for part in recipe.slices):
@@ -32,7 +32,7 @@ def check_recipe(recipe: Recipe) -> None:
 def _check_pieces(recipe: Recipe) -> None:
     if (recipe.method == PIECEWISE.name) != (recipe.pieces is not None):
         raise RecipeError(
-            f"merge method {recipe.method!r}: `pieces` belong to method {PIECEWISE.name!r} and to no other"
+            f"merge method {recipe.method!r}: `pieces` are required for method {PIECEWISE.name!r}, and for no other"
         )
     if recipe.pieces is None:
         return
@@ -55,7 +55,7 @@ def _check_sources(spec: MethodSpec, part: Slice, base: str | None, where: str) 
     taken = {source.layer_range for source in part.sources}
     if len(taken) > 1 and spec.base is not BaseRole.SOURCE and base is not None and base not in keys:
         raise RecipeError(
-            f"{where}: the sources take different layers, and the base model {base} is none of them; list it with the layers that it gives"
+            f"{where}: the sources have different layer ranges, so the base model {base} must be listed among them with its own"
         )
     n_sources = len(keys) if spec.base is BaseRole.SOURCE else sum(key != base for key in keys)
     if not spec.takes(n_sources) and not (spec.base_alone and n_sources == 0):
@@ -73,7 +73,7 @@ def _check_parameters(spec: MethodSpec, parameters: Parameters, where: str, *, o
             raise RecipeError(f"{where}: {problem}") from None
         if on_source and parameter.scope is Scope.GLOBAL:
             raise RecipeError(
-                f"{where}.{name}: {name!r} holds for the whole merge; set it for the slice or globally, not for one model"
+                f"{where}.{name}: {name!r} applies to the whole merge; set it for the slice or globally, not for one model"
             )
         for setting in settings:
             check_setting(parameter, setting, f"{where}.{name}")
@@ -83,7 +83,7 @@ def check_setting(parameter: ParameterSpec, setting: Setting, where: str) -> Non
     """Refuses a value of the wrong type or outside the parameter's range.
 
     Raises:
-        RecipeError: naming `where`, what was expected and what was found.
+        RecipeError: names `where`, the expected and the actual value.
     """
     values: Sequence[float | bool | str] = setting.value if isinstance(setting.value, tuple) else (setting.value,)
     if isinstance(parameter.default, bool):

@@ -1,4 +1,4 @@
-"""Reading plain data, as YAML and JSON give it: mappings with known keys, lists, texts, whole numbers. Every message says where."""
+"""Validates plain data from YAML and JSON: mappings with known keys, lists, texts, whole numbers. Every message says where."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from evomerge.core import RecipeError, did_you_mean
 
 
 def mapping_of(data: Any, where: str, known: Sequence[str], required: Sequence[str] = ()) -> dict[str, Any]:
-    """`data` as a mapping with no key outside `known` and all of `required`; else RecipeError."""
+    """`data` as a mapping with only keys in `known` and all of `required`; else RecipeError."""
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping with {', '.join(known)}; got {data!r}")
     for key in data:
@@ -20,14 +20,14 @@ def mapping_of(data: Any, where: str, known: Sequence[str], required: Sequence[s
 
 
 def list_of(data: Any, where: str, *, least: int = 0) -> list[Any]:
-    """`data` as a list of at least so many entries; else RecipeError."""
+    """`data` as a list with at least `least` entries; else RecipeError."""
     if not isinstance(data, list) or len(data) < least:
         raise RecipeError(f"{where}: expected a list{' with at least one entry' if least else ''}, got {data!r}")
     return data
 
 
 def text_of(data: Any, where: str) -> str:
-    """`data` as text that is not empty; else RecipeError."""
+    """`data` as nonempty text; else RecipeError."""
     if not isinstance(data, str) or not data:
         raise RecipeError(f"{where}: expected text, got {data!r}")
     return data
@@ -39,7 +39,7 @@ def optional_text(data: Any, where: str) -> str | None:
 
 
 def whole_number(data: Any, where: str, *, least: int | None = None) -> int:
-    """`data` as a whole number, from `least`; else RecipeError."""
+    """`data` as a whole number of at least `least`; else RecipeError."""
     if isinstance(data, bool) or not isinstance(data, int) or (least is not None and data < least):
         raise RecipeError(f"{where}: expected a whole number{'' if least is None else f' from {least}'}, got {data!r}")
     return data

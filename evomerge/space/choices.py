@@ -1,11 +1,11 @@
-"""Categorical coordinates: choice i of n is every unit coordinate in [i / n, (i + 1) / n), and stands in the middle."""
+"""Categorical coordinates: choice i of n is the interval [i / n, (i + 1) / n) of unit coordinates, represented by its middle."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def choices_at(points: NDArray[np.float64], counts: NDArray[np.int_]) -> NDArray[np.float64]:
-    """The choices, whole numbers from 0, at unit coordinates `points` that have `counts` choices each; both of shape (k,)."""
+    """The choices (whole numbers from 0) at unit coordinates `points` with `counts` choices each; both of shape (k,)."""
     return np.asarray(np.minimum(np.floor(points * counts), counts - 1))
 
 

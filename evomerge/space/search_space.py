@@ -13,10 +13,10 @@ from evomerge.core import SpaceError, fingerprint
 from evomerge.space.choices import choices_at, middles_of
 
 Conditions = tuple[tuple[int, tuple[int, ...]] | None, ...]
-"""of every coordinate, see `SearchSpace.conditions`"""
+"""one entry per coordinate, see `SearchSpace.conditions`"""
 
 MAX_DIMENSION = 20_000
-"""Published data-flow spaces have 4,288 coordinates; above this every strategy here is the wrong tool."""
+"""Published data-flow spaces have 4,288 coordinates; above this limit none of the strategies is suitable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class Parameter:
     Attributes:
         name: unique in its space.
         low, high: bounds of a real parameter.
-        choices: names of the values of a categorical one, at least two; its value is the index of the choice. () = real.
-        family: what it has in common with others that are likely to want similar values, such as the same weight in other layers;
-            "" = nothing.
-        used_with: a categorical parameter's name, and those of its choices without which this one has no effect; None = it always has.
+        choices: names of the values of a categorical parameter, at least two; its value is the index of the choice. () = real.
+        family: name of a group of parameters that are likely to need similar values, such as the same weight in different layers;
+            "" = none.
+        used_with: a categorical parameter's name, and the indices of its choices with which this parameter has an effect; None = always.
     """
 
     name: str
@@ -49,11 +49,12 @@ class SearchSpace:
     """An ordered set of parameters and the map between their values and points x in [0, 1]^d.
 
     A real parameter has the value low + x (high - low). A categorical one with n choices has the value floor(x n), the index of
-    a choice; the middle of a choice's interval stands for it. So a strategy that knows only real coordinates searches a
+    a choice, which is represented by the middle of its interval. A strategy that knows only real coordinates therefore searches a
     step function, as in the published relaxations (arXiv 2403.13187).
 
     Raises:
-        SpaceError: no parameters, too many, a name twice, bounds that are not finite with low < high, or a single choice.
+        SpaceError: there are no or too many parameters, a name appears twice, bounds are not finite with low < high, or a
+            categorical parameter has a single choice.
     """
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
@@ -92,14 +93,14 @@ class SearchSpace:
 
     @property
     def families(self) -> tuple[int, ...]:
-        """(d,): the number of every coordinate's family, counted from 0 as they come; a parameter without one is alone in its own."""
+        """(d,): the index of every coordinate's family, numbered in order of appearance; a parameter without one has its own."""
         keys = [(parameter.family, "" if parameter.family else parameter.name) for parameter in self.parameters]
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return tuple(numbers[key] for key in keys)
 
     @property
     def conditions(self) -> "Conditions":
-        """(d,): the number of the categorical coordinate, and its choices, without which a coordinate has no effect; None where it always has."""
+        """(d,): for every coordinate, the index of the categorical coordinate and the choices with which it has an effect; None = always."""
         numbers = {parameter.name: number for number, parameter in enumerate(self.parameters)}
         return tuple(
             None if item.used_with is None else (numbers[item.used_with[0]], item.used_with[1])
@@ -125,7 +126,7 @@ class SearchSpace:
         """The point (d,) in [0, 1]^d of `values`.
 
         Raises:
-            SpaceError: a parameter is missing, unknown, out of its bounds, or no choice of a categorical one.
+            SpaceError: a parameter is missing, unknown or out of bounds, or a value is not a choice of a categorical parameter.
         """
         names = [parameter.name for parameter in self.parameters]
         if set(values) != set(names):
@@ -139,9 +140,9 @@ class SearchSpace:
         if outside.any():
             worst = self.parameters[int(np.argmax(outside))]
             raise SpaceError(
-                f"parameter {worst.name!r}: value {values[worst.name]} is none of {', '.join(map(str, range(len(worst.choices))))}"
+                f"parameter {worst.name!r}: value {values[worst.name]} is not one of {', '.join(map(str, range(len(worst.choices))))}"
                 if worst.choices
-                else f"parameter {worst.name!r}: value {values[worst.name]} outside [{worst.low}, {worst.high}]"
+                else f"parameter {worst.name!r}: value {values[worst.name]} is outside [{worst.low}, {worst.high}]"
             )
         return np.asarray(point, dtype=np.float64)
 
@@ -155,14 +156,14 @@ class SearchSpace:
         if array.shape != (self.dimension,):
             raise SpaceError(f"a point of this space has shape ({self.dimension},), got {array.shape}")
         if not ((array >= 0) & (array <= 1)).all():
-            raise SpaceError("every coordinate of a point must lie in [0, 1]")
-        values = np.minimum(self._low + array * self._width, self._high)  # which rounding may pass
+            raise SpaceError("every coordinate of a point must be in [0, 1]")
+        values = np.minimum(self._low + array * self._width, self._high)  # rounding may exceed the bound
         discrete = self._choices > 0
         values[discrete] = choices_at(array[discrete], self._choices[discrete])
         return {parameter.name: float(value) for parameter, value in zip(self.parameters, values, strict=True)}
 
     def named(self, point: Sequence[float] | NDArray[np.float64]) -> dict[str, float | str]:
-        """As `decode`, with the names of choices instead of their indices."""
+        """Like `decode`, with the names of choices instead of their indices."""
         values = self.decode(point)
         return {
             item.name: item.choices[int(values[item.name])] if item.choices else values[item.name]

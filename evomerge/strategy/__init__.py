@@ -1,6 +1,6 @@
-"""Ask/tell search strategies, one file per algorithm. They see unit vectors and Evaluations, nothing else.
+"""Ask/tell search strategies, one file per algorithm. They see only genomes (mostly unit vectors) and Evaluations.
 
-A strategy's module, and the library behind it, is imported when the strategy is made.
+A strategy's module and its library are imported when the strategy is created.
 """
 
 from evomerge.strategy.base import Proposal, Strategy, StrategyOptions, Told, candidate_id

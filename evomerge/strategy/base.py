@@ -1,4 +1,4 @@
-"""What a strategy is: ask, tell, seed, recommend, state. It sees genomes and Evaluations, never a recipe or a tensor."""
+"""The strategy protocol: ask, tell, seed, recommend, state. Strategies see genomes and Evaluations, never recipes or tensors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ Floats = NDArray[np.float64]
 _ID_DIGITS = 6
 
 _ROUNDING = 1e-9
-"""Largest difference of a coordinate between points that are the same but for rounding."""
+"""Largest difference in a coordinate between points that count as equal up to rounding."""
 
 
 def candidate_id(index: int) -> str:
-    """The id of the `index`-th proposal of a run, counted from 1: `c000001`; longer than six digits where needed."""
+    """The id of the `index`-th proposal of a run, counted from 1: `c000001`, with more than six digits if needed."""
     return f"c{index:0{_ID_DIGITS}d}"
 
 
 def nearly_equal(first: Genome, second: Genome | None) -> bool:
-    """Whether two points differ by rounding at most; other genomes are equal or they are not."""
+    """Whether two points are equal up to rounding; other genomes must be exactly equal."""
     if isinstance(first, VectorGenome) and isinstance(second, VectorGenome):
         return bool(np.allclose(first.values, second.values, rtol=0.0, atol=_ROUNDING))
     return first == second
@@ -33,72 +33,72 @@ def nearly_equal(first: Genome, second: Genome | None) -> bool:
 class Strategy(Protocol):
     """Proposes candidates and learns from their evaluations. Deterministic given its seed and the order of calls.
 
-    Restored from `state_dict` in another process, it cannot be told from the original by any public method.
+    A strategy restored from `state_dict` in another process behaves exactly like the original.
     """
 
     def ask(self, n: int) -> Sequence[Candidate]:
-        """Up to `n` new candidates, also while earlier ones are pending; fewer or none where it must wait for them.
+        """Up to `n` new candidates, even while earlier ones are pending; fewer or none if it must wait for these.
 
-        An empty answer leaves the state as it was: no random number is drawn.
+        An empty answer leaves the state unchanged: no random number is drawn.
         """
         ...
 
     def repeat(self, recorded: Candidate) -> bool:
-        """Makes the next proposal and puts `recorded` in its place: what an earlier session was given there.
+        """Makes the next proposal but replaces it by `recorded`, the candidate that an earlier session proposed at this point.
 
-        The two differ where another processor or another version of a library rounds otherwise, and soon after that everywhere. The
-        results of what was recorded are paid for, so it is that which the strategy goes on from.
+        The two differ if another processor or library version rounds differently, and from then on all proposals would. The recorded
+        candidates have already been evaluated, so the strategy continues from them.
 
         Returns:
-            Whether the proposal was the same.
+            Whether the proposal equals `recorded`.
 
         Raises:
-            JournalError: another candidate comes next.
+            JournalError: `recorded` does not have the next id.
         """
         ...
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        """Takes results in any order, matched by candidate id. Nothing is learned when one of them is refused.
+        """Takes results in any order, matched by candidate id. If one of them is refused, none is used.
 
         Raises:
-            EvaluationError: an id was never asked, or was told before, or an objective has no score.
+            EvaluationError: an id was never asked or already told, or an objective has no score.
         """
         ...
 
     def seed(self, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation]) -> None:
-        """Takes points that were evaluated beforehand (baselines inside the space), before the first ask.
+        """Takes points that were evaluated beforehand (baselines inside the space). Must be called before the first ask.
 
         Raises:
-            EvaluationError: something was asked already, ids do not match or look like an asked id.
+            EvaluationError: `ask` was called before, or ids do not match or look like ids of proposals.
             SpaceError: a genome does not fit the space.
         """
         ...
 
     def stop_reasons(self) -> Mapping[str, Json]:
-        """Why asking further is pointless, reason -> detail; empty: go on."""
+        """Reasons for stopping the search, reason -> detail; empty: continue."""
         ...
 
     def diagnostics(self) -> Mapping[str, Json]:
-        """What it has learned about the problem that a user should know, such as how good its models are; {}: nothing."""
+        """Information for the user about what it has learned, such as the quality of its models; may be empty."""
         ...
 
     def recommend(self) -> Candidate:
-        """The evaluated candidate it would use now.
+        """The evaluated candidate that it currently considers best.
 
         Raises:
-            EvaluationError: no evaluation has ended well yet.
+            EvaluationError: no evaluation has succeeded yet.
         """
         ...
 
     def state_dict(self) -> dict[str, Json]:
-        """Everything needed to go on elsewhere, as JSON."""
+        """Everything needed to continue in another process, as JSON."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Restores a `state_dict` into a fresh strategy that was made with the same arguments.
+        """Restores a `state_dict` into a fresh strategy that was created with the same arguments.
 
         Raises:
-            JournalError: the state is of another strategy, or cannot be reproduced with the installed libraries.
+            JournalError: the state belongs to another strategy, or cannot be reproduced with the installed libraries.
         """
         ...
 
@@ -109,7 +109,7 @@ class StrategyOptions(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A genome to be evaluated and the ids of the candidates it was made from."""
+    """A genome to be evaluated, and the ids of its parents."""
 
     genome: Genome
     parents: tuple[str, ...] = ()
@@ -120,11 +120,11 @@ class Told:
     """One finished evaluation as an algorithm sees it.
 
     Attributes:
-        candidate: what was evaluated.
-        losses: (m,), to be minimised; None where the evaluation FAILED, was INFEASIBLE, or a loss is not finite or beyond 1e150.
-        stderr: (m,), standard errors of the losses, 0.0 where unknown; None with `losses`.
-        items: (n_items,) item scores of all objectives' tasks in their order, the sign flipped where lower is better; None
-            where there are none or the strategy does not read them.
+        candidate: the evaluated candidate.
+        losses: (m,), to be minimised; None if the evaluation FAILED or was INFEASIBLE, or if a loss is not finite or exceeds 1e150.
+        stderr: (m,), standard errors of the losses, 0.0 if unknown; None if `losses` is None.
+        items: (n_items,) item scores of all objectives' tasks in order, with the sign flipped if lower is better; None
+            if there are none or the strategy does not use them.
     """
 
     candidate: Candidate

@@ -1,11 +1,11 @@
 """`bo`: Bayesian optimisation with BoTorch's Gaussian processes, for tens to a few hundred expensive evaluations.
 
 One objective: noisy expected improvement (qLogNEI, arXiv 2310.20708); several: noisy expected hypervolume improvement
-(qLogNEHVI, arXiv 2105.08195). Both in their logarithmic form, for one point at a time with the pending ones taken into account, so
-any number of workers can be busy. Every objective has a process of its own, with BoTorch's length-scale prior that grows with
+(qLogNEHVI, arXiv 2105.08195). Both are used in their logarithmic form, for one point at a time conditioned on the pending ones, so that
+any number of workers can be busy. Every objective has its own process, with BoTorch's length-scale prior that grows with
 the dimension (arXiv 2402.02229).
 
-The one module of the search side that imports torch: only when this strategy is chosen, and on the CPU alone.
+This is the only module of the search side that imports torch: only when this strategy is chosen, and only on the CPU.
 """
 
 import logging
@@ -47,7 +47,7 @@ from evomerge.strategy.trust_region import TrustRegion, centre_of
 logger = logging.getLogger(__name__)
 
 MAX_OBJECTIVES = 4
-"""Cutting the space above a front into boxes takes seconds with five objectives, minutes with more."""
+"""Decomposing the space above a front into boxes takes seconds with five objectives, and minutes with more."""
 
 TRUST_REGION_DIMENSION = 30
 
@@ -55,31 +55,32 @@ _FIT_ITERATIONS = 100
 _LOOK_BEYOND = 4
 _OTHERS_WEIGHT = 0.1
 _PRUNE_SAMPLES = 128
-"""Posterior draws, of which one must have a result on its front for the acquisition to look at it; BoTorch draws 2048."""
+"""Number of posterior draws; the acquisition ignores results that are not on the front in any of them. BoTorch draws 2048."""
 _EXACT = 1e-4
-"""Noise variance, in units of its own, of an objective without standard errors beside one that has them."""
+"""Noise variance, relative to its own variance, of an objective without standard errors if another objective has them."""
 _LOG_NOISE = (-8.0, 2.0)
-"""Mean and deviation of the logarithm of a standardised loss's noise variance."""
+"""Mean and standard deviation of the prior on the log noise variance of a standardised loss."""
 _LEAST_NOISE = 1e-6
 _LEAST_LENGTH = 0.025
 
 _CLOSE = 1e-4
-"""Proposals nearer than this (per root dimension) to a known point are worth no evaluation."""
+"""Proposals closer than this (times the square root of the dimension) to a known point are not worth an evaluation."""
 
 _USUAL = 0.01, 100.0
-"""Deviations of losses that stay in their unit; others become 1. Where all did, DTLZ2 with three objectives had .58 of its hypervolume after 200 instead of .76."""
+"""Range of standard deviations in which losses keep their unit; outside it they are scaled to 1. When all were scaled, DTLZ2 with three objectives had 0.58 of its hypervolume after 200 evaluations instead of 0.76."""
 
 _ROUNDING = 1e-9
-"""Losses that differ by less than this share of the largest are alike: a mean of the same scores in another order."""
+"""Losses that differ by less than this fraction of the largest count as equal: means of the same scores in a different order differ by rounding."""
 
 _N_CHOICES = 256
+"""Number of candidate points with other choices than the optimum's."""
 _REDRAWN = 0.3
-"""So many points with other choices than the optimum's are looked at, in three quarters of which so large a share of the choices is drawn anew."""
+"""Fraction of the choices that is redrawn in three quarters of these points."""
 
 Parameters = list[torch.Tensor]
 
-# BoTorch would compile a kernel of its own where it finds a compiler, for that very CPU: elsewhere proposals could round otherwise
-# and a run not resume. And a process killed meanwhile leaves its lock behind
+# If it finds a compiler, BoTorch would compile a kernel for this particular CPU: proposals could then round differently elsewhere,
+# so that a run could not be resumed. Also, a process killed during compilation would leave its lock behind.
 logei._load_attempted = True
 
 
@@ -93,45 +94,45 @@ class BoOptions(StrategyOptions):
         16, ge=1, le=1024, description="quasi-random posterior draws that the acquisition is averaged over"
     )
     n_restarts: int = Field(2, ge=1, description="local searches for the acquisition's maximum")
-    n_raw: int = Field(64, ge=1, description="points that those start from the best of")
+    n_raw: int = Field(64, ge=1, description="points of which the best are the starts of these searches")
     max_iterations: int = Field(50, ge=1, description="steps of each local search (L-BFGS-B)")
     max_points: int = Field(
         400,
         ge=20,
-        description="results that the models see: the front and the latest; the fit is cubic in their number",
+        description="maximum number of results used by the models: the front and the latest; the fit is cubic in their number",
     )
     refit_growth: float = Field(
         1.1,
         ge=1.0,
         allow_inf_nan=False,
-        description="hyperparameters are fitted anew when the results are so many times those of the last fit",
+        description="hyperparameters are refitted when the number of results has grown by this factor since the last fit",
     )
     item_noise: bool = Field(True, description="take the evaluations' standard errors as known observation noise")
     trust_region: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="look only in a box around the best point that moves and shrinks (TuRBO, arXiv 1910.01739); "
+        description="search only in a box around the best point that moves and shrinks (TuRBO, arXiv 1910.01739); "
         f"auto: from {TRUST_REGION_DIMENSION} dimensions on",
     )
 
     @field_validator("trust_region", mode="before")
     @classmethod
     def _as_written(cls, value: object) -> object:
-        """YAML takes on and off for true and false."""
+        """YAML reads on and off as true and false."""
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class BayesianOptimisation(ReplayStrategy):
     """Gaussian processes with noisy expected (hypervolume) improvement.
 
-    FAILED and INFEASIBLE candidates count in the models as the worst losses seen, which keeps the search away from where
-    they lie. Seeds are part of the design.
+    FAILED and INFEASIBLE candidates enter the models with the worst losses seen, which keeps the search away from their
+    neighbourhood. Seeds are part of the design.
 
-    Noise: where evaluations carry standard errors, their squares are the observation noise; a standard error of 0, which items that
-    all agree give, counts as the smallest positive one. Without any the noise is fitted; an objective without any beside one that
-    has them counts as exact.
+    Noise: if evaluations have standard errors, their squares are the observation noise; a standard error of 0, which results
+    when all items agree, is replaced by the smallest positive one. Without standard errors the noise is fitted; an objective
+    without any counts as exact if another objective has them.
 
-    Torch runs on one thread and with random numbers of its own, so proposals depend on neither the caller's number of threads
-    nor his generator. Resuming replays, so it takes the time that the proposals took.
+    Torch runs on one thread with a separately seeded generator, so proposals depend neither on the caller's number of threads
+    nor on its generator. Resuming replays the proposals, so it takes as long as they took.
     """
 
     name: ClassVar[str] = "bo"
@@ -154,10 +155,10 @@ class BayesianOptimisation(ReplayStrategy):
         self._refined: set[str] = set()
         self._n_refined = 0
         self._first = 0
-        """results before this one belong to a trust region that is given up"""
+        """index of the first result of the current trust region"""
         self._region = self._make_region()
         self._fitted: tuple[int, Parameters] | None = None
-        """how many results there were at the last fit, and its hyperparameters"""
+        """number of results at the last fit, and its hyperparameters"""
         self._beyond: Floats | None = None
         """(m,) losses: the hypervolume's reference point, kept for `_LOOK_BEYOND` proposals"""
 
@@ -201,7 +202,7 @@ class BayesianOptimisation(ReplayStrategy):
         return not bool((known <= np.array(losses)).all(axis=1).any())
 
     def _visible(self) -> tuple[Floats, Floats, Floats]:
-        """Points (n, d), losses (n, m) and known noise variances (n, m) that the models see; 0.0 where unknown."""
+        """Points (n, d), losses (n, m) and noise variances (n, m; 0.0 if unknown) that the models use."""
         results = self._finished[self._first :]
         losses = tamed(np.array([told.losses for told in results]), self._n_initial)
         rows = np.arange(len(losses))
@@ -214,12 +215,12 @@ class BayesianOptimisation(ReplayStrategy):
         return points, losses[rows], variances if self.options.item_noise else np.zeros_like(variances)
 
     def _refine(self) -> tuple[float, ...]:
-        """The acquisition's maximum; the design's next point where that lies next to a known point."""
+        """The acquisition's maximum, or the design's next point if that is too close to a known point."""
         self._n_refined += 1
         seed = int(random_stream(self.random_seed, "bo", "refine", self._n_refined).integers(2**31))
         points, losses, variances = self._visible()
         taken = np.array([*points, *self._open.values(), *self._failed])
-        # acquisitions smooth over fixed lengths, which would be too long for small losses and overflow for large ones
+        # acquisitions smooth over fixed lengths, which are too long for small losses and overflow for large ones
         spread = np.maximum(losses.std(axis=0), _ROUNDING * np.abs(losses).max(axis=0))
         is_usual = (_USUAL[0] < spread) & (spread < _USUAL[1])
         scale = np.where(is_usual | (spread == 0.0), 1.0, spread)
@@ -239,10 +240,10 @@ class BayesianOptimisation(ReplayStrategy):
         return tuple(best.tolist())
 
     def _among_choices(self, acquisition: AcquisitionFunction, best: Floats, front: Floats, taken: Floats) -> Floats:
-        """The point (d,) of highest acquisition value among some that are not `taken` (t, d).
+        """The point (d,) with the highest acquisition value in a pool of points that are not `taken` (t, d).
 
-        They are `best`, the optimum where choices are taken for real numbers, with its choices in the place of numbers; it and the best results with some
-        choices drawn anew; and points with all of them drawn anew.
+        The pool contains `best`, the optimum with choices treated as real numbers, with its coordinates moved to choices; variants of it and of the
+        `front` (f, d) with some choices redrawn; and variants with all choices redrawn.
         """
         draw = random_stream(self.random_seed, "bo", "choices", self._n_refined)
         around = np.vstack([best, front])
@@ -257,7 +258,7 @@ class BayesianOptimisation(ReplayStrategy):
             return np.asarray(pool[int(acquisition(_tensor(pool)[:, None]).argmax())])
 
     def _model(self, points: Floats, losses: Floats, variances: Floats) -> SingleTaskGP:
-        """A process of the negative loss per objective, in one batch; hyperparameters are fitted anew when it is time."""
+        """A process of the negative loss for each objective, in one batch; hyperparameters are refitted when due."""
         failed = np.array(self._failed).reshape(-1, self.dimension)[-self.options.max_points // 4 :]
         everywhere = _tensor(np.vstack([points, failed]))
         values = np.vstack([losses, np.tile(losses.max(axis=0), (len(failed), 1))])
@@ -278,7 +279,7 @@ class BayesianOptimisation(ReplayStrategy):
         return model
 
     def _load(self, model: SingleTaskGP) -> bool:
-        """Gives the model the hyperparameters of the last fit; False where those are of another form of noise."""
+        """Sets the model's hyperparameters to those of the last fit; False if that had another noise model."""
         parameters, saved = list(model.parameters()), [] if self._fitted is None else self._fitted[1]
         if len(parameters) != len(saved):
             return False
@@ -290,7 +291,7 @@ class BayesianOptimisation(ReplayStrategy):
     def _acquisition(
         self, model: SingleTaskGP, points: Floats, losses: Floats, scale: Floats, seed: int
     ) -> AcquisitionFunction:
-        """What a point promises; `losses` are those of `points`, divided by `scale`."""
+        """The acquisition function; `losses` are those of `points`, divided by `scale`."""
         baseline = _tensor(points)
         pending = _tensor(np.array(list(self._open.values()))) if self._open else None
         sampler = SobolQMCNormalSampler(torch.Size([self.options.n_samples]), seed=seed)
@@ -303,9 +304,9 @@ class BayesianOptimisation(ReplayStrategy):
     def _reference(self, model: SingleTaskGP, points: Floats, losses: Floats, scale: Floats, seed: int) -> torch.Tensor:
         """The hypervolume's reference point (m,), as negative losses in units of `scale`.
 
-        A tenth beyond the ends of the front that the model expects, where one objective counts ten times as much as each other one, for
-        three proposals; for every fourth the worst losses seen. The front of the results will not do: it reaches far too wide at first, and
-        once one result dominates the rest, what would extend it counts for nothing.
+        For three proposals, a tenth beyond the ends of the front that the model expects, where one objective has ten times the weight of each
+        other one; for every fourth, the worst losses seen. The front of the results is not suitable: it is far too wide at first, and
+        once one result dominates the rest, points that would extend the front have no hypervolume.
         """
         if self._n_refined % _LOOK_BEYOND == 0:
             self._beyond = None
@@ -345,13 +346,13 @@ def _tensor(values: Floats) -> torch.Tensor:
 
 
 def _starts_in_bounds(*, bounds: torch.Tensor, **settings: Any) -> torch.Tensor:
-    """BoTorch's starting points, moved into `bounds`: from 20 dimensions it leaves coordinates of the best results as they are."""
+    """BoTorch's starting points, clipped to `bounds`: from 20 dimensions on it keeps some coordinates of the best results unchanged."""
     starts: torch.Tensor = gen_batch_initial_conditions(bounds=bounds, **settings)
     return starts.clamp(bounds[0], bounds[1])
 
 
 def _kernel(dimension: int, batch: torch.Size) -> MaternKernel:
-    """Matern 5/2 with BoTorch's prior of length scales; its own kernel, infinitely smooth, took the waves of ZDT3 for noise."""
+    """Matern 5/2 with BoTorch's length-scale prior; BoTorch's default kernel is infinitely smooth and mistook the waves of ZDT3 for noise."""
     prior = LogNormalPrior(math.sqrt(2.0) + 0.5 * math.log(dimension), math.sqrt(3.0))
     constraint = GreaterThan(_LEAST_LENGTH, transform=None, initial_value=prior.mode)
     return MaternKernel(
@@ -360,14 +361,14 @@ def _kernel(dimension: int, batch: torch.Size) -> MaternKernel:
 
 
 def _inferred_noise(batch: torch.Size) -> GaussianLikelihood:
-    """Noise of unknown size; BoTorch's prior is for real experiments, but a merged model's score can be exact."""
+    """Likelihood with fitted noise; BoTorch's prior is meant for real experiments, but a merged model's score can be exact."""
     prior = LogNormalPrior(*_LOG_NOISE)
     constraint = GreaterThan(_LEAST_NOISE, transform=None, initial_value=prior.mode)
     return GaussianLikelihood(noise_prior=prior, noise_constraint=constraint, batch_shape=batch).double()
 
 
 def _fit(model: SingleTaskGP) -> None:
-    """Hyperparameters of highest posterior density; the priors' own where the optimiser finds none."""
+    """Fits hyperparameters by maximum a posteriori; keeps those of the prior if the optimiser fails."""
     try:
         fit_gpytorch_mll(
             ExactMarginalLogLikelihood(model.likelihood, model),
@@ -379,7 +380,7 @@ def _fit(model: SingleTaskGP) -> None:
 
 @contextmanager
 def _quiet_torch(seed: int) -> Iterator[None]:
-    """One thread, a seeded generator, no warnings; everything is put back."""
+    """Runs torch with one thread, a seeded generator and no warnings; restores everything afterwards."""
     n_threads, state = torch.get_num_threads(), torch.default_generator.get_state()
     torch.set_num_threads(1)
     torch.default_generator.manual_seed(seed)

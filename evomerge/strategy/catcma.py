@@ -1,7 +1,7 @@
-"""`catcma`: CatCMA with margin (arXiv 2504.07884) on real and categorical coordinates together; the library `cmaes` does it.
+"""`catcma`: CatCMA with margin (arXiv 2504.07884) on mixed real and categorical coordinates, implemented by the library `cmaes`.
 
-Real coordinates have CMA-ES's normal distribution, categorical ones a probability of every choice; each update moves both. A
-margin keeps every choice possible. As `cma_es`, it samples the current distribution whenever it is asked and updates whenever
+Real coordinates have CMA-ES's normal distribution, categorical ones a probability for every choice; each update changes both. A
+margin keeps every choice possible. Like `cma_es`, it samples the current distribution whenever it is asked and updates whenever
 `population_size` results are in, whatever generation they come from.
 """
 
@@ -31,13 +31,14 @@ class CatCmaOptions(StrategyOptions):
         0.17, gt=0.0, le=1.0, description="first step size of real coordinates; 1/6 of the range (arXiv 2403.13187)"
     )
     start: Literal["best", "centre"] = Field(
-        "best", description="where the first distribution is: around the best seed point, or nowhere in particular"
+        "best",
+        description="first distribution: centred on the best seed point, or on the centre with uniform probabilities",
     )
     start_probability: float = Field(
         0.7,
         gt=0.0,
         lt=1.0,
-        description="of the seed's choice in each categorical coordinate, with start: best; the rest is spread evenly (ours)",
+        description="probability of the seed's choice in each categorical coordinate, with start: best; the rest is spread evenly (ours)",
     )
 
 
@@ -45,7 +46,7 @@ class CatCma(ReplayStrategy):
     """CatCMAwM on one objective or the mean of several losses.
 
     FAILED and INFEASIBLE candidates rank last in their update (the worst loss plus the range); an update in which all failed is
-    dropped. Seeds set the first distribution (`start`) and count for `recommend`.
+    skipped. Seeds set the first distribution (`start`) and are considered by `recommend`.
     """
 
     name: ClassVar[str] = "catcma"
@@ -62,7 +63,7 @@ class CatCma(ReplayStrategy):
         self._finished: list[tuple[CatCMAwM.Solution, float | None]] = []
 
     def _start(self, seeds: Sequence[Told]) -> None:
-        """`_mean_loss` knows the best of them, and that is all that counts."""
+        """Nothing to do: only the best seed matters, and `_mean_loss` knows it."""
 
     def _propose(self) -> Proposal:
         if self._optimizer is None:
@@ -97,13 +98,13 @@ class CatCma(ReplayStrategy):
         known = [loss for _, loss in self._finished if loss is not None]
         if known:
             last = behind_all(known)
-            # where the first results are all alike, its penalty is the median of nothing, and counts for nothing
+            # if the first results are all equal, its penalty is the median of an empty list and has no effect
             with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
                 self._optimizer.tell([(solution, last if loss is None else loss) for solution, loss in self._finished])
         self._finished = []
 
     def _first(self) -> CatCMAwM:
-        """The optimiser around the best seed, or around nothing in particular."""
+        """The optimiser, centred on the best seed or not on any point, as `start` says."""
         best = self._mean_loss.best() if self.options.start == "best" else None
         point = None if best is None else np.array(best.point)
         n_real = len(self._real)
@@ -125,7 +126,7 @@ class CatCma(ReplayStrategy):
         )
 
     def _probabilities(self, point: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        """(n categorical, most choices): how likely each choice is at first; 0 beyond a coordinate's last choice."""
+        """(n_categorical, max_choices): initial probability of each choice; 0 beyond a coordinate's last choice."""
         rows = np.arange(len(self._counts))
         table = np.where(np.arange(self._counts.max()) < self._counts[:, None], 1.0 / self._counts[:, None], 0.0)
         if point is None:

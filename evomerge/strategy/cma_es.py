@@ -1,18 +1,18 @@
-"""`cma_es`: covariance matrix adaptation (pycma; Hansen, arXiv 1604.00772), asynchronous, with restarts of our own.
+"""`cma_es`: covariance matrix adaptation (pycma; Hansen, arXiv 1604.00772), asynchronous, with its own restarts.
 
-Asked at any time it samples the current distribution, so workers never wait for a generation; the distribution moves
+It samples the current distribution whenever it is asked, so workers never wait for a generation; the distribution is updated
 whenever `population_size` results are in, whatever generation they come from. A late result keeps its own sample (pycma
 stores the genotype); its step is clipped in Mahalanobis length as for injected solutions (Hansen, arXiv 1110.4181).
-The variant `vkd` alone works in strict generations, because its two-point step-size rule needs its mirrored pair.
+Only the variant `vkd` works in strict generations, because its two-point step-size rule needs its mirrored pair.
 
 In few dimensions a quadratic model of the results saves evaluations (`surrogate`, see `cma_surrogate_run`): on the 24 BBOB
-functions it hits about twice the targets that plain CMA-ES hits within 25 to 100 evaluations per dimension.
+functions it hits about twice as many targets as plain CMA-ES within 25 to 100 evaluations per dimension.
 
 Coordinates of one family (a parameter in several layer and module groups) start with correlated steps, and the model learns their mean
-before what each does on its own (docs/adr/0014).
+before their individual effects (docs/adr/0014).
 
 Bounds: pycma's `BoundTransform`, a smooth fold of each coordinate into [0, 1]. Unlike `BoundPenalty` it needs no
-statistics of a whole generation, so it suits results that arrive one by one, and every proposal is inside.
+statistics of a whole generation, so it suits results that arrive one by one, and every proposal is within the bounds.
 """
 
 import math
@@ -33,19 +33,19 @@ _MAX_DOUBLINGS = 9
 """IPOP and BIPOP stop doubling here: nine restarts as in Hansen (2009), 10.1145/1570256.1570333."""
 
 _MAX_KNOWN = 100
-"""Within so many samples a run that has converged on points it knows has restarted."""
+"""Within this many samples, a run that has converged on known points has restarted."""
 
 MAX_FULL_DIMENSION = 24
-"""325 coefficients: a full quadratic of more is not learned within the budgets that it is for, and slows every ask."""
+"""325 coefficients: a larger full quadratic cannot be learned within the intended budgets, and slows every ask."""
 MAX_DIAGONAL_DIMENSION = 60
-"""Measured up to there; with 100, under noise, plain CMA-ES was as good or better."""
+"""Measured up to this dimension; with 100, under noise, plain CMA-ES was as good or better."""
 
 FREE_DIFFERENCES = 8
-"""The differences within families have together, in the first steps, the variance of this many unrelated coordinates: each of n differences
-has 8 / n of a coordinate's. With less, optima that are unrelated within a family are found late; with more, the families' levels are.
+"""In the first steps, the differences within families together have the variance of this many unrelated coordinates: each of n differences
+has 8 / n of a coordinate's variance. With less, optima that are unrelated within a family are found late; with more, the families' levels are.
 Measured from 12 to 60 dimensions."""
 MIN_GROUPED_DIMENSION = 13
-"""In 12 dimensions the model learns what every coordinate does as soon as it is of use."""
+"""In 12 dimensions the model already knows every coordinate's effect as soon as it becomes useful."""
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -76,12 +76,13 @@ class CmaEsOptions(StrategyOptions):
         None,
         ge=0.0,
         lt=1.0,
-        description="correlation of the first steps of what a parameter is in several layer and module groups, whose level the model learns "
-        "before their differences, variant full only; 0: as if they were unrelated; "
+        description="correlation of the first steps of a parameter's values in several layer and module groups; the model learns their level "
+        "before their differences; variant full only; 0: unrelated; "
         f"None: 1 - {FREE_DIFFERENCES} / (coordinates - levels) from {MIN_GROUPED_DIMENSION} coordinates on, not below 0",
     )
     start: Literal["best", "centre"] | tuple[Unit, ...] = Field(
-        "best", description="first mean: the best seed point (the centre where there is none), the centre, or a point"
+        "best",
+        description="first mean: the best seed point (the centre if there is none), the centre, or a given point",
     )
     restarts: Literal["none", "ipop", "bipop"] = Field(
         "ipop",
@@ -90,8 +91,8 @@ class CmaEsOptions(StrategyOptions):
     )
     item_noise: bool = Field(
         False,
-        description="raise the step size while the evaluations' standard errors say that the order of results is largely "
-        "chance (the rule of UH-CMA-ES, 10.1109/TEVC.2008.924423)",
+        description="raise the step size while, according to the evaluations' standard errors, the order of results is largely "
+        "random (the rule of UH-CMA-ES, 10.1109/TEVC.2008.924423)",
     )
 
 
@@ -99,8 +100,8 @@ class CmaEs(ReplayStrategy):
     """CMA-ES on one objective, or on the weighted mean of several losses.
 
     FAILED and INFEASIBLE candidates rank last among the results of their update (the worst loss plus the batch's range);
-    a batch in which every candidate failed is dropped and the distribution stays. Results from before a restart count
-    for `recommend` only. Seeds set the first mean (`start`), are known to the surrogate and count for `recommend`.
+    a batch in which every candidate failed is skipped, and the distribution stays. Results from before a restart only
+    affect `recommend`. Seeds set the first mean (`start`), are known to the surrogate and are considered by `recommend`.
     """
 
     name: ClassVar[str] = "cma_es"
@@ -114,7 +115,7 @@ class CmaEs(ReplayStrategy):
         self.max_known = 0 if self.options.variant == "vkd" else _MAX_KNOWN
         if isinstance(self.options.start, tuple) and len(self.options.start) != self.dimension:
             raise ConfigError(
-                f"strategy cma_es: start has {len(self.options.start)} coordinates, the space has {self.dimension}"
+                f"strategy cma_es: start has {len(self.options.start)} coordinates, but the space has {self.dimension}"
             )
         self._base_population = self.options.population_size or 4 + math.floor(3 * math.log(self.dimension))
         self._run: CmaRun | SurrogateRun | None = None
@@ -131,7 +132,7 @@ class CmaEs(ReplayStrategy):
         self._unsettled = False
 
     def stop_reasons(self) -> Mapping[str, Json]:
-        """pycma's termination reasons where there are no restarts; `restarts` when the last doubling has converged; `space` as ever."""
+        """pycma's termination reasons if there are no restarts; `restarts` when the last doubling has converged; and `space`, as in all strategies."""
         self._settle()
         reasons = {} if self._run is None else self._run.stop_reasons()
         if reasons and self.options.restarts != "none":
@@ -150,7 +151,7 @@ class CmaEs(ReplayStrategy):
         return Proposal(VectorGenome(point))
 
     def _recall(self, was: Callable[[Genome], bool]) -> Proposal | None:
-        # where coordinates may be without effect, any sample may repeat an earlier one, which is answered and not asked
+        # if coordinates can be without effect, any sample may repeat a known point, which is answered instead of asked
         if self._conditions or not isinstance(self._run, SurrogateRun):
             return None
         sample = self._run.recall(lambda point: was(VectorGenome(point)), self._real)
@@ -160,7 +161,7 @@ class CmaEs(ReplayStrategy):
         return Proposal(VectorGenome(sample[1]))
 
     def _withdraw(self) -> bool:
-        # with real coordinates only samples in a corner repeat, seldom, and to reject those drove it away from there
+        # with real coordinates only samples in a corner repeat, rarely, and rejecting them drove the search away from the corner
         if self._run is None or not self._n_points:
             return False
         self._run.withdraw(self._origin.pop(self._next_id)[1])
@@ -189,7 +190,7 @@ class CmaEs(ReplayStrategy):
         self._unsettled = True
 
     def _settle(self) -> None:
-        """Restarts where the last result has made the run converge; not before it is asked for, since a replay often knows better."""
+        """Restarts if the run has converged with the last result. Done lazily, because a replay can often skip the check."""
         if not self._unsettled or self._run is None:
             return
         self._unsettled = False

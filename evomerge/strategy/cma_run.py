@@ -1,4 +1,4 @@
-"""One run of pycma, from a mean and a step size to convergence, with its random numbers from a stream of ours."""
+"""One run of pycma, from a mean and a step size to convergence, with random numbers from our own stream."""
 
 import warnings
 from collections import deque
@@ -16,10 +16,10 @@ from evomerge.strategy.base import Floats
 from evomerge.strategy.mean_loss import behind_all
 
 _MAX_GROWTH = 1e4
-"""of the step size within a run: pycma's own limit is 1e3 for the deviations, which are in [0, 1] here"""
+"""maximum growth of the step size within a run; pycma's own limit is 1e3 for the deviations, which are in [0, 1] here"""
 
 _MAX_SWAPPED = 0.2
-"""of the pairs of results that would change places in another measurement; half would where all is noise"""
+"""maximum fraction of pairs of results that would swap places in a repeated measurement; with pure noise it is half"""
 
 Variant = Literal["full", "sep", "vkd"]
 
@@ -32,9 +32,9 @@ def make_pycma(
     generator: np.random.Generator,
     correlation: Floats | None,
 ) -> Any:
-    """pycma's `CMAEvolutionStrategy` on [0, 1]^d (`padded`) that draws from `generator` and touches no global state or file.
+    """pycma's `CMAEvolutionStrategy` on [0, 1]^d (`padded`), drawing from `generator` and using no global state or files.
 
-    The variant `full` may start with another `correlation` (d, d) of its steps than none.
+    With the variant `full`, the first steps may have a `correlation` (d, d); None = uncorrelated.
     """
 
     def normal(*shape: int) -> Floats:
@@ -48,8 +48,8 @@ def make_pycma(
         "verbose": -9,
         "verb_log": 0,
         "verb_disp": 0,
-        "signals_filename": None,  # pycma would read a file of the working directory
-        # mirrored samples and the two-point rule, its defaults at some sizes, need whole generations
+        "signals_filename": None,  # otherwise pycma reads a file in the working directory
+        # mirrored samples and the two-point rule, which are defaults at some sizes, need whole generations
         "CMA_mirrors": 0,
         "AdaptSigma": CMAAdaptSigmaCSA,
     }
@@ -67,15 +67,15 @@ def make_pycma(
 
 
 def padded(point: Sequence[float] | Floats) -> Floats:
-    """A point (d,) as pycma has it: it does not take one dimension, and a second one that nobody sees is neutral."""
+    """A point (d,) in pycma's form: pycma does not support one dimension, so a neutral second coordinate is added."""
     return np.append(point, 0.5) if len(point) == 1 else np.array(point)
 
 
 def pycma_stop_reasons(es: Any) -> Mapping[str, Json]:
-    """pycma's termination criteria that are met, and `sigma` where its step size has run away.
+    """pycma's termination criteria that are met, and `sigma` if its step size has diverged.
 
-    Where the optimum lies in a corner, pycma keeps the deviations within the bounds by scaling them down while step size and
-    covariance grow until they overflow; its own criteria look at the product, which stays the same.
+    If the optimum is in a corner, pycma keeps the deviations within the bounds by scaling them down, while step size and
+    covariance grow until they overflow; its own criteria look at the product, which stays constant.
     """
     if es.countiter == 0:
         return {}
@@ -86,11 +86,11 @@ def pycma_stop_reasons(es: Any) -> Mapping[str, Json]:
 
 
 def widen_where_noise_decides(es: Any, losses: Sequence[float], noise: Sequence[float]) -> None:
-    """Raises pycma's step size a little where the order of the latest results is largely chance.
+    """Raises pycma's step size slightly if the order of the latest results is largely random.
 
-    The rule of UH-CMA-ES (Hansen et al., 10.1109/TEVC.2008.924423): a search among differences smaller than the noise would converge on
-    them, so it is kept from shrinking. There results are measured again to see how their order changes; here the share of
-    pairs that would change places is known from the standard errors (n,) `noise` of the `losses` (n,).
+    The rule of UH-CMA-ES (Hansen et al., 10.1109/TEVC.2008.924423): a search among differences smaller than the noise would converge
+    prematurely, so it is kept from shrinking. UH-CMA-ES repeats measurements to see how the order changes; here the fraction of
+    pairs that would swap places is computed from the standard errors `noise` (n,) of the `losses` (n,).
     """
     first, second = np.triu_indices(len(losses), 1)
     if len(first) == 0 or not any(noise):
@@ -136,9 +136,9 @@ class CmaRun:
         self._es = make_pycma(mean, sigma, population_size, variant, generator, correlation)
 
     def sample(self) -> tuple[int, tuple[float, ...]] | None:
-        """A number to tell it by and a point of the current distribution (d,).
+        """A number that identifies the sample in `tell`, and a point of the current distribution (d,).
 
-        None where `vkd` waits for the rest of its generation.
+        None if `vkd` has to wait for the rest of its generation.
         """
         if self._strict and not self._queue and self._asked:
             return None
@@ -152,15 +152,15 @@ class CmaRun:
         return self._n_sampled, tuple(np.clip(point[: self._dimension], 0.0, 1.0).tolist())
 
     def adopt(self, number: int, point: tuple[float, ...]) -> None:
-        """Another point (d,) takes the place of the one sampled as `number`; pycma treats it as an injected one."""
+        """Replaces the point sampled as `number` by another point (d,); pycma treats it as an injected one."""
         self._sent[number] = (padded(point), self._sent[number][1])
 
     def withdraw(self, number: int) -> None:
-        """Forgets the point just sampled as `number`, which will not be told; not with `vkd`, which needs all of a generation."""
+        """Forgets the point just sampled as `number`, which will not be told. Not possible with `vkd`, which needs the whole generation."""
         del self._sent[number]
 
     def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
-        """Takes the loss of the point sampled as `number`, and its standard error; None ranks last in its batch."""
+        """Takes the loss of the point sampled as `number` and its standard error; a loss of None ranks last in its batch."""
         self._batch.append((number, loss))
         if loss is not None:
             self._noise.append(noise)
@@ -179,7 +179,7 @@ class CmaRun:
         late = [row for row, (_, generation) in enumerate(sent) if generation < self._es.countiter]
         with warnings.catch_warnings(action="ignore"):
             if not self._asked:
-                self._es.ask(1)  # which pycma wants between two updates, also where enough results are there already
+                self._es.ask(1)  # pycma requires this between two updates, even if there are enough results already
             self._es.tell(
                 [point for point, _ in sent],
                 [last if loss is None else loss for _, loss in self._batch],

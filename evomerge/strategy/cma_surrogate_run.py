@@ -1,11 +1,11 @@
-"""A run of pycma in which a quadratic model stands in for part of every generation: lq-CMA-ES, one result at a time.
+"""A run of pycma in which a quadratic model replaces part of the evaluations of every generation: lq-CMA-ES, one result at a time.
 
-Of a generation's samples only as many are evaluated as it takes for the model to order the latest results as the truth does
-(Kendall's tau of 0.85; Hansen 2019, 10.1145/3321707.3321842), the most promising first; pycma is told the model's values for
-the rest. The model's minimum within the distribution's reach is a sample of the next generation.
+A generation's samples are evaluated, the most promising first, until the model ranks the latest results like the true losses
+(Kendall's tau of 0.85; Hansen 2019, 10.1145/3321707.3321842); pycma is told the model's values for the rest. The model's minimum
+within the distribution's reach becomes a sample of the next generation.
 
-Made asynchronous: a result may come at any time; one whose generation is over still feeds the model. Where more workers are
-free than a generation has samples, further samples of the same distribution are proposed, which feed the model too.
+Asynchronous: a result may come at any time; one whose generation is over still feeds the model. If more workers are free than a
+generation has samples, further samples of the same distribution are proposed, which feed the model too.
 """
 
 import warnings
@@ -22,11 +22,11 @@ from evomerge.strategy.mean_loss import behind_all
 from evomerge.strategy.rank_weighted_quadratic import RankWeightedQuadratic
 
 _TAU = 0.85
-"""Agreement that ends a generation (Hansen 2019)."""
+"""Rank agreement that ends a generation (Hansen 2019)."""
 _LEAST_SHARE = 0.02
-"""Of a generation that is evaluated whatever the model says (Hansen 2019): a population that restarts have made large takes its time anyway."""
+"""Fraction of a generation that is always evaluated (Hansen 2019), which matters for populations that restarts have enlarged."""
 _REACH = 0.7
-"""The model's minimum is looked for within so many times the usual length of a sample, sigma sqrt(d)."""
+"""Radius in which the model's minimum is searched, as a multiple of the typical length of a sample, sigma sqrt(d)."""
 
 
 class SurrogateRun:
@@ -37,9 +37,9 @@ class SurrogateRun:
         sigma: first step size.
         population_size: samples per generation, >= 3.
         generator: source of all normal numbers.
-        known: points (d,) and their losses that the model starts with.
-        full: whether the model may become a full quadratic; a diagonal one otherwise.
-        families: (d,) of coordinates that the model is to take together first; see `RankWeightedQuadratic`.
+        known: points (d,) with their losses, with which the model starts.
+        full: whether the model may become a full quadratic; otherwise it stays diagonal.
+        families: (d,), families of coordinates that the model first treats together; see `RankWeightedQuadratic`.
         correlation: see `make_pycma`.
     """
 
@@ -58,7 +58,7 @@ class SurrogateRun:
         self._dimension = len(mean)
         self._population_size = population_size
         self._es = make_pycma(mean, sigma, population_size, "full", generator, correlation)
-        # what the model proposes is not cut to the length of a usual sample
+        # do not shorten the model's proposals to the length of a typical sample
         self._es.opts.set({"CMA_injections_threshold_keep_len": 1})
         self._model = RankWeightedQuadratic(self._dimension, population_size, full=full, families=families)
         for point, loss in known:
@@ -74,10 +74,10 @@ class SurrogateRun:
         self._next_generation()
 
     def sample(self) -> tuple[int, tuple[float, ...]]:
-        """A number to tell it by and the most promising sample of the generation that was not given out yet (d,)."""
+        """A number that identifies the sample in `tell`, and the most promising sample (d,) of the generation not yet proposed."""
         self._settle()
         if not self._waiting and self._n_good and self._can_predict:
-            # everything is out, but more workers are free: the model speaks for what is still running
+            # all samples are proposed, but more workers are free: use the model for those still running
             self._close()
         if self._waiting:
             row = self._waiting[0]
@@ -91,18 +91,18 @@ class SurrogateRun:
     def recall(
         self, was: Callable[[tuple[float, ...]], bool], real: NDArray[np.bool_]
     ) -> tuple[int, tuple[float, ...]] | None:
-        """`sample` in a replay, which knows which point it `was`: one of this generation's, so that this was not over, whatever the model says.
+        """`sample` in a replay, where the proposed point is known (`was`): if it is one of this generation's, the generation was not over yet.
 
-        Neither the last results are judged nor the most promising sample is looked for, which takes most of a replay's time. None where it was
-        no point that waits, or one of these may repeat an earlier one, which is answered and not asked: `sample` has to say.
-        Points that are in a corner may, and the model's minimum may, which is the same until the model moves. `real` (d,): coordinates that are no choices.
+        Skips judging the model and ranking the samples, which take most of a replay's time. None if the point is not one of the waiting samples,
+        or if one of these may repeat a known point, which is answered instead of asked: then `sample` must be called. That can be a point
+        in a corner, or the model's minimum, which stays the same until the model changes. `real` (d,): mask of real coordinates.
         """
         if self._injected and 0 in self._waiting:
             return None
         inside = self._inside[self._waiting][:, real]
         if ((inside == 0.0) | (inside == 1.0)).all(axis=1).any():
             return None
-        # without a model the first of them is next
+        # without a model the first waiting sample is next
         for row in self._waiting if self._can_predict else self._waiting[:1]:
             point = tuple(self._inside[row].tolist())
             if was(point):
@@ -111,7 +111,7 @@ class SurrogateRun:
         return None
 
     def adopt(self, number: int, point: tuple[float, ...]) -> None:
-        """Another point (d,) takes the place of the one sampled as `number`; pycma treats it as an injected one."""
+        """Replaces the point sampled as `number` by another point (d,); pycma treats it as an injected one."""
         if number in self._spare:
             self._spare[number] = np.array(point)
             return
@@ -120,7 +120,7 @@ class SurrogateRun:
         self._samples[row] = padded(point)
 
     def withdraw(self, number: int) -> None:
-        """Forgets the point just sampled as `number`, which will not be told; in its generation another sample takes its place."""
+        """Forgets the point just sampled as `number`, which will not be told; another sample replaces it in its generation."""
         if number in self._spare:
             del self._spare[number]
             return
@@ -130,9 +130,9 @@ class SurrogateRun:
         self._waiting.append(row)
 
     def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
-        """Takes the loss of the point sampled as `number`, and its standard error.
+        """Takes the loss of the point sampled as `number` and its standard error.
 
-        None: it failed, ranks last in its generation and is not modelled.
+        A loss of None means that it failed: it ranks last in its generation and is not added to the model.
         """
         self._settle()
         if number in self._spare:
@@ -158,16 +158,16 @@ class SurrogateRun:
         return len(self._model) >= self._model.min_results
 
     def _send(self, row: int) -> int:
-        """Gives a sample of the generation out; the number to tell it by."""
+        """Marks a sample of the generation as proposed; returns its number."""
         self._waiting.remove(row)
         self._n_sampled += 1
         self._sent[self._n_sampled] = (self._generation, row)
         return self._n_sampled
 
     def _settle(self, *, goes_on: bool = False) -> None:
-        """Ends the generation when all of it is known or the model has earned its trust; asked after 1, 2, 3, 5, 8, 12 ... results of less than fifty.
+        """Ends the generation if all of it is known or the model is trusted; checked after 1, 2, 3, 5, 8, 12, ... results (populations below fifty).
 
-        Put off from a result until it matters: a replay knows where the generation went on (`goes_on`), and asks no model then.
+        Deferred until the outcome matters: a replay knows if the generation continued (`goes_on`), and then does not evaluate the model.
         """
         if not self._unjudged:
             return
@@ -184,7 +184,7 @@ class SurrogateRun:
             self._close()
 
     def _close(self) -> None:
-        """Updates the distribution with losses where they are known and the model's values elsewhere."""
+        """Updates the distribution with the known losses, and the model's values for the rest."""
         self._injected = self._n_good > 0 and self._can_predict
         if self._n_good:
             with warnings.catch_warnings(action="ignore"):
@@ -214,7 +214,7 @@ class SurrogateRun:
         # sampled covariances are positive definite; the ridge covers rounding
         covariance = self._es.sm.covariance_matrix[:d, :d]
         root = self._es.sigma * np.linalg.cholesky(covariance + 1e-14 * np.trace(covariance) * np.eye(d))
-        # where bounds are near, pycma scales its samples down
+        # near the bounds, pycma scales its samples down
         root = root * np.broadcast_to(self._es.sigma_vec.scaling, len(padded(mean)))[:d, None]
         minimum = np.clip(self._model.minimum(mean, root, _REACH * sqrt(d)), 0.0, 1.0)
         self._es.inject([padded(minimum)], force=True)

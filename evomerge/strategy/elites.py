@@ -1,20 +1,20 @@
-"""`cycleqd` and `map_elites`: quality diversity. Archives keep the best of every behaviour, and the behaviours are the tasks' scores.
+"""`cycleqd` and `map_elites`: quality diversity. Archives keep the best candidate for every behaviour; the behaviours are the tasks' scores.
 
-`cycleqd` is CycleQD (arXiv 2410.14735): an archive for each objective, whose quality is that objective and whose axes are all others. The
-archives take turns at giving two parents, drawn by quality and by how good they are on the axes; a child is offered to every archive. So each task
-is optimised at every level of the others, instead of their mean or their front alone. `map_elites` (arXiv 1504.04909) is the plain form: one archive,
-quality the mean of all objectives, axes all of them, parents drawn evenly.
+`cycleqd` is CycleQD (arXiv 2410.14735): there is an archive for each objective, with that objective as its quality and all others as its axes.
+The archives take turns in providing two parents, drawn by their quality and their scores on the axes; a child is offered to every archive. Each
+task is thus optimised at every level of the others, instead of only their mean or their front. `map_elites` (arXiv 1504.04909) is the plain form:
+a single archive whose quality is the mean of all objectives and whose axes are all of them, with parents drawn uniformly.
 
 Symbols of the paper: w_i the weights of the parents, alpha_low and alpha_high the range into which quality and axes are scaled for drawing.
 
 Deliberate differences from the paper, which merges weights with the experts as its first elites:
-- What is crossed are points of the space. Of task arithmetic a weighted mean of two candidates' task vectors is the point between, so there it is
-  the published crossover; of other methods it is one of their parameters.
+- Crossover acts on points of the space. With task arithmetic, a weighted mean of two candidates' task vectors is the point between them, so it
+  equals the published crossover; with other methods it is a crossover of their parameters.
 - Its mutation scales singular values of task vectors; here a point moves by normal noise.
-- Cells lie between what the first results span, widened by 15% (at most by half of the span) as the paper widens what the experts span. Beside the
-  seeds, first results are those of a Sobol sequence in which the groups of a parameter go together: the experts alone say little about a space.
-- Weights of parents vary by 0.3, not 0.01: on the demo models that found more (docs/strategies.md).
-- The paper's last step, a softmax of the best of every archive, is left out: the finals choose among candidates that were scored.
+- The cells cover the range of the first results, widened by 15% (at most by half of the range), as the paper widens that of the experts. Besides
+  the seeds, the first results come from a Sobol sequence in which the groups of a parameter are correlated: the experts alone say little about a space.
+- Weights of parents vary by 0.3, not 0.01: on the demo models this found more (docs/strategies.md).
+- The paper's last step, a softmax of the best of every archive, is left out: the finals choose among evaluated candidates.
 """
 
 from abc import abstractmethod
@@ -35,7 +35,7 @@ FEWEST_INITIAL, MOST_INITIAL = 10, 20
 
 _WIDENED = 0.15
 _LEAST_WEIGHT_SUM = 1e-3
-"""Weights of two parents that cancel out more than this say nothing."""
+"""If the sum of two parents' weights is smaller than this, the middle of the parents is used."""
 
 
 class ElitesOptions(FirstPointsOptions):
@@ -45,14 +45,14 @@ class ElitesOptions(FirstPointsOptions):
     n_initial: int | None = Field(
         None,
         ge=2,
-        description="results, seeds included, before parents are drawn, and points of the first design; None: one per coordinate, "
+        description="number of results, including seeds, before parents are drawn (until then, points of a first design); None: one per coordinate, "
         f"{FEWEST_INITIAL} to {MOST_INITIAL}",
     )
     crossover_sigma: float = Field(
         0.3,
         ge=0.0,
         le=10.0,
-        description="standard deviation of the parents' weights around 1 (CycleQD's code: 0.01, so the middle)",
+        description="standard deviation of the parents' weights around 1 (CycleQD's code: 0.01, which is nearly the middle)",
     )
     mutation_sigma: float = Field(
         0.05,
@@ -66,18 +66,18 @@ class CycleQdOptions(ElitesOptions):
     """Options of `cycleqd`."""
 
     alpha_low: float = Field(
-        0.5, ge=0.0, le=1.0, description="weight of an archive's worst when parents are drawn (paper)"
+        0.5, ge=0.0, le=1.0, description="weight of an archive's worst elite when parents are drawn (paper)"
     )
-    alpha_high: float = Field(0.8, ge=0.0, le=1.0, description="weight of its best (paper)")
+    alpha_high: float = Field(0.8, ge=0.0, le=1.0, description="weight of its best elite (paper)")
 
 
 class _Archive:
-    """A grid and who is in it.
+    """A grid with its elites.
 
     Args:
-        quality: (m,), the weights of the objectives in the quality.
-        axes: which objectives are axes.
-        low, high: (m,), of the cells.
+        quality: (m,), weights of the objectives in the quality.
+        axes: indices of the objectives that are axes.
+        low, high: (m,), range of the cells.
         n_bins: cells along each axis.
     """
 
@@ -88,13 +88,13 @@ class _Archive:
         self.elites: list[Candidate] = []
 
     def offer(self, candidate: Candidate, fitness: Floats) -> None:
-        """Takes the candidate in, if it is the best of its cell."""
+        """Adds the candidate if it is the best of its cell."""
         slot = self.grid.add(float(self._quality @ fitness), fitness[self._axes])
         if slot is not None:
             self.elites[slot : slot + 1] = [candidate]
 
     def report(self) -> dict[str, Json]:
-        """What is in it."""
+        """Statistics of its contents."""
         best = self.elites[int(np.argmax(self.grid.qualities))].id if self.elites else None
         return {
             "elites": len(self.grid),
@@ -105,7 +105,7 @@ class _Archive:
 
 
 class _Elites(ReplayStrategy):
-    """A steady-state search that fills grids; subclasses say which, and who is drawn.
+    """A steady-state search that fills grids; subclasses choose the grids and how parents are drawn.
 
     FAILED and INFEASIBLE candidates never enter an archive. Seeds are offered first.
     """
@@ -119,7 +119,7 @@ class _Elites(ReplayStrategy):
         super().__init__(*args, **kwargs)
         if len(self.objectives) < 2:
             raise ConfigError(
-                f"strategy {self.name} keeps candidates apart by their scores on several objectives, and there is one; use cma_es or ga"
+                f"strategy {self.name} needs at least two objectives to distinguish candidates by their scores, got one; use cma_es or ga"
             )
         self._generator = random_stream(self.random_seed, self.name, "mating")
         self._initial = first_points(
@@ -130,21 +130,21 @@ class _Elites(ReplayStrategy):
         )
         self._scored: list[tuple[Candidate, Floats]] = []
         self._flat = np.zeros(len(self.objectives), dtype=bool)
-        """objectives that scored the same in all results when the archives were made, so that nothing says where their cells lie"""
+        """objectives with the same score in all results when the archives were created, so that the range of their cells is unknown"""
         self._archives: Mapping[str, _Archive] = {}
         self._n_bred = 0
         self._n_initial = self.options.n_initial or min(max(self.dimension, FEWEST_INITIAL), MOST_INITIAL)
 
     @abstractmethod
     def _make_archives(self, low: Floats, high: Floats) -> Mapping[str, _Archive]:
-        """Empty archives by name; `low` and `high`, (m,), span the scores, higher is better."""
+        """Empty archives by name; `low` and `high`, (m,), are the range of the scores, higher is better."""
 
     @abstractmethod
     def _chances(self, archive: _Archive) -> Floats:
-        """How likely each elite is to become a parent, (n,), with a sum of 1."""
+        """Probability of each elite to become a parent, (n,), with a sum of 1."""
 
     def diagnostics(self) -> Mapping[str, Json]:
-        """For each archive how many of its cells have an elite, the QD score, and the best elite."""
+        """For each archive: the number of elites and cells, the QD score, and the best elite."""
         return {"archives": {name: archive.report() for name, archive in self._archives.items()}}
 
     def _propose(self) -> Proposal:
@@ -175,7 +175,7 @@ class _Elites(ReplayStrategy):
         scores = np.array([fitness for _, fitness in self._scored])
         low, high = scores.min(axis=0), scores.max(axis=0)
         self._flat = low == high
-        # not by more than half of what they span: scores far from 0 would share a cell
+        # by at most half of the range: otherwise scores far from 0 would share a cell
         below, above = (np.minimum(_WIDENED * np.abs(end), (high - low) / 2) for end in (low, high))
         self._archives = self._make_archives(low - below, high + above)
         for candidate, fitness in self._scored:
@@ -200,7 +200,7 @@ class _Elites(ReplayStrategy):
 
 
 class CycleQd(_Elites):
-    """CycleQD: an archive for each objective, in turns."""
+    """CycleQD: an archive for each objective, used in turn."""
 
     name: ClassVar[str] = "cycleqd"
     options_type: ClassVar[type[StrategyOptions]] = CycleQdOptions
@@ -210,7 +210,7 @@ class CycleQd(_Elites):
         super().__init__(*args, **kwargs)
         if self.options.alpha_low > self.options.alpha_high:
             raise ConfigError(
-                f"strategy {self.name}: alpha_low, {self.options.alpha_low:g}, is above alpha_high, {self.options.alpha_high:g}"
+                f"strategy {self.name}: alpha_low, {self.options.alpha_low:g}, must not exceed alpha_high, {self.options.alpha_high:g}"
             )
 
     def _make_archives(self, low: Floats, high: Floats) -> Mapping[str, _Archive]:
@@ -232,7 +232,7 @@ class CycleQd(_Elites):
 
 
 class MapElites(_Elites):
-    """MAP-Elites: one archive of the mean over all objectives."""
+    """MAP-Elites: a single archive for the mean of all objectives."""
 
     name: ClassVar[str] = "map_elites"
 

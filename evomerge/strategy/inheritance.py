@@ -1,4 +1,4 @@
-"""What a child has of its parents where coordinates are categorical."""
+"""Crossover and mutation of categorical coordinates."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,13 @@ def inherited_choices(
     mutation_rate: float,
     generator: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Either parent's choice or, mutated, another one; the middle of the choice's interval, (k,).
+    """Takes each choice from either parent, or mutates it to another one; returns the middles of the choices' intervals, (k,).
 
     Args:
         first, second: the parents' categorical coordinates, (k,).
-        counts: how many choices each coordinate has, (k,).
-        mutation_rate: of each coordinate.
-        generator: draws three numbers for each.
+        counts: number of choices of each coordinate, (k,).
+        mutation_rate: probability of a mutation, per coordinate.
+        generator: source of three random numbers per coordinate.
     """
     inherited = np.where(generator.random(len(counts)) < 0.5, first, second)
     choice = choices_at(inherited, counts)

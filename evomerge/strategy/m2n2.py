@@ -1,13 +1,13 @@
 """`m2n2`: natural niches (arXiv 2508.16204): competition for items, attraction, split-point crossover of models.
 
 The archive is a score table (`evomerge.archive.Niches`). Parent A is drawn by its share of all items, parent B by what it
-could teach A. A child takes a share `mix` of B left of a split point and 1 - `mix` right of it; the archive then drops the
+adds to A. A child takes a share `mix` of B left of a split point and 1 - `mix` right of it; the archive then drops the
 member with the smallest share, which may be the child.
 
-`on: weights` is the published search: models are crossed (SLERP along the flattened weights). This module only says who is
-crossed with whom, where and how far; a point of its space is one weight per seed model, so the seeds are the unit vectors.
-`on: recipes` crosses the coordinates of recipes instead (linearly; choices are one parent's), so a descendant is again a point of any space; it
-starts from a space-filling design and needs the small mutation that trained seed models do without.
+`on: weights` is the published search: models are crossed (SLERP along the flattened weights). This module only decides which
+models are crossed, where and how far; a point of its space is one weight per seed model, so the seeds are the unit vectors.
+`on: recipes` crosses the coordinates of recipes instead (linearly; choices come from one parent), so it works in any space. It
+starts from a space-filling design and needs a small mutation, unlike trained seed models.
 """
 
 from typing import Any, ClassVar, Literal
@@ -41,26 +41,28 @@ class M2n2Options(StrategyOptions):
     population_size: int = Field(
         15,
         ge=2,
-        description="archive members; the paper takes 15 for 1000 evaluations of language models, 20 for 50,000 of digits",
+        description="archive members; the paper uses 15 for 1000 evaluations of language models, and 20 for 50,000 of digits",
     )
     alpha: float = Field(
         1.0, ge=0.0, le=4.0, description="strength of competition; 0 is a plain genetic algorithm (paper: 1)"
     )
     attraction: bool = Field(
-        True, description="choose the second parent by what it adds; otherwise by fitness (paper: true)"
+        True, description="choose the second parent by what it adds to the first; otherwise by fitness (paper: true)"
     )
-    split_point: bool = Field(True, description="cross around a random point; otherwise one mix for all (paper: true)")
+    split_point: bool = Field(
+        True, description="cross at a random split point; otherwise with one mix for everything (paper: true)"
+    )
     chromosomes: int = Field(
         1,
         ge=1,
         le=64,
-        description="groups of weights with a split point each; a search takes them from space.module_groups",
+        description="groups of weights, each with its own split point; a search takes them from space.module_groups",
     )
     warm_up: int | None = Field(
         None,
         ge=0,
         le=1000,
-        description="random merges of two seed models before selection starts; default: as many as fill the archive (paper: at most 50)",
+        description="random merges of two seed models before selection starts; default: enough to fill the archive (paper: at most 50)",
     )
     mutation_sigma: float | None = Field(
         None,
@@ -69,16 +71,16 @@ class M2n2Options(StrategyOptions):
         description="normal noise on a child; default: none on weights (paper, with trained seeds), 0.02 on recipes",
     )
     from_worst: bool = Field(
-        False, description="score items from the archive's worst on (paper: for scores that differ in a narrow band)"
+        False, description="measure item scores from the archive's worst (paper: for scores in a narrow band)"
     )
 
 
 class M2n2(ReplayStrategy):
-    """Steady-state search for members that solve items nobody else solves.
+    """Steady-state search for members that solve items which no other member solves.
 
-    It reads item scores; where an evaluation has none, the objectives themselves are the items. Scores outside [0, 1] are
-    rescaled per item over the archive. FAILED and INFEASIBLE candidates, and those scored on another number of items than
-    the rest (racing), never enter the archive. Given seeds are its first members. On weights, seed models that were not given
+    It uses item scores; if an evaluation has none, the objectives themselves are the items. Scores outside [0, 1] are
+    rescaled per item over the archive. FAILED and INFEASIBLE candidates, and those scored on a different number of items than
+    the rest (racing), never enter the archive. Seeds are its first members. On weights, seed models that were not given as seeds
     are proposed first; on recipes, Sobol points fill the archive.
     """
 
@@ -92,9 +94,11 @@ class M2n2(ReplayStrategy):
         self._on_weights = self.options.on == "weights"
         self.max_known = 0 if self._on_weights else FEW_KNOWN
         if self._on_weights and self.dimension < 2:
-            raise ConfigError("strategy m2n2 crosses models, so it needs at least two of them; name more experts")
+            raise ConfigError("strategy m2n2 crosses models, so it needs at least two of them; add experts")
         if not self._on_weights and self.options.chromosomes > 1:
-            raise ConfigError("strategy m2n2: chromosomes are groups of weights; on recipes leave `chromosomes` out")
+            raise ConfigError(
+                "strategy m2n2: chromosomes are groups of weights; leave `chromosomes` out with on: recipes"
+            )
         sigma = self.options.mutation_sigma
         self._sigma = sigma if sigma is not None else 0.0 if self._on_weights else _RECIPE_SIGMA
         self._generator = random_stream(self.random_seed, "m2n2", "mating")
@@ -133,7 +137,7 @@ class M2n2(ReplayStrategy):
             self._members[slot : slot + 1] = [told.candidate]
 
     def _learn_again(self, told: Told) -> None:
-        """What is known is a member already, or was none: under the id of another it would become that one's parent."""
+        """Does not add the known result again: it is or was a member already, and parents must be real candidates."""
         self._filling.discard(told.candidate.id)
 
     def _withdraw(self) -> bool:
@@ -148,7 +152,7 @@ class M2n2(ReplayStrategy):
                 self._failed_seeds.add(index)
 
     def _missing_seed(self) -> Proposal | None:
-        """The first seed model that is neither known nor on its way."""
+        """The first seed model that is neither known nor pending; None if there is none."""
         missing = next((index for index in range(self.dimension) if index not in self._seed_models), None)
         if missing is None:
             return None
@@ -156,7 +160,7 @@ class M2n2(ReplayStrategy):
         return Proposal(VectorGenome(tuple(float(index == missing) for index in range(self.dimension))))
 
     def _warm_up_merge(self) -> Proposal | None:
-        """A crossover of two random seed models; None once there have been enough of them."""
+        """A crossover of two random seed models; None after enough of them."""
         wanted = self.options.warm_up
         if wanted is None:
             wanted = max(0, self.options.population_size - self.dimension)
@@ -199,7 +203,7 @@ class M2n2(ReplayStrategy):
 
 
 def _unit_vector(candidate: Candidate) -> int | None:
-    """Which coordinate is 1 while all others are 0; None where it is not so."""
+    """The index of the coordinate that is 1 while all others are 0; None if the candidate is not such a point."""
     if not isinstance(candidate.genome, VectorGenome):
         return None
     ones = [index for index, value in enumerate(candidate.genome.values) if value == 1.0]

@@ -1,8 +1,8 @@
-"""Bayesian MAP's sampling (arXiv 2406.07529): new points where the surrogates err most, by bins of the direction.
+"""Bayesian MAP's sampling (arXiv 2406.07529): new points where the surrogates have the largest errors, by bins of the direction.
 
-The released code means this and does something else: there an unvisited bin is never drawn, the errors are those of the
-first points for ever, and dropped points stay dropped. Here an unvisited bin is as interesting as the worst one known,
-and every result counts. Errors are leave-one-out errors, in units of the objective's variance.
+The released code differs from this intention: it never draws an unvisited bin, keeps the errors of the first points forever,
+and dropped points stay dropped. Here an unvisited bin is as interesting as the worst known one, and all results are used.
+Errors are leave-one-out errors, in units of the objective's variance.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from evomerge.strategy.base import Floats
 
 MAX_BINNED_DIMENSION = 6
-"""2^5 bins; beyond that, every bin is unvisited and the method is uniform sampling (paper: 4 to 6 with two bins an angle)."""
+"""2^5 bins; beyond that, nearly every bin is unvisited and the method becomes uniform sampling (paper: 4 to 6 with two bins per angle)."""
 
 _TEMPERATURE = 0.07
 _N_RESAMPLED = 30
@@ -21,7 +21,7 @@ _MIN_RADIUS = 0.2
 
 
 def bins_per_angle(dimension: int) -> int:
-    """4 up to three dimensions, then 2 (paper)."""
+    """4 for up to three dimensions, else 2 (paper)."""
     return 4 if dimension <= 3 else 2
 
 
@@ -40,9 +40,9 @@ def bin_numbers(points: Floats) -> NDArray[np.int64]:
 
 
 def bin_scores(points: Floats, errors: Floats, pending: Floats, generator: np.random.Generator) -> Floats:
-    """How interesting each bin is: the mean of `errors` (n,) in it plus half the spread of that mean when a fifth is dropped.
+    """Score of each bin: the mean of its `errors` (n,) plus half the standard deviation of that mean when a fifth is dropped at random.
 
-    Bins without any point get the highest of the others' scores, bins that only hold `pending` points (p, d) their mean.
+    Bins without points get the highest score of the others, and bins with only `pending` points (p, d) their mean.
     """
     n_bins = bins_per_angle(points.shape[1]) ** (points.shape[1] - 1)
     numbers = bin_numbers(points)
@@ -62,10 +62,10 @@ def bin_scores(points: Floats, errors: Floats, pending: Floats, generator: np.ra
 def draw_where_wrong(
     points: Floats, errors: Floats, pending: Floats, generator: np.random.Generator
 ) -> tuple[float, ...]:
-    """A new point of the unit cube: a bin by softmax of the scores, uniform angles in it, a radius within the cube.
+    """A new point of the unit cube: a bin drawn by softmax of the scores, uniform angles in it, and a radius within the cube.
 
-    Radii are uniform between a fifth of the way to the cube's surface and the surface. (The paper's, 0.2 to 0.8
-    whatever the direction, never reach the point where all sources have full weight.)
+    Radii are uniform between a fifth of the distance to the cube's surface and the surface. (The paper's radii, 0.2 to 0.8
+    in every direction, never reach the point where all sources have full weight.)
     """
     dimension = points.shape[1]
     scores = bin_scores(points, errors, pending, generator)

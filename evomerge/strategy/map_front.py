@@ -1,4 +1,4 @@
-"""What MAP does with quadratic surrogates: fit one per objective, find their Pareto front, choose from it. No state."""
+"""MAP's use of quadratic surrogates: fit one per objective, find their Pareto front, choose from it. Stateless."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _POOL = 512
 _FRONT = 64
 _STEPS = (0.2, 0.1, 0.05, 0.02, 0.01)
 _CLOSE = 1e-3
-"""Proposals nearer than this (per root dimension) to a known point are worth no evaluation."""
+"""Proposals closer than this (times the square root of the dimension) to a known point are not worth an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Surrogates:
     """One quadratic per objective.
 
     Attributes:
-        objectives: m of them.
-        models: of their scores.
-        variances: (m,) of what they were fitted to.
+        objectives: the m objectives.
+        models: models of their scores.
+        variances: (m,), variances of the fitted losses.
     """
 
     objectives: tuple[Objective, ...]
@@ -50,7 +50,7 @@ class Surrogates:
     ) -> "Surrogates":
         """Surrogates of losses (n, m) at unit points (n, d), n >= 2.
 
-        With `link` "auto", where `choose_link` finds softplus, the identity takes turns with it, by the parity of n.
+        With `link` "auto", if `choose_link` gives softplus, it alternates with the identity by the parity of n.
         """
         models = []
         for goal, column in zip(objectives, losses.T, strict=True):
@@ -79,13 +79,13 @@ class Surrogates:
 def predicted_front(
     surrogates: Surrogates, points: Floats, taken: Floats, counts: NDArray[np.int_], generator: np.random.Generator
 ) -> Floats:
-    """At most `_FRONT` points of the unit cube that no other is predicted to dominate.
+    """At most `_FRONT` points of the unit cube that are predicted to be non-dominated.
 
-    The known `points` and a random pool are perturbed in widening, then narrowing steps, in which categorical coordinates are drawn anew. Where
-    there are any, the points `taken` (t, d) are left out of the front; there may be no others.
+    The known `points` and a random pool are perturbed in decreasing steps, in which categorical coordinates are redrawn. If there are
+    categorical coordinates, the points `taken` (t, d) are left out of the front, which may then be empty.
 
     Args:
-        counts: (d,) the number of choices of each categorical coordinate, 0 for real ones.
+        counts: (d,), the number of choices of each categorical coordinate, 0 for real ones.
     """
     dimension, discrete = points.shape[1], counts > 0
     pool = placed(np.vstack([points, generator.random((_POOL, dimension))]), counts)
@@ -109,8 +109,8 @@ def predicted_front(
 def most_promising(pool: Floats, predicted: Floats, known: Floats, taken: Floats) -> tuple[float, ...] | None:
     """The point of `pool` (k, d) whose `predicted` losses (k, m) add most hypervolume to the `known` losses (n, m).
 
-    Points next to one of `taken` (t, d) are left out; where none adds anything, the one farthest from those is taken. None where every
-    point is next to one of them.
+    Points too close to one of `taken` (t, d) are excluded; if no point adds anything, the one farthest from these is chosen. None if
+    all points are excluded.
     """
     if len(pool) == 0:
         return None
@@ -125,12 +125,12 @@ def most_promising(pool: Floats, predicted: Floats, known: Floats, taken: Floats
 
 
 def as_array(points: Sequence[tuple[float, ...]], dimension: int) -> Floats:
-    """(n, d), also where n is 0."""
+    """The points as an array (n, d), even if n is 0."""
     return np.array(points, dtype=np.float64).reshape(len(points), dimension)
 
 
 def _thinned(surrogates: Surrogates, pool: Floats) -> Floats:
-    """The non-dominated part of `pool`, thinned evenly along the first objective where it is larger than `_FRONT`."""
+    """The non-dominated part of `pool`, thinned evenly along the first objective if it has more than `_FRONT` points."""
     predicted = surrogates.predict(pool)
     rows = np.flatnonzero(non_dominated_mask(predicted))
     if len(rows) > _FRONT:

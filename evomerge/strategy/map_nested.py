@@ -1,15 +1,15 @@
-"""Nested MAP (arXiv 2406.07529) for many sources: a tree of two-source problems, each with a quadratic of its own.
+"""Nested MAP (arXiv 2406.07529) for many sources: a tree of two-source problems, each with its own quadratic.
 
-Every coordinate is the weight of one source. First each source is evaluated alone, and every objective is given to the
-source that is best at it. Then the two nodes of closest quality on their own objectives are joined: points of the plane
-that the two span are evaluated, surrogates of both nodes' objectives are fitted there, and the point that they predict
-to be best under a preference becomes a node. One node being left, the next round has another preference: the first weighs
-all objectives alike, the later ones are drawn. Planes that a round has in common with an earlier one cost nothing again.
+Every coordinate is the weight of one source. First each source is evaluated alone, and every objective is assigned to the
+source that is best at it. Then the two nodes with the closest quality on their own objectives are joined: points of the plane
+spanned by the two are evaluated, surrogates of both nodes' objectives are fitted there, and the point that they predict
+to be best under a preference becomes a node. When one node is left, the next round starts with another preference: the first
+weights all objectives equally, later ones are drawn at random. Planes shared with an earlier round are not evaluated again.
 
-A tree over d sources takes (d - 1) planes of `pair_points` results and d of single sources, where one quadratic of all
-has (d + 1)(d + 2) / 2 coefficients. Deviations from the released code: a node's quality is always on one scale, is
-measured and not predicted once the chosen point is evaluated, and a chosen point is stretched to the cube's surface before
-it spans the next plane, so a plane never shrinks.
+A tree over d sources takes (d - 1) planes of `pair_points` results and d results of single sources, whereas one quadratic of all
+coordinates has (d + 1)(d + 2) / 2 coefficients. Deviations from the released code: a node's quality is always on the same scale, and
+measured instead of predicted once the chosen point is evaluated; and a chosen point is stretched to the cube's surface before
+it spans the next plane, so planes never shrink.
 """
 
 from collections.abc import Mapping
@@ -27,20 +27,20 @@ Point = tuple[float, ...]
 
 _GRID = 41
 _SAME = 1e-9
-"""Points nearer than this per coordinate differ by rounding only."""
+"""Points that differ by less than this in each coordinate count as equal up to rounding."""
 _MAX_SPARE_ROUNDS = 4
-"""Rounds in a row that find nothing new to evaluate, before the last plane is filled further."""
+"""Number of consecutive rounds without a new point to evaluate, after which the last plane is filled further."""
 
 
 @dataclass(frozen=True)
 class _Node:
-    """A point that stands for the sources it has any weight of.
+    """A point that represents the sources with nonzero weight in it.
 
     Attributes:
         point: the point itself.
-        direction: `point`, stretched so that its largest coordinate is 1.
+        direction: `point`, scaled so that its largest coordinate is 1.
         objectives: the indices of its own objectives.
-        losses: (m,), predicted, inf where nothing could be; what was measured takes precedence.
+        losses: (m,), predicted losses, inf if there is no prediction; measured losses take precedence.
     """
 
     point: Point
@@ -67,7 +67,7 @@ class _Plane:
         return tuple(min(s * first + t * second, 1.0) for first, second in pairs)
 
     def place(self, point: Point) -> tuple[float, float] | None:
-        """The (s, t) of a point of the plane; None where it lies elsewhere."""
+        """The (s, t) of a point of the plane; None if it is not in the plane."""
         spanning = np.array([self.first, self.second]).T
         s, t = np.clip(np.linalg.lstsq(spanning, np.array(point), rcond=None)[0], 0.0, 1.0).tolist()
         return (s, t) if np.allclose(self.point(s, t), point, rtol=0.0, atol=_SAME) else None
@@ -110,7 +110,7 @@ class NestedPlan:
         return self._latest
 
     def adopt(self, point: Point) -> None:
-        """`point` takes the place of the one proposed last, in the planes that it lies in too."""
+        """Replaces the last proposed point by `point`, also in the planes that contain it."""
         self._open.discard(self._latest)
         self._open.add(point)
         for plane in self._planes.values():
@@ -121,12 +121,12 @@ class NestedPlan:
         self._latest = point
 
     def learn(self, point: Point, losses: Point | None) -> None:
-        """Takes in a result; None for one that FAILED or was INFEASIBLE."""
+        """Adds a result; `losses` is None if it FAILED or was INFEASIBLE."""
         self._open.discard(point)
         self._known[point] = losses
 
     def diagnostics(self) -> Mapping[str, Json]:
-        """The round, its preference, and of each pair in the last finished tree (or the first, so far): sources, results, leave-one-out R2."""
+        """The round, its preference, and for each pair in the last finished tree (or in the first, so far) its sources, number of results and leave-one-out R2."""
         preference = dict(zip((goal.name for goal in self._objectives), self._preference.tolist(), strict=True))
         return {"round": self._round, "preference": preference, "pairs": list(self._joined_before or self._joined)}
 
@@ -156,7 +156,7 @@ class NestedPlan:
         if self._round:
             generator = random_stream(self._seed, "map", "preference", self._round)
             self._preference = generator.dirichlet(np.ones(len(self._objectives)))
-        # objective -> the leaf that is best at it; a leaf that is best at nothing keeps what it is best at by rank
+        # objective -> the leaf that is best at it; a leaf that is best at none gets the objective on which it ranks highest
         unknown = (np.inf,) * len(self._objectives)
         goodness = self._goodness(np.array([self._known[leaf] or unknown for leaf in self._leaves]))
         owners = goodness.argmax(axis=0)
@@ -167,7 +167,7 @@ class NestedPlan:
             self._nodes.append(_Node(leaf, leaf, own, unknown))
 
     def _goodness(self, losses: Floats) -> Floats:
-        """Losses (k, m) on one scale: 0 for the worst known of each objective and what is unknown (inf), 1 for the best."""
+        """Losses (k, m) scaled per objective: 1 for the best known value, 0 for the worst known one and for unknown ones (inf)."""
         results = [known for known in self._known.values() if known is not None]
         if not results:
             return np.zeros_like(losses)
@@ -176,7 +176,7 @@ class NestedPlan:
         return np.asarray((worst - np.where(np.isfinite(losses), losses, worst)) / spread)
 
     def _quality(self, node: _Node) -> float:
-        """The preference's mean of a node's own objectives."""
+        """The mean of a node's own objectives, weighted by the preference."""
         own = list(node.objectives)
         goodness = self._goodness(np.array([self._known.get(node.point) or node.losses]))[0]
         return float(np.average(goodness[own], weights=self._preference[own]))
@@ -192,7 +192,7 @@ class NestedPlan:
         if key not in self._planes:
             stream = SobolStream(2, random_stream(self._seed, "map", "plane", len(self._planes)))
             plane = self._planes[key] = _Plane(*key, stream)
-            # the two nodes lie in it and are known or on their way
+            # the two nodes are in the plane, and are known or pending
             plane.asked[first.point] = (max(first.point), 0.0)
             plane.asked[second.point] = (0.0, max(second.point))
         return self._planes[key]
@@ -218,7 +218,7 @@ class NestedPlan:
         return point
 
     def _join(self, first: _Node, second: _Node, plane: _Plane) -> _Node:
-        """Replaces the current pair by the point of its plane that is predicted to suit the preference best."""
+        """Replaces the current pair by the point of its plane that is predicted to be best under the preference."""
         places, losses = self._results(plane)
         own = sorted({*first.objectives, *second.objectives})
         s, t = 0.5, 0.5

@@ -1,9 +1,9 @@
 """`map`: amortised Pareto fronts from quadratic surrogates (MAP, arXiv 2406.07529), one proposal at a time.
 
-First a design, then every proposal is the point of the surrogates' Pareto front that promises most hypervolume beyond what they
-predict for the evaluated points: the errors of a fit at neighbours cancel out. Deviations from the paper: the surrogate's fit is
-ridge-regularised (see `quadratic_model`) and made anew after every result instead of once, the front is searched inside the sampled
-box and not on [-3, 3]^d, and chosen points are really evaluated. `bayesian` and `nested` are the paper's variants; see `map_bins`
+After an initial design, every proposal is the point of the surrogates' Pareto front with the most hypervolume beyond their own
+predictions for the evaluated points, so that errors of the fit at neighbouring points cancel out. Deviations from the paper: the surrogate's
+fit is ridge-regularised (see `quadratic_model`) and repeated after every result instead of once, the front is searched inside the sampled
+box and not on [-3, 3]^d, and chosen points are actually evaluated. `bayesian` and `nested` are the paper's variants; see `map_bins`
 and `map_nested`.
 """
 
@@ -26,9 +26,9 @@ from evomerge.strategy.ruin import tamed
 from evomerge.strategy.sampling import SobolStream
 
 _MOST_COEFFICIENTS = 861
-"""A full quadratic of 40 dimensions; more cannot be learned from the budgets this strategy is for."""
+"""Those of a full quadratic in 40 dimensions; more cannot be learned within this strategy's intended budgets."""
 _MAX_FULL_DIMENSION = 12
-"""From 13 dimensions on a diagonal model was better after 200 evaluations, from 12 on after 100."""
+"""A diagonal model was better from 13 dimensions on after 200 evaluations, and from 12 on after 100."""
 
 
 class MapOptions(StrategyOptions):
@@ -37,12 +37,12 @@ class MapOptions(StrategyOptions):
     n_initial: int | None = Field(
         None,
         ge=2,
-        description="points of the design, seeds included; None: one per two coefficients, at least 2 d + 2",
+        description="points of the design, including seeds; None: one per two coefficients, at least 2 d + 2",
     )
     link: LinkChoice = Field(
         "auto",
-        description="from the quadratic to the score; auto: logit for scores in [0, 1], softplus and identity in turns for others "
-        "above 0 (neither does better on all problems), else identity",
+        description="link from the quadratic to the score; auto: logit for scores in [0, 1], alternating softplus and identity for other "
+        "scores above 0 (neither is better on all problems), else identity",
     )
     model: Literal["auto", "quadratic", "diagonal"] = Field(
         "auto",
@@ -51,12 +51,12 @@ class MapOptions(StrategyOptions):
     )
     bayesian: bool = Field(
         False,
-        description="place the second half of the design where the surrogates err most, by bins of the direction "
+        description="place the second half of the design where the surrogates have the largest errors, by bins of the direction "
         f"(the paper's Bayesian MAP); up to {MAX_BINNED_DIMENSION} dimensions, or in each pair's plane with `nested`",
     )
     nested: bool = Field(
         False,
-        description="join the sources two by two in a tree (the paper's nested MAP, for many sources); "
+        description="join the sources in pairs in a tree (the paper's nested MAP, for many sources); "
         "each coordinate must be the weight of one source, `n_initial` is not used",
     )
     pair_points: int = Field(
@@ -67,9 +67,9 @@ class MapOptions(StrategyOptions):
 class MapSurrogate(ReplayStrategy):
     """Quadratic surrogates and their Pareto front.
 
-    FAILED and INFEASIBLE candidates are left out of the fits and not proposed again; pending ones count with their
-    predicted losses. Seeds are part of the design. `diagnostics` tells the leave-one-out R2 of every surrogate: where it is
-    far below 1, a quadratic does not describe the scores and another strategy will do better.
+    FAILED and INFEASIBLE candidates are left out of the fits and not proposed again; pending ones are used with their
+    predicted losses. Seeds are part of the design. `diagnostics` gives the leave-one-out R2 of every surrogate: if it is
+    far below 1, a quadratic does not describe the scores, and another strategy will do better.
     """
 
     name: ClassVar[str] = "map"
@@ -95,7 +95,7 @@ class MapSurrogate(ReplayStrategy):
 
     def _propose(self) -> Proposal:
         proposal = Proposal(VectorGenome(self._plan.propose()))
-        # points of a plane, which `nested` fits its surrogates to, have no place of their own
+        # with `nested`, surrogates are fitted in a plane, so points must not be replaced by arbitrary ones
         return proposal if self.options.nested else self._unknown_instead(proposal)
 
     def _learn(self, told: Told) -> None:
@@ -107,26 +107,26 @@ class MapSurrogate(ReplayStrategy):
     def _check_dimension(self, coefficients: int) -> None:
         options, dimension = self.options, self.dimension
         if options.nested and dimension < 2:
-            raise ConfigError("strategy map: nested joins sources in pairs, the space has only one dimension")
+            raise ConfigError("strategy map: nested joins sources in pairs, but the space has only one dimension")
         if options.nested and any(self.choices):
             raise ConfigError(
-                "strategy map: nested needs a weight for each source and nothing else, the space has choices"
+                "strategy map: nested needs a space of one weight per source, but the space has categorical parameters"
             )
         if not options.nested and coefficients > _MOST_COEFFICIENTS:
             raise ConfigError(
                 f"strategy map: {dimension} dimensions need {coefficients} coefficients per objective; "
-                f"it takes at most {_MOST_COEFFICIENTS}. Use model: diagonal, nested: true where each coordinate is one source's weight, fewer "
-                "layer groups, or cma_es or nsga2"
+                f"it takes at most {_MOST_COEFFICIENTS}. Use model: diagonal, nested: true if each coordinate is one source's weight, fewer "
+                "layer groups, or the strategy cma_es or nsga2"
             )
         if options.bayesian and not options.nested and not 2 <= dimension <= MAX_BINNED_DIMENSION:
             raise ConfigError(
-                f"strategy map: bayesian takes 2 to {MAX_BINNED_DIMENSION} dimensions, the space has {dimension}; leave it "
-                "out, or add nested: true where each coordinate is one source's weight"
+                f"strategy map: bayesian takes 2 to {MAX_BINNED_DIMENSION} dimensions, but the space has {dimension}; leave it "
+                "out, or add nested: true if each coordinate is one source's weight"
             )
 
 
 class _FlatPlan:
-    """One quadratic of all coordinates per objective."""
+    """MAP with one quadratic of all coordinates per objective."""
 
     def __init__(
         self,
@@ -167,11 +167,11 @@ class _FlatPlan:
         return point
 
     def adopt(self, point: tuple[float, ...]) -> None:
-        """`point` takes the place of the one proposed last."""
+        """Replaces the last proposed point by `point`."""
         self._open[-1] = self._placed(point)
 
     def learn(self, point: tuple[float, ...], losses: tuple[float, ...] | None) -> None:
-        """Takes in a result; None for one that FAILED or was INFEASIBLE."""
+        """Adds a result; `losses` is None if it FAILED or was INFEASIBLE."""
         point = self._placed(point)
         if point in self._open:
             self._open.remove(point)
@@ -182,12 +182,12 @@ class _FlatPlan:
             self._losses.append(losses)
 
     def diagnostics(self) -> Mapping[str, Json]:
-        """The surrogates' leave-one-out R2 by objective; empty before two results."""
+        """The surrogates' leave-one-out R2 by objective; empty before the second result."""
         return {"loo_r2": self._fit().quality()} if len(self._losses) > 1 else {}
 
     @property
     def _points(self) -> Floats:
-        """Those with losses (n, d)."""
+        """The points with losses (n, d)."""
         return np.array(self._coordinates).reshape(-1, self._dimension)
 
     def _fit(self) -> Surrogates:
@@ -195,9 +195,9 @@ class _FlatPlan:
         return Surrogates.fitted(self._points, losses, self._objectives, self._options.link, diagonal=self._diagonal)
 
     def _refine(self) -> tuple[float, ...]:
-        """The point of the predicted front with most hypervolume beyond what is predicted for known and pending points.
+        """The point of the predicted front with the most hypervolume beyond the predictions for known and pending points.
 
-        The design's next point where the front has no other points than these, as where one point is best at everything.
+        The design's next point if the front has no other points, for example if one point is best at everything.
         """
         surrogates, points = self._fit(), self._points
         taken = np.vstack([points, as_array([*self._open, *self._failed], self._dimension)])

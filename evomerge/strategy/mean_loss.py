@@ -1,4 +1,4 @@
-"""Several losses as one: their weighted mean, the candidate with the smallest, and what stands for a failed one."""
+"""Combines several losses: their weighted mean, the candidate with the smallest mean, and a substitute for failed candidates."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ class MeanLoss:
     """The mean loss of results, and the best result so far (the first of equals).
 
     Args:
-        objectives: m of them, whose losses results have.
+        objectives: the m objectives.
 
     Attributes:
         weights: (m,), with a sum of 1.
@@ -24,20 +24,20 @@ class MeanLoss:
         self._best: tuple[float, Candidate] | None = None
 
     def of(self, told: Told) -> float | None:
-        """The mean loss of a result; None where it has no losses."""
+        """The mean loss of a result; None if it has no losses."""
         return None if told.losses is None else float(np.dot(self.weights, told.losses))
 
     def add(self, told: Told) -> None:
-        """Takes a result in; one without losses is left out."""
+        """Adds a result; ignored if it has no losses."""
         loss = self.of(told)
         if loss is not None and (self._best is None or loss < self._best[0]):
             self._best = (loss, told.candidate)
 
     def best(self) -> Candidate | None:
-        """The best candidate so far; None before any result with losses."""
+        """The best candidate so far; None if there is no result with losses."""
         return None if self._best is None else self._best[1]
 
 
 def behind_all(losses: Sequence[float] | Floats) -> float:
-    """A loss that ranks last among `losses`: the worst plus their range, which counts as 1 where it is 0."""
+    """A loss that ranks behind all `losses`: the worst plus their range, or plus 1 if the range is 0."""
     return float(max(losses) + ((max(losses) - min(losses)) or 1.0))

@@ -18,27 +18,27 @@ from evomerge.strategy.base import Floats, Proposal, StrategyOptions, Told, near
 from evomerge.strategy.replay import FEW_KNOWN, ReplayStrategy
 
 _FAILING = {
-    "BO": "it fails once it proposes a point twice, as it does where the best is at a bound, or hears of an infinite indicator, as "
-    "it does with several objectives; the strategy bo does what it is meant for",
+    "BO": "it fails when it proposes a point twice, which happens if the best point is at a bound, or is told an infinite indicator, which "
+    "happens with several objectives; use the strategy bo instead",
     "Carola3": "it fails at the second result",
 }
-"""Optimisers of nevergrad 1.0.12 whose own code ends a search, and why; of the others none did in 60 evaluations of
-one objective (the slowest were given up after 24) or in 20 of two."""
+"""Optimisers of nevergrad 1.0.12 whose own code crashes -> the reason; no other one did in 60 evaluations of
+one objective (24 for the slowest) or in 20 of two."""
 
 _END_OF_PLAN = "Over the budget"
-"""what nevergrad says of one proposal more; portfolios that share their budget out among plans say it before the budget is asked for"""
+"""nevergrad's error message for one proposal too many; portfolios that divide their budget among plans raise it before the budget is used up"""
 
 _UNKNOWN_LOSS = 1e20
-"""Below 5e20, where nevergrad clips."""
+"""Below 5e20, where nevergrad clips losses."""
 
 
 def _is_planned(optimizer: Any) -> bool:
-    """Whether it makes as many proposals as its budget says, some of them drawn beforehand: there are no others in place of known ones."""
+    """Whether it plans exactly as many proposals as its budget, some of them in advance, so that known points cannot be replaced by others."""
     return bool(optimizer.one_shot) or any(map(_is_planned, getattr(optimizer, "optims", [])))
 
 
 _FEWEST_COORDINATES = 2
-"""what optimisers are told of a space of one: in one dimension CMA of nevergrad 1.0.12 asks for the package fcmaes, and from then on
+"""minimum number of coordinates passed to optimisers: in one dimension, CMA of nevergrad 1.0.12 requires the package fcmaes, and from then on
 also in all other searches of the process"""
 
 
@@ -48,28 +48,30 @@ class NevergradOptions(StrategyOptions):
     optimizer: str = Field(
         "NGOpt", description="name in nevergrad.optimizers.registry; NGOpt chooses by dimension and budget"
     )
-    budget: int = Field(100, ge=1, description="evaluations it should plan for; `evomerge search` says the search's")
+    budget: int = Field(
+        100, ge=1, description="number of evaluations to plan for; `evomerge search` sets it to the search's budget"
+    )
     n_workers: int = Field(
         2,
         ge=2,
         le=10_000,
-        description="candidates that are usually pending; 1 would select methods that run in threads and block",
+        description="usual number of pending candidates; 1 would select methods that run in threads and block",
     )
     l1: float = Field(
         0.0, ge=0.0, allow_inf_nan=False, description="added to every loss per unit of mean |x - l1_centre|"
     )
-    l1_centre: float = Field(0.5, ge=0.0, le=1.0, description="unit coordinate that the L1 penalty pulls to")
+    l1_centre: float = Field(0.5, ge=0.0, le=1.0, description="unit coordinate towards which the L1 penalty pulls")
 
 
 class NevergradStrategy(ReplayStrategy):
-    """Asks and tells a Nevergrad optimiser; several objectives go through its hypervolume indicator.
+    """Wraps a Nevergrad optimiser; several objectives are combined by its hypervolume indicator.
 
     Strictly sequential optimisers (Cobyla, SQP, Powell; NGOpt with one worker would choose one of them) are refused: they
     run in a thread that blocks the next ask, outlives the search and cannot be resumed.
 
-    FAILED and INFEASIBLE candidates are told the worst loss so far plus the range so far. Before any result is known they
-    are told 1e20; with several objectives they are held back instead, for such a value would fix the indicator's bounds. Seeds
-    are told as points that were not asked; an optimiser that cannot take such points starts without them. `recommend` looks at the losses without the L1 penalty.
+    FAILED and INFEASIBLE candidates are told with the worst loss so far plus the range so far. Before any result is known they
+    are told with 1e20; with several objectives they are held back instead, because such a value would fix the indicator's bounds. Seeds
+    are told as points that were not asked; optimisers that do not support this start without them. `recommend` ignores the L1 penalty.
     """
 
     name: ClassVar[str] = "nevergrad"
@@ -90,9 +92,9 @@ class NevergradStrategy(ReplayStrategy):
             )
         if registry[self.options.optimizer].no_parallelization:
             raise ConfigError(
-                f"strategy nevergrad: {self.options.optimizer} cannot be used: it takes one candidate after the other, and searches have several pending"
+                f"strategy nevergrad: {self.options.optimizer} cannot be used: it is strictly sequential, but a search has several pending candidates"
             )
-        # parts of nevergrad (metamodels, some mutations) draw from NumPy's global generator: they get a state of their own
+        # parts of nevergrad (metamodels, some mutations) draw from NumPy's global generator: give them a separate state
         self._global_state = np.random.RandomState(
             random_stream(self.random_seed, "nevergrad").integers(2**32)
         ).get_state()
@@ -107,12 +109,12 @@ class NevergradStrategy(ReplayStrategy):
         self._asked: dict[str, Any] = {}
         self._held_back: list[Any] = []
         self._span: Floats | None = None
-        """(2, m): the smallest and the largest losses so far; None before a result"""
+        """(2, m): the smallest and the largest losses so far; None before the first result"""
 
     def _make_optimizer(self, *, tried: bool = False) -> Any:
-        """A fresh optimiser; where it is `tried`, one that was asked once, which shows what it lacks."""
+        """A fresh optimiser; if `tried`, it is asked once to find out whether it works."""
         array = nevergrad.p.Array(init=self._padded([0.5] * self.dimension), lower=0.0, upper=1.0)
-        # nevergrad draws from the legacy generator; this one belongs to the optimiser alone
+        # nevergrad uses the legacy generator; this one is used by the optimiser only
         array.random_state = np.random.RandomState(self.random_seed % 2**32)
         try:
             optimizer = nevergrad.optimizers.registry[self.options.optimizer](
@@ -121,16 +123,18 @@ class NevergradStrategy(ReplayStrategy):
             if tried:
                 optimizer.ask()
         except (ValueError, ImportError, AssertionError) as error:
-            raise ConfigError(f"strategy nevergrad: {self.options.optimizer} cannot be used so: {error}") from error
+            raise ConfigError(
+                f"strategy nevergrad: {self.options.optimizer} cannot be used with these settings: {error}"
+            ) from error
         return optimizer
 
     def _padded(self, point: Sequence[float]) -> Floats:
-        """A point as the optimiser has it."""
+        """A point in the optimiser's form, with at least `_FEWEST_COORDINATES` coordinates."""
         return np.array([*point, *[0.5] * (_FEWEST_COORDINATES - self.dimension)])
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """Nevergrad's warnings are hidden and NumPy's global generator is lent to it and put back."""
+        """Hides Nevergrad's warnings and gives NumPy's global generator a separate state, which is swapped back afterwards."""
         outside = np.random.get_state()  # noqa: NPY002
         np.random.set_state(self._global_state)  # noqa: NPY002
         try:
@@ -146,16 +150,16 @@ class NevergradStrategy(ReplayStrategy):
                 self._tell_not_asked(seed)
 
     def _tell_not_asked(self, told: Told) -> None:
-        """A result of a point that the optimiser did not propose; one that cannot take such points never knows of it."""
+        """Tells a result for a point that the optimiser did not propose; optimisers that do not support this never see it."""
         with self._quiet():
             point = self._optimizer.parametrization.spawn_child(new_value=self._padded(told.candidate.point))
-        # differential evolution looks for the members it drops by this, and would fail on points that it did not ask for
+        # differential evolution finds the members to replace by this, and would fail on points that it did not propose
         point.heritage["lineage"] = point.uid
         with suppress(nevergrad.errors.TellNotAskedNotSupportedError):
             self._tell(point, self._penalised(told))
 
     def stop_reasons(self) -> Mapping[str, Json]:
-        """Also `plan`, where an optimiser has made all the proposals that it planned for."""
+        """Also `plan`, if the optimiser has made all its planned proposals."""
         return {**super().stop_reasons(), **({"plan": self.options.budget} if self._is_used_up else {})}
 
     def _propose(self) -> Proposal | None:
@@ -178,7 +182,7 @@ class NevergradStrategy(ReplayStrategy):
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:
         if nearly_equal(recorded.genome, proposed) or recorded.id not in self._asked:
             return
-        # an optimiser may wait for what it proposed, and may not take anything else: its own point counts as failed, and the recorded
+        # an optimiser may wait for its own proposal and not accept another point: its own point is told as failed, and the recorded
         # one as a point that was not asked
         self._fail(self._asked.pop(recorded.id))
 

@@ -1,6 +1,6 @@
 """`optuna`: any sampler of Optuna by its class name (arXiv 1907.10902), on d uniform parameters in [0, 1].
 
-The study lives in memory and is rebuilt by replay. Pending candidates are Optuna's running trials.
+The study is kept in memory and rebuilt by replay. Pending candidates are running trials in Optuna.
 """
 
 import importlib.util
@@ -18,13 +18,13 @@ from evomerge.strategy.replay import FEW_KNOWN, ReplayStrategy
 
 _SINGLE_OBJECTIVE = frozenset({"CmaEsSampler"})
 _FINITE = frozenset({"BruteForceSampler", "GridSampler"})
-"""Samplers of finitely many points, found out by Optuna at the first proposal."""
+"""Samplers that need finitely many points, which Optuna only checks at the first proposal."""
 _NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "torch"}
-"""Packages that Optuna imports at the first proposal of a sampler; missing ones must be found earlier."""
+"""Packages that Optuna imports at the first proposal of a sampler; missing ones must be reported earlier."""
 
 
 _OTHERS = _FINITE | {"PartialFixedSampler"}
-"""those that are no use here: the last wraps another sampler"""
+"""samplers that cannot be used here; the last one wraps another sampler"""
 
 
 def _is_sampler(one: object) -> TypeGuard[type[optuna.samplers.BaseSampler]]:
@@ -37,14 +37,14 @@ class OptunaOptions(StrategyOptions):
     sampler: str = Field("TPESampler", description="class name in optuna.samplers; TPESampler is Optuna's own default")
     sampler_options: dict[str, bool | int | float | str | None] = Field(
         default_factory=dict,
-        description="keyword arguments of the sampler, as Optuna documents them; `seed` is set by us",
+        description="keyword arguments of the sampler, as documented by Optuna; `seed` is set by evomerge",
     )
 
 
 class OptunaStrategy(ReplayStrategy):
-    """Asks and tells an in-memory Optuna study.
+    """Wraps an in-memory Optuna study.
 
-    FAILED and INFEASIBLE candidates become failed trials, which Optuna's samplers leave out. Seeds become finished trials.
+    FAILED and INFEASIBLE candidates become failed trials, which Optuna's samplers ignore. Seeds become finished trials.
     """
 
     name: ClassVar[str] = "optuna"
@@ -77,7 +77,7 @@ class OptunaStrategy(ReplayStrategy):
             raise ConfigError(f"strategy optuna: there is no sampler {name!r}; known: {', '.join(known)}")
         if name in _FINITE:
             raise ConfigError(
-                f"strategy optuna: {name} lists finitely many points, and these coordinates are real; use QMCSampler to cover the space"
+                f"strategy optuna: {name} enumerates finitely many points, but the coordinates are real; use QMCSampler to cover the space"
             )
         if name in _NEEDS and importlib.util.find_spec(_NEEDS[name]) is None:
             raise ConfigError(
@@ -93,7 +93,9 @@ class OptunaStrategy(ReplayStrategy):
 
     def _seeded(self, options: Mapping[str, Any]) -> dict[str, Any]:
         if "seed" in options:
-            raise ConfigError("strategy optuna: leave `seed` out of sampler_options, it follows the search's seed")
+            raise ConfigError(
+                "strategy optuna: leave `seed` out of sampler_options; it is derived from the search's seed"
+            )
         return {**options, "seed": self.random_seed % 2**32}
 
     def _start(self, seeds: Sequence[Told]) -> None:
@@ -130,7 +132,7 @@ class OptunaStrategy(ReplayStrategy):
 
 
 def _silent_study(sampler: optuna.samplers.BaseSampler, n_objectives: int) -> optuna.Study:
-    """A minimising study; Optuna would log its creation to stderr."""
+    """A minimising study, without Optuna's log message about its creation."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

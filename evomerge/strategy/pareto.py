@@ -1,4 +1,4 @@
-"""`ga`, `nsga2`, `nsga3`, `sms_emoa`, `age_moea2`: who survives in a steady-state Pareto search. The rules are pymoo's."""
+"""`ga`, `nsga2`, `nsga3`, `sms_emoa`, `age_moea2`: steady-state Pareto searches with pymoo's survival rules."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +23,7 @@ from evomerge.strategy.pareto_evolution import ParetoEvolution
 Tournament = Callable[..., NDArray[np.int_]]
 
 _AGE_PRECISION = 1e-12
-"""pymoo's AGE-MOEA rounds losses so."""
+"""Precision to which pymoo's AGE-MOEA rounds losses."""
 
 
 class Nsga2(ParetoEvolution):
@@ -41,9 +41,9 @@ class Nsga2(ParetoEvolution):
 
 
 class Ga(Nsga2):
-    """A steady-state genetic algorithm on one objective or the mean of several losses: the worst of the population goes.
+    """A steady-state genetic algorithm on one objective or the mean of several losses: the worst of the population is dropped.
 
-    What `catcma` is measured against on spaces with categorical coordinates, where crossover keeps what the parents agree on.
+    The reference for `catcma` on spaces with categorical coordinates, where crossover keeps choices on which the parents agree.
     """
 
     name: ClassVar[str] = "ga"
@@ -78,7 +78,7 @@ class Nsga3(ParetoEvolution):
 
 
 class SmsEmoa(ParetoEvolution):
-    """SMS-EMOA (Beume et al. 2007, 10.1016/j.ejor.2006.08.008): the member with the least hypervolume of its own goes."""
+    """SMS-EMOA (Beume et al. 2007, 10.1016/j.ejor.2006.08.008): the member with the smallest exclusive hypervolume is dropped."""
 
     name: ClassVar[str] = "sms_emoa"
 
@@ -89,7 +89,7 @@ class SmsEmoa(ParetoEvolution):
         return LeastHypervolumeContributionSurvival()
 
     def _survive(self, population: Population) -> Population:
-        # a single point or a flat objective has no range to normalise by
+        # avoid a zero range in the normalisation for a single point or a constant objective
         losses = population.get("F")
         spread = losses.max(axis=0) - losses.min(axis=0)
         return self._survival.do(
@@ -115,12 +115,12 @@ class AgeMoea2(ParetoEvolution):
 
 
 class _AgeSurvival(AGEMOEA2Survival):  # type: ignore[misc]
-    """pymoo's survival, which divides by zero where equal members are best at every objective: such a front has no curvature."""
+    """pymoo's survival without its division by zero when equal members are best at every objective: such a front has no curvature."""
 
     def survival_score(
         self, front: NDArray[np.float64], ideal_point: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
-        """Crowding (n,), exponent of the curvature, and what losses are divided by (m,)."""
+        """Crowding (n,), exponent of the curvature, and normalisation of the losses (m,)."""
         if bool((front - ideal_point <= _AGE_PRECISION).all(axis=1).any()):
             return np.zeros(len(front)), 1.0, np.ones(front.shape[1])
         return super().survival_score(front, ideal_point)  # type: ignore[no-any-return]

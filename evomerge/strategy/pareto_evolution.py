@@ -1,9 +1,9 @@
-"""Pareto search in steady state, with pymoo's operators: what `nsga2` and its relatives share.
+"""Steady-state Pareto search with pymoo's operators: the common part of `nsga2` and its relatives.
 
-No generations: each ask mates two members of the current population (binary tournament, simulated binary crossover,
-polynomial mutation), each result enters at once and the survival rule drops one member. So any number of evaluations
-can be pending. The first members are the seeds, then the points of a scrambled Sobol sequence, in which the coordinates of a family go
-together. Categorical coordinates come from either parent and are mutated to another choice, with the same probability per coordinate.
+There are no generations: each ask mates two members of the current population (binary tournament, simulated binary crossover,
+polynomial mutation), each result enters immediately, and the survival rule drops one member. Any number of evaluations
+can therefore be pending. The first members are the seeds, then the points of a scrambled Sobol sequence in which the coordinates of a family
+are correlated. Categorical coordinates come from either parent and are mutated to another choice with the same probability per coordinate.
 """
 
 from abc import abstractmethod
@@ -28,7 +28,7 @@ from evomerge.strategy.replay import ReplayStrategy
 from evomerge.strategy.sampling import FirstPointsOptions, first_points
 
 _MAX_MATINGS = 50
-"""Tries for an offspring that was not proposed before; then a Sobol point is taken."""
+"""Attempts to find an offspring that was not proposed before; after these, a Sobol point is used."""
 
 
 class ParetoEvolutionOptions(FirstPointsOptions):
@@ -37,13 +37,15 @@ class ParetoEvolutionOptions(FirstPointsOptions):
     population_size: int = Field(
         20, ge=4, description="members; 16 to 24 suit expensive evaluations, pymoo's 100 suits thousands of them"
     )
-    crossover_probability: float = Field(0.9, gt=0.0, le=1.0, description="of mixing two parents (Deb 2002)")
+    crossover_probability: float = Field(
+        0.9, gt=0.0, le=1.0, description="probability of mixing two parents (Deb 2002)"
+    )
     crossover_eta: float = Field(
-        15.0, gt=1.0, description="SBX distribution index: higher stays nearer the parents (Deb 2002)"
+        15.0, gt=1.0, description="SBX distribution index: higher values stay closer to the parents (Deb 2002)"
     )
     mutation_eta: float = Field(20.0, gt=1.0, description="polynomial mutation's distribution index (Deb 2002)")
     mutation_probability: float | None = Field(
-        None, gt=0.0, le=1.0, description="per coordinate; None: 1/d, at most 0.5 (Deb 2002)"
+        None, gt=0.0, le=1.0, description="probability per coordinate; None: 1/d, at most 0.5 (Deb 2002)"
     )
 
 
@@ -76,14 +78,14 @@ class ParetoEvolution(ReplayStrategy):
         )
         self._problem = Problem(n_var=self.dimension, n_obj=len(self.objectives), xl=0.0, xu=1.0)
         self._selection = TournamentSelection(func_comp=self._tournament())
-        # what pymoo's tournament wants to know of its algorithm
+        # the attributes that pymoo's tournament reads from its algorithm
         self._rules = SimpleNamespace(tournament_type=self.tournament_type, random_state=self._generator)
         self._crossover = SBX(prob=options.crossover_probability, eta=options.crossover_eta, n_offsprings=1)
         self._mutation = PM(prob=1.0, eta=options.mutation_eta, prob_var=options.mutation_probability)
         self._survival = self._make_survival()
         self._population = Population()
         self._sobol_pending: set[str] = set()
-        self._seen: set[int] = set()  # hashes: two that collide cost one more mating
+        self._seen: set[int] = set()  # hashes; a collision only costs one more mating
 
     @abstractmethod
     def _tournament(self) -> Callable[..., NDArray[np.int_]]:
@@ -150,7 +152,7 @@ class ParetoEvolution(ReplayStrategy):
         return self._next_initial()
 
     def _next_initial(self) -> Proposal:
-        """The next Sobol point that means something not proposed before; in place of the last of a few tries, one of the points that are left."""
+        """The next Sobol point that is not equivalent to an earlier proposal; after a few failed attempts, one of the remaining points."""
         point = self._initial.next()
         for _ in range(_MAX_MATINGS if len(self._discrete) else 0):
             if hash(self._place(point)) not in self._seen:

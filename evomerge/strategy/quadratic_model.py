@@ -1,9 +1,9 @@
-"""A quadratic of unit coordinates behind a link: y = link(c + b.x + x.A.x / 2), fitted by ridge-regularised least squares.
+"""A quadratic of unit coordinates with a link function: y = link(c + b.x + x.A.x / 2), fitted by ridge-regularised least squares.
 
-The residuals are those of the scores themselves, as in the published fit. What differs is how their sum is minimised:
-Gauss-Newton steps, each a weighted ridge regression on the linearised link whose ridge is chosen by leave-one-out error
-in closed form, from the fit to the inverse-linked scores. That stays sound with fewer points than coefficients, where
-the published one (Levenberg-Marquardt, no penalty, from an all-ones start) does not: there it takes the smallest ridge and meets every point.
+The residuals are those of the scores themselves, as in the published fit. The difference is in the minimisation:
+Gauss-Newton steps, each a weighted ridge regression on the linearised link, with the ridge chosen by the closed-form leave-one-out
+error, starting from the fit to the inverse-linked scores. This is well-behaved with fewer points than coefficients, unlike the
+published fit (Levenberg-Marquardt without a penalty, started from all ones).
 """
 
 from collections.abc import Callable
@@ -17,26 +17,26 @@ from evomerge.strategy.base import Floats
 Link = Literal["identity", "logit", "softplus"]
 
 _EDGE = 0.005
-"""For the start alone, scores are kept this far from 0 and 1: half an item in a hundred, where a logit is still finite."""
+"""For the start only, scores are clipped this far from 0 and 1 (half an item in a hundred), so that their logits are finite."""
 _RIDGES = tuple(10.0**power for power in np.arange(-6.0, 3.1, 0.5))
 _STEPS = 8
 _HALVINGS = 4
 _MIN_SLOPE = 1e-3
 _LEAST_REST = 1e-10
-"""What a leverage leaves of 1 is at least so much: rounding."""
+"""Lower limit of 1 - leverage, against rounding."""
 _CHOOSING_REST = 1e-3
-"""The same where the ridge is chosen. With fewer points than coefficients a small ridge leaves less, so that it counts as free of errors and is
-taken: with exact errors the search found less (on the digits experts .718, .743, .761, .787 of hypervolume for .732, .758, .784, .805)."""
+"""The same limit when the ridge is chosen. With fewer points than coefficients a small ridge leaves less, so that its errors look like zero and it
+is chosen; with exact errors the search found less (on the digits experts 0.718, 0.743, 0.761, 0.787 of hypervolume instead of 0.732, 0.758, 0.784, 0.805)."""
 _MANY = 400
-"""From so many results on, and two per coefficient, a fit takes a fraction of the time of a singular value decomposition of all."""
+"""Above this number of results, and two per coefficient, the fit uses the products of the columns, in a fraction of the time of a singular value decomposition."""
 _FLAT = 1e-12
-"""Squared singular values that are smaller, relative to the largest, are rounding."""
+"""Squared singular values smaller than this, relative to the largest, are rounding errors."""
 _REACH = 4.0
-"""A score on a flat part of the link asks for an endless move of the quadratic: one step asks for no more than this."""
+"""Limit on the move of the quadratic in one step; a score on a flat part of the link would ask for an unbounded move."""
 
 
 def n_coefficients(dimension: int, *, diagonal: bool = False) -> int:
-    """Free coefficients of a quadratic in `dimension` variables: (d + 1)(d + 2) / 2, or 2 d + 1 without products of two of them."""
+    """Number of coefficients of a quadratic in d = `dimension` variables: (d + 1)(d + 2) / 2, or 2 d + 1 without products of two variables."""
     return 2 * dimension + 1 if diagonal else (dimension + 1) * (dimension + 2) // 2
 
 
@@ -55,10 +55,10 @@ class QuadraticModel:
 
     Attributes:
         coefficients: of `quadratic_features`, (n_coefficients,).
-        link: from the quadratic's value to the score.
+        link: function from the quadratic's value to the score.
         diagonal: whether it has no products of two coordinates.
-        loo_errors: (n,) scores minus their leave-one-out predictions, in units of the score.
-        loo_r2: leave-one-out coefficient of determination of the scores; 1 is perfect, below 0 worse than their mean.
+        loo_errors: (n,), scores minus their leave-one-out predictions.
+        loo_r2: leave-one-out coefficient of determination of the scores; 1 is perfect, below 0 is worse than predicting the mean.
     """
 
     coefficients: Floats
@@ -103,7 +103,7 @@ def fit_quadratic(points: Floats, scores: Floats, link: Link, *, diagonal: bool 
         fit = _Ridge(coefficients, step.leverage, step.penalty)
     linear = features @ fit.coefficients
     fitted, slopes = forward(linear)
-    # removing a point moves the linearised fit there by leverage / (1 - leverage) times its residual
+    # removing a point changes the linearised fit there by leverage / (1 - leverage) times its residual
     residuals = scores - fitted
     moved = residuals / np.maximum(slopes, _MIN_SLOPE) * fit.leverage / np.maximum(1.0 - fit.leverage, _LEAST_REST)
     errors = scores - forward(linear - moved)[0]
@@ -115,7 +115,7 @@ def fit_quadratic(points: Floats, scores: Floats, link: Link, *, diagonal: bool 
 
 @dataclass(frozen=True)
 class _Ridge:
-    """Coefficients (p,), leverage (n,) of each point on its own fit, and the penalty on squared slopes."""
+    """Coefficients (p,), leverage (n,) of each point, and the penalty on squared slopes."""
 
     coefficients: Floats
     leverage: Floats
@@ -123,12 +123,12 @@ class _Ridge:
 
 
 def _ridge_regression(features: Floats, targets: Floats, weights: Floats) -> _Ridge:
-    """Weighted ridge regression with a free constant (the first feature) and the ridge of least leave-one-out error."""
+    """Weighted ridge regression with an unpenalised constant (the first feature) and the ridge with the smallest leave-one-out error."""
     scale = weights.mean()
     roots = np.sqrt(weights / scale)
     centre = np.average(features[:, 1:], axis=0, weights=weights)
     mean = float(np.average(targets, weights=weights))
-    # the constant is taken out before the ridge shrinks the rest
+    # the constant is removed before the ridge shrinks the rest
     design = (features[:, 1:] - centre) * roots[:, None]
     residual = (targets - mean) * roots
     left, singular, right = _factors(design)
@@ -144,8 +144,8 @@ def _ridge_regression(features: Floats, targets: Floats, weights: Floats) -> _Ri
 def _factors(design: Floats) -> tuple[Floats, Floats, Floats]:
     """Singular vectors and values of a design (n, p): left (n, k), singular (k,), right (k, p).
 
-    With many results they come from the p x p products of its columns, which are exact enough: what the squares lose to rounding is far
-    below the smallest ridge, and directions in which the points hardly differ are left out.
+    With many results they are computed from the p x p products of its columns, which is accurate enough: rounding errors of the squares are
+    far below the smallest ridge, and directions in which the points hardly differ are left out.
     """
     if len(design) <= max(_MANY, 2 * design.shape[1]):
         left, singular, right = np.linalg.svd(design, full_matrices=False)
@@ -162,7 +162,7 @@ def _penalised(features: Floats, scores: Floats, forward: "_Forward", coefficien
 
 
 def _start(scores: Floats, link: Link) -> Floats:
-    """Scores on the quadratic's scale."""
+    """Scores on the quadratic's scale (through the inverse link)."""
     if link == "logit":
         clipped = np.clip(scores, _EDGE, 1.0 - _EDGE)
         return np.asarray(np.log(clipped / (1.0 - clipped)))
@@ -187,4 +187,4 @@ _LINKS: dict[Link, _Forward] = {
     "logit": _logit_forward,
     "softplus": lambda value: (np.logaddexp(0.0, value), _sigmoid(value)),
 }
-"""From the quadratic's value to the score, and the score's slope."""
+"""link -> function from the quadratic's value to the score and its slope"""

@@ -1,11 +1,11 @@
-"""A quadratic of the latest results that grows with them, fitted with weights by rank: what `cma_es` ranks by.
+"""The surrogate with which `cma_es` ranks points: a quadratic of the latest results that grows with their number, fitted with rank-based weights.
 
-The model of lq-CMA-ES (Hansen 2019, 10.1145/3321707.3321842): linear, then diagonal, then full. It knows points and losses, nothing of a
-distribution: which results it keeps is told to it by their order. Coordinates are shifted to the best point and scaled before the fit, so
-that it stays exact when a search has narrowed in by eight orders of magnitude.
+The model of lq-CMA-ES (Hansen 2019, 10.1145/3321707.3321842): linear, then diagonal, then full. It knows points and losses but nothing of a
+distribution; their order determines which results it keeps. Coordinates are shifted to the best point and scaled before the fit, so
+that it stays accurate when a search has narrowed by eight orders of magnitude.
 
-Where coordinates come in families it begins with a quadratic of the families' means, their levels, which takes a few coefficients
-whatever the number of coordinates; those of the single coordinates follow.
+If coordinates form families, it begins with a quadratic of the families' means, their levels, which needs few coefficients
+whatever the number of coordinates; the single coordinates follow.
 """
 
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ from scipy.stats import kendalltau
 from evomerge.strategy.base import Floats
 
 _MIN_RESULTS = 3
-"""Fewer say nothing about a slope."""
+"""Minimum number of results; fewer do not determine a slope."""
 _KEPT = 0.75
-"""The worse quarter of the archive is left out of the fit."""
+"""Fraction of the archive that is fitted; the worst quarter is left out."""
 _SURPLUS = 1.1
-"""So many results per coefficient before the model grows."""
+"""Number of results per coefficient before the model grows."""
 _MAX_WEIGHT = 20.0
-"""Of the best result's residual; the worst has 1."""
+"""Weight of the best result's residual; the worst has weight 1."""
 _N_COMPARED = 15
-"""Agreement is judged on so many of the latest results."""
+"""Number of latest results on which agreement is judged."""
 _LEAST_SCALE = 1e-16
-"""Coordinates are in [0, 1], and what is less apart differs by rounding."""
+"""Minimum scale of coordinates, which are in [0, 1]; smaller differences are rounding errors."""
 _ROUNDING = 1e-12
-"""Curvatures and slopes that are smaller, relative to the largest, are taken for 0."""
+"""Curvatures and slopes smaller than this, relative to the largest, are treated as 0."""
 
 
 class _Terms(NamedTuple):
-    """What a quadratic is made of, in numbers of the linear forms that it knows: those of its own, and pairs that are multiplied."""
+    """The terms of a quadratic, as indices of linear forms: linear terms, and pairs of factors of products."""
 
     linear: NDArray[np.intp]
     first: NDArray[np.intp]
@@ -48,17 +48,18 @@ class _Terms(NamedTuple):
 
 
 class RankWeightedQuadratic:
-    """Archive and fit.
+    """The archive of results and the fitted model.
 
     Args:
         dimension: d.
-        min_archive: results that are kept at least; beyond two per coefficient of a full quadratic, or five of a diagonal one, the oldest go.
-        full: whether the model may grow from a diagonal to a full quadratic. False is for many dimensions: there it is asked only once it has
-            more results than coefficients, since a fit to fewer reproduces their order whatever they are.
-        families: (d,) the number of each coordinate's family, from 0 on; None: no two coordinates belong together.
+        min_archive: minimum capacity; otherwise the archive keeps two results per coefficient of a full quadratic, or five per coefficient of a
+            diagonal one, and drops the oldest.
+        full: whether the model may grow from a diagonal to a full quadratic. False is for many dimensions: the model is then used only once it
+            has more results than coefficients, because a fit to fewer reproduces their order whatever they are.
+        families: (d,), the index of each coordinate's family, from 0 on; None: no families.
 
     Attributes:
-        min_results: with fewer it is not to be asked.
+        min_results: minimum number of results for which the model may be used.
     """
 
     def __init__(
@@ -83,11 +84,11 @@ class RankWeightedQuadratic:
         self._fit: tuple[Floats, Floats, Floats] | None = None
 
     def __len__(self) -> int:
-        """Results in the archive."""
+        """Number of results in the archive."""
         return len(self._losses)
 
     def add(self, point: Floats, loss: float) -> None:
-        """Takes in a result; it is the latest."""
+        """Adds the latest result."""
         self._points = np.vstack([point, self._points])[: self._max_archive]
         self._losses = np.append(loss, self._losses)[: self._max_archive]
         # a model that was good enough to grow does not shrink again
@@ -99,18 +100,18 @@ class RankWeightedQuadratic:
         self._fit = None
 
     def sort_latest(self, count: int) -> None:
-        """Orders the `count` latest results by loss, so that the better of them stay longer."""
+        """Sorts the `count` latest results by loss, so that better ones are kept longer."""
         order = np.argsort(self._losses[:count], kind="stable")
         self._points[:count] = self._points[:count][order]
         self._losses[:count] = self._losses[:count][order]
 
     def predict(self, points: Floats) -> Floats:
-        """Modelled losses (k,), less the best known one, at `points` (k, d); needs `min_results`."""
+        """Predicted losses (k,), relative to the best known one, at `points` (k, d); needs `min_results`."""
         coefficients, centre, scale = self._fitted()
         return np.asarray(self._features((points - centre) / scale) @ coefficients)
 
     def agreement(self, n_evaluated: int) -> float:
-        """Kendall's tau between losses and model at the latest results, `n_evaluated` of which belong to this generation."""
+        """Kendall's tau between losses and predictions at the latest results, `n_evaluated` of which belong to this generation."""
         count = min(len(self), max(_N_COMPARED, int(1.2 * n_evaluated)))
         if count < _MIN_RESULTS:
             return 0.0
@@ -136,12 +137,12 @@ class RankWeightedQuadratic:
             best = np.argsort(self._losses, kind="stable")[:n_needed]
             points, losses = self._points[best], self._losses[best]
             centre = points[0]
-            # one scale for a family, so that its mean stays its mean
+            # the same scale for all coordinates of a family, so that the mean remains a mean
             spread = np.where(self._together, np.abs(points - centre).max(axis=0), 0.0).max(axis=1)
             scale = np.maximum(spread, _LEAST_SCALE)
             weights = np.linspace(_MAX_WEIGHT, 1.0, len(best))
             design = self._features((points - centre) / scale) * weights[:, None]
-            # the best loss is taken out, or it would swamp the differences late in a search
+            # the best loss is subtracted; otherwise it would swamp the differences late in a search
             solution = lstsq(design, (losses - losses[0]) * weights, cond=1e-13, lapack_driver="gelsy")[0]
             self._fit = (np.asarray(solution), centre, scale)
         return self._fit
@@ -154,12 +155,12 @@ class RankWeightedQuadratic:
 
 
 def _stages(dimension: int, n_forms: int, shared: NDArray[np.bool_]) -> list[_Terms]:
-    """The quadratics that a model grows through; the last is full. Forms are numbered, coordinates first, then levels.
+    """The sequence of quadratics through which a model grows; the last one is full. Forms are numbered: first coordinates, then levels.
 
     Args:
         dimension: d.
-        n_forms: d, and the number of levels.
-        shared: (d,) whether a coordinate is not the only one of its family, whose level it would be.
+        n_forms: d plus the number of levels.
+        shared: (d,), whether a coordinate shares its family with others (otherwise it equals the level).
     """
     none, single, levels = np.arange(0), np.arange(dimension), np.arange(dimension, n_forms)
     full = _Terms(single, *_pairs(single))
@@ -167,7 +168,7 @@ def _stages(dimension: int, n_forms: int, shared: NDArray[np.bool_]) -> list[_Te
         return [_Terms(single, none, none), _Terms(single, single, single), full]
     growing = [_Terms(levels, none, none), _Terms(levels, levels, levels)]
     first, second = levels, levels
-    # the products of more than three levels would take longer to learn than what they are worth: not before those of all coordinates
+    # products of more than three levels take longer to learn than they are worth, so they only come with those of all coordinates
     if len(levels) <= 3:
         first, second = _pairs(levels)
         growing.append(_Terms(levels, first, second))
@@ -178,7 +179,7 @@ def _stages(dimension: int, n_forms: int, shared: NDArray[np.bool_]) -> list[_Te
 
 
 def _pairs(numbers: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Every number with itself, then every two of them."""
+    """Every number paired with itself, then every pair of different numbers."""
     rows, columns = np.triu_indices(len(numbers), 1)
     return np.append(numbers, numbers[rows]), np.append(numbers, numbers[columns])
 
@@ -187,7 +188,7 @@ def trust_region_step(slope: Floats, hessian: Floats, radius: float) -> Floats:
     """The z (d,) that minimises slope . z + z . hessian . z / 2 over |z| <= radius (Moré and Sorensen, 10.1137/0904038)."""
     values, vectors = eigh(hessian)
     turned = vectors.T @ slope
-    # where the model knows nothing of a direction, what is left of it is rounding and would fill the radius
+    # in a direction about which the model knows nothing, the remaining slope is rounding and would use up the radius
     flat = np.abs(values) <= _ROUNDING * np.abs(values).max()
     turned[flat & (np.abs(turned) <= _ROUNDING * np.linalg.norm(turned))] = 0.0
     if not turned.any():
@@ -195,7 +196,7 @@ def trust_region_step(slope: Floats, hessian: Floats, radius: float) -> Floats:
     floor = max(0.0, -float(values[0]))
     shift = 0.0
     if values[0] <= 0.0 or np.linalg.norm(turned / values) > radius:
-        # |z(shift)| falls with the shift; the bracket's upper end is short enough by Cauchy-Schwarz
+        # |z(shift)| decreases with the shift; at the upper end of the bracket it is small enough, by Cauchy-Schwarz
         low, high = floor, floor + float(np.linalg.norm(turned)) / radius + 1e-300
         for _ in range(60):
             shift = 0.5 * (low + high)

@@ -1,4 +1,4 @@
-"""From a strategy's name to a live strategy: the table of our own, plugins, and typed options."""
+"""Creates strategies by name: the table of built-in strategies, plugins, and typed options."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -17,7 +17,7 @@ ENTRY_POINT_GROUP = "evomerge.strategies"
 """Plugins register a class here: `name = "package.module:Class"`."""
 
 AUTO = "auto"
-"""What a configuration may say instead of a name: the strategy that docs/strategies.md advises for its problem."""
+"""In a configuration, stands for the strategy that docs/strategies.md recommends for its problem."""
 
 STRATEGIES: Mapping[str, str] = MappingProxyType(
     {
@@ -39,7 +39,7 @@ STRATEGIES: Mapping[str, str] = MappingProxyType(
         "sobol": "evomerge.strategy.space_filling:SobolSearch",
     }
 )
-"""Our own strategies: name -> where its class is. A class is imported when it is asked for."""
+"""Built-in strategies: name -> import path of the class, which is imported on demand."""
 
 
 _EXTRAS = frozenset({"bo", "nevergrad", "optuna"})
@@ -47,12 +47,12 @@ _EXTRAS = frozenset({"bo", "nevergrad", "optuna"})
 
 
 def _plugins() -> dict[str, EntryPoint]:
-    """Installed plugins by name; a name of our own cannot be taken. Nothing is imported, so none can break the rest."""
+    """Installed plugins by name; they cannot replace built-in strategies. Nothing is imported, so a broken plugin cannot affect the others."""
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in STRATEGIES}
 
 
 def strategy_names() -> tuple[str, ...]:
-    """Every name that `make_strategy` takes, sorted."""
+    """All names that `make_strategy` accepts, sorted."""
     return tuple(sorted({*STRATEGIES, *_plugins()}))
 
 
@@ -60,7 +60,7 @@ def strategy_class(name: str) -> Callable[..., Strategy]:
     """The class registered as `name`.
 
     Raises:
-        ConfigError: there is no such strategy, or what it needs is not installed.
+        ConfigError: there is no such strategy, or a package it needs is not installed.
     """
     plugins = _plugins()
     if name not in STRATEGIES and name not in plugins:
@@ -74,16 +74,16 @@ def strategy_class(name: str) -> Callable[..., Strategy]:
         return cast(Callable[..., Strategy], resolve_name(STRATEGIES[name]))
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"strategy {name!r} cannot be loaded: {error}; install what it needs"
-            f"{f' (the extra evomerge[{name}])' if name in _EXTRAS else ''} or choose another"
+            f"strategy {name!r} cannot be loaded: {error}; install the packages it needs"
+            f"{f' (the extra evomerge[{name}])' if name in _EXTRAS else ''} or choose another strategy"
         ) from error
 
 
 def strategy_options(name: str, options: Mapping[str, Any]) -> StrategyOptions:
-    """`options` checked and completed with the defaults of the strategy `name`.
+    """`options` validated and completed with the defaults of the strategy `name`.
 
     Raises:
-        ConfigError: an unknown strategy or option (the nearest valid one is named), or a value out of range.
+        ConfigError: the strategy or an option is unknown (suggests the closest name), or a value is out of range.
     """
     options_type = _options_type(name)
     for key in options:
@@ -99,7 +99,7 @@ def strategy_options(name: str, options: Mapping[str, Any]) -> StrategyOptions:
 
 
 def _problems(error: ValidationError, options: Mapping[str, Any]) -> list[str]:
-    """What is wrong with each option; where it may be of several types, what is wrong with it as each of them."""
+    """One message for each invalid option; for options of several types, it combines the problems for each type."""
     found: dict[str, dict[str, None]] = {}
     for problem in error.errors():
         option, *inside = problem["loc"]
@@ -112,7 +112,7 @@ def strategy_options_schema(name: str) -> dict[str, Json]:
     """The JSON schema of a strategy's options: types, bounds, defaults and descriptions.
 
     Raises:
-        ConfigError: an unknown strategy.
+        ConfigError: the strategy is unknown.
     """
     return cast(dict[str, Json], _options_type(name).model_json_schema())
 
@@ -133,18 +133,18 @@ def make_strategy(
     Args:
         name: one of `strategy_names()`.
         dimension: number of unit coordinates of the space, d >= 1; or give `space`.
-        space: the space itself, which also tells `choices`, `families` and, to a `ReplayStrategy`, what has an effect where; give it or
-            `dimension`, not both.
-        objectives: what is optimised; a plain name means: maximise it.
-        seed: of every random number, >= 0.
+        space: the space itself, which also gives `choices`, `families` and, for a `ReplayStrategy`, `conditions`; give either it or
+            `dimension`.
+        objectives: the objectives; a plain name is maximised.
+        seed: of all random numbers, >= 0.
         choices: (d,), the number of choices of each categorical coordinate, 0 for real ones (`SearchSpace.choices`); None = all
-            real. Only a space that has categorical coordinates is told to the strategy.
-        families: (d,), the number of each coordinate's family (`SearchSpace.families`); None = no two belong together. Told only to a
-            strategy whose class says `uses_families`.
+            real. Passed to the strategy only if there are categorical coordinates.
+        families: (d,), the index of each coordinate's family (`SearchSpace.families`); None = no families. Passed only to
+            strategies whose class sets `uses_families`.
         options: the strategy's own options; `strategy_options_schema(name)` lists them.
 
     Raises:
-        ConfigError: an unknown name or option, a value out of range, or not exactly one of `dimension` and `space`.
+        ConfigError: a name or option is unknown, a value is out of range, or not exactly one of `dimension` and `space` is given.
     """
     checked, conditions = strategy_options(name, options), None
     if (dimension is None) == (space is None):

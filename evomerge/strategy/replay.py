@@ -1,9 +1,9 @@
-"""The bookkeeping that all strategies share, and resume by replay.
+"""The bookkeeping shared by all strategies, and resuming by replay.
 
-State is the ordered log of seeds, asks and tells. Loading it rebuilds the algorithm from its seed and feeds the log
-again, and every proposal comes out as before, bit for bit. So no algorithm needs a snapshot of its own, and a library that
-cannot save its state is resumed as exactly as one that can. Where another processor or version rounds otherwise, `repeat` lets the
-algorithm go on from what was recorded.
+The state is the ordered log of seeds, asks and tells. Loading it rebuilds the algorithm from its seed and replays the log,
+which reproduces every proposal bit for bit. No algorithm therefore needs its own snapshot, and libraries that cannot save their
+state are resumed as exactly as those that can. If another processor or version rounds differently, `repeat` lets the
+algorithm continue from the recorded candidates.
 """
 
 import re
@@ -37,32 +37,33 @@ from evomerge.strategy.replay_log import BestKnown, ReplayLog, digest, read_adop
 from evomerge.strategy.results import results_of
 
 _ASKED_ID = re.compile(r"c\d+")
-"""What a proposal's id looks like; seeds have other ids."""
+"""Pattern of proposals' ids; seeds have other ids."""
 _FORMAT = 1
 
 FEW_KNOWN = 10
-"""`max_known` of algorithms whose proposals cost more the more results they were told: with 30, Optuna's TPE took 0.15 s for each."""
+"""`max_known` for algorithms whose proposals become slower with every result: with 30, Optuna's TPE took 0.15 s for each."""
 
 _N_UNIFORM = 100
-"""So many uniform points are looked at for one whose result is not known."""
+"""Number of uniform points tried to find one whose result is not known."""
 
 
 class ReplayStrategy(ABC):
-    """Implements the `Strategy` protocol around the hooks below, of which `_propose` and `_learn` have to be written.
+    """Implements the `Strategy` protocol around the hooks below; subclasses must implement `_propose` and `_learn`.
 
-    Subclasses must be deterministic: `_propose` may depend on the constructor's arguments, on earlier proposals and on
-    what was learned, in that order, and on nothing else.
+    Subclasses must be deterministic: `_propose` may depend only on the constructor's arguments and on the sequence of earlier
+    proposals and results.
 
     Args:
         dimension: number of unit coordinates, d >= 1.
-        objectives: what is optimised, m >= 1.
-        seed: of every random number it draws, >= 0.
+        objectives: the m >= 1 objectives.
+        seed: of all random numbers, >= 0.
         options: an instance of `options_type`; None for the defaults.
-        choices: (d,), the number of choices of each categorical coordinate, 0 for real ones; None = all real. A choice i of n is
-            any value in [i/n, (i+1)/n). Strategies that do not look at it search a step function.
-        families: (d,), the number of each coordinate's family, whose members are likely to want similar values; None = no two belong
-            together. Only for classes with `uses_families`.
-        conditions: (d,), see `SearchSpace.conditions`: points that differ only in coordinates without effect are one; None = all have one.
+        choices: (d,), the number of choices of each categorical coordinate, 0 for real ones; None = all real. Choice i of n is
+            any value in [i/n, (i+1)/n). Strategies that ignore it search a step function.
+        families: (d,), the index of each coordinate's family, whose members are likely to need similar values; None = no
+            families. Only for classes with `uses_families`.
+        conditions: (d,), see `SearchSpace.conditions`: points that differ only in coordinates without effect count as equal; None = all
+            coordinates always have an effect.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -71,17 +72,17 @@ class ReplayStrategy(ABC):
     name: ClassVar[str]
     options_type: ClassVar[type[StrategyOptions]] = StrategyOptions
     needs_items: ClassVar[bool] = False
-    """Whether `Told.items` is filled, and kept in the state."""
+    """Whether `Told.items` is filled and kept in the state."""
     uses_families: ClassVar[bool] = False
-    """Whether it wants to be told which coordinates belong together."""
+    """Whether it is told which coordinates form families."""
     averages: ClassVar[bool] = False
-    """Whether it takes several objectives for one, their mean: then it has a `_mean_loss`."""
+    """Whether it optimises the mean of several objectives; if so, it has a `_mean_loss`."""
     _mean_loss: MeanLoss
-    """weighs results, and has taken in all that an algorithm is told of"""
+    """mean losses; contains every result that the algorithm is told"""
     max_known: int = 0
-    """A proposal whose result is known is answered with it and not asked; a pending one is withdrawn if the algorithm can. After this many in a
-    row, a uniform new point, or one of the few that are left, is asked instead. 0 = never, as where `_propose` may answer None. For algorithms
-    that sample a distribution: samples repeat in a space of few points, or with the optimum in a corner."""
+    """A proposal whose result is known is answered with that result instead of being asked; a pending one is withdrawn if the algorithm supports
+    it. After this many in a row, a new uniform point, or one of the few remaining points, is asked instead. 0 = never; required if `_propose` may
+    return None. For algorithms that sample a distribution: samples repeat in a space of few points, or with the optimum in a corner."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class ReplayStrategy(ABC):
         self.families = None if families is None or len(set(families)) == dimension else tuple(families)
         self.choices = (0,) * dimension if choices is None else tuple(choices)
         self._conditions = [(number, *found) for number, found in enumerate(conditions or ()) if found is not None]
-        """(a coordinate, the categorical one that it depends on, choices with which it has an effect)"""
+        """(coordinate, categorical coordinate that it depends on, choices with which it has an effect)"""
         self.objectives = tuple(objectives)
         self.random_seed = seed
         self.options = self.options_type() if options is None else options
@@ -124,52 +125,52 @@ class ReplayStrategy(ABC):
         if self.averages:
             self._best_known = self._mean_loss = MeanLoss(self.objectives)
         self._discrete = np.flatnonzero(self.choices)
-        """the categorical coordinates, (k,), and how many choices each has, (k,)"""
+        """indices of the categorical coordinates, (k,); `_counts` are their numbers of choices, (k,)"""
         self._counts = np.array(self.choices)[self._discrete]
         self._n_points = prod(self.choices)
-        """of the space; 0 where it has real coordinates"""
+        """number of points of the space; 0 if it has real coordinates"""
         self._seeds: list[Told] = []
         self._result_at: dict[str, int | None] = {}
-        """digest of a point's `_place` -> the number of its result in the log, or, inverted (~), in `_seeds`; None while it is pending"""
+        """digest of a point's `_place` -> index of its result in the log, or, inverted (~), in `_seeds`; None while it is pending"""
         self._left: list[VectorGenome] | None = None
-        """the points not asked yet of a space without real coordinates, and some that were; None until they are so few that uniform points miss them"""
+        """in a space without real coordinates, a superset of the points not asked yet; None until they are so few that uniform points miss them"""
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _propose(self) -> Proposal | None:
-        """The next point, or None (and no change of state) where it has to wait for pending results."""
+        """The next point, or None (without changing the state) if it has to wait for pending results."""
 
     @abstractmethod
     def _learn(self, told: Told) -> None:
-        """Takes in one result of an asked candidate."""
+        """Processes one result of an asked candidate."""
 
     def _start(self, seeds: Sequence[Told]) -> None:
-        """Takes in points known beforehand; called at most once per `seed`, always before the first `_propose`."""
+        """Processes points known beforehand; called at most once per call of `seed`, and always before the first `_propose`."""
         for seed in seeds:
             self._learn(seed)
 
     def _adopt(self, recorded: Candidate, proposed: Genome | None) -> None:  # noqa: B027 - most have nothing to do
-        """Told when an earlier session was given `recorded` where this one has just proposed another genome, or None.
+        """Called when `recorded` replaces the genome (or None) that was just proposed.
 
-        For algorithms that keep what they propose beyond its id. Told twice of one id where a uniform point had already replaced the proposal.
+        For algorithms that remember their proposals. Called twice for the same id if a uniform point had already replaced the proposal.
         """
 
     def _learn_again(self, told: Told) -> None:
-        """Takes in what is known of a point that was just proposed again, and is not asked: as if it were the result of the next candidate.
+        """Processes the known result of a point that was just proposed again and is not asked, as if it were the result of the next candidate.
 
-        For algorithms that keep candidates by their ids to tell them apart from others that are asked.
+        Override it in algorithms that store candidates by id.
         """
         self._learn(told)
 
     def _withdraw(self) -> bool:
-        """Forgets what was just proposed, the point of a candidate that is pending; False where that is asked again, as by algorithms that wait for it."""
+        """Forgets the proposal just made, which equals a pending candidate. Returns False if it must be asked again, as for algorithms that wait for it."""
         return False
 
     def _recall(self, was: Callable[[Genome], bool]) -> Proposal | None:
-        """`_propose` in a replay, which knows what it `was`: without the work of choosing one of few points. None where it was none of them.
+        """A faster `_propose` for a replay, where the proposed genome is known (`was`): skips choosing among a few points. None if it was none of them.
 
-        It must leave the state that `_propose` leaves.
+        It must leave the same state as `_propose`.
         """
         return None
 
@@ -186,7 +187,7 @@ class ReplayStrategy(ABC):
         return self._ask(n)
 
     def _ask(self, n: int, recorded: Sequence[Json] = ()) -> list[Candidate]:
-        """`ask(n)`; where it is a replay, with the digests of what was asked then."""
+        """`ask(n)`; in a replay, `recorded` contains the digests of the candidates asked originally."""
         asked: list[Candidate] = []
         while len(asked) < n:
             proposal = None
@@ -207,7 +208,9 @@ class ReplayStrategy(ABC):
         """See `Strategy.repeat`."""
         expected = self._next_id
         if recorded.id != expected:
-            raise JournalError(f"strategy {self.name}: {recorded.id} was recorded where {expected} comes next")
+            raise JournalError(
+                f"strategy {self.name}: the recorded candidate is {recorded.id}, but the next one must be {expected}"
+            )
         proposal = self._recall(lambda genome: genome == recorded.genome) or self._new_proposal()
         self._await(recorded)
         same = proposal is not None and Candidate(expected, proposal.genome, proposal.parents) == recorded
@@ -222,7 +225,9 @@ class ReplayStrategy(ABC):
         seen: set[str] = set()
         for evaluation in evaluations:
             if self._was_told(evaluation.candidate_id) or evaluation.candidate_id in seen:
-                raise EvaluationError(f"candidate {evaluation.candidate_id} was told before; a result is told once")
+                raise EvaluationError(
+                    f"candidate {evaluation.candidate_id} was told before; each result can be told only once"
+                )
             if evaluation.candidate_id not in self._pending:
                 raise EvaluationError(
                     f"candidate {evaluation.candidate_id} was never asked; pending: "
@@ -245,29 +250,29 @@ class ReplayStrategy(ABC):
             if candidate.id in self._seed_ids or ids.count(candidate.id) > 1:
                 raise EvaluationError(f"seed {candidate.id} was given twice")
             if _ASKED_ID.fullmatch(candidate.id):
-                raise EvaluationError(f"seed id {candidate.id!r} looks like a proposal's; give it another name")
+                raise EvaluationError(f"seed id {candidate.id!r} looks like a proposal's id; give it another id")
             self._check_genome(candidate)
         seeds = results_of(self.objectives, candidates, evaluations, with_items=self.needs_items)
         if seeds:
             self._accept_seeds(seeds)
 
     def stop_reasons(self) -> Mapping[str, Json]:
-        """See `Strategy.stop_reasons`; `space` where every point of a space without real coordinates has a result or is pending."""
+        """See `Strategy.stop_reasons`; `space` if every point of a space without real coordinates has a result or is pending."""
         return {"space": self._n_points} if 0 < self._n_points <= len(self._result_at) else {}
 
     def diagnostics(self) -> Mapping[str, Json]:
-        """See `Strategy.diagnostics`; empty unless a subclass says otherwise."""
+        """See `Strategy.diagnostics`; empty unless overridden."""
         return {}
 
     def recommend(self) -> Candidate:
-        """The best candidate (the first of equals) with one objective, or by the mean of several where it `averages`; else the knee of the front."""
+        """With one objective, or if it `averages` several, the best candidate (the first of equals); otherwise the knee of the front."""
         best = self._best_known.best()
         if best is None:
-            raise EvaluationError(f"strategy {self.name}: nothing to recommend, no evaluation has ended well yet")
+            raise EvaluationError(f"strategy {self.name}: nothing to recommend, no evaluation has succeeded yet")
         return best
 
     def state_dict(self) -> dict[str, Json]:
-        """See `Strategy.state_dict`; the log holds a digest of each proposal and the losses of each result."""
+        """See `Strategy.state_dict`; the log contains a digest of each proposal and the losses of each result."""
         return {**self._header(), "log": list(self._log.records())}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
@@ -277,8 +282,8 @@ class ReplayStrategy(ABC):
         for key, expected in self._header().items():
             if state.get(key) != expected:
                 raise JournalError(
-                    f"the state is not of this strategy: {key} is {state.get(key)!r}, expected {expected!r}; resume with "
-                    "the configuration that the run was started with"
+                    f"the state does not belong to this strategy: {key} is {state.get(key)!r}, expected {expected!r}; resume with "
+                    "the configuration with which the run was started"
                 )
         try:
             for record in cast(Sequence[Mapping[str, Sequence[Json]]], state["log"]):
@@ -290,7 +295,7 @@ class ReplayStrategy(ABC):
 
     @property
     def _next_id(self) -> str:
-        """What the next proposal will be called, for `_propose` to keep things by."""
+        """The id of the next proposal, which `_propose` may use as a key."""
         return candidate_id(self._n_asked + 1)
 
     def _new_proposal(self) -> Proposal | None:
@@ -314,7 +319,7 @@ class ReplayStrategy(ABC):
         return self._unknown_instead(proposal) if self.max_known and proposal is not None else proposal
 
     def _unknown_instead(self, proposal: Proposal) -> Proposal:
-        """`proposal`, or in its place, where its result is known or on its way, a uniform point of which that is not so, if one is found."""
+        """`proposal`, or, if its result is known or pending, a new uniform point instead (if one is found)."""
         if self._is_new(proposal.genome):
             return proposal
         stream = random_stream(self.random_seed, self.name, "unknown", self._n_asked)
@@ -326,7 +331,7 @@ class ReplayStrategy(ABC):
         return Proposal(genome)
 
     def _one_left(self, stream: np.random.Generator) -> VectorGenome | None:
-        """A point that is left of a space without real coordinates; it takes a look at all, and afterwards only at those that were left then."""
+        """A remaining point of a space without real coordinates; looks at all points the first time, and later only at those remaining then."""
         if not self._n_points:
             return None
         choices = (middles_of(np.arange(count), count).tolist() for count in self._counts)
@@ -338,7 +343,7 @@ class ReplayStrategy(ABC):
         return self._key(genome) not in self._result_at
 
     def _place(self, genome: Genome) -> Genome:
-        """The genome that stands for all that mean the same: categorical coordinates, and those without effect, in the middle."""
+        """The canonical representative of all equivalent genomes: categorical coordinates in the middle of their choice, those without effect at 0.5."""
         if not isinstance(genome, VectorGenome) or not len(self._discrete):
             return genome
         point = placed(np.array(genome.values), np.array(self.choices)).tolist()
@@ -378,7 +383,9 @@ class ReplayStrategy(ABC):
     def _check_genome(self, candidate: Candidate) -> None:
         values = np.asarray(candidate.point, dtype=np.float64)
         if values.shape != (self.dimension,):
-            raise SpaceError(f"candidate {candidate.id} has {values.size} coordinates, the space has {self.dimension}")
+            raise SpaceError(
+                f"candidate {candidate.id} has {values.size} coordinates, but the space has {self.dimension}"
+            )
         if not bool(((values >= 0.0) & (values <= 1.0)).all()):
             worst = int(np.argmax(np.where(np.isnan(values), np.inf, np.abs(values - 0.5))))
             raise SpaceError(f"candidate {candidate.id}: coordinate {worst} is {values[worst]}, outside [0, 1]")
@@ -424,8 +431,10 @@ class ReplayStrategy(ABC):
         for candidate, recorded in zip(found, asked, strict=False):
             if digest(candidate) != recorded:
                 raise JournalError(
-                    f"strategy {self.name}: replay proposes another point for {candidate.id} than was recorded; the "
-                    "libraries' versions or the processor may differ from those that the state is from"
+                    f"strategy {self.name}: replay proposes a different point for {candidate.id} than was recorded; the "
+                    "library versions or the processor may differ from those of the original run"
                 )
         if len(found) != len(asked):
-            raise JournalError(f"strategy {self.name}: replay proposes {len(found)} points, recorded {len(asked)}")
+            raise JournalError(
+                f"strategy {self.name}: replay proposes {len(found)} points, but {len(asked)} were recorded"
+            )

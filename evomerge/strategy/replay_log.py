@@ -1,7 +1,7 @@
-"""What a strategy keeps of its past: the log that replay needs, packed into a few dozen bytes a candidate, and the best results.
+"""A strategy's history: the log needed for replay, packed into a few dozen bytes per candidate, and the best results.
 
-A search of 100,000 candidates would hold hundreds of megabytes of dictionaries, tuples and boxed numbers otherwise, for a
-past that is read once, if at all. Knows nothing of how a strategy proposes or learns.
+Otherwise, a search of 100,000 candidates would hold hundreds of megabytes of dictionaries, tuples and boxed numbers for a
+history that is read at most once. Knows nothing of how a strategy proposes or learns.
 """
 
 import base64
@@ -21,21 +21,21 @@ from evomerge.strategy.base import Told, candidate_id
 
 _DIGEST_BYTES = 8
 _NONE = float("nan")
-"""Stands for a result without losses; those of others are finite."""
+"""Marks a result without losses; all other losses are finite."""
 
 _SLACK = 256
-"""`BestKnown` sorts out after so many results, or when it has doubled: a few microseconds a result, whatever the front's size."""
+"""`BestKnown` removes dominated results when it has doubled plus this many: a few microseconds per result, whatever the front's size."""
 
 
 class ReplayLog:
-    """The seeds, asks and tells of a strategy in their order.
+    """The seeds, asks and tells of a strategy in order.
 
-    Takes 16 bytes a candidate, 16 for every objective, 8 a call, and what its items deflate to where they are kept. `records` gives
-    them as JSON: `{"ask": [digest, ...]}`, `{"tell": [result, ...]}`, `{"seed": [result with coordinates, ...]}`; a candidate that came out
-    otherwise than was recorded is kept whole: `{"ask": [[genome, parents]]}`.
+    Takes 16 bytes per candidate plus 16 per objective, 8 bytes per call, and the compressed items if they are kept. `records` gives
+    the log as JSON: `{"ask": [digest, ...]}`, `{"tell": [result, ...]}`, `{"seed": [result with coordinates, ...]}`; an adopted candidate,
+    which differs from the strategy's own proposal, is stored completely: `{"ask": [[genome, parents]]}`.
 
     Args:
-        n_objectives: m of every result.
+        n_objectives: number of objectives m of every result.
     """
 
     def __init__(self, n_objectives: int) -> None:
@@ -54,11 +54,11 @@ class ReplayLog:
 
     @property
     def n_told(self) -> int:
-        """Results of proposals."""
+        """Number of results of proposals."""
         return len(self._told)
 
     def ask(self, candidates: Sequence[Candidate], *, adopted: bool = False) -> None:
-        """Appends proposals; the n-th of a strategy's life has the id `candidate_id(n)`. `adopted` ones came from a record."""
+        """Appends proposals; the strategy's n-th proposal has the id `candidate_id(n)`. `adopted` ones come from an earlier session."""
         for candidate in candidates:
             if adopted:
                 self._adopted[len(self._digests) // _DIGEST_BYTES] = [
@@ -89,7 +89,7 @@ class ReplayLog:
         self._steps.append(0)
 
     def result(self, row: int) -> list[Json]:
-        """The `row`-th result of a proposal, counted from 0, as `records` has it; for `read_result`."""
+        """The `row`-th result of a proposal, counted from 0, in the form of `records`; for `read_result`."""
         start, m = row * 2 * self._n_objectives, self._n_objectives
         losses, stderr = self._numbers[start : start + m], self._numbers[start + m : start + 2 * m]
         known = not np.isnan(losses[0])
@@ -98,7 +98,7 @@ class ReplayLog:
         )
 
     def records(self) -> Iterator[dict[str, Json]]:
-        """Everything as JSON, made while it is read."""
+        """The whole log as JSON, generated lazily."""
         n_asked = n_told = n_seeds = 0
         for step in self._steps:
             if step > 0:
@@ -116,7 +116,7 @@ class ReplayLog:
 
 
 class BestKnown:
-    """The results that no other one dominates, in the order they came, the first of equals alone."""
+    """The non-dominated results in order of arrival; of equal results, only the first."""
 
     def __init__(self) -> None:
         self._losses: list[tuple[float, ...]] = []
@@ -124,7 +124,7 @@ class BestKnown:
         self._n_sorted = 0
 
     def add(self, told: Told) -> None:
-        """Takes a result in; one without losses is left out."""
+        """Adds a result; ignored if it has no losses."""
         if told.losses is None:
             return
         self._losses.append(told.losses)
@@ -133,7 +133,7 @@ class BestKnown:
             self._sort_out()
 
     def best(self) -> Candidate | None:
-        """The knee of the front, with one objective the best; None before any result with losses."""
+        """The knee of the front, or the best with one objective; None if there is no result with losses."""
         if not self._losses:
             return None
         self._sort_out()
@@ -149,15 +149,15 @@ class BestKnown:
 
 
 def digest(candidate: Candidate) -> str:
-    """16 hexadecimal digits that change with any bit of the genome and with any parent."""
+    """16 hexadecimal digits that depend on every bit of the genome and on the parents."""
     return _digest(candidate).hex()
 
 
 def read_result(candidate: Candidate, entry: Sequence[Json]) -> Told:
-    """The result that an entry of a `tell` or `seed` record describes.
+    """The result described by an entry of a `tell` or `seed` record.
 
     Raises:
-        IndexError, TypeError, ValueError, zlib.error: it is damaged.
+        IndexError, TypeError, ValueError, zlib.error: the entry is damaged.
     """
     numbers = [None if part is None else tuple(float(x) for x in cast(Sequence[float], part)) for part in entry[1:3]]
     items = None
@@ -167,12 +167,12 @@ def read_result(candidate: Candidate, entry: Sequence[Json]) -> Told:
 
 
 def read_adopted(identifier: str, entry: Sequence[Json]) -> Candidate:
-    """The candidate that a whole entry of an `ask` record describes. Raises as `read_result`."""
+    """The candidate described by a complete entry of an `ask` record. Raises as `read_result` does."""
     return Candidate(identifier, genome_from_json(entry[0]), tuple(cast(Sequence[str], entry[1])))
 
 
 def read_seed(entry: Sequence[Json]) -> Told:
-    """As `read_result`, for an entry of a `seed` record, which holds its coordinates."""
+    """Like `read_result`, for an entry of a `seed` record, which contains the coordinates."""
     values = tuple(float(value) for value in cast(Sequence[float], entry[4]))
     return read_result(Candidate(cast(str, entry[0]), VectorGenome(values)), entry)
 
@@ -199,7 +199,7 @@ def _deflated(items: NDArray[np.float32]) -> bytes:
 def _entry(
     identifier: str, losses: Sequence[float] | None, stderr: Sequence[float] | None, items: bytes | None
 ) -> list[Json]:
-    """A result as JSON: [id, losses | None, stderr | None, items | None]; items as Base64 of deflated float32 (little end)."""
+    """A result as JSON: [id, losses | None, stderr | None, items | None]; items as Base64 of zlib-compressed little-endian float32."""
     return [
         identifier,
         None if losses is None else list(losses),

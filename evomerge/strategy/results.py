@@ -1,4 +1,4 @@
-"""Evaluations as algorithms see them: losses to be minimised, or none. Knows nothing of algorithms."""
+"""Converts evaluations to the form that algorithms see: losses to be minimised, or None. Knows nothing of algorithms."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from evomerge.core import Candidate, Evaluation, Objective, to_losses
 from evomerge.strategy.base import Told
 
 _LARGEST_LOSS = 1e150
-"""Squares of what is larger overflow: such a loss, as the perplexity of a ruined model can be, is as good as none."""
+"""Squares of larger losses overflow; such a loss, for example the perplexity of a ruined model, is treated as missing."""
 
 
 def results_of(
@@ -19,7 +19,7 @@ def results_of(
     *,
     with_items: bool,
 ) -> list[Told]:
-    """The results of `candidates`, one for each, with items only if they are wanted."""
+    """The results of `candidates`, one for each; with item scores only if `with_items`."""
     losses = to_losses(objectives, evaluations)
     results = []
     for candidate, evaluation, row in zip(candidates, evaluations, losses, strict=True):

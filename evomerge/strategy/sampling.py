@@ -1,4 +1,4 @@
-"""Points that fill the unit cube, one at a time."""
+"""Streams of points that fill the unit cube."""
 
 import warnings
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ MAX_SOBOL_DIMENSION = 21201
 
 GROUP_CORRELATION = 0.9
 MIN_GROUPED_DIMENSION = 12
-"""With six coordinates it helped where groups are related no more than it cost where they are not."""
+"""With six coordinates, the gain for related groups did not exceed the loss for unrelated ones."""
 
 _EDGE = 1e-9
-"""0 and 1 have no finite normal number."""
+"""Points are clipped this far from 0 and 1, whose normal quantiles are infinite."""
 
 
 class FirstPointsOptions(StrategyOptions):
@@ -31,7 +31,7 @@ class FirstPointsOptions(StrategyOptions):
         None,
         ge=0.0,
         lt=1.0,
-        description="correlation, in the first points, of what a parameter is in several layer and module groups; 0: none; "
+        description="correlation, in the first points, of a parameter's values in several layer and module groups; 0: none; "
         f"None: {GROUP_CORRELATION} from {MIN_GROUPED_DIMENSION} coordinates on, else 0",
     )
 
@@ -69,19 +69,19 @@ class SobolStream:
         """The next point."""
         if self._sobol is None:
             return self._uniform.next()
-        # balance needs 2^k points at once; a stream has to live without
+        # scipy warns that balance needs 2^k points at once, which a stream cannot provide
         with warnings.catch_warnings(action="ignore", category=UserWarning):
             point = self._sobol.random(1)[0]
         return VectorGenome(tuple(np.clip(point, 0.0, 1.0).tolist()))
 
 
 class FamilyStream:
-    """The points of another stream, each coordinate as evenly spread as there, those of a family correlated (a Gaussian copula).
+    """The points of another stream with correlated coordinates within a family (a Gaussian copula); each coordinate stays uniform.
 
     Args:
-        stream: of points (d,).
-        families: (d,) the number of each coordinate's family.
-        correlation: of two normal numbers behind the coordinates of a family, in [0, 1).
+        stream: a stream of points (d,).
+        families: (d,), the index of each coordinate's family.
+        correlation: of the normal numbers underlying two coordinates of a family, in [0, 1).
     """
 
     def __init__(self, stream: PointStream, families: Sequence[int], correlation: float) -> None:
@@ -97,13 +97,13 @@ class FamilyStream:
 def first_points(
     dimension: int, families: Sequence[int] | None, correlation: float | None, generator: np.random.Generator
 ) -> PointStream:
-    """What a population begins with: Sobol points, in which the coordinates of a family go together.
+    """The initial points of a population: Sobol points in which the coordinates of a family are correlated.
 
     Args:
         dimension: d.
-        families: (d,) the number of each coordinate's family; None = no two belong together.
+        families: (d,), the index of each coordinate's family; None = no families.
         correlation: see `FamilyStream`; None = `GROUP_CORRELATION` from `MIN_GROUPED_DIMENSION` coordinates on, else 0.
-        generator: what it draws from.
+        generator: source of random numbers.
     """
     stream = SobolStream(dimension, generator)
     if correlation is None:
@@ -112,7 +112,7 @@ def first_points(
 
 
 def next_to(points: NDArray[np.float64], taken: NDArray[np.float64], distance: float) -> NDArray[np.bool_]:
-    """Which of `points` (k, d) are nearer to one of those `taken` (t, d) than `distance` times the root of d, (k,)."""
+    """Mask (k,) of those `points` (k, d) that are closer than `distance` times sqrt(d) to one of `taken` (t, d)."""
     return np.asarray(cdist(points, taken).min(axis=1) < distance * np.sqrt(points.shape[1]))
 
 

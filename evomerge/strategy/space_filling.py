@@ -1,4 +1,4 @@
-"""`random` and `sobol`: the baselines that every report compares with at equal budget. They learn nothing."""
+"""`random` and `sobol`: the baselines with which every report compares at equal budget. They learn nothing."""
 
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ from evomerge.strategy.sampling import SobolStream, UniformStream
 
 
 class _SpaceFilling(ReplayStrategy):
-    """Proposes the points of a stream; FAILED results count for nothing."""
+    """Proposes the points of a stream; FAILED results are ignored."""
 
     stream_type: ClassVar[type[UniformStream] | type[SobolStream]]
     max_known = 100
@@ -25,7 +25,7 @@ class _SpaceFilling(ReplayStrategy):
         return True
 
     def _learn(self, told: Told) -> None:
-        """Nothing is learned; `recommend` looks at what was told."""
+        """Learns nothing; `recommend` uses the recorded results."""
 
 
 class RandomSearch(_SpaceFilling):

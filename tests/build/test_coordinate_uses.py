@@ -167,7 +167,7 @@ def test_bounds_around_0_of_weights_that_are_divided_by_their_sum_are_searched(f
 @pytest.mark.parametrize(
     ("method", "searched", "message"),
     [
-        ("task_arithmetic", {"weight": {"low": 0.3, "high": 0.3 + 1e-14}}, "are one value; fix it"),
+        ("task_arithmetic", {"weight": {"low": 0.3, "high": 0.3 + 1e-14}}, "are practically one value; fix it"),
         ("karcher", {"max_iter": {"low": 5, "high": 15}}, "is a whole number and cannot be searched"),
     ],
 )
@@ -185,5 +185,5 @@ def test_values_over_depth_are_given_by_their_number(folder: Path, groups: Any) 
 
 
 def test_more_values_than_layers_are_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="layer_groups: 5 groups cannot be made of 4 layers"):
+    with pytest.raises(ConfigError, match="layer_groups: 4 layers cannot be divided into 5 groups"):
         problem(folder, layer_groups=5, smooth=True)

@@ -50,7 +50,7 @@ def test_what_cannot_be_known_is_not_refused(problem: Any, monkeypatch: pytest.M
 def test_options_with_which_other_weights_would_be_scored_are_refused_before_an_engine_starts(problem: Any) -> None:
     options = {"enforce_eager": True, "pipeline_parallel_size": 2}
     with pytest.raises(
-        ConfigError, match=r"pipeline_parallel_size=2 spreads the model .*; use pipeline_parallel_size=1"
+        ConfigError, match=r"pipeline_parallel_size=2 distributes the model .*; use pipeline_parallel_size=1"
     ):
         problem({"kind": "vllm", "options": options})
     problem({"kind": "vllm", "options": options}, begun=True)

@@ -78,7 +78,7 @@ def test_settings_go_to_the_methods_that_have_the_parameter(folder: Path) -> Non
     [
         (("ties", "slerp"), {}, "'slerp' takes exactly 1 expert"),
         (("ties", "tis"), {}, "unknown merge method 'tis'; did you mean 'ties'"),
-        (("ties", "della", "ties"), {}, "a method twice"),
+        (("ties", "della", "ties"), {}, "a method appears twice"),
         (
             ("task_arithmetic", "linear"),
             {"space": {"stacking": {"parameters": True}}},

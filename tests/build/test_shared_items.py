@@ -36,7 +36,7 @@ def configured(folder: Path, **task: Any) -> Any:
 
 
 def test_they_are_refused_with_a_way_out(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"are also search items .* With drop_shared: true they are left out of"):
+    with pytest.raises(EvaluationError, match=r"are also search items .* Set drop_shared: true to leave them out of"):
         describe_items(make_problem(configured(tmp_path)))
 
 

@@ -89,7 +89,7 @@ def test_a_search_over_merged_stacks_from_start_to_checkpoint(project: Path, tmp
         ({"models": ["c"]}, {}, "no model is called c; known: b, a, base"),
         ({"models": ["merged"]}, {}, "set stacking.parameters: true"),
         ({"models": {"a": [0, 9]}}, {}, "[0, 9] must lie within the 3 layers"),
-        ({"ends": "base"}, {}, "'base' is none of the stacked models"),
+        ({"ends": "base"}, {}, "'base' is not one of the stacked models"),
         ({"models": []}, {}, "name at least one model"),
         ({"models": [["a", "b"]]}, {}, "space.stacking.models"),
         ({"models": {"a": [2, 2]}}, {}, "[2, 2] must lie within the 3 layers"),
@@ -103,7 +103,7 @@ def test_a_search_over_merged_stacks_from_start_to_checkpoint(project: Path, tmp
         ({"encoding": "swap", "scales": "matrix"}, {}, "scales: matrix belongs to the encoding indicator"),
         ({"scale_low": 1.5}, {}, "must be positive and include 1"),
         ({"scale_low": 0}, {}, "scale_low"),
-        ({"scale_low": 0.5, "max_depth": 70}, {}, "bfloat16 has room for 2^48; 0.618 would do"),
+        ({"scale_low": 0.5, "max_depth": 70}, {}, "bfloat16 has room for 2^48; use at least 0.618"),
         ({"scale_low": 0.5, "max_depth": 20}, {"out_dtype": "float16"}, "float16 has room for 2^10"),
         ({}, {"layer_groups": 3}, "layer_groups would have no effect"),
         ({"parameters": True}, {"method": "ties"}, "layers merged by 'ties' cannot be stacked in the same search"),
@@ -160,7 +160,10 @@ def test_models_of_different_depth(project: Path, tmp_path: Path) -> None:
     assert max(layers[3:]) <= 4
     for settings, message in (
         ({"encoding": "swap"}, "needs models of equal depth; b has 3, a has 5"),
-        ({"parameters": True}, "only models of one depth can be merged; b has 3 layers, a has 5 layers, base has 3"),
+        (
+            {"parameters": True},
+            "only models of the same depth can be merged; b has 3 layers, a has 5 layers, base has 3",
+        ),
         ({"models": {"b": [0, 5]}}, "[0, 5] must lie within the 3 layers"),
     ):
         with pytest.raises(EvomergeError) as caught:

@@ -96,7 +96,9 @@ def test_experts_that_a_backend_rearranges_are_refused() -> None:
 
     kept_as(map_unquantized_backend("triton"))
     for backend in (UnquantizedMoeBackend.FLASHINFER_TRTLLM, UnquantizedMoeBackend.FLASHINFER_CUTLASS):
-        with pytest.raises(EngineError, match=r"'experts' keeps its experts as FlashInfer .*moe_backend: triton"):
+        with pytest.raises(
+            EngineError, match=r"'experts' stores its experts in the layout of FlashInfer.*moe_backend: triton"
+        ):
             kept_as(backend)
 
 

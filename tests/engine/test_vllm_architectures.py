@@ -74,7 +74,7 @@ def test_key_value_heads_that_the_model_does_not_know(tmp_path):
     sizes = WIDE | {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64}
     folder = written(tmp_path / "a", "gpt_bigcode", 0, torch.float32, **sizes | {"num_key_value_heads": 2})
     with pytest.raises(
-        EngineError, match=r"num_key_value_heads is 2 in config\.json, which a gpt_bigcode model does not know"
+        EngineError, match=r"config\.json has num_key_value_heads = 2, which a gpt_bigcode model ignores"
     ):
         make_engine("vllm", folder, dtype="float32")
 
@@ -132,4 +132,4 @@ def test_experts_that_are_packed_are_refused_where_all_weights_are_zero(tmp_path
     )
     assert ended.returncode == 1
     assert "EngineError: vLLM layer" in ended.stderr
-    assert "keeps its experts as" in ended.stderr
+    assert "stores its experts in the layout of" in ended.stderr

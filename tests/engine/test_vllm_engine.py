@@ -213,12 +213,15 @@ def test_log_likelihoods_need_no_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2 spreads the model"),
-        ({"decode_context_parallel_size": 2}, "decode_context_parallel_size=2 spreads the model"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2 distributes the model"),
+        ({"decode_context_parallel_size": 2}, "decode_context_parallel_size=2 distributes the model"),
         ({"enable_eplb": True}, "enable_eplb=True moves experts"),
         ({"offload_group_size": 8}, "offload_group_size=8 lets layers share memory"),
-        ({"kv_offloading_size": 4.0}, "kv_offloading_size=4.0 keeps prefixes"),
-        ({"kv_transfer_config": {"kv_connector": "c", "kv_role": "kv_both"}}, "kv_transfer_config=.* keeps prefixes"),
+        ({"kv_offloading_size": 4.0}, "kv_offloading_size=4.0 keeps cached prefixes"),
+        (
+            {"kv_transfer_config": {"kv_connector": "c", "kv_role": "kv_both"}},
+            "kv_transfer_config=.* keeps cached prefixes",
+        ),
         ({"no_such_option": 1}, "cannot serve"),
         ({"max_model_len": 100_000}, "cannot serve"),
     ],
@@ -243,7 +246,7 @@ def test_another_version_of_vllm_is_refused(suite, monkeypatch):
     """Weights that it keeps in another form might stay those of the first candidate."""
     monkeypatch.setattr("vllm.__version__", "0.34.0")
     with pytest.raises(
-        EngineError, match=r"^vLLM 0\.34\.0: weights are replaced in place in vLLM 0\.32 and 0\.33 only"
+        EngineError, match=r"^vLLM 0\.34\.0: replacing weights in place is supported in vLLM 0\.32 and 0\.33 only"
     ):
         start(suite.folders[0])
 

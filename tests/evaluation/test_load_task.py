@@ -96,7 +96,7 @@ THIRDS = {Split.SEARCH: "train[:50%]", Split.SELECT: "train[50%:9]", Split.REPOR
 def test_parts_of_a_split(part, rows):
     assert part_range(part, 199) == range(*rows)
     for wrong in ("x[:200%]", "x[-101%:]"):
-        with pytest.raises(EvaluationError, match=r"a share of more than 100%"):
+        with pytest.raises(EvaluationError, match=r"a percentage exceeds 100%"):
             part_range(wrong, 199)
 
 
@@ -106,7 +106,7 @@ def test_one_file_gives_all_splits(write_task, tokenizer):
     asked = {split: [tokenizer.decode(one.prompt) for one in task.items(split).generations] for split in Split}
     assert [question for split in Split for question in asked[split]] == [row["q"] for row in ROWS]
     assert [len(asked[split]) for split in Split] == [6, 3, 3]
-    with pytest.raises(EvaluationError, match=r"split 'train\[90:\]': there is no row in it; train has 12"):
+    with pytest.raises(EvaluationError, match=r"split 'train\[90:\]': this part is empty; train has 12 rows"):
         load_task(TaskSpec(path, splits=THIRDS | {Split.REPORT: "train[90:]"}), tokenizer)
     with pytest.raises(EvaluationError, match="1 of the 4 report items are also search items"):
         load_task(TaskSpec(path, splits={Split.SEARCH: "train[:9]", Split.REPORT: "train[-4:]"}), tokenizer)
@@ -173,7 +173,7 @@ def test_a_task_without_examples_stays_without(write_task, tokenizer):
 @pytest.mark.parametrize("sampler", ["default", "first_n"])
 def test_more_examples_than_there_are(write_task, tokenizer, sampler):
     path = write_task(num_fewshot=6, fewshot_split="search", fewshot_config={"sampler": sampler})
-    with pytest.raises(EvaluationError, match="6 solved examples for each item are to be taken from 6"):
+    with pytest.raises(EvaluationError, match="6 solved examples per item, but there are only 6 to choose from"):
         load_task(TaskSpec(path), tokenizer)
     assert load_task(TaskSpec(path, num_fewshot=5), tokenizer)
 
@@ -200,7 +200,7 @@ def refused(what, **settings):
         refused("process_docs: runs code", process_docs="utils.f"),
         refused("class: runs code", **{"class": "x.Y"}),
         refused("unsafe_code: runs code", unsafe_code=True),
-        refused("include: there is no", include="other.yaml"),
+        refused("include: no such file", include="other.yaml"),
         refused("t.yaml includes this file", include="t.yaml"),
         refused("repeats: 3", repeats=3),
         refused("only greedy decoding", generation_kwargs={"until": ["."], "do_sample": True, "temperature": 0.7}),
@@ -214,7 +214,7 @@ def refused(what, **settings):
         refused("max_gen_toks: 0 allows no output", generation_kwargs={"until": ["."], "max_gen_toks": 0}),
         refused("until: expected texts, got [5]", generation_kwargs={"until": 5}),
         refused("only text tasks", doc_to_image=["x"]),
-        refused("data file of split 'search' is not there", dataset_kwargs={"data_files": {"search": "gone.jsonl"}}),
+        refused("data file of split 'search' does not exist", dataset_kwargs={"data_files": {"search": "gone.jsonl"}}),
         refused("leaves the sandbox", doc_to_text="{{ ''.__class__.__mro__ }}"),
         refused("leaves the sandbox", doc_to_target="{{ q | attr('__' ~ 'class__') }}"),
         refused("leaves the sandbox", fewshot_config={"doc_to_text": "{{ q.__init__.__globals__ }}"}),
@@ -261,7 +261,7 @@ def test_refused(write_task, tokenizer, what, settings):
             filter_list=[{"name": "a", "filter": [{"function": "regex", "pattern": "x"}]}],
         ),
         refused(
-            "filter_list: a: regex cannot be made of",
+            "filter_list: a: regex cannot be constructed from",
             filter_list=[{"name": "a", "filter": [{"function": "regex", "regex_pattern": "(x"}]}],
         ),
     ],
@@ -376,11 +376,13 @@ def test_too_long_items(write_task, tokenizer):
 def test_unknown_names():
     with pytest.raises(EvaluationError, match=r"no such task file: .*gone\.yaml"):
         load_task(TaskSpec("gone.yaml"), None)
-    with pytest.raises(EvaluationError, match="lm-eval knows no task 'gsm8kk'; did you mean"):
+    with pytest.raises(EvaluationError, match="lm-eval has no task 'gsm8kk'; did you mean"):
         load_task(TaskSpec("gsm8kk"), None)
-    with pytest.raises(EvaluationError, match=r"questions\.jsonl: is data, not a task; name it under data_files"):
+    with pytest.raises(
+        EvaluationError, match=r"questions\.jsonl: is a data file, not a task; name it under data_files"
+    ):
         load_task(TaskSpec("questions.jsonl"), None)
-    with pytest.raises(EvaluationError, match="lm-eval knows no task 'mmlu'"):
+    with pytest.raises(EvaluationError, match="lm-eval has no task 'mmlu'"):
         load_task(TaskSpec("mmlu"), None)
 
 
@@ -398,7 +400,7 @@ def test_named_tasks_are_lm_evals_own():
 def test_spec_is_checked():
     with pytest.raises(EvaluationError, match="limit must be at least 1"):
         TaskSpec("t.yaml", limit=0)
-    with pytest.raises(EvaluationError, match="test is given to both search and report"):
+    with pytest.raises(EvaluationError, match="test is assigned to both search and report"):
         TaskSpec("t.yaml", splits={Split.SEARCH: "test", Split.REPORT: "test"})
     with pytest.raises(EvaluationError, match=r"x\[:60%\] and x\[50%:\] overlap for search and report"):
         TaskSpec("t.yaml", splits={Split.SEARCH: "x[:60%]", Split.REPORT: "x[50%:]"})

@@ -120,7 +120,7 @@ def test_a_template_without_system_messages(chat_model, described_task, caplog):
     with caplog.at_level(logging.WARNING):
         requests = load_task(spec, tokenizer).items(Split.SEARCH).likelihoods
     assert tokenizer.decode(requests[0].context).startswith("(user)Q: ")
-    assert [record.message for record in caplog.records if "refuses system messages" in record.message] != []
+    assert [record.message for record in caplog.records if "rejects system messages" in record.message] != []
 
     asked_for = TaskSpec(described_task, prompt=PromptFormat(apply_chat_template=True, system_instruction="Be brief."))
     with pytest.raises(EvaluationError, match="no system here"):

@@ -282,12 +282,12 @@ def of(task: str, **settings: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("gsm8k", r"task 'gsm8k': set splits to say which .* are search, select, report \(lm-eval uses train, test\), e\.g\. "
+        ("gsm8k", r"task 'gsm8k': set splits to choose .* for search, select, report \(lm-eval uses train, test\), e\.g\. "
                   r"splits: {search: 'train\[:80%\]', select: 'train\[80%:\]', report: test}"),
         ("arc_easy", "{search: train, select: validation, report: test}"),
         ("race", r"{search: 'test\[:60%\]', .*}, search_on_test: true, or finals"),
-        ({"task": "mmlu", "splits": {"search": "dev", "report": "test"}}, "splits are select "),
-        (of("wikitext"), r"task 'wikitext' scores whole texts, in pieces of engine\.max_model_len tokens"),
+        ({"task": "mmlu", "splits": {"search": "dev", "report": "test"}}, "splits for select "),
+        (of("wikitext"), r"task 'wikitext' scores whole texts in pieces of engine\.max_model_len tokens"),
         (of("squadv2"), "'squadv2' is a Python class"),
         (of("gsm8k_cot_self_consistency"), "repeats: 64"),
         (of("non_greedy_robustness_agieval_aqua_rat"), "asks for sampling"),
@@ -295,7 +295,7 @@ def of(task: str, **settings: Any) -> dict[str, Any]:
         (of("lambada_openai", metric="perplexity"), "direction: minimize"),
         (of("gsm8k", metric="flexible-extract"), "did you mean 'exact_match,flexible-extract'"),
         (of("gsm8k", metric="exact_match,strict"), r"no filter 'strict'; did you mean 'strict-match'\?"),
-        (of("truthfulqa_mc2", num_fewshot=5), "num_fewshot: 5 has no effect on a task whose own file says num_fewshot: 0"),
+        (of("truthfulqa_mc2", num_fewshot=5), "num_fewshot: 5 has no effect on a task whose own file sets num_fewshot: 0"),
         (of("leaderboard_musr"), "murder_mysteries and leaderboard_musr_object_placements are different splits of one data set"),
         (of("anli"), "anli_r1 and anli_r2 are different splits of one data set, test_r1 and test_r2"),
         (of("GSM8K"), "did you mean 'gsm8k'"),
@@ -358,7 +358,7 @@ def test_other_splits_of_a_benchmark_are_searched_on(models: list[Path], tmp_pat
 def test_a_group_without_one_score(models: list[Path], tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text("group: g\ntask: [arc_easy, drop]\naggregate_metric_list: [{metric: acc_norm}]\n")
     with pytest.raises(
-        ConfigError, match=r"group 'g' has no score 'acc_norm' of all its tasks \(.*'drop'.*\); name tasks of it"
+        ConfigError, match=r"group 'g': not all of its tasks have the score 'acc_norm' \(.*'drop'.*\); list its tasks"
     ):
         make_problem(configured(tmp_path, models, of("g.yaml")))
 

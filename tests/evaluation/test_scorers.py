@@ -94,7 +94,7 @@ def test_a_metric_may_name_its_values_itself(write_task, tokenizer, tmp_path, ra
     if name == "one_rate":
         assert items.score([], [Generation("ab", 1)] * 6).tolist() == [0.5] * 6
         return
-    with pytest.raises(EvaluationError, match=r"gives no 'pass_at_k', only pass@1, pass@2"):
+    with pytest.raises(EvaluationError, match=r"does not return 'pass_at_k', only pass@1, pass@2"):
         items.score([], [Generation("ab", 1)] * 6)
 
 

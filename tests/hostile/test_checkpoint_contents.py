@@ -115,7 +115,7 @@ def test_5_a_zero_delta(method, fused):
 def test_6_shapes(models, refused):
     shutil.rmtree(models / "a")
     write_tiny_llama(models / "a", seed=1, dtype="float32", intermediate_size=96)
-    refused("mlp", "shape", "/a", "only models of equal shapes can be merged")
+    refused("mlp", "shape", "/a", "only tensors of equal shape can be merged")
 
 
 def test_7_layer_counts(models, refused):
@@ -151,7 +151,7 @@ def test_10_added_tokens_in_one_source(models, refused, monkeypatch):
 
 def test_11_tied_and_untied(models, refused, monkeypatch):
     write_tiny_llama(models / "a", seed=1, dtype="float32", tied=False)
-    refused("/a has an output layer of its own (lm_head.weight)", "/base ties it to the embedding", "untied model")
+    refused("/a has a separate output layer (lm_head.weight)", "/base ties it to the embedding", "untied model")
     write_tiny_llama(models / "base", seed=0, dtype="float32", tied=False)
     run_merge(models, monkeypatch, recipe_of())  # the tied expert's output layer is its embedding
     merged, base, a, b = (load_file(models / name / WEIGHTS) for name in ("out", "base", "a", "b"))
@@ -168,7 +168,7 @@ def test_12_no_output_layer(models, refused):
 
 def test_13_an_extra_tensor(models, refused):
     edit(models / "a", lambda tensors: tensors.update({"model.extra.weight": torch.ones(3)}))
-    refused("/a has a tensor 'model.extra.weight'", "/base has not")
+    refused("/a has a tensor 'model.extra.weight'", "/base lacks")
 
 
 def test_14_a_missing_tensor(models, refused):

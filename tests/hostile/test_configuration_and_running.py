@@ -130,7 +130,9 @@ def test_45_task_files_that_run_code_are_refused_with_the_configuration(project:
     refused(project, "class: runs code; set evaluation.trust_task_code: true", tasks=["class.yaml"])
     refused(project, "unsafe_code: runs code; set evaluation.trust_task_code: true", tasks=["group.yaml"])
     refused(
-        project, "'humaneval' runs code that the model writes; evaluation.trust_task_code: true", tasks=["humaneval"]
+        project,
+        "'humaneval' runs code that the model writes; set evaluation.trust_task_code: true",
+        tasks=["humaneval"],
     )
 
 
@@ -139,9 +141,9 @@ def test_45_models_that_are_not_there(project: Path) -> None:
         return {"base": "base", "experts": {"a": "a", "b": path}}
 
     refused(project, "no such model folder; did you mean 'base'?", models=models("bas"))
-    refused(project, "`hf download ORG/NAME` fetches", models=models("meta-llama/Llama-3.1-8B"))
+    refused(project, "`hf download ORG/NAME` downloads", models=models("meta-llama/Llama-3.1-8B"))
     refused(project, "environment variables are not read here", models=models("$HOME/b"))
-    refused(project, "no such model folder, but a file", models=models("toy.yaml"))
+    refused(project, "no such model folder: it is a file", models=models("toy.yaml"))
 
 
 def test_45_a_model_that_is_two_experts(project: Path) -> None:

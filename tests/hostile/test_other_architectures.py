@@ -24,7 +24,7 @@ def renamed(folder: Path, names: dict[str, str], **more: torch.Tensor) -> None:
 @pytest.mark.parametrize("odd", ["base", "a", "b"])
 def test_a_tensor_of_another_shape_is_refused_in_the_base_too(models, refused, odd):
     write_tiny_llama(models / odd, seed=1, dtype="float32", intermediate_size=96)
-    refused("mlp", "shape", "96", f"/{odd}", "only models of equal shapes can be merged")
+    refused("mlp", "shape", "96", f"/{odd}", "only tensors of equal shape can be merged")
 
 
 @pytest.mark.parametrize("odd", ["base", "a", "b"])
@@ -60,11 +60,11 @@ def test_weights_beside_an_index_that_does_not_name_them(models, refused):
     shard = "model-00001-of-00001.safetensors"
     save_file(tensors, models / "a" / shard)
     (models / "a" / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, shard)}))
-    refused("/a", WEIGHTS, INDEX, "does not name it", "delete")
+    refused("/a", WEIGHTS, INDEX, "does not list", "delete")
     (models / "a" / WEIGHTS).rename(models / "a" / "consolidated.safetensors")  # which no loader takes
     assert set(read_model_header(models / "a").tensors) == set(tensors)
     save_file(tensors, models / "a" / "model-00001-of-00002.safetensors")
-    refused("model-00001-of-00002.safetensors", "does not name it")
+    refused("model-00001-of-00002.safetensors", "does not list")
 
 
 @pytest.mark.parametrize("copied", [("base",), ("a",), ("base", "a", "b")])
@@ -192,7 +192,7 @@ def test_names_of_another_version(models, refused):
     """As GPT-2 is called with and without `transformer.`."""
     names = load_file(models / "a" / WEIGHTS)
     renamed(models / "a", {name: name.removeprefix("model.") for name in names})
-    refused("'embed_tokens.weight'", f"'{EMBEDDING}'", "one version of transformers")
+    refused("'embed_tokens.weight'", f"'{EMBEDDING}'", "the same version of transformers")
 
 
 @pytest.mark.parametrize("query", ["q_proj", "c_attn", "query_key_value"])

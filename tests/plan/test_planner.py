@@ -41,7 +41,7 @@ def by_name(plan):
 
 def test_a_base_with_other_shapes_is_refused(models, headers, tmp_path):
     base = str(write_tiny_llama(tmp_path / "base", seed=0, n_layers=4, intermediate_size=96))
-    with pytest.raises(RecipeError, match=r"mlp.*shape .* in .*a, .*96.* in .*base; only models of equal shapes"):
+    with pytest.raises(RecipeError, match=r"mlp.*shape .* in .*a, .*96.* in .*base; only tensors of equal shape"):
         make_plan(whole(models | {"base": base}), headers | {base: read_model_header(base)})
 
 

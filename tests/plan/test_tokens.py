@@ -48,7 +48,7 @@ def test_tokens_of_other_ids_are_named(folder: Path) -> None:
     text = said(folder, "base", "a", "b")
     assert text is not None
     assert "from that of base" in text
-    assert "b gives 2 tokens other ids (" in text
+    assert "b has different ids for 2 tokens (" in text
     assert "a gives" not in text
     vocabulary = json.loads((folder / "base" / "tokenizer.json").read_text())["model"]["vocab"]
     assert all(repr(token) in text for token in list(vocabulary)[5:7])
@@ -83,11 +83,11 @@ def test_added_tokens_and_lists_of_tokens_have_ids_too(folder: Path) -> None:
         (folder / name / "tokenizer.json").write_text(
             json.dumps({"model": {"vocab": [["p", 0]]}, "added_tokens": tokens})
         )
-    assert "a gives 2 tokens other ids ('x', 'y')" in str(said(folder, "base", "a"))
+    assert "a has different ids for 2 tokens ('x', 'y')" in str(said(folder, "base", "a"))
     for name, order in (("base", "pqrst"), ("a", "tpqrs")):
         content = {"model": {"vocab": [[token, -1.0] for token in order]}}
         (folder / name / "tokenizer.json").write_text(json.dumps(content))
-    assert "a gives 5 tokens other ids ('t', 'p', 'q', ...)" in str(said(folder, "base", "a"))
+    assert "a has different ids for 5 tokens ('t', 'p', 'q', ...)" in str(said(folder, "base", "a"))
 
 
 def test_a_search_and_a_merge_say_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -107,13 +107,13 @@ def test_a_search_and_a_merge_say_it(folder: Path, caplog: pytest.LogCaptureFixt
     recipe = Recipe("linear", (Slice((source, other)),))
     assert "tokenizers differ" not in notes()
     rewrite(folder / "b", swap)
-    assert "b gives 2 tokens other ids" in notes()
+    assert "b has different ids for 2 tokens" in notes()
     ends = {name: {"stacking": {"ends": name}} for name in ("a", "b")}
     assert "tokenizers differ" not in notes(space=ends["a"]), "layers have no rows of tokens"
-    assert "b gives 2 tokens other ids" in notes(space=ends["b"])
+    assert "b has different ids for 2 tokens" in notes(space=ends["b"])
     with caplog.at_level(logging.WARNING):
         merge_to_folder(recipe, folder / "out")
-    assert "b gives 2 tokens other ids" in caplog.text
+    assert "b has different ids for 2 tokens" in caplog.text
     assert "`tokenizer: {source: base}`" in caplog.text
 
 
@@ -126,4 +126,4 @@ def test_of_slices_only_those_count_that_give_rows_of_tokens(
     rewrite(tmp_path / "q", swap)
     parts = tuple(Slice((Source(str(tmp_path / name), (0, 1)),)) for name in models)
     merge_to_folder(Recipe("passthrough", parts), tmp_path / "out")
-    assert ("other ids" in caplog.text) == is_said
+    assert ("different ids" in caplog.text) == is_said

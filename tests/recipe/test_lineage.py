@@ -236,9 +236,9 @@ def test_broken_pieces_are_refused(data, complaint):
 
 def test_genomes_of_another_shape_are_refused():
     lineage = lineage_of(seeds_of(0))
-    with pytest.raises(RecipeError, match="2 coordinates, there are 3 seed models"):
+    with pytest.raises(RecipeError, match="2 coordinates, but there are 3 seed models"):
         lineage.combination(Candidate("p", VectorGenome((0.5, 0.5))), POINTS.__getitem__)
-    with pytest.raises(RecipeError, match="1 split points, there are 2 chromosomes"):
+    with pytest.raises(RecipeError, match="1 split points, but there are 2 chromosomes"):
         lineage.combination(Candidate("c", CrossoverGenome(("s0", "s1"), 0.5, (0.5,))), POINTS.__getitem__)
 
 

@@ -79,7 +79,7 @@ BARE = {"models": [{"model": "a"}]}
         ),
         (
             {"models": None, "slices": [{"sources": [{"model": "a"}]}]},
-            r"slices\[0\].sources\[0\]: layer_range is missing: .* whole models are listed under `models`",
+            r"slices\[0\].sources\[0\]: layer_range is missing: .* list whole models under `models`",
         ),
         ({"random_seed": "x"}, "random_seed: expected a whole number from 0"),
         ({"dtype": "int4"}, "unknown dtype"),
@@ -181,7 +181,9 @@ def test_a_base_that_only_lends_config_and_tokenizer_to_slices_needs_no_place_in
     listed = recipe_from_mergekit(document | {"slices": [of_layers("a"), of_layers("b+l")]}, "x")
     assert listed.base == "b+l"
     assert listed.source("b+l").lora == "l"
-    with pytest.raises(RecipeError, match="b@main has a revision or an adapter; list it among the sources"):
+    with pytest.raises(
+        RecipeError, match="b@main has a revision or an adapter, so it must also be listed among the sources"
+    ):
         recipe_from_mergekit(document | {"base_model": "b@main"}, "x")
 
 
@@ -246,7 +248,7 @@ def test_a_base_that_a_slice_of_unlike_ranges_leaves_out_is_refused():
     for fine in (document([0, 1]), document([1, 2], ("c", [1, 2]))):
         check_recipe(recipe_from_mergekit(fine, "x"))
     with pytest.raises(
-        RecipeError, match=r"slices\[0\]: the sources take different layers, and the base model c is none"
+        RecipeError, match=r"slices\[0\]: the sources have different layer ranges, so the base model c must be listed"
     ):
         check_recipe(recipe_from_mergekit(document([1, 2]), "x"))
 

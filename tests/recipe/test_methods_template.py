@@ -106,5 +106,5 @@ def test_every_method_is_tried_beforehand() -> None:
 
 
 def test_a_method_twice_is_refused() -> None:
-    with pytest.raises(SpaceError, match="ties, della, ties: a method twice"):
+    with pytest.raises(SpaceError, match="ties, della, ties: a method appears twice"):
         choice("ties", "della", "ties")

@@ -284,7 +284,10 @@ def test_written_file_is_plain_mergekit(tmp_path):
         ),
         ({"method": 3, "slices": []}, "expected text"),
         ({"method": "linear", "slices": [{"sources": [{"model": "a", "layer_range": [3, 1]}]}]}, "layer_range"),
-        ({"method": "linear", "slices": [{"sources": [{"model": "a"}], "base": "a"}]}, "whole models have one base"),
+        (
+            {"method": "linear", "slices": [{"sources": [{"model": "a"}], "base": "a"}]},
+            "only a slice of layers can have its own base",
+        ),
     ],
 )
 def test_bad_json(data, message):

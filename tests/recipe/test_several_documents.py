@@ -34,7 +34,7 @@ def test_several_documents_refer_to_one_another(tmp_path):
     assert recipe_file_from_yaml(recipe_to_yaml(file)) == file
     body = recipe_to_yaml(file)
     assert recipe_file_from_yaml(body[: body.index("# evomerge-recipe")]) == file
-    with pytest.raises(RecipeError, match="is made of 3 recipes, of which first, second must be merged first"):
+    with pytest.raises(RecipeError, match="contains 3 recipes, of which first, second must be merged first"):
         read_recipe(tmp_path / "r.yml")
 
 
@@ -47,7 +47,7 @@ def test_the_result_may_have_a_name_too(tmp_path):
     ("change", "message"),
     [
         (("name: second", "name: first"), "'first' appears twice"),
-        (("name: second\n", ""), "2 documents without a name"),
+        (("name: second\n", ""), "2 documents have no name"),
         (("model: a,", "model: second,"), "first -> second|second -> first"),
         (("name: second", "name: ../second"), "expected a word"),
         (("{model: second, parameters: {weight: 0.5}}", "{model: b, parameters: {weight: 0.5}}"), None),

@@ -159,11 +159,11 @@ def test_the_hop_into_the_last_layer_is_scaled_unless_there_is_none(name: str) -
             2.0,
             60,
             "bfloat16",
-            "61 scales of 0.5 multiply .* by 2\\^61, and bfloat16 has room for 2\\^48; 0.58 would do",
+            "61 scales of 0.5 multiply .* by 2\\^61, but bfloat16 has room for 2\\^48; use at least 0.58",
         ),
-        (0.5, 2.0, 10, "float16", "float16 has room for 2\\^10; 0.533 would do"),
+        (0.5, 2.0, 10, "float16", "float16 has room for 2\\^10; use at least 0.533"),
         (0.54, 2.0, 10, "float16", None),
-        (0.9, 3.0, 100, "float32", "scale_high: 101 scales of 3 .* 2\\^126; 2.374 would do"),
+        (0.9, 3.0, 100, "float32", "scale_high: 101 scales of 3 .* 2\\^126; use at most 2.374"),
         (1.0, 1.0, 5000, "float16", None),
     ],
 )
@@ -217,8 +217,8 @@ def test_swap_keeps_the_depth_and_offers_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ends": "c"}, "'c' is none of the stacked models"),
-        ({"models": {"a": (0, 1), "b": ()}}, "no layer of b may be used"),
+        ({"ends": "c"}, "'c' is not one of the stacked models"),
+        ({"models": {"a": (0, 1), "b": ()}}, "no layers of b may be used"),
         ({"fixed_first": 3, "fixed_last": 2}, "are more than the 4 layers"),
         ({"min_depth": 1}, "fixed layers \\(2\\) <= min_depth \\(1\\)"),
         ({"min_depth": 7}, "min_depth \\(7\\) <= max_depth \\(6\\)"),

@@ -276,5 +276,5 @@ def test_bounds_between_which_no_merge_is_possible_are_refused(
 
 def test_even_layer_groups() -> None:
     assert even_layer_groups(6, 4) == [(0, 2), (2, 3), (3, 4), (4, 6)]
-    with pytest.raises(SpaceError, match="7 groups cannot be made of 6 layers"):
+    with pytest.raises(SpaceError, match="6 layers cannot be divided into 7 groups"):
         even_layer_groups(6, 7)

@@ -157,9 +157,9 @@ def test_choices_are_those_of_a_parent_or_mutated():
 @pytest.mark.parametrize(
     ("name", "objectives", "options", "message"),
     [
-        ("cycleqd", ["f"], {}, "cycleqd keeps candidates apart by their scores on several objectives"),
-        ("map_elites", ["f"], {}, "map_elites keeps candidates apart"),
-        ("cycleqd", ["f", "g"], {"alpha_low": 0.9}, "alpha_low, 0.9, is above alpha_high, 0.8"),
+        ("cycleqd", ["f"], {}, "cycleqd needs at least two objectives to distinguish candidates by their scores"),
+        ("map_elites", ["f"], {}, "map_elites needs at least two objectives"),
+        ("cycleqd", ["f", "g"], {"alpha_low": 0.9}, "alpha_low, 0.9, must not exceed alpha_high, 0.8"),
         ("map_elites", ["f", "g"], {"alpha_low": 0.5}, "no option 'alpha_low'"),
     ],
 )

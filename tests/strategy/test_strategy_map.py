@@ -178,7 +178,7 @@ def test_variants_refuse_spaces_that_they_are_not_for():
         make_strategy("map", dimension=7, objectives=["a"], seed=1, bayesian=True)
     with pytest.raises(ConfigError, match="only one dimension"):
         make_strategy("map", dimension=1, objectives=["a"], seed=1, nested=True)
-    with pytest.raises(ConfigError, match="nested needs a weight for each source and nothing else"):
+    with pytest.raises(ConfigError, match="nested needs a space of one weight per source"):
         make_strategy("map", dimension=2, objectives=["a"], seed=1, choices=(0, 2), nested=True)
     make_strategy("map", dimension=100, objectives=["a"], seed=1, nested=True)
 

@@ -185,9 +185,9 @@ def test_importing_the_package_loads_no_library():
         ("BO", "proposes a point twice"),
         ("Carola3", "fails at the second result"),
         ("FCMA", "Please install fcmaes"),
-        ("PCABO", "one candidate after the other"),
-        ("DiscreteDoerrOnePlusOne", "one candidate after the other"),
-        ("Powell", "one candidate after the other"),
+        ("PCABO", "strictly sequential"),
+        ("DiscreteDoerrOnePlusOne", "strictly sequential"),
+        ("Powell", "strictly sequential"),
     ],
 )
 def test_optimizers_that_would_end_the_search_are_refused_at_once(optimizer, why):

@@ -115,7 +115,7 @@ def test_settings_that_hold_for_places_keep_layers_in_theirs(tmp_path, kind, set
     folder = written(tmp_path / "m", kind, **settings)
     configure(folder, layer_types=None)
     assert plan_of(stacked((folder, 0, 2), (folder, 2, 4))).n_layers == 4
-    with pytest.raises(RecipeError, match=rf"slices make layer 1 of .*m layer 2, and its config.json .*\({key}\)"):
+    with pytest.raises(RecipeError, match=rf"slices move layer 1 of .*m to layer 2, but its config.json .*\({key}\)"):
         plan_of(stacked((folder, 0, 2), (folder, 1, 4)))
 
 
@@ -144,7 +144,7 @@ def test_a_layer_that_is_not_there(tmp_path):
     tensors = load_file(Path(folder) / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
     save_file(kept, Path(folder) / "model.safetensors")
-    with pytest.raises(CheckpointError, match="has no tensor of layer 1; is its download complete"):
+    with pytest.raises(CheckpointError, match="has no tensors of layer 1; is its download complete"):
         plan_of(stacked((folder, 0, 3)))
 
 

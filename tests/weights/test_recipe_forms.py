@@ -86,14 +86,22 @@ def test_factors_of_a_transposed_layer(models):
         ({"lora_alpha": "x"}, {}, "expected a finite number"),
         ({"lora_alpha": 10**400}, {}, "expected a finite number"),
         ({"alpha_pattern": [8]}, {}, r"alpha_pattern in adapter_config.json is \[8\]; expected a mapping"),
-        ({"alpha_pattern": {"q_proj(": 8}}, {}, r"pattern 'q_proj\(' of alpha_pattern .* no regular expression"),
+        (
+            {"alpha_pattern": {"q_proj(": 8}},
+            {},
+            r"pattern 'q_proj\(' of alpha_pattern .* not a valid regular expression",
+        ),
         ({"alpha_pattern": {"q_proj": "x"}}, {}, "expected a finite number"),
         ({"init_lora_weights": "pissa_niter_16"}, {}, "init_lora_weights 'pissa_niter_16'.*save_pretrained"),
         ({"init_lora_weights": "OLoRA"}, {}, "init_lora_weights 'OLoRA'"),
         ({}, {"base_model.model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(2, 32)}, "no such layer"),
         ({}, {"base_model.model.x.weight": torch.ones(2)}, "neither a LoRA factor nor"),
-        ({}, {"base_model.model.lm_head.lora_A.weight": torch.ones(2, 32)}, "the output layer of .* is its embedding"),
-        ({}, {"base_model.model.lm_head.weight": torch.ones(2)}, "the output layer of .* is its embedding"),
+        (
+            {},
+            {"base_model.model.lm_head.lora_A.weight": torch.ones(2, 32)},
+            "the output layer of .* is tied to its embedding",
+        ),
+        ({}, {"base_model.model.lm_head.weight": torch.ones(2)}, "the output layer of .* is tied to its embedding"),
         ({}, {f"base_model.model.{Q.replace('q_', 'k_')}.lora_A.weight": torch.ones(2, 32)}, "lora_B is missing"),
         ({}, {"base_model.model.model.norm.weight": torch.ones(5)}, "has shape"),
     ],
@@ -122,7 +130,7 @@ def test_an_adapter_that_is_not_there_or_pickled_is_refused(models):
     with pytest.raises(CheckpointError, match=r"has no adapter_model\.safetensors"):
         merge(models, ADAPTED)
     save_file({}, models / "lora" / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match="holds no tensor"):
+    with pytest.raises(CheckpointError, match="contains no tensors"):
         merge(models, ADAPTED)
     (models / "lora" / "adapter_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="expected a JSON object"):
@@ -191,7 +199,7 @@ slices:
         base = deep[name.replace("layers.1.", "layers.3.").replace("layers.0.", "layers.2.")]
         torch.testing.assert_close(merged[name], (a[name] + base) / 2, rtol=1e-6, atol=1e-6)
     for slices in ("models: [{model: a}]", "slices: [{sources: [{model: a, layer_range: [0, 2]}]}]"):
-        with pytest.raises(RecipeError, match="a layer_range of every model, the base's too"):
+        with pytest.raises(RecipeError, match="a layer_range for every model, including the base"):
             merge(models, text.partition("slices:")[0] + slices, overwrite=True)
 
 

@@ -202,7 +202,7 @@ def test_models_of_different_depth_are_stacked(tmp_path: Path) -> None:
         merge_to_folder(too_far, tmp_path / "none")
     weight = {"weight": (Setting(0.5),)}
     whole = Recipe("linear", (Slice((Source(shallow, None, weight), Source(deep, None, weight))),))
-    with pytest.raises(RecipeError, match="of different depth can be stacked"):
+    with pytest.raises(RecipeError, match="of different depth, stack their layers"):
         merge_to_folder(whole, tmp_path / "none")
 
 
@@ -215,7 +215,7 @@ def test_every_architecture_of_the_table_is_tested() -> None:
     [
         ("gemma2", {}, "differ by position"),
         ("gemma3_text", {"layer_types": ["sliding_attention"] * 2 + ["full_attention"]}, "differ by position"),
-        ("granite", {}, "multiplies what its blocks add"),
+        ("granite", {}, "multiplies the outputs of its blocks"),
         ("olmo2", {}, "do not normalise their input"),
         ("stablelm", {}, "not known which of its weights"),
         (
