@@ -33,7 +33,7 @@ class GenerateRequest:
     """Greedy continuation of `prompt` (token ids): at most `max_tokens` new tokens, up to the end of text or the first string of `stop`.
 
     If several stop strings are completed by the same token, the one listed first in `stop` applies, as in lm-eval: `("b", "ab")` leaves the
-    "a" of "ab". A special token whose text contains a stop string (`<|im_end|>`) also ends the text.
+    "a" of "ab". Stop strings are looked for in the text with and without special tokens (`<|im_end|>`).
     """
 
     prompt: tuple[int, ...]

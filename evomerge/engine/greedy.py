@@ -4,61 +4,28 @@ A compact loop instead of `model.generate`, which does far more than an arg max 
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from evomerge.core import EngineError
+from evomerge.engine.answers import AnswerDecoder, cut
 from evomerge.engine.base import GenerateRequest, Generation
-from evomerge.engine.stop_tokens import StopTokens
-
-_CONTEXT_TOKENS = 6
-"""Prompt tokens decoded together with the answer: some tokenizers drop a leading space at the start of a text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """Turns generated tokens into text.
-
-    Attributes:
-        tokenizer: a transformers tokenizer.
-        end_tokens: tokens that end a text.
-        stop_tokens: special tokens that end a text because their own text contains a stop string.
-    """
-
-    tokenizer: Any
-    end_tokens: frozenset[int]
-    stop_tokens: StopTokens
-
-    def after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
-        """Returns a function: tokens -> the text they add to `prompt`, without special tokens or an incomplete character at the end."""
-        context = list(prompt[-_CONTEXT_TOKENS:])
-        before = self._plain(context)
-
-        def text(tokens: Sequence[int]) -> str:
-            both = self._plain([*context, *tokens])
-            added = both[len(before) :] if both.startswith(before) else self._plain(tokens)
-            return added.rstrip("\ufffd")
-
-        return text
-
-    def _plain(self, tokens: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
 
 
 class _Row:
     """A prompt and what has been generated after it, at most `room` tokens."""
 
-    def __init__(self, request: GenerateRequest, room: int, decoder: Decoder) -> None:
-        self._stop, self._room = request.stop, room
-        self._end_tokens = decoder.end_tokens.union(decoder.stop_tokens.of(request.stop))
+    def __init__(
+        self, request: GenerateRequest, room: int, decoder: AnswerDecoder, end_tokens: Collection[int]
+    ) -> None:
+        self._request, self._room, self._decoder = request, room, decoder
+        self._end_tokens = {*end_tokens, *decoder.stop_tokens(request.stop)}
+        self._with_special = decoder.spans_special_tokens(request.stop)
         self._text_of = decoder.after(request.prompt)
         self._tokens: list[int] = []
         self._n_tokens = 0
-        self._text = ""
 
     def add(self, token: int) -> bool:
         """Takes the next token; True when the text is finished."""
@@ -66,19 +33,20 @@ class _Row:
         if token in self._end_tokens:  # an end token need not be a special token
             return True
         self._tokens.append(token)
-        return self._is_stopped() or self._n_tokens >= self._room
+        return self._n_tokens >= self._room or self._is_stopped()
 
     def _is_stopped(self) -> bool:
-        if not self._stop:
+        stop = self._request.stop
+        if not stop:
             return False
-        text = self._text = self._text_of(self._tokens)
-        for stop in self._stop:
-            self._text = self._text.partition(stop)[0]
-        return self._text != text
+        texts = [self._text_of(self._tokens)]
+        if self._with_special:
+            texts.append(self._decoder.with_special_tokens(self._tokens))
+        return any(string in text for string in stop for text in texts)
 
     def generation(self) -> Generation:
         """The text and the number of tokens so far."""
-        return Generation(self._text if self._stop else self._text_of(self._tokens), self._n_tokens)
+        return Generation(cut(self._text_of(self._tokens), self._request.stop), self._n_tokens)
 
 
 STATEFUL = (
@@ -103,16 +71,27 @@ def cache_argument(model: Any) -> str | None:
 
 @torch.inference_mode()
 def decode_batch(
-    model: Any, decoder: Decoder, requests: Sequence[GenerateRequest], *, max_length: int, device: torch.device
+    model: Any,
+    decoder: AnswerDecoder,
+    requests: Sequence[GenerateRequest],
+    *,
+    end_tokens: Collection[int],
+    max_length: int,
+    device: torch.device,
 ) -> list[Generation]:
     """Greedy continuations of one batch of prompts, in order, from a model that has a `cache_argument`.
+
+    Texts end with one of `end_tokens`.
 
     Raises:
         EngineError: the model's logits contain NaN.
     """
     from transformers import DynamicCache
 
-    rows = [_Row(request, min(request.max_tokens, max_length - len(request.prompt)), decoder) for request in requests]
+    rows = [
+        _Row(request, min(request.max_tokens, max_length - len(request.prompt)), decoder, end_tokens)
+        for request in requests
+    ]
     active = list(rows)
     tokens, mask = _left_padded([request.prompt for request in requests], device)
     # Positions are counted from each prompt's first real token.

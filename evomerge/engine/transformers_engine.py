@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from evomerge.core import EngineError, FilePath, Json, loading_errors
+from evomerge.engine.answers import AnswerDecoder
 from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.batching import batches
 from evomerge.engine.checkpoint import CheckpointFolder
-from evomerge.engine.greedy import Decoder, cache_argument, decode_batch
+from evomerge.engine.greedy import cache_argument, decode_batch
 from evomerge.engine.layout import EngineLayout
 from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
-from evomerge.engine.stop_tokens import StopTokens
 from evomerge.engine.transformers_layout import live_layout
 from evomerge.engine.usable import Usable
 from evomerge.plan import WeightTarget
@@ -66,8 +66,8 @@ class TransformersEngine:
         self._max_length = _max_length(max_model_len, config)
         self._vocab_size = int(config.vocab_size)
         self._batch_tokens = BATCH_TOKENS[self._device.type]
-        stop_tokens = StopTokens(tokenizer, self._vocab_size)
-        self._decoder = Decoder(tokenizer, _end_tokens(self._model, tokenizer), stop_tokens)
+        self._decoder = AnswerDecoder(tokenizer, self._vocab_size)
+        self._end_tokens = _end_tokens(self._model, tokenizer)
 
     def _load_another(self, tensors: Mapping[str, torch.Tensor]) -> Any:
         """A model of the same class and configuration with other weights, on the CPU."""
@@ -162,6 +162,7 @@ class TransformersEngine:
                 self._model,
                 self._decoder,
                 [requests[index] for index in batch],
+                end_tokens=self._end_tokens,
                 max_length=self._max_length,
                 device=self._device,
             )

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from evomerge.core import EngineError, FilePath, Json
+from evomerge.engine.answers import AnswerDecoder
 from evomerge.engine.base import GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest
 from evomerge.engine.checkpoint import CheckpointFolder
 from evomerge.engine.environment import apply_engine_environment, vllm_targets_cpu
 from evomerge.engine.patches import DISTRIBUTED_STATE, leave_log_probabilities_without_text
 from evomerge.engine.requests import PromptGroup, check_generate, check_loglikelihood, group_by_prompt
 from evomerge.engine.segments import SegmentKeeper, mapped_segments
-from evomerge.engine.stop_tokens import StopTokens
 from evomerge.engine.usable import Usable
 from evomerge.engine.vllm_options import vllm_options_refused
 from evomerge.engine.vllm_start import VLLM_ERRORS, check_served_as_meant, start_vllm
@@ -93,9 +93,9 @@ class VllmEngine:
         self._vocab_size = int(model_config.get_vocab_size())
 
     @cached_property
-    def _stop_tokens(self) -> StopTokens:
+    def _decoder(self) -> AnswerDecoder:
         # Lazy: with `skip_tokenizer_init` there is no tokenizer, and log-likelihoods do not need one.
-        return StopTokens(self.llm.get_tokenizer(), self._vocab_size)
+        return AnswerDecoder(self.llm.get_tokenizer(), self._vocab_size)
 
     @staticmethod
     def _arguments(**common: Json) -> dict[str, Any]:
@@ -205,7 +205,8 @@ class VllmEngine:
                 temperature=0.0,
                 max_tokens=request.max_tokens,
                 stop=list(request.stop),
-                stop_token_ids=self._stop_tokens.of(request.stop),
+                stop_token_ids=self._decoder.stop_tokens(request.stop),
+                skip_special_tokens=not self._decoder.spans_special_tokens(request.stop),
                 # Requested only to detect NaN: the arg max of NaN logits is a token like any other.
                 logprobs=0,
                 flat_logprobs=True,
@@ -219,7 +220,11 @@ class VllmEngine:
             completion = output.outputs[0]
             if completion.cumulative_logprob is None or math.isnan(completion.cumulative_logprob):
                 raise self._nan(f"generation request {index}")
-            generations.append(Generation(completion.text, len(completion.token_ids)))
+            request, tokens = requests[index], list(completion.token_ids)
+            has_end_token = completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str)
+            # not vLLM's own text, which is cut at whichever stop string is completed first
+            text = self._decoder.answer(request.prompt, tokens[:-1] if has_end_token else tokens, request.stop)
+            generations.append(Generation(text, len(tokens)))
         return generations
 
     def _nan(self, where: str) -> EngineError:

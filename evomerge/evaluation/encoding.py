@@ -47,6 +47,11 @@ class Encoder:
             return tuple(self._tokenizer.encode(text, add_special_tokens=False))
         return tuple(self._tokenizer.encode(text))
 
+    def generation_prompt(self, text: str) -> tuple[int, ...]:
+        """Like `prompt`, for generation: here lm-eval does not take an end-of-text token for the prefix (`HFLM.tok_batch_encode`)."""
+        bos: str | None = self._tokenizer.bos_token
+        return tuple(self._tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos))))
+
     def pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(context, continuation) tokens. Trailing spaces of the context move to the continuation, so that words stay whole.
 

@@ -271,7 +271,9 @@ def _generate_request(where: str, instance: Any, encoder: Encoder) -> GenerateRe
     if not all(isinstance(text, str) for text in settings["until"] if text):
         raise EvaluationError(f"{where}: generation_kwargs.until: expected texts, got {settings['until']!r}")
     stop = handle_stop_sequences(settings["until"], encoder.end_text)
-    prompt = encoder.prompt(context)
+    prompt = encoder.generation_prompt(context)
     if not prompt:
         raise EvaluationError(f"{where}: the prompt is empty")
-    return GenerateRequest(prompt, settings["max_gen_toks"], tuple(dict.fromkeys(text for text in stop if text)))
+    # an empty stop string is found as soon as there is a token
+    most_tokens = 1 if "" in stop else settings["max_gen_toks"]
+    return GenerateRequest(prompt, most_tokens, tuple(dict.fromkeys(text for text in stop if text)))

@@ -13,8 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from evomerge.core import EngineError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest
-from evomerge.engine.greedy import STATEFUL, Decoder
-from evomerge.engine.stop_tokens import StopTokens
+from evomerge.engine.answers import AnswerDecoder
+from evomerge.engine.greedy import STATEFUL
 from evomerge.engine.transformers_engine import TransformersEngine
 from evomerge.plan import folding_of, make_plan, padded, read_model_header
 from evomerge.recipe import StackLayer, stack_recipe
@@ -168,7 +168,7 @@ def test_a_recurrent_state_is_continued_beside_other_prompts(kind, tmp_path):
     engine = TransformersEngine(folder, max_model_len=64)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    decoder = Decoder(tokenizer, frozenset(), StopTokens(tokenizer, 99))
+    decoder = AnswerDecoder(tokenizer, 99)
     requests = [
         GenerateRequest((5, 6, 7), 8), GenerateRequest((9, 10, 11, 12, 13, 14), 3), GenerateRequest((20,), 5), GenerateRequest((33, 34), 8),
     ]  # fmt: skip

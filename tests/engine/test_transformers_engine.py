@@ -1,21 +1,14 @@
 """The transformers engine against the plainest possible use of transformers."""
 
 import json
-from typing import ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evomerge.core import EngineError
 from evomerge.engine import GenerateRequest, LogLikelihoodRequest
-from evomerge.engine.greedy import Decoder
-from evomerge.engine.stop_tokens import StopTokens
 from evomerge.engine.transformers_engine import TransformersEngine
 from evomerge.testing.tiny_models import write_tiny_llama
 
@@ -106,47 +99,6 @@ def test_one_prompt_without_numbers_fails_beside_others(tmp_path):
     assert len(engine.generate([GenerateRequest((5, 6), 1), GenerateRequest((5, 8), 1)])) == 2
     with pytest.raises(EngineError, match="NaN logits while generating for 2 prompts"):
         engine.generate([GenerateRequest((5, 6), 1), GenerateRequest((5, 7), 1)])
-
-
-def test_text_keeps_a_leading_space_and_drops_half_characters():
-    class Metaspace:
-        """Drops the space at the start of a text, as sentencepiece tokenizers do; byte tokens may end half-way."""
-
-        added_tokens_decoder: ClassVar = {}
-
-        def decode(self, tokens, skip_special_tokens):
-            pieces = {1: "▁a", 2: "▁b", 3: "\ufffd"}
-            return "".join(pieces[token] for token in tokens).replace("▁", " ").removeprefix(" ")
-
-    text_of = Decoder(Metaspace(), frozenset(), StopTokens(Metaspace(), 4)).after([1])
-    assert text_of([2]) == " b"
-    assert text_of([2, 3]) == " b"
-
-
-def test_a_character_that_began_in_the_prompt_stays_unfinished():
-    """What is unfinished inside an answer stays in it."""
-    alphabet = sorted(ByteLevel.alphabet())
-    model = Tokenizer(BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
-    model.pre_tokenizer, model.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model)
-    space, *rest = tokenizer.encode(" é")
-    text_of = Decoder(tokenizer, frozenset(), StopTokens(tokenizer, 256)).after([space, rest[0]])
-    letters = tokenizer.encode("ab")
-    assert text_of([*rest[1:], *letters]) == "\ufffdab"
-    assert text_of([letters[0], rest[0], letters[1], rest[0]]) == "a\ufffdb"
-
-
-def test_only_special_tokens_of_the_model_stop_a_text(model):
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.add_tokens(["<|plain|>"])
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|one|>", "<|two|>"]})
-    one, two = tokenizer.convert_tokens_to_ids(["<|one|>", "<|two|>"])
-    assert StopTokens(tokenizer, two + 1).of(("|>",)) == [one, two]
-    assert StopTokens(tokenizer, two).of(("|>",)) == [one]
-
-
-def test_tokenizers_without_added_tokens_stop_nothing():
-    assert StopTokens(object(), 4).of(("a",)) == []
 
 
 def test_checkpoint_and_architecture_must_fit(model, tmp_path):

@@ -4,11 +4,13 @@ import json
 import logging
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from evomerge.core import EvaluationError, EvaluationRequest, Split, Status
 from evomerge.engine import make_engine
 from evomerge.evaluation import LmEvalEvaluator, PromptFormat, TaskSet, TaskSpec, load_task
+from evomerge.evaluation.encoding import Encoder
 from evomerge.plan import read_model_header
 from evomerge.recipe import Recipe, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
@@ -137,3 +139,17 @@ def test_no_template(models, task_folder):
 def test_fewer_than_no_examples():
     with pytest.raises(EvaluationError, match="num_fewshot must be at least 0"):
         TaskSpec("t.yaml", num_fewshot=-1)
+
+
+def test_a_generation_prompt_keeps_its_own_end_of_text_token(tmp_path):
+    """Of a tokenizer without a token for the beginning that puts one for the end there, as `HFLM.tok_batch_encode` does."""
+    tokenizer = AutoTokenizer.from_pretrained(write_tiny_llama(tmp_path, seed=0))
+    ends = tokenizer.eos_token_id
+    tokenizer.bos_token = None
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<eos> $A", special_tokens=[("<eos>", ends)])
+    encoder = Encoder(tokenizer)
+    letter = tokenizer.convert_tokens_to_ids("a")
+    assert encoder.generation_prompt("<eos>a") == (ends, ends, letter)
+    assert encoder.prompt("<eos>a") == (ends, letter)
+    tokenizer.bos_token = tokenizer.eos_token
+    assert Encoder(tokenizer).generation_prompt("<eos>a") == (ends, letter)
