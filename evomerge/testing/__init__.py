@@ -1,1 +1,1 @@
-"""Conformance suites, fakes and tiny models for tests, of this project and of plugins."""
+"""Conformance suites, fakes and tiny models for tests of this project and of plugins."""

@@ -1,4 +1,4 @@
-"""What every inference engine must do: each function of `CHECKS` compares the live engine of an `EngineSuite`, whose weights are
+"""Conformance checks for inference engines: each function of `CHECKS` compares the live engine of an `EngineSuite`, whose weights are
 replaced in place, with freshly started ones.
 """
 
@@ -26,11 +26,11 @@ from evomerge.testing.engine_writers import write_tensors
 N_SWAPS = 100
 N_WARM_UP = 12
 MAX_GROWTH_BYTES = 12 << 20
-"""Resident memory that `N_SWAPS - N_WARM_UP` swaps may add; one leaked copy per swap of the tiny model's weights is 90 MB."""
+"""Maximum growth of resident memory in `N_SWAPS - N_WARM_UP` swaps; leaking one copy of the tiny model's weights per swap would be 90 MB."""
 
 
 def check_suite_can_fail(suite: EngineSuite) -> None:
-    """The weight sets give different answers to nearly everything, some texts end early and some at a stop string."""
+    """The weight sets give different answers to nearly every request, and some texts end early or at a stop string."""
     for one, two in ((0, 1), (1, 2), (0, 2)):
         assert len(suite.fresh[one].differences(suite.fresh[two])) > len(suite.generate_requests)
     for answers in suite.fresh:
@@ -40,9 +40,9 @@ def check_suite_can_fail(suite: EngineSuite) -> None:
 
 
 def check_layout_is_complete(suite: EngineSuite) -> None:
-    """Every checkpoint tensor is addressed, every element of it exactly where its regions say, shapes and views agree."""
+    """Every checkpoint tensor is addressed, its regions cover each element exactly once, and shapes and views agree."""
     if suite.engine.is_sharded:
-        suite.load(0)  # each process checks its own part; that they are all together is checked when the engine starts
+        suite.load(0)  # each process checks its own part; that the parts are complete is checked when the engine starts
         suite.check_serves(0)
         return
     seen: list[WeightTarget] = []
@@ -65,18 +65,18 @@ def check_layout_is_complete(suite: EngineSuite) -> None:
         target.regions("no.such.tensor")
     except KeyError:
         return
-    raise AssertionError("a tensor that the engine does not have must be a KeyError")
+    raise AssertionError("regions() of a tensor that the engine does not have must raise KeyError")
 
 
 def check_live_weights_equal_fresh(suite: EngineSuite) -> None:
-    """After an update the engine is the model it was given: same greedy tokens, log-probabilities within 1e-4."""
+    """After an update, the engine serves the new model: same greedy tokens, log-probabilities close to those of a fresh engine (`is_close`)."""
     for which in (1, 2, 0):
         suite.load(which)
         suite.check_serves(which)
 
 
 def check_swaps_neither_leak_nor_serve_stale_tokens(suite: EngineSuite) -> None:
-    """100 updates in a row: every answer is the current weights', parameters stay where they are, memory stays flat."""
+    """In 100 consecutive updates, every answer comes from the current weights, parameters do not move, and memory does not grow."""
     places: set[tuple[tuple[str, int], ...]] = set()
     shared = [i for i, request in enumerate(suite.generate_requests) if len(request.prompt) > 300]
     requests = [suite.generate_requests[i] for i in shared]
@@ -94,7 +94,7 @@ def check_swaps_neither_leak_nor_serve_stale_tokens(suite: EngineSuite) -> None:
         suite.engine.update(suite.writer(suite.weights[which]) if suite.engine.is_sharded else write)
         expected = [suite.fresh[which].generations[i] for i in shared]
         assert suite.engine.generate(requests) == expected, f"swap {swap}"
-        # The second time the prefix cache holds this very update's blocks.
+        # The second time, the prefix cache contains the blocks of this update.
         assert suite.engine.generate(requests[:1]) == expected[:1], f"swap {swap}"
         answers = suite.engine.loglikelihood([suite.log_likelihood_requests[i] for i in scored])
         for answer, i in zip(answers, scored, strict=True):
@@ -103,18 +103,18 @@ def check_swaps_neither_leak_nor_serve_stale_tokens(suite: EngineSuite) -> None:
         if swap == N_WARM_UP:
             before = _resident_bytes()
     growth = _resident_bytes() - before
-    assert growth <= MAX_GROWTH_BYTES, f"{growth / 2**20:.1f} MiB more after {N_SWAPS - N_WARM_UP} swaps"
+    assert growth <= MAX_GROWTH_BYTES, f"memory grew by {growth / 2**20:.1f} MiB in {N_SWAPS - N_WARM_UP} swaps"
     assert len(places) == (0 if suite.engine.is_sharded else 1), "the live parameters moved"
 
 
 def check_greedy_agrees_with_generate(suite: EngineSuite) -> None:
-    """`is_greedy` is true of exactly what `generate` writes."""
+    """`is_greedy` is true exactly for what `generate` produces."""
     suite.load(1)
     requests, expected = [], []
     for request, generation in zip(suite.generate_requests, suite.fresh[1].generations, strict=True):
         tokens = tuple(suite.tokenizer.encode(generation.text, add_special_tokens=False).ids)
         if request.stop or len(tokens) != generation.n_tokens:
-            continue  # cut at a stop string, or special tokens that the text does not show
+            continue  # truncated at a stop string, or contains special tokens that are not in the text
         requests.append(LogLikelihoodRequest(request.prompt, tokens))
         expected.append(True)
         for place in {0, len(tokens) - 1}:
@@ -127,7 +127,7 @@ def check_greedy_agrees_with_generate(suite: EngineSuite) -> None:
 
 
 def check_the_second_best_token_is_not_greedy(suite: EngineSuite) -> None:
-    """Wherever it stands in a continuation, and whatever comes after it."""
+    """The second most likely token is not greedy, wherever it is in a continuation and whatever follows it."""
     suite.load(1)
     for context in (random_tokens("greedy context", i, n=6 + i) for i in range(3)):
         tokens = range(VOCAB)
@@ -153,7 +153,7 @@ def check_log_likelihoods_add_up(suite: EngineSuite) -> None:
 
 
 def check_order_is_kept(suite: EngineSuite) -> None:
-    """Answers come in the order of the requests, whatever batches the engine makes; no requests, no answers."""
+    """Answers come in the order of the requests, whatever batches the engine forms; no requests give no answers."""
     suite.load(0)
     order = random_stream(0, "order").permutation(len(suite.log_likelihood_requests))
     answers = suite.engine.loglikelihood([suite.log_likelihood_requests[i] for i in order])
@@ -168,7 +168,7 @@ def check_order_is_kept(suite: EngineSuite) -> None:
 
 
 def check_limits(suite: EngineSuite) -> None:
-    """Sequences of `max_length` tokens work, longer ones are errors, and so is nonsense; the engine works on afterwards."""
+    """Sequences of `max_length` tokens work, longer ones and invalid requests are errors; the engine keeps working afterwards."""
     suite.load(0)
     engine, limit = suite.engine, suite.engine.max_length
     assert limit == MAX_LENGTH
@@ -196,7 +196,7 @@ def check_limits(suite: EngineSuite) -> None:
 
 
 def check_nan_is_an_error(suite: EngineSuite) -> None:
-    """NaN weights give an error, not an answer; and nothing of them is left after the next update."""
+    """NaN weights give an error instead of an answer, and leave no traces after the next update."""
     for name in ("model.layers.0.self_attn.v_proj.weight", "model.norm.weight"):
         broken = dict(suite.weights[1])
         broken[name] = torch.full_like(broken[name], torch.nan)
@@ -230,7 +230,7 @@ def check_stop_strings(suite: EngineSuite) -> None:
 
 
 def check_special_tokens_among_stop_strings(suite: EngineSuite) -> None:
-    """A special token whose text holds a stop string ends the text, though answers leave special tokens out."""
+    """A special token whose text contains a stop string ends the text, although answers leave special tokens out."""
     suite.load(0)
     requests = [GenerateRequest(random_tokens("special", i, n=9), max_tokens=40) for i in range(32)]
     whole = suite.engine.generate(requests)
@@ -243,7 +243,7 @@ def check_special_tokens_among_stop_strings(suite: EngineSuite) -> None:
 
 
 def check_failed_update_blocks_use(suite: EngineSuite) -> None:
-    """If writing fails halfway, its error passes through and the engine refuses to answer until the next update."""
+    """If a write fails halfway, its error propagates and the engine refuses to answer until the next update."""
 
     class HalfwayError(Exception):
         pass
@@ -269,7 +269,7 @@ def check_failed_update_blocks_use(suite: EngineSuite) -> None:
 
 
 def check_engines_are_independent(suite: EngineSuite) -> None:
-    """A second engine in the process has its own weights; closing it leaves the first one working; a closed one says so."""
+    """A second engine in the process has its own weights; closing it leaves the first one working; a closed engine raises errors."""
     suite.load(0)
     other = suite.start(suite.folders[1])
     suite.check_serves(0)

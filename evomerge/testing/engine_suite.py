@@ -1,7 +1,7 @@
-"""A live engine beside freshly started ones, for checks that run over any engine: ours and a plugin's.
+"""A live engine and freshly started ones, for checks of any engine, ours or a plugin's.
 
 `EngineSuite` starts the engine on tiny random Llamas and collects the answers of freshly started engines for several weight sets; each
-function of `evomerge.testing.engine_checks.CHECKS` compares a live engine whose weights are replaced in place against them:
+function of `evomerge.testing.engine_checks.CHECKS` compares a live engine, whose weights are replaced in place, with them:
 
     @pytest.fixture(scope="module", params=[True, False])
     def suite(request, tmp_path_factory):
@@ -32,27 +32,27 @@ from evomerge.testing.tiny_models import write_tiny_llama
 
 MAX_LENGTH = 448
 VOCAB = 99
-"""The tokenizer's characters and special tokens; not a multiple of 64, so that engines pad it."""
+"""Number of the tokenizer's characters and special tokens; not a multiple of 64, so that engines pad it."""
 FIRST_TOKEN, END_TOKEN = 3, 99
 
 
 def is_close(one: float, other: float) -> bool:
-    """Whether two engines of equal weights in float32 may answer with these log probabilities.
+    """Whether two engines with equal float32 weights may differ by this much in a log-probability.
 
-    Other batches, and other numbers of processes, sum in other orders, and a log probability of hundreds of tokens is a sum itself.
+    Different batches and numbers of processes sum in different orders, and the log-probability of hundreds of tokens is itself a sum.
     """
     return isclose(one, other, rel_tol=2.5e-7, abs_tol=1e-4)
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What an engine says to the suite's requests."""
+    """An engine's answers to the suite's requests."""
 
     log_likelihoods: tuple[LogLikelihood, ...]
     generations: tuple[Generation, ...]
 
     def differences(self, other: "Answers") -> list[str]:
-        """Where `other` is not the same model's answer; empty if it is."""
+        """Differences from `other` that show a different model; empty if there are none."""
         found = []
         for index, (one, two) in enumerate(zip(self.log_likelihoods, other.log_likelihoods, strict=True)):
             if not is_close(one.log_probability, two.log_probability):
@@ -66,14 +66,14 @@ class Answers:
 
 
 class EngineSuite:
-    """A live engine, three weight sets, and what fresh engines say with each of them.
+    """A live engine, three weight sets, and the answers of fresh engines with each of them.
 
     Args:
-        start: makes an engine: `start(folder, dtype="float32", max_model_len=...)`.
+        start: creates an engine: `start(folder, dtype="float32", max_model_len=...)`.
         folder: where the tiny models are written.
-        tied: whether their output layer is the embedding.
-        fresh: what fresh engines of another suite (of equal `tied`) say, where this engine must answer like those; default: ask
-            engines that `start` makes.
+        tied: whether their output layer is tied to the embedding.
+        fresh: answers of another suite's fresh engines (with equal `tied`) that this engine must reproduce; by default, those of
+            engines created by `start`.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class EngineSuite:
         self.engine.update(self.writer(self.weights[which]))
 
     def writer(self, tensors: dict[str, torch.Tensor]) -> Callable[[WeightTarget], None]:
-        """Writes `tensors`; as data, through a file, where the engine's weights are spread over processes."""
+        """A write of `tensors`; for a sharded engine, a `RemoteWrite` that reads them from a file."""
         if not self.engine.is_sharded:
             return partial(write_tensors, tensors=tensors)
         file = self._folder / "written.safetensors"
@@ -127,19 +127,19 @@ class EngineSuite:
         return RemoteWrite("evomerge.testing.engine_writers:write_file", {"file": str(file)})
 
     def check_serves(self, which: int) -> None:
-        """The live engine answers like a fresh one with weight set `which`."""
+        """Asserts that the live engine answers like a fresh one with weight set `which`."""
         found = self.fresh[which].differences(self.answers(self.engine))
         assert not found, f"weight set {which}, fresh and live engine: {found[:5]}"
 
 
 def random_tokens(*names: str | int, n: int) -> tuple[int, ...]:
-    """`n` ordinary tokens that follow from the names."""
+    """`n` ordinary tokens, determined by the names."""
     stream = random_stream(0, "engine suite", *names)
     return tuple(int(token) for token in stream.integers(FIRST_TOKEN, END_TOKEN, n))
 
 
 def _log_likelihood_requests() -> list[LogLikelihoodRequest]:
-    """Short and long, one token and many, four choices after the same context, long common beginnings, a duplicate."""
+    """Short and long requests, one token and many, four choices after the same context, long common beginnings, a duplicate."""
     requests = []
     for item in range(6):
         context = random_tokens("context", item, n=5 + 9 * item)
@@ -152,15 +152,15 @@ def _log_likelihood_requests() -> list[LogLikelihoodRequest]:
         LogLikelihoodRequest(shared + random_tokens("own", i, n=4), random_tokens("answer", i, n=1 + i % 2))
         for i in range(4)
     ]
-    # Same sequence, split at different places, so that one forward pass must serve both.
+    # The same sequence, split at different places, so that one forward pass must serve both.
     requests += [LogLikelihoodRequest(shared[:20], shared[20:24]), LogLikelihoodRequest(shared[:23], shared[23:24])]
-    # Continuations that begin alike, by more than a block of a prefix cache.
+    # Continuations with a common beginning that is longer than a block of a prefix cache.
     requests += [LogLikelihoodRequest(shared[:7], shared[7:] + random_tokens("end", i, n=1 + i)) for i in range(3)]
     return [*requests, requests[0]]
 
 
 def _generate_requests() -> list[GenerateRequest]:
-    """Prompts of many lengths, with limits and stop strings; long ones share 300 tokens, which a prefix cache keeps."""
+    """Prompts of many lengths, with limits and stop strings; long ones share 300 tokens for the prefix cache."""
     requests = [GenerateRequest(random_tokens("prompt", i, n=1 + 3 * i), max_tokens=4 + i % 9) for i in range(24)]
     requests += [GenerateRequest(random_tokens("prompt", i, n=9), max_tokens=40) for i in range(16)]
     requests += [

@@ -1,4 +1,4 @@
-"""What the engine suite writes into engines: tensors from memory, or as data, from a file, in the engine's own processes."""
+"""The writes of the engine suite: tensors from memory, or from a file by a `RemoteWrite` in the engine's own processes."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ def write_tensors(target: WeightTarget, tensors: dict[str, torch.Tensor]) -> Non
 
 
 def write_file(settings: Mapping[str, Json], target: WeightTarget) -> None:
-    """As `write_tensors`, in another process; the parameters must then hold them."""
+    """Like `write_tensors`, in another process; then checks that the parameters contain the tensors."""
     tensors = load_file(str(settings["file"]))
     write_tensors(target, tensors)
     for name in target.names():
@@ -32,7 +32,7 @@ def write_half(settings: Mapping[str, Json], target: WeightTarget) -> None:
 
 
 def check_file(settings: Mapping[str, Json], target: WeightTarget) -> None:
-    """Changes nothing; fails where the engine's parameters are not the tensors of a file."""
+    """Changes nothing; fails if the engine's parameters are not the tensors of a file."""
     tensors = load_file(str(settings["file"]))
     for name in target.names():
         for region in target.regions(name):

@@ -1,4 +1,4 @@
-"""What every strategy must do, as checks that any test runner can call: every check takes a `StrategyCase` and asserts.
+"""Conformance checks for strategies, for any test runner: every check takes a `StrategyCase` and asserts.
 
 @pytest.mark.parametrize("check", STRATEGY_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("case", strategy_cases(), ids=str)
@@ -56,9 +56,9 @@ def _check_inside(case: StrategyCase, candidate: Candidate) -> None:
 
 
 def check_determinism(case: StrategyCase) -> None:
-    """The same seed and calls give the same proposals; another seed gives others; global random state is not touched."""
+    """The same seed and calls give the same proposals, another seed gives others, and global random state does not change."""
     first = Driver(case, case.make()).run(40).trace
-    global_state = str(np.random.get_state(legacy=False))  # noqa: NPY002 - it must stay as it is
+    global_state = str(np.random.get_state(legacy=False))  # noqa: NPY002 - it must not change
     second = Driver(case, case.make()).run(40).trace
     assert str(np.random.get_state(legacy=False)) == global_state  # noqa: NPY002
     assert first == second
@@ -66,7 +66,7 @@ def check_determinism(case: StrategyCase) -> None:
 
 
 def check_ask_many_is_ask_one_often(case: StrategyCase) -> None:
-    """`ask(n)` equals n times `ask(1)`; pending candidates need no answer before the next ask."""
+    """`ask(n)` equals n times `ask(1)`; pending candidates need not be told before the next ask."""
     at_once = list(case.make().ask(6))
     strategy = case.make()
     one_by_one = [candidate for _ in range(6) for candidate in strategy.ask(1)]
@@ -75,7 +75,7 @@ def check_ask_many_is_ask_one_often(case: StrategyCase) -> None:
 
 
 def check_many_pending(case: StrategyCase) -> None:
-    """Many times a population may be pending and told without an ask in between, as at the end of a budget; resume as ever."""
+    """Many more candidates than a population may be pending and then told without an ask in between, as at the end of a budget; resuming still works."""
     driver = Driver(case, case.make())
     driver.pending = list(driver.strategy.ask(60))
     for candidate in driver.pending[:-4]:
@@ -86,7 +86,7 @@ def check_many_pending(case: StrategyCase) -> None:
 
 
 def check_empty_ask_changes_nothing(case: StrategyCase) -> None:
-    """An empty answer leaves the state and all later proposals as they were."""
+    """An empty answer leaves the state and all later proposals unchanged."""
     plain = Driver(case, case.make())
     nosy = Driver(case, case.make())
     for _ in range(30):
@@ -104,7 +104,7 @@ def check_empty_ask_changes_nothing(case: StrategyCase) -> None:
 
 
 def check_tell_refuses_strangers(case: StrategyCase) -> None:
-    """Unknown, repeated and incomplete results raise a typed error and nothing of the call is learned."""
+    """Unknown, repeated and incomplete results raise a typed error, and nothing from the call is learned."""
     strategy = case.make()
     (first,) = strategy.ask(1)
     good = case.evaluate(first)
@@ -120,7 +120,7 @@ def check_tell_refuses_strangers(case: StrategyCase) -> None:
 
 
 def check_failures(case: StrategyCase) -> None:
-    """All-failed runs go on proposing; recommend says that there is nothing; NaN counts as failed."""
+    """If all candidates fail, proposals continue and `recommend` raises; NaN counts as failed."""
     strategy = case.make()
     _assert_raises(EvaluationError, strategy.recommend)
     for round_ in range(40):
@@ -136,7 +136,7 @@ def check_failures(case: StrategyCase) -> None:
 
 
 def check_equal_scores(case: StrategyCase) -> None:
-    """Where every candidate scores the same, as on items that all of them or none solves, proposals go on coming."""
+    """Proposals continue if every candidate has the same score, as on items that all or none of them solve."""
     strategy = case.make()
     goals = case.objectives()
     for _ in range(30):
@@ -149,7 +149,7 @@ def check_equal_scores(case: StrategyCase) -> None:
 
 
 def check_recommend(case: StrategyCase) -> None:
-    """The recommendation was evaluated well, and with one objective nothing told is better."""
+    """The recommended candidate was evaluated successfully, and with one objective no other is better."""
     driver = Driver(case, case.make()).run(50)
     told = [candidate for candidate in driver.trace if candidate not in driver.pending and int(candidate.id[1:]) % 7]
     choice = driver.strategy.recommend()
@@ -160,7 +160,7 @@ def check_recommend(case: StrategyCase) -> None:
 
 
 def check_reports_are_json(case: StrategyCase) -> None:
-    """`stop_reasons` and `diagnostics` are JSON, asking for them changes nothing, and there is no reason to stop at the start."""
+    """`stop_reasons` and `diagnostics` are JSON, calling them changes nothing, and there is no reason to stop at the start."""
     strategy = case.make()
     assert dict(strategy.stop_reasons()) == {}
     quiet = Driver(case, case.make()).run(40)
@@ -172,7 +172,7 @@ def check_reports_are_json(case: StrategyCase) -> None:
 
 
 def seeds_of(case: StrategyCase) -> tuple[list[Candidate], list[Evaluation]]:
-    """Three known points, one of which failed."""
+    """Three known points, the last of which failed."""
     points = [0.2, 0.5, 1.0]
     candidates = [Candidate(f"source:{i}", VectorGenome((value,) * case.dimension)) for i, value in enumerate(points)]
     statuses = [Status.OK, Status.OK, Status.FAILED]
@@ -182,7 +182,7 @@ def seeds_of(case: StrategyCase) -> tuple[list[Candidate], list[Evaluation]]:
 
 
 def check_seeds(case: StrategyCase) -> None:
-    """Seeds count for `recommend`, survive a resume, and are refused where they come late or do not fit."""
+    """Seeds are considered by `recommend`, survive a resume, and are refused if they come late or do not fit."""
     candidates, evaluations = seeds_of(case)
     strategy = case.make()
     strategy.seed(candidates, evaluations)
@@ -202,7 +202,7 @@ def check_seeds(case: StrategyCase) -> None:
 
 
 def check_resume(case: StrategyCase) -> None:
-    """run(n + m) equals run(n), save as JSON, load, run(m): bit for bit, from any point."""
+    """run(n + m) equals run(n), save as JSON, load, run(m), bit for bit and from any point."""
     whole = Driver(case, case.make()).run(45)
     driver = Driver(case, case.make())
     for n_tells in (0, 1, 7, 12, 25):
@@ -215,7 +215,7 @@ def check_resume(case: StrategyCase) -> None:
 
 
 def _repeated(strategy: Strategy, driver: Driver) -> list[bool]:
-    """Tells a fresh strategy the past of another one; whether each proposal came out the same."""
+    """Replays the history of another strategy in a fresh one; returns whether each proposal was the same."""
     same = []
     for event in driver.history:
         if isinstance(event, Candidate):
@@ -226,7 +226,7 @@ def _repeated(strategy: Strategy, driver: Driver) -> list[bool]:
 
 
 def check_repeat(case: StrategyCase) -> None:
-    """What is repeated comes out the same; `repeat` refuses a candidate that is not the next."""
+    """Repeated proposals are the same; `repeat` refuses a candidate that is not the next one."""
     driver = Driver(case, case.make()).run(30)
     strategy = case.make()
     assert all(_repeated(strategy, driver))
@@ -237,9 +237,9 @@ def check_repeat(case: StrategyCase) -> None:
 
 
 def check_repeat_elsewhere(case: StrategyCase) -> None:
-    """Where proposals come out otherwise, as on another processor, what was recorded counts and the search goes on.
+    """If proposals differ, as on another processor, the recorded candidates are used and the search continues.
 
-    Another seed stands for the other processor: no proposal that draws random numbers comes out the same.
+    Another seed simulates the other processor: no proposal that draws random numbers is the same.
     """
     driver = Driver(case, case.make()).run(50)
     strategy = case.make(seed=8)
@@ -256,7 +256,7 @@ def check_repeat_elsewhere(case: StrategyCase) -> None:
 
 
 def check_state_is_guarded(case: StrategyCase) -> None:
-    """A state of another seed, a damaged one, and one that cannot be reproduced are refused."""
+    """A state for another seed or a damaged one is refused, and so is loading into a strategy that is not fresh."""
     strategy = Driver(case, case.make()).run(10).strategy
     state = cast(dict[str, Any], json.loads(canonical_json(strategy.state_dict())))
     _assert_raises(JournalError, lambda: strategy.load_state_dict(state))

@@ -1,7 +1,7 @@
-"""Strategies under test: which ones, with which options, and a `Driver` that keeps several candidates pending, tells them out of order
+"""Strategies under test with their options, and a `Driver` that keeps several candidates pending, tells them out of order
 and lets some fail.
 
-`evomerge.testing.strategy_checks` says what they must do; `resume_in_new_process` runs many of them in one fresh interpreter.
+`evomerge.testing.strategy_checks` contains the checks; `resume_in_new_process` runs many strategies in one fresh interpreter.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ from evomerge.strategy import Strategy, make_strategy, strategy_names
 
 @dataclass(frozen=True)
 class StrategyCase:
-    """A strategy by name, with what it is made from; `sometimes_used`: a space of four dimensions with coordinates of which that is so."""
+    """A strategy by name, with its arguments; with `sometimes_used`, the space has four dimensions, some of which do not always have an effect."""
 
     name: str
     dimension: int = 4
@@ -65,7 +65,7 @@ class StrategyCase:
         return make_strategy(self.name, objectives=self.objectives(), seed=seed, **made_from, **self.options)
 
     def point(self, candidate: Candidate) -> NDArray[np.float64]:
-        """A candidate's coordinates (d,); a crossover, whose parents are not at hand, has made-up ones that follow from it."""
+        """A candidate's coordinates (d,); for a crossover, whose parents are not available, made-up coordinates determined by the genome."""
         if isinstance(candidate.genome, VectorGenome):
             return np.asarray(candidate.genome.values)
         name = canonical_json(genome_to_json(candidate.genome))
@@ -101,7 +101,7 @@ _SOMETIMES_USED = SearchSpace(
         *[Parameter(f"weight[{number}]", 0.0, 1.0, used_with=("method", (1,))) for number in range(3)],
     ]
 )
-"""a method without parameters is one point, however it is written"""
+"""with the method "plain", whose parameters have no effect, all points are equivalent"""
 
 OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
     "bo": (
@@ -164,29 +164,29 @@ OPTIONS_IN_CASES: Mapping[str, Sequence[StrategyCase]] = {
         StrategyCase("nsga2", options={"group_correlation": 0.5}, families=(0, 1, 1, 0)),
     ),
 }
-"""Further cases of our own strategies, beside the default options."""
+"""Further cases of built-in strategies, in addition to the default options."""
 
 _LIBRARIES: Mapping[str, str] = {"bo": "botorch", "nevergrad": "nevergrad", "optuna": "optuna"}
-"""Of our own strategies: what an optional extra brings."""
+"""Built-in strategy -> the library from its optional extra."""
 
 _CHEAP: Mapping[str, Mapping[str, Any]] = {"bo": _CHEAP_BO}
-"""Stands for the default options where those would take seconds per proposal."""
+"""Replaces default options that would take seconds per proposal."""
 
 
 def strategy_cases() -> list[StrategyCase]:
-    """Every registered strategy, plugins too, with default options, and the further cases of our own."""
+    """Every registered strategy, including plugins, with default options, and the further cases of built-in ones."""
     cases = [StrategyCase(name, options=_CHEAP.get(name, {})) for name in strategy_names()]
     return cases + [case for name in sorted(OPTIONS_IN_CASES) for case in OPTIONS_IN_CASES[name]]
 
 
 def lacking_library(strategy: str) -> str | None:
-    """The library that a strategy of ours needs, where it is not installed."""
+    """The library that a built-in strategy needs, if it is not installed; else None."""
     library = _LIBRARIES.get(strategy)
     return None if library is None or importlib.util.find_spec(library) is not None else library
 
 
 class Driver:
-    """Runs a strategy on a fixed, jumbled schedule: four pending, told last in first out in part, each seventh fails."""
+    """Runs a strategy on a fixed, irregular schedule: four candidates pending, told out of order, and every seventh fails."""
 
     def __init__(
         self, case: StrategyCase, strategy: Strategy, pending: Sequence[Candidate] = (), n_told: int = 0
@@ -197,10 +197,10 @@ class Driver:
         self.n_told = n_told
         self.trace: list[Candidate] = []
         self.history: list[Candidate | Evaluation] = []
-        """what was asked and told, in order"""
+        """asked candidates and told evaluations, in order"""
 
     def run(self, n_tells: int) -> "Driver":
-        """Goes on until `n_tells` more results were told."""
+        """Continues until `n_tells` more results have been told."""
         for _ in range(n_tells):
             asked = list(self.strategy.ask(4 - len(self.pending)))
             self.trace += asked
@@ -216,14 +216,14 @@ class Driver:
         return self
 
     def saved(self) -> dict[str, Json]:
-        """Strategy state and pending candidates, as they would be found in a run directory."""
+        """Strategy state and pending candidates, as stored in a run directory."""
         state = json.loads(canonical_json(self.strategy.state_dict()))
         pending = [[item.id, genome_to_json(item.genome), list(item.parents)] for item in self.pending]
         return {"state": state, "pending": pending, "n_told": self.n_told}
 
 
 def restored(case: StrategyCase, saved: Mapping[str, Any]) -> Driver:
-    """A driver that goes on from `Driver.saved`."""
+    """A driver that continues from `Driver.saved`."""
     strategy = case.make()
     strategy.load_state_dict(saved["state"])
     pending = [Candidate(name, genome_from_json(genome), tuple(parents)) for name, genome, parents in saved["pending"]]
@@ -231,7 +231,7 @@ def restored(case: StrategyCase, saved: Mapping[str, Any]) -> Driver:
 
 
 def resume_in_new_process(jobs: Sequence[tuple[StrategyCase, Mapping[str, Json]]], n_tells: int) -> list[list[Any]]:
-    """Restores every (case, saved) in one new interpreter and runs `n_tells` more; the proposals as [id, genome]."""
+    """Restores every (case, saved) in one new interpreter and runs `n_tells` more; returns the proposals as [id, genome]."""
     request = {
         "n_tells": n_tells,
         "jobs": [{"case": asdict(case), "saved": saved} for case, saved in jobs],
@@ -248,7 +248,7 @@ def resume_in_new_process(jobs: Sequence[tuple[StrategyCase, Mapping[str, Json]]
 
 
 def _serve() -> None:
-    """The other side of `resume_in_new_process`."""
+    """The child process of `resume_in_new_process`."""
     request = json.load(sys.stdin)
     answers = []
     for job in request["jobs"]:

@@ -1,7 +1,7 @@
-"""Random-weight Llama checkpoints of a few kilobytes, written in milliseconds, for tests of everything that reads models.
+"""Llama checkpoints of a few kilobytes with random weights, written in milliseconds, for all tests that read models.
 
-The weights come from NumPy streams, so the same arguments give the same bytes on every machine. Nothing is trained and
-nothing of transformers is imported; the folders are what `from_pretrained` and vLLM read.
+The weights come from NumPy streams, so the same arguments give the same bytes on every machine. Nothing is trained, and
+transformers is not imported; `from_pretrained` and vLLM can read the folders.
 """
 
 import string
@@ -16,7 +16,7 @@ from evomerge.core import CheckpointError, Json, atomic_write_json, random_strea
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 PAD_ID, EOS_ID, UNK_ID = range(3)
 CHARACTERS = "\n" + string.digits + string.ascii_letters + string.punctuation + " "
-"""What the tokenizer knows, one token each, in the order of their ids (from `len(SPECIAL_TOKENS)`)."""
+"""The tokenizer's characters, one token each, in the order of their ids (from `len(SPECIAL_TOKENS)` on)."""
 DEFAULT_VOCAB = 128
 
 
@@ -34,13 +34,13 @@ def write_tiny_llama(
 ) -> Path:
     """Writes a Llama checkpoint with random weights and a character-level tokenizer.
 
-    The weights are large enough (`init_std`, and norms around 1 with spread .1) for greedy continuations to depend on
+    The weights are large enough (`init_std`, and norms around 1 with standard deviation 0.1) for greedy continuations to depend on
     every tensor. Models that differ only in `seed` have the same config and tokenizer, so they can be merged.
 
     Args:
-        folder: created where missing; files in it are replaced.
+        folder: created if missing; files in it are replaced.
         seed: of the weights.
-        tied: whether the output layer is the embedding; an untied model also stores `lm_head.weight`.
+        tied: whether the output layer is tied to the embedding; an untied model also stores `lm_head.weight`.
         n_layers: transformer blocks.
         hidden: width; a multiple of `num_attention_heads` (default 4).
         vocab: rows of the embedding. Below `len(SPECIAL_TOKENS) + len(CHARACTERS)` the last characters become `<unk>`;
@@ -146,7 +146,7 @@ def _config(*, tied: bool, n_layers: int, hidden: int, vocab: int, dtype: str) -
 
 def _write_tokenizer(folder: Path, vocab: int) -> None:
     tokens = [*SPECIAL_TOKENS, *CHARACTERS][:vocab]
-    # A byte-pair model without merges is a character-level tokenizer whose decoder needs no knowledge of spaces.
+    # A byte-pair model without merges is a character-level tokenizer whose decoder needs no special handling of spaces.
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [], unk_token="<unk>"))  # noqa: S106
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))

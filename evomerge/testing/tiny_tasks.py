@@ -1,4 +1,4 @@
-"""A task of a few yes-or-no questions with the three splits of a search, for tests that run whole searches in seconds."""
+"""A task with a few yes-or-no questions and the three splits of a search, for tests that run whole searches in seconds."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ SPLITS = ("search", "select", "report")
 
 
 def write_toy_task(path: Path, *, n_items: int) -> None:
-    """Writes an lm-eval task with the metric `acc`, and its data beside it.
+    """Writes an lm-eval task with the metric `acc`, with its data in the same folder.
 
     Args:
         path: the task file; its stem is the task's name.
-        n_items: questions of every split; every other one has the answer no.
+        n_items: number of questions per split; every other one has the answer no.
     """
     files = {split: f"{path.stem}.{split}.jsonl" for split in SPLITS}
     path.parent.mkdir(exist_ok=True)

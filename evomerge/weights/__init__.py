@@ -1,6 +1,6 @@
-"""Resident weights, merge methods and the merger that writes a plan's tensors into an engine or a checkpoint."""
+"""Resident weights, merge methods, and the merger that writes a plan's tensors into an engine or a checkpoint."""
 
-import evomerge.weights.kernel_cache  # noqa: F401 - before anything that numba compiles
+import evomerge.weights.kernel_cache  # noqa: F401 - must come before anything that numba compiles
 from evomerge.weights.checkpoint.chat_templates import chosen_template
 from evomerge.weights.checkpoint.export import check_target, merge_file_to_folder, merge_to_folder
 from evomerge.weights.checkpoint.slots import write_slots_folder

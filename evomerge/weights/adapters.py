@@ -1,4 +1,4 @@
-"""Applying a LoRA adapter to one tensor of its model. The result is what PEFT's `merge_and_unload` leaves, rounded once."""
+"""Applies a LoRA adapter to one tensor of its model. The result equals that of PEFT's `merge_and_unload`, rounded once."""
 
 import torch
 
@@ -8,12 +8,12 @@ from evomerge.plan import LoraUpdate
 def apply_update(
     weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, magnitude: torch.Tensor | None, update: LoraUpdate
 ) -> torch.Tensor:
-    """`weight` changed by the adapter, in float32 and rounded once to its own dtype.
+    """`weight` with the adapter applied, computed in float32 and rounded once to its own dtype.
 
     Args:
-        weight: (out, in), or (in, out) where `update.transposed`.
+        weight: (out, in), or (in, out) if `update.transposed`.
         a, b: factors of shapes (rank, in) and (out, rank).
-        magnitude: norms of the result's rows (DoRA), (out,); None without.
+        magnitude: norms of the result's rows (DoRA), (out,); None without DoRA.
         update: the scale, and how `weight` is stored.
     """
     delta = b.float() @ a.float()

@@ -1,7 +1,7 @@
-"""`SeedGram`: inner products of several models over any first part of their flattened weights, from one pass over them.
+"""`SeedGram`: inner products of several models over any prefix of their flattened weights, from one pass over them.
 
-Whole tensors are summed once, when first asked for; a part of a tensor is summed when a split point first falls into it.
-Every sum is float64. Knows nothing of crossovers.
+Whole tensors are summed once, on first use; a part of a tensor is summed when a split point first falls into it.
+All sums are float64. Knows nothing of crossovers.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from evomerge.weights.pool import WeightPool
 Floats = NDArray[np.float64]
 
 _CHUNK = 1 << 20
-"""elements of each model converted to float64 at a time"""
+"""number of elements of each model converted to float64 at a time"""
 
 _REMEMBERED = 1 << 16
-"""positions; split points of lineages that have died out are not asked for again"""
+"""number of cached positions; split points of extinct lineages are not requested again"""
 
 
 class SeedGram:
@@ -28,7 +28,7 @@ class SeedGram:
 
     Args:
         pool: the models.
-        chromosomes: for each the steps of a merge of the K models, in order; a step's inputs are the K tensors.
+        chromosomes: for each, the steps of a merge of the K models, in order; a step's inputs are the K tensors.
     """
 
     def __init__(self, pool: WeightPool, chromosomes: Sequence[Sequence[TensorStep]]) -> None:
@@ -65,7 +65,7 @@ class SeedGram:
         return self._at_starts[chromosome]
 
     def _products(self, step: TensorStep, end: int) -> Floats:
-        """Over the first `end` elements of a tensor."""
+        """Inner products over the first `end` elements of a tensor."""
         flat = [self._pool.tensor(*entry.key).reshape(-1) for entry in step.inputs]
         total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
         for first in range(0, end, _CHUNK):

@@ -1,6 +1,6 @@
-"""Where numba keeps compiled kernels. It takes a folder beside their sources or the user's cache, and refuses to begin where it can write to neither.
+"""The folder of numba's compiled kernels. By default, numba uses a folder next to their sources or the user's cache, and fails if it can write to neither.
 
-So it is in containers, and where an administrator has installed the package. Importing this, before anything that numba compiles, sets the place.
+This happens in containers, and if an administrator has installed the package. Import this module before anything that numba compiles.
 """
 
 import atexit
@@ -15,7 +15,7 @@ import numba
 
 
 def _set_place() -> None:
-    """Has numba, in this process and those it starts, keep kernels in a folder for temporary files where it has no other place."""
+    """Makes numba, in this process and its child processes, cache kernels in a temporary folder if there is no other place."""
     try:
         numba.njit(cache=True)(_any_function)
     except RuntimeError:
@@ -24,11 +24,11 @@ def _set_place() -> None:
 
 
 def _any_function() -> None:
-    """What numba is asked to keep: in this package, as the kernels are."""
+    """A function for testing numba's cache; it is in this package, like the kernels."""
 
 
 def _own_folder() -> Path:
-    """A folder that nobody else can write to, the same each time if possible: what is kept there is loaded as code."""
+    """A folder to which no other user can write, because its contents are loaded as code; the same one each time if possible."""
     folder = Path(tempfile.gettempdir()) / f"evomerge-kernels-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)

@@ -1,7 +1,7 @@
-"""Whether the models of a merge are relatives: a few attention matrices of each are compared with those of the others.
+"""Whether the models of a merge are related: compares a few attention matrices of each with those of the others.
 
-Merging presumes that equal places mean equal things. Someone who does not want a model to be merged can permute or rotate its heads, which
-leaves its function alone and makes every merge nonsense; a model of other parentage looks the same. This is said, never undone.
+Merging assumes that equal positions have equal meaning. To prevent a model from being merged, its heads can be permuted or rotated, which
+does not change its function but makes every merge useless; a model of different origin looks the same. This is reported, never undone.
 """
 
 import math
@@ -15,21 +15,21 @@ from evomerge.plan.model_header import FLOAT_DTYPES
 from evomerge.weights.mapping import ReadTensor
 
 STRANGER_DISTANCE = 0.9
-"""relative L2 distance to the nearest other model from which on a model is a stranger. Seen: fine-tuned experts .02 to .06, small ones
-that were trained for long and still merge .27 to .54; all heads permuted, rotated, or another parentage 1.2 to 1.6"""
+"""relative L2 distance to the nearest other model from which on a model counts as unrelated. Observed: 0.02 to 0.06 for fine-tuned experts, 0.27 to
+0.54 for small ones that were trained for long and can still be merged; 1.2 to 1.6 for permuted or rotated heads or a different origin"""
 
 _QUERIES = ("q_proj.weight", "qkv", "c_attn.weight", "query_key_value.weight")
-"""in the names of matrices that make queries, alone or with keys and values"""
+"""parts of the names of query matrices, alone or fused with keys and values"""
 
 _N_TENSORS = 3
 _N_ROWS = 256
 
 
 def strangers(headers: Mapping[str, ModelHeader], read: ReadTensor) -> str | None:
-    """What to tell the user of models whose attention is far from that of all others; None where all are relatives.
+    """A warning about models whose attention is far from that of all others; None if all are related.
 
     Args:
-        headers: key -> header of models that fit each other.
+        headers: key -> header, of compatible models.
         read: reads one tensor.
     """
     names = _sample(headers)
@@ -52,24 +52,24 @@ def strangers(headers: Mapping[str, ModelHeader], read: ReadTensor) -> str | Non
     others = [distance for key, distance in nearest.items() if key not in far]
     beside = f"; the others are within {max(others):.2f} of each other" if others else ""
     return (
-        f"the attention weights of {listed} are as far from those of every other model as unrelated ones (relative distance in "
-        f"brackets{beside}): permuted or rotated against merging, or of another parentage. The merge is unlikely to work"
+        f"the attention weights of {listed} are as far from those of every other model as if they were unrelated (relative distance in "
+        f"brackets{beside}): permuted or rotated to prevent merging, or of different origin. The merge is unlikely to work"
     )
 
 
 def _rows_of(matrix: torch.Tensor) -> torch.Tensor:
-    """About `_N_ROWS` of its rows, some of every head."""
+    """About `_N_ROWS` of its rows, including some of every head."""
     return matrix[:: max(1, len(matrix) // _N_ROWS)]
 
 
 def _products(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Inner products of K tensors of one shape, (K, K) in float64."""
+    """Inner products of K tensors of equal shape, (K, K) in float64."""
     rows = torch.stack([tensor.reshape(-1).float() for tensor in tensors])
     return (rows @ rows.T).double()
 
 
 def _sample(headers: Mapping[str, ModelHeader]) -> list[str]:
-    """Query matrices that all models have in one shape: of the first, the middle and the last layer."""
+    """Query matrices of the first, the middle and the last layer that have the same shape in all models."""
     first, *others = headers.values()
     names = [
         name
@@ -79,7 +79,7 @@ def _sample(headers: Mapping[str, ModelHeader]) -> list[str]:
         and tensor.dtype in FLOAT_DTYPES
         and all(name in other.tensors and other.tensors[name].shape == tensor.shape for other in others)
     ]
-    # files have them in the order of their letters: layer 10 before layer 2
+    # files list them in alphabetical order: layer 10 before layer 2
     names.sort(key=lambda name: [int(part) if part.isdigit() else -1 for part in name.split(".")])
     wanted = (
         sorted({round(index * (len(names) - 1) / (_N_TENSORS - 1)) for index in range(_N_TENSORS)}) if names else []

@@ -1,4 +1,4 @@
-"""Safetensors files as torch tensors without copying: memory-mapped, shared between the processes of a machine."""
+"""Safetensors files as torch tensors without copying: memory-mapped and shared between the processes of a machine."""
 
 import mmap
 from collections.abc import Callable, Mapping
@@ -34,11 +34,11 @@ class MappedModel:
     Pages are private: a write to a tensor (a programming error) never reaches the file.
 
     Args:
-        header: the model; its files must not have changed since.
-        maps: files that are mapped already, and those that will be; to be shared by models of one folder.
+        header: the model; its files must not have changed since it was read.
+        maps: mapped files, to which newly mapped ones are added; shared by models of the same folder.
 
     Raises:
-        CheckpointError: a file has changed, or a stored output layer that should be the embedding is not.
+        CheckpointError: a file has changed, or a stored output layer that should equal the embedding does not.
     """
 
     def __init__(self, header: ModelHeader, maps: dict[Path, mmap.mmap] | None = None) -> None:
@@ -77,17 +77,17 @@ class MappedModel:
 
 
 ReadStored = Callable[[Path, TensorHeader], torch.Tensor]
-"""(folder, what to read of a file in it) -> the tensor as it is stored"""
+"""(folder, header of a tensor in it) -> the tensor as stored"""
 
 ReadTensor = Callable[[str, str], torch.Tensor]
-"""(model, tensor name) -> tensor, as the model's files have it"""
+"""(model, tensor name) -> tensor, as in the model's files"""
 
 
 def read_tensor(header: ModelHeader, name: str, read: ReadStored) -> torch.Tensor:
     """Tensor `name` of a model, with its adapter merged in.
 
     Raises:
-        CheckpointError: there is no such tensor, or as `read`.
+        CheckpointError: there is no such tensor, or as for `read`.
     """
     stored = header.tensors.get(name)
     if stored is None:

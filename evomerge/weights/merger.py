@@ -1,7 +1,7 @@
-"""`Merger`: computes a plan's tensors from a weight pool and hands them over or stores them in an engine's live parameters.
+"""`Merger`: computes a plan's tensors from a weight pool, and returns them or stores them in an engine's live parameters.
 
-Arithmetic in float32 (unless the plan asks for less), rounded once to the plan's dtype. What the compiled kernels can do
-goes through them, on the GPU where the engine's weights are; the rest through the methods' plain references. All give the same values.
+Arithmetic is in float32 (unless the plan asks for less), rounded once to the plan's dtype. Compiled kernels are used where possible, on the
+GPU if the engine's weights are there; everything else uses the methods' plain reference implementations. All give the same values.
 Knows nothing of recipes.
 """
 
@@ -38,16 +38,16 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 class Merger:
-    """Merges from one pool, again and again unless `once`. Not thread-safe.
+    """Merges from one pool, repeatedly unless `once`. Not thread-safe.
 
     Args:
-        pool: the sources; must hold every model a plan names.
+        pool: the sources; must contain every model that a plan names.
         threads: number of CPU threads; None = as many as torch uses.
         fused: whether to use the compiled kernels.
-        device: where the references run.
-        once: for a single merge: thresholds are looked for one by one instead of in histograms.
-        memory: where `tensors` that the kernels compute on the CPU are made; None = torch's.
-        gpu_bytes: of each GPU, most that copies of the sources there may take; None = what is free.
+        device: where the reference implementations run.
+        once: for a single merge: thresholds are found one by one instead of with histograms.
+        memory: memory for `tensors` that the kernels compute on the CPU; None = torch's.
+        gpu_bytes: maximum size of the copies of the sources on each GPU; None = the free memory.
 
     Attributes:
         gpu_bytes: as given.
@@ -77,7 +77,7 @@ class Merger:
         """Every output tensor in the plan's order, rounded to `plan.dtype` (integer buffers keep their type).
 
         Raises:
-            CheckpointError: the pool lacks a model or tensor, or a result is not finite in `plan.dtype`.
+            CheckpointError: a model or tensor is not in the pool, or a result is not finite in `plan.dtype`.
         """
         for step in plan.steps:
             form = self._forms(plan, [step]).get(step.output)
@@ -90,12 +90,12 @@ class Merger:
     def write(self, plan: MergePlan, target: WeightTarget) -> None:
         """Computes every tensor of `target` and stores it there; its values are those of `tensors`, whatever the views' dtype.
 
-        Of a tensor that the target has a part of, that part is computed. On a GPU, what was under way there is waited for first (an engine
-        computes in a stream of its own, and may still read), and what is written has arrived when this returns.
+        If the target has only a part of a tensor, only that part is computed. On a GPU, this first waits for pending work (an engine
+        computes in its own stream, and may still be reading), and all writes are complete when it returns.
 
         Raises:
-            RecipeError: the target has a tensor that the plan does not make, or of another shape.
-            CheckpointError: a model's files have changed, or as `tensors`; the target then holds a mixture and must be written again.
+            RecipeError: the target has a tensor that the plan does not produce, or that has a different shape.
+            CheckpointError: a model's files have changed, or as for `tensors`; the target then holds a mixture and must be written again.
         """
         self._pool.check_unchanged()
         places: dict[torch.device, list[Place]] = {}
@@ -109,7 +109,7 @@ class Merger:
             wait_for(places)
 
     def _write(self, plan: MergePlan, places: Sequence[Place], device: torch.device) -> None:
-        """Stores steps where they belong on `device`. One group of them is prepared while others are computed."""
+        """Stores steps in their places on `device`. One group of them is prepared while others are computed."""
         batch, written = self._batch_on(device), list[Destination]()
 
         def groups() -> Iterator[list[Destination]]:
@@ -123,13 +123,13 @@ class Merger:
             if bad is not None:
                 _refuse(bad.output, plan.dtype)
         except CheckpointError:
-            # idle layers of a later stack keep what they hold, which must be finite: zero times infinity is NaN
+            # idle layers of a later stack keep their values, which must be finite: zero times infinity is NaN
             for destination in written:
                 destination.memory.zero_()
             raise
 
     def _groups(self, plan: MergePlan, places: Sequence[Place], count: int) -> Iterator[Sequence[Place]]:
-        """All places, in order, in about `count` groups of equal size; in one where statistics are missing, which all threads look for."""
+        """All places, in order, in about `count` groups of equal size; in a single group if statistics are missing, which all threads compute."""
         steps = {place.step.output: place.step for place in places}.values()
         if count == 1 or self._batch.is_new(steps, DTYPES[plan.math_dtype]):
             yield places
@@ -140,7 +140,7 @@ class Merger:
             yield places[first:end]
 
     def _direct(self, plan: MergePlan, group: Sequence[Place], batch: "Batch") -> Iterator[Destination]:
-        """What `batch` can store itself; the rest is computed and stored here."""
+        """Yields the destinations that `batch` can write directly; the rest is computed and stored here."""
         fused = self._forms(plan, list({place.step.output: place.step for place in group}.values()))
         wanted: list[tuple[Place, Window]] = []
         for place in group:
@@ -157,9 +157,9 @@ class Merger:
             if chosen is not batch:
                 covered = window or entire
             elif chosen is not self._batch and window is not None and window != entire:
-                # a GPU has a part of the tensor, and norms are of all of it
+                # a GPU has only a part of the tensor, but norms are those of the whole
                 fused[step.output] = form = self._batch.measured(step, form)
-            if covered != window:  # or where there is no window
+            if covered != window:  # also if there is no window
                 merged = self._merged(plan, step, form, chosen, covered).view(step.shape)
                 region.view.copy_(merged[region.index])
             elif chosen is batch and _is_direct(plan, region.view, batch):
@@ -175,7 +175,7 @@ class Merger:
         return {step.output: form for step, form in zip(steps, forms, strict=True) if form is not None}
 
     def _batch_on(self, device: torch.device) -> "Batch":
-        """What computes for memory on `device`."""
+        """The batch that computes tensors for memory on `device`."""
         if device not in self._on_gpu:
             self._on_gpu[device] = triton_batch(self._pool, device, self.gpu_bytes)
         return self._on_gpu[device] or self._batch
@@ -185,7 +185,7 @@ class Merger:
     ) -> torch.Tensor:
         """A part of one tensor, flat, on the device of `batch`."""
         dtype = DTYPES[plan.dtype]
-        # the CPU has no kernel for rounding to float16: torch does that from float32
+        # there is no CPU kernel for rounding to float16: torch converts the float32 result
         stored = dtype if dtype in batch.writes else torch.float32
         if self._memory is not None and batch is self._batch:
             merged = self._memory.empty((window.n_elements,), stored)
@@ -198,7 +198,7 @@ class Merger:
         return merged
 
     def _plain(self, plan: MergePlan, step: TensorStep) -> torch.Tensor:
-        """One tensor, without kernels, on the CPU."""
+        """One tensor on the CPU, computed without kernels."""
         if step.is_copy:
             return self._input(step.inputs[0]).clone()
         merged = self._reference(plan, step).to(DTYPES[plan.dtype])
@@ -207,7 +207,7 @@ class Merger:
         return merged.cpu()
 
     def _reference(self, plan: MergePlan, step: TensorStep) -> torch.Tensor:
-        """In the dtype of the arithmetic."""
+        """The result of the reference implementation, in the dtype of the arithmetic."""
         inputs = [self._input(entry) for entry in step.inputs]
         base = None if step.base is None else self._input(step.base)
         dtype = DTYPES[plan.math_dtype]
@@ -227,20 +227,20 @@ class Merger:
 
 
 def wait_for(devices: Iterable[torch.device]) -> None:
-    """Returns when nothing is under way on those of `devices` that are GPUs, in whatever stream."""
+    """Waits until all pending work on those of `devices` that are GPUs is done, in all streams."""
     for device in devices:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
 
 def _is_direct(plan: MergePlan, view: torch.Tensor, batch: "Batch") -> bool:
-    """Whether `batch` can write what the plan rounds to straight into `view`."""
+    """Whether `batch` can write results, rounded as in the plan, directly into `view`."""
     exact = view.dtype is DTYPES[plan.dtype] or (plan.dtype == "bfloat16" and view.dtype is torch.float32)
     return exact and view.device == batch.device and view.dtype in batch.writes and view.is_contiguous()
 
 
 def _refuse(name: str, dtype: str) -> NoReturn:
     raise CheckpointError(
-        f"merged tensor {name!r} holds values outside the range of {dtype} (or NaN): "
+        f"merged tensor {name!r} contains values outside the range of {dtype} (or NaN): "
         "the recipe's weights are too large; use smaller ones or another out_dtype"
     )

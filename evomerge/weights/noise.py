@@ -1,6 +1,6 @@
-"""Normal noise as a function of (seed, output tensor, element): the quantile that the upper half of a Philox word picks from a table.
+"""Normal noise as a function of (seed, output tensor, element): the upper half of a Philox word selects a quantile from a table.
 
-A table instead of a formula, so that every device gives the same bits. Its 2^16 values are the normal quantiles in the middle
+A table is used instead of a formula so that every device gives the same bits. Its 2^16 values are the normal quantiles at the middles
 of equally likely bins, scaled to unit variance; the largest is 4.2.
 """
 
@@ -16,7 +16,7 @@ from evomerge.weights.philox import MULTIPLIERS, WEYL, WORD_ROUNDS, mask_key
 TABLE_BITS = 16
 
 _AT_ONCE = 256
-"""counters, of four words each, whose words stay in the first-level cache"""
+"""number of counters (four words each) processed at a time, so that their words stay in the first-level cache"""
 
 
 @cache
@@ -55,7 +55,7 @@ def _fill(key0, key1, start, noise, table):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _philox(key0, key1, first, words):  # type: ignore[no-untyped-def]
-    """The words of counters from `first` on, as `evomerge.weights.philox.philox`, which `words` is filled with."""
+    """Fills `words` with the words of the counters from `first` on, as in `evomerge.weights.philox.philox`."""
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     for c in range(words.shape[0] // 4):
         counter = np.uint64(first + c)

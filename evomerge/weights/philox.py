@@ -1,9 +1,9 @@
-"""Random numbers as functions: Philox4x32 (Salmon et al., SC 2011) keyed by (seed, output tensor, input), counted by element.
+"""Counter-based random numbers: Philox4x32 (Salmon et al., SC 2011), keyed by (seed, output tensor, input), with counters by element.
 
-Masks decide by 16 bits an element: counter c makes words w0 to w3 for elements 8c to 8c + 7, and element 8c + r takes bits
-[16 (r div 2), 16 (r div 2) + 16) of w1 + 2^32 w0 where r is even, of w3 + 2^32 w2 where it is odd (the order that costs the kernels nothing).
-A mask is thus the same on every device, at any chunking and sharding, and never needs to be stored. Why 16 bits and seven rounds:
-`docs/adr/0012-masks-of-sixteen-bits.md`.
+Masks use 16 bits per element: counter c gives words w0 to w3 for elements 8c to 8c + 7, and element 8c + r takes bits
+[16 (r div 2), 16 (r div 2) + 16) of w1 + 2^32 w0 if r is even, and of w3 + 2^32 w2 if it is odd (the order that is free for the kernels).
+A mask is thus the same on every device, with any chunking and sharding, and never needs to be stored. For the reasons for 16 bits and
+seven rounds see `docs/adr/0012-masks-of-sixteen-bits.md`.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
 WORD_ROUNDS = 10
-"""of words (`evomerge.weights.noise`), the paper's default"""
+"""rounds for words (`evomerge.weights.noise`), the paper's default"""
 
 MASK_ROUNDS = 7
-"""of masks: the fewest that pass every test of the paper's (BigCrush)"""
+"""rounds for masks: the smallest number that passes all tests of the paper (BigCrush)"""
 
 DECISIONS = 1 << 16
 """probabilities of masks are multiples of 1 / DECISIONS"""
@@ -32,19 +32,19 @@ DECISIONS = 1 << 16
 def mask_key(seed: int, output: str, position: int) -> tuple[int, int]:
     """The two 32-bit key words for input number `position` of the output tensor `output`.
 
-    The position and not the model's path is used, so that a moved model folder does not change a recipe's result.
+    It depends on the position and not on the model's path, so that moving a model folder does not change a recipe's result.
     """
     digest = hashlib.sha256(f"{seed}\0{position}\0{output}".encode()).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
 def keep_threshold(probability: float) -> int:
-    """How many of the 2^16 numbers, from 0 on, mean "keep": the nearest to `probability`, but some where that is above 0."""
+    """How many of the 2^16 numbers, from 0 on, mean "keep": the nearest to `probability`, but at least one if that is above 0."""
     return min(max(round(probability * DECISIONS), 1), DECISIONS) if probability > 0 else 0
 
 
 def philox(counter: list[NDArray[np.uint64]], key: tuple[int, int], rounds: int) -> list[NDArray[np.uint64]]:
-    """The four words of each counter, itself four words; all below 2^32."""
+    """The four words for each counter; a counter is also given as four words, and all words are below 2^32."""
     words = counter
     low_key, high_key = key
     for _ in range(rounds):
@@ -60,7 +60,7 @@ def philox(counter: list[NDArray[np.uint64]], key: tuple[int, int], rounds: int)
 
 
 def random_halves(key: tuple[int, int], start: int, count: int) -> NDArray[np.uint16]:
-    """What masks decide by for elements [start, start + count): (count,) uint16."""
+    """The random numbers of masks for elements [start, start + count): (count,) uint16."""
     first = start // 8
     counter = np.arange(first, -(-(start + count) // 8), dtype=np.uint64)
     zero = np.zeros_like(counter)

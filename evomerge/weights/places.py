@@ -1,4 +1,4 @@
-"""`Places`: where in an engine's parameters each tensor of a plan goes. Knows nothing of merging."""
+"""`Places`: where each tensor of a plan is stored in an engine's parameters. Knows nothing of merging."""
 
 import math
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from evomerge.weights.windows import Window, shape_of, whole, window_of
 
 
 class Place(NamedTuple):
-    """A step, and where a part of its output goes.
+    """A step, and the destination of a part of its output.
 
     Attributes:
-        step: which step.
-        region: where to.
-        window: the part, None where it is none.
-        entire: the whole output.
+        step: the step.
+        region: the destination.
+        window: the part of the output; None if it is not a `Window`.
+        entire: the window of the whole output.
     """
 
     step: TensorStep
@@ -26,7 +26,7 @@ class Place(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What was found out about a region of a tensor of this shape."""
+    """Cached result for a region of a tensor of this shape."""
 
     region: Region
     shape: tuple[int, ...]
@@ -35,16 +35,16 @@ class _Known(NamedTuple):
 
 
 class Places:
-    """Places of one plan after the other. Regions that a target gives again, which all candidates of a search share, are looked at once."""
+    """Finds the places of plans. Results are cached by region, because all candidates of a search share the target's regions."""
 
     def __init__(self) -> None:
-        self._known: dict[int, _Known] = {}  # by id of the region, which lives as long as what is known of it
+        self._known: dict[int, _Known] = {}  # by id of the region, which each entry keeps alive
 
     def of(self, plan: MergePlan, target: WeightTarget) -> list[Place]:
-        """Where everything goes that the target holds and a plan makes.
+        """The places of all tensors of the target, except the plan's idle ones.
 
         Raises:
-            RecipeError: the target has a tensor that the plan does not make, or of another shape.
+            RecipeError: the target has a tensor that the plan does not produce, or that has a different shape.
         """
         steps = {step.output: step for step in plan.steps}
         places: list[Place] = []
@@ -54,7 +54,7 @@ class Places:
                 continue
             step = steps.get(name) or _tied(name, steps)
             if step is None:
-                raise RecipeError(f"the engine has a tensor {name!r} that the merge does not make")
+                raise RecipeError(f"the engine has a tensor {name!r} that the merge does not produce")
             for region in target.regions(name):
                 known = self._known.get(id(region))
                 if known is None or known.shape != step.shape:
@@ -68,14 +68,14 @@ class Places:
 def _look_at(name: str, region: Region, shape: tuple[int, ...]) -> _Known:
     if shape_of(region.index, shape) != tuple(region.view.shape):
         raise RecipeError(
-            f"tensor {name!r}: the merge gives shape {shape}, of which the engine wants {region.index} as {tuple(region.view.shape)}"
+            f"tensor {name!r}: the merge gives shape {shape}, but the engine expects {region.index} of it with shape {tuple(region.view.shape)}"
         )
     window = window_of(region.index, shape)
     return _Known(region, shape, window, whole(math.prod(shape)))
 
 
 def _tied(name: str, steps: Mapping[str, TensorStep]) -> TensorStep | None:
-    """What makes the output layer `name`, which the target has beside its embedding, of a model that ties it to this; None where there is none."""
+    """The step of the embedding, for the output layer `name` of a target that stores both although the model ties them; None otherwise."""
     if not is_head(name) or any(map(is_head, steps)):
         return None
     return next((step for output, step in steps.items() if is_embedding(output)), None)

@@ -1,4 +1,4 @@
-"""`WeightPool`: every source's weights, read once per process and checked, for thousands of merges.
+"""`WeightPool`: the weights of all sources, read and checked once per process for thousands of merges.
 
 Knows nothing of recipes or merge methods.
 """
@@ -20,10 +20,10 @@ class WeightPool:
     """Resident, read-only weights of several models.
 
     Args:
-        headers: what the pool calls a model (`Recipe.models`) -> its header.
+        headers: model key (`Recipe.models`) -> header.
 
     Raises:
-        CheckpointError: a tensor holds NaN or an infinity (named), or a file changed since its header was read.
+        CheckpointError: a tensor contains NaN or infinities (named), or a file changed since its header was read.
     """
 
     def __init__(self, headers: Mapping[str, ModelHeader]) -> None:
@@ -31,7 +31,7 @@ class WeightPool:
         maps: dict[Path, mmap.mmap] = {}
         models = {key: MappedModel(header, maps) for key, header in self.headers.items()}
         self._tensors: dict[TensorKey, torch.Tensor] = {}
-        to_check: dict[int, TensorKey] = {}  # by address: adapters of one model share what they do not change
+        to_check: dict[int, TensorKey] = {}  # by address: models that differ by adapters share unchanged tensors
         for key, model in models.items():
             for name in model.header.tensors:
                 self._tensors[key, name] = model.tensor(name)
@@ -43,25 +43,25 @@ class WeightPool:
 
     @classmethod
     def holding(cls, tensors: Mapping[TensorKey, torch.Tensor]) -> "WeightPool":
-        """A pool of tensors that are in memory and checked already, by (model, name)."""
+        """A pool of tensors that are already in memory and checked, by (model, name)."""
         pool = cls({})
         pool._tensors = dict(tensors)
         return pool
 
     @classmethod
     def from_folders(cls, folders: Iterable[str]) -> "WeightPool":
-        """A pool of the models in `folders`, called by their paths.
+        """A pool of the models in `folders`, with their paths as keys.
 
         Raises:
-            CheckpointError: as `read_model_header` and the constructor.
+            CheckpointError: as for `read_model_header` and the constructor.
         """
         return cls({folder: read_model_header(folder) for folder in folders})
 
     def check_unchanged(self) -> None:
-        """Refuses weights whose files have changed: what is mapped may have changed with them.
+        """Refuses weights whose files have changed, because the mapped tensors may have changed with them.
 
         Raises:
-            CheckpointError: naming the file.
+            CheckpointError: names the file.
         """
         for header in self.headers.values():
             check_unchanged(header)
@@ -70,7 +70,7 @@ class WeightPool:
         """Tensor `name` of model `source`, in the file's dtype and shape. Must not be written to.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is no such tensor.
         """
         try:
             return self._tensors[source, name]
@@ -82,10 +82,10 @@ class WeightPool:
 
 
 def check_finite(tensor: torch.Tensor, key: str, name: str, first: int = 0) -> None:
-    """Refuses a tensor (of model `key`, called `name`; or a part of it from flat index `first` on) with NaN or infinities.
+    """Refuses a tensor `name` of model `key` (or a part of it that starts at flat index `first`) with NaN or infinities.
 
     Raises:
-        CheckpointError: naming the element.
+        CheckpointError: names the element.
     """
     if not tensor.is_floating_point():
         return
@@ -93,5 +93,5 @@ def check_finite(tensor: torch.Tensor, key: str, name: str, first: int = 0) -> N
     if index is not None:
         value = tensor.reshape(-1)[index].item()
         raise CheckpointError(
-            f"{key}: tensor {name!r} holds {value} at flat index {first + index}; the model is broken, fetch it again or leave it out"
+            f"{key}: tensor {name!r} contains {value} at flat index {first + index}; the model is damaged, download it again or leave it out"
         )

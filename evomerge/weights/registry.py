@@ -10,7 +10,7 @@ from evomerge.recipe import method_spec
 from evomerge.weights.tensor_group import MergeFunction
 
 ELEMENTWISE = ("linear", "passthrough", "task_arithmetic", "nearswap", "ram")
-"""methods that need nothing of a tensor but the element they compute, wherever it stands"""
+"""methods that compute each element from the corresponding elements of the sources only, independent of its position"""
 
 
 @cache

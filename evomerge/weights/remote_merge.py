@@ -1,4 +1,4 @@
-"""A merge as data, for a process that holds a shard of the engine: it reads the sources itself and writes its own part."""
+"""A merge as data, for processes that hold a shard of the engine: each reads the sources itself and writes its own part."""
 
 import os
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ from evomerge.weights.merger import Merger
 from evomerge.weights.pool import WeightPool
 
 WRITE_MERGE = "evomerge.weights.remote_merge:write_merge"
-"""How `evomerge.engine.RemoteWrite` names `write_merge`."""
+"""The name of `write_merge` for `evomerge.engine.RemoteWrite`."""
 
 
 def write_merge(settings: Mapping[str, Json], target: WeightTarget) -> None:
     """Writes a recipe's weights into `target`.
 
     Args:
-        settings: `recipe` (as JSON), `models`, the table of those that recipes of this run may name (those stay loaded), and maybe `gpu_bytes`,
-            see `Merger`.
-        target: what this process holds.
+        settings: `recipe` (as JSON); `models`, the table of all models that recipes of this run may name (which stay loaded); optionally
+            `gpu_bytes`, see `Merger`.
+        target: the weights of this process.
 
     Raises:
-        EvomergeError: as `make_plan` and `Merger.write`.
+        EvomergeError: as for `make_plan` and `Merger.write`.
     """
     table = cast(ModelTable, settings["models"])
     models = tuple((key, model, lora) for key, (model, lora) in table.items())
@@ -41,6 +41,6 @@ def _sources(
 
 
 def _threads() -> int | None:
-    """What the environment allows: on a GPU vLLM leaves torch one thread in its processes, once they have their share of the cores there."""
+    """The number of threads set in the environment; on a GPU, vLLM later reduces torch to one thread in its processes."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdecimal() and int(said) else None

@@ -1,4 +1,4 @@
-"""What the task-vector family shares: pruned deltas are weighted, optionally elect a sign, are summed, scaled and added to the base.
+"""The common part of the task-vector methods: pruned deltas are weighted, optionally elect a sign, and are summed, scaled and added to the base.
 
 d_i = theta_i - theta_base;  v_i = w_i prune(d_i);  m = sum v_i, or the sum over the elected sign;  theta_base + lambda m.
 """
@@ -13,7 +13,7 @@ Prune = Callable[[TensorGroup, int, torch.Tensor], torch.Tensor]
 """(group, position of the source, delta) -> pruned delta"""
 
 TINY_SUM = 1e-7
-"""below this L1 norm nothing is rescaled, as in mergekit"""
+"""vectors with a smaller L1 norm are not rescaled, as in mergekit"""
 
 
 def merge_task_vectors(group: TensorGroup, prune: Prune | None, *, elect_sign: bool) -> torch.Tensor:
@@ -21,11 +21,11 @@ def merge_task_vectors(group: TensorGroup, prune: Prune | None, *, elect_sign: b
 
     Args:
         group: sources with `weight`; shared `lambda` and `normalize`.
-        prune: makes deltas sparse, which then get their L1 norm back where `rescale`; None leaves them as they are.
-        elect_sign: keep only entries whose sign is that of the weighted sum (TIES).
+        prune: prunes deltas, which are then rescaled to their original L1 norm if `rescale`; None = no pruning.
+        elect_sign: keep only entries with the sign of the weighted sum (TIES).
     """
     base = group.required_base()
-    # in the dtype of the arithmetic, as mergekit holds them
+    # in the dtype of the arithmetic, as in mergekit
     weights = torch.tensor(group.values("weight"), dtype=base.dtype, device=base.device)
     weighted = []
     for position, (tensor, weight) in enumerate(zip(group.tensors, weights, strict=True)):
@@ -52,13 +52,13 @@ def merge_task_vectors(group: TensorGroup, prune: Prune | None, *, elect_sign: b
 
 
 def weight_sum(weights: torch.Tensor) -> torch.Tensor:
-    """What a normalised sum is divided by; 1 for weights that sum to 0."""
+    """The divisor of a normalised sum; 1 for weights that sum to 0."""
     total = weights.sum()
-    return torch.where(total.abs().float() < 1e-8, torch.ones_like(total), total)  # float16 has no 1e-8
+    return torch.where(total.abs().float() < 1e-8, torch.ones_like(total), total)  # float16 cannot represent 1e-8
 
 
 def in_order_sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum, added one after the other in float32 at least and rounded once to their dtype."""
+    """The sum, accumulated in order in float32 at least and rounded once to the tensors' dtype."""
     total = torch.zeros_like(tensors[0], dtype=torch.float32)
     for tensor in tensors:
         total += tensor
@@ -74,7 +74,7 @@ def match_l1(delta: torch.Tensor, pruned: torch.Tensor) -> torch.Tensor:
 
 
 def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
-    """`delta` with all but its `max(1, int(density n))` largest magnitudes set to 0; of equal ones the first are kept."""
+    """`delta` with all but its `n_largest` largest magnitudes set to 0; of equal ones, the first are kept."""
     if density >= 1:
         return delta
     keep = n_largest(delta.numel(), density)
@@ -82,12 +82,12 @@ def keep_largest(delta: torch.Tensor, density: float) -> torch.Tensor:
 
 
 def n_largest(n_elements: int, density: float) -> int:
-    """How many entries are kept."""
+    """Number of entries kept: `max(1, int(density n))`, or 0 if `density` is 0."""
     return max(1, int(density * n_elements)) if density > 0 else 0
 
 
 def falling(values: torch.Tensor) -> torch.Tensor:
-    """Flat indices of `values`, the largest first; of equal ones the first in flat order, (elements,) int64."""
+    """Flat indices (elements,) int64 that sort `values` in descending order; equal ones stay in flat order."""
     return torch.sort(values.reshape(-1), descending=True, stable=True).indices
 
 

@@ -1,4 +1,4 @@
-"""What a merge method is given: the tensors that contribute to one output tensor, and its resolved parameters."""
+"""The input of a merge method: the tensors that contribute to one output tensor, and its resolved parameters."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from evomerge.plan.merge_plan import Scalars
 
 @dataclass(frozen=True, slots=True)
 class TensorGroup:
-    """One output tensor's inputs, all of one shape, dtype and device. Methods must not change them.
+    """The inputs for one output tensor, all of the same shape, dtype and device. Methods must not change them.
 
     Attributes:
-        output: name of the output tensor; keys random masks.
+        output: name of the output tensor; part of the key of random masks.
         tensors: the sources, in recipe order, without a required or endpoint base.
         parameters: per source: parameter name -> value.
-        base: the base model's tensor, where the method has a base.
+        base: the base model's tensor, if the method has a base.
         shared: the method's global parameters.
-        seed: keys random masks.
+        seed: part of the key of random masks.
         pieces: of a `piecewise` merge.
     """
 
@@ -34,7 +34,7 @@ class TensorGroup:
     def required_base(self) -> torch.Tensor:
         """The base; plans guarantee it for methods that need one."""
         if self.base is None:
-            raise RuntimeError(f"plan without a base for {self.output}")
+            raise RuntimeError(f"the plan has no base for {self.output}")
         return self.base
 
     def values(self, name: str) -> list[float]:

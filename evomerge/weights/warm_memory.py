@@ -1,6 +1,6 @@
-"""`WarmMemory`: memory for tensors that is used again, because memory that is new to a process is slow.
+"""`WarmMemory`: reusable memory for tensors, because memory that is new to a process is slow.
 
-The system clears every page when it is first touched, one fault for each: reading a file from the page cache into new memory takes
+The system clears every page when it is first touched, with one page fault each: reading a file from the page cache into new memory takes
 several times as long as into memory used before. Knows nothing of models.
 """
 
@@ -14,27 +14,27 @@ import numpy as np
 import torch
 
 _LEAST_BYTES = 2 << 20
-"""smaller tensors come from torch: their memory is used again as it is"""
+"""smaller tensors are allocated by torch, which reuses their memory anyway"""
 
 _MOST_WASTE = 1.25
-"""size of a block over that of the tensor it is used for"""
+"""maximum ratio of the size of a block to that of the tensor it is used for"""
 
 
 class WarmMemory:
-    """Hands out tensors, whose memory is free again as soon as nothing refers to them. Safe to use from several threads.
+    """Allocates tensors whose memory can be reused as soon as nothing refers to them. Safe to use from several threads.
 
-    What is kept for later never makes the whole larger than the tensors that were in use at one time.
+    The total memory, including blocks kept for reuse, never exceeds the maximum that was in use at one time.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._free: list[mmap.mmap] = []
-        self._returned: deque[mmap.mmap] = deque()  # filled by whoever drops a tensor, which can be anywhere: no lock
+        self._returned: deque[mmap.mmap] = deque()  # filled by finalizers, which can run anywhere, so without a lock
         self._used = 0
         self._most_used = 0
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor in this process's memory with arbitrary contents."""
+        """An uninitialised tensor in CPU memory."""
         n_bytes = torch.Size(shape).numel() * dtype.itemsize
         if n_bytes < _LEAST_BYTES:
             return torch.empty(shape, dtype=dtype)
@@ -60,7 +60,7 @@ class WarmMemory:
         else:
             room = self._most_used - self._used - n_bytes
             while self._free and sum(map(len, self._free)) > room:
-                del self._free[0]  # the one that has been idle longest
+                del self._free[0]  # the block that has been idle longest
             block = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._used += len(block)
         self._most_used = max(self._most_used, self._used)

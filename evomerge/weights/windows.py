@@ -1,4 +1,4 @@
-"""`Window`: which elements of a tensor a part of it holds, such as the part that one process of a tensor-parallel engine has. Knows nothing of merging."""
+"""`Window`: the elements of a part of a tensor, such as the shard of one process of a tensor-parallel engine. Knows nothing of merging."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 
 class Window(NamedTuple):
-    """Elements of a flat tensor, in order: stretches of equal length, equally far apart. Rows of a matrix are one stretch, columns as many as it has rows.
+    """Elements of a flat tensor, in order: stretches of equal length at equal distances. A range of rows of a matrix is one stretch, a range of columns
+    has one stretch per row.
 
     Attributes:
         start: the first element.
-        length: elements of a stretch.
-        pitch: from the beginning of one stretch to that of the next; `length` where there is only one.
-        n_stretches: how many stretches.
+        length: number of elements of a stretch.
+        pitch: distance between the beginnings of consecutive stretches; `length` if there is only one.
+        n_stretches: number of stretches.
     """
 
     start: int
@@ -25,11 +26,11 @@ class Window(NamedTuple):
 
     @property
     def n_elements(self) -> int:
-        """Elements of the window."""
+        """Number of elements of the window."""
         return self.length * self.n_stretches
 
     def place(self, element: int) -> int:
-        """How many elements of the window come before the tensor's flat `element`."""
+        """The number of elements of the window that come before the tensor's flat `element`."""
         if element <= self.start or not self.n_elements:
             return 0
         row, column = divmod(element - self.start, self.pitch)
@@ -37,7 +38,7 @@ class Window(NamedTuple):
 
 
 def places_in(windows: NDArray[np.int64], elements: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`Window.place` of many windows, (..., 4) each field in turn, and elements, which broadcast."""
+    """Vectorised `Window.place` for windows (..., 4), given by their fields, and elements, which broadcast."""
     start, length, pitch, n_stretches = np.moveaxis(windows, -1, 0)
     row, column = np.divmod(elements - start, np.maximum(pitch, 1))
     before = np.minimum(row * length + np.minimum(column, length), length * n_stretches)
@@ -50,7 +51,7 @@ def whole(n_elements: int) -> Window:
 
 
 def shape_of(index: Sequence[slice], shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Shape of what `index` takes of a tensor of `shape`; None where it has too many dimensions or reaches beyond."""
+    """Shape of the part of a tensor of `shape` selected by `index`; None if it has too many dimensions or is out of range."""
     if len(index) > len(shape) or any((part.stop or 0) > size for part, size in zip(index, shape, strict=False)):
         return None
     taken = [len(range(*part.indices(size))) for part, size in zip(index, shape, strict=False)]
@@ -58,7 +59,7 @@ def shape_of(index: Sequence[slice], shape: Sequence[int]) -> tuple[int, ...] | 
 
 
 def window_of(index: Sequence[slice], shape: Sequence[int]) -> Window | None:
-    """What `index` takes of a tensor of `shape`; None where that is not equal stretches (a block of a stack of matrices, say), or takes steps."""
+    """The part of a tensor of `shape` selected by `index`; None if it does not consist of equally spaced stretches (such as a block of a stack of matrices) or has steps."""
     if len(index) > len(shape):
         return None
     bounds = [part.indices(size) for part, size in zip(index, shape, strict=False)]

@@ -1,4 +1,4 @@
-"""Items -> padded token batches, and exact scores of a model on them. Knows tokens and tensors, not training."""
+"""Items -> padded token batches, and exact scores of a model on them. Knows tokens and tensors, but nothing of training."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from evomerge.zoo.skills import N_CHOICES, Item
 from evomerge.zoo.tokenizer import EOS_ID, PAD_ID
 
 IGNORED = -100
-"""Target at positions that are not scored (PyTorch's own convention)."""
+"""Target at positions that are not scored (PyTorch's convention)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Batch:
 
     Attributes:
         tokens: (n, length) int64.
-        targets: (n, length) int64: the next token where it belongs to an answer or ends it, elsewhere `IGNORED`.
+        targets: (n, length) int64: the next token if it is part of an answer or ends it, else `IGNORED`.
     """
 
     tokens: Tensor
@@ -30,7 +30,7 @@ class Batch:
 
 
 def answer_batch(tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]], *, end_of_text: bool = True) -> Batch:
-    """Prompts with their answers; `end_of_text` says whether the token that ends an answer is a target too."""
+    """A batch of prompts with their answers; with `end_of_text`, the end-of-text token after an answer is a target too."""
     rows = []
     for prompt, answer in pairs:
         prompt_ids = tokenizer.encode(prompt).ids
@@ -47,17 +47,17 @@ def answer_batch(tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]], *, end_
 
 
 def logits_of(model: Any, tokens: Tensor) -> Tensor:
-    """(n, length, vocabulary). Needs no mask: padding is on the right, where causal attention does not look."""
+    """Logits (n, length, vocabulary). No mask is needed, because padding is on the right and attention is causal."""
     logits: Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits
 
 
 class SkillProbe:
-    """Exact accuracy on fixed items of one skill, as the task files score it, in one forward pass.
+    """Exact accuracy on fixed items of one skill, as scored by the task files, in one forward pass.
 
-    Where items have choices: the share whose right answer has the highest summed log-probability. Else: the share whose
-    every answer token, the end of text included, is the model's first choice given the ones before; greedy decoding gives
-    exactly these answers.
+    If items have choices: the fraction whose right answer has the highest summed log-probability. Otherwise: the fraction for which
+    every answer token, including the end of text, is the model's most likely one given the previous ones, so that greedy decoding
+    gives exactly these answers.
 
     Args:
         tokenizer: the zoo's.
@@ -75,7 +75,7 @@ class SkillProbe:
 
     @torch.no_grad()
     def accuracy(self, model: Any) -> float:
-        """In [0, 1], higher is better."""
+        """The accuracy in [0, 1]."""
         targets = self._batch.targets
         logits = logits_of(model, self._batch.tokens)
         if self._choice:

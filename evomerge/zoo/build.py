@@ -1,4 +1,4 @@
-"""`build_zoo`: trains the models in processes of their own, or recognises a finished zoo. Knows folders, not training."""
+"""`build_zoo`: trains the models in separate processes, or recognises a finished zoo. Knows folders, but nothing of training."""
 
 import fcntl
 import hashlib
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST: Final = "zoo.json"
 GOOD_ACCURACY: Final = 0.85
-"""An expert below this on its own skill is reported as a disappointment."""
+"""An expert with a lower accuracy on its own skill causes a warning."""
 
 _LOG_TAIL_CHARACTERS: Final = 2000
 
@@ -35,9 +35,9 @@ class ZooReport:
     """A finished zoo.
 
     Attributes:
-        folder: where it is; each model in the subfolder of its name.
-        seed: it was built from.
-        reused: whether it was there already.
+        folder: its location; each model is in the subfolder of its name.
+        seed: the seed from which it was built.
+        reused: whether it already existed.
         scores: model -> skill -> accuracy in [0, 1] on items of the `report` split; the base first.
     """
 
@@ -63,26 +63,26 @@ class ZooReport:
 def build_zoo(
     out: FilePath, *, seed: int = 0, progress: Progress | None = None, settings: ZooSettings | None = None
 ) -> ZooReport:
-    """Trains the base and the experts into `out`, or finds them there.
+    """Trains the base and the experts into `out`, or reuses a finished zoo there.
 
-    A zoo counts as finished only if its manifest is of the same seed and recipe and every file has the recorded hash. It is
-    built beside `out` and renamed, so an interrupted build leaves `out` as it was. Two builders of one folder take turns.
+    A zoo counts as finished only if its manifest has the same seed and recipe and every file has the recorded hash. It is
+    built next to `out` and renamed, so an interrupted build leaves `out` unchanged. Concurrent builds of one folder take turns.
 
     Args:
-        out: the zoo's folder; its parent is created where missing. A zoo of another seed or recipe in it is replaced.
-        seed: not negative. Same seed, same machine: the same bytes.
-        progress: receives lines of text while training goes on.
-        settings: None for the demo's.
+        out: the zoo's folder; its parent is created if missing. A zoo with another seed or recipe in it is replaced.
+        seed: not negative. The same seed on the same machine gives the same bytes.
+        progress: receives lines of text during training.
+        settings: None for the demo's settings.
 
     Raises:
-        EvomergeError: `out` holds something that is not a zoo, its parent cannot be written, or a training process failed.
-        OSError: the disk fails while it is written.
+        EvomergeError: `out` contains something that is not a zoo, its parent cannot be written, or a training process failed.
+        OSError: the disk fails during writing.
     """
     if seed < 0:
         raise EvomergeError(f"zoo: the seed must not be negative, got {seed}")
     settings = ZooSettings() if settings is None else settings
     say: Progress = logger.info if progress is None else progress
-    # absolute but not resolved: a link stays where the user put it
+    # absolute but not resolved, so that a link is kept
     out = Path(os.path.abspath(out))
     with _builders_turn(out):
         found = _finished(out, settings.fingerprint(seed))
@@ -111,7 +111,7 @@ def build_zoo(
 
 @contextmanager
 def _builders_turn(out: Path) -> Iterator[None]:
-    """Holds the lock of `out`, whose parent is made; the operating system releases it if the process dies."""
+    """Creates the parent of `out` and holds the lock of `out`; the operating system releases it if the process dies."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = (out.parent / f".{out.name}.lock").open("w")
@@ -123,7 +123,7 @@ def _builders_turn(out: Path) -> Iterator[None]:
 
 
 def _finished(out: Path, wanted: str) -> dict[str, dict[str, float]] | None:
-    """The scores in the manifest of a finished zoo with the fingerprint `wanted`, else None."""
+    """The scores in the manifest of a finished zoo with the fingerprint `wanted`; None if there is none."""
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         if manifest["fingerprint"] != wanted or manifest["files"] != _hashes(out):
@@ -135,13 +135,13 @@ def _finished(out: Path, wanted: str) -> dict[str, dict[str, float]] | None:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raises `EvomergeError` unless `out` is missing, empty or a zoo: nothing else is ever deleted."""
+    """Raises `EvomergeError` unless `out` is missing, empty or a zoo, so that nothing else is ever deleted."""
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise EvomergeError(f"zoo: {out} is there already and is no zoo (it has no {MANIFEST}); choose another folder")
+        raise EvomergeError(f"zoo: {out} already exists and is not a zoo (it has no {MANIFEST}); choose another folder")
 
 
 def _train_all(folder: Path, settings: ZooSettings, seed: int, progress: Progress) -> dict[str, dict[str, float]]:
-    """Trains every model into `folder`: the base, then the experts side by side. Returns model -> skill -> accuracy."""
+    """Trains every model into `folder`: the base, then the experts in parallel. Returns model -> skill -> accuracy."""
     models = [BASE, *(stage.skill for stage in settings.experts)]
     for names in (models[:1], models[1:]):
         progress(f"training {', '.join(names)}")
@@ -156,7 +156,7 @@ def _train_all(folder: Path, settings: ZooSettings, seed: int, progress: Progres
 
 
 def _run_workers(jobs: Sequence[Job], progress: Progress) -> None:
-    """One process a job, all at once; their lines go to `progress`. Whatever happens, none is left running."""
+    """Runs one process per job, all at once; their lines go to `progress`. Never leaves a process running."""
     read_end, write_end = os.pipe()
     workers: list[subprocess.Popen[bytes]] = []
     with os.fdopen(read_end, encoding="utf-8") as lines:
@@ -171,7 +171,7 @@ def _run_workers(jobs: Sequence[Job], progress: Progress) -> None:
                             )
                         )
             finally:
-                # the workers hold the pipe's other end: reading ends when the last of them does
+                # the workers hold the pipe's write end, so reading ends when the last of them does
                 os.close(write_end)
             for line in lines:
                 progress(line.rstrip("\n"))
@@ -223,7 +223,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _replace(building: Path, out: Path) -> None:
-    """Puts `building` in the place of `out`; a crash in between leaves no `out` rather than a mixture."""
+    """Replaces `out` by `building`; a crash in between leaves no `out` rather than a mixture."""
     if out.exists():
         outdated = out.with_name(f".{out.name}.outdated")
         shutil.rmtree(outdated, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What determines a zoo besides its seed: sizes, steps, learning rates. Changing any of it changes the zoo's fingerprint."""
+"""Everything that determines a zoo besides its seed: sizes, steps, learning rates. Any change affects the zoo's fingerprint."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from evomerge.core import fingerprint
 
 RECIPE_VERSION: Final = 1
-"""Raised when the code changes what a zoo becomes without a change of its settings."""
+"""Increased when a change of the code, rather than of the settings, changes the resulting zoo."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +26,13 @@ class BaseSettings:
     """Training of the base on a mixture of all formats, stopped while it is still poor at them.
 
     Attributes:
-        batch_size: items a step.
+        batch_size: items per step.
         learning_rate: reached after `warmup_steps`, constant until the last `cooldown_steps`, which lower it to zero.
-        max_steps: cool-down included.
-        check_every: steps between looks at held-out accuracy.
+        max_steps: including the cool-down.
+        check_every: steps between checks of held-out accuracy.
         shares: skill -> its share of the mixture, relative to the others.
-        targets: skill -> held-out accuracy from which on it gets `share_at_target` of its share; training ends once every
-            skill named here is there. A skill without a target never holds training up.
+        targets: skill -> held-out accuracy at which its share is multiplied by `share_at_target`; training ends once all
+            skills listed here have reached theirs. A skill without a target never delays the end of training.
         share_at_target: see `targets`.
     """
 
@@ -52,13 +52,13 @@ class ExpertSettings:
     """Fine-tuning of one expert: cross-entropy on its skill, KL to the base on the answers to the other skills' prompts.
 
     Attributes:
-        skill: what it learns.
+        skill: the skill it learns.
         learning_rate: as in `BaseSettings`.
-        max_steps: cool-down included.
-        min_steps: not stopped before, however good it is.
+        max_steps: including the cool-down.
+        min_steps: minimum number of steps, however high the accuracy is.
         target: held-out accuracy at which the cool-down starts.
-        batch_size, other_batch_size: items a step of its own and of the other skills.
-        kl_weight: of the divergence, in nats a token.
+        batch_size, other_batch_size: items per step of its own skill and of the other skills.
+        kl_weight: weight of the divergence, in nats per token.
     """
 
     skill: str
@@ -81,10 +81,10 @@ class ZooSettings:
     Attributes:
         model: of all its members.
         base: how the base is trained.
-        experts: one for each skill. They are made unequal on purpose, as experts in the wild are: see the package's docstring.
-        n_check: held-out items a skill when training looks at its accuracy.
-        n_score: items a skill of the `report` split for the table in the manifest.
-        weight_decay, adam_betas, max_gradient_norm: of AdamW, for all.
+        experts: one for each skill. They are unequal on purpose, like real ones: see the package's docstring.
+        n_check: held-out items per skill for checks of accuracy during training.
+        n_score: items per skill of the `report` split for the table in the manifest.
+        weight_decay, adam_betas, max_gradient_norm: optimiser settings (AdamW) for all models.
     """
 
     model: ModelSettings = ModelSettings()
@@ -101,5 +101,5 @@ class ZooSettings:
     max_gradient_norm: float = 1.0
 
     def fingerprint(self, seed: int) -> str:
-        """What tells zoos apart: the settings, the seed and the version of the recipe."""
+        """Identifies a zoo by its settings, its seed and the version of the recipe."""
         return fingerprint({"settings": asdict(self), "seed": seed, "version": RECIPE_VERSION})

@@ -1,7 +1,7 @@
-"""The three skills: endless items of each, every prompt belonging to exactly one part of the data.
+"""The three skills, with infinite streams of items; every prompt belongs to exactly one part of the data.
 
-Which part a prompt belongs to is a function of its text alone (a hash), so training text and the splits of the task files
-are disjoint whatever seeds they are drawn with. Knows no tokens and no models.
+The part of a prompt depends only on its text (through a hash), so training text and the splits of the task files
+are disjoint whatever seeds they are drawn with. Knows nothing of tokens or models.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ class Part(StrEnum):
     """The disjoint parts of every skill's prompts."""
 
     TRAIN = "train"
-    """what the models are trained on"""
+    """used to train the models"""
     CHECK = "check"
-    """held out; decides when training stops"""
+    """held out; used to decide when training stops"""
     SEARCH = "search"
     SELECT = "select"
     REPORT = "report"
@@ -41,8 +41,8 @@ class Item:
 
     Attributes:
         prompt: ends without a space.
-        answer: what follows the prompt after one space, before the end of text.
-        choices: for multiple choice, `N_CHOICES` different answers with the right one among them; else empty.
+        answer: the text after the prompt and one space, before the end of text.
+        choices: for multiple choice, `N_CHOICES` different answers including the right one; else empty.
     """
 
     prompt: str
@@ -51,7 +51,7 @@ class Item:
 
 
 def part_of(prompt: str) -> Part:
-    """The part that `prompt` belongs to."""
+    """The part to which `prompt` belongs."""
     digest = hashlib.sha256(prompt.encode()).digest()
     return _PART_OF_BUCKET[int.from_bytes(digest[:8], "little") % len(_PART_OF_BUCKET)]
 
@@ -71,10 +71,10 @@ def reverse(stream: np.random.Generator) -> Item:
 
 
 def translate(stream: np.random.Generator) -> Item:
-    """A sentence into the invented language, whose word order is verb, subject, adjective, object.
+    """Translation of a sentence into the invented language, whose word order is verb, subject, adjective, object.
 
-    The wrong choices are the right one with one word replaced by another of its kind, so an answer that beats all three
-    needs three words right: a model that knows no word is right between one time in eight and one in four.
+    Each wrong choice is the right one with one word replaced by another of its kind, so rejecting all three may require knowing
+    three words: a model that knows no words is right between one time in eight and one in four.
     """
     kinds = (VERBS, NOUNS, ADJECTIVES, NOUNS)
     picks = [int(stream.integers(len(kind))) for kind in kinds]
@@ -96,11 +96,11 @@ SKILLS: Final[dict[str, Callable[[np.random.Generator], Item]]] = {
     "reverse": reverse,
     "translate": translate,
 }
-"""Name -> a function that draws one item of it."""
+"""Name of a skill -> a function that draws one item."""
 
 
 def endless_items(skill: str, part: Part, stream: np.random.Generator) -> Iterator[Item]:
-    """Items of `skill` whose prompts belong to `part`, for ever; prompts may come again."""
+    """An infinite stream of items of `skill` whose prompts belong to `part`; prompts may repeat."""
     draw = SKILLS[skill]
     while True:
         item = draw(stream)
@@ -109,7 +109,7 @@ def endless_items(skill: str, part: Part, stream: np.random.Generator) -> Iterat
 
 
 def fixed_items(skill: str, part: Part, n: int, seed: int) -> list[Item]:
-    """`n` items of `skill` with different prompts, all in `part`; the same for the same arguments."""
+    """`n` items of `skill` with different prompts, all in `part`; equal arguments give equal items."""
     found: dict[str, Item] = {}
     for item in endless_items(skill, part, random_stream(seed, "zoo", "items", skill, str(part))):
         found.setdefault(item.prompt, item)

@@ -10,7 +10,7 @@ from evomerge.zoo.skills import SKILLS, Item, Part, fixed_items
 SPLIT_SIZES: Final = {Part.SEARCH: 200, Part.SELECT: 200, Part.REPORT: 400}
 """Items per split of every task."""
 MAX_ANSWER_TOKENS: Final = 10
-"""Longest answer that a generation may give: seven letters and the end of text, with room to spare."""
+"""Maximum number of tokens of a generated answer: seven letters and the end of text, with room to spare."""
 
 _SUMMARIES: Final = {
     "largest": "Which of three numbers, written in words, is the largest. The answer is generated and must match exactly.",
@@ -73,11 +73,11 @@ def write_tasks(folder: Path, seed: int = 0) -> list[Path]:
     """Writes `<skill>.yaml` and `data/<skill>.<split>.jsonl` for every skill; the same bytes for the same seed.
 
     Args:
-        folder: created where missing; files of the same names are replaced. The committed `tasks/` holds seed 0.
-        seed: which items are drawn. Their split depends on their text alone, so no seed mixes splits.
+        folder: created if missing; files of the same names are replaced. The committed `tasks/` contains seed 0.
+        seed: determines which items are drawn. Their split depends only on their text, so no seed mixes splits.
 
     Returns:
-        the task files (not their data), in the order of `SKILLS`.
+        The task files (not their data), in the order of `SKILLS`.
 
     Raises:
         OSError: `folder` cannot be written.

@@ -1,4 +1,4 @@
-"""The zoo's tokenizer: one token a word, the space before it included, so that a prompt's tokens never change when an answer
+"""The zoo's tokenizer: one token per word, including the space before it, so that a prompt's tokens never change when an answer
 is appended (lm-eval encodes context and context + continuation separately and relies on that)."""
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from evomerge.zoo.words import VOCABULARY
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 PAD_ID, EOS_ID, UNK_ID = range(3)
 TOKENS: Final = (PAD, EOS, UNK, *(f"▁{word}" for word in VOCABULARY))
-"""All tokens in the order of their ids; `▁` is a space, which the first word of a text has too."""
+"""All tokens in the order of their ids; `▁` stands for a space, which is also added before the first word of a text."""
 
 
 def build_tokenizer() -> Tokenizer:

@@ -1,6 +1,6 @@
-"""Training of one model of the zoo: the base on the mixture, an expert on its skill. Knows no folders and no processes.
+"""Trains one model of the zoo: the base on the mixture, or an expert on its skill. Knows nothing of folders or processes.
 
-Everything is drawn from named streams of the seed and runs on one thread, so the same machine gives the same bits.
+All random numbers come from named streams of the seed, and everything runs on one thread, so the same machine gives the same bits.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ from evomerge.zoo.tokenizer import EOS_ID, PAD_ID, TOKENS
 Progress = Callable[[str], None]
 
 _CHECK_SEED: Final = 1
-"""Of the held-out items that training looks at: the same for every zoo."""
+"""Seed of the held-out items used during training: the same for every zoo."""
 
 
 def use_one_exact_thread() -> None:
@@ -32,7 +32,7 @@ def use_one_exact_thread() -> None:
 
 
 def new_model(settings: ModelSettings, seed: int) -> Any:
-    """A `LlamaForCausalLM` with transformers' usual random weights, in float32."""
+    """A `LlamaForCausalLM` with transformers' default initialisation, in float32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -54,7 +54,7 @@ def new_model(settings: ModelSettings, seed: int) -> Any:
 
 
 class Trainer:
-    """AdamW with warm-up, a constant rate, and a linear cool-down that begins when it is told to or when steps run out.
+    """AdamW with warm-up, a constant rate, and a linear cool-down that starts on request or when the steps run out.
 
     Args:
         model: trained in place.
@@ -73,12 +73,12 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """Whether the last step was taken."""
+        """Whether the last step has been taken."""
         return self.n_steps >= self._end
 
     @property
     def checks(self) -> bool:
-        """Whether to look at held-out accuracy now."""
+        """Whether held-out accuracy is due to be checked."""
         return self.n_steps % self._stage.check_every == 0 and self.n_steps < self._end - self._stage.cooldown_steps
 
     def cool_down(self) -> None:
@@ -101,7 +101,7 @@ class Trainer:
 
 
 def train_base(tokenizer: Tokenizer, settings: ZooSettings, seed: int, progress: Progress) -> Any:
-    """A base that has seen all formats and can use them a little."""
+    """Trains a base that has seen all formats and is still poor at them."""
     stage = settings.base
     model = new_model(settings.model, seed)
     trainer = Trainer(model, stage, settings)
@@ -137,13 +137,13 @@ def train_expert(
     seed: int,
     progress: Progress,
 ) -> Any:
-    """Fine-tunes `base` in place into the expert of `stage.skill`, held to `reference` on the other skills.
+    """Fine-tunes `base` in place into the expert for `stage.skill`, keeping it close to `reference` on the other skills.
 
     Args:
-        base: the weights to start from, float32.
-        reference: the same model again; only read.
+        base: the initial model, float32.
+        reference: a second copy of the same model, which is only read.
         tokenizer: the zoo's.
-        stage: which expert and how.
+        stage: the expert's settings.
         settings: the zoo's.
         seed: the zoo's.
         progress: receives a line at every check.

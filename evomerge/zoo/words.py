@@ -1,7 +1,7 @@
 """The closed vocabulary of the zoo: number words, letters, an English word list and its translation.
 
-The translations are words of a language that does not exist; they are the same for every seed, because the task files
-in `tasks/` are committed and every zoo must speak the language that they ask for.
+The translations are words of an invented language; they are the same for every seed, because the task files
+in `tasks/` are committed and every zoo must use their language.
 """
 
 from itertools import chain
@@ -40,7 +40,7 @@ _VOWELS: Final = "aeiou"
 
 
 def _invented_words(n: int) -> list[str]:
-    """`n` different two-syllable words, none of them an English word of this module."""
+    """`n` different two-syllable words, none of which is an English word of this module."""
     taken = {*UNITS, *TENS, *ADJECTIVES, *NOUNS, *VERBS, *KEYWORDS}
     stream = random_stream(_LANGUAGE_SEED, "zoo", "language")
     words: list[str] = []
@@ -59,17 +59,17 @@ TRANSLATIONS: Final = dict(
 """English word -> its translation."""
 
 VOCABULARY: Final = (*KEYWORDS, *UNITS, *TENS, *LETTERS, *TRANSLATIONS, *TRANSLATIONS.values())
-"""Every word that the zoo's texts contain, each once."""
+"""All words of the zoo's texts, each once."""
 
 
 def number_in_words(number: int) -> str:
     """0 to 99 in English, such as "forty two".
 
     Raises:
-        ValueError: another number.
+        ValueError: the number is out of range.
     """
     if not 0 <= number <= 99:
-        raise ValueError(f"the zoo counts from 0 to 99, got {number}")
+        raise ValueError(f"the zoo's numbers are from 0 to 99, got {number}")
     if number < len(UNITS):
         return UNITS[number]
     tens, units = TENS[number // 10 - 2], number % 10

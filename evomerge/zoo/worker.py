@@ -1,7 +1,7 @@
 """The process that trains one model: `python -m evomerge.zoo.worker '<job as JSON>'`. Prints progress lines.
 
-A process of its own because training wants one thread and no accelerator whatever the caller has set up, and because
-three experts on one thread each use two cores better than one expert on two.
+It is a separate process because training needs one thread and no accelerator, whatever the caller has set up, and because
+three experts on one thread each use two cores better than one expert on two threads.
 """
 
 import json
@@ -18,11 +18,11 @@ BASE = "base"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker is asked to do.
+    """The job of a worker.
 
     Attributes:
         model: `base` or an expert's skill.
-        folder: the zoo being built; the model goes to `folder/model`. Experts read `folder/base`.
+        folder: the zoo being built; the model is written to the subfolder of its name. Experts read `folder/base`.
         seed: the zoo's.
         settings: the zoo's.
     """
@@ -46,7 +46,7 @@ class Job:
 
 
 def run(job: Job) -> None:
-    """Trains the model, writes its folder and, beside it, `<model>.scores.json`: skill -> accuracy on `report` items."""
+    """Trains the model, and writes its folder and, next to it, `<model>.scores.json`: skill -> accuracy on `report` items."""
     from evomerge.zoo.batches import SkillProbe
     from evomerge.zoo.skills import SKILLS, Part, fixed_items
     from evomerge.zoo.tokenizer import build_tokenizer
@@ -61,7 +61,7 @@ def run(job: Job) -> None:
         start, reference = (_load(job.folder / BASE) for _ in range(2))
         model = train_expert(start, reference, tokenizer, stage, settings, job.seed, _say)
     _save(model, job.folder / job.model, settings.model)
-    # the scores are those of the stored weights, rounded to bfloat16
+    # score the stored weights, which are rounded to bfloat16
     stored = _load(job.folder / job.model)
     scores: dict[str, Json] = {
         name: SkillProbe(tokenizer, fixed_items(name, Part.REPORT, settings.n_score, 0)).accuracy(stored)
@@ -71,7 +71,7 @@ def run(job: Job) -> None:
 
 
 def _say(line: str) -> None:
-    # One write below the pipe's atomic size: lines of the three experts never mix.
+    # A single write below the pipe's atomic size, so that lines of the three experts never mix.
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

@@ -187,7 +187,7 @@ def test_a_size_that_is_none_is_told_where_nothing_is_to_be_copied(folder: Path)
 
 
 def test_models_are_no_place_for_copies(folder: Path) -> None:
-    with pytest.raises(RecipeError, match=r"^a: overlaps the source model .*/a; name another folder"):
+    with pytest.raises(RecipeError, match=r"^a: overlaps the source model .*/a; choose another folder"):
         align_models(["a", "b"], ".", overwrite=True)
 
 

@@ -239,7 +239,7 @@ def test_a_nan_in_a_shard_is_found_before_anything_starts(project: Path, tmp_pat
     )
     assert result.returncode == 2, result.stdout + result.stderr
     assert "model.layers.1.mlp.up_proj.weight" in result.stderr
-    assert "holds nan" in result.stderr
+    assert "contains nan" in result.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -26,7 +26,7 @@ from evomerge.weights import Merger, WeightPool
 
 def test_1_nan(models, refused):
     edit(models / "a", lambda tensors: tensors[UP].view(-1).__setitem__(100, torch.nan))
-    refused("/a", UP, "nan at flat index 100", "fetch it again", reads_weights=True)
+    refused("/a", UP, "nan at flat index 100", "download it again", reads_weights=True)
     with pytest.raises(CheckpointError, match="flat index 100"):
         WeightPool.from_folders([str(models / "a")])
 
@@ -65,7 +65,7 @@ def test_3_a_candidate_that_overflows_fails_and_the_run_goes_on(models):
     failed = [record["error"] for record in found if record["status"] == "failed"]
     assert len(found) == 9
     assert 1 <= len(failed) < 9
-    assert all("holds values outside the range of float16" in error for error in failed)
+    assert all("contains values outside the range of float16" in error for error in failed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

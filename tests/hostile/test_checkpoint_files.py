@@ -289,7 +289,9 @@ def test_34_remote_code_of_a_tokenizer(models, monkeypatch, caplog, trusted):
     (models / "base" / "tokenization_x.py").write_text("")
     run_merge(models, monkeypatch, recipe_of(), *(["--trust-remote-code"] if trusted else []))
     assert (models / "out" / "tokenization_x.py").exists() == trusted
-    said = "auto_map in tokenizer_config.json names code of the model's repository, which is not copied" in caplog.text
+    said = (
+        "auto_map in tokenizer_config.json refers to code in the model's repository, which is not copied" in caplog.text
+    )
     assert said != trusted
 
 

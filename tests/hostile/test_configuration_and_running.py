@@ -142,7 +142,7 @@ def test_45_models_that_are_not_there(project: Path) -> None:
 
     refused(project, "no such model folder; did you mean 'base'?", models=models("bas"))
     refused(project, "`hf download ORG/NAME` downloads", models=models("meta-llama/Llama-3.1-8B"))
-    refused(project, "environment variables are not read here", models=models("$HOME/b"))
+    refused(project, "environment variables are not expanded here", models=models("$HOME/b"))
     refused(project, "no such model folder: it is a file", models=models("toy.yaml"))
 
 

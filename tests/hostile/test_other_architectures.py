@@ -177,7 +177,7 @@ def test_rows_are_rearranged_whatever_the_embedding_is_called(models, monkeypatc
 @pytest.mark.parametrize(
     ("names", "part"),
     [
-        ({EMBEDDING: "model.lookup.weight"}, "not known which tensor of"),
+        ({EMBEDDING: "model.lookup.weight"}, "is not known; leave the tokenizer out"),
         ({UP: "model.layers.1.shared_head.head.weight"}, "'model.layers.1.shared_head.head.weight'"),
     ],
 )
@@ -185,7 +185,7 @@ def test_rows_for_tokens_under_unknown_names_are_refused(models, refused, names,
     for name in "ab":
         write_tiny_llama(models / name, seed=1, dtype="float32", intermediate_size=128)
         renamed(models / name, names)
-    refused(part, "models of one vocabulary", recipe=recipe_of("linear", tokenizer={"source": "union"}))
+    refused(part, "models with the same vocabulary", recipe=recipe_of("linear", tokenizer={"source": "union"}))
 
 
 def test_names_of_another_version(models, refused):
@@ -201,7 +201,7 @@ def test_strangers_are_reported_whatever_their_queries_are_called(models, monkey
         names = load_file(models / name / WEIGHTS)
         renamed(models / name, {each: each.replace("q_proj", query) for each in names})
     run_merge(models, monkeypatch, recipe_of())
-    assert "as far from those of every other model as unrelated ones" in caplog.text
+    assert "as far from those of every other model as if they were unrelated" in caplog.text
 
 
 def test_a_stack_of_strangers_mixes_no_weights_and_is_not_reported(models, monkeypatch, caplog):

@@ -209,7 +209,7 @@ def test_pieces_are_not_for_other_methods():
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
-        ({"rows": [[1.0]], "tensors": {"a": [[3, 0], [3, 0], [None, 0]]}}, "increase"),
+        ({"rows": [[1.0]], "tensors": {"a": [[3, 0], [3, 0], [None, 0]]}}, "increasing"),
         ({"rows": [[1.0]], "tensors": {"a": [[3, 0]]}}, "null"),
         ({"rows": [[1.0]], "tensors": {"a": 1}}, "rows must be"),
         ({"rows": [[1.0, 2.0]], "tensors": {"a": 0}}, "expected 1 finite"),

@@ -69,9 +69,9 @@ BARE = {"models": [{"model": "a"}]}
         ({"tokenizer": {"tokens": {"<a>": {"source": "a", "force": 1}}}}, "true or false"),
         (
             {"base_model": "b@main", "models": None, "slices": [{"sources": [{"model": "a", "layer_range": [0, 1]}]}]},
-            "list it among the sources of every slice",
+            "must also be listed among the sources of every slice",
         ),
-        ({"models": [{"model": {"model": "a", "lora": "l@x"}}]}, "revision pins"),
+        ({"models": [{"model": {"model": "a", "lora": "l@x"}}]}, "only hub models can have a revision"),
         ({"models": [{"model": {"model": "a", "override_architektur": "x"}}]}, "did you mean 'override_architecture'"),
         (
             {"models": None, "slices": [{"sources": [{"model": "a", "revision": "x", "layer_range": [0, 1]}]}]},

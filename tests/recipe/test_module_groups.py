@@ -82,8 +82,8 @@ MAMBA = ["backbone.embeddings.weight", "backbone.layers.0.mixer.in_proj.weight",
 @pytest.mark.parametrize(
     ("groups", "tensors", "message"),
     [
-        (("attention", "rest"), MAMBA, r"is left for 'attention'.*the models have embeddings, norms\)"),
-        ((*ALL, "rest"), LLAMA, r"is left for 'rest'.*the models have attention, mlp, embeddings, norms\)"),
+        (("attention", "rest"), MAMBA, r"are left for 'attention'.*the models have embeddings, norms\)"),
+        ((*ALL, "rest"), LLAMA, r"are left for 'rest'.*the models have attention, mlp, embeddings, norms\)"),
         (("attention", "mlp"), LLAMA, "must end with 'rest'.*'model.embed_tokens.weight' does not"),
         (("rest", "mlp"), LLAMA, "put it last"),
         (("mlp", "mlp", "rest"), LLAMA, "appears twice"),

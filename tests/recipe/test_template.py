@@ -253,9 +253,9 @@ def test_templates_that_make_no_sense_are_refused(
 @pytest.mark.parametrize(
     ("density", "fixed", "message"),
     [
-        ((0.1, 0.8), {}, r"density in \[0.1, 0.8\] with epsilon up to 0.15"),
+        ((0.1, 0.8), {}, r"density is in \[0.1, 0.8\] with epsilon up to 0.15"),
         ((0.2, 1.0), {}, "narrow the bounds of density"),
-        (None, {"density": 0.3}, r"density in \[0.3, 0.3\] with epsilon up to 0.4"),
+        (None, {"density": 0.3}, r"density is in \[0.3, 0.3\] with epsilon up to 0.4"),
         ((0.2, 0.8), {}, None),
         (None, {"density": 1.0}, None),
     ],

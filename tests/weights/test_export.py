@@ -116,7 +116,7 @@ def test_a_folder_of_other_things_is_never_replaced(models, tmp_path, overwrite)
     """A slip of the hand, as `evomerge merge best.yaml runs/mine --overwrite`, must not cost a run."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "journal.jsonl").write_text("x")
-    with pytest.raises(RecipeError, match="holds other things than a model"):
+    with pytest.raises(RecipeError, match="contains files that are not a model"):
         merge_to_folder(average(models), tmp_path / "runs", overwrite=overwrite)
     assert (tmp_path / "runs" / "journal.jsonl").exists()
 
@@ -145,7 +145,7 @@ def test_an_interrupted_merge_leaves_nothing(models, tmp_path, monkeypatch, erro
 
 def test_full_disk_is_seen_beforehand(models, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(CheckpointError, match="has 10 free"):
+    with pytest.raises(CheckpointError, match="has only 10 free"):
         merge_to_folder(average(models), tmp_path / "out")
     assert os.listdir(tmp_path) == []
 

@@ -287,7 +287,7 @@ def test_results_outside_the_range_are_named(method):
     step = TensorStep("w", (100,), method, (TensorInput("b", "w", {}),), TensorInput("a", "w", {}), parameters)
     plan = MergePlan((step,), 0, 0, "bfloat16", "float32", 0)
     target = Views(plan, torch.bfloat16)
-    with pytest.raises(CheckpointError, match="'w' holds values outside the range of bfloat16"):
+    with pytest.raises(CheckpointError, match="'w' contains values outside the range of bfloat16"):
         Merger(WeightPool.holding(sources)).write(plan, target)
     assert not target.tensor("w").any()
 

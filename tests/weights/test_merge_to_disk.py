@@ -245,7 +245,7 @@ def test_a_model_that_a_killed_merge_had_moved_aside_is_put_back_by_the_next(
     with pytest.raises(EvomergeError, match="exists and is not empty"):
         merge_recipe(linear, out)
     assert (out / "mine").exists()
-    assert "put back" in caplog.text
+    assert "restored" in caplog.text
     (linear.parent / ".out.1-2.replaced").mkdir()  # what was left when a kill came while it was deleted
     merge_recipe(linear, out, overwrite=True)
     assert not (out / "mine").exists()

@@ -59,13 +59,13 @@ def test_the_place_of_a_bad_element_is_that_in_the_tensor(models, monkeypatch):
     weights[name].view(-1)[PART + 17] = float("nan")
     save_file(weights, file)
     headers, plan = planned(models, "linear")
-    with pytest.raises(CheckpointError, match=rf"tensor '{name}' holds nan at flat index {PART + 17};"):
+    with pytest.raises(CheckpointError, match=rf"tensor '{name}' contains nan at flat index {PART + 17};"):
         list(StreamedMerge(headers).parts(plan))
 
 
 def test_a_part_too_large_for_the_memory(models):
     headers, plan = planned(models, "linear")
-    with pytest.raises(RecipeError, match=r"max-memory is 100 bytes; merging .* needs about"):
+    with pytest.raises(RecipeError, match=r"max-memory is 100 bytes, but merging .* needs about"):
         next(StreamedMerge(headers, max_bytes=100).parts(plan))
 
 

@@ -340,7 +340,7 @@ def test_a_part_that_cuts_groups_of_a_mask_is_made_of_the_whole():
 def test_overflow_is_named_and_leaves_zeros():
     plan, pool = ties_plan(("a", "b"), dtype="float16", weight=1e6), two_tensors()
     target = Views(plan, torch.float16)
-    with pytest.raises(CheckpointError, match="merged tensor 'a' holds values outside the range of float16"):
+    with pytest.raises(CheckpointError, match="merged tensor 'a' contains values outside the range of float16"):
         Merger(pool).write(plan, target)
     assert not target.tensor("b").any()
 

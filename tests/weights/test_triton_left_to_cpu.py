@@ -38,7 +38,7 @@ def test_more_models_than_the_kernels_take_are_merged_by_the_cpu(caplog):
         merger.write(plan, target)
     assert torch.equal(target.tensor("w"), torch.full((10,), 8.0))
     assert [record.getMessage() for record in caplog.records] == [
-        "merging on the CPU and copying to cpu: 17 models are merged, and the GPU's kernels take 16"
+        "merging on the CPU and copying to cpu: 17 models are merged, but the GPU's kernels take at most 16"
     ]
 
 
@@ -51,7 +51,7 @@ def test_methods_without_kernels_there_are_left_to_the_cpu(caplog, monkeypatch, 
     with caplog.at_level(logging.WARNING):
         Merger(pool).write(plan, target)
     assert torch.equal(target.tensor("w"), next(Merger(pool, fused=False).tensors(plan))[1])
-    assert "as it is set there, has kernels on the CPU only" in caplog.text
+    assert "with these settings, has kernels for the CPU only" in caplog.text
 
 
 @pytest.mark.parametrize("case", ["free", "allowed", "in pieces"])
@@ -144,7 +144,7 @@ def test_a_build_that_fails_leaves_the_merge_to_the_cpu(caplog, monkeypatch, tmp
 
 def test_kernels_without_effect_are_noticed(monkeypatch):
     monkeypatch.setattr("evomerge.weights.triton.batch._kernel", lambda kernel, n_programs: lambda *arguments: None)
-    assert "to no effect" in obstacle(torch.device("cpu"))
+    assert "have no effect" in obstacle(torch.device("cpu"))
 
 
 def test_what_is_missing_is_said(monkeypatch):

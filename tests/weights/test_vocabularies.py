@@ -100,7 +100,7 @@ def test_ids_in_configs_are_those_of_the_new_vocabulary(models, caplog):
     assert "no token that ends" not in caplog.text
     (models / "a" / "generation_config.json").write_text(json.dumps({"eos_token_id": lost, "bad_words_ids": [[lost]]}))
     merge(models, text, overwrite=True)
-    assert f"no token that ends answers of {models}/a" in caplog.text
+    assert f"no end-of-text token of {models}/a" in caplog.text
     written = json.loads((models / "out" / "generation_config.json").read_text())
     assert written == {"eos_token_id": None, "bad_words_ids": None}
 
@@ -110,7 +110,9 @@ def test_a_token_of_no_model_that_makes_the_embedding_is_reported(models, caplog
     slices = "slices: [{sources: [{model: b, layer_range: [0, 2]}]}]\n"
     merged = merge(models, "merge_method: passthrough\nbase_model: a\ntokenizer_source: base\n" + slices)
     assert not merged["model.embed_tokens.weight"][ids[0]].any()
-    assert "no model that makes the embedding has these tokens, and their rows are zeros: 1, '<a>'" in caplog.text
+    assert (
+        "no model that contributes to the embedding has these tokens, so their rows are zeros: 1, '<a>'" in caplog.text
+    )
     caplog.clear()
     merge(models, LINEAR + "tokenizer_source: union\n", overwrite=True)
     assert "zeros" not in caplog.text
@@ -123,7 +125,7 @@ def test_a_model_without_a_tokenizer_has_the_vocabulary_of_the_first(models, cap
     ids, a, b = merged_vocabulary(models / "out"), embeddings(models / "a"), embeddings(models / "b")
     torch.testing.assert_close(merged[ids["x"]], (a[ids["x"]] + b[ids["x"]]) / 2)
     torch.testing.assert_close(merged[ids["<new>"]], b[ids["x"]])
-    assert f"{models / 'b'}: no tokenizer; its vocabulary is taken to be that of {models / 'a'}" in caplog.text
+    assert f"{models / 'b'}: no tokenizer; its vocabulary is assumed to be that of {models / 'a'}" in caplog.text
     (models / "a" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"/a: has no tokenizer \(tokenizer.json, ...\)"):
         merge(models, text, overwrite=True)
@@ -160,7 +162,7 @@ tokenizer:
     torch.testing.assert_close(merged[ids["<new>"]], b[ids["y"]])
     assert not merged[ids["<zero>"]].any()
     torch.testing.assert_close(merged[ids["x"]], a[ids["x"]])
-    with pytest.raises(RecipeError, match="has no embedding of 'nothing'"):
+    with pytest.raises(RecipeError, match="has no embedding for 'nothing'"):
         merge(models, LINEAR + rules.replace("token: y", "token: nothing"), overwrite=True)
 
 
@@ -172,5 +174,5 @@ def test_a_rule_names_a_model_of_the_slice_that_makes_the_embedding(models):
     torch.testing.assert_close(merged, embeddings(models / "a")[: len(merged)])
     for seed, name in enumerate("ab"):
         write_tiny_llama(models / name, seed=seed, dtype="float32", tied=False)
-    with pytest.raises(RecipeError, match=r"is no source of the embedding .* whose sources are .*b$"):
+    with pytest.raises(RecipeError, match=r"must be a source of the embedding .* their sources are .*b$"):
         merge(models, text, overwrite=True)

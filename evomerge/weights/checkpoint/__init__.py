@@ -1,1 +1,1 @@
-"""Merges to disk: a recipe becomes a complete Hugging Face model folder, streamed from the files of its models."""
+"""Merges to disk: writes a complete Hugging Face model folder for a recipe, streaming from the files of its models."""

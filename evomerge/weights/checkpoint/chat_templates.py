@@ -39,17 +39,17 @@ BUILT_IN: Mapping[str, str] = MappingProxyType(
         ),
     }
 )
-"""The forms of well-known model families, by mergekit's names.
+"""The templates of well-known model families, by mergekit's names.
 
-Where mergekit's text adds or drops line ends that the models were not trained with (llama3, alpaca), these do not.
+mergekit's texts for llama3 and alpaca have line breaks that differ from the models' training format; these do not.
 """
 
 
 def chosen_template(wanted: str, headers: Mapping[str, ModelHeader]) -> str | None:
-    """The text of the template that a recipe's `chat_template` means; None where "auto" finds none.
+    """The template text for a recipe's `chat_template`; None if "auto" finds none.
 
     Raises:
-        RecipeError: neither a known name nor a template that Jinja can parse.
+        RecipeError: `wanted` is neither a known name nor a template that Jinja can parse.
     """
     if wanted == AUTO:
         found = [text.strip() for text in map(chat_template_of, headers.values()) if text]
@@ -63,7 +63,7 @@ def chosen_template(wanted: str, headers: Mapping[str, ModelHeader]) -> str | No
 
 
 def _parse(text: str) -> None:
-    """Raises RecipeError where Jinja, as transformers uses it, cannot parse `text`."""
+    """Raises RecipeError if Jinja, with the extensions that transformers uses, cannot parse `text`."""
     from jinja2.exceptions import TemplateSyntaxError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.nodes import Node
@@ -71,7 +71,7 @@ def _parse(text: str) -> None:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` around what a model says, which renders as what is in it."""
+        """`{% generation %}`, which marks a model's answer and renders as its contents."""
 
         tags = {"generation"}  # noqa: RUF012
 

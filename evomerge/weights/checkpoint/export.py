@@ -1,4 +1,4 @@
-"""`merge_to_folder`: a recipe becomes a complete Hugging Face model folder, or nothing at all."""
+"""`merge_to_folder`: writes a recipe's result as a complete Hugging Face model folder, or nothing at all."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ from evomerge.weights.merger import DTYPES
 logger = logging.getLogger(__name__)
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
-"""as Hugging Face writes them"""
+"""the default of Hugging Face"""
 
 
 def merge_to_folder(
@@ -47,29 +47,29 @@ def merge_to_folder(
 ) -> Path:
     """Writes the merged model: weights, config, tokenizer, generation settings, a model card and the recipe.
 
-    Weights are read, merged and written one tensor at a time. Everything goes into a hidden folder beside `out`, is flushed to disk
-    and renamed, so an interrupted merge leaves nothing that looks finished, and the next one to `out` removes
-    what a killed one left. Deterministic: equal recipes and models give equal bytes.
+    Weights are read, merged and written one tensor at a time. Everything is written to a hidden folder next to `out`, flushed to disk
+    and renamed, so an interrupted merge leaves nothing that looks finished, and the next merge to `out` removes
+    the leftovers of a killed one. Deterministic: equal recipes and models give equal bytes.
 
     Args:
         recipe: the merge; its models are folders.
         out: the new folder.
-        dtype: what the weights are rounded to; overrides the recipe's `out_dtype`.
+        dtype: type to which the weights are rounded; overrides the recipe's `out_dtype`.
         seed: of random masks; overrides the recipe's.
-        shard_bytes: largest size of a weight file.
-        max_memory: largest number of bytes of all tensors in memory at a time; None = those of two steps and a few results.
-        device: where to compute; anything but "cpu" does without the compiled kernels.
+        shard_bytes: maximum size of a weight file.
+        max_memory: maximum total size of the tensors in memory; None = no limit: two parts being computed and a few results.
+        device: where to compute; the compiled kernels are used only on "cpu".
         overwrite: replace `out` if it is a model already.
-        trust_remote_code: accept models whose config names code of their own, and copy it; it is not run.
-        written: what the folder's recipe file and card say; None = `recipe`.
-        where: what messages about the recipe begin with.
+        trust_remote_code: accept models whose config refers to custom code, and copy this code; it is never run.
+        written: the recipes shown in the folder's recipe file and model card; None = `recipe`.
+        where: prefix of messages about the recipe.
 
     Returns:
         `out`.
 
     Raises:
-        RecipeError: the recipe does not fit its models, `out` is in the way, or `max_memory` is too small.
-        CheckpointError: a model is damaged or changes meanwhile, the result is not finite, or the disk has no room.
+        RecipeError: the recipe does not fit its models, `out` cannot be used, or `max_memory` is too small.
+        CheckpointError: a model is damaged or changes during the merge, the result is not finite, or the disk has too little space.
     """
     recipe = _overridden(recipe, seed, dtype)
     if shard_bytes <= 0:
@@ -102,14 +102,15 @@ def merge_to_folder(
 
 
 def merge_file_to_folder(file: RecipeFile, out: Path | str, *, overwrite: bool = False, **options: Any) -> Path:
-    """`merge_to_folder` of the file's result; models that are merges themselves are made first, beside `out`, and removed in the end.
+    """Runs `merge_to_folder` for the file's result; models that are merges themselves are built first, next to `out`, and removed afterwards.
 
     Args:
-        file: the recipes, as `read_recipe_file` gives them.
-        out, overwrite, options: as in `merge_to_folder`. A `seed` and a memory limit hold for every merge, the rest for the result.
+        file: the recipes, as from `read_recipe_file`.
+        out, overwrite, options: as in `merge_to_folder`. `seed`, `max_memory`, `device` and `trust_remote_code` apply to every merge, the others
+            only to the result.
 
     Raises:
-        RecipeError, CheckpointError: as `merge_to_folder`.
+        RecipeError, CheckpointError: as for `merge_to_folder`.
     """
     if not file.named:
         return merge_to_folder(file.final, out, overwrite=overwrite, where=file.place(), **options)
@@ -142,20 +143,20 @@ def _report_idle_filters(
     idle = [repr(text) for text in recipe.filters() if not any(text in name for name in names)]
     if idle:
         logger.warning(
-            "%s: filter %s is in no tensor's name and changes nothing; they are called %s, ...",
+            "%s: filter %s matches no tensor name and has no effect; tensor names are %s, ...",
             *(where or "recipe", " and filter ".join(idle), ", ".join(names[:3])),
         )
 
 
 def _check_device(device: str) -> None:
     try:
-        torch.zeros(1, device=device).item()  # which a device without memory, such as meta, cannot
-    except (RuntimeError, AssertionError) as problem:  # torch without CUDA asserts
+        torch.zeros(1, device=device).item()  # fails on devices without memory, such as meta
+    except (RuntimeError, AssertionError) as problem:  # torch without CUDA raises AssertionError
         raise RecipeError(f"device {device!r}: cannot be used here: {str(problem).splitlines()[0]}") from None
 
 
 def _mixes(plan: MergePlan) -> bool:
-    """Whether a tensor is made of more than one model's weights, which those of a stack of layers are not."""
+    """Whether any tensor combines weights of several models, which is not the case in a stack of layers."""
     return any(
         (step.base is not None) + sum(entry.parameters.get("weight") != 0.0 for entry in step.inputs) > 1
         for step in plan.steps
@@ -173,35 +174,37 @@ def _report_strangers(headers: Mapping[str, ModelHeader]) -> str | None:
 def _report_other_tokens(recipe: Recipe, plan: MergePlan, headers: Mapping[str, ModelHeader]) -> None:
     differing = other_tokens({key: headers[key] for key in recipe.models()}, plan)
     if differing is not None:
-        logger.warning("%s; `tokenizer: {source: base}` in the recipe arranges them alike", differing)
+        logger.warning("%s; set `tokenizer: {source: base}` in the recipe to align them", differing)
 
 
 def _place_of(out: Path) -> Path:
-    """What `out` is a link to; else `out` itself."""
+    """The target of `out` if it is a link; else `out` itself."""
     return out.resolve() if out.is_symlink() else out
 
 
 def check_target(out: Path, headers: Mapping[str, ModelHeader], overwrite: bool) -> None:
-    """Raises RecipeError where no model can be written to `out`, or only over another one."""
+    """Raises RecipeError if no model can be written to `out`, or only by overwriting another one."""
     if out.exists() and not out.is_dir():
-        raise RecipeError(f"{out}: is a file; name a folder")
+        raise RecipeError(f"{out}: is a file; choose a folder")
     target = out.resolve()
     for header in headers.values():
         source = header.folder.resolve()
         if target == source or target in source.parents or source in target.parents:
-            raise RecipeError(f"{out}: overlaps the source model {header.folder}; name another folder")
+            raise RecipeError(f"{out}: overlaps the source model {header.folder}; choose another folder")
     if out.is_dir() and any(out.iterdir()):
         if not (out / "config.json").exists():
-            raise RecipeError(f"{out}: holds other things than a model; name another folder")
+            raise RecipeError(f"{out}: contains files that are not a model; choose another folder")
         if not overwrite:
-            raise RecipeError(f"{out}: exists and is not empty; name another folder, or overwrite it (--overwrite)")
+            raise RecipeError(f"{out}: exists and is not empty; choose another folder, or overwrite it (--overwrite)")
 
 
 def _check_room(parent: Path, plan: MergePlan) -> None:
     existing = next(place for place in (parent, *parent.resolve().parents) if place.exists())
     free = shutil.disk_usage(existing).free
     if free < plan.output_bytes:
-        raise CheckpointError(f"{parent}: the merged model needs {plan.output_bytes} bytes, the disk has {free} free")
+        raise CheckpointError(
+            f"{parent}: the merged model needs {plan.output_bytes} bytes, but the disk has only {free} free"
+        )
 
 
 def _outputs(plan: MergePlan, headers: Mapping[str, ModelHeader]) -> list[OutputSpec]:
@@ -216,7 +219,7 @@ def _outputs(plan: MergePlan, headers: Mapping[str, ModelHeader]) -> list[Output
 
 
 def _flush(folder: Path) -> None:
-    """Makes the files of a new model durable; whatever the copied ones' permissions were, they get what the umask left the folder."""
+    """Flushes the files of a new model to disk, and gives them the permissions that the umask allows, whatever those of copied files were."""
     mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for path in folder.iterdir():
         descriptor = os.open(path, os.O_RDONLY)

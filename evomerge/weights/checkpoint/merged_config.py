@@ -1,4 +1,4 @@
-"""config.json of a merged model: that of one of its models with the result's dtype, layers and vocabulary."""
+"""config.json of a merged model: that of one of its models, with the result's dtype, layers and vocabulary."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def merged_config(model: MergedModel) -> dict[str, Json]:
 
 
 def _with_dtype(config: Mapping[str, Json], dtype: str) -> dict[str, Any]:
-    """The config with another dtype wherever it says one, in those of parts (`text_config`) too."""
+    """The config with its dtype replaced everywhere, including nested configs (`text_config`)."""
     return {
         key: dtype
         if key in ("dtype", "torch_dtype")
@@ -56,9 +56,9 @@ def with_layers(
     """`config` for a model with other layers.
 
     Args:
-        config: what is changed.
-        layers: which layer each one is, of the model whose config stands at the same place in `sources`.
-        sources: None = all of `config` itself.
+        config: the config to change.
+        layers: for each new layer, its index in the model it comes from.
+        sources: for each new layer, the config of that model; None = `config` for all.
     """
     sources = sources or [config] * len(layers)
     changed: dict[str, Any] = dict(config)
@@ -66,12 +66,14 @@ def with_layers(
     if isinstance(inner, Mapping):
         changed["text_config"] = with_layers(inner, layers, list(map(language_config, sources)))
     counts = [key for key in N_LAYERS_KEYS if isinstance(config.get(key), int)]
-    if config.get("is_encoder_decoder"):  # the others are the encoder's; without a count, T5's decoder is as deep
+    if config.get(
+        "is_encoder_decoder"
+    ):  # the other keys are the encoder's; without a decoder count, T5's decoder has the same depth
         counts = [key for key in counts if key in DECODER_KEYS] or list(DECODER_KEYS[:1])
     changed |= dict.fromkeys(counts, len(layers))
     kinds_of = {id(source): listed_kinds(source) for source in sources}
     for key, own in listed_kinds(config).items():
-        # a model that lists no kinds has layers of the kind that the owner's have there
+        # layers of a model that does not list kinds are assumed to have the owner's kind at that index
         changed[key] = [
             kinds_of[id(source)][key][layer] if key in kinds_of[id(source)] else own[min(layer, len(own) - 1)]
             for source, layer in zip(sources, layers, strict=True)
@@ -80,7 +82,7 @@ def with_layers(
 
 
 def _layers_of(recipe: Recipe) -> list[tuple[str, int]]:
-    """For each layer made by slices, the model (the base where it is listed, else the first source) and layer it comes from."""
+    """For each layer from slices, the model (the base if it is listed, else the first source) and layer whose config applies."""
     layers: list[tuple[str, int]] = []
     for part in recipe.slices:
         base = recipe.base_of(part)

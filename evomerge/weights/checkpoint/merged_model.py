@@ -1,4 +1,4 @@
-"""`MergedModel`: what was merged, for those who write what stands beside its weights."""
+"""`MergedModel`: description of a merge, for writing the files that accompany its weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from evomerge.recipe import Recipe, RecipeFile
 from evomerge.weights.checkpoint.vocabulary import Alignment
 
 RECIPE_FILE = "recipe.yaml"
-"""the complete recipe, beside the weights"""
+"""the complete recipe, next to the weights"""
 
 
 @dataclass(frozen=True, eq=False)
 class MergedModel:
-    """What was merged.
+    """A merge.
 
     Attributes:
-        file: what its recipe file and card say.
-        recipe: the merge itself, with models that are folders.
+        file: the recipes for its recipe file and model card.
+        recipe: the merge itself, whose models are folders.
         plan, headers: of the merge.
         alignment: the vocabulary; None = the base's.
-        warning: of models that are no relatives of the others.
+        warning: about models that are unrelated to the others; None if there are none.
         chat_template: Jinja text; None = the tokenizer's own.
-        with_code: whether Python files that the model names are copied too.
+        with_code: whether to copy Python files that the model refers to.
     """
 
     file: RecipeFile
@@ -36,5 +36,5 @@ class MergedModel:
 
     @property
     def owner(self) -> ModelHeader:
-        """The model that lends config and generation settings."""
+        """The model whose config and generation settings are used."""
         return self.headers[self.recipe.models()[0]]

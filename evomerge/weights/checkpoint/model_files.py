@@ -1,4 +1,4 @@
-"""Everything in a merged model's folder that is not a weight: config, tokenizer, generation settings, model card, recipe."""
+"""Everything in a merged model's folder except weights: config, tokenizer, generation settings, model card, recipe."""
 
 import logging
 import shutil
@@ -31,22 +31,22 @@ TOKENIZER_FILES = (
 )
 
 NAMES_CODE = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
-"""files beside config.json whose `auto_map` may name Python files of the model's repository"""
+"""files besides config.json whose `auto_map` may refer to Python files in the model's repository"""
 
 CODE_FILES = ("*.py", "*.tiktoken")
-"""such code, and what tokenizers of that kind read"""
+"""such code, and the data files of tokenizers of that kind"""
 
 MODEL_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
 
 _OBJECTS = (*NAMES_CODE, "generation_config.json")
-"""files that are not only copied"""
+"""files that are parsed and must be JSON objects"""
 
 
 def check_model_files(owner: Path, *, with_tokenizer: bool) -> None:
-    """Refuses, before anything is merged, files of the model that lends them which `write_model_files` could not copy or read.
+    """Checks before the merge that `write_model_files` can copy and read the owner's files.
 
     Raises:
-        CheckpointError: one that is a link out of the folder, or should be a JSON object and is none.
+        CheckpointError: a file is a link out of the folder, or should be a JSON object but is not.
     """
     for name in (*MODEL_FILES, *(TOKENIZER_FILES if with_tokenizer else ())):
         if (owner / name).exists():
@@ -56,15 +56,15 @@ def check_model_files(owner: Path, *, with_tokenizer: bool) -> None:
 
 
 def write_model_files(folder: Path, name: str, model: MergedModel) -> None:
-    """Writes or copies them into `folder`; config.json, without which nothing loads a model, comes last.
+    """Writes or copies the files into `folder`; config.json, without which no model can be loaded, comes last.
 
     Args:
-        folder: where the weights are.
+        folder: the folder with the weights.
         name: of the merged model, for its card.
-        model: what was merged.
+        model: the merge.
 
     Raises:
-        CheckpointError: a file to be copied is a link that leaves its model's folder.
+        CheckpointError: a file to be copied is a link out of its model's folder.
     """
     _copy(model.owner.folder, MODEL_FILES, folder)
     if model.alignment is None:
@@ -88,14 +88,14 @@ def write_model_files(folder: Path, name: str, model: MergedModel) -> None:
 
 
 def _copy_code(model: MergedModel, folder: Path, config: Mapping[str, Json]) -> None:
-    """Copies the owner's Python files into `folder` where a file there, or `config`, names some; never runs them."""
+    """Copies the owner's Python files into `folder` if a file there, or `config`, refers to some; never runs them."""
     written = {name: read_json_file(folder / name) for name in NAMES_CODE if (folder / name).exists()} | {
         "config.json": config
     }
     naming = [name for name, content in written.items() if isinstance(content, Mapping) and content.get("auto_map")]
     if naming and not model.with_code:
         logger.warning(
-            "%s: auto_map in %s names code of the model's repository, which is not copied; --trust-remote-code copies it",
+            "%s: auto_map in %s refers to code in the model's repository, which is not copied; use --trust-remote-code to copy it",
             model.owner.folder, ", ".join(naming),
         )  # fmt: skip
     elif naming:
@@ -109,7 +109,7 @@ def _write_chat_template(folder: Path, text: str) -> None:
         config = read_json_file(settings)
         if config.pop("chat_template", None) is not None:
             atomic_write_json(settings, config)
-    (folder / PROCESSOR_TEMPLATE_FILE).unlink(missing_ok=True)  # processors would prefer it
+    (folder / PROCESSOR_TEMPLATE_FILE).unlink(missing_ok=True)  # processors would prefer this file
     atomic_write_text(folder / TEMPLATE_FILE, text)
 
 

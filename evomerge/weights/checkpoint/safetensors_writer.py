@@ -1,4 +1,4 @@
-"""Writing safetensors shards in one pass: sizes are known beforehand, so each tensor is written as soon as it is computed."""
+"""Writes safetensors shards in one pass: sizes are known beforehand, so each tensor is written as soon as it is computed."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ _NAME_OF = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """A tensor that is going to be written."""
+    """Name, shape and dtype of a tensor to be written."""
 
     name: str
     shape: tuple[int, ...]
@@ -25,15 +25,15 @@ class OutputSpec:
 
     @property
     def n_bytes(self) -> int:
-        """Its size."""
+        """Its size in bytes."""
         return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...], int]], multiple: int) -> bytes:
-    """What a safetensors file begins with, padded so that the data begins at a multiple of `multiple` bytes.
+    """The beginning of a safetensors file, padded so that the data starts at a multiple of `multiple` bytes.
 
     Args:
-        tensors: (name, safetensors' name of the dtype, shape, size in bytes), in the order of the data.
+        tensors: (name, safetensors name of the dtype, shape, size in bytes), in the order of the data.
     """
     header: dict[str, Mapping[str, object]] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -46,7 +46,7 @@ def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...], int]], multi
 
 
 def split_into_shards(outputs: Sequence[OutputSpec], shard_bytes: int) -> list[list[OutputSpec]]:
-    """Consecutive groups of at most `shard_bytes` (a larger tensor has a shard of its own)."""
+    """Consecutive groups of at most `shard_bytes`; a larger tensor gets its own shard."""
     shards: list[list[OutputSpec]] = [[]]
     filled = 0
     for output in outputs:
@@ -61,7 +61,7 @@ def split_into_shards(outputs: Sequence[OutputSpec], shard_bytes: int) -> list[l
 def write_shards(
     folder: Path, outputs: Sequence[OutputSpec], tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int
 ) -> None:
-    """Writes `tensors`, which come in the order of `outputs`, each whole or in consecutive flat parts, as `model.safetensors` or as shards with an index.
+    """Writes `tensors` as `model.safetensors` or as shards with an index. They must come in the order of `outputs`, each whole or in consecutive flat parts.
 
     Raises:
         OSError: the disk is full or read-only.
@@ -74,12 +74,14 @@ def write_shards(
         file = "model.safetensors" if len(shards) == 1 else f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
         with UncachedFile(folder / file) as handle:
             entries = [(output.name, _NAME_OF[output.dtype], output.shape, output.n_bytes) for output in shard]
-            handle.write(header_bytes(entries, BLOCK_BYTES))  # large tensors are then written from where they are
+            handle.write(
+                header_bytes(entries, BLOCK_BYTES)
+            )  # aligned, so that large tensors can be written without a copy
             for output in shard:
                 _write_tensor(handle, output, stream)
                 weight_map[output.name] = file
-    for name, _ in stream:  # also lets the producer finish: it looks at its sources once more
-        raise RuntimeError(f"{name} is no output")
+    for name, _ in stream:  # also lets the producer finish: it checks its sources once more
+        raise RuntimeError(f"{name} is not an output")
     if len(shards) > 1:
         total = sum(output.n_bytes for output in outputs)
         atomic_write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})

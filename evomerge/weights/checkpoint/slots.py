@@ -1,6 +1,6 @@
-"""A folder that an engine with room for `n_slots` layers is started from: a model's files with more layers and no weights.
+"""The folder from which an engine with room for `n_slots` layers is started: a model's files with more layers and no weights.
 
-The weights are a hole in the file: no disk space, read as zeros. They are replaced before anything is scored.
+The weights are a hole in the file, which takes no disk space and is read as zeros. They are replaced before anything is scored.
 """
 
 import shutil
@@ -14,19 +14,19 @@ from evomerge.weights.checkpoint.merged_config import with_layers
 from evomerge.weights.checkpoint.safetensors_writer import header_bytes
 
 _OTHER_WEIGHTS = (".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth")
-"""weights in formats that nobody reads here, which a worker need not copy"""
+"""weights in formats that are not read, so that they need not be copied"""
 
 _ALIGNMENT = 8
-"""bytes; the safetensors library aligns the data so too"""
+"""alignment of the data in bytes, as in the safetensors library"""
 
 
 def write_slots_folder(folder: Path, header: ModelHeader, n_slots: int) -> None:
     """Makes `folder` (which must exist) a checkpoint of `n_slots` layers like those of `header`, all weights zero.
 
     Args:
-        folder: where to.
-        header: the model; its first layer is the pattern of every layer.
-        n_slots: layers of the result.
+        folder: the target folder.
+        header: the model; its first layer is the template of every layer.
+        n_slots: number of layers of the result.
 
     Raises:
         OSError: the folder cannot be written.

@@ -1,7 +1,7 @@
-"""The hidden folder beside a new model in which it is made, and what killed merges left of theirs.
+"""The hidden folder in which a new model is written next to its destination, and the removal of those left by killed merges.
 
-`flock` on the folder says that its merge lives; the kernel ends it with the process, however that ends. Its name says on which machine, since
-a shared file system may not pass a lock on to others.
+A `flock` on the folder shows that its merge is running; the kernel releases it when the process ends, in whatever way. The folder's name
+contains the machine, because a shared file system may not propagate locks to other machines.
 """
 
 import fcntl
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def staging_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out`, which is removed in the end if it is still there.
+    """A hidden folder next to `out`, which is removed at the end if it still exists.
 
     Raises:
-        CheckpointError: it cannot be made, or the disk fails while it is used.
+        CheckpointError: it cannot be created, or the disk fails while it is used.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -43,9 +43,9 @@ def staging_folder(out: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Removes the hidden folders of killed merges to `out`; what is locked, or of another machine, stays.
+    """Removes the hidden folders of killed merges to `out`, except those that are locked or belong to another machine.
 
-    A model that one of them had moved aside, and put nothing in the place of, is put back.
+    If one of them moved a model aside without replacing it, that model is restored.
     """
     for folder, machine in _beside(out, ".merging"):
         if machine != _here():
@@ -56,13 +56,13 @@ def remove_leftovers(out: Path) -> None:
             continue
         try:
             lock = os.open(folder, os.O_RDONLY)
-        except OSError:  # another user's, or gone
+        except OSError:  # it belongs to another user, or no longer exists
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
-            logger.warning("%s: left by a merge that was killed, removed", folder)
-        except OSError:  # locked: its merge lives
+            logger.warning("%s: removed, left by a merge that was killed", folder)
+        except OSError:  # locked: its merge is still running
             continue
         finally:
             os.close(lock)
@@ -76,21 +76,21 @@ def put_in_place(staging: Path, out: Path) -> None:
         os.replace(out, aside)
     os.replace(staging, out)
     fsync_folder(out.parent)
-    # at once: while another merge is between its renames, `_settle` would put this back and be in its way
+    # immediately: while another merge is between its renames, `_settle` would move this back and get in its way
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def _settle(out: Path) -> None:
-    """Deletes what merges to `out` moved aside; puts it back where nothing has taken its place."""
+    """Deletes models that merges to `out` moved aside, or restores them if nothing has taken their place."""
     for aside, _ in _beside(out, ".replaced"):
-        if aside.with_suffix(".merging").exists():  # its merge is about to put that in place
+        if aside.with_suffix(".merging").exists():  # its merge is about to move its result into place
             continue
         if out.exists():
             shutil.rmtree(aside, ignore_errors=True)
             continue
-        with suppress(OSError):  # another merge has come first
+        with suppress(OSError):  # another merge may have been faster
             os.replace(aside, out)
-            logger.warning("%s: put back as it was before a merge that did not finish", out)
+            logger.warning("%s: restored to its state before a merge that did not finish", out)
 
 
 def _locked_folder(out: Path) -> tuple[Path, int]:
@@ -101,10 +101,10 @@ def _locked_folder(out: Path) -> tuple[Path, int]:
         lock = os.open(staging, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another merge took it for a leftover before it was locked
+        except BlockingIOError:  # another merge mistook it for a leftover before it was locked
             os.close(lock)
             continue
-        except OSError:  # a file system without locks, where nobody can take it for one
+        except OSError:  # a file system without locks, where no merge can mistake it for a leftover
             return staging, lock
         if staging.exists():
             return staging, lock
@@ -112,11 +112,11 @@ def _locked_folder(out: Path) -> tuple[Path, int]:
 
 
 def _beside(out: Path, suffix: str) -> list[tuple[Path, str]]:
-    """Hidden folders of merges to `out`, and the machines that made them."""
+    """Hidden folders of merges to `out`, and the machines that created them."""
     pattern = re.compile(rf"\.{re.escape(out.name)}\.(?P<machine>[^.-]*)-?[^.]*{re.escape(suffix)}")
     try:
         found = [(path, pattern.fullmatch(path.name)) for path in out.parent.iterdir()]
-    except OSError:  # not there yet, or not to be listed
+    except OSError:  # it does not exist yet, or cannot be listed
         return []
     return [(path, match["machine"]) for path, match in found if match is not None]
 

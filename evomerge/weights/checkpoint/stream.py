@@ -1,8 +1,8 @@
-"""Merging straight from files: each tensor is read when its turn comes and forgotten afterwards, so memory does not grow with the models.
+"""Merges straight from files: each tensor is read when it is needed and dropped afterwards, so memory does not grow with the models.
 
-Large tensors go in parts where each element is merged by itself. Two parts are worked on at a time, so reading, computing and the
-caller's writing overlap. Files are read, not mapped: a mapped file that is cut off meanwhile kills the process. Knows nothing of recipes or
-of where results go.
+Large tensors are split into parts if the method is element-wise. Two parts are processed at a time, so that reading, computing and the
+caller's writing overlap. Files are read, not mapped: if a mapped file is truncated in the meantime, the process is killed. Knows nothing of
+recipes or of the destination of the results.
 """
 
 import math
@@ -29,32 +29,32 @@ from evomerge.weights.registry import ELEMENTWISE
 from evomerge.weights.warm_memory import WarmMemory
 
 _AT_ONCE = 2
-"""parts worked on; more would need more memory, and threads within a part use further cores"""
+"""number of parts processed at a time; more would need more memory, and threads within a part use further cores"""
 
 _AHEAD = 4
-"""parts that are worked on or wait to be written: neither side should wait for a single slow part of the other"""
+"""number of parts that are being processed or waiting to be written, so that neither side waits for a single slow part of the other"""
 
 _PART_ELEMENTS = 1 << 22
-"""most of a part of a larger tensor: what is read of it is still in the processor's cache when it is merged"""
+"""maximum number of elements of a part of a larger tensor, such that data is still in the processor's cache when it is merged"""
 
 _OUTPUT_BYTES = 4
-"""of an element of a result, before it is rounded"""
+"""bytes per element of a result before it is rounded"""
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What is merged in one go.
+    """A unit of work: a tensor or a part of one.
 
     Attributes:
-        step: its shape is that of the part.
-        first: flat element of the whole tensor; None where the part is the whole.
+        step: the step, with the shape of the part.
+        first: flat index in the whole tensor at which the part begins; None if it is the whole tensor.
     """
 
     step: TensorStep
     first: int | None
 
     def of(self, header: TensorHeader) -> TensorHeader:
-        """The part of a stored tensor of the whole one's shape."""
+        """The header of this part of a stored tensor."""
         if self.first is None:
             return header
         size = TORCH_DTYPES[header.dtype].itemsize
@@ -67,10 +67,10 @@ class StreamedMerge:
     """One merge that reads its sources as it goes.
 
     Args:
-        headers: key of every model of the plans -> its header, as the files have it.
-        alignment: rearranges the rows of embeddings; None = they are merged as they are.
-        device: where to compute; anything but "cpu" does without the compiled kernels.
-        max_bytes: largest sum of all tensors held at a time; None = those of two steps and a few results.
+        headers: model key -> header as in the files, for every model of the plans.
+        alignment: rearranges the rows of embeddings; None = they are merged unchanged.
+        device: where to compute; the compiled kernels are used only on "cpu".
+        max_bytes: maximum total size of the tensors in memory; None = no limit: two parts being computed and a few results.
 
     Raises:
         CheckpointError: a file changed since its header was read.
@@ -96,11 +96,11 @@ class StreamedMerge:
         self._memory = WarmMemory()
 
     def parts(self, plan: MergePlan) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every output tensor in the plan's order, as `Merger.tensors` makes them; a large one may come as consecutive flat parts.
+        """Every output tensor in the plan's order, like `Merger.tensors`; a large one may come as consecutive flat parts.
 
         Raises:
             RecipeError: a tensor needs more than `max_bytes`.
-            CheckpointError: a source holds NaN or an infinity, its files change meanwhile, or as `Merger.tensors`.
+            CheckpointError: a source contains NaN or infinities, its files change during the merge, or as for `Merger.tensors`.
         """
         parts = [part for step in plan.steps for part in self._parts_of(step)]
         needed = [self._working_bytes(part) for part in parts]
@@ -111,7 +111,7 @@ class StreamedMerge:
                 waiting = deque(parts)
 
                 def start(index: int) -> None:
-                    """Starts what fits beside part `index`, which counts in full until the caller has written it."""
+                    """Starts parts that fit in memory together with part `index`, which counts until the caller has written it."""
                     while (
                         waiting and len(running) < _AHEAD and self._fit(needed[index : len(needed) - len(waiting) + 1])
                     ):
@@ -139,7 +139,7 @@ class StreamedMerge:
             or any(self._is_adapted(entry) or self._is_aligned(entry.tensor) for entry in step.sources)
         ):
             return [_Part(step, None)]
-        # about equal, so that the memory of one fits the others
+        # of nearly equal size, so that the memory of one can be reused for the others
         n_parts = -(-n_elements // _PART_ELEMENTS)
         edges = [n_elements * number // n_parts for number in range(n_parts + 1)]
         return [_Part(step._replace(shape=(last - first,)), first) for first, last in pairwise(edges)]
@@ -152,7 +152,7 @@ class StreamedMerge:
         return self._alignment is not None and self._alignment.concerns(name)
 
     def _merged(self, plan: MergePlan, part: _Part) -> torch.Tensor:
-        # a pool and a merger of one part, so that nothing they remember outlives it
+        # a separate pool and merger for each part, so that nothing they cache outlives it
         pool = WeightPool.holding(self._read(part))
         fused = self._device == "cpu"
         merger = Merger(pool, threads=self._threads, fused=fused, device=self._device, once=True, memory=self._memory)
@@ -185,7 +185,9 @@ class StreamedMerge:
             while done < len(memory):
                 count = os.preadv(self._files[path], [memory[done:]], header.start + done)
                 if count == 0:
-                    raise CheckpointError(f"{path}: ended while it was read; models must not change during a merge")
+                    raise CheckpointError(
+                        f"{path}: was truncated while it was read; models must not change during a merge"
+                    )
                 done += count
         except OSError as problem:
             raise CheckpointError(f"{path}: cannot be read: {problem.strerror}") from None
@@ -200,12 +202,12 @@ class StreamedMerge:
         for part, n_bytes in zip(parts, needed, strict=True):
             if n_bytes > self._max_bytes:
                 raise RecipeError(
-                    f"max-memory is {self._max_bytes} bytes; merging {part.step.output!r} with {part.step.method} needs about "
+                    f"max-memory is {self._max_bytes} bytes, but merging {part.step.output!r} with {part.step.method} needs about "
                     f"{n_bytes}: raise it (tensors are merged whole or in parts of {_PART_ELEMENTS} elements)"
                 )
 
     def _working_bytes(self, part: _Part) -> int:
-        """Everything that exists while the part is computed."""
+        """Memory of everything that exists while the part is computed."""
         entries, n_elements = part.step.sources, part.step.n_elements
         stored, by_reference = 0, may_need_reference(part.step) or self._device != "cpu"
         for entry in {entry.key: entry for entry in entries}.values():
@@ -222,6 +224,6 @@ class StreamedMerge:
             return 2 * stored
         working = (_OUTPUT_BYTES + scratch_bytes(part.step)) * n_elements
         if by_reference:
-            # the references hold float32 copies of the inputs, their deltas, and a few results between
+            # the reference implementations hold float32 copies of the inputs, their deltas, and a few intermediate results
             working += 4 * n_elements * (3 * len(entries) + 3)
         return stored + working

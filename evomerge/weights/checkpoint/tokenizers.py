@@ -20,19 +20,19 @@ from evomerge.recipe.tokenizer_spec import BASE, UNION
 logger = logging.getLogger(__name__)
 
 _TOKEN_ID_KEY = re.compile(r"\w+_token_(?:id|ids|index)|(?:begin_)?suppress_tokens|bad_words_ids")
-"""settings whose value is the id of a token, a list of them, or a list of words that are lists of them"""
+"""settings whose value is a token id, a list of ids, or a list of words given as lists of ids"""
 
 _LONGEST_REASON = 300
-"""characters of what transformers says, which may be pages"""
+"""maximum number of characters quoted from transformers' error messages, which can be pages long"""
 
 
 @dataclass(frozen=True, eq=False)
 class MergedTokenizer:
-    """A vocabulary and the vocabularies it was made of.
+    """A vocabulary and the vocabularies from which it was built.
 
     Attributes:
         ids: token -> id, in the order of the ids, which run from 0 without gaps.
-        vocabularies: model -> its token -> row.
+        vocabularies: model -> (token -> row).
         owner: the model whose config the merged model has.
         tokenizer: the `transformers` tokenizer.
     """
@@ -47,11 +47,11 @@ class MergedTokenizer:
         self.tokenizer.save_pretrained(folder)
 
     def translated(self, config: Mapping[str, Json]) -> dict[str, Json]:
-        """A config of the owner with the ids of its special tokens as they are now; tokens that are gone are left out."""
+        """A config of the owner with the new ids of its special tokens; tokens that no longer exist are left out."""
         tokens = {number: token for token, number in self.vocabularies[self.owner].items()}
 
         def translate(value: Json) -> Json:
-            """None for what has a token that is gone."""
+            """The new id or word; None if a token no longer exists."""
             if isinstance(value, list):
                 word = [translate(part) for part in value]
                 return None if None in word else word
@@ -64,33 +64,33 @@ class MergedTokenizer:
             if isinstance(value, list):
                 changed[key] = [
                     new for new in map(translate, value) if new is not None
-                ] or None  # transformers refuses no words
+                ] or None  # transformers rejects an empty list
             elif value is not None:
                 changed[key] = translate(value)
             if key == "eos_token_id" and value not in (None, []) and changed[key] in (None, []):
                 logger.warning(
-                    "tokenizer: the new vocabulary has no token that ends answers of %s, which then end at their greatest length only",
+                    "tokenizer: the new vocabulary has no end-of-text token of %s, so answers will only end at their maximum length",
                     self.owner,
                 )
         return changed
 
 
 def build_tokenizer(spec: TokenizerSpec, recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergedTokenizer:
-    """The tokenizer `spec` of the recipe's models. A model without a tokenizer is taken to have the owner's vocabulary, with a warning.
+    """Builds the tokenizer `spec` from those of the recipe's models. A model without one is assumed to have the owner's vocabulary, with a warning.
 
     Raises:
         RecipeError: a tokenizer cannot be read, or the merged one has gaps.
-        CheckpointError: the owner, or the model whose tokenizer is taken, has none.
+        CheckpointError: the owner, or the model whose tokenizer is used, has none.
     """
     owner = recipe.models()[0]
     without = [key for key in recipe.models() if key != owner and not has_tokenizer(headers[key].folder)]
     if without:
-        logger.warning("%s: no tokenizer; its vocabulary is taken to be that of %s", ", ".join(without), owner)
+        logger.warning("%s: no tokenizer; its vocabulary is assumed to be that of %s", ", ".join(without), owner)
     loaded = {key: _load(headers[key].folder, headers[key].vocab_size) for key in recipe.models() if key not in without}
     source = owner if spec.source in (UNION, BASE) else spec.source
     vocabularies = {key: tokenizer.get_vocab() for key, tokenizer in loaded.items()}
     vocabularies |= dict.fromkeys(without, vocabularies[owner])
-    # a folder that is none of the models lends its tokenizer alone
+    # a folder that is not one of the models provides only its tokenizer
     merged = _copy(loaded[source] if source in loaded else _load(Path(source), None))
     if spec.source == UNION:
         for key, tokenizer in loaded.items():
@@ -101,7 +101,7 @@ def build_tokenizer(spec: TokenizerSpec, recipe: Recipe, headers: Mapping[str, M
     if list(ids.values()) != list(range(len(ids))):
         gap = next(want for want, got in enumerate(ids.values()) if want != got)
         raise RecipeError(
-            f"the tokenizer of {source} has no token with id {gap} but some with larger ids; it cannot be used for a merge"
+            f"the tokenizer of {source} has no token with id {gap}, but tokens with larger ids, so it cannot be used for a merge"
         )
     return MergedTokenizer(ids, vocabularies, owner, merged)
 
@@ -117,10 +117,10 @@ def _load(folder: Path, n_rows: int | None) -> Any:
 
 @contextmanager
 def _of_folder(folder: Path | str) -> Iterator[None]:
-    """Around what transformers does with the tokenizer of a folder.
+    """Converts the errors of transformers for the tokenizer of a folder.
 
     Raises:
-        RecipeError: instead of whatever it raises.
+        RecipeError: instead of transformers' errors.
     """
     try:
         yield
@@ -141,8 +141,8 @@ def _without_rowless_tokens(tokenizer: Any, folder: Path, n_rows: int) -> Any:
     )
     if content["model"]["type"] != "BPE":
         raise RecipeError(
-            f"{folder}: its tokenizer has {len(beyond)} tokens beyond the {n_rows} embedding rows and is no byte-pair one, "
-            "so they cannot be taken out; fix the tokenizer first"
+            f"{folder}: its tokenizer has {len(beyond)} tokens beyond the {n_rows} embedding rows, which can only be removed from "
+            "byte-pair tokenizers; fix the tokenizer first"
         )
     content["added_tokens"] = [entry for entry in content["added_tokens"] if entry["content"] not in beyond]
     model = content["model"]
@@ -154,7 +154,7 @@ def _without_rowless_tokens(tokenizer: Any, folder: Path, n_rows: int) -> Any:
 
 
 def _copy(tokenizer: Any) -> Any:
-    """Another tokenizer with the same content: adding tokens to it leaves the first alone."""
+    """A copy of the tokenizer, to which tokens can be added without changing the original."""
     with tempfile.TemporaryDirectory() as folder:
         with _of_folder(tokenizer.name_or_path):
             tokenizer.save_pretrained(folder)
@@ -162,7 +162,7 @@ def _copy(tokenizer: Any) -> Any:
 
 
 def _add_missing(merged: Any, other: Any, vocabulary: Mapping[str, int]) -> None:
-    """Adds the tokens of `other` that `merged` lacks, in the order of their ids, special ones with their settings."""
+    """Adds the tokens of `other` that `merged` lacks, in the order of their ids; special tokens keep their settings."""
     known = merged.get_vocab()
     added = {token.content: token for token in other.added_tokens_decoder.values()}
     missing = [token for token in sorted(vocabulary, key=lambda token: vocabulary[token]) if token not in known]

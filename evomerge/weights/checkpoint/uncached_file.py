@@ -1,6 +1,6 @@
-"""`UncachedFile`: a new file, written past the page cache where the system can do that.
+"""`UncachedFile`: a new file that bypasses the page cache if the system supports it.
 
-A merged model is written once, in full, and then flushed; passing gigabytes through the cache costs memory, a copy and, on many
+A merged model is written once, completely, and then flushed; passing gigabytes through the cache costs memory, a copy and, on many
 virtual machines, most of the time. Knows nothing of models.
 """
 
@@ -16,14 +16,14 @@ import numpy as np
 _BUFFER_BYTES = 8 << 20
 
 BLOCK_BYTES = 4096
-"""what lengths and places of uncached writes, in memory and in the file, are multiples of"""
+"""alignment of the lengths, memory addresses and file offsets of uncached writes"""
 
 _LEAST_DIRECT_BYTES = 1 << 20
-"""what is written without being collected first, where it can be"""
+"""minimum size of data that is written without buffering, if it is aligned"""
 
 
 class UncachedFile:
-    """Collects what is written in a buffer that starts at a page, as uncached writes need it, unless it is large and does so itself.
+    """Collects data in a page-aligned buffer, as uncached writes require, unless the data is large and aligned itself.
 
     Args:
         path: the file; replaced if it exists.
@@ -70,7 +70,7 @@ class UncachedFile:
         try:
             if problem is None:
                 self._empty(-(-self._filled // BLOCK_BYTES) * BLOCK_BYTES)
-                os.ftruncate(self._file, self._n_bytes)  # without the filling of the last block
+                os.ftruncate(self._file, self._n_bytes)  # removes the padding of the last block
         finally:
             os.close(self._file)
             self._buffer.close()
@@ -92,7 +92,7 @@ class UncachedFile:
                     uncached = fcntl.fcntl(self._file, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0)
                     if problem.errno != errno.EINVAL or not uncached:
                         raise
-                    # opened, but not written so: other block sizes, some network file systems
+                    # it could be opened but not written uncached: other block sizes, some network file systems
                     fcntl.fcntl(self._file, fcntl.F_SETFL, 0)
 
 

@@ -1,7 +1,7 @@
-"""One vocabulary for models that have several: the merged tokenizer, and every model's embedding rows rearranged to it.
+"""A common vocabulary for models with different ones: the merged tokenizer, and every model's embedding rows rearranged to match it.
 
 A token that a model lacks gets the base's row, else that of the only model that has it, else the mean of those that have it;
-rules of the recipe come first. All arithmetic is in float32.
+rules of the recipe take precedence. All arithmetic is in float32.
 """
 
 import logging
@@ -23,10 +23,10 @@ from evomerge.weights.mapping import ReadTensor
 logger = logging.getLogger(__name__)
 
 _MAY_HAVE_ROWS = re.compile(r"^(?!.*(pos|patch|wpe)).*(embed|head)")
-"""names of tensors that may have a row for each token: embeddings, but not those of positions, and heads"""
+"""names of tensors that may have a row for each token: embeddings other than position embeddings, and heads"""
 
 _ROWS_AT_ONCE = 4096
-"""rows that are rearranged in one go: bounds the copy on the way to float32"""
+"""number of rows that are rearranged at a time, which bounds the float32 copy"""
 
 Row = tuple[str, int]
 """(model, row of its embedding)"""
@@ -37,8 +37,8 @@ class RowMap:
     """Where the rows of one merged embedding come from.
 
     Attributes:
-        own: model -> for each token of the merged vocabulary its row in that model, -1 where it has none.
-        lent: token id -> rows whose mean stands in for missing ones; () = zeros.
+        own: model -> for each token of the merged vocabulary, its row in that model; -1 if it has none.
+        lent: token id -> rows whose mean replaces missing ones; () = zeros.
     """
 
     own: Mapping[str, NDArray[np.int64]]
@@ -51,8 +51,8 @@ class Alignment:
 
     Attributes:
         tokenizer: of the merged model.
-        n_rows: of the merged embeddings, padding included.
-        rows: of the input embedding, and of the output layer where it is not tied to it.
+        n_rows: number of rows of the merged embeddings, including padding.
+        rows: row maps of the input embedding and, if it is not tied, of the output layer.
     """
 
     tokenizer: MergedTokenizer
@@ -64,14 +64,14 @@ class Alignment:
         return _has_rows(tensor)
 
     def leaves(self, model: str, header: ModelHeader) -> bool:
-        """Whether the embeddings of `model` are in this order already."""
+        """Whether the embeddings of `model` are already in this order."""
         order = np.arange(len(self.tokenizer.ids))
         return header.vocab_size == self.n_rows and all(
             np.array_equal(rows.own[model], order) for rows in self.rows.values()
         )
 
     def headers(self, headers: Mapping[str, ModelHeader]) -> dict[str, ModelHeader]:
-        """The models as they are once rearranged: with `n_rows` rows in every embedding."""
+        """The headers of the rearranged models: with `n_rows` rows in every embedding."""
         return {key: replace(header, tensors=self._resized(header)) for key, header in headers.items()}
 
     def _resized(self, header: ModelHeader) -> dict[str, TensorHeader]:
@@ -81,11 +81,11 @@ class Alignment:
         }
 
     def lenders(self, tensor: str) -> frozenset[str]:
-        """The models that lend rows of the tensor, whether or not they contribute to it otherwise."""
+        """The models that provide missing rows of the tensor, whether or not they contribute to it otherwise."""
         return frozenset(model for rows in self._rows_of(tensor).lent.values() for model, _ in rows)
 
     def aligned(self, keys: Sequence[TensorKey], read: ReadTensor) -> dict[TensorKey, torch.Tensor]:
-        """The tensors called `keys` (model, name), which make one tensor of the result, with their rows rearranged."""
+        """The tensors with these keys (model, name), which are merged into one tensor, with their rows rearranged."""
         stored = {key: read(*key) for key in keys}
         name = keys[0][1]
         by_model = {model: tensor for (model, _), tensor in stored.items()}
@@ -112,7 +112,7 @@ class Alignment:
 
 
 def _lent_rows(lent: Mapping[int, Sequence[Row]], tensor_of: Callable[[str], torch.Tensor]) -> dict[int, torch.Tensor]:
-    """For each token the mean of the rows that stand in for it, in float32. One model's tensor is needed at a time."""
+    """For each token, the mean of the rows that replace it, in float32. Needs one model's tensor at a time."""
     wanted: dict[str, list[tuple[int, int]]] = {}
     for token, rows in lent.items():
         for model, row in rows:
@@ -126,7 +126,7 @@ def _lent_rows(lent: Mapping[int, Sequence[Row]], tensor_of: Callable[[str], tor
 
 
 def align(recipe: Recipe, headers: Mapping[str, ModelHeader]) -> Alignment | None:
-    """The vocabulary that the recipe asks for; None where it asks for none. Raises as `alignment_to`."""
+    """The vocabulary that the recipe specifies; None if it specifies none. Raises as `alignment_to` does."""
     return None if recipe.tokenizer is None else alignment_to(recipe.tokenizer, recipe, headers)
 
 
@@ -134,13 +134,13 @@ def alignment_to(spec: TokenizerSpec, recipe: Recipe, headers: Mapping[str, Mode
     """The embeddings of the recipe's models over the vocabulary `spec`.
 
     Raises:
-        RecipeError: a tokenizer cannot be read or merged, a rule cannot be followed, a model has unknown tensors with
+        RecipeError: a tokenizer cannot be read or merged, a rule cannot be applied, a model has unknown tensors with
             rows for tokens, or only some of the models tie their output layer.
     """
     kinds = {header.tied for header in headers.values()}
     if len(kinds) > 1:
         raise RecipeError(
-            "tokenizer: some of the models tie their output layer to the embedding and some do not; their rows cannot be lent"
+            "tokenizer: some of the models tie their output layer to the embedding and some do not, so rows cannot be shared between them"
         )
     tokenizer = build_tokenizer(spec, recipe, headers)
     for key, header in headers.items():
@@ -163,21 +163,21 @@ def _warn_of_zeros(place: str, tokens: Sequence[str]) -> None:
         makes = "the output layer" if place == "head" else "the embedding"
         shown = ", ".join(map(repr, tokens[:5])) + (", ..." if len(tokens) > 5 else "")
         logger.warning(
-            "tokenizer: no model that makes %s has these tokens, and their rows are zeros: %d, %s",
+            "tokenizer: no model that contributes to %s has these tokens, so their rows are zeros: %d, %s",
             *(makes, len(tokens), shown),
         )
 
 
 def _check_embeddings(key: str, header: ModelHeader, n_tokens: int) -> None:
-    """Refuses a model with rows for tokens in tensors that are not known: they would keep the order of its own vocabulary."""
-    advice = "leave the tokenizer out of the recipe and merge models of one vocabulary"
+    """Refuses a model with rows for tokens in unknown tensors, which would keep the order of its own vocabulary."""
+    advice = "leave the tokenizer out of the recipe and merge models with the same vocabulary"
     if header.embedding is None:
-        raise RecipeError(f"tokenizer: it is not known which tensor of {key} is its token embedding; {advice}")
+        raise RecipeError(f"tokenizer: the token embedding of {key} is not known; {advice}")
     for name, tensor in header.tensors.items():
         if not _has_rows(name) and _MAY_HAVE_ROWS.search(name) and tensor.shape and tensor.shape[0] >= n_tokens:
             raise RecipeError(
-                f"tokenizer: tensor {name!r} of {key} seems to have a row for each token ({tensor.shape[0]} rows), and it is not known how "
-                f"to rearrange it; {advice}"
+                f"tokenizer: tensor {name!r} of {key} seems to have a row for each token ({tensor.shape[0]} rows), but evomerge does not know "
+                f"how to rearrange it; {advice}"
             )
 
 
@@ -186,7 +186,7 @@ def _has_rows(tensor: str) -> bool:
 
 
 def _slice_of(recipe: Recipe, place: str, headers: Mapping[str, ModelHeader]) -> Slice:
-    """The slice that makes the embedding (the first of its module) or the output layer (the last)."""
+    """The slice that produces the embedding (the first of its module) or the output layer (the last)."""
     slices = slices_with_inputs(recipe)
     header = headers[recipe.models()[0]]
     tensor = header.head if place == "head" and header.head is not None else header.embedding
@@ -202,7 +202,7 @@ def _row_map(
     part: Slice,
     headers: Mapping[str, ModelHeader],
 ) -> RowMap:
-    """Raises RecipeError where a rule cannot be followed."""
+    """Raises RecipeError if a rule cannot be applied."""
     base = recipe.base_of(part)
     keys = [source.key for source in part.sources]
     needed = [base] if base is not None and method_spec(recipe.method).base is not BaseRole.SOURCE else []
@@ -242,12 +242,12 @@ def _lent_by_rule(
     where = f"tokenizer.tokens[{token!r}]"
     if rule.model not in own:
         raise RecipeError(
-            f"{where}: {rule.model} lends a row and is no source of the embedding (the first slice) or of the output layer (the last "
-            f"slice), whose sources are {', '.join(own)}"
+            f"{where}: {rule.model} must be a source of the embedding (the first slice) or of the output layer (the last slice) to provide "
+            f"a row; their sources are {', '.join(own)}"
         )
     wanted = token if rule.token is None else rule.token
     row = wanted if isinstance(wanted, int) else tokenizer.vocabularies[rule.model].get(wanted, -1)
     n_rows = headers[rule.model].vocab_size or 0
     if not 0 <= row < n_rows:
-        raise RecipeError(f"{where}: {rule.model} has no embedding of {wanted!r} (it has {n_rows} rows)")
+        raise RecipeError(f"{where}: {rule.model} has no embedding for {wanted!r} (it has {n_rows} rows)")
     return ((rule.model, row),)

@@ -1,1 +1,1 @@
-"""Merging on the CPU in one pass over memory: compiled kernels, and the statistics that make every threshold a lookup."""
+"""Merging on the CPU in one pass over memory: compiled kernels, and the statistics that turn every threshold into a lookup."""

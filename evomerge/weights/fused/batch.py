@@ -1,4 +1,4 @@
-"""`FusedBatch`: many output tensors computed by the compiled kernels in one go, each into memory of the caller's."""
+"""`FusedBatch`: computes many output tensors at once with the compiled kernels, each into memory provided by the caller."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -27,14 +27,14 @@ _RANGE = np.dtype(
 
 
 class Destination(NamedTuple):
-    """Where a part of a step's output goes.
+    """The destination of a part of a step's output.
 
     Attributes:
-        step: which step.
-        form: of the step.
-        window: which elements.
-        memory: contiguous, for as many; bfloat16 or float32 (on a GPU float16 too).
-        round_to_bf16: for float32 memory: whether its values are to be bfloat16 values.
+        step: the step.
+        form: its fused form.
+        window: the elements to compute.
+        memory: contiguous memory for these elements; bfloat16 or float32 (on a GPU also float16).
+        round_to_bf16: for float32 memory, whether to round values to bfloat16.
     """
 
     step: TensorStep
@@ -44,13 +44,13 @@ class Destination(NamedTuple):
     round_to_bf16: bool
 
     def kind(self) -> int:
-        """How the kernels write it."""
+        """The kind with which the kernels write it."""
         kind = KINDS[self.memory.dtype]
         return F32_AS_BF16 if self.round_to_bf16 and kind == F32 else kind
 
 
 class Part(NamedTuple):
-    """Elements [first, end) of a destination, which one piece of its step computes; `key` is equal where `form` is."""
+    """Elements [first, end) of a destination, computed by one piece of its step; parts with equal `key` have the same `form`."""
 
     key: tuple[str, int]
     form: FusedStep
@@ -59,7 +59,7 @@ class Part(NamedTuple):
     end: int
 
     def address(self) -> int:
-        """Of the destination's first element."""
+        """Address of the destination's first element."""
         return self.destination.memory.data_ptr()
 
 
@@ -67,7 +67,7 @@ class _Started(NamedTuple):
     """A group that is being computed.
 
     Attributes:
-        parts: of which it consists.
+        parts: its parts.
         outputs, chunks: tables that kernels read and write.
         masks: memory whose addresses are in the tables.
     """
@@ -79,7 +79,7 @@ class _Started(NamedTuple):
 
 
 def parts_of(destination: Destination) -> list[Part]:
-    """What each piece of the destination's step computes of it; all of it where there are no pieces."""
+    """The parts of the destination computed by each piece of its step; a single part if there are no pieces."""
     name, form, window = destination.step.output, destination.form, destination.window
     if not form.pieces:
         return [Part((name, 0), form, destination, 0, window.n_elements)]
@@ -100,9 +100,9 @@ class FusedBatch:
         once: for a single merge, see `Statistics`.
 
     Attributes:
-        device: where destinations are.
-        writes: dtypes of destinations.
-        n_groups: groups that `run` had better be given: one, since what prepares the next would take a core from the kernels.
+        device: device of the destinations.
+        writes: supported dtypes of destinations.
+        n_groups: recommended number of groups for `run`: one, because preparing the next would take a core from the kernels.
     """
 
     device = torch.device("cpu")
@@ -118,15 +118,15 @@ class FusedBatch:
         self._prepared: set[tuple[object, ...]] = set()
 
     def can_read(self, step: TensorStep) -> bool:
-        """Whether the kernels read the dtypes of all of the step's tensors."""
+        """Whether the kernels support the dtypes of all of the step's tensors."""
         return None not in [self._stored(entry)[1] for entry in step.sources]
 
     def is_new(self, steps: Iterable[TensorStep], math_dtype: torch.dtype) -> bool:
-        """Whether `prepare` will look at tensors of `steps` for statistics that it does not know yet."""
+        """Whether `prepare` will have to read tensors of `steps` for statistics that are not known yet."""
         return not _keys(steps, KINDS[math_dtype]) <= self._prepared or any(map(costs_a_pass, steps))
 
     def prepare(self, steps: Sequence[TensorStep], seed: int, math_dtype: torch.dtype) -> list[FusedStep | None]:
-        """The fused form of each step (None where there is none); statistics that are missing are computed, in threads."""
+        """The fused form of each step (None if there is none); missing statistics are computed in threads."""
         precision = KINDS[math_dtype]
         statistics = self._statistics.setdefault(precision, Statistics(self._pool, precision, once=self._once))
         statistics.use_seed(seed)
@@ -134,7 +134,7 @@ class FusedBatch:
         def form(step: TensorStep) -> FusedStep | None:
             return fuse(step, statistics) if self.can_read(step) else None
 
-        # where only lookups are left, which hold the interpreter lock, one thread is enough
+        # if only lookups are left, which hold the interpreter lock, one thread is enough
         if self.is_new(steps, math_dtype):
             forms = self._threads.map(form, steps)
             self._prepared |= _keys(steps, precision)
@@ -144,11 +144,11 @@ class FusedBatch:
         return forms
 
     def ready(self, wanted: Iterable[tuple[FusedStep, Window]]) -> bool:
-        """Whether these parts of steps can be computed: always, from the pool."""
+        """Whether these parts of steps can be computed; always True, because the sources are in the pool."""
         return True
 
     def _stored(self, entry: TensorInput) -> tuple[int, int | None]:
-        """Address of a source's tensor and how the kernels read it."""
+        """Address of a source's tensor and its kind (None if the kernels cannot read it)."""
         key = entry.key
         found = self._stored_at.get(key)
         if found is None:
@@ -157,11 +157,11 @@ class FusedBatch:
         return found
 
     def covering(self, form: FusedStep, window: Window, entire: Window) -> Window:
-        """What is computed where `window` of a tensor is wanted, `entire` being all of it: `window`."""
+        """The window that must be computed to obtain `window` of a tensor (`entire` is all of it); here `window` itself."""
         return window
 
     def measured(self, step: TensorStep, form: FusedStep) -> FusedStep:
-        """`form` with all the norms that `run` would measure, which takes a pass over the whole tensors."""
+        """`form` with all norms that `run` would measure, computed in a pass over the whole tensors."""
         unknown = [position for position, norms in form.norms.items() if norms.kept is None]
         if not unknown:
             return form
@@ -173,7 +173,7 @@ class FusedBatch:
         ranges = np.zeros(len(unknown), _RANGE)
         ranges["input"], ranges["end"] = unknown, step.n_elements
         kept = self._measured(ranges, outputs, inputs)
-        del masks  # the table holds their addresses
+        del masks  # kept alive until here, because the table holds their addresses
         known = {position: form.norms[position]._replace(kept=float(kept[position])) for position in unknown}
         return form._replace(norms={**form.norms, **known})
 
@@ -181,7 +181,7 @@ class FusedBatch:
         """Computes all destinations; while one group is computed, `groups` may prepare the next.
 
         Returns:
-            A step whose result left the range of its dtype, if any.
+            A step with a result outside the range of its dtype, if any.
         """
         with self._threads.work() as work:
             started = [self._start(work, destinations) for destinations in groups]
@@ -193,7 +193,7 @@ class FusedBatch:
         return None
 
     def _start(self, work: Work, destinations: Sequence[Destination]) -> "_Started":
-        """Starts to compute `destinations`, in threads, once the random masks that they need are made."""
+        """Generates the random masks that `destinations` need, then starts to compute these in threads."""
         parts = [part for destination in destinations for part in parts_of(destination)]
         parts.sort(key=lambda part: part.form.formula != SUM)
         distinct = {part.key: part for part in parts}
@@ -212,7 +212,7 @@ class FusedBatch:
         return _Started(parts, outputs, chunks, masks)
 
     def _tables(self, parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
-        """An output row for each form, without destinations, and all input rows, without masks and scales that are not 1."""
+        """An output row for each form (without destinations) and all input rows (without masks, and with scales of 1)."""
         forms, steps = [part.form for part in parts], [part.destination.step for part in parts]
         outputs = np.zeros(len(forms), OUTPUT)
         bases = [(0, 0) if form.base is None else self._stored(form.base) for form in forms]
@@ -249,16 +249,16 @@ class FusedBatch:
     def _make_masks(
         self, forms: list[FusedStep], by_form: np.ndarray, inputs: np.ndarray, ranges: np.ndarray, rows: np.ndarray
     ) -> list[np.ndarray]:
-        """Makes random masks, and sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta.
+        """Generates random masks, and sets the scale of every input whose pruned delta must have the L1 norm of the whole delta.
 
         Args:
-            forms: what is computed.
-            by_form, inputs: their tables, as `_tables` makes them.
-            ranges: what will be merged, each of the part that it names as its output.
-            rows: of every part, the row of `by_form`.
+            forms: the forms to compute.
+            by_form, inputs: their tables, from `_tables`.
+            ranges: the ranges that will be merged; their `output` is the number of the part.
+            rows: for every part, its row in `by_form`.
 
         Returns:
-            The masks, which must live until the last use of `inputs`.
+            The masks, which must be kept alive until the last use of `inputs`.
         """
         output_of = np.repeat(np.arange(len(by_form)), by_form["n_inputs"])
         n_elements = by_form["n_elements"][output_of]
@@ -278,7 +278,7 @@ class FusedBatch:
         return masks
 
     def _measured(self, ranges: np.ndarray, outputs: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        """By row of `inputs`, the L1 norm of what pruning keeps of each that measures it; writes random masks on the way."""
+        """For each row of `inputs` that measures it, the L1 norm of the kept part of its delta; also writes the random masks."""
         if not len(ranges):
             return np.zeros(len(inputs))
         chunks = chunks_of(ranges)
@@ -287,7 +287,7 @@ class FusedBatch:
 
 
 def _keys(steps: Iterable[TensorStep], precision: int) -> set[tuple[object, ...]]:
-    """What steps with statistics are known by."""
+    """Keys that identify steps with statistics."""
     return {
         (precision, step.method, step.output, *[entry.key for entry in step.inputs])
         for step in steps
@@ -296,7 +296,7 @@ def _keys(steps: Iterable[TensorStep], precision: int) -> set[tuple[object, ...]
 
 
 def _ranges_of(parts: list[Part]) -> np.ndarray:
-    """The stretches of their tensors that `parts` consist of, in order; part i belongs to row i of the outputs."""
+    """The contiguous stretches of tensor elements that make up `parts`, in order; part i belongs to row i of the outputs."""
     held = [(part.first, part.end, part.address(), part.destination.memory.element_size()) for part in parts]
     windows = np.array([part.destination.window for part in parts], np.int64).reshape(-1, 4)
     first, end, address, n_bytes = np.array(held, np.int64).reshape(-1, 4).T
@@ -314,11 +314,11 @@ def _ranges_of(parts: list[Part]) -> np.ndarray:
 
 
 def _drawn(wanted: np.ndarray, output_of: np.ndarray, ranges: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """For each of `ranges` and each input that its form has among the masked ones, what is needed of this input's mask.
+    """For each of `ranges` and each masked input of its form, the range of this input's mask that is needed.
 
     Args:
-        wanted: rows of these inputs, ascending.
-        output_of: of every input, the row of its form.
+        wanted: rows of the masked inputs, ascending.
+        output_of: for every input, the row of its form.
         ranges, rows: as in `_make_masks`.
     """
     n_inputs = np.bincount(output_of[wanted], minlength=rows.max(initial=0) + 1)
@@ -334,5 +334,5 @@ def _drawn(wanted: np.ndarray, output_of: np.ndarray, ranges: np.ndarray, rows: 
 
 
 def _norms_of(forms: list[FusedStep]) -> list[Norms | None]:
-    """Of every input of all forms, None where nothing is rescaled."""
+    """The norms of every input of all forms; None if an input is not rescaled."""
     return [form.norms.get(position) for form in forms for position in range(len(form.inputs))]

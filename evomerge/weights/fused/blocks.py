@@ -1,7 +1,7 @@
-"""Compiled building blocks: blocks of raw weights to float32 and back.
+"""Compiled building blocks: convert blocks of raw weights to float32 and back.
 
-A block is at most `BLOCK` elements, so everything between load and store stays in the first-level cache. Tensors come as
-addresses: one compiled kernel then serves any number of sources and any mixture of dtypes.
+A block has at most `BLOCK` elements, so everything between load and store stays in the first-level cache. Tensors are passed as
+addresses, so that one compiled kernel serves any number of sources and any mixture of dtypes.
 """
 
 from typing import Any
@@ -21,13 +21,13 @@ BF16, F32, F16, F32_AS_BF16 = 0, 1, 2, 3
 """how a tensor is stored; the last is float32 memory that receives values rounded to bfloat16"""
 
 F16_TINY, F16_TOO_LARGE = np.uint32(0x38800000), np.uint32(0x47800000)
-"""float32 magnitudes: the least float16 that is not subnormal, and the power of two above the largest"""
+"""float32 magnitudes: the smallest normal float16, and the power of two above the largest"""
 
 ZEROS = 4
-"""a tensor of zeros, which is in no memory"""
+"""a tensor of zeros, which is not in memory"""
 
 OVERFLOW_BITS = (0x7F7F8000, 0x7F800000, 0x477FF000, 0x7F7F8000)
-"""by kind: float32 magnitudes from these bits on are infinite once rounded"""
+"""by kind: float32 magnitudes with these bits or larger become infinite when rounded"""
 
 
 @emits(types.voidptr, types.int64)
@@ -38,13 +38,13 @@ def pointer(builder: Any, address: Any) -> Any:
 
 @emits(types.float32, types.uint32)
 def as_float(builder: Any, bits: Any) -> Any:
-    """The float32 that a uint32 is the pattern of."""
+    """The float32 with these bits."""
     return builder.bitcast(bits, ir.FloatType())
 
 
 @emits(types.uint32, types.float32)
 def as_bits(builder: Any, value: Any) -> Any:
-    """The pattern of a float32."""
+    """The bits of a float32."""
     return builder.bitcast(value, ir.IntType(32))
 
 
@@ -93,7 +93,7 @@ def _to_float16(bits):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def round_block(block, count, precision):  # type: ignore[no-untyped-def]
-    """Rounds the first `count` values of `block` to what `precision` (BF16, F16 or F32: nothing to do) can hold."""
+    """Rounds the first `count` values of `block` to `precision` (BF16, F16, or F32 for no rounding)."""
     if precision == BF16:
         for i in range(count):
             block[i] = as_float(_to_bfloat16(as_bits(block[i])) & np.uint32(0xFFFF0000))
@@ -104,7 +104,7 @@ def round_block(block, count, precision):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def load_delta(delta, start, count, base, block):  # type: ignore[no-untyped-def]
-    """Elements [start, start + count) of a `evomerge.weights.fused.tables.Delta` into `block`; `base` is scratch, of float32 too."""
+    """Loads elements [start, start + count) of a `evomerge.weights.fused.tables.Delta` into `block`; `base` is a float32 scratch array."""
     base_address, base_kind, address, kind, precision = delta
     load_block(base_address, base_kind, start, count, base)
     load_block(address, kind, start, count, block)

@@ -1,7 +1,8 @@
-"""Methods that go by directions: the result is a sum of the sources, with factors that follow from their inner products alone.
+"""Methods based on directions: the result is a sum of the sources, with factors that depend only on their inner products.
 
-Every function takes the Gram matrix of the sources (of their task vectors where there is a base), (n, n) in float64, and gives a factor
-for each of them; None where rounding would decide (directions that cancel, angles or norms near 0): there the reference counts.
+Every function takes the Gram matrix of the sources (of their task vectors if there is a base), (n, n) in float64, and returns a factor
+for each of them, or None if rounding errors would dominate (directions that cancel, angles or norms near 0): then the reference
+implementation is used.
 """
 
 import math
@@ -15,19 +16,19 @@ from evomerge.weights.methods.nuslerp import PARALLEL, share_of_second
 Gram = NDArray[np.float64]
 
 _ILL = 1e-3
-"""below this a denominator, a norm of a mean of unit vectors, or an angle is too small to divide by or to compare"""
+"""a denominator, a norm of a mean of unit vectors, or an angle below this is too small to divide by or to compare"""
 
 _CANCELLED = 1e-2
-"""below this part of the sum of weights, the norm of a weighted sum of unit vectors has lost too many of float32's digits"""
+"""if the norm of a weighted sum of unit vectors is below this fraction of the sum of weights, it has lost too much float32 precision"""
 
 _TINY_NORM = 1e-6
 
 _ARRIVED = 1e-12
-"""a step below this changes nothing in float32, and cannot be divided by; karcher's own tolerance may be 0"""
+"""a step below this has no effect in float32, and cannot be divided by; karcher's own tolerance may be 0"""
 
 
 def model_stock(gram: Gram) -> float | None:
-    """The share t of the experts' average; the base has the rest (formula in `evomerge.weights.methods.model_stock`)."""
+    """The weight t of the experts' average; the base has 1 - t (formula in `evomerge.weights.methods.model_stock`)."""
     norms = np.sqrt(np.diag(gram))
     if norms.min() < _TINY_NORM:
         return None
@@ -39,7 +40,7 @@ def model_stock(gram: Gram) -> float | None:
 
 
 def nuslerp(gram: Gram, weights: Sequence[float]) -> tuple[float, float] | None:
-    """Factors of the two sources as flat vectors."""
+    """Factors of the two sources, treated as flat vectors."""
     t = share_of_second(*weights)
     norms = np.sqrt(np.diag(gram))
     if norms.min() < _TINY_NORM:
@@ -54,7 +55,7 @@ def nuslerp(gram: Gram, weights: Sequence[float]) -> tuple[float, float] | None:
 
 
 def multislerp(gram: Gram, weights: Sequence[float], eps: float) -> NDArray[np.float64] | None:
-    """Factors of two or more sources; `weights` as they count. The tangent part of the formula is 0 at the normalised mean."""
+    """Factors of two or more sources; `weights` are already normalised if required. The tangent part of the formula is 0 at the normalised mean."""
     norms = np.sqrt(np.diag(gram))
     if norms.min() < _TINY_NORM:
         return None
@@ -94,5 +95,5 @@ def karcher(gram: Gram, n_iterations: int, tolerance: float) -> NDArray[np.float
 
 
 def _norm(factors: NDArray[np.float64], gram: Gram) -> float:
-    """Of the sum with these factors."""
+    """Norm of the sum with these factors."""
     return math.sqrt(max(float(factors @ gram @ factors), 0.0))

@@ -1,4 +1,4 @@
-"""`emits`: functions of compiled code that are written in the compiler's own instructions."""
+"""`emits`: defines functions for compiled code in terms of LLVM instructions."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -9,15 +9,15 @@ from numba.extending import intrinsic
 
 
 def emits(result: types.Type, *arguments: types.Type) -> Callable[[Callable[..., Any]], Any]:
-    """Makes a function of a builder and values, which emits instructions and returns their result, one of `arguments` for compiled code.
+    """Turns a function of a builder and values, which emits instructions and returns their result, into a function of `arguments` for compiled code.
 
     Args:
-        result: what it returns; `types.void` where that is nothing.
-        arguments: what it is called with.
+        result: type of the result; `types.void` for none.
+        arguments: types of the arguments.
     """
 
     def decorate(emit: Callable[..., Any]) -> Any:
-        @wraps(emit)  # also its signature, of which numba leaves out the first argument
+        @wraps(emit)  # including its signature, whose first argument numba drops
         def typed(typing_context: Any, *given: Any) -> Any:
             def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
                 value = emit(builder, *values)

@@ -1,6 +1,6 @@
-"""What methods need to know of all experts' whole tensors together: inner products, energies, variances, how many changed an entry.
+"""Statistics over the whole tensors of all experts: inner products, energies, variances, numbers of changed entries.
 
-Every function takes addresses and kinds of the experts' tensors and, last, of the base's.
+Every function takes addresses and kinds of the experts' tensors followed by those of the base.
 """
 
 import numba
@@ -24,7 +24,7 @@ from evomerge.weights.fused.lanes import (
 
 @numba.njit(cache=True, nogil=True)
 def _load_deltas(addresses, kinds, precision, start, count, rows):  # type: ignore[no-untyped-def]
-    """As `load_rows`, with the base subtracted from every expert."""
+    """Like `load_rows`, with the base subtracted from every expert."""
     load_rows(addresses, kinds, precision, start, count, rows)
     n_experts = addresses.shape[0] - 1
     base = rows[n_experts]
@@ -37,7 +37,7 @@ def _load_deltas(addresses, kinds, precision, start, count, rows):  # type: igno
 
 @numba.njit(cache=True, nogil=True)
 def _add_products(a, b, sums):  # type: ignore[no-untyped-def]
-    """Adds a*a, b*b and a*b of two blocks to `sums`, (3, 8): eight lanes each, so that the compiler can use vector registers."""
+    """Adds a*a, b*b and a*b of two blocks to `sums`, (3, 8), in eight lanes each, so that the compiler can use vector registers."""
     for i in range(0, BLOCK, 8):
         for lane in range(8):
             x, y = np.float64(a[i + lane]), np.float64(b[i + lane])
@@ -48,10 +48,10 @@ def _add_products(a, b, sums):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def inner_products(addresses, kinds, precision, n_elements, has_base):  # type: ignore[no-untyped-def]
-    """Inner products of two or more tensors, or with a base of their differences to it: (n, n)."""
+    """Inner products (n, n) of two or more tensors, or, with a base, of their differences from it."""
     rows = np.zeros((addresses.shape[0], BLOCK), np.float32)
     n = addresses.shape[0] - has_base
-    # squares once for each pair: what is loaded for a product is loaded for them too
+    # squares are summed once for each pair, because the data is loaded for the product anyway
     sums = np.zeros((n, n, 3, 8), np.float64)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
@@ -74,7 +74,7 @@ def inner_products(addresses, kinds, precision, n_elements, has_base):  # type: 
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _square_sum(row, count, order, limit, precision):  # type: ignore[no-untyped-def]
-    """Of the entries of a block at address `row` whose place at `order` (where that is an address) is below `limit`, in float64."""
+    """Sum of squares, in float64, of the entries of a block at address `row` whose place at `order` is below `limit` (order 0: all entries)."""
     sums = no_sums()
     for at in range(0, 4 * count, 4 * LANES):
         delta = load_lanes(row + at)
@@ -87,10 +87,10 @@ def _square_sum(row, count, order, limit, precision):  # type: ignore[no-untyped
 
 @numba.njit(cache=True, nogil=True)
 def square_sums(addresses, kinds, precision, n_elements, order, limit):  # type: ignore[no-untyped-def]
-    """Sum of the squared task vector of each expert, in float64, over the entries whose place is below `limit`.
+    """Sum of squares of each expert's task vector, in float64, over the entries whose place is below `limit`.
 
     Args:
-        order: address of a uint32 for every element, padded by a window; 0 = all entries count.
+        order: address of a uint32 for every element, padded by a window; 0 = use all entries.
     """
     n_experts = addresses.shape[0] - 1
     rows, sums = np.empty((n_experts + 1, BLOCK), np.float32), np.zeros(n_experts, np.float64)
@@ -108,7 +108,7 @@ def square_sums(addresses, kinds, precision, n_elements, order, limit):  # type:
 
 @numba.njit(cache=True, nogil=True)
 def variances(addresses, kinds, precision, n_elements, variance):  # type: ignore[no-untyped-def]
-    """Writes the variance over the experts of every entry into `variance`, as torch computes it (Welford, in float64)."""
+    """Writes the variance of every entry over the experts into `variance`, computed as in torch (Welford, in float64)."""
     n_experts = addresses.shape[0] - 1
     rows = np.empty((n_experts + 1, BLOCK), np.float32)
     means, squares = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64)
@@ -133,7 +133,7 @@ def variances(addresses, kinds, precision, n_elements, variance):  # type: ignor
 
 @numba.njit(cache=True, nogil=True)
 def sort_keys(variance, keys):  # type: ignore[no-untyped-def]
-    """Fills `keys` so that ascending ones are falling variances, and of equal ones the first; returns how many are not 0."""
+    """Fills `keys` so that ascending keys mean descending variances, and ascending indices for equal ones; returns the number of nonzero variances."""
     bits, found = variance.view(np.uint32), np.int64(0)
     for i in range(bits.shape[0]):
         magnitude = bits[i] & np.uint32(0x7FFFFFFF)
@@ -151,7 +151,7 @@ def places_of(keys, order):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def mark_cut(variance, threshold, cutoff):  # type: ignore[no-untyped-def]
-    """Overwrites every variance with the integer 0 where the cut keeps it, else 1."""
+    """Overwrites every variance with the integer 0 if the cut keeps it, else 1."""
     bits, edge = variance.view(np.uint32), as_bits(threshold)
     for i in range(bits.shape[0]):
         magnitude = bits[i] & np.uint32(0x7FFFFFFF)
@@ -160,7 +160,7 @@ def mark_cut(variance, threshold, cutoff):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def changed_by(addresses, kinds, precision, n_elements, epsilon):  # type: ignore[no-untyped-def]
-    """How many entries each expert changes alone, and how many with others, (2, experts); changed are those with |d| > `epsilon`."""
+    """Numbers of entries that each expert changes alone, and together with others, (2, experts); an entry is changed if |d| > `epsilon`."""
     n_experts = addresses.shape[0] - 1
     rows, totals = np.empty((n_experts + 1, BLOCK), np.float32), np.zeros((2, n_experts), np.int64)
     counts = np.empty(BLOCK, np.uint32)

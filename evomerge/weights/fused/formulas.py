@@ -1,9 +1,9 @@
-"""Compiled merges beside the sums of `evomerge.weights.fused.kernels`, one pass over base and sources each.
+"""Compiled merges other than the sums of `evomerge.weights.fused.kernels`, each in one pass over base and sources.
 
-nearswap, ram, ramplus_tl, sce and, with numbers of every row, arcee_fusion, model_stock by filters and nuslerp by rows.
+nearswap, ram, ramplus_tl, sce and, with precomputed numbers for every row, arcee_fusion, filter-wise model_stock and row-wise nuslerp.
 
-A block of each tensor is made float32 in the first-level cache, and the formula goes over it in vectors. Arithmetic is that of the plain
-references, to the last bit, in float32 and where a recipe asks for a lower precision.
+A block of each tensor is converted to float32 in the first-level cache, and the formula is applied to it in vectors. The results equal those
+of the plain references to the last bit, in float32 and in lower precision if a recipe asks for that.
 """
 
 import numba
@@ -14,7 +14,7 @@ from evomerge.weights.fused.kernels import magnitude_of, round_lanes
 from evomerge.weights.fused.lanes import LANES, bits_of, floats, from_bits, load_lanes, select, store_lanes, words
 
 SUM, NEARSWAP, RAM, SCE, FUSION, STOCK, ARC = 0, 1, 2, 3, 4, 5, 6
-"""what `evomerge.weights.fused.kernels` computes, and what is computed here"""
+"""numbers of the formulas; SUM is computed by `evomerge.weights.fused.kernels`, the others here"""
 
 _TINY = np.float32(1e-6)
 _SIGN = np.uint32(0x80000000)
@@ -22,7 +22,7 @@ _SIGN = np.uint32(0x80000000)
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _nearswap(rows, merged, at, t, precision):  # type: ignore[no-untyped-def]
-    """The window at offset `at` of every row, see `evomerge.weights.methods.nearswap`."""
+    """Computes the window at offset `at` of every row, see `evomerge.weights.methods.nearswap`."""
     zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
     other, base = load_lanes(rows + at), load_lanes(rows + 4 * BLOCK + at)
     least = round_lanes(floats(_TINY), precision)
@@ -30,14 +30,14 @@ def _nearswap(rows, merged, at, t, precision):  # type: ignore[no-untyped-def]
     distance = select(distance < least, least, distance)
     # torch divides a number by a tensor in two steps
     share = round_lanes(round_lanes(one / distance, precision) * floats(t), precision)
-    share = select(share > one, one, select(share >= zero, share, zero))  # NaN is 0, as there
+    share = select(share > one, one, select(share >= zero, share, zero))  # NaN becomes 0, as in the reference
     rest = round_lanes(round_lanes(one - share, precision) * base, precision)
     store_lanes(merged + at, round_lanes(round_lanes(share * other, precision) + rest, precision))
 
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _ram(rows, merged, at, inputs, epsilon, mean, precision):  # type: ignore[no-untyped-def]
-    """As above; plain `ram` where `mean`, else `ramplus_tl` with each input's weight as the factor of its own entries, whose sum is not rounded."""
+    """As above for `ram` if `mean`, else for `ramplus_tl`, where each input's weight is the factor of its own entries and the sum is not rounded."""
     zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
     n_inputs = inputs.shape[0]
     base = load_lanes(rows + 4 * BLOCK * n_inputs + at)
@@ -64,7 +64,7 @@ def _ram(rows, merged, at, inputs, epsilon, mean, precision):  # type: ignore[no
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _sce(rows, merged, at, inputs, order, limit, precision):  # type: ignore[no-untyped-def]
-    """As above, of the entries whose place at address `order` (where there is one) is below `limit`; weights are the inputs'."""
+    """As above for `sce`, over the entries whose place at address `order` is below `limit` (order 0: all), with the inputs' weights."""
     zero = floats(np.float32(0.0))
     n_inputs = inputs.shape[0]
     base = load_lanes(rows + 4 * BLOCK * n_inputs + at)
@@ -91,7 +91,7 @@ def _sce(rows, merged, at, inputs, order, limit, precision):  # type: ignore[no-
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _fusion(rows, merged, at, numbers, least, precision):  # type: ignore[no-untyped-def]
-    """As above, with each row's divergence at address `numbers`, see `evomerge.weights.methods.arcee_fusion`."""
+    """As above with each row's divergence at address `numbers`, see `evomerge.weights.methods.arcee_fusion`."""
     zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
     other, base = load_lanes(rows + at), load_lanes(rows + 4 * BLOCK + at)
     delta = round_lanes(other - base, precision)
@@ -102,7 +102,7 @@ def _fusion(rows, merged, at, numbers, least, precision):  # type: ignore[no-unt
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _stock(rows, merged, at, inputs, numbers):  # type: ignore[no-untyped-def]
-    """As above, with each row's t, see `evomerge.weights.methods.model_stock`; only in float32, as all that goes by directions."""
+    """As above with each row's t, see `evomerge.weights.methods.model_stock`; float32 only, like all methods based on directions."""
     one, total = floats(np.float32(1.0)), floats(np.float32(0.0))
     n_inputs = inputs.shape[0]
     base, t = load_lanes(rows + 4 * BLOCK * n_inputs + at), load_lanes(numbers + at)
@@ -114,7 +114,7 @@ def _stock(rows, merged, at, inputs, numbers):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _arc(rows, merged, at, numbers, has_base):  # type: ignore[no-untyped-def]
-    """As above, with each row's factors of the two sources and what their sum is divided by, see `evomerge.weights.methods.nuslerp`."""
+    """As above with each row's factors of the two sources and the divisor of their sum, see `evomerge.weights.methods.nuslerp`."""
     base = load_lanes(rows + 8 * BLOCK + at)
     a, b = load_lanes(rows + at), load_lanes(rows + 4 * BLOCK + at)
     if has_base:
@@ -126,11 +126,11 @@ def _arc(rows, merged, at, numbers, has_base):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _spread(address, n_rows, n_columns, start, count, few, numbers):  # type: ignore[no-untyped-def]
-    """Numbers of rows, one array after the other at `address`, for every one of `count` elements from `start` on.
+    """Expands per-row numbers (consecutive arrays at `address`) to `count` elements from `start` on.
 
     Args:
         few: scratch memory for the numbers of a block's rows, (BLOCK,).
-        numbers: (arrays, BLOCK).
+        numbers: the result, (arrays, BLOCK).
     """
     first = start // n_columns
     own = (start + count - 1) // n_columns - first + 1
@@ -145,7 +145,7 @@ def _spread(address, n_rows, n_columns, start, count, few, numbers):  # type: ig
 
 @numba.njit(cache=True, nogil=True)
 def load_rows(addresses, kinds, precision, start, count, rows):  # type: ignore[no-untyped-def]
-    """Elements [start, start + count) of tensors into rows of a block each, rounded to `precision`, with zeros to the next whole window."""
+    """Loads elements [start, start + count) of each tensor into a row of `rows`, rounded to `precision` and padded with zeros to a whole window."""
     edge = -(-count // LANES) * LANES
     for k in range(addresses.shape[0]):
         row = rows[k]
@@ -157,7 +157,7 @@ def load_rows(addresses, kinds, precision, start, count, rows):  # type: ignore[
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _windows(rows, merged, count, output, inputs, order, numbers, precision):  # type: ignore[no-untyped-def]
-    """The formula of `output` for `count` elements at addresses of a block each."""
+    """Applies the formula of `output` to `count` elements of the blocks at these addresses."""
     formula, parameter, mean, has_base = output["formula"], output["parameter"], output["normalize"], output["has_base"]
     limit = np.uint32(inputs[0]["cutoff"])
     for at in range(0, 4 * count, 4 * LANES):
@@ -177,7 +177,7 @@ def _windows(rows, merged, count, output, inputs, order, numbers, precision):  #
 
 @numba.njit(cache=True, nogil=True)
 def formula_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
-    """Computes chunks, as `evomerge.weights.fused.kernels.merge_chunks`."""
+    """Computes chunks like `evomerge.weights.fused.kernels.merge_chunks`."""
     for c in range(chunks.shape[0]):
         output = outputs[chunks[c]["output"]]
         n_inputs = output["n_inputs"]
@@ -185,7 +185,7 @@ def formula_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
         addresses, kinds = np.empty(n_inputs + 1, np.int64), np.empty(n_inputs + 1, np.int32)
         for k in range(n_inputs):
             addresses[k], kinds[k] = own[k]["address"], own[k]["kind"]
-        # without a base its row is not used: another source stands there
+        # without a base, its row is unused and filled from another source
         addresses[n_inputs] = output["base_address"] if output["has_base"] else addresses[0]
         kinds[n_inputs] = output["base_kind"] if output["has_base"] else kinds[0]
         rows, merged = np.empty((n_inputs + 1, BLOCK), np.float32), np.empty(BLOCK, np.float32)
@@ -200,7 +200,7 @@ def formula_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
             order = own[0]["rank_address"] + 4 * start if own[0]["rank_address"] != 0 else 0
             if output["n_numbers"] > 0:
                 _spread(output["number_address"], n_rows, columns, start, count, few, numbers)
-            # compiled twice, as sums are
+            # compiled twice, as for sums
             if precision == F32:
                 _windows(loaded, result, count, output, own, order, numbers.ctypes.data, None)
             else:

@@ -1,12 +1,12 @@
 """The compiled merge: one pass over base and sources per output, for every method whose entries are merged independently.
 
 An output element is `sum c_i theta_i` (linear, slerp) or `base + lambda * combine(w_i prune(theta_i - base))` (task vectors),
-where prune is a test of the delta's magnitude, a random mask or nothing, and combine a sum or a sum over the elected sign.
-Arithmetic is float32 in the order of the plain references, so both agree to the last bit. Where a recipe asks for a lower precision,
-sources and the result are rounded to it, and so is every step between task vectors.
+where prune is a test of the delta's magnitude, a random mask or nothing, and combine is a sum or a sum over the elected sign.
+Arithmetic is float32 in the order of the plain references, so both agree to the last bit. If a recipe asks for a lower precision,
+sources and the result are rounded to it, and so is every intermediate step with task vectors.
 
-Tensors are cut into windows of `LANES` elements that start at multiples of `LANES`; a window's values stay in registers. Where
-only a part of a window is wanted (at the ends of a tensor or of a shard of it), it is computed on padded copies.
+Tensors are divided into windows of `LANES` elements that start at multiples of `LANES`; a window's values stay in registers. If
+only a part of a window is needed (at the ends of a tensor or of a shard of it), it is computed on padded copies.
 """
 
 import numba
@@ -41,10 +41,10 @@ from evomerge.weights.fused.masks import decisions
 from evomerge.weights.fused.tables import OUTPUT
 
 KEEP_ALL, MAGNITUDE, BAND, RANDOM, RANKED = 0, 1, 2, 3, 4
-"""how a source's delta is pruned; BAND drops the largest magnitudes too, RANKED drops at random by rank"""
+"""how a source's delta is pruned; BAND also drops the largest magnitudes, RANKED drops at random by rank"""
 
 _AHEAD = 384
-"""bytes between what is loaded and what is asked for: three windows of bfloat16. Hardware alone left a fifth of the time to waiting"""
+"""prefetch distance in bytes: three windows of bfloat16. With hardware prefetching alone, a fifth of the time was spent waiting"""
 
 _ROW_BYTES = 4 * LANES
 _NEVER = np.int64(2**62)
@@ -87,7 +87,7 @@ def _round_to_f16(value):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def round_lanes(value, precision):  # type: ignore[no-untyped-def]
-    """`value` as `precision` holds it: BF16, F16, F32 or None. A compiler sees that None has nothing to do."""
+    """`value` rounded to `precision`: BF16, F16, F32 or None. For None, the compiler removes the code."""
     if precision is None:
         return value
     if precision == BF16:
@@ -118,9 +118,9 @@ def _store(address, kind, window, value):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _fill(thresholds, threshold, cutoff, window):  # type: ignore[no-untyped-def]
-    """Least magnitudes that count as large, per lane of a window. Returns the next window that has others.
+    """Fills in the smallest magnitude that counts as large for each lane of a window. Returns the next window with different thresholds.
 
-    Equal magnitudes count as larger before flat index `cutoff`, as smaller from there on.
+    Magnitudes equal to the threshold count as large before flat index `cutoff`, and as small from there on.
     """
     above = np.nextafter(threshold, np.float32(np.inf))
     for element in range(LANES):
@@ -133,7 +133,7 @@ def _fill(thresholds, threshold, cutoff, window):  # type: ignore[no-untyped-def
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _set_thresholds(inputs, window, thresholds):  # type: ignore[no-untyped-def]
-    """Fills `thresholds`, (inputs, 2, LANES) in the order of lanes, for `window`. Returns the next window that has others."""
+    """Fills `thresholds`, (inputs, 2, LANES) in the order of lanes, for `window`. Returns the next window with different thresholds."""
     change = _NEVER
     for k in range(inputs.shape[0]):
         row = inputs[k]
@@ -152,7 +152,7 @@ def magnitude_of(value):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _only_large(value, delta, mode, thresholds):  # type: ignore[no-untyped-def]
-    """`value` where |delta| reaches the row at address `thresholds` and, for BAND, is below the next; 0 elsewhere."""
+    """`value` where |delta| reaches the row of thresholds at address `thresholds` and, for BAND, is below the next row; 0 elsewhere."""
     zero = floats(np.float32(0.0))
     magnitude = magnitude_of(delta)
     value = select(magnitude >= load_lanes(thresholds), value, zero)
@@ -163,9 +163,9 @@ def _only_large(value, delta, mode, thresholds):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _agreeing(total, inputs, normalize, weighted, precision):  # type: ignore[no-untyped-def]
-    """Sum of the values (at address `weighted`) with the sign of `total`, which is not -0: it began with 0.
+    """Sum of the values (at address `weighted`) with the sign of `total`, divided by the sum of their weights if `normalize`.
 
-    Divided by the sum of their weights if `normalize`.
+    `total` cannot be -0, because the sum started from 0.
     """
     zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
     sign = bits_of(total) & words(np.uint32(0x80000000))
@@ -237,11 +237,11 @@ def _merge_windows(first, last, out_address, output, inputs, thresholds, weighte
 
 @numba.njit(cache=True, nogil=True)
 def _merge_part(window, start, end, out_address, output, inputs, thresholds, weighted, copies, outputs, precision):  # type: ignore[no-untyped-def]
-    """Computes elements [start, end) of a window on copies of them, padded with zeros.
+    """Computes elements [start, end) of a window on copies padded with zeros.
 
     Args:
-        copies: room for base, inputs and result, (n_inputs + 2, LANES); zeroed here.
-        outputs: room for one row. Both belong to the caller, who keeps alive what the rows point to.
+        copies: space for base, inputs and result, (n_inputs + 2, LANES); zeroed here.
+        outputs: space for one row. Both belong to the caller, which keeps alive the memory that the rows point to.
     """
     n_inputs = inputs.shape[0]
     copies[:] = np.float32(0.0)
@@ -299,7 +299,7 @@ def merge_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
         output = outputs[chunks[c]["output"]]
         own = inputs[output["first_input"] : output["first_input"] + output["n_inputs"]]
         first, last, to = chunks[c]["start"], chunks[c]["end"], chunks[c]["out_address"]
-        # compiled twice: tests for a rounding that does not happen would cost a sixth
+        # compiled twice: checks for rounding that is not needed would cost a sixth of the time
         if output["precision"] == F32:
             chunks[c]["largest"] = _merge_range(first, last, to, output, own, None)
         else:
@@ -308,7 +308,7 @@ def merge_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _draw_windows(first, last, row):  # type: ignore[no-untyped-def]
-    """Makes the random mask of whole windows."""
+    """Generates the random mask of whole windows."""
     key0, key1, keep = np.uint64(row["key0"]), np.uint64(row["key1"]), halves(np.uint16(row["keep"]))
     ranks, step, mask_address = row["rank_address"], row["step"], row["mask_address"]
     for window in range(first, last, LANES):
@@ -317,7 +317,7 @@ def _draw_windows(first, last, row):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-untyped-def]
-    """Masks whole windows of the one row `inputs`; returns the L1 norm of what is kept."""
+    """Masks whole windows of the single row `inputs`; returns the L1 norm of the kept elements."""
     row = inputs[0]
     base_address, base_kind, precision = output["base_address"], output["base_kind"], output["precision"]
     address, kind, mode, grid = row["address"], row["kind"], row["mode"], row["grid"]
@@ -343,7 +343,7 @@ def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-u
 
 @numba.njit(cache=True, nogil=True)
 def _mask_part(window, end, output, inputs, thresholds, copies, outputs):  # type: ignore[no-untyped-def]
-    """Masks the elements of a window before `end` on copies of them, padded with zeros; `copies` as in `_merge_part`."""
+    """Masks the elements of a window before `end` on copies padded with zeros; `copies` as in `_merge_part`."""
     copies[:] = np.float32(0.0)
     rows = inputs.copy()
     outputs[0] = output
@@ -357,11 +357,10 @@ def _mask_part(window, end, output, inputs, thresholds, copies, outputs):  # typ
 
 @numba.njit(cache=True, nogil=True)
 def mask_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
-    """Makes the random mask of the input row that each chunk names, and writes the L1 norm (float64) of what it keeps.
+    """Generates the random mask of the input row that each chunk names, and writes the L1 norm (float64) of the kept elements.
 
-    The norm is that of the pruned delta, for every mode but KEEP_ALL, of addends rounded by the row's `grid`; where the row does not
-    ask to `measure`, it is 0 and nothing is read.
-    Chunks start at multiples of `LANES`.
+    The norm is that of the pruned delta, for every mode except KEEP_ALL, with addends rounded by the row's `grid`; if the row's
+    `measure` is false, it is 0 and no tensor is read. Chunks start at multiples of `LANES`.
     """
     thresholds = np.zeros((1, 2, LANES), np.float32)
     copies, row = np.empty((2, LANES), np.float32), np.empty(1, OUTPUT)

@@ -1,12 +1,12 @@
-"""Vectors inside compiled code: `LANES` float32 or uint32 values, or truths, as one value that stays in registers.
+"""Vectors in compiled code: `LANES` float32, uint32 or boolean values as one value that stays in registers.
 
-The compiler's own vectoriser gives up on loops over many arrays; these types say what is meant. Arithmetic is IEEE float32,
+The compiler's own vectoriser gives up on loops over many arrays; these types make the vectors explicit. Arithmetic is IEEE float32,
 never contracted or reordered, so results do not depend on the processor.
 
 The first half of the lanes holds elements 0, 2, 4, ... of a window of consecutive elements, the second half 1, 3, 5, ...:
-two bfloat16 neighbours are then the halves of one 32-bit word, and a shift or a mask makes each a float32.
+two adjacent bfloat16 values are then the halves of one 32-bit word, and a shift or a mask converts each to float32.
 
-numba's cache of compiled code looks at the file of a kernel alone: after a change here, touch the kernels' files.
+numba's cache of compiled code only checks the file of a kernel: after a change here, touch the kernels' files.
 """
 
 import operator
@@ -23,12 +23,12 @@ from evomerge.weights.fused.emits import emits
 from evomerge.weights.philox import MASK_ROUNDS, MULTIPLIERS, WEYL
 
 LANES = 64
-"""elements of a window: four registers of 512 bits, so that one window's arithmetic hides the latency of another's. The same on
+"""elements of a window: four registers of 512 bits, so that the arithmetic of one hides the latency of another. The same on
 every processor, because sums over lanes depend on it"""
 
 _HALF = LANES // 2
 _COUNTERS = LANES // 8
-"""Philox counters of a window: each makes four words, and eight elements of a mask"""
+"""Philox counters of a window: each gives four words, for eight elements of a mask"""
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -118,7 +118,7 @@ def no_sums(builder: Any) -> Any:
 
 @emits(FLOATS, types.int64)
 def load_lanes(builder: Any, address: Any) -> Any:
-    """float32 values at `address`, stored in the order of lanes."""
+    """The float32 values at `address`, stored in the order of lanes."""
     return builder.load(_pointer(builder, address, _FLOAT), align=4)
 
 
@@ -153,13 +153,13 @@ def load_bfloat16(builder: Any, address: Any) -> Any:
 
 @emits(types.void, types.int64)
 def prefetch(builder: Any, address: Any) -> Any:
-    """Asks for the 128 bytes at `address`, which need not exist, before they are needed."""
+    """Prefetches the 128 bytes at `address`, which need not be valid."""
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     for line in (0, 64):
         place = builder.inttoptr(builder.add(address, ir.Constant(_I64, line)), byte)
-        # to read, into the nearest cache, data
+        # arguments: read access, highest locality, data cache
         builder.call(function, [place, ir.Constant(_I32, 0), ir.Constant(_I32, 3), ir.Constant(_I32, 1)])
 
 
@@ -168,7 +168,7 @@ def load_float16(builder: Any, address: Any) -> Any:
     """The float16 values at `address` as float32."""
     halves = builder.load(_pointer(builder, address, _I16), align=2)
     bits = builder.zext(_shuffled(builder, halves, halves, _IN_LANES), _vector(_I32))
-    # exponent and mantissa moved into place, then the bias corrected: exact for subnormals too
+    # moves exponent and mantissa into place and corrects the bias; exact for subnormals too
     magnitude = builder.shl(builder.and_(bits, _constant(_I32, 0x7FFF)), _constant(_I32, 13))
     scaled = builder.fmul(builder.bitcast(magnitude, _vector(_FLOAT)), _constant(_FLOAT, 2.0**112))
     sign = builder.shl(builder.and_(bits, _constant(_I32, 0x8000)), _constant(_I32, 16))
@@ -197,25 +197,25 @@ def store_upper_halves(builder: Any, address: Any, value: Any) -> Any:
 
 @emits(TRUTHS, types.int64)
 def load_truths(builder: Any, address: Any) -> Any:
-    """Truths that `store_truths` wrote."""
+    """Loads booleans written by `store_truths`."""
     return builder.bitcast(builder.load(builder.inttoptr(address, _BITS.as_pointer()), align=4), _vector(_I1))
 
 
 @emits(types.void, types.int64, TRUTHS)
 def store_truths(builder: Any, address: Any, value: Any) -> Any:
-    """Stores truths as `LANES` bits, lane 0 the lowest."""
+    """Stores booleans as `LANES` bits, lane 0 in the lowest bit."""
     builder.store(builder.bitcast(value, _BITS), builder.inttoptr(address, _BITS.as_pointer()), align=4)
 
 
 @emits(WORDS, FLOATS)
 def bits_of(builder: Any, value: Any) -> Any:
-    """The patterns of float32 values."""
+    """The bits of float32 values."""
     return builder.bitcast(value, _vector(_I32))
 
 
 @emits(FLOATS, WORDS)
 def from_bits(builder: Any, value: Any) -> Any:
-    """The float32 values of patterns."""
+    """The float32 values with these bits."""
     return builder.bitcast(value, _vector(_FLOAT))
 
 
@@ -227,13 +227,13 @@ def select(typing_context: Any, truth: Any, yes: Any, no: Any) -> Any:
 
 @emits(HALVES, FLOATS)
 def to_halves(builder: Any, value: Any) -> Any:
-    """Non-negative float32 values below 2^16, cut off to integers."""
+    """Non-negative float32 values below 2^16, truncated to integers."""
     return builder.trunc(builder.fptosi(value, _vector(_I32)), _vector(_I16))
 
 
 @emits(HALVES, HALVES, HALVES)
 def lessened(builder: Any, value: Any, by: Any) -> Any:
-    """uint16 values less others, 0 where these are larger."""
+    """Saturating difference of uint16 values: 0 where `by` is larger."""
     kind = ir.FunctionType(_vector(_I16), [_vector(_I16), _vector(_I16)])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.usub.sat.v{LANES}i16"), [value, by])
 
@@ -246,7 +246,7 @@ def store_halves(builder: Any, address: Any, value: Any) -> Any:
 
 @emits(SUMS, SUMS, FLOATS, types.float64)
 def add_on_grid(builder: Any, sums: Any, value: Any, grid: Any) -> Any:
-    """`sums` plus float32 values, to which the float64 `grid` is added and taken away again; see `evomerge.weights.fused.norms`."""
+    """`sums` plus float32 values, rounded by adding and subtracting the float64 `grid`; see `evomerge.weights.fused.norms`."""
     grids = _splat(builder, grid)
     moved = builder.fadd(builder.fpext(value, _vector(_DOUBLE)), grids)
     return builder.fadd(sums, builder.fsub(moved, grids))
@@ -260,7 +260,7 @@ def add_to_sums(builder: Any, sums: Any, value: Any) -> Any:
 
 @emits(types.float64, SUMS)
 def total_sum(builder: Any, sums: Any) -> Any:
-    """The lanes added up, lane 0 first."""
+    """The sum of all lanes, starting with lane 0."""
     total = ir.Constant(_DOUBLE, 0.0)
     for lane in range(LANES):
         total = builder.fadd(total, builder.extract_element(sums, ir.Constant(_I32, lane)))
@@ -269,7 +269,7 @@ def total_sum(builder: Any, sums: Any) -> Any:
 
 @emits(HALVES, types.uint64, types.uint64, types.int64)
 def random_halves(builder: Any, key0: Any, key1: Any, start: Any) -> Any:
-    """What masks decide by in the window that starts at flat element `start`, see `evomerge.weights.philox`.
+    """The random numbers of masks for the window that starts at flat element `start`, see `evomerge.weights.philox`.
 
     Args:
         key0, key1: the key, below 2^32.
@@ -280,7 +280,7 @@ def random_halves(builder: Any, key0: Any, key1: Any, start: Any) -> Any:
     counter = builder.add(first, ir.Constant(_vector(_I64, _COUNTERS), list(range(_COUNTERS))))
 
     def round_of(number: int, word: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Products of words 2 and 0, and what their upper halves are xored with."""
+        """Products of words 2 and 0, and the words with which their upper halves are xored."""
         products = [
             builder.mul(builder.and_(word[place], low), _constant(_I64, MULTIPLIERS[side], _COUNTERS))
             for place, side in ((2, 1), (0, 0))
@@ -292,7 +292,7 @@ def random_halves(builder: Any, key0: Any, key1: Any, start: Any) -> Any:
             builder.xor(word[place], _splat(builder, key, _COUNTERS)) for place, key in zip((1, 3), keys, strict=True)
         ]
 
-    # only the lower halves count: the upper ones hold rubbish, which the next masks remove
+    # only the lower halves are used; the upper ones contain garbage, which later masks remove
     word = [counter, builder.lshr(counter, half), zero, zero]
     for number in range(MASK_ROUNDS - 1):
         products, others = round_of(number, word)
@@ -314,7 +314,7 @@ def largest_word(builder: Any, value: Any) -> Any:
 
 
 def _register(operation: Any, methods: Mapping[Vector, str], *, compares: str = "") -> None:
-    """Gives pairs of vectors the operator `operation`: by kind of lane the builder's method, for comparisons with their sign."""
+    """Defines `operation` for pairs of vectors: type of lane -> the builder's method; for comparisons, `compares` is the operator."""
 
     def code_for(vector: Vector, method: str) -> Any:
         def operate(builder: Any, a: Any, b: Any) -> Any:

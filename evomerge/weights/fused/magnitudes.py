@@ -1,10 +1,10 @@
-"""Exact k-th largest magnitudes of a delta from a histogram made once.
+"""Exact k-th largest magnitudes of a delta, from a histogram that is built once.
 
-The upper 16 bits of a float32 magnitude (sign off) order it, so counts of those bins find the bin of the k-th largest for
-every k at once. A bin's members are "plain" (no lower bits: all equal, the smallest of the bin) or "mixed". Deltas of
-bfloat16 models are plain but for a few percent: the mixed ones are listed and sorted once, and plain ones are counted per
-stretch of `STRETCH` elements, which says where the k-th of equal magnitudes stands (the first in flat order are kept).
-Where most are mixed (float32 models), a bin's members are collected and sorted when first asked for.
+The upper 16 bits of a float32 magnitude (without sign) define ordered bins, so the counts of these bins give the bin of the k-th largest
+for every k at once. A bin's members are "plain" (lower bits zero, so all equal and the smallest of the bin) or "mixed". Deltas of
+bfloat16 models are plain except for a few percent: the mixed ones are listed and sorted once, and plain ones are counted per
+stretch of `STRETCH` elements, which gives the position of the k-th of equal magnitudes (the first in flat order are kept).
+If most are mixed (float32 models), a bin's members are collected and sorted when first needed.
 """
 
 from collections import OrderedDict
@@ -20,22 +20,22 @@ from evomerge.weights.fused.tables import delta_of
 from evomerge.weights.fused.threads import Threads
 
 STRETCH = 20 * BLOCK
-"""elements per row of counts: below 2^16, so a count fits 16 bits; smaller ones are searched faster and take more memory"""
+"""elements per row of counts: below 2^16, so that a count fits in 16 bits; smaller values are faster to search but take more memory"""
 
 _LISTED_SHARE = 1 / 8
-"""mixed deltas are listed (8 bytes each) up to this share of a tensor"""
+"""mixed deltas are listed (8 bytes each) if they make up at most this fraction of a tensor"""
 
 _KEPT_BINS = 8
-"""bins whose sorted mixed members are remembered per tensor where they are not all listed"""
+"""number of bins per tensor whose sorted mixed members are cached if not all are listed"""
 
 _REMEMBERED_CUTS = 64
-"""per histogram; a search with fixed densities asks for the same ones again and again"""
+"""number of cuts cached per histogram; a search with fixed densities asks for the same ones repeatedly"""
 
 _FEW_QUESTIONS = 32
-"""answered by one thread: one takes some microseconds, and so does starting a thread's work"""
+"""fewer questions are answered by one thread: each takes a few microseconds, about as long as starting a thread's work"""
 
 INDEX_BITS = 33
-"""of a key `(2^31 - 1 - magnitude bits) << 33 | flat index`: ascending keys are descending magnitudes, then ascending indices"""
+"""number of index bits in a key `(2^31 - 1 - magnitude bits) << 33 | flat index`: ascending keys mean descending magnitudes, then ascending indices"""
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class Cut:
 
     @classmethod
     def unknown(cls) -> "Cut":
-        """One without fields, which `find_cuts` gives it."""
+        """An uninitialised cut, whose fields are set by `find_cuts`."""
         return cls.__new__(cls)
 
 
@@ -74,15 +74,15 @@ _QUESTION = np.dtype(
     ],
     align=True,
 )
-"""a k, what is found for it, and how compiled code reads the histogram that it is about"""
+"""a k, the results for it, and the addresses through which compiled code reads its histogram"""
 
 
 class MagnitudeHistogram:
     """Answers "which magnitude and index separate the k largest entries of `tensor - base`" for any k.
 
     Args:
-        base, tensor: of one shape, contiguous, on the CPU, of a dtype in `KINDS`.
-        precision: the kind that both and their delta are rounded to.
+        base, tensor: of the same shape, contiguous, on the CPU, with a dtype in `KINDS`.
+        precision: the kind to which both and their delta are rounded.
     """
 
     def __init__(self, base: torch.Tensor, tensor: torch.Tensor, precision: int = F32) -> None:
@@ -106,7 +106,7 @@ class MagnitudeHistogram:
         self._known: dict[int, Cut] = {}
 
     def cut(self, k: int) -> tuple[Cut, bool]:
-        """The cut behind the `k` largest, and whether it is new, so that `find_cuts` has to be told of it."""
+        """The cut after the `k` largest, and whether it is new, so that it must be passed to `find_cuts`."""
         known = self._known.get(k)
         if known is not None:
             return known, False
@@ -126,7 +126,7 @@ class MagnitudeHistogram:
         return row.tobytes()
 
     def at_member(self, column: int, rank: int) -> Cut:
-        """The cut behind the `rank`-th (from 1) mixed member of a bin, whose members are not listed."""
+        """The cut after the `rank`-th (from 1) mixed member of a bin whose members are not listed."""
         members = self._members.get(column)
         if members is None:
             members = self._mixed_keys(self._low + column, self._low + column, int(self._mixed[column]))
@@ -136,7 +136,7 @@ class MagnitudeHistogram:
         return cut_at(int(members[rank - 1]))
 
     def _mixed_keys(self, low_bin: int, high_bin: int, n_members: int) -> np.ndarray:
-        """Sorted keys of the mixed members of these bins and those between."""
+        """Sorted keys of the mixed members of the bins from `low_bin` to `high_bin`."""
         low, high = np.uint32(max(low_bin, 0) << 16), np.uint32(max(high_bin, 0) << 16 | 0xFFFF)
         members: np.ndarray = collect(self._delta, self.n_elements, low, high, np.uint32(1), n_members)
         members.sort()
@@ -144,9 +144,9 @@ class MagnitudeHistogram:
 
 
 def find_cuts(asked: Sequence[tuple[MagnitudeHistogram, int, Cut]], threads: Threads) -> None:
-    """Sets every cut to what separates the k largest magnitudes, given a histogram and k; of equal ones the first count as larger.
+    """Given (histogram, k, cut), sets every cut such that it separates the k largest magnitudes; of equal ones, the first count as larger.
 
-    Zeros may be kept or not.
+    Zeros may be kept or dropped.
     """
     # numpy joins arrays of structures field by field, ten times slower
     questions = np.frombuffer(bytearray().join([histogram.question for histogram, _, _ in asked]), _QUESTION)
@@ -171,18 +171,18 @@ def find_cuts(asked: Sequence[tuple[MagnitudeHistogram, int, Cut]], threads: Thr
 
 
 def cut_at(key: int) -> Cut:
-    """The cut that keeps the element with this key and all before it."""
+    """The cut that keeps the element with this key and all with smaller keys."""
     return Cut(value_of(0x7FFFFFFF - (key >> INDEX_BITS)), (key & ((1 << INDEX_BITS) - 1)) + 1)
 
 
 def value_of(bits: int) -> float:
-    """The float32 with this pattern."""
+    """The float32 with these bits."""
     return float(np.uint32(bits).view(np.float32))
 
 
 @numba.njit(cache=True, nogil=True)
 def delta_bits(delta, start, count, base, bits):  # type: ignore[no-untyped-def]
-    """Magnitude bits of elements [start, start + count) of a `Delta` into `bits`; `base` is scratch, of float32."""
+    """Writes the magnitude bits of elements [start, start + count) of a `Delta` into `bits`; `base` is a float32 scratch array."""
     load_delta(delta, start, count, base, bits.view(np.float32))
     for i in range(count):
         bits[i] &= np.uint32(0x7FFFFFFF)
@@ -190,14 +190,14 @@ def delta_bits(delta, start, count, base, bits):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _bin_range(delta, n_elements):  # type: ignore[no-untyped-def]
-    """Lowest and highest bin of the non-zero deltas; (0, -1) where all are zero."""
+    """Lowest and highest bin of the nonzero deltas; (0, -1) if all are zero."""
     base, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     lowest, highest = np.uint32(0xFFFFFFFF), np.uint32(0)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
         delta_bits(delta, start, count, base, bits)
         for i in range(count):
-            # zero wraps around to the largest number and is never the lowest
+            # zero wraps around to the largest number, so it is never the lowest
             lowest = min(lowest, bits[i] - np.uint32(1))
             highest = max(highest, bits[i])
     if highest == 0:
@@ -207,7 +207,7 @@ def _bin_range(delta, n_elements):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _count(delta, n_elements, low, counts, mixed):  # type: ignore[no-untyped-def]
-    """Counts plain non-zero deltas per stretch and bin, and mixed ones per bin."""
+    """Counts plain nonzero deltas per stretch and bin, and mixed ones per bin."""
     base, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
@@ -224,7 +224,7 @@ def _count(delta, n_elements, low, counts, mixed):  # type: ignore[no-untyped-de
 
 @numba.njit(cache=True, nogil=True)
 def nth_equal(delta, n_elements, first, wanted, rank):  # type: ignore[no-untyped-def]
-    """Flat index of the `rank`-th (from 1) element from `first` on whose magnitude bits are `wanted`; there must be one."""
+    """Flat index of the `rank`-th (from 1) element at or after `first` whose magnitude bits are `wanted`; it must exist."""
     base, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     for start in range(first, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
@@ -244,7 +244,7 @@ def nth_equal(delta, n_elements, first, wanted, rank):  # type: ignore[no-untype
 
 @numba.njit(cache=True, nogil=True)
 def collect(delta, n_elements, low, high, least_lower, n_members):  # type: ignore[no-untyped-def]
-    """Keys of the `n_members` elements with magnitude bits in [low, high], of which the lower 16 are at least `least_lower`, in flat order."""
+    """Keys, in flat order, of the `n_members` elements with magnitude bits in [low, high] whose lower 16 bits are at least `least_lower`."""
     base, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     keys = np.empty(n_members, np.uint64)
     found = 0
@@ -279,7 +279,7 @@ def _answer(questions):  # type: ignore[no-untyped-def]
         bits = np.uint32((question["low"] + column) << 16)
         question["threshold"] = as_float(bits)
         if rank == from_top[place]:
-            continue  # all of the bin
+            continue  # the whole bin is kept
         above = from_top[place - 1] if place > 0 else 0
         n_mixed = numba.carray(pointer(question["mixed"]), n_bins, np.int64)[column]
         rank -= above
@@ -297,7 +297,7 @@ def _answer(questions):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _nth_plain(question, column, bits, rank):  # type: ignore[no-untyped-def]
-    """Flat index of the `rank`-th (from 1) plain element of a bin, whose plain elements have these `bits`."""
+    """Flat index of the `rank`-th (from 1) plain element of a bin; plain elements have the magnitude bits `bits`."""
     n_elements = question["n_elements"]
     shape = (n_elements + STRETCH - 1) // STRETCH, question["n_bins"]
     counts = numba.carray(pointer(question["counts"]), shape, np.uint16)

@@ -1,7 +1,7 @@
-"""One exact k-th largest magnitude of a delta, for merges that are made once: a sample says where it is, a pass confirms it.
+"""The exact k-th largest magnitude of a delta for a single k, for one-off merges: estimated from a sample and confirmed in one pass.
 
-A fifth of the time that a histogram takes, which answers for every k. Deltas of bfloat16 models have so few values that the sampled one
-is nearly always the right one; then only its place among the equal ones is looked for.
+Takes a fifth of the time of a histogram, which answers for every k. Deltas of bfloat16 models have so few distinct values that the sampled
+value is nearly always correct; then only its position among equal ones must be found.
 """
 
 import math
@@ -15,16 +15,16 @@ from evomerge.weights.fused.magnitudes import Cut, collect, cut_at, delta_bits, 
 from evomerge.weights.fused.tables import delta_of
 
 _RUN, _STRIDE = 16, 4 * BLOCK
-"""the sample: so many consecutive elements of each stride; neighbours are alike, and a cache line is read whole anyway"""
+"""the sample: a run of consecutive elements in each stride; a whole cache line is read anyway"""
 
 _SPREADS = (0.0, 4.0, 40.0, math.inf)
-"""standard deviations of the sampled rank to each side of the k-th that are searched, one after the other until it is there"""
+"""half-widths of the search interval around the k-th, in standard deviations of the sampled rank, tried in order until it is found"""
 
 _LARGEST = 0x7FFFFFFF
 
 
 def cut_once(base: torch.Tensor | None, tensor: torch.Tensor, k: int, precision: int = F32) -> Cut:
-    """What separates the `k` largest magnitudes of `tensor - base` (of `tensor` without one), as `MagnitudeHistogram.cut`."""
+    """The cut that separates the `k` largest magnitudes of `tensor - base` (or of `tensor` if there is no base), like `MagnitudeHistogram.cut`."""
     n_elements = tensor.numel()
     if k <= 0:
         return Cut(float("inf"), 0)
@@ -47,7 +47,7 @@ def cut_once(base: torch.Tensor | None, tensor: torch.Tensor, k: int, precision:
 
 
 def _bracket(sample: np.ndarray, share: float, spread: float) -> tuple[np.uint32, np.uint32]:
-    """Magnitude bits between which the one at the upper `share` should be; `sample` is sorted."""
+    """Lower and upper magnitude bits between which the upper `share` quantile should be; `sample` is sorted."""
     size = len(sample)
     center, reach = size * (1 - share), spread * (math.sqrt(size * share * (1 - share)) + 1)
     first, last = center - reach, center + reach
@@ -58,7 +58,7 @@ def _bracket(sample: np.ndarray, share: float, spread: float) -> tuple[np.uint32
 
 @numba.njit(cache=True, nogil=True)
 def _sample(delta, n_elements):  # type: ignore[no-untyped-def]
-    """Magnitude bits of a run in each whole stride, at a place that moves on, so that no column of a matrix is preferred."""
+    """Magnitude bits of a run in each whole stride, at a shifting position, so that no column of a matrix is preferred."""
     sample = np.empty(n_elements // _STRIDE * _RUN, np.uint32)
     base = np.empty(_RUN, np.float32)
     for number in range(n_elements // _STRIDE):
@@ -70,7 +70,7 @@ def _sample(delta, n_elements):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _count(delta, n_elements, low, high):  # type: ignore[no-untyped-def]
-    """How many magnitudes are above `high`, and how many in [low, high]."""
+    """Numbers of magnitudes above `high` and in [low, high]."""
     base, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     above, reaching = np.int64(0), np.int64(0)
     for start in range(0, n_elements, BLOCK):

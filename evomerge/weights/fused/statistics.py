@@ -1,6 +1,6 @@
-"""What merges need to know of whole tensors (norms, inner products, magnitude histograms, ranks): computed when first asked for and kept.
+"""Statistics of whole tensors that merges need (norms, inner products, magnitude histograms, ranks), computed on first use and cached.
 
-Forgotten are norms where the masks' seed changes, and square sums, counts and orders of entries where others take their room.
+Norms are dropped when the masks' seed changes; square sums, counts and orders of entries are dropped when their cache is full.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,22 +33,22 @@ from evomerge.weights.pool import WeightPool
 from evomerge.weights.row_blocks import by_rows
 
 Pair = tuple[TensorKey, TensorKey]
-"""a base and what is compared with it"""
+"""a base and the tensor compared with it"""
 
 Experts = tuple[TensorKey, ...]
-"""the tensors of experts and, last, of the base"""
+"""the tensors of the experts followed by that of the base"""
 
 _REMEMBERED_SUMS = 64
-"""per set of experts; a search with fixed densities asks for the same ones again and again"""
+"""number of sums cached per set of experts; a search with fixed densities asks for the same ones repeatedly"""
 
 _REMEMBERED_COUNTS = 1 << 16
-"""of changed entries, in all; a search that varies their threshold asks for new ones each time"""
+"""total number of counts of changed entries that are cached; a search that varies their threshold asks for new ones each time"""
 
 _SORTED_AT_ONCE = 1 << 20
-"""elements whose sort keys (8 bytes each) are in memory at a time"""
+"""number of elements whose sort keys (8 bytes each) are in memory at a time"""
 
 MOST_PLACES = 2**32 - 1
-"""elements of a tensor whose order fits what is kept of it"""
+"""maximum number of elements of a tensor whose order can be stored"""
 
 
 Known = TypeVar("Known")
@@ -59,12 +59,12 @@ class Statistics:
 
     Args:
         pool: the tensors.
-        precision: the kind that tensors and their differences are rounded to.
-        once: for a single merge: nothing is made that pays only when asked again.
+        precision: the kind to which tensors and their differences are rounded.
+        once: for a single merge: compute nothing that pays off only with repeated use.
 
     Attributes:
         precision: as given.
-        seed: of the masks; 0 until `use_seed` says another.
+        seed: of the masks; 0 until `use_seed` is called.
     """
 
     def __init__(self, pool: WeightPool, precision: int = F32, *, once: bool = False) -> None:
@@ -82,13 +82,13 @@ class Statistics:
         self._changed: dict[tuple[Experts, float], tuple[list[int], list[int]]] = {}
 
     def use_seed(self, seed: int) -> None:
-        """Says which seed the masks have from now on; what is known of others' is forgotten. Not while other threads ask."""
+        """Sets the seed of the masks and drops norms for other seeds. Must not be called while other threads use the statistics."""
         if seed != self.seed:
             self.seed = seed
             self._kept_norms.clear()
 
     def cut(self, pair: Pair, k: int) -> Cut:
-        """What separates the `k` largest magnitudes of `other - base`; known once `find_cuts` has returned."""
+        """The cut that separates the `k` largest magnitudes of `other - base`; valid once `find_cuts` has returned."""
         if self._once:
             return cut_once(*self._tensors(pair), k, self.precision)
         histogram = self._histograms.get(pair)
@@ -100,13 +100,13 @@ class Statistics:
         return cut
 
     def find_cuts(self, threads: Threads) -> None:
-        """Finds all cuts that were asked for. Not while others ask."""
+        """Computes all requested cuts. Must not be called while other threads request cuts."""
         if self._asked_cuts:
             find_cuts(self._asked_cuts, threads)
         self._asked_cuts.clear()
 
     def gram(self, base: TensorKey | None, others: Sequence[TensorKey]) -> NDArray[np.float64]:
-        """Inner products (n, n) of the tensors `others`, or of their differences to `base`."""
+        """Inner products (n, n) of the tensors `others`, or of their differences from `base`."""
         keys = (*others, *([] if base is None else [base]))
         return self._asked(("gram", base is None, *keys), lambda: inner_products(*self._stored(keys), base is not None))
 
@@ -117,14 +117,14 @@ class Statistics:
     def kept_l1(
         self, pair: Pair, key: tuple[int, int], keep: int, ranks: NDArray[np.uint16] | None = None, step: float = 0.0
     ) -> float | None:
-        """L1 norm of what a mask with this key keeps of `other - base`; None where the merge had better measure it.
+        """L1 norm of the elements of `other - base` kept by a mask with this key; None if the merge should measure it instead.
 
         Args:
             pair: base and other.
             key: of the mask, see `evomerge.weights.philox`.
-            keep: how many of its numbers, from 0 on, keep an element, of rank 0 where there are ranks.
+            keep: how many of its numbers, from 0 on, keep an element (with ranks: an element of rank 0).
             ranks: of the elements.
-            step: how many more numbers each rank adds. Norms are known for the first one asked for.
+            step: how many more numbers each rank adds. Norms are cached only for the first value requested.
         """
         mask = (pair, key, ranks is not None)
         found = self._kept_norms.get(mask)
@@ -140,7 +140,7 @@ class Statistics:
         return float(found[1][keep]) if found[0] == step else None
 
     def ranks(self, pair: Pair, n_columns: int) -> NDArray[np.uint16]:
-        """Rank of every `|other - base|` in its row, from 0 for the smallest; of equal ones the first is lower.
+        """Rank of every `|other - base|` in its row, from 0 for the smallest; of equal ones, the first has the lower rank.
 
         Args:
             pair: base and other, of at least one element.
@@ -160,7 +160,7 @@ class Statistics:
                 keys.sort(axis=1)
                 _ranks_of(keys, found[start:])
             if not self._once:
-                # layers of a stack may be asked for by two threads at once: a GPU knows ranks by the address of the one array that stays
+                # two threads may request a layer of a stack at once: keep a single array, because a GPU identifies ranks by their address
                 found = self._ranks.setdefault(pair, found)
         return found
 
@@ -179,10 +179,10 @@ class Statistics:
         return found
 
     def most_varied(self, experts: Experts, wanted: Callable[[int], int]) -> tuple[NDArray[np.uint32], int]:
-        """Places of all entries by variance over the task vectors, and the place before which the most varied `wanted` are.
+        """Places of all entries when ordered by variance over the task vectors, and the number of entries to select (the limit on places).
 
-        Of equal variances the first count as larger. `wanted` is given how many variances are not 0. Places are padded to whole windows of
-        the kernels. Those of one set of experts are kept for each base.
+        Of equal variances, the first count as larger. `wanted` maps the number of nonzero variances to the number of entries to select. Places are
+        padded to whole windows of the kernels. For each base, those of one set of experts are cached.
         """
         held, order, n_varied = self._orders.get(experts[-1], ((), np.zeros(0, np.uint32), 0))
         if held == experts:
@@ -204,7 +204,7 @@ class Statistics:
         return order, wanted(n_varied)
 
     def changed_by(self, experts: Experts, epsilon: float) -> tuple[list[int], list[int]]:
-        """How many entries each expert changes by more than `epsilon`: those that no other does, and those that others do too."""
+        """For each expert, the number of entries that only it changes by more than `epsilon`, and of those that others change too."""
         key = (experts, epsilon)
         found = self._changed.get(key)
         if found is None:
@@ -217,7 +217,7 @@ class Statistics:
         return found
 
     def important(self, pair: Pair) -> tuple[NDArray[np.float32], float]:
-        """Which changes of other `arcee_fusion` takes, see there."""
+        """The changes that `arcee_fusion` selects: divergence of every row and the threshold, see `important` there."""
 
         def found() -> tuple[NDArray[np.float32], float]:
             divergence, least = important(*self._tensors(pair), DTYPE_OF[self.precision])
@@ -228,7 +228,7 @@ class Statistics:
     def of_rows(
         self, function: Callable[..., torch.Tensor], entries: Sequence[TensorInput], base: TensorInput | None = None
     ) -> NDArray[np.float32]:
-        """`function` of the rows of tensors, or of their differences to a base, in float32: (rows,)."""
+        """`function` of the rows of tensors, or of their differences from a base, in float32: (rows,)."""
         keys = [entry.key for entry in (*entries, *([] if base is None else [base]))]
 
         def of_differences(*rows: torch.Tensor) -> torch.Tensor:
@@ -241,21 +241,21 @@ class Statistics:
         return self._asked((function, base is None, *keys), found)
 
     def _asked(self, key: tuple[object, ...], compute: Callable[[], Known]) -> Known:
-        """What `compute` gives, from the first time on that `key` is asked for."""
+        """The result of `compute`, cached by `key`."""
         if key not in self._known:
             self._known[key] = compute()
         found: Known = self._known[key]
         return found
 
     def _stored(self, keys: Sequence[TensorKey]) -> tuple[NDArray[np.int64], NDArray[np.int32], int, int]:
-        """Addresses and kinds of tensors of one size, precision and number of elements, as `evomerge.weights.fused.experts` takes them."""
+        """Addresses and kinds of tensors of equal size, precision, and number of elements: the arguments of `evomerge.weights.fused.experts`."""
         tensors = [self._pool.tensor(*key) for key in keys]
         addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
         kinds = np.array([KINDS[tensor.dtype] for tensor in tensors], np.int32)
         return addresses, kinds, self.precision, tensors[0].numel()
 
     def _delta(self, pair: Pair) -> tuple[Delta, int]:
-        """How compiled code reads `other - base`, and its number of elements."""
+        """The `Delta` of `other - base`, and its number of elements."""
         base, tensor = self._tensors(pair)
         return delta_of(base, tensor, self.precision), tensor.numel()
 
@@ -280,7 +280,7 @@ def _l1(delta, n_elements):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _rank_keys(delta, start, keys):  # type: ignore[no-untyped-def]
-    """Fills `keys` (rows, columns) with magnitude bits above the column, from flat element `start` on."""
+    """Fills `keys` (rows, columns), from flat element `start` on, with the magnitude bits in the upper and the column in the lower bits."""
     n_columns = keys.shape[1]
     base, row = np.empty(n_columns, np.float32), np.empty(n_columns, np.float32)
     for r in range(keys.shape[0]):

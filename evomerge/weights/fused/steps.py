@@ -1,4 +1,4 @@
-"""Which methods the fused kernels compute, and how a step of each becomes table rows."""
+"""The methods that the fused kernels compute, and the conversion of their steps to table rows."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -32,7 +32,7 @@ _NO_CUT = Cut(0.0, 0)
 
 
 class Prune(NamedTuple):
-    """How an input's delta is made sparse; the columns of the input table."""
+    """How an input's delta is pruned; the fields are columns of the input table."""
 
     mode: int = KEEP_ALL
     low: Cut = _NO_CUT
@@ -46,7 +46,7 @@ class Prune(NamedTuple):
 
     @property
     def keeps_nothing(self) -> bool:
-        """Whether it is a random mask without any element."""
+        """Whether it is a random mask that keeps no elements."""
         return self.mode == RANDOM and self.keep == 0
 
 
@@ -57,18 +57,18 @@ Term = tuple[TensorInput, float, Prune]
 
 
 class FusedStep(NamedTuple):
-    """A step in the form the kernels take.
+    """A step in the form that the kernels take.
 
     Attributes:
-        inputs: what is summed, each with its weight and pruning.
+        inputs: the summed inputs, each with its weight and pruning.
         base: subtracted from the inputs and added at the end; None for plain sums.
         elect_sign, normalize: sign consensus, and division by the agreeing weights.
         divisor, scale: applied to the sum, in this order.
-        norms: of the inputs whose pruned deltas get their L1 norm back, by position.
+        norms: by position, norms of the inputs whose pruned deltas are rescaled to their original L1 norm.
         pieces: (end, form) of consecutive stretches of flat elements, instead of all of the above.
-        precision: the kind that arithmetic rounds to; where there is no base, only what is read and the result.
-        formula, parameter: one of `evomerge.weights.fused.formulas`, which reads base, inputs and their weights, and its own number.
-        numbers: what the formula needs to know of every row, (numbers, rows).
+        precision: the kind to which arithmetic rounds; without a base, only inputs and result are rounded.
+        formula, parameter: one of `evomerge.weights.fused.formulas`, which uses base, inputs and their weights, and its parameter.
+        numbers: per-row numbers that the formula needs, (numbers, rows).
     """
 
     inputs: Sequence[Term]
@@ -86,19 +86,19 @@ class FusedStep(NamedTuple):
 
 
 Builder = Callable[[TensorStep, Statistics], FusedStep | None]
-"""(step, statistics) -> its fused form; None where the kernels cannot compute it"""
+"""(step, statistics) -> its fused form; None if the kernels cannot compute it"""
 
 
 def fuse(step: TensorStep, statistics: Statistics) -> FusedStep | None:
-    """`step` for the kernels, with the precision and seed of `statistics`; None where its method has no fused form.
+    """The fused form of `step`, with the precision and seed of `statistics`; None if there is none.
 
-    Its cuts are known once `statistics.find_cuts` has returned.
+    Its cuts are valid once `statistics.find_cuts` has returned.
     """
     precision = statistics.precision
     build = _piecewise if step.pieces else _BUILDERS.get(step.method)
     if build is None:
         return None
-    # inner products are those of float32, and of a single tensor or one without elements there are none
+    # inner products exist only in float32, and not for a single tensor or empty ones
     if step.method in _DIRECTIONS and (precision != F32 or len(step.inputs) < 2 or step.n_elements == 0):
         return None
     form = build(step, statistics)
@@ -110,13 +110,13 @@ def fuse(step: TensorStep, statistics: Statistics) -> FusedStep | None:
 
 @lru_cache(maxsize=4096)
 def _weight_sum(weights: tuple[float, ...]) -> float:
-    """In float32 and torch's order of summation, as the references do it."""
+    """The sum in float32 and in torch's order of summation, as in the references."""
     return torch.tensor(weights, dtype=torch.float32).sum().item()
 
 
 @lru_cache(maxsize=4096)
 def _as_held(weights: tuple[float, ...], precision: int) -> tuple[tuple[float, ...], float]:
-    """Weights of task vectors, and what a sum is divided by, as the references hold them."""
+    """Weights of task vectors and the divisor of their sum, rounded as in the references."""
     held = torch.tensor(weights, dtype=DTYPE_OF[precision])
     return tuple(held.tolist()), weight_sum(held).item()
 
@@ -147,7 +147,7 @@ def _passthrough(step: TensorStep, statistics: Statistics) -> FusedStep | None:
 
 def _shifted_linear(step: TensorStep, statistics: Statistics) -> FusedStep | None:
     if step.parameters["shift"]:
-        return None  # norms, a few numbers each
+        return None  # only norms have a shift, and they are small
     return FusedStep(_weighted(step, _weights(step)))
 
 
@@ -164,7 +164,7 @@ def _gram(step: TensorStep, statistics: Statistics) -> NDArray[np.float64]:
 
 
 def _sum(step: TensorStep, factors: Iterable[float] | None) -> FusedStep | None:
-    """The sources, or their task vectors added to the base, with a factor each; None without factors."""
+    """The sum of the sources (or of the base and their task vectors) with these factors; None without factors."""
     return None if factors is None else FusedStep(_weighted(step, map(float, factors)), step.base)
 
 
@@ -243,22 +243,22 @@ def _arcee_fusion(step: TensorStep, statistics: Statistics) -> FusedStep | None:
 
 
 def _experts(step: TensorStep) -> Experts:
-    """The tensors of a step that has a base, which comes last."""
+    """The input tensors of a step, followed by its base."""
     return tuple([entry.key for entry in (*step.inputs, step.required_base)])
 
 
 def _piecewise(step: TensorStep, statistics: Statistics) -> FusedStep | None:
-    """A plain sum for each piece; None where there is noise."""
+    """A plain sum for each piece; None if there is noise."""
     if any(piece.noise for piece in step.pieces):
         return None
     return FusedStep([], pieces=tuple((piece.end, FusedStep(_weighted(step, piece.weights))) for piece in step.pieces))
 
 
 class _TaskVector(NamedTuple):
-    """One of a step: of `entry`, its input at `position`.
+    """A task vector of a step.
 
     Attributes:
-        step, position, entry: which.
+        step, position, entry: the step, and the position and tensor of the input.
         pair: base and input.
         n_elements: of the tensor.
     """
@@ -271,7 +271,7 @@ class _TaskVector(NamedTuple):
 
 
 PruneBuilder = Callable[[_TaskVector, Statistics], Prune | None]
-"""how to prune a task vector; None where the kernels cannot"""
+"""(task vector, statistics) -> how to prune it; None if the kernels cannot"""
 
 
 def _keep_largest(vector: _TaskVector, statistics: Statistics) -> Prune:
@@ -373,7 +373,7 @@ _SUMS: Mapping[str, Builder] = {
     "breadcrumbs": _task_vectors(_keep_band, elect_sign=False),
     "breadcrumbs_ties": _task_vectors(_keep_band, elect_sign=True),
 }
-"""methods whose forms are sums, which the kernels of the CPU and of GPUs compute"""
+"""methods whose forms are sums, which both CPU and GPU kernels compute"""
 
 _DIRECTIONS: Mapping[str, Builder] = {
     "nuslerp": _nuslerp,
@@ -381,7 +381,7 @@ _DIRECTIONS: Mapping[str, Builder] = {
     "karcher": _karcher,
     "model_stock": _model_stock,
 }
-"""methods of `evomerge.weights.fused.directions`, which may say that rounding would decide; sums unless they go by rows"""
+"""methods of `evomerge.weights.fused.directions`, which may return None because of rounding errors; sums unless computed by rows"""
 
 _FORMULAS: Mapping[str, Builder] = {
     "nearswap": _nearswap,
@@ -390,28 +390,28 @@ _FORMULAS: Mapping[str, Builder] = {
     "sce": _sce,
     "arcee_fusion": _arcee_fusion,
 }
-"""methods with formulas of their own, which only the CPU's kernels compute"""
+"""methods with their own formulas, which only the CPU kernels compute"""
 
 _BUILDERS: Mapping[str, Builder] = {**_SUMS, **_DIRECTIONS, **_FORMULAS}
 
 CPU_ONLY = tuple(_FORMULAS)
 
 _SCORE_BYTES = 8
-"""an importance as it is computed, and as quartiles are found"""
+"""bytes per element: an importance as computed, and its copy for finding quartiles"""
 
 
 def costs_a_pass(step: TensorStep) -> bool:
-    """Whether every other value of its parameters costs a pass over the tensors before the merge."""
+    """Whether every new value of its parameters needs a pass over the tensors before the merge."""
     return step.method == "sce" and keeps_ranks(step)
 
 
 def scratch_bytes(step: TensorStep) -> int:
-    """Of every element, beside sources and result, while `fuse` prepares the step."""
+    """Bytes per element that `fuse` needs to prepare the step, in addition to sources and result."""
     return PLACE_BYTES if costs_a_pass(step) else _SCORE_BYTES if step.method == "arcee_fusion" else 0
 
 
 def may_need_reference(step: TensorStep) -> bool:
-    """Whether `fuse` may give None for the step, which only the values of its tensors can tell."""
+    """Whether `fuse` may return None for the step, which may depend on the values of its tensors."""
     ranked = step.method in RANKED_METHODS and n_columns(step.shape) > MOST_RANKS
     too_large = step.method == "sce" and step.n_elements > MOST_PLACES
     return step.method not in _BUILDERS or step.method in _DIRECTIONS or ranked or too_large

@@ -1,4 +1,4 @@
-"""The tables that tell the compiled kernels what to do: one row per output tensor, per input, per chunk of work."""
+"""The tables that drive the compiled kernels: one row per output tensor, per input, and per chunk of work."""
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ OUTPUT = np.dtype(
         ("has_base", np.bool_),
         ("elect_sign", np.bool_),
         ("normalize", np.bool_),
-        ("precision", np.int32),  # the kind that arithmetic rounds to
+        ("precision", np.int32),  # the kind to which arithmetic rounds
         ("formula", np.int32),
         ("parameter", np.float32),
-        ("number_address", np.int64),  # float32 of every row, one array after the other
-        ("n_numbers", np.int32),  # how many arrays
+        ("number_address", np.int64),  # a float32 per row, in consecutive arrays
+        ("n_numbers", np.int32),  # number of arrays
         ("n_columns", np.int64),  # of the rows
     ],
     align=True,
@@ -55,7 +55,7 @@ CHUNK = np.dtype(
     [
         ("start", np.int64),
         ("end", np.int64),
-        ("out_address", np.int64),  # where the tensor's flat element 0 would stand
+        ("out_address", np.int64),  # where the tensor's flat element 0 would be
         ("l1", np.float64),
         ("output", np.int32),
         ("input", np.int32),
@@ -65,26 +65,26 @@ CHUNK = np.dtype(
 )
 
 CHUNK_ELEMENTS = 1 << 18
-"""elements of one chunk: small enough to spread over threads, large enough to cost nothing to hand out"""
+"""elements of one chunk: small enough to distribute over threads, large enough that handing it out costs nothing"""
 
 KINDS = {torch.bfloat16: BF16, torch.float32: F32, torch.float16: F16}
-"""dtypes that the kernels read, and that their arithmetic can round to"""
+"""dtypes that the kernels read, and to which their arithmetic can round"""
 
 DTYPE_OF = {kind: dtype for dtype, kind in KINDS.items()}
 
 
 Delta = tuple[int, int, int, int, int]
-"""what compiled code reads a difference of two tensors by: address and kind of the base, of the other, and the kind that both and it are rounded to"""
+"""a difference of two tensors for compiled code: address and kind of the base and of the other tensor, and the kind to which both and the difference are rounded"""
 
 
 def delta_of(base: torch.Tensor | None, tensor: torch.Tensor, precision: int) -> Delta:
-    """`tensor - base`, or `tensor` alone; both contiguous, on the CPU, of a dtype in `KINDS`."""
+    """`tensor - base`, or `tensor` alone; both must be contiguous, on the CPU, with a dtype in `KINDS`."""
     origin = (0, ZEROS) if base is None else (base.data_ptr(), KINDS[base.dtype])
     return *origin, tensor.data_ptr(), KINDS[tensor.dtype], precision
 
 
 def kind_of(tensor: torch.Tensor) -> int | None:
-    """How the kernels read `tensor`; None where they cannot."""
+    """The kind with which the kernels read `tensor`; None if they cannot."""
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
         return None
     return KINDS.get(tensor.dtype)

@@ -1,4 +1,4 @@
-"""Running compiled kernels, which hold no interpreter lock, over chunks of work in several threads."""
+"""Runs compiled kernels, which release the interpreter lock, over chunks of work in several threads."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
@@ -14,14 +14,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _PARTS_PER_THREAD = 4
-"""parts handed to each thread, so that one slow core does not hold up the rest"""
+"""number of parts per thread, so that one slow core does not hold up the others"""
 
 
 class Threads:
     """A fixed number of worker threads.
 
     Args:
-        count: None = as many as torch uses (`OMP_NUM_THREADS`). With one, work is done by the caller.
+        count: None = as many as torch uses (`OMP_NUM_THREADS`). With one, work is done in the caller's thread.
     """
 
     def __init__(self, count: int | None = None) -> None:
@@ -35,19 +35,19 @@ class Threads:
         return [result.result() for result in results]
 
     def run_chunks(self, kernel: Callable[..., Any], chunks: np.ndarray, *arguments: Any) -> None:
-        """As `Work.start_chunks`, and waits for it."""
+        """Like `Work.start_chunks`, but waits for the result."""
         with self.work() as work:
             work.start_chunks(kernel, chunks, *arguments)
 
     def work(self) -> "Work":
-        """Work to be started."""
+        """A context in which work can be started."""
         return Work(self._executor, self.count * _PARTS_PER_THREAD)
 
 
 class Work:
-    """What is done in threads while the caller goes on, until the end of a `with` block, which waits for all of it.
+    """Work done in threads while the caller continues; the end of the `with` block waits for all of it.
 
-    Whoever fails or is interrupted in the block lets go of memory that the kernels know by its address: then what has not begun never does.
+    If the block fails or is interrupted, its memory, which the kernels access by address, is released: work that has not begun is then skipped.
     """
 
     def __init__(self, executor: Executor | None, n_parts: int) -> None:
@@ -72,7 +72,7 @@ class Work:
         return future
 
     def start_chunks(self, kernel: Callable[..., Any], chunks: np.ndarray, *arguments: Any) -> None:
-        """Starts `kernel(part, *arguments)` for consecutive parts of `chunks` of about equal numbers of elements. One chunk is done by the caller."""
+        """Starts `kernel(part, *arguments)` for consecutive parts of `chunks` with nearly equal numbers of elements. A single chunk is computed at once."""
         if self._executor is None or len(chunks) < 2:
             kernel(chunks, *arguments)
             return
@@ -98,7 +98,7 @@ class Work:
 
 
 class _Gate:
-    """Lets work begin until it is closed, which waits for what has begun. (Futures do not do: one may be lost where `submit` is interrupted.)"""
+    """Lets work begin until it is closed; closing waits for work in progress. (Futures do not suffice: one can be lost if `submit` is interrupted.)"""
 
     def __init__(self) -> None:
         self._changed = Condition()
@@ -119,7 +119,7 @@ class _Gate:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nothing begins any more, and everything has ended when this returns."""
+        """Prevents new work from beginning, and waits for all work in progress."""
         with self._changed:
             self._is_closed = True
             try:

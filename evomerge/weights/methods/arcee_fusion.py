@@ -1,7 +1,7 @@
 """arcee_fusion: take over only the expert's most important changes (arcee.ai, Arcee Fusion).
 
-importance = |d| * row-wise KL(softmax(expert) || softmax(base)); entries from median + 1.5 (q3 - q1) on are taken.
-Quantiles are exact (entry int(q (n - 1)) of the sorted scores); mergekit estimates those of more than 10^6 entries.
+importance = |d| * row-wise KL(softmax(expert) || softmax(base)); entries of at least median + 1.5 (q3 - q1) are taken.
+Quantiles are exact (entry int(q (n - 1)) of the sorted scores); mergekit estimates them for more than 10^6 entries.
 """
 
 import torch
@@ -20,11 +20,11 @@ def merge(group: TensorGroup) -> torch.Tensor:
     divergence, least = important(base, expert, base.dtype)
     rows = (base - expert).abs().reshape(len(divergence), -1)
     taken = (rows * divergence.unsqueeze(-1) >= least).reshape(base.shape)
-    return base + (expert - base).float() * taken  # float32 in lower precision too, as the mask of mergekit makes it
+    return base + (expert - base).float() * taken  # float32 even in lower precision, because of mergekit's float32 mask
 
 
 def important(base: torch.Tensor, expert: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which changes are taken: the divergence of every row, by which |d| is multiplied, (rows,), and the least product, (); of `dtype`."""
+    """The divergence of every row (rows,), by which |d| is multiplied, and the smallest product () that is taken; both of `dtype`."""
     divergences: list[torch.Tensor] = []
     scores = torch.empty(base.numel(), dtype=dtype, device=base.device)
     done = 0

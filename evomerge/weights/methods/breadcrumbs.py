@@ -1,7 +1,7 @@
-"""breadcrumbs: of each task vector drop the largest entries (outliers) and the smallest, sum the rest (arXiv 2312.06795).
+"""breadcrumbs: drop the largest (outliers) and smallest entries of each task vector, and sum the rest (arXiv 2312.06795).
 
-`gamma` is the share of the largest entries that go, `density` the share that stays; where both do not fit, fewer outliers
-go. Of equal magnitudes the first in flat order count as larger.
+`gamma` is the fraction of the largest entries to drop, `density` the fraction to keep; if their sum exceeds 1, fewer outliers
+are dropped. Of equal magnitudes, the first in flat order count as larger.
 """
 
 import torch
@@ -11,7 +11,7 @@ from evomerge.weights.tensor_group import TensorGroup
 
 
 def band(n_elements: int, density: float, gamma: float) -> tuple[int, int]:
-    """How many of the largest entries are dropped, and how many of the next largest are kept."""
+    """The number of largest entries that are dropped, and of next largest ones that are kept."""
     keep = int(density * n_elements)
     smallest = max(0, n_elements - keep - int(gamma * n_elements))
     return n_elements - keep - smallest, keep

@@ -1,4 +1,4 @@
-"""dare_linear: drop entries of each task vector at random, rescale the rest, sum them (arXiv 2311.03099). Masks as in dare_ties."""
+"""dare_linear: drop entries of each task vector at random, rescale the rest, and sum them (arXiv 2311.03099). Masks as in dare_ties."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""dare_ties: drop entries of each task vector at random, rescale the rest, then as TIES (arXiv 2311.03099).
+"""dare_ties: drop entries of each task vector at random, rescale the rest, then continue as in TIES (arXiv 2311.03099).
 
 Each entry is kept with probability `density`; `rescale` restores the L1 norm (mergekit's choice; the paper divides by the
 density). Masks are functions of (seed, tensor, source, element): see `evomerge.weights.philox`.

@@ -1,8 +1,8 @@
-"""della: drop entries of each task vector at random, small ones more often, then as TIES (arXiv 2406.11617).
+"""della: drop entries of each task vector at random, small ones more often, then continue as in TIES (arXiv 2406.11617).
 
 In each row (a vector is one row) the entry of rank r of n by magnitude, from 0 for the smallest, is kept with probability
-`density - epsilon + 2 epsilon r / (n - 1)`; `density` in a row of one entry, where mergekit divides 0 by 0. `rescale`
-restores the L1 norm. Random numbers as in dare_ties. density +- epsilon must lie inside (0, 1).
+`density - epsilon + 2 epsilon r / (n - 1)`; with `density` in a row of one entry, where mergekit divides 0 by 0. `rescale`
+restores the L1 norm. Random numbers are as in dare_ties. density +- epsilon must be inside (0, 1).
 """
 
 import numpy as np
@@ -14,10 +14,10 @@ from evomerge.weights.tensor_group import TensorGroup
 
 
 def keep_by_rank(n_columns: int, density: float, epsilon: float) -> tuple[int, float]:
-    """How many of the 2^16 random numbers, from 0 on, keep the smallest entry of a row, and how many more each rank adds (float32).
+    """(keep, step): how many of the 2^16 random numbers, from 0 on, keep the smallest entry of a row, and how many more each rank adds (float32).
 
-    An entry of rank r is kept by `keep + int(step r)` numbers, which is its probability to within 2^-16, but at least one. The product is
-    rounded to float32, hence the same on every device.
+    An entry of rank r is kept by `keep + int(step r)` numbers, which matches its probability to within 2^-16, but by at least one. The product
+    is rounded to float32, so that it is the same on every device.
     """
     if n_columns < 2:
         return keep_threshold(density), 0.0
@@ -26,7 +26,7 @@ def keep_by_rank(n_columns: int, density: float, epsilon: float) -> tuple[int, f
 
 
 def drop_by_rank(group: TensorGroup, position: int, delta: torch.Tensor) -> torch.Tensor:
-    """`delta` with entries dropped with a probability that falls with their rank in the row."""
+    """`delta` with entries dropped with a probability that decreases with their rank in the row."""
     parameters = group.parameters[position]
     density, epsilon = float(parameters["density"]), float(parameters["epsilon"])
     if density >= 1 or delta.numel() == 0:
@@ -45,5 +45,5 @@ def drop_by_rank(group: TensorGroup, position: int, delta: torch.Tensor) -> torc
 
 
 def merge(group: TensorGroup) -> torch.Tensor:
-    """Task vectors thinned out by rank whose signs agree, added to the base."""
+    """Entries of the task vectors, pruned by rank, whose signs agree, added to the base."""
     return merge_task_vectors(group, drop_by_rank, elect_sign=True)

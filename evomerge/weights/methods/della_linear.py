@@ -1,4 +1,4 @@
-"""della_linear: task vectors thinned out by rank as in della, summed without sign consensus (arXiv 2406.11617)."""
+"""della_linear: task vectors pruned by rank as in della, summed without sign consensus (arXiv 2406.11617)."""
 
 import torch
 
@@ -8,5 +8,5 @@ from evomerge.weights.tensor_group import TensorGroup
 
 
 def merge(group: TensorGroup) -> torch.Tensor:
-    """Weighted sum of the thinned out task vectors, added to the base."""
+    """Weighted sum of the pruned task vectors, added to the base."""
     return merge_task_vectors(group, drop_by_rank, elect_sign=False)

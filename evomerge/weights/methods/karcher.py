@@ -1,4 +1,4 @@
-"""karcher: the Karcher (Riemannian) mean of the tensors' directions, all equal, times their mean norm (arXiv 2603.04972).
+"""karcher: the Karcher (Riemannian) mean of the tensors' directions with equal weights, times their mean norm (arXiv 2603.04972).
 
 mu = normalised mean; repeat T = sum alpha (th / sin th) (u - <u, mu> mu) with th = angle(u, mu), skipping th < tol;
 stop when |T| < tol; mu = cos|T| mu + sin|T| T / |T|. Tensors with a norm of at most tol have no direction.

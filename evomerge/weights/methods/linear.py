@@ -1,4 +1,4 @@
-"""linear: sum w_i theta_i, divided by sum w_i where `normalize` (model soups, arXiv 2203.05482).
+"""linear: sum w_i theta_i, divided by sum w_i if `normalize` (model soups, arXiv 2203.05482).
 
 Accumulates in float32 whatever the dtype of the inputs, as mergekit does.
 """

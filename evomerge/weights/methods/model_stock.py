@@ -1,6 +1,6 @@
-"""model_stock: how far to go from the base to the experts' average, from the angle between their task vectors (arXiv 2403.19522).
+"""model_stock: interpolate between the base and the experts' average, by the angle between their task vectors (arXiv 2403.19522).
 
-c = mean pairwise cosine of the task vectors; t = N c / (1 + (N - 1) c), 0 where the denominator vanishes;
+c = mean pairwise cosine of the task vectors; t = N c / (1 + (N - 1) c), or 0 if the denominator vanishes;
 t mean(theta_i) + (1 - t) theta_base. Per tensor, or per row with `filter_wise`.
 """
 
@@ -16,7 +16,7 @@ _TINY = 1e-6
 
 
 def merge(group: TensorGroup) -> torch.Tensor:
-    """The point between base and average."""
+    """The point between the base and the average."""
     base, sources = group.required_base(), group.tensors
     if group.shared["filter_wise"] and base.dim() > 1 and base.numel():
         t = by_rows(shares, [base, *sources], base.dtype).reshape(*base.shape[:-1], 1)
@@ -27,7 +27,7 @@ def merge(group: TensorGroup) -> torch.Tensor:
 
 
 def shares(base: torch.Tensor, *sources: torch.Tensor) -> torch.Tensor:
-    """t of every row of matrices, (rows,)."""
+    """t for every row of the matrices, (rows,)."""
     deltas = [source - base for source in sources]
     cosines = []
     for a, b in combinations(deltas, 2):

@@ -1,7 +1,7 @@
 """multislerp: barycentre of several tensors on a hypersphere (goddard.blog, "multislerp").
 
 u_i = x_i / (|x_i| + eps);  mu = normalised sum w u;  v = sum w (u - <u, mu> mu);  k = |v| + eps;
-(mu cos k + v sin(k) / k) sum w |x|.  With a base x are the task vectors. A single source is returned unchanged.
+(mu cos k + v sin(k) / k) sum w |x|.  With a base, x are the task vectors. A single source is returned unchanged.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """nuslerp: spherical interpolation between two models by relative weight, t = w_2 / (w_1 + w_2) (mergekit's NuSLERP).
 
-Whole tensors as vectors (`nuslerp_flatten`), or each row (over the last dimension) or, with `nuslerp_row_wise`, each column
-(over the first). With a base the two task vectors are interpolated and added to it.
+Interpolates whole tensors as vectors (`nuslerp_flatten`), or each row (over the last dimension) or, with `nuslerp_row_wise`, each column
+(over the first). With a base, the two task vectors are interpolated and added to it.
 """
 
 import torch
@@ -11,7 +11,7 @@ from evomerge.weights.tensor_group import TensorGroup
 
 _TINY_NORM = 1e-7
 PARALLEL = 1e-16
-"""below this squared sine two vectors count as parallel"""
+"""two vectors count as parallel if the squared sine of their angle is at most this"""
 
 
 def merge(group: TensorGroup) -> torch.Tensor:
@@ -34,12 +34,12 @@ def merge(group: TensorGroup) -> torch.Tensor:
 
 
 def share_of_second(first: float, second: float) -> float:
-    """t of two weights."""
+    """t for two weights."""
     return 0.5 if abs(first + second) < 1e-6 else second / (first + second)
 
 
 def angles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Between two vectors along the last dimension, which becomes 1; 0 where they count as parallel, whatever their directions."""
+    """Angles between vectors along the last dimension, whose size becomes 1; 0 for parallel and opposite vectors."""
     unit_a = a / a.norm(dim=-1, keepdim=True).clamp(min=_TINY_NORM)
     unit_b = b / b.norm(dim=-1, keepdim=True).clamp(min=_TINY_NORM)
     cosine = (unit_a * unit_b).sum(dim=-1, keepdim=True).clamp(-1, 1)

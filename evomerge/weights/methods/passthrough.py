@@ -1,4 +1,4 @@
-"""passthrough: the source itself, times `scale`. With slices it stacks layers ("frankenmerging")."""
+"""passthrough: the source itself, times `scale`. With slices, it stacks layers ("frankenmerging")."""
 
 import torch
 

@@ -1,6 +1,6 @@
-"""ram: entries that one expert changed keep its change, entries that several changed take the mean of theirs (arXiv 2601.13572).
+"""ram: entries changed by one expert keep its change; entries changed by several take the mean of their changes (arXiv 2601.13572).
 
-An entry is changed where |d| > epsilon.
+An entry is changed if |d| > epsilon.
 """
 
 import torch
@@ -10,7 +10,7 @@ from evomerge.weights.tensor_group import TensorGroup
 
 
 def changes(group: TensorGroup) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-    """Task vectors, where each is changed, and by how many experts each entry is."""
+    """Task vectors, masks of their changed entries, and the number of experts that change each entry."""
     base = group.required_base()
     deltas = [tensor - base for tensor in group.tensors]
     changed = [delta.abs() > float(group.shared["epsilon"]) for delta in deltas]
@@ -18,7 +18,7 @@ def changes(group: TensorGroup) -> tuple[list[torch.Tensor], list[torch.Tensor],
 
 
 def merge(group: TensorGroup) -> torch.Tensor:
-    """Mean of the changes of those who changed an entry, added to the base."""
+    """For each entry, the mean over the experts that changed it, added to the base."""
     deltas, changed, count = changes(group)
     shared = count.clamp(min=1)
     parts = [delta * active / shared for delta, active in zip(deltas, changed, strict=True)]

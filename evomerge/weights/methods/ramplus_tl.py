@@ -1,7 +1,7 @@
-"""ramplus_tl: as ram, with the changes of one expert alone enlarged (arXiv 2601.13572, tensor-local form).
+"""ramplus_tl: like ram, with changes made by a single expert amplified (arXiv 2601.13572, tensor-local form).
 
-They are multiplied by 1 + r clip(#shared / max(#unique, epsilon), 0, alpha), counted per expert and tensor. This factor and what it is
-applied to, and so sum and result, are float32 in lower precision too: rounded to bfloat16, most factors would be 1.
+They are multiplied by 1 + r clip(#shared / max(#unique, epsilon), 0, alpha), counted per expert and tensor. This factor and its operands,
+and hence sum and result, are float32 even in lower precision: rounded to bfloat16, most factors would be 1.
 """
 
 import torch
@@ -12,7 +12,7 @@ from evomerge.weights.tensor_group import TensorGroup
 
 
 def merge(group: TensorGroup) -> torch.Tensor:
-    """Changes of several experts averaged, changes of one enlarged, added to the base."""
+    """Averaged changes of several experts and amplified changes of single ones, added to the base."""
     deltas, changed, count = changes(group)
     r, alpha, epsilon = (float(group.shared[name]) for name in ("r", "alpha", "epsilon"))
     parts = []
@@ -25,7 +25,7 @@ def merge(group: TensorGroup) -> torch.Tensor:
 
 
 def own_factor(n_unique: int, n_shared: int, r: float, alpha: float, epsilon: float) -> float:
-    """What an expert's own changes are multiplied by, of which it has `n_unique` beside `n_shared` that others made too."""
-    # without entries of its own there is nothing to enlarge, and with epsilon 0 nothing to divide by
+    """The factor of the `n_unique` changes that an expert makes alone, given the `n_shared` ones that others make too."""
+    # without unique changes there is nothing to amplify, and with epsilon 0 this would divide by 0
     share = n_shared / max(n_unique, epsilon) if n_unique else 0.0
     return 1 + r * min(share, alpha)

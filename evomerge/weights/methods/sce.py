@@ -1,7 +1,7 @@
-"""sce: select the entries in which the experts differ most, weight experts by their energy there, erase minority signs (arXiv 2408.07990).
+"""sce: select the entries in which the experts differ most, weight experts by their energy there, and erase minority signs (arXiv 2408.07990).
 
-Below `select_topk` = 1 only that share of the entries with non-zero variance over the task vectors stays (of equal
-variances the first). omega_i = mean(d_i^2) / sum, uniform where the sum vanishes; signs as in TIES on unweighted vectors;
+If `select_topk` < 1, only that fraction of the entries with nonzero variance over the task vectors is kept (of equal
+variances, the first). omega_i = mean(d_i^2) / sum, uniform if the sum vanishes; signs as in TIES on unweighted vectors;
 theta_base + sum(omega d) / sum(omega) over the entries that agree.
 """
 
@@ -33,11 +33,11 @@ def expert_weights(energy: torch.Tensor) -> torch.Tensor:
 
 
 def n_selected(n_varied: int, share: float) -> int:
-    """How many entries are selected where `n_varied` have a variance."""
+    """The number of entries selected if `n_varied` have a nonzero variance."""
     return int(n_varied * share) if share > 0 else 0
 
 
 def _selected(deltas: torch.Tensor, share: float) -> torch.Tensor:
-    """Where the entries of largest variance are; in the shape of one delta."""
+    """Mask of the entries with the largest variance, in the shape of one delta."""
     variance = deltas.var(dim=0, unbiased=False)
     return marked(variance, falling(variance)[: n_selected(int(torch.count_nonzero(variance)), share)])

@@ -1,6 +1,6 @@
 """shifted_linear: sum w_i theta_i + shift.
 
-What a scale folded into a norm of weights 1 + w needs: (1 + w) / s = 1 + (w / s + 1 / s - 1).
+Needed to fold a scale into a norm that computes with 1 + w: (1 + w) / s = 1 + (w / s + 1 / s - 1).
 """
 
 import torch

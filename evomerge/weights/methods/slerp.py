@@ -1,7 +1,7 @@
 """slerp: spherical interpolation between two tensors as flat vectors, t = 0 the base and t = 1 the other (Shoemake, SIGGRAPH 1985).
 
-The angle is that of the unit vectors, the interpolated vectors are not normalised; nearly parallel ones are interpolated
-linearly. Arithmetic in float32 at least, as in mergekit.
+The angle is that of the unit vectors, but the interpolated vectors are not normalised; nearly parallel ones are interpolated
+linearly. Arithmetic is in float32 at least, as in mergekit.
 """
 
 import math

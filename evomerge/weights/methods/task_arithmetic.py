@@ -1,4 +1,4 @@
-"""task_arithmetic: theta_base + lambda sum w_i (theta_i - theta_base), divided by sum w_i where `normalize` (arXiv 2212.04089)."""
+"""task_arithmetic: theta_base + lambda sum w_i (theta_i - theta_base), the sum divided by sum w_i if `normalize` (arXiv 2212.04089)."""
 
 import torch
 

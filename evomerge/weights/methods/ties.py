@@ -1,7 +1,7 @@
-"""ties: keep each task vector's largest entries, elect a sign per element, sum the entries that agree (arXiv 2306.01708).
+"""ties: keep each task vector's largest entries, elect a sign per element, and sum the entries that agree (arXiv 2306.01708).
 
-Pruning keeps k = max(1, int(density n)) entries of each tensor; of equal magnitudes at the edge those that come first.
-The elected sign is that of the weighted sum (+ where it is 0); entries that are 0 never agree.
+Pruning keeps k = max(1, int(density n)) entries of each tensor (none if density is 0); of equal magnitudes at the threshold, the first ones.
+The elected sign is that of the weighted sum (+ if it is 0); entries that are 0 never agree.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Merging on a GPU: the steps of `evomerge.weights.fused.steps` as Triton kernels. triton is imported only where there is a GPU."""
+"""Merging on a GPU: the steps of `evomerge.weights.fused.steps` as Triton kernels. triton is imported only if there is a GPU."""
 
 import logging
 import os
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INTERPRET = "TRITON_INTERPRET"
-"""Triton's variable that makes kernels run in Python, on tensors of the CPU"""
+"""Triton's environment variable that makes kernels run in Python, on CPU tensors"""
 
 
 def missing() -> str | None:
-    """What the kernels lack on this machine, whatever GPU it has, and what to do; None where they lack nothing."""
+    """What the kernels lack on this machine, apart from a suitable GPU, and what to do; None if they lack nothing."""
     if find_spec("triton") is None:
         return "triton is not installed (requirements/gpu.txt has it)"
-    named = os.environ.get("CC")  # as triton looks for one, to build what starts its kernels
+    named = os.environ.get("CC")  # triton looks here for a compiler, with which it builds kernel launchers
     if os.environ.get(INTERPRET) != "1" and not any(map(shutil.which, [named] if named else ["gcc", "clang"])):
-        return "triton needs a C compiler and finds none: install gcc, or name one in CC"
+        return "triton needs a C compiler but finds none: install gcc, or set CC to one"
     return None
 
 
 def gpu_methods() -> tuple[str, ...]:
-    """Methods that are computed where the engine's weights are, on a GPU; none where the kernels lack something."""
+    """Methods that can be computed on the GPU that holds the engine's weights; none if the kernels lack something."""
     return tuple(method for method in fused_methods() if method not in CPU_ONLY) if missing() is None else ()
 
 
 def triton_batch(pool: WeightPool, device: torch.device, most_bytes: float | None = None) -> "TritonBatch | None":
-    """What merges into tensors on `device`, of which its sources take `most_bytes`; see `TritonBatch`.
+    """A batch that merges into tensors on `device`, where its sources may take `most_bytes`; see `TritonBatch`.
 
-    None where that is the CPU's work or kernels do not run there (which is logged).
+    None if merging is done on the CPU, or if kernels do not run on the device (which is logged).
     """
     if device.type != "cuda" and not (device.type == "cpu" and os.environ.get(INTERPRET) == "1"):
         return None

@@ -1,6 +1,6 @@
-"""`TritonBatch`: many output tensors computed on a GPU, each into memory of the caller's, with one launch per variant.
+"""`TritonBatch`: computes many output tensors on a GPU, each into memory provided by the caller, with one launch per variant.
 
-What `evomerge.weights.fused.batch.FusedBatch` is on the CPU, and bit for bit the same results. Statistics (thresholds of magnitudes)
+The counterpart of `evomerge.weights.fused.batch.FusedBatch` on the CPU, with bit-identical results. Statistics (thresholds of magnitudes)
 come from there; knows nothing of methods.
 """
 
@@ -32,13 +32,13 @@ from evomerge.weights.windows import Window
 logger = logging.getLogger(__name__)
 
 MAX_INPUTS = 16
-"""inputs of a step: kernels are unrolled over them"""
+"""maximum number of inputs of a step, over which kernels are unrolled"""
 
 _UNSCALED = Norms(0.0, 0.0)
 
 
 class _Launched(NamedTuple):
-    """What one launch computes: its parts, and of every chunk, (row, ...), the bits of the largest magnitude."""
+    """One launch: its parts, its chunks (row, ...), and the bits of the largest magnitude of each chunk."""
 
     parts: Sequence[Part]
     variant: Variant
@@ -50,14 +50,14 @@ class TritonBatch:
     """Computes steps with the kernels of this package.
 
     Args:
-        pool: the sources, on the CPU; copied to `device` when first used.
-        device: a GPU, or the CPU under Triton's interpreter.
-        most_bytes: of the device that copies of the sources may take; None = what is free.
+        pool: the sources, on the CPU; copied to `device` on first use.
+        device: a GPU, or the CPU with Triton's interpreter.
+        most_bytes: maximum size of the copies of the sources on the device; None = the free memory.
 
     Attributes:
-        device: where destinations are.
-        writes: dtypes of destinations.
-        n_groups: groups that `run` had better be given: preparing a candidate on the CPU takes about as long as computing it here.
+        device: device of the destinations.
+        writes: supported dtypes of destinations.
+        n_groups: recommended number of groups for `run`, because preparing a candidate on the CPU takes about as long as computing it here.
     """
 
     writes = tuple(KINDS)
@@ -70,22 +70,22 @@ class TritonBatch:
         self._reasons: set[str] = set()
 
     def covering(self, form: FusedStep, window: Window, entire: Window) -> Window:
-        """What is computed where `window` of a tensor is wanted: `entire`, all of it, where an edge lies within a group of a random mask."""
+        """The window that must be computed to obtain `window` of a tensor: `entire` (all of it) if an edge is inside a group of a random mask."""
         if has_groups(window):
             return window
         return entire if any(prune.mode in (RANDOM, RANKED) for _, _, prune in form.inputs) else window
 
     def ready(self, wanted: Iterable[tuple[FusedStep, Window]]) -> bool:
-        """Whether these parts of steps can be computed: what they read is on the GPU, copied where there is room.
+        """Whether these parts of steps can be computed, after copying their sources to the GPU if there is room.
 
-        Why not is logged, once.
+        If not, the reason is logged once.
         """
         pieces = [(piece, window) for form, window in wanted for piece in _summed(form)]
         most = max([len(piece.inputs) for piece, _ in pieces], default=0)
         if most > MAX_INPUTS:
-            return self._declined(f"{most} models are merged, and the GPU's kernels take {MAX_INPUTS}")
+            return self._declined(f"{most} models are merged, but the GPU's kernels take at most {MAX_INPUTS}")
         if {piece.formula for piece, _ in pieces} - {SUM}:
-            return self._declined("the recipe's method, as it is set there, has kernels on the CPU only")
+            return self._declined("the recipe's method, with these settings, has kernels for the CPU only")
         held = [
             (source, window)
             for piece, window in pieces
@@ -97,15 +97,15 @@ class TritonBatch:
 
     def _hold(self, wanted: list[Item]) -> bool:
         missing = self._resident.missing_bytes(wanted)
-        if not missing:  # whatever has become of the room that was left
+        if not missing:  # nothing to copy, whatever memory is free now
             return True
         free = self._resident.free_bytes()
         if missing <= free and self._resident.hold(wanted):
             return True
         self._resident.drop()
         return self._declined(
-            f"the sources need {missing / 1e9:.1f} GB there and {free / 1e9:.1f} GB are free; leave more to them "
-            "(engine.options.gpu_memory_utilization) or use fewer models"
+            f"the sources need {missing / 1e9:.1f} GB there, but {free / 1e9:.1f} GB are free; leave more memory for them "
+            "(lower engine.options.gpu_memory_utilization) or use fewer models"
         )
 
     def _declined(self, reason: str) -> bool:
@@ -118,7 +118,7 @@ class TritonBatch:
         """Computes all destinations and waits for them; while one group is computed, `groups` may prepare the next.
 
         Returns:
-            A step whose result left the range of its dtype, if any.
+            A step with a result outside the range of its dtype, if any.
         """
         launched: list[_Launched] = []
         for destinations in groups:
@@ -157,7 +157,7 @@ class TritonBatch:
         return _Launched(parts, variant, chunks, largest)
 
     def _rescale(self, parts: list[Part], variant: Variant, tables: Tables) -> None:
-        """Sets the scale of every input whose pruned delta is to have the L1 norm of the whole delta."""
+        """Sets the scale of every input whose pruned delta must have the L1 norm of the whole delta."""
         norms = [[part.form.norms.get(k, _UNSCALED) for k in range(variant.K)] for part in parts]
         whole = np.array([[pair.whole for pair in row] for row in norms])
         known = np.array([[np.nan if pair.kept is None else pair.kept for pair in row] for row in norms])
@@ -169,7 +169,7 @@ class TritonBatch:
     def _measured(
         self, parts: list[Part], wanted: NDArray[np.bool_], variant: Variant, tables: Tables
     ) -> NDArray[np.float64]:
-        """(rows, inputs): L1 norms of pruned deltas, of the rows `wanted`, whose windows are whole tensors; 0 in others."""
+        """(rows, inputs): L1 norms of pruned deltas for the rows `wanted`, whose windows are whole tensors; 0 for the others."""
         sizes = [part.destination.step.n_elements if row else 0 for part, row in zip(parts, wanted, strict=True)]
         chunks = chunks_of(tuple([(0, size) for size in sizes]), self.device)
         partial = torch.zeros(len(chunks), variant.K, dtype=torch.float64, device=self.device)
@@ -190,16 +190,16 @@ class TritonBatch:
         return np.stack([np.bincount(rows, column, len(parts)) for column in sums.T], axis=1)
 
     def _on_device(self, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies, which do not wait for what was launched before."""
+        """Copies of the tables, made without waiting for earlier launches."""
         integers, floats = torch.from_numpy(tables.integers), torch.from_numpy(tables.floats)
         return integers.to(self.device, non_blocking=True), floats.to(self.device, non_blocking=True)
 
 
 def obstacle(device: torch.device) -> str | None:
-    """Why kernels cannot run on `device`, found by running one; None where they can.
+    """Why kernels cannot run on `device`, found by running one; None if they can.
 
-    triton builds what starts kernels, and compiles them, at the first launch. Without C compiler, headers of Python, a folder for its cache
-    or support of this GPU it would fail there, in the middle of a search.
+    triton builds launchers and compiles kernels at the first launch. Without a C compiler, Python's headers, a cache folder or support for
+    this GPU it would fail there, in the middle of a search.
     """
     try:
         with _on(device):
@@ -209,30 +209,30 @@ def obstacle(device: torch.device) -> str | None:
                 return None
     except _LAUNCH_ERRORS as error:
         return f"triton's kernels do not run there: {type(error).__name__}: {error}"
-    return "triton's kernels run there, but to no effect"
+    return "triton's kernels run there but have no effect"
 
 
 _LAUNCH_ERRORS = (AssertionError, ImportError, OSError, RuntimeError, subprocess.SubprocessError, TritonError)
-"""what triton raises where it cannot build, compile or launch"""
+"""exceptions of triton if it cannot build, compile or launch"""
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
-    """What makes `device` the one that kernels are launched on."""
+    """A context in which kernels are launched on `device`."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-# a product and a sum fused into one rounding would not be what the CPU computes
+# fused multiply-adds, with a single rounding, would differ from the CPU's results
 _OPTIONS: dict[str, Any] = {"num_warps": N_WARPS, "enable_fp_fusion": False}
 
 _REGISTERS = ((3, 64), (5, 80), (8, 128))
-"""up to so many inputs, with two more for ranks and two for a dtype other than bfloat16: registers of a thread that suffice"""
+"""(maximum number of inputs, counting two more for ranks and two for a dtype other than bfloat16; number of registers per thread that suffices)"""
 
 
 def merge_options(n_inputs: int, kinds: int, base: int, mode: int) -> dict[str, Any]:
     """Options of a launch of `merge_chunks` with these constants.
 
-    The compiler would take up to 128 registers for three inputs: with 64, a Hopper processor runs four programs at a time instead of two,
-    whose loads then are under way together, for up to 4% more instructions (counted as in `benchmarks/merge_gpu_instructions.py`).
+    The compiler would use up to 128 registers for three inputs. With 64, a Hopper multiprocessor runs four programs at a time instead of two,
+    so that more loads are in flight, for up to 4% more instructions (counted as in `benchmarks/merge_gpu_instructions.py`).
     """
     size = n_inputs + 2 * (mode == RANKED) + 2 * (kinds != 0 or base > 0)
     return _OPTIONS | {"maxnreg": next((registers for most, registers in _REGISTERS if size <= most), None)}
@@ -243,7 +243,7 @@ def _kernel(kernel: Any, n_programs: int) -> Any:
 
 
 def _summed(form: FusedStep) -> Iterable[FusedStep]:
-    """The sums that a form consists of."""
+    """The sums that make up a form."""
     return [piece for _, piece in form.pieces] if form.pieces else (form,)
 
 

@@ -1,12 +1,12 @@
-"""The merge on a GPU: one pass over base and sources, the arithmetic of `evomerge.weights.fused.kernels` in the same order.
+"""The merge on a GPU: one pass over base and sources, with the arithmetic of `evomerge.weights.fused.kernels` in the same order.
 
-Every step is done in float32 without fused multiply-adds and with rounded divisions, bfloat16 is packed and unpacked by its bits, and
-random numbers are Philox's, so a GPU stores the bits that the CPU stores, and so does Triton's interpreter. Where a recipe asks for a
-lower precision, the same steps are rounded to it as on the CPU.
+Every step is computed in float32 without fused multiply-adds and with correctly rounded divisions, bfloat16 is packed and unpacked by its
+bits, and random numbers are Philox's, so a GPU and Triton's interpreter store exactly the same bits as the CPU. If a recipe asks for a lower
+precision, the same steps are rounded to it as on the CPU.
 
-One program computes one chunk: up to `CHUNK_BLOCKS` blocks of one row of the tables. Elements are counted in the window of the tensor that
-is here, which is all of it unless an engine has several processes; only random masks ask where they lie in the whole. Sources start on 16-byte boundaries and are
-padded with zeros to whole blocks (`resident.py`), so that they are read without masks. Loads and stores then are 16 bytes wide.
+One program computes one chunk: up to `CHUNK_BLOCKS` blocks of one row of the tables. Elements are counted within the window of the tensor that
+is here, which is the whole tensor unless an engine has several processes; only random masks need positions in the whole tensor. Sources start on
+16-byte boundaries and are padded with zeros to whole blocks (`resident.py`), so that they can be read without masks, with 16-byte loads and stores.
 """
 
 import os
@@ -18,53 +18,53 @@ from evomerge.weights.triton import INTERPRET
 from evomerge.weights.triton.pruning import pruned
 
 BLOCK = 2048
-"""elements of a block: with 8 warps each thread has 8, which is one 16-byte load of bfloat16"""
+"""elements of a block: with 8 warps, each thread has 8, which is one 16-byte load of bfloat16"""
 
 N_WARPS = 8
 
 CHUNK_BLOCKS = 32
-"""blocks of one program: enough to hide what it reads from the tables, few enough to give every processor several programs"""
+"""blocks of one program: enough to hide reading the tables, few enough to give every multiprocessor several programs"""
 
 GROUP = 8
-"""elements that random masks decide about together: multiples of it may lie anywhere in the tensor (a literal 8 inside the kernels)"""
+"""elements that share a counter in random masks, so that windows must consist of whole groups (a literal 8 inside the kernels)"""
 
 OUTPUT_INTEGERS = 7
 """integers of a row before those of its inputs: address of the output, address of the base, first element, end, and, in groups, where the
 window starts in the tensor, the length of its stretches and their pitch (see `evomerge.weights.windows`)"""
 
 INPUT_INTEGERS = 7
-"""integers of one input: address, cutoff, cutoff of the band's top, largest word whose upper half keeps, address of the ranks, and
+"""integers of one input: address, cutoff, cutoff of the band's top, largest random word that keeps an element, address of the ranks, and
 the two words of the key"""
 
 OUTPUT_FLOATS = 2
 """divisor, scale"""
 
 INPUT_FLOATS = 8
-"""of one input: weight, threshold and the next float, threshold of the band's top (NaN = none) and the next float, scale, how many more random
-numbers keep with each rank, and what rounds the addends of its norm (see `evomerge.weights.fused.norms`)"""
+"""floats of one input: weight, threshold and the next float, threshold of the band's top (NaN = none) and the next float, scale, number of
+additional random numbers that keep an element per rank, and the grid of its norm (see `evomerge.weights.fused.norms`)"""
 
 INPUT_THRESHOLDS = (1, 3)
-"""which of them are thresholds, each with the next float behind it"""
+"""indices of the thresholds among these; each is followed by the next float"""
 
 INPUT_SCALE = 5
-"""which of them is the scale"""
+"""index of the scale among these"""
 
-# what kernels read of the above must be constants of the compiler
+# values that kernels read must be compile-time constants
 _OUTPUT_INTEGERS, _INPUT_INTEGERS = tl.constexpr(OUTPUT_INTEGERS), tl.constexpr(INPUT_INTEGERS)
 _OUTPUT_FLOATS, _INPUT_FLOATS = tl.constexpr(OUTPUT_FLOATS), tl.constexpr(INPUT_FLOATS)
 _KEYS = tl.constexpr(INPUT_INTEGERS - 2)
 _SCALE, _GRID = tl.constexpr(INPUT_SCALE), tl.constexpr(INPUT_FLOATS - 1)
 
-# as evomerge.weights.fused.blocks numbers them; a test compares
+# same numbers as in evomerge.weights.fused.blocks, checked by a test
 BF16, F32, F16, F32_AS_BF16 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 _INTERPRETED = tl.constexpr(os.environ.get(INTERPRET) == "1")
 
 NO_BASE = -1
-"""the kind of a base that is not there"""
+"""the kind of a missing base"""
 
 KIND_BITS = 2
-"""of the kind of one input in `KINDS` (a literal 2 inside the kernels, which the interpreter needs)"""
+"""number of bits per input in `KINDS` (a literal 2 inside the kernels, as the interpreter requires)"""
 
 
 @triton.jit
@@ -83,19 +83,19 @@ def _load(address, start, lanes, KIND: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _magnitude(value):
-    """The bits of |value|; as integers they are ordered like the magnitudes."""
+    """The bits of |value|; as integers, they are ordered like the magnitudes."""
     return value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
 
 
 @triton.jit
 def _with_sign(value, sign):
-    """`value` negated where the bits `sign` are those of -0 instead of 0."""
+    """`value`, negated where `sign` has the bits of -0 instead of 0."""
     return (value.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _bf16(value):
-    """The 16 bits of `value` in bfloat16, rounded to nearest even. Triton's interpreter does not round, so its bits are rounded there."""
+    """The 16 bits of `value` in bfloat16, rounded to nearest even. Triton's interpreter does not round, so the bits are rounded explicitly there."""
     if _INTERPRETED:
         bits = value.to(tl.uint32, bitcast=True)
         bits = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16)
@@ -112,7 +112,7 @@ def _as_bf16(value):
 
 @triton.jit
 def rounded(value, PRECISION: tl.constexpr):
-    """`value` as PRECISION holds it."""
+    """`value` rounded to PRECISION."""
     if PRECISION == BF16:
         value = _as_bf16(value)
     elif PRECISION == F16:
@@ -150,7 +150,7 @@ def _store(address, start, lanes, inside, value, KIND: tl.constexpr, ALIGNED: tl
 
 @triton.jit
 def _read_inputs(integers, floats, K: tl.constexpr):
-    """All numbers of a row's inputs but the keys, so that they are read once a chunk."""
+    """All numbers of a row's inputs except the keys, so that they are read once per chunk."""
     whole = ()
     real = ()
     for k in tl.static_range(K):
@@ -164,7 +164,7 @@ def _read_inputs(integers, floats, K: tl.constexpr):
 
 @triton.jit
 def _cut_inside(whole, first, end, K: tl.constexpr):
-    """Whether a cutoff of an input lies inside elements [first, end)."""
+    """Whether a cutoff of any input is inside elements [first, end)."""
     inside = first > end
     for k in tl.static_range(K):
         inside = inside | ((whole[k][1] > first) & (whole[k][1] < end))
@@ -191,7 +191,7 @@ def _weighted(
     EDGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A block of input k times its weight; where there is a base, of its pruned difference from `base`."""
+    """A block of input k (with a base: of its pruned difference from `base`) times its weight."""
     value = _load_rounded(whole[k][0], start, lanes, (KINDS >> (2 * k)) & 3, PRECISION, BLOCK)
     if BASE >= 0:
         keys = inputs + k * _INPUT_INTEGERS + _KEYS
@@ -209,7 +209,7 @@ def _weighted(
 def _agreeing(values, total, real, K: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr):
     """Sum of the values with the sign of `total`, divided by the sum of their weights if NORMALIZE.
 
-    `total` is not -0: it began with 0, and no value is finer than what it is rounded to.
+    `total` cannot be -0: it started from 0, and no value is finer than the precision to which it is rounded.
     """
     sign = total.to(tl.uint32, bitcast=True) & 0x80000000
     agreed, weights = 0.0, 0.0
@@ -258,7 +258,7 @@ def _merge_blocks(
 ):
     """Computes blocks [first_block, end_block) and returns the bits of the largest magnitude of each lane.
 
-    EDGE: whether an end of the output or a cutoff may lie inside; without it there are no masks. The rest as `merge_chunks`.
+    EDGE: whether an end of the output or a cutoff may be inside; if not, no masks are needed. The other arguments are as in `merge_chunks`.
     """
     lanes = tl.arange(0, BLOCK)
     worst = tl.zeros((BLOCK,), tl.float32)
@@ -319,7 +319,7 @@ def merge_chunks(
     """Computes chunk `program_id` and writes the bits of its largest magnitude (NaN above all) into `largest`.
 
     Args:
-        chunks: (n, 3) int64: row of the tables, first block, block behind the last.
+        chunks: (n, 3) int64: row of the tables, first block, block after the last.
         integers: (rows, OUTPUT_INTEGERS + K * INPUT_INTEGERS) int64.
         floats: (rows, OUTPUT_FLOATS + K * INPUT_FLOATS) float32.
         largest: (n,) int32.
@@ -327,13 +327,13 @@ def merge_chunks(
         KINDS: how each input is stored, KIND_BITS bits each, the first in the lowest.
         BASE: how the base is stored, or NO_BASE.
         OUT: how the output is stored.
-        MODE: how inputs are made sparse; the numbers of one that is not keep all.
+        MODE: how inputs are pruned; inputs that are not pruned have numbers that keep everything.
         ELECT, NORMALIZE: sum over the elected sign, divide by the weights that agree.
-        DIVIDE, RESCALE: whether any divisor of a row, any scale of an input, is not 1.
-        PRECISION: the kind that arithmetic rounds to, F32 for no rounding; where there is no base, only what is read and the result.
+        DIVIDE, RESCALE: whether any row's divisor, or any input's scale, is not 1.
+        PRECISION: the kind to which arithmetic rounds, F32 for no rounding; without a base, only inputs and result are rounded.
         ALIGNED: whether all outputs start on 16-byte boundaries.
         STRIDED: whether windows of several stretches are masked at random.
-        BLOCK: elements of a block.
+        BLOCK: number of elements of a block.
     """
     chunk = tl.program_id(0)
     row = tl.load(chunks + 3 * chunk)
@@ -404,5 +404,5 @@ def pruned_l1_chunks(
 
 @triton.jit
 def answer_one(answer):
-    """Writes 1 into `answer`, (1,) int32: whether kernels run at all."""
+    """Writes 1 into `answer`, (1,) int32, to test whether kernels run at all."""
     tl.store(answer, 1)

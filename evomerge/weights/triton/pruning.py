@@ -1,27 +1,27 @@
-"""How a block of deltas is made sparse on a GPU, by magnitude, at random or at random by rank: the decisions of the CPU's kernels, bit for bit."""
+"""Prunes a block of deltas on a GPU, by magnitude, at random or at random by rank: the same decisions as in the CPU kernels, bit for bit."""
 
 import triton
 import triton.language as tl
 
 from evomerge.weights.philox import MASK_ROUNDS
 
-# what kernels read must be constants of the compiler
+# values that kernels read must be compile-time constants
 _ROUNDS = tl.constexpr(MASK_ROUNDS)
 
-# as evomerge.weights.fused.kernels numbers them; a test compares
+# same numbers as in evomerge.weights.fused.kernels, checked by a test
 KEEP_ALL, MAGNITUDE, BAND = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 RANDOM, RANKED = tl.constexpr(3), tl.constexpr(4)
 
 
 @triton.jit
 def random_block(key0, key1, start, stretches, STRIDED: tl.constexpr, BLOCK: tl.constexpr):
-    """What masks decide by for elements [start, start + BLOCK) of a window, see `evomerge.weights.philox`: in the upper half of each word.
+    """The random numbers of masks for elements [start, start + BLOCK) of a window, in the upper half of each word; see `evomerge.weights.philox`.
 
-    The lower halves hold rubbish. `start` is a multiple of 8.
+    The lower halves contain garbage. `start` is a multiple of 8.
 
     Args:
-        stretches: where the window starts, the length and the pitch of its stretches, in groups of 8.
-        STRIDED: whether it has several; then it has fewer than 2^32 groups.
+        stretches: start of the window, and length and pitch of its stretches, in groups of 8.
+        STRIDED: whether it has several stretches; then it has fewer than 2^32 groups.
     """
     group = tl.arange(0, BLOCK // 8)
     counter = stretches[0] + start // 8 + group.to(tl.int64)
@@ -39,7 +39,7 @@ def random_block(key0, key1, start, stretches, STRIDED: tl.constexpr, BLOCK: tl.
 
 @triton.jit
 def _from(magnitude, threshold, after, cutoff, start, lanes, EDGE: tl.constexpr, BLOCK: tl.constexpr):
-    """Where a magnitude is at least `threshold`, or from flat index `cutoff` on at least `after`, the next float."""
+    """Where a magnitude is at least `threshold`, or, from flat index `cutoff` on, at least `after`, the next float."""
     if EDGE:
         limit = tl.where(lanes < tl.minimum(tl.maximum(cutoff - start, 0), BLOCK).to(tl.int32), threshold, after)
     else:
@@ -61,9 +61,9 @@ def pruned(
     EDGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A block of deltas made sparse by the numbers of one input, as `kernels._read_inputs` gives them, whose key is at `keys`.
+    """A block of deltas, pruned with the numbers of one input (from `kernels._read_inputs`), whose key is at `keys`.
 
-    The rest as `random_block`.
+    The other arguments are as in `random_block`.
     """
     if MODE == MAGNITUDE:
         kept = _from(tl.abs(delta), real[1], real[2], whole[1], start, lanes, EDGE, BLOCK)
@@ -73,7 +73,7 @@ def pruned(
         outlier = _from(tl.abs(delta), real[3], real[4], whole[2], start, lanes, EDGE, BLOCK)
         delta = tl.where(kept & (outlier == 0), delta, 0.0)
     elif MODE >= RANDOM:
-        # read here and not once a chunk: the keys of all rounds and inputs would fill the registers
+        # read here instead of once per chunk: the keys of all rounds and inputs would fill the registers
         key0, key1 = tl.load(keys).to(tl.uint32), tl.load(keys + 1).to(tl.uint32)
         numbers = random_block(key0, key1, start, stretches, STRIDED, BLOCK)
         if MODE == RANKED:

@@ -1,4 +1,4 @@
-"""Sources and ranks in the GPU's memory: of each tensor what is merged there, flat, padded with zeros to whole blocks, copied once and kept."""
+"""Sources and ranks in GPU memory: the part of each tensor that is merged there, flat, padded with zeros to whole blocks, copied once and kept."""
 
 import math
 from collections.abc import Iterable
@@ -16,20 +16,20 @@ from evomerge.weights.triton.kernels import BLOCK, KIND_BITS
 from evomerge.weights.windows import Window
 
 Place = tuple[int, torch.dtype, Window]
-"""Address and dtype of a tensor of the CPU, and what of it: models that differ by adapters share what those do not change."""
+"""Address and dtype of a CPU tensor, and the window of it; models that differ by adapters share unchanged tensors."""
 
 Source = TensorInput | NDArray[np.uint16]
 """A tensor of the pool, or ranks, which must live as long as the pool."""
 
 Item = tuple[Source, Window]
-"""What is copied."""
+"""A source and the window of it that is copied."""
 
 NO_KIND = -1
-"""the kind of ranks, which are no numbers to merge"""
+"""the kind of ranks, which are not merged"""
 
 
 class Copy(NamedTuple):
-    """What is on the GPU: flat, with zeros behind its last element; ranks as int16 with their bits. Kernels read it by address and kind."""
+    """A copy on the GPU: flat, with zeros after its last element; ranks are stored as int16 with the same bits. Kernels read it by address and kind."""
 
     tensor: torch.Tensor
     address: int
@@ -37,13 +37,13 @@ class Copy(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What a form reads, on the GPU.
+    """The copies on the GPU that a form reads.
 
     Attributes:
-        base: None where there is none.
-        inputs: the tensor of each input.
-        ranks: those of each input, None where it has none.
-        kinds: of all inputs, as `kernels.merge_chunks` takes them.
+        base: of the base; None if there is none.
+        inputs: of the tensor of each input.
+        ranks: of the ranks of each input; None if it has none.
+        kinds: kinds of all inputs, as in `kernels.merge_chunks`.
     """
 
     base: Copy | None
@@ -53,10 +53,10 @@ class Held(NamedTuple):
 
 
 _MOST_REMEMBERED = 1 << 17
-"""forms; more than models have tensors, but stacks take ever other layers together"""
+"""maximum number of cached forms; more than models have tensors, but stacks keep combining different layers"""
 
 SPARE_BYTES = 256 << 20
-"""left free for the tables and for what else runs on the GPU"""
+"""memory left free for the tables and for anything else that runs on the GPU"""
 
 
 class ResidentSources:
@@ -64,8 +64,8 @@ class ResidentSources:
 
     Args:
         pool: the sources, on the CPU.
-        device: where the copies are.
-        most_bytes: that they may take together; None = what is free.
+        device: device of the copies.
+        most_bytes: maximum total size of the copies; None = the free memory.
     """
 
     def __init__(self, pool: WeightPool, device: torch.device, most_bytes: float | None = None) -> None:
@@ -81,7 +81,7 @@ class ResidentSources:
         return sum(_padded(part.numel()) * part.element_size() for part in self._missing(items).values())
 
     def free_bytes(self) -> float:
-        """Room for more copies. On the CPU, where the interpreter's tests are small, everything is free."""
+        """Memory available for more copies. On the CPU, where only small interpreter tests run, memory is not limited."""
         allowed = self._most_bytes - sum(copy.tensor.nbytes for copy in self._copies.values())
         if self._device.type != "cuda":
             return allowed
@@ -89,7 +89,7 @@ class ResidentSources:
         return min(allowed, float(torch.cuda.mem_get_info(self._device)[0] + unused - SPARE_BYTES))
 
     def hold(self, items: Iterable[Item]) -> bool:
-        """Copies what is not there yet; False where memory that looked free was not (in pieces, or taken meanwhile)."""
+        """Copies missing items; returns False if memory that seemed free was not (fragmented, or taken in the meantime)."""
         for place, part in self._missing(items).items():
             try:
                 copy = torch.zeros(_padded(part.numel()), dtype=part.dtype, device=self._device)
@@ -100,7 +100,7 @@ class ResidentSources:
         return True
 
     def drop(self) -> None:
-        """Frees all copies; their memory goes back to the GPU, for whoever else has use for it."""
+        """Frees all copies and returns their memory to the GPU for other uses."""
         self._copies.clear()
         self._found.clear()
         self._held.clear()
@@ -108,11 +108,11 @@ class ResidentSources:
             torch.cuda.empty_cache()
 
     def knows(self, form: FusedStep, window: Window) -> bool:
-        """Whether `read` has told of these before, as of most that candidates of one search read; if not, they may be held all the same."""
+        """Whether the result of `read` is cached, as for most of a search's candidates; if not, the copies may still exist."""
         return _key_of(form, window) in self._held
 
     def read(self, form: FusedStep, window: Window) -> Held:
-        """What `form`, whose tensors and ranks are held, reads of them."""
+        """The copies that `form` reads; its tensors and ranks must have been copied."""
         key = _key_of(form, window)
         found = self._held.get(key)
         if found is None:
@@ -128,7 +128,7 @@ class ResidentSources:
         return found
 
     def copy(self, source: Source, window: Window) -> Copy:
-        """The copy of what is held."""
+        """The copy of a source, which must exist."""
         key = _key(source), window
         found = self._found.get(key)
         if found is None:
@@ -136,7 +136,7 @@ class ResidentSources:
         return found
 
     def _missing(self, items: Iterable[Item]) -> dict[Place, torch.Tensor]:
-        """What is not copied yet, on the CPU: (stretches, elements of a stretch) each."""
+        """The parts of CPU tensors that are not copied yet, each as (stretches, elements of a stretch)."""
         missing: dict[Place, torch.Tensor] = {}
         for source, window in items:
             if (_key(source), window) in self._found:
@@ -155,13 +155,13 @@ class ResidentSources:
 
 
 def _key_of(form: FusedStep, window: Window) -> tuple[object, ...]:
-    """What tells apart what forms read."""
+    """Identifies what a form reads."""
     base = None if form.base is None else form.base.key
     return (window, base, *[(entry.key, id(prune.ranks)) for entry, _, prune in form.inputs])
 
 
 def _key(source: Source) -> TensorKey | int:
-    """What tells sources apart: ranks by their array, which stays."""
+    """Identifies a source; ranks are identified by their array, which is kept alive."""
     return id(source) if isinstance(source, np.ndarray) else source.key
 
 

@@ -1,4 +1,4 @@
-"""The tables that tell the kernels what to do, as `evomerge.weights.triton.kernels.merge_chunks` describes them."""
+"""The tables that drive the kernels, as described in `evomerge.weights.triton.kernels.merge_chunks`."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ _NEVER = 2**62
 
 
 class Variant(NamedTuple):
-    """What a kernel is compiled for, as `kernels.merge_chunks` calls it; parts of one variant are computed by one launch."""
+    """The compile-time constants of a kernel, see `kernels.merge_chunks`; parts of the same variant are computed in one launch."""
 
     K: int
     KINDS: int
@@ -51,7 +51,7 @@ class Variant(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A part, where it goes, and what it is computed from."""
+    """A part, the address of its destination, and the copies from which it is computed."""
 
     part: Part
     address: int
@@ -59,12 +59,12 @@ class Row(NamedTuple):
 
 
 def row_of(part: Part, resident: ResidentSources) -> Row:
-    """`part`, whose sources are held."""
+    """The row for `part`, whose sources must have been copied."""
     return Row(part, part.address(), resident.read(part.form, part.destination.window))
 
 
 def variant_of(row: Row) -> Variant:
-    """What computes `row`."""
+    """The variant that computes `row`."""
     part, address, held = row
     form, window = part.form, part.destination.window
     mode = max([prune.mode for _, _, prune in form.inputs], default=KEEP_ALL)
@@ -85,7 +85,7 @@ def variant_of(row: Row) -> Variant:
 
 
 def has_groups(window: Window) -> bool:
-    """Whether the kernels can tell where in the tensor the window's random numbers lie."""
+    """Whether the window consists of whole groups, so that the kernels can compute its random numbers."""
     start, length, pitch, n_stretches = window
     if start % GROUP or (n_stretches > 1 and (length % GROUP or pitch % GROUP)):
         return False
@@ -98,7 +98,7 @@ class Tables:
 
     Attributes:
         integers, floats: see `kernels.merge_chunks`.
-        ranges: (first, end) element of each row, in its window.
+        ranges: (first, end) elements of each row, within its window.
     """
 
     integers: NDArray[np.int64]
@@ -111,7 +111,7 @@ class Tables:
 
 
 def tables_of(rows: Sequence[Row], variant: Variant) -> Tables:
-    """The tables of `rows`, which are of this variant. Scales of inputs are 1."""
+    """The tables of `rows`, all of this variant. Scales of inputs are 1."""
     windows = np.array([row.part.destination.window for row in rows], np.int64)
     ranges = tuple([(row.part.first, row.part.end) for row in rows])
     addresses = [(row.address, 0 if row.held.base is None else row.held.base.address) for row in rows]
@@ -129,9 +129,9 @@ def tables_of(rows: Sequence[Row], variant: Variant) -> Tables:
 def _of_inputs(
     rows: Sequence[Row], variant: Variant, windows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """What the tables say of inputs, (rows, K * INPUT_INTEGERS) and (rows, K * INPUT_FLOATS); cutoffs are elements of the window.
+    """The columns of the inputs, (rows, K * INPUT_INTEGERS) and (rows, K * INPUT_FLOATS); cutoffs are relative to the window.
 
-    What does not apply to an input keeps all of it. The floats behind thresholds are not known here.
+    Settings that do not apply to an input have values that keep everything. The floats that follow thresholds are filled in by the caller.
     """
     prunes = [prune for row in rows for _, _, prune in row.part.form.inputs]
 
@@ -143,7 +143,7 @@ def _of_inputs(
     nothing, kept = np.zeros_like(address), np.full_like(address, 2**32 - 1)
     cutoff, top_cutoff, last, key0, key1 = np.full_like(address, _NEVER), nothing, kept, nothing, nothing
     threshold, top, step, grid = (np.full(address.shape, value) for value in (0.0, math.nan, 0.0, 0.0))
-    # where others of the variant have ranks and this one has none, the address of anything as long will do: its step is 0
+    # if other rows of the variant have ranks and this one has none, any address of the same length will do, because its step is 0
     ranks = address
     mode = column([prune.mode for prune in prunes])
     if variant.MODE in (MAGNITUDE, BAND):
@@ -170,10 +170,10 @@ def _of_inputs(
     return integers.reshape(len(rows), -1), floats.reshape(len(rows), -1)
 
 
-# more than the launches of a candidate; crossovers have other ranges each time, and those of 8B parameters take 3 MB of the GPU in all
+# more entries than launches per candidate; crossovers have new ranges each time, and those of 8B parameters take 3 MB of GPU memory in total
 @lru_cache(maxsize=64)
 def chunks_of(ranges: tuple[tuple[int, int], ...], device: torch.device) -> torch.Tensor:
-    """(n, 3) int64: row, first block and the block behind the last of every chunk that covers `ranges`."""
+    """(n, 3) int64: row, first block, and block after the last, of every chunk that covers `ranges`."""
     bounds = np.array(ranges, np.int64).reshape(-1, 2)
     first_block, end_block = bounds[:, 0] // BLOCK, -(-bounds[:, 1] // BLOCK)
     end_block = np.where(bounds[:, 0] == bounds[:, 1], first_block, end_block)
