@@ -204,8 +204,8 @@ def test_nothing_is_written_where_models_or_folders_are_in_the_way(folder: Path)
     for experts, kind, message in (
         (["a"], ConfigError, "name at least two models"),
         (["a", "x=b", "x=base"], ConfigError, "two models are called 'x'"),
-        (["a", "../x=b"], ConfigError, r"expert name '../x' must be letters.*; name it, e.g. first=/.*/b"),
-        (["a", "base"], ConfigError, "expert name 'base' must be .*; name it, e.g. first="),
+        (["a", "../x=b"], ConfigError, r"expert name '../x' must consist of letters.*; name it, e.g. first=/.*/b"),
+        (["a", "base"], ConfigError, "expert name 'base' must consist of .*; name it, e.g. first="),
         (["a", "x=a"], ConfigError, "'a' and 'x' are one model, .*/a; leave one out"),
         (["a", "b"], RecipeError, "out/b: exists and is not empty; .* overwrite it"),
         (["a", "deep"], RecipeError, "deep has 3 layers"),

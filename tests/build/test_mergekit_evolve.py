@@ -213,7 +213,7 @@ def test_other_commands_say_what_to_do_with_such_a_file(folder: Path) -> None:
         load_config(folder / "evolve.yml")
     with pytest.raises(RecipeError, match="is a configuration of mergekit-evolve"):
         read_recipe(folder / "evolve.yml")
-    with pytest.raises(ConfigError, match="is no configuration of mergekit-evolve"):
+    with pytest.raises(ConfigError, match="not a mergekit-evolve configuration"):
         write_translated_config(folder / "again.yaml", folder / "search.yaml")
     with pytest.raises(ConfigError, match="exists; give another --out"):
         write_translated_config(folder / "search.yaml", folder / "evolve.yml")

@@ -80,7 +80,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["merge", ".", "out"], ".: is a folder; name a file"),
         (["merge", "binary.yml", "out"], "binary.yml: is not text in UTF-8 (byte 0xff at position 1)"),
         (["validate", "."], ".: is a folder; name a file"),
-        (["validate", "recipe.yml"], "recipe.yml: is a recipe, not a search configuration"),
+        (["validate", "recipe.yml"], "recipe.yml: this is a recipe, not a search configuration"),
         (["merge", "search.yml", "out"], "search.yml: is a search configuration, not a recipe"),
         (["merge", "recipe.yml", "out"], "model 'org/a' is not a folder (tried"),
         (["export", "recipe.yml"], "recipe.yml: not a run directory"),
