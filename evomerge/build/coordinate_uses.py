@@ -1,7 +1,7 @@
-"""Which tensors the coordinates of a template are used for: those that none uses, and the point at which it makes a given merge.
+"""Which tensors use which coordinates of a template: finds unused coordinates, and the point at which a template makes a given merge.
 
-Both are read off plans. Values that tell the coordinates apart show where each is used; where layers interpolate between several, values
-that rise evenly with depth show the share of each.
+Both are read from merge plans. Planning with a distinct value for each gradient shows where it is used; if layers interpolate between several
+coordinates, planning with values that rise linearly with depth shows the share of each.
 """
 
 import math
@@ -16,14 +16,14 @@ from evomerge.plan import MergePlan, ModelHeader, make_plan
 from evomerge.recipe import SAMPLE_SHARE, MethodsTemplate, Recipe, RecipeTemplate, StackTemplate
 
 _SPREAD = 0.02
-"""values that tell coordinates apart are so much of the bounds' width beside the samples of a template, which can be merged"""
+"""The distinct values lie within this share of the bounds' width of a template's samples, which are known to be mergeable."""
 
 _PRECISION = 1e-9
-"""to which values are the same, relative to the bounds' width"""
+"""tolerance for equal values, relative to the bounds' width"""
 
 
 class _Place(NamedTuple):
-    """Where a parameter has a value: in an output, for the n-th time that a tensor (source, name) is an input; () = for all inputs."""
+    """Where a parameter has a value: in an output, for the n-th occurrence of the input tensor (source, name); () = for all inputs."""
 
     output: str
     tensor: tuple[str, ...]
@@ -32,7 +32,7 @@ class _Place(NamedTuple):
 
 
 class _Use(NamedTuple):
-    """A place, the coordinates between which layers interpolate there, and each one's share in the value."""
+    """A place, the coordinates that layers interpolate between there, and the share of each in the value."""
 
     place: _Place
     gradient: tuple[str, ...]
@@ -40,10 +40,10 @@ class _Use(NamedTuple):
 
 
 def unused_coordinates(template: RecipeTemplate, headers: Mapping[str, ModelHeader]) -> set[str]:
-    """The coordinates whose values no tensor takes, such as those of embeddings in a group of layers in the middle of a model.
+    """The coordinates that no tensor uses, such as those for embeddings in a group of layers in the middle of a model.
 
     Raises:
-        RecipeError, CheckpointError: the models do not fit each other or the method.
+        RecipeError, CheckpointError: the models are incompatible with each other or with the method.
     """
     uses = _uses(template, headers)
     used = {name for use in uses for name, share in zip(use.gradient, use.shares, strict=True) if share > 0}
@@ -53,9 +53,9 @@ def unused_coordinates(template: RecipeTemplate, headers: Mapping[str, ModelHead
 def values_in_space(
     recipe: Recipe, template: RecipeTemplate | MethodsTemplate | StackTemplate, headers: Mapping[str, ModelHeader]
 ) -> dict[str, float] | None:
-    """The parameter values at which `template` makes the same merge; None where there are none.
+    """The parameter values at which `template` makes the same merge; None if there are none.
 
-    The order of the experts, the seed of random masks and the dtypes do not count.
+    Differences in the order of the experts, the seed of random masks and the dtypes are ignored.
     """
     if isinstance(template, RecipeTemplate):
         return _values_in(recipe, template, headers)
@@ -83,19 +83,19 @@ def _values_in(recipe: Recipe, template: RecipeTemplate, headers: Mapping[str, M
     }
     values: dict[str, float] = {}
     slack: dict[str, float] = {}
-    for item in template.parameters:
-        value = solved.get(item.name, math.nan)
-        values[item.name] = min(max(value, item.low), item.high)
-        slack[_family(item.name)] = _PRECISION * (item.high - item.low)
-        if not abs(value - values[item.name]) <= slack[_family(item.name)]:
+    for parameter in template.parameters:
+        value, family = solved.get(parameter.name, math.nan), _family(parameter.name)
+        values[parameter.name] = min(max(value, parameter.low), parameter.high)
+        slack[family] = _PRECISION * (parameter.high - parameter.low)
+        if not abs(value - values[parameter.name]) <= slack[family]:
             return None
     made = make_plan(template.recipe(values), headers)
-    same = _makers(made) == _makers(plan) and _are_close(_values(made), wanted, slack)
+    same = _steps(made) == _steps(plan) and _are_close(_values(made), wanted, slack)
     return values if same else None
 
 
 def _uses(template: RecipeTemplate, headers: Mapping[str, ModelHeader]) -> Iterator[_Use]:
-    """Where the coordinates are used."""
+    """Every place where coordinates are used."""
     bounds = {parameter.name: (parameter.low, parameter.high - parameter.low) for parameter in template.parameters}
     families = {_family(name): extent for name, extent in bounds.items()}
     count = len(template.gradients)
@@ -106,7 +106,7 @@ def _uses(template: RecipeTemplate, headers: Mapping[str, ModelHeader]) -> Itera
         heights |= {name: index / max(1, len(gradient) - 1) for index, name in enumerate(gradient)}
 
     def planned(shares: Mapping[str, float]) -> dict[_Place, float]:
-        """The shares that a plan has everywhere, with coordinates of these."""
+        """Plan with the coordinates at these shares of the spread, and return the share found at every place."""
         at = {name: low + width * (SAMPLE_SHARE + _SPREAD * shares[name]) for name, (low, width) in bounds.items()}
         return {
             place: ((value - families[place.parameter][0]) / families[place.parameter][1] - SAMPLE_SHARE) / _SPREAD
@@ -123,27 +123,27 @@ def _uses(template: RecipeTemplate, headers: Mapping[str, ModelHeader]) -> Itera
 
 
 def _family(coordinate: str) -> str:
-    """The merge parameter that a coordinate is a value of."""
+    """The name of the merge parameter that a coordinate belongs to."""
     return coordinate.partition("[")[0]
 
 
 def _solution(equations: Sequence[tuple[tuple[float, ...], float]]) -> list[float]:
-    """The values of a gradient's coordinates that give a merge's values, of several solutions the one nearest to a constant."""
+    """The values of a gradient's coordinates that give the values in `equations`; of several solutions the one nearest to a constant."""
     shares, (first, *others) = zip(*equations, strict=True)
     differences = np.array([0.0, *(value - first for value in others)])
     return [first + float(value) for value in np.linalg.lstsq(np.array(shares), differences, rcond=None)[0]]
 
 
-def _makers(plan: MergePlan) -> dict[str, tuple[object, ...]]:
-    """Output -> what makes it: method, base, inputs."""
+def _steps(plan: MergePlan) -> dict[str, tuple[object, ...]]:
+    """Output -> how it is made: method, base and inputs."""
     return {
-        step.output: (step.method, step.base and step.base.key, *sorted(item.key for item in step.inputs))
+        step.output: (step.method, step.base and step.base.key, *sorted(entry.key for entry in step.inputs))
         for step in plan.steps
     }
 
 
 def _values(plan: MergePlan) -> dict[_Place, float]:
-    """Every parameter of a plan; switches are 0 or 1."""
+    """Every parameter value of a plan; switches are 0 or 1."""
     values: dict[_Place, float] = {}
     for step in plan.steps:
         values |= {_Place(step.output, (), 0, name): float(value) for name, value in step.parameters.items()}
@@ -156,7 +156,7 @@ def _values(plan: MergePlan) -> dict[_Place, float]:
 
 
 def _are_close(some: Mapping[_Place, float], others: Mapping[_Place, float], slack: Mapping[str, float]) -> bool:
-    """Whether all values are the same, those of a parameter within its `slack`."""
+    """Whether all values are equal, up to the `slack` of each parameter."""
     return some.keys() == others.keys() and all(
         abs(value - others[place]) <= slack.get(place.parameter, 0.0) for place, value in some.items()
     )

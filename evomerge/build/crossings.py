@@ -1,4 +1,4 @@
-"""config -> the lineage of a search that crosses models (`m2n2`): seed models, chromosomes, and the seeds' inner products."""
+"""config -> the lineage of a search that crosses models (`m2n2`): seed models, chromosomes, and inner products of the seeds."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -32,15 +32,15 @@ def crosses_models(config: SearchConfig) -> bool:
 
 
 class Crossings:
-    """What the crossovers of a search are made of.
+    """The seed models and chromosomes that the crossovers of a search work on.
 
     Args:
         config: the search.
-        headers: of its models, the base first.
+        headers: model headers, the base first.
 
     Raises:
-        SpaceError: module groups that the models' tensors do not have.
-        RecipeError: models that do not fit each other.
+        SpaceError: a module group contains no tensors of these models.
+        RecipeError: the models are incompatible with each other.
     """
 
     def __init__(self, config: SearchConfig, headers: Mapping[str, ModelHeader]) -> None:
@@ -52,7 +52,7 @@ class Crossings:
         )
 
     def lineage(self) -> Lineage:
-        """The lineage of the search; the seeds' weights are read, whole ones once, when their inner products are first needed."""
+        """The lineage of the search. All weights of the seeds are read once, when their inner products are first needed."""
         wanted = self._config.space.crossover
         return Lineage(
             self.seeds,
@@ -64,17 +64,17 @@ class Crossings:
         )
 
     def plan(self) -> MergePlan:
-        """The plan of a child of two seeds, split in the middle; reads no weight."""
+        """The plan of a child of two seeds, split in the middle. Reads no weights."""
         zero, one = (VectorGenome(tuple(float(i == k) for i in range(len(self.seeds)))) for k in (0, 1))
         n_splits = len(self.chromosomes)
         child = Candidate("plan", CrossoverGenome(("0", "1"), 0.5, (0.5,) * n_splits))
-        # left of each split the one, right of it the other: with factors that are given no inner products are needed
+        # the first seed left of each split, the second right of it; with given factors no inner products are needed
         lineage, factors = self.lineage(), [1.0, 0.0, 0.0, 1.0] * n_splits
         made = lineage.combination(child, {"0": zero, "1": one}.__getitem__, lambda name: factors)
         return make_plan(lineage.recipe_of(made), self._headers)
 
     def _chromosomes(self) -> list[list[TensorStep]]:
-        """The steps of a sum of all seeds, by module group."""
+        """The steps of a plan that sums all seeds, by module group."""
         sources = tuple(Source(seed.model, parameters={"weight": (Setting(1.0),)}) for seed in self.seeds)
         plan = make_plan(Recipe("linear", (Slice(sources),)), self._headers)
         steps = [step for step in plan.steps if not step.is_copy]
@@ -87,13 +87,13 @@ class Crossings:
 
 
 class _Products:
-    """Inner products of the seeds. The first question reads them; it raises CheckpointError where one holds NaN or an infinity."""
+    """Inner products of the seeds, computed on first use; raises CheckpointError then if a seed contains NaN or infinity."""
 
     def __init__(self, headers: Mapping[str, ModelHeader], chromosomes: Sequence[Sequence[TensorStep]]) -> None:
         self._headers, self._chromosomes = headers, chromosomes
 
     def before(self, chromosome: int, position: int) -> NDArray[np.float64]:
-        """As `SeedGram.before`."""
+        """See `SeedGram.before`."""
         return self._gram.before(chromosome, position)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""config -> the engine of a worker: its kind, its environment, its memory, and what merges need beside it."""
+"""config -> the engine of a worker: its kind, environment and memory, and the memory that merges need in addition."""
 
 import os
 from collections.abc import Mapping
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from evomerge.engine import Engine
 
 _REPLICATED = 1.05
-"""What a process of several holds over its part of the models: norms, and keys and values where there are fewer heads than processes, are whole in each."""
+"""With several processes, each holds its share of the models times this: norms are replicated, and so are keys and values if there are fewer heads
+than processes."""
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
-"""what config.json calls the longest sequence that a model was made for"""
+"""keys of config.json for the longest sequence that a model supports"""
 
 _ALLOWED_LONG = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
-"""a variable with which vLLM takes longer ones"""
+"""an environment variable that makes vLLM accept longer sequences"""
 
-_SAYS_MEMORY = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
-"""options of vLLM with which a user says himself what it may take"""
+_MEMORY_OPTIONS = {"gpu_memory_utilization", "kv_cache_memory_bytes"}
+"""vLLM options with which users limit its memory themselves"""
 
 
 def engine_kind(config: SearchConfig) -> str:
@@ -36,7 +37,10 @@ def engine_kind(config: SearchConfig) -> str:
 
 
 def check_engine_options(config: SearchConfig) -> None:
-    """Raises ConfigError for options that vLLM does not have or that an engine here cannot have, where it serves and is installed here."""
+    """Raise ConfigError for `engine.options` that vLLM does not have or that evomerge does not allow.
+
+    Only checked if vLLM is the engine; option names only if it is installed here.
+    """
     from evomerge.engine import vllm_option_names, vllm_options_refused
 
     if not config.engine.options or engine_kind(config) != "vllm":
@@ -50,41 +54,41 @@ def check_engine_options(config: SearchConfig) -> None:
 
 
 def worker_environment(config: SearchConfig) -> dict[str, str]:
-    """Variables that must be set before a worker's Python starts."""
+    """Environment variables that must be set before a worker's Python starts."""
     if isinstance(config.evaluation, SyntheticConfig):
         return {}
     from evomerge.engine import engine_environment
 
     threads = max(1, cpus_per_worker(config) // config.engine.tensor_parallel)
     variables = engine_environment(engine_kind(config), threads=threads)
-    if config.cluster.cpus_per_worker is not None:  # else Ray, or torch, decides
+    if config.cluster.cpus_per_worker is not None:  # otherwise Ray, or torch, decides
         variables.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(threads)))
     return variables
 
 
 def cpus_per_worker(config: SearchConfig) -> int:
-    """Cores that a worker has to itself: as configured, else one."""
+    """CPU cores per worker: as configured, otherwise one."""
     return max(1, int(config.cluster.cpus_per_worker or 1))
 
 
 def gpus_per_worker(config: SearchConfig) -> float:
-    """What a worker asks for where there are GPUs: as configured, else one for each process of its engine.
+    """GPUs per worker if there are GPUs: as configured, otherwise one for each process of its engine.
 
     Raises:
-        ConfigError: fewer GPUs than processes; none at all are an engine on the CPU.
+        ConfigError: there are fewer GPUs than processes, but not 0 (an engine on the CPU).
     """
     processes, wanted = config.engine.tensor_parallel, config.cluster.gpus_per_worker
     if wanted is None:
         return float(processes)
     if processes > 1 and 0 < wanted < processes:
         raise ConfigError(
-            f"cluster.gpus_per_worker: {wanted:g} is too few for engine.tensor_parallel, {processes}; leave it out, or give {processes}"
+            f"cluster.gpus_per_worker: {wanted:g} is too low for engine.tensor_parallel: {processes}; leave it out, or set it to {processes}"
         )
     return wanted
 
 
 def engine_bytes(config: SearchConfig, weight_bytes: float, dtype: str) -> float:
-    """What the engine here needs for weights that take `weight_bytes` in `dtype`: it holds them in the dtype that it computes in."""
+    """The memory that the engine on this machine needs for weights of `weight_bytes` in `dtype`, which it holds in its compute dtype."""
     from evomerge.engine import computes_on_cpu
 
     held: str = config.engine.dtype
@@ -96,13 +100,13 @@ def engine_bytes(config: SearchConfig, weight_bytes: float, dtype: str) -> float
 def gpu_memory_needs(
     config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None, methods: tuple[str, ...]
 ) -> dict[str, float]:
-    """What an engine and its merges need of each of its GPUs: the arguments of `vllm_memory_options`.
+    """What an engine and its merges need on each of its GPUs: the arguments of `vllm_memory_options`.
 
     Args:
         config: the configuration.
-        models: those that recipes may name, the one that is served first.
-        n_slots: layers that the engine has room for; None = the model's.
-        methods: that they are merged by.
+        models: the models that recipes may use; the first is the one that the engine serves.
+        n_slots: number of layers that the engine has room for; None = as many as the model has.
+        methods: merge methods of the recipes.
     """
     from evomerge.weights import gpu_methods
 
@@ -120,52 +124,52 @@ def gpu_memory_needs(
 
 
 def check_length(config: SearchConfig, model: ModelHeader) -> None:
-    """Raises ConfigError where `engine.max_model_len` is more than `model` has positions, which no engine would start with."""
+    """Raise ConfigError if `engine.max_model_len` exceeds the positions of `model`, since no engine would start then."""
     wanted, positions = config.engine.max_model_len, config_value(model.config, *POSITIONS)
     if wanted is None or not isinstance(positions, int) or wanted <= positions:
         return
     is_vllm = engine_kind(config) == "vllm"
     rope = config_value(model.config, "rope_scaling", "rope_parameters")
-    # settings of all layers, or by kind of layer
+    # settings for all layers, or for each kind of layer
     rotary = [rope, *rope.values()] if isinstance(rope, Mapping) else []
-    # either may stretch the positions, to vLLM
+    # vLLM extends the positions in either case
     stretched = "model_max_length" in model.config or any(
-        isinstance(item, Mapping) and "factor" in item for item in rotary
+        isinstance(settings, Mapping) and "factor" in settings for settings in rotary
     )
     allowed = os.environ.get(_ALLOWED_LONG, "0").strip().lower() in ("1", "true")
     if not is_vllm or not (stretched or "hf_overrides" in config.engine.options or allowed):
         raise ConfigError(
-            f"engine.max_model_len: {wanted:,} is more than the {positions:,} positions that config.json of {model.folder} allows; lower it"
+            f"engine.max_model_len: {wanted:,} is more than the {positions:,} positions that the config.json of {model.folder} allows; lower it"
         )
 
 
 def merge_methods(config: SearchConfig) -> tuple[str, ...]:
-    """What a search merges its models by."""
+    """The methods that a search merges models with."""
     return (PIECEWISE.name,) if crosses_models(config) else config.space.methods
 
 
 def ranks_of(methods: tuple[str, ...], models: Mapping[str, ModelHeader]) -> int:
-    """Bytes of the ranks that merges by `methods` keep, in the CPU's memory and again in that of a GPU that merges by them.
+    """Size in bytes of the ranks that merges with `methods` keep: in CPU memory, and as much again in GPU memory if a GPU merges with them.
 
     Args:
-        methods: of the merges.
-        models: those that recipes may name, the base first.
+        methods: merge methods.
+        models: the models that recipes may use, the base first.
     """
     return rank_bytes(methods, list(models.values())[1:])
 
 
 def engine_options(config: SearchConfig, needs: Mapping[str, float]) -> dict[str, Json]:
-    """The configuration's, with vLLM's share of the GPU where they do not say it."""
+    """The configured engine options; for vLLM with its share of the GPU memory, unless they set that."""
     from evomerge.engine import vllm_memory_options
 
     options = dict(config.engine.options)
-    if engine_kind(config) == "vllm" and not _SAYS_MEMORY & options.keys():
+    if engine_kind(config) == "vllm" and not _MEMORY_OPTIONS & options.keys():
         options |= vllm_memory_options(**needs)
     return options
 
 
 def start_engine(config: SearchConfig, model: ModelHeader, n_slots: int | None, options: dict[str, Json]) -> "Engine":
-    """An engine for models like `model`; with `n_slots` layers, where that is another number."""
+    """Start an engine for models like `model`; with room for `n_slots` layers if that differs from the model's number."""
     from evomerge.engine import make_engine
     from evomerge.weights import write_slots_folder
 
@@ -173,11 +177,11 @@ def start_engine(config: SearchConfig, model: ModelHeader, n_slots: int | None, 
     if wanted.tensor_parallel > 1:
         if kind != "vllm":
             raise ConfigError(
-                f"engine.tensor_parallel: {wanted.tensor_parallel} needs vLLM, and the engine here is {kind}"
+                f"engine.tensor_parallel: {wanted.tensor_parallel} needs vLLM, but the engine here is {kind}"
             )
         if n_slots not in (None, model.n_layers):
             raise ConfigError(
-                "engine.tensor_parallel: an engine with slots for layers is one process; use more workers instead"
+                "engine.tensor_parallel: an engine for stacked layers runs in one process; set it to 1, and use more workers instead"
             )
         options = options | {"tensor_parallel_size": wanted.tensor_parallel}
 

@@ -1,4 +1,4 @@
-"""config -> the evaluator of a worker. Runs in the worker's process; `make_evaluator` is named by the pools as data."""
+"""config -> the evaluator of a worker. Runs in the worker's process; pools refer to `make_evaluator` by its name."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -28,7 +28,7 @@ FACTORY = "evomerge.build.evaluators:make_evaluator"
 
 
 def make_evaluator(settings: Mapping[str, Json]) -> Evaluator:
-    """The evaluator that `evaluator_settings` describes.
+    """Make the evaluator that `evaluator_settings` describes.
 
     Raises:
         EvomergeError: a model, a task or the engine cannot be loaded.
@@ -43,7 +43,7 @@ def make_evaluator(settings: Mapping[str, Json]) -> Evaluator:
         refuse_other_sources(marks, config, models)
     first, splits = next(iter(models.values())), [Split(name) for name in cast(list[str], settings["splits"])]
     with ExitStack() as stack:
-        # before the engine, which takes minutes where these take seconds and may have something wrong
+        # before the engine: this takes seconds and may fail, the engine takes minutes
         tasks = load_tasks(config, wanted, first, splits, code_processes=cpus_per_worker(config))
         stack.callback(tasks.close)
         evaluator = _lm_eval(
@@ -66,15 +66,15 @@ def evaluator_settings(
     methods: tuple[str, ...] | None = None,
     marks: Mapping[str, Json] | None = None,
 ) -> dict[str, Json]:
-    """What `make_evaluator` needs, as JSON.
+    """The settings for `make_evaluator`, as JSON.
 
     Args:
         config: the configuration.
-        models: those that recipes may name, the one that lends its tokenizer first; default: the config's.
-        n_slots: layers that the engine has room for; None = the models'.
-        splits: whose items every task must have; None = those that a search looks at.
-        methods: of the recipes; None = the config's.
-        marks: `source_marks`, which the models and tasks must have where the evaluator is made; None = any.
+        models: the models that recipes may use; the first provides the tokenizer; default: the config's.
+        n_slots: number of layers that the engine has room for; None = as many as the models have.
+        splits: splits that every task must have items of; None = those that a search uses.
+        methods: merge methods of the recipes; None = the config's.
+        marks: `source_marks` that the models and tasks must have on the machine of the evaluator; None = do not check.
     """
     return {
         "config": config.model_dump(mode="json"),
@@ -107,7 +107,7 @@ def _lm_eval(
     methods: tuple[str, ...],
     stack: ExitStack,
 ) -> "LmEvalEvaluator":
-    """An evaluator with a running engine; `stack` closes what has been started."""
+    """Make an evaluator with a running engine, which `stack` closes on failure."""
     from evomerge.engine import source_room
     from evomerge.evaluation import LmEvalEvaluator
     from evomerge.weights import Merger, WeightPool
@@ -117,7 +117,7 @@ def _lm_eval(
     needs = gpu_memory_needs(config, headers, n_slots, methods)
     options = engine_options(config, needs)
     gpu_bytes = source_room(options, gpus=needs["gpus"]) if engine_kind(config) == "vllm" else None
-    # before the engine, which on a GPU leaves torch one thread, by which a merger would go
+    # before the engine, which on a GPU sets torch to one thread: the merger takes its number of threads from torch
     merger = Merger(pool, gpu_bytes=gpu_bytes)
     engine = start_engine(config, first, n_slots, options)
     stack.callback(engine.close)

@@ -1,4 +1,4 @@
-"""Marks by which a run recognises its models and tasks: when it is resumed, and on every machine that evaluates for it."""
+"""Fingerprints of a run's models and tasks, checked when it is resumed and on every machine that evaluates for it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from evomerge.plan import ModelHeader
 from evomerge.plan.model_header import FileStamp
 
 SAMPLE_BYTES = 1 << 16
-"""read from both ends of every shard: a model that was trained further differs everywhere, so this is enough to notice"""
+"""read from both ends of every shard; this is enough to notice further training, which changes weights everywhere"""
 
 
 def source_marks(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> dict[str, dict[str, str]]:
-    """`{"models": {what recipes call it: fingerprint}, "tasks": {file or name: fingerprint}}`."""
+    """`{"models": {name in recipes: fingerprint}, "tasks": {file or name: fingerprint}}`."""
     return {
         "models": {name: model_fingerprint(header) for name, header in headers.items()},
         "tasks": {spec.task: task_fingerprint(spec) for spec in task_specs(config)},
@@ -26,15 +26,20 @@ def source_marks(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> di
 def refuse_other_sources(
     marks: Mapping[str, Mapping[str, str]], config: SearchConfig, headers: Mapping[str, ModelHeader]
 ) -> None:
-    """Raises ConfigError where the models or tasks of this machine are not those of `marks`, of the machine that started the search."""
+    """Raise ConfigError if the models or tasks on this machine differ from `marks`, those of the machine that started the search."""
     here = source_marks(config, headers)
     other = [f"{kind} {name}" for kind in marks for name, mark in marks[kind].items() if here[kind].get(name) != mark]
     if other:
-        raise ConfigError(f"not the same as where the search was started: {', '.join(other)}; copy them from there")
+        raise ConfigError(
+            f"these differ from the machine that started the search: {', '.join(other)}; copy them from there"
+        )
 
 
 def model_fingerprint(header: ModelHeader) -> str:
-    """A hash of a model's configuration, tensor table, and both ends of every file, its adapter's too; reads kilobytes, whatever the size."""
+    """A hash of a model's configuration, its tensor table, and both ends of every file, including its adapter's.
+
+    Reads at most 128 KiB per file, however large it is.
+    """
     table: dict[str, Json] = {}
     for name, tensor in header.tensors.items():
         table[name] = [tensor.file, tensor.dtype, list(tensor.shape), tensor.start, tensor.end]

@@ -1,4 +1,4 @@
-"""The items of a configuration's tasks, loaded without an engine: what the workers score, and what `evomerge validate --items` tells of it."""
+"""The items of a configuration's tasks, loaded without an engine: for the workers, and for `evomerge validate --items`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from evomerge.evaluation.items import Items
 
 _MANY = 300
-"""More search items of a task than this are hardly worth it for every candidate (docs/tasks.md)."""
+"""Scoring every candidate on more search items per task than this is rarely worth it (docs/tasks.md)."""
 
 
 def load_tasks(
     config: SearchConfig, wanted: LmEvalConfig, model: ModelHeader, splits: Sequence[Split], *, code_processes: int = 1
 ) -> "TaskSet":
-    """The tasks with their requests, ready to be put to an engine.
+    """Load the tasks with their requests, ready to be sent to an engine.
 
     Args:
         config: the configuration.
         wanted: its evaluation.
-        model: whose tokenizer is used.
-        splits: whose items every task must have.
-        code_processes: so many score the answers to a task that runs code.
+        model: the model that provides the tokenizer.
+        splits: splits that every task must have items of.
+        code_processes: number of processes that score the answers to a task that runs code.
 
     Raises:
-        EvaluationError: a task cannot be loaded, has no such items, or has some that `engine.max_model_len` is too short for.
+        EvaluationError: a task cannot be loaded, has no items on one of the splits, or has items that are longer than `engine.max_model_len`.
     """
     from evomerge.evaluation import TaskSet
 
@@ -54,10 +54,10 @@ def load_tasks(
 
 
 def describe_items(problem: Problem) -> list[str]:
-    """How many items each split of each task has, and how many tokens they are: as a search loads them, without an engine.
+    """Describe the number of items of each split of each task and their tokens, as a search loads them.
 
     Raises:
-        EvaluationError: as `load_tasks`.
+        EvaluationError: see `load_tasks`.
     """
     config, wanted = problem.config, problem.config.evaluation
     if not isinstance(wanted, LmEvalConfig):
@@ -81,8 +81,8 @@ def describe_items(problem: Problem) -> list[str]:
             )
         if wanted.search_items is None and len(items[Split.SEARCH][name]) > _MANY:
             lines.append(
-                f"note        {name}: every candidate is scored on all these search items; with evaluation.search_items, for example 50, the same budget "
-                "of items gives more candidates"
+                f"note        {name}: every candidate is scored on all these search items; with evaluation.search_items, e.g. 50, the same number "
+                "of scored items gives more candidates"
             )
     search = items[Split.SEARCH].values()
     asked = sum(len(part.likelihoods) + len(part.generations) for part in search)
@@ -94,13 +94,13 @@ def describe_items(problem: Problem) -> list[str]:
     longest = max(part.longest for parts in items.values() for part in parts.values())
     if config.engine.max_model_len is None and isinstance(positions, int) and longest > positions:
         lines.append(
-            f"note        the models' config.json allows {positions:,} positions, fewer than the longest item needs: the engine will refuse such items; "
+            f"note        the models' config.json allows {positions:,} positions, fewer than the longest item needs, so the engine will refuse it; "
             "shorten the prompts, or lower generation_kwargs.max_gen_toks in the task file"
         )
     return lines
 
 
 def _count(items: "Items") -> str:
-    """How many there are, and of how many they were drawn."""
+    """The number of items, and if they are a sample, of how many they were drawn from."""
     drawn_from = sum(round(part.represents * (len(part) + part.n_dropped)) for part in items.parts)
     return f"{len(items):,}" + (f" of {drawn_from:,}" if drawn_from > len(items) + items.n_dropped else "")

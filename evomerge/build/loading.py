@@ -1,4 +1,4 @@
-"""`load_config`: a configuration file with what a search sets unless told otherwise written out, so that a run keeps what it began with."""
+"""`load_config`: reads a configuration and writes out defaults that depend on other settings, so that a run keeps them when it is resumed."""
 
 import json
 import os
@@ -14,28 +14,28 @@ from evomerge.core import ConfigError, FilePath
 from evomerge.recipe import METHODS, default_switches
 
 AnyConfig = SearchConfig | FilePath | Mapping[str, Any]
-"""a configuration, or its file or settings"""
+"""a configuration, a configuration file, or a mapping of settings"""
 
 
 def as_config(config: AnyConfig) -> SearchConfig:
-    """The configuration, loaded where it is not.
+    """Load the configuration unless it is loaded already.
 
     Raises:
-        ConfigError: as `load_config`.
+        ConfigError: see `load_config`.
     """
     return config if isinstance(config, SearchConfig) else load_config(config)
 
 
 def load_config(path: FilePath | Mapping[str, Any], overrides: Overrides = ()) -> SearchConfig:
-    """Reads a configuration; model, task, recipe and data paths become absolute (relative ones count from the file).
+    """Read a configuration and make the paths of models, task files and recipe files absolute (they are relative to the file).
 
     Args:
-        path: YAML file, or the settings themselves, whose relative paths count from the working directory.
-        overrides: `a.b=value` settings, one or several, the value read as YAML, or a mapping of `a.b` to values; `tasks.0.limit` reaches into
-            a list.
+        path: YAML file, or a mapping of settings, whose paths are relative to the working directory.
+        overrides: `a.b=value` settings, one or several, with the value in YAML, or a mapping of `a.b` to values; `tasks.0.limit` is a setting
+            of a list element.
 
     Raises:
-        ConfigError: no such file, not YAML, or wrong; the message lists every wrong key with the nearest valid one.
+        ConfigError: the file is missing, not YAML, or invalid; the message lists every wrong key with the nearest valid one.
     """
     if isinstance(overrides, Mapping):
         overrides = _plain(overrides)
@@ -49,9 +49,9 @@ def load_config(path: FilePath | Mapping[str, Any], overrides: Overrides = ()) -
 
 
 def _with_switches(config: SearchConfig) -> SearchConfig:
-    """With what the method's switches are set to where weights are searched."""
+    """Add the values that a search over weights gives to the method's switches by default."""
     space = config.space
-    # of several methods each has its own switches, which its template sets
+    # with several methods, the template of each sets its switches
     spec = METHODS.get(space.method) if isinstance(space.method, str) else None
     if spec is None or config.models is None or crosses_models(config) or not space.searches_weights:
         return config
@@ -60,7 +60,7 @@ def _with_switches(config: SearchConfig) -> SearchConfig:
 
 
 def _with_effort(config: SearchConfig) -> SearchConfig:
-    """With the number of evaluations and of workers that nevergrad chooses its optimiser by."""
+    """Add the numbers of evaluations and workers to nevergrad's options, by which it chooses its optimiser."""
     if config.strategy.name != "nevergrad":
         return config
     n_evaluations, n_workers = config.budget.evaluations, config.cluster.workers
@@ -73,7 +73,7 @@ def _with_effort(config: SearchConfig) -> SearchConfig:
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings as YAML would give them: paths are texts, tuples and arrays lists."""
+    """The same settings as plain YAML types: paths become strings, tuples and arrays become lists."""
 
     def plain_form(value: Any) -> Any:
         if isinstance(value, os.PathLike):
@@ -81,7 +81,7 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, np.ndarray | np.generic):
             return value.tolist()
         raise ConfigError(
-            f"{value!r} cannot be a setting; expected texts, numbers, paths, true, false, lists and mappings of them, got {type(value).__name__}"
+            f"{value!r} cannot be a setting; expected strings, numbers, paths, true, false, or lists and mappings of these, got {type(value).__name__}"
         )
 
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=plain_form))

@@ -1,4 +1,4 @@
-"""Recipes of the user's own that a search is compared with and starts from: read from files and checked."""
+"""The user's own recipes (`baselines.recipes`), which a search is compared with and starts from: read from files and checked."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from evomerge.plan import RANKED_METHODS, ModelHeader, keeps_ranks, make_plan
 from evomerge.recipe import Recipe, read_recipe, with_folders
 
 _PREFIX = "recipe:"
-"""of the names of these baselines"""
+"""prefix of the names of these baselines"""
 
 
 def own_recipes(
@@ -19,16 +19,16 @@ def own_recipes(
     models: Mapping[str, tuple[str, str | None]],
     n_layers: int | None,
 ) -> dict[str, Recipe]:
-    """`recipe:<name of the file>` -> recipe, for every file of `baselines.recipes`.
+    """`recipe:<file name without suffix>` -> recipe, for every file of `baselines.recipes`.
 
     Args:
         config: the configuration.
-        headers: what recipes call a model -> header.
-        models: what recipes call a model -> its folder and that of its adapter.
-        n_layers: most layers that the engine has room for; None = those of the first model, and no fewer.
+        headers: model name in recipes -> header.
+        models: model name in recipes -> its folder and that of its adapter.
+        n_layers: maximum number of layers that the engine has room for; None = exactly as many as the first model has.
 
     Raises:
-        ConfigError: a file that is no recipe, a recipe that the engine cannot hold, or two of one name.
+        ConfigError: a file is not a recipe, the engine cannot serve a recipe, or two files have the same name.
     """
     folders = {os.path.realpath(folder): folder for place in models.values() for folder in place if folder is not None}
     found: dict[str, Recipe] = {}
@@ -46,7 +46,7 @@ def own_recipes(
 
 
 def refuse_own_vocabulary(recipe: Recipe) -> None:
-    """Raises RecipeError where a recipe has a vocabulary or chat template of its own, in which an engine cannot score it."""
+    """Raise RecipeError if a recipe sets its own vocabulary or chat template, since an engine cannot score it with these."""
     for setting in ("tokenizer", "chat_template"):
         if getattr(recipe, setting) is not None:
             raise RecipeError(
@@ -56,20 +56,20 @@ def refuse_own_vocabulary(recipe: Recipe) -> None:
 
 
 def _check_fits(recipe: Recipe, config: SearchConfig, headers: Mapping[str, ModelHeader], n_layers: int | None) -> None:
-    """Raises RecipeError where the search's engine and sources do not do for the recipe."""
-    strange = [model for model in recipe.models() if model not in headers]
-    if strange:
-        raise RecipeError(f"uses {', '.join(strange)}, which models does not list")
+    """Raise RecipeError if the recipe cannot be evaluated with the models and the engine of the search."""
+    unknown = [model for model in recipe.models() if model not in headers]
+    if unknown:
+        raise RecipeError(f"the recipe uses {', '.join(unknown)}; add it to models, or change the recipe")
     refuse_own_vocabulary(recipe)
     plan = make_plan(recipe, headers)
     alike = RANKED_METHODS if recipe.method in RANKED_METHODS else (recipe.method,)
     if any(map(keeps_ranks, plan.steps)) and not set(config.space.methods) & set(alike):
         raise RecipeError(
-            f"{recipe.method} keeps ranks of all weights in memory, for which only a search over such a method has room; "
-            "score the recipe with `evomerge eval`"
+            f"{recipe.method} keeps ranks of all weights in memory, and a search reserves memory for these only if space.method does too; "
+            "score the recipe with `evomerge eval` instead"
         )
     depth, wanted = plan.n_layers, n_layers or next(iter(headers.values())).n_layers
     if depth != wanted and (n_layers is None or depth > wanted):
         raise RecipeError(
-            f"makes a model of {depth} layers; the search's have {'at most ' if n_layers else ''}{wanted}"
+            f"the recipe makes a model of {depth} layers, but models of this search have {'at most ' if n_layers else ''}{wanted}"
         )

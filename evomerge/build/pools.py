@@ -26,20 +26,20 @@ class RunPool(WorkerPool, Protocol):
 
     @property
     def n_workers(self) -> int:
-        """How many workers there are, or will be as soon as there is room."""
+        """The number of workers, including those that start as soon as there is room."""
         ...
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers."""
         ...
 
 
 def worker_pool(problem: Problem, directory: RunDirectory) -> AbstractContextManager[RunPool]:
-    """The worker pool of a configuration; closed at the end.
+    """The worker pool of a configuration, as a context manager that closes it.
 
     Raises:
-        ConfigError: so many workers do not fit.
-        EngineError: no Ray cluster answers.
+        ConfigError: this machine has no room for the configured number of workers.
+        EngineError: the Ray cluster does not answer.
     """
     config = problem.config
 
@@ -105,24 +105,27 @@ def _ray_pool(
         try:
             yield pool
         finally:
-            # The workers of a Ray of our own end with it. A signal to every process has ended it already, and then it would never answer.
+            # A local Ray, started by this session, ends its workers itself; if a signal to all processes has ended it already, it would never answer.
             if session.folder is None:
                 pool.close()
 
 
 def _temporary_files(folder: Path) -> dict[str, str]:
-    """Variables that send a worker's temporary files to `folder`, with which they go however the worker ends. What torch compiles stays for the next."""
+    """Environment variables that put a worker's temporary files into `folder`, so that they are deleted with it however the worker ends.
+
+    Code compiled by torch stays outside, so that later workers can reuse it.
+    """
     compiled = Path(gettempdir()) / f"torchinductor_{os.getuid()}"
     return {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))}
 
 
 def cores_beside(gpus: float, nodes: Iterable[Mapping[str, float]], most: float = math.inf) -> float:
-    """Cores that a worker with `gpus` computes with: enough are there for all GPUs of every one of `nodes`. 1 without GPUs.
+    """CPU cores for a worker with `gpus` GPUs, such that workers can use all GPUs of every node; 1 without GPUs.
 
     Args:
-        gpus: of the worker.
-        nodes: resources of each.
-        most: cores of a node that this process may use.
+        gpus: GPUs per worker.
+        nodes: the resources of each node.
+        most: maximum number of cores of a node that this process may use.
     """
     shares = [
         gpus * min(most, node.get("CPU", 0.0)) / node["GPU"] for node in nodes if node.get("GPU", 0.0) >= gpus > 0

@@ -1,4 +1,4 @@
-"""config -> the search problem: models, space, objectives, baselines, recipes. Reads model headers, never a weight."""
+"""config -> the search problem: models, space, objectives, baselines, recipes. Reads model headers, never weights."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -51,15 +51,15 @@ from evomerge.space import Parameter, SearchSpace
 
 @dataclass(frozen=True)
 class Problem:
-    """What is searched.
+    """A search problem.
 
     Attributes:
-        config: the configuration it follows from.
-        headers: what recipes call a model -> header, the base first; empty for the synthetic evaluation.
-        template: point -> recipe; None for the synthetic evaluation.
-        tasks: the name of every score that evaluations will have -> its task; empty for the synthetic evaluation.
-        crossings: what crossovers are made of; None where the strategy proposes points.
-        own: the user's own recipes that are baselines, by name.
+        config: the configuration that it was made from.
+        headers: model name in recipes -> header, the base first; empty for the synthetic evaluation.
+        template: makes recipes from points; None for the synthetic evaluation.
+        tasks: name of every score that evaluations will have -> its task; empty for the synthetic evaluation.
+        crossings: seed models and chromosomes of crossovers; None if the strategy proposes points.
+        own: the user's own recipes among the baselines, by name.
     """
 
     config: SearchConfig
@@ -71,7 +71,7 @@ class Problem:
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        """The scores that evaluations will have."""
+        """The names of the scores that evaluations will have."""
         if not isinstance(self.config.evaluation, SyntheticConfig):
             return tuple(self.tasks)
         from evomerge.evaluation.synthetic import synthetic_task_names
@@ -80,7 +80,7 @@ class Problem:
 
     @property
     def _costs(self) -> Collection[str]:
-        """The costs that evaluations will have."""
+        """The names of the costs that evaluations will have."""
         if not isinstance(self.config.evaluation, SyntheticConfig):
             return COSTS
         from evomerge.evaluation.synthetic import SYNTHETIC_COSTS
@@ -89,7 +89,7 @@ class Problem:
 
     @property
     def max_slots(self) -> int | None:
-        """Layers that the engine must have room for; None where every candidate is as deep as the base."""
+        """Number of layers that the engine must have room for; None if all candidates have as many as the first model."""
         return self.template.max_slots if isinstance(self.template, StackTemplate) else None
 
     @cached_property
@@ -102,25 +102,26 @@ class Problem:
 
     @cached_property
     def objectives(self) -> tuple[Objective, ...]:
-        """What is optimised: the configured objectives, else every task.
+        """What is optimised: the configured objectives, or by default every task.
 
         Raises:
-            ConfigError: an objective that no task produces, or that appears twice, or none that has a weight.
+            ConfigError: an objective is not produced by any task or appears twice, or all weights are 0.
         """
         if not self.config.objectives:
             return tuple(Objective(name) for name in self.task_names)
-        wanted = [item.name for item in self.config.objectives]
+        wanted = [objective.name for objective in self.config.objectives]
         for name in wanted:
             if wanted.count(name) > 1:
                 raise ConfigError(f"objectives: {name!r} appears twice")
-        if all(item.weight == 0.0 for item in self.config.objectives):
-            raise ConfigError("objectives: every weight is 0; one must be positive")
+        if all(objective.weight == 0.0 for objective in self.config.objectives):
+            raise ConfigError("objectives: every weight is 0; at least one must be positive")
         known = [*self.task_names, *(f"cost.{name}" for name in self._costs)]
         for name in wanted:
             if name not in known:
                 raise ConfigError(f"objectives: no task produces {name!r}; known: {', '.join(known)}")
         return tuple(
-            Objective(item.name, _direction(item), item.weight, item.reference) for item in self.config.objectives
+            Objective(objective.name, _direction(objective), objective.weight, objective.reference)
+            for objective in self.config.objectives
         )
 
     @cached_property
@@ -128,7 +129,7 @@ class Problem:
         return None if self.crossings is None else self.crossings.lineage()
 
     def recipe(self, candidate: Candidate, entries: Mapping[str, Entry]) -> Recipe | None:
-        """The recipe of a candidate; None for the synthetic evaluation. `entries` knows a crossover and its ancestors."""
+        """The recipe of a candidate; None for the synthetic evaluation. `entries` must contain a crossover and its ancestors."""
         if self._lineage is not None:
             made = self._lineage.recipe_of(self._combination(self._lineage, candidate, entries), name=candidate.id)
         elif self.template is None:
@@ -138,20 +139,20 @@ class Problem:
         return with_adapters(made, adapted_models(self.config))
 
     def check(self, candidate: Candidate, entries: Mapping[str, Entry]) -> None:
-        """Refuses what is no candidate: coordinates that are no point of the space, or unknown parents.
+        """Check that a candidate is valid.
 
         Raises:
-            SpaceError: why.
+            SpaceError: its coordinates are not a point of the space, or a parent is unknown.
         """
         if isinstance(candidate.genome, CrossoverGenome):
             unknown = [name for name in candidate.genome.parents if name not in entries]
             if unknown:
-                raise SpaceError(f"there is no parent {', '.join(unknown)}")
+                raise SpaceError(f"unknown parents: {', '.join(unknown)}")
         else:
             self.space.decode(candidate.point)
 
     def factors(self, candidate: Candidate, entries: Mapping[str, Entry]) -> list[float] | None:
-        """What the parents of a crossover are multiplied by, as the journal keeps it; None for other candidates."""
+        """The factors of a crossover's parents, as stored in the journal; None for other candidates."""
         if self._lineage is None:
             return None
         factors = self._combination(self._lineage, candidate, entries).factors
@@ -173,7 +174,7 @@ class Problem:
         return Recipe.from_json(entry.recipe) if entry.recipe is not None else self.recipe(entry.candidate(), entries)
 
     def baselines(self) -> list[Baseline]:
-        """The recipes that are evaluated first."""
+        """The recipes that are evaluated before the search."""
         if self.template is None:
             return []
         points = self.template.baseline_values(self.config.baselines.task_arithmetic)
@@ -199,7 +200,7 @@ class Problem:
 
     @cached_property
     def own_values(self) -> dict[str, dict[str, float]]:
-        """For each of the user's own recipes that is a point of the space, its parameter values."""
+        """The parameter values of each of the user's own recipes that lies in the space."""
         if self.template is None or self.crossings is not None:
             return {}
         values = {name: values_in_space(recipe, self.template, self.headers) for name, recipe in self.own.items()}
@@ -207,20 +208,20 @@ class Problem:
 
     @cached_property
     def marks(self) -> dict[str, dict[str, str]]:
-        """`source_marks` of its models and tasks."""
+        """`source_marks` of the models and tasks."""
         return source_marks(self.config, self.headers)
 
     @cached_property
     def candidate_bytes(self) -> int:
-        """Size of a candidate's weights. Plans samples of the space and every baseline, so that what cannot be merged shows now.
+        """Size of a candidate's weights. Plans samples of the space and every baseline, to find merges that would fail before the search starts.
 
         Raises:
-            EvomergeError: models that do not fit each other or the method.
+            EvomergeError: the models are incompatible with each other or with the method.
         """
         if self.template is None:
             return 0
         if isinstance(self.template, StackTemplate):
-            # any layer may come last, and engines hold one vocabulary
+            # layers of any model may come last, and engines have one vocabulary
             first, *others = next(self.template.samples()).models()
             check_compatible(self.headers[first], {key: self.headers[key] for key in others}, any_depth=True)
         for recipe in self._baseline_recipes().values():
@@ -231,29 +232,29 @@ class Problem:
         return last
 
 
-def _direction(item: ObjectiveConfig) -> Direction:
-    """As configured; else scores are maximised, and costs minimised but for those of `HIGHER_IS_BETTER`."""
-    if item.direction:
-        return Direction(item.direction)
-    cost = item.name.removeprefix("cost.")
-    return Direction.MINIMIZE if cost != item.name and cost not in HIGHER_IS_BETTER else Direction.MAXIMIZE
+def _direction(objective: ObjectiveConfig) -> Direction:
+    """The configured direction; by default scores are maximised, and costs minimised except those in `HIGHER_IS_BETTER`."""
+    if objective.direction:
+        return Direction(objective.direction)
+    cost = objective.name.removeprefix("cost.")
+    return Direction.MINIMIZE if cost != objective.name and cost not in HIGHER_IS_BETTER else Direction.MAXIMIZE
 
 
 def make_problem(config: SearchConfig, *, begun: bool = False, coordinates: Collection[str] = ()) -> Problem:
-    """The problem of a configuration.
+    """Make the problem of a configuration.
 
     Args:
         config: the configuration.
-        begun: of a run that goes on, whose budget may end before the first generation does.
-        coordinates: the parameters that the space of such a run has.
+        begun: the run has already been started; skips checks that only matter for a new search.
+        coordinates: names of the parameters in the space of such a run.
 
     Raises:
-        ConfigError: everything that is wrong with the models, the space, the tasks, the objectives and the strategy, together.
+        ConfigError: the models, space, tasks, objectives or strategy are invalid; the message lists all problems.
     """
     if isinstance(config.evaluation, SyntheticConfig):
         if crosses_models(config):
             raise ConfigError(
-                "strategy m2n2 crosses models and the synthetic evaluation has none; set strategy.on: recipes"
+                "strategy m2n2 crosses models, but the synthetic evaluation has none; set strategy.on: recipes"
             )
         return _checked(Problem(config, {}, None, {}), begun=begun)
     errors: list[str] = []
@@ -269,7 +270,7 @@ def make_problem(config: SearchConfig, *, begun: bool = False, coordinates: Coll
     tasks, wrong = checked_tasks(config, begun=begun)
     errors += wrong
     if errors:
-        if len(headers) == len(listed_models(config)):  # what tasks have no part in
+        if len(headers) == len(listed_models(config)):  # checks that do not depend on tasks
             errors += _errors_of(lambda: recipe_template(config, headers, coordinates), lambda: check_options(config))
         raise ConfigError(_listed(errors) + _needed(config))
     try:
@@ -281,9 +282,9 @@ def make_problem(config: SearchConfig, *, begun: bool = False, coordinates: Coll
 
 
 def problem_of_run(config: SearchConfig, headers: Mapping[str, ModelHeader], coordinates: Collection[str]) -> Problem:
-    """The problem of a run that has been checked when it was started, from the headers of its models: plans and strategy are not tried again.
+    """Make the problem of an existing run from the headers of its models, without the checks that were made when it was started.
 
-    `coordinates` are the parameters of its space.
+    `coordinates` are the names of the parameters of its space.
     """
     return (
         make_problem(config, begun=True)
@@ -293,7 +294,7 @@ def problem_of_run(config: SearchConfig, headers: Mapping[str, ModelHeader], coo
 
 
 def _checked(problem: Problem, *, begun: bool) -> Problem:
-    """The problem itself, after the checks that need it whole."""
+    """Run the checks that need the complete problem, and return it."""
     errors = _errors_of(
         lambda: problem.objectives,
         lambda: problem.candidate_bytes,
@@ -314,7 +315,7 @@ def _checked(problem: Problem, *, begun: bool) -> Problem:
 
 
 def _errors_of(*checks: Callable[[], object]) -> list[str]:
-    """What each of the checks raises."""
+    """The messages of the errors that the checks raise."""
     errors = []
     for check in checks:
         try:
@@ -325,14 +326,14 @@ def _errors_of(*checks: Callable[[], object]) -> list[str]:
 
 
 def _check_directions(problem: Problem) -> None:
-    """Raises ConfigError where a score of which lower is better would be maximised, only because no direction is given."""
-    chosen = {item.name for item in problem.config.objectives if item.direction is not None}
-    optimised = {item.name for item in problem.objectives}
+    """Raise ConfigError if a score that is better when lower would be maximised just because no direction is given."""
+    chosen = {objective.name for objective in problem.config.objectives if objective.direction is not None}
+    optimised = {objective.name for objective in problem.objectives}
     for name, spec in problem.tasks.items():
         if lower_is_better(spec) and name in optimised - chosen:
             raise ConfigError(
-                f"objectives: for task {name!r} lower is better ({spec.task}: higher_is_better: false), but tasks are maximised by "
-                f"default; list the objectives, this one as {{name: {name}, direction: minimize}}"
+                f"objectives: task {name!r} is better when lower ({spec.task}: higher_is_better: false), but tasks are maximised by "
+                f"default; list the objectives, and this one as {{name: {name}, direction: minimize}}"
             )
 
 
@@ -348,7 +349,7 @@ def _listed(errors: list[str]) -> str:
 
 
 def _needed(config: SearchConfig) -> str:
-    """What the configuration says about getting its models and tasks, if one of them is not there."""
+    """The configuration's note on how to get its models and tasks, if one of them is missing."""
     return f"\nwhat this configuration needs: {config.needs}" if config.needs and not sources_exist(config) else ""
 
 
@@ -358,6 +359,6 @@ def _problem(
     tasks: Mapping[str, TaskSpec],
     coordinates: Collection[str],
 ) -> Problem:
-    template = recipe_template(config, headers, coordinates)  # which checks the groups
+    template = recipe_template(config, headers, coordinates)  # first, since it checks the groups
     crossings = Crossings(config, headers) if crosses_models(config) else None
     return Problem(config, headers, template, tasks, crossings)

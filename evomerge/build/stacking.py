@@ -22,7 +22,7 @@ from evomerge.recipe import (
 )
 
 USUAL_SCALES = (0.5, 2.0)
-"""bounds of scales unless told otherwise"""
+"""default bounds of scales"""
 
 
 def stack_template(
@@ -33,28 +33,28 @@ def stack_template(
     merge: RecipeTemplate | None,
     plain: RecipeTemplate,
 ) -> StackTemplate:
-    """The template of a configuration whose space has `stacking`.
+    """Make the template of a configuration with `space.stacking`.
 
     Args:
         config: the configuration.
         wanted: its `space.stacking`.
-        headers: what recipes call a model -> header, the base first.
-        merge: the parameter-space merge of `space`, where `wanted.parameters` asks for it.
-        plain: makes the baselines, which are not stacked.
+        headers: model name in recipes -> header, the base first.
+        merge: template of the merge by `space.method`, if `wanted.parameters` is set.
+        plain: template of the baselines, which are not stacked.
 
     Raises:
-        ConfigError: settings that contradict each other or name no model.
-        SpaceError: no path fits them.
-        RecipeError: an architecture whose scales cannot be folded.
+        ConfigError: settings contradict each other or name an unknown model.
+        SpaceError: no path satisfies the settings.
+        RecipeError: scales cannot be folded into the weights of this architecture.
     """
     if config.engine.tensor_parallel > 1:
         raise ConfigError(
-            "stacking: an engine of several processes serves one depth only; set engine.tensor_parallel: 1"
+            "stacking: an engine with several processes serves only one depth; set engine.tensor_parallel: 1"
         )
     base, experts = config.base_key, config.expert_keys
     if merge is not None and MERGED in experts:
         raise ConfigError(
-            f"models.experts.{MERGED}: with stacking.parameters the merge has this name; give the expert another name"
+            f"models.experts.{MERGED}: this name is reserved for the merge with stacking.parameters; rename the expert"
         )
     keys = {**experts, **({"base": base} if base is not None else {})}
     models = StackedModels(experts, base, {name: headers[key].n_layers for name, key in keys.items()})
@@ -62,7 +62,7 @@ def stack_template(
     out_dtype = written_dtype(config, headers)
     dtype = "float16" if "float16" in (out_dtype, first.dtype, config.engine.dtype) else out_dtype
     frame = _frame(wanted, models.n_layers, merged=merge is not None, dtype=dtype)
-    folding, *_ = [folding_of(headers[key]) for key in keys.values()]  # which refuses what differs by position
+    folding, *_ = [folding_of(headers[key]) for key in keys.values()]  # refuses models whose layers differ by position
     tensors = [name for header in headers.values() for name in header.tensors]
     return StackTemplate(
         models=models,
@@ -75,14 +75,14 @@ def stack_template(
 
 
 def _frame(wanted: StackingConfig, depths: Mapping[str, int], *, merged: bool, dtype: str) -> StackFrame:
-    """What all paths have in common. The merge counts as one more model, as deep as the others."""
+    """The limits that all paths share. The merge counts as another model, of the same depth as the first."""
     n_layers = {**({MERGED: next(iter(depths.values()))} if merged else {}), **depths}
     layers = _usable_layers(wanted, n_layers)
     ends = wanted.ends or next(iter(layers))
     depth = n_layers[ends]
     if wanted.encoding in ("moves", "swap") and any(n_layers[name] != depth for name in layers):
         raise ConfigError(
-            f"stacking: the encoding {wanted.encoding} needs models of equal depth; "
+            f"stacking: encoding {wanted.encoding} needs models of equal depth; "
             + ", ".join(f"{name} has {n_layers[name]}" for name in layers)
         )
     fixed = wanted.fixed_first + wanted.fixed_last
@@ -110,7 +110,7 @@ def _frame(wanted: StackingConfig, depths: Mapping[str, int], *, merged: bool, d
 
 
 def _usable_layers(wanted: StackingConfig, n_layers: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """The layers of every model that a path may take: unless told otherwise all of the merge's and of every expert's."""
+    """The layers of every model that a path may use; by default all layers of the merge and of every expert."""
     named = wanted.models or dict.fromkeys((name for name in n_layers if name != "base"), None)
     unknown = [name for name in [*named, *([wanted.ends] if wanted.ends else [])] if name not in n_layers]
     if unknown:
@@ -121,7 +121,7 @@ def _usable_layers(wanted: StackingConfig, n_layers: Mapping[str, int]) -> dict[
         first, last = part or (0, n_layers[name])
         if not 0 <= first < last <= n_layers[name]:
             raise ConfigError(
-                f"stacking.models.{name}: [{first}, {last}] must lie within the {n_layers[name]} layers it has"
+                f"stacking.models.{name}: [{first}, {last}] must be a range within its {n_layers[name]} layers, [0, {n_layers[name]}]"
             )
         layers[name] = tuple(range(first, last))
     return layers

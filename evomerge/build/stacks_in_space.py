@@ -1,4 +1,4 @@
-"""The point of a space of stacks at which a recipe is made: the recipe's layers are read off its plan, whatever form it has."""
+"""Finds the point of a space of layer stacks that makes a given recipe. Works on the recipe's plan, so the form of the recipe does not matter."""
 
 import math
 from collections import defaultdict
@@ -9,19 +9,19 @@ from evomerge.plan.layers import layer_name
 from evomerge.recipe import Recipe, StackLayer, StackTemplate
 
 _PRECISION = 1e-9
-"""to which coefficients are the same, relative to the largest of a sum"""
+"""tolerance for equal coefficients, relative to the largest of a sum"""
 
 _SHIFT: TensorKey = ("", "shift")
-"""what the number is called that is added to a sum of tensors"""
+"""the key of a constant that is added to a sum of tensors"""
 
 _Sum = Mapping[TensorKey, float]
-"""a tensor as a sum: coefficient of each tensor in it that has one"""
+"""a tensor as a linear combination: the nonzero coefficient of each tensor in it"""
 
 
 def values_of_stack(
     recipe: Recipe, template: StackTemplate, headers: Mapping[str, ModelHeader]
 ) -> dict[str, float] | None:
-    """The parameter values at which `template` makes the same merge; None where none are found."""
+    """The parameter values at which `template` makes the same merge; None if none are found."""
     wanted = _sums(make_plan(recipe, headers))
     if wanted is None:
         return None
@@ -36,9 +36,9 @@ def values_of_stack(
 
 
 def _sums(plan: MergePlan) -> dict[str, _Sum] | None:
-    """Output -> what it is the sum of; None where one is no sum."""
+    """Output -> its linear combination of inputs; None if an output is not one."""
     sums = {step.output: _sum(step) for step in plan.steps}
-    known = {output: each for output, each in sums.items() if each is not None}
+    known = {output: combination for output, combination in sums.items() if combination is not None}
     return known if len(known) == len(sums) else None
 
 
@@ -63,15 +63,15 @@ def _sum(step: TensorStep) -> _Sum | None:
 
 
 def _layers(sums: Mapping[str, _Sum], template: StackTemplate) -> tuple[list[StackLayer], dict[str, float]] | None:
-    """The layers of a stack, and the coefficients of the models outside them; None where these are no whole layers."""
+    """The layers of a stack, and the models' coefficients for tensors outside of layers; None if these are not whole layers."""
     parts: dict[int, dict[str, _Sum]] = defaultdict(dict)
     ends: dict[str, float] = {}
-    for output, each in sums.items():
+    for output, combination in sums.items():
         name = layer_name(output)
         if name is None:
-            ends = {source: coefficient for (source, _), coefficient in each.items()}
+            ends = {source: coefficient for (source, _), coefficient in combination.items()}
         else:
-            parts[name.index][name.rest] = each
+            parts[name.index][name.rest] = combination
     layers: list[StackLayer] = []
     before = 1.0
     for number in range(len(parts)):
@@ -88,9 +88,9 @@ def _layers(sums: Mapping[str, _Sum], template: StackTemplate) -> tuple[list[Sta
 
 
 def _layer(parts: Mapping[str, _Sum], scaled: tuple[str, ...]) -> tuple[int, dict[str, float], float] | None:
-    """Of a layer's tensors, which layer of the models they are, the models' coefficients, and the product of the scales so far."""
-    plain = next((each for rest, each in parts.items() if not any(text in rest for text in scaled)), None)
-    divided = next((each for rest, each in parts.items() if any(text in rest for text in scaled)), None)
+    """For the tensors of one layer: the index of this layer in the models, the models' coefficients, and the product of the scales so far."""
+    plain = next((part for rest, part in parts.items() if not any(text in rest for text in scaled)), None)
+    divided = next((part for rest, part in parts.items() if any(text in rest for text in scaled)), None)
     if not plain or divided is None:
         return None
     names = {layer_name(tensor) for _, tensor in plain}
@@ -105,7 +105,7 @@ def _layer(parts: Mapping[str, _Sum], scaled: tuple[str, ...]) -> tuple[int, dic
 
 
 def _are_close(some: Mapping[str, _Sum], others: Mapping[str, _Sum]) -> bool:
-    return some.keys() == others.keys() and all(_is_close(each, others[output]) for output, each in some.items())
+    return some.keys() == others.keys() and all(_is_close(some[output], others[output]) for output in some)
 
 
 def _is_close(one: _Sum, other: _Sum) -> bool:

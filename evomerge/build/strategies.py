@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 MAP_DIMENSIONS = 20
-"""up to which the surrogates of `map` can be paid for with a few hundred evaluations"""
+"""up to this many dimensions a few hundred evaluations are enough for the surrogates of `map`"""
 
 
 class Choice(NamedTuple):
@@ -25,7 +25,7 @@ class Choice(NamedTuple):
 
 
 def chosen_strategy(problem: "Problem") -> Choice:
-    """The configured strategy; for `auto`, the one that the tables behind docs/strategies.md speak for."""
+    """The configured strategy; for `auto`, the one that docs/strategies.md recommends."""
     wanted = problem.config.strategy.name
     if wanted != AUTO:
         return Choice(wanted, "configured")
@@ -42,42 +42,43 @@ def chosen_strategy(problem: "Problem") -> Choice:
 
 
 def check_options(config: SearchConfig) -> None:
-    """Raises ConfigError for an unknown strategy, or an option that it does not have or take."""
+    """Raise ConfigError for an unknown strategy, an unknown option, or an option with an invalid value."""
     if config.strategy.name != AUTO:
         strategy_options(config.strategy.name, config.strategy.options)
 
 
 def check_population(problem: "Problem") -> None:
-    """Raises ConfigError where the budget does not fill the population even once."""
+    """Raise ConfigError if the budget is smaller than the population."""
     size, budget = problem.config.strategy.options.get("population_size"), problem.config.budget.evaluations
     if isinstance(size, int) and budget is not None and size > budget:
         raise ConfigError(
-            f"strategy.population_size: {size} is more than budget.evaluations, {budget}: nothing would ever be selected. "
-            "Lower it, or raise the budget"
+            f"strategy.population_size: {size} is more than budget.evaluations, {budget}, so nothing would ever be selected; "
+            "lower it, or raise the budget"
         )
 
 
 def check_nested(problem: "Problem") -> None:
-    """Raises ConfigError where nested `map` would take what is no weight for a source."""
+    """Raise ConfigError if nested `map` would treat a parameter as the weight of a source that is not one."""
     strategy = problem.config.strategy
-    others = [item.name for item in problem.space.parameters if item.name.partition("[")[0] != "weight"]
+    names = [parameter.name for parameter in problem.space.parameters]
+    others = [name for name in names if name.partition("[")[0] != "weight"]
     if strategy.name == "map" and strategy.options.get("nested") and problem.template is not None and others:
         raise ConfigError(
-            f"strategy.nested: takes every coordinate for the weight of one source, and {others[0]} is none; search weights alone "
-            "(space.parameters: {weight: {}}, the rest under space.fixed), or leave nested out"
+            f"strategy.nested: every searched parameter must be the weight of one source, but {others[0]} is not; search only weights "
+            "(space.parameters: {weight: {}}, the rest in space.fixed), or leave nested out"
         )
 
 
 def strategy_for(problem: "Problem") -> Strategy:
-    """A fresh strategy for `problem`, seeded with the run's seed.
+    """Make a new strategy for `problem`, seeded with the run's seed.
 
     Raises:
-        ConfigError: an unknown strategy or option.
+        ConfigError: the strategy or an option is unknown.
     """
     options = problem.config.strategy.options
     if problem.crossings is not None:
         if "chromosomes" in options:
-            raise ConfigError("strategy.chromosomes: follows from space.module_groups; remove it")
+            raise ConfigError("strategy.chromosomes: is set by space.module_groups; remove it")
         options["chromosomes"] = len(problem.crossings.chromosomes)
     return make_strategy(
         chosen_strategy(problem).name,
@@ -89,11 +90,11 @@ def strategy_for(problem: "Problem") -> Strategy:
 
 
 def one_thread() -> AbstractContextManager[object]:
-    """Lets NumPy and SciPy multiply and decompose matrices in one thread while it is entered.
+    """A context manager that limits the BLAS libraries of NumPy and SciPy to one thread.
 
-    Those of a strategy are so small that further threads mostly wait, on cores that workers need: 300 proposals of `cma_es` in 60 dimensions took 0.5 s of processor
-    time, in two threads 5 to 16.
+    The matrices of a strategy are so small that more threads mostly busy-wait, on cores that workers need: 300 proposals of `cma_es` in 60 dimensions
+    took 0.5 s of CPU time with one thread, and 5 to 16 s with two.
     """
-    import scipy.linalg  # noqa: F401 - has a BLAS of its own, and only what is loaded is limited
+    import scipy.linalg  # noqa: F401 - has its own BLAS, and only loaded libraries are limited
 
     return threadpool_limits(1, user_api="blas")  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""config -> the template of its recipes: what is searched, and what the rest of a recipe is."""
+"""config -> the template of its recipes: which parameters are searched, and everything that is fixed."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -30,27 +30,27 @@ _Setting = TypeVar("_Setting")
 
 
 def check_bounds(template: RecipeTemplate | MethodsTemplate | StackTemplate | None) -> None:
-    """Raises SpaceError where a template's bounds hold recipes that cannot be merged."""
-    for each in template.methods if isinstance(template, MethodsTemplate) else (template,):
-        if isinstance(each, RecipeTemplate):
-            each.check_bounds()
+    """Raise SpaceError if there are recipes within a template's bounds that cannot be merged."""
+    for part in template.methods if isinstance(template, MethodsTemplate) else (template,):
+        if isinstance(part, RecipeTemplate):
+            part.check_bounds()
 
 
 def recipe_template(
     config: SearchConfig, headers: Mapping[str, ModelHeader], begun_with: Collection[str] = ()
 ) -> RecipeTemplate | MethodsTemplate | StackTemplate:
-    """The template of a configuration.
+    """Make the template of a configuration.
 
     Args:
         config: the configuration.
-        headers: what recipes call a model -> header, the base first.
-        begun_with: of a run that goes on, the parameters of its space, which stay as they are: runs begun before 2026-11-29 have some
-            that no tensor takes.
+        headers: model name in recipes -> header, the base first.
+        begun_with: if a run is resumed, the parameters of its space, which are kept: runs started before 2026-11-29 have some that no
+            tensor uses.
 
     Raises:
-        ConfigError: settings of the space that contradict each other, or are missing.
-        SpaceError: groups or paths that the models do not have.
-        RecipeError: an unknown method, or an architecture that cannot be stacked.
+        ConfigError: settings of the space contradict each other, or one is missing.
+        SpaceError: the models do not have the configured groups or paths.
+        RecipeError: the method is unknown, or layers of this architecture cannot be stacked.
     """
     stacking, methods = config.space.stacking, config.space.methods
     if crosses_models(config):
@@ -64,9 +64,9 @@ def recipe_template(
             f"space: {', '.join(unused)} would have no effect; set stacking.parameters: true to search the merge too"
         )
     if config.space.module_groups:
-        raise ConfigError("space.module_groups: a stacked layer is taken or merged whole; leave it out")
+        raise ConfigError("space.module_groups: stacking uses or merges whole layers; leave it out")
     if len(methods) > 1:
-        raise ConfigError(f"space.method: layers to be stacked are merged by one method, not by {' or '.join(methods)}")
+        raise ConfigError(f"space.method: stacking supports only one method, got {', '.join(methods)}")
     return stack_template(
         config,
         stacking,
@@ -84,7 +84,7 @@ def _merge_template(
     groups = space.layer_groups
     layer_groups = even_layer_groups(first.n_layers, groups) if isinstance(groups, int) else list(groups)
     if space.smooth and (not isinstance(groups, int) or groups < 2):
-        raise ConfigError("space.smooth: give space.layer_groups as the number of values over depth, at least 2")
+        raise ConfigError("space.smooth: set space.layer_groups to the number of values over depth, at least 2")
     axes = tuple(
         axis for axis, used in zip(AXES, (True, len(layer_groups) > 1, bool(space.module_groups)), strict=True) if used
     )
@@ -102,7 +102,9 @@ def _merge_template(
         ),
     )
     template = make()
-    if len(axes) == 1 or space.stacking is not None:  # every layer that can be stacked has tensors of every kind
+    if (
+        len(axes) == 1 or space.stacking is not None
+    ):  # all are used: layers that can be stacked have tensors of every kind
         return template
     if begun_with:
         known = set(begun_with)
@@ -112,10 +114,10 @@ def _merge_template(
 
 
 def _seed_template(config: SearchConfig, headers: Mapping[str, ModelHeader]) -> RecipeTemplate:
-    """The space that the seed models are the unit vectors of: a weight in [0, 1] per expert. Also makes the baselines.
+    """The template for crossovers: a weight in [0, 1] per expert, so that seed models are unit vectors. Also makes the baselines.
 
     Raises:
-        ConfigError: `space` says something that crossovers have no use for.
+        ConfigError: `space` has settings that crossovers do not use.
     """
     if unused := [*config.space.merge_settings, *(["stacking"] if config.space.stacking else [])]:
         raise ConfigError(
@@ -133,7 +135,7 @@ def _template(
     searched: Sequence[SearchedParameter],
     **options: Any,
 ) -> RecipeTemplate:
-    """A template over the models of a configuration; `options` as in `RecipeTemplate`."""
+    """Make a template over the models of a configuration; `options` are those of `RecipeTemplate`."""
     return RecipeTemplate(
         method=method,
         base=config.base_key,
@@ -147,38 +149,38 @@ def _template(
 
 
 def _searched(space: SpaceConfig, spec: MethodSpec, axes: Sequence[str]) -> list[SearchedParameter]:
-    """What is searched: the configured parameters, else those that searches over the method usually vary and that are not fixed."""
+    """The searched parameters: as configured, or by default the method's usual ones that are not fixed."""
     if space.parameters is None:
         usual = default_searched(spec, axes)
         if not usual and len(space.methods) == 1:
-            open_ones = ", ".join(item.name for item in spec.parameters if not isinstance(item.default, bool))
+            numeric = ", ".join(row.name for row in spec.parameters if not isinstance(row.default, bool))
             raise ConfigError(
                 f"space: {spec.name} has no parameter that is searched by default; "
-                + (f"give space.parameters (it has {open_ones}), or evaluate" if open_ones else "evaluate")
+                + (f"set space.parameters (it has {numeric}), or evaluate" if numeric else "evaluate")
                 + " such a merge as one of baselines.recipes"
             )
-        return [item for item in usual if item.name not in space.fixed]
+        return [parameter for parameter in usual if parameter.name not in space.fixed]
     searched = []
     for name, wanted in _meant_for(spec, space, space.parameters).items():
         row = spec.parameter(name)
         low = row.search_low if wanted.low is None else wanted.low
         high = row.search_high if wanted.high is None else wanted.high
         if low is None or high is None:
-            raise ConfigError(f"space.parameters.{name}: give low and high; {spec.name} has no usual range for it")
+            raise ConfigError(f"space.parameters.{name}: set low and high; {spec.name} has no default bounds for it")
         per = allowed_axes(row, axes) if wanted.per is None else wanted.per
         searched.append(SearchedParameter(name, low, high, per))
     return searched
 
 
 def _fixed(space: SpaceConfig, spec: MethodSpec) -> dict[str, float | bool]:
-    """What is fixed of a method's parameters. The switches of a method that is the only one stand in the configuration (`load_config`)."""
+    """The fixed parameters of a method. With a single method, its switches are in the configuration already (see `load_config`)."""
     fixed = _meant_for(spec, space, space.fixed)
     several = len(space.methods) > 1 and space.searches_weights
     return {**default_switches(spec), **fixed} if several else fixed
 
 
 def _meant_for(spec: MethodSpec, space: SpaceConfig, settings: Mapping[str, _Setting]) -> dict[str, _Setting]:
-    """Those of `settings`, by parameter, that a method has a use for: all, but where others of the space's methods have that parameter."""
+    """The entries of `settings` (parameter -> setting) for a method: all except parameters that only other methods of the space have."""
     others = {row.name for name in space.methods if name != spec.name for row in method_spec(name).parameters}
     own = {row.name for row in spec.parameters}
     return {name: setting for name, setting in settings.items() if name in own or name not in others}

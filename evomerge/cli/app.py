@@ -1,4 +1,4 @@
-"""The commands. Heavy packages are imported inside them, so that `--help` is instant."""
+"""The commands. They import heavy packages themselves, so that `--help` is instant."""
 
 import json
 import math
@@ -70,17 +70,17 @@ def init(
     if evolve is None:
         from evomerge.build.commands.starting import write_first_config
 
-        *wrong, last = write_first_config(out, models or (), base=base, tasks=task or (), overwrite=overwrite)
+        *problems, next_step = write_first_config(out, models or (), base=base, tasks=task or (), overwrite=overwrite)
     elif models or base or task:
-        raise ConfigError("--mergekit-evolve: the file names models, base and tasks; leave them out")
+        raise ConfigError("--mergekit-evolve: models, base and tasks are taken from the file; leave them out")
     else:
         from evomerge.build.commands.mergekit_evolve import write_translated_config
 
-        *wrong, last = write_translated_config(out, evolve, overwrite=overwrite)
+        *problems, next_step = write_translated_config(out, evolve, overwrite=overwrite)
     print(f"{out}: written")
-    for line in wrong:
+    for line in problems:
         print(line)
-    print(f"next: {last}")
+    print(f"next: {next_step}")
 
 
 @app.command()
@@ -166,7 +166,7 @@ def plan(
         raise ConfigError(f"--seconds {seconds:g}: expected a number above 0")
     problem = make_problem(load_config(config, overrides or ()))
     if price is not None and measured is None and seconds is None and planning.synthetic_times(problem) is None:
-        raise ConfigError("--price: a cost follows from times; give --from or --seconds too")
+        raise ConfigError("--price: costs are computed from times; also give --from or --seconds")
     times = (
         planning.measured_times(problem, measured)
         if measured

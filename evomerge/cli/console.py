@@ -1,4 +1,4 @@
-"""The terminal that tables and lines are printed on."""
+"""Printing to the terminal."""
 
 import os
 import sys
@@ -7,24 +7,23 @@ from typing import TextIO
 from rich.console import Console
 
 CONSOLE = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-"""Wide in a log file, where there is no screen to fit into: names must stay whole. Without markup: paths, names of parameters and messages hold
-square brackets of their own."""
+"""Wide if the output is not a terminal, so that names are not cut. No markup, since paths, parameter names and messages contain square brackets."""
 
 
 _LARGE = 1e6
-"""Perplexities of merges that went wrong have dozens of digits."""
+"""From here on numbers are printed in scientific notation: perplexities of failed merges have dozens of digits."""
 
 
 def number(value: float, digits: int, sign: str = "") -> str:
-    """A score with so many digits after the point, or of a large one so many in all; with `sign` "+" also of positive ones the sign."""
+    """Format a score with `digits` decimal places, or, if it is large, `digits` significant digits; `sign="+"` shows plus signs too."""
     return f"{value:{sign}.{digits}{'f' if abs(value) < _LARGE else 'g'}}"
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Prints a line at once, to standard output unless said.
+    """Print a line and flush, to standard output by default.
 
-    Where nobody takes it any more (a closed terminal, a pipe whose reader has ended, a full disk) this line and all later ones are lost: a search must
-    not end for that.
+    If the stream can no longer be written to (a closed terminal, a pipe without a reader, a full disk), this line and all later ones are dropped:
+    a search must not fail because of that.
     """
     stream = stream or sys.stdout
     try:

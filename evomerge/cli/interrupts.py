@@ -1,7 +1,7 @@
-"""What Ctrl-C, SIGTERM and SIGHUP (a closed terminal) do to a command: KeyboardInterrupt, and exit code 130.
+"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt in a command, which then exits with code 130.
 
-So what is half done is removed. A search has handlers of its own while candidates are evaluated (`evomerge.build.commands.signals`).
-Imports nothing heavy: this is in force before anything else is imported.
+This lets commands clean up unfinished output. While candidates are evaluated, a search installs its own handlers (`evomerge.build.commands.signals`).
+Imports nothing heavy, since the handlers are installed before anything else is imported.
 """
 
 import os
@@ -12,25 +12,27 @@ from types import CodeType, FrameType
 
 EXIT_INTERRUPTED = 130
 
-_LOOK_AGAIN_S = 0.02
+_RETRY_AFTER_S = 0.02
+"""how soon to try again if the exception could not be raised"""
 
 _LOST_AFTER_S = 1.0
-"""An exception of which nothing is seen any more after this long was swallowed: C and C++ replace it by errors of their own."""
+"""If the program is still running after this long and not handling the exception, the exception was swallowed (C and C++ code replaces it by its
+own errors) and is raised again."""
 
-_HELD_UP_IN = {"<frozen importlib._bootstrap>", weakref.__file__}
-"""Code from which the exception must not come. C++ that calls Python while a module is initialised, as torch's does, aborts the process
-when that raises; what a finalizer raises is lost, as what `__del__` does."""
+_DEFER_IN = {"<frozen importlib._bootstrap>", weakref.__file__}
+"""Code in which the exception must not be raised. C++ that calls Python while a module is initialised, as in torch, aborts the process if that call
+raises; exceptions in finalizers are lost, as in `__del__`."""
 
 _SOBOL = os.path.join("scipy", "stats", "_qmc.py")
-"""End of the name of such a file: what is raised while its Cython reads its table is printed and lost."""
+"""End of the path of another such file: its Cython code prints and drops an exception raised while it reads its table."""
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def take_interrupts() -> None:
-    """From here on the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt in the main thread, and the second ends the process.
+    """Make the first SIGINT, SIGTERM or SIGHUP raise KeyboardInterrupt in the main thread, and the second end the process.
 
-    What is ignored (as SIGINT is in the background of a shell, SIGHUP by nohup) stays ignored. Child processes do not inherit this.
+    Ignored signals stay ignored (SIGINT in a shell's background jobs, SIGHUP under nohup). Forked child processes get the previous handlers back.
     """
     taken = [number for number in _NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in taken}
@@ -39,28 +41,28 @@ def take_interrupts() -> None:
         signal.signal(number, interrupt)
     signal.signal(signal.SIGALRM, interrupt)
 
-    def give_back() -> None:
+    def restore() -> None:
         for number, handler in before.items():
             if signal.getsignal(number) is interrupt:
                 signal.signal(number, handler)
 
-    os.register_at_fork(after_in_child=give_back)
+    os.register_at_fork(after_in_child=restore)
 
 
 def was_interrupted() -> bool:
-    """Whether a signal has asked for the end, so that whatever fails now fails of that."""
+    """Whether a signal has been received, so that any error now is a consequence of it."""
     handler = signal.getsignal(signal.SIGALRM)
     return isinstance(handler, _Interrupt) and handler.asked
 
 
 def ignore_interrupts() -> None:
-    """From here on the process is about to end by itself: a signal must not change how."""
+    """Ignore signals from here on: the process is about to exit, and a signal must not change its exit code."""
     for number in (*_NUMBERS, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
 
 
 class _Interrupt:
-    """The handler. `bottom`: the code that everything to be interrupted is called from."""
+    """The handler. `bottom`: the code object at which the search of the stack for deferring code stops."""
 
     def __init__(self, bottom: CodeType) -> None:
         self._bottom = bottom
@@ -71,22 +73,22 @@ class _Interrupt:
             if self.asked:
                 os._exit(EXIT_INTERRUPTED)
             self.asked = True
-        held_up = self._is_held_up(frame)
-        signal.setitimer(signal.ITIMER_REAL, _LOOK_AGAIN_S if held_up else _LOST_AFTER_S)
-        if not held_up and not _is_under_way():
+        deferred = self._must_defer(frame)
+        signal.setitimer(signal.ITIMER_REAL, _RETRY_AFTER_S if deferred else _LOST_AFTER_S)
+        if not deferred and not _is_being_handled():
             raise KeyboardInterrupt
 
-    def _is_held_up(self, frame: FrameType | None) -> bool:
+    def _must_defer(self, frame: FrameType | None) -> bool:
         while frame is not None and frame.f_code is not self._bottom:
             file = frame.f_code.co_filename
-            if file in _HELD_UP_IN or file.endswith(_SOBOL) or frame.f_code.co_name == "__del__":
+            if file in _DEFER_IN or file.endswith(_SOBOL) or frame.f_code.co_name == "__del__":
                 return True
             frame = frame.f_back
         return False
 
 
-def _is_under_way() -> bool:
-    """Whether something is being tidied up after the exception."""
+def _is_being_handled() -> bool:
+    """Whether a KeyboardInterrupt is being handled, e.g. by code that cleans up."""
     error = sys.exc_info()[1]
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__

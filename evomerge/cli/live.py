@@ -20,7 +20,7 @@ _STYLES = {Grade.GOOD: "green", Grade.NOTE: "yellow", Grade.BAD: "bold red"}
 
 
 def watch_run(watcher: Watcher, every_s: float, *, once: bool) -> None:
-    """Shows a run until nobody works on it any more or Ctrl-C; once where the output is no terminal."""
+    """Show a run until no process works on it any more or until Ctrl-C; just once if the output is not a terminal."""
     look = watcher.look()
     if once or look.over or not sys.stdout.isatty():
         while not look.sure:
@@ -36,7 +36,7 @@ def watch_run(watcher: Watcher, every_s: float, *, once: bool) -> None:
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """A line for every finding, and what to do."""
+    """Print a line for every finding, and what to do about it."""
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         table.add_row(Text(finding.grade.value, _STYLES[finding.grade]), finding.subject, finding.found)

@@ -1,4 +1,4 @@
-"""`evomerge`: the entry point and what its exit codes mean (0 done, 1 internal error, 2 bad input, 130 interrupted and saved)."""
+"""The entry point of `evomerge` and its exit codes: 0 done, 1 internal error, 2 bad input, 130 interrupted and saved."""
 
 import errno
 import io
@@ -22,10 +22,10 @@ _REFUSED_BY_DISK = {
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits. Usage errors exit with 2 as well; anything unforeseen shows its traceback and exits with 1."""
+    """Run the command line and exit. Usage errors also exit with 2; unexpected errors show their traceback and exit with 1."""
     take_interrupts()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        # as stderr: what the terminal's encoding lacks must not end a command
+        # as stderr does: a character missing in the terminal's encoding must not end a command
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _command()
@@ -39,7 +39,7 @@ def main() -> NoReturn:
 
 
 def _command() -> int:
-    """Runs the command and says how it ended. Imports here, so that an interrupt meanwhile ends as any other."""
+    """Run the command and return its exit code. Imports are done here so that interrupts during them are handled like any other."""
     from evomerge.core import EvomergeError, collect_rarely
 
     collect_rarely()
@@ -49,10 +49,10 @@ def _command() -> int:
         app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else EXIT_INTERNAL if end.code else 0
-    except Exception as error:  # the end of the program: whoever runs it must be told how to go on
+    except Exception as error:  # the outermost handler: the user must be told what to do next
         if was_interrupted():
             raise KeyboardInterrupt from error
-        hints = error.__dict__.pop("__notes__", [])  # said below
+        hints = error.__dict__.pop("__notes__", [])  # printed below
         refusal = str(error) if isinstance(error, EvomergeError) else _refusal(error)
         if refusal is not None:
             print("\n".join([f"error: {refusal}", *hints]), file=sys.stderr)
@@ -65,7 +65,7 @@ def _command() -> int:
 
 
 def _refusal(error: Exception) -> str | None:
-    """What is said of an error of the file system that the user can fix; None for any other error."""
+    """The message for a file system error that the user can fix; None for any other error."""
     if isinstance(error, PermissionError):
         return f"{error.filename or error}: permission denied; change its permissions, or choose another path"
     if isinstance(error, OSError) and error.errno in _REFUSED_BY_DISK:
@@ -74,7 +74,7 @@ def _refusal(error: Exception) -> str | None:
 
 
 def _exit(code: int) -> NoReturn:
-    """Exits; past the interpreter's shutdown where an abandoned evaluation still runs, since C++ code aborts when its thread is ended."""
+    """Exit; if an abandoned evaluation is still running, skip the interpreter's shutdown, since C++ code aborts when its thread is ended."""
     from evomerge.cluster.local_pool import THREAD_NAME
 
     if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):

@@ -19,7 +19,7 @@ MaxMemory = Annotated[
 def merge(
     recipe: Annotated[
         Path,
-        typer.Argument(help="Recipe file, evomerge's or mergekit's YAML; - for standard input.", show_default=False),
+        typer.Argument(help="Recipe file (evomerge's or mergekit's YAML); - for standard input.", show_default=False),
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write the merged model to.", show_default=False)],
     dtype: Annotated[
@@ -113,7 +113,7 @@ def align(
         str,
         typer.Option(
             metavar="union|base|NAME|FOLDER",
-            help="Vocabulary: of all models together, of the base (else of the first model), of a model, or of a folder with a tokenizer.",
+            help="Vocabulary: of all models together, of the base (without one: the first model), of a model, or of a folder with a tokenizer.",
         ),
     ] = "union",
     pad_to_multiple_of: Annotated[
@@ -121,7 +121,7 @@ def align(
         typer.Option(
             min=1,
             metavar="N",
-            help="Round the number of embedding rows up to this. (default: as many as the base, of a union as the largest model)",
+            help="Round the number of embedding rows up to a multiple of N. (default: as many as the base; for a union, as the largest model)",
             show_default=False,
         ),
     ] = None,
@@ -131,9 +131,9 @@ def align(
     """Give models one vocabulary, so that a search can merge them.
 
     Writes a copy of each model with its embedding rows in the order of one
-    tokenizer. A token that a model lacks gets the base's row, else that of the
-    only model that has it, else the mean of those that have it. Models that
-    have this vocabulary already are not copied.
+    tokenizer. A token that a model lacks gets the base's row, otherwise that of
+    the only model that has it, or the mean of those that have it. Models that
+    already have this vocabulary are not copied.
     """
     from evomerge.build.commands.aligning import align_models
 

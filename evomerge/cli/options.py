@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options shared by several commands."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ import typer
 
 
 def flag(*names: str, help: str = "", hidden: bool = False) -> Any:
-    """A switch: without a `metavar`, typer's help shows it with a value to give."""
+    """A switch. The empty `metavar` keeps typer's help from showing it as an option that takes a value."""
     return typer.Option(*names, metavar="", help=help, hidden=hidden)
 
 

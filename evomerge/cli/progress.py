@@ -1,4 +1,4 @@
-"""Progress of a search on the terminal: one line for every improvement, a status line in between, the table at the end."""
+"""Progress of a search on the terminal: a line for every improvement, status lines in between, and a table at the end."""
 
 import shlex
 import sys
@@ -15,27 +15,27 @@ from evomerge.core import EngineError, Evaluation, EvomergeError, Split, Status
 from evomerge.search import Interrupted, RunDirectory, RunState, front_of, in_finals, indifferent, standing
 
 STATUS_EVERY_S = 10.0
-"""How often a status line is printed where nothing improves."""
+"""How often a status line is printed while nothing improves."""
 
 WAITING_AFTER_S = 5.0
-"""Without a result by then, the user is told what is being waited for: engines take from seconds to minutes to start."""
+"""If there is no result by then, the user is told what is being waited for: engines take seconds to minutes to start."""
 
 
 class Progress:
-    """An observer that prints.
+    """An observer that prints the progress of a search.
 
     Args:
         folder: the run directory.
         n_evaluations: the budget, if there is one.
-        n_finalists: of the finals that follow; 0 = none do.
-        known: the run so far, where one is resumed.
+        n_finalists: how many candidates the finals rank; 0 = no finals.
+        known: the state of the run so far, if it is resumed.
     """
 
     def __init__(
         self, folder: Path, n_evaluations: int | None, n_finalists: int = 0, known: RunState | None = None
     ) -> None:
         self._folder, self._budget, self._n_finalists = folder, n_evaluations, n_finalists
-        before = [] if known is None else [standing(known.objectives, item) for item in known.evaluated()]
+        before = [] if known is None else [standing(known.objectives, done) for done in known.evaluated()]
         self._best = max(before, default=(float("-inf"),))
         self._front = front_of(known) if before and known is not None else None
         self._started = self._last = time.monotonic()
@@ -49,7 +49,7 @@ class Progress:
         self.waiting.daemon = True
 
     def __call__(self, state: RunState, evaluation: Evaluation) -> None:
-        """Takes a finished evaluation in."""
+        """Print what a finished evaluation changes."""
         self.waiting.cancel()
         self._n_here += 1
         self._seen.add((evaluation.candidate_id, evaluation.split))
@@ -65,7 +65,7 @@ class Progress:
     def _show(self, state: RunState, evaluation: Evaluation) -> None:
         entry = state.entries[evaluation.candidate_id]
         if evaluation.status is not Status.OK:
-            return  # the loop has warned of it
+            return  # the loop has already logged a warning
         n_dropped = evaluation.cost.get("dropped_items")
         if n_dropped and evaluation.split not in self._said_dropped:
             self._said_dropped.add(evaluation.split)
@@ -76,11 +76,13 @@ class Progress:
             self._front = Front(state.objectives) if self._front is None else self._front
             self._front.add(evaluation)
         here = standing(state.objectives, evaluation)
-        scores = "  ".join(f"{item.name} {number(evaluation.value(item.name), 3)}" for item in state.objectives)
+        scores = "  ".join(
+            f"{objective.name} {number(evaluation.value(objective.name), 3)}" for objective in state.objectives
+        )
         line = f"{evaluation.candidate_id:<22} mean {number(here[0], 3)}   {scores}"
         if evaluation.split is not Split.SEARCH:
             names = in_finals(state, evaluation.split)
-            # the state may be further on: results that come together are recorded together
+            # not counted from the state, which may be ahead: results that arrive together are recorded together
             n_done = sum((name, evaluation.split) in self._seen for name in names)
             say(f"[{evaluation.split} {n_done}/{len(names)}] {line}")
         elif entry.baseline:
@@ -122,7 +124,7 @@ class Progress:
         say(f"[{count}{total}] {text}")
 
 
-def _how_to_go_on(directory: RunDirectory, has_results: bool) -> str:
+def _how_to_continue(directory: RunDirectory, has_results: bool) -> str:
     if has_results:
         return f"Every finished evaluation is saved. Once the problem is fixed, continue with:\n  {directory.resume_command}"
     return (
@@ -135,7 +137,7 @@ def _how_to_go_on(directory: RunDirectory, has_results: bool) -> str:
 def watched(
     folder: Path, n_evaluations: int | None, n_finalists: int = 0, known: RunState | None = None
 ) -> Iterator[Callable[[RunState, Evaluation], None]]:
-    """Prints where the run is kept, its progress, and at the end its table or how to go on."""
+    """Print the run directory, the progress, and at the end the summary or how to continue."""
     from evomerge.build import open_run
     from evomerge.cli.tables import print_summary
 
@@ -146,13 +148,13 @@ def watched(
     try:
         yield progress
     except Interrupted:
-        ignore_interrupts()  # everything is saved: one Ctrl-C too many must not look like a failure
+        ignore_interrupts()  # everything is saved: another Ctrl-C must not make this look like a failure
         say(f"\ninterrupted; every finished evaluation is saved. To continue:\n  {directory.resume_command}")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         says_what_to_do = isinstance(error, EvomergeError) and not isinstance(error, EngineError)
         if directory.exists and not says_what_to_do:
-            error.add_note(f"{_how_to_go_on(directory, progress.has_results)}\nWorker logs: {directory.logs}")
+            error.add_note(f"{_how_to_continue(directory, progress.has_results)}\nWorker logs: {directory.logs}")
         raise
     finally:
         progress.waiting.cancel()

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from evomerge.evaluation.shown_items import ShownItem
 
 MAX_PROMPT = 400
-"""characters of a prompt that are shown, from its end"""
+"""how many characters of a prompt are shown, counted from its end"""
 
 
 def print_summary(run: Run) -> None:
-    """Sources, uniform average, tuned task arithmetic and the best recipe: per task and mean, search and report split."""
+    """Print scores of sources, uniform average, tuned task arithmetic and the best recipe, per objective and mean, on the search and report splits."""
     summary = run.summary()
     objectives = run.state.objectives
     names, tuned = headline(run.state, summary["details"]["search"])
@@ -51,7 +51,7 @@ def print_summary(run: Run) -> None:
     last = run.state.evaluations.get((run.state.best_id or "", Split.REPORT))
     if last is not None and last.status is not Status.OK:
         CONSOLE.print(
-            f"{last.candidate_id}, the best, failed on the report split and has no score there: {last.error}\nresume the run to try again"
+            f"the best candidate, {last.candidate_id}, failed on the report split and has no score there: {last.error}\nresume the run to try again"
         )
     for remark in remarks_on_finals(run.state):
         CONSOLE.print(remark)
@@ -60,7 +60,7 @@ def print_summary(run: Run) -> None:
     _print_overhead(summary["overhead"])
     folder = run.directory
     files = [("best recipe", folder.best), ("front", folder.front_json)]
-    if outcome(run.state, run.config) is not None:  # until then, the summary is that of an earlier end
+    if outcome(run.state, run.config) is not None:  # otherwise the file is from before the run was resumed
         files.append(("summary", folder.summary))
     for label, path in files:
         if path.exists():
@@ -68,7 +68,7 @@ def print_summary(run: Run) -> None:
 
 
 def print_front(run: Run) -> None:
-    """The members of the front, best mean first."""
+    """Print the members of the front, best mean first."""
     objectives = run.state.objectives
     if not run.state.n_evaluations[Split.SEARCH]:
         CONSOLE.print("no candidate has been evaluated yet")
@@ -86,7 +86,7 @@ def print_front(run: Run) -> None:
     for member in members:
         errors = [member.stderr.get(objective.name) for objective in objectives]
         values = [member.value(objective.name) for objective in objectives]
-        cells = [_with_interval(*each, 4) for each in zip(values, errors, strict=True)]
+        cells = [_with_interval(value, error, 4) for value, error in zip(values, errors, strict=True)]
         table.add_row(member.candidate_id, *([methods[member.candidate_id]] if methods else []), *cells)
     CONSOLE.print(table)
     volume = run.front()["hypervolume"]
@@ -95,7 +95,7 @@ def print_front(run: Run) -> None:
 
 
 def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
-    """What a search holds, and what numbers of workers make of it."""
+    """Print the sizes of a search, and a forecast for each number of workers."""
     CONSOLE.print(f"space       {sizes.dimension} dimensions, {sizes.n_objectives} objectives")
     if sizes.candidate_bytes:
         known = f"{sizes.rank_bytes / 1e9:.3g} GB ranks, " if sizes.rank_bytes else ""
@@ -111,20 +111,20 @@ def print_plan(sizes: Sizes, forecasts: Sequence[Forecast]) -> None:
     table = Table("workers", "evaluations incl. finals", "hours", "busy", "worker hours", "cost")
     for column in table.columns:
         column.justify, column.overflow = "right", "fold"
-    for item in forecasts:
+    for forecast in forecasts:
         table.add_row(
-            str(item.workers),
-            str(item.evaluations),
-            f"{item.wall_s / 3600:.3g}",
-            f"{item.utilisation:.0%}",
-            f"{item.workers * item.wall_s / 3600:.3g}",
-            "" if item.cost is None else f"{item.cost:.2f}",
+            str(forecast.workers),
+            str(forecast.evaluations),
+            f"{forecast.wall_s / 3600:.3g}",
+            f"{forecast.utilisation:.0%}",
+            f"{forecast.workers * forecast.wall_s / 3600:.3g}",
+            "" if forecast.cost is None else f"{forecast.cost:.2f}",
         )
     CONSOLE.print(table)
 
 
 def print_evaluation(name: str, evaluation: Evaluation, config: SearchConfig) -> None:
-    """Scores of one model with 95% intervals."""
+    """Print the scores of one model with 95% intervals."""
     table = Table(title=f"{name}, {evaluation.split} split", title_justify="left")
     table.add_column("task", overflow="fold")
     table.add_column("score", justify="right")
@@ -132,21 +132,21 @@ def print_evaluation(name: str, evaluation: Evaluation, config: SearchConfig) ->
     for task, score in evaluation.scores.items():
         interval = _with_interval(score, evaluation.stderr[task], 4)
         table.add_row(task, interval, str(len(evaluation.item_scores[task])))
-    for goal in config.objectives:
-        cost = evaluation.cost.get(goal.name.removeprefix("cost."))
-        if goal.name.startswith("cost.") and cost is not None:
-            table.add_row(goal.name, f"{cost:,.0f}" if float(cost).is_integer() else f"{cost:,.3f}", "")
+    for objective in config.objectives:
+        cost = evaluation.cost.get(objective.name.removeprefix("cost."))
+        if objective.name.startswith("cost.") and cost is not None:
+            table.add_row(objective.name, f"{cost:,.0f}" if float(cost).is_integer() else f"{cost:,.3f}", "")
     CONSOLE.print(table)
     drawn = config.evaluation.search_items if isinstance(config.evaluation, LmEvalConfig) else None
     if drawn is not None and evaluation.split is Split.SEARCH:
         CONSOLE.print(
-            f"evaluation.search_items is {drawn}: these are the items that a search scores its candidates on. For all items of the split, add "
-            "--set evaluation.search_items=null"
+            f"evaluation.search_items is {drawn}: only the items that a search scores its candidates on were used. To score all items of the split, "
+            "add --set evaluation.search_items=null"
         )
 
 
 def print_items(shown: Mapping[str, Sequence["ShownItem"]], evaluation: Evaluation) -> None:
-    """Items with what was asked and said; texts as Python writes them, so that spaces and line ends can be seen."""
+    """Print items with prompt, answers and target as Python string literals, so that spaces and line ends are visible."""
     for task, items in shown.items():
         for item in items:
             CONSOLE.print(f"\n{task}, item {item.number}: score {evaluation.item_scores[task][item.number]:g}")
@@ -176,7 +176,8 @@ def _split_table(
         if name not in details:
             continue
         row = details[name]
-        cells = [_with_interval(row["scores"][item.name], row["stderr"].get(item.name), 3) for item in objectives]
+        scores, errors = row["scores"], row["stderr"]
+        cells = [_with_interval(scores[objective.name], errors.get(objective.name), 3) for objective in objectives]
         cells.append(_with_interval(row["mean"], row["mean_stderr"], 3))
         label = f"{name} (tuned)" if name == tuned else name
         if name == best:
@@ -196,7 +197,7 @@ def _print_comparisons(comparisons: Mapping[str, Comparison], names: Sequence[st
 
 
 def _print_surrogates(diagnostics: Mapping[str, Any]) -> None:
-    """How well the strategy's models predict results that they have not seen, where it has models and says so."""
+    """Print how well the strategy's surrogate models predict unseen results, if it reports that."""
     for row in [diagnostics, *diagnostics.get("pairs", [])]:
         if row.get("loo_r2"):
             quality = ", ".join(f"{name} {value:.2f}" for name, value in row["loo_r2"].items())
@@ -205,7 +206,7 @@ def _print_surrogates(diagnostics: Mapping[str, Any]) -> None:
 
 
 def _print_archives(diagnostics: Mapping[str, Any]) -> None:
-    """How far a strategy that keeps archives of elites has filled them."""
+    """Print how full the archives of a strategy are, if it keeps any."""
     for name, row in diagnostics.get("archives", {}).items():
         CONSOLE.print(
             f"archive of {name}: {row['elites']} of {row['cells']} cells filled, QD score {row['qd_score']:.2f}, best {row['best']}"
@@ -227,5 +228,5 @@ def _print_overhead(row: Mapping[str, float]) -> None:
 
 
 def _with_interval(value: float, error: float | None, digits: int) -> str:
-    """A value with half its 95% interval; alone where its standard error is not known."""
+    """A value ± half its 95% interval; just the value if its standard error is unknown."""
     return number(value, digits) + ("" if error is None else f" ± {number(Z_95 * error, digits)}")

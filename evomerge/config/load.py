@@ -20,27 +20,27 @@ Overrides = str | Sequence[str] | Mapping[str, Any]
 
 
 def read_config(path: FilePath, overrides: Overrides = ()) -> SearchConfig:
-    """What a configuration file says, with overrides, and paths that count from the file made absolute.
+    """Read and validate a configuration file, apply the overrides, and make paths that are relative to the file absolute.
 
     Raises:
-        ConfigError: no such file, not YAML, or wrong; the message lists every wrong key with the nearest valid one.
+        ConfigError: the file is missing, not YAML, or invalid; the message lists every wrong key with the nearest valid one.
     """
     path = Path(path)
     data = settings_of_file(path)
     if "merge_method" in data:
-        raise ConfigError(f"{path}: is a recipe, not a search configuration; use it with evomerge merge or eval")
+        raise ConfigError(f"{path}: this is a recipe, not a search configuration; use it with evomerge merge or eval")
     if "genome" in data:
         raise ConfigError(
-            f"{path}: is a configuration of mergekit-evolve; `evomerge init --mergekit-evolve {shlex.quote(str(path))}` translates it"
+            f"{path}: this is a mergekit-evolve configuration; `evomerge init --mergekit-evolve {shlex.quote(str(path))}` translates it"
         )
     return parse_config(data, folder=path.resolve().parent, where=str(path), overrides=overrides)
 
 
 def settings_of_file(path: Path) -> dict[str, Any]:
-    """The settings of a configuration file as they stand there.
+    """The settings of a configuration file as written there, before defaults and overrides.
 
     Raises:
-        ConfigError: no such file, not YAML, or not a mapping.
+        ConfigError: the file is missing, not YAML, or not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -52,10 +52,10 @@ def settings_of_file(path: Path) -> dict[str, Any]:
 
 
 def settings_in(text: str, where: str) -> dict[str, Any]:
-    """The settings of a configuration file's text as they stand there, before defaults and overrides.
+    """Like `settings_of_file`, for text that has already been read from `where`.
 
     Raises:
-        ConfigError: not YAML, or not a mapping.
+        ConfigError: the text is not YAML, or not a mapping.
     """
     data = load_yaml(text, where)
     if not isinstance(data, dict):
@@ -68,7 +68,7 @@ def settings_in(text: str, where: str) -> dict[str, Any]:
 def parse_config(
     data: dict[str, Any], *, folder: Path, where: str = "config", overrides: Overrides = ()
 ) -> SearchConfig:
-    """As `read_config`, from plain data; `folder` is what relative paths count from."""
+    """Like `read_config`, from plain data; relative paths are resolved against `folder`."""
     data = deepcopy(data)
     overrides = [overrides] if isinstance(overrides, str) else overrides
     for key, value in overrides.items() if isinstance(overrides, Mapping) else map(_key_and_value, overrides):
@@ -80,10 +80,10 @@ def parse_config(
 
 
 def validated(model: type[_Model], data: dict[str, Any], where: str) -> _Model:
-    """`data` as the settings that `model` describes.
+    """Validate `data` against `model`.
 
     Raises:
-        ConfigError: wrong; the message lists every wrong key with the nearest valid one.
+        ConfigError: the data is invalid; the message lists every wrong key with the nearest valid one.
     """
     try:
         return model.model_validate(data)
@@ -117,20 +117,20 @@ def _apply(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _place_in(node: Any, part: str, above: Sequence[str], key: str) -> str | int:
-    """The key or index that `part` of `key` is of the settings `above`."""
+    """`part` of the dotted `key` as a key or list index of `node`, the value at the path `above`."""
     if isinstance(node, dict):
         return part
     if not isinstance(node, list):
-        raise ConfigError(f"--set {key}: {'.'.join(above)} is {node!r}, which has no {part!r}")
+        raise ConfigError(f"--set {key}: {'.'.join(above)} is {node!r}, which has no key {part!r}")
     if not part.isdecimal() or int(part) >= len(node):
         raise ConfigError(
-            f"--set {key}: {'.'.join(above)} is a list of {len(node)}; expected a number below that, got {part!r}"
+            f"--set {key}: {'.'.join(above)} is a list of length {len(node)}; expected an index below that, got {part!r}"
         )
     return int(part)
 
 
 def _long_form(value: Any, path: Sequence[str]) -> Any:
-    """Settings that stand in their short form, a plain text, as the mapping that they are short for."""
+    """Expand a setting given in its short form, a plain string, to the mapping it stands for; return anything else unchanged."""
     match path:
         case ["models", "base"] | ["models", "experts", _]:
             return path_and_lora(value)
@@ -146,19 +146,19 @@ def _long_form(value: Any, path: Sequence[str]) -> Any:
 
 
 def _describe(problem: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line for every setting of `model` that is wrong: where, what, and the nearest valid key of an unknown one."""
+    """One line for every wrong setting: where, what is wrong, and for an unknown key the nearest valid one."""
     lines: dict[str, list[str]] = {}
     got: dict[str, str] = {}
     for error in problem.errors():
         location = [str(part) for part in _without_kind(error["loc"]) if not _NO_KEY.fullmatch(str(part))]
         if len(location) > 1 and error["type"].startswith(f"{location[-1]}_"):
-            location.pop()  # the kind of value that was tried
+            location.pop()  # the type that pydantic tried
         place = ".".join(location)
         lines.setdefault(place, []).append(_in_words(error, location, model))
         value = error.get("input")
         if isinstance(value, str | int | float | bool | type(None)) and error["type"] not in _VALUE_SAYS_NOTHING:
             got[place] = f" (got {'nothing' if value is None else repr(value)})"
-    # of a setting that may be one of several things, a line for each of them
+    # a setting of a union type has one error per alternative: join them into one line
     return [
         f"{place and f'{place}: '}{' or '.join(dict.fromkeys(lines[place])).replace(' or must be ', ' or ')}{got.get(place, '')}"
         for place in lines
@@ -166,7 +166,7 @@ def _describe(problem: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 _NO_KEY = re.compile(r"\[key\]|constrained-int|(function-after|literal|tuple)\[.*")
-"""what pydantic puts among the keys: which alternative of a setting it tried"""
+"""parts of an error's location that are not keys: pydantic's names for the alternative it tried"""
 
 _VALUE_SAYS_NOTHING = ("missing", "value_error", "extra_forbidden")
 
@@ -174,7 +174,7 @@ _KINDS = {
     "dict_type": "must be a mapping, {name: value, ...}",
     "tuple_type": "must be a list",
     "list_type": "must be a list",
-    "string_type": "must be a text",
+    "string_type": "must be a string",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -185,14 +185,14 @@ _KINDS = {
     "missing": "is missing",
     "too_long": "has too many values",
     "too_short": "must not be empty",
-    "invalid_key": "a key must be a text; write it in quotes",
+    "invalid_key": "a key must be a string; put it in quotes",
     "model_attributes_type": "must be a mapping of settings, {kind: ..., ...}",
 }
-"""pydantic's kind of an error -> the same in the words of YAML"""
+"""pydantic's error type -> a message in YAML terms"""
 
 
 def _without_kind(location: Sequence[Any]) -> Sequence[Any]:
-    """`location` without the kind of evaluation that pydantic puts behind the key of that name."""
+    """`location` without the kind of evaluation, which pydantic inserts after the key `evaluation`."""
     return [*location[:1], *location[2:]] if location[:1] == ("evaluation",) else location
 
 
@@ -212,35 +212,35 @@ def _in_words(error: Any, location: Sequence[str], model: type[BaseModel]) -> st
 
 
 def _where_instead(location: Sequence[str], beside: Sequence[str], model: type[BaseModel]) -> str:
-    """What the user may have meant by an unknown key: one that is spelt like it, or the same one in another place."""
+    """A hint for an unknown key: a similar key in the same place, the same key elsewhere, or else all known keys."""
     elsewhere = [path for path in _all_keys(model) if path.split(".")[-1] == location[-1]]
-    elsewhere = [path for path in elsewhere if path != ".".join(location)]  # that of another kind of evaluation
+    elsewhere = [path for path in elsewhere if path != ".".join(location)]  # belongs to another kind of evaluation
     near = nearest(location[-1], beside) or sorted(elsewhere, key=lambda path: path.count("."))[:1]
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(beside)}"
 
 
 def _all_keys(model: type[BaseModel], above: str = "") -> list[str]:
-    """Every key below `model`, dotted; those below names that a user chooses are left out."""
+    """Every key of `model` and its nested models, dotted; leaves out keys below names that the user chooses."""
     keys = []
     for name, field in model.model_fields.items():
         keys.append(above + name)
-        for found in _models_in(field.annotation):
+        for nested in _models_in(field.annotation):
             if dict not in {get_origin(field.annotation), *map(get_origin, get_args(field.annotation))}:
-                keys += _all_keys(found, f"{above}{name}.")
+                keys += _all_keys(nested, f"{above}{name}.")
     return keys
 
 
 def _keys_beside(location: Sequence[Any], model: type[BaseModel]) -> list[str]:
-    """Valid keys of the model that the last part of `location` was given to."""
+    """The valid keys at `location`: those of the nested model which should have its last part as a key."""
     models: list[type[BaseModel]] = [model]
     for index, part in enumerate(location[:-1]):
         if index == 1 and location[0] == "evaluation":  # the kind that was chosen
-            models = [each for each in models if each.model_fields["kind"].default == part]
+            models = [nested for nested in models if nested.model_fields["kind"].default == part]
             continue
-        fields = [each.model_fields[part].annotation for each in models if part in each.model_fields]
-        # a name that the user chose may be that of a setting
-        models = [found for field in fields for found in _models_in(field)] or models
-    return [name for each in models for name in each.model_fields]
+        fields = [nested.model_fields[part].annotation for nested in models if part in nested.model_fields]
+        # no field: a list index, or a name that the user chose
+        models = [nested for field in fields for nested in _models_in(field)] or models
+    return [name for nested in models for name in nested.model_fields]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -250,9 +250,9 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _joined(folder: Path, text: str) -> Path:
-    """`text` as a path seen from `folder`, which has no links in it: leading `..` are taken back, as they stand in recipes and messages.
+    """The path `text` relative to `folder`, which must be free of symbolic links.
 
-    `~/` is the user's home, as in a shell.
+    Leading `..` are resolved, so that recipes and messages show plain paths. `~/` is the user's home, as in a shell.
     """
     path = Path.home() / text[2:] if text.startswith("~/") else Path(text)
     while path.parts[:1] == ("..",):
@@ -262,27 +262,27 @@ def _joined(folder: Path, text: str) -> Path:
 
 def _placed(model: ModelConfig, folder: Path) -> ModelConfig:
     whole = _joined(folder, model.key)
-    if model.lora is not None and whole.is_dir():  # no adapter: a folder with a plus in its name
+    if model.lora is not None and whole.is_dir():  # not an adapter but a folder with a plus in its name
         return model.model_copy(update={"path": str(whole), "lora": None})
     lora = None if model.lora is None else str(_folder_of(folder, model.lora))
     return model.model_copy(update={"path": str(_folder_of(folder, model.path)), "lora": lora})
 
 
 def _folder_of(folder: Path, name: str) -> Path:
-    """The folder `name` seen from `folder`; where there is none, the model of that name in the hub's cache, if it is there."""
+    """The folder `name` relative to `folder`; if there is none, the model of that name in the hub cache, if it is cached."""
     path = _joined(folder, name)
     return path if path.is_dir() else cached_model(name) or path
 
 
 def _absolute(config: SearchConfig, folder: Path) -> SearchConfig:
-    """The config with model folders, task and recipe files as absolute paths; names known to lm-eval stay as they are."""
+    """The config with absolute paths of model folders, task files and recipe files; names of lm-eval tasks are kept."""
     changes: dict[str, Any] = {}
     if config.models is not None:
         base = config.models.base and _placed(config.models.base, folder)
         if base is not None and base.lora is not None:
             raise ConfigError(
-                f"models.base: {base.key!r} is a model with an adapter, and the base is a plain one; "
-                "list it as an expert, or merge it into a folder first"
+                f"models.base: {base.key!r} has an adapter, but the base must be a plain model; "
+                "list it as an expert, or merge the adapter into a folder first"
             )
         experts = {name: _placed(model, folder) for name, model in config.models.experts.items()}
         changes["models"] = config.models.model_copy(update={"base": base, "experts": experts})

@@ -1,4 +1,4 @@
-"""What a configuration of mergekit-evolve says (mergekit 0.1.5), so that it can be translated into one of ours."""
+"""The schema of mergekit-evolve's configuration files (mergekit 0.1.5), which are translated into evomerge's."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +16,7 @@ class _Strict(Settings):
 
 
 class EvolveTask(_Strict):
-    """A task. In YAML its name will do."""
+    """A task. In YAML, just its name is enough."""
 
     name: str
     weight: float = 1.0
@@ -36,7 +36,7 @@ class EvolveGenome(_Strict):
     normalize: bool | None = None
     allow_negative_weights: bool = False
     filters: tuple[str, ...] | None = None
-    """parts of tensor names; tensors with each have values of their own, and so have the rest"""
+    """substrings of tensor names; the tensors matching each have their own values, and so do the remaining tensors"""
     smooth: bool = False
 
 
@@ -54,12 +54,12 @@ class EvolveConfig(_Strict):
 
 
 def read_evolve_config(path: FilePath) -> EvolveConfig:
-    """Reads a file.
+    """Read and validate a mergekit-evolve configuration.
 
     Raises:
-        ConfigError: no such file, not YAML, or wrong; the message lists every wrong key.
+        ConfigError: the file is missing, not YAML, or invalid; the message lists every wrong key.
     """
     settings = settings_of_file(Path(path))
     if "genome" not in settings:
-        raise ConfigError(f"{path}: is no configuration of mergekit-evolve, which has a key 'genome'")
+        raise ConfigError(f"{path}: not a mergekit-evolve configuration: it has no key 'genome'")
     return validated(EvolveConfig, settings, str(path))

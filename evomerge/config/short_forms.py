@@ -1,4 +1,4 @@
-"""Settings that may be given as a plain text, and the mappings that they are short for."""
+"""Short forms of settings: plain strings that stand for mappings."""
 
 from typing import Any
 
@@ -6,31 +6,31 @@ from pydantic import BeforeValidator
 
 
 def long_form(value: Any, key: str) -> Any:
-    """A setting that is given in its short form, a plain text, as the mapping that this is short for; anything else as it is."""
+    """Expand a string to the mapping `{key: value}`; return anything else unchanged."""
     return {key: value} if isinstance(value, str) else value
 
 
 def long_forms(value: Any, key: str) -> Any:
-    """The same for each of a list, which may itself be one plain text."""
+    """Apply `long_form` to every element of a list; a single string counts as a list of one."""
     value = [value] if isinstance(value, str) else value
-    return [long_form(item, key) for item in value] if isinstance(value, list) else value
+    return [long_form(element, key) for element in value] if isinstance(value, list) else value
 
 
 def short_for(key: str) -> BeforeValidator:
-    """Of settings for whose `key` alone a plain text will do."""
+    """Let a setting be given as a string, the value of its `key`."""
     return BeforeValidator(lambda value: long_form(value, key))
 
 
 def short_for_each(key: str) -> BeforeValidator:
-    """The same of a list of them, which may itself be one plain text."""
+    """Let each element of a list of settings be given as a string, the value of its `key`; a single string is a list of one."""
     return BeforeValidator(lambda value: long_forms(value, key))
 
 
 def one_or_several(value: Any) -> Any:
-    """A list of one method is that method.
+    """Reduce a list of one method to that method.
 
     Raises:
-        ValueError: it is neither a text nor a list of texts.
+        ValueError: the value is neither a string nor a non-empty list of strings.
     """
     names = value if isinstance(value, list | tuple) else [value]
     if not names or not all(isinstance(name, str) for name in names):
@@ -39,10 +39,10 @@ def one_or_several(value: Any) -> Any:
 
 
 def weights_of_objectives(config: Any) -> Any:
-    """A configuration with the weights of `cma_es`, where runs begun before 2026-11-28 have them, as those of its objectives.
+    """Move `strategy.weights`, where `cma_es` had them in runs started before 2026-11-28, to the objectives.
 
     Raises:
-        ValueError: they are not those of all objectives.
+        ValueError: the weights do not cover exactly the objectives.
     """
     strategy = config.get("strategy") if isinstance(config, dict) else None
     if not isinstance(strategy, dict) or strategy.get("name", "cma_es") not in ("cma_es", "auto"):
@@ -51,19 +51,20 @@ def weights_of_objectives(config: Any) -> Any:
     if not isinstance(weights, dict):
         return config
     objectives = long_forms(config.get("objectives") or list(weights), "name")
-    names = [item.get("name") for item in objectives if isinstance(item, dict)] if isinstance(objectives, list) else []
+    entries = objectives if isinstance(objectives, list) else []
+    names = [entry.get("name") for entry in entries if isinstance(entry, dict)]
     if set(names) != set(weights) or len(names) != len(objectives):
         raise ValueError(
-            "strategy.weights: give each objective its weight instead: objectives: [{name: ..., weight: ...}]"
+            "strategy.weights: set the weight of each objective instead: objectives: [{name: ..., weight: ...}]"
         )
     return config | {
         "strategy": {key: value for key, value in strategy.items() if key != "weights"},
-        "objectives": [{**item, "weight": weights[item["name"]]} for item in objectives],
+        "objectives": [{**objective, "weight": weights[objective["name"]]} for objective in objectives],
     }
 
 
 def path_and_lora(value: Any) -> Any:
-    """The settings of a model that is given in its short form; anything else as it is."""
+    """Expand a model given as `path` or `path+lora` to its settings; return anything else unchanged."""
     if not isinstance(value, str):
         return value
     path, _, lora = value.partition("+")

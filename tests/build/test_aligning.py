@@ -121,7 +121,7 @@ def test_the_same_tokens_under_other_ids_are_arranged(folder: Path) -> None:
     Path("moved/tokenizer.json").write_text(json.dumps(content))
     problem = make_problem(parse_config(settings("moved", base="base"), folder=folder))
     assert any(
-        "has different ids for 2 tokens" in note and "`evomerge align` arranges them alike" in note
+        "has different ids for 2 tokens" in note and "`evomerge align` gives the models one vocabulary" in note
         for note in notes(problem)
     )
     align_models(["moved"], "out", base="base")
@@ -205,9 +205,13 @@ def test_nothing_is_written_where_models_or_folders_are_in_the_way(folder: Path)
     for experts, kind, message in (
         (["a"], ConfigError, "name at least two models"),
         (["a", "x=b", "x=base"], ConfigError, "two models are called 'x'"),
-        (["a", "../x=b"], ConfigError, r"expert name '../x' must be letters.*; name it, e.g. first=/.*/b"),
-        (["a", "base"], ConfigError, "expert name 'base' must be .*; name it, e.g. first="),
-        (["a", "x=a"], ConfigError, "'a' and 'x' are one model, .*/a; leave one out"),
+        (
+            ["a", "../x=b"],
+            ConfigError,
+            r"expert name '../x' must consist of letters.*; give it a name, e.g. first=/.*/b",
+        ),
+        (["a", "base"], ConfigError, "expert name 'base' must consist of .*; give it a name, e.g. first="),
+        (["a", "x=a"], ConfigError, "'a' and 'x' are the same model, .*/a; remove one of them"),
         (["a", "b"], RecipeError, "out/b: exists and is not empty; .* overwrite it"),
         (["a", "deep"], RecipeError, "deep has 3 layers"),
     ):

@@ -22,9 +22,9 @@ def test_a_missing_chat_template_is_noticed_before_anything_is_loaded(tmp_path: 
         "budget": {"evaluations": 10},
     }
     config = parse_config(settings, folder=tmp_path)
-    with pytest.raises(ConfigError, match=r"base has no chat template; add one there as chat_template.jinja"):
+    with pytest.raises(ConfigError, match=r"base has no chat template; add one to this folder as chat_template.jinja"):
         make_problem(config)
-    with pytest.raises(ConfigError, match=r"/a has no chat template; add one there"):
+    with pytest.raises(ConfigError, match=r"/a has no chat template; add one to this folder"):
         evaluate_model(config, tmp_path / "a")
 
     tokenizer = tmp_path / "base" / "tokenizer_config.json"

@@ -180,7 +180,7 @@ def test_parameters_that_cannot_be_searched_are_refused(
 
 @pytest.mark.parametrize("groups", [1, [[0, 2], [2, 4]]])
 def test_values_over_depth_are_given_by_their_number(folder: Path, groups: Any) -> None:
-    with pytest.raises(ConfigError, match=r"space\.smooth: give space\.layer_groups as the number"):
+    with pytest.raises(ConfigError, match=r"space\.smooth: set space\.layer_groups to the number"):
         problem(folder, layer_groups=groups, smooth=True)
 
 

@@ -27,7 +27,7 @@ def test_an_engine_for_gpus_does_not_run_without(monkeypatch, on_nodes):
     *_, engine = _engine(on_nodes=on_nodes)
     assert engine.subject == "engine"
     assert engine.grade is (Grade.NOTE if on_nodes else Grade.BAD)
-    assert engine.found == "this vllm is built for GPUs, and there is none here"
+    assert engine.found == "this vllm is built for GPUs, but there is no GPU here"
 
 
 @pytest.mark.parametrize(("version", "grade"), [("0.33.0", Grade.GOOD), ("0.34.0", Grade.BAD), ("0.3.2", Grade.BAD)])

@@ -61,7 +61,9 @@ def test_a_worker_refuses_models_and_tasks_that_are_not_the_searches(
     items = folder / "toy.search.jsonl"
     items.write_text(items.read_text().replace("search 1 is", "search one is"))
     write_tiny_llama(folder / "b", seed=7)
-    with pytest.raises(ConfigError, match=f"started: models {folder / 'b'}, tasks {folder / 'toy.yaml'}; copy"):
+    with pytest.raises(
+        ConfigError, match=f"started the search: models {folder / 'b'}, tasks {folder / 'toy.yaml'}; copy"
+    ):
         make_evaluator(given)
     make_evaluator(given | {"marks": None}).close()
 

@@ -85,7 +85,7 @@ def test_a_worker_gets_a_gpu_for_each_process_of_its_engine(folder, processes, g
 
 
 def test_fewer_gpus_than_processes_are_refused_before_a_search_starts(folder):
-    with pytest.raises(ConfigError, match=r"gpus_per_worker: 1 is too few for engine.tensor_parallel, 4"):
+    with pytest.raises(ConfigError, match=r"gpus_per_worker: 1 is too low for engine.tensor_parallel: 4"):
         make_problem(spread(folder, 4, 1))
 
 

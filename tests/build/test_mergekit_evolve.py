@@ -103,7 +103,7 @@ def test_the_rest_of_the_settings_is_carried_over(folder: Path) -> None:
     assert "random_init is left out" in text
     assert "normalize: mergekit-evolve divides" in text
     assert "limit: candidates are scored on items drawn at random" in text
-    assert "merges are float32 as the models, not bfloat16" in text
+    assert "merges are float32 like the models, not bfloat16" in text
     assert todo == [f"evomerge search {folder / 'search.yaml'}"]
 
 
@@ -125,8 +125,8 @@ def test_a_task_of_which_two_metrics_count_has_two_names(folder: Path) -> None:
     ("filters", "groups", "remark"),
     [
         (["self_attn.", "mlp"], ["attention", "mlp", "rest"], None),
-        (["self_attn", "mlp", "norm", "embed"], ["attention", "mlp", "norms", "embeddings"], "filter embed is here"),
-        (["embed_tokens", "lm_head"], ["embeddings", "rest"], "filter lm_head is here the module group embeddings"),
+        (["self_attn", "mlp", "norm", "embed"], ["attention", "mlp", "norms", "embeddings"], "filter embed becomes"),
+        (["embed_tokens", "lm_head"], ["embeddings", "rest"], "filter lm_head becomes the module group embeddings"),
         (["q_proj"], None, "filter q_proj is left out"),
     ],
 )
@@ -187,13 +187,13 @@ def test_slerp_has_two_models_and_the_first_is_the_base(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("genome", "changes", "message"),
     [
-        ({"models": ["a", "b", "base"], "merge_method": "slerp"}, {}, "slerp of 3 models"),
-        ({"merge_method": "slerp", "filters": ["mlp"]}, {}, "no slerp with smooth or filters"),
-        ({"layer_granularity": 3}, {}, "4 layers are no multiple of 3"),
+        ({"models": ["a", "b", "base"], "merge_method": "slerp"}, {}, "slerp with 3 models"),
+        ({"merge_method": "slerp", "filters": ["mlp"]}, {}, "does not support slerp with smooth or filters"),
+        ({"layer_granularity": 3}, {}, "4 layers are not a multiple of 3"),
         ({"base_model": None}, {}, "base_model: is missing; ties needs it"),
-        ({"models": ["base"]}, {}, "no model besides the base"),
+        ({"models": ["base"]}, {}, "no model other than the base"),
         ({"merge_method": "della"}, {}, "genome.merge_method: must be"),
-        ({"models": ["acme/nothing@v1", "a"]}, {}, "no revision v1 in the hub's cache"),
+        ({"models": ["acme/nothing@v1", "a"]}, {}, "revision v1 of acme/nothing is not in the hub cache"),
         ({"smoth": True}, {}, "did you mean 'smooth'"),
         ({}, {"tasks": []}, "tasks: must not be empty"),
         ({}, {"limits": 3}, "did you mean 'limit'"),
@@ -213,7 +213,7 @@ def test_other_commands_say_what_to_do_with_such_a_file(folder: Path) -> None:
         load_config(folder / "evolve.yml")
     with pytest.raises(RecipeError, match="is a configuration of mergekit-evolve"):
         read_recipe(folder / "evolve.yml")
-    with pytest.raises(ConfigError, match="is no configuration of mergekit-evolve"):
+    with pytest.raises(ConfigError, match="not a mergekit-evolve configuration"):
         write_translated_config(folder / "again.yaml", folder / "search.yaml")
-    with pytest.raises(ConfigError, match="exists; give another --out"):
+    with pytest.raises(ConfigError, match="already exists; choose another --out"):
         write_translated_config(folder / "search.yaml", folder / "evolve.yml")

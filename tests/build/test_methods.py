@@ -82,7 +82,7 @@ def test_settings_go_to_the_methods_that_have_the_parameter(folder: Path) -> Non
         (
             ("task_arithmetic", "linear"),
             {"space": {"stacking": {"parameters": True}}},
-            "merged by one method, not by task_arithmetic or linear",
+            "stacking supports only one method, got task_arithmetic, linear",
         ),
         (("ties", "linear"), {"strategy": "m2n2"}, "space.method: strategy m2n2 crosses whole models"),
     ],
@@ -102,15 +102,15 @@ def test_a_run_that_was_begun_with_bounds_that_are_refused_now_can_be_read(folde
 
 
 def test_a_task_is_not_called_as_a_cost_is(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tasks: 'cost.items' would be taken for a cost; give the task another name"):
+    with pytest.raises(
+        ConfigError, match=r"tasks: 'cost.items': names that start with 'cost.' are reserved for costs; rename it"
+    ):
         make_problem(parse_config(settings("ties", tasks=[{"task": "toy.yaml", "name": "cost.items"}]), folder=folder))
 
 
 def test_a_tree_of_sources_wants_weights_alone(folder: Path) -> None:
     nested = {"name": "map", "nested": True}
-    with pytest.raises(
-        ConfigError, match=r"takes every coordinate for the weight of one source, and density\[a\] is none"
-    ):
+    with pytest.raises(ConfigError, match=r"must be the weight of one source, but density\[a\] is not"):
         make_problem(parse_config(settings("ties", strategy=nested), folder=folder))
     fixed = {"parameters": {"weight": {}}, "fixed": {"density": 0.5}}
     make_problem(parse_config(settings("ties", strategy=nested, space=fixed), folder=folder))

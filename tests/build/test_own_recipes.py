@@ -228,10 +228,10 @@ def test_slices_along_the_layer_groups_are_a_point(folder):
     ("text", "message"),
     [
         ("merge_method: tiez\nmodels: [{model: a}]\n", "mine.yml.*tiez"),
-        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}, {model: c, parameters: {weight: 1}}]\n", "/c, which models does not list"),
+        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}, {model: c, parameters: {weight: 1}}]\n", "/c; add it to models, or change the recipe"),
         ("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\ntokenizer_source: union\n", "tokenizer: recipes are scored with"),
         ("merge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\nchat_template: chatml\n", "chat_template: recipes are scored with"),
-        ("merge_method: passthrough\nslices:\n  - {sources: [{model: a, layer_range: [0, 3]}]}\n  - {sources: [{model: b, layer_range: [1, 4]}]}\n", "6 layers; the search's have 4"),
+        ("merge_method: passthrough\nslices:\n  - {sources: [{model: a, layer_range: [0, 3]}]}\n  - {sources: [{model: b, layer_range: [1, 4]}]}\n", "6 layers, but models of this search have 4"),
         ("merge_method: della\nbase_model: base\nmodels: [{model: a}]\nparameters: {weight: 1}\n", "della keeps ranks"),
         ("merge_method: sce\nbase_model: base\nmodels: [{model: a}]\nparameters: {select_topk: 0.5}\n", "sce keeps ranks"),
     ],
@@ -255,7 +255,7 @@ def test_a_single_file_needs_no_list(folder):
 
 def test_without_models_there_is_nothing_to_compare(folder):
     settings = {"evaluation": {"kind": "synthetic"}, "budget": {"hours": 1}, "baselines": {"recipes": "m.yml"}}
-    with pytest.raises(ConfigError, match="no recipes to compare with"):
+    with pytest.raises(ConfigError, match="uses neither models, tasks nor"):
         parse_config(settings, folder=folder)
 
 

@@ -84,7 +84,7 @@ def test_a_budget_of_items_is_one_of_candidates_where_it_is_known_what_they_take
 
 
 def test_what_items_alone_limit_is_not_guessed() -> None:
-    with pytest.raises(ConfigError, match=r"does not say how many candidates there will be; plan with --from RUN"):
+    with pytest.raises(ConfigError, match=r"cannot be computed from budget.items alone; use --from RUN"):
         planning.n_candidates(problem(budget={"items": 200}), same(1.0), 1)
 
 
@@ -124,7 +124,7 @@ def test_a_run_on_other_items_is_warned_of(tmp_path: Path, caplog: pytest.LogCap
     planning.measured_times(wanted, tmp_path / "run")
     assert caplog.messages == []
     planning.measured_times(problem(budget={"evaluations": 2}), tmp_path / "run")
-    assert "has evaluated nothing on select and report, where a candidate is planned to" in caplog.messages[0]
+    assert "has evaluated nothing on select and report; candidates are assumed to" in caplog.messages[0]
     caplog.clear()
     more = {"kind": "synthetic", "function": "zdt1", "dimension": 5, "n_items": 7}
     planning.measured_times(problem(evaluation=more), tmp_path / "run")
@@ -135,7 +135,7 @@ def test_a_run_without_a_timed_candidate_gives_no_plan(tmp_path: Path) -> None:
     broken = {"kind": "synthetic", "function": "sphere", "failure_rate": 1.0}
     wanted = problem(evaluation=broken, budget={"evaluations": 1}, finals={"finalists": 0})
     start_search(wanted.config, tmp_path / "run")
-    with pytest.raises(ConfigError, match="no candidate has been evaluated there"):
+    with pytest.raises(ConfigError, match="no candidate has been evaluated in this run"):
         planning.measured_times(wanted, tmp_path / "run")
 
 

@@ -68,7 +68,7 @@ def test_a_file_or_settings_stand_for_a_configuration(tmp_path: Path) -> None:
     for overrides in ("budget.evaluations=14", {"budget.evaluations": 16}):
         state = evomerge.resume_search(tmp_path / "run", overrides=overrides)
     assert state.n_evaluations[Split.SEARCH] == 16
-    with pytest.raises(ConfigError, match="--set seed=1: a resumed run may only change"):
+    with pytest.raises(ConfigError, match="--set seed=1: only budget, cluster, finals can be changed"):
         evomerge.resume_search(tmp_path / "run", overrides="seed=1")
     with pytest.raises(ConfigError, match="expected a configuration file or a mapping of settings, got int"):
         evomerge.run_search(3, tmp_path / "other")  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def test_a_file_or_settings_stand_for_a_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("point", "message"),
     [
-        ((1.7, 0.5, 0.5), "c000003, which is no candidate: every coordinate"),
+        ((1.7, 0.5, 0.5), "c000003, which is invalid: every coordinate"),
         ((0.5,), r"c000003.*shape \(3,\), got \(1,\)"),
     ],
 )

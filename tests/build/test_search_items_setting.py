@@ -80,4 +80,4 @@ def test_validate_says_how_many_of_how_many(folder: Path) -> None:
 def test_validate_advises_against_hundreds_of_items_for_each_candidate(folder: Path) -> None:
     lines = describe_items(make_problem(configured(folder)))
     assert lines[0].startswith("items       toy: 302 search, 302 select, 302 report;")
-    assert "evaluation.search_items, for example 50" in lines[1]
+    assert "evaluation.search_items, e.g. 50" in lines[1]

@@ -96,7 +96,7 @@ def test_weights_of_an_older_configuration_are_those_of_its_objectives() -> None
     goals = problem("sphere", 3, strategy={"name": "cma_es", "weights": {"f1": 2}}).objectives
     assert [(goal.name, goal.weight) for goal in goals] == [("f1", 2.0)]
     for wrong in ({"f2": 1}, {"f1": 1, "f2": 1}, {}):
-        with pytest.raises(ConfigError, match=r"strategy\.weights: give each objective its weight instead"):
+        with pytest.raises(ConfigError, match=r"strategy\.weights: set the weight of each objective instead"):
             problem("sphere", 3, strategy={"name": "cma_es", "weights": wrong}, objectives=["f1"])
 
 

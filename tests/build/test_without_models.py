@@ -74,7 +74,7 @@ def test_a_run_is_exported_and_reported_without_its_models(tmp_path: Path, name:
 
     without_record(run)
     with pytest.raises(
-        CheckpointError, match=r"recorded too little .* put them where they were: .*no such model folder"
+        CheckpointError, match=r"did not record enough .* put them back where they were: .*no such model folder"
     ):
         recipes(run)
     (tmp_path / "moved").rename(tmp_path / "models")
@@ -87,7 +87,8 @@ def test_a_resumed_run_records_what_an_older_one_did_not(tmp_path: Path) -> None
     resume_search(run, overrides=["budget.evaluations=14"])
     (tmp_path / "models").rename(tmp_path / "moved")
     with pytest.raises(
-        ConfigError, match=r"no such model folder(.|\n)*put them back to continue \(links work too: ln -s NEW OLD\)"
+        ConfigError,
+        match=r"no such model folder(.|\n)*put them back to continue \(symbolic links work too: ln -s NEW OLD\)",
     ):
         resume_search(run, overrides=["budget.evaluations=15"])
     state = open_run(run).state

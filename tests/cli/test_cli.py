@@ -80,7 +80,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["merge", ".", "out"], ".: is a folder; name a file"),
         (["merge", "binary.yml", "out"], "binary.yml: is not text in UTF-8 (byte 0xff at position 1)"),
         (["validate", "."], ".: is a folder; name a file"),
-        (["validate", "recipe.yml"], "recipe.yml: is a recipe, not a search configuration"),
+        (["validate", "recipe.yml"], "recipe.yml: this is a recipe, not a search configuration"),
         (["merge", "search.yml", "out"], "search.yml: is a search configuration, not a recipe"),
         (["merge", "recipe.yml", "out"], "model 'org/a' is not a folder (tried"),
         (["export", "recipe.yml"], "recipe.yml: not a run directory"),
@@ -154,7 +154,7 @@ def test_validate_loads_the_items_where_asked(project: Path) -> None:
 def test_a_price_without_times_is_refused(project: Path) -> None:
     refused = run("plan", project / "search.yaml", "--price", "2")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "--price: a cost follows from times; give --from or --seconds too" in refused.stderr
+    assert "--price: costs are computed from times; also give --from or --seconds" in refused.stderr
     assert run("plan", project / "search.yaml", "--price", "2", "--seconds", "3").returncode == 0
 
 
@@ -170,7 +170,7 @@ def test_validate_says_when_items_are_longer_than_the_models_positions(project: 
 def test_validate_says_when_nothing_would_be_searched(project: Path) -> None:
     result = run("validate", project / "search.yaml", "--set", "budget.evaluations=9")
     assert result.returncode == 0, result.stderr
-    assert "9 are used up by the 9 baselines" in result.stdout
+    assert "9 is used up by the 9 baselines" in result.stdout
 
 
 def test_validate_says_when_parameters_are_many_and_candidates_few(project: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_nan_in_a_shard_is_found_before_anything_starts(project: Path, tmp_pat
             ["merge", "nowhere.yaml", "out", "--cuda", "--device", "cpu"],
             "--cuda and --device cpu: give only one of them",
         ),
-        (["merge", "nowhere.yaml", "out", "--dtype", "bf16"], "dtype 'bf16': unknown; known: bfloat16, float16"),
+        (["merge", "nowhere.yaml", "out", "--dtype", "bf16"], "unknown dtype 'bf16'; known: bfloat16, float16"),
         (["resume", "nowhere"], "not a run directory"),
         (["export", "nowhere"], "not a run directory"),
         (["search", "nowhere.yaml"], "no such configuration file"),
@@ -312,7 +312,7 @@ def test_a_search_from_start_to_merged_model(project: Path, tmp_path: Path) -> N
     assert "already holds a run" in again.stderr
     refused = run("resume", directory, "--set", "seed=3")
     assert refused.returncode == 2
-    assert "may only change" in refused.stderr
+    assert "can be changed when a run is resumed" in refused.stderr
 
     shown = run("summary", directory, "--json")
     assert json.loads(shown.stdout) == summary
@@ -322,7 +322,7 @@ def test_a_search_from_start_to_merged_model(project: Path, tmp_path: Path) -> N
     assert run("export", directory, "--pick", "best", "-o", tmp_path / "best.yaml").returncode == 0
     refused = run("export", directory, "--pick", "knee", "-o", tmp_path / "best.yaml")
     assert refused.returncode == 2
-    assert "best.yaml: exists; name another file, or overwrite it (--overwrite)" in refused.stderr
+    assert "best.yaml: already exists; choose another file, or overwrite it (--overwrite)" in refused.stderr
     assert run("export", directory, "--overwrite", "-o", tmp_path / "best.yaml").returncode == 0
     for place in ("-", "/dev/stdout"):
         piped = run("export", directory, "-o", place)

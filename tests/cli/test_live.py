@@ -61,7 +61,7 @@ def test_init_writes_a_configuration_that_is_right(models: Path) -> None:
     }
     assert (config.space.method, config.strategy.name, len(config.tasks)) == ("task_arithmetic", "auto", 2)
     again = run(*arguments, "-o", out)
-    assert (again.returncode, "exists; give another" in again.stderr) == (2, True)
+    assert (again.returncode, "already exists; choose another" in again.stderr) == (2, True)
 
 
 def test_init_without_tasks_says_what_is_missing(models: Path) -> None:
@@ -364,7 +364,7 @@ def test_a_winner_without_a_report_score_is_said(
     print_summary(open_run(tmp_path / "bad[v2]"))
     shown = capsys.readouterr().out
     reason = "failed on the report split and has no score there: no room left for [/INST]"
-    assert f"{state.best_id}, the best, {reason}" in shown, "brackets are no markup"
+    assert f"the best candidate, {state.best_id}, {reason}" in shown, "brackets are no markup"
     assert str(tmp_path / "bad[v2]" / "front.json") in shown
 
 

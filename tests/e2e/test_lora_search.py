@@ -137,7 +137,7 @@ def test_experts_share_what_their_adapters_leave_alone(project: Path) -> None:
     [
         (
             {"base": "base+lora-a", "experts": {"b": "base+lora-b"}},
-            "is a model with an adapter, and the base is a plain one",
+            "has an adapter, but the base must be a plain model",
         ),
         ({"base": "base", "experts": {"a": "lora-a", "b": "base+lora-b"}}, "is a LoRA adapter, not a model"),
         ({"base": "base", "experts": {"a": "base+base", "b": "base+lora-b"}}, "is a model, not a LoRA adapter"),

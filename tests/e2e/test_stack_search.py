@@ -88,19 +88,19 @@ def test_a_search_over_merged_stacks_from_start_to_checkpoint(project: Path, tmp
     [
         ({"models": ["c"]}, {}, "no model is called c; known: b, a, base"),
         ({"models": ["merged"]}, {}, "set stacking.parameters: true"),
-        ({"models": {"a": [0, 9]}}, {}, "[0, 9] must lie within the 3 layers"),
+        ({"models": {"a": [0, 9]}}, {}, "[0, 9] must be a range within its 3 layers"),
         ({"ends": "base"}, {}, "'base' is not one of the stacked models"),
         ({"models": []}, {}, "name at least one model"),
         ({"models": [["a", "b"]]}, {}, "space.stacking.models"),
-        ({"models": {"a": [2, 2]}}, {}, "[2, 2] must lie within the 3 layers"),
-        ({"models": {"a": [2, 1]}}, {}, "[2, 1] must lie within the 3 layers"),
+        ({"models": {"a": [2, 2]}}, {}, "[2, 2] must be a range within its 3 layers"),
+        ({"models": {"a": [2, 1]}}, {}, "[2, 1] must be a range within its 3 layers"),
         ({"max_depth": 1}, {}, "fixed layers (2) <= min_depth (2) <= max_depth (1)"),
         ({"max_depth": 0}, {}, "max_depth"),
         ({"min_depth": 4, "max_depth": 6}, {}, "min_depth: 4 is more than the 3 layers"),
         ({"fixed_first": 2, "fixed_last": 2}, {}, "are more than the 3 layers"),
-        ({"encoding": "swap", "max_depth": 4}, {}, "the encoding swap keeps the depth"),
-        ({"encoding": "moves", "repeats": 3}, {}, "repeats belongs to the encoding indicator"),
-        ({"encoding": "swap", "scales": "matrix"}, {}, "scales: matrix belongs to the encoding indicator"),
+        ({"encoding": "swap", "max_depth": 4}, {}, "encoding swap keeps the depth"),
+        ({"encoding": "moves", "repeats": 3}, {}, "repeats is an option of encoding indicator"),
+        ({"encoding": "swap", "scales": "matrix"}, {}, "scales: matrix needs encoding indicator"),
         ({"scale_low": 1.5}, {}, "must be positive and include 1"),
         ({"scale_low": 0}, {}, "scale_low"),
         ({"scale_low": 0.5, "max_depth": 70}, {}, "bfloat16 has room for 2^48; use at least 0.618"),
@@ -126,7 +126,7 @@ def test_an_expert_may_not_have_the_name_of_the_merge(project: Path) -> None:
 
     config = configuration(project, {"parameters": True}, method="task_arithmetic")
     config.write_text(config.read_text().replace("a: a", "merged: a"))
-    with pytest.raises(EvomergeError, match=r"models\.experts\.merged: .* give the expert another name"):
+    with pytest.raises(EvomergeError, match=r"models\.experts\.merged: .* rename the expert"):
         make_problem(load_config(config))
 
 
@@ -164,7 +164,7 @@ def test_models_of_different_depth(project: Path, tmp_path: Path) -> None:
             {"parameters": True},
             "only models of the same depth can be merged; b has 3 layers, a has 5 layers, base has 3",
         ),
-        ({"models": {"b": [0, 5]}}, "[0, 5] must lie within the 3 layers"),
+        ({"models": {"b": [0, 5]}}, "[0, 5] must be a range within its 3 layers"),
     ):
         with pytest.raises(EvomergeError) as caught:
             make_problem(

@@ -150,7 +150,7 @@ def test_45_a_model_that_is_two_experts(project: Path) -> None:
     models = {"base": "base", "experts": {"a": "a", "b": "b", "c": "a"}}
     refused(
         project,
-        f"models.experts.c: is the same model as models.experts.a, {project / 'a'}; leave one out",
+        f"models.experts.c: {project / 'a'} is also models.experts.a; remove one of them",
         models=models,
     )
 

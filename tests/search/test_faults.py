@@ -53,7 +53,8 @@ def test_files_that_are_none_of_a_run_are_not_overwritten(tmp_path: Path) -> Non
     for name in ("config.yaml", "front.json", "best.yaml"):
         (tmp_path / name).write_text("mine: 1\n")
     with pytest.raises(
-        ConfigError, match=r"is no run directory and holds config.yaml, front.json, best.yaml, .* another --run-dir"
+        ConfigError,
+        match=r"is not a run directory but contains config.yaml, front.json, best.yaml, .* another --run-dir",
     ):
         start(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.yaml", "config.yaml", "front.json"]
@@ -104,7 +105,7 @@ def test_other_packages_than_last_time_are_named(tmp_path: Path, caplog: pytest.
     resolved = json.loads(path.read_text())
     path.write_text(json.dumps({**resolved, "versions": {**resolved["versions"], "numpy": "1.0"}}))
     resume_search(tmp_path / "run")
-    assert f"this session has numpy {resolved['versions']['numpy']} and not 1.0:" in caplog.text
+    assert f"this session has numpy {resolved['versions']['numpy']} instead of 1.0:" in caplog.text
     caplog.clear()
     resume_search(tmp_path / "run")
     assert "this session has" not in caplog.text

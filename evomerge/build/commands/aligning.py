@@ -1,4 +1,4 @@
-"""Copies of models with one vocabulary, which a search needs. Each copy is a merge in which the other models only lend rows."""
+"""Copies of models with a common vocabulary, which a search needs. Each copy is a merge to which the other models only contribute embedding rows."""
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -17,14 +17,14 @@ from evomerge.recipe.tokenizer_spec import BASE, UNION
 
 @dataclass(frozen=True, slots=True)
 class AlignedModels:
-    """Where models with one vocabulary are.
+    """Models with a common vocabulary.
 
     Attributes:
-        base: the base, None where there is none.
+        base: the base; None if there is none.
         experts: name -> model.
-        copied: those that were copied; the others had the vocabulary already.
-        n_tokens: of the vocabulary.
-        n_rows: of the embeddings.
+        copied: the models that were copied; the others already had the vocabulary.
+        n_tokens: size of the vocabulary.
+        n_rows: number of embedding rows.
     """
 
     base: Source | None
@@ -34,15 +34,15 @@ class AlignedModels:
     n_rows: int
 
     def lines(self) -> list[str]:
-        """What was done, and what comes next, as it is told to a user."""
+        """What was done and what to do next, as lines for the user."""
         models = [*([self.base] if self.base else []), *self.experts.values()]
-        told = [f"{model.key}: {'written' if model in self.copied else 'unchanged'}" for model in models]
+        done = [f"{model.key}: {'written' if model in self.copied else 'unchanged'}" for model in models]
         words = ["evomerge init"]
         for name, model in self.experts.items():
             words.append(shlex.quote(model.key if name == default_name(model) else f"{name}={model.key}"))
         if self.base is not None:
             words.append(f"--base {shlex.quote(self.base.key)}")
-        return [*told, f"{self.n_tokens} tokens, {self.n_rows} embedding rows", f"next: {' '.join(words)}"]
+        return [*done, f"{self.n_tokens} tokens, {self.n_rows} embedding rows", f"next: {' '.join(words)}"]
 
 
 def align_models(
@@ -55,25 +55,25 @@ def align_models(
     max_memory: str | int | None = None,
     overwrite: bool = False,
 ) -> AlignedModels:
-    """Writes a copy of each model, with its embedding rows in the order of one vocabulary, as `out`/NAME.
+    """Write a copy of each model with its embedding rows in the order of a common vocabulary, as `out`/NAME.
 
-    Weights keep their values; models of several dtypes become float32. Tokens that a model lacks get rows as in merges with a `tokenizer`
-    (docs/merge-methods.md). Copies have the config of the base (without one, of the first model) and the same tokenizer, but for a chat
-    template of their own. Models that have the vocabulary already, and as many rows, are not copied.
+    Weights keep their values; a model with several dtypes becomes float32. Tokens that a model lacks get rows as in merges with a `tokenizer`
+    (docs/merge-methods.md). Copies have the config of the base (without a base: of the first model) and the same tokenizer, but keep their
+    own chat templates. Models that already have the vocabulary and the number of rows are not copied.
 
     Args:
-        experts: folders of models, as `path` or `name=path`; `path+lora` is a model with an adapter, whose copy has it merged.
+        experts: folders of models, as `path` or `name=path`; `path+lora` is a model with an adapter, which is merged in its copy.
         out: the folder of the copies.
         base: the model they were all trained from.
-        tokenizer: "union" of all models' tokens, "base" (without one, of the first model), a model's name, or a folder with a tokenizer.
-        pad_to_multiple_of: rows are added up to a multiple of this; None = up to those that the base (of a union, the largest model) has.
-        max_memory: of all tensors in memory at a time, in bytes or as text; None = a few tensors.
-        overwrite: replace copies that are there.
+        tokenizer: "union" of all models' tokens, "base" (without a base: the first model's), a model's name, or a folder with a tokenizer.
+        pad_to_multiple_of: round the number of rows up to a multiple of this; None = as many as the base has (for a union: the largest model).
+        max_memory: limit for all tensors in memory at a time, in bytes or as a string; None = a few tensors.
+        overwrite: replace existing copies.
 
     Raises:
-        ConfigError: too few models, two of one name, or a name that experts cannot have.
-        RecipeError: the models do not fit each other, a tokenizer cannot be read or joined, or a copy is there already.
-        CheckpointError: a model is damaged, or the disk has no room.
+        ConfigError: there are too few models, two have the same name, or a name is not valid for an expert.
+        RecipeError: the models are incompatible, a tokenizer cannot be read or combined with the others, or a copy already exists.
+        CheckpointError: a model is damaged, or the disk is full.
     """
     out = Path(out)
     sources = sources_by_name([*([("", Source(str(base)))] if base else []), *map(parse_model, experts)])
@@ -88,7 +88,7 @@ def align_models(
     joint = _linear(models.values(), models[first].key if base else None)
     headers = read_headers(joint)
 
-    # seconds of work, for which wrong names do not wait
+    # takes seconds, so names are checked first
     from evomerge.weights import alignment_to, check_target
 
     spec = TokenizerSpec(_vocabulary(tokenizer, models), {}, pad_to_multiple_of)
@@ -114,27 +114,27 @@ def align_models(
 
 
 def _absolute(path: str) -> str:
-    """As recipes in the folders of copies are read anywhere; ".." stays, which behind a link leads elsewhere than it seems."""
+    """An absolute path, since recipes in the copies' folders are read from anywhere; keeps "..", which cannot be resolved after a symbolic link."""
     return str(Path(path).absolute())
 
 
 def _checked(models: Mapping[str, Source], base: str | None) -> Mapping[str, Source]:
-    """Raises ConfigError where an expert cannot be called so in a search, which copies are named for, or two are one model."""
+    """Return the models; raise ConfigError if the name of an expert is not valid in a search, or two of them are the same model."""
     seen: dict[str, str] = {}
     for name, model in models.items():
         if name != base:
             try:
                 check_expert_name(name)
             except ValueError as problem:
-                raise ConfigError(f"{problem}; name it, e.g. first={model.key}") from None
+                raise ConfigError(f"{problem}; give it a name, e.g. first={model.key}") from None
         if model.key in seen:
-            raise ConfigError(f"{seen[model.key]!r} and {name!r} are one model, {model.key}; leave one out")
+            raise ConfigError(f"{seen[model.key]!r} and {name!r} are the same model, {model.key}; remove one of them")
         seen[model.key] = name
     return models
 
 
 def _linear(models: Collection[Source], base: str | None, *, alone: Source | None = None) -> Recipe:
-    """A sum of the models; of `alone`, the others have no weight, and lend rows."""
+    """A sum of the models; with `alone`, the others have weight 0 and only contribute rows."""
     sources = (replace(model, parameters={"weight": (Setting(float(alone in (None, model))),)}) for model in models)
     return Recipe("linear", (Slice(tuple(sources)),), base=base)
 
@@ -146,7 +146,7 @@ def _copying(
     base: str | None,
     headers: Mapping[str, ModelHeader],
 ) -> Recipe:
-    """The merge that copies `model`. Raises RecipeError where Jinja cannot parse its chat template."""
+    """The merge that copies `model`. Raises RecipeError if its chat template is not valid Jinja."""
     from evomerge.weights import chosen_template
 
     header = headers[model.key]
@@ -159,7 +159,7 @@ def _copying(
 
 
 def _vocabulary(given: str, models: Mapping[str, Source]) -> str:
-    """The source of a `TokenizerSpec` that `--tokenizer` means."""
+    """The source of the `TokenizerSpec` for the value of `--tokenizer`."""
     if given in (UNION, BASE):
         return given
     if given in models:
@@ -172,7 +172,7 @@ def _vocabulary(given: str, models: Mapping[str, Source]) -> str:
 
 
 def _rows_with_padding(spec: TokenizerSpec, first: str, headers: Mapping[str, ModelHeader]) -> int:
-    """How many embedding rows there are where models keep their padding: in a union those of the largest, else those of the vocabulary's model."""
+    """The number of embedding rows including padding: of the largest model for a union, otherwise of the model with the vocabulary."""
     of_model = {key: header.vocab_size or 0 for key, header in headers.items()}
     if spec.source == UNION:
         return max(of_model.values())
@@ -180,6 +180,6 @@ def _rows_with_padding(spec: TokenizerSpec, first: str, headers: Mapping[str, Mo
 
 
 def _dtype_of_all(header: ModelHeader) -> str:
-    """The type that holds every weight of the model as it is: float32 where it has several."""
+    """The dtype that holds every weight of the model exactly: its own, or float32 if it has several."""
     found = {FLOAT_DTYPES[tensor.dtype] for tensor in header.tensors.values() if tensor.dtype in FLOAT_DTYPES}
     return found.pop() if len(found) == 1 else "float32"

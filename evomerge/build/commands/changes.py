@@ -1,4 +1,4 @@
-"""What may differ between the start of a run and its resumption, and how a difference that may not be is shown."""
+"""Differences between a run as it was started and as it is resumed: which are allowed, and how others are reported."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,22 +12,22 @@ from evomerge.search import Resolved, RunDirectory
 logger = logging.getLogger(__name__)
 
 CHANGEABLE_ON_RESUME = ("budget", "cluster", "finals")
-"""What may differ from the configuration the run was started with; anything else would change what its results mean."""
+"""The sections that may differ from the configuration a run was started with; other changes would make its results incomparable."""
 
 
 def resumed_config(
     directory: RunDirectory, resolved: Resolved, overrides: Overrides
 ) -> tuple[SearchConfig, dict[str, Json]]:
-    """The stored configuration with the edits of the run's config.yaml and the overrides; and that file's settings.
+    """The stored configuration with the edits made in the run's config.yaml and the overrides; and the settings in that file.
 
     Raises:
-        ConfigError: an edit or override that would change what earlier results mean; every one is shown.
+        ConfigError: an edit or override of a setting that may not change; the message lists all such edits.
     """
     overrides = [overrides] if isinstance(overrides, str) else overrides
-    for override in overrides:  # of a mapping its keys
+    for override in overrides:  # for a mapping: its keys
         if override.split(".")[0].split("=")[0].strip() not in CHANGEABLE_ON_RESUME:
             raise ConfigError(
-                f"--set {override}: a resumed run may only change {', '.join(CHANGEABLE_ON_RESUME)}; start a new search for anything else"
+                f"--set {override}: only {', '.join(CHANGEABLE_ON_RESUME)} can be changed when a run is resumed; for anything else start a new search"
             )
     edited = _settings_now(directory, resolved)
     changes = list(differences(resolved.given, edited))
@@ -35,8 +35,8 @@ def resumed_config(
     if refused:
         lines = "\n".join(f"  - {key}: {_shown(old)} -> {_shown(new)}" for key, old, new in refused)
         raise ConfigError(
-            f"{directory.config} was edited since the run was started\n{lines}\n"
-            f"a resumed run may only change {', '.join(CHANGEABLE_ON_RESUME)}; undo the edit, or start a new search"
+            f"{directory.config} has been edited since the run was started\n{lines}\n"
+            f"only {', '.join(CHANGEABLE_ON_RESUME)} can be changed when a run is resumed; undo the edit, or start a new search"
         )
     stored = dict(resolved.config)
     for key, _, new in changes:
@@ -47,7 +47,7 @@ def resumed_config(
 
 
 def differences(old: Json, new: Json, prefix: str = "") -> Iterator[tuple[str, Json, Json]]:
-    """(dotted key, old, new) wherever two settings differ; what is absent is None, a mapping that is absent an empty one."""
+    """(dotted key, old, new) wherever the settings differ; absent values are None, absent mappings are empty."""
     if isinstance(old, Mapping) and new is None:
         new = {}
     if isinstance(new, Mapping) and old is None:
@@ -60,10 +60,10 @@ def differences(old: Json, new: Json, prefix: str = "") -> Iterator[tuple[str, J
 
 
 def refuse_changed(old: Resolved, new: Resolved) -> None:
-    """Compares `resolved.json` as it was and as it would be now.
+    """Compare `resolved.json` as it was recorded with what it would be now.
 
     Raises:
-        ConfigError: models, tasks, recipes or the space are others; each is named.
+        ConfigError: models, tasks, recipes or the space have changed; the message lists them.
     """
     changed = [
         f"{kind} {name}"
@@ -74,14 +74,16 @@ def refuse_changed(old: Resolved, new: Resolved) -> None:
     if old.space.fingerprint != new.space.fingerprint:
         changed.append("the search space")
     if changed:
-        raise ConfigError(f"changed since the run was started: {', '.join(changed)}. Restore it, or start a new search")
+        raise ConfigError(
+            f"changed since the run was started: {', '.join(changed)}; undo the change, or start a new search"
+        )
 
 
 def warn_of_other_versions(old: Resolved, new: Resolved) -> None:
-    """Warns where the packages of `resolved.json` are not those of now."""
+    """Log a warning if package versions differ from those in `resolved.json`."""
     now = new.versions
     other = [
-        f"{name} {now.get(name)} and not {version}"
+        f"{name} {now.get(name)} instead of {version}"
         for name, version in old.versions.items()
         if now.get(name) != version
     ]
@@ -99,7 +101,7 @@ def _settings_now(directory: RunDirectory, resolved: Resolved) -> dict[str, Json
 
 
 def _put(settings: dict[str, Any], path: Sequence[str], value: Json) -> None:
-    """Sets a nested value; None, which an edit that removes a line leaves, removes it, so that the default counts."""
+    """Set a nested value; None (the line was removed from the file) removes it, so that the default applies."""
     *parents, last = path
     for parent in parents:
         settings[parent] = dict(settings.get(parent) or {})

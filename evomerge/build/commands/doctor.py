@@ -1,4 +1,4 @@
-"""What this machine, and a cluster, can do for a search: every known trap looked at, each with what to do. Changes nothing."""
+"""Checks this machine, and optionally a cluster, for everything known to cause problems, with advice on each. Changes nothing."""
 
 import importlib.util
 import os
@@ -21,18 +21,18 @@ CUDA_BUILDS_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
 
 
 class Grade(StrEnum):
-    """How a finding is meant."""
+    """The severity of a finding."""
 
     GOOD = "good"
     NOTE = "note"
-    """works, but slower or with less than there could be"""
+    """works, but slower or with limitations"""
     BAD = "bad"
     """a search will not run"""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: what was found, and what to do where it is not good."""
+    """The result of one check: what was found, and what to do if it is not good."""
 
     subject: str
     grade: Grade
@@ -41,11 +41,11 @@ class Finding:
 
 
 def examine(folder: FilePath, address: str | None = None) -> list[Finding]:
-    """Looks at everything. Takes seconds, since torch is imported.
+    """Run all checks. Takes seconds, since torch is imported.
 
     Args:
-        folder: where runs will be written.
-        address: a Ray cluster to look at as well.
+        folder: folder that runs will be written to.
+        address: a Ray cluster to check as well.
     """
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         _python, _processor, _memory, _torch, lambda: _engine(on_nodes=address is not None), _packages, _bytecode,
@@ -58,7 +58,7 @@ def examine(folder: FilePath, address: str | None = None) -> list[Finding]:
 
 
 def _judged(subject: str, found: str, trouble: bool, advice: str, grade: Grade = Grade.NOTE) -> Finding:
-    """What was found: good without `trouble`, else of `grade`, with the advice."""
+    """A finding that is good, or if there is `trouble`, has this grade and advice."""
     return Finding(subject, grade, found, advice) if trouble else Finding(subject, Grade.GOOD, found)
 
 
@@ -98,7 +98,7 @@ def _torch() -> Iterator[Finding]:
     blind = _sees_no_gpu()
     yield _judged(
         "torch", torch.__version__, blind,
-        "a CUDA build that sees no GPU: check the driver, CUDA_VISIBLE_DEVICES, and --gpus of the container",
+        "a CUDA build that finds no GPU: check the driver, CUDA_VISIBLE_DEVICES, and --gpus of the container",
     )  # fmt: skip
     for index, device in enumerate(devices):
         yield Finding(f"gpu {index}", Grade.GOOD, f"{device.name}, {device.total_memory / 1e9:.0f} GB")
@@ -112,20 +112,20 @@ def _torch() -> Iterator[Finding]:
         for package in CUDA_BUILDS_BESIDE_CPU_TORCH:
             if (found := installed_version(package)) and "+cpu" not in found:
                 yield Finding(
-                    package, Grade.BAD, f"{found}, not a CPU build, but torch is one",
+                    package, Grade.BAD, f"{found} is not a CPU build, unlike torch",
                     f"this breaks importing transformers: uninstall {package}, which evomerge does not need",
                 )  # fmt: skip
 
 
 def _sees_no_gpu() -> bool:
-    """Whether torch is a build for GPUs and finds none."""
+    """Whether torch is a CUDA build but finds no GPU."""
     import torch
 
     return torch.version.cuda is not None and torch.cuda.device_count() == 0
 
 
 def _merging() -> Finding:
-    """Where candidates for a GPU's engine are merged."""
+    """Where candidates for an engine on a GPU are merged."""
     from evomerge.weights.triton import missing
 
     lacking = missing()
@@ -135,7 +135,7 @@ def _merging() -> Finding:
 
 
 def _engine(*, on_nodes: bool) -> Iterator[Finding]:
-    """What computes candidates here; `on_nodes`: or on the nodes of a cluster, whose GPUs are not this machine's."""
+    """The available engines; `on_nodes`: engines run on the nodes of a cluster, which may have GPUs that this machine lacks."""
     from evomerge.engine import available_engines, default_engine_kind
     from evomerge.engine.environment import SUPPORTED_VLLM, supports_vllm
 
@@ -156,7 +156,7 @@ def _engine(*, on_nodes: bool) -> Iterator[Finding]:
         yield _judged(name, found, not supports_vllm(found), advice, Grade.BAD)
         if name == "vllm" and _sees_no_gpu():
             yield Finding(
-                "engine", Grade.NOTE if on_nodes else Grade.BAD, "this vllm is built for GPUs, and there is none here",
+                "engine", Grade.NOTE if on_nodes else Grade.BAD, "this vllm is built for GPUs, but there is no GPU here",
                 "engines will start only on nodes with GPUs" if on_nodes
                 else "see torch above; otherwise install the extra cpu, or set engine.kind: transformers, which runs on the CPU",
             )  # fmt: skip
@@ -217,7 +217,7 @@ def _fsync_seconds(folder: Path) -> float:
 def _shared_memory() -> Iterator[Finding]:
     from evomerge.cluster.ray_session import OBJECT_STORE_BYTES
 
-    place = "/dev/shm"  # noqa: S108  (looked at, not written to)
+    place = "/dev/shm"  # noqa: S108  (not written to)
     try:
         free = shutil.disk_usage(place).free
     except OSError:
@@ -240,7 +240,7 @@ def _sandbox() -> Iterator[Finding]:
     try:
         check_sandbox()
     except EvomergeError as error:
-        yield Finding("sandbox", Grade.NOTE, "no", f"{error}. Other tasks work")
+        yield Finding("sandbox", Grade.NOTE, "not available", f"{error}. Other tasks work")
     else:
         yield Finding("sandbox", Grade.GOOD, "tasks that run code can be isolated")
 

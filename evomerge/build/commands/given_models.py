@@ -10,7 +10,7 @@ from evomerge.recipe import Source
 
 
 def parse_model(expert: str) -> tuple[str, Source]:
-    """(name, model); the name is "" where none is given."""
+    """(name, model); the name is "" if none is given."""
     name, separator, path = expert.partition("=")
     if not separator or Path(expert).is_dir():
         name, path = "", expert
@@ -28,19 +28,19 @@ def sources_by_name(experts: Sequence[tuple[str, Source]]) -> dict[str, Source]:
     for given, source in experts:
         name = given or default_name(source)
         if name in sources:
-            raise ConfigError(f"two models are called {name!r}; name them, e.g. first={source.key}")
+            raise ConfigError(f"two models are called {name!r}; give them names, e.g. first={source.key}")
         sources[name] = source
     return sources
 
 
 def default_name(source: Source) -> str:
-    """The name of an expert that was given none: that of its folder, or of its model on the hub."""
+    """The default name of an expert: that of its folder, or of its model on the hub."""
     folder = Path(source.lora or source.model).resolve()
     return re.sub(r"[^\w.-]", "-", model_name(str(folder)).rpartition("/")[2]).lstrip(".-")
 
 
 def resolve_hub_models(source: Source) -> Source:
-    """The source with models of the local hub cache replaced by their folders."""
+    """The source with names of models in the local hub cache replaced by their folders."""
     return source.moved(lambda path: path if Path(path).exists() else str(cached_model(path) or path))
 
 
@@ -50,9 +50,9 @@ def relative_to(folder: Path, source: Source) -> str:
 
 
 def path_from(text: str, folder: Path) -> str:
-    """The path relative to `folder`; outside of it with links resolved, and absolute if more than three levels up.
+    """The path relative to `folder`; if outside of it with symbolic links resolved, and absolute if more than three levels up.
 
-    A model of the hub's cache keeps its name.
+    The name of a model in the hub cache is kept.
     """
     if not Path(text).exists() and cached_model(text) is not None:
         return text

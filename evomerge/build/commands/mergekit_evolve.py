@@ -1,4 +1,4 @@
-"""`write_translated_config`: a configuration of mergekit-evolve as one of ours, with a comment on whatever is otherwise here."""
+"""`write_translated_config`: translates a mergekit-evolve configuration into an evomerge one, with comments on all differences."""
 
 import itertools
 import os
@@ -18,25 +18,25 @@ from evomerge.plan import ModelHeader, read_source
 from evomerge.recipe import REST, BaseRole, Source, group_of, method_spec, model_reference, module_filters
 
 _GROUPS = {"self_attn": "attention", "attn": "attention", "attention": "attention", "mlp": "mlp", "norm": "norms"}
-"""a filter -> the module group of the same tensors"""
+"""filter -> the module group with the same tensors"""
 
 _WIDER_GROUPS = {"layernorm": "norms", "embed": "embeddings", "embed_tokens": "embeddings", "lm_head": "embeddings"}
-"""a filter -> the module group that has its tensors and more"""
+"""filter -> the module group with these and other tensors"""
 
 _LOWEST_WEIGHT = -1.5
-"""that is searched where negative ones are allowed: as far from 0 as the usual highest"""
+"""lower bound of weights if negative ones are allowed; the negative of the default upper bound"""
 
 _FEWEST_ITEMS = 2
-"""of `evaluation.search_items`"""
+"""minimum of `evaluation.search_items`"""
 
 _DTYPE = "bfloat16"
-"""of all that mergekit-evolve merges"""
+"""dtype of all merges by mergekit-evolve"""
 
 _EVALUATIONS = 100
-"""as many as mergekit-evolve makes unless its command line says otherwise"""
+"""mergekit-evolve's default number of evaluations"""
 
 _HEAD = """\
-# Translated from {source}, a configuration of mergekit-evolve. Next: `evomerge validate --items {file}`, `evomerge search {file}`.
+# Translated from {source}, a mergekit-evolve configuration. Next: `evomerge validate --items {file}`, `evomerge search {file}`.
 # Paths are relative to this file; docs/configuration.md explains the settings.
 #
 # Each task needs three disjoint splits: search (guides the search), select (ranks the finalists), report (scored once, at the end).
@@ -46,16 +46,16 @@ _HEAD = """\
 
 
 def write_translated_config(out: FilePath, file: FilePath, *, overwrite: bool = False) -> list[str]:
-    """Writes the translation of a configuration of mergekit-evolve; returns what is still to be done, as `write_first_config`.
+    """Write the translation of a mergekit-evolve configuration; return what is left to do, like `write_first_config`.
 
     Args:
         out: the file to write.
-        file: the file to translate. Its models are looked up beside it, then in the working directory.
-        overwrite: replace `out` where it exists.
+        file: the file to translate. Its models are looked up in its folder, then in the working directory.
+        overwrite: replace `out` if it exists.
 
     Raises:
-        ConfigError: `file` is no such configuration, or of a search that there is none of here; or `out` exists.
-        RecipeError, CheckpointError: a model is no reference to one, or cannot be read.
+        ConfigError: `file` is not such a configuration, or evomerge has no equivalent search; or `out` exists.
+        RecipeError, CheckpointError: a model reference is invalid, or a model cannot be read.
     """
     out, file = Path(out), Path(file)
     refuse_existing(out, overwrite=overwrite)
@@ -86,33 +86,35 @@ def _models(config: EvolveConfig, file: Path, remarks: list[str]) -> tuple[Sourc
     if genome.merge_method == "slerp":
         if len(models) != 2:
             raise ConfigError(
-                f"{file}: genome.models: slerp of {len(models)} models: mergekit-evolve chooses two of them for every group of layers, "
-                "which evomerge does not; give two, or take another method (multislerp interpolates between any number)"
+                f"{file}: genome.models: slerp with {len(models)} models is not supported (mergekit-evolve chooses two of them for every group of "
+                "layers); list two models, or use another method (multislerp interpolates between any number)"
             )
         if genome.smooth or genome.filters:
-            raise ConfigError(f"{file}: genome: mergekit-evolve has no slerp with smooth or filters")
+            raise ConfigError(f"{file}: genome: mergekit-evolve does not support slerp with smooth or filters")
         if base is not None and len(experts) == len(models):
-            remarks.append("base_model is left out: slerp is between the two models")
+            remarks.append("base_model is left out: slerp interpolates between the two models")
         return models[0], models[1:]
     if method_spec(genome.merge_method).base is BaseRole.SOURCE:
-        # it merges whole models, a base that is listed among them as any other
+        # these methods merge whole models; a base that is listed among them is just another model
         return (base if len(experts) == len(models) else None), models
     if base is None:
         raise ConfigError(f"{file}: genome.base_model: is missing; {genome.merge_method} needs it")
     if not experts:
-        raise ConfigError(f"{file}: genome.models: there is no model besides the base")
+        raise ConfigError(f"{file}: genome.models: there is no model other than the base")
     if len(experts) < len(models):
-        remarks.append("of genome.models the base is left out: it differs from itself in nothing")
+        remarks.append("the base is left out of the experts: its task vector is zero")
     return base, experts
 
 
 def _located(entry: Any, place: str, file: Path) -> Source:
-    """The source that a reference to a model means; folders are looked up beside the file first."""
+    """The source for a model reference; folders are looked up in the folder of `file` first."""
     source = model_reference(entry, f"{file}: {place}")
     if source.revision is not None:
         folder = cached_model(source.model, source.revision)
         if folder is None:
-            raise ConfigError(f"{file}: {place}: {source.model} has no revision {source.revision} in the hub's cache")
+            raise ConfigError(
+                f"{file}: {place}: revision {source.revision} of {source.model} is not in the hub cache; download it with `hf download`"
+            )
         source = replace(source, model=str(folder), revision=None)
     beside = file.parent
     return source.moved(lambda path: str(beside / path) if (beside / path).is_dir() else path)
@@ -123,7 +125,7 @@ def _is_same(one: Source, other: Source) -> bool:
 
 
 def _named_apart(experts: Sequence[Source]) -> dict[str, Source]:
-    """The experts by their usual names; where one is taken, or is the base's, with a number."""
+    """The experts by their default names; with a number added if a name is taken or is "base"."""
     sources: dict[str, Source] = {}
     for source in experts:
         plain = default_name(source) or "model"
@@ -135,14 +137,15 @@ def _named_apart(experts: Sequence[Source]) -> dict[str, Source]:
 def _space(config: EvolveConfig, header: ModelHeader, where: str, remarks: list[str]) -> dict[str, Any]:
     genome = config.genome
     space: dict[str, Any] = {"method": genome.merge_method}
-    parameters = [item.name for item in method_spec(genome.merge_method).parameters if item.search_default]
+    rows = method_spec(genome.merge_method).parameters
+    parameters = [row.name for row in rows if row.search_default]
     if genome.allow_negative_weights and "weight" in parameters:
         space["parameters"] = {name: {"low": _LOWEST_WEIGHT} if name == "weight" else {} for name in parameters}
     if genome.normalize is not None and genome.merge_method != "slerp":
         space["fixed"] = {"normalize": genome.normalize}
     size, n_layers = genome.layer_granularity, header.n_layers
     if size > 0 and n_layers % size:
-        raise ConfigError(f"{where}: genome.layer_granularity: {n_layers} layers are no multiple of {size}")
+        raise ConfigError(f"{where}: genome.layer_granularity: {n_layers} layers are not a multiple of {size}")
     if 0 < size < n_layers:
         space |= {"layer_groups": n_layers // size} | ({"smooth": True} if genome.smooth else {})
     groups = _module_groups([text.strip(".") for text in genome.filters or ()], header, remarks)
@@ -154,10 +157,10 @@ def _module_groups(filters: Sequence[str], header: ModelHeader, remarks: list[st
     for text in filters:
         group = _GROUPS.get(text) or _WIDER_GROUPS.get(text)
         if group is None:
-            remarks.append(f"filter {text} is left out: there is no module group of its tensors")
+            remarks.append(f"filter {text} is left out: no module group corresponds to it")
             continue
         if text in _WIDER_GROUPS:
-            remarks.append(f"filter {text} is here the module group {group}, which has more tensors")
+            remarks.append(f"filter {text} becomes the module group {group}, which contains more tensors")
         groups[group] = None
     taken = module_filters([*groups, REST], [*header.tensors, "of no group"])
     is_rest = any(group_of(name, taken) == REST for name in header.tensors)
@@ -165,7 +168,7 @@ def _module_groups(filters: Sequence[str], header: ModelHeader, remarks: list[st
 
 
 def _evaluation(config: EvolveConfig, remarks: list[str]) -> dict[str, Any]:
-    """Tasks, objectives and how they are asked."""
+    """The settings `tasks`, `objectives` and `evaluation`."""
     plain = [Path(task.name).stem if task.name.endswith((".yaml", ".yml")) else task.name for task in config.tasks]
     tasks, names = list[dict[str, Any]](), list[str]()
     for task, name in zip(config.tasks, plain, strict=True):
@@ -184,7 +187,7 @@ def _evaluation(config: EvolveConfig, remarks: list[str]) -> dict[str, Any]:
     if config.limit is not None:
         evaluation["search_items"] = max(config.limit, _FEWEST_ITEMS)
         if not config.shuffle:
-            remarks.append("limit: candidates are scored on items drawn at random once, not on the first")
+            remarks.append("limit: candidates are scored on items drawn at random once, not on the first ones")
     if config.apply_chat_template:
         evaluation |= {"apply_chat_template": True, "fewshot_as_multiturn": config.fewshot_as_multiturn}
     return settings | ({"evaluation": evaluation} if evaluation else {})
@@ -194,13 +197,15 @@ def _left_out(config: EvolveConfig, header: ModelHeader) -> list[str]:
     genome, remarks = config.genome, []
     if genome.normalize is None and genome.merge_method in ("ties", "dare_ties"):
         remarks.append(
-            "normalize: mergekit-evolve divides weights by their sum, this search does not; space.fixed: {normalize: true} does"
+            "normalize: mergekit-evolve divides weights by their sum, this search does not; to do the same, set space.fixed: {normalize: true}"
         )
     if header.dtype != _DTYPE:
-        remarks.append(f"merges are {header.dtype} as the models, not {_DTYPE}; space.out_dtype: {_DTYPE} changes that")
+        remarks.append(
+            f"merges are {header.dtype} like the models, not {_DTYPE} as in mergekit-evolve; to change that, set space.out_dtype: {_DTYPE}"
+        )
     if genome.tokenizer_source is not None:
         remarks.append(
-            "tokenizer_source is left out: the models of a search have one vocabulary; `evomerge align` gives them one"
+            "tokenizer_source is left out: the models of a search must have the same vocabulary; `evomerge align` gives them one"
         )
     if config.random_init:
         remarks.append("random_init is left out: the search starts from the best baseline in its space")

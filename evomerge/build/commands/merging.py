@@ -1,4 +1,4 @@
-"""`merge_recipe`: writes the model that a recipe makes."""
+"""`merge_recipe`: merges a recipe and writes the model."""
 
 from pathlib import Path
 from typing import Any
@@ -19,31 +19,30 @@ def merge_recipe(
     seed: int | None = None,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Materialises a recipe (evomerge's or mergekit's) as a checkpoint folder and returns the folder.
+    """Merge a recipe (evomerge's or mergekit's) into a checkpoint folder and return the folder.
 
     Args:
-        recipe: one as `Run.recipe` gives it, or a file; it may hold several documents, of which the others make models that the result is
-            made of.
+        recipe: a recipe, e.g. from `Run.recipe`, or a file. A file may hold several documents, which can use the models that the others make.
         out: the new folder.
-        dtype: written instead of the recipe's.
-        overwrite: replace `out` if it is a model already.
-        shard_size: of weight files, in bytes or as text, e.g. "5GB".
-        max_memory: of all tensors in memory at a time, in bytes or as text; None = those of two steps and a few results.
-        device: where to compute; anything but "cpu" does without the compiled kernels; "auto" = on a GPU if there is one.
-        seed: of random masks, instead of the recipe's.
-        trust_remote_code: accept models whose config names code of their own, and copy it (it is not run).
+        dtype: dtype of the result, instead of the recipe's.
+        overwrite: replace `out` if it already holds a model.
+        shard_size: maximum size of a weight file, in bytes or as a string such as "5GB".
+        max_memory: limit for all tensors in memory at a time, in bytes or as a string; None = those of two steps and a few results.
+        device: where to compute; only "cpu" uses the compiled kernels; "auto" uses a GPU if there is one.
+        seed: seed of random masks, instead of the recipe's.
+        trust_remote_code: accept models that include code, and copy it (it is not run).
 
     Raises:
-        RecipeError: the file is no recipe, an option is not understood, `out` exists.
+        RecipeError: the file is not a valid recipe, an option is invalid, or `out` exists.
         CheckpointError: a model cannot be read, or the result is not finite.
     """
     if dtype is not None and dtype not in DTYPES:
-        raise RecipeError(f"dtype {dtype!r}: unknown; known: {', '.join(DTYPES)}")
+        raise RecipeError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     options: dict[str, Any] = {} if shard_size is None else {"shard_bytes": parse_bytes(shard_size, "shard size")}
     if max_memory is not None:
         options["max_memory"] = parse_bytes(max_memory, "max memory")
     file = RecipeFile(recipe) if isinstance(recipe, Recipe) else read_recipe_file(Path(recipe))
-    # a second's work, for which a recipe that cannot be read does not wait
+    # takes a second, so the recipe is read first
     import torch
 
     from evomerge.weights import merge_file_to_folder

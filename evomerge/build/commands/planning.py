@@ -1,6 +1,6 @@
-"""What a search would take before it is started: sizes from the models' headers, time and cost from measured times of candidates.
+"""Estimates what a search would take: sizes from the models' headers, time and cost from measured times per candidate.
 
-`simulate` runs the real loop with the real strategy, on scores of a test function and a clock that only counts. It needs no models.
+`simulate` runs the real loop and the real strategy with scores of a test function and a virtual clock. It evaluates no models.
 """
 
 import heapq
@@ -29,28 +29,28 @@ from evomerge.search import FORMAT_VERSION, Budget, RunDirectory, RunRecorder, R
 logger = logging.getLogger(__name__)
 
 MAX_SIMULATED = 600
-"""Longer searches are simulated up to here; the rest goes on at the pace of the second half."""
+"""Longer searches are simulated up to this number of candidates; the rest is extrapolated from the second half."""
 
 _HEADER_BYTES = 450
-"""A candidate's three journal lines without its coordinates."""
+"""size of a candidate's three journal lines without its coordinates"""
 
 _COORDINATE_BYTES = 20
-"""A coordinate in the journal, in Python's shortest exact form."""
+"""size of a coordinate in the journal, in Python's shortest exact form"""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a search holds.
+    """The sizes of a search.
 
     Attributes:
-        dimension: coordinates of a candidate.
-        n_objectives: scores that are optimised.
+        dimension: number of coordinates of a candidate.
+        n_objectives: number of objectives.
         candidate_bytes: merged weights of one candidate; 0 for the synthetic evaluation.
-        engine_bytes: the same as the engine here holds them, in the dtype that it computes in.
-        source_bytes: weights of every source, resident in each worker.
-        rank_bytes: ranks that `della` methods and `sce` keep beside them, in each process of an engine.
-        statistics_bytes: about what histograms, or random masks and norms, take there.
-        journal_bytes: of one candidate on disk, item scores not counted.
+        engine_bytes: the same weights in the compute dtype of the engine on this machine.
+        source_bytes: weights of all sources, resident in each worker.
+        rank_bytes: ranks that `della` methods and `sce` keep in addition, in all processes of an engine together.
+        statistics_bytes: histograms, or random masks and norms, approximately; likewise.
+        journal_bytes: one candidate on disk, without item scores.
     """
 
     dimension: int
@@ -64,21 +64,21 @@ class Sizes:
 
     @property
     def worker_bytes(self) -> int:
-        """What a worker holds: sources, what it knows of them, and the engine's weights; its engine's caches come on top."""
+        """Memory of a worker: sources, ranks and statistics of them, and the engine's weights, but not the engine's caches."""
         return self.source_bytes + self.rank_bytes + self.statistics_bytes + self.engine_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a number of workers makes of a search.
+    """A forecast of a search with a given number of workers.
 
     Attributes:
-        workers: how many.
-        evaluations: all splits together.
-        wall_s: from the first ask to the end of the finals; the workers' start is not in it.
-        utilisation: share of the workers' time that is work, in [0, 1].
-        driver_s: what the driver computes for one candidate, in seconds.
-        cost: workers x hours x price of a worker's hour; None without a price.
+        workers: number of workers.
+        evaluations: number of evaluations on all splits.
+        wall_s: wall time from the first ask to the end of the finals, without the start of the workers.
+        utilisation: share of the time that workers are busy, in [0, 1].
+        driver_s: CPU time of the driver per candidate, in seconds.
+        cost: workers x hours x price of a worker hour; None without a price.
     """
 
     workers: int
@@ -90,7 +90,7 @@ class Forecast:
 
 
 def sizes(problem: Problem) -> Sizes:
-    """The sizes of a search, from headers alone."""
+    """The sizes of a search, from the models' headers alone."""
     config, headers = problem.config, problem.headers
     methods, processes = merge_methods(config), config.engine.tensor_parallel
     candidate = problem.candidate_bytes
@@ -108,34 +108,34 @@ def sizes(problem: Problem) -> Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """What candidates take.
+    """Times and items per candidate.
 
     Attributes:
-        seconds: split -> of each candidate that was timed on it; a split that is missing takes as long as `search`.
-        items: of a candidate on `search`; None where that is not known.
+        seconds: split -> time of each candidate that was measured on it; missing splits are assumed to take as long as `search`.
+        items: number of items per candidate on `search`; None if unknown.
     """
 
     seconds: Mapping[Split, Sequence[float]]
     items: float | None = None
 
     def on(self, split: Split) -> Sequence[float]:
-        """Seconds of candidates on a split."""
+        """Times of candidates on a split, in seconds."""
         return self.seconds.get(split) or self.seconds[Split.SEARCH]
 
 
 def same_time(problem: Problem, seconds: float) -> Times:
-    """Every candidate takes so many seconds."""
+    """Times if every candidate takes `seconds`."""
     evaluation = problem.config.evaluation
     items = evaluation.n_items * len(problem.task_names) if isinstance(evaluation, SyntheticConfig) else None
     return Times({Split.SEARCH: [seconds]}, items)
 
 
 def measured_times(problem: Problem, run: FilePath) -> Times:
-    """What the candidates of a run took; a warning says where `problem` scores candidates on other items.
+    """Times of the candidates of a run; logs a warning if `problem` scores candidates on other items.
 
     Raises:
-        JournalError: not a run directory.
-        ConfigError: nothing in it has been timed.
+        JournalError: `run` is not a run directory.
+        ConfigError: no candidate has been evaluated in it.
     """
     seconds: dict[Split, list[float]] = {}
     items = []
@@ -147,21 +147,21 @@ def measured_times(problem: Problem, run: FilePath) -> Times:
     other = [key for key, _, _ in differences(there, planned)]
     if other:
         logger.warning(
-            "%s ran with other settings (%s), so its times and items are not those of this search",
+            "%s ran with other settings (%s), so its times and items may differ from those of this search",
             run,
             ", ".join(other),
         )
-    for item in measured.state.evaluations.values():
-        if item.status is Status.OK and "total_s" in item.cost:
-            seconds.setdefault(item.split, []).append(item.cost["total_s"])
-            if item.split is Split.SEARCH and "items" in item.cost:
-                items.append(item.cost["items"])
+    for evaluation in measured.state.evaluations.values():
+        if evaluation.status is Status.OK and "total_s" in evaluation.cost:
+            seconds.setdefault(evaluation.split, []).append(evaluation.cost["total_s"])
+            if evaluation.split is Split.SEARCH and "items" in evaluation.cost:
+                items.append(evaluation.cost["items"])
     if Split.SEARCH not in seconds:
-        raise ConfigError(f"{run}: no candidate has been evaluated there, so there are no times to plan with")
+        raise ConfigError(f"{run}: no candidate has been evaluated in this run, so there are no times to plan with")
     untimed = [split for split in needed_splits(problem.config) if split not in seconds]
     if untimed:
         logger.warning(
-            "%s has evaluated nothing on %s, where a candidate is planned to take as long as on search, however many items there are",
+            "%s has evaluated nothing on %s; candidates are assumed to take as long there as on search, whatever the number of items",
             run,
             " and ".join(untimed),
         )
@@ -169,10 +169,10 @@ def measured_times(problem: Problem, run: FilePath) -> Times:
 
 
 def n_candidates(problem: Problem, times: Times, workers: int) -> int:
-    """How many candidates the budget allows on the search split.
+    """The number of candidates that the budget allows on the search split.
 
     Raises:
-        ConfigError: it is limited by items alone, and how many a candidate takes is not known.
+        ConfigError: only items are limited, and the number of items per candidate is unknown.
     """
     budget = problem.config.budget
     limits = []
@@ -184,20 +184,20 @@ def n_candidates(problem: Problem, times: Times, workers: int) -> int:
         limits.append(max(1, int(budget.items / times.items)))
     if not limits:
         raise ConfigError(
-            "budget.items alone does not say how many candidates there will be; plan with --from RUN, a short run on the same tasks, or add "
+            "the number of candidates cannot be computed from budget.items alone; use --from RUN with a short run on the same tasks, or add "
             "budget.evaluations or budget.hours"
         )
     return min(limits)
 
 
 def forecast(problem: Problem, times: Times, workers: int, price: float | None = None) -> Forecast:
-    """An estimate without simulation: every worker is always busy, but for the last candidates of search and finals.
+    """An estimate without simulation: assumes that workers are always busy, except at the end of the search and of each stage of the finals.
 
     Args:
-        problem: what is searched.
-        times: what candidates take.
-        workers: how many work.
-        price: of a worker's hour.
+        problem: the search.
+        times: times per candidate.
+        workers: number of workers.
+        price: price of a worker hour.
     """
     n_search = max(n_candidates(problem, times, workers), len(problem.baselines()))
     stages = {Split.SEARCH: n_search, **_finals(problem, n_search)}
@@ -208,12 +208,12 @@ def forecast(problem: Problem, times: Times, workers: int, price: float | None =
 
 
 def simulate(problem: Problem, times: Times, workers: int, price: float | None = None) -> Forecast:
-    """As `forecast`, by running the loop: shows where a strategy, the order of a deterministic run or the finals make workers wait.
+    """Like `forecast`, but runs the loop on a virtual clock: includes waiting caused by the strategy, by deterministic order or by the finals.
 
-    Candidates take times drawn from `times`. At most `MAX_SIMULATED` candidates are run through.
+    Candidates take times drawn from `times`. Simulates at most `MAX_SIMULATED` candidates, or 4 per worker if that is more.
     """
     wanted = n_candidates(problem, times, workers)
-    pool = _CountingPool(problem, times)
+    pool = _SimulatedPool(problem, times)
     started = time.process_time()
     state, search_s = _run_through(problem, pool, min(wanted, max(MAX_SIMULATED, 4 * workers)), workers)
     n_done, reached = len(state.evaluations), state.n_evaluations[Split.SEARCH]
@@ -226,8 +226,8 @@ def simulate(problem: Problem, times: Times, workers: int, price: float | None =
     )
 
 
-def _run_through(problem: Problem, pool: "_CountingPool", count: int, workers: int) -> tuple[RunState, float]:
-    """The search of `count` candidates and its finals; what they came to, and the pool's time when the search ended."""
+def _run_through(problem: Problem, pool: "_SimulatedPool", count: int, workers: int) -> tuple[RunState, float]:
+    """Simulate a search of `count` candidates and its finals; return the state, and the pool's time at the end of the search."""
     with tempfile.TemporaryDirectory(prefix="evomerge-plan-") as name:
         recorder = RunRecorder(RunDirectory(Path(name)))
         recorder.record(
@@ -252,11 +252,11 @@ def _run_through(problem: Problem, pool: "_CountingPool", count: int, workers: i
     return state, search_s
 
 
-class _CountingPool:
-    """Workers whose time only counts: the next result is always that of the earliest end."""
+class _SimulatedPool:
+    """Workers on a virtual clock: the next result is always the one that is done first."""
 
     def __init__(self, problem: Problem, times: Times) -> None:
-        self._names = [item.name for item in problem.objectives]
+        self._names = [objective.name for objective in problem.objectives]
         self._times = times
         self._draw = random_stream(problem.config.seed, "plan")
         self._running: list[tuple[float, int, EvaluationRequest]] = []
@@ -266,7 +266,7 @@ class _CountingPool:
         self.worked_s = 0.0
 
     def submit(self, request: EvaluationRequest) -> None:
-        """Starts a request now; the loop never has more of them than workers."""
+        """Start a request now; the loop never submits more of them than there are workers."""
         times = self._times.on(request.split)
         seconds = float(times[int(self._draw.integers(len(times)))])
         self._count += 1
@@ -274,7 +274,7 @@ class _CountingPool:
         heapq.heappush(self._running, (self.now + seconds, self._count, request))
 
     def next_done(self, timeout_s: float) -> Evaluation | None:
-        """The next end; the clock jumps to it. Nothing where the loop only asks whether more is there already."""
+        """Move the clock to the end of the next request and return its result; None if the loop does not wait (`timeout_s` 0)."""
         if not self._running or timeout_s <= 0:
             return None
         self.now, _, request = heapq.heappop(self._running)
@@ -287,11 +287,11 @@ class _CountingPool:
         return Evaluation(request.candidate_id, request.split, Status.OK, scores, cost={"items": 0.0, **cost})
 
     def withdraw(self) -> list[EvaluationRequest]:
-        """Nothing: all have begun."""
+        """Nothing: all requests have started."""
         return []
 
     def look(self, state: object, evaluation: Evaluation) -> None:
-        """Notes when results of the search split came."""
+        """Record when results on the search split arrive."""
         if evaluation.split is Split.SEARCH:
             self._ends.append(self.now)
 
@@ -304,7 +304,7 @@ class _CountingPool:
 
 
 def _finals(problem: Problem, n_search: int) -> dict[Split, int]:
-    """The most evaluations there may be on `select` and on `report`; the winner may be a baseline, which counts once."""
+    """The maximum number of evaluations on `select` and `report`; fewer on `report` if the winner is a baseline."""
     finalists, n_baselines = problem.config.finals.finalists, len(problem.baselines())
     more = {Split.SELECT: finalists, Split.REPORT: 1} if finalists else {}
     return {split: min(n_search, n_baselines + count) for split, count in more.items()}
@@ -315,14 +315,14 @@ def _cost(workers: int, wall_s: float, price: float | None) -> float | None:
 
 
 def synthetic_times(problem: Problem) -> Times | None:
-    """The configured delay of the synthetic evaluation; None where models are needed to know."""
+    """Times of the synthetic evaluation, from its configured delay; None for other evaluations."""
     evaluation = problem.config.evaluation
     return same_time(problem, max(evaluation.delay_s, 1e-6)) if isinstance(evaluation, SyntheticConfig) else None
 
 
 def as_json(what: Sizes, forecasts: Sequence[Forecast]) -> Mapping[str, object]:
-    """A plan as JSON; seconds and bytes."""
+    """A plan as JSON, in seconds and bytes."""
     return {
         "sizes": {**asdict(what), "worker_bytes": what.worker_bytes},
-        "forecasts": [asdict(item) for item in forecasts],
+        "forecasts": [asdict(row) for row in forecasts],
     }

@@ -1,4 +1,4 @@
-"""Looking at runs, live or finished, and taking recipes out of them. Never writes into a run directory, never takes its lock."""
+"""Reads runs, live or finished, and exports recipes from them. Never writes to a run directory or takes its lock."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ from evomerge.space import Parameter, SearchSpace
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run as it stands on disk.
+    """A run as it is on disk.
 
     Attributes:
-        directory: its files.
+        directory: the paths of its files.
         config: its configuration.
-        state: what its journal says.
+        state: its state according to the journal.
     """
 
     directory: RunDirectory
@@ -52,7 +52,7 @@ class Run:
         """An evaluation with its item scores.
 
         Raises:
-            JournalError: there is none.
+            JournalError: the candidate has not been evaluated on the split.
             EvaluationError: there is no such split.
         """
         split = Split.named(split)
@@ -69,7 +69,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Closes the files of item scores, which `evaluation` and `summary` open."""
+        """Close the files of item scores that `evaluation` and `summary` open."""
         self._items.close()
 
     @cached_property
@@ -78,10 +78,10 @@ class Run:
         return SearchSpace([Parameter(*row) for row in self.directory.read_resolved().space.parameters])
 
     def records(self) -> list[dict[str, Json]]:
-        """Every evaluation as a flat row, in the order they came in: `pandas.DataFrame(run.records())` is a table of them.
+        """Every evaluation as a flat row, split by split in the order of arrival: `pandas.DataFrame(run.records())` makes a table of them.
 
-        A row has `id`, `split`, `status`, `baseline`, `error`, the value of every parameter under its name (of a choice the name of what was chosen) where the candidate
-        is a point of the space, every score under its name with `<name>_stderr`, and `cost.<key>`.
+        A row has `id`, `split`, `status`, `baseline`, `error`, the value of every parameter under its name if the candidate is a point of the space
+        (the name of the choice for a categorical parameter), every score under its name with `<name>_stderr`, and `cost.<key>`.
         """
         space, rows = self.space, list[dict[str, Json]]()
         for evaluation in self.state.evaluations.values():
@@ -102,7 +102,7 @@ class Run:
         return rows
 
     def chosen_methods(self, identifiers: Sequence[str]) -> dict[str, str]:
-        """The merge method of each of these candidates, "" for one outside the space; {} where the search does not choose methods."""
+        """The merge method of each of these candidates, "" for one outside the space; {} if the search does not choose methods."""
         space = self.space
         if all(parameter.name != METHOD for parameter in space.parameters):
             return {}
@@ -110,22 +110,22 @@ class Run:
         return {name: "" if point is None else str(space.named(point)[METHOD]) for name, point in values.items()}
 
     def front(self) -> dict[str, Json]:
-        """The front, as `front.json` has it."""
+        """The front, in the format of `front.json`."""
         return front_json(self.state, front_of(self.state))
 
     def summary(self) -> Summary:
-        """The summary, as `summary.json` has it after the run."""
+        """The summary, in the format of `summary.json`."""
         return summarize(self.state, self.evaluation)
 
     def recipe(self, entry: Entry | str) -> Recipe | None:
-        """The recipe of a candidate, from what the run has recorded of its models; None for the synthetic evaluation.
+        """The recipe of a candidate, made from the recorded headers of the models; None for the synthetic evaluation.
 
         Args:
-            entry: the candidate, or what `pick` takes: best, knee or an id.
+            entry: the candidate, or a choice for `pick`: best, knee or an id.
 
         Raises:
             JournalError: no such candidate.
-            CheckpointError: nothing or too little is recorded (by an older evomerge), and the models are not where they were.
+            CheckpointError: the run, by an older evomerge, has not recorded enough, and the models are not where they were.
         """
         entry = pick(self.state, entry) if isinstance(entry, str) else entry
         recorded = self.directory.models
@@ -148,29 +148,29 @@ class Run:
             return read_models(model_table(self.config))
         except CheckpointError as error:
             raise CheckpointError(
-                f"{self.directory.folder}: an older evomerge ran this and recorded too little to say what {entry.id} is without the models; "
-                f"put them where they were: {error}"
+                f"{self.directory.folder}: this run is from an older evomerge, which did not record enough to make the recipe of {entry.id} without the models; "
+                f"put them back where they were: {error}"
             ) from None
 
     def _is_resolved(self, entry: Entry) -> bool:
         """Whether the factors of a candidate and of all its ancestors are recorded."""
         waiting, seen = [entry], {entry.id}
         while waiting:
-            one = waiting.pop()
-            if isinstance(one.genome, CrossoverGenome):
-                if one.factors is None:
+            current = waiting.pop()
+            if isinstance(current.genome, CrossoverGenome):
+                if current.factors is None:
                     return False
-                new = set(one.genome.parents) - seen
+                new = set(current.genome.parents) - seen
                 seen |= new
                 waiting += [self.state.entries[name] for name in new]
         return True
 
 
 def open_run(folder: FilePath) -> Run:
-    """The run in `folder`.
+    """Open the run in `folder`.
 
     Raises:
-        JournalError: there is none, or it is damaged.
+        JournalError: `folder` is not a run directory, or the run is damaged.
     """
     directory = RunDirectory(Path(folder))
     config = recorded_config(directory)
@@ -179,10 +179,10 @@ def open_run(folder: FilePath) -> Run:
 
 
 def recorded_config(directory: RunDirectory) -> SearchConfig:
-    """The configuration that a run was started or resumed with last.
+    """The configuration that a run was last started or resumed with.
 
     Raises:
-        JournalError: there is no run, or it has lost its journal.
+        JournalError: there is no run, or its journal is missing.
     """
     config = parse_config(directory.read_resolved().config, folder=Path("/"), where=str(directory.resolved))
     directory.check_journal()
@@ -190,9 +190,9 @@ def recorded_config(directory: RunDirectory) -> SearchConfig:
 
 
 def outcome(state: RunState, config: SearchConfig) -> str | None:
-    """How the run has ended; None while something is left to be done.
+    """How the run has ended; None if it is not complete.
 
-    It ends with the finals, or without finals with the search, unless that stopped because everything failed.
+    A run ends with the finals, or if there are none with the search, unless that stopped because everything failed.
     """
     if state.finished:
         return "finished"
@@ -202,7 +202,7 @@ def outcome(state: RunState, config: SearchConfig) -> str | None:
 
 
 def chosen_recipe(folder: FilePath, choice: str) -> tuple[str, Recipe]:
-    """A candidate's id and its recipe; arguments and errors as those of `export_recipe`."""
+    """A candidate's id and its recipe; for arguments and errors see `export_recipe`."""
     run = open_run(folder)
     entry = pick(run.state, choice)
     recipe = run.recipe(entry)
@@ -214,28 +214,28 @@ def chosen_recipe(folder: FilePath, choice: str) -> tuple[str, Recipe]:
 def export_recipe(
     folder: FilePath, choice: str, out: FilePath | None = None, *, overwrite: bool = False
 ) -> tuple[str, Recipe, Path]:
-    """Writes the recipe of a run's candidate as a mergekit-compatible file.
+    """Write the recipe of a run's candidate as a mergekit-compatible file.
 
     Args:
         folder: the run directory.
         choice: `best`, `knee` or a candidate's id.
         out: the file; default `<candidate>.yaml` in the working directory.
-        overwrite: replace `out` if it is a file that exists.
+        overwrite: replace `out` if it is an existing file.
 
     Returns:
         The candidate's id, its recipe, and the file.
 
     Raises:
         JournalError: no such candidate.
-        RecipeError: a run of the synthetic evaluation, which has no recipes; or `out` is in the way.
-        CheckpointError: as `Run.recipe`.
+        RecipeError: the run is of the synthetic evaluation, which has no recipes; or `out` exists or cannot be written.
+        CheckpointError: see `Run.recipe`.
     """
     name, recipe = chosen_recipe(folder, choice)
     path = Path(out) if out else Path(f"{name.replace(':', '-')}.yaml")
     if path.is_dir():
-        raise RecipeError(f"{path}: is a folder; name a file")
+        raise RecipeError(f"{path}: is a folder; expected a file")
     if path.is_file() and not overwrite:
-        raise RecipeError(f"{path}: exists; name another file, or overwrite it (--overwrite)")
+        raise RecipeError(f"{path}: already exists; choose another file, or overwrite it (--overwrite)")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_recipe(recipe, path)

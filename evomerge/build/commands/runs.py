@@ -1,4 +1,4 @@
-"""Searching and resuming: everything between a configuration and a finished run directory."""
+"""Starts and resumes searches: everything between a configuration and a finished run directory."""
 
 import json
 import logging
@@ -64,18 +64,18 @@ logger = logging.getLogger(__name__)
 def start_search(
     config: AnyConfig, run_directory: FilePath, *, config_text: str = "", observers: Sequence[Observer] = ()
 ) -> RunState:
-    """Runs a new search in `run_directory` (created; must not hold a run in which anything has been evaluated).
+    """Run a new search in `run_directory`, which is created, or must not hold a run with evaluations.
 
     Args:
-        config: from `load_config`, or what that takes.
-        run_directory: where everything is written.
-        config_text: the YAML as given, kept as `config.yaml`; default: every setting of `config`.
+        config: a configuration, or any argument of `load_config`.
+        run_directory: the folder that everything is written to.
+        config_text: the original YAML, stored as `config.yaml`; default: every setting of `config`.
         observers: called after every evaluation.
 
     Raises:
-        ConfigError: the configuration cannot work, or the directory already holds a run.
-        EvaluationError: every baseline failed, or many candidates one after the other; `resume_search` goes on.
-        Interrupted: stopped by a signal; `resume_search` goes on.
+        ConfigError: the configuration is invalid, or the directory already holds a run.
+        EvaluationError: every baseline failed, or many candidates in a row; `resume_search` continues the run.
+        Interrupted: stopped by a signal; `resume_search` continues the run.
     """
     directory, config = RunDirectory(Path(run_directory)), as_config(config)
     _refuse_results(directory)
@@ -91,7 +91,7 @@ def start_search(
     with RunLock(directory.folder) as lock:
         _refuse_results(directory)
         with writing_into(directory):
-            # of a run that was stopped, or could not go on, before it had a result
+            # left by a run that was stopped or failed before it had a result
             directory.journal.unlink(missing_ok=True)
             _write_problem(directory, problem, _resolved(problem, settings_in(config_text, str(directory.config))))
             atomic_write_text(directory.config, config_text)
@@ -101,18 +101,18 @@ def start_search(
 def resume_search(
     run_directory: FilePath, *, overrides: Overrides = (), observers: Sequence[Observer] = ()
 ) -> RunState:
-    """Goes on with a run, however it ended; with a raised budget also with a finished one.
+    """Continue a run, however it ended; even a finished one, with a larger budget.
 
     Args:
-        run_directory: of the run.
-        overrides: as in `load_config`.
+        run_directory: the folder of the run.
+        overrides: see `load_config`.
         observers: called after every evaluation.
 
     Raises:
-        ConfigError: an override, or an edit of the run's config.yaml, of anything but budget, cluster and finals; or models or
-            tasks that have changed since.
-        EvaluationError: as `start_search`.
-        JournalError: not a run directory, in use by another process, or damaged.
+        ConfigError: an override, or an edit of the run's config.yaml, changes something other than budget, cluster and finals; or models or
+            tasks have changed since the run was started.
+        EvaluationError: see `start_search`.
+        JournalError: `run_directory` is not a run directory, is in use by another process, or is damaged.
         Interrupted: stopped by a signal.
     """
     directory = RunDirectory(Path(run_directory))
@@ -130,15 +130,15 @@ def resume_search(
 
 
 def _with_strategy_of(directory: RunDirectory, config: SearchConfig) -> SearchConfig:
-    """`config`, in which `auto` is the strategy that it was when the run was begun: another version may choose another."""
-    begun_with = first_event(directory.journal).get("strategy")
-    if config.strategy.name != AUTO or begun_with is None:
+    """Replace `auto` by the strategy that the run was started with, since another version of evomerge may choose another one."""
+    started_with = first_event(directory.journal).get("strategy")
+    if config.strategy.name != AUTO or started_with is None:
         return config
-    return config.model_copy(update={"strategy": config.strategy.model_copy(update={"name": begun_with})})
+    return config.model_copy(update={"strategy": config.strategy.model_copy(update={"name": started_with})})
 
 
 def _problem_as_before(config: SearchConfig, directory: RunDirectory) -> Problem:
-    """`make_problem`, whose errors say what to do where the models or tasks have been moved."""
+    """`make_problem` for a resumed run; its errors explain what to do if models or tasks have been moved."""
     coordinates = [name for name, *_ in directory.read_resolved().space.parameters]
     try:
         return make_problem(config, begun=True, coordinates=coordinates)
@@ -146,34 +146,34 @@ def _problem_as_before(config: SearchConfig, directory: RunDirectory) -> Problem
         if sources_exist(config):
             raise
         raise ConfigError(
-            f"{error}\n{directory.folder} was started with its models and tasks at these places; put them back to continue (links work too: "
+            f"{error}\n{directory.folder} was started with its models and tasks at these paths; put them back to continue (symbolic links work too: "
             "ln -s NEW OLD)"
         ) from None
 
 
 def config_on_resume(run_directory: FilePath, overrides: Sequence[str] = ()) -> SearchConfig:
-    """The configuration that `resume_search` would go on with.
+    """The configuration that `resume_search` would use.
 
     Raises:
-        ConfigError, JournalError: as `resume_search`.
+        ConfigError, JournalError: see `resume_search`.
     """
     directory = RunDirectory(Path(run_directory))
     return resumed_config(directory, directory.read_resolved(), overrides)[0]
 
 
 def default_run_directory(config: SearchConfig, config_path: FilePath) -> Path:
-    """`runs/<name>-<time>-<pid>` under the working directory: searches that start in the same second each have their own."""
+    """`runs/<name>-<time>-<pid>` in the working directory; the pid tells searches apart that start in the same second."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     return Path("runs") / f"{config.name or Path(config_path).stem}-{stamp}-{os.getpid()}"
 
 
 def check_weights(problem: Problem) -> None:
-    """Looks for NaN and infinities in every source before anything is started; workers then find the files in the page cache.
+    """Check every source for NaN and infinity before workers start, which then find the files in the page cache.
 
-    Warns of models that are no relatives of the others, where their weights are merged.
+    Logs a warning if weights are merged of models that are unrelated to the others.
 
     Raises:
-        CheckpointError: a tensor has some; file and tensor are named.
+        CheckpointError: a tensor contains some; the message names the file and the tensor.
     """
     if problem.headers:
         from evomerge.weights import WeightPool, strangers
@@ -202,7 +202,7 @@ def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer
             recorder.record(event("session", pid=os.getpid(), host=socket.gethostname(), workers=pool.n_workers))
         files = FrontFiles(directory, state, lambda entry: problem.recipe_of_entry(entry, state.entries))
         if complete:
-            _say_why_complete(config, state, directory)
+            _warn_complete(config, state, directory)
         else:
             _search(problem, recorder, pool, files, observers, stop)
         files.finish(state)
@@ -219,7 +219,7 @@ def _search(
     observers: Sequence[Observer],
     stop: StopRequest,
 ) -> None:
-    """The search and its finals, from where the recorded events end."""
+    """Run the search and its finals, continuing after the recorded events."""
     config, entries = problem.config, recorder.state.entries
 
     def make_recipe(candidate: Candidate) -> Mapping[str, Json] | None:
@@ -234,7 +234,7 @@ def _search(
             problem.check(candidate, entries)
         except SpaceError as error:
             name = chosen_strategy(problem).name
-            raise ConfigError(f"strategy {name} proposed {candidate.id}, which is no candidate: {error}") from None
+            raise ConfigError(f"strategy {name} proposed {candidate.id}, which is invalid: {error}") from None
 
     loop = SearchLoop(
         strategy=strategy_for(problem),
@@ -265,12 +265,12 @@ def _budget(config: SearchConfig) -> Budget:
 
 
 def _used_up(config: SearchConfig, state: RunState) -> dict[str, Any]:
-    """The limits of the budget that recorded evaluations have reached."""
+    """The limits of the budget that the recorded evaluations have reached."""
     return dict(_budget(config).reasons_to_stop(state, state.elapsed_s))
 
 
 def _is_complete(config: SearchConfig, state: RunState) -> bool:
-    """Whether the search has ended, by its budget or by its strategy, and the finals are done, so that no worker is needed."""
+    """Whether the search has ended, by its budget or its strategy, and the finals are done, so that no workers are needed."""
     reasons = _used_up(config, state)
     by_strategy = state.stopped.keys() - BudgetConfig.model_fields.keys()
     if state.pending or not state.stopped or not (reasons or by_strategy) or "failures" in {*reasons, *state.stopped}:
@@ -283,8 +283,8 @@ def _is_complete(config: SearchConfig, state: RunState) -> bool:
     )
 
 
-def _say_why_complete(config: SearchConfig, state: RunState, directory: RunDirectory) -> None:
-    """Warns that a run is complete, and says how it could go on."""
+def _warn_complete(config: SearchConfig, state: RunState, directory: RunDirectory) -> None:
+    """Log a warning that the run is already complete, and how to search further."""
     reached = {"evaluations": state.n_evaluations[Split.SEARCH]}
     used_up = _used_up(config, state)
     if not used_up:
@@ -298,11 +298,11 @@ def _say_why_complete(config: SearchConfig, state: RunState, directory: RunDirec
 
 
 def _refuse_failures(state: RunState) -> None:
-    """Raises EvaluationError where the search has stopped because everything fails: so would the finals, and they are held once."""
+    """Raise EvaluationError if the search has stopped because everything failed, since the finals would fail too."""
     if "failures" in state.stopped:
         raise EvaluationError(
-            f"{state.stopped['failures']}\nThe search has stopped and nothing finished is lost: fix the cause and resume the run. To end it with "
-            f"what it has, resume it with --set budget.evaluations={len(state.entries)}"
+            f"{state.stopped['failures']}\nThe search has stopped; every finished evaluation is saved. Fix the cause and resume the run. To end the "
+            f"search with the results so far, resume it with --set budget.evaluations={len(state.entries)}"
         )
 
 
@@ -321,7 +321,7 @@ def _run_record(problem: Problem, n_workers: int) -> dict[str, Json]:
 
 
 def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> Resolved:
-    """`resolved.json`: the full configuration, as it was given, and what its results depend on."""
+    """The content of `resolved.json`: the full configuration, the settings as given, and what the results depend on."""
     content = {
         "config": problem.config.model_dump(mode="json"),
         "given": given_settings,
@@ -332,8 +332,13 @@ def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> Resolved:
         "space": {
             "fingerprint": problem.space.fingerprint,
             "parameters": [
-                [item.name, item.low, item.high, *([list(item.choices)] if item.choices else [])]
-                for item in problem.space.parameters
+                [
+                    parameter.name,
+                    parameter.low,
+                    parameter.high,
+                    *([list(parameter.choices)] if parameter.choices else []),
+                ]
+                for parameter in problem.space.parameters
             ],
         },
     }
@@ -341,8 +346,8 @@ def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> Resolved:
 
 
 def _refuse_results(directory: RunDirectory) -> None:
-    """Raises ConfigError where a new run would overwrite a run's results, or files that are none of a run."""
-    own = (
+    """Raise ConfigError if a new run would overwrite the results of another run, or files that do not belong to a run."""
+    written = (
         directory.config,
         directory.models,
         directory.front_json,
@@ -350,22 +355,23 @@ def _refuse_results(directory: RunDirectory) -> None:
         directory.best,
         directory.summary,
     )
-    strange = [path.name for path in own if path.exists()]
-    if strange and not directory.exists:
+    other = [path.name for path in written if path.exists()]
+    if other and not directory.exists:
         raise ConfigError(
-            f"{directory.folder} is no run directory and holds {', '.join(strange)}, which a run would overwrite; choose another --run-dir"
+            f"{directory.folder} is not a run directory but contains {', '.join(other)}, which a run would overwrite; choose another --run-dir"
         )
     directory.check_journal()
     if directory.exists and any(record["event"] == "evaluated" for record in journal_events(directory.journal)):
         raise ConfigError(
-            f"{directory.folder} already holds a run: `{directory.resume_command}` continues it; "
-            "for a new one choose another --run-dir"
+            f"{directory.folder} already holds a run: continue it with `{directory.resume_command}`, or choose another --run-dir for a new one"
         )
 
 
 def _write_problem(directory: RunDirectory, problem: Problem, resolved: Resolved) -> None:
-    """`resolved.json` and `models.json`. The first, by which a run directory is known, comes first, and keeps the order of keys: that of the
-    experts is the order of the space's coordinates.
+    """Write `resolved.json` and `models.json`.
+
+    `resolved.json` marks the folder as a run directory and is written first. It keeps the order of keys, since the order of the experts is
+    that of the space's coordinates.
     """
     atomic_write_json(directory.resolved, resolved.model_dump(mode="json"), sort_keys=False)
     if problem.headers:

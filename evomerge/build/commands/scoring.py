@@ -1,4 +1,4 @@
-"""Work on single models outside a search: scoring one on a configuration's tasks, and writing the model that a recipe makes."""
+"""Scores a single model on the tasks of a configuration or run, outside of a search."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -39,8 +39,8 @@ class Scored:
     Attributes:
         model: the folder, recipe file or recipe.
         evaluation: its scores.
-        config: whose tasks these are.
-        shown: task -> the items that were to be shown.
+        config: the configuration with the tasks.
+        shown: task -> the requested number of its items.
     """
 
     model: str
@@ -49,16 +49,16 @@ class Scored:
     shown: "Mapping[str, Sequence[ShownItem]]" = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:
-        """Everything, as `evomerge eval --json` prints it; `items` where some are shown."""
-        found = self.evaluation
+        """The output of `evomerge eval --json`; `items` only if some are shown."""
+        evaluation = self.evaluation
         items = {task: [asdict(item) for item in shown] for task, shown in self.shown.items()}
         return {
             "model": self.model,
-            "split": found.split.value,
-            "scores": dict(found.scores),
-            "stderr": dict(found.stderr),
-            "n_items": {task: len(scores) for task, scores in found.item_scores.items()},
-            "cost": dict(found.cost),
+            "split": evaluation.split.value,
+            "scores": dict(evaluation.scores),
+            "stderr": dict(evaluation.stderr),
+            "n_items": {task: len(scores) for task, scores in evaluation.item_scores.items()},
+            "cost": dict(evaluation.cost),
             **({"items": items} if items else {}),
         }
 
@@ -71,20 +71,20 @@ def evaluate_model(
     show: int = 0,
     overrides: Overrides = (),
 ) -> Scored:
-    """Scores a checkpoint folder or a recipe on the tasks of `config`.
+    """Score a checkpoint folder or a recipe on the tasks of `config`.
 
-    Environment variables that workers of a search would have are set in this process, unless they are set already.
+    Sets the environment variables of a search's workers in this process, unless they are already set.
 
     Args:
-        config: names tasks and engine: a configuration, what `load_config` takes, or a run directory; its models do not matter.
-        model: a folder with a config.json, ORG/NAME in the local hub cache, a recipe file, or a recipe, as `Run.recipe` gives it.
-        split: which items.
-        show: number of items of every task that are returned with the model's prompts and answers.
-        overrides: of the configuration, as in `load_config`.
+        config: defines tasks and engine: a configuration, any argument of `load_config`, or a run directory; its models are not used.
+        model: a folder with a config.json, ORG/NAME in the local hub cache, a recipe file, or a recipe, e.g. from `Run.recipe`.
+        split: the split to score.
+        show: number of items of every task to return with the model's prompts and answers.
+        overrides: overrides of the configuration, see `load_config`.
 
     Raises:
-        ConfigError: a synthetic configuration, or there is no such model.
-        RecipeError: a recipe with a vocabulary or chat template of its own.
+        ConfigError: the evaluation is synthetic, or there is no such model.
+        RecipeError: the recipe sets its own vocabulary or chat template.
         EvomergeError: the model, a task or the engine cannot be loaded.
         EvaluationError: there is no such split, or the model cannot be scored.
     """
@@ -102,7 +102,7 @@ def evaluate_model(
         config, table_of(headers), n_slots=n_layers or None, splits=[split], methods=(recipe.method,)
     )
     for name, value in worker_environment(config).items():
-        os.environ.setdefault(name, value)  # before torch is imported: the same conditions as a worker of a search
+        os.environ.setdefault(name, value)  # before torch is imported, as in a worker of a search
     evaluator = make_evaluator(settings)
     try:
         evaluation = evaluator.evaluate(EvaluationRequest(name, split, recipe.to_json()))
@@ -115,7 +115,7 @@ def evaluate_model(
 
 
 def _recipe_of(model: FilePath) -> tuple[str, Recipe]:
-    """The path of a model folder or recipe file, and the recipe that makes the model."""
+    """The path of a model folder or recipe file, and the recipe for the model."""
     path = Path(model) if Path(model).exists() else cached_model(str(model)) or Path(model)
     if not path.exists():
         raise ConfigError(f"no such model folder or recipe file: {path}")
@@ -123,7 +123,7 @@ def _recipe_of(model: FilePath) -> tuple[str, Recipe]:
 
 
 def _with_overrides(config: AnyConfig, overrides: Overrides) -> SearchConfig:
-    """The configuration, loaded where it is not, or that of the run in a directory."""
+    """Load the configuration, if necessary from a file or run directory, and apply the overrides."""
     if isinstance(config, str | os.PathLike) and Path(config).is_dir():
         name, settings = str(config), recorded_config(RunDirectory(Path(config)))
     elif isinstance(config, SearchConfig):

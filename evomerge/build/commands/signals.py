@@ -1,6 +1,6 @@
-"""What Ctrl-C, SIGTERM and SIGHUP (a closed terminal) do to a run.
+"""Handlers of Ctrl-C, SIGTERM and SIGHUP (a closed terminal) during a run.
 
-Everything finished is durable already; they decide what happens to what is still running.
+Finished evaluations are already durable; the signals decide what happens to those still running.
 """
 
 import signal
@@ -14,13 +14,13 @@ from evomerge.search import Interrupted, StopRequest
 
 @contextmanager
 def signals(stop: StopRequest, *, abandon: bool) -> Iterator[None]:
-    """Handles signals until the end of the block, in the main thread; elsewhere nothing is done.
+    """A context manager that handles signals in the main thread; does nothing in other threads.
 
-    First SIGINT: ask nothing more and take in what runs (`abandon`: do not wait for it). Second SIGINT, SIGTERM, or SIGHUP where nohup does
-    not have it ignored: leave at the next poll. A signal to leave has often reached Ray and the workers too.
+    First SIGINT: propose nothing more and wait for running evaluations (`abandon`: do not wait). Second SIGINT, SIGTERM, or SIGHUP unless nohup
+    ignores it: leave at the next poll. Such a signal has often reached Ray and the workers too.
 
     Raises:
-        Interrupted: an engine or Ray has failed after a signal to leave.
+        Interrupted: an engine or Ray failed after a signal to leave.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""A first configuration for models that are named: every choice explained where it is made."""
+"""Writes a first configuration for given models, with a comment on every choice."""
 
 import json
 import re
@@ -44,7 +44,7 @@ seed: 0
 
 # objectives: [mine, cost.generated_tokens]   # default: every task; also costs, e.g. the tokens that answers take
 # baselines: {{recipes: [mine.yml]}}            # your own recipes (mergekit's too) to start from and compare with
-# evaluation: {{search_items: 50}}              # score candidates on so many random items of each task: more candidates in the same time
+# evaluation: {{search_items: 50}}              # score candidates on this many random items of each task: more candidates in the same time
 # evaluation: {{apply_chat_template: true}}     # for chat models; also: system_instruction
 # engine: {{max_model_len: 2048}}               # longest prompt plus answer in tokens; default: the model's
 # cluster: {{workers: 4, gpus_per_worker: 1}}   # default: one worker per GPU, or without GPUs per CPU core
@@ -57,26 +57,26 @@ _NO_TASKS = "tasks: []                     # add at least one"
 def write_first_config(
     out: FilePath, experts: Sequence[str], *, base: FilePath | None, tasks: Sequence[str], overwrite: bool = False
 ) -> list[str]:
-    """Writes a commented configuration and returns what is still to be done, a line each; first what is to be fixed in it.
+    """Write a commented configuration and return what is left to do, one line each; first what must be fixed in it.
 
     Args:
         out: the file.
         experts: folders of models, as `path` or `name=path`; `path+lora` is a model with an adapter.
         base: the model they were all trained from.
         tasks: lm-eval task files or names.
-        overwrite: replace `out` where it exists.
+        overwrite: replace `out` if it exists.
 
     Raises:
-        ConfigError: `out` exists, an expert's name is none or appears twice, or a task is not there.
+        ConfigError: `out` exists, a name of an expert is invalid or appears twice, or a task is missing.
         CheckpointError: a model cannot be read.
     """
     out = Path(out)
     refuse_existing(out, overwrite=overwrite)
     sources = sources_by_name([parse_model(expert) for expert in experts])
     if not sources:
-        raise ConfigError("name the models to be merged: evomerge init MODEL MODEL, or MODEL --base MODEL")
+        raise ConfigError("give the models to merge: evomerge init MODEL MODEL, or MODEL --base MODEL")
     if base is None and len(sources) < 2:
-        raise ConfigError("one model alone cannot be merged; name at least two, or one and its --base")
+        raise ConfigError("one model alone cannot be merged; give at least two, or one and its --base")
     header, *_ = [
         read_source(resolve_hub_models(source))
         for source in ([Source(str(base))] if base else []) + list(sources.values())
@@ -89,16 +89,16 @@ def write_first_config(
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
-    """Raises ConfigError where `out` exists and is not to be replaced."""
+    """Raise ConfigError if `out` exists and must not be replaced."""
     if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists; give another --out, or --overwrite")
+        raise ConfigError(f"{out} already exists; choose another --out, or use --overwrite")
 
 
 def write_config(out: Path, text: str) -> list[str]:
-    """Writes a configuration and returns what is still to be done, a line each; first what is to be fixed in it.
+    """Write a configuration and return what is left to do, one line each; first what must be fixed in it.
 
     Raises:
-        ConfigError: it is none, or cannot be written.
+        ConfigError: the configuration is invalid, or cannot be written.
     """
     folder, file = out.resolve().parent, shlex.quote(str(out))
     settings = load_yaml(text, str(out))
@@ -128,7 +128,7 @@ def _text(
     base: FilePath | None,
     tasks: Sequence[str],
 ) -> str:
-    """The configuration; `header` is that of its first model, paths are as seen from `folder`."""
+    """The text of the configuration; `header` is that of its first model, `folder` that of the file."""
     models = [f"  base: {_scalar(relative_to(folder, Source(str(base))))}"] if base else []
     models += [
         "  experts:",
@@ -140,13 +140,13 @@ def _text(
         n_layers=header.n_layers,
         models="\n".join(models),
         method="task_arithmetic" if base else "linear",
-        method_note="       # base + weighted differences of the experts from it; of a list, [task_arithmetic, ties], the search chooses" if base else "                # weighted mean; methods with task vectors need a base",
+        method_note="       # base + weighted differences of the experts from it; with a list, [task_arithmetic, ties], the search chooses" if base else "                # weighted mean; methods with task vectors need a base",
         tasks="tasks:\n" + "\n".join(f"  - {task}" for task in tasks) if tasks else _NO_TASKS,
         strategies=", ".join(strategy_names()),
     )  # fmt: skip
 
 
 def _scalar(text: str) -> str:
-    """`text` as YAML reads it back, quoted only where it must be."""
+    """`text` as a YAML scalar, quoted only if necessary."""
     is_plain = re.fullmatch(r"[\w./-]+", text) and load_yaml(text, "") == text
     return text if is_plain else json.dumps(text, ensure_ascii=not text.isprintable())

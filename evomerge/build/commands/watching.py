@@ -1,4 +1,4 @@
-"""Looking at a run while another process works on it. Reads what is new in the journal each time; never writes, never locks."""
+"""Follows a run while another process works on it. Each look reads what is new in the journal; never writes, never locks."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -10,27 +10,27 @@ from evomerge.core import Evaluation, FilePath, Objective, Split, Status
 from evomerge.search import HolderWatch, JournalReader, RunDirectory, RunState, best_key, in_finals, utility
 
 N_BEST = 5
-"""So many candidates are shown."""
+"""how many of the best candidates are shown"""
 
 N_RECENT = 64
-"""The rate is that of so many of the last evaluations, and of four for each worker at least: theirs come in bursts."""
+"""The rate is computed from this many of the last evaluations, but at least four per worker, since they arrive in bursts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A run as it stands.
+    """The current state of a run.
 
     Attributes:
-        status: whether it runs, and where; else how it ended and how to go on.
-        over: nothing more comes by itself.
-        sure: whether that is known; False for seconds where the run is worked on elsewhere and no sign of life has been seen yet.
-        n_evaluations: on the search split, baselines included; `n_budget` of them are wanted, None = no such limit.
-        n_failed: of all evaluations.
-        n_lost: workers that died or hung with a candidate.
-        n_pending: asked and not told.
+        status: whether and where it is running; otherwise how it ended and how to continue.
+        over: whether it is not running any more.
+        sure: whether `over` is known; False for some seconds if a process on another machine works on it and no heartbeat has been seen yet.
+        n_evaluations: number of evaluations on the search split, baselines included; the budget is `n_budget`, None = no such limit.
+        n_failed: number of failed evaluations on all splits.
+        n_lost: number of workers that died or hung while evaluating a candidate.
+        n_pending: number of candidates that were asked but not yet told.
         elapsed_s: wall time of all sessions.
-        per_minute: rate of the last evaluations; None where there are too few.
-        remaining_s: until the budget of evaluations is used up at that rate.
+        per_minute: rate of the last evaluations; None if there are too few.
+        remaining_s: time until the budget of evaluations is used up at that rate.
         best: (id, scores in the order of the objectives, mean), best first.
         last_error: why the last failed candidate failed.
     """
@@ -54,7 +54,7 @@ class Watcher:
     """Follows the run in `folder`.
 
     Raises:
-        JournalError: there is none, or it is damaged.
+        JournalError: `folder` is not a run directory, or the run is damaged.
     """
 
     def __init__(self, folder: FilePath) -> None:
@@ -75,18 +75,18 @@ class Watcher:
 
     @property
     def strategy(self) -> str:
-        """The strategy's name; what `auto` has become once the run has started."""
+        """The strategy's name; for `auto`, the one that was chosen once the run has started."""
         return str(self._state.run.get("strategy", self.config.strategy.name))
 
     def look(self) -> Look:
-        """The run now.
+        """Read new events and return the current state.
 
         Raises:
-            JournalError: it has been damaged.
+            JournalError: the journal is damaged.
         """
         for event in self._reader.new_events():
             self._state.apply(event)
-            self._take(event)
+            self._count(event)
         state = self._state
         status, over, sure = self._status()
         count, wanted = state.n_evaluations[Split.SEARCH], self.config.budget.evaluations
@@ -111,11 +111,11 @@ class Watcher:
         )
 
     def _row(self, evaluation: Evaluation) -> tuple[str, tuple[float, ...], float]:
-        """What a look has of one of the best."""
-        goals = self.objectives
-        return evaluation.candidate_id, tuple(evaluation.value(goal.name) for goal in goals), utility(goals, evaluation)
+        """An entry of `Look.best`."""
+        scores = tuple(evaluation.value(objective.name) for objective in self.objectives)
+        return evaluation.candidate_id, scores, utility(self.objectives, evaluation)
 
-    def _take(self, event: Mapping[str, object]) -> None:
+    def _count(self, event: Mapping[str, object]) -> None:
         if event["event"] == "session":
             workers = int(str(event["workers"]))
             self._times = deque(maxlen=max(N_RECENT, 4 * workers))
@@ -124,13 +124,13 @@ class Watcher:
             self._n_lost += 1
         elif event["event"] == "evaluated" and event["split"] == Split.SEARCH.value:
             evaluation = self._state.evaluations[str(event["id"]), Split.SEARCH]
-            if self._n_starting:  # the first of each worker come together, when the engines have started
+            if self._n_starting:  # the first results of all workers arrive together, once the engines have started
                 self._n_starting -= 1
             else:
                 self._times.append(float(str(event["elapsed_s"])))
             if evaluation.status is Status.OK:
-                found = [*self._best, evaluation]
-                self._best = sorted(found, key=lambda item: best_key(self._state, item), reverse=True)[:N_BEST]
+                known = [*self._best, evaluation]
+                self._best = sorted(known, key=lambda done: best_key(self._state, done), reverse=True)[:N_BEST]
 
     def _doing(self) -> str:
         if not self._state.stopped:

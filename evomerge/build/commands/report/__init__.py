@@ -1,4 +1,4 @@
-"""A run as one HTML file with everything in it: tables with intervals, plots, the best recipe."""
+"""The report of a run as one self-contained HTML file: tables with intervals, plots, the best recipe."""
 
 from evomerge.build.commands.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""The plots of the report, as plotly figures. Each function gives None where the run has nothing to show in it."""
+"""The plots of the report, as plotly figures. Each function returns None if the run has no data for it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +13,9 @@ from evomerge.search import Z_95, RunState, front_of, mean_with_error, reference
 from evomerge.space import Parameter, SearchSpace
 
 MAX_PARAMETERS = 24
-"""So many coordinates fit beside each other; the ones that vary most among the best are shown."""
+"""This many coordinates fit side by side; shown are those that the best candidates agree on most."""
 BEST_SHARE = 0.2
-"""The best fifth of the candidates tells which coordinates matter."""
+"""The best fifth of the candidates decides which coordinates these are."""
 _COLOURS = {"source": "#d95f02", "baseline": "#7570b3", "candidate": "#9aa5b1", "front": "#1b9e77", "winner": "#1c2733"}
 _LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
@@ -30,7 +30,7 @@ def progress(state: RunState) -> go.Figure | None:
     evaluations = list(state.evaluated())
     if not evaluations:
         return None
-    means = [utility(state.objectives, item) for item in evaluations]
+    means = [utility(state.objectives, evaluation) for evaluation in evaluations]
     figure = go.Figure()
     for kind, wanted in _by_kind(state, evaluations).items():
         figure.add_scatter(
@@ -52,32 +52,32 @@ def fronts(state: RunState) -> go.Figure | None:
         return None
     members = front_of(state)
     groups = {kind: [evaluations[i] for i in wanted] for kind, wanted in _by_kind(state, evaluations).items()}
-    groups["front"] = [item for item in evaluations if item.candidate_id in members]
+    groups["front"] = [evaluation for evaluation in evaluations if evaluation.candidate_id in members]
     names = [objective.name for objective in state.objectives]
     figure = go.Figure()
-    for kind, items in groups.items():
-        text = [item.candidate_id for item in items]
+    for kind, group in groups.items():
+        text = [evaluation.candidate_id for evaluation in group]
         if len(names) > 2:
-            dimensions = [{"label": name, "values": [item.value(name) for item in items]} for name in names]
+            dimensions = [{"label": name, "values": [evaluation.value(name) for evaluation in group]} for name in names]
             half = {"showupperhalf": False, "diagonal": {"visible": False}}
             figure.add_splom(dimensions=dimensions, text=text, name=kind, marker=_marker(kind), **half)
             continue
-        bars = {f"error_{axis}": _bars(items, name) for axis, name in zip("xy", names, strict=True) if kind == "front"}
-        x, y = ([item.value(name) for item in items] for name in names)
+        bars = {f"error_{axis}": _bars(group, name) for axis, name in zip("xy", names, strict=True) if kind == "front"}
+        x, y = ([evaluation.value(name) for evaluation in group] for name in names)
         figure.add_scatter(x=x, y=y, text=text, mode="markers", name=kind, marker=_marker(kind), **bars)
     figure.update_layout(height=180 * len(names) + 240 if len(names) > 2 else 520)
     return _titled(figure, *(_labels(state.objectives) if len(names) == 2 else (None, None)))
 
 
 def hypervolume(state: RunState) -> go.Figure | None:
-    """The hypervolume of the front after each evaluation; None for one objective, or where there is no reference point."""
+    """The hypervolume of the front after each evaluation; None for one objective, or without a reference point."""
     reference = reference_losses(state)
     evaluations = list(state.evaluated())
     if len(state.objectives) < 2 or reference is None or not evaluations:
         return None
     front, volumes = Front(state.objectives), [0.0]
-    for item in evaluations:
-        changed = front.add(item)
+    for evaluation in evaluations:
+        changed = front.add(evaluation)
         volumes.append(front.hypervolume(np.array(reference)) if changed else volumes[-1])
     figure = go.Figure()
     line = {"color": _COLOURS["front"], "shape": "hv"}
@@ -86,7 +86,7 @@ def hypervolume(state: RunState) -> go.Figure | None:
 
 
 def optimism(state: RunState) -> go.Figure | None:
-    """Score on the search items, which the search has chosen by, against the score on the report items, which nothing has."""
+    """Score on the search items, which guided the search, against the score on the report items, which did not."""
     pairs = []
     for search in state.evaluated():
         report = state.evaluations.get((search.candidate_id, Split.REPORT))
@@ -106,7 +106,7 @@ def optimism(state: RunState) -> go.Figure | None:
             error_y={"array": (Z_95 * y[:, 1]).tolist(), "thickness": 1},
             marker=_marker(kind),
         )  # fmt: skip
-    values = [utility(state.objectives, item) for pair in pairs for item in pair]
+    values = [utility(state.objectives, evaluation) for pair in pairs for evaluation in pair]
     ends = [min(values), max(values)]
     dashes = {"color": "#cccccc", "dash": "dash"}
     figure.add_scatter(x=ends, y=ends, mode="lines", name="equal", line=dashes)
@@ -116,26 +116,26 @@ def optimism(state: RunState) -> go.Figure | None:
 def parameters(state: RunState, space: Sequence[Parameter]) -> go.Figure | None:
     """Parallel coordinates of the candidates, coloured by their mean score; None where candidates are not points."""
     rows, means = [], []
-    for item in state.evaluated():
-        point = state.entries[item.candidate_id].values
+    for evaluation in state.evaluated():
+        point = state.entries[evaluation.candidate_id].values
         if point is not None and len(point) == len(space):
             rows.append(point)
-            means.append(utility(state.objectives, item))
+            means.append(utility(state.objectives, evaluation))
     if len(rows) < 2:
         return None
     points, scores = np.array(rows), np.array(means)
-    telling = _telling(points, scores)
-    shown = SearchSpace([space[index] for index in telling])
-    values = [shown.decode(row) for row in points[:, telling]]
+    informative = _most_agreed(points, scores)
+    shown = SearchSpace([space[index] for index in informative])
+    values = [shown.decode(row) for row in points[:, informative]]
     dimensions: list[dict[str, Any]] = []
-    for one in shown.parameters:
+    for parameter in shown.parameters:
         column: dict[str, Any] = {
-            "label": one.name,
-            "range": [one.low, one.high],
-            "values": [found[one.name] for found in values],
+            "label": parameter.name,
+            "range": [parameter.low, parameter.high],
+            "values": [point[parameter.name] for point in values],
         }
-        if one.choices:
-            column |= {"tickvals": list(range(len(one.choices))), "ticktext": list(one.choices)}
+        if parameter.choices:
+            column |= {"tickvals": list(range(len(parameter.choices))), "ticktext": list(parameter.choices)}
         dimensions.append(column)
     dimensions.append({"label": "mean", "values": scores.tolist()})
     line = {"color": scores.tolist(), "colorscale": "Viridis", "showscale": True}
@@ -144,8 +144,8 @@ def parameters(state: RunState, space: Sequence[Parameter]) -> go.Figure | None:
     return figure
 
 
-def _telling(points: NDArray[np.float64], scores: NDArray[np.float64]) -> list[int]:
-    """At most MAX_PARAMETERS coordinates, in their order: those in which the best candidates agree most, compared with all."""
+def _most_agreed(points: NDArray[np.float64], scores: NDArray[np.float64]) -> list[int]:
+    """At most MAX_PARAMETERS coordinates, in order: those that the best candidates agree on most, relative to all candidates."""
     if points.shape[1] <= MAX_PARAMETERS:
         return list(range(points.shape[1]))
     best = points[np.argsort(-scores)[: max(2, int(BEST_SHARE * len(scores)))]]
@@ -155,12 +155,13 @@ def _telling(points: NDArray[np.float64], scores: NDArray[np.float64]) -> list[i
 
 
 def _by_kind(state: RunState, evaluations: Sequence[Evaluation]) -> dict[str, list[int]]:
-    """Indices of the sources, of the other baselines, of the candidates, and of the winner of the finals."""
+    """Indices of the evaluations of sources, other baselines, candidates, and the winner of the finals."""
     kinds: dict[str, list[int]] = {}
-    for index, item in enumerate(evaluations):
-        known = "baseline" if state.entries.is_baseline(item.candidate_id) else "candidate"
-        kind = "source" if item.candidate_id.startswith("source:") else known
-        kinds.setdefault("winner" if item.candidate_id == state.best_id else kind, []).append(index)
+    for index, evaluation in enumerate(evaluations):
+        name = evaluation.candidate_id
+        kind = "baseline" if state.entries.is_baseline(name) else "candidate"
+        kind = "source" if name.startswith("source:") else kind
+        kinds.setdefault("winner" if name == state.best_id else kind, []).append(index)
     return kinds
 
 
@@ -172,12 +173,13 @@ def _marker(kind: str) -> dict[str, Any]:
     return {"color": _COLOURS[kind], "size": 6 if kind == "candidate" else 9}
 
 
-def _bars(items: Sequence[Evaluation], name: str) -> dict[str, Any]:
-    return {"array": [Z_95 * item.stderr.get(name, 0.0) for item in items], "thickness": 1, "color": "#cccccc"}
+def _bars(evaluations: Sequence[Evaluation], name: str) -> dict[str, Any]:
+    errors = [Z_95 * evaluation.stderr.get(name, 0.0) for evaluation in evaluations]
+    return {"array": errors, "thickness": 1, "color": "#cccccc"}
 
 
 def _labels(objectives: Sequence[Objective]) -> tuple[str, str]:
-    first, second = (f"{item.name} ({item.direction.value})" for item in objectives)
+    first, second = (f"{objective.name} ({objective.direction.value})" for objective in objectives)
     return first, second
 
 

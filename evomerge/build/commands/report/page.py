@@ -1,4 +1,4 @@
-"""The report's page: what the template needs, from a run. Numbers come from the same summary as the terminal's tables."""
+"""Renders the report's page from a run. Numbers come from the same summary as the tables on the terminal."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from evomerge.recipe import recipe_to_yaml
 from evomerge.search import Z_95, Row, best_of_front, headline, items_of_candidate, leader, remarks_on_finals, verdict
 
 MAX_ROWS = 50
-"""of the tables of the front and of failures"""
+"""maximum number of rows in the tables of the front and of failures"""
 
 
 def write_report(folder: FilePath, out: FilePath | None = None) -> Path:
-    """Writes the report of a live or finished run: one HTML file that needs nothing else, also no network.
+    """Write the report of a live or finished run: one self-contained HTML file, which needs no network.
 
     Args:
         folder: the run directory.
@@ -28,7 +28,7 @@ def write_report(folder: FilePath, out: FilePath | None = None) -> Path:
         The file.
 
     Raises:
-        JournalError: there is no run, or it is damaged.
+        JournalError: `folder` is not a run directory, or the run is damaged.
         ConfigError: the file cannot be written.
     """
     run = open_run(folder)
@@ -37,7 +37,7 @@ def write_report(folder: FilePath, out: FilePath | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(path, _page(run, Path(folder).resolve().name))
     except OSError as problem:
-        raise ConfigError(f"{path}: cannot be written: {problem.strerror}; name another file (--out)") from None
+        raise ConfigError(f"{path}: cannot be written: {problem.strerror}; choose another file (--out)") from None
     return path
 
 
@@ -90,12 +90,12 @@ def _status(run: Run) -> str:
     if ended is not None:
         return ended
     if run.state.best_id is not None:
-        return "not finished" if run.state.gone_on else "not finished: the finals are not over"
+        return "not finished" if run.state.gone_on else "not finished: the finals are not complete"
     return "not finished: only search scores so far, which are biased upwards for the best"
 
 
 def _rows(details: Mapping[str, Row], shown: Sequence[str], tuned: str | None) -> list[tuple[str, str, Row]]:
-    """(id, label, numbers) of what the table shows."""
+    """(id, label, numbers) of the rows of a table."""
     return [(name, f"{name} (tuned)" if name == tuned else name, details[name]) for name in shown if name in details]
 
 
@@ -112,9 +112,9 @@ def _failures(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _recipe(run: Run) -> tuple[str, str] | None:
-    """The best candidate and its recipe; None where nothing was evaluated or candidates are no recipes.
+    """The best candidate and its recipe; None if nothing has been evaluated or candidates have no recipes.
 
-    Where the models are not here any more, the file that the run wrote serves.
+    If the models are needed but missing, the recipe is read from the file that the run wrote.
     """
     best = leader(run.state)
     if best is None:
