@@ -15,6 +15,7 @@ from evomerge.search import (
     Z_95,
     Comparison,
     Row,
+    RunState,
     best_of_front,
     headline,
     items_of_candidate,
@@ -25,6 +26,9 @@ from evomerge.search import (
 
 if TYPE_CHECKING:
     from evomerge.evaluation.shown_items import ShownItem
+
+_MIN_SCORE_WIDTH = 7
+"""of columns of scores in narrow terminals: half of "0.123 ± 0.045" """
 
 MAX_PROMPT = 400
 """how many characters of a prompt are shown, counted from its end"""
@@ -44,15 +48,11 @@ def print_summary(run: Run) -> None:
         if any(name in details for name in names):
             count = items_of_candidate(run.state, split)
             title = f"{split} split, {f'{count:,} items, ' if count else ''}± 95% interval"
-            CONSOLE.print(_split_table(title, names, details, objectives, tuned, best, mark))
+            _print_scores(title, names, details, objectives, tuned, best, mark)
     if not run.state.n_evaluations[Split.SEARCH]:
         CONSOLE.print("no candidate has been evaluated yet")
     _print_comparisons(summary["comparisons"], names)
-    last = run.state.evaluations.get((run.state.best_id or "", Split.REPORT))
-    if last is not None and last.status is not Status.OK:
-        CONSOLE.print(
-            f"the best candidate, {last.candidate_id}, failed on the report split and has no score there: {last.error}\nresume the run to try again"
-        )
+    _print_failures(run.state, names)
     for remark in remarks_on_finals(run.state):
         CONSOLE.print(remark)
     _print_surrogates(summary["strategy"])
@@ -158,7 +158,7 @@ def print_items(shown: Mapping[str, Sequence["ShownItem"]], evaluation: Evaluati
                 CONSOLE.print(f"  target  {item.target!r}")
 
 
-def _split_table(
+def _print_scores(
     title: str,
     names: list[str],
     details: Mapping[str, Row],
@@ -166,25 +166,34 @@ def _split_table(
     tuned: str | None,
     best: str | None,
     mark: str,
-) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("recipe", no_wrap=True)
-    for objective in objectives:
-        table.add_column(objective.name, justify="right", overflow="fold")
-    table.add_column("mean", justify="right", overflow="fold")
+) -> None:
+    """Print the scores of one split as a table, or line by line where the terminal is too narrow for it."""
+    headings = [*(objective.name for objective in objectives), "mean"]
+    rows: dict[str, list[str]] = {}
     for name in names:
         if name not in details:
             continue
         row = details[name]
         scores, errors = row["scores"], row["stderr"]
-        cells = [_with_interval(scores[objective.name], errors.get(objective.name), 3) for objective in objectives]
-        cells.append(_with_interval(row["mean"], row["mean_stderr"], 3))
-        label = f"{name} (tuned)" if name == tuned else name
-        if name == best:
-            table.add_row(f"{label} ({mark})", *cells, style="bold")
-        else:
-            table.add_row(label, *cells)
-    return table
+        label = (f"{name} (tuned)" if name == tuned else name) + (f" ({mark})" if name == best else "")
+        rows[label] = [
+            *(_with_interval(scores[objective.name], errors.get(objective.name), 3) for objective in objectives),
+            _with_interval(row["mean"], row["mean_stderr"], 3),
+        ]
+    if max(map(len, rows)) + 3 + len(headings) * (_MIN_SCORE_WIDTH + 3) > CONSOLE.width:
+        CONSOLE.print(title)
+        for label, cells in rows.items():
+            CONSOLE.print(label)
+            for heading, cell in zip(headings, cells, strict=True):
+                CONSOLE.print(f"  {heading}: {cell}")
+        return
+    table = Table(title=title, title_justify="left")
+    table.add_column("recipe", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold", min_width=_MIN_SCORE_WIDTH)
+    for label, cells in rows.items():
+        table.add_row(label, *cells, style="bold" if label.endswith(f"({mark})") else None)
+    CONSOLE.print(table)
 
 
 def _print_comparisons(comparisons: Mapping[str, Comparison], names: Sequence[str]) -> None:
@@ -193,7 +202,22 @@ def _print_comparisons(comparisons: Mapping[str, Comparison], names: Sequence[st
         CONSOLE.print("best minus baseline on the report split, paired by item (95% interval):")
     for name, row in shown.items():
         difference, low, high = (number(value, 3, "+") for value in (row["difference"], row["low"], row["high"]))
-        CONSOLE.print(f"  {name:<24}{difference}  [{low}, {high}]  {verdict(row)}")
+        CONSOLE.print(f"  {name:<22}  {difference}  [{low}, {high}]  {verdict(row)}")
+
+
+def _print_failures(state: RunState, names: Sequence[str]) -> None:
+    """The rows that tables lack because their evaluation failed, and the number of all failures."""
+    for split in (Split.SEARCH, Split.REPORT):
+        for name in names:
+            evaluation = state.evaluations.get((name, split))
+            if evaluation is not None and evaluation.status is not Status.OK:
+                CONSOLE.print(f"{name} failed on the {split} split and has no score there: {evaluation.error}")
+                if name == state.best_id:
+                    CONSOLE.print("resume the run to try it again")
+    n_failed = state.evaluations.count(Status.FAILED)
+    if n_failed:
+        count = "1 evaluation" if n_failed == 1 else f"{n_failed} evaluations"
+        CONSOLE.print(f"{count} of {len(state.evaluations)} failed; `evomerge report` lists them")
 
 
 def _print_surrogates(diagnostics: Mapping[str, Any]) -> None:

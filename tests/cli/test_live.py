@@ -364,7 +364,7 @@ def test_a_winner_without_a_report_score_is_said(
     print_summary(open_run(tmp_path / "bad[v2]"))
     shown = capsys.readouterr().out
     reason = "failed on the report split and has no score there: no room left for [/INST]"
-    assert f"the best candidate, {state.best_id}, {reason}" in shown, "brackets are no markup"
+    assert f"{state.best_id} {reason}\nresume the run to try it again" in shown, "brackets are no markup"
     assert str(tmp_path / "bad[v2]" / "front.json") in shown
 
 
