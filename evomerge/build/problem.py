@@ -332,7 +332,7 @@ def _check_directions(problem: Problem) -> None:
     for name, spec in problem.tasks.items():
         if lower_is_better(spec) and name in optimised - chosen:
             raise ConfigError(
-                f"objectives: task {name!r} is better when lower ({spec.task}: higher_is_better: false), but tasks are maximised by "
+                f"objectives: lower is better for task {name!r} ({spec.task}: higher_is_better: false), but tasks are maximised by "
                 f"default; list the objectives, and this one as {{name: {name}, direction: minimize}}"
             )
 
