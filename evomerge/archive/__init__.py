@@ -1,4 +1,7 @@
-"""Pareto tools and niches: dominance, fronts, hypervolume, knees, grids of elites, competition for items. All losses are minimised; nothing here knows a strategy."""
+"""Pareto tools and niches: dominance, fronts, hypervolume, knees, grids of elites, competition for items.
+
+All losses are minimised. Independent of strategies.
+"""
 
 from evomerge.archive.dominance import non_dominated_mask
 from evomerge.archive.front import Front, hypervolume

@@ -1,6 +1,6 @@
-"""Pareto dominance on losses. It knows nothing of candidates: rows of numbers in, masks out.
+"""Pareto dominance on arrays of losses, all to be minimised.
 
-All losses are minimised. A row with a NaN is no point at all: it dominates nothing and is in no front.
+A row with a value that is not finite is ignored: it dominates nothing and is never non-dominated.
 """
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def non_dominated_mask(losses: ArrayLike) -> NDArray[np.bool_]:
-    """Which rows of `losses` (n, m) no other row dominates; rows that are equal are all kept. Shape (n,).
+    """A mask (n,) of the rows of `losses` (n, m) that no other row dominates; equal rows are all kept.
 
     Raises:
         ValueError: `losses` is not two-dimensional.

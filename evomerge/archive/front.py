@@ -1,4 +1,4 @@
-"""The set of candidates whose evaluations no other one dominates. It never sees a genome: evaluations in, ids out."""
+"""The set of candidates with non-dominated evaluations. Works on evaluations and ids, not on genomes."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from evomerge.core import Evaluation, EvaluationError, Objective, to_losses
 
 
 class Front:
-    """The candidates of the non-dominated evaluations seen so far under `objectives`, and their losses.
+    """The candidates with non-dominated evaluations among those added so far, and their losses.
 
-    The content depends only on the set of evaluations added, never on their order. Evaluations with equal losses
-    stay side by side. Evaluations that are not OK, or with a loss that is not finite, never enter.
+    The content depends only on the set of evaluations added, not on their order. Evaluations with equal losses
+    are all kept. Evaluations that are not OK, or with a loss that is not finite, are ignored.
 
     Args:
-        objectives: what is compared, and in which direction; at least one.
+        objectives: the objectives to compare; at least one.
 
     Raises:
         EvaluationError: there is no objective.
@@ -38,12 +38,12 @@ class Front:
         return candidate_id in self._losses_of
 
     def add(self, evaluation: Evaluation) -> bool:
-        """Offers one evaluation; True if it is a member afterwards. Takes no longer the more members have equal losses.
+        """Add an evaluation unless it is dominated; return whether it is a member afterwards.
 
-        Adding a member again changes nothing and answers True.
+        Adding a member again changes nothing and returns True. The time does not grow with the number of members that have equal losses.
 
         Raises:
-            EvaluationError: an objective has no score, or a member with the same candidate id has other scores.
+            EvaluationError: an objective has no score, or a member with the same candidate id has different scores.
         """
         row = to_losses(self.objectives, [evaluation])[0]
         if not np.isfinite(row).all():
@@ -54,8 +54,8 @@ class Front:
             if known == loss:
                 return True
             raise EvaluationError(
-                f"candidate {name} is in the front with losses {list(known)} and is added again with {list(loss)}; one candidate has one "
-                "evaluation per split"
+                f"candidate {name} is in the front with losses {list(known)} and was added again with {list(loss)}; a candidate can have only "
+                "one evaluation per split"
             )
         if loss not in self._tied:
             if bool((self._distinct <= row).all(axis=1).any()):
@@ -70,7 +70,7 @@ class Front:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The candidates of the non-dominated evaluations, sorted."""
+        """The ids of the members, sorted."""
         return tuple(sorted(self._losses_of))
 
     @property
@@ -80,7 +80,7 @@ class Front:
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.objectives))
 
     def _drop(self, dominated: NDArray[np.bool_]) -> None:
-        """Takes distinct losses out, with their members."""
+        """Remove dominated distinct losses, with their members."""
         if dominated.any():
             for loss in [loss for loss, out in zip(self._tied, dominated, strict=True) if out]:
                 for name in self._tied.pop(loss):
@@ -88,21 +88,21 @@ class Front:
             self._distinct = self._distinct[~dominated]
 
     def hypervolume(self, reference: ArrayLike) -> float:
-        """The volume dominated by the front and bounded by `reference`, a loss vector (m,); 0.0 when empty.
+        """The volume dominated by the front and bounded by `reference`, a loss vector (m,); 0.0 if the front is empty.
 
-        Members that do not dominate the reference add nothing. Exact (moocore, dimension sweep).
+        Members that do not strictly dominate the reference contribute nothing. Exact (moocore, dimension sweep).
 
         Raises:
-            EvaluationError: `reference` has another shape than (m,), or an entry that is not finite.
+            EvaluationError: the shape of `reference` is not (m,), or an entry is not finite.
         """
         return hypervolume(self._distinct, reference)
 
 
 def hypervolume(losses: ArrayLike, reference: ArrayLike) -> float:
-    """The volume dominated by the rows of `losses` (n, m) and bounded by `reference` (m,); rows with NaN are left out.
+    """The volume dominated by the rows of `losses` (n, m) and bounded by `reference` (m,); rows that are not finite are ignored.
 
     Raises:
-        EvaluationError: `reference` has another shape than (m,), or an entry that is not finite.
+        EvaluationError: the shape of `reference` is not (m,), or an entry is not finite.
     """
     from moocore import hypervolume as exact_hypervolume
 
@@ -110,8 +110,8 @@ def hypervolume(losses: ArrayLike, reference: ArrayLike) -> float:
     corner = np.asarray(reference, dtype=np.float64)
     if corner.shape != points.shape[1:] or not np.isfinite(corner).all():
         raise EvaluationError(
-            f"the reference point must be {points.shape[1]} finite losses, got {corner.tolist()}; losses are scores with "
-            "the sign flipped where higher is better"
+            f"the reference point must be {points.shape[1]} finite losses, got {corner.tolist()}; losses are scores, "
+            "negated if higher is better"
         )
     points = points[np.isfinite(points).all(axis=1)]
     points = points[(points < corner).all(axis=1)]

@@ -1,4 +1,4 @@
-"""MAP-Elites' archive (arXiv 1504.04909): a grid over behaviour, one elite in each cell. What the elites are, its user knows."""
+"""The archive of MAP-Elites (arXiv 1504.04909): a grid over behaviour with one elite per cell. The caller stores the elites themselves."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ class EliteGrid:
     """The best of every cell of a grid over k numbers that describe a behaviour.
 
     Args:
-        low, high: (k,), where the outermost cells begin and end; what lies beyond belongs to them. Equal ends: a single cell.
-        n_bins: cells along each of the k axes, >= 1.
+        low, high: (k,), the outer ends of the outermost cells, which also contain everything beyond; if equal, the axis has a single cell.
+        n_bins: number of cells along each of the k axes, >= 1.
     """
 
     def __init__(self, low: Sequence[float] | Floats, high: Sequence[float] | Floats, n_bins: int) -> None:
@@ -28,14 +28,14 @@ class EliteGrid:
         return len(self._slots)
 
     def add(self, quality: float, behaviour: Floats) -> int | None:
-        """Offers a newcomer; it enters an empty cell, or in place of an elite of lower quality.
+        """Add a newcomer if its cell is empty or has an elite of lower quality, which it replaces.
 
         Args:
             quality: higher is better.
             behaviour: (k,).
 
         Returns:
-            Its slot: `len` before where the cell was empty, else that of the elite that it replaces; None where it does not enter.
+            Its slot: a new one (the previous `len`) if the cell was empty, otherwise that of the replaced elite; None if it was not added.
         """
         cell = self._cell(behaviour)
         slot = self._slots.get(cell)
@@ -51,21 +51,21 @@ class EliteGrid:
 
     @property
     def n_cells(self) -> int:
-        """Empty ones too."""
+        """The number of cells, including empty ones."""
         return int(self._n_bins ** np.count_nonzero(self._width))
 
     @property
     def qualities(self) -> Floats:
-        """(n,) of the elites, by slot."""
+        """The qualities of the elites by slot, (n,)."""
         return np.array(self._qualities, dtype=np.float64)
 
     @property
     def behaviours(self) -> Floats:
-        """(n, k) of the elites, by slot."""
+        """The behaviours of the elites by slot, (n, k)."""
         return np.array(self._behaviours, dtype=np.float64).reshape(len(self), len(self._low))
 
     def score(self, least: float) -> float:
-        """The QD score: the sum over all cells of the elite's quality above `least`; nothing for empty cells."""
+        """The QD score: the sum over all elites of their quality above `least`; 0 for those below it."""
         return float(np.maximum(self.qualities - least, 0.0).sum())
 
     def _cell(self, behaviour: Floats) -> tuple[int, ...]:

@@ -282,15 +282,15 @@ def export(
     if out == Path("-"):
         name, recipe = chosen_recipe(run, choice)
         print(recipe_to_yaml(recipe), end="")
-        place, said = "standard output", sys.stderr
+        place, stream = "standard output", sys.stderr
     else:
         name, recipe, path = export_recipe(run, choice, out, overwrite=overwrite)
-        place, said = str(path), sys.stdout if path.is_file() else sys.stderr  # a pipe gets the recipe alone
+        place, stream = str(path), sys.stdout if path.is_file() else sys.stderr  # a pipe gets the recipe alone
     count = len(recipe.models())
-    print(f"{place}: {name}, {recipe.method} of {count} model{'s' if count > 1 else ''}", file=said)
+    print(f"{place}: {name}, {recipe.method} of {count} model{'s' if count > 1 else ''}", file=stream)
     remark = mergekit_remark(recipe)
     if remark is not None:
-        print(remark, file=said)
+        print(remark, file=stream)
 
 
 app.command()(merge)

@@ -41,8 +41,8 @@ class Progress:
         self._started = self._last = time.monotonic()
         self._n_here = 0
         self._seen: set[tuple[str, Split]] = set() if known is None else set(known.evaluations)
-        self._said_what_follows = False
-        self._said_dropped: set[Split] = set()
+        self._has_announced_finals = False
+        self._splits_with_drops_noted: set[Split] = set()
         self.waiting = threading.Timer(
             WAITING_AFTER_S, say, ["waiting for the first result; engines take a while to start"]
         )
@@ -55,7 +55,7 @@ class Progress:
         self._seen.add((evaluation.candidate_id, evaluation.split))
         self._show(state, evaluation)
         if self._n_finalists and self._budget and evaluation.split is Split.SEARCH:
-            self._say_what_follows(state, self._budget)
+            self._announce_finals(state, self._budget)
 
     @property
     def has_results(self) -> bool:
@@ -67,8 +67,8 @@ class Progress:
         if evaluation.status is not Status.OK:
             return  # the loop has already logged a warning
         n_dropped = evaluation.cost.get("dropped_items")
-        if n_dropped and evaluation.split not in self._said_dropped:
-            self._said_dropped.add(evaluation.split)
+        if n_dropped and evaluation.split not in self._splits_with_drops_noted:
+            self._splits_with_drops_noted.add(evaluation.split)
             say(
                 f"note: {n_dropped:.0f} {evaluation.split} items also appear in a later split and were dropped (drop_shared)"
             )
@@ -89,7 +89,7 @@ class Progress:
             self._print(state, line)
             self._best = max(self._best, here)
             if all((baseline.id, Split.SEARCH) in self._seen for baseline in state.baselines):
-                self._say_what_cannot_be_searched(state)
+                self._note_uniform_scores(state)
         elif here > self._best:
             self._best = here
             self._print(state, f"{line}   best so far")
@@ -99,9 +99,9 @@ class Progress:
                 state, f"{line}   ({60 * rate:.0f}/min, best {number(self._best[0], 3)}{self._size_of_front(state)})"
             )
 
-    def _say_what_follows(self, state: RunState, budget: int) -> None:
-        if state.n_evaluations[Split.SEARCH] == len(state.entries) >= budget and not self._said_what_follows:
-            self._said_what_follows = True
+    def _announce_finals(self, state: RunState, budget: int) -> None:
+        if state.n_evaluations[Split.SEARCH] == len(state.entries) >= budget and not self._has_announced_finals:
+            self._has_announced_finals = True
             say(
                 f"search done{self._size_of_front(state)}; finals: the {self._n_finalists} finalists and all baselines are scored on select, then the winner and all baselines on report"
             )
@@ -109,7 +109,7 @@ class Progress:
     def _size_of_front(self, state: RunState) -> str:
         return f", front of {len(self._front)}" if self._front is not None and len(state.objectives) > 1 else ""
 
-    def _say_what_cannot_be_searched(self, state: RunState) -> None:
+    def _note_uniform_scores(self, state: RunState) -> None:
         same = [f"{name} ({number(score, 3)})" for name, score in indifferent(state).items()]
         if same:
             say(

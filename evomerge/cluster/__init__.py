@@ -1,4 +1,4 @@
-"""Worker pools: threads of this process, or Ray actors. Ray is imported by its `ray_*` modules alone, which are not imported here."""
+"""Worker pools: threads of this process, or Ray actors. Only the `ray_*` modules import Ray; they are not imported here."""
 
 from evomerge.cluster.local_pool import LocalPool
 from evomerge.cluster.worker import Evaluator, make_evaluator

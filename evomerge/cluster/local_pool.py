@@ -13,26 +13,26 @@ from evomerge.core import Evaluation, EvaluationRequest, Json
 logger = logging.getLogger(__name__)
 
 THREAD_NAME = "evomerge-worker"
-"""what the names of worker threads begin with"""
+"""prefix of the names of worker threads"""
 
 CLOSING_S = 20.0
 """how long `close` waits for engines to be freed"""
 
 RUNNING_S = 5.0
-"""how long it waits for engines that start and evaluations that run, whose results nobody takes any more: less than what a service manager allows before it kills"""
+"""how long it waits for starting engines and running evaluations, whose results are dropped; less than service managers wait before they kill"""
 
 SILENT_S = 0.5
-"""how long it waits before it says so"""
+"""how long it waits before it logs that it is waiting"""
 
 
 class LocalPool:
-    """A pool of threads, each with an evaluator of its own, which is made anew where it is broken.
+    """A pool of threads, each with its own evaluator, which is replaced if it breaks.
 
     Args:
-        factory, settings: how a thread makes its evaluator (`make_evaluator`).
-        n_workers: threads.
+        factory, settings: the arguments with which a thread calls `make_evaluator`.
+        n_workers: number of threads.
 
-    An evaluator that cannot be made is reported by `next_done`, since threads start in the background.
+    Threads start in the background, so `next_done` raises the error of an evaluator that cannot be made.
     """
 
     def __init__(self, factory: str, settings: Mapping[str, Json], n_workers: int) -> None:
@@ -40,7 +40,7 @@ class LocalPool:
         self.n_workers = n_workers
         self._requests: queue.SimpleQueue[EvaluationRequest | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[Evaluation | Exception] = queue.SimpleQueue()
-        self._running: set[str] = set()  # threads that make an engine or evaluate
+        self._running: set[str] = set()  # names of threads that are making an evaluator or evaluating
         self._threads = [
             threading.Thread(target=self._work, name=f"{THREAD_NAME}-{index}", daemon=True)
             for index in range(n_workers)
@@ -49,11 +49,11 @@ class LocalPool:
             thread.start()
 
     def submit(self, request: EvaluationRequest) -> None:
-        """Queues a request."""
+        """Queue a request."""
         self._requests.put(request)
 
     def next_done(self, timeout_s: float) -> Evaluation | None:
-        """The next finished evaluation, or None. Raises what kept a worker from making its evaluator, or freeing it."""
+        """The next finished evaluation, or None. Raises the error of a worker that could not make or close its evaluator."""
         try:
             result = self._results.get(timeout=timeout_s)
         except queue.Empty:
@@ -63,7 +63,7 @@ class LocalPool:
         return result
 
     def withdraw(self) -> list[EvaluationRequest]:
-        """Takes back the requests that no thread has begun with."""
+        """Remove and return the requests that no thread has started."""
         withdrawn: list[EvaluationRequest] = []
         with suppress(queue.Empty):
             while (request := self._requests.get_nowait()) is not None:
@@ -71,7 +71,7 @@ class LocalPool:
         return withdrawn
 
     def close(self) -> None:
-        """Lets the threads end after what they are doing, and waits for that, at most `RUNNING_S` or `CLOSING_S`; what is still queued is dropped."""
+        """Drop queued requests and wait until the threads end: up to `RUNNING_S` while any is busy, otherwise up to `CLOSING_S`."""
         self.withdraw()
         for _ in self._threads:
             self._requests.put(None)
@@ -82,9 +82,7 @@ class LocalPool:
                 return
             if self._running and waited > SILENT_S and not said:
                 said = True
-                logger.warning(
-                    "waiting up to %g s for the evaluations that run, so that their engines are freed", RUNNING_S
-                )
+                logger.warning("waiting up to %g s for running evaluations, so that their engines are freed", RUNNING_S)
             time.sleep(0.01)
 
     def _work(self) -> None:
@@ -97,11 +95,11 @@ class LocalPool:
                         continue
                     except Exception as problem:  # noqa: BLE001  (the pool boundary)
                         self._results.put(request.failed(f"{type(problem).__name__}: {problem}"))
-                # it is broken, and would fail with every candidate to come
+                # the evaluator is broken and would fail for every other candidate too
                 evaluator.close()
                 evaluator = self._evaluator()
             evaluator.close()
-        except Exception as problem:  # noqa: BLE001  (the pool boundary: the driver must hear of it)
+        except Exception as problem:  # noqa: BLE001  (the pool boundary: passed on to the driver)
             self._results.put(problem)
 
     def _evaluator(self) -> Evaluator:
@@ -110,7 +108,7 @@ class LocalPool:
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
-        """While this thread does what `close` does not wait long for."""
+        """Mark this thread as busy, so that `close` does not wait long for it."""
         name = threading.current_thread().name
         self._running.add(name)
         try:

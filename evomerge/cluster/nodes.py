@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, to try out what happens when nodes come and go."""
+"""A Ray cluster of several nodes on this machine, to test what happens when nodes join and leave."""
 
 import logging
 import socket
@@ -12,17 +12,17 @@ __all__ = ["add_node", "start_cluster"]
 logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 80 << 20
-"""Of each node; about the least that Ray takes."""
+"""per node; about the minimum that Ray accepts"""
 
 _ATTEMPTS = 10
 _AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
 
 
 def start_cluster(**resources: float) -> Any:
-    """A `ray.cluster_utils.Cluster` that has a head node; `address` is where a `RaySession` finds it.
+    """Start a `ray.cluster_utils.Cluster` with a head node; connect a `RaySession` to its `address`.
 
     Args:
-        resources: of the head: `num_cpus` (default 1), `num_gpus`; they are only counted, so there may be more than exist.
+        resources: resources of the head node: `num_cpus` (default 1), `num_gpus`; only counted, so they may exceed what exists.
 
     Raises:
         EngineError: no node can be started.
@@ -36,20 +36,20 @@ def start_cluster(**resources: float) -> Any:
 
 
 def add_node(cluster: Any, **options: Any) -> Any:
-    """A further node, to be given to `cluster.remove_node`. On a busy machine its parts may miss each other's time limits: tried again.
+    """Add a node to the cluster and return it, for `cluster.remove_node`. Retries, since nodes may time out on a busy machine.
 
     Raises:
         EngineError: no node can be started.
     """
     for attempt in range(_ATTEMPTS):
-        # with ports that are given the node does not wait for its agents, which are slow on a busy machine
+        # with given ports the node does not wait for its agents, which are slow on a busy machine
         ports = {name: _free_port() for name in _AGENT_PORTS}
         before = cluster.list_all_nodes()
         try:
             return cluster.add_node(**{"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES} | ports | options)
-        except Exception as problem:  # noqa: BLE001  (Ray raises nothing more special)
+        except Exception as problem:  # noqa: BLE001  (Ray raises nothing more specific)
             logger.warning("a Ray node did not start (attempt %d): %s", attempt, problem)
-            # one that was only too late is part of the cluster, and would count beside the one that takes its place
+            # a node that was only late is part of the cluster, and would remain in addition to its replacement
             for node in cluster.list_all_nodes():
                 if node not in before:
                     cluster.remove_node(node, allow_graceful=False)

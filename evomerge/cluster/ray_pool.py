@@ -1,8 +1,8 @@
-"""Workers as Ray actors, one engine each, each in a placement group of its own, so that all its GPUs are on one node.
+"""Workers as Ray actors with one engine each, each in its own placement group, so that all its GPUs are on one node.
 
-Dead and hung workers are replaced and their candidates tried again, a limited number of times; a worker that was lost with its node does
-not count against its candidate. Workers join when nodes join and are waited for when nodes are lost. Requests and results are a few
-kilobytes; weights never pass through Ray's object store.
+Dead and hung workers are replaced and their candidates retried a limited number of times; workers lost with their nodes are not counted for
+that. Workers are added when nodes join; if nodes are lost, their workers wait for new ones. Requests and results are a few kilobytes; weights never
+pass through Ray's object store.
 """
 
 import logging
@@ -27,36 +27,36 @@ __all__ = ["RayPool", "RaySession", "WorkerOptions"]
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 2.0
-"""How often the pool looks for workers that have found a place and for nodes that have come or gone."""
+"""how often the pool checks for workers that have been placed on a node, and for nodes that have joined or left"""
 
 REST_S = 60.0
-"""A worker that could not start tries again after this long, while others work."""
+"""After this long, a worker that could not start is started again, while others work."""
 
 _MAX_REASON = 500
-"""characters"""
+"""maximum length in characters"""
 
 _CAUSE_UNKNOWN = "worker process has died"
-"""in what Ray says of an actor whose process ended without a word"""
+"""part of Ray's message for an actor whose process ended for unknown reasons"""
 
 _DIED = "the process was killed (by the system if memory ran out) or crashed"
 
 MAX_NODE_LOSSES = 10
-"""A request that was lost with so many nodes fails, though nothing says that it is its own fault."""
+"""A request that was lost with this many nodes fails, even though it may not be the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """What a worker gets and how patient the driver is with it.
+    """Resources and limits of the workers.
 
     Attributes:
-        n_workers: actors; None = as many as there is room for, now and later.
-        cpus, gpus: Ray resources of each.
-        environment: variables set before its Python starts.
-        max_attempts: tries of a request whose worker dies or hangs.
-        evaluation_timeout_s: a running evaluation older than this counts as hung.
-        startup_timeout_s: how long a worker may take to be ready, once it has a place.
-        log_folder: where each worker writes `worker-<n>.log`; None = nowhere.
-        versions: package -> its version here; a machine that has another is named.
+        n_workers: number of actors; None = as many as there is room for, now and later.
+        cpus, gpus: Ray resources of each worker.
+        environment: environment variables that are set before its Python starts.
+        max_attempts: how often a request is tried whose worker dies or hangs.
+        evaluation_timeout_s: an evaluation that runs longer than this counts as hung.
+        startup_timeout_s: how long a worker may take to start, once it has been placed on a node.
+        log_folder: folder in which each worker writes `worker-<n>.log`; None = no logs.
+        versions: package -> version on this machine; logs a warning for machines with other versions.
     """
 
     n_workers: int | None
@@ -72,7 +72,7 @@ class WorkerOptions:
 
 @dataclass
 class _Slot:
-    """One worker's place: its actor, what it is doing, and since when. `task` is its start, then its evaluation."""
+    """The state of a worker: its actor, its current task (first its start, then its evaluation), and since when it runs."""
 
     index: int
     place: Any
@@ -93,7 +93,7 @@ class RayPool:
     """A pool of Ray actors; a `RaySession` must be open.
 
     Args:
-        factory, settings: how a worker makes its evaluator (`make_evaluator`).
+        factory, settings: the arguments with which a worker calls `make_evaluator`.
         options: see `WorkerOptions`.
     """
 
@@ -114,11 +114,11 @@ class RayPool:
 
     @property
     def n_workers(self) -> int:
-        """How many workers there are, or will be as soon as there is room."""
+        """The number of workers, including those that start as soon as there is room."""
         return len(self._slots)
 
     def submit(self, request: EvaluationRequest) -> None:
-        """Queues a request; a free worker takes it. One that has cost too many workers already fails at once."""
+        """Queue a request for the next free worker. One that has already lost `max_attempts` workers fails at once."""
         if request.attempt >= self._options.max_attempts:
             self._done.append(_quarantined(request, request.attempt, "before this process started"))
             return
@@ -126,11 +126,11 @@ class RayPool:
         self._dispatch()
 
     def next_done(self, timeout_s: float) -> Evaluation | LostWorker | None:
-        """The next finished evaluation or lost worker, or None when there is none in time.
+        """The next finished evaluation or lost worker; None if there is none within `timeout_s`.
 
         Raises:
-            EvomergeError: what a worker said when its evaluator could not be made, and none could be made before.
-            EngineError: no worker is left, and one could not start `max_attempts` times.
+            EvomergeError: a worker's evaluator could not be made, and none has been made before; the worker's own error.
+            EngineError: no worker is left, and one has failed to start `max_attempts` times.
         """
         if not self._done:
             self._collect(timeout_s)
@@ -138,13 +138,13 @@ class RayPool:
         return self._done.popleft() if self._done else None
 
     def withdraw(self) -> list[EvaluationRequest]:
-        """Takes back the requests that no worker has begun with."""
+        """Remove and return the requests that no worker has started."""
         withdrawn = list(self._queue)
         self._queue.clear()
         return withdrawn
 
     def close(self) -> None:
-        """Kills the workers."""
+        """Kill the workers."""
         for slot in self._slots.values():
             self._remove(slot)
 
@@ -160,9 +160,9 @@ class RayPool:
             num_cpus=options.cpus,
             num_gpus=options.gpus,
             max_restarts=0,
-            # Ray's head would keep 3 kB of each evaluation
+            # Ray's head node would keep 3 kB per evaluation
             enable_task_events=False,
-            # without variables no runtime environment has to be set up: one part less that can fail or be slow
+            # without variables there is no runtime environment to set up, which may fail or be slow
             runtime_env={"env_vars": dict(options.environment)} if options.environment else None,
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=place),
         ).remote(self._log_file(index))
@@ -191,16 +191,16 @@ class RayPool:
             if not finished and timeout_s:
                 finished, _ = ray.wait(list(running), num_returns=1, timeout=timeout_s)
             for task in finished:
-                self._take(running[task])
+                self._collect_result(running[task])
         elif timeout_s:
             time.sleep(timeout_s)
         if time.monotonic() - self._looked > LOOK_EVERY_S:
-            self._look_around()
+            self._update_workers()
         for slot in list(self._slots.values()):
             self._check_time(slot)
 
-    def _take(self, slot: _Slot) -> None:
-        """Takes the answer of a slot whose task has ended, well or not."""
+    def _collect_result(self, slot: _Slot) -> None:
+        """Process the result or failure of a slot whose task has ended."""
         try:
             answer = ray.get(slot.task, timeout=0)
         except GetTimeoutError:
@@ -218,7 +218,7 @@ class RayPool:
         self._idle.append(slot)
 
     def _has_started(self, slot: _Slot, started: Started) -> bool:
-        """Takes a worker into use, or replaces it where it has to be mended. Raises what is to be mended where none has ever worked."""
+        """Put a worker into use, or replace it if it has a problem. Raises the problem if no worker has ever started."""
         if started.problem is not None:
             where = f"on {started.host}: " if sum(node["Alive"] for node in ray.nodes()) > 1 else ""
             if not self._has_worked:
@@ -228,13 +228,13 @@ class RayPool:
         slot.node, slot.n_failed_starts = started.node, 0
         self._has_worked = True
         other = [
-            f"{name} {started.versions[name]} and not {here}"
+            f"{name} {started.versions[name]} instead of {here}"
             for name, here in self._options.versions.items()
             if name in started.versions and _public(started.versions[name]) != _public(here)
         ]
         if other and started.host not in self._different:
             self._different.add(started.host)
-            logger.warning("%s has %s: scores may differ there", started.host, ", ".join(other))
+            logger.warning("%s has %s: its scores may differ", started.host, ", ".join(other))
         return True
 
     def _check_time(self, slot: _Slot) -> None:
@@ -246,15 +246,13 @@ class RayPool:
             self._replace(slot, f"the worker's {what} took more than {limit:g} s", blameless=False)
 
     def _replace(self, slot: _Slot, reason: str, *, blameless: bool) -> None:
-        """A new worker for a dead, hung or unstartable one; its request goes back to the head of the queue or fails."""
+        """Replace a worker that died, hung or could not start; its request goes back to the head of the queue, or fails."""
         log_file = self._log_file(slot.index)
-        logger.warning(
-            "worker %d is replaced: %s%s", slot.index, reason, "" if log_file is None else f"; see {log_file}"
-        )
+        logger.warning("replacing worker %d: %s%s", slot.index, reason, "" if log_file is None else f"; see {log_file}")
         self._remove(slot)
         del self._slots[slot.index]
         if slot.request is not None:
-            self._give_back(slot.request, reason, blameless=blameless)
+            self._retry_or_fail(slot.request, reason, blameless=blameless)
         failures = slot.n_failed_starts + (not slot.is_ready and not blameless)
         if failures < self._options.max_attempts:
             self._start(slot.index, failures)
@@ -263,7 +261,7 @@ class RayPool:
         else:
             self._resting[slot.index] = time.monotonic() + REST_S
 
-    def _give_back(self, request: EvaluationRequest, reason: str, *, blameless: bool) -> None:
+    def _retry_or_fail(self, request: EvaluationRequest, reason: str, *, blameless: bool) -> None:
         key = (request.candidate_id, request.split)
         if blameless:
             self._node_losses[key] += 1
@@ -279,13 +277,13 @@ class RayPool:
         else:
             self._done.append(_quarantined(request, attempts, reason))
 
-    def _look_around(self) -> None:
-        """Notices workers that have found a place, and follows the cluster where it grows or shrinks."""
+    def _update_workers(self) -> None:
+        """Check which workers have been placed, and adjust their number if the cluster has grown or shrunk."""
         self._looked = now = time.monotonic()
         for slot in self._slots.values():
             if not slot.is_placed and not slot.is_ready:
                 slot.is_placed = placement_group_table(slot.place).get("state") == "CREATED"
-                slot.since = now  # waiting for a place is not starting
+                slot.since = now  # the time until it is placed does not count as starting
         for index, until in list(self._resting.items()):
             if now > until:
                 del self._resting[index]
@@ -300,24 +298,24 @@ class RayPool:
                 del self._slots[slot.index]
 
     def _lost_its_node(self, slot: _Slot, problem: RayError) -> bool:
-        """Whether the machine was lost rather than the one process: then the candidate is not to blame."""
+        """Whether the node was lost rather than just the process, so that the candidate is not to blame."""
         if isinstance(problem, NodeDiedError | ActorUnavailableError) or "node has died" in str(problem):
             return True
         return slot.node is not None and any(node["NodeID"] == slot.node and not node["Alive"] for node in ray.nodes())
 
 
 def _quarantined(request: EvaluationRequest, n_lost: int, reason: str) -> Evaluation:
-    """The evaluation of a request that is not tried again, because so many workers were lost with it."""
-    return request.failed(f"quarantined: {n_lost} workers were lost with it; the last: {reason}")
+    """The failed evaluation of a request that is not retried, because `n_lost` workers were lost with it."""
+    return request.failed(f"quarantined: {n_lost} workers were lost while evaluating it; the last: {reason}")
 
 
 def _public(version: str) -> str:
-    """A version without what tells builds for different hardware apart (`2.9.0+cpu`)."""
+    """A version without the suffix for different hardware (`2.9.0+cpu`)."""
     return version.partition("+")[0]
 
 
 def _reason(problem: RayError) -> str:
-    """What says something, of Ray's long message: the exception at the end of a remote traceback, else the first line."""
+    """The informative part of Ray's long message: the exception at the end of a remote traceback, otherwise the first line."""
     lines = str(problem).splitlines()
     frames = [number for number, line in enumerate(lines) if line.lstrip().startswith('File "')]
     if frames:

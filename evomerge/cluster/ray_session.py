@@ -1,5 +1,5 @@
-"""A connection to Ray, started in a way that lets nobody else in: a local cluster listens on the loopback interface only, and every
-connection to it needs a token that is made for it. Import this before anything that imports Ray.
+"""Connections to Ray. A local cluster is protected from others: it listens only on the loopback interface, and every connection needs a token
+that is generated for it. Import this before anything that imports Ray.
 """
 
 import logging
@@ -23,13 +23,13 @@ from evomerge.core import EngineError
 logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 256 << 20
-"""Results are a few kilobytes; Ray's default takes 30% of the machine."""
+"""Results are a few kilobytes; Ray's default is 30% of the machine's memory."""
 
 CONNECT_S = 10.0
-"""How long a cluster's address may take to answer; Ray itself would go on trying for a quarter of an hour."""
+"""how long a cluster's address may take to accept a connection; Ray itself would retry for 15 minutes"""
 
 ANSWER_S = 120.0
-"""How long it may then take to connect; Ray gives up a wrong token after 20 s."""
+"""how long connecting to Ray may then take; with a wrong token Ray gives up after 20 s"""
 
 _JOIN = """
 import logging, sys, ray
@@ -41,11 +41,11 @@ except Exception as problem:
 """
 
 _MAX_REASONS = 3
-"""So many different lines of what Ray printed are shown where it does not connect."""
+"""maximum number of different lines of Ray's log shown if it does not connect"""
 
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Ray reads it on import. "0" makes Ray take 127.0.0.1 for its own address on every system and bind to it; a loopback address that is
-asked for by argument is replaced by the machine's public one."""
+"""An environment variable that Ray reads on import. "0" makes it use 127.0.0.1 as its own address on every system and bind to it; if passed as an
+argument, Ray would replace a loopback address by the machine's public one."""
 
 
 class RaySession:
@@ -53,10 +53,10 @@ class RaySession:
 
     Args:
         address: a running cluster; None = start a local one.
-        n_cpus: how many CPUs a local one offers; None = all.
+        n_cpus: number of CPUs of a local one; None = all.
 
     Raises:
-        EngineError: no cluster answers at `address`.
+        EngineError: cannot connect to a cluster at `address`, or start a local one.
     """
 
     def __init__(self, address: str | None, n_cpus: int | None = None) -> None:
@@ -86,10 +86,11 @@ class RaySession:
                 else:
                     _try_to_join(self._address)
                     ray.init(address=self._address, **common)
-        except Exception as problem:  # the pool boundary: a node that is slow to start is a bare Exception of Ray's
+        except Exception as problem:  # the pool boundary: Ray raises a bare Exception if a node is slow to start
             ray.shutdown()
             self._close_folder(keep_session=True)
-            raise EngineError(f"no Ray cluster at {self._address or 'this machine'}: {problem}") from problem
+            what = f"connect to a Ray cluster at {self._address}" if self._address else "start Ray on this machine"
+            raise EngineError(f"cannot {what}: {problem}") from problem
         return self
 
     def __exit__(
@@ -108,7 +109,7 @@ class RaySession:
 
     @property
     def folder(self) -> Path | None:
-        """A temporary folder that goes with the session; None where the cluster is not ours."""
+        """A temporary folder that is deleted with the session; None if the cluster was not started by it."""
         return None if self._folder is None else self._folder.path
 
     def resources(self) -> Mapping[str, float]:
@@ -118,60 +119,62 @@ class RaySession:
         return {name: float(amount) for name, amount in ray.cluster_resources().items()}
 
     def nodes(self) -> Mapping[str, Mapping[str, float]]:
-        """Resources of every node that is alive, by its address and the start of its id."""
+        """Address and start of the id -> resources, for every node that is alive."""
         import ray
 
         alive = [node for node in ray.nodes() if node["Alive"]]
         return {f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})": dict(node["Resources"]) for node in alive}
 
     def room(self, cpus: float, gpus: float) -> int:
-        """How many workers of this size fit; each on one node, nodes may differ."""
+        """The number of workers of this size that fit, each on a single node."""
         return room_for(cpus, gpus)
 
 
 def _try_to_join(address: str) -> None:
-    """Raises ConnectionError with the reason where a process cannot connect to the cluster.
+    """Raise ConnectionError with the reason if it is not possible to connect to the cluster.
 
-    Tried in a process of its own: where Ray does not connect it prints the reason again and again, ignores Ctrl-C, or ends the process.
+    Tries it in a separate process, since Ray prints the reason repeatedly, ignores Ctrl-C, or ends the process if it cannot connect.
     """
-    _knock(address)
+    _check_port(address)
     command = [sys.executable, "-P", "-c", _JOIN, address]
     try:
         done = subprocess.run(  # noqa: S603
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_S, check=False
         )
     except subprocess.TimeoutExpired:
-        raise ConnectionError(f"something listens there, but has not answered in {ANSWER_S:g} s") from None
+        raise ConnectionError(f"something listens there but has not answered within {ANSWER_S:g} s") from None
     if done.returncode:
         raise ConnectionError(_why(done))
 
 
 def _why(done: subprocess.CompletedProcess[str]) -> str:
-    """The reason: what Ray raised, and what its C++ part logged, each once; and what to do."""
+    """The reason (what Ray raised, and the distinct lines that its C++ part logged), and what to do."""
     found = (re.match(r"\[[^]]*\] \S+:\d+: (.*)", line) for line in done.stderr.splitlines())
     logged = [*dict.fromkeys(match[1] for match in found if match)][-_MAX_REASONS:]
     said = [part for part in (" ".join(done.stdout.split()), *logged) if part]
-    reason = "; ".join(said) or f"a process that connected ended with {done.returncode}"
+    reason = "; ".join(said) or f"the connecting process exited with code {done.returncode}"
     if "sockets/raylet" in reason:
-        return f"{reason}. This machine is no node of it: `ray start` it as one, or give ray://HEAD:10001"
+        return f"{reason}. This machine is not a node of the cluster: add it with `ray start`, or use ray://HEAD:10001"
     if "ray client connection timeout" in reason:
-        return f"{reason}. A wrong token ends so too"
+        return f"{reason}. A wrong token may be the cause"
     if os.environ.get("RAY_AUTH_MODE") != "token":
-        return f"{reason}. If it asks for a token, set RAY_AUTH_MODE=token and have its token in ~/.ray/auth_token"
+        return f"{reason}. If the cluster requires a token, set RAY_AUTH_MODE=token and put the token into ~/.ray/auth_token"
     return reason
 
 
-def _knock(address: str) -> None:
-    """Raises ConnectionError where nothing listens at the address, also where it is found by `auto`, or where Ray would start a cluster."""
+def _check_port(address: str) -> None:
+    """Raise ConnectionError if nothing listens at the address (for `auto`: the one that Ray finds), or if Ray would start a new cluster."""
     from ray._private.services import canonicalize_bootstrap_address
 
-    meant = (os.environ.get("RAY_ADDRESS") or address) if address == "auto" else address  # so does Ray
+    meant = (os.environ.get("RAY_ADDRESS") or address) if address == "auto" else address  # as Ray does
     place = meant.removeprefix("ray://") if meant.startswith("ray://") else canonicalize_bootstrap_address(meant)
     if place is None:
-        raise ConnectionError("Ray would start one, open to others; without an address evomerge starts one that is not")
+        raise ConnectionError(
+            "no cluster is running, and Ray would start one that is open to others; leave the address out to let evomerge start a protected one"
+        )
     host, _, port = place.rpartition(":")
     if not (host and port.isdigit()):
-        return  # Ray says what it does not understand
+        return  # Ray reports an invalid address itself
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except OSError as error:
@@ -181,10 +184,10 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def _handler_kept() -> Iterator[None]:
-    """Keeps this process's handler of SIGTERM while Ray starts or ends; those of other signals Ray leaves alone.
+    """Keep this process's SIGTERM handler while Ray starts or ends; Ray does not change those of other signals.
 
-    `ray.init` sets one that exits with 15 in the middle of whatever is done; `ray.shutdown` gives SIGTERM back to the system, which ends the process,
-    without telling Python.
+    `ray.init` sets a handler that exits with code 15 at any point; `ray.shutdown` restores the system's default action, which ends the process
+    without running any Python code.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -202,7 +205,7 @@ def _handler_kept() -> Iterator[None]:
 
 
 def room_for(cpus: float, gpus: float) -> int:
-    """How many workers of this size the nodes that are alive hold, whatever runs on them now."""
+    """The number of workers of this size that the nodes which are alive can hold, regardless of what is running on them now."""
     import ray
 
     total = 0
@@ -215,14 +218,14 @@ def room_for(cpus: float, gpus: float) -> int:
 
 
 def keep_to_this_machine() -> None:
-    """Settings of a local cluster, inherited by every process of it. What the user has set stays.
+    """Set the environment variables that protect a local cluster and are inherited by all its processes; keeps those set by the user.
 
-    Ray reads them when it is imported. Set later they would reach the cluster's processes but not this one, which could then not
-    connect; so a Ray that is imported already is left as it is, with a warning.
+    Ray reads them when it is imported. If set later, they would affect the cluster's processes but not this one, which could then not
+    connect; so if Ray has already been imported, this only logs a warning.
     """
     if "ray" in sys.modules and (os.environ.get(_LOOPBACK_ONLY) != "0" or "RAY_AUTH_MODE" not in os.environ):
         logger.warning(
-            "Ray was imported before the session, so the local cluster may listen on all interfaces and asks for no token; "
+            "Ray was imported before the session, so the local cluster may listen on all interfaces and does not require a token; "
             "start the search before importing Ray, or set %s=0 and RAY_AUTH_MODE=token",
             _LOOPBACK_ONLY,
         )

@@ -1,4 +1,4 @@
-"""The actor of the Ray pool: makes its evaluator first, then answers requests one at a time."""
+"""The actor of the Ray pool: makes its evaluator, then evaluates requests one at a time."""
 
 import logging
 import os
@@ -15,13 +15,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Where a worker has started, or has not.
+    """The outcome of a worker's start.
 
     Attributes:
         node: the id of its node.
         host: the name of its machine.
-        versions: of the packages that were asked for, as far as they are installed there.
-        problem: what the user has to mend before it can start; None where it has.
+        versions: package -> version, for those of the requested packages that are installed there.
+        problem: an error that the user must fix before the worker can start; None if it has started.
     """
 
     node: str
@@ -31,7 +31,7 @@ class Started:
 
 
 class Worker:
-    """Lives in a process of its own. `log_file`: where everything it prints goes; None = nowhere of ours."""
+    """A worker in its own process. `log_file`: the file for everything it prints; None = not redirected."""
 
     def __init__(self, log_file: str | None) -> None:
         collect_rarely()
@@ -39,7 +39,7 @@ class Worker:
             _write_output_to(Path(log_file))
 
     def start(self, factory: str, settings: Mapping[str, Json], packages: Collection[str]) -> Started:
-        """Makes the evaluator; raises what may go away by itself."""
+        """Make the evaluator. An `EvomergeError` is returned as the problem; other errors, which may be temporary, are raised."""
         import ray
 
         problem = None
@@ -54,12 +54,12 @@ class Worker:
         return Started(node, socket.gethostname(), versions, problem)
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
-        """The evaluation of one request."""
+        """Evaluate one request."""
         return self._evaluator.evaluate(request)
 
 
 def _write_output_to(path: Path) -> None:
-    """Sends everything this process prints or logs, C libraries included, to `path`."""
+    """Redirect everything that this process prints or logs to `path`, including output of C libraries."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -1,6 +1,6 @@
-"""Where a local Ray session and its workers keep files for as long as it lasts, and what Ray leaves of it: 250 kB and more for each session.
+"""The temporary files of a local Ray session and its workers, including what Ray leaves behind (250 kB or more per session).
 
-All of it goes when the session ends; what a driver that was killed has left goes when the next session of this user starts.
+They are deleted when the session ends; those of a driver that was killed are deleted when this user's next session starts.
 """
 
 import fcntl
@@ -14,13 +14,13 @@ from typing import BinaryIO
 
 _PREFIX = "evomerge-ray-"
 _LOCK = "lock"
-"""The file that a session's driver holds for as long as it lives."""
+"""a file that the session's driver keeps locked as long as it runs"""
 _SESSION = "session"
-"""A link to Ray's own folder of the session."""
+"""a link to Ray's own folder of the session"""
 _LATEST = "session_latest"
-"""Ray's link, beside its sessions."""
+"""Ray's link to its latest session, in the folder of its sessions"""
 _PATIENCE_S = 5.0
-"""Processes that end still write their logs."""
+"""how long to retry deleting, since ending processes still write their logs"""
 
 
 class SessionFolder:
@@ -29,19 +29,21 @@ class SessionFolder:
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
         self._lock: BinaryIO = (self.path / f"{_LOCK}.new").open("wb")
-        with suppress(OSError):  # without flock nobody can tell later whether the session lives, so it is not swept
+        with suppress(
+            OSError
+        ):  # without flock it cannot be known later whether the session is alive, so it is not cleaned up
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (self.path / f"{_LOCK}.new").rename(self.path / _LOCK)  # not before it is held
+            (self.path / f"{_LOCK}.new").rename(self.path / _LOCK)  # only once it is locked
         for other in self.path.parent.glob(f"{_PREFIX}*"):
             if _is_left_over(other):
                 _remove(other)
 
     def adopt(self, session: Path) -> None:
-        """Takes Ray's folder of the session over, to be removed with this one."""
+        """Mark Ray's folder of the session to be removed with this one."""
         (self.path / _SESSION).symlink_to(session)
 
     def close(self, *, keep_session: bool = False) -> None:
-        """Removes the folder after the session has ended, and Ray's where nobody will look for a reason in it (`keep_session`)."""
+        """Remove the folder after the session has ended, and Ray's folder too unless its logs may explain a failure (`keep_session`)."""
         if keep_session:
             (self.path / _SESSION).unlink(missing_ok=True)
         _remove(self.path)
@@ -49,7 +51,7 @@ class SessionFolder:
 
 
 def _is_left_over(folder: Path) -> bool:
-    """Whether `folder` is this user's and the driver that has made it is gone."""
+    """Whether `folder` belongs to this user and the driver that made it is gone."""
     try:
         if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
             return False

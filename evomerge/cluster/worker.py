@@ -1,4 +1,4 @@
-"""What runs inside a worker: an evaluator made by a factory that is named by data, so that workers need nothing of the driver's memory."""
+"""The evaluator of a worker. Its factory is given by name, so that workers need no objects from the driver."""
 
 from collections.abc import Mapping
 from pkgutil import resolve_name
@@ -8,17 +8,17 @@ from evomerge.core import Evaluation, EvaluationRequest, Json
 
 
 class Evaluator(Protocol):
-    """Scores candidates. A bad candidate is a FAILED evaluation; an exception says that this worker is broken and should be replaced."""
+    """Scores candidates. Returns a failed evaluation for a bad candidate; raises an exception if it is broken and must be replaced."""
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
-        """The evaluation of one request."""
+        """Evaluate one request."""
         ...
 
     def close(self) -> None:
-        """Frees what it holds."""
+        """Free its resources."""
         ...
 
 
 def make_evaluator(factory: str, settings: Mapping[str, Json]) -> Evaluator:
-    """Calls `factory` ("package.module:function") with `settings`."""
+    """Call `factory` ("package.module:function") with `settings`."""
     return cast(Evaluator, resolve_name(factory)(settings))

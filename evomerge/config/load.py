@@ -199,9 +199,9 @@ def _without_kind(location: Sequence[Any]) -> Sequence[Any]:
 def _in_words(error: Any, location: Sequence[str], model: type[BaseModel]) -> str:
     kind = error["type"]
     if kind == "extra_forbidden":
-        return "unknown key" + _where_instead(location, _keys_beside(error["loc"], model), model)
+        return "unknown key" + _suggestion(location, _valid_keys_at(error["loc"], model), model)
     if kind == "model_type":
-        return f"must be a mapping of settings: {', '.join(_keys_beside([*error['loc'], ''], model))}"
+        return f"must be a mapping of settings: {', '.join(_valid_keys_at([*error['loc'], ''], model))}"
     if kind == "union_tag_invalid":
         return f"kind: must be {' or '.join(error['ctx']['expected_tags'].split(', '))}, got {error['ctx']['tag']!r}"
     if error["loc"][-1:] == ("[key]",) and kind == "string_type":
@@ -211,12 +211,12 @@ def _in_words(error: Any, location: Sequence[str], model: type[BaseModel]) -> st
     return f"{message[0].lower()}{message[1:]}"
 
 
-def _where_instead(location: Sequence[str], beside: Sequence[str], model: type[BaseModel]) -> str:
+def _suggestion(location: Sequence[str], valid: Sequence[str], model: type[BaseModel]) -> str:
     """A hint for an unknown key: a similar key in the same place, the same key elsewhere, or else all known keys."""
     elsewhere = [path for path in _all_keys(model) if path.split(".")[-1] == location[-1]]
     elsewhere = [path for path in elsewhere if path != ".".join(location)]  # belongs to another kind of evaluation
-    near = nearest(location[-1], beside) or sorted(elsewhere, key=lambda path: path.count("."))[:1]
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(beside)}"
+    near = nearest(location[-1], valid) or sorted(elsewhere, key=lambda path: path.count("."))[:1]
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(valid)}"
 
 
 def _all_keys(model: type[BaseModel], above: str = "") -> list[str]:
@@ -230,7 +230,7 @@ def _all_keys(model: type[BaseModel], above: str = "") -> list[str]:
     return keys
 
 
-def _keys_beside(location: Sequence[Any], model: type[BaseModel]) -> list[str]:
+def _valid_keys_at(location: Sequence[Any], model: type[BaseModel]) -> list[str]:
     """The valid keys at `location`: those of the nested model which should have its last part as a key."""
     models: list[type[BaseModel]] = [model]
     for index, part in enumerate(location[:-1]):

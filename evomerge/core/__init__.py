@@ -1,6 +1,6 @@
-"""Errors, random streams, small helpers for files and YAML, and the records that every other package exchanges.
+"""Errors, random streams, small helpers for files and YAML, and the records that all packages exchange.
 
-Imports nothing of evomerge and nothing heavier than NumPy.
+Imports no other package of evomerge and nothing heavier than NumPy.
 """
 
 from evomerge.core.collector import collect_rarely

@@ -9,11 +9,11 @@ class EvomergeError(Exception):
 
 
 class ConfigError(EvomergeError):
-    """A setting, option or argument is wrong: an unknown key, a value out of range, a file that is not there or cannot be written."""
+    """A setting, option or argument is invalid: an unknown key, a value out of range, a file that is missing or cannot be written."""
 
 
 class SpaceError(EvomergeError):
-    """A search space is empty, contradictory, or a point does not fit it."""
+    """A search space is empty or contradictory, or a point does not belong to it."""
 
 
 class RecipeError(EvomergeError):
@@ -25,7 +25,7 @@ class CheckpointError(EvomergeError):
 
 
 class EngineError(EvomergeError):
-    """An inference engine could not start, could not take the weights, or answered nonsense."""
+    """An inference engine could not start, could not load weights, or gave invalid answers."""
 
 
 class EvaluationError(EvomergeError):
@@ -33,11 +33,14 @@ class EvaluationError(EvomergeError):
 
 
 class JournalError(EvomergeError):
-    """The records of a run are damaged, locked, from another run, or do not have what was asked for."""
+    """The records of a run are damaged, locked or from another run, or do not contain what was requested."""
 
 
 def loading_errors() -> tuple[type[Exception], ...]:
-    """What transformers raises where it cannot load a folder. For `except loading_errors():`, so that nothing is imported without an error."""
+    """The exceptions that transformers raises if it cannot load a folder.
+
+    For `except loading_errors():`, which imports huggingface_hub only if there is an error.
+    """
     from huggingface_hub.errors import StrictDataclassError
 
     own = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)

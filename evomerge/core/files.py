@@ -1,4 +1,4 @@
-"""Replacing files so that a crash at any instant leaves either the old content or the new one."""
+"""Replaces files atomically: after a crash at any time, a file has either the old or the new content."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 from evomerge.core.jsonable import Json
 
 FilePath = str | os.PathLike[str]
-"""what the public API takes as a path"""
+"""the type of paths in the public API"""
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes renames and new names inside `folder` durable."""
+    """Make renamed and new entries of `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -23,12 +23,13 @@ def fsync_folder(folder: Path) -> None:
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`: written beside it, fsynced, renamed. A link keeps pointing where it does; pipes and devices are written to.
+    """Replace the content of `path` with a temporary file in the same folder that is written, fsynced and renamed.
 
-    A new file's permissions are those that the umask leaves, a replaced one's stay.
+    A symbolic link is kept and its target replaced; pipes and devices are written to directly. A new file gets permissions according to the umask,
+    a replaced one keeps its own.
 
     Raises:
-        OSError: the folder is missing, read-only or full; `path` is then untouched.
+        OSError: the folder is missing, read-only or full; `path` is then unchanged.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         path.write_bytes(content)
@@ -50,22 +51,22 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """`atomic_write_bytes` of UTF-8 text; bytes of file names that are no text stand escaped."""
+    """`atomic_write_bytes` for UTF-8 text; lone surrogates, from file names that are not UTF-8, are escaped."""
     atomic_write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def atomic_write_json(path: Path, value: Json | Mapping[str, object], *, sort_keys: bool = True) -> None:
-    """Replaces `path` by indented JSON; with sorted keys it is byte-identical for equal values, without them it keeps their order."""
+    """Replace `path` with indented JSON. Sorted keys make it byte-identical for equal values; otherwise the order of keys is kept."""
     text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
     atomic_write_text(path, text + "\n")
 
 
 def why_unreadable(problem: OSError | UnicodeDecodeError) -> str:
-    """In words, why a text file could not be read."""
+    """The reason why a text file could not be read, to follow its path in a message."""
     if isinstance(problem, FileNotFoundError):
-        return "there is no such file"
+        return "no such file"
     if isinstance(problem, IsADirectoryError):
-        return "is a folder; name a file"
+        return "is a folder; expected a file"
     if isinstance(problem, UnicodeDecodeError):
-        return f"is not text in UTF-8 (byte {problem.object[problem.start]:#04x} at position {problem.start})"
+        return f"is not UTF-8 text (byte {problem.object[problem.start]:#04x} at position {problem.start})"
     return f"cannot be read: {problem.strerror or problem}"

@@ -1,6 +1,6 @@
-"""Genomes: what a strategy proposes. A point of the search space, or a child of two earlier candidates.
+"""Genomes, which strategies propose: a point of the search space, or a child of two earlier candidates.
 
-What a genome means for weights, `evomerge.recipe` knows.
+`evomerge.recipe` turns them into recipes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ class VectorGenome:
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """Normal noise of standard deviation `sigma` on every weight; `seed` in [0, 2^63) says which noise."""
+    """Normal noise of standard deviation `sigma` on every weight, generated from `seed` in [0, 2^63)."""
 
     seed: int
     sigma: float
@@ -28,12 +28,12 @@ class Mutation:
 
 @dataclass(frozen=True, slots=True)
 class CrossoverGenome:
-    """A child of two earlier candidates: left of a split point a share `mix` of the second parent, right of it 1 - `mix`.
+    """A child of two earlier candidates: left of a split point the share of the second parent is `mix`, right of it 1 - `mix`.
 
     Attributes:
         parents: ids of the first and the second parent.
         mix: in [0, 1].
-        splits: for each chromosome (a group of weights) where it is split, as a share of its weights, in [0, 1].
+        splits: the split point of each chromosome (a group of weights), as a share of its weights, in [0, 1].
         mutation: noise added afterwards.
     """
 
@@ -47,7 +47,7 @@ Genome = VectorGenome | CrossoverGenome
 
 
 def genome_to_json(genome: Genome) -> Json:
-    """A list of coordinates, or an object that says the crossover; `genome_from_json` reverses it exactly."""
+    """A list of coordinates, or an object that describes the crossover; `genome_from_json` restores the genome exactly."""
     if isinstance(genome, VectorGenome):
         return list(genome.values)
     mutation = genome.mutation
@@ -60,10 +60,10 @@ def genome_to_json(genome: Genome) -> Json:
 
 
 def genome_from_json(data: Json) -> Genome:
-    """Reads what `genome_to_json` wrote.
+    """Make a genome from the output of `genome_to_json`.
 
     Raises:
-        JournalError: it is neither form.
+        JournalError: `data` is not a genome.
     """
     try:
         if isinstance(data, Mapping):

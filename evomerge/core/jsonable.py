@@ -11,13 +11,12 @@ def canonical_json(value: Json) -> str:
     """`value` as JSON with sorted keys and no spaces; floats in Python's shortest exact form.
 
     Raises:
-        ValueError: NaN or an infinity, which JSON cannot say.
-        TypeError: a value that is not JSON.
+        ValueError: a value is NaN or infinite, which JSON cannot represent.
+        TypeError: a value has a type that JSON cannot represent.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode(
-        errors="backslashreplace"
-    ).decode()  # lone surrogates, as in file names that are no text, escaped as JSON does
+    # lone surrogates, as in file names that are not UTF-8, are escaped as in JSON
+    return text.encode(errors="backslashreplace").decode()
 
 
 def fingerprint(value: Json) -> str:

@@ -1,4 +1,4 @@
-"""One seed, many independent named random streams; never a global generator."""
+"""Independent named random streams from one seed; evomerge never uses a global generator."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ import numpy as np
 def random_stream(seed: int, *names: str | int) -> np.random.Generator:
     """A PCG64DXSM generator for the stream called `names` under `seed`.
 
-    The same seed and names give the same numbers on every machine; different names are independent
+    The same seed and names give the same numbers on every machine; streams with different names are independent
     (`SeedSequence` spawn keys derived from the SHA-256 of the names).
     """
     key = [int.from_bytes(hashlib.sha256(repr(name).encode()).digest()[:8], "little") for name in names]

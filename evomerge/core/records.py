@@ -17,21 +17,21 @@ class Split(StrEnum):
     """The three disjoint parts of a task's items."""
 
     SEARCH = "search"
-    """fitness: seen by the strategy"""
+    """scores for the strategy"""
     SELECT = "select"
-    """re-ranks the finalists"""
+    """ranks the finalists"""
     REPORT = "report"
-    """touched once, at the end"""
+    """used only once, at the end"""
 
     @classmethod
     def named(cls, name: str) -> "Split":
         """The split called `name`.
 
         Raises:
-            EvaluationError: there is none.
+            EvaluationError: there is no such split.
         """
         if name not in list(cls):
-            raise EvaluationError(f"there is no split {name!r}; there are: {', '.join(cls)}")
+            raise EvaluationError(f"unknown split {name!r}; known: {', '.join(cls)}")
         return cls(name)
 
 
@@ -40,9 +40,9 @@ class Status(StrEnum):
 
     OK = "ok"
     INFEASIBLE = "infeasible"
-    """the candidate breaks a constraint; nothing was run"""
+    """the candidate violates a constraint; nothing was run"""
     FAILED = "failed"
-    """something broke while it ran; `Evaluation.error` says what"""
+    """an error occurred; see `Evaluation.error`"""
 
 
 class Direction(StrEnum):
@@ -62,7 +62,7 @@ class Candidate:
 
     @property
     def point(self) -> tuple[float, ...]:
-        """Its coordinates (d,), for what deals in points only.
+        """Its coordinates (d,), for code that only works with points.
 
         Raises:
             SpaceError: it is a crossover of other candidates.
@@ -74,12 +74,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A named score to be optimised.
+    """A named score or cost to be optimised.
 
     Attributes:
         name: a task's name or `cost.<key>`.
-        direction: which way is better.
-        weight: what it counts in a mean of objectives; None = see `weights_in_mean`.
+        direction: whether higher or lower is better.
+        weight: its weight in the mean of objectives; None = see `weights_in_mean`.
         reference: its coordinate of the hypervolume's reference point, as a score; None = see `search.reference_losses`.
     """
 
@@ -90,28 +90,31 @@ class Objective:
 
     @property
     def is_cost(self) -> bool:
-        """Whether it is a cost of the evaluation, not a task's score."""
+        """Whether it is a cost of the evaluation rather than a task's score."""
         return self.name.startswith("cost.")
 
     def to_json(self) -> dict[str, Json]:
-        """The objective as journals keep it."""
+        """The objective as stored in journals."""
         weight: dict[str, Json] = {} if self.weight is None else {"weight": self.weight}
         return {"name": self.name, "direction": self.direction.value, "reference": self.reference, **weight}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Objective":
-        """The objective that `to_json` gave."""
+        """Make an objective from the output of `to_json`."""
         return cls(data["name"], Direction(data["direction"]), data.get("weight"), data.get("reference"))
 
     @property
     def sign(self) -> float:
-        """1.0 where a higher score is better, else -1.0: what makes its scores alike, and losses of them when turned around."""
+        """1.0 if a higher score is better, otherwise -1.0. Scores times `sign` are to be maximised, scores times `-sign` are losses."""
         return 1.0 if self.direction is Direction.MAXIMIZE else -1.0
 
 
 def weights_in_mean(objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """What each objective counts in their mean: its weight; without one a score counts 1, and a cost, in other units, only where nothing else does."""
-    others = any(item.weight or (item.weight is None and not item.is_cost) for item in objectives)
+    """The weight of each objective in the mean of all: its own, or by default 1 for a score, and for a cost 1 only if no other objective counts.
+
+    Costs are in other units than scores.
+    """
+    others = any(goal.weight or (goal.weight is None and not goal.is_cost) for goal in objectives)
     return tuple(
         float(not (others and objective.is_cost)) if objective.weight is None else objective.weight
         for objective in objectives
@@ -120,14 +123,14 @@ def weights_in_mean(objectives: Sequence[Objective]) -> tuple[float, ...]:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
-    """What a worker is asked to score.
+    """A request to a worker to score a candidate.
 
     Attributes:
-        candidate_id: whose score this is.
-        split: which items to use.
+        candidate_id: the candidate to score.
+        split: the items to use.
         recipe: the recipe as JSON (`Recipe.to_json`); None for the synthetic evaluation.
         values: unit coordinates (d,); None for crossovers and for baselines outside the space.
-        attempt: 0 for the first try of this request.
+        attempt: 0 for the first attempt.
     """
 
     candidate_id: str
@@ -137,13 +140,13 @@ class EvaluationRequest:
     attempt: int = 0
 
     def failed(self, reason: str, cost: Mapping[str, float] | None = None) -> "Evaluation":
-        """The evaluation of a request that could not be finished."""
+        """The failed evaluation of this request."""
         return Evaluation(self.candidate_id, self.split, Status.FAILED, cost=cost or {}, error=reason)
 
 
 @dataclass(frozen=True, slots=True)
 class LostWorker:
-    """A worker that died or hung with a request, as far as one can tell because of it; the pool tries the request again."""
+    """A worker that died or hung while evaluating a request, probably because of it; the pool retries the request."""
 
     candidate_id: str
     split: Split
@@ -155,15 +158,15 @@ class Evaluation:
     """The result of one request.
 
     Attributes:
-        candidate_id: as in the request.
-        split: as in the request.
+        candidate_id: see `EvaluationRequest`.
+        split: see `EvaluationRequest`.
         status: only `OK` evaluations have scores.
-        scores: task name -> mean score over the items (higher or lower is better as its `Objective` says).
+        scores: task name -> mean score over the items (its `Objective` tells whether higher or lower is better).
         stderr: task name -> standard error of that mean.
         item_scores: task name -> (n_items,) float32, in the task's fixed item order.
-        sample_sizes: name of a group of tasks -> number of items of each of them, in the order of `item_scores`.
-        cost: named costs of this evaluation (`items`, `generated_tokens`, ... and times in `*_s`).
-        error: why it failed, else None.
+        sample_sizes: name of a group of tasks -> number of items of each of its tasks, in the order of `item_scores`.
+        cost: costs of this evaluation by name (`items`, `generated_tokens`, ... and times in seconds, `*_s`).
+        error: the reason if it failed, otherwise None.
     """
 
     candidate_id: str
@@ -177,7 +180,7 @@ class Evaluation:
     error: str | None = None
 
     def value(self, name: str) -> float:
-        """The score called `name`, or the cost where `name` starts with `cost.`.
+        """The score called `name`, or the cost if `name` starts with `cost.`.
 
         Raises:
             EvaluationError: there is no such score or cost.
@@ -192,7 +195,7 @@ class Evaluation:
 
 
 def to_losses(objectives: Sequence[Objective], evaluations: Sequence[Evaluation]) -> NDArray[np.float64]:
-    """Scores as losses to be minimised: (n, m), NaN in the rows that are not `OK`."""
+    """Scores as losses to be minimised: (n, m), NaN in the rows of evaluations that are not `OK`."""
     losses = np.full((len(evaluations), len(objectives)), np.nan)
     for row, evaluation in enumerate(evaluations):
         if evaluation.status is Status.OK:

@@ -1,4 +1,4 @@
-"""Reading YAML that strangers wrote: no tags, no duplicate keys, no alias bombs."""
+"""Reads untrusted YAML: refuses tags, duplicate keys and alias bombs."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -9,31 +9,32 @@ from yaml.reader import ReaderError
 from evomerge.core.errors import ConfigError
 
 MAX_YAML_BYTES = 4 << 20
-"""Far above any hand-written config; a recipe with a slice for every layer of a 126-layer model takes about 0.2 MB."""
+"""Maximum length, compared with the number of characters, so that text which is not ASCII may have more bytes. Far above any hand-written config; a
+recipe with a slice for every layer of a 126-layer model has about 0.2 MB."""
 
 MAX_YAML_ALIASES = 100
-"""Enough for anchors used by hand; nested aliases of a "billion laughs" file need many."""
+"""Enough for hand-written anchors; the nested aliases of a "billion laughs" file need many."""
 
 MAX_YAML_VALUES = 1_000_000
-"""with every alias written out"""
+"""maximum number of values with all aliases expanded"""
 
-_NO_VALUES = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value")
-"""what stays text: a name may look like a date"""
+_KEPT_AS_STRINGS = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value")
+"""plain scalars of these types stay strings, since a name may look like a date"""
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 _CONSTRUCTION_ERRORS = (ValueError, KeyError, AttributeError, TypeError, IndexError)
-"""what PyYAML's constructors raise for text that their tag does not fit, such as `!!bool maybe`"""
+"""what PyYAML's constructors raise for text that does not match its tag, such as `!!bool maybe`"""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader that refuses duplicate keys, more than `MAX_YAML_ALIASES` aliases, and aliases of what they stand in.
+    """PyYAML's safe loader, but refuses duplicate keys, more than `MAX_YAML_ALIASES` aliases, and recursive aliases.
 
-    Everything that is wrong with the text is a `MarkedYAMLError`, which knows the line.
+    All errors are `MarkedYAMLError`, which contain the line.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's name)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NO_VALUES]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _KEPT_AS_STRINGS]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -51,7 +52,7 @@ class _StrictLoader(yaml.SafeLoader):
             if self._n_aliases > MAX_YAML_ALIASES:
                 raise _wrong(f"more than {MAX_YAML_ALIASES} aliases", event)
             if anchor in self._open_anchors:
-                raise _wrong(f"alias *{anchor} stands within what it stands for", event)
+                raise _wrong(f"alias *{anchor} is inside the value that it refers to", event)
         elif anchor is not None:
             if anchor in self.anchors:
                 raise _wrong(f"anchor &{anchor} appears twice", event)
@@ -62,15 +63,15 @@ class _StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
-        """As PyYAML, but that 1:30 is a text: YAML 1.1 takes it for the number 90."""
+        """Like PyYAML, except that 1:30 is a string: in YAML 1.1 it is the number 90."""
         tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         is_time = kind is yaml.ScalarNode and ":" in value and tag in _NUMBERS
         return "tag:yaml.org,2002:str" if is_time else tag
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        """As PyYAML, but that a character which JSON writes as two halves is one.
+        """Like PyYAML, except that a surrogate pair, as JSON escapes some characters, becomes one character.
 
-        Of other halves only those are taken that stand for bytes of a file's name that is not UTF-8 (PEP 383).
+        Lone surrogates are refused unless they stand for bytes of a file name that is not UTF-8 (PEP 383).
         """
         value = super().construct_scalar(node)
         if any("\ud800" <= character <= "\udfff" for character in value):
@@ -78,14 +79,14 @@ class _StrictLoader(yaml.SafeLoader):
             try:
                 value.encode("utf-8", "surrogateescape")
             except UnicodeEncodeError:
-                raise _wrong("half a character, which stands for none", node) from None
+                raise _wrong("lone surrogate (half of an escaped character)", node) from None
         return value
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
         except _CONSTRUCTION_ERRORS:
-            raise _wrong(f"{node.value!r} is no {node.tag.rpartition(':')[2]}", node) from None
+            raise _wrong(f"{node.value!r} is not a valid {node.tag.rpartition(':')[2]}", node) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         if not isinstance(node, yaml.MappingNode):
@@ -105,35 +106,35 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """As PyYAML, which writes out what `<<` names: that may be an alias bomb too."""
+        """Like PyYAML, but limits the expansion of `<<`, which may be an alias bomb too."""
         super().flatten_mapping(node)
         self._n_merged += len(node.value)
         if self._n_merged > MAX_YAML_VALUES:
             raise _wrong(f"aliases expand to more than {MAX_YAML_VALUES} values", node)
 
     def construct_unknown(self, node: yaml.Node) -> Any:
-        """Refuses a tag."""
-        raise _wrong(f"tag {node.tag!r} is not supported; only plain values are", node)
+        """Refuse a tag."""
+        raise _wrong(f"tag {node.tag!r} is not supported; use plain values only", node)
 
 
 _StrictLoader.add_constructor(None, _StrictLoader.construct_unknown)
 
 
 def _wrong(problem: str, place: Any) -> yaml.MarkedYAMLError:
-    """The error of an event or node."""
+    """An error at the place of an event or node."""
     return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
 def load_yaml(text: str, where: str, error: type[Exception] = ConfigError) -> Any:
-    """The single document in `text` as plain dicts, lists and scalars.
+    """Load the single document in `text` as plain dicts, lists and scalars.
 
     Args:
-        text: YAML 1.1 as PyYAML reads it.
+        text: YAML 1.1 as read by PyYAML.
         where: the file's name, for messages.
-        error: what to raise.
+        error: the exception to raise.
 
     Raises:
-        error: not YAML, a tag that would construct an object, duplicate keys, too large or too many aliases.
+        error: the text is not YAML, is too long, or has an unsupported tag, duplicate keys or too many aliases.
     """
     documents = load_yaml_documents(text, where, error)
     if not documents:
@@ -144,9 +145,9 @@ def load_yaml(text: str, where: str, error: type[Exception] = ConfigError) -> An
 
 
 def load_yaml_documents(text: str, where: str, error: type[Exception] = ConfigError) -> list[Any]:
-    """All documents in `text`; limits and errors as in `load_yaml`."""
+    """Load all documents in `text`; see `load_yaml` for limits and errors."""
     if len(text) > MAX_YAML_BYTES:
-        raise error(f"{where}: {len(text)} characters of YAML; the limit is {MAX_YAML_BYTES}")
+        raise error(f"{where}: has {len(text)} characters; the limit for YAML is {MAX_YAML_BYTES} characters")
     try:
         documents = list(yaml.load_all(text, Loader=_StrictLoader))
     except yaml.MarkedYAMLError as problem:
@@ -156,16 +157,16 @@ def load_yaml_documents(text: str, where: str, error: type[Exception] = ConfigEr
         raise error(f"{where}{place}: {what or problem}") from None
     except ReaderError as problem:
         line = text.count("\n", 0, problem.position) + 1
-        raise error(f"{where}, line {line}: character {chr(problem.character)!r} cannot stand in YAML") from None
+        raise error(f"{where}, line {line}: character {chr(problem.character)!r} is not allowed in YAML") from None
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
-        raise error(f"{where}: not readable as YAML: {problem}") from None
+        raise error(f"{where}: cannot be read as YAML: {problem}") from None
     for document in documents:
         _refuse_expansion(document, where, error)
     return documents
 
 
 def _refuse_expansion(document: Any, where: str, error: type[Exception]) -> None:
-    """Counts what the document would be with every alias written out; refuses a bomb without expanding it."""
+    """Raise `error` if the document with all aliases expanded would be too large or too deep; does not expand it."""
     sizes: dict[int, int] = {}
 
     def size(value: Any, depth: int) -> int:

@@ -14,10 +14,11 @@ def standard_error(values: NDArray[np.floating], sizes: Sequence[int] = ()) -> f
 
     Args:
         values: one per item.
-        sizes: number of items of each independent sample, in order, such as the tasks of a group, whose means may differ; none = a single sample.
+        sizes: number of items of each independent sample, in order, such as the tasks of a group, whose means may differ; empty = a single sample.
 
     Returns:
-        The sample standard deviation divided by sqrt(n); of several samples, combined from theirs. A sample of one item adds nothing.
+        The sample standard deviation divided by sqrt(n); for several samples, combined from their standard errors, where a sample of one item
+        counts as 0.
     """
     parts = np.split(values, np.cumsum(sizes)[:-1]) if sizes else [values]
     errors = [part.std(ddof=1) / math.sqrt(len(part)) if len(part) > 1 else 0.0 for part in parts]

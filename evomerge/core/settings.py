@@ -1,4 +1,4 @@
-"""What all settings that a user writes have in common. Imports pydantic, so `evomerge.core` does not import this by itself."""
+"""The base class of all settings that users write. Not imported by `evomerge.core` itself, since it imports pydantic."""
 
 from typing import Annotated, Any, get_args, get_origin
 
@@ -6,32 +6,32 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Settings(BaseModel):
-    """Unknown keys are refused, values never change, and true and false are no numbers."""
+    """Refuses unknown keys, is immutable, and does not accept true and false as numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _truth_is_no_number(cls, data: Any) -> Any:
-        """Where numbers are expected, true and false as texts, which are refused; pydantic would take them for 1 and 0."""
+    def _refuse_bools_as_numbers(cls, data: Any) -> Any:
+        """Convert true and false to strings where numbers are expected, so that they are refused; pydantic would convert them to 1 and 0."""
         if not isinstance(data, dict):
             return data
         kinds = {name: _kinds_in(field.annotation) for name, field in cls.model_fields.items()}
         numbers = [name for name in data if kinds.get(name, set()) & {int, float} and bool not in kinds[name]]
-        return data | {name: _with_truth_as_text(data[name]) for name in numbers}
+        return data | {name: _with_bools_as_strings(data[name]) for name in numbers}
 
 
 def _kinds_in(annotation: Any) -> set[Any]:
-    """The types that values of this type are made of in the end, such as str and int of dict[str, tuple[int, ...]]."""
-    if get_origin(annotation) is Annotated:  # what is said beside a type need not be hashable
+    """The innermost types of a type, e.g. str and int for dict[str, tuple[int, ...]]."""
+    if get_origin(annotation) is Annotated:  # the metadata of Annotated may not be hashable
         return _kinds_in(annotation.__origin__)
     parts = get_args(annotation)
     return set[Any]().union(*map(_kinds_in, parts)) if parts else {annotation}
 
 
-def _with_truth_as_text(value: Any) -> Any:
+def _with_bools_as_strings(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _with_truth_as_text(item) for key, item in value.items()}
+        return {key: _with_bools_as_strings(element) for key, element in value.items()}
     if isinstance(value, list):
-        return [_with_truth_as_text(item) for item in value]
+        return [_with_bools_as_strings(element) for element in value]
     return str(value).lower() if isinstance(value, bool) else value

@@ -14,10 +14,10 @@ _SIZE = re.compile(
 
 
 def parse_bytes(size: str | int, what: str) -> int:
-    """A size such as 4096, "500MB", "5GB" or "2GiB" in bytes; mergekit's "5B" is five thousand million.
+    """Parse a size such as 4096, "500MB", "5GB" or "2GiB" to bytes; like mergekit, "5B" means 5 GB.
 
     Raises:
-        ConfigError: not a size.
+        ConfigError: `size` is not a positive size; the message calls it `what`.
     """
     text = str(size).strip()
     match = _SIZE.fullmatch(text)

@@ -1,4 +1,4 @@
-"""What a message about an unknown name says of the names that there are."""
+"""Suggestions for messages about unknown names."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,18 +6,18 @@ from itertools import islice
 
 
 def nearest(name: str, known: Iterable[str], *, n: int = 1, likeness: float = 0.6) -> list[str]:
-    """The up to `n` known names that `name` may be meant for.
+    """Up to `n` known names that are similar to `name`, ignoring case.
 
-    Case does not count. Names that begin with `name` come first, the shortest of them first, then those of at least `likeness`, up to 1
-    (`difflib`).
+    Names that start with `name` (if it has at least three characters) come first, the shortest first, then those with a `difflib` ratio of at
+    least `likeness`, from 0 to 1.
     """
-    folded, wanted = {one.casefold(): one for one in known}, name.casefold()
-    longer = sorted((one for one in folded if len(wanted) > 2 and one.startswith(wanted)), key=len)
+    folded, wanted = {candidate.casefold(): candidate for candidate in known}, name.casefold()
+    longer = sorted((candidate for candidate in folded if len(wanted) > 2 and candidate.startswith(wanted)), key=len)
     near = dict.fromkeys([*longer, *get_close_matches(wanted, folded, n=n, cutoff=likeness)])
-    return [folded[one] for one in islice(near, n)]
+    return [folded[candidate] for candidate in islice(near, n)]
 
 
 def did_you_mean(name: str, known: Iterable[str], *, n: int = 1, likeness: float = 0.6) -> str:
-    """`; did you mean 'x'?` with the `nearest` known names, or a full stop if there are none, so that a sentence may follow."""
+    """The end of a sentence: `; did you mean 'x'?` with the `nearest` known names, or just a full stop if there are none."""
     near = nearest(name, known, n=n, likeness=likeness)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else "."

@@ -1,6 +1,6 @@
-"""The search loop, its journal and run directory, the finals, and what is reported of them.
+"""The search loop, its journal and run directory, the finals, and the summary of results.
 
-Sees strategies and evaluations; never tensors, engines or Ray.
+Works with strategies and evaluations; never with tensors, engines or Ray.
 """
 
 from evomerge.search.budget import Budget

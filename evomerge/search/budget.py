@@ -1,4 +1,4 @@
-"""When a search has to stop asking."""
+"""The budget of a search, which decides when to stop asking."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ from evomerge.core import Json
 from evomerge.search.state import RunState
 
 MAX_FAILURES_IN_A_ROW = 30
-"""So many evaluations that fail one after the other mean that something is broken, not that the candidates are bad."""
+"""This many failures in a row mean that something is broken, not that the candidates are bad."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Limits on the search split; None = no limit. Baselines count.
 
-    All but `hours` depend only on what was asked and told (failures: since the run was resumed last), so a deterministic run stops at the
-    same candidate every time.
+    All limits except `hours` depend only on asks and tells (for failures: since the run was last resumed), so a deterministic run always stops at
+    the same candidate.
     """
 
     evaluations: int | None = None
@@ -22,18 +22,19 @@ class Budget:
     hours: float | None = None
 
     def reasons_to_stop(self, state: RunState, elapsed_s: float) -> dict[str, Json]:
-        """Why no further candidate may be asked now; empty: there is room for one more."""
+        """The reasons why no further candidate may be asked now; empty if one may be asked."""
         reasons: dict[str, Json] = {}
         if self.evaluations is not None and len(state.entries) >= self.evaluations:
             reasons["evaluations"] = self.evaluations
         if self.items is not None:
-            unknown = state.items_each == 0 and bool(state.pending)  # what a candidate takes, the first one says
+            # the first candidate shows how many items one takes; ask for no other before it is done
+            unknown = state.items_each == 0 and bool(state.pending)
             if unknown or state.items_told + (len(state.pending) + 1) * state.items_each > self.items:
                 reasons["items"] = self.items
         if self.hours is not None and elapsed_s >= self.hours * 3600:
             reasons["hours"] = self.hours
         if state.failed_in_a_row >= MAX_FAILURES_IN_A_ROW:
             reasons["failures"] = (
-                f"{state.failed_in_a_row} candidates failed one after the other; the last: {state.last_error}"
+                f"{state.failed_in_a_row} candidates failed in a row; the last error: {state.last_error}"
             )
         return reasons

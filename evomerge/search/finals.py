@@ -15,14 +15,13 @@ from evomerge.search.state import RunState
 
 
 def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> RunState:
-    """Ranks on `select`, scores the winner and every baseline on `report`, and marks the run finished.
+    """Rank finalists and baselines on `select`, score the winner and every baseline on `report`, and mark the run finished.
 
-    What has been evaluated on these splits before is not evaluated again, so on a finished run nothing happens, unless another number of
-    finalists is wanted now. Where an earlier session could not finish because all finalists failed, or the winner has no report score,
-    these are tried again.
+    Existing evaluations on these splits are not repeated, so nothing happens on a finished run unless the number of finalists has changed.
+    If all finalists failed in an earlier session, or the winner failed on `report`, these are tried again.
 
     Raises:
-        EvaluationError: nothing was evaluated well on the search or the select split.
+        EvaluationError: every evaluation failed on the search or the select split.
         Interrupted: a stop was requested.
     """
     state = recorder.state
@@ -43,49 +42,49 @@ def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> Run
 
 
 def in_finals(state: RunState, split: Split) -> set[str]:
-    """The ids of all that the finals evaluate on `split`, select or report."""
+    """The ids of all candidates that the finals evaluate on `split`, select or report."""
     chosen = state.finalists if split is Split.SELECT else filter(None, [state.best_id])
     return {*chosen, *(entry.id for entry in state.baselines)}
 
 
 def choose_finalists(state: RunState, count: int) -> list[str]:
-    """The `count` best on the search split: half by their `standing`, the rest from the front, then by the standing; of equals the smaller id.
+    """The `count` best candidates on the search split: half by `standing`, the rest from the front, then again by standing; ties by smaller id.
 
-    Baselines, all of which are in the finals anyway, take no one's place.
+    Baselines are not counted, since all of them are in the finals anyway.
 
     Raises:
-        EvaluationError: no evaluation ended well, not even a baseline's.
+        EvaluationError: every evaluation failed, including those of baselines.
     """
-    good = sorted(state.evaluated(), key=lambda item: item.candidate_id)
+    good = sorted(state.evaluated(), key=lambda evaluation: evaluation.candidate_id)
     if not good:
-        raise EvaluationError("no candidate was evaluated well, so there is nothing to choose from")
-    ranked = [item for item in good if not state.entries.is_baseline(item.candidate_id)]
-    ranked.sort(key=lambda item: standing(state.objectives, item), reverse=True)
-    names = [item.candidate_id for item in ranked]
+        raise EvaluationError("every evaluation failed, so there are no candidates for the finals")
+    ranked = [evaluation for evaluation in good if not state.entries.is_baseline(evaluation.candidate_id)]
+    ranked.sort(key=lambda evaluation: standing(state.objectives, evaluation), reverse=True)
+    names = [evaluation.candidate_id for evaluation in ranked]
     front = front_of(state)
     first = names[: (count + 1) // 2]
     return list(dict.fromkeys([*first, *(name for name in names if name in front), *names]))[:count]
 
 
 def best_on_select(state: RunState, names: Sequence[str]) -> str:
-    """The one with the highest `standing` on `select`; of equals the better on `search`, then the smaller id.
+    """The candidate with the highest `standing` on `select`; ties by the standing on `search`, then the smaller id.
 
     Raises:
-        EvaluationError: every one failed there.
+        EvaluationError: all of them failed there.
     """
     results = [state.evaluations[name, Split.SELECT] for name in dict.fromkeys(names)]
     good = [result for result in results if result.status is Status.OK]
     if not good:
         raise EvaluationError(
-            f"every finalist failed on the select split; the first: {results[0].error}\nMend the cause and resume the run: they are evaluated again"
+            f"every finalist failed on the select split; the first error: {results[0].error}\nFix the cause and resume the run to evaluate them again"
         )
     return max(
-        sorted(good, key=lambda item: item.candidate_id),
-        key=lambda item: (standing(state.objectives, item), _on_search(state, item.candidate_id)),
+        sorted(good, key=lambda evaluation: evaluation.candidate_id),
+        key=lambda evaluation: (standing(state.objectives, evaluation), _on_search(state, evaluation.candidate_id)),
     ).candidate_id
 
 
 def _on_search(state: RunState, name: str) -> tuple[float, ...]:
-    """The standing on `search`; below all others where a baseline failed there."""
+    """The standing on `search`; below all others if a baseline failed there."""
     evaluation = state.evaluations[name, Split.SEARCH]
     return standing(state.objectives, evaluation) if evaluation.status is Status.OK else (-math.inf,)

@@ -1,4 +1,4 @@
-"""Keeps `front.json`, `front.csv` and `best.yaml` of a run true while it goes on; each is replaced atomically."""
+"""Keeps `front.json`, `front.csv` and `best.yaml` up to date during a run; each is replaced atomically."""
 
 import csv
 import io
@@ -24,11 +24,11 @@ from evomerge.search.state import RunState
 from evomerge.search.tables import Entry
 
 WRITE_EVERY_S = 1.0
-"""While results keep coming, the files are this far behind the journal at most."""
+"""While results keep arriving, the files are at most about this far behind the journal."""
 
 
 def front_json(state: RunState, front: Front) -> dict[str, Json]:
-    """What `front.json` says: objectives, members by id with scores and standard errors, hypervolume. No times, no paths."""
+    """The content of `front.json`: objectives, members sorted by id with scores and standard errors, hypervolume. No times, no paths."""
     reference = reference_losses(state)
     volume = None if reference is None else front.hypervolume(np.array(reference))
     names = [objective.name for objective in state.objectives]
@@ -36,34 +36,34 @@ def front_json(state: RunState, front: Front) -> dict[str, Json]:
         "objectives": [objective.to_json() for objective in state.objectives],
         "split": Split.SEARCH.value,
         "members": [_member(member, names) for member in members_of(state, front)],
-        # where a ruined baseline is the reference of several perplexities, it may overflow
+        # may overflow if the reference is a failed merge with huge perplexities on several tasks
         "hypervolume": volume if volume is not None and np.isfinite(volume) else None,
     }
 
 
 class FrontFiles:
-    """An observer that rewrites the files when an evaluation changes them, at most once a second while results keep coming.
+    """An observer that rewrites the files when an evaluation changes them, at most once a second while results keep arriving.
 
-    `best.yaml` is the recipe of the `leader`: a winner of finals stays until the next finals.
+    `best.yaml` is the recipe of the `leader`: the winner of finals stays until the next finals.
 
-    Whoever runs the loop calls `flush` when nothing comes, and at the end. What is known already is written with the first of those: a
+    The caller must call `flush` when no results are waiting, and at the end. The first flush also writes the results in `state`, since a
     killed process may have left the files behind the journal.
 
     Args:
-        directory: the run.
-        state: what is known already.
-        recipe_of: the recipe of an entry; None where there is none (synthetic evaluation).
+        directory: the run directory.
+        state: the state of the run so far.
+        recipe_of: returns the recipe of an entry, or None if it has none (synthetic evaluation).
     """
 
     def __init__(self, directory: RunDirectory, state: RunState, recipe_of: Callable[[Entry], Recipe | None]) -> None:
         self._directory, self._recipe_of = directory, recipe_of
         self._front = front_of(state)
-        self._best = max((best_key(state, item) for item in state.evaluated()), default=((-np.inf,), 0))
+        self._best = max((best_key(state, evaluation) for evaluation in state.evaluated()), default=((-np.inf,), 0))
         self._front_changed, self._new_best = bool(self._front), leader(state)
         self._next_write = -np.inf
 
     def __call__(self, state: RunState, evaluation: Evaluation) -> None:
-        """Takes a new evaluation in."""
+        """Add a new evaluation."""
         if evaluation.split is not Split.SEARCH or evaluation.status is not Status.OK:
             return
         if self._front.add(evaluation):
@@ -75,7 +75,7 @@ class FrontFiles:
             self.flush(state)
 
     def flush(self, state: RunState) -> None:
-        """Writes what has changed.
+        """Write the files that have changed.
 
         Raises:
             JournalError: the files cannot be written.
@@ -86,15 +86,15 @@ class FrontFiles:
         if self._new_best is not None:
             self._write_best(state.entries[self._new_best])
         if self._front_changed or self._new_best is not None:
-            # a slow disk or a large front may take a twentieth of the time, not more
+            # spend at most about a twentieth of the time writing, even with a slow disk or a large front
             self._next_write = time.monotonic() + max(WRITE_EVERY_S, 20 * (time.monotonic() - started))
         self._front_changed, self._new_best = False, None
 
     def finish(self, state: RunState) -> None:
-        """Writes everything as it is at the end of a run: the best is the winner of the finals, where there were any.
+        """Write all files at the end of a run; the best is the winner of the finals, if there were any.
 
         Raises:
-            JournalError: as `flush`.
+            JournalError: see `flush`.
         """
         self._write_front(state)
         best = leader(state)

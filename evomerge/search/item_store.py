@@ -1,6 +1,6 @@
-"""The item matrix on disk: for each split a file of float32 rows, one evaluation a row, columns in the tasks' fixed item order.
+"""The item matrix on disk: for each split a file of float32 rows, one row per evaluation, with columns in the tasks' fixed item order.
 
-A row is durable before the journal names it, so a crash leaves at most some unnamed rows, which the next opening cuts off.
+A row is durable before the journal refers to it, so a crash leaves at most some unreferenced rows, which are cut off when the store is next opened.
 """
 
 import os
@@ -32,21 +32,21 @@ class ItemStore:
         self._n_bytes: dict[Split, int] = {}
 
     def declare(self, split: Split, layout: Layout) -> None:
-        """Fixes the columns of a split (from the journal, or at its first evaluation)."""
+        """Set the columns of a split (from the journal, or at its first evaluation)."""
         self._layouts[split] = layout
 
     def trim(self, split: Split, n_rows: int) -> None:
-        """Keeps the first `n_rows` rows: those the journal names.
+        """Keep only the first `n_rows` rows, those that the journal refers to.
 
         Raises:
-            JournalError: the file has fewer, or cannot be shortened.
+            JournalError: the file has fewer rows, or cannot be truncated.
         """
         path = self._path(split)
         wanted = n_rows * self._width(split) if n_rows else 0
         size = path.stat().st_size if path.exists() else 0
         if size < wanted:
             raise JournalError(
-                f"{path}: {size} bytes, but the journal names {n_rows} rows of {self._width(split)} bytes; restore the file from a backup"
+                f"{path}: has {size} bytes, but the journal refers to {n_rows} rows of {self._width(split)} bytes; restore the file from a backup"
             )
         if size > wanted:
             try:
@@ -54,18 +54,18 @@ class ItemStore:
                     stream.truncate(wanted)
                     os.fsync(stream.fileno())
             except OSError as problem:
-                raise JournalError(f"{path}: cannot be shortened ({problem.strerror})") from None
+                raise JournalError(f"{path}: cannot be truncated ({problem.strerror})") from None
 
     def write(self, split: Split, scores: Mapping[str, NDArray[np.float32]]) -> tuple[int, str]:
-        """Takes one row in, which reaches the disk with the next `commit`; returns (row, checksum).
+        """Queue one row for the next `commit`; return (row, checksum).
 
         Raises:
-            JournalError: the scores do not have the split's columns.
+            JournalError: the scores do not match the split's columns.
         """
         layout = self._layouts[split]
         got = tuple((task, len(values)) for task, values in scores.items())
         if got != layout:
-            raise JournalError(f"item scores of split {split} have columns {got}, the run has {layout}")
+            raise JournalError(f"item scores of split {split} have columns {got}, but those of the run are {layout}")
         row = np.concatenate([np.asarray(values, dtype="<f4") for values in scores.values()]).tobytes()
         self._stream(split)
         waiting = self._waiting.setdefault(split, [])
@@ -74,10 +74,10 @@ class ItemStore:
         return number, f"{zlib.crc32(row):08x}"
 
     def commit(self) -> None:
-        """Returns when every row written so far is durable.
+        """Make all queued rows durable.
 
         Raises:
-            JournalError: the disk is full or the file is no longer writable; the rows since the last commit are gone.
+            JournalError: the disk is full or the file is no longer writable; the rows since the last commit are lost.
         """
         for split, rows in self._waiting.items():
             content, stream = b"".join(rows), self._streams[split]
@@ -87,10 +87,10 @@ class ItemStore:
                     write_all(stream, content)
                     os.fsync(stream.fileno())
             except OSError as problem:
-                with suppress(OSError):  # what stays of the rows is cut off on the next opening
+                with suppress(OSError):  # remains of the rows are cut off when the store is next opened
                     os.ftruncate(stream.fileno(), self._n_bytes[split])
                 raise JournalError(
-                    f"{self._path(split)}: cannot be written ({problem.strerror}); nothing finished is lost. Free space and resume the run"
+                    f"{self._path(split)}: cannot be written ({problem.strerror}); every finished evaluation is saved. Free space and resume the run"
                 ) from problem
             self._n_bytes[split] += len(content)
 
@@ -105,13 +105,13 @@ class ItemStore:
             self._readers[split] = self._open(split, "rb")
         content = os.pread(self._readers[split].fileno(), width, row * width)
         if len(content) != width or f"{zlib.crc32(content):08x}" != checksum:
-            raise JournalError(f"{self._path(split)}: row {row} is damaged")
+            raise JournalError(f"{self._path(split)}: row {row} is missing or damaged; restore the file from a backup")
         values = np.frombuffer(content, dtype="<f4")
         edges = np.cumsum([count for _, count in self._layouts[split]])[:-1]
         return {task: part for (task, _), part in zip(self._layouts[split], np.split(values, edges), strict=True)}
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         for streams in (self._streams, self._readers):
             for stream in streams.values():
                 stream.close()

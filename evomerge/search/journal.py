@@ -1,7 +1,7 @@
 """The journal: an append-only file of checksummed events, fsynced before anything outside the process acts on them.
 
 A line is `<crc32 of the JSON, 8 hex digits> <JSON object>` and a newline; the object's `seq` counts from 0. The events and their
-order are described in docs/journal.md. Knows nothing of what the events mean, and holds none of them in memory.
+order are described in docs/journal.md. This module does not interpret events, and keeps none of them in memory.
 """
 
 import json
@@ -18,23 +18,23 @@ from evomerge.core import JournalError, Json, canonical_json, fsync_folder, why_
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-"""Raised when an event changes its meaning; a journal from a newer version is refused."""
+"""increased when the meaning of an event changes; journals with another version are refused"""
 
 MAX_RECORD_BYTES = 64 << 20
-"""A record holds one candidate; this is far above a 20,000-coordinate genome (0.5 MB)."""
+"""A record holds one candidate; this is far more than a genome of 20,000 coordinates needs (0.5 MB)."""
 
 
 class Journal:
     """An open journal file.
 
-    Opening cuts off a torn last record (a crash while writing) and refuses any other damage.
+    Opening it cuts off a torn last record (from a crash while writing) and refuses any other damage.
 
     Args:
-        path: the file; created if absent.
-        take: given the events that are in the file, in order.
+        path: the file; created if missing.
+        take: called with each event in the file, in order.
 
     Raises:
-        JournalError: a damaged, repeated or missing record before the last one, or a record of a newer version.
+        JournalError: a record before the last one is damaged, repeated or missing, or the journal has another format version.
         OSError: the file cannot be read or written.
     """
 
@@ -56,40 +56,40 @@ class Journal:
             fsync_folder(path.parent)
 
     def replay(self) -> Iterator[dict[str, Any]]:
-        """The events that were in the file when it was opened, in order; read again each time, never held."""
+        """The events that were in the file when it was opened, in order; read from the file on each call."""
         return (event for event, _ in islice(_records(self._path), self._n_replayed))
 
     def append(self, *events: Mapping[str, Json]) -> None:
-        """Writes `events` and returns when they, and those that waited, are durable: all or, after a crash, a prefix of them.
+        """Write `events` and make them durable, together with those already queued; after a crash, a prefix of them is durable.
 
         Raises:
-            JournalError: as `write` and `commit`.
+            JournalError: see `write` and `commit`.
         """
         self.write(*events)
         self.commit()
 
     def write(self, *events: Mapping[str, Json]) -> None:
-        """Takes `events` in; they reach the disk with the next `commit`, in this order.
+        """Queue `events`, in this order, for the next `commit`.
 
         Raises:
-            JournalError: one of them is too large to be read again; none is taken in.
+            JournalError: one of them exceeds the maximum size; none is queued.
         """
         lines = []
         for number, event in enumerate(events, self._n_durable + len(self._waiting)):
             record = canonical_json({**event, "seq": number}).encode()
             if len(record) > MAX_RECORD_BYTES:
                 raise JournalError(
-                    f"{self._path}: the record `{event['event']}` of {event.get('id', 'the run')} would take {len(record)} bytes, and no more than {MAX_RECORD_BYTES} "
-                    "can be read again; it is not written, and nothing before it is lost"
+                    f"{self._path}: the record `{event['event']}` of {event.get('id', 'the run')} has {len(record)} bytes, more than the maximum of {MAX_RECORD_BYTES}; "
+                    "it was not written, and every finished evaluation is saved"
                 )
             lines.append(b"%08x %s\n" % (zlib.crc32(record), record))
         self._waiting += lines
 
     def commit(self) -> None:
-        """Returns when everything written so far is durable: one fsync for all that came together.
+        """Make all queued events durable, with one fsync.
 
         Raises:
-            JournalError: the disk is full or the file is no longer writable; nothing half-written stays behind.
+            JournalError: the disk is full or the file is no longer writable; partial records are removed.
         """
         if not self._waiting:
             return
@@ -102,13 +102,13 @@ class Journal:
         except OSError as problem:
             self._undo()
             raise JournalError(
-                f"{self._path}: cannot be written ({problem.strerror}); nothing finished is lost. Free space and resume the run"
+                f"{self._path}: cannot be written ({problem.strerror}); every finished evaluation is saved. Free space and resume the run"
             ) from problem
         self._n_durable += n_events
         self._n_bytes += len(content)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._stream.close()
 
     def _undo(self) -> None:
@@ -116,17 +116,17 @@ class Journal:
             os.ftruncate(self._stream.fileno(), self._n_bytes)
         except OSError:
             logger.exception(
-                "%s: the half-written record could not be removed; it is cut off on the next opening", self._path
+                "%s: a partial record could not be removed; it is cut off when the journal is next opened", self._path
             )
 
 
 def journal_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a journal that another process may still be writing to, read one by one.
+    """The events of a journal that another process may be writing to, read one by one.
 
-    An incomplete last record is left out; a file that does not exist has no events.
+    An incomplete last record is left out; a missing file has no events.
 
     Raises:
-        JournalError: as `Journal`.
+        JournalError: see `Journal`.
     """
     if path.is_file():
         yield from (record for record, _ in _records(path))
@@ -138,13 +138,13 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 def first_event(path: Path) -> dict[str, Any]:
-    """The event that a journal begins with; empty where there is none yet.
+    """The first event of a journal; empty if there is none yet.
 
     Raises:
-        JournalError: as `Journal`, or it cannot be read.
+        JournalError: see `Journal`; or the file cannot be read.
     """
     try:
-        return next((found for found, _ in _records(path)), {})
+        return next((record for record, _ in _records(path)), {})
     except FileNotFoundError:
         return {}
     except OSError as problem:
@@ -152,17 +152,17 @@ def first_event(path: Path) -> dict[str, Any]:
 
 
 class JournalReader:
-    """Follows a journal that another process writes to: every call gives what has come since the last one."""
+    """Follows a journal that another process writes to."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._index = self._position = 0
 
     def new_events(self) -> list[dict[str, Any]]:
-        """The events since the last call, up to a record that is still being written; none while there is no file.
+        """The events since the last call, without a record that is still being written; none as long as there is no file.
 
         Raises:
-            JournalError: as `read_journal`.
+            JournalError: see `Journal`.
         """
         if not self._path.is_file():
             return []
@@ -174,25 +174,25 @@ class JournalReader:
 
 
 def write_all(stream: BinaryIO, content: bytes) -> None:
-    """Writes all of `content` to an unbuffered file, which may take it in parts."""
+    """Write all of `content` to an unbuffered file, whose `write` may write only a part."""
     view = memoryview(content)
     while view:
         view = view[stream.write(view) :]
 
 
 def _records(path: Path, index: int = 0, position: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Every good event from record `index`, which is at byte `position`, and the byte after it, up to a torn last record."""
+    """Yield every event from record `index` (at byte `position`) on and the position after it, up to a torn last record."""
     limit = MAX_RECORD_BYTES + 10
     with path.open("rb") as stream:
         stream.seek(position)
         while line := stream.readline(limit):
             event = _parse(line)
             if event is None:
-                # without its newline it was the last when it was read; whoever is writing it may have gone on since
+                # a line without newline was the last one when it was read, even if another process has continued it since
                 if (len(line) < limit and not line.endswith(b"\n")) or not stream.read(1):
                     return
                 raise JournalError(
-                    f"{path}: record {index} (byte {position}) is damaged; the {index} records before it are good. {_advice(path)}"
+                    f"{path}: record {index} (byte {position}) is damaged; the {index} records before it are intact. {_advice(path)}"
                 )
             if event.get("seq") != index:
                 raise JournalError(
@@ -200,7 +200,7 @@ def _records(path: Path, index: int = 0, position: int = 0) -> Iterator[tuple[di
                 )
             if event.get("event") == "run" and event.get("version") != FORMAT_VERSION:
                 raise JournalError(
-                    f"{path}: written in journal format {event.get('version')}, this evomerge reads {FORMAT_VERSION}; use the version that wrote it"
+                    f"{path}: has journal format {event.get('version')}, but this evomerge reads format {FORMAT_VERSION}; use the evomerge version that wrote it"
                 )
             index, position = index + 1, position + len(line)
             yield event, position
@@ -210,12 +210,12 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     checksum, _, record = line.partition(b" ")
     if not record.endswith(b"\n") or b"%08x" % zlib.crc32(record[:-1]) != checksum:
         return None
-    value = json.loads(record)  # the checksum vouches for it
+    value = json.loads(record)  # valid, since the checksum matches
     return value if isinstance(value, dict) else None
 
 
 def _advice(path: Path) -> str:
-    return f"To go on from the good part, copy the run directory and cut {path.name} there"
+    return f"To continue from the intact part, copy the run directory and truncate {path.name} at that byte in the copy"
 
 
 def event(kind: str, **fields: Json) -> dict[str, Json]:

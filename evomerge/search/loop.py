@@ -1,8 +1,8 @@
-"""`SearchLoop`: the ask/evaluate/tell loop. Steady state, no barriers: a free worker always gets the next candidate.
+"""`SearchLoop`: the ask/evaluate/tell loop. Steady state without barriers: a free worker always gets the next candidate.
 
-Sees strategies, requests and evaluations; never a model, a tensor or a Ray handle. What it does is durable before anything outside
-the process sees it, so `SearchLoop.run` on an old run directory goes on where the last process stopped. What arrives together is made
-durable together, and nothing costs more the longer a run lasts.
+Works with strategies, requests and evaluations; never with models, tensors or Ray handles. Every step is durable before anything outside
+the process sees it, so `SearchLoop.run` on an existing run directory continues where the last process stopped. Results that arrive together are
+made durable together, and no step becomes slower as a run grows.
 """
 
 import logging
@@ -35,34 +35,34 @@ from evomerge.strategy import Strategy
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.25
-"""How long a wait for results lasts before the loop looks at interrupts."""
+"""how long to wait for results before checking for interrupts"""
 
 MAX_GROUP = 256
-"""So many results are made durable together at most: bounds what a crash in the middle costs."""
+"""maximum number of results that are made durable together; bounds what a crash can lose"""
 
 HOLD_S = 0.05
-"""A slow strategy's proposals are not held back longer than this to be made durable together."""
+"""maximum time that a slow strategy's proposals are held back to be made durable together"""
 
 
 class WorkerPool(Protocol):
-    """Evaluates requests somewhere else, in any order. Retries what its workers lose; never raises for a bad candidate."""
+    """Evaluates requests elsewhere, in any order. Retries requests whose workers are lost; never raises because of a bad candidate."""
 
     def submit(self, request: EvaluationRequest) -> None:
-        """Queues a request."""
+        """Queue a request."""
         ...
 
     def next_done(self, timeout_s: float) -> Evaluation | LostWorker | None:
-        """The next finished evaluation or lost worker, or None when there is none in time."""
+        """The next finished evaluation or lost worker; None if there is none within `timeout_s`."""
         ...
 
     def withdraw(self) -> Sequence[EvaluationRequest]:
-        """Takes back the requests that no worker has begun with."""
+        """Remove and return the requests that no worker has started."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A recipe every search is compared with; `values` are its unit coordinates where it lies in the space."""
+    """A recipe that the search is compared with; `values` are its unit coordinates if it lies in the space."""
 
     id: str
     recipe: Mapping[str, Json] | None
@@ -73,12 +73,12 @@ Observer = Callable[[RunState, Evaluation], None]
 """called after every recorded evaluation"""
 
 
-class Interrupted(Exception):  # noqa: N818  (like KeyboardInterrupt, it is no error)
-    """The user asked to stop; everything finished is recorded."""
+class Interrupted(Exception):  # noqa: N818  (like KeyboardInterrupt, not an error)
+    """The user asked to stop; every finished evaluation is recorded."""
 
 
 class StopRequest:
-    """What signal handlers set. `drain`: ask nothing more, take in what runs. `now`: leave at the next poll."""
+    """Set by signal handlers. `drain`: propose nothing more and wait for running evaluations. `now`: leave at the next poll."""
 
     def __init__(self) -> None:
         self.drain = False
@@ -86,20 +86,20 @@ class StopRequest:
 
 
 class SearchLoop:
-    """One run.
+    """The loop of one run.
 
     Args:
-        strategy: fresh, made with the run's seed; its past is replayed from the journal.
-        pool: where evaluations happen.
+        strategy: a new strategy, made with the run's seed; its past asks and tells are replayed from the journal.
+        pool: evaluates candidates.
         recorder: the run's records.
-        make_recipe: candidate -> recipe as JSON (None for the synthetic evaluation); may note events of its own.
+        make_recipe: candidate -> recipe as JSON (None for the synthetic evaluation); may note its own events.
         baselines: evaluated before the first ask.
         budget: when to stop asking.
-        in_flight: how many proposals may be pending; a function where workers join and leave.
+        in_flight: how many proposals may be pending; a function if workers join and leave.
         deterministic: tell results in the order of asking, whatever order they arrive in.
-        observers: called after every evaluation, when it is durable.
-        on_pause: called when no result is waiting to be taken in.
-        check: raises what is wrong with a proposal, before it is recorded.
+        observers: called after every evaluation, once it is durable.
+        on_pause: called when no results are waiting.
+        check: called before a proposal is recorded; raises if it is invalid.
         stop: set by signal handlers.
     """
 
@@ -129,34 +129,34 @@ class SearchLoop:
         self._elapsed_before = recorder.state.elapsed_s
         self._submitted: set[tuple[str, Split]] = set()
         self._arrived: dict[str, Evaluation] = {}
-        """what the strategy has not been told yet, in the order it came"""
+        """results that the strategy has not been told yet, in the order of arrival"""
         self._held: list[Entry] = []
         self._held_since = 0.0
-        self._said_what_is_awaited = False
+        self._has_warned_of_stop = False
 
     @property
     def state(self) -> RunState:
-        """What the run knows."""
+        """The state of the run."""
         return self._recorder.state
 
     @property
     def elapsed_s(self) -> float:
-        """Wall time of the run, all sessions together."""
+        """Wall time over all sessions of the run."""
         return self._elapsed_before + time.monotonic() - self._started
 
     def run(self) -> RunState:
-        """Baselines, then the search, until the budget or the strategy says stop.
+        """Evaluate the baselines, then search until the budget or the strategy ends it.
 
         Raises:
             Interrupted: a stop was requested; the run can be resumed.
             EvaluationError: every baseline failed.
-            JournalError: the records cannot be written, or are not of this strategy.
+            JournalError: the records cannot be written, or belong to another strategy.
         """
         self._restore_strategy()
         self._run_baselines()
-        self._take_up_pending()
+        self._restore_pending()
         while True:
-            # Asking comes before telling, so that a run killed between the two goes on in the same order.
+            # Ask before telling, so that a run that is killed between the two continues in the same order.
             asked = self._ask_while_free()
             if self._tell_next():
                 continue
@@ -164,7 +164,7 @@ class SearchLoop:
             if not self.state.pending:
                 reasons = self._why_stop()
                 if reasons or not asked:
-                    reasons = reasons or {"strategy": "proposes nothing and nothing is pending"}
+                    reasons = reasons or {"strategy": "proposes nothing, and nothing is pending"}
                     if dict(self.state.stopped) != reasons:
                         self._recorder.record(
                             event("stopped", reasons=reasons, diagnostics=self._strategy.diagnostics())
@@ -173,7 +173,7 @@ class SearchLoop:
             self._wait()
 
     def evaluate_all(self, identifiers: Sequence[str], split: Split) -> None:
-        """Evaluates the entries that have no result on `split` yet, and returns when all have.
+        """Evaluate the entries that have no result on `split` yet, and return when all have one.
 
         Raises:
             Interrupted: a stop was requested.
@@ -186,13 +186,13 @@ class SearchLoop:
             self._wait()
 
     def retry_if_all_failed(self, identifiers: Sequence[str], split: Split) -> None:
-        """Withdraws the results of `identifiers` on `split` if all there are have failed, in an earlier session whose cause may be gone by now."""
+        """Withdraw the results of `identifiers` on `split` if all of them failed, since the cause of an earlier session may be gone."""
         evaluated = [name for name in dict.fromkeys(identifiers) if (name, split) in self.state.evaluations]
         if evaluated and all(self.state.evaluations.status(name, split) is Status.FAILED for name in evaluated):
             self._recorder.record(event("retry", ids=evaluated, split=split.value))
 
     def _restore_strategy(self) -> None:
-        """Replays the recorded seeds, asks and tells. Asks that come out otherwise here are taken as they were recorded."""
+        """Replay the recorded seeds, asks and tells. If an ask has another result now, the recorded one is used."""
         n_asked, others = 0, list[str]()
         for record in self._recorder.events():
             if self._stop.now:
@@ -207,8 +207,9 @@ class SearchLoop:
                     others.append(record["id"])
         if others:
             logger.warning(
-                "%d of the %d recorded proposals, from %s on, come out otherwise here, as on another processor or with other versions of evomerge or its libraries. "
-                "They are kept as they were evaluated, and the search goes on from them; what it proposes next may differ from what it would have proposed there",
+                "%d of the %d recorded proposals, the first being %s, cannot be reproduced here, e.g. because of another processor or other versions of "
+                "evomerge or its libraries. The search continues from them as they were evaluated; its next proposals may differ from those of the "
+                "original machine",
                 len(others),
                 n_asked,
                 others[0],
@@ -219,7 +220,7 @@ class SearchLoop:
         new = [baseline for baseline in self._baselines if baseline.id not in known]
         if new:
             self._recorder.record(
-                *(event("baseline", id=item.id, recipe=item.recipe, values=item.values) for item in new)
+                *(event("baseline", id=baseline.id, recipe=baseline.recipe, values=baseline.values) for baseline in new)
             )
         names = [entry.id for entry in self.state.baselines]
         self.retry_if_all_failed(names, Split.SEARCH)
@@ -227,8 +228,8 @@ class SearchLoop:
         results = [self.state.evaluations[name, Split.SEARCH] for name in names]
         if results and not any(result.status is Status.OK for result in results):
             raise EvaluationError(
-                f"every baseline failed, so no candidate can do better; the first: {results[0].error}\nMend the cause and resume the run: "
-                "they are evaluated again"
+                f"every baseline failed, so other candidates would fail too; the first error: {results[0].error}\nFix the cause and resume the "
+                "run to evaluate them again"
             )
         if not self.state.seeded:
             inside = [name for name in names if known[name].genome is not None]
@@ -242,8 +243,8 @@ class SearchLoop:
             [self._recorder.evaluation(name) for name in usable],
         )
 
-    def _take_up_pending(self) -> None:
-        """Submits again what a crash left open, and lines up what it left untold."""
+    def _restore_pending(self) -> None:
+        """After a crash, resubmit unfinished evaluations, and queue finished ones that the strategy has not been told."""
         for entry in self.state.pending.values():
             if (entry.id, Split.SEARCH) in self.state.evaluations:
                 self._arrived[entry.id] = self._recorder.evaluation(entry.id)
@@ -251,10 +252,10 @@ class SearchLoop:
                 self._submit([entry], Split.SEARCH)
 
     def _ask_while_free(self) -> bool:
-        """Asks until the workers are busy; False where the strategy had nothing to propose."""
+        """Ask until the workers are busy; False if the strategy had nothing to propose."""
         while len(self.state.pending) < self._in_flight() and not self._stop.drain:
             started = time.perf_counter()
-            # a strategy that is asked whether it goes on may learn there what it then proposes from
+            # timed as part of the proposal, since a strategy may do work for it when asked whether to stop
             if self._why_stop():
                 break
             proposals = self._strategy.ask(1)
@@ -278,7 +279,7 @@ class SearchLoop:
         return True
 
     def _release(self) -> None:
-        """Makes what was noted durable, and submits the proposals that waited for that."""
+        """Make noted events durable, and submit the proposals that were held back for that."""
         self._submit(self._held, Split.SEARCH)
         self._held.clear()
 
@@ -286,7 +287,7 @@ class SearchLoop:
         return {**self._budget.reasons_to_stop(self.state, self.elapsed_s), **self._strategy.stop_reasons()}
 
     def _submit(self, entries: Sequence[Entry], split: Split) -> None:
-        """Hands `entries` to the pool as soon as everything noted is durable, what `make_recipe` notes included."""
+        """Submit `entries` to the pool once all noted events are durable, including those of `make_recipe`."""
         requests = [self._request(entry, split) for entry in entries if (entry.id, split) not in self._submitted]
         self._recorder.commit()
         for request in requests:
@@ -302,21 +303,23 @@ class SearchLoop:
         )
 
     def _wait(self) -> None:
-        """Takes in what has arrived, or waits a little for it.
+        """Record the results that have arrived, or wait up to `POLL_S` for some.
 
-        A signal to leave at once has often reached the workers too. What they lose or fail with because of it is no fault of the candidates:
-        it is left out, and they are evaluated when the run is resumed.
+        A signal to leave at once has often reached the workers too. Failures and lost workers after it are not the fault of the candidates and are
+        not recorded, so these are evaluated again when the run is resumed.
 
         Raises:
-            Interrupted: a stop was requested, and nothing that runs is waited for any more.
+            Interrupted: a stop was requested, and no running evaluations are left to wait for.
         """
         if self._stop.drain:
             self._submitted -= {(request.candidate_id, request.split) for request in self._pool.withdraw()}
         if self._stop.now or (self._stop.drain and not self._submitted):
             raise Interrupted
-        if self._stop.drain and not self._said_what_is_awaited:
-            self._said_what_is_awaited = True
-            logger.warning("stopping when what runs is done (%d); a second Ctrl-C leaves at once", len(self._submitted))
+        if self._stop.drain and not self._has_warned_of_stop:
+            self._has_warned_of_stop = True
+            logger.warning(
+                "stopping after the running evaluations (%d); press Ctrl-C again to stop at once", len(self._submitted)
+            )
         answer = self._pool.next_done(POLL_S)
         if answer is None:
             self._on_pause(self.state)
@@ -337,11 +340,11 @@ class SearchLoop:
             self._announce(evaluation)
 
     def _note_loss(self, lost: LostWorker) -> None:
-        logger.warning("%s on %s has lost its worker: %s", lost.candidate_id, lost.split, lost.reason)
+        logger.warning("%s on %s lost its worker: %s", lost.candidate_id, lost.split, lost.reason)
         self._recorder.note(event("lost", id=lost.candidate_id, split=lost.split.value, reason=lost.reason))
 
     def _announce(self, evaluation: Evaluation) -> None:
-        """Hands a durable evaluation to whoever wants it."""
+        """Pass a durable evaluation on to the strategy's queue and the observers."""
         if evaluation.status is Status.FAILED:
             logger.warning("%s failed on %s: %s", evaluation.candidate_id, evaluation.split, evaluation.error)
         if evaluation.candidate_id in self.state.pending and evaluation.split is Split.SEARCH:
@@ -350,8 +353,9 @@ class SearchLoop:
             observer(self.state, evaluation)
 
     def _tell_next(self) -> bool:
-        """Tells one result: the oldest candidate's (`deterministic`), or the next that came. False where there is none."""
-        # once nothing more is asked, telling in order would put results before proposals that should not know of them: the resumed run does it
+        """Tell one result: the oldest candidate's (`deterministic`), or the next that arrived. False if there is none."""
+        # While draining, a deterministic run asks nothing more, so telling now would put results before proposals that must not depend on
+        # them; the resumed run tells them.
         name = next(iter(self.state.pending if self._deterministic else self._arrived), None)
         if name not in self._arrived or (self._deterministic and self._stop.drain):
             return False
@@ -362,7 +366,7 @@ class SearchLoop:
 
 
 def _only_numbers(evaluation: Evaluation) -> Evaluation:
-    """`evaluation`, or one that FAILED, where a score, standard error or cost is NaN or infinite: such a result can neither be compared nor recorded."""
+    """`evaluation`, or a failed one if a score, standard error or cost is NaN or infinite, since that can be neither compared nor recorded."""
     parts = {"score": evaluation.scores, "standard error": evaluation.stderr, "cost": evaluation.cost}
     wrong = [
         f"the {kind} of {name} is {value}"
@@ -378,6 +382,6 @@ def _only_numbers(evaluation: Evaluation) -> Evaluation:
 
 
 def _genome_fields(genome: Genome) -> dict[str, Json]:
-    """A genome as the journal's `asked` has it: points under `values`, as ever, children of two candidates under `crossover`."""
+    """The fields of a genome in the journal's `asked` event: points under `values`, children of two candidates under `crossover`."""
     data = genome_to_json(genome)
     return {"values": data} if isinstance(genome, VectorGenome) else {"values": None, "crossover": data}

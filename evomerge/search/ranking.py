@@ -1,4 +1,4 @@
-"""Which evaluations of a run are better than others: the mean that users see, the front, the best, and what a user picks."""
+"""Ranks the evaluations of a run: the mean of the objectives, the front, the best candidate, and a user's pick."""
 
 from collections.abc import Sequence
 
@@ -10,39 +10,39 @@ from evomerge.strategy import candidate_id
 
 
 def utility(objectives: Sequence[Objective], evaluation: Evaluation) -> float:
-    """Mean of the objectives, weighted as `weights_in_mean` says, the minimised ones negated; higher is better."""
+    """Mean of the objectives with the weights of `weights_in_mean`, minimised ones negated; higher is better."""
     weights = weights_in_mean(objectives)
-    pairs = [(item, weight) for item, weight in zip(objectives, weights, strict=True) if weight]
-    return sum(weight * item.sign * evaluation.value(item.name) for item, weight in pairs) / sum(weights)
+    pairs = [(objective, weight) for objective, weight in zip(objectives, weights, strict=True) if weight]
+    return sum(weight * goal.sign * evaluation.value(goal.name) for goal, weight in pairs) / sum(weights)
 
 
 def standing(objectives: Sequence[Objective], evaluation: Evaluation) -> tuple[float, ...]:
-    """`utility`, and where that is equal the costs one after the other; higher is better. What dominates another stands higher."""
+    """A sort key: `utility`, ties broken by the costs in order; higher is better. An evaluation that dominates another has the higher key."""
     costs = [objective for objective in objectives if objective.is_cost]
-    return utility(objectives, evaluation), *(item.sign * evaluation.value(item.name) for item in costs)
+    return utility(objectives, evaluation), *(cost.sign * evaluation.value(cost.name) for cost in costs)
 
 
 def best_key(state: RunState, evaluation: Evaluation) -> tuple[tuple[float, ...], int]:
-    """What the best has most of, whatever order results come in: its `standing`, and of equals it was asked first."""
+    """The key that the best candidate maximises: its `standing`, ties broken by the order of asking, not of arrival."""
     return standing(state.objectives, evaluation), -state.entries.position(evaluation.candidate_id)
 
 
 def leader(state: RunState) -> str | None:
-    """The id of the winner of the finals, or of the best on the search split while there have been none; None before a result."""
+    """The id of the winner of the finals, or before the finals of the best on the search split; None if there are no results."""
     if state.best_id is not None:
         return state.best_id
-    best = max(state.evaluated(), key=lambda item: best_key(state, item), default=None)
+    best = max(state.evaluated(), key=lambda evaluation: best_key(state, evaluation), default=None)
     return None if best is None else best.candidate_id
 
 
 def front_of(state: RunState) -> Front:
-    """The candidates whose evaluations on the search split no other one dominates, baselines included.
+    """The non-dominated candidates on the search split, baselines included.
 
     Raises:
-        JournalError: the run has not begun.
+        JournalError: the run has not started.
     """
     if not state.run:
-        raise JournalError("this run is still starting, or was stopped while it did: nothing has been evaluated yet")
+        raise JournalError("nothing has been evaluated yet: this run is still starting, or was stopped while starting")
     front = Front(state.objectives)
     for evaluation in state.evaluated():
         front.add(evaluation)
@@ -56,13 +56,13 @@ def members_of(state: RunState, front: Front) -> list[Evaluation]:
 
 def best_of_front(state: RunState) -> list[Evaluation]:
     """The members of the front, the best first."""
-    return sorted(members_of(state, front_of(state)), key=lambda item: best_key(state, item), reverse=True)
+    return sorted(members_of(state, front_of(state)), key=lambda member: best_key(state, member), reverse=True)
 
 
 def reference_losses(state: RunState) -> list[float] | None:
-    """The hypervolume's reference point as losses (m,): configured, else score 0 for maximised tasks and the worst baseline for the rest.
+    """The hypervolume's reference point as losses (m,): as configured; by default score 0 for maximised tasks, the worst baseline for the rest.
 
-    None while one of the rest has no baseline.
+    None as long as an objective that needs it has no evaluated baseline.
     """
     losses = []
     for objective in state.objectives:
@@ -83,10 +83,10 @@ def reference_losses(state: RunState) -> list[float] | None:
 
 
 def pick(state: RunState, choice: str) -> Entry:
-    """The entry a user means by `best`, `knee`, or an id with or without `id:` before it.
+    """The entry for a user's choice: `best`, `knee`, or an id with or without the prefix `id:`.
 
-    `best` is the winner of the finals, or of the search split while there have been none; `knee` is the best of the front's `knees`, which where it
-    has none are its ends; `id:42` means `id:c000042`.
+    `best` is the winner of the finals, or before the finals the best on the search split; `knee` is the best of the front's `knees` (if it has
+    none, of its ends); `42` means `c000042`.
 
     Raises:
         JournalError: nothing has been evaluated, or there is no such candidate.

@@ -1,7 +1,7 @@
-"""`RunRecorder`: the one writer of a run. Journal, item store and `RunState` move together.
+"""`RunRecorder`: the only writer of a run, which keeps journal, item store and `RunState` consistent.
 
-`note` is for what nobody outside has to know yet: the state has it at once, the disk with the next `commit`. Nothing may leave the
-process (a request, a file, a line on the screen) before it is committed. `record` is both.
+`note` updates the state at once, and the disk with the next `commit`. Nothing that depends on a noted event may leave the process (a request,
+a file, a line on the screen) before the commit. `record` does both.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +19,11 @@ class RunRecorder:
     """Opens (or creates) the records of a run and replays them.
 
     Args:
-        directory: the run.
-        guard: called before anything is written; raises where this process no longer owns the run.
+        directory: the run directory.
+        guard: called before anything is written; raises if this process no longer owns the run.
 
     Raises:
-        JournalError: they are damaged, or cannot be written to.
+        JournalError: the records are damaged, or cannot be written.
     """
 
     def __init__(self, directory: RunDirectory, guard: Callable[[], None] = lambda: None) -> None:
@@ -42,7 +42,7 @@ class RunRecorder:
             raise
 
     def events(self) -> Iterator[Mapping[str, Any]]:
-        """The events that were there when the records were opened, in order; read from the file each time."""
+        """The events that existed when the records were opened, in order; read from the file on each call."""
         return self._journal.replay()
 
     def record(self, *events: Mapping[str, Json]) -> None:
@@ -51,30 +51,30 @@ class RunRecorder:
         self.commit()
 
     def note(self, *events: Mapping[str, Json]) -> None:
-        """Applies `events` to the state; they are durable after the next `commit`.
+        """Apply `events` to the state; they are durable after the next `commit`.
 
         Raises:
-            JournalError: one contradicts those before it, or is too large to be read again.
+            JournalError: an event contradicts those before it, or exceeds the maximum size.
         """
         self._journal.write(*events)
         for record in events:
             self.state.apply(record)
 
     def commit(self) -> None:
-        """Returns when everything noted is durable: item scores first, then the events that name them.
+        """Make everything noted durable: item scores first, then the events that refer to them.
 
         Raises:
-            JournalError: the disk is full, the files are not writable any more, or another process has taken the run over.
+            JournalError: the disk is full, the files are no longer writable, or another process has taken over the run.
         """
         self._guard()
         self._items.commit()
         self._journal.commit()
 
     def note_evaluation(self, evaluation: Evaluation, elapsed_s: float) -> None:
-        """Takes an evaluation with its item scores in; it is durable after the next `commit`.
+        """Note an evaluation with its item scores; it is durable after the next `commit`.
 
         Raises:
-            JournalError: it was recorded before, or its items do not match the run's.
+            JournalError: it has already been recorded, or its items do not match the run's.
         """
         split = evaluation.split
         if (evaluation.candidate_id, split) in self.state.evaluations:
@@ -115,13 +115,13 @@ class RunRecorder:
         return with_items(self.state, self._items, identifier, split)
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         self._journal.close()
         self._items.close()
 
 
 def open_items(directory: RunDirectory, state: RunState) -> ItemStore:
-    """The item store of a run, with the columns that `state` knows."""
+    """Open the item store of a run, with the columns in `state`."""
     store = ItemStore(directory.folder)
     for split, layout in state.layouts.items():
         store.declare(split, layout)
@@ -129,7 +129,7 @@ def open_items(directory: RunDirectory, state: RunState) -> ItemStore:
 
 
 def with_items(state: RunState, store: ItemStore, identifier: str, split: Split) -> Evaluation:
-    """The evaluation of `identifier` on `split`, its item scores read from `store`."""
+    """The evaluation of `identifier` on `split`, with its item scores from `store`."""
     evaluation = state.evaluations[identifier, split]
     place = state.evaluations.place(identifier, split)
     if place is None:

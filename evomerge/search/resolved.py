@@ -1,4 +1,4 @@
-"""`resolved.json`: what a run was started with, and what its results depend on."""
+"""The schema of `resolved.json`: the configuration that a run was started with, and what its results depend on."""
 
 from typing import Any
 
@@ -17,23 +17,23 @@ class Checkout(_Record):
 
 
 class RecordedSpace(_Record):
-    """The search space: its fingerprint; and name, bounds and, of a categorical one, choices of every parameter."""
+    """The search space: its fingerprint, and the name, bounds and (if categorical) choices of every parameter."""
 
     fingerprint: str
     parameters: tuple[tuple[str, float, float] | tuple[str, float, float, tuple[str, ...]], ...]
 
 
 class Resolved(_Record):
-    """The content of the file; older runs lack what has a default.
+    """The content of the file. Fields with a default may be missing in older runs.
 
     Attributes:
         config: the full configuration.
-        given: the settings of `config.yaml`, by which edits are noticed.
-        versions: package -> version, as of the last session.
-        checkout: where evomerge ran from a git checkout, as of the last session.
-        models: what recipes call a model -> fingerprint.
+        given: the settings in `config.yaml`, to notice edits.
+        versions: package -> version, in the last session.
+        checkout: the git checkout that evomerge ran from in the last session, if any.
+        models: model name in recipes -> fingerprint.
         tasks: file or name -> fingerprint.
-        baselines: the user's own recipe -> fingerprint.
+        baselines: name of the user's own recipe -> fingerprint.
         space: the search space.
     """
 

@@ -1,4 +1,4 @@
-"""A run directory: its files, and how they are written to."""
+"""The run directory and its files."""
 
 import shlex
 from collections.abc import Iterator
@@ -33,11 +33,11 @@ class RunDirectory:
 
     @property
     def resume_command(self) -> str:
-        """What goes on with the run, as a shell takes it."""
+        """The shell command that continues the run."""
         return f"evomerge resume {shlex.quote(str(self.folder))}"
 
     def read_resolved(self) -> Resolved:
-        """What the run was started with.
+        """Read `resolved.json`.
 
         Raises:
             JournalError: this is not a run directory, or the file is damaged.
@@ -49,26 +49,28 @@ class RunDirectory:
         except ValidationError as error:
             first = error.errors()[0]
             where = "".join(f"{part}: " for part in first["loc"])
-            raise JournalError(f"{self.resolved}: {where}{first['msg']}; it is damaged, or none of a run") from None
+            raise JournalError(
+                f"{self.resolved}: {where}{first['msg']}; the file is damaged or does not belong to a run"
+            ) from None
 
     def check_journal(self) -> None:
-        """A run that was stopped while it started has no journal yet; with results and without a journal something is lost.
+        """Check that the journal is not lost; a run that was stopped while it was starting has none yet.
 
         Raises:
-            JournalError: it is.
+            JournalError: there are results but no journal.
         """
         if not self.journal.exists() and (self.front_json.exists() or any(self.folder.glob("items.*"))):
             raise JournalError(
-                f"{self.journal}: is missing, and nothing can be told of a run without it; restore it from a backup"
+                f"{self.journal}: is missing, and the run cannot be read without it; restore it from a backup"
             )
 
 
 @contextmanager
 def writing_into(directory: RunDirectory) -> Iterator[None]:
-    """Turns what the operating system says about a full or read-only disk into a `JournalError`."""
+    """Convert errors of the operating system, such as a full or read-only disk, to `JournalError`."""
     try:
         yield
     except OSError as problem:
         raise JournalError(
-            f"{directory.folder}: cannot be written to ({problem.strerror}); nothing finished is lost. Mend that and resume the run"
+            f"{directory.folder}: cannot be written to ({problem.strerror}); every finished evaluation is saved. Fix the cause and resume the run"
         ) from problem

@@ -1,8 +1,8 @@
-"""The lock that keeps a second process out of a run directory, on this machine and on every other that sees the directory.
+"""The lock that keeps a second process out of a run directory, on this machine and on all others that share the directory.
 
-On one machine the kernel decides (`flock`), so a lock ends with its process, however it ends. Where the file names another machine, whose
-`flock` a shared file system may not pass on, or the file system has no `flock`, the holder's heartbeat decides: a counter in the file that
-is seen to move or not to move. No clock is compared, so clocks may differ or go backwards.
+On one machine the kernel decides (`flock`), so a lock ends with its process, however it ends. If the lock file names another machine, whose
+`flock` may not be visible through a shared file system, or if the file system has no `flock`, the holder's heartbeat decides: a counter in the
+file that must keep increasing. Clocks are never compared, so they may differ or go backwards.
 """
 
 import fcntl
@@ -23,10 +23,10 @@ from evomerge.core import JournalError, machine_id
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5.0
-"""How often the holder raises its counter."""
+"""how often the holder increases its counter"""
 
 PATIENCE = 4
-"""A holder on another machine whose counter stands still for so many heartbeats is gone."""
+"""A holder on another machine counts as dead if its counter has not changed for this many heartbeats."""
 
 
 class RunLock:
@@ -34,11 +34,11 @@ class RunLock:
 
     Args:
         folder: the run directory.
-        heartbeat_s: how often the holder says that it lives.
+        heartbeat_s: interval between heartbeats.
         machine: identifies this machine; default: its kernel's boot id, which containers on it share.
 
     Raises:
-        JournalError: another process has the run (the message names its host and pid), or the lock file cannot be written.
+        JournalError: another process holds the run (the message names its host and pid), or the lock file cannot be written.
     """
 
     def __init__(self, folder: Path, *, heartbeat_s: float = HEARTBEAT_S, machine: str | None = None) -> None:
@@ -81,10 +81,10 @@ class RunLock:
             self._stream = None
 
     def check(self) -> None:
-        """Makes sure, where this process has been asleep for long, that nobody has taken the run over meanwhile.
+        """If this process has been suspended for long, check that no other has taken over the run meanwhile.
 
         Raises:
-            JournalError: somebody has; this process must not write any more.
+            JournalError: another process has; this one must not write any more.
         """
         if _awake_and_asleep_s() - self._seen_s > self._heartbeat_s * PATIENCE / 2:
             self._confirm()
@@ -96,17 +96,21 @@ class RunLock:
         except BlockingIOError:
             raise self._in_use(_read(self._path)) from None
         except OSError as problem:
-            logger.warning("%s: this file system has no flock (%s); the heartbeat alone decides", self._path, problem)
+            logger.warning("%s: this file system has no flock (%s); relying on heartbeats alone", self._path, problem)
             locked = False
         holder = _read(self._path)
         if holder and not (locked and holder.get("machine") == self._machine):
-            self._wait_for_a_sign(holder)
+            self._wait_for_heartbeat(holder)
         self._write(0)
 
-    def _wait_for_a_sign(self, holder: Mapping[str, Any]) -> None:
-        """Watches the counter of a holder that flock says nothing of; returns when it does not move."""
+    def _wait_for_heartbeat(self, holder: Mapping[str, Any]) -> None:
+        """Watch the counter of a holder that flock does not show; return if it does not change.
+
+        Raises:
+            JournalError: it changes, so the holder is alive.
+        """
         logger.warning(
-            "%s is held by %s; waiting %g s for a sign that it is alive",
+            "%s is held by %s; waiting %g s for a heartbeat",
             *(self._path, _who(holder), PATIENCE * self._heartbeat_s),
         )
         deadline = time.monotonic() + PATIENCE * self._heartbeat_s
@@ -117,11 +121,11 @@ class RunLock:
                 return
             if now != holder:
                 raise self._in_use(now)
-        logger.warning("%s: no sign of life; the run is taken over", self._path)
+        logger.warning("%s: no heartbeat; taking over the run", self._path)
 
     def _in_use(self, holder: Mapping[str, Any]) -> JournalError:
         return JournalError(
-            f"{self._path.parent}: this run is in use by {_who(holder)}; wait for it to end, or stop it"
+            f"{self._path.parent}: this run is in use by {_who(holder)}; wait until it ends, or stop it"
         )
 
     def _beat(self) -> None:
@@ -132,15 +136,15 @@ class RunLock:
                 self._confirm()
                 self._write(count)
             except JournalError:
-                return  # `check` says so where somebody wants to write
+                return  # `check` raises this before the next write
             except OSError as problem:
-                logger.warning("%s: no heartbeat (%s)", self._path, problem.strerror)
+                logger.warning("%s: cannot write the heartbeat (%s)", self._path, problem.strerror)
 
     def _confirm(self) -> None:
         if not self._is_ours():
             raise JournalError(
-                f"{self._path.parent}: another process has taken this run over, because this one gave no sign of life for "
-                f"{PATIENCE * self._heartbeat_s:g} s; it stops here, what was saved before is the other's now"
+                f"{self._path.parent}: another process has taken over this run, because this one showed no heartbeat for "
+                f"{PATIENCE * self._heartbeat_s:g} s. This process stops; the other continues from what was saved"
             )
         self._seen_s = _awake_and_asleep_s()
 
@@ -154,9 +158,9 @@ class RunLock:
             "host": socket.gethostname(),
             "machine": self._machine,
             "token": self._token,
-            "heartbeat": f"{count:012d}",  # of constant length, so that a reader never sees half of two
+            "heartbeat": f"{count:012d}",  # constant length, so that a reader never sees a mixture of two contents
         }
-        # not through the stream of the lock: it was opened for appending, where pwrite would append as well
+        # not through the stream of the lock: it is opened for appending, and pwrite would append too
         descriptor = os.open(self._path, os.O_WRONLY)
         try:
             size = os.pwrite(descriptor, json.dumps(content).encode() + b"\n", 0)
@@ -167,10 +171,10 @@ class RunLock:
 
 
 class HolderWatch:
-    """Tells from outside, without taking the lock, who works on the run in `folder`, and whether that process lives.
+    """Tells, without taking the lock, which process works on the run in `folder`, and whether it is alive.
 
-    A process that is seen in this machine's list of processes is looked for there, by number and start time, so that a number which has been
-    given to another process is not taken for it. Of any other, on another machine or in another container, the heartbeat tells.
+    A process in this machine's process list is looked up there by pid and start time, so that another process with a reused pid is not mistaken
+    for it. For any other, on another machine or in another container, the heartbeat decides.
     """
 
     def __init__(self, folder: Path, *, heartbeat_s: float = HEARTBEAT_S) -> None:
@@ -181,7 +185,7 @@ class HolderWatch:
         self._moved_s = 0.0
 
     def look(self) -> tuple[str, bool | None] | None:
-        """The holder now, and whether it lives (None: it has not been watched long enough to say); None where nobody holds the run."""
+        """The current holder and whether it is alive (None: not yet known); None if nobody holds the run."""
         content = _read(self._path)
         if not content:
             return None
@@ -190,9 +194,9 @@ class HolderWatch:
             self._first, self._last, self._moved_s = content, content, now
         elif content != self._last:
             self._last, self._moved_s = content, now
-        return _who(content), self._lives(content, now)
+        return _who(content), self._is_alive(content, now)
 
-    def _lives(self, content: Mapping[str, Any], now: float) -> bool | None:
+    def _is_alive(self, content: Mapping[str, Any], now: float) -> bool | None:
         pid, mark = content.get("pid"), content.get("process")
         if content.get("machine") == machine_id() and isinstance(pid, int) and isinstance(mark, str):
             namespace = mark.partition(":")[0]
@@ -204,12 +208,12 @@ class HolderWatch:
 
 
 def _process_mark(pid: int) -> str:
-    """A process's list of processes and its start time, which tell it from a later one of the same number; empty where it has ended.
+    """This machine's pid namespace and the start time of a process, which distinguish it from a later one with the same pid; empty if it has ended.
 
-    One that has ended stays in the list while its parent does not ask how, as where a container's first process never does.
+    A process that has ended stays in the list as a zombie until its parent reaps it, which the first process of a container may never do.
     """
     try:
-        # the name of the program, in brackets, may hold anything; after it come the state and, 20th, the start time (proc_pid_stat(5), fields 3 and 22)
+        # the program's name, in brackets, may contain anything; after it come the state and, as 20th, the start time (proc_pid_stat(5), fields 3, 22)
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else f"{os.readlink('/proc/self/ns/pid')[5:-1]}:{fields[19]}"
     except OSError:
@@ -217,13 +221,13 @@ def _process_mark(pid: int) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What the lock file says; empty where nobody holds it."""
+    """The content of the lock file; empty if nobody holds it."""
     try:
         value = json.loads(path.read_bytes() or b"{}")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):
-        return _UNREADABLE  # perhaps it is being written
+        return _UNREADABLE  # it may just be being written
     return value if isinstance(value, dict) else _UNREADABLE
 
 
@@ -231,10 +235,10 @@ _UNREADABLE = {"content": "unreadable"}
 
 
 def _who(holder: Mapping[str, Any]) -> str:
-    """The holder as messages name it."""
+    """A description of the holder for messages."""
     return f"process {holder['pid']} on {holder.get('host')}" if "pid" in holder else "an unknown process"
 
 
 def _awake_and_asleep_s() -> float:
-    """A clock that never goes back and that counts the time a machine sleeps."""
+    """A monotonic clock that includes the time that the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -1,6 +1,6 @@
-"""`RunState`: what a run knows, rebuilt from its events. The loop, the reports and the exports all read this one picture.
+"""`RunState`: the state of a run, rebuilt from its events. The loop, the reports and the exports all read this one state.
 
-Taking an event in costs the same however many came before it, and a candidate takes a few hundred bytes (`tables`).
+Applying an event takes constant time, and a candidate takes a few hundred bytes (see `tables`).
 """
 
 from collections import Counter
@@ -29,25 +29,25 @@ class RunState:
         run: the `run` event.
         objectives: the run's objectives.
         entries: every candidate by id, in the order of their events.
-        evaluations: (id, split) -> evaluation, without item scores; `evaluations.place` says where those are.
+        evaluations: (id, split) -> evaluation, without item scores; `evaluations.place` tells where those are.
         layouts: split -> columns of the item store.
-        sample_sizes: split -> name of a group of tasks -> number of items of each of them.
-        pending: asked but not yet told, in the order they were asked.
-        n_evaluations: evaluations of each split, however they ended.
-        n_lost_workers: (id, split) -> number of workers lost with it, while it has no evaluation.
-        items_told: items of the baselines and of the candidates that the strategy has been told, search split.
-        items_each: the most items one of those took.
-        failed_in_a_row: how many of the candidates told last failed, in this session.
+        sample_sizes: split -> name of a group of tasks -> number of items of each of its tasks.
+        pending: candidates asked but not yet told, in the order they were asked.
+        n_evaluations: number of evaluations of each split, including failed ones.
+        n_lost_workers: (id, split) -> number of workers lost while evaluating it, as long as it has no evaluation.
+        items_told: total number of items of the baselines and the told candidates, search split.
+        items_each: the largest number of items among these.
+        failed_in_a_row: how many of the last told candidates failed in a row, in this session.
         last_error: why the last of those failed.
         seeded: whether the strategy has been given the baselines.
-        stopped: reasons of the last stop; empty while the search is going on.
-        diagnostics: what the strategy had to say about the problem when the search stopped last.
+        stopped: reasons of the last stop; empty while the search is running.
+        diagnostics: the strategy's diagnostics at the last stop.
         finalists: ids ranked on `select`.
         best_id: the winner of the finals.
         gone_on: whether candidates have been asked since those finals.
-        finished: whether finals are done.
-        elapsed_s: wall time of all sessions up to the last evaluation.
-        ask_s: time the strategy took to propose, all candidates together.
+        finished: whether the finals are done.
+        elapsed_s: wall time over all sessions up to the last evaluation.
+        ask_s: total time that the strategy took to propose candidates.
     """
 
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class RunState:
         """The state after `events`.
 
         Raises:
-            JournalError: an event of unknown kind, or one that contradicts those before it.
+            JournalError: an event is of an unknown kind, or contradicts those before it.
         """
         state = cls()
         for event in events:
@@ -89,7 +89,7 @@ class RunState:
         return state
 
     def apply(self, event: Mapping[str, Any]) -> None:
-        """Takes one event in. Raises JournalError as `of`."""
+        """Apply one event. Raises JournalError like `of`."""
         handler = getattr(self, f"_on_{event['event']}", None)
         if handler is None:
             raise JournalError(
@@ -125,7 +125,7 @@ class RunState:
         self.objectives = tuple(map(Objective.from_json, event["objectives"]))
 
     def _on_session(self, event: Mapping[str, Any]) -> None:
-        self.failed_in_a_row = 0  # whoever resumes a run that only failed has mended why
+        self.failed_in_a_row = 0  # assume that the cause of failures was fixed before the run was resumed
 
     def _on_baseline(self, event: Mapping[str, Any]) -> None:
         self.entries.add(Entry(event["id"], _genome(event), recipe=event["recipe"], baseline=True))
@@ -178,9 +178,7 @@ class RunState:
         split = Split(event["split"])
         for name in event["ids"]:
             if self.evaluations.status(name, split) is not Status.FAILED:
-                raise JournalError(
-                    f"record {event.get('seq')}: {name} is tried again on {split} and has not failed there"
-                )
+                raise JournalError(f"record {event.get('seq')}: {name} is retried on {split} but has not failed there")
             self.evaluations.drop(name, split)
             self.n_evaluations[split] -= 1
         self.finished = False
@@ -216,6 +214,6 @@ class RunState:
 
 
 def _genome(event: Mapping[str, Any]) -> Genome | None:
-    """From `values` (a point) or `crossover` (a child of two candidates); None where a baseline has neither."""
+    """The genome in `values` (a point) or `crossover` (a child of two candidates); None if a baseline has neither."""
     data = event["values"] if event["values"] is not None else event.get("crossover")
     return None if data is None else genome_from_json(data)

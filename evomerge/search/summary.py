@@ -1,4 +1,4 @@
-"""`summary.json`: what a run found, with standard errors and paired comparisons. Numbers only; the CLI makes the table."""
+"""`summary.json`: the results of a run, with standard errors and paired comparisons. Only numbers; the CLI prints the tables."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ class Row(TypedDict):
     Attributes:
         scores: objective -> score or cost.
         stderr: task -> standard error of its score.
-        mean, mean_stderr: of the objectives (`utility`).
+        mean, mean_stderr: mean of the objectives (`utility`) and its standard error.
     """
 
     scores: dict[str, float]
@@ -65,7 +65,7 @@ def summarize(state: RunState, read_items: ReadItems) -> Summary:
     details = {split.value: _details(state, split) for split in Split}
     return {
         "evaluations": state.n_evaluations[Split.SEARCH],
-        "items": int(sum(item.cost.get("items", 0) for item in state.evaluations.values())),
+        "items": int(sum(evaluation.cost.get("items", 0) for evaluation in state.evaluations.values())),
         "wall_s": state.elapsed_s,
         "splits": {split: _scores(state, rows) for split, rows in details.items()},
         "best_id": state.best_id,
@@ -80,11 +80,11 @@ def summarize(state: RunState, read_items: ReadItems) -> Summary:
 
 
 def overhead(state: RunState) -> dict[str, float]:
-    """Where the time of a candidate goes, in seconds, and the share that is neither engine nor scoring.
+    """Time per candidate and its parts, in seconds, and the share that is spent neither in the engine nor on scoring.
 
-    Medians over the search split, since each machine's first candidates also pay for compiling; asking is a mean.
+    Medians over the search split, since the first candidates on each machine include compilation; the time to ask is a mean.
     """
-    costs = [item.cost for item in state.evaluated() if "total_s" in item.cost]
+    costs = [evaluation.cost for evaluation in state.evaluated() if "total_s" in evaluation.cost]
     if not costs:
         return {}
     names = sorted({name for cost in costs for name in cost if name.endswith("_s")})
@@ -105,26 +105,27 @@ def overhead(state: RunState) -> dict[str, float]:
 def mean_with_error(objectives: tuple[Objective, ...], evaluation: Evaluation) -> tuple[float, float]:
     """`utility` and its standard error (items of different tasks are independent)."""
     weights = weights_in_mean(objectives)
-    errors = [weight * evaluation.stderr.get(item.name, 0.0) for item, weight in zip(objectives, weights, strict=True)]
+    weighted = zip(objectives, weights, strict=True)
+    errors = [weight * evaluation.stderr.get(objective.name, 0.0) for objective, weight in weighted]
     return utility(objectives, evaluation), float(np.sqrt(np.sum(np.square(errors)))) / sum(weights)
 
 
 def _scores(state: RunState, details: Mapping[str, Row]) -> dict[str, Json]:
-    """The scores in `details` of every source (by the name of its model), of every other baseline, and of the best; {} where there are none."""
+    """The scores in `details` of every source (by model name), every other baseline, and the best; {} for those without scores."""
 
-    def of(name: str) -> Json:
+    def scores(name: str) -> Json:
         return dict(details[name]["scores"]) if name in details else {}
 
     names = [entry.id for entry in state.baselines]
     return {
-        "sources": {name.removeprefix("source:"): of(name) for name in names if name.startswith("source:")},
-        "baselines": {name: of(name) for name in names if not name.startswith("source:")},
-        "best": of(state.best_id or ""),
+        "sources": {name.removeprefix("source:"): scores(name) for name in names if name.startswith("source:")},
+        "baselines": {name: scores(name) for name in names if not name.startswith("source:")},
+        "best": scores(state.best_id or ""),
     }
 
 
 def _details(state: RunState, split: Split) -> dict[str, Row]:
-    """id -> scores, standard errors, and the mean of the objectives with its standard error."""
+    """id -> scores, standard errors, and mean with standard error, for baselines, finalists and the leader."""
     names = [entry.id for entry in state.baselines]
     names += [name for name in dict.fromkeys([*state.finalists, leader(state)]) if name and name not in names]
     details: dict[str, Row] = {}
@@ -133,7 +134,7 @@ def _details(state: RunState, split: Split) -> dict[str, Row]:
         if evaluation is not None and evaluation.status is Status.OK:
             mean, error = mean_with_error(state.objectives, evaluation)
             details[name] = {
-                "scores": {item.name: evaluation.value(item.name) for item in state.objectives},
+                "scores": {objective.name: evaluation.value(objective.name) for objective in state.objectives},
                 "stderr": dict(evaluation.stderr),
                 "mean": mean,
                 "mean_stderr": error,
@@ -144,12 +145,13 @@ def _details(state: RunState, split: Split) -> dict[str, Row]:
 def _comparisons(state: RunState, read_items: ReadItems) -> dict[str, Comparison]:
     """Baseline id -> paired difference best - baseline of the mean over tasks on `report`, with its 95% interval.
 
-    Empty where there is no interval: no objective is a task, or one has a single item.
+    Empty if intervals cannot be computed: no objective is a task, or a task has only one item.
     """
     if state.best_id is None or state.evaluations.place(state.best_id, Split.REPORT) is None:
         return {}
     best = read_items(state.best_id, Split.REPORT)
-    counts = [len(best.item_scores[item.name]) for item in state.objectives if item.name in best.item_scores]
+    names = [objective.name for objective in state.objectives]
+    counts = [len(best.item_scores[name]) for name in names if name in best.item_scores]
     if min(counts, default=0) < 2:
         return {}
     result: dict[str, Comparison] = {}
@@ -165,9 +167,9 @@ def _comparisons(state: RunState, read_items: ReadItems) -> dict[str, Comparison
 
 
 def paired_difference(objectives: tuple[Objective, ...], first: Evaluation, second: Evaluation) -> tuple[float, float]:
-    """`utility` of `first` minus that of `second` (positive: first is better) and its standard error, item by item; two items of each task at least.
+    """`utility` of `first` minus that of `second` (positive: first is better) and its standard error, paired by item.
 
-    Costs differ as they do, without error.
+    Every task needs at least two items. Differences in costs are included without an error.
     """
     weights = weights_in_mean(objectives)
     total = variance = 0.0
@@ -185,14 +187,14 @@ def paired_difference(objectives: tuple[Objective, ...], first: Evaluation, seco
 
 
 def headline(state: RunState, details: Mapping[str, Row]) -> tuple[list[str], str | None]:
-    """What a table of the run shows: the baselines, of task arithmetic only the best on the search split, and the winner, or the best so far.
+    """The rows of a table of the run: baselines (task arithmetic only with the weight that is best on the search split), and the winner or best so far.
 
     Args:
         state: the run.
         details: `details.search` of the summary.
 
     Returns:
-        The ids, and that of task arithmetic (None where there is none).
+        The ids, and the id of task arithmetic (None if there is none).
     """
     tuned = tuned_task_arithmetic(details)
     names = [entry.id for entry in state.baselines if not entry.id.startswith("task_arithmetic:") or entry.id == tuned]
@@ -200,41 +202,42 @@ def headline(state: RunState, details: Mapping[str, Row]) -> tuple[list[str], st
 
 
 def remarks_on_finals(state: RunState) -> list[str]:
-    """What must be said beside the winner of the finals, if there is one: that it is a baseline, that the search has gone on since."""
+    """Remarks to show with the winner of the finals, if there is one: that it is a baseline, or that the search has continued since."""
     if state.best_id is None:
         return []
     remarks = []
     if state.entries[state.best_id].baseline:
         n_found = sum(not state.entries.is_baseline(name) for name in state.finalists)
-        of_them = f" (of {n_found} in the finals)" if n_found else ", of which none was in the finals,"
-        remarks.append(f"no merge found by the search{of_them} beats {state.best_id} on the select split")
+        in_finals = f" (of {n_found} in the finals)" if n_found else " (none was in the finals)"
+        remarks.append(f"no merge found by the search{in_finals} beats {state.best_id} on the select split")
     if state.gone_on:
         remarks.append(
-            "the search has gone on since the finals, whose winner and scores these are; new finals will follow"
+            "the winner and scores are those of the last finals; the search has continued since, and new finals will follow"
         )
     return remarks
 
 
 def indifferent(state: RunState) -> dict[str, float]:
-    """The tasks among the objectives on which all baselines, of two or more, have the very same score on the search split; and that score."""
-    found = [state.evaluations.get((entry.id, Split.SEARCH)) for entry in state.baselines]
-    good = [item for item in found if item is not None and item.status is Status.OK]
-    scores = {goal.name: {item.value(goal.name) for item in good} for goal in state.objectives if not goal.is_cost}
+    """Task -> score, for the tasks among the objectives on which all baselines (at least two) have the same score on the search split."""
+    results = [state.evaluations.get((entry.id, Split.SEARCH)) for entry in state.baselines]
+    good = [result for result in results if result is not None and result.status is Status.OK]
+    names = [objective.name for objective in state.objectives if not objective.is_cost]
+    scores = {name: {result.value(name) for result in good} for name in names}
     return {name: values.pop() for name, values in scores.items() if len(good) > 1 and len(values) == 1}
 
 
 def items_of_candidate(state: RunState, split: Split) -> int | None:
-    """How many items of all tasks together a candidate is scored on; None where that is not known."""
-    counts = (item.cost.get("items") for item in state.evaluations.values() if item.split is split)
+    """The total number of items that a candidate is scored on; None if unknown."""
+    counts = (evaluation.cost.get("items") for evaluation in state.evaluations.values() if evaluation.split is split)
     return next((int(count) for count in counts if count), None)
 
 
 def verdict(comparison: Comparison) -> str:
-    """What the interval of an entry of `comparisons` says of the best."""
+    """Whether the best is better than a baseline, according to the interval of the comparison."""
     return "better" if comparison["low"] > 0 else "worse" if comparison["high"] < 0 else "no difference shown"
 
 
 def tuned_task_arithmetic(details: Mapping[str, Row]) -> str | None:
-    """The id of the task-arithmetic baseline with the best mean in `details` (the search split's)."""
+    """The id of the task-arithmetic baseline with the best mean in `details` (of the search split)."""
     names = [name for name in details if name.startswith("task_arithmetic:")]
     return max(names, key=lambda name: details[name]["mean"], default=None)

@@ -1,6 +1,6 @@
-"""What a run remembers of every candidate, packed: two mappings that make their records when they are looked up.
+"""Compact storage of a run's candidates and evaluations: two mappings that build their records when they are looked up.
 
-A run of 100,000 candidates stays below the size of its item matrix; plain records in dictionaries take ten times as much.
+For a run of 100,000 candidates they are smaller than its item matrix; dictionaries of plain records take ten times as much.
 """
 
 from array import array
@@ -19,12 +19,12 @@ class Entry:
     """A candidate of the run.
 
     Attributes:
-        id: unique in the run; baselines are called `source:<name>`, `uniform`, `task_arithmetic:<weight>`, `recipe:<file>`.
-        genome: as it was proposed; None for a baseline outside the space.
-        parents: ids it was made from.
-        recipe: a baseline's recipe as JSON; None where it follows from the genome.
+        id: unique in the run; ids of baselines are `source:<name>`, `uniform`, `task_arithmetic:<weight>`, `recipe:<file>`, ...
+        genome: the genome as proposed; None for a baseline outside the space.
+        parents: ids of the candidates that it was made from.
+        recipe: a baseline's recipe as JSON; None for other candidates, whose recipes are made from their genomes.
         baseline: whether it is a baseline.
-        factors: what a crossover's parents are multiplied by (docs/journal.md); None where that is not recorded.
+        factors: factors of a crossover's parents (docs/journal.md); None if not recorded.
     """
 
     id: str
@@ -40,7 +40,7 @@ class Entry:
         return self.genome.values if isinstance(self.genome, VectorGenome) else None
 
     def candidate(self) -> Candidate:
-        """As strategies know it.
+        """The candidate, as strategies use it.
 
         Raises:
             JournalError: it has no genome.
@@ -51,7 +51,7 @@ class Entry:
 
 
 class EntryTable(Mapping[str, Entry]):
-    """Candidates by id, in the order they were added. Looking one up makes a new, equal `Entry`."""
+    """Candidates by id, in the order they were added. Each lookup makes a new, equal `Entry`."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
@@ -62,13 +62,13 @@ class EntryTable(Mapping[str, Entry]):
         self._factors: dict[str, bytes] = {}
 
     def add(self, entry: Entry) -> None:
-        """Appends an entry.
+        """Append an entry.
 
         Raises:
-            JournalError: its id is taken.
+            JournalError: there is already an entry with this id.
         """
         if entry.id in self._index:
-            raise JournalError(f"candidate {entry.id} stands twice in the journal")
+            raise JournalError(f"candidate {entry.id} appears twice in the journal")
         self._index[entry.id] = len(self._names)
         self._names.append(entry.id)
         values = entry.values
@@ -78,17 +78,17 @@ class EntryTable(Mapping[str, Entry]):
             self._baselines[entry.id] = entry.recipe
 
     def add_factors(self, identifier: str, factors: Sequence[float]) -> None:
-        """Takes in what the parents of a crossover are multiplied by.
+        """Store the factors of a crossover's parents.
 
         Raises:
             JournalError: there is no such candidate.
         """
         if identifier not in self._index:
-            raise JournalError(f"factors of {identifier}, which has not been asked")
+            raise JournalError(f"the journal has factors of {identifier} but no such candidate")
         self._factors[self.name(identifier)] = array("d", factors).tobytes()
 
     def name(self, identifier: str) -> str:
-        """The one string object that stands for `identifier` in the whole run."""
+        """The stored string object equal to `identifier`, so that all uses share one; `identifier` itself if unknown."""
         row = self._index.get(identifier)
         return identifier if row is None else self._names[row]
 
@@ -129,7 +129,7 @@ class EntryTable(Mapping[str, Entry]):
 
 @dataclass(slots=True)
 class _Columns:
-    """The evaluations of one split, a row each; `numbers` holds scores, standard errors and costs, named by `shape`."""
+    """The evaluations of one split, one per row; `numbers` holds scores, standard errors and costs, whose names are given by `shape`."""
 
     rows: dict[str, int] = field(default_factory=dict)
     status: bytearray = field(default_factory=bytearray)
@@ -146,7 +146,7 @@ _Shape = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 
 class EvaluationTable(Mapping[tuple[str, Split], Evaluation]):
-    """(id, split) -> evaluation without item scores, split after split, in the order they were added."""
+    """(id, split) -> evaluation without item scores; iterates split by split, in the order of addition."""
 
     def __init__(self) -> None:
         self._splits: dict[Split, _Columns] = {}
@@ -154,10 +154,10 @@ class EvaluationTable(Mapping[tuple[str, Split], Evaluation]):
         self._shape_index: dict[_Shape, int] = {}
 
     def add(self, evaluation: Evaluation, place: tuple[int, str] | None) -> None:
-        """Appends an evaluation and where its item scores are: (row, checksum) in the item store, or None.
+        """Append an evaluation and the place of its item scores: (row, checksum) in the item store, or None.
 
         Raises:
-            JournalError: there is one of this candidate on this split.
+            JournalError: this candidate already has an evaluation on this split.
         """
         columns = self._splits.setdefault(evaluation.split, _Columns())
         if evaluation.candidate_id in columns.rows:
@@ -180,20 +180,20 @@ class EvaluationTable(Mapping[tuple[str, Split], Evaluation]):
             columns.errors[row] = evaluation.error
 
     def drop(self, identifier: str, split: Split) -> None:
-        """Forgets an evaluation that has no item scores."""
+        """Remove an evaluation that has no item scores."""
         columns = self._splits[split]
         row = columns.rows.pop(identifier)
         columns.status[row] = _DROPPED
         columns.errors.pop(row, None)
 
     def status(self, identifier: str, split: Split) -> Status | None:
-        """How an evaluation ended; None where there is none."""
+        """The status of an evaluation; None if there is none."""
         columns = self._splits.get(split)
         row = None if columns is None else columns.rows.get(identifier)
         return None if columns is None or row is None else _STATUSES[columns.status[row]]
 
     def place(self, identifier: str, split: Split) -> tuple[int, str] | None:
-        """(row, checksum) of its item scores; None where it has none."""
+        """(row, checksum) of an evaluation's item scores; None if it has none."""
         columns = self._splits.get(split)
         row = None if columns is None else columns.rows.get(identifier)
         if columns is None or row is None or columns.item_row[row] == _NO_ROW:
@@ -201,12 +201,12 @@ class EvaluationTable(Mapping[tuple[str, Split], Evaluation]):
         return columns.item_row[row], f"{columns.checksum[row]:08x}"
 
     def n_item_rows(self, split: Split) -> int:
-        """How many item rows of a split its evaluations name; they name them from 0 on, in order."""
+        """The number of item rows that evaluations of a split refer to; these are numbered from 0, in order."""
         columns = self._splits.get(split)
         return 0 if columns is None else max(columns.item_row, default=_NO_ROW) + 1
 
     def count(self, status: Status) -> int:
-        """How many evaluations, all splits together, ended so."""
+        """The number of evaluations on all splits with this status."""
         code = _STATUSES.index(status)
         return sum(columns.status.count(code) for columns in self._splits.values())
 

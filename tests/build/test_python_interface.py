@@ -72,7 +72,7 @@ def test_a_file_or_settings_stand_for_a_configuration(tmp_path: Path) -> None:
         evomerge.resume_search(tmp_path / "run", overrides="seed=1")
     with pytest.raises(ConfigError, match="expected a configuration file or a mapping of settings, got int"):
         evomerge.run_search(3, tmp_path / "other")  # type: ignore[arg-type]
-    with pytest.raises(EvaluationError, match="there is no split 'final'; there are: search, select, report"):
+    with pytest.raises(EvaluationError, match="unknown split 'final'; known: search, select, report"):
         evomerge.open_run(tmp_path / "run").evaluation("c000001", "final")
 
 

@@ -102,11 +102,11 @@ def test_a_run_that_has_gone_on_since_its_finals_says_so(tmp_path: Path, capsys:
         b"".join((run / "journal.jsonl").read_bytes().splitlines(True)[: n_records + 4])
     )
     text = write_report(run).read_text(encoding="utf-8")
-    assert "<p>The search has gone on since the finals" in text
+    assert "<p>The winner and scores are those of the last finals" in text
     assert "only search scores so far" not in text
     print_summary(open_run(run))
     shown = "".join(capsys.readouterr().out.split())
-    assert "thesearchhasgoneonsincethefinals" in shown
+    assert "thesearchhascontinuedsince" in shown
     assert "summary.json" not in shown
 
 

@@ -13,7 +13,7 @@ from evomerge.search import Interrupted, StopRequest
 def fail_after(number: int) -> None:
     with signals(StopRequest(), abandon=False):
         os.kill(os.getpid(), number)
-        raise EngineError("no Ray cluster at this machine")
+        raise EngineError("cannot start Ray on this machine")
 
 
 def test_what_fails_after_a_signal_to_leave_is_an_interrupt() -> None:

@@ -76,10 +76,10 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["merge", "none.yml", "out"], "none.yml: there is no such file"),
-        (["merge", ".", "out"], ".: is a folder; name a file"),
-        (["merge", "binary.yml", "out"], "binary.yml: is not text in UTF-8 (byte 0xff at position 1)"),
-        (["validate", "."], ".: is a folder; name a file"),
+        (["merge", "none.yml", "out"], "none.yml: no such file"),
+        (["merge", ".", "out"], ".: is a folder; expected a file"),
+        (["merge", "binary.yml", "out"], "binary.yml: is not UTF-8 text (byte 0xff at position 1)"),
+        (["validate", "."], ".: is a folder; expected a file"),
         (["validate", "recipe.yml"], "recipe.yml: this is a recipe, not a search configuration"),
         (["merge", "search.yml", "out"], "search.yml: is a search configuration, not a recipe"),
         (["merge", "recipe.yml", "out"], "model 'org/a' is not a folder (tried"),

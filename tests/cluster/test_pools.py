@@ -123,7 +123,7 @@ def test_a_closing_local_pool_ends_what_runs_and_nothing_more(tmp_path: Path, mo
         time.sleep(0.01)
     pool.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "made", "wait-1", "wait-1-no-more"]
-    assert said == ["waiting up to 5 s for the evaluations that run, so that their engines are freed"]
+    assert said == ["waiting up to 5 s for running evaluations, so that their engines are freed"]
 
 
 def test_a_closing_local_pool_waits_longer_for_engines_than_for_evaluations(
@@ -206,7 +206,7 @@ def test_ray_pool_survives_dying_workers(tmp_path: Path, caplog: pytest.LogCaptu
     pool.close()
     assert [results[name].status for name in ("ok-1", "ok-2", "ok-3", "die-once-1")] == [Status.OK] * 4
     assert results["die-always"].status is Status.FAILED
-    assert "quarantined: 2 workers were lost with it; the last: the process was killed" in str(
+    assert "quarantined: 2 workers were lost while evaluating it; the last: the process was killed" in str(
         results["die-always"].error
     )
     assert f"or crashed; see {tmp_path}/worker-" in caplog.text
@@ -295,7 +295,7 @@ def test_a_machine_with_other_versions_is_named_once(tmp_path: Path, caplog: pyt
     drain(pool, 3)
     pool.close()
     said = [record.getMessage() for record in caplog.records if "scores may differ" in record.getMessage()]
-    assert said == [f"{socket.gethostname()} has ray {version('ray')} and not 1.0: scores may differ there"]
+    assert said == [f"{socket.gethostname()} has ray {version('ray')} instead of 1.0: its scores may differ"]
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -349,7 +349,9 @@ def test_a_worker_that_cannot_start_rests_while_another_works(
     pool = ray_pool(ALONE, tmp_path)
 
     def failures() -> int:
-        return sum("is replaced: FileExistsError" in message for message in caplog.messages)
+        return sum(
+            "FileExistsError" in message and message.startswith("replacing worker") for message in caplog.messages
+        )
 
     until(pool, lambda: failures() == 2)
     for _ in range(3):

@@ -126,7 +126,7 @@ def test_an_address_that_means_a_ray_of_its_own_is_refused(monkeypatch: pytest.M
     keep_to_this_machine()
     for address, variable in (("local", ""), ("auto", "local")):
         monkeypatch.setenv("RAY_ADDRESS", variable)
-        with pytest.raises(EngineError, match=f"no Ray cluster at {address}: Ray would start one, open to others"):
+        with pytest.raises(EngineError, match=f"cannot connect to a Ray cluster at {address}: no cluster is running"):
             RaySession(address).__enter__()
 
 
@@ -138,5 +138,7 @@ def test_auto_is_the_address_that_the_environment_names(monkeypatch: pytest.Monk
     this_machine = re.escape(ray.util.get_node_ip_address())
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(EngineError, match=rf"no Ray cluster at auto: {this_machine}:1, nothing answers there"):
+        with pytest.raises(
+            EngineError, match=rf"cannot connect to a Ray cluster at auto: {this_machine}:1, nothing answers there"
+        ):
             RaySession("auto").__enter__()

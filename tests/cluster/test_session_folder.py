@@ -169,7 +169,7 @@ def test_nothing_of_ours_is_left_of_a_session_that_cannot_start(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(temporary / ("long" * 30)))  # paths of sockets may have 107 characters
-    with pytest.raises(EngineError, match=r"no Ray cluster at this machine: .*AF_UNIX"):
+    with pytest.raises(EngineError, match=r"cannot start Ray on this machine: .*AF_UNIX"):
         RaySession(None, 1).__enter__()
     assert list(temporary.glob("evomerge*")) == []
 
@@ -182,7 +182,7 @@ def test_a_ray_whose_start_is_not_completed_is_ended(temporary: Path, monkeypatc
         raise OSError("no space left")
 
     monkeypatch.setattr(SessionFolder, "adopt", full)
-    with pytest.raises(EngineError, match="no Ray cluster at this machine: no space left"):
+    with pytest.raises(EngineError, match="cannot start Ray on this machine: no space left"):
         RaySession(None, 1).__enter__()
     import ray
 

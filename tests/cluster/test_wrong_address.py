@@ -93,27 +93,31 @@ def test_the_reason_is_said_once(tmp_path: Path) -> None:
         place = f"127.0.0.1:{listening.getsockname()[1]}"
         assert said(tmp_path, place, "connects") == "connected"
         assert said(tmp_path, f"ray://{place}", "connects") == "connected"
-        refused = f"no Ray cluster at {place}: Failed to connect to Ray cluster at {place}; InvalidAuthToken: token is missing or incorrect"
+        refused = f"cannot connect to a Ray cluster at {place}: Failed to connect to Ray cluster at {place}; InvalidAuthToken: token is missing or incorrect"
         assert said(tmp_path, place, "refuses") == refused
         assert said(tmp_path, place, "refuses", RAY_AUTH_MODE="disabled").startswith(
-            f"{refused}. If it asks for a token"
+            f"{refused}. If the cluster requires a token"
         )
         assert said(tmp_path, place, "aborts") == (
-            f"no Ray cluster at {place}: Failed to connect to socket at address:/tmp/ray/session_1/sockets/raylet. This machine is no node of it: "
-            "`ray start` it as one, or give ray://HEAD:10001"
+            f"cannot connect to a Ray cluster at {place}: Failed to connect to socket at address:/tmp/ray/session_1/sockets/raylet. This machine is not a node of the cluster: "
+            "add it with `ray start`, or use ray://HEAD:10001"
         )
         assert said(tmp_path, place, "differs") == (
-            f"no Ray cluster at {place}: Version mismatch: the cluster was started with: Python: 3.12 This process with: Python: 3.11"
+            f"cannot connect to a Ray cluster at {place}: Version mismatch: the cluster was started with: Python: 3.12 This process with: Python: 3.11"
         )
         assert said(tmp_path, f"ray://{place}", "waits in vain") == (
-            f"no Ray cluster at ray://{place}: ray client connection timeout. A wrong token ends so too"
+            f"cannot connect to a Ray cluster at ray://{place}: ray client connection timeout. A wrong token may be the cause"
         )
-        assert said(tmp_path, place, "says much") == f"no Ray cluster at {place}: no; c; d; e"
-        ended = f"no Ray cluster at {place}: a process that connected ended with 3"
+        assert said(tmp_path, place, "says much") == f"cannot connect to a Ray cluster at {place}: no; c; d; e"
+        ended = f"cannot connect to a Ray cluster at {place}: the connecting process exited with code 3"
         assert said(tmp_path, place, "ends") == ended
-        assert said(tmp_path, place, "ends", RAY_AUTH_MODE="disabled").startswith(f"{ended}. If it asks for a token")
-        assert said(tmp_path, "ray://nobody", "differs").startswith("no Ray cluster at ray://nobody: Version mismatch")
-        assert "has not answered in 2 s" in said(tmp_path, place, "hangs", patience_s=2)
+        assert said(tmp_path, place, "ends", RAY_AUTH_MODE="disabled").startswith(
+            f"{ended}. If the cluster requires a token"
+        )
+        assert said(tmp_path, "ray://nobody", "differs").startswith(
+            "cannot connect to a Ray cluster at ray://nobody: Version mismatch"
+        )
+        assert "has not answered within 2 s" in said(tmp_path, place, "hangs", patience_s=2)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +125,7 @@ def test_the_reason_is_said_once(tmp_path: Path) -> None:
 )
 def test_where_nothing_listens_ray_is_not_asked(tmp_path: Path, address: str, place: str) -> None:
     assert said(tmp_path, address, "hangs") == (
-        f"no Ray cluster at {address}: {place}nothing answers there ([Errno 111] Connection refused)"
+        f"cannot connect to a Ray cluster at {address}: {place}nothing answers there ([Errno 111] Connection refused)"
     )
 
 

@@ -180,7 +180,7 @@ def test_a_missing_or_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected a mapping"):
         read_config(tmp_path / "list.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="is not text in UTF-8"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         read_config(tmp_path / "binary.yaml")
 
 

@@ -74,7 +74,7 @@ def test_searches_of_one_second_have_directories_of_their_own(config: Path) -> N
 
 def test_a_folder_with_spaces_is_named_as_a_shell_takes_it(tmp_path: Path) -> None:
     start(tmp_path / "my run", finals={"finalists": 0})
-    with pytest.raises(ConfigError, match=r"`evomerge resume '.*/my run'` continues it"):
+    with pytest.raises(ConfigError, match=r"continue it with `evomerge resume '.*/my run'`"):
         start(tmp_path / "my run")
 
 
@@ -115,7 +115,7 @@ def test_a_lost_journal_is_said(tmp_path: Path) -> None:
     start(tmp_path / "run")
     (tmp_path / "run" / "journal.jsonl").unlink()
     for use in (open_run, resume_search, start):
-        with pytest.raises(JournalError, match="is missing, and nothing can be told of a run without it"):
+        with pytest.raises(JournalError, match="is missing, and the run cannot be read without it"):
             use(tmp_path / "run")
 
 
@@ -214,10 +214,12 @@ def test_a_damaged_record_of_the_start_is_said(tmp_path: Path) -> None:
     ):
         path.write_text(json.dumps(resolved | change))
         for use in (open_run, resume_search):
-            with pytest.raises(JournalError, match=rf"resolved\.json: {part}.*; it is damaged, or none of a run"):
+            with pytest.raises(
+                JournalError, match=rf"resolved\.json: {part}.*; the file is damaged or does not belong to a run"
+            ):
                 use(tmp_path / "run")
     path.write_text("{")
-    with pytest.raises(JournalError, match=r"resolved\.json: .*; it is damaged"):
+    with pytest.raises(JournalError, match=r"resolved\.json: .*; the file is damaged"):
         open_run(tmp_path / "run")
 
 
@@ -256,7 +258,7 @@ def test_a_search_that_only_fails_stops_before_its_finals_and_goes_on_once_mende
 
     monkeypatch.setattr(SyntheticEvaluator, "evaluate", breaking)
     with pytest.raises(
-        EvaluationError, match=r"3\d candidates failed one after the other; the last: the GPU is gone(.|\n)*resume"
+        EvaluationError, match=r"3\d candidates failed in a row; the last error: the GPU is gone(.|\n)*resume"
     ):
         start(tmp_path / "run", budget={"evaluations": 60})
     state = open_run(tmp_path / "run").state

@@ -122,15 +122,15 @@ def test_what_must_be_said_beside_the_winner() -> None:
     state.apply(event("asked", id="c", values=[0.5], parents=[], ask_s=0.0))
     first, second = remarks_on_finals(state)
     assert first == beaten
-    assert second.startswith("the search has gone on since the finals")
+    assert second.startswith("the winner and scores are those of the last finals")
     for happened in (
         event("stopped", reasons={"evaluations": 3}),
         event("finalists", ids=[]),
     ):  # until there is a new winner
         state.apply(happened)
-        assert "gone on" in remarks_on_finals(state)[-1]
+        assert "has continued since" in remarks_on_finals(state)[-1]
     assert remarks_on_finals(state)[0] == (
-        "no merge found by the search, of which none was in the finals, beats uniform on the select split"
+        "no merge found by the search (none was in the finals) beats uniform on the select split"
     )
     state.apply(event("best", id="b"))
     assert remarks_on_finals(state) == []

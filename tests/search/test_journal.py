@@ -108,7 +108,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     journal.append(event("run", version=99))
     journal.close()
-    with pytest.raises(JournalError, match="written in journal format 99"):
+    with pytest.raises(JournalError, match="has journal format 99"):
         read_journal(tmp_path / "journal.jsonl")
 
 
@@ -116,7 +116,7 @@ def test_what_could_not_be_read_again_is_not_written(written: Path, monkeypatch:
     monkeypatch.setattr(journal_module, "MAX_RECORD_BYTES", 100)
     journal = Journal(written)
     empty = len(b'{"error":"","event":"evaluated","id":"x","seq":40}')
-    with pytest.raises(JournalError, match="record `evaluated` of x would take 101 bytes, and no more than 100"):
+    with pytest.raises(JournalError, match="record `evaluated` of x has 101 bytes, more than the maximum of 100"):
         journal.append(event("told", ids=[]), event("evaluated", id="x", error="e" * (101 - empty)))
     journal.append(event("evaluated", id="x", error="e" * (100 - empty)))
     journal.close()
@@ -171,7 +171,7 @@ def test_item_rows_come_back_and_damage_is_noticed(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(JournalError, match="row 3 is damaged"):
+    with pytest.raises(JournalError, match="row 3 is missing or damaged"):
         store.read(Split.SEARCH, *places[3])
 
 
@@ -181,7 +181,7 @@ def test_a_row_the_journal_does_not_name_is_cut_off(tmp_path: Path) -> None:
     store.close()
     store.trim(Split.SEARCH, 3)
     assert (tmp_path / "items.search.f32").stat().st_size == 3 * 20
-    with pytest.raises(JournalError, match="the journal names 5 rows"):
+    with pytest.raises(JournalError, match="the journal refers to 5 rows"):
         store.trim(Split.SEARCH, 5)
 
 

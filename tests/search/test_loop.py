@@ -282,7 +282,7 @@ def test_baselines_that_all_failed_are_evaluated_again_when_the_run_is_resumed(t
 
 def test_a_search_that_only_fails_stops(tmp_path: Path) -> None:
     state = run(tmp_path / "run", ShufflingPool(1, lambda request: True), budget=Budget(evaluations=1000))
-    assert "failed one after the other" in str(state.stopped["failures"])
+    assert "failed in a row" in str(state.stopped["failures"])
     assert state.n_evaluations[Split.SEARCH] < 40
 
 
@@ -338,7 +338,7 @@ def test_what_an_interrupt_waits_for_is_said_once(tmp_path: Path, caplog: pytest
     stop = StopRequest()
     with pytest.raises(Interrupted):
         run(tmp_path / "run", OneAtATime(1), stop=stop)
-    assert caplog.messages == ["stopping when what runs is done (3); a second Ctrl-C leaves at once"]
+    assert caplog.messages == ["stopping after the running evaluations (3); press Ctrl-C again to stop at once"]
 
 
 def test_an_interrupt_waits_only_for_what_a_worker_has_begun_with(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_proposals_that_come_out_otherwise_are_taken_as_recorded(
     assert after.n_proposed > len(recorded)
     (record,) = caplog.records
     assert f"of the {len(recorded)} recorded proposals" in record.message
-    assert "come out otherwise here" in record.message
+    assert "cannot be reproduced here" in record.message
     caplog.clear()
     run(tmp_path / "run", ShufflingPool(3), strategy=strategy, seed=5, baselines=POINTS, budget=Budget(evaluations=61))
     assert f"of the {after.n_proposed} recorded" in caplog.text, "a resume of a resumed run says so again"

@@ -84,7 +84,7 @@ def test_a_holder_that_was_asleep_while_another_took_over_does_not_write(tmp_pat
         held.check()
         taken = _leave(tmp_path)
         time.sleep(4 * BEAT_S)
-        with pytest.raises(JournalError, match="another process has taken this run over"):
+        with pytest.raises(JournalError, match="another process has taken over this run"):
             held.check()
     assert json.loads((tmp_path / "lock").read_text()) == taken, "the other's lock stays"
 
