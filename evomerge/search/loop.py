@@ -186,7 +186,7 @@ class SearchLoop:
             self._wait()
 
     def retry_if_all_failed(self, identifiers: Sequence[str], split: Split) -> None:
-        """Withdraw the results of `identifiers` on `split` if all of them failed, since the cause of an earlier session may be gone."""
+        """Withdraw the existing results of `identifiers` on `split` if all of them failed, since the cause may have been fixed since."""
         evaluated = [name for name in dict.fromkeys(identifiers) if (name, split) in self.state.evaluations]
         if evaluated and all(self.state.evaluations.status(name, split) is Status.FAILED for name in evaluated):
             self._recorder.record(event("retry", ids=evaluated, split=split.value))
