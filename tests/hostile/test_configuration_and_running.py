@@ -176,7 +176,7 @@ def test_46_a_score_of_which_lower_is_better(project: Path) -> None:
     task["metric_list"][0]["higher_is_better"] = False
     (project / "errors.yaml").write_text(yaml.safe_dump(task | {"task": "errors"}))
     refused(project, "this one as {name: errors, direction: minimize}", tasks=["toy.yaml", "errors.yaml"])
-    refused(project, "is better when lower", tasks=["errors.yaml"], objectives=["errors", "cost.layers"])
+    refused(project, "lower is better", tasks=["errors.yaml"], objectives=["errors", "cost.layers"])
     models = {"base": "base", "experts": {"a": "a", "b": "b"}}
     for direction in ("minimize", "maximize"):
         goals = [{"name": "errors", "direction": direction}]
