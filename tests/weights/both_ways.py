@@ -1,4 +1,4 @@
-"""Recipes merged by evomerge and by mergekit, run in its own environment on the recipe files we export."""
+"""Merge recipes with evomerge and with mergekit, which runs in its own environment on the recipe files we export."""
 
 import json
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
@@ -16,7 +16,7 @@ Tensors = dict[str, torch.Tensor]
 def merged_both_ways(
     recipes: Mapping[Hashable, Recipe], folder: Path, mergekit: Callable[..., None]
 ) -> dict[Hashable, tuple[Tensors, Tensors]]:
-    """Key of a recipe -> (ours, mergekit's) tensors; mergekit is started once for all."""
+    """Recipe key -> (our tensors, mergekit's tensors); mergekit is started once for all recipes."""
     files = {key: folder / f"{number}.yaml" for number, key in enumerate(recipes)}
     for key, file in files.items():
         write_recipe(recipes[key], file)
@@ -25,7 +25,7 @@ def merged_both_ways(
 
 
 def files_merged_both_ways(files: Sequence[Path], mergekit: Callable[..., None]) -> dict[Path, tuple[Tensors, Tensors]]:
-    """Recipe file -> (ours, mergekit's) tensors; the merged models lie beside the files, and mergekit is started once for all."""
+    """Recipe file -> (our tensors, mergekit's); the merged models are written next to the files; mergekit is started once for all."""
     for file in files:
         merge_recipe(file, file.with_suffix(".ours"))
     jobs = files[0].with_name("jobs.json")
@@ -35,12 +35,12 @@ def files_merged_both_ways(files: Sequence[Path], mergekit: Callable[..., None])
 
 
 def stored(folder: Path) -> Tensors:
-    """The tensors of a model's folder."""
+    """The tensors of a model folder."""
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
 def assert_close(ours: Tensors, theirs: Tensors, *, rounded: Collection[torch.dtype] = (torch.bfloat16,)) -> None:
-    """The same tensors but for rounding in float32, in the 16-bit dtypes `rounded` for one unit in the last place."""
+    """The tensors agree up to float32 rounding; in the 16-bit dtypes in `rounded`, up to one unit in the last place."""
     assert set(ours) == set(theirs)
     for name, expected in theirs.items():
         assert ours[name].dtype == expected.dtype
@@ -50,13 +50,13 @@ def assert_close(ours: Tensors, theirs: Tensors, *, rounded: Collection[torch.dt
                 ours[name], expected, rtol=1e-6, atol=1e-6 * scale, msg=lambda m, t=name: f"{t}: {m}"
             )
             continue
-        # values that cancel to nearly nothing are compared with the tensor's scale
+        # values that nearly cancel are compared relative to the tensor's scale
         far = (_ordered_bits(ours[name]) - _ordered_bits(expected)).abs() > 1
         close = (ours[name].float() - expected.float()).abs() <= 1e-6 * scale
         assert not (far & ~close).any(), name
 
 
 def _ordered_bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Values of 16 bits as integers whose difference counts units in the last place."""
+    """16-bit values as integers whose difference is the number of units in the last place."""
     bits = tensor.view(torch.int16).int()
     return torch.where(bits < 0, -(bits & 0x7FFF), bits)

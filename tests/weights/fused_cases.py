@@ -1,4 +1,4 @@
-"""Merges of one tensor for the tests of the compiled kernels: shapes, dtypes, numbers of sources, densities, exact ties of magnitude."""
+"""Single-tensor merges for the tests of the compiled kernels: shapes, dtypes, numbers of sources, densities, exact ties in magnitude."""
 
 import math
 from dataclasses import replace
@@ -24,7 +24,7 @@ BY_DIRECTION = ("nuslerp", "multislerp", "karcher", "model_stock")
 
 @st.composite
 def shapes(draw, edges):
-    """Shapes of none to three dimensions; flat ones with sizes around `edges`, which are blocks of a kernel."""
+    """Shapes of zero to three dimensions; one-dimensional ones have sizes around `edges`, which are kernel block sizes."""
     sizes = [0, 1, 2, 7, 63, 1000, *[edge + more for edge in edges for more in (-1, 0, 1)]]
     return draw(
         st.one_of(
@@ -37,18 +37,18 @@ def shapes(draw, edges):
 
 
 def values(spec):
-    """Values of one parameter, extremes often."""
+    """Values of one parameter, often at its extremes."""
     if isinstance(spec.default, bool):
         return st.booleans()
     if spec.name == "density":
         return st.one_of(st.sampled_from([0.0, 1.0, 0.5, 1e-9]), st.floats(0, 1))
     if spec.name == "max_iter":
         return st.sampled_from([0.0, 1.0, 3.0, 10.0])
-    if spec.name in ("eps", "tol"):  # the references divide 0 by 0 where it is 0
+    if spec.name in ("eps", "tol"):  # the references divide 0 by 0 if it is 0
         return st.floats(1e-9, 1e-3)
-    if spec.name == "shift":  # only without one there is a fused form
+    if spec.name == "shift":  # only without a shift is there a fused form
         return st.sampled_from([0.0, 0.5])
-    if spec.low is not None and spec.high is None:  # beside deltas of about 0.1
+    if spec.low is not None and spec.high is None:  # compared with deltas of about 0.1
         return st.one_of(st.floats(spec.low, 1e-3), st.floats(spec.low, 0.2))
     if spec.low is not None:
         return st.floats(spec.low, spec.high)
@@ -57,7 +57,7 @@ def values(spec):
 
 @st.composite
 def cases(draw, method, edges=(1024, 3072), math_dtype="float32"):
-    """A plan of one tensor and a pool of what it reads."""
+    """A plan with one tensor, and a pool of the tensors it reads."""
     spec = method_spec(method)
     shape = draw(shapes(edges))
     most = spec.max_sources or 16
@@ -82,7 +82,7 @@ def cases(draw, method, edges=(1024, 3072), math_dtype="float32"):
         for name in names
     )
     for parameters in (entry.parameters for entry in inputs if "epsilon" in entry.parameters):
-        density = parameters["density"]  # plans keep density +- epsilon inside (0, 1)
+        density = parameters["density"]  # plans keep density +- epsilon within (0, 1)
         parameters["epsilon"] = min(parameters["epsilon"], density / 2, (1 - density) / 2)
     shared = {p.name: draw(values(p)) for p in spec.parameters if p.scope is Scope.GLOBAL}
     if method == "linear" and sum(entry.parameters["weight"] for entry in inputs) == 0:
@@ -108,12 +108,12 @@ def cases(draw, method, edges=(1024, 3072), math_dtype="float32"):
 
 
 def fixed_case(method, n_sources, *, rescale=False, shape=(300, 1000), dtype=torch.bfloat16):
-    """A plan of one tensor in bfloat16 with the same values each time, and a pool of what it reads.
+    """A plan with one tensor, in bfloat16 and with the same values each time, and a pool of the tensors it reads.
 
     Args:
         method: a method.
-        n_sources: at most so many sources.
-        rescale: restore norms, where the method knows that.
+        n_sources: the maximum number of sources.
+        rescale: restore norms, if the method supports it.
         shape: of the tensor.
         dtype: of base and sources.
     """
@@ -140,7 +140,7 @@ def fixed_case(method, n_sources, *, rescale=False, shape=(300, 1000), dtype=tor
 
 
 def close(fused, plain, plan):
-    """Equal to the last bit, or to the last unit where sums are made in another order."""
+    """Equal to the last bit, or to the last unit where sums are computed in a different order."""
     step = plan.steps[0]
     if step.method in BY_DIRECTION:
         relative = 1e-5 if fused.dtype == torch.float32 else 2**-7
@@ -152,9 +152,9 @@ def close(fused, plain, plan):
 
 
 def kept_norms_seen(method, monkeypatch, module, merge):
-    """What `merge`, of a plan and a pool, takes for the L1 norms of what is kept (in float64) where `module` makes scales of them.
+    """The L1 norms (float64) of kept elements from which `module` computes scales when `merge` runs on a plan and a pool.
 
-    Once measured and once known for every density. Magnitudes are of all sizes: added up as they are, their sums depend on the order.
+    Once measured, and once known for every density. The magnitudes vary widely in size, so plain summation would depend on the order.
     """
     plan, _ = fixed_case(method, 2, rescale=True, shape=(300, 1001))
     (step,) = plan.steps
@@ -176,9 +176,9 @@ def kept_norms_seen(method, monkeypatch, module, merge):
 
 
 class Views:
-    """A target that holds tensors as stretches of flat memory on `device`.
+    """A target that holds tensors as ranges of flat memory on `device`.
 
-    Each is cut in two at `cut` of dimension `along`, as between two processes of an engine, and starts at `offset`.
+    Each tensor is cut in two at `cut` along dimension `along`, as between two processes of an engine, and starts at `offset`.
     """
 
     def __init__(self, plan, dtype, *, cut=0.0, offset=0, along=0, device="cpu"):
@@ -190,14 +190,14 @@ class Views:
         self._cut, self._offset, self._along = cut, offset, along
 
     def tensor(self, name):
-        """What was written."""
+        """What was written to the tensor."""
         regions = self.regions(name)
         if len(regions) == 1:
             return regions[0].view
         return torch.cat([region.view for region in regions], dim=self._dimension(name))
 
     def untouched(self):
-        """Whether nothing was written beside the tensors."""
+        """Whether nothing was written outside the tensors."""
         outside = [torch.cat([m[: self._offset], m[m.numel() - self._offset :]]) for m in self.memory.values()]
         return all(bool(part.isnan().all()) for part in outside)
 

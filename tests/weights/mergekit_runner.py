@@ -1,4 +1,4 @@
-"""Runs in mergekit's own environment: merges every `[recipe file, output folder]` of a JSON list given as a file."""
+"""Runs in mergekit's own environment: merges every `[recipe file, output folder]` pair of a JSON list read from a file."""
 
 import json
 import sys
@@ -14,10 +14,10 @@ _sort, _topk = torch.sort, torch.topk
 
 
 def _first_is_largest(values: torch.Tensor, descending: bool = False) -> torch.return_types.sort:
-    """`torch.sort` in which of equal values the first counts as the largest; the order of unequal ones is the sort's own.
+    """`torch.sort`, except that among equal values the first counts as the largest; unequal values are ordered as usual.
 
-    mergekit leaves the order of equal magnitudes to the machine's sort. With it fixed, results can be compared to the last bit: whatever
-    differs then is no tie.
+    mergekit leaves the order of equal magnitudes to the machine's sort. With that order fixed, results can be compared to the last bit: any
+    remaining difference is not a tie.
     """
     order = _sort(values, descending=True, stable=True)
     ordered = order if descending else torch.return_types.sort([part.flip(-1) for part in order])
@@ -44,7 +44,7 @@ def main() -> None:
     torch.manual_seed(0)
     for recipe, out in json.loads(Path(sys.argv[1]).read_text()):
         config = MergeConfiguration.model_validate(yaml.safe_load(Path(recipe).read_text()))
-        # adapters are merged into copies of their models first, which mergekit keeps in a folder
+        # adapters are first merged into copies of their models, which mergekit keeps in a folder
         adapted = {"lora_merge_cache": f"{out}.adapted"}
         run_merge(config, out, MergeOptions(quiet=True, copy_tokenizer=False, write_model_card=False, **adapted))
 

@@ -1,4 +1,4 @@
-"""Recipes at random, as people write them for mergekit: whole models or slices, with numbers, gradients and filters at every level."""
+"""Random recipes as people write them for mergekit: whole models or slices, with numbers, gradients and filters at every level."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ COMPARABLE = [spec for spec in METHODS.values() if spec.deterministic]
 
 
 def random_document(rng: random.Random, base: str, experts: Sequence[str], n_layers: int) -> dict[str, Any]:
-    """A mergekit document over models of `n_layers` layers that computes in float32.
+    """A mergekit document for models with `n_layers` layers, computed in float32.
 
     Args:
-        rng: where the choices come from.
-        base: the base, for methods that have one and some of those that may.
+        rng: source of the random choices.
+        base: the base model, used by methods that require one and by some of those that allow one.
         experts: at least three models.
-        n_layers: of each.
+        n_layers: layers of each model.
     """
     spec = rng.choice(COMPARABLE)
     most = min(spec.max_sources or len(experts), len(experts))
@@ -45,7 +45,7 @@ def random_document(rng: random.Random, base: str, experts: Sequence[str], n_lay
 def _slice(
     rng: random.Random, spec: MethodSpec, sources: Sequence[str], base: str | None, n_layers: int
 ) -> dict[str, Any]:
-    """Some layers, of all models the same or of each its own; some with parameters of their own."""
+    """A slice of some layers, the same for all models or different for each; some slices have their own parameters."""
     count = rng.randint(1, 3)
     own = rng.random() < 0.4
     start = rng.randint(0, n_layers - count)
@@ -58,7 +58,7 @@ def _slice(
 
 
 def _entries(rng: random.Random, spec: MethodSpec, sources: Sequence[str], base: str | None) -> list[dict[str, Any]]:
-    """The models in any order, each with parameters of its own, but for the base."""
+    """The models in random order, each except the base with its own parameters."""
     entries: list[dict[str, Any]] = []
     for model in sources:
         parameters = _parameters(rng, spec, Scope.MODEL, share=0.7)
@@ -69,7 +69,7 @@ def _entries(rng: random.Random, spec: MethodSpec, sources: Sequence[str], base:
 
 
 def _parameters(rng: random.Random, spec: MethodSpec, scope: Scope, share: float) -> Mapping[str, Any]:
-    """What a method needs, and about a `share` of the rest that has usual values."""
+    """The parameters a method requires, and about a `share` of the others that have usual values."""
     usual = [
         row for row in spec.parameters if row.scope is scope and (isinstance(row.default, bool) or row.search_high)
     ]
@@ -96,6 +96,6 @@ def _gradient(rng: random.Random, row: ParameterSpec) -> list[float]:
 
 
 def _number(rng: random.Random, row: ParameterSpec) -> float:
-    """Within the usual bounds, but at the lower end where weights might sum to 0."""
+    """A value within the usual bounds, but not near the lower one, where weights might sum to 0."""
     low, high = row.search_low or 0.0, row.search_high or 1.0
     return float(f"{rng.uniform(low + 0.1 * (high - low), high):.3g}")

@@ -1,4 +1,4 @@
-"""Recipes merged in one line, of three small models that differ in every weight."""
+"""Merging recipes in one line, with three small models that differ in every weight."""
 
 from safetensors.torch import load_file
 
@@ -9,13 +9,13 @@ LINEAR = "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}, {m
 
 
 def three_models(folder):
-    """Models a, b and c in `folder`, which is returned."""
+    """Writes models a, b and c to `folder` and returns it."""
     for seed, name in enumerate("abc"):
         write_tiny_llama(folder / name, seed=seed, dtype="float32")
     return folder
 
 
 def merge(folder, text, **options):
-    """The tensors of the recipe `text`, which is in `folder`, where the result is `out`."""
+    """The merged tensors of the recipe `text`; the recipe is written to `folder`, and the result to its subfolder `out`."""
     (folder / "r.yml").write_text(text)
     return load_file(merge_recipe(folder / "r.yml", folder / "out", **options) / "model.safetensors")

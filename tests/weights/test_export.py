@@ -1,4 +1,4 @@
-"""A merged folder is complete or not there at all."""
+"""A merged folder is either complete or absent."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def average(models, **kwargs):
     return Recipe("linear", (Slice(sources),), **kwargs)
 
 
-def test_complete_folder(models, tmp_path):
+def test_merge_writes_a_complete_model_folder(models, tmp_path):
     recipe = average(models, seed=4, name="mine")
     out = merge_to_folder(recipe, tmp_path / "new" / "out")
     assert {path.name for path in out.iterdir()} == {
@@ -52,7 +52,7 @@ def test_complete_folder(models, tmp_path):
     assert os.listdir(tmp_path / "new") == ["out"]
 
 
-def test_the_umask_says_who_may_read_it(models, tmp_path):
+def test_merged_folder_permissions_follow_the_umask(models, tmp_path):
     before = os.umask(0o027)
     try:
         out = merge_to_folder(average(models), tmp_path / "out")
@@ -62,7 +62,7 @@ def test_the_umask_says_who_may_read_it(models, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o640}
 
 
-def test_equal_merges_are_equal_bytes(models, tmp_path):
+def test_equal_merges_write_equal_bytes(models, tmp_path):
     for name in ("a", "b"):
         merge_to_folder(average(models), tmp_path / name)
     for path in (tmp_path / "a").iterdir():
@@ -70,7 +70,7 @@ def test_equal_merges_are_equal_bytes(models, tmp_path):
             assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def test_shards_and_dtype(models, tmp_path):
+def test_shard_size_and_dtype_are_applied(models, tmp_path):
     out = merge_to_folder(average(models), tmp_path / "out", dtype="float32", shard_bytes=20_000)
     header = read_model_header(out)
     assert len(header.files) > 2
@@ -81,11 +81,11 @@ def test_shards_and_dtype(models, tmp_path):
     for file in header.files:
         held = [(tensor.start, tensor.end) for tensor in header.tensors.values() if tensor.file == file]
         first, last = min(held)[0], max(held)[1]
-        assert first % BLOCK_BYTES == 0, "where uncached writes may begin"
+        assert first % BLOCK_BYTES == 0, "uncached writes may begin only here"
         assert last - first <= 20_000 or len(held) == 1
 
 
-def test_stacked_layers_are_counted(models, tmp_path):
+def test_config_counts_stacked_layers(models, tmp_path):
     pieces = tuple(
         Slice((Source(models[0], layers, {"weight": (Setting(1.0),)}),)) for layers in [(0, 2), (1, 2), (0, 1)]
     )
@@ -98,7 +98,7 @@ def test_stacked_layers_are_counted(models, tmp_path):
         assert torch.equal(merged[f"model.layers.{new}.{name}"], source[f"model.layers.{old}.{name}"])
 
 
-def test_existing_folders_are_kept_unless_told(models, tmp_path):
+def test_existing_folder_is_kept_unless_overwrite_is_set(models, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     merge_to_folder(average(models), out)  # empty: fine
@@ -112,8 +112,8 @@ def test_existing_folders_are_kept_unless_told(models, tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_other_things_is_never_replaced(models, tmp_path, overwrite):
-    """A slip of the hand, as `evomerge merge best.yaml runs/mine --overwrite`, must not cost a run."""
+def test_folder_that_is_not_a_model_is_never_replaced(models, tmp_path, overwrite):
+    """A typing mistake such as `evomerge merge best.yaml runs/mine --overwrite` must not destroy a run."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "journal.jsonl").write_text("x")
     with pytest.raises(RecipeError, match="contains files that are not a model"):
@@ -128,7 +128,7 @@ def test_sources_are_never_overwritten(models, where):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_interrupted_merge_leaves_nothing(models, tmp_path, monkeypatch, error):
+def test_interrupted_merge_leaves_nothing(models, tmp_path, monkeypatch, error):
     out = tmp_path / "out"
     merge_to_folder(average(models), out)
     before = (out / "model.safetensors").read_bytes()
@@ -143,14 +143,14 @@ def test_an_interrupted_merge_leaves_nothing(models, tmp_path, monkeypatch, erro
     assert (out / "model.safetensors").read_bytes() == before
 
 
-def test_full_disk_is_seen_beforehand(models, tmp_path, monkeypatch):
+def test_full_disk_is_detected_before_merging(models, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(CheckpointError, match="has only 10 free"):
         merge_to_folder(average(models), tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
 
-def test_files_that_leave_their_folder_are_not_copied(models, tmp_path):
+def test_links_out_of_the_model_folder_are_refused(models, tmp_path):
     other = write_tiny_llama(tmp_path / "other", seed=1)
     (other / "tokenizer_config.json").unlink()
     (other / "tokenizer_config.json").symlink_to("/etc/hostname")
@@ -161,7 +161,9 @@ def test_files_that_leave_their_folder_are_not_copied(models, tmp_path):
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "processor_config.json"])
 @pytest.mark.parametrize("content", ["{", "[]"])
-def test_files_that_are_no_objects_are_refused_before_weights_are_read(models, tmp_path, monkeypatch, name, content):
+def test_json_files_that_are_not_objects_are_refused_before_weights_are_read(
+    models, tmp_path, monkeypatch, name, content
+):
     other = write_tiny_llama(tmp_path / "other", seed=1)
     (other / name).write_text(content)
     monkeypatch.delattr(export_module, "StreamedMerge")
@@ -172,6 +174,6 @@ def test_files_that_are_no_objects_are_refused_before_weights_are_read(models, t
 @pytest.mark.parametrize(
     ("source", "message"), [(Source("m", revision="abc"), "revision"), (Source("m", lora="x"), "no such model folder")]
 )
-def test_unresolved_sources(source, message, tmp_path):
+def test_unresolved_sources_are_refused(source, message, tmp_path):
     with pytest.raises(EvomergeError, match=message):
         merge_to_folder(Recipe("linear", (Slice((source,)),), None, {"weight": (Setting(1.0),)}), tmp_path / "o")

@@ -1,4 +1,4 @@
-"""The compiled kernels give what the plain references give: random shapes, dtypes, numbers of sources, densities and exact ties."""
+"""The compiled kernels agree with the plain references: random shapes, dtypes, numbers of sources, densities, and exact ties."""
 
 from dataclasses import replace
 from threading import Barrier
@@ -43,7 +43,7 @@ def test_fused_equals_reference(method):
 
 @pytest.mark.parametrize("math_dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("method", [method for method in fused_methods() if method not in BY_DIRECTION])
-def test_arithmetic_in_lower_precision_equals_reference(method, math_dtype):
+def test_lower_precision_arithmetic_equals_reference(method, math_dtype):
     @settings(max_examples=100)
     @given(cases(method, math_dtype=math_dtype))
     def check(case):
@@ -59,7 +59,7 @@ def test_arithmetic_in_lower_precision_equals_reference(method, math_dtype):
 
 
 @pytest.mark.parametrize("method", BY_DIRECTION)
-def test_inner_products_in_lower_precision_are_the_references(method):
+def test_lower_precision_inner_products_equal_reference(method):
     plan, pool = fixed_case(method, 3)
     (step,) = plan.steps
     assert fuse(step, Statistics(pool)) is not None
@@ -67,8 +67,8 @@ def test_inner_products_in_lower_precision_are_the_references(method):
 
 
 @pytest.mark.parametrize("kind", [BF16, F16, F32])
-def test_rounding_of_every_exponent(kind):
-    # the edges of every unit in the last place of both 16-bit formats, around every exponent, and what lies beside them
+def test_rounding_is_correct_at_every_exponent(kind):
+    # the edges of every unit in the last place in both 16-bit formats, around every exponent, and their neighbours
     bits = np.arange(2**20, dtype=np.uint64)
     bits = (bits[:, None] << 12) + np.array([0, 1, 0x7FF, 0x800, 0x801, 0xFFF], np.uint64)
     values = torch.from_numpy(bits.astype(np.uint32).reshape(-1).view(np.float32))
@@ -80,7 +80,7 @@ def test_rounding_of_every_exponent(kind):
 
 
 @pytest.mark.parametrize("method", fused_methods())
-def test_shards_cut_anywhere_hold_what_the_whole_holds(method):
+def test_shards_cut_anywhere_match_the_whole_tensor(method):
     @settings(max_examples=25)
     @given(
         cases(method),
@@ -102,7 +102,7 @@ def test_shards_cut_anywhere_hold_what_the_whole_holds(method):
 
 
 @pytest.mark.parametrize("n_sources", [2, 3, 5])
-def test_karcher_without_a_tolerance(n_sources):
+def test_karcher_without_a_tolerance_equals_reference(n_sources):
     plan, pool = fixed_case("karcher", n_sources, dtype=torch.float32)
     (step,) = plan.steps
     plan = replace(plan, dtype="float32", steps=(step._replace(parameters={"max_iter": 15.0, "tol": 0.0}),))
@@ -119,7 +119,7 @@ def test_karcher_without_a_tolerance(n_sources):
     st.sampled_from(DTYPES),
     st.integers(0, 99),
 )
-def test_cut_is_the_stable_sort(n_elements, levels, base_dtype, dtype, seed):
+def test_cut_matches_a_stable_sort(n_elements, levels, base_dtype, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(n_elements, generator=generator).to(base_dtype)
     if levels:
@@ -143,7 +143,7 @@ def test_cut_is_the_stable_sort(n_elements, levels, base_dtype, dtype, seed):
 
 
 def spiked(n_elements):
-    """Large where the sample of `cut_once` does not look: the last elements of some blocks."""
+    """Large values where the sample of `cut_once` does not look: in the last elements of some blocks."""
     delta = torch.zeros(n_elements)
     delta[BLOCK - 3 :: 40 * BLOCK] = torch.arange(1.0, len(delta[BLOCK - 3 :: 40 * BLOCK]) + 1)
     return delta
@@ -154,7 +154,7 @@ def spiked(n_elements):
     [torch.randn, torch.arange, lambda n: torch.arange(n).flip(0), torch.ones, spiked],
     ids=["normal", "rising", "falling", "equal", "spiked"],
 )
-def test_one_cut_of_a_large_tensor_is_the_stable_sort(delta):
+def test_single_cut_of_a_large_tensor_matches_a_stable_sort(delta):
     n_elements = 300 * BLOCK + 77
     tensor = delta(n_elements).bfloat16()
     magnitude = tensor.float().abs()
@@ -167,7 +167,7 @@ def test_one_cut_of_a_large_tensor_is_the_stable_sort(delta):
         assert torch.equal(kept, expected), k
 
 
-def test_large_tensors_of_many_stretches_and_chunks():
+def test_large_tensors_of_many_ranges_and_chunks_equal_reference():
     n_elements = CHUNK_ELEMENTS + 3 * STRETCH + 17
     generator = torch.Generator().manual_seed(0)
     base = (torch.randn(n_elements, generator=generator) * 0.02).bfloat16()
@@ -200,7 +200,7 @@ def test_della_ranks_by_row(shape, dtype):
     assert torch.equal(fused, plain)
 
 
-def test_della_of_a_row_of_more_than_16_bits_takes_the_reference():
+def test_della_uses_the_reference_for_rows_with_too_many_elements_for_16_bit_ranks():
     tensor = torch.arange(MOST_RANKS + 1, dtype=torch.float32)
     pool = WeightPool.holding({("base", "w"): torch.zeros_like(tensor), ("m", "w"): tensor})
     inputs = (TensorInput("m", "w", {"weight": 1.0, "density": 0.4, "epsilon": 0.3}),)
@@ -210,8 +210,8 @@ def test_della_of_a_row_of_more_than_16_bits_takes_the_reference():
 
 
 @pytest.mark.parametrize("n_elements", [3 * CHUNK_ELEMENTS + 5, 5 * CHUNK_ELEMENTS + 5])
-def test_rescaling_does_not_depend_on_threads(n_elements):
-    """Nor on whether norms are measured, as of smaller tensors, or known."""
+def test_rescaling_does_not_depend_on_the_number_of_threads(n_elements):
+    """It does not depend either on whether norms are measured, as for smaller tensors, or already known."""
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(n_elements, generator=generator)
     expert = base + 0.1 * torch.randn(n_elements, generator=generator)
@@ -232,7 +232,7 @@ def test_rescaling_does_not_depend_on_threads(n_elements):
 
 @settings(max_examples=60)
 @given(cases("sce"), st.lists(st.floats(0, 1), min_size=1, max_size=4))
-def test_any_share_of_the_most_varied_entries_is_selected_again_and_again(case, shares):
+def test_sce_selects_any_share_repeatedly(case, shares):
     plan, pool = case
     resident = Merger(pool, threads=2)
     for share in shares:
@@ -242,7 +242,7 @@ def test_any_share_of_the_most_varied_entries_is_selected_again_and_again(case, 
             assert torch.equal(next(merger.tensors(candidate))[1], plain)
 
 
-def test_places_are_kept_for_one_set_of_experts_of_a_base():
+def test_sce_positions_are_cached_per_base_and_set_of_experts():
     generator = torch.Generator().manual_seed(0)
     pool = WeightPool.holding({(name, "w"): torch.randn(3000, generator=generator) for name in "abcd"})
     steps = [
@@ -257,7 +257,7 @@ def test_places_are_kept_for_one_set_of_experts_of_a_base():
         assert all(torch.equal(target.tensor(name), merged) for name, merged in plain.tensors(plan))
 
 
-def test_sums_and_other_formulas_are_written_together():
+def test_methods_with_different_formulas_are_written_in_one_plan():
     generator = torch.Generator().manual_seed(0)
     pool = WeightPool.holding({(name, "w"): torch.randn(700, generator=generator) for name in "abc"})
     shared = {
@@ -279,10 +279,10 @@ def test_sums_and_other_formulas_are_written_together():
 
 
 @pytest.mark.parametrize("method", ["ram", "nearswap", "sce"])
-def test_results_outside_the_range_are_named(method):
+def test_results_outside_the_dtype_range_are_named(method):
     sources = {("b", "w"): torch.full((100,), 3.4e38), ("a", "w"): torch.full((100,), -3.4e38)}
     parameters = {"ram": {"epsilon": 0.5}, "nearswap": {"t": 1.0}, "sce": {"select_topk": 1.0}}[method]
-    if method == "nearswap":  # its result is between the two, but not that of rounding
+    if method == "nearswap":  # the result lies between the two inputs, but rounding it overflows
         sources = {key: torch.full((100,), 3.4028e38) for key in sources}
     step = TensorStep("w", (100,), method, (TensorInput("b", "w", {}),), TensorInput("a", "w", {}), parameters)
     plan = MergePlan((step,), 0, 0, "bfloat16", "float32", 0)
@@ -301,7 +301,7 @@ def test_results_outside_the_range_are_named(method):
         ("nuslerp", {"nuslerp_flatten": False, "nuslerp_row_wise": False}),
     ],
 )
-def test_rows_of_any_size_are_those_of_the_reference(method, parameters, shape):
+def test_rowwise_methods_equal_reference_for_rows_of_any_size(method, parameters, shape):
     plan, pool = fixed_case(method, 3, shape=shape)
     (step,) = plan.steps
     plan = replace(plan, dtype="float32", steps=(step._replace(parameters=parameters),))
@@ -310,7 +310,7 @@ def test_rows_of_any_size_are_those_of_the_reference(method, parameters, shape):
     (_, plain) = next(Merger(pool, fused=False).tensors(plan))
     if (
         method == "model_stock" and len(shape) == 1
-    ):  # a vector is one filter, whose inner products are summed in another order
+    ):  # a vector is one filter, whose inner products are summed in a different order
         assert torch.allclose(target.tensor("w"), plain, rtol=1e-5, atol=1e-6)
     else:
         assert torch.equal(target.tensor("w"), plain)
@@ -332,8 +332,8 @@ def test_parallel_rows_are_interpolated_linearly():
     assert torch.allclose(merged[:3], 0.4 * a[:3] + 0.6 * b[:3])
 
 
-def test_ranks_of_a_tensor_are_one_array_however_many_threads_ask(monkeypatch):
-    """Copies on a GPU are found by its address."""
+def test_concurrent_threads_share_one_array_of_ranks(monkeypatch):
+    """Its copies on a GPU are found by its address."""
     _, pool = fixed_case("della", 1, shape=(10, 64))
     known, together, ranks_of = Statistics(pool), Barrier(2), statistics._ranks_of
     monkeypatch.setattr(statistics, "_ranks_of", lambda *a: (together.wait(10), ranks_of(*a)))
@@ -341,8 +341,8 @@ def test_ranks_of_a_tensor_are_one_array_however_many_threads_ask(monkeypatch):
     assert first is second
 
 
-def test_threads_are_for_what_was_not_looked_at_yet(monkeypatch):
-    """An output of a stack comes from one layer and then from another; a sum needs to know nothing of its sources."""
+def test_threads_are_used_only_for_sources_not_yet_examined(monkeypatch):
+    """An output layer of a stack may come from one source layer and later from another; a sum needs no statistics of its sources."""
     plan, pool = fixed_case("ties", 3, shape=(10, 64))
     (step,) = plan.steps
     tensors = {(model, layer): pool.tensor(model, "w") for model in ("base", "m0", "m1", "m2") for layer in "ab"}
@@ -362,8 +362,8 @@ def test_threads_are_for_what_was_not_looked_at_yet(monkeypatch):
     assert not uses_threads(fixed_case("linear", 3, shape=step.shape)[0].steps[0], "a")
 
 
-def test_directions_that_nearly_cancel_take_the_reference():
-    """What is left of their sum is rounding that the reference amplifies: 6e-5 of the result here."""
+def test_nearly_cancelling_directions_use_the_reference():
+    """The remainder of their sum is rounding error, which the reference amplifies: to 6e-5 of the result here."""
     tensors = {"base": -0.2550000250339508, "m0": -0.177734375, "m1": -0.353515625}
     pool = WeightPool.holding({(name, "w"): torch.tensor(value) for name, value in tensors.items()})
     inputs = tuple(TensorInput(name, "w", {"weight": 1.5}) for name in ("m0", "m1"))

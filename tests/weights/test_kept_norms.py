@@ -1,4 +1,4 @@
-"""Norms of what random masks keep: known for every density, to the last bit those that are measured, whatever the order of their sums."""
+"""Norms of the elements that random masks keep: norms known for every density equal measured norms to the last bit, in any summation order."""
 
 import math
 from dataclasses import replace
@@ -26,7 +26,7 @@ from evomerge.weights.task_vectors import TINY_SUM
 
 
 def merged(merger: Merger, plan: MergePlan) -> object:
-    """The numbers of a plan's first tensor, or why it is refused: weights whose sum is nearly 0 may make it overflow."""
+    """The numbers of a plan's first tensor, or the reason it is refused: weights whose sum is nearly 0 may make it overflow."""
     try:
         return next(merger.tensors(plan))[1].tolist()
     except CheckpointError as problem:
@@ -36,8 +36,8 @@ def merged(merger: Merger, plan: MergePlan) -> object:
 @pytest.mark.parametrize(
     ("method", "math_dtype"), [("dare_ties", "float32"), ("dare_linear", "bfloat16"), ("della", "float32")]
 )
-def test_norms_known_for_every_density_are_those_measured(method, math_dtype, monkeypatch):
-    """Bit for bit, also after a change of the seed: a resident merger gives what a single merge gives."""
+def test_norms_known_for_every_density_equal_measured_norms(method, math_dtype, monkeypatch):
+    """Bit for bit, even after the seed changes: a resident merger gives the same result as a single merge."""
     known = []
     kept_l1 = Statistics.kept_l1
 
@@ -72,8 +72,8 @@ def test_norms_known_for_every_density_are_those_measured(method, math_dtype, mo
     assert set(known) == {True, False}
 
 
-def test_norms_of_dare_and_della_are_known_side_by_side(monkeypatch):
-    """Their masks have the same keys, where the recipes have the same seed."""
+def test_norms_of_dare_and_della_are_known_at_the_same_time(monkeypatch):
+    """Their masks have the same keys if the recipes have the same seed."""
     monkeypatch.setattr(statistics, "LARGE_TENSOR", 0)
     plan, pool = fixed_case("della", 2, rescale=True, shape=(30, 64))
     (step,) = plan.steps
@@ -84,7 +84,7 @@ def test_norms_of_dare_and_della_are_known_side_by_side(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "della_linear"])
-def test_measured_norms_are_the_known_ones_to_the_last_bit(method, monkeypatch):
+def test_measured_norms_equal_known_norms_to_the_last_bit(method, monkeypatch):
     measured, known = kept_norms_seen(method, monkeypatch, batch, lambda plan, pool: next(Merger(pool).tensors(plan)))
     assert measured == known
     assert all(norm > 0 for norm in known)
@@ -116,7 +116,7 @@ def test_sums_on_the_grid_do_not_depend_on_the_order(addends, random):
     total = sum(rounded)
     if grid:
         assert total == math.fsum(rounded)
-        # each is off by half of 2^-51 of a power of two that is at most twice the sum
+        # the error of each is at most half of 2^-51 of a power of two that is at most twice the sum
         assert abs(total - math.fsum(addends)) <= len(addends) * 2.0**-51 * math.fsum(addends)
         random.shuffle(rounded)
         assert sum(rounded) == total

@@ -1,4 +1,4 @@
-"""Where numba keeps compiled kernels when it can write neither beside their sources nor into the user's cache."""
+"""Where numba caches compiled kernels if it can write neither next to their sources nor to the user's cache."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ print(numba.config.CACHE_DIR)
 
 
 def place(temporary: Path) -> Path:
-    """The folder that a process chooses, which could import what is compiled."""
+    """The cache folder chosen by a new process, which can import the compiled kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
@@ -36,21 +36,21 @@ def place(temporary: Path) -> Path:
     return Path(done.stdout.strip())
 
 
-def test_a_private_folder_is_taken_and_kept(tmp_path: Path) -> None:
+def test_private_folder_is_used_and_kept(tmp_path: Path) -> None:
     chosen = place(tmp_path)
     assert chosen == tmp_path / f"evomerge-kernels-{os.getuid()}"
     assert stat.S_IMODE(chosen.stat().st_mode) == 0o700
     assert place(tmp_path) == chosen
 
 
-def test_a_folder_that_others_can_write_to_is_not(tmp_path: Path) -> None:
-    """What lies there is loaded as code."""
+def test_folder_writable_by_others_is_not_used(tmp_path: Path) -> None:
+    """Files in the folder are loaded as code."""
     known = tmp_path / f"evomerge-kernels-{os.getuid()}"
     known.mkdir()
     known.chmod(0o777)
     chosen = place(tmp_path)
     assert chosen != known
-    assert not chosen.exists(), "it is removed in the end"
+    assert not chosen.exists(), "it is removed at exit"
     shutil.rmtree(known)
     known.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     (tmp_path / "elsewhere").mkdir(mode=0o700)
@@ -60,7 +60,7 @@ def test_a_folder_that_others_can_write_to_is_not(tmp_path: Path) -> None:
     assert place(tmp_path) != known
 
 
-def test_elsewhere_numba_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numba_chooses_the_cache_folder_if_it_can_write_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     evomerge.weights.kernel_cache._set_place()
     assert "NUMBA_CACHE_DIR" not in os.environ

@@ -1,4 +1,4 @@
-"""Which tensors models are compared by, to see whether they are related."""
+"""Which tensors are compared to decide whether models are related."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.weights.kinship import _sample
 
 
-def test_the_first_the_middle_and_the_last_layer_whatever_the_order_in_the_file(tmp_path: Path) -> None:
+def test_first_middle_and_last_layer_are_compared_in_any_file_order(tmp_path: Path) -> None:
     header = read_model_header(write_tiny_llama(tmp_path / "a", seed=0, n_layers=13))
     in_file = [name for name in header.tensors if "q_proj" in name]
     assert in_file != sorted(in_file, key=lambda name: int(name.split(".")[2])), "layer 10 comes before layer 2"

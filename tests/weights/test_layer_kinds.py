@@ -1,4 +1,4 @@
-"""Slices of models whose layers are of several kinds: the config follows the layers, or the recipe is refused."""
+"""Slices of models with several kinds of layers: the config follows the layers, or the recipe is refused."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def written(folder: Path, kind: str, seed: int = 0, **settings: object) -> str:
 
 
 def configure(folder: str, **changes: object) -> None:
-    """Changes settings; None leaves them out."""
+    """Changes settings; None removes a setting."""
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
@@ -54,7 +54,7 @@ def plan_of(recipe: Recipe):
 LFM2 = {"layer_types": ["conv", "full_attention", "conv", "conv"], "block_ff_dim": 64}
 
 
-def test_layers_of_two_kinds_are_stacked_with_their_config(tmp_path):
+def test_stacking_layers_of_two_kinds_updates_the_config(tmp_path):
     folder = written(tmp_path / "m", "lfm2", **LFM2)
     merge_to_folder(stacked((folder, 0, 2), (folder, 1, 3)), tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -67,7 +67,7 @@ def test_layers_of_two_kinds_are_stacked_with_their_config(tmp_path):
             assert torch.equal(merged[name.replace(f".{origin}.", f".{layer}.", 1)], stored[name])
 
 
-def test_layers_with_other_tensors_are_not_merged_with_each_other(tmp_path):
+def test_layers_with_different_tensors_are_not_merged(tmp_path):
     a, b = (written(tmp_path / name, "lfm2", seed, **LFM2) for seed, name in enumerate("ab"))
     assert plan_of(averaged((a, 0, 4), (b, 0, 4))).n_layers == 4
     with pytest.raises(RecipeError, match=r"layer 0 of .*a and layer 1 of .*b are of different kinds \(only one has"):
@@ -76,7 +76,7 @@ def test_layers_with_other_tensors_are_not_merged_with_each_other(tmp_path):
         plan_of(Recipe("task_arithmetic", (Slice((Source(b, (1, 2), WEIGHT), Source(a, (0, 1)))),), a))
 
 
-def test_layers_with_the_same_tensors_may_be_of_two_kinds(tmp_path):
+def test_layers_with_the_same_tensors_but_different_kinds_are_not_merged(tmp_path):
     kinds = ["sliding_attention", "full_attention"] * 2
     a, b = (written(tmp_path / name, "gemma3_text", seed, layer_types=kinds) for seed, name in enumerate("ab"))
     with pytest.raises(RecipeError, match="layer_types: 'sliding_attention' and 'full_attention'"):
@@ -84,8 +84,8 @@ def test_layers_with_the_same_tensors_may_be_of_two_kinds(tmp_path):
     assert plan_of(averaged((a, 0, 2), (b, 2, 4))).n_layers == 2
 
 
-def test_what_a_config_of_transformers_4_keeps_silent_about_is_written(tmp_path):
-    """Every other layer of Gemma 2 sees a window, which its older configs do not say."""
+def test_layer_types_omitted_by_transformers_4_configs_are_written(tmp_path):
+    """In Gemma 2 every other layer uses a sliding window, which older configs do not state."""
     folder = written(tmp_path / "m", "gemma2", layer_types=None)
     expected = AutoConfig.from_pretrained(folder).layer_types
     configure(folder, layer_types=None)
@@ -111,7 +111,7 @@ DEEPSEEK = {
         ("qwen2", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8}, "max_window_layers"),
     ],
 )
-def test_settings_that_hold_for_places_keep_layers_in_theirs(tmp_path, kind, settings, key):
+def test_layers_cannot_move_if_settings_refer_to_positions(tmp_path, kind, settings, key):
     folder = written(tmp_path / "m", kind, **settings)
     configure(folder, layer_types=None)
     assert plan_of(stacked((folder, 0, 2), (folder, 2, 4))).n_layers == 4
@@ -119,7 +119,7 @@ def test_settings_that_hold_for_places_keep_layers_in_theirs(tmp_path, kind, set
         plan_of(stacked((folder, 0, 2), (folder, 1, 4)))
 
 
-def test_layers_without_positions_take_that_with_them(tmp_path):
+def test_layers_without_rope_keep_that_setting_when_moved(tmp_path):
     folder = written(tmp_path / "m", "smollm3")
     merge_to_folder(stacked((folder, 0, 4), (folder, 3, 4)), tmp_path / "out")
     assert AutoConfig.from_pretrained(folder).no_rope_layers == [1, 1, 1, 0]
@@ -127,19 +127,19 @@ def test_layers_without_positions_take_that_with_them(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3_moe", "llama", "mistral"])
-def test_settings_that_are_not_in_use_leave_layers_free(tmp_path, kind):
+def test_layers_can_move_if_positional_settings_are_not_in_use(tmp_path, kind):
     folder = written(tmp_path / "m", kind)
     assert plan_of(stacked((folder, 0, 3), (folder, 1, 4))).n_layers == 6
 
 
-def test_lists_of_other_things_are_left_alone(tmp_path):
+def test_lists_unrelated_to_layers_are_left_unchanged(tmp_path):
     folder = str(write_tiny_llama(tmp_path / "m", seed=0, n_layers=2, eos_token_id=[1, 2]))
     merge_to_folder(stacked((folder, 0, 2), (folder, 1, 2)), tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["eos_token_id"], config["num_hidden_layers"]) == ([1, 2], 3)
 
 
-def test_a_layer_that_is_not_there(tmp_path):
+def test_missing_layer_is_reported(tmp_path):
     folder = str(write_tiny_llama(tmp_path / "m", seed=0, n_layers=3))
     tensors = load_file(Path(folder) / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
@@ -148,8 +148,8 @@ def test_a_layer_that_is_not_there(tmp_path):
         plan_of(stacked((folder, 0, 3)))
 
 
-def test_a_dtype_is_written_wherever_the_config_says_one(tmp_path):
-    """Multimodal models repeat it in the configs of their parts."""
+def test_dtype_is_written_wherever_the_config_has_one(tmp_path):
+    """Multimodal models repeat it in the configs of their components."""
     folder = str(write_tiny_llama(tmp_path / "m", seed=0, dtype="float32"))
     configure(folder, torch_dtype="float32", vision_config={"torch_dtype": "float32", "width": 3})
     merge_to_folder(Recipe("linear", (Slice((Source(folder, None, WEIGHT),)),), out_dtype="float16"), tmp_path / "out")

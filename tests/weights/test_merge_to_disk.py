@@ -1,4 +1,4 @@
-"""What `evomerge merge` leaves on disk and takes of memory: shards, limits, interruptions; and vocabularies joined as mergekit joins them."""
+"""Disk contents and memory use of `evomerge merge`: shards, limits, interruptions; and vocabularies joined as in mergekit."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from evomerge.weights.checkpoint.staging import put_in_place, remove_leftovers, 
 
 
 def with_token(folder: Path, tokens: list[str], seed: int) -> Path:
-    """A tiny model whose vocabulary ends with `tokens` of its own."""
+    """A tiny model whose vocabulary ends with its own `tokens`."""
     write_tiny_llama(folder, seed=seed, dtype="float32", tied=False, vocab=len(SPECIAL_TOKENS) + len(CHARACTERS))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(tokens)
@@ -55,7 +55,7 @@ def merged(recipe: str, folder: Path, **options: object) -> dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("source", ["union", "base"])
-def test_vocabularies_as_mergekit_joins_them(tmp_path: Path, mergekit: Callable[..., None], source: str) -> None:
+def test_vocabularies_are_joined_as_in_mergekit(tmp_path: Path, mergekit: Callable[..., None], source: str) -> None:
     for seed, (name, tokens) in enumerate({"base": ["<x>"], "a": ["<x>", "<y>"], "b": ["<z>", "<y>"]}.items()):
         with_token(tmp_path / name, tokens, seed)
     recipe = yaml.safe_dump(
@@ -85,7 +85,7 @@ def test_vocabularies_as_mergekit_joins_them(tmp_path: Path, mergekit: Callable[
     assert model.config.vocab_size == len(ours["model.embed_tokens.weight"]) == len(our_tokens)
 
 
-def test_shards_and_dtype(models: Path, tmp_path: Path) -> None:
+def test_output_is_sharded_and_has_the_requested_dtype(models: Path, tmp_path: Path) -> None:
     recipe = f"merge_method: linear\nmodels: [{{model: {models}/a, parameters: {{weight: 1}}}}]\n"
     whole = merged(recipe, tmp_path)
     pieces = merged(recipe, tmp_path, shard_size=20_000, dtype="bfloat16")
@@ -108,8 +108,8 @@ print("grew", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 10
 """
 
 
-def test_memory_does_not_grow_with_the_models(tmp_path: Path) -> None:
-    """Two models of 76 MB each; the largest tensors have 4 MB, so a merge holds a few of those and no model."""
+def test_memory_use_does_not_grow_with_the_models(tmp_path: Path) -> None:
+    """Two models of 76 MB each; the largest tensors have 4 MB, so a merge holds a few tensors but never a whole model."""
     for seed, name in enumerate("ab"):
         write_tiny_llama(tmp_path / name, seed=seed, n_layers=8, hidden=512, dtype="float32", intermediate_size=1024)
     weight = "parameters: {weight: 1}"
@@ -145,7 +145,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the te
 
 
 def started_merge(folder: Path, code: str) -> subprocess.Popen[bytes]:
-    """A merge of two models by `python -c code` that takes seconds, once it has begun to write."""
+    """A merge of two models by `python -c code`, which takes seconds; returned once it has begun to write."""
     for seed, name in enumerate("ab"):
         write_tiny_llama(folder / name, seed=seed, n_layers=8, hidden=512, dtype="float32", intermediate_size=1024)
     weight = "parameters: {weight: 1}"
@@ -155,19 +155,19 @@ def started_merge(folder: Path, code: str) -> subprocess.Popen[bytes]:
     process = subprocess.Popen([sys.executable, "-c", SLOWLY + code, "merge", folder / "recipe.yaml", folder / "out"])
     while process.poll() is None and not list(folder.glob(".out.*/*.safetensors")):
         time.sleep(0.01)
-    assert process.poll() is None, "the merge was over before it could be stopped"
+    assert process.poll() is None, "the merge finished before it could be stopped"
     return process
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_merge_that_is_told_to_end_removes_what_it_wrote(tmp_path: Path, number: int) -> None:
+def test_terminated_merge_removes_what_it_wrote(tmp_path: Path, number: int) -> None:
     process = started_merge(tmp_path, "from evomerge.cli.main import main; main()")
     process.send_signal(number)
     assert process.wait() == 130
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "recipe.yaml"]
 
 
-def test_a_killed_merge_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+def test_killed_merge_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     process = started_merge(tmp_path, "import sys; from evomerge import merge_recipe; merge_recipe(*sys.argv[2:])")
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -180,7 +180,7 @@ def test_a_killed_merge_leaves_nothing_that_looks_finished(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out", "recipe.yaml"]
 
 
-def test_folders_of_merges_that_live_or_may_live_are_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folders_of_possibly_running_merges_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "out"
     foreign = tmp_path / ".out.0123abcd-xyz.merging"
     (foreign / "weights").mkdir(parents=True)
@@ -213,7 +213,7 @@ class Killed(BaseException):
 
 
 def dying_at(monkeypatch: pytest.MonkeyPatch, target: Path) -> None:
-    """The rename to `target` does not come any more."""
+    """Makes the process die instead of renaming a folder to `target`."""
     replace = os.replace
 
     def dying(source: Path, to: Path) -> None:
@@ -224,9 +224,7 @@ def dying_at(monkeypatch: pytest.MonkeyPatch, target: Path) -> None:
     monkeypatch.setattr("os.replace", dying)
 
 
-def test_a_model_that_a_merge_had_moved_aside_when_it_was_interrupted_is_put_back(
-    linear: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_merge_restores_the_model_it_had_moved_aside(linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = merge_recipe(linear, linear.parent / "out")
     (out / "mine").touch()
     dying_at(monkeypatch, out)
@@ -236,7 +234,7 @@ def test_a_model_that_a_merge_had_moved_aside_when_it_was_interrupted_is_put_bac
     assert sorted(path.name for path in linear.parent.iterdir()) == ["out", "recipe.yaml"]
 
 
-def test_a_model_that_a_killed_merge_had_moved_aside_is_put_back_by_the_next(
+def test_next_merge_restores_the_model_that_a_killed_merge_had_moved_aside(
     linear: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = merge_recipe(linear, linear.parent / "out")
@@ -246,13 +244,13 @@ def test_a_model_that_a_killed_merge_had_moved_aside_is_put_back_by_the_next(
         merge_recipe(linear, out)
     assert (out / "mine").exists()
     assert "restored" in caplog.text
-    (linear.parent / ".out.1-2.replaced").mkdir()  # what was left when a kill came while it was deleted
+    (linear.parent / ".out.1-2.replaced").mkdir()  # remains of a folder whose deletion was interrupted by a kill
     merge_recipe(linear, out, overwrite=True)
     assert not (out / "mine").exists()
     assert sorted(path.name for path in linear.parent.iterdir()) == ["out", "recipe.yaml"]
 
 
-def test_a_model_is_left_aside_while_its_merge_lives(tmp_path: Path) -> None:
+def test_model_moved_aside_is_not_restored_while_its_merge_is_running(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with staging_folder(out) as staging:
         staging.with_suffix(".replaced").mkdir()  # between its two renames
@@ -262,7 +260,7 @@ def test_a_model_is_left_aside_while_its_merge_lives(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_merge_that_ends_while_another_replaces_its_model_puts_nothing_back(tmp_path: Path) -> None:
+def test_merge_that_finishes_while_another_replaces_its_model_restores_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     with staging_folder(out) as second:
@@ -277,7 +275,7 @@ def test_a_merge_that_ends_while_another_replaces_its_model_puts_nothing_back(tm
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_link_to_the_new_folder_stays_a_link(linear: Path, is_there: bool) -> None:
+def test_link_to_the_output_folder_stays_a_link(linear: Path, is_there: bool) -> None:
     disk = linear.parent / "disk"
     disk.mkdir()
     if is_there:

@@ -1,4 +1,4 @@
-"""Recipes with `modules:`, with LoRA sources and with models of several vocabularies give what mergekit itself gives, run in its own environment on the files we export."""
+"""Recipes with `modules:`, LoRA sources or different vocabularies merge as in mergekit itself, run in its own environment on the files we export."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def weight(value):
 
 
 def write_t5(folder, seed, n_decoder_layers=2):
-    """An encoder of two layers and a decoder, as transformers writes them."""
+    """An encoder with two layers and a decoder, as written by transformers."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(seed)
@@ -34,13 +34,13 @@ def write_t5(folder, seed, n_decoder_layers=2):
         "num_decoder_layers": n_decoder_layers,
         "num_heads": 4,
     }
-    sizes["feed_forward_proj"] = "gated-gelu"  # the form that mergekit knows
+    sizes["feed_forward_proj"] = "gated-gelu"  # the variant supported by mergekit
     T5ForConditionalGeneration(T5Config(vocab_size=64, **sizes)).save_pretrained(folder)
     return str(folder)
 
 
 @pytest.mark.parametrize(("depth", "says"), [(2, True), (3, True), (2, False)])
-def test_a_decoder_of_other_layers_is_loaded_whole(tmp_path, depth, says):
+def test_decoder_with_different_layers_is_loaded_completely(tmp_path, depth, says):
     from transformers import T5ForConditionalGeneration
 
     model = Path(write_t5(tmp_path / "t5", 0, depth))
@@ -58,7 +58,7 @@ def test_a_decoder_of_other_layers_is_loaded_whole(tmp_path, depth, says):
 
 
 def write_adapter(folder, model, seed, **config):
-    """An adapter of rank 4 as PEFT writes it."""
+    """A rank-4 adapter as written by PEFT."""
     weights, generator, factors = load_file(model / "model.safetensors"), torch.Generator().manual_seed(seed), {}
     for target in TARGETS:
         n_out, n_in = weights[f"{target}.weight"].shape
@@ -147,7 +147,7 @@ def adapter_recipes(folder):
 
 
 def vocabulary_recipes(folder):
-    """Slices that the base's own tokens reach by one of their models, by their own base, or not at all."""
+    """Slices in which the base's own tokens are provided by one of the models, by the slice's own base, or not at all."""
     models = []
     for seed, (name, tokens) in enumerate({"p": ("<p>", "<pq>"), "q": ("<pq>", "<q>"), "r": ("<q>",)}.items()):
         models.append(str(write_tiny_llama(folder / name, seed=seed, dtype="float32", tied=False)))
@@ -177,7 +177,7 @@ def vocabulary_recipes(folder):
 
 
 def vocabulary_of_a_module(folder):
-    """The embedding is the last module's, whose sources are others than those of the first."""
+    """The embedding belongs to the last module, whose sources differ from those of the first."""
     tokens = write_tiny_llama(folder / "tokens", seed=0, vocab=64)
     a, b, c = (write_t5(folder / f"t5-tokens-{seed}", seed) for seed in range(3))
     for model in (a, b, c):
@@ -200,7 +200,7 @@ CASES = (
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory, mergekit):
-    """case -> (ours, mergekit's) tensors."""
+    """case -> (our tensors, mergekit's)."""
     folder = tmp_path_factory.mktemp("forms")
     recipes = [*module_recipes(folder), *adapter_recipes(folder), *vocabulary_recipes(folder)]
     recipes.append(("vocabulary_of_a_module", vocabulary_of_a_module(folder)))

@@ -1,4 +1,4 @@
-"""Merges of tiny models equal those of mergekit itself, run in its own environment on the recipe files we export."""
+"""Merges of tiny models equal the merges of mergekit itself, run in its own environment on the recipe files we export."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def recipes(models, out_dtype, names=("w",)):
         return Recipe(method, (Slice(listed),), with_base, settings(**shared), out_dtype=out_dtype)
 
     def based(method, *bases, with_base=base, per_model=plain, sources=(base, a, b), **shared):
-        """Slices with bases of their own; None = the recipe's."""
+        """Slices with their own bases; None = the recipe's base."""
         return Recipe(
             method,
             tuple(
@@ -169,7 +169,7 @@ def recipes(models, out_dtype, names=("w",)):
 
 
 def pieces(names):
-    """Other weights for each third of the tensors, as a child of children has that was split where tensors end."""
+    """Different weights for each third of the tensors, as in a crossover of crossovers that was split at tensor boundaries."""
     return PieceTable(
         ((0.7, 0.4), (0.2, 0.9), (-0.1, 1.05)),
         {name: (Span(None, 3 * index // len(names)),) for index, name in enumerate(names)},
@@ -181,7 +181,7 @@ NAMES = tuple(recipes(("x", "y", "z"), "float32"))
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory, mergekit):
-    """(dtype, case) -> (ours, mergekit's) tensors."""
+    """(dtype, case) -> (our tensors, mergekit's)."""
     folder = tmp_path_factory.mktemp("parity")
     wanted = {}
     for dtype in ("float32", "bfloat16"):
@@ -196,12 +196,12 @@ def merged(tmp_path_factory, mergekit):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_merges_are_mergekits(merged, dtype, name):
+def test_merges_equal_mergekit(merged, dtype, name):
     assert_close(*merged[dtype, name])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_stacks_of_copies_equal_mergekits_to_the_bit(merged, dtype):
+def test_stacks_of_copied_layers_equal_mergekit_to_the_bit(merged, dtype):
     ours, theirs = merged[dtype, "stack_of_copies"]
     assert len(ours) == len(theirs) > 7 * 9
     for tensor, expected in theirs.items():

@@ -1,4 +1,4 @@
-"""Recipes at random give what mergekit itself gives, run in its own environment on the same files."""
+"""Random recipes merge as in mergekit itself, run in its own environment on the same files."""
 
 import random
 from pathlib import Path
@@ -18,7 +18,7 @@ N_LAYERS, N_RECIPES = 4, 80
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base and three models near it, in two dtypes."""
+    """A base and three similar models, in two dtypes."""
     place = tmp_path_factory.mktemp("models")
     for dtype in ("float32", "bfloat16"):
         for seed, name in enumerate(("base", "a", "b", "c")):
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_recipes_at_random(folder: Path, tmp_path: Path, mergekit: Any) -> None:
+def test_random_recipes_equal_mergekit(folder: Path, tmp_path: Path, mergekit: Any) -> None:
     documents = []
     for seed in range(N_RECIPES):
         rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""The pool refuses broken weights; the merger stores what it yields, rounded once, whatever the engine's views look like."""
+"""The pool refuses broken weights; the merger stores the values it yields, rounded once, in whatever views the engine provides."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ class Target:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float32", "float16"])
 @pytest.mark.parametrize("view_dtype", [torch.bfloat16, torch.float32])
-def test_engine_holds_what_the_checkpoint_would(models, pool, method, out_dtype, view_dtype):
+def test_engine_holds_the_same_values_as_the_checkpoint(models, pool, method, out_dtype, view_dtype):
     plan = make_plan(recipe_for(method, models, out_dtype=out_dtype, seed=5), pool.headers)
     target = Target(plan, view_dtype)
     merger = Merger(pool)
@@ -84,11 +84,11 @@ def test_merging_identical_models_is_the_identity(models, pool, method):
         assert torch.equal(tensor, pool.tensor(base, name)), name
 
 
-def test_a_weight_of_one_is_the_expert(models, pool):
+def test_weight_of_one_gives_the_expert(models, pool):
     base, expert, _ = models
     recipe = Recipe("task_arithmetic", (Slice((Source(expert),)),), base, {"weight": (Setting(1.0),)})
     for name, tensor in Merger(pool).tensors(make_plan(recipe, pool.headers)):
-        # base + (expert - base) loses an expert's smallest values beside a large base
+        # base + (expert - base) loses an expert's smallest values if the base is large
         torch.testing.assert_close(tensor, pool.tensor(expert, name), rtol=0, atol=1e-6, msg=name)
 
 
@@ -103,7 +103,7 @@ def test_random_masks_follow_the_seed(models, pool):
     assert not torch.equal(first[name], other[name])
 
 
-def test_target_with_an_unknown_tensor(models, pool):
+def test_target_with_an_unknown_tensor_is_refused(models, pool):
     plan = make_plan(recipe_for("linear", models), pool.headers)
     target = Target(plan, torch.float32)
     target.shapes["model.unknown.weight"] = (2, 2)
@@ -111,7 +111,7 @@ def test_target_with_an_unknown_tensor(models, pool):
         Merger(pool).write(plan, target)
 
 
-def test_places_are_looked_at_again_where_shapes_or_regions_are_others():
+def test_changed_shapes_and_regions_are_noticed():
     pool = WeightPool.holding({("m", "a"): torch.arange(6.0)})
     view = torch.zeros(6)
 
@@ -169,7 +169,7 @@ def test_broken_source_weights_are_named(tmp_path, bad, dtype):
         WeightPool.from_folders([str(folder)])
 
 
-def test_pool_names_what_it_lacks(models, pool):
+def test_pool_names_missing_models_and_tensors(models, pool):
     with pytest.raises(CheckpointError, match="no model 'x'"):
         pool.tensor("x", "y")
     with pytest.raises(CheckpointError, match="no tensor 'y'"):
@@ -184,12 +184,12 @@ def test_changed_files_are_noticed(tmp_path):
         WeightPool({str(folder): header})
 
 
-def test_integer_buffers_and_unaligned_tensors(tmp_path):
+def test_integer_buffers_and_unaligned_tensors_are_read(tmp_path):
     models = []
     for seed in range(3):
         folder = write_tiny_llama(tmp_path / f"m{seed}", seed=seed)
         tensors = load_file(folder / "model.safetensors")
-        tensors["a.flag"] = torch.tensor([True, False, True])  # three bytes: all that follows is unaligned
+        tensors["a.flag"] = torch.tensor([True, False, True])  # three bytes: everything after it is unaligned
         tensors["a.steps"] = torch.tensor([1, 2, 3])
         tensors["a.none"] = torch.empty(0, 4)
         save_unaligned(tensors, folder / "model.safetensors")
@@ -202,7 +202,7 @@ def test_integer_buffers_and_unaligned_tensors(tmp_path):
 
 
 def save_unaligned(tensors, path):
-    """safetensors sorts by alignment; other writers need not."""
+    """safetensors sorts by alignment; other writers may not."""
     import json
 
     names = {torch.bool: "BOOL", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16"}
@@ -219,7 +219,7 @@ def save_unaligned(tensors, path):
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-def test_a_write_waits_for_the_engine_before_and_for_the_gpu_after(models, pool, monkeypatch):
+def test_write_waits_for_the_engine_before_and_for_the_gpu_after(models, pool, monkeypatch):
     plan = make_plan(recipe_for("linear", models), pool.headers)
     target = Target(plan, torch.bfloat16)
     written = []

@@ -1,4 +1,4 @@
-"""Properties of every method in the table; the values themselves are compared with mergekit's in test_mergekit_parity."""
+"""Properties of every method in the table; test_mergekit_parity compares the values themselves with mergekit's."""
 
 from itertools import product
 
@@ -43,7 +43,7 @@ def pool(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_identical_models_give_themselves(method):
+def test_merging_identical_models_gives_the_same_model(method):
     spec = METHODS[method]
     tensor = torch.randn(6, 10, generator=torch.Generator().manual_seed(1))
     base = tensor if spec.base is not BaseRole.SOURCE else None
@@ -53,7 +53,7 @@ def test_identical_models_give_themselves(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 1), (1, 5), (2, 3, 4)])
-def test_inputs_are_left_alone_at_any_shape(method, shape):
+def test_inputs_of_any_shape_are_left_unchanged(method, shape):
     spec = METHODS[method]
     tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(n_sources(spec))]
     base = torch.randn(shape) if spec.base is not BaseRole.SOURCE else None
@@ -66,7 +66,7 @@ def test_inputs_are_left_alone_at_any_shape(method, shape):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("math_dtype", [None, "bfloat16"])
-def test_whole_models(method, math_dtype, pool):
+def test_whole_models_can_be_merged(method, math_dtype, pool):
     spec = METHODS[method]
     base, *experts = pool.headers
     sources = tuple(Source(model) for model in experts[: n_sources(spec)])
@@ -85,7 +85,7 @@ def test_whole_models(method, math_dtype, pool):
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])
 @pytest.mark.parametrize("density", [0.3, 0.7])
-def test_random_masks_keep_the_rate_and_the_mean(method, density):
+def test_random_masks_preserve_the_rate_and_the_mean(method, density):
     rows, columns = 200, 400
     delta = torch.rand(rows, columns, generator=torch.Generator().manual_seed(3)) + 0.5
     base = torch.zeros(rows, columns)
@@ -105,7 +105,7 @@ def test_random_masks_keep_the_rate_and_the_mean(method, density):
 @pytest.mark.parametrize(
     ("density", "kept"), [(1.0, [0, 1, 2, 3, 4]), (0.59, [0, 2]), (0.61, [0, 2, 3]), (0.01, [0]), (0.0, [])]
 )
-def test_the_largest_are_kept_and_of_equal_ones_the_first(density, kept):
+def test_largest_are_kept_and_ties_go_to_the_first(density, kept):
     delta = torch.tensor([3.0, -1.0, 2.0, -2.0, 0.5])
     assert keep_largest(delta, density).nonzero().flatten().tolist() == kept
 
@@ -131,7 +131,7 @@ def test_della_keeps_large_entries_more_often():
         ("linear", {"weight": 0.0}, "sum to 0"),
     ],
 )
-def test_parameters_that_contradict_each_other(method, settings, message, pool):
+def test_contradictory_parameters_are_refused(method, settings, message, pool):
     base, a, b, _ = pool.headers
     values = {name: (Setting(value),) for name, value in ({"weight": 0.5} | settings).items()}
     recipe = Recipe(method, (Slice((Source(a), Source(b))),), None if method == "linear" else base, values)
@@ -140,7 +140,7 @@ def test_parameters_that_contradict_each_other(method, settings, message, pool):
 
 
 @pytest.mark.parametrize("method", ["della", "della_linear"])
-def test_every_corner_of_dellas_default_bounds_is_a_merge(method, pool):
+def test_every_corner_of_dellas_default_bounds_can_be_merged(method, pool):
     base, a, b, _ = pool.headers
     density, epsilon = (METHODS[method].parameter(name) for name in ("density", "epsilon"))
     for corner in product(*((one.search_low, one.search_high) for one in (density, epsilon))):
@@ -151,7 +151,7 @@ def test_every_corner_of_dellas_default_bounds_is_a_merge(method, pool):
 
 @pytest.mark.parametrize("method", ELEMENTWISE)
 @pytest.mark.parametrize("math_dtype", [torch.float32, torch.bfloat16])
-def test_parts_of_a_tensor_make_the_whole(method, math_dtype):
+def test_merging_parts_of_a_tensor_equals_merging_the_whole(method, math_dtype):
     spec, generator = METHODS[method], torch.Generator().manual_seed(2)
     tensors = [torch.randn(31_001, generator=generator).to(math_dtype) for _ in range(n_sources(spec) + 1)]
 
@@ -163,20 +163,20 @@ def test_parts_of_a_tensor_make_the_whole(method, math_dtype):
     assert torch.equal(torch.cat([merged(part) for part in parts]), merged(slice(None)))
 
 
-def test_multislerp_of_directions_that_cancel():
+def test_multislerp_refuses_directions_that_cancel():
     a = torch.tensor([1.0, 0.0])
     b, c = torch.tensor([-0.5, 3**0.5 / 2]), torch.tensor([-0.5, -(3**0.5) / 2])
     with pytest.raises(RecipeError, match="cancel"):
         reference("multislerp")(group("multislerp", [a, b, c], eps=1e-6))
 
 
-def test_ramplus_of_experts_without_changes_of_their_own():
+def test_ramplus_keeps_changes_that_all_experts_share():
     base, change = torch.zeros(3), torch.tensor([1.0, -2.0, 0.5])
     merged = reference("ramplus_tl")(group("ramplus_tl", [change, change], base, epsilon=0.0))
     torch.testing.assert_close(merged, change)
 
 
-def test_search_bounds_are_admitted():
+def test_search_bounds_are_valid():
     for spec in METHODS.values():
         for parameter in spec.parameters:
             assert (parameter.search_low is None) == (parameter.search_high is None)

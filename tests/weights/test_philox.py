@@ -1,4 +1,4 @@
-"""Random numbers are Philox's exactly, and masks keep what they should: at any chunking, of every element on its own."""
+"""Random numbers are exactly Philox's, in any chunking; masks keep elements at the right rate and independently of each other."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from evomerge.weights.philox import (
     random_halves,
 )
 
-# counter, key, rounds -> words: test vectors that Random123, the paper's code, publishes
+# counter, key, rounds -> words: test vectors published with Random123, the code of the paper
 ALL_ONES = 0xFFFFFFFF
 DIGITS_OF_PI = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)
 KNOWN = [
@@ -30,13 +30,13 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("counter", "key", "rounds", "words"), KNOWN)
-def test_known_answers(counter, key, rounds, words):
+def test_known_answers_are_reproduced(counter, key, rounds, words):
     assert (
         tuple(word.item() for word in philox([np.array([word], np.uint64) for word in counter], key, rounds)) == words
     )
 
 
-def test_halves_of_the_first_counter():
+def test_halves_of_the_first_counter_are_in_order():
     assert (WORD_ROUNDS, MASK_ROUNDS) == (10, 7)
     w0, w1, w2, w3 = KNOWN[0][3]
     even, odd = w1 | w0 << 32, w3 | w2 << 32
@@ -57,12 +57,12 @@ N_ELEMENTS = 1_000_000
 
 
 def correlation(a, b):
-    """Of two 0/1 rows, in standard deviations of what independent ones have."""
+    """Correlation of two 0/1 rows, in standard deviations of the correlation of independent rows."""
     return np.corrcoef(a, b)[0, 1] * np.sqrt(len(a))
 
 
 @pytest.mark.parametrize("probability", [0.0, 1e-4, 0.1, 1 / 3, 0.5, 0.9, 1.0])
-def test_keep_rate(probability):
+def test_keep_rate_matches_the_probability(probability):
     mask = keep_mask(mask_key(0, "w", 0), (8, N_ELEMENTS // 8), probability).reshape(-1, 8).double()
     for rate, n in ((mask.mean(), N_ELEMENTS), *[(column.mean(), N_ELEMENTS // 8) for column in mask.T]):
         assert abs(rate.item() - probability) <= 5 * np.sqrt(probability * (1 - probability) / n)
@@ -70,7 +70,7 @@ def test_keep_rate(probability):
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.8])
 def test_elements_inputs_tensors_and_seeds_are_independent(probability):
-    """Neighbours at every distance within a counter and beyond, other inputs, tensors and seeds."""
+    """Elements at any distance within a counter and beyond; different inputs, tensors and seeds."""
     keys = [mask_key(0, "w", 0), mask_key(0, "w", 1), mask_key(0, "v", 0), mask_key(1, "w", 0)]
     masks = [keep_mask(key, (N_ELEMENTS,), probability).numpy() for key in keys]
     found = [correlation(masks[0][:-distance], masks[0][distance:]) for distance in (*range(1, 18), 64, 4096)]
@@ -79,7 +79,7 @@ def test_elements_inputs_tensors_and_seeds_are_independent(probability):
 
 
 def test_halves_are_uniform():
-    """Chi-squared over all 65,536 values, in standard deviations from its mean; and of pairs in one counter."""
+    """Chi-squared over all 65,536 values, in standard deviations from its mean; and over pairs within one counter."""
     halves = random_halves(mask_key(5, "w", 2), 0, 64 * DECISIONS)
     pairs = (halves[0::2].astype(np.int64) >> 8) * 256 + (halves[1::2] >> 8)
     for values in (halves, pairs):
@@ -89,7 +89,7 @@ def test_halves_are_uniform():
         assert abs(chi_squared - (DECISIONS - 1)) < 5 * np.sqrt(2 * (DECISIONS - 1))
 
 
-def test_thresholds_are_the_nearest_and_never_nothing_by_rounding():
+def test_thresholds_are_the_nearest_and_are_never_rounded_to_zero():
     assert keep_threshold(1.0) == DECISIONS
     assert keep_threshold(0.25) == DECISIONS // 4
     assert keep_threshold(1 / 3) == 21845

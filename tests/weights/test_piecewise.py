@@ -1,4 +1,4 @@
-"""Crossovers of real checkpoints: exact inner products, descendants against explicit weights, fused against plain."""
+"""Crossovers of real checkpoints: exact inner products; descendants compared with explicit weights, and fused merges with plain ones."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def pool(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromosomes(pool):
-    """The steps of a plain sum: attention, and the rest."""
+    """The steps of a plain sum, in two chromosomes: attention and the rest."""
     sources = tuple(Source(model, parameters={"weight": (Setting(1.0),)}) for model in pool.headers)
     steps = make_plan(Recipe("linear", (Slice(sources),)), pool.headers).steps
     return [[s for s in steps if "self_attn" in s.output], [s for s in steps if "self_attn" not in s.output]]
@@ -56,7 +56,7 @@ def flat_seed(pool, steps, index):
 
 
 def genomes(n_seeds=3, mutation_sigma=0.0):
-    """Seeds, and generations each crossing the last child with a random earlier candidate."""
+    """Seeds, then generations in which the previous child is crossed with a random earlier candidate."""
     stream = random_stream(4, "lineage")
     found = {f"s{i}": VectorGenome(tuple(float(i == k) for k in range(n_seeds))) for i in range(n_seeds)}
     previous = "s0"
@@ -70,7 +70,7 @@ def genomes(n_seeds=3, mutation_sigma=0.0):
 
 
 def explicit(pool, chromosomes, found, last):
-    """The descendant by successive SLERPs of whole float64 weight vectors, one global angle."""
+    """The descendant from successive SLERPs of whole float64 weight vectors, each with one global angle."""
     weights = {f"s{i}": [flat_seed(pool, steps, i) for steps in chromosomes] for i in range(3)}
     for name, genome in found.items():
         if not isinstance(genome, CrossoverGenome):
@@ -96,7 +96,7 @@ def merged(pool, recipe, chromosomes, **options):
     return tensors, torch.cat([tensors[s.output].double().reshape(-1) for c in chromosomes for s in c]).numpy()
 
 
-def test_inner_products_over_any_first_part(pool, chromosomes, layout, gram):
+def test_inner_products_are_exact_over_any_prefix(pool, chromosomes, layout, gram):
     for index, steps in enumerate(chromosomes):
         rows = np.array([flat_seed(pool, steps, seed) for seed in range(3)])
         ends = layout.ends(index)
@@ -106,13 +106,13 @@ def test_inner_products_over_any_first_part(pool, chromosomes, layout, gram):
 
 
 @pytest.mark.parametrize(("sigma", "tolerance"), [(0.0, 1e-5), (0.02, 1e-3)])
-def test_a_deep_descendant_equals_explicit_slerps(pool, chromosomes, layout, gram, sigma, tolerance):
+def test_deep_descendant_equals_explicit_slerps(pool, chromosomes, layout, gram, sigma, tolerance):
     found, candidate = genomes(mutation_sigma=sigma)
     lineage = Lineage([Source(model) for model in pool.headers], layout, gram, out_dtype="float32")
     recipe = lineage.recipe(candidate, found.__getitem__)
     _, got = merged(pool, recipe, chromosomes)
     wanted = explicit(pool, chromosomes, found, candidate.id)
-    # with noise, the angles count its expected inner products
+    # with noise, the angles use the expected inner products of the noise
     assert np.linalg.norm(got - wanted) <= tolerance * np.linalg.norm(wanted)
     assert lineage.combination(candidate, found.__getitem__).n_bytes < 4096
 
@@ -140,7 +140,7 @@ class Engine:
 
 @pytest.mark.parametrize("out_dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("sigma", [0.0, 0.02])
-def test_fused_plain_and_live_weights_are_the_same_bits(pool, chromosomes, layout, gram, out_dtype, sigma):
+def test_fused_plain_and_live_weights_are_bit_identical(pool, chromosomes, layout, gram, out_dtype, sigma):
     found, candidate = genomes(mutation_sigma=sigma)
     lineage = Lineage([Source(model) for model in pool.headers], layout, gram, out_dtype=out_dtype)
     recipe = lineage.recipe(candidate, found.__getitem__)
@@ -155,7 +155,7 @@ def test_fused_plain_and_live_weights_are_the_same_bits(pool, chromosomes, layou
         assert torch.equal(engine.parameters[name], tensor.float()), name
 
 
-def test_seeds_are_themselves(pool, layout, gram):
+def test_seed_recipes_give_the_seed_models(pool, layout, gram):
     lineage = Lineage([Source(model) for model in pool.headers], layout, gram)
     for index, model in enumerate(pool.headers):
         genome = VectorGenome(tuple(float(index == k) for k in range(3)))
@@ -164,7 +164,7 @@ def test_seeds_are_themselves(pool, layout, gram):
             assert torch.equal(tensor, pool.tensor(model, name)), name
 
 
-def test_a_recipe_of_other_models_is_refused(pool, layout, gram, tmp_path):
+def test_recipe_of_different_models_is_refused(pool, layout, gram, tmp_path):
     lineage = Lineage([Source(model) for model in pool.headers], layout, gram)
     found, candidate = genomes()
     recipe = lineage.recipe(candidate, found.__getitem__)
@@ -176,8 +176,8 @@ def test_a_recipe_of_other_models_is_refused(pool, layout, gram, tmp_path):
             make_plan(recipe, renamed)
 
 
-def test_the_reference_computes_where_its_inputs_are():
-    """`evomerge merge --device cuda` of a descendant; a device without memory stands for the GPU."""
+def test_reference_computes_on_the_device_of_its_inputs():
+    """As in `evomerge merge --device cuda` of a descendant; the meta device, which has no memory, stands in for the GPU."""
     tensors = [torch.empty(4, 8, device="meta") for _ in range(2)]
     pieces = (Piece(10, (0.5, 0.5), ((3, 0.1),)), Piece(32, (0.2, 0.8)))
     merged = reference("piecewise")(TensorGroup("w", tensors, [{}, {}], None, {}, 0, pieces))

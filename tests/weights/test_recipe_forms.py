@@ -1,4 +1,4 @@
-"""Adapters, several documents, chat templates, modules: what `evomerge merge` makes of them, against plain torch."""
+"""Adapters, several documents, chat templates, modules: how `evomerge merge` handles them, compared with plain torch."""
 
 import json
 
@@ -43,11 +43,11 @@ ADAPTED = "merge_method: passthrough\nmodels: [{model: a+lora}]\n"
         ({"init_lora_weights": "gaussian"}, 1.5),
         ({"use_rslora": True}, 3 / 2**0.5),
         ({"alpha_pattern": {"q_proj": 8}}, 4.0),
-        # the first that is the end of the name from a dot on, as PEFT looks it up
+        # the first pattern that matches the end of the name after a dot, as in PEFT
         ({"alpha_pattern": {"proj": 2, "q_pro": 4, "self_attn.q_proj": 6, "q_proj": 8}}, 3.0),
     ],
 )
-def test_an_adapter_is_w_plus_scaled_b_a(models, config, scale):
+def test_adapter_adds_scaled_b_a_to_the_weight(models, config, scale):
     a, b = adapter(models / "lora", **config)
     merged, plain = merge(models, ADAPTED), load_file(models / "a" / "model.safetensors")
     for name, tensor in plain.items():
@@ -55,14 +55,14 @@ def test_an_adapter_is_w_plus_scaled_b_a(models, config, scale):
         torch.testing.assert_close(merged[name], wanted, rtol=1e-6, atol=1e-6, msg=name)
 
 
-def test_dora_has_the_learned_row_norms(models):
+def test_dora_adapter_gives_the_learned_row_norms(models):
     norms = torch.rand(32) + 0.5
     adapter(models / "lora", tensors={f"base_model.model.{Q}.lora_magnitude_vector": norms}, use_dora=True)
     torch.testing.assert_close(merge(models, ADAPTED)[f"{Q}.weight"].norm(dim=1), norms)
 
 
-def test_an_adapter_that_holds_the_layer_it_changes_changes_that_one(models):
-    """PEFT saves the weights of an embedding or output layer beside the factors for it."""
+def test_adapter_for_a_layer_it_also_stores_changes_the_stored_layer(models):
+    """PEFT saves the weights of an embedding or output layer next to the factors for it."""
     embedding = "model.embed_tokens"
     own = load_file(models / "b" / "model.safetensors")[f"{embedding}.weight"]
     a, b = torch.randn(2, len(own)), torch.randn(own.shape[1], 2)
@@ -72,7 +72,7 @@ def test_an_adapter_that_holds_the_layer_it_changes_changes_that_one(models):
     torch.testing.assert_close(merge(models, ADAPTED)[f"{embedding}.weight"], own + 1.5 * (b @ a).T)
 
 
-def test_factors_of_a_transposed_layer(models):
+def test_factors_of_a_transposed_layer_are_applied(models):
     a, b = adapter(models / "lora", fan_in_fan_out=True)
     wanted = load_file(models / "a" / "model.safetensors")[f"{Q}.weight"] + 1.5 * (b @ a).T
     torch.testing.assert_close(merge(models, ADAPTED)[f"{Q}.weight"], wanted)
@@ -106,7 +106,7 @@ def test_factors_of_a_transposed_layer(models):
         ({}, {"base_model.model.model.norm.weight": torch.ones(5)}, "has shape"),
     ],
 )
-def test_adapters_that_cannot_be_merged(models, config, tensors, message):
+def test_adapters_that_cannot_be_merged_are_refused(models, config, tensors, message):
     adapter(models / "lora", tensors=tensors, **config)
     with pytest.raises(CheckpointError, match=message):
         merge(models, ADAPTED)
@@ -121,7 +121,7 @@ def test_36_an_adapter_is_no_model_and_a_model_no_adapter(models):
         merge(models, "merge_method: passthrough\nmodels: [{model: a+b}]\n")
 
 
-def test_an_adapter_that_is_not_there_or_pickled_is_refused(models):
+def test_missing_or_pickled_adapter_is_refused(models):
     adapter(models / "lora")
     (models / "lora" / "adapter_model.safetensors").rename(models / "lora" / "adapter_model.bin")
     with pytest.raises(CheckpointError, match="only pickled weights"):
@@ -147,7 +147,7 @@ models: [{model: half, parameters: {weight: 1}}, {model: c, parameters: {weight:
 """
 
 
-def test_documents_are_merged_one_after_the_other(models):
+def test_documents_are_merged_one_after_another(models):
     merged = merge(models, HALF)
     a, b, c = (load_file(models / name / "model.safetensors") for name in "abc")
     for name in a:
@@ -157,7 +157,7 @@ def test_documents_are_merged_one_after_the_other(models):
     assert (again / "model.safetensors").read_bytes() == (models / "out" / "model.safetensors").read_bytes()
 
 
-def test_what_documents_are_merged_with_is_in_the_recipe_of_the_result(models):
+def test_recipe_of_the_result_records_the_options_used_for_all_documents(models):
     text = """
 name: half
 merge_method: dare_linear
@@ -177,14 +177,14 @@ models: [{model: half, parameters: {weight: 1, density: 0.5}}, {model: c, parame
     assert not all(torch.equal(tensor, other[name]) for name, tensor in first.items())
 
 
-def test_the_card_of_several_documents_names_no_folder_of_this_machine(models):
+def test_model_card_of_several_documents_names_no_local_folder(models):
     merge(models, HALF)
     card = (models / "out" / "README.md").read_text()
     assert "**Beware**: the attention weights of half (" in card
     assert str(models) not in card
 
 
-def test_layers_of_models_of_different_depth_are_merged_by_slices(models):
+def test_models_of_different_depth_are_merged_by_slices(models):
     write_tiny_llama(models / "deep", seed=5, n_layers=4, dtype="float32")
     text = """
 merge_method: task_arithmetic
@@ -221,7 +221,7 @@ slices:
         ("merge_method: karcher\nmodules: {decoderr: {models: [{model: a}]}}", "unknown decoderr"),
     ],
 )
-def test_what_is_wrong_with_a_recipe_is_said_of_its_file(models, text, message):
+def test_recipe_errors_name_the_file(models, text, message):
     with pytest.raises(RecipeError, match=rf"^{models}/r\.yml: .*{message}"):
         merge(models, text)
     named = f"name: part\n{text}\n---\nmerge_method: karcher\nmodels: [{{model: part}}]\n"
@@ -229,7 +229,7 @@ def test_what_is_wrong_with_a_recipe_is_said_of_its_file(models, text, message):
         merge(models, named)
 
 
-def test_a_filter_that_no_tensor_meets_is_reported(models, caplog):
+def test_filter_that_matches_no_tensor_is_reported(models, caplog):
     weights = "parameters: {weight: [{filter: self_atn, value: 0.5}, {filter: mlp, value: 0.2}, {value: 1}]}"
     text = f"merge_method: linear\nmodels: [{{model: a}}, {{model: b}}]\n{weights}\n"
     merge(models, text)
@@ -239,7 +239,7 @@ def test_a_filter_that_no_tensor_meets_is_reported(models, caplog):
     assert "matches no tensor name" not in caplog.text
 
 
-def test_chat_templates(models):
+def test_chat_template_of_the_recipe_is_written(models):
     merge(models, LINEAR + "chat_template: chatml\n")
     assert "<|im_start|>" in (models / "out" / "chat_template.jinja").read_text()
     marked = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
@@ -258,8 +258,8 @@ def test_chat_templates(models):
     assert (models / "out" / "chat_template.jinja").read_text() == "{{ mine }}"
 
 
-def test_a_processor_has_the_chat_template_of_the_recipe(models):
-    """Where it is in a file of its own, which processors read before any other."""
+def test_processor_uses_the_chat_template_of_the_recipe(models):
+    """Even if the model has chat_template.json, which processors prefer to any other file."""
     from transformers import ProcessorMixin
 
     for name in "ab":
@@ -287,7 +287,7 @@ def test_a_processor_has_the_chat_template_of_the_recipe(models):
         ("exaone", "[|system|]S[|endofturn|]\n[|user|]Q\n[|assistant|]"),
     ],
 )
-def test_built_in_chat_templates(name, wanted):
+def test_built_in_chat_templates_render_as_expected(name, wanted):
     from transformers.utils.chat_template_utils import render_jinja_template
 
     chat = [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
@@ -308,7 +308,7 @@ def test_37_a_permuted_model_is_reported(models, caplog):
     assert "Beware" in (models / "out" / "README.md").read_text()
 
 
-def test_memory_limits(models):
+def test_memory_limits_and_devices_are_checked(models):
     assert merge(models, LINEAR, max_memory="1MB").keys() == load_file(models / "a" / "model.safetensors").keys()
     with pytest.raises(RecipeError, match=r"max-memory is 1000 bytes, but merging .* needs about"):
         merge(models, LINEAR, max_memory=1000, overwrite=True)
@@ -319,7 +319,7 @@ def test_memory_limits(models):
             merge(models, LINEAR, device=device, overwrite=True)
 
 
-def test_a_memory_limit_counts_what_plain_torch_takes(models):
+def test_memory_limit_accounts_for_plain_torch(models):
     recipe = (
         "merge_method: {}\nbase_model: a\nmodels: [{{model: b}}, {{model: c}}]\nparameters: {{weight: 1}}\ndtype: {}\n"
     )

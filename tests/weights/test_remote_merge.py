@@ -1,4 +1,4 @@
-"""Shards that each carry out a merge as data hold, together, what one merger writes."""
+"""Shards that each carry out a merge received as data together hold what a single merger writes."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ BY_COLUMN = ("o_proj", "down_proj")
 
 
 class Shard:
-    """The part of every parameter that one of two processes of a tensor-parallel engine holds; norms are whole in both."""
+    """What one of two processes of a tensor-parallel engine holds: a part of every parameter, but norms as a whole."""
 
     def __init__(self, plan, rank):
         self.parts = {}
@@ -35,7 +35,7 @@ class Shard:
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties", "slerp"])
-def test_shards_together_are_the_merge(tmp_path, method):
+def test_shards_together_equal_the_whole_merge(tmp_path, method):
     paths = [str(write_tiny_llama(tmp_path / f"m{seed}", seed=seed, dtype="float32")) for seed in range(3)]
     base, a, b = paths
     if method == "slerp":
@@ -47,7 +47,7 @@ def test_shards_together_are_the_merge(tmp_path, method):
     plan = make_plan(recipe, headers)
     whole = dict(Merger(WeightPool(headers)).tensors(plan))
     settings = {"recipe": recipe.to_json(), "models": {path: [path, None] for path in paths}}
-    canonical_json(settings)  # it has to travel
+    canonical_json(settings)  # must be serialisable
     for rank in range(2):
         shard = Shard(plan, rank)
         RemoteWrite(WRITE_MERGE, settings)(shard)
@@ -55,14 +55,14 @@ def test_shards_together_are_the_merge(tmp_path, method):
             assert torch.equal(region.view, whole[name][region.index]), (rank, name)
 
 
-def test_a_recipe_that_cannot_be_merged_is_the_usual_error(tmp_path):
+def test_recipe_that_cannot_be_merged_raises_the_usual_error(tmp_path):
     path = str(write_tiny_llama(tmp_path / "m", seed=0))
     recipe = Recipe("linear", (Slice((Source("/nowhere", parameters={"weight": (Setting(1.0),)}),)),))
     with pytest.raises(RecipeError, match="nowhere"):
         RemoteWrite(WRITE_MERGE, {"recipe": recipe.to_json(), "models": {path: [path, None]}})(None)
 
 
-def test_what_a_gpu_has_room_for_is_told(tmp_path, monkeypatch):
+def test_room_on_the_gpu_is_reported(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(Merger, "write", lambda self, plan, target: told.append(self.gpu_bytes))
     path = str(write_tiny_llama(tmp_path / "m", seed=0))
@@ -74,8 +74,8 @@ def test_what_a_gpu_has_room_for_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("said", "n_threads"), [("3", 3), ("", 1), ("0", 1), ("4,2", 1)])
-def test_threads_are_those_of_the_environment(tmp_path, monkeypatch, said, n_threads):
-    """vLLM has taken torch's away."""
+def test_number_of_threads_comes_from_the_environment(tmp_path, monkeypatch, said, n_threads):
+    """vLLM reduces torch's own number of threads."""
     counts = []
     monkeypatch.setenv("OMP_NUM_THREADS", said)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)

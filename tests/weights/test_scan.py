@@ -1,4 +1,4 @@
-"""NaN and infinities are found wherever they stand, and nothing else is."""
+"""NaN and infinities are found at any position, and nothing else is reported."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ N_ELEMENTS = (1 << 18) + 1000
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_the_first_bad_element(dtype):
+def test_first_bad_element_is_found(dtype):
     good = torch.randn(N_ELEMENTS, generator=torch.Generator().manual_seed(0)).to(dtype)
     good[:4] = torch.tensor(
         [torch.finfo(dtype).max, torch.finfo(dtype).min, -0.0, torch.finfo(dtype).tiny], dtype=dtype
@@ -25,7 +25,7 @@ def test_the_first_bad_element(dtype):
             assert first_bad_element(bad) == place
 
 
-def test_scalars_and_empty_tensors():
+def test_scalars_and_empty_tensors_are_scanned():
     assert first_bad_element(torch.zeros(0)) is None
     assert first_bad_element(torch.tensor(1.0)) is None
     assert first_bad_element(torch.tensor(float("nan"))) == 0

@@ -1,4 +1,4 @@
-"""Folded layer stacks against models that multiply hidden states by hand, for every architecture that may be stacked."""
+"""Folded layer stacks compared with models whose hidden states are multiplied by hand, for every architecture that can be stacked."""
 
 import math
 import random
@@ -65,7 +65,7 @@ ARCHITECTURES = {
 
 
 def write_model(folder: Path, architecture: str, seed: int, **changes: object) -> str:
-    """A tiny random model of real transformers classes, float32, with biases and norms that are not what they start as."""
+    """A tiny random float32 model of a real transformers class, with biases and norms that differ from their initial values."""
     kind, settings = ARCHITECTURES[architecture]
     settings = {**COMMON, **settings, **changes}
     torch.manual_seed(seed)
@@ -87,7 +87,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def random_path(models: tuple[str, str], seed: int, depth: int) -> list[StackLayer]:
-    """Repeats, skips, both models, scales of 0.3 to 2."""
+    """A path with repeats, skips, both models, and scales from 0.3 to 2."""
     draw = random.Random(seed)
     return [
         StackLayer(
@@ -105,7 +105,7 @@ def stacked(models: tuple[str, str], layers: list[StackLayer], **settings: objec
 
 
 def logits(folder: Path, tokens: torch.Tensor, scales: list[float] | None = None) -> torch.Tensor:
-    """Of a checkpoint; with `scales`, the hidden state is multiplied on entering every layer."""
+    """The logits of a checkpoint; with `scales`, the hidden state is multiplied at the entrance of every layer."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for layer, scale in zip(model.model.layers, scales or [], strict=False):
         layer.register_forward_pre_hook(
@@ -119,7 +119,7 @@ def logits(folder: Path, tokens: torch.Tensor, scales: list[float] | None = None
         return model(tokens).logits
 
 
-def test_a_folded_stack_equals_hidden_states_multiplied_by_hand(models: tuple[str, str], tmp_path: Path) -> None:
+def test_folded_stack_equals_hidden_states_multiplied_by_hand(models: tuple[str, str], tmp_path: Path) -> None:
     tokens = torch.randint(0, 64, (2, 16), generator=torch.Generator().manual_seed(5))
     for seed, depth in enumerate((2, 6)):
         layers = random_path(models, seed, depth)
@@ -137,7 +137,7 @@ def test_a_folded_stack_equals_hidden_states_multiplied_by_hand(models: tuple[st
 
 
 def test_idle_layers_change_nothing(models: tuple[str, str], tmp_path: Path) -> None:
-    """A shallow stack in a deeper model, whose other layers hold what the candidate before left there."""
+    """A shallow stack in a deeper model, whose unused layers still hold the previous candidate's weights."""
     headers = {folder: read_model_header(folder) for folder in models}
     merger = Merger(WeightPool(headers))
     before, after = (make_plan(stacked(models, random_path(models, 3, depth)), headers) for depth in (6, 2))
@@ -154,9 +154,7 @@ def test_idle_layers_change_nothing(models: tuple[str, str], tmp_path: Path) -> 
     assert torch.equal(logits(tmp_path, tokens), logits(tmp_path / "alone", tokens))
 
 
-def test_active_parameters_are_those_of_the_experts_a_token_goes_through(
-    models: tuple[str, str], tmp_path: Path
-) -> None:
+def test_active_parameters_count_only_the_experts_used_per_token(models: tuple[str, str], tmp_path: Path) -> None:
     header = read_model_header(models[0])
     recipe = stacked(models, random_path(models, 4, 5))
     plan = make_plan(recipe, {folder: read_model_header(folder) for folder in models})
@@ -168,8 +166,8 @@ def test_active_parameters_are_those_of_the_experts_a_token_goes_through(
     assert active_parameters(plan, config) == stored - 5 * idle * 3 * config["hidden_size"] * width
 
 
-def test_a_slots_folder_takes_no_room(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nor do weights in other formats, which repositories hold beside."""
+def test_slots_folder_takes_no_disk_space(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither do weights in other formats that some repositories also contain."""
     source, tmp_path = tmp_path_factory.mktemp("source") / "model", tmp_path_factory.mktemp("slots")
     shutil.copytree(models[0], source)
     for name in ("tf_model.h5", "model.gguf", "consolidated.00.pth"):
@@ -181,11 +179,11 @@ def test_a_slots_folder_takes_no_room(models: tuple[str, str], tmp_path_factory:
     }  # fmt: skip
     weights = tmp_path / "model.safetensors"
     assert weights.stat().st_size > 30 * Path(models[0], "model.safetensors").stat().st_size
-    assert weights.stat().st_blocks * 512 < 0.2 * weights.stat().st_size, "a hole, apart from the header"
+    assert weights.stat().st_blocks * 512 < 0.2 * weights.stat().st_size, "a sparse file, apart from the header"
     assert read_model_header(tmp_path).n_layers == 200
 
 
-def test_models_of_different_depth_are_stacked(tmp_path: Path) -> None:
+def test_models_of_different_depth_can_be_stacked(tmp_path: Path) -> None:
     shallow = write_model(tmp_path / "shallow", "Qwen3ForCausalLM", 0)
     deep = write_model(tmp_path / "deep", "Qwen3ForCausalLM", 1, num_hidden_layers=5)
     path = [(shallow, 0), (deep, 3), (deep, 4), (deep, 0), (shallow, 2)]
@@ -206,7 +204,7 @@ def test_models_of_different_depth_are_stacked(tmp_path: Path) -> None:
         merge_to_folder(whole, tmp_path / "none")
 
 
-def test_every_architecture_of_the_table_is_tested() -> None:
+def test_every_supported_architecture_is_tested() -> None:
     assert set(ARCHITECTURES) == set(FOLDINGS)
 
 
@@ -225,7 +223,7 @@ def test_every_architecture_of_the_table_is_tested() -> None:
         ),
     ],
 )
-def test_architectures_that_cannot_be_stacked_are_refused_by_name(
+def test_unsupported_architectures_are_refused_by_name(
     tmp_path: Path, kind: str, settings: dict[str, object], message: str
 ) -> None:
     config = AutoConfig.for_model(kind, **COMMON, **settings)
@@ -234,7 +232,7 @@ def test_architectures_that_cannot_be_stacked_are_refused_by_name(
         folding_of(read_model_header(tmp_path))
 
 
-def test_stacks_that_are_none_are_refused() -> None:
+def test_invalid_stacks_are_refused() -> None:
     layer = StackLayer(0, (("m", 1.0),))
     with pytest.raises(RecipeError, match="at least one layer"):
         stack_recipe([], ends=[("m", 1.0)], folding=Folding(("o_proj",), ("o_proj",)), out_dtype=None)
@@ -247,7 +245,7 @@ def test_stacks_that_are_none_are_refused() -> None:
         )
 
 
-def test_a_stack_is_a_recipe_like_any_other() -> None:
+def test_stack_recipe_round_trips_through_yaml() -> None:
     layers = [
         StackLayer(0, (("m", 1.0),)),
         StackLayer(1, (("n", 0.25), ("m", 0.5)), 0.5),
@@ -263,7 +261,7 @@ def test_a_stack_is_a_recipe_like_any_other() -> None:
     assert recipe_file_from_yaml(recipe_to_yaml(recipe)).final == recipe
 
 
-def test_layers_that_are_copied_are_written_as_passthrough_slices() -> None:
+def test_copied_layers_are_written_as_passthrough_slices() -> None:
     folding = Folding(("o_proj", "down_proj"), ("o_proj", "down_proj"))
     m, n = (("m", 1.0),), (("n", 1.0),)
     layers = [
@@ -294,11 +292,11 @@ def test_layers_that_are_copied_are_written_as_passthrough_slices() -> None:
     ]
     for first, ends in ((n, m), (m, (("m", 0.5), ("n", 0.5)))):
         mixed = stack_recipe([StackLayer(0, first), *layers[1:]], ends=ends, folding=folding, out_dtype=None)
-        assert mixed.method == "linear", "a passthrough takes embedding and head from the first and last slice"
+        assert mixed.method == "linear", "a passthrough takes embedding and head from the first and last slices"
 
 
-def test_the_bounds_of_scales_are_where_folded_stacks_begin_to_differ(tmp_path: Path) -> None:
-    """48 halvings in a row are exact, 62 square to infinity in the norms, which then give zeros without a word."""
+def test_scale_bounds_are_where_folded_stacks_stop_being_exact(tmp_path: Path) -> None:
+    """48 halvings in a row are exact; 62 overflow to infinity in the norms' squares, and the norms then silently give zeros."""
     model = str(write_tiny_llama(tmp_path / "m", seed=0, n_layers=1, dtype="float32", rms_norm_eps=1e-14))
     tokens = torch.randint(0, 64, (1, 8), generator=torch.Generator().manual_seed(7))
     for count, exact in ((GROWTH_BITS["float32"], True), (62, False)):

@@ -1,4 +1,4 @@
-"""Merging from files gives what merging in memory gives, also in parts and in little memory."""
+"""Merging from files gives the same result as merging in memory, even in parts and with little memory."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def planned(models, method):
 
 @pytest.mark.parametrize("max_bytes", [None, 200_000])
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ram", "ties"])
-def test_parts_make_the_whole(models, monkeypatch, method, max_bytes):
+def test_parts_add_up_to_the_whole_tensor(models, monkeypatch, method, max_bytes):
     monkeypatch.setattr(stream, "_PART_ELEMENTS", PART)
     headers, plan = planned(models, method)
     if method == "ties":
@@ -51,7 +51,7 @@ def test_parts_make_the_whole(models, monkeypatch, method, max_bytes):
         assert torch.equal(torch.cat([part.reshape(-1) for part in parts[name]]), tensor.reshape(-1)), name
 
 
-def test_the_place_of_a_bad_element_is_that_in_the_tensor(models, monkeypatch):
+def test_position_of_a_bad_element_refers_to_the_whole_tensor(models, monkeypatch):
     monkeypatch.setattr(stream, "_PART_ELEMENTS", PART)
     file = models / "a" / "model.safetensors"
     weights = load_file(file)
@@ -63,14 +63,14 @@ def test_the_place_of_a_bad_element_is_that_in_the_tensor(models, monkeypatch):
         list(StreamedMerge(headers).parts(plan))
 
 
-def test_a_part_too_large_for_the_memory(models):
+def test_part_too_large_for_the_memory_is_refused(models):
     headers, plan = planned(models, "linear")
     with pytest.raises(RecipeError, match=r"max-memory is 100 bytes, but merging .* needs about"):
         next(StreamedMerge(headers, max_bytes=100).parts(plan))
 
 
-def test_what_the_kernels_cannot_read_needs_more_memory(models):
-    """float64 goes through plain torch, which holds float32 copies of it and results between."""
+def test_dtypes_without_kernels_need_more_memory(models):
+    """float64 is merged in plain torch, which holds float32 copies and intermediate results."""
     for name in ("base", "a", "b"):
         file = models / name / "model.safetensors"
         save_file({key: tensor.double() for key, tensor in load_file(file).items()}, file)

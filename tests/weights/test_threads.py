@@ -1,4 +1,4 @@
-"""Threads that run compiled kernels: nothing of theirs is still running when the caller goes on, however it goes on."""
+"""Threads that run compiled kernels: however the caller continues, none of them is still running by then."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ from evomerge.weights.fused.threads import Threads
 
 @pytest.fixture
 def interrupt():
-    """`interrupt()` sends this process SIGINT, which raises KeyboardInterrupt also where a shell has it ignored."""
+    """Calling `interrupt()` sends SIGINT to this process, which raises KeyboardInterrupt even if the shell ignores the signal."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield lambda: os.kill(os.getpid(), signal.SIGINT)
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("n_interrupts", [1, 3])
-def test_an_interrupt_waits_for_what_runs_and_starts_nothing_more(interrupt, n_interrupts) -> None:
-    """Kernels write to memory by its address, which is freed when the caller gives up."""
+def test_interrupt_waits_for_running_work_and_starts_no_more(interrupt, n_interrupts) -> None:
+    """Kernels write to memory by address, and the memory is freed when the caller gives up."""
     started, running, n_started = threading.Event(), set(), 0
 
     def kernel(part, name):
@@ -47,7 +47,7 @@ def test_an_interrupt_waits_for_what_runs_and_starts_nothing_more(interrupt, n_i
     assert 0 < n_started <= 2
 
 
-def test_a_failure_waits_too() -> None:
+def test_failure_waits_for_running_work() -> None:
     done = []
 
     def work(number):

@@ -1,6 +1,6 @@
-"""benchmarks/merge_gpu.py runs, under Triton's interpreter, loses no row to another one's failure, and notices wrong bits.
+"""benchmarks/merge_gpu.py runs under Triton's interpreter, keeps its other rows if one fails, and notices wrong bits.
 
-`make triton-test` runs these, as it does test_triton_kernels.py.
+`make triton-test` runs these tests, like those of test_triton_kernels.py.
 """
 
 import argparse
@@ -35,11 +35,11 @@ def benchmark(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "merge_gpu", module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(triton_batch, "_kernel", triton_batch._kernel)  # which it replaces
+    monkeypatch.setattr(triton_batch, "_kernel", triton_batch._kernel)  # the benchmark replaces it
     return module
 
 
-def test_the_benchmark_runs(tmp_path):
+def test_benchmark_runs(tmp_path):
     methods = ["linear", "ties", "dare_ties", "slerp", "della"]
     command = [
         sys.executable,
@@ -61,7 +61,7 @@ def test_the_benchmark_runs(tmp_path):
 
 
 @pytest.mark.parametrize(("model", "n_parameters"), [("8b", 8.03e9), ("experts", 30.53e9)])
-def test_the_benchmark_of_the_host_counts_from_recipe_to_launches(tmp_path, model, n_parameters):
+def test_host_benchmark_measures_from_recipe_to_launches(tmp_path, model, n_parameters):
     file = tmp_path / "rows.json"
     options = ["--model", model, "--methods", "ties", "--rounds", "2", "--json", file]
     subprocess.run([sys.executable, BENCHMARK.with_name("merge_host.py"), *options], check=True, capture_output=True)
@@ -70,7 +70,7 @@ def test_the_benchmark_of_the_host_counts_from_recipe_to_launches(tmp_path, mode
     assert row["gpu_ms"] == pytest.approx(1e3 * 10 * n_parameters / (0.85 * 4.8e12), rel=1e-3)
 
 
-def test_a_method_that_fails_loses_no_other_row_of_the_benchmark(benchmark, monkeypatch, tmp_path):
+def test_failing_method_does_not_affect_other_benchmark_rows(benchmark, monkeypatch, tmp_path):
     options = argparse.Namespace(
         interpret=True, tiny=False, layers=1, rounds=1, methods="linear,ties,slerp", json=tmp_path / "rows.json"
     )
@@ -90,7 +90,7 @@ def test_a_method_that_fails_loses_no_other_row_of_the_benchmark(benchmark, monk
 
 
 @pytest.mark.parametrize("wrong", ["bits", "device"])
-def test_the_benchmark_notices_what_is_not_the_gpus_work(benchmark, monkeypatch, tmp_path, wrong):
+def test_benchmark_notices_work_not_done_by_the_gpu(benchmark, monkeypatch, tmp_path, wrong):
     options = argparse.Namespace(
         interpret=True, tiny=False, layers=1, rounds=1, methods="linear", json=tmp_path / "rows.json"
     )
@@ -104,11 +104,11 @@ def test_the_benchmark_notices_what_is_not_the_gpus_work(benchmark, monkeypatch,
 
 
 def answer_nothing(device):
-    """A launch that merges nothing."""
+    """A launch that computes nothing."""
     obstacle(device)
 
 
-def test_tensors_of_the_benchmark_are_copies_of_their_own(benchmark):
+def test_benchmark_tensors_have_their_own_memory(benchmark):
     shapes = benchmark.TINY.tensors(2)
     pool = benchmark.make_pool(shapes)
     resident = ResidentSources(pool, torch.device("cpu"))
@@ -125,11 +125,11 @@ def test_tensors_of_the_benchmark_are_copies_of_their_own(benchmark):
     ("row", "n_bytes"),
     [("linear", 8), ("ties", 10), ("slerp", 6), ("della", 16), ("dare_ties", 10)],
 )
-def test_bytes_of_an_element(benchmark, row, n_bytes):
+def test_bytes_per_element_are_counted(benchmark, row, n_bytes):
     assert benchmark.bytes_moved(row, 1) == n_bytes
 
 
-def test_the_benchmark_says_that_it_needs_a_gpu():
+def test_benchmark_reports_that_it_needs_a_gpu():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     done = subprocess.run([sys.executable, BENCHMARK], capture_output=True, text=True)

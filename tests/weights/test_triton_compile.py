@@ -1,4 +1,4 @@
-"""Triton's kernels compile for the GPUs they are meant for, which needs no GPU, and what comes out looks as it should."""
+"""Triton's kernels compile for the target GPUs, for which no GPU is needed, and the compiled code has the expected properties."""
 
 import importlib.util
 import os
@@ -30,7 +30,7 @@ from evomerge.weights.windows import Window, whole
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path):
-    """Everything is compiled anew, and nothing stays behind."""
+    """Compiles everything from scratch, and leaves nothing behind."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
@@ -59,23 +59,25 @@ CASES = {
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_merge_kernel(method):
+def test_merge_kernel_compiles_as_expected(method):
     constants = CASES[method]
     ptx = compiled(kernels.merge_chunks, "*i32", **constants, OUT=0, ALIGNED=True).asm["ptx"]
     n_tensors = 3 + (constants["BASE"] != NO_BASE) + (3 if constants["MODE"] == RANKED else 0)
-    assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == 2 * n_tensors  # wide loads, with cuts inside and without
+    assert (
+        len(re.findall(r"ld\.global\.v4\.b32", ptx)) == 2 * n_tensors
+    )  # wide loads, both with cuts inside and without
     assert "st.global.v4.b32" in ptx
     assert "fma.rn.f32" not in ptx  # the CPU rounds products before it adds them
     assert "div.full.f32" not in ptx
-    assert ".ftz" not in ptx  # denormals stay what they are
+    assert ".ftz" not in ptx  # denormals are preserved
     assert "cvt.rn.bf16" in ptx  # to nearest even
-    # no block is moved between threads: what is shared are the parts of the largest magnitude
+    # no block is exchanged between threads: only partial results for the largest magnitude are shared
     assert len(re.findall(r"st\.shared", ptx)) <= 2
 
 
 @pytest.mark.parametrize("method", ["dare_ties", "della"])
-def test_masks_of_columns_cost_one_division_for_eight_elements(method):
-    """Of 32 bits, and one for all inputs, in the loop with masks of the edges and in the one without."""
+def test_masks_of_columns_take_one_division_per_eight_elements(method):
+    """A 32-bit division, one for all inputs, both in the loop with edge masks and in the loop without."""
     plain, strided = (
         compiled(kernels.merge_chunks, "*i32", **CASES[method], OUT=0, ALIGNED=True, STRIDED=strided).asm["ptx"]
         for strided in (False, True)
@@ -88,8 +90,8 @@ def test_masks_of_columns_cost_one_division_for_eight_elements(method):
 
 @pytest.mark.parametrize("precision", [BF16, F16])
 @pytest.mark.parametrize("method", ["linear", "ties", "della"])
-def test_merge_kernel_that_rounds(method, precision):
-    """What is rounded to is not optimised away, and nothing is fused across it."""
+def test_merge_kernel_keeps_intermediate_rounding(method, precision):
+    """Rounding steps are not optimised away, and no operations are fused across them."""
     ptx = compiled(kernels.merge_chunks, "*i32", **CASES[method], OUT=0, ALIGNED=True, PRECISION=precision).asm["ptx"]
     assert ("cvt.rn.f16.f32" in ptx) == (precision == F16)
     assert "fma.rn" not in ptx
@@ -97,13 +99,13 @@ def test_merge_kernel_that_rounds(method, precision):
 
 
 @pytest.mark.parametrize(("mode", "n_tensors"), [(RANDOM, 2), (RANKED, 3)])
-def test_norm_kernel(mode, n_tensors):
+def test_norm_kernel_compiles(mode, n_tensors):
     ptx = compiled(kernels.pruned_l1_chunks, "*fp64", BASE=0, MODE=mode).asm["ptx"]
     assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == 3 * n_tensors
 
 
 def counter():
-    """The benchmark that counts instructions, as a module."""
+    """The instruction-counting benchmark, as a module."""
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "merge_gpu_instructions.py"
     spec = importlib.util.spec_from_file_location("merge_gpu_instructions", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -115,8 +117,8 @@ COUNTER = counter()
 
 
 @pytest.mark.parametrize("row", [row for row, constants in COUNTER.METHODS.items() if "PRECISION" not in constants])
-def test_kernels_are_bound_by_memory(row):
-    """On an H200: units of its processors have time left while the bytes move, and at least 24 warps at work."""
+def test_kernels_are_memory_bound(row):
+    """On an H200: the processors' units have spare time while data moves, and at least 24 warps are active."""
     found = COUNTER.count(row)
     assert found.instructions > 10
     assert 0.2 < found.busiest()[1] < 0.9
@@ -125,8 +127,8 @@ def test_kernels_are_bound_by_memory(row):
 
 @pytest.mark.parametrize("n_inputs", [3, 8])
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_ties"])
-def test_registers_suffice(method, n_inputs, tmp_path):
-    """Within the limit that a launch sets, nothing is kept in memory instead."""
+def test_kernels_do_not_spill_registers(method, n_inputs, tmp_path):
+    """Within the register limit set at launch, nothing is spilled to memory."""
     (tmp_path / "cubin").write_bytes(
         compiled(kernels.merge_chunks, "*i32", **CASES[method], K=n_inputs, OUT=0, ALIGNED=True).asm["cubin"]
     )
@@ -136,7 +138,7 @@ def test_registers_suffice(method, n_inputs, tmp_path):
 
 
 class Driver:
-    """What Triton asks a GPU's driver before it compiles."""
+    """What Triton asks the GPU driver for before it compiles."""
 
     def get_current_target(self):
         return HOPPER
@@ -150,8 +152,8 @@ class Driver:
 
 @pytest.mark.parametrize("window", [whole(3 * BLOCK + 5), Window(16, 24, 128, 32)])
 @pytest.mark.parametrize("method", ["linear", "dare_ties", "della"])
-def test_launches_as_the_merger_makes_them(method, window, monkeypatch):
-    """Arguments, constants and options of a launch fit the kernels; only the launch itself is left out."""
+def test_launches_of_the_merger_fit_the_kernels(method, window, monkeypatch):
+    """Arguments, constants and options of a launch fit the kernels; only the launch itself is omitted."""
     compiled_kernels = []
 
     def warmed_up(kernel, n_programs):

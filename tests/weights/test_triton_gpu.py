@@ -1,6 +1,6 @@
-"""On a GPU, its kernels store the bits that the CPU's kernels store: `pytest -m gpu` where there is one.
+"""The GPU's kernels store the same bits as the CPU's kernels: `pytest -m gpu` on a machine with a GPU.
 
-What needs no GPU is in `test_triton_kernels.py` and `test_triton_left_to_cpu.py`.
+Tests that need no GPU are in `test_triton_kernels.py` and `test_triton_left_to_cpu.py`.
 """
 
 import logging
@@ -31,7 +31,7 @@ CASES = [(method, 3) for method in gpu_methods()] + [(name, MAX_INPUTS) for name
 
 
 def written(plan, pool, monkeypatch, dtype=torch.bfloat16, **options):
-    """What the GPU writes for `plan`, on the CPU; fails where the CPU has merged."""
+    """What the GPU writes for `plan`, copied to the CPU; fails if the CPU did the merge."""
     monkeypatch.setattr("evomerge.weights.fused.batch.FusedBatch.run", None)
     target = Views(plan, dtype, device=GPU, **options)
     Merger(pool).write(plan, target)
@@ -43,12 +43,12 @@ def expected(plan, pool):
     return next(Merger(pool).tensors(plan))[1]
 
 
-def test_kernels_run_here():
+def test_kernels_run_on_this_gpu():
     assert obstacle(GPU) is None
 
 
 @pytest.mark.parametrize(("method", "n_sources"), CASES)
-def test_same_bits_as_the_cpu(method, n_sources, monkeypatch):
+def test_gpu_gives_the_same_bits_as_the_cpu(method, n_sources, monkeypatch):
     plan, pool = fixed_case(method, n_sources)
     whole = expected(plan, pool)
     assert torch.equal(written(plan, pool, monkeypatch, cut=0.4, offset=1), whole)
@@ -57,7 +57,7 @@ def test_same_bits_as_the_cpu(method, n_sources, monkeypatch):
 
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("method", gpu_methods())
-def test_columns_of_an_engine_of_several_processes(method, rescale, monkeypatch):
+def test_columns_of_a_multi_process_engine_match_the_cpu(method, rescale, monkeypatch):
     plan, pool = fixed_case(method, 3, rescale=rescale, shape=(300, 3584))
     whole = expected(plan, pool)
     assert torch.equal(written(plan, pool, monkeypatch, cut=0.25, along=1), whole)
@@ -65,7 +65,7 @@ def test_columns_of_an_engine_of_several_processes(method, rescale, monkeypatch)
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "della"])
-def test_any_dtype_of_the_models(method, dtype, monkeypatch):
+def test_every_model_dtype_matches_the_cpu(method, dtype, monkeypatch):
     plan, pool = fixed_case(method, 3, dtype=dtype)
     whole = expected(plan, pool)
     assert torch.equal(written(plan, pool, monkeypatch, torch.float32), whole.float())
@@ -73,7 +73,7 @@ def test_any_dtype_of_the_models(method, dtype, monkeypatch):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "della", "breadcrumbs"])
-def test_precision_of_a_recipe(method, precision, monkeypatch):
+def test_every_recipe_precision_matches_the_cpu(method, precision, monkeypatch):
     plan, pool = fixed_case(method, 3)
     plan = replace(plan, math_dtype=precision)
     whole = expected(plan, pool)
@@ -81,21 +81,21 @@ def test_precision_of_a_recipe(method, precision, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "breadcrumbs"])
-def test_norms_are_restored(method, monkeypatch):
+def test_restored_norms_match_the_cpu(method, monkeypatch):
     plan, pool = fixed_case(method, 3, rescale=True)
     whole = expected(plan, pool)
     assert torch.equal(written(plan, pool, monkeypatch), whole)
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "della_linear", "ties"])
-def test_tensors_of_many_chunks(method, monkeypatch):
+def test_tensors_of_many_chunks_match_the_cpu(method, monkeypatch):
     plan, pool = fixed_case(method, 2, shape=(40, 3 * BLOCK * CHUNK_BLOCKS // 8 + 5))
     whole = expected(plan, pool)
     assert torch.equal(written(plan, pool, monkeypatch), whole)
 
 
-def test_what_an_engine_still_computes_sees_the_old_weights():
-    """In a stream of its own, as vLLM's; what starts after the write sees the new ones."""
+def test_running_engine_computation_sees_the_old_weights():
+    """In its own stream, as in vLLM; work that starts after the write sees the new weights."""
     plan, pool = fixed_case("linear", 3)
     target, merger = Views(plan, torch.bfloat16, device=GPU), Merger(pool)
     merger.write(plan, target)  # compiles
@@ -115,7 +115,7 @@ def test_what_an_engine_still_computes_sees_the_old_weights():
     assert torch.equal(after.cpu(), expected(plan, pool))
 
 
-def test_dropped_copies_are_free_again():
+def test_dropped_copies_free_their_memory():
     n_bytes = 256 << 20
     resident = ResidentSources(WeightPool.holding({("m", "w"): torch.zeros(n_bytes // 2, dtype=torch.bfloat16)}), GPU)
     torch.cuda.empty_cache()
@@ -126,7 +126,7 @@ def test_dropped_copies_are_free_again():
     assert torch.cuda.mem_get_info()[0] > before - n_bytes
 
 
-def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch):
+def test_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch):
     monkeypatch.setattr("evomerge.weights.triton.resident.SPARE_BYTES", 1 << 50)
     monkeypatch.setattr(TritonBatch, "_launch", None)
     plan, pool = fixed_case("della", 3)

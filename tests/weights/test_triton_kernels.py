@@ -1,7 +1,7 @@
-"""Triton's kernels, run by its interpreter, store the bits that the CPU's kernels store.
+"""Triton's kernels, run by its interpreter, store the same bits as the CPU's kernels.
 
-`make triton-test` runs these in a process of their own, with triton on its path and TRITON_INTERPRET=1. The interpreter needs no patches:
-addresses in tables are addresses of the CPU's memory there.
+`make triton-test` runs these in a separate process, with triton on its path and TRITON_INTERPRET=1. The interpreter needs no patches:
+under it, the addresses in tables are CPU memory addresses.
 """
 
 import math
@@ -47,7 +47,7 @@ METHODS = gpu_methods()
 
 @pytest.mark.parametrize("math_dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("method", METHODS)
-def test_same_bits_as_the_cpu(method, math_dtype):
+def test_kernels_give_the_same_bits_as_the_cpu(method, math_dtype):
     if math_dtype != "float32" and method in BY_DIRECTION:
         pytest.skip("inner products are those of float32: plain torch merges in lower precisions")
     compared = []
@@ -64,13 +64,13 @@ def test_same_bits_as_the_cpu(method, math_dtype):
         (step,) = plan.steps
         form = fuse(step, Statistics(pool, KINDS[VIEWS[math_dtype]]))
         if form is None or form.formula != SUM or len(form.inputs) > MAX_INPUTS:
-            return  # left to plain torch on every device; merges by rows, and base and 16 models of model_stock, to the CPU
+            return  # left to plain torch on every device, or (merges by rows, and model_stock with base and 16 models) to the CPU
         compared.append(plan)
         (_, expected) = next(Merger(pool).tensors(plan))
         found = written(plan, pool, VIEWS[plan.dtype], cut=cut, offset=offset, along=along)
         assert torch.equal(found, expected)
         if math_dtype != "float32":
-            return  # how far both are from plain torch is tested on the CPU
+            return  # the CPU tests cover how far both are from plain torch
         (_, plain) = next(Merger(pool, fused=False).tensors(plan))
         assert close(found, plain, plan)
 
@@ -80,7 +80,7 @@ def test_same_bits_as_the_cpu(method, math_dtype):
 
 @settings(max_examples=20)
 @given(st.integers(0, 1 << 38), st.sampled_from([0, 5, 1 << 31]), st.integers(0, 5))
-def test_random_numbers_are_those_of_the_cpu(group, origin, seed):
+def test_random_numbers_equal_those_of_the_cpu(group, origin, seed):
     key = mask_key(seed, "x", 1)
     found = numbers_of(key, 8 * group, (origin, 0, 0), STRIDED=False)
     assert np.array_equal(found, random_halves(key, 8 * (origin + group), BLOCK))
@@ -90,7 +90,7 @@ def test_random_numbers_are_those_of_the_cpu(group, origin, seed):
 @given(
     st.sampled_from([0, 3, 64, 7 << 30]), st.sampled_from([1, 9, 112, 224, 256, 700, 1 << 31]), st.integers(0, 1 << 20)
 )
-def test_random_numbers_of_columns_are_those_of_the_whole(origin, length, gap):
+def test_random_numbers_of_columns_equal_those_of_the_whole_tensor(origin, length, gap):
     key, pitch = mask_key(0, "x", 1), length + gap
     for block in (0, 1, 1023, (1 << 24) - 1):
         found = numbers_of(key, block * BLOCK, (origin, length, pitch), STRIDED=True)
@@ -114,8 +114,8 @@ def _halves(out, keys, places, STRIDED: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @pytest.mark.parametrize("density", [0.0, 1e-6, 0.3, 1 - 2**-16, 1.0])
-def test_masks_are_those_of_the_cpu(density):
-    """A delta of one everywhere shows the mask."""
+def test_random_masks_equal_those_of_the_cpu(density):
+    """A delta of one everywhere reveals the mask."""
     n_elements = 3 * BLOCK + 77
     pool = WeightPool.holding({("base", "w"): torch.zeros(n_elements), ("m", "w"): torch.ones(n_elements)})
     entry = TensorInput("m", "w", {"weight": 1.0, "density": density})
@@ -130,7 +130,7 @@ def test_masks_are_those_of_the_cpu(density):
 @pytest.mark.parametrize("levels", [0, 2])
 @pytest.mark.parametrize("method", ["della", "della_linear"])
 @pytest.mark.parametrize("n_models", [1, 3, MAX_INPUTS])
-def test_ranks_decide_as_on_the_cpu(n_models, method, levels, rescale):
+def test_ranks_select_the_same_elements_as_on_the_cpu(n_models, method, levels, rescale):
     plan, pool = della_case(n_models, method, rescale=rescale, levels=levels)
     found = written(plan, pool, torch.float32, cut=0.4)
     assert torch.equal(found, next(Merger(pool).tensors(plan))[1])
@@ -143,8 +143,8 @@ def test_ranks_decide_as_on_the_cpu(n_models, method, levels, rescale):
     [(0.0, 0.0), (1e-6, 5e-7), (0.3, 0.3 - 1e-9), (0.7, 0.3 - 1e-9), (1 - 2**-16, 0), (1.0, 0.0)],
 )
 @pytest.mark.parametrize("shape", [(3 * BLOCK + 77,), (5, 1300), (4000, 1), (1, 1)])
-def test_masks_by_rank_are_those_of_the_reference(shape, density, epsilon):
-    """Deltas that are never zero show the mask; most of their magnitudes are equal to others."""
+def test_rank_masks_equal_those_of_the_reference(shape, density, epsilon):
+    """Deltas that are never zero reveal the mask; most of their magnitudes occur several times."""
     deltas = 1.0 + torch.arange(math.prod(shape)).reshape(shape) % 7
     pool = WeightPool.holding({("base", "w"): torch.zeros(shape), ("m", "w"): deltas})
     entry = TensorInput("m", "w", {"weight": 1.0, "density": density, "epsilon": epsilon})
@@ -156,8 +156,8 @@ def test_masks_by_rank_are_those_of_the_reference(shape, density, epsilon):
     assert torch.equal(found[found != 0], deltas[found != 0])
 
 
-def test_norms_are_those_of_rounded_deltas():
-    """In bfloat16 the delta -252.859375 is -253, which makes another norm of what is kept, and here another scale."""
+def test_norms_are_computed_from_rounded_deltas():
+    """In bfloat16 the delta -252.859375 is -253, which changes the norm of the kept elements and, in this case, the scale."""
     n_elements, n_kept = 1000, 307
     pool = WeightPool.holding(
         {("base", "w"): torch.full((n_elements,), 256.0), ("m", "w"): torch.full((n_elements,), 3.140625)}
@@ -171,8 +171,8 @@ def test_norms_are_those_of_rounded_deltas():
     assert torch.equal(written(plan, pool, torch.bfloat16), expected)
 
 
-def test_an_expert_without_a_kept_element_is_not_rescaled():
-    """One of number 0 would pass in the GPU's kernels: its norm goes into the whole more often than float16 can say."""
+def test_expert_without_kept_elements_is_not_rescaled():
+    """The GPU kernels would keep an element whose random number is 0, and scaling by its norm would exceed the float16 range."""
     plan, pool = fixed_case("dare_linear", 2, rescale=True)
     (step,) = plan.steps
     first, second = step.inputs
@@ -182,7 +182,7 @@ def test_an_expert_without_a_kept_element_is_not_rescaled():
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "della_linear"])
-def test_norms_are_those_of_the_cpu_to_the_last_bit(method, monkeypatch):
+def test_norms_equal_those_of_the_cpu_to_the_last_bit(method, monkeypatch):
     measured, known = kept_norms_seen(
         method, monkeypatch, batch, lambda plan, pool: written(plan, pool, torch.bfloat16)
     )
@@ -190,7 +190,7 @@ def test_norms_are_those_of_the_cpu_to_the_last_bit(method, monkeypatch):
     assert all(norm > 0 for norm in known)
 
 
-def test_a_norm_is_measured_beside_a_known_one(monkeypatch):
+def test_unknown_norm_is_measured_next_to_a_known_one(monkeypatch):
     plan, pool = fixed_case("dare_ties", 2, rescale=True)
     expected = next(Merger(pool).tensors(plan))[1]
     kept_l1 = Statistics.kept_l1
@@ -207,7 +207,7 @@ def test_a_norm_is_measured_beside_a_known_one(monkeypatch):
 
 
 def test_one_launch_computes_all_tensors_of_a_kind_in_a_group(monkeypatch):
-    """The first candidate is one group. Later ones are several, so that the next is prepared while the GPU computes."""
+    """The first candidate is one group. Later ones have several, so that the next group is prepared while the GPU computes."""
     plan, pool = ties_plan(("a", "b")), two_tensors()
     launched = []
     launch = TritonBatch._launch
@@ -225,7 +225,7 @@ def test_one_launch_computes_all_tensors_of_a_kind_in_a_group(monkeypatch):
 
 
 @pytest.mark.parametrize("bad", ["a", "b"])
-def test_nothing_infinite_stays_of_any_group(bad):
+def test_bad_tensor_in_any_group_leaves_only_zeros(bad):
     plan, pool = ties_plan(("a", "b")), two_tensors()
     target, merger = Views(plan, torch.bfloat16), Merger(pool)
     merger.write(plan, target)
@@ -238,7 +238,7 @@ def test_nothing_infinite_stays_of_any_group(bad):
 
 
 class Parameters:
-    """A target of whole tensors, of which `b` is copied into, being a column of a matrix."""
+    """A target of whole tensors; `b` is a column of a matrix, so results are copied into it."""
 
     def __init__(self, n_elements):
         self.views = {
@@ -252,7 +252,7 @@ class Parameters:
         return [Region((slice(0, len(self.views[name])),), self.views[name])]
 
 
-def test_a_tensor_that_is_refused_later_leaves_zeros_in_earlier_groups():
+def test_tensor_refused_later_leaves_zeros_in_earlier_groups():
     plan, pool, target = ties_plan(("a", "b")), two_tensors(), Parameters(5000)
     merger = Merger(pool)
     merger.write(plan, target)
@@ -264,7 +264,7 @@ def test_a_tensor_that_is_refused_later_leaves_zeros_in_earlier_groups():
     assert not target.views["a"].any()
 
 
-def test_pieces_along_a_tensor():
+def test_pieces_along_a_tensor_match_the_cpu():
     n_elements = BLOCK + 500
     pool = two_tensors(n_elements)
     inputs = (TensorInput("base", "a", {}), TensorInput("m", "a", {}))
@@ -278,7 +278,7 @@ def test_pieces_along_a_tensor():
 
 @pytest.mark.parametrize("view", DTYPES)
 @pytest.mark.parametrize("out", ["bfloat16", "float16", "float32"])
-def test_any_dtype_of_the_engine(out, view):
+def test_every_engine_dtype_matches_the_cpu(out, view):
     plan, pool = ties_plan(("a",), dtype=out), two_tensors()
     target = Views(plan, view)
     Merger(pool).write(plan, target)
@@ -288,8 +288,8 @@ def test_any_dtype_of_the_engine(out, view):
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("along", [0, 1])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_process_of_several_holds_its_part_alone(method, along, rescale, monkeypatch):
-    """Also where norms of whole tensors have to be measured, with `rescale` and a magnitude."""
+def test_each_process_holds_only_its_own_part(method, along, rescale, monkeypatch):
+    """Even if norms of whole tensors have to be measured, as with `rescale` and pruning by magnitude."""
     plan, pool = fixed_case(method, 2, rescale=rescale, shape=(48, 320))
     (step,) = plan.steps
     (_, expected) = next(Merger(pool).tensors(plan))
@@ -309,7 +309,7 @@ def test_a_process_of_several_holds_its_part_alone(method, along, rescale, monke
 
 
 def parts(items):
-    """What is copied -> how many elements of it."""
+    """Source -> how many of its elements are copied."""
     return {
         source.key if isinstance(source, TensorInput) else id(source): window.n_elements for source, window in items
     }
@@ -328,7 +328,7 @@ class Part:
         return [self.region]
 
 
-def test_a_part_that_cuts_groups_of_a_mask_is_made_of_the_whole():
+def test_part_that_cuts_mask_groups_equals_that_of_the_whole_tensor():
     plan, pool = fixed_case("dare_ties", 2, shape=(48, 320))
     (_, expected) = next(Merger(pool).tensors(plan))
     index = (slice(0, 48), slice(3, 50))
@@ -347,7 +347,7 @@ def test_overflow_is_named_and_leaves_zeros():
 
 @settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([blocks.BF16, blocks.F16, blocks.F32]))
-def test_rounding_is_that_of_the_cpu(seed, precision):
+def test_rounding_matches_the_cpu(seed, precision):
     values = np.random.default_rng(seed).integers(0, 1 << 32, BLOCK, np.uint32).view(np.float32)
     values[: len(EDGES)] = EDGES
     found = torch.from_numpy(values.copy())
@@ -383,7 +383,7 @@ def test_chunks_cover_every_range_once(spans):
         assert covered == (list(range(first // BLOCK, -(-end // BLOCK))) if end > first else [])
 
 
-def test_both_sides_number_kinds_and_modes_alike():
+def test_cpu_and_gpu_use_the_same_numbers_for_kinds_and_modes():
     for name in ("BF16", "F32", "F16", "F32_AS_BF16"):
         assert getattr(kernels, name).value == getattr(blocks, name)
     for name in ("KEEP_ALL", "MAGNITUDE", "BAND", "RANDOM", "RANKED"):

@@ -1,4 +1,4 @@
-"""What a GPU has no kernels, no room or no compiler for is merged on the CPU and copied, and said; run as test_triton_kernels.py."""
+"""If the GPU has no kernels, room or compiler for a merge, the CPU computes it, the result is copied, and a message says so; run like test_triton_kernels.py."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ from evomerge.weights.triton.resident import SPARE_BYTES, ResidentSources
 from evomerge.weights.windows import whole
 
 
-def test_more_models_than_the_kernels_take_are_merged_by_the_cpu(caplog):
+def test_cpu_merges_more_models_than_the_kernels_take(caplog):
     n_models = MAX_INPUTS + 1
     pool = WeightPool.holding({(f"m{i}", "w"): torch.full((10,), float(i)) for i in range(n_models)})
     inputs = tuple(TensorInput(f"m{i}", "w", {"weight": 1.0}) for i in range(n_models))
@@ -43,7 +43,7 @@ def test_more_models_than_the_kernels_take_are_merged_by_the_cpu(caplog):
 
 
 @pytest.mark.parametrize("method", CPU_ONLY)
-def test_methods_without_kernels_there_are_left_to_the_cpu(caplog, monkeypatch, method):
+def test_methods_without_gpu_kernels_are_left_to_the_cpu(caplog, monkeypatch, method):
     assert method not in gpu_methods()
     monkeypatch.setattr(TritonBatch, "_launch", None)
     plan, pool = fixed_case(method, 2)
@@ -55,7 +55,7 @@ def test_methods_without_kernels_there_are_left_to_the_cpu(caplog, monkeypatch, 
 
 
 @pytest.mark.parametrize("case", ["free", "allowed", "in pieces"])
-def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch, case):
+def test_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch, case):
     gpu_bytes = None
     if case == "free":
         monkeypatch.setattr(ResidentSources, "free_bytes", lambda self: 10_000.0)
@@ -74,7 +74,7 @@ def test_a_gpu_without_room_leaves_the_merge_to_the_cpu(caplog, monkeypatch, cas
     assert caplog.text.count("gpu_memory_utilization") == 1
 
 
-def test_sources_that_are_there_stay_when_the_gpu_fills_up(monkeypatch):
+def test_resident_sources_stay_when_the_gpu_fills_up(monkeypatch):
     plan, pool = ties_plan(("a",)), two_tensors()
     merger, target = Merger(pool), Views(plan, torch.bfloat16)
     merger.write(plan, target)
@@ -89,10 +89,10 @@ def no_memory(*_, **__):
     raise torch.OutOfMemoryError
 
 
-def test_a_gpu_without_room_for_ranks_leaves_della_to_the_cpu(caplog, monkeypatch):
+def test_gpu_without_room_for_ranks_leaves_della_to_the_cpu(caplog, monkeypatch):
     plan, pool = della_case(3, rescale=False, shape=(2, BLOCK))
     sources = 2 * BLOCK * (2 + 2 + 4 + 2)  # base and experts, in bfloat16, float32 and float16
-    n_ranked = 2  # of a density of 1 - 1e-6, nothing is dropped
+    n_ranked = 2  # with a density of 1 - 1e-6, nothing is dropped
     ranks = 2 * BLOCK * 2 * n_ranked
     target, merger = Views(plan, torch.float32), Merger(pool)
     monkeypatch.setattr(ResidentSources, "free_bytes", lambda self: float(sources + ranks - 1))
@@ -105,8 +105,8 @@ def test_a_gpu_without_room_for_ranks_leaves_della_to_the_cpu(caplog, monkeypatc
     assert torch.equal(written(plan, pool, torch.float32), target.tensor("w"))
 
 
-def test_what_is_held_counts_against_what_is_allowed(monkeypatch):
-    """Room for the sources of one tensor: three blocks each of base and model, of two bytes an element."""
+def test_resident_sources_count_against_the_memory_limit(monkeypatch):
+    """The limit leaves room for the sources of one tensor: three blocks each of base and model, at two bytes per element."""
     pool, ran = two_tensors(), []
     launch = TritonBatch._launch
     monkeypatch.setattr(TritonBatch, "_launch", lambda self, *a: (ran.append(a), launch(self, *a))[1])
@@ -120,8 +120,8 @@ def test_what_is_held_counts_against_what_is_allowed(monkeypatch):
 
 
 @pytest.mark.parametrize("compiler", [None, "/bin/false", "/no/such/compiler"])
-def test_a_build_that_fails_leaves_the_merge_to_the_cpu(caplog, monkeypatch, tmp_path, compiler):
-    """triton's own build, as before its first launch on a GPU: no compiler, one that fails (as without Python's headers), one not there."""
+def test_failing_triton_build_leaves_the_merge_to_the_cpu(caplog, monkeypatch, tmp_path, compiler):
+    """Triton's own build before its first launch on a GPU: no compiler, a failing one (as without Python's headers), or a missing path."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     if compiler is None:
         monkeypatch.delenv("CC", raising=False)
@@ -147,7 +147,7 @@ def test_kernels_without_effect_are_noticed(monkeypatch):
     assert "have no effect" in obstacle(torch.device("cpu"))
 
 
-def test_what_is_missing_is_said(monkeypatch):
+def test_missing_compiler_is_reported(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     monkeypatch.setenv("CC", sys.executable)
     assert missing() is None
@@ -161,7 +161,7 @@ def test_what_is_missing_is_said(monkeypatch):
     assert missing() is None
 
 
-def test_dropped_copies_go_back_to_the_gpu(monkeypatch):
+def test_dropped_copies_return_memory_to_the_gpu(monkeypatch):
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     ResidentSources(WeightPool.holding({}), torch.device("cuda", 0)).drop()
@@ -180,8 +180,8 @@ def test_sources_that_share_memory_are_copied_once():
     assert resident.missing_bytes(entries) == 0
 
 
-def test_what_candidates_read_is_told_apart():
-    """One merger, whose candidates have other bases, inputs and ranks of the same tensors."""
+def test_sources_of_different_candidates_are_not_confused():
+    """One merger whose candidates use different bases, inputs and ranks of the same tensors."""
     size = 2 * BLOCK + 5
     generator = torch.Generator().manual_seed(0)
     pool = WeightPool.holding({(model, "w"): torch.randn(size, generator=generator).bfloat16() for model in "abcd"})
@@ -196,7 +196,7 @@ def test_what_candidates_read_is_told_apart():
         assert torch.equal(target.tensor("w"), next(Merger(pool).tensors(plan))[1])
 
 
-def test_nothing_holds_on_to_dropped_copies():
+def test_dropped_copies_are_not_referenced_any_more():
     pool = two_tensors()
     (step,) = ties_plan(("a",)).steps
     form, window = fuse(step, Statistics(pool)), whole(step.n_elements)

@@ -1,4 +1,4 @@
-"""Files written past the page cache hold what was written, whatever its size and the file system."""
+"""Files written past the page cache contain what was written, for any size and file system."""
 
 import mmap
 from pathlib import Path
@@ -14,7 +14,7 @@ SHM = Path("/dev/shm")  # noqa: S108
 @pytest.mark.parametrize(
     "sizes", [(0,), (1,), (4096,), (4095, 2), (8 * MIB,), (8 * MIB - 1, 3, 9 * MIB), (5, 17 * MIB + 1)]
 )
-def test_holds_what_was_written(tmp_path, sizes):
+def test_file_contains_what_was_written(tmp_path, sizes):
     pieces = [bytes([65 + number]) * size for number, size in enumerate(sizes)]
     with UncachedFile(tmp_path / "file") as file:
         for piece in pieces:
@@ -22,8 +22,8 @@ def test_holds_what_was_written(tmp_path, sizes):
     assert (tmp_path / "file").read_bytes() == b"".join(pieces)
 
 
-def test_memory_that_starts_at_a_page(tmp_path):
-    """Large pieces of such memory are not collected first, wherever the file stands."""
+def test_page_aligned_memory_is_written_directly(tmp_path):
+    """Large page-aligned pieces are not buffered first, whatever the position in the file."""
     page = mmap.mmap(-1, 3 * MIB)
     page.write(bytes(range(256)) * (3 * MIB // 256))
     view = memoryview(page)
@@ -35,7 +35,7 @@ def test_memory_that_starts_at_a_page(tmp_path):
 
 
 @pytest.mark.skipif(not SHM.is_dir(), reason="no file system in memory here")
-def test_file_systems_without_uncached_writes(tmp_path):
+def test_file_systems_without_uncached_writes_are_supported(tmp_path):
     path = SHM / tmp_path.name
     try:
         with UncachedFile(path) as file:
@@ -45,7 +45,7 @@ def test_file_systems_without_uncached_writes(tmp_path):
         path.unlink(missing_ok=True)
 
 
-def test_a_file_that_cannot_be_made(tmp_path):
+def test_errors_on_opening_and_writing_are_raised(tmp_path):
     with pytest.raises(FileNotFoundError):
         UncachedFile(tmp_path / "none" / "file")
     with pytest.raises(OSError, match="No space left"), UncachedFile(Path("/dev/full")) as file:

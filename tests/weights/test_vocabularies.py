@@ -1,4 +1,4 @@
-"""Merges of models with other vocabularies: tokens, ids in configs, and rows of the embedding, against plain torch."""
+"""Merges of models with different vocabularies: tokens, ids in configs, and embedding rows, compared with plain torch."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def models(tmp_path):
 
 
 def add_token(folder, token):
-    """A token of the model's own, in its tokenizer and as the next row of its embedding."""
+    """Adds a token of the model's own to its tokenizer, as the next row of its embedding."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_special_tokens([token])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -34,7 +34,7 @@ def merged_vocabulary(folder):
     return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
 
 
-def test_a_union_has_the_tokens_of_both(models):
+def test_union_tokenizer_contains_tokens_of_both_models(models):
     ours, theirs = add_token(models / "a", "<ours>"), add_token(models / "b", "<theirs>")
     merged = merge(models, LINEAR + "tokenizer: {source: union, pad_to_multiple_of: 64}\n")["model.embed_tokens.weight"]
     ids, a, b = merged_vocabulary(models / "out"), embeddings(models / "a"), embeddings(models / "b")
@@ -46,7 +46,7 @@ def test_a_union_has_the_tokens_of_both(models):
     torch.testing.assert_close(merged[127], merged[: len(ids)].mean(dim=0))
 
 
-def test_a_model_without_weight_lends_rows(models):
+def test_model_with_zero_weight_provides_rows_for_its_own_tokens(models):
     ours, theirs = add_token(models / "a", "<ours>"), add_token(models / "b", "<theirs>")
     text = LINEAR.replace("model: b, parameters: {weight: 1}", "model: b, parameters: {weight: 0}")
     text += "tokenizer: {source: union}\n"
@@ -61,7 +61,7 @@ def test_a_model_without_weight_lends_rows(models):
     assert needed >= a.nbytes + b.nbytes + 2 * merged.nbytes, "both as stored, the rearranged rows, and the result"
 
 
-def test_a_tokenizer_of_another_folder(models):
+def test_tokenizer_of_another_folder_can_be_used(models):
     ours = add_token(models / "a", "<ours>")
     (models / "b").rename(models / "tokenizer")
     add_token(models / "tokenizer", "<theirs>")
@@ -75,7 +75,7 @@ def test_a_tokenizer_of_another_folder(models):
     assert str(models) not in (models / "out" / "README.md").read_text()
 
 
-def test_ids_in_configs_are_those_of_the_new_vocabulary(models, caplog):
+def test_ids_in_configs_refer_to_the_new_vocabulary(models, caplog):
     content = json.loads((models / "b" / "tokenizer.json").read_text())
     vocabulary = content["model"]["vocab"]
     vocabulary["x"], vocabulary["y"] = vocabulary["y"], vocabulary["x"]
@@ -105,7 +105,7 @@ def test_ids_in_configs_are_those_of_the_new_vocabulary(models, caplog):
     assert written == {"eos_token_id": None, "bad_words_ids": None}
 
 
-def test_a_token_of_no_model_that_makes_the_embedding_is_reported(models, caplog):
+def test_token_missing_from_all_embedding_sources_is_reported(models, caplog):
     ids = [add_token(models / name, f"<{name}>") for name in "ab"]
     slices = "slices: [{sources: [{model: b, layer_range: [0, 2]}]}]\n"
     merged = merge(models, "merge_method: passthrough\nbase_model: a\ntokenizer_source: base\n" + slices)
@@ -118,7 +118,7 @@ def test_a_token_of_no_model_that_makes_the_embedding_is_reported(models, caplog
     assert "zeros" not in caplog.text
 
 
-def test_a_model_without_a_tokenizer_has_the_vocabulary_of_the_first(models, caplog):
+def test_model_without_tokenizer_has_the_vocabulary_of_the_first(models, caplog):
     (models / "b" / "tokenizer.json").unlink()
     text = LINEAR + "tokenizer: {source: union, tokens: {<new>: {source: {kind: model_token, model: b, token: x}}}}\n"
     merged = merge(models, text)["model.embed_tokens.weight"]
@@ -140,7 +140,7 @@ def test_a_model_without_a_tokenizer_has_the_vocabulary_of_the_first(models, cap
         ("tokenizer_config.json", {"chat_template": {"x": 5}}, "must be str"),
     ],
 )
-def test_a_tokenizer_that_transformers_cannot_read_is_refused(models, file, change, message):
+def test_tokenizer_that_transformers_cannot_read_is_refused(models, file, change, message):
     for name in "ab":
         settings = json.loads((models / name / file).read_text()) | change
         (models / name / file).write_text(json.dumps(settings))
@@ -148,7 +148,7 @@ def test_a_tokenizer_that_transformers_cannot_read_is_refused(models, file, chan
         merge(models, LINEAR + "tokenizer_source: union\n")
 
 
-def test_rules_for_single_tokens(models):
+def test_rules_for_single_tokens_are_applied(models):
     rules = """
 tokenizer:
   source: base
@@ -166,7 +166,7 @@ tokenizer:
         merge(models, LINEAR + rules.replace("token: y", "token: nothing"), overwrite=True)
 
 
-def test_a_rule_names_a_model_of_the_slice_that_makes_the_embedding(models):
+def test_token_rule_must_name_a_model_of_the_embedding_slice(models):
     rules = "tokenizer: {source: base, tokens: {x: {source: a, force: true}}}\n"
     slices = "slices: [{sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [0, 1]}]}]\n"
     text = "merge_method: passthrough\n" + slices + rules

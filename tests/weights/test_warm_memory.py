@@ -1,4 +1,4 @@
-"""Memory is used again when nothing refers to it any more, and never before."""
+"""Memory is reused once nothing refers to it, and never earlier."""
 
 import mmap
 from weakref import WeakSet
@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def blocks(monkeypatch):
-    """The blocks of memory that are held, used or not."""
+    """The blocks of memory that are held, in use or not."""
     held, make = WeakSet(), mmap.mmap
 
     def counted(*args, **options):
@@ -29,7 +29,7 @@ def place_of(tensor):
     return tensor.untyped_storage().data_ptr()
 
 
-def test_memory_is_used_again():
+def test_memory_is_reused():
     memory = WarmMemory()
     first = memory.empty((3, MIB), torch.bfloat16)
     assert first.shape == (3, MIB)
@@ -37,13 +37,13 @@ def test_memory_is_used_again():
     assert place_of(first) % 4096 == 0
     place = place_of(first)
     del first
-    again = memory.empty((5 * MIB // 4,), torch.float32)  # a little smaller
+    again = memory.empty((5 * MIB // 4,), torch.float32)  # slightly smaller
     assert place_of(again) == place
     assert place_of(memory.empty((MIB, 3), torch.float32)) != place
 
 
 @pytest.mark.parametrize("keep", [lambda t: t[1:2], lambda t: t.view(torch.int32), lambda t: t.numpy(), lambda t: t.T])
-def test_what_is_referred_to_is_left_alone(keep):
+def test_referenced_memory_is_not_reused(keep):
     memory = WarmMemory()
     tensor = memory.empty((4, MIB), torch.float32).fill_(1)
     kept, place = keep(tensor), place_of(tensor)
@@ -54,7 +54,7 @@ def test_what_is_referred_to_is_left_alone(keep):
     assert place_of(memory.empty((4, MIB), torch.float32)) == place
 
 
-def test_never_more_than_was_in_use_at_one_time(blocks):
+def test_pool_never_exceeds_the_largest_use_at_one_time(blocks):
     memory = WarmMemory()
     for sizes in ((8, 8), (3, 3, 3), (16,), (4, 4, 4, 4), (2, 2)):
         tensors = [memory.empty((size * MIB,), torch.uint8) for size in sizes]
@@ -63,7 +63,7 @@ def test_never_more_than_was_in_use_at_one_time(blocks):
         del tensors
 
 
-def test_small_and_empty_tensors(blocks):
+def test_small_and_empty_tensors_use_no_blocks(blocks):
     memory = WarmMemory()
     assert memory.empty((0, 7), torch.float16).shape == (0, 7)
     assert memory.empty((), torch.float32).shape == ()

@@ -1,4 +1,4 @@
-"""Parts of tensors as equal stretches of flat elements, compared with what NumPy takes."""
+"""Parts of tensors as equally long ranges of flat elements, compared with NumPy's indexing."""
 
 import math
 
@@ -11,7 +11,7 @@ from evomerge.weights.windows import Window, places_in, shape_of, whole, window_
 
 @st.composite
 def parts(draw):
-    """A shape and slices of its first dimensions."""
+    """A shape, and slices of its leading dimensions."""
     shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
     index = []
     for size in shape[: draw(st.integers(0, len(shape)))]:
@@ -21,13 +21,13 @@ def parts(draw):
 
 
 @given(parts())
-def test_a_window_holds_what_is_taken(case):
+def test_window_covers_the_same_elements_as_numpy(case):
     shape, index = case
     flat = np.arange(math.prod(shape)).reshape(shape)
     window = window_of(index, shape)
     assert shape_of(index, shape) == flat[index].shape
     if window is None:
-        assert len(shape) > 2  # rows and columns of a matrix always are stretches
+        assert len(shape) > 2  # rows and columns of a matrix always form ranges
         return
     starts = window.start + window.pitch * np.arange(window.n_stretches)
     held = (starts[:, None] + np.arange(window.length)).reshape(-1)
@@ -40,7 +40,7 @@ def test_a_window_holds_what_is_taken(case):
     assert places_in(windows[:, None], np.array([elements, elements])).tolist() == places
 
 
-def test_rows_columns_and_stacks():
+def test_rows_columns_and_stacks_are_windows():
     assert window_of((slice(2, 4),), (8, 10)) == Window(20, 20, 20, 1)
     assert window_of((slice(None), slice(5, 10)), (8, 10)) == Window(5, 5, 10, 8)
     assert window_of((slice(0, 8), slice(0, 10)), (8, 10)) == whole(80)
@@ -52,7 +52,7 @@ def test_rows_columns_and_stacks():
     assert window_of((), ()) == whole(1)
 
 
-def test_what_a_tensor_does_not_have_has_no_shape():
+def test_part_outside_a_tensor_has_no_shape():
     assert shape_of((slice(0, 9),), (8,)) is None
     assert shape_of((slice(0, 8), slice(0, 1)), (8,)) is None
     assert window_of((slice(0, 8), slice(0, 1)), (8,)) is None

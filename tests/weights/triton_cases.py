@@ -1,4 +1,4 @@
-"""Merges for the tests of the GPU's kernels. Needs triton."""
+"""Merges for the tests of the GPU kernels. Requires triton."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from evomerge.weights.triton.batch import TritonBatch
 
 
 def written(plan, pool, dtype, **options):
-    """What the Triton kernels write for `plan`; fails where they are not what wrote it."""
+    """What the Triton kernels write for `plan`; fails if something else wrote it."""
     merger, target = Merger(pool), Views(plan, dtype, **options)
     launches = []
     launch = TritonBatch._launch
@@ -24,13 +24,13 @@ def written(plan, pool, dtype, **options):
 
 
 def della_case(n_models, method="della", *, rescale, normalize=True, levels=0, shape=(30, 97)):
-    """A plan of one tensor whose experts are pruned with all sorts of densities, and the pool for it.
+    """A plan of one tensor whose experts are pruned with various densities, and its pool.
 
     Args:
         n_models: how many experts.
         method: della or della_linear.
         rescale, normalize: as in the recipe.
-        levels: distinct magnitudes of the deltas; 0 = all different.
+        levels: number of distinct magnitudes of the deltas; 0 = all different.
         shape: of the tensor.
     """
     edges = [
