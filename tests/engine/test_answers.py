@@ -1,4 +1,4 @@
-"""Answers are cut and decoded as lm-eval's Hugging Face backend does it, on both engines."""
+"""Both engines cut and decode answers in the same way as lm-eval's Hugging Face backend."""
 
 import json
 import string
@@ -26,7 +26,7 @@ TEXTS = ("alpha", "three", "<|end|>", "beta", "gamma", " DONE")
 
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory):
-    """A model folder and a prompt after which the model says `TEXTS`."""
+    """A model folder, and a prompt that the model continues with `TEXTS`."""
     folder = write_tiny_llama(tmp_path_factory.mktemp("talker"), seed=0, hidden=128, dtype="float32")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -59,14 +59,14 @@ STOPS = (
 
 
 @pytest.mark.parametrize("kind", ["transformers", "vllm"])
-def test_answers_are_those_of_lm_eval(talker, kind):
+def test_answers_equal_those_of_lm_eval(talker, kind):
     folder, prompt = talker
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1)
     encoder = Encoder(AutoTokenizer.from_pretrained(folder))
     questions = [Instance("generate_until", {}, (prompt, {"until": stop, "max_gen_toks": 9}), 0) for stop in STOPS]
     wanted = [theirs.generate_until([question], disable_tqdm=True)[0] for question in questions]
     assert wanted[0] == "alphathreebetagamma DONE"
-    # lm-eval's vLLM backend leaves out the token that ends a text too, special or not
+    # lm-eval's vLLM backend also omits the token that ends a text, whether special or not
     wanted = [answer.removesuffix(" DONE") for answer in wanted]
     assert wanted[1:3] == ["alphathreebeta", "alphath"]
     engine = make_engine(kind, folder, dtype="float32", max_model_len=64)
@@ -77,9 +77,9 @@ def test_answers_are_those_of_lm_eval(talker, kind):
     )
 
 
-def test_text_keeps_a_leading_space_and_drops_half_characters():
+def test_text_keeps_a_leading_space_and_drops_incomplete_characters():
     class Metaspace:
-        """Drops the space at the start of a text, as sentencepiece tokenizers do; byte tokens may end half-way."""
+        """Drops the space at the start of a text, as sentencepiece tokenizers do; byte tokens may end within a character."""
 
         added_tokens_decoder: ClassVar = {}
 
@@ -92,8 +92,8 @@ def test_text_keeps_a_leading_space_and_drops_half_characters():
     assert text_of([2, 3]) == " b"
 
 
-def test_a_character_that_began_in_the_prompt_stays_unfinished():
-    """What is unfinished inside an answer stays in it."""
+def test_character_that_began_in_the_prompt_stays_incomplete():
+    """An incomplete character inside an answer is kept."""
     alphabet = sorted(ByteLevel.alphabet())
     model = Tokenizer(BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
     model.pre_tokenizer, model.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
@@ -114,5 +114,5 @@ def test_only_special_tokens_of_the_model_stop_a_text(tmp_path):
     assert AnswerDecoder(tokenizer, two).stop_tokens(("|>",)) == [one]
 
 
-def test_tokenizers_without_added_tokens_stop_nothing():
+def test_tokenizers_without_added_tokens_have_no_stop_tokens():
     assert AnswerDecoder(object(), 4).stop_tokens(("a",)) == []

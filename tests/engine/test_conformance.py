@@ -16,5 +16,5 @@ def test_conformance(suite_of, engine, check):
     "check", [check for check in CHECKS if check is not check_engines_are_independent], ids=lambda check: check.__name__
 )
 def test_conformance_over_two_processes(suite_of, check):
-    """Tensor parallelism: two processes with a shard each, against the answers of one."""
+    """Tensor parallelism: two processes with one shard each must give the answers of one process."""
     check(suite_of("vllm-untied-sharded"))

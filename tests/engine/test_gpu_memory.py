@@ -1,4 +1,4 @@
-"""How much of a GPU vLLM may take. Sizes are those of real cases; no GPU is asked."""
+"""How much GPU memory vLLM may take. Sizes come from real cases; no GPU is used."""
 
 import logging
 
@@ -20,7 +20,7 @@ MODEL_8B = 16_060_000_000
 
 
 @pytest.mark.parametrize(("total", "n_models"), [(H200, 4), (H100, 2)])
-def test_sources_get_their_room(total: int, n_models: int) -> None:
+def test_room_is_reserved_for_sources(total: int, n_models: int) -> None:
     sources = n_models * MODEL_8B
 
     share = memory_share(total, engine_bytes=MODEL_8B, source_bytes=sources, gpus=1.0)
@@ -30,7 +30,7 @@ def test_sources_get_their_room(total: int, n_models: int) -> None:
     assert total * share >= MODEL_8B + ENGINE_SPARE_BYTES
 
 
-def test_an_engine_that_would_starve_takes_all_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_engine_too_small_beside_its_sources_takes_all_memory_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         share = memory_share(H100, engine_bytes=MODEL_8B, source_bytes=4 * MODEL_8B, gpus=1.0)
 
@@ -39,8 +39,8 @@ def test_an_engine_that_would_starve_takes_all_and_says_so(caplog: pytest.LogCap
     assert "64.2 GB of models (and ranks, for della methods) do not fit beside an engine of 16.1 GB" in caplog.text
 
 
-def test_three_experts_fit_where_they_do_not_with_their_ranks(caplog: pytest.LogCaptureFixture) -> None:
-    """64 GB of models beside an engine of 16 GB in 103 GB (96 GiB), and 48 GB of ranks."""
+def test_three_experts_fit_only_without_their_ranks(caplog: pytest.LogCaptureFixture) -> None:
+    """64 GB of models next to an engine of 16 GB fit in 103 GB (96 GiB); another 48 GB of ranks do not."""
     sources, ranks = 4 * MODEL_8B, 3 * MODEL_8B
 
     fitting = memory_share(96 << 30, engine_bytes=MODEL_8B, source_bytes=sources, gpus=1.0)
@@ -61,16 +61,16 @@ def test_engines_that_share_a_gpu_share_its_memory() -> None:
 
 
 @pytest.mark.parametrize("gpus", [1.0, 2.0, 0.0])
-def test_without_sources_vllm_takes_what_it_takes_anyway(gpus: float, caplog: pytest.LogCaptureFixture) -> None:
+def test_vllm_takes_its_usual_share_without_sources(gpus: float, caplog: pytest.LogCaptureFixture) -> None:
     assert memory_share(H100, engine_bytes=MODEL_8B, source_bytes=0, gpus=gpus) == pytest.approx(USABLE_SHARE)
     assert not caplog.records
 
 
 @pytest.mark.skipif(not vllm_targets_cpu(), reason="the installed vLLM is not a CPU build")
-def test_a_cpu_engine_has_no_such_option() -> None:
+def test_cpu_engine_has_no_memory_options() -> None:
     assert vllm_memory_options(engine_bytes=1, source_bytes=1, gpus=1.0) == {}
     assert source_room({}, gpus=1.0) is None
 
 
-def test_an_engine_that_takes_all_leaves_nothing() -> None:
+def test_engine_that_takes_all_memory_leaves_no_room() -> None:
     assert room_beside(H100, share=0.9, gpus=0.5) == 0

@@ -1,6 +1,6 @@
-"""Requests go through what vLLM runs on a GPU: its model runner V2, whose kernels are Triton's, and asynchronous scheduling.
+"""Requests go through vLLM's GPU code path: model runner V2 with its Triton kernels, and asynchronous scheduling.
 
-On a CPU it has another runner and no such scheduling. Triton's interpreter runs the kernels here, on a CPU's memory: `make triton-test`.
+On a CPU, vLLM has a different runner and no such scheduling. Here Triton's interpreter runs the kernels in CPU memory: `make triton-test`.
 """
 
 import os
@@ -32,7 +32,7 @@ SHARED = random_tokens("shared", n=3 * BLOCK)
 LOG_LIKELIHOODS = [
     *[LogLikelihoodRequest((5, 6, 7), (token,)) for token in (8, 9, 10)],
     *[LogLikelihoodRequest(SHARED, random_tokens("choice", i, n=1 + 2 * i)) for i in range(3)],
-    # continuations that begin alike, by more than a block of the prefix cache
+    # continuations with a common beginning longer than a block of the prefix cache
     *[LogLikelihoodRequest(SHARED[:7], SHARED[7:] + random_tokens("end", i, n=2)) for i in range(2)],
     LogLikelihoodRequest(random_tokens("long", n=20), random_tokens("longer", n=MAX_LENGTH - 20)),
 ]
@@ -55,11 +55,11 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(models):
-    """One that has chunks of prompts, of several at a time."""
+    """An engine that splits prompts into chunks and handles several at a time."""
     driver = SimpleNamespace(is_active=lambda: False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-        patch.setitem(backends, "cpu", SimpleNamespace(driver=driver))  # what vLLM's CPU build looks for in triton
+        patch.setitem(backends, "cpu", SimpleNamespace(driver=driver))  # vLLM's CPU build looks this up in triton
         from vllm.platforms.cpu import CpuPlatform
 
         update = CpuPlatform.check_and_update_config
@@ -75,14 +75,14 @@ def engine(models):
     engine.close()
 
 
-def test_the_engine_is_what_a_gpu_has(engine):
+def test_engine_is_configured_as_on_a_gpu(engine):
     config = engine.llm.llm_engine.vllm_config
     assert config.use_v2_model_runner
     assert config.max_concurrent_batches == 2
     assert config.cache_config.enable_prefix_caching
 
 
-def test_answers_are_those_of_the_weights_that_were_written(engine, models):
+def test_answers_follow_the_weights_that_were_written(engine, models):
     for model in (models[1], models[0], models[1]):
         other = make_engine("transformers", model, dtype="float32", max_model_len=MAX_LENGTH)
         expected = answers(other)
@@ -96,7 +96,7 @@ def test_answers_are_those_of_the_weights_that_were_written(engine, models):
             assert ours.is_greedy == theirs.is_greedy
 
 
-def test_nan_is_an_error_and_nothing_of_it_is_left(engine, models):
+def test_nan_raises_an_error_and_leaves_no_trace(engine, models):
     weights = load_file(models[0] / "model.safetensors")
     engine.update(lambda target: write_tensors(target, weights))
     before = answers(engine)
@@ -110,7 +110,7 @@ def test_nan_is_an_error_and_nothing_of_it_is_left(engine, models):
     assert not before.differences(answers(engine))
 
 
-def test_a_batch_that_fails_halfway_leaves_nothing(engine, models, monkeypatch):
+def test_batch_that_fails_halfway_leaves_no_trace(engine, models, monkeypatch):
     weights = load_file(models[0] / "model.safetensors")
     engine.update(lambda target: write_tensors(target, weights))
     before = answers(engine)

@@ -1,4 +1,4 @@
-"""vLLM's kernel scan and numba in one process: the patch is needed, and in force."""
+"""vLLM's kernel scan and numba in the same process: the patch is needed, and in effect."""
 
 import pytest
 
@@ -11,7 +11,7 @@ pytestmark = [
 ]
 
 
-def test_objects_without_a_plain_dict_are_passed_over(monkeypatch):
+def test_objects_without_a_plain_dict_are_skipped(monkeypatch):
     import sys
     import types
 
@@ -20,7 +20,7 @@ def test_objects_without_a_plain_dict_are_passed_over(monkeypatch):
     from evomerge.engine.patches import tolerant_kernel_scan
 
     class Foreign:
-        """Like llvmlite's wrappers of foreign functions: `__dict__` is whatever the library answers."""
+        """Like llvmlite's wrappers of foreign functions: `__dict__` returns whatever the library answers."""
 
         @property
         def __dict__(self):
@@ -35,5 +35,5 @@ def test_objects_without_a_plain_dict_are_passed_over(monkeypatch):
         upstream._rebind_kernels([(kernel, override)])
     with tolerant_kernel_scan():
         upstream._rebind_kernels([(kernel, override)])
-    assert module.kernel is override, "the scan still does its work"
-    assert not hasattr(upstream, "vars"), "and leaves nothing behind"
+    assert module.kernel is override, "the scan must still rebind the kernel"
+    assert not hasattr(upstream, "vars"), "the patch must leave nothing behind"

@@ -1,4 +1,4 @@
-"""Layout discovery against small hand-written loaders that do what real engines do (and what they must not)."""
+"""Layout discovery tested with small hand-written loaders that do what real engines do (and what they must not do)."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def places(layout):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_fused_padded_stacked_and_ignored(dtype):
+def test_fused_padded_stacked_and_ignored_parameters_are_found(dtype):
     shapes = {
         "q": (700, 300),
         "k": (20, 300),
@@ -72,7 +72,7 @@ def test_fused_padded_stacked_and_ignored(dtype):
     assert bool((live["embed"][515:] == 0).all())
 
 
-def test_many_tensors_in_bfloat16():
+def test_many_tensors_in_bfloat16_are_told_apart():
     names = [f"t{i}" for i in range(600)]
     live = {"all": parameter(600, 4, dtype=torch.bfloat16)}
 
@@ -81,7 +81,7 @@ def test_many_tensors_in_bfloat16():
             live["all"][int(name[1:])].copy_(value)
 
     with pytest.raises(EngineError, match="'all'"):
-        # A row of a matrix is no block of a vector's own dimensions unless the leading dimension is 1, which it is here;
+        # A row of a matrix is a block in a vector's own dimensions only if the leading dimension is 1, which it is here;
         # two vectors in one row are not.
         discover_layout(live, dict.fromkeys(names, (2, 2)), lambda pairs: load((n, v.reshape(-1)) for n, v in pairs))
     layout = discover_layout(live, dict.fromkeys(names, (4,)), load)
@@ -90,7 +90,7 @@ def test_many_tensors_in_bfloat16():
     assert int((live["all"] == -3).sum()) == 4
 
 
-def test_sharded_by_columns_in_two_parts():
+def test_tensor_sharded_by_columns_is_found_in_both_parts():
     live = {"left": parameter(5, 3), "right": parameter(5, 4)}
 
     def load(pairs):
@@ -110,7 +110,7 @@ OTHER_FORMS = {
 
 
 def fused_with(change):
-    """A loader of a parameter with a plain half and one in another form, and of a plain one; and the parameters."""
+    """A loader of one parameter, half of it plain and half transformed, and of a plain parameter; and the parameters."""
     live = {"fused": parameter(12, 6), "plain": parameter(6, 6), "buffer": parameter(3)}
 
     def load(pairs):
@@ -126,7 +126,7 @@ def fused_with(change):
 
 
 @pytest.mark.parametrize("change", OTHER_FORMS.values(), ids=OTHER_FORMS)
-def test_other_forms_go_through_the_loader(change):
+def test_transformed_tensors_go_through_the_loader(change):
     live, load = fused_with(change)
     shapes = dict.fromkeys(("other", "odd", "even"), (6, 6))
     layout = discover_layout(live, shapes, load, reload=True)
@@ -141,7 +141,7 @@ def test_other_forms_go_through_the_loader(change):
     assert torch.equal(live["fused"][:6], change(torch.zeros(6, 6)))
 
 
-def test_a_parameter_of_two_tensors_together_is_refused():
+def test_parameter_computed_from_two_tensors_is_refused():
     live = {"product": parameter(6, 6), "plain": parameter(6, 6)}
 
     def load(pairs):
@@ -153,7 +153,7 @@ def test_a_parameter_of_two_tensors_together_is_refused():
         discover_layout(live, dict.fromkeys("abc", (6, 6)), load, reload=True)
 
 
-def test_a_loader_that_forgets_what_it_is_not_given_is_refused():
+def test_loader_that_clears_tensors_it_is_not_given_is_refused():
     live, load = fused_with(OTHER_FORMS["transposed"])
 
     def forgetful(pairs):

@@ -1,4 +1,4 @@
-"""Weights read back from a running engine are, byte for byte, the checkpoint that `evomerge merge` writes for the same recipe."""
+"""Weights read back from a running engine equal, byte for byte, the checkpoint that `evomerge merge` writes for the same recipe."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ GRADIENT = (Setting((0.1, 0.9)),)
 
 
 def ties(base, *experts):
-    """Gradients over depth, and one module of its own."""
+    """With gradients over depth, and a different value for one module."""
     weights = ({"weight": (Setting(1.0, "mlp"), *GRADIENT)}, {"weight": (Setting(0.7),)})
     sources = tuple(Source(expert, None, own) for expert, own in zip(experts, weights, strict=True))
     return Recipe("ties", (Slice(sources),), base, {"density": (Setting((0.9, 0.2)),), "lambda": (Setting(0.8),)})
@@ -38,7 +38,7 @@ def slerp(base, expert, _):
 
 
 def model_stock(base, *experts):
-    """Has no compiled kernel."""
+    """A method without a compiled kernel."""
     return Recipe("model_stock", (Slice(tuple(Source(expert) for expert in experts)),), base)
 
 
@@ -59,7 +59,7 @@ def bits(tensor):
 
 
 def assert_holds(engine, checkpoint):
-    """The engine's parameters are the checkpoint's tensors, all of them."""
+    """The engine's parameters are exactly the checkpoint's tensors."""
     targets = []
     engine.update(targets.append)
     (target,) = targets
@@ -80,7 +80,7 @@ def exported(recipe, folder):
 
 @pytest.mark.parametrize("method", RECIPES)
 @pytest.mark.parametrize("engine", ["transformers-tied", "transformers-untied", "vllm-tied", "vllm-untied"])
-def test_every_tensor(suite_of, engine, method, tmp_path):
+def test_every_live_tensor_equals_the_export(suite_of, engine, method, tmp_path):
     suite = suite_of(engine)
     headers = {str(folder): read_model_header(folder) for folder in suite.folders}
     recipe = RECIPES[method](*headers)
@@ -90,7 +90,7 @@ def test_every_tensor(suite_of, engine, method, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["transformers", "vllm"])
-def test_in_bfloat16(kind, tmp_path):
+def test_live_bfloat16_tensors_equal_the_export(kind, tmp_path):
     if cannot_start(kind):
         pytest.skip(cannot_start(kind))
     folders = [str(write_tiny_llama(tmp_path / name, seed=i, hidden=128, vocab=99)) for i, name in enumerate("abc")]
@@ -108,8 +108,8 @@ def test_in_bfloat16(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["transformers", "vllm"])
-def test_a_tied_merge_in_an_engine_with_an_output_layer_of_its_own(kind, tmp_path):
-    """Candidates without the base are tied where the experts are, and the base, whose engine it is, is not."""
+def test_tied_merge_in_an_engine_with_a_separate_output_layer(kind, tmp_path):
+    """Candidates without the base are tied, like the experts; the base, for which the engine was started, is not."""
     if cannot_start(kind):
         pytest.skip(cannot_start(kind))
     for seed, name in enumerate("abc"):
@@ -128,7 +128,7 @@ def test_a_tied_merge_in_an_engine_with_an_output_layer_of_its_own(kind, tmp_pat
     engine.close()
 
 
-def test_shards_in_processes_of_their_own(suite_of, tmp_path):
+def test_shards_in_separate_processes_equal_the_export(suite_of, tmp_path):
     suite = suite_of("vllm-untied-sharded")
     folders = [str(folder) for folder in suite.folders]
     recipe = RECIPES["dare_ties"](*folders)

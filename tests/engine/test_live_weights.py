@@ -1,6 +1,6 @@
-"""What vLLM computes with must be what is replaced: parts of weights under other names, copies, rearranged experts, and a machine without a GPU.
+"""vLLM must compute with the weights that are replaced: views under other names, copies, rearranged experts, and a machine without a GPU.
 
-The modules are small ones that keep their weights as vLLM's do on a GPU.
+The test modules are small and hold their weights as vLLM's modules do on a GPU.
 """
 
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ def parameter(value: torch.Tensor) -> torch.nn.Parameter:
 
 
 class Attention(torch.nn.Module):
-    """Has a parameter `sinks`, and an implementation that computes with `used`."""
+    """Has a parameter `sinks`, and an implementation that computes with the tensor `used`."""
 
     def __init__(self, sinks: torch.Tensor, used: torch.Tensor) -> None:
         super().__init__()
@@ -29,8 +29,8 @@ class Attention(torch.nn.Module):
         self.impl = SimpleNamespace(sinks=used)
 
 
-def test_each_place_in_memory_is_found_once() -> None:
-    """`W_UK_T` and `W_UV` are parts of the transposed `kv_b_proj`; the rows of a buffer with gaps hide nothing."""
+def test_each_memory_location_is_found_once() -> None:
+    """`W_UK_T` and `W_UV` are views of the transposed `kv_b_proj`; the interleaved rows of one buffer do not hide each other."""
     weight = torch.randn(4 * (3 + 5), 16)
     halves = weight.T.view(16, 4, 8).split([3, 5], dim=-1)
     whole = torch.randn(6, 8)
@@ -56,15 +56,15 @@ def test_each_place_in_memory_is_found_once() -> None:
     ],
     ids=["in another precision", "in another order"],
 )
-def test_a_copy_that_is_computed_with_is_refused(copy) -> None:
+def test_copy_used_in_computation_is_refused(copy) -> None:
     sinks = torch.randn(8).bfloat16()
     model = torch.nn.ModuleDict({"layer": Attention(sinks, copy(sinks))})
     with pytest.raises(EngineError, match=r"copy of parameter 'layer\.sinks' \(layer\.impl\.sinks\)"):
         check_no_copies(model)
 
 
-def test_a_copy_that_a_composed_backend_holds_is_refused() -> None:
-    """As vLLM's `TRITON_FLASHINFER`, which has an implementation of each."""
+def test_copy_held_by_a_composed_backend_is_refused() -> None:
+    """As in vLLM's `TRITON_FLASHINFER`, which contains one implementation of each kind."""
     sinks = torch.randn(8).bfloat16()
     attention = Attention(sinks, sinks)
     attention.impl = SimpleNamespace(causal_impl=SimpleNamespace(sinks=sinks.float()))
@@ -72,7 +72,7 @@ def test_a_copy_that_a_composed_backend_holds_is_refused() -> None:
         check_no_copies(torch.nn.ModuleDict({"layer": attention}))
 
 
-def test_what_is_no_copy_is_left_alone() -> None:
+def test_tensors_that_are_not_copies_are_accepted() -> None:
     sinks = torch.randn(8).bfloat16()
     shared, other, constant = (
         Attention(sinks, sinks),
@@ -85,7 +85,7 @@ def test_what_is_no_copy_is_left_alone() -> None:
 
 
 @needs_vllm
-def test_experts_that_a_backend_rearranges_are_refused() -> None:
+def test_experts_rearranged_by_a_backend_are_refused() -> None:
     from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend, map_unquantized_backend
 
     model = torch.nn.ModuleDict({"experts": torch.nn.Module()})
@@ -103,7 +103,7 @@ def test_experts_that_a_backend_rearranges_are_refused() -> None:
 
 
 @needs_vllm
-def test_the_experts_that_a_gpu_is_asked_for_stay_as_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moe_backend_requested_for_gpus_keeps_experts_as_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.layers.fused_moe.oracle.unquantized import (
         convert_to_unquantized_kernel_format,
@@ -121,7 +121,7 @@ def test_the_experts_that_a_gpu_is_asked_for_stay_as_they_are_loaded(monkeypatch
 
 
 @needs_vllm
-def test_a_build_for_gpus_on_a_machine_without_one_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_build_on_a_machine_without_gpu_is_refused_with_an_explanation(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.platforms.interface import UnspecifiedPlatform
 
     from evomerge.engine import vllm_memory_options
@@ -132,6 +132,6 @@ def test_a_build_for_gpus_on_a_machine_without_one_is_refused_in_words(monkeypat
         vllm_memory_options(engine_bytes=1, source_bytes=1, gpus=1.0)
 
 
-def test_the_processes_of_an_engine_talk_on_the_loopback_interface() -> None:
+def test_engine_processes_communicate_on_the_loopback_interface() -> None:
     variables = engine_environment()
     assert {variables["GLOO_SOCKET_IFNAME"], variables["NCCL_SOCKET_IFNAME"]} == {"lo"}

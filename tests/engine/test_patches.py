@@ -1,4 +1,4 @@
-"""Each patch of vLLM is needed (shown on unpatched vLLM, in a process of its own) and in force."""
+"""Each patch of vLLM is needed (shown on unpatched vLLM in a separate process) and in effect."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def model(tmp_path_factory):
     )
 
 
-def test_unpatched_vllm_needs_them(model):
+def test_unpatched_vllm_needs_the_patches(model):
     done = subprocess.run(
         [sys.executable, "-c", UNPATCHED, str(model)],
         env=os.environ | engine_environment(),
@@ -74,7 +74,7 @@ def test_unpatched_vllm_needs_them(model):
     }
 
 
-def test_upstream_is_as_it_was_outside_the_start_of_an_engine(model):
+def test_upstream_is_patched_only_while_an_engine_starts(model):
     import vllm.model_executor.layers.utils as layers
     import vllm.v1.engine.core as core
 

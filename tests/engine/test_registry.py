@@ -7,13 +7,13 @@ from evomerge.core import EngineError
 from evomerge.engine import ENGINES, available_engines, default_engine_kind, engine_environment, make_engine
 
 
-def test_importing_the_package_is_cheap():
+def test_importing_the_package_does_not_import_torch_or_vllm():
     code = "import sys, evomerge.engine as e; e.default_engine_kind(); print([m for m in ('torch', 'vllm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_kinds(tmp_path):
+def test_unknown_engine_kinds_are_refused(tmp_path):
     assert set(available_engines()) <= set(ENGINES) == {"vllm", "transformers"}
     assert default_engine_kind() in available_engines()
     with pytest.raises(EngineError, match=r"unknown engine 'vlm'; did you mean 'vllm'\? Known: vllm"):
@@ -22,7 +22,7 @@ def test_kinds(tmp_path):
         make_engine("x", tmp_path)
 
 
-def test_vllm_is_preferred_where_it_is_installed(monkeypatch):
+def test_vllm_is_preferred_if_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert default_engine_kind() == "vllm"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "vllm" else object())
@@ -31,7 +31,7 @@ def test_vllm_is_preferred_where_it_is_installed(monkeypatch):
         make_engine("vllm", None)
 
 
-def test_environment():
+def test_engine_environment_sets_threads_and_vllm_options():
     for kind in ENGINES:
         assert kind == "vllm" or engine_environment(kind, threads=3)["OMP_NUM_THREADS"] == "3"
     assert engine_environment()["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
@@ -39,12 +39,12 @@ def test_environment():
     assert engine_environment()["GLOO_SOCKET_IFNAME"] == "lo"
 
 
-def test_processes_of_an_engine_on_gpus_are_not_forked(monkeypatch):
+def test_gpu_engine_processes_are_spawned_rather_than_forked(monkeypatch):
     monkeypatch.setattr("evomerge.engine.environment.vllm_targets_cpu", lambda: False)
     assert engine_environment()["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
 
 
-def test_missing_weights(tmp_path):
+def test_missing_weights_are_reported(tmp_path):
     from evomerge.core import CheckpointError
 
     for kind in available_engines():

@@ -31,8 +31,8 @@ sizes_in_any_order = st.lists(st.integers(1, 300), max_size=60)
 
 @example([10, 10, 10], 20)
 @given(sizes_in_any_order | sizes_in_any_order.map(lambda sizes: sorted(sizes, reverse=True)), st.integers(1, 900))
-def test_batches_keep_order_and_take_what_fits(sizes, budget):
-    """An item begins a batch only where the one before has no room for it, or it is much shorter."""
+def test_batches_keep_order_and_are_filled(sizes, budget):
+    """An item starts a new batch only if the previous batch has no room for it, or if it is much shorter."""
     found = list(batches(sizes, lambda size: size, budget))
     assert [size for batch in found for size in batch] == sizes
     assert all(found)

@@ -1,4 +1,4 @@
-"""Stacks of many depths in one running engine of each kind, against engines started from the exported checkpoints."""
+"""Stacks of different depths in one running engine of each kind, compared with engines started from the exported checkpoints."""
 
 import random
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_one_engine_serves_every_depth(kind: str, tmp_path: Path) -> None:
     engine.close()
 
 
-def test_a_stack_that_overflows_leaves_nothing_in_idle_layers(tmp_path: Path) -> None:
+def test_stack_that_overflows_leaves_nothing_in_idle_layers(tmp_path: Path) -> None:
     model = str(write_tiny_llama(tmp_path / "a", seed=0, n_layers=2, dtype="float32"))
     header = read_model_header(model)
     folding, merger = folding_of(header), Merger(WeightPool({model: header}))

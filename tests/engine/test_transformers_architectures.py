@@ -1,4 +1,4 @@
-"""Models that transformers renames or fuses while it loads: their weights are replaced in place like those of any other."""
+"""Models whose weights transformers renames or fuses while loading: they are replaced in place like those of any other model."""
 
 import inspect
 from pathlib import Path
@@ -55,7 +55,7 @@ KINDS = {
 
 
 def written(folder: Path, kind: str, seed: int, dtype: torch.dtype, **settings: object) -> str:
-    """A checkpoint as transformers writes it, with random weights that all matter."""
+    """A checkpoint as written by transformers, with random weights that all have an effect."""
     own = KINDS.get(kind, {}) | settings
     config = AutoConfig.for_model(kind, **(own if "text_config" in own else SMALL | own))
     torch.manual_seed(seed)
@@ -64,7 +64,7 @@ def written(folder: Path, kind: str, seed: int, dtype: torch.dtype, **settings: 
     with torch.no_grad():
         for value in model.parameters():
             value.add_(0.2 * torch.randn_like(value))
-    write_tiny_llama(folder, seed=0)  # for its tokenizer
+    write_tiny_llama(folder, seed=0)  # only for its tokenizer
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder)
     return str(folder)
@@ -77,7 +77,7 @@ def log_likelihoods(engine):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_in_place_equal_the_export(kind, dtype, tmp_path):
+def test_weights_replaced_in_place_equal_the_export(kind, dtype, tmp_path):
     folders = [written(tmp_path / name, kind, seed, dtype) for seed, name in enumerate("abc")]
     headers = {folder: read_model_header(folder) for folder in folders}
     name = str(dtype).removeprefix("torch.")
@@ -102,8 +102,8 @@ def test_weights_in_place_equal_the_export(kind, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
-def test_stacks_of_mixtures_of_experts(kind, tmp_path):
-    """In an engine of more layers than the stack, started from a checkpoint of zeros."""
+def test_stack_of_mixture_of_experts_layers_equals_the_export(kind, tmp_path):
+    """In an engine with more layers than the stack, started from an all-zero checkpoint."""
     folder = written(tmp_path / "a", kind, 0, torch.float32)
     headers = {folder: read_model_header(folder)}
     (tmp_path / "slots").mkdir()
@@ -118,8 +118,8 @@ def test_stacks_of_mixtures_of_experts(kind, tmp_path):
     assert log_likelihoods(engine) == pytest.approx(log_likelihoods(TransformersEngine(tmp_path / "merged")), abs=1e-4)
 
 
-def test_a_loader_that_rearranges_is_refused_before_anything_is_served(tmp_path, monkeypatch):
-    """As transformers does for some models: rows of the queries are permuted for its rotary embedding."""
+def test_loader_that_permutes_weights_is_refused_at_start(tmp_path, monkeypatch):
+    """transformers does this for some models: it permutes the rows of the query matrix for its rotary embedding."""
     folder = written(tmp_path / "a", "mixtral", 0, torch.float32)
     load = TransformersEngine._load_another
 
@@ -160,8 +160,8 @@ STATEFUL_KINDS = {
 
 
 @pytest.mark.parametrize("kind", [*STATEFUL, "lfm2"])
-def test_a_recurrent_state_is_continued_beside_other_prompts(kind, tmp_path):
-    """Prompts of unequal length, and rows that end early, against each prompt's own tokens, computed anew for every step."""
+def test_recurrent_state_is_continued_in_batches_with_other_prompts(kind, tmp_path):
+    """Prompts of different lengths, some of which end early, compared with recomputing each prompt on its own at every step."""
     if kind == "mamba2" and "cache" not in inspect.signature(transformers.Mamba2ForCausalLM.forward).parameters:
         pytest.skip("takes no cache of transformers before 5.24, and is refused")
     folder = written(tmp_path / "a", kind, 0, torch.float32, **STATEFUL_KINDS.get(kind, {}))
@@ -189,13 +189,13 @@ def test_a_recurrent_state_is_continued_beside_other_prompts(kind, tmp_path):
     ],
     ids=["mamba", "recurrent_gemma", "minimax"],
 )
-def test_a_model_with_a_state_of_its_own_is_refused(kind, settings, tmp_path):
+def test_model_with_its_own_kind_of_cache_is_refused(kind, settings, tmp_path):
     folder = written(tmp_path / "a", kind, 0, torch.float32, **settings)
     with pytest.raises(EngineError, match=r"ForCausalLM.*its own kind of cache.*vllm"):
         TransformersEngine(folder, max_model_len=64)
 
 
-def test_a_model_whose_tokens_see_the_tokens_after_them_is_refused(tmp_path):
+def test_model_whose_tokens_attend_to_later_tokens_is_refused(tmp_path):
     text = SMALL | {"model_type": "gemma", "head_dim": 8}
     vision = KINDS["gemma3"]["vision_config"] | {"model_type": "siglip_vision_model", "projection_dim": 32}
     folder = written(tmp_path / "a", "paligemma", 0, torch.float32, text_config=text, vision_config=vision)
@@ -203,14 +203,14 @@ def test_a_model_whose_tokens_see_the_tokens_after_them_is_refused(tmp_path):
         TransformersEngine(folder)
 
 
-def test_a_model_with_another_cache_is_refused_at_the_start(tmp_path):
+def test_model_with_another_cache_is_refused_at_the_start(tmp_path):
     folder = written(tmp_path / "minimax", "minimax", 0, torch.float32, num_local_experts=2, head_dim=8)
     with pytest.raises(EngineError, match=r"MiniMaxForCausalLM.*its own kind of cache"):
         TransformersEngine(folder)
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.attn.masked_bias"])
-def test_masks_of_old_checkpoints_are_left_out(tmp_path, name):
+def test_obsolete_buffers_of_old_checkpoints_are_ignored(tmp_path, name):
     from safetensors.torch import save_file
 
     folder = write_tiny_llama(tmp_path / "a", seed=0)

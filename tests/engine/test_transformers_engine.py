@@ -1,4 +1,4 @@
-"""The transformers engine against the plainest possible use of transformers."""
+"""The transformers engine compared with the plainest possible use of transformers."""
 
 import json
 
@@ -34,7 +34,7 @@ def prompts():
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 150, 5000])
-def test_log_likelihoods_one_by_one(model, plain, batch_tokens, monkeypatch):
+def test_log_likelihoods_equal_those_computed_one_by_one(model, plain, batch_tokens, monkeypatch):
     monkeypatch.setattr(
         "evomerge.engine.transformers_engine.BATCH_TOKENS", dict.fromkeys(("cpu", "cuda"), batch_tokens)
     )
@@ -51,7 +51,7 @@ def test_log_likelihoods_one_by_one(model, plain, batch_tokens, monkeypatch):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 150, 5000])
-def test_generations_one_by_one(model, plain, batch_tokens, monkeypatch):
+def test_generations_equal_those_computed_one_by_one(model, plain, batch_tokens, monkeypatch):
     monkeypatch.setattr(
         "evomerge.engine.transformers_engine.BATCH_TOKENS", dict.fromkeys(("cpu", "cuda"), batch_tokens)
     )
@@ -66,8 +66,8 @@ def test_generations_one_by_one(model, plain, batch_tokens, monkeypatch):
     assert ended
 
 
-def test_the_token_that_ends_a_text_is_not_in_it(model, tmp_path):
-    """Also where the tokenizer does not call it special, as with many models tuned to chat (<|im_end|>)."""
+def test_token_that_ends_a_text_is_not_part_of_it(model, tmp_path):
+    """Even if the tokenizer does not mark it as special, as in many chat models (<|im_end|>)."""
     requests = [GenerateRequest(prompt, 12) for prompt in prompts()]
     before = TransformersEngine(model).generate(requests)
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -81,7 +81,7 @@ def test_the_token_that_ends_a_text_is_not_in_it(model, tmp_path):
     assert after[0].n_tokens == before[0].text.index(letter) + 1
 
 
-def test_of_stop_strings_that_end_together_the_first_counts(model):
+def test_first_of_several_stop_strings_that_end_together_counts(model):
     engine = TransformersEngine(model)
     (text,) = [answer.text for answer in engine.generate([GenerateRequest(prompts()[0], 12)])]
     stops = [text[4:6], text[3:6]]
@@ -90,7 +90,7 @@ def test_of_stop_strings_that_end_together_the_first_counts(model):
     assert [answer.text for answer in engine.generate(requests)] == [text[:4], text[:3], text[:1]]
 
 
-def test_one_prompt_without_numbers_fails_beside_others(tmp_path):
+def test_prompt_with_nan_logits_fails_without_affecting_others(tmp_path):
     folder = write_tiny_llama(tmp_path, seed=0, tied=False, dtype="float32")
     tensors = load_file(folder / "model.safetensors")
     tensors["model.embed_tokens.weight"][7] = torch.nan
@@ -101,7 +101,7 @@ def test_one_prompt_without_numbers_fails_beside_others(tmp_path):
         engine.generate([GenerateRequest((5, 6), 1), GenerateRequest((5, 7), 1)])
 
 
-def test_checkpoint_and_architecture_must_fit(model, tmp_path):
+def test_checkpoint_must_match_the_architecture(model, tmp_path):
     tensors = load_file(model / "model.safetensors")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         (tmp_path / name).write_bytes((model / name).read_bytes())
@@ -115,7 +115,7 @@ def test_checkpoint_and_architecture_must_fit(model, tmp_path):
     save({name: value for name, value in tensors.items() if name != "model.norm.weight"})
     with pytest.raises(EngineError, match=r"missing_keys.*model\.norm\.weight"):
         TransformersEngine(tmp_path)
-    # A tied model that stores its output layer too: one storage, one name.
+    # A tied model that also stores its output layer: one storage, one name.
     save(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
     names = []
     TransformersEngine(tmp_path).update(lambda target: names.extend(target.names()))
@@ -125,7 +125,7 @@ def test_checkpoint_and_architecture_must_fit(model, tmp_path):
         TransformersEngine(tmp_path)
 
 
-def test_lengths(model):
+def test_maximum_length_is_checked(model):
     assert TransformersEngine(model).max_length == 512
     with pytest.raises(EngineError, match="max_model_len 513 exceeds"):
         TransformersEngine(model, max_model_len=513)

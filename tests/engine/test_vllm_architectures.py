@@ -1,7 +1,7 @@
-"""Models that vLLM runs with transformers' code: scored as transformers scores them, or refused.
+"""Models that vLLM runs with transformers' code are scored as transformers scores them, or refused.
 
-vLLM decorates a model's class for good, so in one process transformers cannot make a model of a kind that vLLM has served; each test
-here has a kind of its own.
+vLLM decorates a model class permanently, so in the same process transformers cannot create a model of a kind that vLLM has served; each
+test here uses a different kind of model.
 """
 
 import os
@@ -35,8 +35,8 @@ def log_probability(folder: str) -> float:
     return sum(float(logits[len(PROMPT) - 1 + i, token]) for i, token in enumerate(CONTINUATION))
 
 
-def test_an_output_layer_with_a_bias(tmp_path):
-    """vLLM makes that bias anew at every load, also while the layout is discovered."""
+def test_output_layer_with_a_bias_is_replaced(tmp_path):
+    """vLLM recreates that bias at every load, even during layout discovery."""
     folders = [written(tmp_path / str(seed), "phi", seed, torch.float32, **WIDE) for seed in range(2)]
     expected = [log_probability(folder) for folder in folders]
     tensors = [load_file(f"{folder}/model.safetensors") for folder in folders]
@@ -52,8 +52,8 @@ def test_an_output_layer_with_a_bias(tmp_path):
         engine.close()
 
 
-def test_matrices_that_vllm_keeps_transposed(tmp_path):
-    """They go through its own loader at every update."""
+def test_matrices_that_vllm_stores_transposed_are_replaced(tmp_path):
+    """They go through vLLM's own loader at every update."""
     sizes = {"hidden_size": 128, "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64}
     folders = [written(tmp_path / str(seed), "gpt2", seed, torch.float32, **sizes) for seed in range(2)]
     expected = [log_probability(folder) for folder in folders]
@@ -69,8 +69,8 @@ def test_matrices_that_vllm_keeps_transposed(tmp_path):
         engine.close()
 
 
-def test_key_value_heads_that_the_model_does_not_know(tmp_path):
-    """GPTBigCode has one, or as many as it has heads (`multi_query`); vLLM would go by the two that config.json names."""
+def test_configured_key_value_heads_that_the_model_ignores_are_refused(tmp_path):
+    """GPTBigCode has one, or as many as attention heads (`multi_query`); vLLM would use the two that config.json states."""
     sizes = WIDE | {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64}
     folder = written(tmp_path / "a", "gpt_bigcode", 0, torch.float32, **sizes | {"num_key_value_heads": 2})
     with pytest.raises(
@@ -83,8 +83,8 @@ HEADS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "v
 LATENT = HEADS | {"first_k_dense_replace": 2, "num_hidden_layers": 2}
 
 
-def test_latent_attention_is_replaced_with_the_matrices_that_are_made_of_it(tmp_path, monkeypatch):
-    """vLLM multiplies by the transposed halves of `kv_b_proj`, which are other names for places in it."""
+def test_replacing_latent_attention_updates_the_derived_matrices(tmp_path, monkeypatch):
+    """vLLM multiplies by transposed halves of `kv_b_proj`, which are views of the same memory."""
     monkeypatch.setattr("evomerge.engine.vllm_start._check_latent_attention", lambda llm: None)
     folders = [written(tmp_path / str(seed), "deepseek_v3", seed, torch.float32, **LATENT) for seed in range(2)]
     request = LogLikelihoodRequest(PROMPT, CONTINUATION)
@@ -100,7 +100,7 @@ def test_latent_attention_is_replaced_with_the_matrices_that_are_made_of_it(tmp_
 
 
 @pytest.mark.skipif(not vllm_targets_cpu(), reason="the installed vLLM is not a CPU build")
-def test_latent_attention_is_refused_on_a_cpu_where_vllm_rotates_it_wrongly(tmp_path):
+def test_latent_attention_is_refused_on_a_cpu_if_vllm_rotates_it_wrongly(tmp_path):
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.model_executor.layers.rotary_embedding import get_rope
 
@@ -110,19 +110,19 @@ def test_latent_attention_is_refused_on_a_cpu_where_vllm_rotates_it_wrongly(tmp_
     positions, queries, keys = torch.arange(5), torch.randn(5, 4, 64), torch.randn(5, 1, 64)
     expected, _ = rope.forward_native(positions, queries.clone(), keys.clone())
     rotated, _ = rope.forward_cpu(positions, queries.clone(), keys.clone())
-    assert not torch.allclose(rotated, expected, atol=1e-2), "mended: `_check_latent_attention` can go"
+    assert not torch.allclose(rotated, expected, atol=1e-2), "fixed upstream: `_check_latent_attention` can be removed"
 
     folder = written(tmp_path / "a", "deepseek_v3", 0, torch.float32, **LATENT)
     with pytest.raises(EngineError, match="wrong positions"):
         make_engine("vllm", folder, dtype="float32")
 
 
-def test_experts_that_are_packed_are_refused_where_all_weights_are_zero(tmp_path):
-    """As in the checkpoint that an engine for stacks of layers starts from, whose values show nothing."""
+def test_packed_experts_are_refused_even_if_all_weights_are_zero(tmp_path):
+    """As in the checkpoint from which an engine for layer stacks starts: its values do not reveal the layout."""
     folder = written(tmp_path / "a", "mixtral", 0, torch.float32, **WIDE)
     (tmp_path / "slots").mkdir()
     write_slots_folder(tmp_path / "slots", read_model_header(folder), 4)
-    # in a process of its own: vLLM makes no group of processes for experts where an engine without any has started before
+    # in a separate process: vLLM creates no process group for experts if an engine without experts was started before
     script = (
         f"from evomerge.engine import make_engine\nmake_engine('vllm', {str(tmp_path / 'slots')!r}, dtype='float32')"
     )

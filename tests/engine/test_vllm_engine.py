@@ -1,4 +1,4 @@
-"""What is special to the vLLM engine; what every engine must do is in test_conformance.py."""
+"""Behaviour specific to the vLLM engine; test_conformance.py has what every engine must do."""
 
 import dataclasses
 import inspect
@@ -27,22 +27,22 @@ def suite(suite_of):
     return suite_of("vllm-untied")
 
 
-def test_without_the_reset_stale_tokens_are_served_and_the_suite_sees_them(suite, monkeypatch):
+def test_without_the_cache_reset_the_suite_detects_stale_tokens(suite, monkeypatch):
     suite.load(0)
     with monkeypatch.context() as without:
         without.setattr(suite.engine.llm, "reset_prefix_cache", lambda: True)
         suite.answers(suite.engine)  # fills the prefix cache with weight set 0
         suite.load(1)
         found = suite.fresh[1].differences(suite.answers(suite.engine))
-    assert found, "the prefix cache did not bite; the conformance check could not fail"
-    # Only the requests with a long shared prefix are wrong: everything else was computed anew.
+    assert found, "the prefix cache had no effect; the conformance check could not fail"
+    # Only the requests with a long shared prefix are wrong: everything else was recomputed.
     shared = {i for i, request in enumerate(suite.generate_requests) if len(request.prompt) > 300}
     assert {int(text.split()[1].rstrip(":")) for text in found if text.startswith("generation")} <= shared
     suite.load(1)
     suite.check_serves(1)
 
 
-def test_a_refused_reset_is_an_error(suite, monkeypatch):
+def test_refused_cache_reset_raises_an_error(suite, monkeypatch):
     monkeypatch.setattr(suite.engine.llm, "reset_prefix_cache", lambda: False)
     suite.load(0)
     with pytest.raises(EngineError, match="prefix cache could not be reset"):
@@ -52,7 +52,7 @@ def test_a_refused_reset_is_an_error(suite, monkeypatch):
 
 
 def test_requests_of_a_failed_batch_do_not_block_the_next_update(suite, monkeypatch):
-    """Nor do the NaN that it has computed stay."""
+    """The NaN values it has computed do not persist either."""
     broken = dict(suite.weights[2])
     broken["model.layers.0.self_attn.v_proj.weight"] = torch.full_like(
         broken["model.layers.0.self_attn.v_proj.weight"], torch.nan
@@ -80,8 +80,8 @@ def test_requests_of_a_failed_batch_do_not_block_the_next_update(suite, monkeypa
 @pytest.mark.parametrize(
     ("function", "broken"), [("evomerge.testing.engine_writers:write_half", False), ("os:no_such_function", True)]
 )
-def test_what_breaks_in_a_process_is_told_from_what_is_wrong_with_a_candidate(suite_of, function, broken):
-    """A cause counts as a breakdown, after some of which a worker is replaced."""
+def test_process_failures_are_distinguished_from_bad_candidates(suite_of, function, broken):
+    """An error with a cause counts as a breakdown; after several of them a worker is replaced."""
     sharded = suite_of("vllm-untied-sharded")
     with pytest.raises(EngineError) as found:
         sharded.engine.update(RemoteWrite(function, {}))
@@ -89,7 +89,7 @@ def test_what_breaks_in_a_process_is_told_from_what_is_wrong_with_a_candidate(su
     sharded.load(0)
 
 
-def test_agrees_with_the_transformers_engine(suite):
+def test_answers_agree_with_the_transformers_engine(suite):
     for which, folder in enumerate(suite.folders):
         other = make_engine("transformers", folder, dtype="float32", max_model_len=suite.engine.max_length)
         answers = suite.answers(other)
@@ -100,8 +100,8 @@ def test_agrees_with_the_transformers_engine(suite):
             assert ours.is_greedy == theirs.is_greedy
 
 
-def test_many_choices_after_one_context(suite):
-    """More last tokens than one vLLM request may ask for."""
+def test_many_single_token_choices_after_one_context(suite):
+    """With more last tokens than one vLLM request may ask for."""
     suite.load(0)
     requests = [LogLikelihoodRequest((5, 6, 7), (token,)) for token in range(3, 99)]
     answers = suite.engine.loglikelihood(requests)
@@ -112,8 +112,8 @@ def test_many_choices_after_one_context(suite):
     assert singles == pytest.approx([answer.log_probability for answer in answers[:40:13]], abs=1e-5)
 
 
-def test_no_text_is_looked_up_for_log_probabilities(suite, monkeypatch):
-    """The answers' own texts are made as ever, which the conformance checks compare."""
+def test_log_probabilities_do_not_decode_token_texts(suite, monkeypatch):
+    """The texts of answers are still generated; the conformance checks compare them."""
     import vllm.v1.engine.logprobs as upstream
 
     def fail(tokenizer, tokens):
@@ -126,7 +126,7 @@ def test_no_text_is_looked_up_for_log_probabilities(suite, monkeypatch):
 
 @pytest.fixture
 def cached_tokens(suite, monkeypatch):
-    """For each batch of the engine, how many tokens of each prompt the prefix cache held."""
+    """For each batch of the engine, how many tokens of each prompt were in the prefix cache."""
     batches = []
     wait = suite.engine.llm.wait_for_completion
 
@@ -139,7 +139,7 @@ def cached_tokens(suite, monkeypatch):
     return batches
 
 
-def test_a_context_is_computed_once(suite, cached_tokens):
+def test_context_is_computed_once(suite, cached_tokens):
     suite.load(1)
     context = random_tokens("few-shot examples", n=300)
     requests = [LogLikelihoodRequest(context, random_tokens("choice", i, n=3 + i)) for i in range(4)]
@@ -150,11 +150,11 @@ def test_a_context_is_computed_once(suite, cached_tokens):
         (alone,) = suite.engine.loglikelihood([request])
         assert alone.log_probability == pytest.approx(answer.log_probability, abs=1e-4)
         assert alone.is_greedy == answer.is_greedy
-    assert cached_tokens[1:] == [[0]] * 4  # what was asked before does not matter
+    assert cached_tokens[1:] == [[0]] * 4  # earlier requests have no effect
 
 
-def test_a_context_that_fills_its_blocks(suite, cached_tokens):
-    """The cache then holds the very token after which the first of a continuation is scored."""
+def test_context_that_ends_at_a_block_boundary(suite, cached_tokens):
+    """The cache then holds even the last context token, after which the first token of a continuation is scored."""
     suite.load(1)
     block = suite.engine.llm.llm_engine.vllm_config.cache_config.block_size
     context = random_tokens("few-shot examples", n=300 // block * block)
@@ -166,8 +166,8 @@ def test_a_context_that_fills_its_blocks(suite, cached_tokens):
         assert alone.log_probability == pytest.approx(answer.log_probability, abs=1e-4)
 
 
-def test_continuations_that_begin_alike(suite, cached_tokens):
-    """What the cache holds of a continuation has no log-probabilities, so those sequences are run again, without it."""
+def test_continuations_with_a_common_beginning(suite, cached_tokens):
+    """Cached tokens of a continuation have no log-probabilities, so those sequences are run again without the cache."""
     suite.load(1)
     beginning = random_tokens("beginning", n=290)
     continuations = [beginning + random_tokens("end", i, n=2) for i in range(3)]
@@ -180,8 +180,8 @@ def test_continuations_that_begin_alike(suite, cached_tokens):
         assert alone.log_probability == pytest.approx(answer.log_probability, abs=1e-4)
 
 
-def test_bfloat16_layout_and_options(tmp_path):
-    """Numbers above 256 need several digits in bfloat16; options reach vLLM and win over evomerge's choices."""
+def test_bfloat16_layout_is_found_and_options_are_applied(tmp_path):
+    """In bfloat16, numbers above 256 need several digits; options reach vLLM and override evomerge's choices."""
     model = write_tiny_llama(tmp_path / "m", seed=3, tied=True, hidden=128, vocab=700, intermediate_size=300)
     engine = start(
         model, dtype="bfloat16", max_model_len=128, options={"max_model_len": 96, "kv_cache_memory_bytes": 32 << 20}
@@ -231,7 +231,7 @@ def test_wrong_options_are_named(suite, options, what):
         start(suite.folders[0], options=options)
 
 
-def test_names_of_options_are_read_from_the_source_as_they_are():
+def test_option_names_read_from_the_source_match_vllm():
     import vllm
     from vllm.engine.arg_utils import EngineArgs
 
@@ -242,8 +242,8 @@ def test_names_of_options_are_read_from_the_source_as_they_are():
     assert vllm_option_names() == (fields | arguments) - {"model"}
 
 
-def test_another_version_of_vllm_is_refused(suite, monkeypatch):
-    """Weights that it keeps in another form might stay those of the first candidate."""
+def test_unsupported_vllm_version_is_refused(suite, monkeypatch):
+    """If it stores weights differently, the first candidate's weights might remain in use."""
     monkeypatch.setattr("vllm.__version__", "0.34.0")
     with pytest.raises(
         EngineError, match=r"^vLLM 0\.34\.0: replacing weights in place is supported in vLLM 0\.32 and 0\.33 only"
@@ -251,8 +251,8 @@ def test_another_version_of_vllm_is_refused(suite, monkeypatch):
         start(suite.folders[0])
 
 
-def test_an_engine_that_cannot_be_made_is_shut_down(tmp_path, monkeypatch):
-    """Whatever went wrong: its memory, and its part in vLLM's state of the whole process."""
+def test_engine_that_fails_to_start_is_shut_down(tmp_path, monkeypatch):
+    """Whatever went wrong, its memory and its share of vLLM's process-wide state are released."""
     model = write_tiny_llama(tmp_path / "model", seed=0)
     shut_down = []
 
