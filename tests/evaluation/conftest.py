@@ -8,7 +8,7 @@ from generation_task import GENERATE, ROWS
 from evomerge.core import random_stream
 from evomerge.engine import engine_environment
 
-# Before torch and vLLM start, as a worker's launcher does it for either engine.
+# Set before torch and vLLM start, as a worker's launcher does for either engine.
 os.environ.update(engine_environment("transformers") | engine_environment())
 if "torch" in sys.modules:
     # More threads than free cores make tiny models ten times slower.
@@ -93,7 +93,7 @@ def tokenizer(models):
 
 @pytest.fixture
 def write_task(tmp_path):
-    """write(rows of the report split, **changed settings) -> path of the task file (JSON is YAML)."""
+    """write(rows of the report split, **changed settings) -> path of the task file (JSON is valid YAML)."""
 
     def write(report=ROWS[6:], search=ROWS[:6], text=None, **changes):
         for name, rows in (("search", search), ("report", report)):

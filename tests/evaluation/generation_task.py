@@ -1,4 +1,4 @@
-"""A small task that generates: its rows and the settings of its file."""
+"""A small generation task: its rows and the settings of its task file."""
 
 ROWS = [{"q": f"question {i}", "a": f"answer {i}"} for i in range(12)]
 GENERATE = {

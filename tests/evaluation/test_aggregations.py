@@ -1,4 +1,4 @@
-"""Scores that are no means over items, and those of whole texts."""
+"""Scores that are not means over items, and scores of whole texts."""
 
 import math
 
@@ -10,8 +10,8 @@ from evomerge.evaluation import TaskSpec, load_task
 from evomerge.evaluation.task_checks import check_supported
 
 
-def test_a_metric_of_all_items_that_fails_is_named(write_task, tokenizer):
-    """lm-eval's F1 is of two classes."""
+def test_failing_metric_over_all_items_is_named(write_task, tokenizer):
+    """lm-eval's F1 supports two classes only."""
     path = write_task(
         output_type="multiple_choice", doc_to_choice=["a", "b", "c"], doc_to_target=2, metric_list=[{"metric": "f1"}]
     )
@@ -42,7 +42,7 @@ def test_whole_texts_are_scored_in_windows(write_task, tokenizer):
     assert scores.mean() == pytest.approx(len(items.likelihoods) / len("a b c d e f g h i jk l"))
 
 
-def test_whole_texts_need_a_window_and_words(write_task, tokenizer):
+def test_whole_texts_need_a_window_and_must_not_be_empty(write_task, tokenizer):
     path = write_task(**TEXTS)
     for check in (check_supported, lambda spec: load_task(spec, tokenizer)):
         with pytest.raises(EvaluationError, match=r"in pieces of engine\.max_model_len tokens, .* set it"):

@@ -1,4 +1,4 @@
-"""Scores must be lm-eval's own, to the last bit, on the same model."""
+"""Scores must equal lm-eval's own on the same model, to the last bit."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def evaluator(request, models, task_folder):
 
 @pytest.fixture(scope="module")
 def lm_eval_scores(models, task_folder, tmp_path_factory):
-    """What lm-eval's own Hugging Face model scores on the merged checkpoint, per task file."""
+    """The scores of lm-eval's own Hugging Face model on the merged checkpoint, per task file."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -67,7 +67,7 @@ def lm_eval_scores(models, task_folder, tmp_path_factory):
     in_windows = HFLM(pretrained=str(merged), dtype="float32", device="cpu", batch_size=8, max_length=WINDOW - 1)
     here = TaskManager(include_path=str(task_folder), include_defaults=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(task_folder)  # lm-eval takes data files relative to the working directory
+        patch.chdir(task_folder)  # lm-eval reads data files relative to the working directory
         found = {
             limit: simple_evaluate(
                 model,
@@ -84,7 +84,7 @@ def lm_eval_scores(models, task_folder, tmp_path_factory):
     return found
 
 
-def test_scores_are_lm_evals(evaluator, lm_eval_scores, models):
+def test_scores_equal_lm_evals(evaluator, lm_eval_scores, models):
     recipe = half_way(models).to_json()
     result = evaluator.evaluate(EvaluationRequest("c1", Split.SEARCH, recipe=recipe))
     assert result.status is Status.OK, result.error
@@ -100,7 +100,7 @@ def test_scores_are_lm_evals(evaluator, lm_eval_scores, models):
         assert result.scores[name] == pytest.approx(theirs, rel=1e-5), name  # sums of float32 logarithms
         assert result.scores[name] != 0, name
         assert result.item_scores[name].mean() == pytest.approx(theirs, rel=1e-5), name
-    # The comparison means something: no score is trivial except perhaps one.
+    # The comparison is meaningful: at least three scores are not trivial.
     assert sum(0 < score < 1 for score in result.scores.values()) >= 3
     samples = lm_eval_scores[None]["samples"]
     assert result.item_scores["choices"].tolist() == [sample["acc"] for sample in samples["choices"]]
@@ -108,7 +108,7 @@ def test_scores_are_lm_evals(evaluator, lm_eval_scores, models):
     assert result.item_scores["write"].tolist() == [sample["exact_match"] for sample in filtered]
 
 
-def test_evaluation_record(evaluator, models):
+def test_evaluation_record_is_complete(evaluator, models):
     recipe = half_way(models).to_json()
     result = evaluator.evaluate(EvaluationRequest("c1", Split.SELECT, recipe=recipe))
     assert result.candidate_id == "c1"
@@ -134,14 +134,14 @@ def test_evaluation_record(evaluator, models):
     assert again.cost["merge_s"] == 0
 
 
-def test_splits_differ(evaluator, models):
+def test_splits_have_different_items(evaluator, models):
     recipe = half_way(models).to_json()
     items = [evaluator.evaluate(EvaluationRequest("c", split, recipe=recipe)).item_scores["choices"] for split in Split]
     assert not np.array_equal(items[0], items[1])
     assert not np.array_equal(items[1], items[2])
 
 
-def test_a_failure_is_an_evaluation_and_the_next_candidate_works(evaluator, models):
+def test_failure_is_recorded_and_does_not_affect_the_next_candidate(evaluator, models):
     good = half_way(models).to_json()
     before = evaluator.evaluate(EvaluationRequest("good", Split.SEARCH, recipe=good))
     nonsense = evaluator.evaluate(EvaluationRequest("bad", Split.SEARCH, recipe={"method": "linear"}, attempt=1))
@@ -159,7 +159,7 @@ def test_a_failure_is_an_evaluation_and_the_next_candidate_works(evaluator, mode
     assert after.cost["merge_s"] > 0
 
 
-def test_encoding_is_lm_evals(models):
+def test_encoding_equals_lm_evals(models):
     from lm_eval.models.huggingface import HFLM
 
     from evomerge.evaluation.encoding import Encoder

@@ -1,4 +1,4 @@
-"""Scores of items whose mean is a statistic of all."""
+"""Item scores whose mean is a statistic of all items."""
 
 import math
 from itertools import pairwise
@@ -30,11 +30,11 @@ def drawn_pairs(count, stream):
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=MOST_GROUPS))
-def test_values_of_a_mean_are_its_scores(values):
+def test_item_scores_of_a_mean_are_the_values(values):
     np.testing.assert_allclose(item_scores(values, mean), values, atol=1e-9)
 
 
-def test_the_standard_error_is_the_jackknifes():
+def test_standard_error_is_that_of_the_jackknife():
     values = drawn_pairs(50, random_stream(0, "jackknife"))
     without = np.array([ratio(values[:i] + values[i + 1 :]) for i in range(50)])
     scores = item_scores(values, ratio)
@@ -43,8 +43,8 @@ def test_the_standard_error_is_the_jackknifes():
 
 
 @pytest.mark.parametrize("count", [MOST_GROUPS + 1, 1000])
-def test_the_standard_error_with_groups_is_about_as_large(count):
-    """As the spread over fresh samples, which a hundred of them tell within a seventh or so."""
+def test_standard_error_with_groups_matches_the_sampling_spread(count):
+    """The spread over a hundred fresh samples, which is itself known to within about a seventh."""
     samples = [drawn_pairs(count, random_stream(seed, "groups")) for seed in range(100)]
     spread = np.std([ratio(sample) for sample in samples], ddof=1)
     scores = [item_scores(sample, ratio) for sample in samples[:20]]
@@ -52,7 +52,7 @@ def test_the_standard_error_with_groups_is_about_as_large(count):
     assert np.mean([stderr(one) for one in scores]) == pytest.approx(spread, rel=0.25)
 
 
-def test_differences_of_scores_are_those_of_the_statistics():
+def test_mean_difference_of_scores_is_the_difference_of_the_statistics():
     stream = random_stream(1, "jackknife")
     ours = drawn_pairs(300, stream)
     theirs = [(above + stream.normal(0.5, 0.1), below) for above, below in ours]
@@ -61,7 +61,7 @@ def test_differences_of_scores_are_those_of_the_statistics():
     assert stderr(difference) < stderr(item_scores(ours, ratio)) / 10
 
 
-def test_texts_are_left_out_by_groups():
+def test_texts_are_left_out_in_groups():
     counted = []
 
     def different(pairs):
@@ -76,11 +76,11 @@ def test_texts_are_left_out_by_groups():
     assert stderr(scores) == pytest.approx(stderr(np.array([one != two for one, two in pairs])), rel=0.4)
 
 
-def test_one_item_has_the_statistic_for_its_score():
+def test_score_of_a_single_item_is_the_statistic():
     assert item_scores([(6.0, 3.0)], ratio).tolist() == [2.0]
 
 
-def test_where_the_statistic_is_not_defined_without_an_item_this_has_no_effect():
+def test_item_without_which_the_statistic_is_undefined_has_no_effect():
     assert item_scores([(0.0, 0.0), (6.0, 3.0)], ratio).tolist() == [2.0, 2.0]
     endless = item_scores([1.0, 5.0], lambda values: sum(values) / len(values) if 5.0 in values else float("inf"))
     assert endless.tolist() == [2.0, 4.0]
@@ -90,14 +90,14 @@ def test_where_the_statistic_is_not_defined_without_an_item_this_has_no_effect()
     assert [one < two for one, two in pairwise(sorted(scores))] == [True, False, True]
 
 
-def test_an_item_without_which_a_perplexity_is_beyond_all_bounds():
-    """A text of many words among others of one word each, as Japanese ones are for lm-eval."""
+def test_item_without_which_perplexity_explodes_has_a_finite_score():
+    """One text of many words among texts of one word each, as lm-eval counts the words of Japanese texts."""
     values = [(-1500.0, 1000), (-60.0, 1), (-70.0, 1), (-55.0, 1)]
     scores = item_scores(values, lambda kept: math.exp(-sum(log for log, _ in kept) / sum(words for _, words in kept)))
     assert scores.mean() == pytest.approx(math.exp(1685 / 1003), rel=1e-6)
     assert np.isfinite(scores.std())
 
 
-def test_a_statistic_that_is_no_number_is_refused():
+def test_nan_statistic_is_refused():
     with pytest.raises(ValueError, match="the statistic of all items is nan"):
         item_scores([float("nan")] * 3, lambda values: float(np.mean(values)))

@@ -1,4 +1,4 @@
-"""What a task file may say, what it may not, and how that is told."""
+"""What a task file may contain, what it may not, and how errors are reported."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_templates_are_compiled_once(write_task, tokenizer):
     assert apply_template("{{a}}+{{b}}", {"a": 1, "b": 2}) == "1+2"
 
 
-def test_targets_are_worked_out_once_for_all_candidates(write_task, tokenizer, monkeypatch):
+def test_targets_are_computed_once_for_all_candidates(write_task, tokenizer, monkeypatch):
     import lm_eval.utils
 
     rendered = []
@@ -44,7 +44,7 @@ def test_targets_are_worked_out_once_for_all_candidates(write_task, tokenizer, m
     assert not rendered
 
 
-def test_requests_and_scores(write_task, tokenizer):
+def test_requests_and_scores_follow_the_task_file(write_task, tokenizer):
     task = load_task(TaskSpec(write_task(), name="mine"), tokenizer)
     assert (task.name, task.metric, task.filter) == ("mine", "exact_match", "none")
     assert set(task.splits) == {Split.SEARCH, Split.REPORT}
@@ -57,12 +57,12 @@ def test_requests_and_scores(write_task, tokenizer):
     assert items.prompt_tokens == sum(len(request.prompt) for request in items.generations)
     answers = [Generation(f"answer {i}" if i % 2 else "?", 3) for i in range(6, 12)]
     assert items.score([], answers).tolist() == [0, 1, 0, 1, 0, 1]
-    # Nothing of a candidate stays for the next one.
+    # No candidate affects the scores of the next.
     assert items.score([], answers[::-1]).tolist() == [0] * 6
     assert items.score([], answers).tolist() == [0, 1, 0, 1, 0, 1]
 
 
-def test_what_greedy_decoding_does_not_look_at_is_taken(write_task, tokenizer):
+def test_sampling_settings_without_effect_on_greedy_decoding_are_accepted(write_task, tokenizer):
     settings = {
         "until": ["."],
         "max_new_tokens": 4,
@@ -77,7 +77,7 @@ def test_what_greedy_decoding_does_not_look_at_is_taken(write_task, tokenizer):
     assert request.max_tokens == 4
 
 
-def test_limit_and_split_names(write_task, tokenizer):
+def test_limit_and_split_names_are_applied(write_task, tokenizer):
     spec = TaskSpec(write_task(), splits={Split.SEARCH: "report"}, limit=4)
     task = load_task(spec, tokenizer)
     assert set(task.splits) == {Split.SEARCH}
@@ -93,14 +93,14 @@ THIRDS = {Split.SEARCH: "train[:50%]", Split.SELECT: "train[50%:9]", Split.REPOR
     ("part", "rows"),
     [("x", (0, 199)), ("x[0%:50%]", (0, 99)), ("x[:33%]", (0, 65)), ("x[-33%:]", (133, 199)), ("x[:-25%]", (0, 149)), ("x[-500:7]", (0, 7)), ("x[-3:]", (196, 199)), ("x[9:5]", (9, 9))],
 )  # fmt: skip
-def test_parts_of_a_split(part, rows):
+def test_part_of_a_split_selects_a_range_of_rows(part, rows):
     assert part_range(part, 199) == range(*rows)
     for wrong in ("x[:200%]", "x[-101%:]"):
         with pytest.raises(EvaluationError, match=r"a percentage exceeds 100%"):
             part_range(wrong, 199)
 
 
-def test_one_file_gives_all_splits(write_task, tokenizer):
+def test_one_data_file_can_provide_all_splits(write_task, tokenizer):
     path = write_task(search=ROWS, dataset_kwargs={"data_files": "search.jsonl"}, test_split="train")
     task = load_task(TaskSpec(path, splits=THIRDS), tokenizer)
     asked = {split: [tokenizer.decode(one.prompt) for one in task.items(split).generations] for split in Split}
@@ -118,7 +118,7 @@ def test_one_file_gives_all_splits(write_task, tokenizer):
     "source", [{"fewshot_split": "train"}, {"training_split": "train"}, {"fewshot_config": {"split": "train"}}]
 )
 @pytest.mark.parametrize("splits", [THIRDS, {Split.SEARCH: "train"}])
-def test_no_item_is_its_own_example(write_task, tokenizer, source, splits):
+def test_item_is_never_its_own_example(write_task, tokenizer, source, splits):
     path = write_task(
         search=ROWS, dataset_kwargs={"data_files": "search.jsonl"}, num_fewshot=2, fewshot_delimiter="|", **source
     )
@@ -130,7 +130,7 @@ def test_no_item_is_its_own_example(write_task, tokenizer, source, splits):
             assert not any(example.startswith(question.strip()) for example in examples)
 
 
-def test_a_task_file_may_include_another(write_task, tokenizer, tmp_path):
+def test_task_file_may_include_another(write_task, tokenizer, tmp_path):
     write_task(doc_to_text="Please {{q}}")
     (tmp_path / "mine.yaml").write_text(
         "include: t.yaml\ntask: mine\ngeneration_kwargs: {until: ['!'], max_gen_toks: 2}\n"
@@ -154,7 +154,7 @@ def test_a_task_file_may_include_another(write_task, tokenizer, tmp_path):
         {"fewshot_split": "report", "training_split": "search"},
     ],
 )
-def test_few_shot_examples_come_from_their_split(write_task, tokenizer, source):
+def test_few_shot_examples_come_from_the_configured_split(write_task, tokenizer, source):
     path = write_task(num_fewshot=2, fewshot_delimiter="|", **source)
     for request in load_task(TaskSpec(path), tokenizer).items(Split.SEARCH).generations:
         *shots, _ = tokenizer.decode(request.prompt).split("|")
@@ -164,14 +164,14 @@ def test_few_shot_examples_come_from_their_split(write_task, tokenizer, source):
         }
 
 
-def test_a_task_without_examples_stays_without(write_task, tokenizer):
+def test_task_with_zero_examples_keeps_zero(write_task, tokenizer):
     """As in lm-eval: the task file's 0 is not overridden."""
     task = load_task(TaskSpec(write_task(num_fewshot=0), num_fewshot=2), tokenizer)
     assert tokenizer.decode(task.items(Split.SEARCH).generations[0].prompt) == "question 0"
 
 
 @pytest.mark.parametrize("sampler", ["default", "first_n"])
-def test_more_examples_than_there_are(write_task, tokenizer, sampler):
+def test_more_examples_than_available_are_refused(write_task, tokenizer, sampler):
     path = write_task(num_fewshot=6, fewshot_split="search", fewshot_config={"sampler": sampler})
     with pytest.raises(EvaluationError, match="6 solved examples per item, but there are only 6 to choose from"):
         load_task(TaskSpec(path), tokenizer)
@@ -179,7 +179,7 @@ def test_more_examples_than_there_are(write_task, tokenizer, sampler):
 
 
 @pytest.mark.parametrize(("content", "reason"), [("", "a file is empty"), ('{"q": 1}\n{"q": ', "JSON parse error")])
-def test_damaged_data_is_the_users_to_mend(write_task, tokenizer, tmp_path, content, reason):
+def test_damaged_data_is_reported(write_task, tokenizer, tmp_path, content, reason):
     path = write_task()
     (tmp_path / "search.jsonl").write_text(content)
     with pytest.raises(EvaluationError, match=f"its data cannot be loaded: {reason}"):
@@ -223,7 +223,7 @@ def refused(what, **settings):
         refused("doc_to_choice", output_type="multiple_choice", doc_to_choice="{{q}} no list"),
     ],
 )
-def test_refused(write_task, tokenizer, what, settings):
+def test_unsupported_task_settings_are_refused(write_task, tokenizer, what, settings):
     with pytest.raises(EvaluationError) as error:
         load_task(TaskSpec(write_task(**settings)), tokenizer)
     assert what in str(error.value)
@@ -266,26 +266,26 @@ def test_refused(write_task, tokenizer, what, settings):
         ),
     ],
 )
-def test_wrong_settings_of_a_task_file_are_known_without_loading_it(write_task, what, settings):
+def test_wrong_task_file_settings_are_found_without_loading_it(write_task, what, settings):
     with pytest.raises(EvaluationError) as error:
         check_supported(TaskSpec(write_task(**settings)))
     assert what in str(error.value)
 
 
 @pytest.mark.parametrize("files", [5, {"search": [5]}, {"search": None}])
-def test_names_of_data_files_are_texts(write_task, files):
+def test_data_file_names_must_be_strings(write_task, files):
     with pytest.raises(EvaluationError, match=r"data_files: (search|train): expected the name of a file, got (5|None)"):
         data_files(Path(write_task(dataset_kwargs={"data_files": files})))
 
 
-def test_filters_that_lm_eval_can_make_are_taken(write_task):
+def test_valid_lm_eval_filters_are_accepted(write_task):
     steps = [{"function": "regex", "regex_pattern": "a"}, {"function": "take_first"}]
     check_supported(
         TaskSpec(write_task(filter_list=[{"name": "a", "filter": steps}], num_fewshot=2, description="Go."))
     )
 
 
-def test_a_group_of_tasks_with_different_scores_is_refused(write_task, tokenizer):
+def test_group_of_tasks_with_different_scores_is_refused(write_task, tokenizer):
     plain = load_task(TaskSpec(write_task()), tokenizer)
     filters = [{"name": "strict", "filter": [{"function": "take_first"}]}]
     strict = load_task(TaskSpec(write_task(task="s", filter_list=filters)), tokenizer)
@@ -303,7 +303,7 @@ def test_metric_and_filter_must_exist(write_task, tokenizer):
 
 
 class Echo:
-    """The engine's protocol: writes what it was asked, and finds a continuation as likely as it is short."""
+    """Implements the engine's protocol: generates the length of the prompt; the shorter a continuation, the more likely it is."""
 
     max_length = 512
 
@@ -314,7 +314,7 @@ class Echo:
         return [LogLikelihood(-float(len(request.continuation)), False) for request in requests]
 
 
-def test_items_are_shown_with_what_the_model_says(write_task, task_folder, tokenizer, capsys):
+def test_items_are_shown_with_the_models_answers(write_task, task_folder, tokenizer, capsys):
     written = load_task(TaskSpec(write_task()), tokenizer).items(Split.REPORT)
     first, second = show_items(written, 2, Echo(), tokenizer.decode)
     assert (first.prompt, first.answers, first.target) == ("question 6", (" 10",), "answer 6")
@@ -332,7 +332,7 @@ def test_items_are_shown_with_what_the_model_says(write_task, task_folder, token
     ]  # fmt: skip
 
 
-def test_items_of_a_group_are_shown_by_their_place_in_it(write_task, models):
+def test_items_of_a_group_are_numbered_within_the_group(write_task, models):
     tasks = TaskSet([TaskSpec("g", members=(TaskSpec(write_task()),) * 2)], models[0])
     shown = LmEvalEvaluator(Echo(), None, {}, tasks).show(Split.REPORT, 2)["g"]
     assert [(item.number, item.target) for item in shown] == [
@@ -340,7 +340,7 @@ def test_items_of_a_group_are_shown_by_their_place_in_it(write_task, models):
     ]
 
 
-def test_a_group_has_the_splits_that_all_its_tasks_have(write_task, tokenizer):
+def test_group_has_only_splits_that_all_its_tasks_have(write_task, tokenizer):
     path = write_task()
     both, one = (
         load_task(spec, tokenizer) for spec in (TaskSpec(path), TaskSpec(path, splits={Split.SEARCH: "report"}))
@@ -353,27 +353,27 @@ def test_a_group_has_the_splits_that_all_its_tasks_have(write_task, tokenizer):
 
 def test_first_mean_metric_is_the_default(task_folder, tokenizer):
     task = load_task(TaskSpec(str(task_folder / "likely.yaml")), tokenizer)
-    assert task.metric == "acc"  # lm-eval's first is perplexity, which is no mean
+    assert task.metric == "acc"  # lm-eval's first metric is perplexity, which is not a mean
     answers = [LogLikelihood(-1.0, i % 3 == 0) for i in range(30)]
     assert task.items(Split.SELECT).score(answers, []).sum() == 10
 
 
 @pytest.mark.parametrize("settings", [{"fewshot_split": "serch"}, {"fewshot_config": {"split": "serch"}}])
-def test_examples_come_from_a_split_that_there_is(write_task, settings):
+def test_examples_must_come_from_an_existing_split(write_task, settings):
     path = write_task(**settings)
     check_task(TaskSpec(path), [Split.SEARCH])
     with pytest.raises(EvaluationError, match=r"fewshot_split: no split 'serch'; did you mean 'search'\?"):
         check_task(TaskSpec(path, num_fewshot=2), [Split.SEARCH])
 
 
-def test_too_long_items(write_task, tokenizer):
+def test_items_that_are_too_long_are_refused(write_task, tokenizer):
     items = load_task(TaskSpec(write_task()), tokenizer).items(Split.REPORT)
     items.check_lengths(15)
     with pytest.raises(EvaluationError, match=r"item 4: prompt and max_gen_toks take 15 tokens.*room for 14 \(2 of 6"):
         items.check_lengths(14)
 
 
-def test_unknown_names():
+def test_unknown_task_names_are_reported():
     with pytest.raises(EvaluationError, match=r"no such task file: .*gone\.yaml"):
         load_task(TaskSpec("gone.yaml"), None)
     with pytest.raises(EvaluationError, match="lm-eval has no task 'gsm8kk'; did you mean"):
@@ -386,7 +386,7 @@ def test_unknown_names():
         load_task(TaskSpec("mmlu"), None)
 
 
-def test_named_tasks_are_lm_evals_own():
+def test_named_tasks_have_lm_evals_own_settings():
     from evomerge.evaluation.task_settings import task_settings
 
     settings = task_settings("gsm8k", trust_code=False)
@@ -394,10 +394,10 @@ def test_named_tasks_are_lm_evals_own():
     assert settings["output_type"] == "generate_until"
     anatomy = task_settings("mmlu_anatomy", trust_code=False)
     assert anatomy["dataset_name"] == "anatomy"
-    assert anatomy["output_type"] == "multiple_choice"  # from the file that it includes
+    assert anatomy["output_type"] == "multiple_choice"  # from the included file
 
 
-def test_spec_is_checked():
+def test_task_spec_is_checked():
     with pytest.raises(EvaluationError, match="limit must be at least 1"):
         TaskSpec("t.yaml", limit=0)
     with pytest.raises(EvaluationError, match="test is assigned to both search and report"):
@@ -408,4 +408,6 @@ def test_spec_is_checked():
         TaskSpec("t.yaml", splits={Split.SELECT: "x[:10]", Split.REPORT: "x"})
     with pytest.raises(EvaluationError, match=r"'x\[60%\]': expected a split, or a part of one"):
         TaskSpec("t.yaml", splits={Split.SEARCH: "x[60%]"})
-    assert TaskSpec("t.yaml", splits={Split.SEARCH: "x[:500]", Split.REPORT: "x[50%:]"})  # that depends on the data
+    assert TaskSpec(
+        "t.yaml", splits={Split.SEARCH: "x[:500]", Split.REPORT: "x[50%:]"}
+    )  # whether they overlap depends on the data

@@ -1,4 +1,4 @@
-"""Solved examples, chat templates and system instructions put items to the model as lm-eval puts them."""
+"""Prompts with solved examples, chat templates and system instructions equal those of lm-eval."""
 
 import json
 import logging
@@ -56,7 +56,7 @@ def described_task(task_folder, tmp_path):
         (2, PromptFormat(apply_chat_template=True, fewshot_as_multiturn=False)),
     ],
 )
-def test_scores_are_lm_evals(chat_model, task_folder, num_fewshot, prompt):
+def test_scores_equal_lm_evals(chat_model, task_folder, num_fewshot, prompt):
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -102,7 +102,7 @@ def test_scores_are_lm_evals(chat_model, task_folder, num_fewshot, prompt):
     assert 0 < result.scores["choices"] < 1
 
 
-def test_a_conversation_as_the_model_reads_it(chat_model, task_folder):
+def test_conversation_follows_the_chat_template(chat_model, task_folder):
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
     prompt = PromptFormat(apply_chat_template=True, system_instruction="Be brief.")
     spec = TaskSpec(str(task_folder / "write.yaml"), num_fewshot=1, prompt=prompt)
@@ -115,7 +115,7 @@ def test_a_conversation_as_the_model_reads_it(chat_model, task_folder):
     )
 
 
-def test_a_template_without_system_messages(chat_model, described_task, caplog):
+def test_description_is_dropped_if_the_template_rejects_system_messages(chat_model, described_task, caplog):
     tokenizer = AutoTokenizer.from_pretrained(chat_model)
     tokenizer.chat_template = NO_SYSTEM
     spec = TaskSpec(described_task, prompt=PromptFormat(apply_chat_template=True))
@@ -129,20 +129,20 @@ def test_a_template_without_system_messages(chat_model, described_task, caplog):
         load_task(asked_for, tokenizer)
 
 
-def test_no_template(models, task_folder):
+def test_tokenizer_without_chat_template_is_refused(models, task_folder):
     tokenizer = AutoTokenizer.from_pretrained(models[0])
     spec = TaskSpec(str(task_folder / "write.yaml"), prompt=PromptFormat(apply_chat_template=True))
     with pytest.raises(EvaluationError, match="chat template"):
         load_task(spec, tokenizer)
 
 
-def test_fewer_than_no_examples():
+def test_negative_number_of_examples_is_refused():
     with pytest.raises(EvaluationError, match="num_fewshot must be at least 0"):
         TaskSpec("t.yaml", num_fewshot=-1)
 
 
-def test_a_generation_prompt_keeps_its_own_end_of_text_token(tmp_path):
-    """Of a tokenizer without a token for the beginning that puts one for the end there, as `HFLM.tok_batch_encode` does."""
+def test_generation_prompt_keeps_its_own_end_of_text_token(tmp_path):
+    """If the tokenizer has no beginning-of-text token and puts the end-of-text token there, as in `HFLM.tok_batch_encode`."""
     tokenizer = AutoTokenizer.from_pretrained(write_tiny_llama(tmp_path, seed=0))
     ends = tokenizer.eos_token_id
     tokenizer.bos_token = None

@@ -1,6 +1,6 @@
-"""Tasks of lm-eval's collection as users name them: the same prompts and scores as lm-eval's, item by item, or refused by `validate`.
+"""Tasks of lm-eval's collection under their usual names: prompts and scores equal lm-eval's item by item, or `validate` refuses the task.
 
-The data are made here with the columns of the public data sets; one table of answers stands for the model on both sides.
+The data are generated here with the columns of the public data sets; one table of answers stands in for the model on both sides.
 """
 
 import hashlib
@@ -110,7 +110,7 @@ RIGHT = {
 
 
 class Answers:
-    """A model as a function of texts, for lm-eval and for us; what it was asked to generate, lm-eval's documents tell it the answer of."""
+    """A model as a function of texts, for lm-eval and for us; its generated answers come from lm-eval's documents."""
 
     def __init__(self) -> None:
         self.generated: dict[str, str] = {}
@@ -127,7 +127,7 @@ class Answers:
 
 
 def lm_evals(answers: Answers, task: str, num_fewshot: int | None) -> Any:
-    """`simple_evaluate` with these answers."""
+    """The result of `simple_evaluate` with these answers."""
     import lm_eval
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
@@ -161,7 +161,7 @@ def lm_evals(answers: Answers, task: str, num_fewshot: int | None) -> Any:
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Data sets as they are on a machine that has not used them yet: `map` keeps what it has worked out beside a data set's files."""
+    """Data sets as on a machine that has not used them before: `map` saves its results next to the data set's files."""
 
     def load(path: str, name: str | None = None, **_: Any) -> Any:
         place = tmp_path_factory.mktemp("data")
@@ -187,7 +187,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
         ("mmlu_anatomy", "test", 5, "acc,none"),
     ],
 )
-def test_prompts_and_scores_are_lm_evals(
+def test_prompts_and_scores_equal_lm_evals(
     models: list[Path], task: str, split: str, num_fewshot: int | None, metric: str
 ) -> None:
     answers, tokenizer = Answers(), AutoTokenizer.from_pretrained(models[0])
@@ -203,7 +203,7 @@ def test_prompts_and_scores_are_lm_evals(
     assert [tokenizer.decode(prompt).removeprefix("<eos>") for prompt in prompts] == asked
     scores = answers.ours(items, tokenizer.decode)
     assert scores == [float(sample[name]) for sample in samples]
-    # the sum in Python 3.12 and later rounds otherwise than numpy's
+    # sum() in Python 3.12 and later rounds differently from numpy's sum
     assert sum(scores) / len(scores) == pytest.approx(theirs["results"][task][metric], rel=1e-15)
     assert 0 < sum(scores) < len(scores)
 
@@ -220,7 +220,7 @@ def test_prompts_and_scores_are_lm_evals(
         ("wikitext", "test", None, "bits_per_byte,none"),
     ],
 )
-def test_metrics_that_are_no_means_are_lm_evals(
+def test_metrics_that_are_not_means_equal_lm_evals(
     models: list[Path], task: str, split: str, num_fewshot: int | None, metric: str
 ) -> None:
     answers, tokenizer = Answers(), AutoTokenizer.from_pretrained(models[0])
@@ -232,8 +232,8 @@ def test_metrics_that_are_no_means_are_lm_evals(
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_a_groups_own_numbers_of_examples_stay(models: list[Path], tmp_path: Path) -> None:
-    """Of tasks that say `num_fewshot: 0` themselves lm-eval changes nothing, in a group of others too."""
+def test_num_fewshot_of_zero_in_a_group_member_is_kept(models: list[Path], tmp_path: Path) -> None:
+    """If a task itself says `num_fewshot: 0`, lm-eval does not change it, even in a group with other tasks."""
     (tmp_path / "g.yaml").write_text(
         "group: g\ntask: [truthfulqa_mc1, hellaswag]\naggregate_metric_list: [{metric: acc, weight_by_size: false}]\n"
     )
@@ -251,7 +251,7 @@ def test_a_groups_own_numbers_of_examples_stay(models: list[Path], tmp_path: Pat
     assert sum(whole) / len(whole) == pytest.approx(sum(scores) / 2)
 
 
-def test_an_item_is_not_its_own_example_where_another_split_is_evaluated(models: list[Path], no_hub: None) -> None:
+def test_item_is_never_its_own_example_if_another_split_is_evaluated(models: list[Path], no_hub: None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(models[0])
     splits = {Split.SEARCH: "test[:50%]", Split.REPORT: "test[50%:]"}
     task = load_task(TaskSpec("lambada_openai", splits=splits, num_fewshot=5), tokenizer)
@@ -302,7 +302,9 @@ def of(task: str, **settings: Any) -> dict[str, Any]:
     ],
     ids=lambda value: value["task"] if isinstance(value, dict) else value if value.isidentifier() else "",
 )  # fmt: skip
-def test_what_cannot_be_scored_is_said_by_validate(models: list[Path], tmp_path: Path, task: Any, message: str) -> None:
+def test_validate_reports_tasks_that_cannot_be_scored(
+    models: list[Path], tmp_path: Path, task: Any, message: str
+) -> None:
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         make_problem(configured(tmp_path, models, task))
 
@@ -310,15 +312,15 @@ def test_what_cannot_be_scored_is_said_by_validate(models: list[Path], tmp_path:
 @pytest.mark.parametrize(
     ("others", "noted"), [(["gsm8k"], True), ([{**of("wmt16-ro-en"), "name": "back"}], False), ([], False)]
 )
-def test_scores_on_other_scales_are_noted(models, tmp_path, others, noted):
+def test_scores_on_different_scales_are_noted(models, tmp_path, others, noted):
     tasks = [of("wmt16-en-ro"), *(of(task) if isinstance(task, str) else task for task in others)]
     lines = describe(make_problem(configured(tmp_path, models, tasks[0], tasks=tasks)))
     note = "objectives: wmt16-en-ro (bleu) may outweigh scores from 0 to 1 in the mean"
     assert any(note in line for line in lines) == noted
 
 
-def test_code_of_a_task_that_ends_the_program_is_an_error_like_others(models, tmp_path, monkeypatch):
-    """lm-eval's own calls `sys.exit` where there is no Prolog."""
+def test_task_code_that_exits_is_reported_as_an_error(models, tmp_path, monkeypatch):
+    """lm-eval's own task calls `sys.exit` if Prolog is not installed."""
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ConfigError, match=r"the code of lm-eval task 'slr_bench_all' cannot be loaded: .*swipl"):
         make_problem(configured(tmp_path, models, of("slr_bench_all")))
@@ -340,22 +342,22 @@ def searched_on(task: str, search: str, **settings: Any) -> dict[str, Any]:
     ],
     ids=lambda task: f"{task['task']}-{task['splits']['search']}",
 )
-def test_what_a_benchmark_is_scored_on_is_searched_on_only_when_the_user_says_so(
+def test_searching_on_the_split_a_benchmark_is_scored_on_requires_consent(
     models: list[Path], tmp_path: Path, task: Any
 ) -> None:
-    """Whatever its file calls that split."""
+    """Whatever the task file calls that split."""
     with pytest.raises(ConfigError, match=r"which the public benchmark is scored on.*search_on_test: true"):
         make_problem(configured(tmp_path, models, task))
     make_problem(configured(tmp_path, models, {**task, "search_on_test": True}))
     make_problem(configured(tmp_path, models, task), begun=True)
 
 
-def test_other_splits_of_a_benchmark_are_searched_on(models: list[Path], tmp_path: Path) -> None:
+def test_searching_on_other_splits_of_a_benchmark_is_allowed(models: list[Path], tmp_path: Path) -> None:
     for task in (searched_on("boolq", "train"), searched_on("anli_r2", "dev_r2"), searched_on("mmlu", "dev")):
         make_problem(configured(tmp_path, models, task))
 
 
-def test_a_group_without_one_score(models: list[Path], tmp_path: Path) -> None:
+def test_group_whose_tasks_lack_a_common_score_is_refused(models: list[Path], tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_text("group: g\ntask: [arc_easy, drop]\naggregate_metric_list: [{metric: acc_norm}]\n")
     with pytest.raises(
         ConfigError, match=r"group 'g': not all of its tasks have the score 'acc_norm' \(.*'drop'.*\); list its tasks"
@@ -363,7 +365,7 @@ def test_a_group_without_one_score(models: list[Path], tmp_path: Path) -> None:
         make_problem(configured(tmp_path, models, of("g.yaml")))
 
 
-def test_a_missing_package_is_named(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "langdetect", None)
@@ -373,6 +375,6 @@ def test_a_missing_package_is_named(models: list[Path], tmp_path: Path, monkeypa
         make_problem(configured(tmp_path, models, of("ifeval", search_on_test=True)))
 
 
-def test_validate_says_what_is_scored(models: list[Path], tmp_path: Path) -> None:
+def test_validate_reports_the_metric(models: list[Path], tmp_path: Path) -> None:
     lines = describe(make_problem(configured(tmp_path, models, of("gsm8k"))))
     assert "objectives  gsm8k (maximize exact_match,strict-match)" in lines

@@ -1,4 +1,4 @@
-"""Scorers and metrics that a task brings itself."""
+"""Scorers and metrics defined by a task itself."""
 
 import json
 
@@ -30,8 +30,8 @@ def test_function_tags_run_only_when_trusted(write_task, tokenizer, tmp_path):
         task.items(Split.REPORT).score([], [Generation("ab", 1)] * 6)
 
 
-def test_what_a_scorer_does_stays_with_its_candidate(write_task, tokenizer, tmp_path):
-    """The document, which it may change, and the global generators, which it may draw from."""
+def test_side_effects_of_a_scorer_do_not_reach_the_next_candidate(write_task, tokenizer, tmp_path):
+    """It may change the document and draw from the global random generators."""
     (tmp_path / "helpers4.py").write_text(
         "import random\n\nimport numpy as np\n\n\n"
         "def score(document, results):\n"
@@ -43,7 +43,7 @@ def test_what_a_scorer_does_stays_with_its_candidate(write_task, tokenizer, tmp_
     first, second = (items.score([], [Generation("ab", 1)] * 6).tolist() for _ in range(2))
     assert first == second
     assert min(first) > len("question 0")
-    assert len(set(first)) == len(first), "items share a draw"
+    assert len(set(first)) == len(first), "some items got the same random draw"
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_a_scorer_does_stays_with_its_candidate(write_task, tokenizer, tmp_
         ("return None", "TypeError"),
     ],
 )
-def test_a_scorer_that_fails_names_the_item(write_task, tokenizer, tmp_path, body, reason):
+def test_failing_scorer_names_the_item(write_task, tokenizer, tmp_path, body, reason):
     name = f"fails_{reason[:4].strip().lower()}"
     (tmp_path / f"{name}.py").write_text(f"def score(document, results):\n    {body}\n")
     path = write_task(text=json.dumps(GENERATE)[:-1] + f', "process_results": !function {name}.score}}')
@@ -64,7 +64,7 @@ def test_a_scorer_that_fails_names_the_item(write_task, tokenizer, tmp_path, bod
         items.score([], [Generation("ab", 1)] * 6)
 
 
-def test_a_score_must_be_a_number(write_task, tokenizer, tmp_path):
+def test_score_must_be_a_finite_number(write_task, tokenizer, tmp_path):
     (tmp_path / "helpers2.py").write_text("def score(document, results):\n    return {'exact_match': float('nan')}\n")
     path = write_task(text=json.dumps(GENERATE)[:-1] + ', "process_results": !function helpers2.score}')
     task = load_task(TaskSpec(path), tokenizer, trust_code=True)
@@ -72,8 +72,8 @@ def test_a_score_must_be_a_number(write_task, tokenizer, tmp_path):
         task.items(Split.SEARCH).score([], [Generation("ab", 1)] * 6)
 
 
-def test_a_truth_of_numpy_is_a_score(write_task, tokenizer, tmp_path):
-    """lm-eval's own `mutual` gives them: `np.argmax(results) == gold`."""
+def test_numpy_bool_is_a_valid_score(write_task, tokenizer, tmp_path):
+    """lm-eval's own `mutual` returns one: `np.argmax(results) == gold`."""
     (tmp_path / "helpers3.py").write_text(
         "import numpy as np\n\n\ndef score(document, results):\n    return {'exact_match': np.float64(1) == 1}\n"
     )
@@ -83,8 +83,8 @@ def test_a_truth_of_numpy_is_a_score(write_task, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("rates", ["{'pass@1': 0.5}", "{'pass@1': 0.5, 'pass@2': 1.0}"])
-def test_a_metric_may_name_its_values_itself(write_task, tokenizer, tmp_path, rates):
-    """lm-eval's own `humaneval` does: its `pass_at_k` is printed as `pass@1`."""
+def test_metric_may_return_one_value_under_another_name(write_task, tokenizer, tmp_path, rates):
+    """lm-eval's own `humaneval` does this: its `pass_at_k` is reported as `pass@1`."""
     name = "one_rate" if rates.count("pass") == 1 else "two_rates"
     (tmp_path / f"{name}.py").write_text(f"def pass_at_k(references, predictions):\n    return {rates}\n")
     settings = {key: value for key, value in GENERATE.items() if key != "metric_list"}
@@ -98,7 +98,7 @@ def test_a_metric_may_name_its_values_itself(write_task, tokenizer, tmp_path, ra
         items.score([], [Generation("ab", 1)] * 6)
 
 
-def test_items_that_are_left_after_a_drop_keep_their_filter(write_task, tokenizer):
+def test_remaining_items_keep_their_filter_after_a_drop(write_task, tokenizer):
     first = {"function": "take_first"}
     filters = [{"name": "plain", "filter": [first]}, {"name": "upper", "filter": [{"function": "uppercase"}, first]}]
     path = write_task(search=ROWS[:7], filter_list=filters)

@@ -1,4 +1,4 @@
-"""`evaluation.search_items`: candidates are scored on a random draw of the search items."""
+"""`evaluation.search_items`: candidates are scored on a random sample of the search items."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def asked(task: Any, split: Split = Split.SEARCH) -> list[tuple[int, ...]]:
     return [request.context for request in task.items(split).likelihoods[::4]]
 
 
-def test_a_draw_in_the_order_of_the_data_the_same_for_a_seed(load: Any) -> None:
+def test_sample_is_in_data_order_and_depends_on_the_seed(load: Any) -> None:
     everything = asked(load())
     places = {
         (count, seed): [everything.index(one) for one in asked(load(search_items=count, seed=seed))]
@@ -46,20 +46,20 @@ def test_a_draw_in_the_order_of_the_data_the_same_for_a_seed(load: Any) -> None:
 
 
 @pytest.mark.parametrize("count", [N_ITEMS, 10 * N_ITEMS])
-def test_no_more_than_there_are(load: Any, count: int) -> None:
+def test_sample_is_limited_to_the_available_items(load: Any, count: int) -> None:
     task = load(search_items=count)
     assert asked(task) == asked(load())
     assert task.items(Split.SEARCH).represents == 1.0
 
 
-def test_among_the_first_that_limit_leaves(load: Any) -> None:
+def test_sample_is_drawn_from_the_items_left_by_limit(load: Any) -> None:
     task = load(search_items=5, limit=8)
     assert set(asked(task)) < set(asked(load())[:8])
     assert task.items(Split.SEARCH).represents == 8 / 5
     assert len(task.items(Split.REPORT)) == 8
 
 
-def test_scores_are_those_of_the_same_items_among_all(load: Any) -> None:
+def test_sampled_items_have_the_same_scores_as_in_the_full_set(load: Any) -> None:
     everything, drawn = load().items(Split.SEARCH), load(search_items=9).items(Split.SEARCH)
     answers = {
         request: LogLikelihood(-float(number * 7919 % 101), is_greedy=False)
@@ -77,7 +77,7 @@ def test_scores_are_those_of_the_same_items_among_all(load: Any) -> None:
     assert drawn.score([answers[request] for request in drawn.likelihoods], []).tolist() == wanted
 
 
-def test_shared_items_are_dropped_from_the_draw(load: Any) -> None:
+def test_shared_items_are_dropped_from_the_sample(load: Any) -> None:
     spec = {"splits": {Split.SEARCH: "search", Split.REPORT: "search[20:]"}, "drop_shared": True, "search_items": 15}
     items = load(**spec).items(Split.SEARCH)
     assert 0 < items.n_dropped < 15

@@ -1,4 +1,4 @@
-"""Items of different splits are different ones; which are not is said, or left out where that is asked for."""
+"""Different splits must have different items; shared items are reported, or dropped on request."""
 
 import numpy as np
 import pytest
@@ -24,14 +24,14 @@ def test_splits_must_be_disjoint(write_task, tokenizer, report):
         load_task(TaskSpec(write_task(report=report, search=search)), tokenizer)
 
 
-def test_items_that_differ_in_a_fraction_alone_are_different(write_task, tokenizer):
+def test_items_that_differ_only_in_a_fraction_are_different(write_task, tokenizer):
     search, report = ([{"q": float(i), "a": "yes"} for i in np.arange(6) / 10 + start] for start in (0.0, 0.05))
     task = load_task(TaskSpec(write_task(report=report, search=search)), tokenizer)
     assert [len(task.items(split)) for split in (Split.SEARCH, Split.REPORT)] == [6, 6]
 
 
-def test_shared_items_are_dropped_from_the_earlier_split_where_that_is_asked_for(write_task, tokenizer):
-    """The report split stays as it is, so that its score is the one that others have."""
+def test_shared_items_are_dropped_from_the_earlier_split_on_request(write_task, tokenizer):
+    """The report split stays unchanged, so that its score is comparable with other people's."""
     path = write_task(report=[*ROWS[6:], ROWS[0], ROWS[3] | {"a": "else"}], search=ROWS[:6])
     task = load_task(TaskSpec(path, drop_shared=True), tokenizer)
     assert [len(task.items(split)) for split in (Split.SEARCH, Split.REPORT)] == [5, 8]
@@ -43,6 +43,6 @@ def test_shared_items_are_dropped_from_the_earlier_split_where_that_is_asked_for
         load_task(TaskSpec(write_task(report=ROWS), drop_shared=True), tokenizer)
 
 
-def test_the_example_of_splits_does_not_search_on_report(write_task):
+def test_suggested_splits_do_not_search_on_the_report_split(write_task):
     with pytest.raises(EvaluationError, match=r"no split 'train' for search; .* splits: {search: 'search\[:60%\]'"):
         check_task(TaskSpec(write_task(), splits={Split.SEARCH: "train"}), [Split.SEARCH])

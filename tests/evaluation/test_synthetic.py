@@ -12,7 +12,7 @@ def ask(values, candidate="c", split=Split.SEARCH, attempt=0):
 @pytest.mark.parametrize(
     ("function", "best", "corner"), [("sphere", 0.7, 0.0), ("rastrigin", 0.7, 0.2093), ("rosenbrock", 0.75, 0.0)]
 )
-def test_the_optimum_scores_one_and_everything_else_less(function, best, corner):
+def test_optimum_scores_one_and_everything_else_less(function, best, corner):
     evaluator = SyntheticEvaluator(function)
     assert evaluator.evaluate(ask([best] * 5)).scores["f1"] == pytest.approx(1.0)
     assert evaluator.evaluate(ask([0.0] * 5)).scores["f1"] == pytest.approx(corner, abs=1e-4)
@@ -22,7 +22,7 @@ def test_the_optimum_scores_one_and_everything_else_less(function, best, corner)
     assert min(scores) > -1.0
 
 
-def test_zdt1_front():
+def test_zdt1_front_has_its_published_shape():
     evaluator = SyntheticEvaluator("zdt1")
     assert evaluator.task_names == synthetic_task_names("zdt1") == ("f1", "f2")
     on_front = evaluator.evaluate(ask([0.25, 0, 0])).scores
@@ -33,8 +33,8 @@ def test_zdt1_front():
     ("function", "shape"),
     [("zdt1", 1 - 0.2), ("zdt2", 1 - 0.04**2), ("zdt3", 1 - 0.2 - 0.04 * np.sin(1.6 * np.pi))],
 )
-def test_zdt_off_the_front(function, shape):
-    """f = 0.16 and g = 1 + 9 / 3 = 4, so that f / g = 0.04."""
+def test_zdt_off_the_front_follows_the_definition(function, shape):
+    """f = 0.16 and g = 1 + 9 / 3 = 4, so f / g = 0.04."""
     scores = SyntheticEvaluator(function).evaluate(ask([0.16, 0.5, 1 / 6])).scores
     assert scores == {"f1": pytest.approx(0.84), "f2": pytest.approx(1 - 4 * shape / 10)}
 
@@ -49,7 +49,7 @@ def test_dtlz2_front_is_a_sphere():
     assert all(worse[name] < score for name, score in evaluator.evaluate(ask([0.3, 0.8, 0.5, 0.5])).scores.items())
 
 
-def test_items_depend_on_seed_split_and_point_alone():
+def test_item_scores_depend_only_on_seed_split_and_point():
     evaluator = SyntheticEvaluator("sphere", n_items=200, item_noise=0.3, seed=1)
     first = evaluator.evaluate(ask([0.1, 0.9], "a"))
     evaluator.evaluate(ask([0.3, 0.3], "b"))
@@ -65,14 +65,14 @@ def test_items_depend_on_seed_split_and_point_alone():
     assert first.stderr["f1"] == pytest.approx(0.3 / np.sqrt(200), rel=0.2)
 
 
-def test_items_of_different_candidates_are_correlated():
-    """Hard items are hard for everyone, as in real tasks: paired comparisons pay."""
+def test_item_scores_of_different_candidates_are_correlated():
+    """Hard items are hard for every candidate, as in real tasks, so paired comparisons are worthwhile."""
     evaluator = SyntheticEvaluator("sphere", n_items=2000, item_noise=1.0)
     one, two = (evaluator.evaluate(ask([x])).item_scores["f1"] for x in (0.6, 0.8))
     assert 0.4 < np.corrcoef(one, two)[0, 1] < 0.6
 
 
-def test_failures():
+def test_failures_are_reproducible_and_may_succeed_on_retry():
     evaluator = SyntheticEvaluator("sphere", failure_rate=0.3, seed=4)
     outcomes = [evaluator.evaluate(ask([0.5], f"c{i}")).status for i in range(400)]
     assert outcomes == [evaluator.evaluate(ask([0.5], f"c{i}")).status for i in range(400)]
@@ -83,6 +83,6 @@ def test_failures():
     assert evaluator.evaluate(EvaluationRequest("c", Split.SEARCH)).status is Status.FAILED
 
 
-def test_unknown_function():
+def test_unknown_function_is_refused():
     with pytest.raises(ConfigError, match="unknown function 'spere'; did you mean 'sphere'"):
         SyntheticEvaluator("spere")

@@ -1,4 +1,4 @@
-"""Groups of tasks as one score: lm-eval's own, from its own files; and what cannot be used is named before anything is loaded."""
+"""Groups of tasks as one score: lm-eval's own groups, from its own files; unusable groups are named before anything is loaded."""
 
 import json
 from pathlib import Path
@@ -94,7 +94,7 @@ def configured(folder: Path, models: list[Path], *tasks: Any, **changes: Any) ->
     return parse_config(settings, folder=folder)
 
 
-def test_a_groups_items_are_those_of_its_tasks(folder: Path, models: list[Path]) -> None:
+def test_items_of_a_group_are_those_of_its_tasks(folder: Path, models: list[Path]) -> None:
     group = TaskSet(task_specs(configured(folder, models, "_by_size.yaml")), models[0]).items(Split.SEARCH)["by_size"]
     assert len(group.parts) > 1
     assert len(group) == sum(map(len, group.parts))
@@ -106,7 +106,7 @@ def test_a_groups_items_are_those_of_its_tasks(folder: Path, models: list[Path])
 @pytest.mark.parametrize(
     ("group", "wanted", "sizes", "weights"),
     [
-        # of 5, 30 and 14 items: 2 of each stand for as many as there are
+        # tasks with 5, 30 and 14 items: 2 of each represent all of its items
         ("by_size", 6, [2, 2, 2], [5 / 49 * 3, 30 / 49 * 3, 14 / 49 * 3]),
         ("by_size", 30, [5, 10, 10], [5 / 49 * 5, 30 / 49 * 2.5, 14 / 49 * 2.5]),
         ("by_size", 2, [2, 2, 2], [5 / 49 * 3, 30 / 49 * 3, 14 / 49 * 3]),
@@ -114,7 +114,7 @@ def test_a_groups_items_are_those_of_its_tasks(folder: Path, models: list[Path])
         ("by_size", 1000, [5, 30, 14], [1, 1, 1]),
     ],
 )
-def test_items_drawn_from_a_group(
+def test_sampled_items_of_a_group_are_weighted(
     folder: Path, models: list[Path], group: str, wanted: int, sizes: list[int], weights: list[float]
 ) -> None:
     config = configured(folder, models, f"_{group}.yaml", evaluation={"search_items": wanted})
@@ -126,7 +126,7 @@ def test_items_drawn_from_a_group(
     assert items.score(right, []) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_groups_score_is_lm_evals(folder: Path, models: list[Path], tmp_path: Path) -> None:
+def test_score_of_a_group_equals_lm_evals(folder: Path, models: list[Path], tmp_path: Path) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -155,7 +155,7 @@ def test_a_groups_score_is_lm_evals(folder: Path, models: list[Path], tmp_path: 
     model = HFLM(pretrained=str(models[0]), dtype="float32", device="cpu", batch_size=8, max_length=512)
     here = TaskManager(include_path=str(folder), include_defaults=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)  # lm-eval takes data files relative to the working directory
+        patch.chdir(folder)  # lm-eval reads data files relative to the working directory
 
         def scores(names: list[str], **options: Any) -> dict[str, Any]:
             return simple_evaluate(model, tasks=names, task_manager=here, bootstrap_iters=2, **options)
@@ -199,14 +199,14 @@ def test_a_groups_score_is_lm_evals(folder: Path, models: list[Path], tmp_path: 
         "bare": 8,
     }
     likely = {name: ours.item_scores[name][-8:].tolist() for name in ("overriding", "one for all", "bare")}
-    assert len({*map(tuple, likely.values())}) > 1, "examples change nothing"
+    assert len({*map(tuple, likely.values())}) > 1, "the examples have no effect"
     few = ours.item_scores["few"]
     assert ours.item_scores["all_the_same"][:5] == pytest.approx(few * 35 / 2 / 5)
     for name, values in ours.item_scores.items():
         assert np.mean(values, dtype=np.float64) == pytest.approx(ours.scores[name], abs=1e-7)
 
 
-def test_a_search_over_a_group(folder: Path, models: list[Path], tmp_path: Path) -> None:
+def test_search_over_groups_runs_and_notices_changed_data(folder: Path, models: list[Path], tmp_path: Path) -> None:
     config = configured(folder, models, "_by_size.yaml", "_all_the_same.yaml", finals={"finalists": 1})
     lines = describe(make_problem(config))
     assert "group       by_size: mean of 3 tasks, by size" in lines
@@ -257,7 +257,7 @@ def test_a_search_over_a_group(folder: Path, models: list[Path], tmp_path: Path)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_what_cannot_be_used_is_named(
+def test_unusable_groups_are_named(
     folder: Path, models: list[Path], settings: dict[str, Any], task: dict[str, Any], message: str
 ) -> None:
     errors = yaml.safe_load((folder / "some.yaml").read_text()) | {"task": "errors", "tag": None}
@@ -275,7 +275,7 @@ def test_what_cannot_be_used_is_named(
             (folder / f"{name}.yaml").unlink()
 
 
-def test_tags_and_groups_of_lm_evals_collection() -> None:
+def test_groups_and_tags_of_lm_evals_collection_are_found() -> None:
     mmlu = find_group("mmlu")
     assert mmlu is not None
     assert len(mmlu.members) == 57
@@ -291,8 +291,8 @@ def test_tags_and_groups_of_lm_evals_collection() -> None:
     assert find_group("gsm8kk") is None
 
 
-def test_names_are_those_of_lm_evals_own_index() -> None:
-    """Which takes ten times as long, and is needed for none but groups that our reader of YAML refuses."""
+def test_task_names_match_lm_evals_own_index() -> None:
+    """That index takes ten times as long to build, and is needed only for groups that our YAML reader refuses."""
     find_group("mmlu")
     assert lm_evals_index.cache_info().currsize == 0
     names, index = named_tasks(), lm_evals_index()
@@ -308,7 +308,7 @@ def test_names_are_those_of_lm_evals_own_index() -> None:
     assert len(refused.members) == len(index["turblimp_core"].cfg["task"])
 
 
-def test_lm_evals_own_tasks_of_which_lower_is_better_need_a_direction(models: list[Path], tmp_path: Path) -> None:
+def test_lm_eval_tasks_where_lower_is_better_need_a_direction(models: list[Path], tmp_path: Path) -> None:
     splits = {"search": "dev", "select": "validation", "report": "test"}
     task = {"task": "crows_pairs_english", "splits": splits, "name": "bias"}
     with pytest.raises(ConfigError, match=r"'bias' lower is better .*\{name: bias, direction: minimize\}"):
