@@ -1,4 +1,4 @@
-"""Configs that transformers 4 and 5 write of one model fit each other; those of models that differ do not."""
+"""Configs written by transformers 4 and 5 for the same model are compatible; those of different models are not."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def header(tmp_path_factory):
 
 
 def check(header, one, other):
-    """Both ways round."""
+    """Checks in both directions."""
     for first, second in ((one, other), (other, one)):
         check_compatible(
             dataclasses.replace(header, config=first), {"other": dataclasses.replace(header, config=second)}
@@ -52,10 +52,10 @@ def saved_by_5(kind, **settings):
 
 
 @pytest.mark.parametrize("kind", OLD)
-def test_one_model_of_both(header, kind):
+def test_both_spellings_of_one_model_are_compatible(header, kind):
     old = SIZES | OLD[kind] | {"model_type": kind}
     new = saved_by_5(kind)
-    assert any(key not in new for key in OLD[kind]), "the spellings differ"
+    assert any(key not in new for key in OLD[kind]), "the spellings must differ"
     check(header, old, new)
     if "n_head" in old:
         with pytest.raises(RecipeError, match="num_attention_heads = "):
@@ -75,13 +75,13 @@ def test_one_model_of_both(header, kind):
         ("olmo3", {"rope_theta": 10000.0}, "10000.0"),
     ],
 )
-def test_another_rope_in_either_spelling(header, kind, changes, part):
+def test_different_rope_is_refused_in_either_spelling(header, kind, changes, part):
     with pytest.raises(RecipeError, match=part):
         check(header, SIZES | OLD[kind] | {"model_type": kind} | changes, saved_by_5(kind))
 
 
-def test_the_first_name_of_longrope(header):
-    """Phi-3 called it su."""
+def test_old_name_of_longrope_is_recognised(header):
+    """Phi-3 originally called it `su`."""
     factors = {"long_factor": [1.0, 2.0], "short_factor": [1.0, 1.5]}
     one, other = ({"rope_scaling": {"type": name, **factors}, "model_type": "phi3"} for name in ("su", "longrope"))
     check(header, SIZES | one, SIZES | other)
@@ -89,15 +89,15 @@ def test_the_first_name_of_longrope(header):
         check(header, SIZES | one, SIZES | {"rope_scaling": {"type": "linear", **factors}, "model_type": "phi3"})
 
 
-def test_a_rope_of_no_kind_is_another_rope(header):
-    """A configuration that a stranger wrote may hold anything."""
+def test_invalid_rope_type_counts_as_a_different_rope(header):
+    """A config from an unknown author may contain anything."""
     odd = SIZES | OLD["llama"] | {"model_type": "llama", "rope_scaling": {"type": ["linear"]}}
     check(header, odd, odd)
     with pytest.raises(RecipeError, match="rope = "):
         check(header, odd, saved_by_5("llama"))
 
 
-def test_scaled_rope_of_both(header):
+def test_scaled_rope_is_compatible_in_both_spellings(header):
     old = SIZES | OLD["llama"] | {"model_type": "llama", "rope_scaling": {**LLAMA3, "factor": 8, "type": "llama3"}}
     check(header, old, saved_by_5("llama", rope_parameters={**LLAMA3, "rope_theta": 10000.0}))
     other = saved_by_5("llama", rope_parameters={**LLAMA3, "rope_theta": 10000.0, "factor": 32.0})
@@ -105,8 +105,8 @@ def test_scaled_rope_of_both(header):
         check(header, old, other)
 
 
-def test_defaults_that_transformers_4_leaves_out_of_a_part(header):
-    """As in the config of Gemma 3 with images: sizes that are the class's defaults are not there."""
+def test_defaults_omitted_by_transformers_4_in_a_sub_config_are_filled_in(header):
+    """As in the config of Gemma 3 with images, which omits sizes equal to the class's defaults."""
     part = {
         "hidden_size": 32,
         "model_type": "gemma3_text",
@@ -125,7 +125,7 @@ def test_defaults_that_transformers_4_leaves_out_of_a_part(header):
         check(header, old, unscaled)
 
 
-def test_a_head_size_that_only_one_config_gives(header):
+def test_head_size_given_in_only_one_config_is_compared(header):
     config = SIZES | {"model_type": "llama", "num_key_value_heads": 2}
     check(header, config, config | {"head_dim": 8})
     with pytest.raises(RecipeError, match="head_dim = "):

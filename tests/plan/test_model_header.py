@@ -1,4 +1,4 @@
-"""Reading what a model folder says of itself; damaged and malicious ones are tests/hostile's."""
+"""Reading the description of a model folder; tests/hostile covers damaged and malicious folders."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ def entry(start=0, end=4, shape=(1,), dtype="F32"):
 
 
 def split_into_shards(folder):
-    """Two shards and an index, as Hugging Face writes them."""
+    """Two shards and an index, in Hugging Face's format."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
@@ -39,7 +39,7 @@ def split_into_shards(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def test_header_of_a_good_model(folder):
+def test_header_of_a_valid_model_is_read(folder):
     header = read_model_header(folder)
     assert (header.n_layers, header.tied, header.vocab_size, header.dtype) == (2, True, 128, "bfloat16")
     assert header.architecture == "LlamaForCausalLM"
@@ -52,20 +52,20 @@ def test_header_of_a_good_model(folder):
 
 
 @pytest.mark.parametrize("name", ["Llama\nengine: transformers\n#", "\x1b[2JLlama", "Llama\u2028seed: 3", 7])
-def test_an_architecture_that_cannot_be_shown_in_a_line_has_no_name(folder, name):
+def test_architecture_name_that_is_not_printable_on_one_line_is_ignored(folder, name):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
     assert read_model_header(folder).architecture == "llama"
 
 
-def test_an_output_layer_that_differs_from_the_embedding_is_the_models_own(tmp_path):
-    """Where config.json does not say whether they are tied, as transformers 4 left it out."""
+def test_output_layer_that_differs_from_the_embedding_is_separate(tmp_path):
+    """If config.json does not say whether they are tied: transformers 4 omitted this."""
     folder = write_tiny_llama(tmp_path / "own", seed=1, tied=False, tie_word_embeddings=None)
     header = read_model_header(folder)
     assert (header.head, header.copied_head, header.tied) == ("lm_head.weight", None, False)
 
 
-def test_a_chat_template_among_odd_ones(folder):
+def test_default_chat_template_is_found_among_malformed_ones(folder):
     header = read_model_header(folder)
     named = [{"name": ["x"], "template": "a"}, "b", {"name": "default", "template": "c"}]
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
@@ -74,7 +74,7 @@ def test_a_chat_template_among_odd_ones(folder):
     assert chat_template_of(header) is None
 
 
-def test_folders_that_hold_no_model(folder, tmp_path):
+def test_folders_without_a_model_are_refused(folder, tmp_path):
     def refuse(path, message):
         with pytest.raises(CheckpointError, match=message):
             read_model_header(path)
@@ -92,7 +92,7 @@ def test_folders_that_hold_no_model(folder, tmp_path):
 
 @settings(max_examples=200)
 @given(st.binary(max_size=400), st.integers(0, 300))
-def test_random_damage_never_escapes_the_error_tree(tmp_path_factory, noise, position):
+def test_random_damage_raises_only_checkpoint_errors(tmp_path_factory, noise, position):
     header = json.dumps({"a": entry(0, 8, (2,)), "b": entry(8, 12)}).encode()
     good = struct.pack("<Q", len(header)) + header + b"123456789012"
     path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"

@@ -1,4 +1,4 @@
-"""Parameters resolve as in mergekit; structures refuse models that do not fit; plans of a search are cheap."""
+"""Parameters resolve as in mergekit; models that do not fit together are refused; planning many candidates is cheap."""
 
 import dataclasses
 import json
@@ -39,13 +39,13 @@ def by_name(plan):
     return {step.output: step for step in plan.steps}
 
 
-def test_a_base_with_other_shapes_is_refused(models, headers, tmp_path):
+def test_base_with_different_shapes_is_refused(models, headers, tmp_path):
     base = str(write_tiny_llama(tmp_path / "base", seed=0, n_layers=4, intermediate_size=96))
     with pytest.raises(RecipeError, match=r"mlp.*shape .* in .*a, .*96.* in .*base; only tensors of equal shape"):
         make_plan(whole(models | {"base": base}), headers | {base: read_model_header(base)})
 
 
-def test_a_linear_merge_takes_its_base_as_mergekit_does():
+def test_linear_merge_adds_the_base_to_the_sources_as_mergekit_does():
     half = weight(Setting(0.5))
     listed = Recipe("linear", (Slice((Source("/a"), Source("/b"))),), "/b", half)
     assert slices_with_inputs(listed) == listed.slices
@@ -55,8 +55,8 @@ def test_a_linear_merge_takes_its_base_as_mergekit_does():
     assert slices_with_inputs(weights_of_its_own) == weights_of_its_own.slices
 
 
-def test_of_a_sum_with_one_weight_nothing_else_is_read(models, headers):
-    """Where more than one has a weight, all stay: thousands of candidates of a search have one form then."""
+def test_sum_with_one_nonzero_weight_reads_only_that_model(models, headers):
+    """If several weights are nonzero, all models stay, so that the thousands of candidates of a search share one form."""
 
     def inputs(*weights):
         sources = (Source(path, None, weight(value)) for path, value in zip(models.values(), weights, strict=True))
@@ -66,10 +66,12 @@ def test_of_a_sum_with_one_weight_nothing_else_is_read(models, headers):
     base, a, b = models.values()
     assert inputs(Setting(0.0), Setting(0.5), Setting(0.0)) == {(a,)}
     assert inputs(Setting(0.3), Setting(0.5), Setting(0.0)) == {(base, a, b)}
-    assert inputs(Setting(0.0), Setting(0.5), Setting((0.0, 1.0))) == {(a,), (base, a, b)}, "at each depth"
+    assert inputs(Setting(0.0), Setting(0.5), Setting((0.0, 1.0))) == {(a,), (base, a, b)}, (
+        "the inputs must be decided at each depth"
+    )
 
 
-def test_whole_model_plan(models, headers):
+def test_whole_model_plan_covers_all_tensors(models, headers):
     plan = make_plan(whole(models, seed=3), headers)
     assert plan.n_layers == 4
     assert (plan.dtype, plan.math_dtype, plan.seed) == ("bfloat16", "float32", 3)
@@ -86,7 +88,7 @@ def test_whole_model_plan(models, headers):
     assert plan.output_bytes == sum(t.end - t.start for t in headers[models["base"]].tensors.values())
 
 
-def test_gradients_filters_and_precedence(models, headers):
+def test_gradients_filters_and_precedence_are_resolved(models, headers):
     source = {"weight": (Setting(9.0, "q_proj"), Setting((0.0, 1.0), "mlp"))}
     level = {"weight": (Setting(5.0, "k_proj"),)}
     recipe = Recipe(
@@ -110,7 +112,7 @@ def test_gradients_filters_and_precedence(models, headers):
 
 
 @pytest.mark.parametrize(("depth", "expected"), [(0, 0), (0.25, 0.25), (0.5, 0.5), (0.75, 0.75), (1, 1)])
-def test_interpolation(depth, expected):
+def test_gradient_is_interpolated_over_depth(depth, expected):
     assert Setting((0.0, 0.5, 1.0)).number(depth) == pytest.approx(expected)
     assert Setting((7.0,)).number(depth) == Setting(7.0).number(depth) == 7.0
 
@@ -133,11 +135,11 @@ def test_slices_renumber_layers_and_read_the_right_ones(models, headers):
     assert first.parameters["t"] == 0.25
     assert steps["model.layers.4.mlp.up_proj.weight"].base.tensor == "model.layers.3.mlp.up_proj.weight"
     assert steps["model.layers.3.mlp.up_proj.weight"].parameters["t"] == pytest.approx(2 / 3)
-    assert steps["model.embed_tokens.weight"].parameters["t"] == 0.25  # the first slice's
-    assert steps["model.norm.weight"].parameters["t"] == 0.0  # the last slice's, at depth 0
+    assert steps["model.embed_tokens.weight"].parameters["t"] == 0.25  # from the first slice
+    assert steps["model.norm.weight"].parameters["t"] == 0.0  # from the last slice, at depth 0
 
 
-def test_linear_takes_the_base_as_mergekit_does(models, headers):
+def test_linear_plan_reads_the_base_only_if_it_has_a_weight(models, headers):
     sources = tuple(Source(models[name], None, weight(Setting(1.0))) for name in "ab")
     without = make_plan(Recipe("linear", (Slice(sources),), models["base"]), headers)
     assert len(without.steps[0].inputs) == 2
@@ -147,7 +149,7 @@ def test_linear_takes_the_base_as_mergekit_does(models, headers):
     assert plan.steps[0].base is None
 
 
-def test_structure_is_cached_and_values_are_not(models, headers):
+def test_structure_is_cached_but_values_are_not(models, headers):
     first = make_plan(whole(models), headers)
     second = make_plan(whole(models, parameters={"lambda": (Setting(2.0),)}), headers)
     assert first.steps[0].parameters["lambda"] == 1.0
@@ -176,7 +178,7 @@ def test_structure_is_cached_and_values_are_not(models, headers):
         ),
     ],
 )
-def test_bad_recipes(models, headers, recipe, message):
+def test_bad_recipes_are_refused(models, headers, recipe, message):
     with pytest.raises(RecipeError, match=message):
         make_plan(recipe(models), headers)
 
@@ -200,7 +202,7 @@ def edited(folder, **changes):
         ({"tied": False}, {}, "ties it to the embedding"),
     ],
 )
-def test_models_that_do_not_fit(tmp_path, models, headers, kwargs, changes, message):
+def test_models_that_do_not_fit_are_refused(tmp_path, models, headers, kwargs, changes, message):
     other = edited(write_tiny_llama(tmp_path / "other", seed=9, **{"n_layers": 4, **kwargs}), **changes)
     recipe = whole({**models, "b": str(other)})
     with pytest.raises(RecipeError, match=message):
@@ -208,7 +210,7 @@ def test_models_that_do_not_fit(tmp_path, models, headers, kwargs, changes, mess
 
 
 @pytest.mark.parametrize("changes", [{"vocab": 144}, {"tied": False}, {"vocab": 144, "tied": False, "n_layers": 6}])
-def test_a_model_that_gives_layers_alone_may_have_another_vocabulary(tmp_path, models, headers, changes):
+def test_model_that_provides_only_layers_may_have_another_vocabulary(tmp_path, models, headers, changes):
     other = str(write_tiny_llama(tmp_path / "other", seed=9, **{"n_layers": 4, **changes}))
     headers = {**headers, other: read_model_header(other)}
 
@@ -224,7 +226,7 @@ def test_a_model_that_gives_layers_alone_may_have_another_vocabulary(tmp_path, m
         make_plan(stacked((models["a"], (0, 2)), (other, (2, 4))), headers)
 
 
-def test_rope_spellings_are_one(tmp_path, models, headers):
+def test_rope_spellings_are_equivalent(tmp_path, models, headers):
     other = edited(
         write_tiny_llama(tmp_path / "o", seed=9, n_layers=4),
         rope_theta=None,
@@ -243,7 +245,7 @@ def test_tied_expert_with_untied_base_uses_its_embedding(tmp_path, models, heade
 
 
 @pytest.mark.parametrize("extra", [True, False])
-def test_missing_and_extra_tensors(tmp_path, models, headers, extra):
+def test_missing_and_extra_tensors_are_reported(tmp_path, models, headers, extra):
     from safetensors.torch import load_file, save_file
 
     other = write_tiny_llama(tmp_path / "other", seed=9, n_layers=4)
@@ -256,7 +258,7 @@ def test_missing_and_extra_tensors(tmp_path, models, headers, extra):
         make_plan(whole({**models, "b": str(other)}), {**headers, str(other): read_model_header(other)})
 
 
-def test_layers_that_predict_further_tokens_are_merged_and_not_counted(tmp_path):
+def test_multi_token_prediction_layers_are_merged_but_not_counted(tmp_path):
     folders = {
         name: str(write_tiny_llama(tmp_path / name, seed=seed, n_layers=4))
         for seed, name in enumerate(["base", "a", "b"])
@@ -268,8 +270,8 @@ def test_layers_that_predict_further_tokens_are_merged_and_not_counted(tmp_path)
     assert "model.layers.3.mlp.up_proj.weight" in by_name(plan)
 
 
-def test_an_output_layer_comes_after_the_layers(tmp_path):
-    """Whatever its name: it takes the parameters of the last slice, and the embedding those of the first."""
+def test_output_layer_comes_after_the_layers(tmp_path):
+    """Whatever its name, it takes the parameters of the last slice, and the embedding those of the first."""
     from safetensors.torch import load_file, save_file
 
     folder = write_tiny_llama(tmp_path / "neox", seed=1, n_layers=2, tied=False)

@@ -1,4 +1,4 @@
-"""Models that give tokens other ids are found by their tokenizer.json, where a merge and a search say so."""
+"""Models that give tokens different ids are detected from their tokenizer.json, and a merge and a search say so."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def said(folder: Path, *names: str) -> str | None:
-    """Of a mean of the models."""
+    """The warning for a mean of the models, if any."""
     headers = read_models({name: (str(folder / name), None) for name in names})
     sources = tuple(Source(name, None, {"weight": (Setting(1.0),)}) for name in names)
     return other_tokens(headers, make_plan(Recipe("linear", (Slice(sources),)), headers))
@@ -42,7 +42,7 @@ def swap(content: dict[str, Any]) -> None:
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
 
 
-def test_tokens_of_other_ids_are_named(folder: Path) -> None:
+def test_tokens_with_different_ids_are_named(folder: Path) -> None:
     assert said(folder, "base", "a", "b") is None
     rewrite(folder / "b", swap)
     text = said(folder, "base", "a", "b")
@@ -54,7 +54,7 @@ def test_tokens_of_other_ids_are_named(folder: Path) -> None:
     assert all(repr(token) in text for token in list(vocabulary)[5:7])
 
 
-def test_more_tokens_and_another_spelling_are_no_difference(folder: Path) -> None:
+def test_additional_tokens_and_other_settings_are_not_a_difference(folder: Path) -> None:
     rewrite(folder / "a", lambda content: content["added_tokens"].append({"id": 10_000, "content": "<more>"}))
     rewrite(folder / "b", lambda content: content.update(padding=None))
     assert said(folder, "base", "a", "b") is None
@@ -70,14 +70,14 @@ def test_more_tokens_and_another_spelling_are_no_difference(folder: Path) -> Non
         '{"model": {"vocab": [3, ["<zz>"]]}, "added_tokens": [4, {"content": 5}]}',
     ],
 )
-def test_what_is_no_tokenizer_is_left_to_whoever_loads_it(folder: Path, content: str) -> None:
+def test_invalid_tokenizer_is_ignored_here(folder: Path, content: str) -> None:
     (folder / "a" / "tokenizer.json").write_text(content)
     assert said(folder, "base", "a") is None
     (folder / "a" / "tokenizer.json").unlink()
     assert said(folder, "base", "a") is None
 
 
-def test_added_tokens_and_lists_of_tokens_have_ids_too(folder: Path) -> None:
+def test_added_tokens_and_token_lists_are_compared(folder: Path) -> None:
     for name, ids in (("base", (1, 2)), ("a", (2, 1))):
         tokens = [{"id": number, "content": token} for number, token in zip(ids, "xy", strict=True)]
         (folder / name / "tokenizer.json").write_text(
@@ -90,7 +90,7 @@ def test_added_tokens_and_lists_of_tokens_have_ids_too(folder: Path) -> None:
     assert "a has different ids for 5 tokens ('t', 'p', 'q', ...)" in str(said(folder, "base", "a"))
 
 
-def test_a_search_and_a_merge_say_it(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_search_and_merge_warn_about_different_tokens(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_toy_task(folder / "toy.yaml", n_items=4)
     settings: dict[str, Any] = {
         "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
@@ -109,7 +109,7 @@ def test_a_search_and_a_merge_say_it(folder: Path, caplog: pytest.LogCaptureFixt
     rewrite(folder / "b", swap)
     assert "b has different ids for 2 tokens" in notes()
     ends = {name: {"stacking": {"ends": name}} for name in ("a", "b")}
-    assert "tokenizers differ" not in notes(space=ends["a"]), "layers have no rows of tokens"
+    assert "tokenizers differ" not in notes(space=ends["a"]), "layers have no token rows"
     assert "b has different ids for 2 tokens" in notes(space=ends["b"])
     with caplog.at_level(logging.WARNING):
         merge_to_folder(recipe, folder / "out")
@@ -118,7 +118,7 @@ def test_a_search_and_a_merge_say_it(folder: Path, caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize(("models", "is_said"), [("pqp", False), ("ppq", True), ("qqp", True), ("ppp", False)])
-def test_of_slices_only_those_count_that_give_rows_of_tokens(
+def test_only_slices_that_provide_token_rows_are_compared(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, models: str, is_said: bool
 ) -> None:
     for seed, name in enumerate("pq"):
