@@ -1,4 +1,4 @@
-"""Models of the hub that are in huggingface_hub's cache on this machine are named as there."""
+"""Hub models in this machine's huggingface_hub cache are found by their hub names."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache with acme/a and acme/b, whose files are links into `blobs`, as huggingface_hub lays them out."""
+    """A cache with acme/a and acme/b, whose files are links to `blobs`, in huggingface_hub's layout."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("a", "b")):
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hf" / "hub"
 
 
-def test_names_revisions_and_what_is_none(cache: Path) -> None:
+def test_names_and_revisions_are_resolved_to_snapshots(cache: Path) -> None:
     snapshot = cache / "models--acme--a" / "snapshots" / COMMIT
     assert cached_model("acme/a") == cached_model("acme/a", "main") == cached_model("acme/a", COMMIT) == snapshot
     assert read_model_header(snapshot).n_layers > 0
@@ -44,7 +44,7 @@ def test_names_revisions_and_what_is_none(cache: Path) -> None:
     assert model_name("/models/acme/a") == "a"
 
 
-def test_recipes(cache: Path, tmp_path: Path) -> None:
+def test_recipes_may_name_cached_models(cache: Path, tmp_path: Path) -> None:
     models = [
         {"model": "acme/a"},
         {"model": {"model": {"path": "acme/b", "revision": COMMIT}}, "parameters": {"weight": 0.5}},
@@ -59,7 +59,7 @@ def test_recipes(cache: Path, tmp_path: Path) -> None:
     assert str(cache) not in card
     (tmp_path / "acme" / "a").mkdir(parents=True)
     assert read_recipe(tmp_path / "r.yml").base == str(tmp_path / "acme" / "a"), (
-        "a folder of that name goes before the cache"
+        "a folder of that name takes precedence over the cache"
     )
     recipe["base_model"] = "acme/c"
     (tmp_path / "r.yml").write_text(yaml.safe_dump(recipe))
@@ -74,7 +74,7 @@ def test_recipes_may_name_models_below_home(cache: Path, tmp_path: Path, monkeyp
     assert read_recipe(tmp_path / "r.yml").models() == (str(cache / "models--acme--a" / "blobs"),)
 
 
-def test_configurations(cache: Path, tmp_path: Path) -> None:
+def test_configurations_may_name_cached_models(cache: Path, tmp_path: Path) -> None:
     write_toy_task(tmp_path / "toy.yaml", n_items=2)
     write_first_config(tmp_path / "s.yaml", ["acme/a", "acme/b"], base=None, tasks=[str(tmp_path / "toy.yaml")])
     assert yaml.safe_load((tmp_path / "s.yaml").read_text())["models"]["experts"] == {"a": "acme/a", "b": "acme/b"}
@@ -85,8 +85,8 @@ def test_configurations(cache: Path, tmp_path: Path) -> None:
         write_first_config(tmp_path / "t.yaml", ["acme/a", "acme/c"], base=None, tasks=())
 
 
-def test_the_cache_is_not_asked_for_folders_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would import huggingface_hub."""
+def test_cache_is_not_consulted_for_existing_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consulting it would import huggingface_hub."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     asked: list[str] = []

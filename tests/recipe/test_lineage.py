@@ -33,7 +33,7 @@ POINTS = {name: VectorGenome(tuple(float(name == other) for other in SEEDS)) for
 
 
 class Products:
-    """Inner products of explicit seeds."""
+    """Inner products of explicit seed vectors."""
 
     def __init__(self, seeds):
         self.seeds = seeds
@@ -50,7 +50,7 @@ def seeds_of(seed):
 
 
 def explicit_slerp(a, b, share):
-    """Of two whole vectors, from its definition on unit vectors."""
+    """SLERP of two whole vectors, from its definition on unit vectors."""
     cosine = np.clip(a / np.linalg.norm(a) @ (b / np.linalg.norm(b)), -1, 1)
     angle = np.arccos(cosine)
     if np.sin(angle) <= 1e-6:
@@ -59,7 +59,7 @@ def explicit_slerp(a, b, share):
 
 
 def explicit_child(a, b, genome, angle):
-    """The crossover of two models given as one vector per chromosome."""
+    """The crossover of two models, each given as one vector per chromosome."""
     whole_a, whole_b = np.concatenate(a), np.concatenate(b)
     children = []
     offset = 0
@@ -83,19 +83,19 @@ def lineage_of(seeds, **options):
 
 @st.composite
 def pedigrees(draw):
-    """Twelve generations, each a child of two of the last four candidates."""
+    """Twelve generations; each candidate is a child of two of the previous four."""
     genomes = dict(POINTS)
     for index in range(12):
         names = list(genomes)[-4:]
         first, second = draw(st.permutations(names))[:2]
-        # sides of a split have no, or at least ten weights: the angle of fewer may be of opposite vectors, where none is defined
+        # each side of a split has zero or at least ten weights: fewer may form opposite vectors, whose angle is undefined
         splits = [draw(st.sampled_from([0.0, 1.0]) | st.floats(0.1, 0.9)) for _ in SIZES]
         genomes[f"c{index}"] = CrossoverGenome((first, second), draw(st.floats(0, 1)), tuple(splits))
     return genomes
 
 
 def values_of(recipe, seeds):
-    """The recipe's weights, from its own spans."""
+    """The recipe's weights, computed from its spans."""
     layout = dict(LAYOUT.chromosomes[0]) | dict(LAYOUT.chromosomes[1])
     flat = [np.concatenate(seed) for seed in seeds]
     start, values = 0, []
@@ -114,7 +114,7 @@ def values_of(recipe, seeds):
 @pytest.mark.parametrize("angle", Angle)
 @settings(max_examples=40)
 @given(genomes=pedigrees(), seed=st.integers(0, 50))
-def test_a_descendant_of_depth_12_equals_successive_slerps(angle, genomes, seed):
+def test_descendant_of_depth_12_equals_successive_slerps(angle, genomes, seed):
     seeds = seeds_of(seed)
     lineage = lineage_of(seeds, angle=angle)
     explicit = dict(zip(SEEDS, seeds, strict=True))
@@ -128,7 +128,7 @@ def test_a_descendant_of_depth_12_equals_successive_slerps(angle, genomes, seed)
     assert recipe_file_from_yaml(recipe_to_yaml(recipe)).final == recipe
 
 
-def test_a_lineage_deeper_than_the_stack_and_the_memory(monkeypatch):
+def test_lineage_may_be_deeper_than_the_stack_and_the_cache(monkeypatch):
     monkeypatch.setattr("evomerge.recipe.lineage._REMEMBERED", 4)
     genomes = dict(POINTS)
     previous = "s0"
@@ -137,10 +137,10 @@ def test_a_lineage_deeper_than_the_stack_and_the_memory(monkeypatch):
         previous = f"c{index}"
     lineage = lineage_of(seeds_of(1))
     whole = lineage.combination(Candidate("c2999", genomes["c2999"]), genomes.__getitem__)
-    for name in ("c10", "c2999"):  # forgotten, and worked out again
+    for name in ("c10", "c2999"):  # dropped from the cache, and recomputed
         again = lineage.combination(Candidate(name, genomes[name]), genomes.__getitem__)
     assert all(np.array_equal(a, b) for a, b in zip(whole.rows, again.rows, strict=True))
-    assert len(whole.ends[0]) == 2, "one split point, however deep"
+    assert len(whole.ends[0]) == 2, "there must be one split point at any depth"
     assert whole.n_bytes < 1000
 
 
@@ -158,7 +158,7 @@ def test_opposite_and_vanishing_vectors_are_interpolated_linearly():
     assert slerp_factors(0.5, 1.0, 1.0, 0.0) == pytest.approx((0.5**0.5, 0.5**0.5))
 
 
-def test_splits_at_tensors_have_a_mergekit_form():
+def test_splits_at_tensor_boundaries_have_a_mergekit_form():
     genomes = {**POINTS, "c": CrossoverGenome(("s0", "s1"), 0.3, (0.45, 0.7))}
     recipe = lineage_of(seeds_of(2), split=SplitAt.TENSOR).recipe(Candidate("c", genomes["c"]), genomes.__getitem__)
     assert not recipe.pieces.splits_tensors
@@ -172,7 +172,7 @@ def test_splits_at_tensors_have_a_mergekit_form():
             assert weight == recipe.pieces.rows[spans[0].row][index]
 
 
-def test_filters_of_names_inside_other_names():
+def test_filters_distinguish_names_contained_in_other_names():
     table = PieceTable(
         ((1.0,), (2.0,)), {"norm": (Span(None, 0),), "x.norm": (Span(None, 1),), "y.norm.z": (Span(None, 1),)}
     )
@@ -184,7 +184,7 @@ def test_filters_of_names_inside_other_names():
         assert found == table.rows[span.row][0], name
 
 
-def test_what_mergekit_cannot_express_says_so():
+def test_file_says_what_mergekit_cannot_express():
     genomes = {**POINTS, "c": CrossoverGenome(("s0", "s1"), 0.3, (0.4, 0.7), Mutation(5, 0.1))}
     recipe = lineage_of(seeds_of(2)).recipe(Candidate("c", genomes["c"]), genomes.__getitem__)
     text = recipe_to_yaml(recipe)
@@ -194,7 +194,7 @@ def test_what_mergekit_cannot_express_says_so():
     assert recipe.pieces.noise == (5,)
 
 
-def test_pieces_are_not_for_other_methods():
+def test_pieces_are_refused_with_other_methods():
     assert PIECEWISE.name not in METHODS
     table = PieceTable(((1.0,),), {"a": (Span(None, 0),)})
     source = (Slice((Source("m"),)),)
@@ -242,6 +242,6 @@ def test_genomes_of_another_shape_are_refused():
         lineage.combination(Candidate("c", CrossoverGenome(("s0", "s1"), 0.5, (0.5,))), POINTS.__getitem__)
 
 
-def test_layout_ends():
+def test_layout_ends_are_cumulative_sizes():
     assert LAYOUT.n_weights == 340
     assert [end - start for start, end in pairwise([0, *LAYOUT.ends(1)])] == [50, 0, 90]

@@ -1,4 +1,4 @@
-"""mergekit's documents: what is read as which recipe, what is left out, and what is said of those that are wrong."""
+"""mergekit's documents: how they are read, what is ignored, and how errors are reported."""
 
 from typing import Any
 
@@ -94,7 +94,7 @@ BARE = {"models": [{"model": "a"}]}
         ({"merge_method": "multislerp", "parameters": {"weight": 1, "eps": 0}}, "eps: expected more than 0, got 0.0"),
     ],
 )
-def test_bad_documents_are_named(change, message):
+def test_errors_in_documents_are_named(change, message):
     document = {**GOOD, **change}
     with pytest.raises(RecipeError, match=message):
         check_recipe(recipe_from_mergekit(document, "file.yml"))
@@ -109,12 +109,12 @@ def test_bad_documents_are_named(change, message):
         ("genome: {models: [a, b], merge_method: ties}\ntasks_: []", "mergekit-evolve"),
     ],
 )
-def test_files_of_other_kinds_are_told(text, message):
+def test_other_kinds_of_files_are_identified(text, message):
     with pytest.raises(RecipeError, match=f"r.yml: is .*{message}"):
         recipe_file_from_yaml(text, "r.yml")
 
 
-def test_the_only_module_of_a_language_model_needs_no_name():
+def test_only_module_of_a_language_model_needs_no_name():
     plain = recipe_from_mergekit(GOOD, "x")
     assert (
         recipe_from_mergekit({"merge_method": "linear", "modules": {"default": {"models": GOOD["models"]}}}, "x")
@@ -123,7 +123,7 @@ def test_the_only_module_of_a_language_model_needs_no_name():
 
 
 @pytest.mark.parametrize("base", ["b", {"model": "b"}, {"model": {"path": "b"}}])
-def test_a_slice_may_repeat_the_base_in_any_spelling(base):
+def test_slice_may_repeat_the_base_in_any_spelling(base):
     sources = [{"model": name, "layer_range": [0, 2], "parameters": {"weight": 1}} for name in "ab"]
     document = {"merge_method": "task_arithmetic", "base_model": "b", "slices": [{"sources": sources}]}
     repeated = document | {"slices": [{"sources": sources, "base_model": base}]}
@@ -133,7 +133,7 @@ def test_a_slice_may_repeat_the_base_in_any_spelling(base):
     assert other.fingerprint() != recipe_from_mergekit(document, "x").fingerprint()
 
 
-def test_what_mergekit_knows_and_ignores_is_left_out_with_a_warning(caplog):
+def test_settings_that_mergekit_ignores_are_dropped_with_a_warning(caplog):
     sources = [{"model": name, "layer_range": [0, 2], "parameters": {"weight": 1, "density": 0.5}} for name in "ab"]
     plain = {"merge_method": "slerp", "base_model": "a", "parameters": {"t": 0.5}}
     slices = [{"sources": [{key: source[key] for key in ("model", "layer_range")} for source in sources]}]
@@ -152,18 +152,18 @@ def test_what_mergekit_knows_and_ignores_is_left_out_with_a_warning(caplog):
     assert "as in mergekit: models[0].parameters.normalize" in caplog.text
 
 
-def test_a_random_seed_is_the_recipes():
+def test_random_seed_becomes_the_seed_of_the_recipe():
     assert recipe_from_mergekit(GOOD | {"random_seed": 7}, "x").seed == 7
 
 
-def test_an_architecture_is_not_looked_up():
+def test_override_architecture_is_ignored():
     model = {"model": {"path": "a"}, "override_architecture": "LlamaForCausalLM"}
     document = {**GOOD, "models": [{"model": model, "parameters": {"weight": 1.0}}]}
     assert recipe_from_mergekit(document, "x") == recipe_from_mergekit(GOOD, "x")
 
 
 @pytest.mark.parametrize("base", ["b@main", "b+l", {"model": {"path": "b", "revision": "main"}, "lora": "l"}])
-def test_a_base_with_a_revision_or_an_adapter_is_one_of_the_whole_models(base):
+def test_base_with_revision_or_adapter_is_added_to_whole_models(base):
     document = {**BARE, "merge_method": "task_arithmetic", "parameters": {"weight": 1}, "base_model": base}
     listed = document | {"models": [{"model": "a"}, {"model": base}]}
     assert recipe_from_mergekit(document, "x") == recipe_from_mergekit(listed, "x")
@@ -174,7 +174,7 @@ def of_layers(*models: str, **more: Any) -> dict[str, Any]:
     return {"sources": [{"model": model, "layer_range": [0, 2]} for model in models], **more}
 
 
-def test_a_base_that_only_lends_config_and_tokenizer_to_slices_needs_no_place_in_them():
+def test_base_that_provides_only_config_and_tokenizer_need_not_be_in_the_slices():
     document = {"merge_method": "passthrough", "base_model": "b+l", "slices": [of_layers("a")]}
     recipe = recipe_from_mergekit(document, "x")
     assert (recipe.base, recipe.models()) == ("b", ("b", "a"))
@@ -191,18 +191,18 @@ def test_a_base_that_only_lends_config_and_tokenizer_to_slices_needs_no_place_in
     ("document", "base", "n_sources"),
     [
         ({"merge_method": "passthrough", "models": [{"model": "a"}]}, "b", 1),
-        (GOOD, "b", 1),  # whose weight is that model's alone
+        (GOOD, "b", 1),  # the weight belongs to that model only
         ({**GOOD, "parameters": {"weight": 1.0}}, "b+l", 2),
     ],
 )
-def test_a_base_with_an_adapter_is_an_input_of_whole_models_where_one_without_is(document, base, n_sources):
+def test_base_with_adapter_is_an_input_whenever_a_plain_base_is(document, base, n_sources):
     recipe = recipe_from_mergekit({**document, "base_model": "b+l"}, "x")
     assert (recipe.base, len(recipe.slices[0].sources)) == (base, n_sources)
     plain = recipe_from_mergekit({**document, "base_model": "b"}, "x")
     assert len(slices_with_inputs(plain)[0].sources) == n_sources
 
 
-def test_a_slice_with_its_own_base_needs_no_other():
+def test_slice_with_its_own_base_does_not_need_the_recipes_base():
     slices = [of_layers("b+l", "a"), of_layers("c", "a", base_model="c")]
     document = {"merge_method": "task_arithmetic", "base_model": "b+l", "slices": slices, "parameters": {"weight": 1}}
     recipe = recipe_from_mergekit(document, "x")
@@ -215,7 +215,7 @@ def test_a_slice_with_its_own_base_needs_no_other():
 @pytest.mark.parametrize(
     ("written", "meant"), [("false", False), ("No", False), ("on", True), (["0", "true"], (False, True))]
 )
-def test_a_switch_may_be_written_as_text(written, meant):
+def test_switch_may_be_written_as_text(written, meant):
     recipe = recipe_from_mergekit({**GOOD, "parameters": {"normalize": written}}, "x")
     assert recipe.parameters["normalize"][0].value == meant
     check_recipe(recipe)
@@ -231,7 +231,7 @@ def test_a_switch_may_be_written_as_text(written, meant):
         ("task_arithmetic", {"rescale": ["no", "yes"], "density": "1e-1"}),
     ],
 )
-def test_parameters_that_change_nothing_are_read_like_others(method, parameters):
+def test_parameters_without_effect_are_checked_like_others(method, parameters):
     document = {**BARE, "merge_method": method, "base_model": "b"}
     weight = {} if method == "sce" else {"weight": 1}
     check_recipe(recipe_from_mergekit({**document, "parameters": weight | parameters}, "x"))
@@ -239,7 +239,7 @@ def test_parameters_that_change_nothing_are_read_like_others(method, parameters)
         check_recipe(recipe_from_mergekit({**document, "parameters": weight | {"int8_mask": "nope"}}, "x"))
 
 
-def test_a_base_that_a_slice_of_unlike_ranges_leaves_out_is_refused():
+def test_slice_of_different_ranges_must_list_the_base():
     def document(first, *listed):
         ranges = {"a": [0, 1], "b": first} | dict(listed)
         sources = [{"model": name, "layer_range": layers} for name, layers in ranges.items()]
@@ -253,7 +253,7 @@ def test_a_base_that_a_slice_of_unlike_ranges_leaves_out_is_refused():
         check_recipe(recipe_from_mergekit(document([1, 2]), "x"))
 
 
-def test_what_mergekit_needs_to_know_is_said():
+def test_remark_says_what_mergekit_needs():
     plain = Recipe("linear", (Slice((Source("/a"), Source("/b"))),))
     assert mergekit_remark(plain) is None
     adapted = Recipe("linear", (Slice((Source("/a"), Source("/b", lora="/l"))),))

@@ -38,13 +38,13 @@ def choice(*methods: str) -> MethodsTemplate:
         (("ties", "della", "della_linear"), ["density[a]", "density[b]", "della.density[a]", "della.density[b]"]),
     ],
 )
-def test_what_methods_search_between_the_same_bounds_is_one_coordinate(methods: Sequence[str], own: list[str]) -> None:
+def test_parameters_with_the_same_bounds_share_a_coordinate(methods: Sequence[str], own: list[str]) -> None:
     first, *rest = choice(*methods).space.parameters
     assert (first.name, first.choices) == ("method", tuple(methods))
     assert [parameter.name for parameter in rest] == ["weight[a]", "weight[b]", *own]
 
 
-def test_families_of_other_bounds_are_others() -> None:
+def test_parameters_with_different_bounds_have_separate_families() -> None:
     methods = [
         template(
             method,
@@ -58,7 +58,7 @@ def test_families_of_other_bounds_are_others() -> None:
     assert families["della.density[a,0-1]"] == families["della.density[a,2-3]"] == "della.density[a]"
 
 
-def test_a_coordinate_has_an_effect_with_the_methods_that_have_the_parameter() -> None:
+def test_coordinate_affects_only_methods_that_have_the_parameter() -> None:
     space = choice("task_arithmetic", "ties", "della", "dare_ties").space
     found = dict(zip([parameter.name for parameter in space.parameters], space.conditions, strict=True))
     assert found["method"] is None
@@ -67,7 +67,7 @@ def test_a_coordinate_has_an_effect_with_the_methods_that_have_the_parameter() -
     assert found["della.density[b]"] == (0, (2,))
 
 
-def test_a_point_is_the_recipe_of_its_method() -> None:
+def test_point_gives_the_recipe_of_its_method() -> None:
     made = choice("task_arithmetic", "dare_ties", "della")
     values = {
         "weight[a]": 0.25, "weight[b]": 1.25, "density[a]": 0.5, "density[b]": 0.75,
@@ -84,27 +84,29 @@ def test_a_point_is_the_recipe_of_its_method() -> None:
     assert [recipe.seed for recipe in expected] == [0, 7, 7]
 
 
-def test_baselines_are_those_of_all_methods_and_points_where_a_method_makes_them() -> None:
+def test_baselines_cover_all_methods_and_are_points_of_a_method_that_makes_them() -> None:
     methods = ("ties", "task_arithmetic", "dare_ties")
     made = choice(*methods)
     recipes, points = made.baselines((0.5,)), made.baseline_values((0.5,))
     assert {"source:a", "uniform", "task_arithmetic:0.5", "ties:0.5", "dare_ties:0.5"} <= set(recipes)
     assert set(points) == set(recipes)
     chosen = {name: methods[int(values["method"])] for name, values in points.items()}
-    assert chosen["source:a"] == "ties"  # the first that makes it
+    assert chosen["source:a"] == "ties"  # the first method that makes it
     assert chosen["uniform"] == chosen["task_arithmetic:0.5"] == "task_arithmetic"
     assert chosen["dare_ties:0.5"] == "dare_ties"
     for name in ("ties:0.5", "dare_ties:0.5"):
         assert made.recipe(points[name]) == recipes[name]
     for values in points.values():
-        made.space.encode(values)  # which refuses what is incomplete or outside
-    assert points["task_arithmetic:0.5"]["density[a]"] == pytest.approx(0.525)  # the middle of what it has no use for
+        made.space.encode(values)  # raises an error if they are incomplete or out of bounds
+    assert points["task_arithmetic:0.5"]["density[a]"] == pytest.approx(
+        0.525
+    )  # unused by the method, so the middle of its bounds
 
 
-def test_every_method_is_tried_beforehand() -> None:
+def test_samples_include_every_method() -> None:
     assert [recipe.method for recipe in choice("ties", "della").samples()] == ["ties", "della"]
 
 
-def test_a_method_twice_is_refused() -> None:
+def test_repeated_method_is_refused() -> None:
     with pytest.raises(SpaceError, match="ties, della, ties: a method appears twice"):
         choice("ties", "della", "ties")

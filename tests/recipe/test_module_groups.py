@@ -1,4 +1,4 @@
-"""Module groups fit the names of every kind of model; groups that do not fit are refused with those that do."""
+"""Module groups match the tensor names of every kind of model; groups without tensors are refused, and the error lists those that exist."""
 
 from collections import Counter
 
@@ -60,13 +60,13 @@ def test_every_tensor_is_in_its_group(tensors, sizes):
     assert all("norm" in name or "ln_" in name for name in norms)
 
 
-def test_layers_of_other_kinds_are_the_rest():
+def test_layers_of_unknown_kinds_belong_to_the_rest():
     filters = module_filters((*ALL, "rest"), LFM2)
     assert [name for name in LFM2 if group_of(name, filters) == "rest"] == ["model.layers.0.conv.in_proj.weight"]
     assert [name for name in LFM2 if group_of(name, filters) == "embeddings"] == ["model.embed_tokens.weight"]
 
 
-def test_only_filters_that_are_needed():
+def test_only_needed_filters_are_returned():
     assert module_filters(("attention", "mlp", "rest"), LLAMA) == {
         "attention": ("attn.",),
         "mlp": ("mlp.",),

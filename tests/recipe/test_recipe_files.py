@@ -1,4 +1,4 @@
-"""Recipe files: our own form is lossless, mergekit's form reads as the same merge, hostile files are refused."""
+"""Recipe files: our own form is lossless, mergekit's form is read as the same merge, and hostile files are refused."""
 
 import dataclasses
 from pathlib import Path
@@ -121,8 +121,8 @@ def test_file_and_json_are_lossless(recipe):
 
 @settings(max_examples=60)
 @given(recipes(canonical=True))
-def test_mergekit_form_alone_is_the_identity(recipe):
-    """Without the trailing comment: everything that mergekit's format can say comes back."""
+def test_mergekit_form_alone_is_lossless(recipe):
+    """Without the trailing comment, everything that mergekit's format can express is preserved."""
     read = recipe_from_mergekit(recipe_to_mergekit(recipe), "x")
     assert read == recipe
     text = recipe_to_yaml(recipe)
@@ -130,7 +130,7 @@ def test_mergekit_form_alone_is_the_identity(recipe):
     assert recipe_file_from_yaml(body).final == recipe
 
 
-def test_line_separators_of_a_token_come_back_from_the_mergekit_form():
+def test_line_separators_in_a_token_survive_the_mergekit_form():
     for separator in "\x85\u2028\u2029":
         tokens = {"<a>": TokenRule("/a", f"x{separator}y")}
         recipe = Recipe(
@@ -142,21 +142,21 @@ def test_line_separators_of_a_token_come_back_from_the_mergekit_form():
         assert recipe_file_from_yaml(text[: text.index("# evomerge-recipe")]).final.tokenizer == recipe.tokenizer
 
 
-def test_fingerprint_ignores_the_name_alone():
+def test_fingerprint_ignores_only_the_name():
     recipe = Recipe("linear", (Slice((Source("/a", None, {"weight": (Setting(1.0),)}),)),))
     assert recipe.fingerprint() == dataclasses.replace(recipe, name="x").fingerprint()
     assert recipe.fingerprint() != dataclasses.replace(recipe, seed=1).fingerprint()
     assert Setting(1) == Setting(1.0)
 
 
-def test_changed_yaml_counts_more_than_the_comment():
+def test_edited_yaml_takes_precedence_over_the_comment():
     recipe = Recipe("slerp", (Slice((Source("/a"),)),), "/b", {"t": (Setting(0.5),)}, seed=7)
     text = recipe_to_yaml(recipe).replace("t: 0.5", "t: 0.25")
     assert recipe_file_from_yaml(text).final.parameters == {"t": (Setting(0.25),)}
     assert recipe_file_from_yaml(text).final.seed == 0
 
 
-def test_a_file_with_other_paths_has_the_random_masks_that_it_had():
+def test_file_with_edited_paths_keeps_its_random_masks():
     weights = {"weight": (Setting(0.5),), "density": (Setting(0.5),)}
     recipe = Recipe("dare_ties", (Slice((Source("/old/a", None, weights),)),), "/old/base", seed=7, name="x")
     edited = recipe_file_from_yaml(recipe_to_yaml(recipe).replace("/old/", "/new/", 3)).final
@@ -183,7 +183,7 @@ out_dtype: bfloat16
 """
 
 
-def test_reads_mergekit(tmp_path):
+def test_mergekit_recipe_is_read(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
     (tmp_path / "r.yml").write_text(MERGEKIT)
@@ -196,7 +196,7 @@ def test_reads_mergekit(tmp_path):
     assert (recipe.dtype, recipe.out_dtype) == (None, "bfloat16")
 
 
-def test_relative_folders_try_file_then_working_directory(tmp_path, monkeypatch):
+def test_relative_folders_are_tried_from_the_file_and_then_from_the_working_directory(tmp_path, monkeypatch):
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "a").mkdir(parents=True)
     there.mkdir()
@@ -233,14 +233,14 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
         "[" * 5000,
     ],
 )
-def test_hostile_yaml(text, tmp_path):
+def test_hostile_yaml_is_refused(text, tmp_path):
     file = tmp_path / "r.yml"
     file.write_text(text)
     with pytest.raises(RecipeError, match=r"r\.yml"):
         read_recipe(file)
 
 
-def test_unreadable_files(tmp_path: Path):
+def test_unreadable_files_are_reported(tmp_path: Path):
     for make in (lambda p: p.write_bytes(b"\xff\xfe"), lambda p: p.mkdir(), lambda p: None):
         file = tmp_path / f"r{len(list(tmp_path.iterdir()))}.yml"
         make(file)
@@ -290,7 +290,7 @@ def test_written_file_is_plain_mergekit(tmp_path):
         ),
     ],
 )
-def test_bad_json(data, message):
+def test_bad_json_is_refused(data, message):
     with pytest.raises(RecipeError, match=message):
         Recipe.from_json(data)
 

@@ -1,4 +1,4 @@
-"""Recipe files of several documents, of which some are models of others."""
+"""Recipe files of several documents, some of which define models used by others."""
 
 import pytest
 
@@ -22,7 +22,7 @@ parameters: {t: 0.5}
 """
 
 
-def test_several_documents_refer_to_one_another(tmp_path):
+def test_documents_refer_to_one_another(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
     (tmp_path / "r.yml").write_text(DOCUMENTS)
@@ -38,7 +38,7 @@ def test_several_documents_refer_to_one_another(tmp_path):
         read_recipe(tmp_path / "r.yml")
 
 
-def test_the_result_may_have_a_name_too(tmp_path):
+def test_result_may_have_a_name_too(tmp_path):
     text = DOCUMENTS.replace("\nmerge_method: ties", "\nname: result\nmerge_method: ties")
     assert recipe_file_from_yaml(text).final.name == "result"
 
@@ -54,17 +54,17 @@ def test_the_result_may_have_a_name_too(tmp_path):
         (("weight: 3", "wieght: 3"), "document 1|document 'first'.*did you mean 'weight'"),
     ],
 )
-def test_documents_that_make_no_sense(change, message):
+def test_inconsistent_documents_are_refused(change, message):
     text = DOCUMENTS.replace(*change)
     if message is None:
-        assert recipe_file_from_yaml(text).order() == ("first",)  # a recipe that nothing needs is not merged
+        assert recipe_file_from_yaml(text).order() == ("first",)  # a recipe that no other needs is not merged
         return
     with pytest.raises(RecipeError, match=message):
         recipe_file_from_yaml(text)
 
 
 @pytest.mark.parametrize("name", ["../first", "/first", "..", "fi\\u0000rst"])
-def test_names_that_leave_the_folder_of_a_merge_are_refused_in_the_comment_too(name):
+def test_names_outside_the_merge_folder_are_refused_in_the_comment_too(name):
     yaml, mark, comment = recipe_to_yaml(recipe_file_from_yaml(DOCUMENTS)).rpartition("# evomerge-recipe: ")
     with pytest.raises(RecipeError, match=r"^r\.yml: name: expected a word"):
         recipe_file_from_yaml(yaml + mark + comment.replace('"first"', f'"{name}"'), "r.yml")

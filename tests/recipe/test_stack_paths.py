@@ -1,4 +1,4 @@
-"""Encodings of layer stacks: what a point of each space decodes to."""
+"""Encodings of layer stacks: the path to which each point of a space decodes."""
 
 import copy
 import math
@@ -35,7 +35,7 @@ ENCODINGS: dict[str, PathEncoding] = {
 
 
 def drawn_path(encoding: PathEncoding, data: st.DataObject) -> tuple[Step, ...]:
-    """The path at any point of the encoding's space."""
+    """The path of any point of the encoding's space."""
     space = SearchSpace(encoding.parameters())
     unit = st.floats(0, 1, allow_nan=False)
     point = data.draw(st.lists(unit, min_size=space.dimension, max_size=space.dimension))
@@ -49,7 +49,7 @@ def layers(path: tuple[Step, ...]) -> str:
 @pytest.mark.parametrize("name", ENCODINGS)
 @settings(max_examples=50)
 @given(data=st.data())
-def test_every_point_is_a_path_between_the_fixed_layers(name: str, data: st.DataObject) -> None:
+def test_every_point_gives_a_path_between_the_fixed_layers(name: str, data: st.DataObject) -> None:
     path, frame = drawn_path(ENCODINGS[name], data), ENCODINGS[name].frame
     assert frame.min_depth <= len(path) <= frame.max_depth
     assert path[0] == Step("a", 0)
@@ -62,7 +62,7 @@ def test_every_point_is_a_path_between_the_fixed_layers(name: str, data: st.Data
 @pytest.mark.parametrize("name", ENCODINGS)
 @settings(max_examples=50)
 @given(data=st.data())
-def test_every_path_is_found_again(name: str, data: st.DataObject) -> None:
+def test_every_path_can_be_encoded_again(name: str, data: st.DataObject) -> None:
     encoding = ENCODINGS[name]
     path, space = drawn_path(encoding, data), SearchSpace(encoding.parameters())
     values = encoding.values_of(path)
@@ -73,7 +73,7 @@ def test_every_path_is_found_again(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_paths_of_no_point(name: str) -> None:
+def test_unreachable_paths_have_no_point(name: str) -> None:
     encoding = ENCODINGS[name]
     own = encoding.frame.path([Step("a", 1), Step("b", 2)])
     assert encoding.values_of(own) is not None
@@ -87,7 +87,7 @@ def test_paths_of_no_point(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_a_models_own_path_is_a_point(name: str) -> None:
+def test_own_path_of_each_model_is_a_point(name: str) -> None:
     encoding = ENCODINGS[name]
     space = SearchSpace(encoding.parameters())
     for model, expected in (("a", "a0 a1 a2 a3"), ("b", "a0 b1 b2 a3")):
@@ -104,7 +104,7 @@ def taking(encoding: PathEncoding, **chosen: float) -> dict[str, float]:
     return values | {name: value for name, value in chosen.items() if name in values}
 
 
-def test_indicator_takes_layers_in_order_and_again_in_the_next_repetition() -> None:
+def test_indicator_takes_layers_in_order_within_each_repetition() -> None:
     encoding = ENCODINGS["indicator"]
     values = taking(encoding)
     for slot in ("take[0,a.1]", "take[0,b.2]", "take[1,a.1]"):
@@ -130,7 +130,7 @@ def test_matrix_scales_belong_to_pairs_of_layers() -> None:
     assert [step.scale for step in encoding.path(values)] == pytest.approx([1, 0.5, 2, 1, 2, 1.25])
     nothing = {name: 0.0 if name.startswith("take") else value for name, value in values.items()}
     assert [step.scale for step in replaced(encoding, min_depth=2).path(nothing)] == pytest.approx([1, 0.8])
-    # published: every hop has a scale, whichever two layers it joins; all end at one of 6 offered layers or the last one
+    # published: every hop has a scale, whichever two layers it joins; a hop ends at one of the 6 offered layers or the last layer
     assert sum(parameter.choices == () for parameter in encoding.parameters()) == (6 + 1) * (6 + 1)
 
 
@@ -139,7 +139,7 @@ def replaced(encoding: Indicator, **changes: int) -> Indicator:
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_the_hop_into_the_last_layer_is_scaled_unless_there_is_none(name: str) -> None:
+def test_hop_into_a_fixed_last_layer_is_scaled(name: str) -> None:
     encoding = ENCODINGS[name]
     last = {p.name for p in encoding.parameters() if p.name == "log_last" or p.name.endswith(">last]")}
     path = encoding.path(taking(encoding) | dict.fromkeys(last, math.log(1.5)))
@@ -167,7 +167,7 @@ def test_the_hop_into_the_last_layer_is_scaled_unless_there_is_none(name: str) -
         (1.0, 1.0, 5000, "float16", None),
     ],
 )
-def test_scales_that_multiply_up_beyond_the_dtype_are_refused(
+def test_scales_whose_product_exceeds_the_dtype_are_refused(
     low: float, high: float, n_free: int, dtype: str, message: str | None
 ) -> None:
     changes = {"scale_low": low, "scale_high": high, "max_depth": n_free + 2, "dtype": dtype}
@@ -178,7 +178,7 @@ def test_scales_that_multiply_up_beyond_the_dtype_are_refused(
         replace(FRAME, **changes)
 
 
-def test_a_long_path_is_cut_and_a_short_one_filled_with_own_layers() -> None:
+def test_long_path_is_cut_and_short_path_is_filled_with_own_layers() -> None:
     encoding = ENCODINGS["indicator"]
     everything = {name: float(name.startswith("take")) for name in taking(encoding)}
     assert layers(encoding.path(everything)) == "a0 a1 a2 b0 b1 a3"
@@ -201,13 +201,13 @@ def test_moves_go_forward_and_back() -> None:
     def walk(*moves: float) -> str:
         return layers(encoding.path(taking(encoding) | {f"move[{i}]": move for i, move in enumerate(moves)}))
 
-    assert walk(a, b, a, a, a) == "a0 a1 b2 a3", "over at the fixed last layer"
-    assert walk(a, back, b, b, a) == "a0 a1 b1 b2 a3", "position 1 once more"
-    assert walk(back, back, b, skip, a) == "a0 b1 a3", "back at the start stays there"
+    assert walk(a, b, a, a, a) == "a0 a1 b2 a3", "ends at the fixed last layer"
+    assert walk(a, back, b, b, a) == "a0 a1 b1 b2 a3", "repeats position 1"
+    assert walk(back, back, b, skip, a) == "a0 b1 a3", "stays at the start"
     assert walk(a, back, b, back, a) == "a0 a1 b1 a1 a3"
 
 
-def test_swap_keeps_the_depth_and_offers_what_there_is() -> None:
+def test_swap_keeps_the_depth_and_offers_only_existing_layers() -> None:
     frame = replace(FRAME, models={"a": (0, 1, 2, 3), "b": (2, 3)}, min_depth=4, max_depth=4)
     encoding = Swap(frame, scales=False)
     assert [parameter.name for parameter in encoding.parameters()] == ["layer[2]"]
@@ -238,4 +238,4 @@ def test_categorical_parameters_have_intervals_of_equal_width() -> None:
     counts = np.bincount(np.array(found, dtype=int))
     assert counts.min() >= 99
     assert space.choices[:4] == (7, 7, 7, 7)
-    assert space.choices[4:] == (0,) * 5, "a scale for each slot and one on entering the last layer"
+    assert space.choices[4:] == (0,) * 5, "one scale per slot and one at the entrance of the last layer"

@@ -60,13 +60,13 @@ def merged(recipe: Recipe, folders: dict[str, str]) -> dict[str, torch.Tensor]:
 
 
 def check_same_merge(one: Recipe, other: Recipe, folders: dict[str, str], rtol: float = 2**-8) -> None:
-    """Within a bfloat16 unit: theta_base + (theta - theta_base) may round differently from theta in float32."""
+    """Equal within one bfloat16 unit: theta_base + (theta - theta_base) may round differently from theta in float32."""
     got, wanted = merged(one, folders), merged(other, folders)
     for name in wanted:
         torch.testing.assert_close(got[name].float(), wanted[name].float(), rtol=rtol, atol=1e-6)
 
 
-def test_what_an_expert_has_in_several_groups_is_a_family(folders: dict[str, str]) -> None:
+def test_parameters_of_an_expert_in_several_groups_form_a_family(folders: dict[str, str]) -> None:
     space = template(folders, "ties").space
     found = {parameter.name: parameter.family for parameter in space.parameters}
     assert found["weight[a,0-0,attention]"] == found["weight[a,2-2,rest]"] == "weight[a]"
@@ -76,7 +76,7 @@ def test_what_an_expert_has_in_several_groups_is_a_family(folders: dict[str, str
     assert template(folders, "slerp", experts={"a": folders["a"]}, searched=searched).space.families == (0, 0, 0)
 
 
-def test_every_coordinate_moves_its_own_tensors_and_no_other(folders: dict[str, str]) -> None:
+def test_every_coordinate_changes_only_its_own_tensors(folders: dict[str, str]) -> None:
     made = template(folders)
     middle = dict.fromkeys((parameter.name for parameter in made.space.parameters), 0.5)
     before = merged(made.recipe(middle), folders)
@@ -122,7 +122,7 @@ def test_baselines_inside_the_space_are_reproduced_exactly(
         ("della", {"density": 1.0, "epsilon": 0.1}),
     ],
 )
-def test_baselines_are_points_of_a_space_with_fixed_parameters_only_where_it_makes_them(
+def test_baselines_are_points_only_if_the_fixed_parameters_allow_it(
     folders: dict[str, str], method: str, fixed: dict[str, float]
 ) -> None:
     weight = SearchedParameter("weight", 0.0, 1.5, ("expert",))
@@ -138,7 +138,7 @@ def test_baselines_are_points_of_a_space_with_fixed_parameters_only_where_it_mak
     ("searched", "fixed", "at"),
     [([], {"lambda": 0.5}, {}), ([SearchedParameter("lambda", 0.3, 2.0, ())], {}, {"lambda": 0.7}), ([], {}, {})],
 )
-def test_a_stack_of_all_merged_layers_is_the_merge(
+def test_stack_of_all_merged_layers_equals_the_merge(
     folders: dict[str, str], searched: list[SearchedParameter], fixed: dict[str, float], at: dict[str, float]
 ) -> None:
     weight = SearchedParameter("weight", 0.0, 1.5, ("expert",))
@@ -148,7 +148,7 @@ def test_a_stack_of_all_merged_layers_is_the_merge(
     check_same_merge(stack.recipe(values), merge.recipe(values), folders, rtol=2**-7)
 
 
-def test_a_stack_of_layers_whose_weights_are_interpolated_is_the_merge(folders: dict[str, str]) -> None:
+def test_stack_of_layers_with_interpolated_weights_equals_the_merge(folders: dict[str, str]) -> None:
     weight = SearchedParameter("weight", 0.0, 1.5, ("expert", "layer_group"))
     merge = template(folders, searched=[weight], layer_groups=[(0, 2), (2, 3)], smooth=True, module_groups={})
     stack = stack_of_merged_layers(folders, merge)
@@ -186,14 +186,14 @@ def test_smooth_values_are_gradients_over_depth(folders: dict[str, str]) -> None
     assert steps["model.embed_tokens.weight"] == steps["model.norm.weight"] == pytest.approx(0.3)
 
 
-def test_values_between_whole_layers_are_called_by_where_they_hold(folders: dict[str, str]) -> None:
+def test_values_between_whole_layers_are_named_by_position(folders: dict[str, str]) -> None:
     searched = [SearchedParameter("weight", 0.0, 1.5, ("layer_group",))]
     groups = even_layer_groups(6, 4)
     made = template(folders, searched=searched, n_layers=6, layer_groups=groups, smooth=True, module_groups={})
     assert made.gradients == (("weight[@0]", "weight[@1.7]", "weight[@3.3]", "weight[@5]"),)
 
 
-def test_halves_are_a_baseline_where_the_space_holds_it(folders: dict[str, str]) -> None:
+def test_halves_are_a_baseline_if_the_space_contains_the_point(folders: dict[str, str]) -> None:
     values = template(folders, "dare_ties").baseline_values(())["dare_ties:0.5"]
     assert set(values.values()) == {0.5}
     weight = SearchedParameter("weight", 0.0, 1.0, ("expert",))
@@ -204,7 +204,7 @@ def test_halves_are_a_baseline_where_the_space_holds_it(folders: dict[str, str])
     assert "dare_ties:0.5" not in template(folders, "dare_ties", searched=narrow, fixed={"density": 0.5}).baselines(())
 
 
-def test_a_recipe_of_the_template_survives_its_file(folders: dict[str, str], tmp_path: Path) -> None:
+def test_recipe_of_the_template_survives_its_file(folders: dict[str, str], tmp_path: Path) -> None:
     from evomerge.recipe import read_recipe, write_recipe
 
     made = template(folders, "dare_ties")
@@ -243,7 +243,7 @@ def test_without_groups_the_recipe_is_a_whole_model_merge(folders: dict[str, str
         ({"searched": [SearchedParameter("weight", 1, 0, ())]}, SpaceError, "low < high"),
     ],
 )  # fmt: skip
-def test_templates_that_make_no_sense_are_refused(
+def test_invalid_templates_are_refused(
     folders: dict[str, str], changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -260,7 +260,7 @@ def test_templates_that_make_no_sense_are_refused(
         (None, {"density": 1.0}, None),
     ],
 )
-def test_bounds_between_which_no_merge_is_possible_are_refused(
+def test_bounds_that_allow_no_merge_are_refused(
     folders: dict[str, str], density: tuple[float, float] | None, fixed: dict[str, float], message: str | None
 ) -> None:
     searched = (
@@ -274,7 +274,7 @@ def test_bounds_between_which_no_merge_is_possible_are_refused(
         made.check_bounds()
 
 
-def test_even_layer_groups() -> None:
+def test_even_layer_groups_divide_the_layers() -> None:
     assert even_layer_groups(6, 4) == [(0, 2), (2, 3), (3, 4), (4, 6)]
     with pytest.raises(SpaceError, match="6 layers cannot be divided into 7 groups"):
         even_layer_groups(6, 7)
