@@ -21,8 +21,8 @@ def test_decoding_stays_in_bounds_and_encoding_reverses_it(
     assert np.allclose(space.encode(values), point, atol=1e-9 * max(scale))
 
 
-def test_rounding_does_not_pass_a_bound() -> None:
-    """A recipe from the edge of the space must count as lying in it when it is given as a baseline."""
+def test_rounding_does_not_exceed_a_bound() -> None:
+    """A recipe from the edge of the space must count as inside when given as a baseline."""
     assert 0.3 + (0.9 - 0.3) > 0.9
     space = SearchSpace([Parameter("a", 0.3, 0.9)])
     assert space.decode([1.0]) == {"a": 0.9}
@@ -61,20 +61,20 @@ def test_points_and_values_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [-0.2, 0.5, 2.4, 3.0, float("nan")])
-def test_a_value_that_is_no_choice_is_refused(value: float) -> None:
+def test_value_that_is_not_a_choice_is_refused(value: float) -> None:
     space = SearchSpace([Parameter.categorical("a", ["x", "y", "z"])])
     with pytest.raises(SpaceError, match="is not one of 0, 1, 2"):
         space.encode({"a": value})
 
 
-def test_families_are_numbered_as_they_come_and_the_fingerprint_does_not_know_them() -> None:
+def test_families_are_numbered_in_order_and_not_part_of_the_fingerprint() -> None:
     families = ("x", "", "y", "x", "", "y")
     space = SearchSpace([Parameter(f"p{index}", 0, 1, family=family) for index, family in enumerate(families)])
     assert space.families == (0, 1, 2, 0, 3, 2)
     assert space.fingerprint == SearchSpace([Parameter(f"p{index}", 0, 1) for index in range(6)]).fingerprint
 
 
-def test_the_fingerprint_tells_spaces_apart() -> None:
+def test_fingerprint_distinguishes_spaces() -> None:
     space = SearchSpace([Parameter("a", 0, 2)])
     assert space.fingerprint == SearchSpace([Parameter("a", 0, 2)]).fingerprint
     assert space.fingerprint != SearchSpace([Parameter("a", 0, 3)]).fingerprint
