@@ -22,7 +22,7 @@ def scored(candidate_id: str, *losses: float, status: Status = Status.OK) -> Eva
 
 
 @given(tables)
-def test_mask_is_what_the_definition_says(losses):
+def test_mask_matches_the_definition(losses):
     expected = [not any((other <= row).all() and (other < row).any() for other in losses) for row in losses]
     assert non_dominated_mask(losses).tolist() == expected
 
@@ -43,7 +43,7 @@ def test_mask_refuses_a_flat_array():
 
 
 @given(tables, st.randoms(use_true_random=False))
-def test_front_is_the_mask_in_any_order(losses, rng):
+def test_front_equals_the_mask_in_any_order(losses, rng):
     objectives = [Objective(name, Direction.MINIMIZE) for name in "abc"[: losses.shape[1]]]
     evaluations = [scored(f"c{i:03d}", *row) for i, row in enumerate(losses)]
     expected = [e.candidate_id for e, kept in zip(evaluations, non_dominated_mask(losses), strict=True) if kept]
@@ -56,7 +56,7 @@ def test_front_is_the_mask_in_any_order(losses, rng):
     assert front.losses.shape == (len(expected), len(objectives))
 
 
-def test_front_says_whether_a_point_entered():
+def test_add_returns_whether_the_point_entered_the_front():
     front = Front(TWO)
     assert front.add(scored("c1", 1.0, 1.0))
     assert not front.add(scored("c2", 2.0, 1.0))
@@ -77,7 +77,7 @@ def test_failed_and_nan_never_enter():
     assert front.hypervolume([1.0, 1.0]) == 0.0
 
 
-def test_front_errors():
+def test_invalid_front_operations_are_errors():
     with pytest.raises(EvaluationError, match="at least one objective"):
         Front([])
     front = Front(TWO)
@@ -102,7 +102,7 @@ def test_maximised_scores_are_flipped():
 
 @settings(max_examples=60)
 @given(tables, st.randoms(use_true_random=False))
-def test_hypervolume_is_monotone_and_blind_to_order(losses, rng):
+def test_hypervolume_is_monotone_and_independent_of_order(losses, rng):
     reference = np.full(losses.shape[1], 5.0)
     whole = hypervolume(losses, reference)
     shuffled = losses[rng.sample(range(len(losses)), len(losses))]
@@ -125,7 +125,7 @@ def test_knee_is_the_bulge():
     assert knee_index([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.2, 0.2, 0.2]]) == 3
 
 
-def test_the_knee_lies_below_the_plane_through_the_extremes():
+def test_knee_lies_below_the_plane_through_the_extremes():
     extremes = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.4, 0.0, 1.0]]
     assert knee_index([*extremes, [0.5, 0.2, 0.1], [0.05, 0.42, 0.38]]) == 4, (
         "below the plane through the unit points it would be 3"
@@ -135,7 +135,7 @@ def test_the_knee_lies_below_the_plane_through_the_extremes():
 def test_knee_of_a_degenerate_front():
     assert knee_index([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]) == 0
     assert knee_index([[0.0, 1.0, 1.0], [10.0, 0.0, 0.0]]) == 1, (
-        "it lies on the plane through the unit points, the other above"
+        "point 1 lies on the plane through the unit points, point 0 above it"
     )
 
 
@@ -147,7 +147,7 @@ def test_knee_of_a_degenerate_front():
         ({"c4": (0, 3), "c1": (3, 0), "c3": (1.5, 2.75)}, {"c1", "c4"}),  # bulges the other way
     ],
 )
-def test_knees_of_a_front(rows, expected):
+def test_knees_are_the_bulges_of_a_front(rows, expected):
     front = Front(TWO)
     for candidate_id, row in rows.items():
         front.add(scored(candidate_id, *row))

@@ -1,4 +1,4 @@
-"""Competition for items against its definition, written out in loops."""
+"""Competition for items compared with its definition, written out in loops."""
 
 import copy
 
@@ -14,7 +14,7 @@ tables = arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 8)), ele
 
 
 @given(tables, st.sampled_from([0.0, 1.0, 2.0]))
-def test_fitness_is_the_papers_sum(scores, alpha):
+def test_fitness_equals_the_papers_sum(scores, alpha):
     for member in range(len(scores)):
         expected = sum(
             scores[member, j] * max(scores[:, j]) / (sum(scores[:, j]) ** alpha or 1.0) for j in range(scores.shape[1])
@@ -23,7 +23,7 @@ def test_fitness_is_the_papers_sum(scores, alpha):
 
 
 @given(tables)
-def test_attraction_is_the_papers_sum(scores):
+def test_attraction_equals_the_papers_sum(scores):
     gains = attraction(scores, 0)
     assert gains[0] == 0.0
     for member in range(1, len(scores)):
@@ -34,7 +34,7 @@ def test_attraction_is_the_papers_sum(scores):
         assert gains[member] == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_lonely_solver_earns_more_than_a_crowd():
+def test_only_solver_of_an_item_earns_more_than_a_crowd():
     fitness = resource_fitness([[1, 1, 0], [1, 1, 0], [1, 1, 0], [0, 0, 1]])
     assert np.argmax(fitness) == 3
     assert fitness.sum() == pytest.approx(3.0)
@@ -42,7 +42,7 @@ def test_a_lonely_solver_earns_more_than_a_crowd():
     assert plain.tolist() == pytest.approx([2.0, 1.0])
 
 
-def test_coverage_and_entropy():
+def test_coverage_and_entropy_of_known_sets():
     assert coverage([[1, 0, 0], [0, 1, 0]]) == pytest.approx(2 / 3)
     assert coverage([[0.5, 0.4]]) == 0.5
     assert coverage(np.empty((0, 3))) == 0.0
@@ -56,16 +56,16 @@ def filled(rows, **options):
     return niches
 
 
-def test_the_weakest_leaves_and_may_be_the_newcomer():
+def test_weakest_leaves_and_may_be_the_newcomer():
     niches = filled([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]])
     assert niches.add([0, 0, 0, 0]) is None
-    assert niches.add([0, 0, 0, 1]) == 0, "two share what the first solves; of equals the first slot leaves"
+    assert niches.add([0, 0, 0, 1]) == 0, "two others share what the first solves; among equals the first slot leaves"
     assert niches.items.tolist() == [[0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 0]]
     assert len(niches) == 3
 
 
-def test_a_partly_solved_item_hands_out_its_best_score():
-    """Capacity: alone with 0.5 on an item earns 0.5, not 1."""
+def test_partly_solved_item_hands_out_its_best_score():
+    """Capacity: being alone on an item with 0.5 earns 0.5, not 1."""
     assert resource_fitness([[0.5, 0.0], [0.0, 1.0]]).tolist() == pytest.approx([0.5, 1.0])
     niches = filled([[0.5, 0.0, 0.0], [0.0, 1.0, 0.0]])
     assert niches.add([0.0, 0.0, 0.4]) is None
@@ -78,11 +78,11 @@ def test_items_outside_the_unit_interval_are_rescaled():
     np.testing.assert_allclose(narrow.scores(), [[0, 0.1], [0.02, 0]], atol=1e-12)
 
 
-def test_parents_are_two_and_the_second_adds_something():
+def test_second_parent_adds_something():
     niches = filled([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]])
     generator = np.random.default_rng(1)
     pairs = {niches.parents(generator) for _ in range(200)}
-    assert pairs == {(0, 2), (1, 0), (1, 2), (2, 0), (2, 1)}, "1 teaches 0 nothing"
+    assert pairs == {(0, 2), (1, 0), (1, 2), (2, 0), (2, 1)}, "1 has nothing to offer 0"
     assert {niches.parents(generator, attracted=False) for _ in range(400)} == {
         (a, b) for a in range(3) for b in range(3) if a != b
     }
@@ -91,11 +91,11 @@ def test_parents_are_two_and_the_second_adds_something():
     assert len({useless.parents(generator) for _ in range(400)}) == 6
     best = filled([[1, 1], [0.5, 0], [0, 0]])
     assert {best.parents(generator) for _ in range(100)} == {(0, 1), (1, 0)}, (
-        "nobody teaches 0: its partner is drawn by share"
+        "no one has anything to offer 0, so its partner is drawn by share"
     )
 
 
-def test_the_first_parent_is_drawn_by_its_share():
+def test_first_parent_is_drawn_by_its_share():
     niches = filled([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]])
     generator = np.random.default_rng(2)
     counts = np.bincount([niches.parents(generator)[0] for _ in range(20_000)], minlength=3) / 20_000
@@ -103,8 +103,8 @@ def test_the_first_parent_is_drawn_by_its_share():
 
 
 @given(arrays(np.float64, (9, 5), elements=st.sampled_from([0.0, 0.25, 1.0, 1.5])), st.sampled_from([0.0, 1.0, 2.0]))
-def test_replacement_is_its_definition(rows, alpha):
-    """Newcomers one by one, also some with scores beyond 1."""
+def test_replacement_follows_the_definition(rows, alpha):
+    """Newcomers are added one by one, some with scores above 1."""
     niches, members = Niches(4, alpha), []
     generator = np.random.default_rng(0)
     for row in rows:
@@ -132,7 +132,7 @@ def test_replacement_is_its_definition(rows, alpha):
     arrays(np.bool_, 6),
     st.sampled_from([0.0, 1.0, 2.0]),
 )
-def test_a_lost_newcomer_is_turned_away_whatever_its_open_items(rows, solved, is_open, alpha):
+def test_lost_newcomer_is_turned_away_whatever_its_open_items(rows, solved, is_open, alpha):
     niches = Niches(5, alpha)
     for row in rows:
         niches.add(row)
@@ -140,13 +140,15 @@ def test_a_lost_newcomer_is_turned_away_whatever_its_open_items(rows, solved, is
     credit, cost, _ = niches.stakes()
     best = copy.deepcopy(niches).add(np.where(is_open, 1.0, solved))
     if niches.stakes().lost(failed):
-        assert best is None, "even if it solves all that is open"
+        assert best is None, "it must be turned away even if it solves all open items"
         assert copy.deepcopy(niches).add(solved) is None
     else:
-        assert best is not None or (credit - cost[failed].sum(axis=0)).max() < 1e-9, "nobody is given up too early"
+        assert best is not None or (credit - cost[failed].sum(axis=0)).max() < 1e-9, (
+            "no newcomer may be given up too early"
+        )
 
 
-def test_nothing_is_lost_while_there_is_room_or_scores_are_rescaled():
+def test_nothing_is_lost_if_there_is_room_or_scores_are_rescaled():
     half_full = Niches(3)
     half_full.add([1.0, 1.0])
     rescaled = filled([[-1.0, 0.5], [1.0, 1.0]])
@@ -155,4 +157,4 @@ def test_nothing_is_lost_while_there_is_room_or_scores_are_rescaled():
     assert not rescaled.stakes().lost(everything)
     full = filled([[1.0, 1.0], [1.0, 0.0]])
     assert full.stakes().lost(everything)
-    assert full.stakes().order.tolist() == [1, 0], "the item with fewer solvers first"
+    assert full.stakes().order.tolist() == [1, 0], "the item with fewer solvers must come first"
