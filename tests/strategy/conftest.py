@@ -1,4 +1,4 @@
-"""Tests of a strategy whose library, an optional extra, is not installed are skipped."""
+"""Skips the tests of a strategy whose library, an optional extra, is not installed."""
 
 import pytest
 

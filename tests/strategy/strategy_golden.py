@@ -1,7 +1,7 @@
 """Golden trajectories: the first 20 proposals of every strategy. `python tests/strategy/strategy_golden.py --write` rewrites the file.
 
-They are those of Python 3.11 and of the versions in `requirements/cpu.txt`: other versions of numpy, scipy, torch and the strategies' libraries may round otherwise,
-and from the first bit that differs a search goes another way (an eigenvector turns, another point of a front is the best).
+They were recorded with Python 3.11 and the versions in `requirements/cpu.txt`: other versions of numpy, scipy, torch and the strategies' libraries may round differently,
+and a single different bit is enough to change the course of a search (an eigenvector turns, another point of a front is the best).
 """
 
 import json
@@ -30,7 +30,7 @@ SAME_ROUNDING = {
 
 
 def first_proposals(case: StrategyCase) -> list[list[float]]:
-    """The first 20 proposals, rounded to `DIGITS` digits: (20, d), or for a crossover its parents, mix, splits and mutation."""
+    """The first 20 proposals, rounded to `DIGITS` digits: (20, d); for a crossover its parents, mix, splits and mutation."""
     driver = Driver(case, case.make())
     while len(driver.trace) < 20:
         driver.run(1)
@@ -50,7 +50,7 @@ def read_golden() -> dict[str, list[list[float]]]:
 
 
 def other_versions() -> str:
-    """Installed libraries whose versions are not those that the trajectories were recorded with; empty where all are."""
+    """Installed libraries whose versions differ from those the trajectories were recorded with; empty if there are none."""
     pinned = dict(line.split("==") for line in PINNED.read_text().splitlines() if "==" in line)
     installed = {dist.name: dist.version for name in LIBRARIES for dist in Distribution.discover(name=name)}
     others = {name: found for name, found in installed.items() if found.split("+")[0] != pinned[name].split("+")[0]}
@@ -63,7 +63,7 @@ def other_versions() -> str:
 
 
 def rounded_alike() -> dict[str, list[list[float]]]:
-    """`first_proposals` of every case by its name, made in a process that rounds as every other machine does."""
+    """`first_proposals` of every case by name, computed in a process with the same rounding on every machine."""
     finished = subprocess.run(
         [sys.executable, __file__], env=os.environ | SAME_ROUNDING, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""At equal budget the learning strategies beat random search, in the median over fixed seeds."""
+"""With the same budget, the learning strategies beat random search in the median over fixed seeds."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ SEEDS = range(5)
 
 
 def search(name, function, dimension, n_objectives, budget, seed, workers=4, **options):
-    """Losses (budget, m) of an asynchronous run with `workers` pending."""
+    """Losses (budget, m) of an asynchronous search with `workers` pending candidates."""
     objectives = [Objective(f"f{i}", Direction.MINIMIZE) for i in range(n_objectives)]
     strategy = make_strategy(name, dimension=dimension, objectives=objectives, seed=seed, **options)
     pending, losses = [], []
@@ -46,21 +46,21 @@ def dtlz2(x):
 
 @pytest.mark.parametrize("options", [{}, {"variant": "sep"}, {"variant": "vkd"}, {"restarts": "bipop"}], ids=str)
 @pytest.mark.parametrize("function", [sphere, rosenbrock])
-def test_cma_es(function, options):
+def test_cma_es_beats_random_search(function, options):
     ours = [search("cma_es", function, 8, 1, 400, seed, **options).min() for seed in SEEDS]
     random = [search("random", function, 8, 1, 400, seed).min() for seed in SEEDS]
     assert np.median(ours) < 0.1 * np.median(random)
 
 
 @pytest.mark.parametrize("name", ["nsga2", "sms_emoa"])
-def test_two_objectives(name):
+def test_two_objective_strategies_beat_random_search(name):
     ours = [hypervolume(search(name, zdt1, 8, 2, 400, seed), [1.1, 1.1]) for seed in SEEDS]
     random = [hypervolume(search("random", zdt1, 8, 2, 400, seed), [1.1, 1.1]) for seed in SEEDS]
     assert np.median(ours) > np.median(random) + 0.1
 
 
 @pytest.mark.parametrize("name", ["nsga2", "nsga3", "sms_emoa"])
-def test_three_objectives(name):
+def test_three_objective_strategies_beat_random_search(name):
     ours = [hypervolume(search(name, dtlz2, 8, 3, 300, seed), [1.1] * 3) for seed in SEEDS]
     random = [hypervolume(search("random", dtlz2, 8, 3, 300, seed), [1.1] * 3) for seed in SEEDS]
     assert np.median(ours) > np.median(random) + 0.05

@@ -1,4 +1,4 @@
-"""`bo` learns fast, uses the noise it is told, steps around failures, and its trust region moves as TuRBO's."""
+"""`bo` learns fast, uses known noise and avoids failures, and its trust region moves as in TuRBO."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ FAST = {"n_initial": 8, "n_samples": 4, "n_restarts": 1, "n_raw": 16, "max_itera
 
 
 def run(strategy, n, score, stderr=0.0, failed=lambda point: False):
-    """Tells `n` results one at a time; the points in their order."""
+    """Tells `n` results one at a time; returns the points in order."""
     points = []
     for _ in range(n):
         (candidate,) = strategy.ask(1)
@@ -49,8 +49,8 @@ def test_nothing_is_compiled(monkeypatch):
     assert not compiled
 
 
-def test_the_unit_of_an_objective_that_is_tiny_or_huge_does_not_matter():
-    """As of the perplexity of models of which most are ruined."""
+def test_scale_of_a_tiny_or_huge_objective_does_not_matter():
+    """As with perplexity when most of the models are ruined."""
     asked = []
     for units in ([1e-5, 1e5], [1e-9, 1e30]):
         strategy = make_strategy("bo", dimension=2, objectives=["a", "b"], seed=1, **FAST)
@@ -64,8 +64,8 @@ def test_the_unit_of_an_objective_that_is_tiny_or_huge_does_not_matter():
     np.testing.assert_allclose(asked[0], asked[1], atol=1e-3)
 
 
-def test_losses_of_usual_size_stay_in_their_unit():
-    """Divided by their deviation, three objectives were optimised much worse."""
+def test_losses_of_usual_size_are_not_rescaled():
+    """Dividing them by their standard deviation made the optimisation of three objectives much worse."""
     strategy = make_strategy("bo", dimension=2, objectives=["a", "b"], seed=1, **FAST)
     scales, acquisition = [], strategy._acquisition
     strategy._acquisition = lambda model, points, losses, scale, seed: (
@@ -81,7 +81,7 @@ def test_losses_of_usual_size_stay_in_their_unit():
     assert all(usual == 1.0 and huge > 1e4 for usual, huge in scales)
 
 
-def test_an_objective_may_differ_by_rounding_alone():
+def test_objective_may_vary_by_rounding_only():
     strategy = make_strategy("bo", dimension=2, objectives=["a", "b"], seed=1, **FAST)
     for number in range(14):
         (candidate,) = strategy.ask(1)
@@ -107,7 +107,7 @@ def test_known_noise_widens_the_posterior():
     assert deviations[1] > 3.0 * deviations[0]
 
 
-def test_a_standard_error_of_zero_counts_as_the_smallest_known():
+def test_standard_error_of_zero_counts_as_the_smallest_known():
     strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST)
     run(strategy, 4, bump, 0.1)
     run(strategy, 4, bump, 0.0)
@@ -116,7 +116,7 @@ def test_a_standard_error_of_zero_counts_as_the_smallest_known():
     assert noise == pytest.approx([noise[0]] * 8)
 
 
-def test_an_objective_without_standard_errors_beside_one_with_them_is_exact():
+def test_objective_without_standard_errors_is_treated_as_exact():
     strategy = make_strategy("bo", dimension=2, objectives=["a", "b"], seed=1, **FAST)
     for value in range(9):
         (candidate,) = strategy.ask(1)
@@ -126,7 +126,7 @@ def test_an_objective_without_standard_errors_beside_one_with_them_is_exact():
     assert noise[1] < 1e-3 < noise[0]
 
 
-def test_failures_keep_it_away():
+def test_failing_regions_are_avoided():
     strategy = make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST)
     points = run(strategy, 26, lambda point: float(point[0]), failed=lambda point: point[0] > 0.7)
     later = points[12:, 0]
@@ -134,7 +134,7 @@ def test_failures_keep_it_away():
     assert max(later[later <= 0.7]) > 0.6
 
 
-def test_the_number_of_threads_and_the_callers_generator_do_not_matter():
+def test_number_of_threads_and_global_generator_do_not_matter():
     traces = []
     for threads in (1, 2):
         before = torch.get_num_threads()
@@ -156,7 +156,7 @@ def test_old_results_are_dropped_beyond_max_points():
     assert losses.min() == pytest.approx(min(told.losses[0] for told in strategy._finished))
 
 
-def test_the_best_results_may_lie_outside_the_box():
+def test_best_results_may_lie_outside_the_trust_region():
     strategy = make_strategy(
         "bo", dimension=40, objectives=["a"], seed=1, trust_region="on", **FAST | {"n_restarts": 8}
     )
@@ -165,13 +165,13 @@ def test_the_best_results_may_lie_outside_the_box():
     assert min(strategy._refine()) >= 0.8
 
 
-def test_flat_losses_and_too_many_objectives():
+def test_constant_losses_work_and_too_many_objectives_are_refused():
     run(make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST), 12, lambda point: 0.5)
     with pytest.raises(ConfigError, match="at most 4 objectives, got 5; use nsga3"):
         make_strategy("bo", dimension=2, objectives=list("abcde"), seed=1)
 
 
-def test_the_trust_region_grows_shrinks_and_gives_up():
+def test_trust_region_grows_shrinks_and_ends():
     region = TrustRegion(6)
     for _ in range(3):
         region.learn(True)
@@ -187,15 +187,15 @@ def test_the_trust_region_grows_shrinks_and_gives_up():
     assert region.exhausted
 
 
-def test_the_centre_is_the_best_or_the_one_the_front_needs_most():
+def test_centre_is_the_best_point_or_the_largest_contributor_to_the_front():
     points = np.eye(3)
     np.testing.assert_array_equal(centre_of(points, np.array([[2.0], [1.0], [3.0]])), points[1])
     front = np.array([[0.0, 1.0], [0.1, 0.1], [1.0, 0.0]])
     np.testing.assert_array_equal(centre_of(points, front), points[1])
 
 
-def test_ruined_models_do_not_spoil_the_process():
-    """Scores that collapse in a fifth of the cube would be all that a standardised process sees."""
+def test_ruined_models_do_not_spoil_the_gaussian_process():
+    """If scores collapse in a fifth of the cube, a process on standardised scores would see nothing else."""
 
     def score(point):
         return -5.0 + bump(point) - 1e6 * (point.sum() > 1.9)

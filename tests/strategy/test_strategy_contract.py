@@ -1,4 +1,4 @@
-"""Every registered strategy keeps the contract, and resumes bit for bit in a new process."""
+"""Every registered strategy fulfils the contract, and resumes bit for bit in a new process."""
 
 import pytest
 
@@ -11,11 +11,11 @@ CASES = strategy_cases()
 
 @pytest.mark.parametrize("check", STRATEGY_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_contract(case, check):
+def test_strategy_fulfils_the_contract(case, check):
     check(case)
 
 
-def test_resume_in_a_new_process():
+def test_strategies_resume_exactly_in_a_new_process():
     cases = [case for case in CASES if lacking_library(case.name) is None]
     jobs = []
     expected = []

@@ -1,4 +1,4 @@
-"""Archives of elites: who is kept, who is drawn, what a child has of its parents; and that they find more kinds of candidates than chance."""
+"""Archives of elites: which candidates are kept and drawn, what children inherit, and that more kinds of candidates are found than by chance."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ SEEDS = {"a": ((0.2, 0.2), (1.0, 0.0)), "b": ((0.8, 0.8), (0.0, 1.0)), "c": ((0.
 
 
 def make(name, scores=SEEDS, **options):
-    """A strategy with seeds whose cells are known, and no Sobol points."""
+    """A strategy with seeds in known cells, and without Sobol points."""
     strategy = make_strategy(name, dimension=2, objectives=["f", "g"], seed=3, **{"n_initial": len(scores), **options})
     candidates = [Candidate(key, VectorGenome(point)) for key, (point, _) in scores.items()]
     results = [
@@ -34,21 +34,21 @@ def archives(strategy):
     return strategy.diagnostics()["archives"]
 
 
-def test_an_archive_for_each_objective_with_the_others_as_axes():
+def test_each_objective_has_an_archive_with_the_others_as_axes():
     strategy = make("cycleqd", n_bins=2)
-    assert archives(strategy) == {}, "cells are not known yet"
+    assert archives(strategy) == {}, "the cells must not be known yet"
     (child,) = strategy.ask(1)
-    # f spans [0, 1], widened to [0, 1.15]: a and c are both below the middle of g's axis, b alone above
+    # f spans [0, 1], widened to [0, 1.15]: a and c are both below the middle of g's axis, only b is above
     assert {name: row["elites"] for name, row in archives(strategy).items()} == {"f": 2, "g": 2}
     assert {name: row["best"] for name, row in archives(strategy).items()} == {"f": "a", "g": "b"}
     assert archives(strategy)["f"]["cells"] == 2
     assert archives(strategy)["f"]["qd_score"] == pytest.approx(1.0 + 0.0)
     tell(strategy, child, 0.3, 0.9)
-    assert archives(strategy)["f"]["qd_score"] == pytest.approx(1.0 + 0.3), "better than b at a high g"
+    assert archives(strategy)["f"]["qd_score"] == pytest.approx(1.0 + 0.3), "the child must replace b at a high g"
     assert archives(strategy)["g"]["best"] == "b"
 
 
-def test_scores_far_from_zero_have_cells_of_their_own():
+def test_scores_far_from_zero_occupy_separate_cells():
     near = {
         "a": ((0.2, 0.2), (-5000.0, -4990.0)),
         "b": ((0.8, 0.8), (-4990.0, -5000.0)),
@@ -59,7 +59,7 @@ def test_scores_far_from_zero_have_cells_of_their_own():
     assert {name: row["elites"] for name, row in archives(strategy).items()} == {"f": 3, "g": 3}
 
 
-def test_without_noise_a_child_lies_on_the_line_through_two_elites_and_names_them():
+def test_child_without_mutation_lies_on_the_line_through_its_parents():
     strategy = make("cycleqd", mutation_sigma=0.0)
     points = {key: np.array(point) for key, (point, _) in SEEDS.items()}
     shares = []
@@ -74,27 +74,27 @@ def test_without_noise_a_child_lies_on_the_line_through_two_elites_and_names_the
     )
 
 
-def test_archives_take_turns_at_giving_the_parents():
+def test_archives_take_turns_in_providing_parents():
     scores = {"p": (0.9, 0.1), "q": (0.6, 0.9), "r": (0.1, 1.0), "s": (0.58, 0.95)}
     strategy = make("cycleqd", {key: ((0.5, 0.5), values) for key, values in scores.items()}, n_bins=2)
-    # the best f at a low and a high g are p and q, the best g at a low and a high f are r and s
+    # p and q have the best f at a low and a high g, r and s the best g at a low and a high f
     pairs = [set(child.parents) for child in strategy.ask(6)]
     assert pairs == [{"p", "q"}, {"r", "s"}] * 3
 
 
-def test_with_equal_weights_a_child_is_the_middle():
+def test_child_of_equally_weighted_parents_is_the_midpoint():
     (child,) = make("cycleqd", crossover_sigma=0.0, mutation_sigma=0.0).ask(1)
     first, second = (np.array(SEEDS[parent][0]) for parent in child.parents)
     np.testing.assert_allclose(child.genome.values, (first + second) / 2)
 
 
-def test_weights_of_parents_that_cancel_out_do_not_run_away():
+def test_parent_weights_that_cancel_keep_children_in_bounds():
     for child in make("cycleqd", crossover_sigma=10.0, mutation_sigma=0.0).ask(200):
         assert all(0.0 <= value <= 1.0 for value in child.genome.values)
 
 
 def test_parents_are_drawn_by_quality_and_axes():
-    """By the product of both, scaled to [0.5, 0.8] within the archive (the paper's elite sampling)."""
+    """In proportion to the product of both, each scaled to [0.5, 0.8] within the archive (elite sampling in the paper)."""
     scores = {key: ((0.5, 0.5), (value, value)) for key, value in {"worst": 0.0, "middle": 0.5, "best": 1.0}.items()}
     n = 4000
     drawn = Counter(child.parents[0] for child in make("cycleqd", scores).ask(n))
@@ -102,7 +102,7 @@ def test_parents_are_drawn_by_quality_and_axes():
         assert drawn[name] / n == pytest.approx(worth / (0.5**2 + 0.65**2 + 0.8**2), abs=0.03)
 
 
-def test_with_a_least_weight_of_nothing_the_worst_are_never_drawn_but_two_there_are():
+def test_two_distinct_parents_are_drawn_even_if_the_worst_have_zero_weight():
     strategy = make("cycleqd", alpha_low=0.0, alpha_high=1.0)
     assert all(len(set(child.parents)) == 2 for child in strategy.ask(50))
 
@@ -118,7 +118,7 @@ def test_map_elites_keeps_one_archive_of_the_weighted_mean():
     assert report["qd_score"] == pytest.approx(0.75 + 0.25)
 
 
-def test_failed_and_scarce_results_leave_it_to_the_design():
+def test_design_continues_after_failed_or_too_few_results():
     strategy = make_strategy("cycleqd", dimension=3, objectives=["f", "g"], seed=0, n_initial=4)
     sobol = make_strategy("cycleqd", dimension=3, objectives=["f", "g"], seed=0, n_initial=1000)
     for candidate in strategy.ask(8):
@@ -128,7 +128,7 @@ def test_failed_and_scarce_results_leave_it_to_the_design():
 
 
 @pytest.mark.parametrize("later", [(0.7, 0.5), (0.5, 0.2)])
-def test_where_all_score_the_same_the_design_goes_on_until_a_score_differs(later):
+def test_design_continues_while_all_scores_are_equal(later):
     strategy = make("cycleqd", {key: (point, (0.5, 0.5)) for key, (point, _) in SEEDS.items()})
     children = strategy.ask(3)
     assert [child.parents for child in children] == [(), (), ()]
@@ -140,7 +140,7 @@ def test_where_all_score_the_same_the_design_goes_on_until_a_score_differs(later
     assert max(row["elites"] for row in archives(strategy).values()) >= 2
 
 
-def test_choices_are_those_of_a_parent_or_mutated():
+def test_children_inherit_or_mutate_choices():
     strategy = make_strategy(
         "cycleqd", dimension=2, objectives=["f", "g"], seed=1, n_initial=6, choices=(0, 4), mutation_sigma=0.3
     )
@@ -151,7 +151,7 @@ def test_choices_are_those_of_a_parent_or_mutated():
         if candidate.parents:
             seen.add(value[1])
         tell(strategy, candidate, value[0], 1.0 - value[0] + 0.001 * index)
-    assert seen == {0.125, 0.375, 0.625, 0.875}, "middles of choices, all reached"
+    assert seen == {0.125, 0.375, 0.625, 0.875}, "the middle of every choice must be reached, and nothing else"
 
 
 @pytest.mark.parametrize(
@@ -163,13 +163,13 @@ def test_choices_are_those_of_a_parent_or_mutated():
         ("map_elites", ["f", "g"], {"alpha_low": 0.5}, "no option 'alpha_low'"),
     ],
 )
-def test_what_cannot_work_is_refused(name, objectives, options, message):
+def test_invalid_settings_are_refused(name, objectives, options, message):
     with pytest.raises(ConfigError, match=message):
         make_strategy(name, dimension=2, objectives=objectives, seed=0, **options)
 
 
 def skills(x):
-    """Two losses in [0, 1] with optima that lie apart, and five coordinates that only harm."""
+    """Two losses in [0, 1] with different optima, and five coordinates that only do harm."""
     harm = np.sum((x[2:] - 0.35) ** 2)
     return [
         1.0 - np.exp(-3.0 * ((x[0] - 0.2) ** 2 + (x[1] - 0.3) ** 2 + harm)),
@@ -178,7 +178,7 @@ def skills(x):
 
 
 def quality_diversity(losses):
-    """The QD score of archives for both, of 15 cells between a loss of 1 and of 0."""
+    """The QD score of archives for both losses, each with 15 cells between a loss of 1 and 0."""
     total = 0.0
     for index in (0, 1):
         grid = EliteGrid([-1.0], [0.0], 15)
@@ -190,7 +190,7 @@ def quality_diversity(losses):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cycleqd", "map_elites"])
-def test_more_kinds_of_good_candidates_than_by_chance(name):
+def test_more_kinds_of_good_candidates_are_found_than_by_chance(name):
     ours, chance = (
         [quality_diversity(search(which, skills, 7, 2, 150, seed)) for seed in range(5)] for which in (name, "random")
     )

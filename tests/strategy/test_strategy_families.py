@@ -1,4 +1,4 @@
-"""Coordinates that belong together: what `cma_es` and the population-based strategies make of them."""
+"""Related coordinates: how `cma_es` and the population-based strategies use families."""
 
 import moocore
 import numpy as np
@@ -16,7 +16,7 @@ def families_of(n_families, n_members):
 
 
 def true_loss(seed, budget, families, spread, **options):
-    """What is recommended, when each family's optimum is a level and offsets of `spread` around it; four pending, noise."""
+    """True loss of the recommended candidate if each family's optimum is a level plus offsets of `spread`; four pending candidates, noisy scores."""
     generator = np.random.default_rng(seed)
     levels = generator.uniform(0.2, 0.8, max(families) + 1)[list(families)]
     optimum = np.clip(levels + spread * generator.standard_normal(len(families)), 0.0, 1.0)
@@ -59,7 +59,7 @@ def test_unrelated_members_cost_little():
         ((0, 1) * 16, {}, 1.0 - 8 / 30),
     ],
 )
-def test_the_first_steps_of_a_family_go_together(families, options, expected):
+def test_first_steps_of_a_family_are_correlated(families, options, expected):
     strategy = make_strategy(
         "cma_es", dimension=len(families), families=families, objectives=GOAL, seed=1, sigma0=0.05, **options
     )
@@ -79,18 +79,18 @@ def test_the_first_steps_of_a_family_go_together(families, options, expected):
         ((0,) * 14, {"variant": "sep"}),
     ],
 )
-def test_proposals_are_the_usual_ones_where_little_goes_together(families, options):
+def test_proposals_are_unchanged_if_few_coordinates_are_related(families, options):
     arguments = {"dimension": len(families), "objectives": GOAL, "seed": 1, **options}
     assert make_strategy("cma_es", families=families, **arguments).ask(8) == make_strategy("cma_es", **arguments).ask(8)
 
 
-def test_families_must_fit_and_only_those_who_ask_are_told():
+def test_families_are_checked_and_passed_only_to_strategies_that_use_them():
     with pytest.raises(ConfigError, match=r"one number per coordinate \(3\), got 2"):
         make_strategy("cma_es", dimension=3, families=(0, 0), objectives=GOAL, seed=1)
     assert make_strategy("random", dimension=2, families=(0, 0), objectives=GOAL, seed=1).families is None
 
 
-def test_results_of_a_search_that_knew_no_families_are_gone_on_from():
+def test_results_of_a_search_without_families_can_be_continued():
     def loss(candidate):
         return float(np.sum((np.array(candidate.point) - 0.3) ** 2))
 
@@ -111,7 +111,7 @@ def test_results_of_a_search_that_knew_no_families_are_gone_on_from():
     assert loss(new.recommend()) < 0.5 * before
 
 
-def test_a_model_learns_the_levels_first():
+def test_model_learns_the_levels_first():
     families = np.array(families_of(2, 8))
     model = RankWeightedQuadratic(16, 8, full=False, families=families)
     generator = np.random.default_rng(1)
@@ -127,7 +127,7 @@ def test_a_model_learns_the_levels_first():
     np.testing.assert_allclose(found, best[families], atol=1e-6)
 
 
-def test_a_model_with_families_becomes_a_full_quadratic():
+def test_model_with_families_becomes_a_full_quadratic():
     generator = np.random.default_rng(1)
     root = generator.normal(size=(6, 6))
     hessian, optimum = root @ root.T, np.array([0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
@@ -137,7 +137,7 @@ def test_a_model_with_families_becomes_a_full_quadratic():
     np.testing.assert_allclose(model.minimum(np.full(6, 0.5), np.eye(6), 2.0), optimum, atol=1e-6)
 
 
-def test_between_levels_and_a_full_quadratic_come_what_coordinates_do_on_their_own():
+def test_model_adds_individual_coordinates_before_the_full_quadratic():
     families = (0, 0, 0, 1, 1, 1, 2)
     model = RankWeightedQuadratic(7, 8, full=False, families=families)
     generator = np.random.default_rng(1)
@@ -153,7 +153,7 @@ def test_between_levels_and_a_full_quadratic_come_what_coordinates_do_on_their_o
 
 
 @pytest.mark.parametrize("name", ["nsga2", "sms_emoa"])
-def test_a_first_population_takes_families_together_and_fills_the_cube(name):
+def test_first_population_correlates_families_and_fills_the_cube(name):
     goals, families = [Objective("a"), Objective("b")], (0, 1) * 6
     strategy = make_strategy(name, dimension=12, families=families, objectives=goals, seed=1, population_size=512)
     points = np.array([candidate.point for candidate in strategy.ask(512)])
@@ -169,14 +169,14 @@ def test_a_first_population_takes_families_together_and_fills_the_cube(name):
 @pytest.mark.parametrize(
     ("families", "options"), [((0,) * 6 + (1,) * 6, {"group_correlation": 0.0}), ((0, 0, 0, 1, 1, 1), {})]
 )
-def test_without_correlation_a_first_population_is_the_usual_one(families, options):
+def test_first_population_is_unchanged_without_correlation(families, options):
     arguments = {"dimension": len(families), "objectives": ["a", "b"], "seed": 1}
     found = make_strategy("nsga2", families=families, **arguments, **options).ask(20)
     assert found == make_strategy("nsga2", **arguments).ask(20)
 
 
 def hypervolume_of(seed, **options):
-    """What 100 candidates of `nsga2` dominate of [0, 1]^2, two losses with optima of their own, levels and small differences."""
+    """The share of [0, 1]^2 dominated by 100 candidates of `nsga2`; two losses with separate optima, each with levels and small differences."""
     families, generator = families_of(3, 8), np.random.default_rng(seed)
     levels = generator.uniform(0.2, 0.8, (2, 3))[:, families]
     optima = np.clip(levels + 0.06 * generator.standard_normal((2, 24)), 0.0, 1.0)
@@ -191,7 +191,7 @@ def hypervolume_of(seed, **options):
     return moocore.hypervolume(np.array(losses), ref=[1.0, 1.0])
 
 
-def test_a_front_over_groups_is_found_sooner():
+def test_front_over_groups_is_found_sooner():
     known = [hypervolume_of(seed) for seed in range(5)]
     unknown = [hypervolume_of(seed, group_correlation=0.0) for seed in range(5)]
     assert np.mean(known) > np.mean(unknown) + 0.08

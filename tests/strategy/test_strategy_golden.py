@@ -1,4 +1,4 @@
-"""Seeded trajectories stay what they were, as long as the libraries do; a strategy without one fails the coverage test."""
+"""Seeded trajectories stay the same as long as the libraries do; a strategy without a recorded trajectory fails the coverage test."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_every_case_has_a_trajectory():
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_trajectory(case, proposals):
+def test_trajectory_is_unchanged(case, proposals):
     for found, recorded in zip(proposals[str(case)], read_golden()[str(case)], strict=True):
         if other_versions() and not np.allclose(found, recorded, atol=2e-6):
             pytest.xfail(f"recorded with other versions: {other_versions()}")

@@ -1,4 +1,4 @@
-"""Natural niches: specialists survive where a plain genetic algorithm loses them."""
+"""Natural niches: specialists survive that a plain genetic algorithm loses."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ CENTRES = np.random.default_rng(3).random((12, 6))
 
 
 def evaluate(candidate):
-    """Twelve items in two unequal groups: each is solved near its own centre."""
+    """Twelve items in two unequal groups; an item is solved near its own centre."""
     distance = np.linalg.norm(np.array(candidate.genome.values) - CENTRES, axis=1)
     items = (distance < 0.55).astype(np.float32)
     return Evaluation(
@@ -33,8 +33,8 @@ def test_competition_keeps_more_items_covered():
     assert np.mean(niches) > np.mean(genetic) + 1.0
 
 
-def test_a_recipes_choices_are_those_of_a_parent():
-    """A mean of the first and the last choice would be one of those between."""
+def test_children_inherit_choices_from_a_parent():
+    """The mean of the first and the last choice would be one of the choices between them."""
     strategy = make_strategy(
         "m2n2",
         dimension=4,
@@ -55,7 +55,7 @@ def test_a_recipes_choices_are_those_of_a_parent():
     assert len({child.genome.values for child in children}) == 6
 
 
-def test_candidates_with_another_number_of_items_stay_out():
+def test_candidates_with_a_different_number_of_items_are_not_archived():
     strategy = make_strategy("m2n2", dimension=6, objectives=[Objective("t")], seed=1, on="recipes", population_size=4)
     first, second = strategy.ask(2)
     strategy.tell([evaluate(first)])
@@ -80,7 +80,7 @@ def told(candidate, items, status=Status.OK):
 SEEDS = [Candidate(f"source:{i}", VectorGenome(tuple(float(i == k) for k in range(3)))) for i in range(3)]
 
 
-def test_seed_models_then_random_merges_of_them_then_children():
+def test_seed_models_come_first_then_random_merges_then_children():
     strategy = crossing()
     first = strategy.ask(3)
     assert [candidate.genome for candidate in first] == [seed.genome for seed in SEEDS]
@@ -91,7 +91,7 @@ def test_seed_models_then_random_merges_of_them_then_children():
     members = {candidate_id for candidate_id, _ in strategy.archive}
     children = strategy.ask(40)
     assert {parent for child in children for parent in child.parents} <= members
-    assert not {parent for child in children for parent in child.parents} <= ids, "descendants mate as well"
+    assert not {parent for child in children for parent in child.parents} <= ids, "descendants must become parents too"
     assert all(child.genome.parents == child.parents and child.parents[0] != child.parents[1] for child in children)
 
 
@@ -103,14 +103,14 @@ def test_given_seeds_are_not_proposed_again():
     assert all(isinstance(candidate.genome, CrossoverGenome) for candidate in rest)
 
 
-def test_a_failed_seed_model_is_left_out_of_the_warm_up():
+def test_failed_seed_model_is_left_out_of_the_warm_up():
     strategy = crossing(warm_up=20)
     first = strategy.ask(3)
     strategy.tell([told(first[0], [], Status.FAILED), told(first[1], [1, 0]), told(first[2], [0, 1])])
     assert {parent for candidate in strategy.ask(20) for parent in candidate.parents} == {first[1].id, first[2].id}
 
 
-def test_switches_of_the_crossover():
+def test_crossover_options_are_applied():
     plain = crossing(split_point=False, chromosomes=3, warm_up=9).ask(9)[3:]
     assert all(candidate.genome.splits == (0.0, 0.0, 0.0) for candidate in plain)
     noisy = crossing(mutation_sigma=0.01, warm_up=9).ask(9)[3:]
@@ -118,7 +118,7 @@ def test_switches_of_the_crossover():
     assert len({candidate.genome.mutation.seed for candidate in noisy}) == 6
 
 
-def test_what_cannot_be_crossed_is_refused():
+def test_invalid_crossover_settings_are_refused():
     with pytest.raises(ConfigError, match="at least two"):
         crossing(n_models=1)
     with pytest.raises(ConfigError, match="chromosomes"):

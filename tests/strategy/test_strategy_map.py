@@ -1,4 +1,4 @@
-"""The quadratic surrogate finds a quadratic and says how good it is; Bayesian MAP looks where it errs; nested MAP makes a tree."""
+"""The quadratic surrogate recovers a quadratic and reports its quality; Bayesian MAP samples where it errs; nested MAP builds a tree."""
 
 import numpy as np
 import pytest
@@ -17,14 +17,14 @@ def sample(n, dimension, seed=0):
     return np.random.default_rng(seed).random((n, dimension))
 
 
-def test_counts_and_features():
+def test_number_of_coefficients_and_features():
     assert n_coefficients(3) == 10
     assert quadratic_features(sample(5, 3)).shape == (5, 10)
     assert n_coefficients(3, diagonal=True) == 7
     assert quadratic_features(sample(5, 3), diagonal=True).shape == (5, 7)
 
 
-def test_an_exact_quadratic_is_recovered():
+def test_exact_quadratic_is_recovered():
     def truth(x):
         return 1.0 + x @ [1.0, -2.0, 0.5] + 3.0 * x[:, 0] * x[:, 1]
 
@@ -36,7 +36,7 @@ def test_an_exact_quadratic_is_recovered():
 
 
 @pytest.mark.parametrize("link", ["logit", "softplus"])
-def test_links_keep_the_range_and_fit_their_own_kind(link):
+def test_links_keep_the_range_and_fit_matching_functions(link):
     def truth(x):
         inner = 2.0 * x[:, 0] - 3.0 * (x[:, 1] - 0.4) ** 2
         return 1.0 / (1.0 + np.exp(-inner)) if link == "logit" else np.logaddexp(0.0, inner)
@@ -58,12 +58,12 @@ def test_noise_is_not_mistaken_for_signal():
     assert np.ptp(model.predict(points)) < 2.0 * np.ptp(noise)
 
 
-def test_constant_scores_do_no_harm():
+def test_constant_scores_can_be_fitted():
     model = fit_quadratic(sample(4, 2), np.ones(4), "logit")
     assert model.predict(sample(3, 2)) == pytest.approx(np.full(3, 1.0), abs=0.006)
 
 
-def test_above_zero_softplus_and_identity_take_turns():
+def test_losses_above_zero_alternate_between_softplus_and_identity():
     points = np.random.default_rng(0).random((9, 2))
     losses = np.column_stack([1.0 + points.sum(axis=1), points[:, 0]])
     goals = (Objective("a", Direction.MINIMIZE), Objective("b", Direction.MINIMIZE))
@@ -82,7 +82,7 @@ def test_link_follows_the_range():
     assert choose_link(np.array([-0.5, 2.0])) == "identity"
 
 
-def test_leave_one_out_is_what_refitting_without_the_point_gives():
+def test_leave_one_out_errors_equal_refitting_without_the_point():
     points = sample(60, 2)
     truth = 1.0 / (1.0 + np.exp(3.0 * points[:, 0] - 2.0 * points[:, 1]))
     scores = np.clip(truth + np.random.default_rng(2).normal(0.0, 0.02, 60), 0.0, 1.0)
@@ -101,7 +101,7 @@ def test_bins_cover_the_directions():
     assert bin_numbers(points).tolist() == bin_numbers(0.3 * points).tolist()
 
 
-def test_unvisited_bins_are_as_interesting_as_the_worst_known():
+def test_unvisited_bins_score_as_high_as_the_worst_known_bin():
     points = sample(6, 3)
     errors = np.linspace(0.1, 0.6, 6)
     waiting = np.array([[0.01, 0.02, 1.0]])
@@ -132,7 +132,7 @@ def told(strategy, scores_of, n):
     return strategy
 
 
-def test_diagnostics_tell_the_quality_of_the_surrogates():
+def test_diagnostics_report_the_quality_of_the_surrogates():
     def scores_of(x):
         return {"smooth": float(np.mean(x)), "rough": float(np.sin(1e4 * x.sum()))}
 
@@ -143,7 +143,7 @@ def test_diagnostics_tell_the_quality_of_the_surrogates():
     assert quality["rough"] < 0.5
 
 
-def test_a_tree_beats_random_search_over_twelve_sources_that_hurt_each_other():
+def test_nested_tree_beats_random_search_over_twelve_conflicting_sources():
     def scores_of(x):
         return {f"t{k}": float(1.0 / (1.0 + np.exp(1.0 - 7.2 * x[k] + 1.2 * x.sum()))) for k in range(12)}
 
@@ -162,13 +162,13 @@ def test_a_tree_beats_random_search_over_twelve_sources_that_hurt_each_other():
     assert mean > 1.3 * best_mean("random")[1]
 
 
-def test_a_diagonal_model_finds_a_front_in_many_dimensions():
+def test_diagonal_model_finds_a_front_in_many_dimensions():
     ours = hypervolume(search("map", zdt1, 20, 2, 100, 0), [1.1, 1.1])
     assert ours > 0.5
     assert hypervolume(search("map", zdt1, 20, 2, 100, 0, model="quadratic"), [1.1, 1.1]) < 0.5 * ours
 
 
-def test_variants_refuse_spaces_that_they_are_not_for():
+def test_variants_refuse_unsuitable_spaces():
     with pytest.raises(ConfigError, match=r"903 coefficients.*at most 861.*diagonal"):
         make_strategy("map", dimension=41, objectives=["a"], seed=1, model="quadratic")
     make_strategy("map", dimension=41, objectives=["a"], seed=1)
@@ -185,8 +185,8 @@ def test_variants_refuse_spaces_that_they_are_not_for():
 
 @pytest.mark.parametrize("n_objectives", [1, 2])
 @pytest.mark.parametrize("bayesian", [False, True])
-def test_a_front_of_one_point_is_evaluated_once(n_objectives, bayesian):
-    """Where all objectives want the same corner, the surrogates' front is that corner, which was the proposal for ever."""
+def test_front_of_one_point_is_evaluated_once(n_objectives, bayesian):
+    """If all objectives have their optimum in the same corner, the surrogates' front is that corner; it used to be proposed again and again."""
     objectives = [Objective(f"f{i}", Direction.MINIMIZE) for i in range(n_objectives)]
     strategy = make_strategy("map", dimension=3, objectives=objectives, seed=0, bayesian=bayesian)
     seen = set()
@@ -200,8 +200,8 @@ def test_a_front_of_one_point_is_evaluated_once(n_objectives, bayesian):
     assert strategy.recommend().point == (1.0,) * 3
 
 
-def test_leave_one_out_says_so_where_a_fit_reproduces_its_points():
-    """Fewer points than coefficients: every point is met, and none was predicted."""
+def test_leave_one_out_is_poor_if_the_fit_interpolates_its_points():
+    """With fewer points than coefficients, every point is fitted exactly but none is predicted."""
     points = sample(12, 4)
     scores = np.sin(12.0 * points[:, 0]) * np.cos(9.0 * points[:, 1])
     model = fit_quadratic(points, scores, "identity")
@@ -213,7 +213,7 @@ def test_leave_one_out_says_so_where_a_fit_reproduces_its_points():
         assert model.loo_errors[row] == pytest.approx(scores[row] - refitted[0], rel=1e-3)
 
 
-def test_a_best_loss_that_most_have_leaves_the_others_apart():
+def test_taming_keeps_losses_distinct_if_most_equal_the_best():
     losses = np.array([[22.0, 9.0], [22.0, 5.0], [22.0, 6.0], [24.0, 7.0], [30.0, 900.0]])
     kept = tamed(losses, 5)
     np.testing.assert_array_equal(kept[:, 0], losses[:, 0])
@@ -221,7 +221,7 @@ def test_a_best_loss_that_most_have_leaves_the_others_apart():
 
 
 def test_ruined_models_do_not_spoil_the_surrogates():
-    """A perplexity that explodes where weights are large, in a fifth of the cube: the front of the rest is found all the same."""
+    """Perplexity explodes for large weights, in a fifth of the cube; the front of the rest must still be found."""
 
     def ruined(factor):
         def losses(x):
@@ -237,8 +237,8 @@ def test_ruined_models_do_not_spoil_the_surrogates():
 
 
 @pytest.mark.parametrize("link", ["identity", "logit"])
-def test_a_fit_to_many_results_is_that_of_a_full_decomposition(link, monkeypatch):
-    """Also where a coordinate is always the same and two are always equal."""
+def test_fit_to_many_results_equals_a_full_decomposition(link, monkeypatch):
+    """Even if one coordinate is constant and two are always equal."""
     generator = np.random.default_rng(0)
     points = generator.random((600, 6))
     points[:, 4], points[:, 5] = 0.5, points[:, 3]

@@ -1,4 +1,4 @@
-"""Spaces with categorical coordinates: what is proposed, and that the choices are found."""
+"""Spaces with categorical coordinates: valid proposals, and the right choices are found."""
 
 from itertools import product
 
@@ -19,7 +19,7 @@ OPTIONS = {"m2n2": {"on": "recipes"}, "bo": QUICK_BO}
 
 
 def score(values: tuple[float, ...]) -> float:
-    """0 where every choice is the wanted one and both real coordinates are 0.3, less elsewhere."""
+    """0 if every choice is the wanted one and both real coordinates are 0.3, less otherwise."""
     chosen = [int(value * count) for value, count in zip(values[:4], CHOICES[:4], strict=True)]
     wrong = sum(one != other for one, other in zip(chosen, WANTED, strict=True))
     return -wrong - 4 * float(np.sum((np.array(values[4:]) - 0.3) ** 2))
@@ -37,7 +37,7 @@ def best_of(name: str, seed: int, n: int = 150) -> float:
 
 
 @pytest.mark.parametrize("name", ["catcma", "ga"])
-def test_the_choices_are_found_where_random_search_does_not(name: str) -> None:
+def test_choices_are_found_that_random_search_misses(name: str) -> None:
     seeds = range(5)
     found = [best_of(name, seed) for seed in seeds]
     random = [best_of("random", seed) for seed in seeds]
@@ -47,7 +47,7 @@ def test_the_choices_are_found_where_random_search_does_not(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["catcma", "ga", "nsga2"])
-def test_a_categorical_coordinate_takes_the_middles_of_its_choices(name: str) -> None:
+def test_categorical_coordinates_take_the_middles_of_choices(name: str) -> None:
     strategy = make_strategy(name, dimension=2, objectives=["f"], seed=1, choices=(3, 0), population_size=4)
     seen = set()
     for index in range(40):
@@ -67,8 +67,8 @@ def test_wrong_choices_are_refused(choices: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "name", ["bo", "catcma", "cma_es", "map", "random", "sobol", "ga", "nsga2", "optuna", "nevergrad", "m2n2"]
 )
-def test_what_is_known_is_not_evaluated_again(name):
-    """Of 27 points each is evaluated once; with all of them known there is a reason to stop, also after a resume."""
+def test_known_points_are_not_evaluated_again(name):
+    """Each of 27 points is evaluated once; once all are known there is a reason to stop, even after a resume."""
     if (missing := lacking_library(name)) is not None:
         pytest.skip(f"{missing} is not installed")
     made = {"choices": (3, 3, 3), "dimension": 3, "objectives": [Objective("t")], "seed": 1, **OPTIONS.get(name, {})}
@@ -109,7 +109,7 @@ def test_what_is_known_is_not_evaluated_again(name):
         ("m2n2", {"on": "recipes"}),
     ],
 )
-def test_what_is_pending_is_not_evaluated_twice(name, options):
+def test_pending_points_are_not_evaluated_twice(name, options):
     if (missing := lacking_library(name)) is not None:
         pytest.skip(f"{missing} is not installed")
     goals = [Objective("t"), Objective("u")] if name == "cycleqd" else [Objective("t")]
@@ -119,8 +119,8 @@ def test_what_is_pending_is_not_evaluated_twice(name, options):
 
 
 @pytest.mark.parametrize("name", ["catcma", "random", "optuna", "nevergrad"])
-def test_a_recorded_proposal_takes_the_place_of_the_uniform_point_that_replaced_one(name):
-    """One point of 32 is left and hardly ever sampled, and the record, as of an earlier version, asks again what is pending."""
+def test_recorded_proposal_replaces_a_uniform_substitute(name):
+    """One of 32 points is left and rarely sampled; the record, as from an earlier version, repeats pending points."""
     if (missing := lacking_library(name)) is not None:
         pytest.skip(f"{missing} is not installed")
     strategy = make_strategy(name, dimension=5, objectives=[Objective("t")], seed=0, choices=(2,) * 5)
@@ -138,8 +138,8 @@ def test_a_recorded_proposal_takes_the_place_of_the_uniform_point_that_replaced_
 @pytest.mark.parametrize(
     "name", ["catcma", "cma_es", "cycleqd", "map", "random", "sobol", "ga", "nsga2", "optuna", "nevergrad", "m2n2"]
 )
-def test_the_last_points_of_a_space_are_found(name: str) -> None:
-    """Two of 1024, which uniform points hit seldom; after them there is a reason to stop."""
+def test_last_points_of_a_space_are_found(name: str) -> None:
+    """Two of 1024 points are left, which uniform sampling rarely hits; after them there is a reason to stop."""
     if (missing := lacking_library(name)) is not None:
         pytest.skip(f"{missing} is not installed")
     made = OPTIONS.get(name, {})
@@ -158,8 +158,8 @@ def test_the_last_points_of_a_space_are_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bo", "map"])
-def test_surrogates_are_fitted_to_choices_and_not_to_numbers(name: str) -> None:
-    """Beside real coordinates too: what is proposed is in the middle of a choice, and no choices are tried twice with the same numbers."""
+def test_surrogates_are_fitted_to_choices_rather_than_raw_numbers(name: str) -> None:
+    """Next to real coordinates too, proposals lie in the middle of a choice, and no choices are tried twice with the same numbers."""
     if (missing := lacking_library(name)) is not None:
         pytest.skip(f"{missing} is not installed")
     strategy = make_strategy(
@@ -173,7 +173,7 @@ def test_surrogates_are_fitted_to_choices_and_not_to_numbers(name: str) -> None:
 
 
 def test_map_finds_the_best_of_729_choices():
-    """Of six coordinates with three choices each, of which every two depend on each other a little."""
+    """Six coordinates with three choices each; every pair of coordinates interacts a little."""
     found = 0
     for seed in range(4):
         generator = np.random.default_rng(seed)
@@ -195,7 +195,7 @@ def test_map_finds_the_best_of_729_choices():
 
 
 def repeats_without_effect(name: str, *, told_of_it: bool) -> int:
-    """How many of 60 candidates differ from an earlier one only in coordinates that its choice has no use for."""
+    """How many of 60 candidates differ from an earlier one only in coordinates that the chosen method does not use."""
     condition = ("method", (1,)) if told_of_it else None
     pruned = [Parameter(f"density[{number}]", 0.0, 1.0, used_with=condition) for number in range(3)]
     space = SearchSpace([Parameter.categorical("method", ("plain", "sparse")), Parameter("weight", 0.0, 1.0), *pruned])
@@ -213,12 +213,12 @@ def repeats_without_effect(name: str, *, told_of_it: bool) -> int:
 
 
 @pytest.mark.parametrize("name", ["ga", "nsga2"])
-def test_points_that_differ_only_where_it_has_no_effect_are_one(name: str) -> None:
+def test_points_that_differ_only_in_unused_coordinates_count_as_equal(name: str) -> None:
     assert repeats_without_effect(name, told_of_it=True) == 0
     assert repeats_without_effect(name, told_of_it=False) > 0
 
 
-def test_a_search_ends_when_the_last_points_are_pending():
+def test_search_ends_once_the_last_points_are_pending():
     strategy = make_strategy("random", dimension=2, objectives=[Objective("t")], seed=1, choices=(3, 3))
     assert not strategy.stop_reasons()
     assert len({tuple(int(value * 3) for value in candidate.point) for candidate in strategy.ask(9)}) == 9
@@ -226,7 +226,7 @@ def test_a_search_ends_when_the_last_points_are_pending():
 
 
 def told(strategy: Strategy, n_evaluations: int, n_pending: int) -> list[Candidate]:
-    """All candidates of a search for small sums; it ends where the strategy has a reason to stop."""
+    """All candidates of a search for small sums, which ends if the strategy has a reason to stop."""
     asked: list[Candidate] = []
     pending: list[Candidate] = []
     for _ in range(n_evaluations):
@@ -242,7 +242,7 @@ def told(strategy: Strategy, n_evaluations: int, n_pending: int) -> list[Candida
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_parents_of_what_is_proposed_beside_known_points_were_asked_before(seed: int) -> None:
+def test_parents_were_proposed_before_their_children(seed: int) -> None:
     strategy = make_strategy(
         "m2n2", dimension=3, objectives=[Objective("t")], seed=seed, choices=(3, 3, 0), on="recipes"
     )
@@ -257,8 +257,8 @@ def test_parents_of_what_is_proposed_beside_known_points_were_asked_before(seed:
     assert len(members) == len(set(members))
 
 
-def test_a_design_point_that_is_pending_makes_way_for_the_next_of_the_design():
-    """The archive of m2n2 is filled from the design, however often that repeats itself."""
+def test_pending_design_point_is_replaced_by_the_next_of_the_design():
+    """The archive of m2n2 is filled from the design even if the design repeats itself often."""
     for seed in range(10):
         strategy = make_strategy(
             "m2n2", dimension=2, objectives=["t"], seed=seed, choices=(3, 3), on="recipes", population_size=7
@@ -270,8 +270,8 @@ def test_a_design_point_that_is_pending_makes_way_for_the_next_of_the_design():
 
 
 @pytest.mark.parametrize("optimizer", ["LHSSearch", "MetaCauchyRecentering", "Portfolio"])
-def test_a_plan_of_nevergrad_is_carried_out_to_its_end(optimizer: str) -> None:
-    """Also in a space of choices, where it repeats itself: what is known does not use up a plan."""
+def test_nevergrad_plan_is_carried_out_to_its_end(optimizer: str) -> None:
+    """Even in a space of choices, where it repeats itself: known points do not use up the plan."""
     pytest.importorskip("nevergrad")
     made = {"dimension": 4, "objectives": [Objective("t")], "seed": 1, "choices": (3,) * 4}
     strategy = make_strategy("nevergrad", optimizer=optimizer, budget=40, **made)
@@ -279,7 +279,7 @@ def test_a_plan_of_nevergrad_is_carried_out_to_its_end(optimizer: str) -> None:
     assert strategy.stop_reasons() == {"plan": 40}
 
 
-def test_plans_that_share_a_budget_of_nevergrad_may_end_before_it() -> None:
+def test_nevergrad_plans_that_share_a_budget_may_end_early() -> None:
     pytest.importorskip("nevergrad")
     made = {"dimension": 5, "objectives": [Objective("t")], "seed": 1}
     strategy = make_strategy("nevergrad", optimizer="NGOptSingle16", budget=60, **made)
@@ -288,7 +288,7 @@ def test_plans_that_share_a_budget_of_nevergrad_may_end_before_it() -> None:
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_catcma_ranks_failed_candidates_last_where_all_others_score_the_same():
+def test_catcma_ranks_failed_candidates_last_if_all_others_score_the_same():
     strategy = make_strategy("catcma", dimension=2, objectives=[Objective("t")], seed=2, population_size=8)
     for _ in range(200):
         (candidate,) = strategy.ask(1)
@@ -298,7 +298,7 @@ def test_catcma_ranks_failed_candidates_last_where_all_others_score_the_same():
     assert np.mean([candidate.point[0] > 0.6 for candidate in strategy.ask(40)]) > 0.6
 
 
-def test_a_seed_is_not_evaluated_again():
+def test_seed_is_not_evaluated_again():
     strategy = make_strategy("catcma", dimension=2, choices=(2, 2), objectives=[Objective("t")], seed=1)
     known = Candidate("source:a", VectorGenome((0.1, 0.2)))
     strategy.seed([known], [Evaluation(known.id, Split.SEARCH, Status.OK, scores={"t": 5.0})])

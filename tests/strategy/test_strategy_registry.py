@@ -1,4 +1,4 @@
-"""Names, options, plugins and what is said when they are wrong."""
+"""Names, options and plugins, and the error messages about them."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from evomerge.testing.strategy_checks import STRATEGY_CHECKS
 from evomerge.testing.strategy_suite import strategy_cases
 
 
-def test_names_are_sorted_and_ours():
+def test_names_are_sorted_and_include_the_built_in_strategies():
     assert set(STRATEGIES) <= set(strategy_names())
     assert list(strategy_names()) == sorted(strategy_names())
 
@@ -63,21 +63,21 @@ def test_unknown_names_and_options_name_the_nearest():
         ({"variant": "diag"}, "variant"),
     ],
 )
-def test_bad_values_are_config_errors(options, message):
+def test_bad_option_values_are_config_errors(options, message):
     with pytest.raises(ConfigError, match=message):
         make_strategy("cma_es", dimension=2, objectives=["a"], seed=1, **options)
 
 
 @pytest.mark.parametrize("sampler", ["BaseGASampler", "BruteForceSampler", "GridSampler", "TPE"])
 def test_samplers_that_cannot_search_a_cube_are_config_errors(sampler):
-    """Optuna itself says it at the first proposal, when a run has begun."""
+    """Optuna itself reports this only at the first proposal, after a run has begun."""
     pytest.importorskip("optuna")
     with pytest.raises(ConfigError, match=sampler):
         make_strategy("optuna", dimension=2, objectives=["a"], seed=1, sampler=sampler)
 
 
-def test_absurd_numbers_of_workers_do_not_fill_the_memory():
-    """nevergrad makes something for each of them before its first proposal."""
+def test_excessive_number_of_workers_is_refused():
+    """nevergrad allocates something for each worker before its first proposal, which would fill the memory."""
     pytest.importorskip("nevergrad")
     with pytest.raises(ConfigError, match=r"n_workers.*less than or equal to 10000"):
         make_strategy("nevergrad", dimension=2, objectives=["a"], seed=1, n_workers=10**9)
@@ -94,7 +94,7 @@ def test_objectives_may_be_names():
     assert strategy.objectives == (Objective("math"),)
 
 
-def test_a_space_stands_for_its_dimension():
+def test_space_can_be_given_instead_of_its_dimension():
     space = SearchSpace([Parameter("a", 0.0, 2.0), Parameter("b", 0.0, 1.0)])
     by_space = make_strategy("cma_es", space=space, objectives=["math"], seed=1)
     assert by_space.ask(3) == make_strategy("cma_es", dimension=2, objectives=["math"], seed=1).ask(3)
@@ -103,7 +103,7 @@ def test_a_space_stands_for_its_dimension():
             make_strategy("random", objectives=["math"], seed=1, **wrong)
 
 
-def test_ids_sort_as_they_were_asked():
+def test_ids_sort_in_the_order_of_proposal():
     assert candidate_id(1) == "c000001"
     assert candidate_id(1234567) == "c1234567"
 
@@ -118,7 +118,7 @@ def _broken():
     raise ImportError("no module named 'gone'")
 
 
-def test_a_broken_plugin_does_not_stop_the_rest(monkeypatch):
+def test_broken_plugin_does_not_affect_the_rest(monkeypatch):
     good = strategy_class("random")
     points = [
         _Point("broken", _broken),
@@ -156,7 +156,7 @@ class _Mirrored(ReplayStrategy):
         pass
 
 
-def test_a_plugin_goes_through_the_same_suite(monkeypatch):
+def test_plugin_goes_through_the_same_checks(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: [_Point("mirrored", lambda: _Mirrored)])
     cases = [case for case in strategy_cases() if case.name == "mirrored"]
     assert cases
@@ -164,7 +164,7 @@ def test_a_plugin_goes_through_the_same_suite(monkeypatch):
         check(cases[0])
 
 
-def test_a_missing_library_names_the_extra_that_brings_it(monkeypatch):
+def test_missing_library_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "evomerge.strategy.bo", None)
     with pytest.raises(ConfigError, match=r"'bo' cannot be loaded.*the extra evomerge\[bo\]"):
         strategy_class("bo")
@@ -190,7 +190,7 @@ def test_importing_the_package_loads_no_library():
         ("Powell", "strictly sequential"),
     ],
 )
-def test_optimizers_that_would_end_the_search_are_refused_at_once(optimizer, why):
+def test_unusable_nevergrad_optimizers_are_refused_at_once(optimizer, why):
     pytest.importorskip("nevergrad")
     with pytest.raises(ConfigError, match=f"strategy nevergrad: {optimizer} cannot be used.*{why}"):
         make_strategy("nevergrad", dimension=5, objectives=["a", "b"], seed=1, optimizer=optimizer)

@@ -1,4 +1,4 @@
-"""The shared bookkeeping: replay finds what cannot be reproduced, and says so."""
+"""Shared bookkeeping: replay detects and reports what cannot be reproduced."""
 
 import json
 
@@ -16,14 +16,14 @@ def saved_state():
     return json.loads(json.dumps(Driver(CASE, CASE.make()).run(10).strategy.state_dict()))
 
 
-def test_another_proposal_than_recorded_is_an_error():
+def test_proposal_that_differs_from_the_record_is_an_error():
     state = saved_state()
     state["log"][0]["ask"][1] = "0" * 16
     with pytest.raises(JournalError, match=r"c000002.*versions"):
         CASE.make().load_state_dict(state)
 
 
-def test_a_result_of_nobody_is_an_error():
+def test_result_of_an_unknown_candidate_is_an_error():
     state = saved_state()
     next(record for record in state["log"] if "tell" in record)["tell"][0][0] = "c000099"
     with pytest.raises(JournalError, match="damaged"):
@@ -31,12 +31,12 @@ def test_a_result_of_nobody_is_an_error():
 
 
 @pytest.mark.parametrize("key", ["strategy", "dimension", "objectives", "seed", "options", "format"])
-def test_a_state_of_something_else_is_an_error(key):
+def test_state_of_another_search_is_an_error(key):
     with pytest.raises(JournalError, match=key):
         CASE.make().load_state_dict({**saved_state(), key: "other"})
 
 
-def test_a_state_of_other_weights_is_an_error():
+def test_state_with_other_objective_weights_is_an_error():
     def made(*weights):
         goals = [Objective(name, weight=weight) for name, weight in zip("ab", weights, strict=True)]
         return make_strategy("cma_es", dimension=2, objectives=goals, seed=1)
@@ -64,7 +64,7 @@ LEARNERS = [
 
 
 def distance_of_what_comes_next(case, *, adopting=True):
-    """Median distance to the target of 10 proposals, after the past of another seed was repeated."""
+    """Median distance to the target of 10 proposals, after replaying the record of another seed."""
     driver = Driver(case, case.make()).run(100)
     strategy = case.make(seed=8)
     if not adopting:
@@ -75,13 +75,13 @@ def distance_of_what_comes_next(case, *, adopting=True):
 
 
 @pytest.mark.parametrize("case", LEARNERS, ids=str)
-def test_what_was_recorded_is_learned_from(case):
+def test_recorded_proposals_are_learned_from(case):
     assert distance_of_what_comes_next(case) < 0.5 * distance_of_what_comes_next(case, adopting=False)
 
 
 @pytest.mark.parametrize("name", ["cma_es", "map", "catcma", "nsga2", "m2n2"])
-def test_a_loss_whose_square_would_overflow_counts_as_none(name):
-    """The perplexity of a ruined model; differences of such losses are infinite, and the search ended with an internal error."""
+def test_loss_whose_square_overflows_is_treated_as_missing(name):
+    """The perplexity of a ruined model; differences of such losses are infinite, and the search used to end with an internal error."""
     options = {"on": "recipes"} if name == "m2n2" else {}
     goal = Objective("ppl", Direction.MINIMIZE)
     strategy = make_strategy(name, dimension=3, objectives=[goal], seed=0, **options)

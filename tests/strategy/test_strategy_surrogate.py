@@ -1,4 +1,4 @@
-"""The quadratic model of `cma_es`, and what it saves."""
+"""The quadratic model of `cma_es`, and how many evaluations it saves."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from evomerge.strategy.rank_weighted_quadratic import RankWeightedQuadratic, tru
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
-def test_a_full_quadratic_is_recovered(scale):
+def test_full_quadratic_is_recovered(scale):
     generator = np.random.default_rng(1)
     root = generator.normal(size=(4, 4))
     hessian, optimum = root @ root.T, np.full(4, 0.4)
@@ -28,8 +28,8 @@ def test_a_full_quadratic_is_recovered(scale):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("spread", [0.0, 1e-200])
-def test_a_coordinate_that_has_converged_says_nothing(spread):
-    """Not even about points elsewhere, such as a result of before that comes late."""
+def test_converged_coordinate_has_no_influence(spread):
+    """Not even for points elsewhere, such as a late result of an earlier proposal."""
     model = RankWeightedQuadratic(2, 8)
     for number in range(12):
         model.add(np.array([spread * number, 0.1 * number]), (0.1 * number - 0.4) ** 2)
@@ -37,7 +37,7 @@ def test_a_coordinate_that_has_converged_says_nothing(spread):
     np.testing.assert_allclose(model.minimum(np.array([0.3, 0.5]), 0.1 * np.eye(2), 2.0), [0.3, 0.4])
 
 
-def test_trust_region_step_against_many_points_of_the_ball():
+def test_trust_region_step_is_no_worse_than_many_points_of_the_ball():
     generator = np.random.default_rng(2)
     for hessian in (np.diag([1.0, 4.0, 9.0]), np.diag([-1.0, 2.0, 0.5]), np.zeros((3, 3))):
         slope = np.array([1.0, -2.0, 0.5])
@@ -50,7 +50,7 @@ def test_trust_region_step_against_many_points_of_the_ball():
 
 
 def search(seed, noise=0.0, workers=4, budget=120, dimension=4, **options):
-    """True loss of the recommendation on an ellipsoid, which the strategy sees with `noise`."""
+    """True loss of the recommended candidate on an ellipsoid that the strategy sees with `noise`."""
     strategy = make_strategy(
         "cma_es", dimension=dimension, objectives=[Objective("f", Direction.MINIMIZE)], seed=seed, **options
     )
@@ -68,25 +68,25 @@ def search(seed, noise=0.0, workers=4, budget=120, dimension=4, **options):
     return loss(strategy.recommend())
 
 
-def test_the_model_saves_evaluations_with_four_pending():
+def test_model_saves_evaluations_with_four_pending():
     modelled = [search(seed) for seed in range(5)]
     plain = [search(seed, surrogate="none") for seed in range(5)]
     assert np.median(modelled) < 1e-2 * np.median(plain)
 
 
-def test_a_diagonal_model_saves_evaluations_in_many_dimensions():
+def test_diagonal_model_saves_evaluations_in_many_dimensions():
     modelled = [search(seed, dimension=30, budget=300) for seed in range(3)]
     plain = [search(seed, dimension=30, budget=300, surrogate="none") for seed in range(3)]
     assert np.median(modelled) < 1e-2 * np.median(plain)
 
 
-def test_a_diagonal_model_helps_under_noise_too():
+def test_diagonal_model_helps_under_noise_too():
     modelled = [search(seed, noise=20.0, dimension=40, budget=300) for seed in range(3)]
     plain = [search(seed, noise=20.0, dimension=40, budget=300, surrogate="none") for seed in range(3)]
     assert np.median(modelled) < np.median(plain)
 
 
-def test_a_diagonal_model_does_not_grow_and_waits_for_more_results_than_coefficients():
+def test_diagonal_model_stays_small_and_waits_for_more_results_than_coefficients():
     generator = np.random.default_rng(1)
     model = RankWeightedQuadratic(3, 8, full=False)
     assert model.min_results * 0.75 >= 4
@@ -102,12 +102,12 @@ def test_noise_does_not_make_the_model_worse_than_none():
     assert np.median(modelled) <= 1.5 * np.median(plain)
 
 
-def test_more_workers_than_samples_and_a_model_from_seeds():
+def test_search_works_with_more_workers_than_samples():
     assert search(1, workers=40) < 10.0
 
 
-def test_the_model_alone_does_not_carry_a_large_population_on():
-    """On an exact quadratic every result would end a generation of two hundred samples, which takes its time."""
+def test_model_alone_does_not_advance_a_large_population():
+    """On an exact quadratic every result would end a generation of two hundred samples, which is slow."""
     goal = [Objective("f", Direction.MINIMIZE)]
     strategy = make_strategy("cma_es", dimension=4, objectives=goal, seed=1, population_size=200, restarts="none")
     for _ in range(100):
@@ -117,14 +117,14 @@ def test_the_model_alone_does_not_carry_a_large_population_on():
     assert 5 < strategy._run._es.countiter <= 21
 
 
-def test_a_surrogate_needs_the_full_variant():
+def test_surrogate_needs_the_full_variant():
     with pytest.raises(ConfigError, match="variant full"):
         make_strategy("cma_es", dimension=4, objectives=["a"], seed=1, surrogate="quadratic", variant="sep")
     with pytest.raises(ConfigError, match="surrogate diagonal needs variant full"):
         make_strategy("cma_es", dimension=4, objectives=["a"], seed=1, surrogate="diagonal", variant="vkd")
 
 
-def test_an_optimum_in_a_corner_ends_the_run_before_the_step_size_overflows():
+def test_optimum_in_a_corner_ends_the_run_before_the_step_size_overflows():
     slope = 10.0 ** (np.arange(10) / 9.0) * np.where(np.arange(10) % 3, 1.0, -1.0)
     goal = [Objective("f", Direction.MINIMIZE)]
     strategy = make_strategy("cma_es", dimension=10, objectives=goal, seed=502, restarts="none")
@@ -138,7 +138,7 @@ def test_an_optimum_in_a_corner_ends_the_run_before_the_step_size_overflows():
 
 
 @pytest.mark.parametrize("surrogate", ["quadratic", "none"])
-def test_item_noise_keeps_the_step_size_up_where_noise_decides(surrogate):
+def test_item_noise_keeps_the_step_size_up_if_noise_dominates(surrogate):
     def last_sigma(stderr, **options):
         goal = [Objective("f", Direction.MINIMIZE)]
         strategy = make_strategy("cma_es", dimension=4, objectives=goal, seed=1, surrogate=surrogate, **options)
@@ -154,7 +154,7 @@ def test_item_noise_keeps_the_step_size_up_where_noise_decides(surrogate):
 
 
 def events(strategy, pending, n_tells, workers, target, fails):
-    """What is asked and told, in order; candidates whose numbers `fails` names have no score."""
+    """The proposals and results in order; candidates whose numbers `fails` names have no score."""
     history = []
     for _ in range(n_tells):
         asked = list(strategy.ask(workers - len(pending)))
@@ -180,8 +180,8 @@ def events(strategy, pending, n_tells, workers, target, fails):
         (0.3, 1, {"restarts": "bipop", "population_size": 4}),
     ],
 )
-def test_a_replay_is_exact_and_fits_few_models(target, workers, options, monkeypatch):
-    """Also where points repeat, with an optimum in a corner or in a space of choices, and after restarts."""
+def test_replay_is_exact_and_fits_few_models(target, workers, options, monkeypatch):
+    """Even if points repeat, with an optimum in a corner or in a space of choices, and after restarts."""
 
     def fresh():
         return make_strategy("cma_es", dimension=4, objectives=[Objective("f")], seed=3, **options)
@@ -220,8 +220,8 @@ def test_a_replay_is_exact_and_fits_few_models(target, workers, options, monkeyp
         (45, 1.2, 4, {"dimension": 5, "restarts": "bipop"}),
     ],
 )
-def test_a_replay_is_exact_where_the_minimum_of_the_model_repeats(seed, target, workers, options):
-    """It is the first sample of every generation, and beside a bound it is the same again, known and therefore not asked."""
+def test_replay_is_exact_if_the_minimum_of_the_model_repeats(seed, target, workers, options):
+    """The minimum is the first sample of every generation; at a bound it is always the same point, already known and therefore not proposed."""
 
     def fresh():
         return make_strategy("cma_es", objectives=[Objective("f")], seed=seed, **options)
