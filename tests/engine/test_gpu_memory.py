@@ -30,7 +30,7 @@ def test_room_is_reserved_for_sources(total: int, n_models: int) -> None:
     assert total * share >= MODEL_8B + ENGINE_SPARE_BYTES
 
 
-def test_engine_too_small_beside_its_sources_takes_all_memory_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_engine_without_enough_room_takes_all_memory_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         share = memory_share(H100, engine_bytes=MODEL_8B, source_bytes=4 * MODEL_8B, gpus=1.0)
 

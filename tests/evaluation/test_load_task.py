@@ -408,6 +408,4 @@ def test_task_spec_is_checked():
         TaskSpec("t.yaml", splits={Split.SELECT: "x[:10]", Split.REPORT: "x"})
     with pytest.raises(EvaluationError, match=r"'x\[60%\]': expected a split, or a part of one"):
         TaskSpec("t.yaml", splits={Split.SEARCH: "x[60%]"})
-    assert TaskSpec(
-        "t.yaml", splits={Split.SEARCH: "x[:500]", Split.REPORT: "x[50%:]"}
-    )  # whether they overlap depends on the data
+    assert TaskSpec("t.yaml", splits={Split.SEARCH: "x[:500]", Split.REPORT: "x[50%:]"})  # that depends on the data

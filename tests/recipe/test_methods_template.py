@@ -98,9 +98,7 @@ def test_baselines_cover_all_methods_and_are_points_of_a_method_that_makes_them(
         assert made.recipe(points[name]) == recipes[name]
     for values in points.values():
         made.space.encode(values)  # raises an error if they are incomplete or out of bounds
-    assert points["task_arithmetic:0.5"]["density[a]"] == pytest.approx(
-        0.525
-    )  # unused by the method, so the middle of its bounds
+    assert points["task_arithmetic:0.5"]["density[a]"] == pytest.approx(0.525)  # unused, so the middle of its bounds
 
 
 def test_samples_include_every_method() -> None:

@@ -11,7 +11,7 @@ CASES = strategy_cases()
 
 @pytest.mark.parametrize("check", STRATEGY_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_strategy_fulfils_the_contract(case, check):
+def test_contract(case, check):
     check(case)
 
 

@@ -63,9 +63,7 @@ def test_merge_kernel_compiles_as_expected(method):
     constants = CASES[method]
     ptx = compiled(kernels.merge_chunks, "*i32", **constants, OUT=0, ALIGNED=True).asm["ptx"]
     n_tensors = 3 + (constants["BASE"] != NO_BASE) + (3 if constants["MODE"] == RANKED else 0)
-    assert (
-        len(re.findall(r"ld\.global\.v4\.b32", ptx)) == 2 * n_tensors
-    )  # wide loads, both with cuts inside and without
+    assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == 2 * n_tensors  # wide loads, with cuts inside and without
     assert "st.global.v4.b32" in ptx
     assert "fma.rn.f32" not in ptx  # the CPU rounds products before it adds them
     assert "div.full.f32" not in ptx
