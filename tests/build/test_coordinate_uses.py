@@ -1,4 +1,4 @@
-"""No coordinate of a space is without effect, whatever its groups; most samples of a space can be merged."""
+"""No coordinate of a space is without effect, whatever its groups; samples of a space can be merged as long as most of the space can."""
 
 from pathlib import Path
 from typing import Any
