@@ -14,7 +14,7 @@ from evomerge.cli.live import watch_run
 from evomerge.cli.tables import print_front, print_plan, print_summary
 
 
-def test_nothing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = parse_config(
         {
             "strategy": "random",
