@@ -2,10 +2,10 @@
 
     python benchmarks/bbob.py --dimension 5 --instances 1 2 3 4 5
 
-Prints the fraction of the 51 targets f_opt + 10^2 ... 10^-8 that are hit, the mean over functions and instances, with the
-standard error over instances. `--numbers 1 4 7 --longest 25` runs a part. Peers run in the same way: pycma and its surrogate-assisted `fmin_lq_surr2`, from a random
+Prints the fraction of the 51 targets f_opt + 10^2 ... 10^-8 that are hit, as the mean over functions and instances with the
+standard error over instances. `--numbers 1 4 7 --longest 25` runs a subset. Peers run in the same way: pycma and its surrogate-assisted `fmin_lq_surr2`, from a random
 start in [-4, 4]^d with step size 2, restarted until the budget is spent. Single-threaded. `--workers 4` keeps four candidates
-pending; peers always work one by one.
+pending; peers always evaluate one candidate at a time.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def ours(name: str, function: Function, dimension: int, budget: int, seed: int, 
 
 
 def peer(name: str, function: Function, dimension: int, budget: int, seed: int, workers: int) -> Losses:
-    """The same of pycma, restarted from random points until the budget is spent."""
+    """The losses of pycma in the same form; it is restarted from random points until the budget is spent."""
     generator, losses = np.random.default_rng(seed), []
 
     def counted(point: np.ndarray) -> float:

@@ -1,13 +1,13 @@
-"""Kills a search again and again, in every way there is, and compares what comes out with a search that nobody disturbed.
+"""Kills a search repeatedly, in every possible way, and compares the result with that of an undisturbed search.
 
     python benchmarks/chaos.py [--driver 240 --ray 60 --fuzz 10000] [--out benchmarks/results/chaos.json] [--seed 0]
 
-driver   SIGKILL of the driver: at random instants, and exactly before, in the middle of, and after writes to the journal and item files
-ray      on a local cluster of several nodes: SIGKILL of workers and of raylets while the run goes on, of the driver, and of the head (GCS),
-         after which the driver must end by itself and the run goes on with another cluster
+driver   SIGKILL of the driver: at random moments, and exactly before, in the middle of, and after writes to the journal and item files
+ray      on a local cluster of several nodes: SIGKILL of workers and of raylets while the run is in progress, of the driver, and of the head (GCS),
+         after which the driver must end by itself and the run is resumed on another cluster
 fuzz     random truncations, bit flips and duplications of a journal: recovered up to the damage, or refused; never silently wrong
 
-Everything is drawn from the seed. A driver process is a fork of this one, so that a kill costs no new start of Python.
+Everything is drawn from the seed. A driver process is a fork of this one, so that a kill does not cost a new start of Python.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def go_on(folder: Path, wanted: dict[str, Any]) -> None:
         address = wanted["cluster"].get("address")
         resume_search(folder, overrides=[f"cluster.address={address}"] if address else [])
     else:
-        shutil.rmtree(folder, ignore_errors=True)  # killed before there was a run
+        shutil.rmtree(folder, ignore_errors=True)  # killed before the run existed
         begin(folder, wanted)
 
 
@@ -73,7 +73,7 @@ def go_on(folder: Path, wanted: dict[str, Any]) -> None:
 
 
 def die_at_write(number: int, where: str) -> None:
-    """SIGKILL of this process at its `number`-th fsync: before the write it belongs to, in its middle, or after it."""
+    """SIGKILL of this process at its `number`-th fsync: before the write it belongs to, in the middle of it, or after it."""
     from evomerge.search import item_store, journal
 
     count = 0
@@ -97,21 +97,21 @@ def die_at_write(number: int, where: str) -> None:
 
 
 def fork(work: Callable[[], None]) -> int:
-    """Runs `work` in a child; its pid."""
+    """Runs `work` in a child process; returns its pid."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
         return pid
     try:
         work()
-    except BaseException as problem:  # noqa: BLE001  (the child must not go on in the parent's code)
+    except BaseException as problem:  # noqa: BLE001  (the child must not continue in the parent's code)
         print(f"child: {type(problem).__name__}: {problem}", file=sys.stderr, flush=True)
         os._exit(1)
     os._exit(0)
 
 
 def ended(pid: int, timeout_s: float) -> int | None:
-    """The exit status of a child, None while it runs."""
+    """The exit status of a child, or None while it runs."""
     deadline = time.monotonic() + timeout_s
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -123,7 +123,7 @@ def ended(pid: int, timeout_s: float) -> int | None:
 
 
 def kill_driver(folder: Path, wanted: dict[str, Any], n_kills: int, rng: random.Random) -> dict[str, Any]:
-    """Runs one search to its end through `n_kills` kills, or as many as fit in; says how many there were."""
+    """Runs one search to its end through `n_kills` kills, or as many as fit in; returns how many there were."""
     kinds: Counter[str] = Counter()
     resume_s: list[float] = []
     while sum(kinds.values()) < n_kills:
@@ -161,11 +161,11 @@ def size_of(folder: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-# --- what must be true afterwards ------------------------------------------------------------------------------------
+# --- what must hold afterwards ---------------------------------------------------------------------------------------
 
 
 def compare(run: Path, undisturbed: Path) -> dict[str, Any]:
-    """Evaluations lost and paid twice, and whether everything the strategy saw is the same."""
+    """Evaluations lost and paid for twice, and whether everything the strategy saw is the same."""
     ours, theirs = (read_journal(folder / "journal.jsonl") for folder in (run, undisturbed))
 
     def keys(records: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
@@ -191,7 +191,7 @@ def flat(trajectory: list[Any]) -> list[str]:
 
 
 def driver_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
-    """Searches, each killed about 30 times, until there were `n_kills` kills."""
+    """Runs searches, each killed about 30 times, until there have been `n_kills` kills."""
     undisturbed = folder / "undisturbed"
     wanted = settings()
     if ended(fork(lambda: begin(undisturbed, wanted)), 300) != 0:
@@ -270,7 +270,7 @@ def fuzz(folder: Path, count: int, rng: random.Random) -> dict[str, Any]:
             outcomes[f"{kind}: refused"] += 1
             continue
         prefix = events == original[: len(events)]
-        # a torn end is the only thing that may be left out: one line, which a flipped line break makes of the last two
+        # only a torn end may be left out: one line, or the last two if a bit flip removed the line break between them
         outcomes[f"{kind}: recovered up to the damage" if prefix else "SILENTLY WRONG"] += 1
         if prefix and len(events) < damaged.count(b"\n") + (not damaged.endswith(b"\n")) - 1:
             outcomes["SILENTLY SHORT"] += 1
@@ -282,12 +282,12 @@ def fuzz(folder: Path, count: int, rng: random.Random) -> dict[str, Any]:
 
 
 def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
-    """Kills workers, raylets, drivers and heads of a search on a local cluster of three nodes; each kind at least once."""
+    """Kills workers, raylets, drivers and heads of a search on a local cluster of three nodes, each kind at least once."""
     logging.disable(logging.ERROR)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = str(HEAD_PATIENCE_S)  # noqa: SIM112  (Ray's own spelling)
     undisturbed, run = folder / "ray-undisturbed", folder / "ray-run"
-    n_evaluations = 40 * n_kills  # enough that the run outlasts the kills, also while a node takes seconds to start
+    n_evaluations = 40 * n_kills  # enough that the run outlasts the kills, even if a node takes seconds to start
     common = {
         "evaluation": {**SETTINGS["evaluation"], "failure_rate": 0.0, "delay_s": 0.25},
         "budget": {"evaluations": n_evaluations},
@@ -355,16 +355,16 @@ def ray_chaos(folder: Path, n_kills: int, rng: random.Random) -> dict[str, Any]:
 KINDS = ("worker", "raylet", "driver", "head")
 
 HEAD_PATIENCE_S = 5
-"""How long the parts of Ray look for a head that has gone; 60 by default."""
+"""Seconds for which the parts of Ray look for a head that has gone; Ray's default is 60."""
 
 
 def spawn(folder: Path, wanted: dict[str, Any]) -> int:
-    """As `fork`, in a new Python: Ray does not survive a fork."""
+    """Like `fork`, but in a new Python process: Ray does not survive a fork."""
     return subprocess.Popen([sys.executable, __file__, "--go-on", str(folder), json.dumps(wanted)]).pid
 
 
 def running_workers() -> list[Any]:
-    """The evaluators' actors of this cluster, at least one: they rename themselves, and come back a while after a kill."""
+    """The actors of this cluster that hold evaluators, at least one: they rename themselves, and reappear some time after a kill."""
     for _ in range(600):
         workers = [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
         if workers:
@@ -376,7 +376,7 @@ def running_workers() -> list[Any]:
 def is_worker(process: Any) -> bool:
     try:
         return " ".join(process.cmdline()).startswith("ray::Worker")
-    except psutil.Error:  # ended meanwhile
+    except psutil.Error:  # it has ended in the meantime
         return False
 
 
@@ -402,7 +402,7 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        begin(folder / "warm-up", settings(budget={"evaluations": 20}))  # what it imports, the forks have already
+        begin(folder / "warm-up", settings(budget={"evaluations": 20}))  # the forks inherit its imports
         try:
             if options.driver:
                 result["driver"] = driver_chaos(folder, options.driver, rng)

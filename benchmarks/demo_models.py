@@ -1,4 +1,4 @@
-"""Short searches over the demo models with any strategy, through one running engine: what `strategies.py models` tabulates."""
+"""Short searches over the demo models with any strategy, through one running engine: `strategies.py models` tabulates them."""
 
 import os
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
     "m2n2, genetic algorithm": {"name": "m2n2", "alpha": 0, "attraction": False},
     "nevergrad": {"name": "nevergrad", "n_workers": N_WORKERS},
 }
-"""Rows of the table whose options are not the defaults."""
+"""Rows of the table whose strategy options are not the defaults."""
 
 
 class DemoModels:
@@ -32,7 +32,7 @@ class DemoModels:
 
     Args:
         limit: items of each of the three tasks.
-        space: searched instead of the demo's.
+        space: searched instead of the demo's space.
     """
 
     def __init__(self, limit: int, space: Mapping[str, object] | None = None) -> None:
@@ -42,7 +42,7 @@ class DemoModels:
         self._known: dict[str, Evaluation] = {}
 
     def search(self, row: str, budget: int, seed: int) -> tuple[float, float, float]:
-        """Hypervolume (reference 0), best mean score on the search items, and that candidate's mean on the report items."""
+        """Hypervolume (reference 0), best mean score on the search items, and the mean of that candidate on the report items."""
         problem = make_problem(self._config(row, seed, budget))
         strategy, entries, results = strategy_for(problem), {}, {}
         seeds = []

@@ -1,8 +1,8 @@
-"""Batches of children of the digits perceptron, compiled: crossed, mutated and evaluated, each on a core of its own.
+"""Batches of children of the digits perceptron, in compiled code: crossed, mutated and evaluated, each on its own core.
 
-Three things make it fast. Half of all pixels are 0 and skipped. The first layer's weights are taken 64 hidden units at a time, so
-that they stay in the first-level cache while their sums stay in registers. And a child is given up as soon as it cannot enter
-the archive any more (`Niches.stakes`): items that its parents fail come first, and of these the ones that few members solve.
+Three things make it fast. Half of all pixels are 0 and skipped. The first layer's weights are processed 64 hidden units at a time, so
+that they stay in the first-level cache while their sums stay in registers. And a child is given up as soon as it can no longer enter
+the archive (`Niches.stakes`): items that its parents fail come first, and among these the ones that few members solve.
 """
 
 from typing import NamedTuple
@@ -18,20 +18,20 @@ from numba.extending import intrinsic
 from evomerge.archive import Niches
 
 _ANY_ORDER = {"contract", "nsz", "reassoc"}
-"""of sums, so that they can be vectorised"""
+"""for sums, so that they can be vectorised"""
 _UNITS = 64
-"""hidden units at a time; with 64 pixels 16 KB of weights"""
+"""hidden units at a time; with 64 pixels they take 16 KB of weights"""
 _BLOCK = 32
-"""items between two looks at whether the child can still enter"""
+"""items between two checks of whether the child can still enter"""
 _ROUNDING = 1e-9
-"""in fitness; a child this close to entering is evaluated to the end"""
+"""tolerance in fitness; a child this close to entering is evaluated to the end"""
 
 _LANES = ir.VectorType(ir.FloatType(), 16)
 
 
 @numba.njit(cache=True)
 def arc(mix, cosine):
-    """SLERP's factors of both vectors, LERP's for nearly parallel ones."""
+    """SLERP's factors for both vectors; LERP's if they are nearly parallel."""
     angle = np.arccos(min(max(cosine, -1.0), 1.0))
     sine = np.sin(angle)
     return (1.0 - mix, mix) if sine <= 1e-6 else (np.sin((1.0 - mix) * angle) / sine, np.sin(mix * angle) / sine)
@@ -48,14 +48,14 @@ def _store(builder, value, address, offset):
 
 
 def _multiply_add(builder, a, b, total):
-    """Adds a * b to what `total` points at, as one instruction."""
+    """Adds a * b to the value that `total` points at, in one instruction."""
     product = builder.fmul(a, b, flags=("contract",))
     builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
 
 
 @intrinsic
 def _hidden_units(typing_context, first, bias, pixels, values, start, stop, hidden):
-    """64 hidden units of one image before the threshold: bias + sum over its lit pixels. All arguments but two are addresses."""
+    """64 hidden units of one image before the threshold: bias + sum over its lit pixels. All arguments except two are addresses."""
 
     def generate(context, builder, signature, arguments):
         first, bias, pixels, values, start, stop, hidden = arguments
@@ -82,7 +82,7 @@ def _hidden_units(typing_context, first, bias, pixels, values, start, stop, hidd
 
 @intrinsic
 def _ten_classes(typing_context, hidden, second, logits):
-    """The logits of one image from its hidden units before the threshold, without the last bias. Arguments are addresses."""
+    """The logits of one image, without the last bias, from its hidden units before the threshold. Arguments are addresses."""
 
     def generate(context, builder, signature, arguments):
         hidden, second, logits = arguments
@@ -108,7 +108,7 @@ def _ten_classes(typing_context, hidden, second, logits):
 
 @numba.njit(cache=True, nogil=True)
 def _aligned(rows, columns):
-    """(rows, columns) float32 from the start of a cache line on; vectors across two lines load at half the speed."""
+    """(rows, columns) float32, starting at a cache line; vectors that straddle two lines load at half the speed."""
     memory = np.empty(rows * columns + 16, np.float32)
     skipped = -(memory.ctypes.data // 4) % 16
     return memory[skipped : skipped + rows * columns].reshape(rows, columns)
@@ -116,7 +116,7 @@ def _aligned(rows, columns):
 
 @numba.njit(cache=True, nogil=True, fastmath=_ANY_ORDER)
 def _race(weights, images, labels, credit, cost, order, right):
-    """Evaluates until the child has lost; items not looked at count as solved in `right`. Returns how many were looked at."""
+    """Evaluates until the child has lost; items not evaluated count as solved in `right`. Returns how many were evaluated."""
     starts, pixels, values = images
     first, second, hidden = _aligned(4 * 64, _UNITS), _aligned(10, 256), _aligned(_BLOCK, 256)
     for part in range(4):
@@ -166,7 +166,7 @@ def _cross(a, b, mix, split, child):
 
 @numba.njit(cache=True, nogil=True)
 def _likely_failures_first(order, first, second):
-    """`order`, but items that both parents fail come first, and those that both solve last."""
+    """`order`, but with the items that both parents fail first, and those that both solve last."""
     n_solvers = (first + second).astype(np.int64)
     sorted_order, places = np.empty_like(order), np.zeros(4, np.int64)
     for n in n_solvers:
@@ -191,7 +191,7 @@ def _batch(
 
 
 class Matings(NamedTuple):
-    """What makes each child: (n, 2) slots, (n,) mixes, (n,) split points, (n,) places in the noise table."""
+    """The ingredients of each child: (n, 2) slots, (n,) mixes, (n,) split points, (n,) places in the noise table."""
 
     mates: np.ndarray
     mixes: np.ndarray
@@ -203,7 +203,7 @@ class Nursery:
     """Makes and evaluates children on the training items.
 
     Args:
-        noise: a table of normal numbers; a mutated child gets `N_WEIGHTS` of them from its place on. Empty: no mutation.
+        noise: a table of normal random numbers; a mutated child gets `N_WEIGHTS` of them, starting at its place. Empty: no mutation.
     """
 
     def __init__(self, noise: Floats) -> None:
@@ -224,9 +224,9 @@ class Nursery:
         return right
 
     def children(self, members: Floats, niches: Niches, matings: Matings) -> tuple[Floats, np.ndarray, np.ndarray]:
-        """Weights (n, N_WEIGHTS), items solved (n, n_items), how many items were looked at (n,); overwritten by the next call.
+        """Weights (n, N_WEIGHTS), items solved (n, n_items), number of items evaluated (n,); overwritten by the next call.
 
-        Items not looked at, after the child had lost to every one of `niches`, count as solved.
+        Items not evaluated, because the child had lost to every one of `niches`, count as solved.
         """
         n = len(matings.mates)
         if len(self._results[0]) != n:

@@ -1,9 +1,9 @@
 """Three experts of scikit-learn's digits as a merging problem: base + sum of w_i (expert_i - base), w in [0, 1]^3.
 
-A 64-256-10 network (He initialisation, full-batch Adam, learning rate 0.003) sees all digits for 5 steps; from there one
+A 64-256-10 network (He initialisation, full-batch Adam, learning rate 0.003) is trained on all digits for 5 steps; from there one
 expert each is trained for 100 steps on the digits 0-3, 4-6 and 7-9. The objectives are the error rates on the three groups
-of the first 1437 images, all ten digits being possible answers. Where only a narrow region serves all three: the 9^3 grid
-of weights has hypervolume .834 (reference point: all wrong), 75 random points have about .5.
+of the first 1437 images, with all ten digits as possible answers. Only a narrow region serves all three: the 9^3 grid
+of weights has hypervolume .834 (reference point: all wrong), while 75 random points have about .5.
 """
 
 from collections.abc import Callable

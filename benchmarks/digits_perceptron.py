@@ -1,4 +1,4 @@
-"""scikit-learn's digits and the 64-256-10 perceptron of the M2N2 paper: data, evaluation, models to start from. No search in here."""
+"""scikit-learn's digits and the 64-256-10 perceptron of the M2N2 paper: data, evaluation, models to start from. It contains no search."""
 
 from functools import cache
 
@@ -29,7 +29,7 @@ def layers(weights: Floats) -> tuple[Floats, Floats, Floats, Floats]:
 
 
 def solved(weights: Floats, images: Floats, labels: Floats) -> Floats:
-    """Which items a model gets right, (n_items,) bool, as one would write it down."""
+    """Which items a model gets right, (n_items,) bool, in plain NumPy."""
     first, bias, second, last = layers(weights)
     hidden = np.maximum(images @ first + bias, 0.0)
     return (hidden @ second + last).argmax(axis=1) == labels
@@ -48,7 +48,7 @@ def adam(weights: Floats, images: Floats, labels: Floats, rate: float = 0.003, s
 
 
 def gradient(weights: Floats, images: Floats, labels: Floats) -> Floats:
-    """Of the mean cross-entropy."""
+    """The gradient of the mean cross-entropy."""
     first, bias, second, last = layers(weights)
     hidden = np.maximum(images @ first + bias, 0.0)
     logits = hidden @ second + last
@@ -62,7 +62,7 @@ def gradient(weights: Floats, images: Floats, labels: Floats) -> Floats:
 
 
 def random_models(pair: int | str) -> list[Floats]:
-    """Two models with normal weights of standard deviation 0.01; "published": those of the released code."""
+    """Two models with normal weights of standard deviation 0.01; "published" gives those of the released code."""
     if pair == "published":
         return [SIGMA * normal(key, N_WEIGHTS) for key in split(42, 2)]
     stream = np.random.default_rng([pair, 2])
@@ -71,7 +71,7 @@ def random_models(pair: int | str) -> list[Floats]:
 
 @cache
 def specialists(pair: int | str) -> list[Floats]:
-    """`random_models` after 10 full-batch Adam steps (rate 0.003) on the digits 0-4 and 5-9."""
+    """`random_models` after 10 full-batch Adam steps (rate 0.003) on the digits 0-4 and on 5-9."""
     images, labels, _, _ = digits()
     low = labels < 5
     return [

@@ -1,9 +1,9 @@
-"""Few items per candidate or many: searches with equal budgets of items and different `evaluation.search_items`.
+"""Few or many items per candidate: searches with equal item budgets and different `evaluation.search_items`.
 
     python benchmarks/items.py configs/demo.yaml --items 24000 --search-items 20 50 100 200 --seeds 4
 
-Every search is one `evomerge search` with its finals: baselines and candidates are scored on so many items of each task until the budget of
-items is used up, the finalists on all of `select`. Prints, for each number, the winner's mean score on all items of `report`.
+Every search is one `evomerge search` with its finals: baselines and candidates are scored on the given number of items of each task until the
+item budget is used up, and the finalists on all of `select`. For each number, prints the winner's mean score on all items of `report`.
 """
 
 import argparse

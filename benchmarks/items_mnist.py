@@ -1,10 +1,10 @@
-"""Few items per candidate or many, on a problem that takes milliseconds: three experts of MNIST digits.
+"""Few or many items per candidate, on a problem that takes milliseconds: three experts for MNIST digits.
 
     python benchmarks/items_mnist.py mnist.npz --items 27000 --search-items 300 150 75 30 15 --seeds 20
 
-`mnist.npz` holds `x_train`, `y_train`, `x_test`, `y_test`. A network of 784, three times 48 and 10 units sees all digits for 25 steps; from there an expert each is
-trained for 250 steps on the digits 0 to 2, 3 to 5 and 6 to 9. Searched is a weight for each expert, layer and half of a layer's units. Every search may score so many items, nine
-baselines included; its best eight and the candidate that the strategy recommends are ranked on 300 further items of each task. Prints the winner's accuracy on the test images.
+`mnist.npz` holds `x_train`, `y_train`, `x_test`, `y_test`. A network of 784, three times 48 and 10 units is trained on all digits for 25 steps; from there one expert each is
+trained for 250 steps on the digits 0 to 2, 3 to 5 and 6 to 9. The search space has a weight for each expert, layer and half of a layer's units. Every search may score the given
+number of items, nine baselines included; its best eight and the candidate that the strategy recommends are ranked on 300 further items of each task. Prints the winner's accuracy on the test images.
 """
 
 import argparse
@@ -27,14 +27,14 @@ UNITS = (784, 48, 48, 48, 10)
 GROUPS = ((0, 1, 2), (3, 4, 5), (6, 7, 8, 9))
 OBJECTIVES = [Objective(name) for name in ("low", "middle", "high")]
 SHAPE = (len(GROUPS), len(UNITS) - 1, 2)
-"""of the weights: expert, layer, half of its units"""
+"""shape of the weights: expert, layer, half of its units"""
 HIGHEST = 1.5
 N_TRAIN, N_BASE, N_SPLIT = 20_000, 2_000, 300
 Weights = list[torch.Tensor]
 
 
 class Mnist:
-    """The images, the experts, and what a merge of them scores."""
+    """The images, the experts, and the scores of their merges."""
 
     def __init__(self, path: Path) -> None:
         data = np.load(path)
@@ -49,7 +49,7 @@ class Mnist:
         self._deltas = [[one - base for one, base in zip(expert, self._base, strict=True)] for expert in experts]
 
     def merged(self, weights: np.ndarray) -> Weights:
-        """The network that `weights` of shape `SHAPE` make."""
+        """The network merged with `weights` of shape `SHAPE`."""
         network = []
         for number, base in enumerate(self._base):
             n_units = base.shape[-1]
@@ -62,14 +62,14 @@ class Mnist:
         return network
 
     def items(self, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Numbers of the search and of the select items of each task, among images that no expert has seen."""
+        """Image numbers of the search and the select items of each task, among images that no expert has seen."""
         rows = np.arange(N_TRAIN, len(self.images))
         np.random.default_rng(seed).shuffle(rows)
         of_tasks = [rows[np.isin(self.labels[rows].numpy(), group)] for group in GROUPS]
         return [one[:N_SPLIT] for one in of_tasks], [one[N_SPLIT : 2 * N_SPLIT] for one in of_tasks]
 
     def right(self, weights: np.ndarray, items: list[np.ndarray]) -> list[np.ndarray]:
-        """Task -> of each of its items whether it is answered right."""
+        """Task -> for each of its items, whether it is answered correctly."""
         rows = np.concatenate(items)
         answers = outputs(self.merged(weights), self.images[rows]).argmax(1) == self.labels[rows]
         return np.split(answers.numpy().astype(float), np.cumsum([len(one) for one in items])[:-1])
@@ -121,15 +121,15 @@ def search(
     mean_alone: bool = False,
     **options: object,
 ) -> tuple[float, int]:
-    """The winner's accuracy on the test images, and how many candidates there were, baselines included.
+    """The winner's accuracy on the test images, and the number of candidates, baselines included.
 
     Args:
-        n_items: search items of each task.
-        n_scored: items in all.
-        seed: of items and strategy.
+        n_items: search items per task.
+        n_scored: items that may be scored in total.
+        seed: seed of the items and the strategy.
         name, options: of the strategy.
-        families: whether it is told which weights are of one expert.
-        mean_alone: whether it sees the mean of the tasks instead of each.
+        families: whether the strategy is told which weights belong to the same expert.
+        mean_alone: whether the strategy sees the mean of the tasks instead of each task.
     """
     all_items, select = mnist.items(seed)
     draw = np.random.default_rng(seed + 77)

@@ -1,4 +1,4 @@
-"""JAX's default random numbers (Threefry 2x32, before version 0.5), so that the released M2N2 code's initial models can be had in NumPy."""
+"""JAX's default random numbers (Threefry 2x32, before version 0.5), to reproduce the released M2N2 code's initial models in NumPy."""
 
 import numpy as np
 from scipy.special import erfinv
@@ -7,7 +7,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def _threefry(key: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Twenty rounds on pairs of the counts' first and second half; (n,) uint32."""
+    """Twenty rounds on pairs of the first and the second half of the counts; (n,) uint32."""
     padded = np.append(counts, np.uint32(0)) if len(counts) % 2 else counts
     x, y = np.split(padded.copy(), 2)
     keys = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
@@ -24,7 +24,7 @@ def _threefry(key: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def split(seed: int, n_keys: int) -> np.ndarray:
-    """Keys (n_keys, 2) from the seed's."""
+    """Keys (n_keys, 2) derived from the seed's key."""
     key = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
     return _threefry(key, np.arange(2 * n_keys, dtype=np.uint32)).reshape(n_keys, 2)
 

@@ -1,22 +1,22 @@
 """M2N2 on scikit-learn's digits as published (arXiv 2508.16204): `python benchmarks/m2n2_digits.py scratch|pretrained|batch|speed`.
 
 A 64-256-10 perceptron of 19,210 weights, full batch of the first 1437 items, unshuffled; the rest is the test set. Selection,
-attraction and replacement are `evomerge.archive.Niches`, which the strategy uses too; weights are explicit here, since
+attraction and replacement are those of `evomerge.archive.Niches`, which the strategy also uses; weights are explicit here, since
 everything fits in memory. Children are made and evaluated `--batch` at a time from one state of the archive, and told one by one.
 
 scratch     from two random models, 50,000 children, mutation 0.01, 20 members
 pretrained  from two specialists (10 full-batch Adam steps on digits 0-4 and 5-9), 10,000 children, no mutation
-batch       the batch size's effect on `scratch`
-speed       candidates per second: in batches, and one by one as one would write it in NumPy
+batch       effect of the batch size on `scratch`
+speed       candidates per second: in batches, and one by one in plain NumPy
 
-A pair is the two models that a search starts from. Every pair is searched from with `--seeds` seeds; errors are over pairs.
+A pair is the two models that a search starts from. `--seeds` searches are run from every pair; errors are over pairs.
 """
 
 import argparse
 import os
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # children run in threads of their own; BLAS threads only get in their way
-os.environ["OMP_WAIT_POLICY"] = "passive"  # and these do not burn a core while they wait
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # children run in threads; BLAS threads would get in the way
+os.environ["OMP_WAIT_POLICY"] = "passive"  # so that waiting threads do not keep a core busy
 
 import itertools
 import json
@@ -38,7 +38,7 @@ NOISE_TABLE = 1 << 22
 
 @dataclass(frozen=True)
 class Variant:
-    """What is switched off."""
+    """Which parts are switched off."""
 
     alpha: float = 1.0
     attraction: bool = True
@@ -57,7 +57,7 @@ VARIANTS = {
 
 
 class Digits:
-    """One search. Same pair, seed and batch size, same result, whatever the number of threads."""
+    """One search. The same pair, seed and batch size give the same result, whatever the number of threads."""
 
     def __init__(self, variant: Variant, pair: int | str, seed: int, *, pretrained: bool, batch: int) -> None:
         self.variant, self.batch = variant, batch
@@ -76,7 +76,7 @@ class Digits:
             self.weights[slot] = child
 
     def matings(self) -> Matings:
-        """A batch of children to come, from one archive state."""
+        """The next batch of children, from one archive state."""
         variant, n = self.variant, self.batch
         mates = [
             self.niches.parents(self.draw, attracted=variant.attraction, distinct=False)
@@ -88,18 +88,18 @@ class Digits:
         return Matings(np.array(mates), self.draw.random(n), splits, self.draw.integers(NOISE_TABLE, size=n))
 
     def step(self) -> None:
-        """A batch of children: proposed from one archive state, told in order."""
+        """Makes a batch of children: proposed from one archive state, told in order."""
         stakes = self.niches.stakes()
         for child, right, n_seen in zip(*self.nursery.children(self.weights, self.niches, self.matings()), strict=True):
             if n_seen < len(right):
                 now = self.niches.stakes()
                 if now is stakes or now.lost(~right):
                     continue
-                right = self.nursery.solved(child)  # a sibling has entered since, and changed what it takes to win
+                right = self.nursery.solved(child)  # a sibling has entered since then and changed what it takes to win
             self.tell(child, right)
 
     def result(self) -> dict[str, float]:
-        """Per cent: test and training accuracy of the member with the best training accuracy, and coverage of training items."""
+        """In per cent: test and training accuracy of the member with the best training accuracy, and coverage of training items."""
         train = self.niches.items.mean(axis=1)
         best = int(np.argmax(train))
         test = solved(self.weights[best], *digits()[2:]).mean()
@@ -124,7 +124,7 @@ def search(variant: str, pair: int | str, seed: int, n_children: int, marks: Ite
 def collect(
     title: str, rows: dict[str, Callable], runs: list[tuple[int | str, int]], journal: Path | None
 ) -> list[dict]:
-    """The records of all runs (pair, seed) of all rows; those that are in `journal` already are not run again."""
+    """The records of all runs (pair, seed) of all rows; runs already in `journal` are not repeated."""
     lines = journal.read_text().splitlines() if journal is not None and journal.exists() else []
     known = [record for record in map(json.loads, lines) if record["what"] == title and record["row"] in rows]
     done = {(record["row"], record["pair"], record["seed"]) for record in known}
@@ -142,7 +142,7 @@ def collect(
 
 
 def table(title: str, records: list[dict]) -> None:
-    """Prints one line per row: mean +- standard error over pairs (over seeds where there is one pair)."""
+    """Prints one line per row: mean +- standard error over pairs (over seeds if there is only one pair)."""
     pairs, seeds = ({record[key] for record in records} for key in ("pair", "seed"))
     print(f"{title}, {len(pairs)} pairs, {len(seeds)} seeds, {date.today()}: per cent, mean +- standard error\n")
     marks = sorted({record["after"] for record in records})
@@ -158,7 +158,7 @@ def table(title: str, records: list[dict]) -> None:
 
 
 def by_pair(records: list[dict], row: str, key: str, after: int) -> dict[int | str, float]:
-    """A row's mean per pair; per seed where there is one pair."""
+    """A row's mean per pair, or per seed if there is only one pair."""
     chosen = [record for record in records if record["row"] == row and record["after"] == after]
     group = "pair" if len({record["pair"] for record in chosen}) > 1 else "seed"
     values: dict[int | str, list[float]] = {}
@@ -174,7 +174,7 @@ def interval(values: dict[int | str, float]) -> str:
 
 
 def steps(records: list[dict]) -> None:
-    """Prints the difference between each two neighbours of the published order, and in how many pairs it is not negative."""
+    """Prints the difference between neighbours in the published order, and for how many pairs it is not negative."""
     last = max(record["after"] for record in records)
     rows = list(dict.fromkeys(record["row"] for record in records))
     print("| step | difference | pairs in which it holds |\n|---|---|---|")
@@ -187,7 +187,7 @@ def steps(records: list[dict]) -> None:
 
 
 def cross(a: Floats, b: Floats, mix: float, split: int) -> Floats:
-    """Mix left of `split` and the opposite mix right of it, with one angle for the whole vectors (as released)."""
+    """The mix to the left of `split` and the opposite mix to the right, with one angle for the whole vectors (as released)."""
     cosine = float(a @ b / np.sqrt((a @ a) * (b @ b)))
     child = np.empty_like(a)
     for part, share in ((slice(None, split), mix), (slice(split, None), 1.0 - mix)):
@@ -197,7 +197,7 @@ def cross(a: Floats, b: Floats, mix: float, split: int) -> Floats:
 
 
 def one_by_one(dtype: type, *, pretrained: bool) -> Callable[[], None]:
-    """A step of the loop as one would write it in NumPy: a pair of parents, a child in `dtype`, its evaluation, an update."""
+    """A step of the loop in plain NumPy: a pair of parents, a child in `dtype`, its evaluation, an update."""
     run = Digits(VARIANTS["M2N2"], 0, 0, pretrained=pretrained, batch=1)
     images, labels = digits(dtype)[:2]
     weights = run.weights.astype(dtype)
@@ -218,7 +218,7 @@ def one_by_one(dtype: type, *, pretrained: bool) -> Callable[[], None]:
 def speed(batch: int, n_children: int, *, pretrained: bool, n_turns: int = 8) -> None:
     """Candidates per second over a whole search (proposing, crossing, mutating, evaluating, telling), elapsed and of one CPU.
 
-    One by one in NumPy costs the same at any time of a search, so fewer of them do.
+    One by one in NumPy costs the same at any point of a search, so fewer candidates are enough there.
     """
     options = {"variant": VARIANTS["M2N2"], "pair": 1, "seed": 0, "pretrained": pretrained}
     threads = numba.get_num_threads()
@@ -230,7 +230,7 @@ def speed(batch: int, n_children: int, *, pretrained: bool, n_turns: int = 8) ->
     }
     Digits(**options, batch=batch).step()  # compiles
     seconds = np.zeros((len(loops), 2))
-    for _ in range(n_turns):  # in turn, so that a busy machine slows all alike
+    for _ in range(n_turns):  # in turn, so that a busy machine slows all of them equally
         for row, (step, size, count) in enumerate(loops.values()):
             numba.set_num_threads(min(size, threads))
             started = np.array([time.perf_counter(), time.process_time()])
@@ -276,7 +276,7 @@ def main() -> None:
     if given.what == "batch":
         rows = {f"M2N2, batch {size}": row("M2N2", int(size)) for size in given.only or (1, 2, 8, 32)}
     else:
-        unused = ["no crossover"] if pretrained else ["no attraction", "no split point"]  # without mutation: clones
+        unused = ["no crossover"] if pretrained else ["no attraction", "no split point"]  # would be clones
         names = given.only or [name for name in VARIANTS if name not in unused]
         rows = {name: row(name, given.batch) for name in names}
     pairs = ["published"] if given.published else list(range(given.pairs))

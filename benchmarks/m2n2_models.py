@@ -1,7 +1,7 @@
 """M2N2 on language models, from finished runs: `python benchmarks/m2n2_models.py RUN...` (runs of configs/niches.yaml).
 
-For every run: what its archive covers and its best member over the run; memory per member; and, for the deepest descendant in the
-archive, how far its weights from coefficients are from explicit successive SLERPs of whole weight vectors in float64.
+For every run: the coverage of its archive and its best member over the course of the run; memory per member; and, for the deepest descendant in
+the archive, how far its weights from coefficients are from explicit successive SLERPs of whole weight vectors in float64.
 
     evomerge search configs/niches.yaml --run-dir runs/m2n2
     evomerge search configs/niches.yaml --run-dir runs/random --set strategy.warm_up=1000
@@ -30,7 +30,7 @@ Floats = np.ndarray
 
 
 def replay(run) -> tuple[dict[int, tuple[float, float, float]], list[str]]:
-    """(coverage, entropy, best mean item score) of the archive after so many children, and the last archive's ids."""
+    """(coverage, entropy, best mean item score) of the archive after various numbers of children, and the ids in the last archive."""
     strategy, told = strategy_for(make_problem(run.config)), 0
     table: dict[int, tuple[float, float, float]] = {}
     for event in read_journal(run.directory.journal):
@@ -49,7 +49,7 @@ def replay(run) -> tuple[dict[int, tuple[float, float, float]], list[str]]:
 
 
 def depths(run) -> dict[str, int]:
-    """Generations between each candidate and the seeds."""
+    """Number of generations between each candidate and the seeds."""
     found: dict[str, int] = {}
     for name, entry in run.state.entries.items():
         known = [found[parent] for parent in entry.parents]
@@ -58,7 +58,7 @@ def depths(run) -> dict[str, int]:
 
 
 def explicit(run, chromosomes: list[list], pool: WeightPool, name: str) -> list[Floats]:
-    """The descendant `name` as one float64 vector per chromosome, by SLERPs of whole vectors, ancestor after ancestor."""
+    """The descendant `name` as one float64 vector per chromosome, by SLERPs of whole vectors, one ancestor after another."""
     weights: dict[str, list[Floats]] = {}
 
     def seed(values: tuple[float, ...]) -> list[Floats]:
@@ -89,7 +89,7 @@ def explicit(run, chromosomes: list[list], pool: WeightPool, name: str) -> list[
 
 
 def rebuilt(run, archive: list[str]) -> dict[str, float]:
-    """Depth, pieces, and the relative difference of the deepest member from explicit SLERPs; kilobytes per member."""
+    """Depth, pieces, and relative difference from explicit SLERPs of the deepest member; kilobytes per member."""
     problem = make_problem(run.config)
     entries, depth = run.state.entries, depths(run)
     lineage = problem.crossings.lineage()

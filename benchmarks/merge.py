@@ -1,16 +1,16 @@
-"""Merging against memory and against mergekit, in parts that take minutes each.
+"""Merging compared with memory bandwidth and with mergekit, in parts that take minutes each.
 
     python benchmarks/merge.py resident [--size 110m|1.1b|tiny] [--methods ties,linear] [--dtype bfloat16] [--threads N] [--json FILE]
     python benchmarks/merge.py disk     [--size 1.1b|110m|tiny] [--methods ties,linear] [--dtype bfloat16] [--json FILE]
 
 `resident`: one run measures everything it compares: a resident candidate (plan and write into engine-like buffers,
 parameters changed every time); between the candidates two copies, one of plain memory and one of a model, tensor by
-tensor, into those buffers; and mergekit in its own environment, whose import, reading and writing are not counted: its
-`method` call alone is timed on tensors in memory. A method is finished, mergekit included, before the next one starts, so
-an interrupted run has lost only its last line.
+tensor, into those buffers; and mergekit in its own environment, whose import, reading and writing are not counted: only its
+`method` call is timed, on tensors in memory. Each method is finished, mergekit included, before the next one starts, so
+an interrupted run loses only its last line.
 
 `disk`: wall time and peak memory of the commands `evomerge merge` and `mergekit-yaml` on the same recipe, each run once
-after the files were read once.
+after the files have been read once.
 """
 
 import argparse
@@ -48,7 +48,7 @@ SIZES = {
 }  # fmt: skip
 N_EXPERTS = 3
 ROUNDS = 20
-"""candidates after the first; the best one counts, as does the best of the copies made between them"""
+"""candidates after the first; the best one counts, as does the best of the copies between them"""
 
 MERGEKIT_MERGE = """
 import json, sys, time, torch
@@ -91,7 +91,7 @@ class Buffers:
         return list(self._views)
 
     def hold(self, model: str, plan: MergePlan, pool: WeightPool) -> None:
-        """Copies a model's tensors, each to where a merge of it goes."""
+        """Copies each tensor of a model to the place where its merge goes."""
         for step in plan.steps:
             self._views[step.output].copy_(pool.tensor(model, step.inputs[0].tensor))
 
@@ -100,7 +100,7 @@ class Buffers:
 
 
 def write_models(folder: Path, size: str) -> list[str]:
-    """A base and its experts (base plus noise); written once."""
+    """Writes a base and its experts (base plus noise) once."""
     base = folder / size / "base"
     if not (base / "model.safetensors").exists():
         write_tiny_llama(base, seed=0, init_std=0.02, **SIZES[size])
@@ -125,7 +125,7 @@ def write_models(folder: Path, size: str) -> list[str]:
 
 
 def values_for(method: str, variation: float) -> dict[str, dict[str, float]]:
-    """Parameters of one candidate by scope; `variation` in [0, 1) makes each candidate another one."""
+    """Parameters of one candidate by scope; `variation` in [0, 1) makes every candidate different."""
     values = {
         "weight": 0.3 + 0.3 * variation, "density": 0.3 + 0.3 * variation, "t": 0.2 + 0.6 * variation,
         "gamma": 0.01, "epsilon": 0.1, "select_topk": 0.3 + 0.3 * variation, "r": 0.1 + 0.3 * variation, "alpha": 0.2,
@@ -148,7 +148,7 @@ def recipe_for(method: str, models: list[str], variation: float, dtype: str | No
 
 
 class Copy:
-    """A large copy, timed again and again."""
+    """A large copy, timed repeatedly."""
 
     def __init__(self, n_elements: int) -> None:
         self._source = torch.ones(n_elements, dtype=torch.bfloat16)
@@ -168,7 +168,7 @@ class Copy:
 def measure(
     method: str, models: list[str], pool: WeightPool, merger: Merger, copy: Copy, dtype: str
 ) -> tuple[list[float], list[float], int]:
-    """Seconds of each candidate, of each copy of a model between them, and the bytes a candidate reads and writes."""
+    """Seconds for each candidate and for each copy of a model between them, and the bytes that a candidate reads and writes."""
     plan = make_plan(recipe_for(method, models, 0.0, dtype), pool.headers)
     buffers = Buffers(plan)
     times, copies = [], []
@@ -300,7 +300,7 @@ def main() -> None:
     part = {"resident": resident, "disk": disk}[options.part]
     options.methods = options.methods or (",".join(METHODS) if options.part == "resident" else "ties,linear")
     torch.set_num_threads(options.threads)
-    # in a process of its own: the peak memory of a command is at least what this process holds when it starts it
+    # in a separate process, as the peak memory of a command is at least what this process holds when starting it
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as writer:
         models = writer.submit(write_models, options.models, options.size).result()
     rows = part(options, models)

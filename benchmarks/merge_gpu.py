@@ -1,26 +1,26 @@
-"""How fast candidates of 8B-shaped models appear in a GPU's memory, beside the rate at which that GPU copies.
+"""How fast candidates of 8B-shaped models appear in a GPU's memory, compared with the rate at which that GPU copies.
 
     python benchmarks/merge_gpu.py --json benchmarks/results/merge-gpu-DATE.json
     python benchmarks/merge_gpu.py --layers 16      # on a smaller GPU
-    python benchmarks/merge_gpu.py --tiny           # a tiny model on a GPU: whether everything runs, in seconds
+    python benchmarks/merge_gpu.py --tiny           # a tiny model on a GPU: checks in seconds whether everything runs
     python benchmarks/merge_gpu.py --interpret      # the same without a GPU, under Triton's interpreter; its times mean nothing
 
-32 layers need 81 GB of the GPU and 10 GB of host memory; della another 48 GB of both, for ranks. Base and three experts in bfloat16 are
-merged into parameters as an engine has them (q, k, v and gate, up fused). Each row is one method:
+32 layers need 81 GB of the GPU and 10 GB of host memory; della needs another 48 GB of both, for ranks. Base and three experts in bfloat16 are
+merged into parameters laid out as in an engine (q, k, v and gate, up fused). Each row is one method:
 
-    first s       the first candidate: sources are copied, statistics are made, kernels are compiled
+    first s       the first candidate: sources are copied, statistics are computed, kernels are compiled
     compile s     of that, the first launch of each of its kernels, compilation included, with an empty cache
-    kernels ms    a candidate's time on the GPU, best of the rounds; every round has other weights and densities
+    kernels ms    a candidate's time on the GPU, best of the rounds; every round has different weights and densities
     candidate ms  the same from recipe values to weights in place, as a search sees it
-    share         bytes that have to be read and written, over the kernels' time, as a share of the copy rate of the same run
+    share         bytes that have to be read and written, divided by the kernels' time, as a share of the copy rate in the same run
     target        whether the share reaches the target, for the methods that have one
-    bits          whether some of the tensors hold the bits that the CPU's kernels make of the last candidate
+    bits          whether some of the tensors have the same bits as the CPU's kernels produce for the last candidate
 
 dare_ties, dare_linear and della are measured with `rescale`, mergekit's default.
-A row that fails says why, and the next one is measured. The exit status is 1 where a row failed or bits differ.
+If a row fails, it says why, and the next one is measured. The exit status is 1 if a row failed or bits differ.
 
-The target is a share of 85% on an H200 for linear, task_arithmetic, ties and dare_ties. No figure has been measured yet: there was
-no GPU at hand.
+The target is a share of 85% on an H200 for linear, task_arithmetic, ties and dare_ties. No figure has been measured yet, as
+no GPU was available.
 """
 
 import argparse
@@ -50,13 +50,13 @@ METHODS: dict[str, dict[str, bool]] = {
     "slerp": {},
     "della": {"normalize": False, "rescale": True},
 }
-"""row -> shared parameters; `della` last, whose ranks may not fit"""
+"""row -> shared parameters; `della` last, as its ranks may not fit"""
 
 N_CHECKED = 3
-"""tensors, one a shape, whose bits are compared with the CPU's"""
+"""tensors, one per shape, whose bits are compared with the CPU's"""
 
 SPARE_BYTES = 1 << 30
-"""of the GPU, beside models and ranks"""
+"""left free on the GPU, in addition to models and ranks"""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ FUSED = {
 
 
 def parameters(shapes: dict[str, tuple[int, ...]], device: str):
-    """A target whose fused parameters lie in one block of memory each, as in vLLM."""
+    """A target whose fused parameters occupy one block of memory each, as in vLLM."""
     import torch
 
     from evomerge.plan import Region
@@ -119,9 +119,9 @@ def parameters(shapes: dict[str, tuple[int, ...]], device: str):
 
 
 def make_pool(shapes: dict[str, tuple[int, ...]]):
-    """Base and experts. On the host a model is one buffer of little more than its largest tensor, so that 8B models need no 64 GB of it.
+    """Base and experts. On the host a model is one buffer little larger than its largest tensor, so that 8B models do not need 64 GB.
 
-    Each tensor starts at an offset of its own: those that start at one address are copied to the GPU once.
+    Each tensor starts at a different offset, because tensors that start at the same address are copied to the GPU only once.
     """
     import torch
 
@@ -144,7 +144,7 @@ def make_pool(shapes: dict[str, tuple[int, ...]]):
 
 
 def make_plan(row: str, shapes: dict[str, tuple[int, ...]], variation: float):
-    """One candidate; `variation` in [0, 1) makes each another one."""
+    """One candidate; `variation` in [0, 1) makes each one different."""
     from evomerge.plan import MergePlan, TensorInput, TensorStep
 
     own = {"weight": 0.3 + 0.3 * variation, "density": 0.3 + 0.3 * variation, "gamma": 0.01, "epsilon": 0.1}
@@ -165,19 +165,19 @@ def make_plan(row: str, shapes: dict[str, tuple[int, ...]], variation: float):
 
 
 def bytes_moved(row: str, n_elements: int) -> int:
-    """What a candidate has to read and write: sources, with their ranks for della, and the result."""
+    """Bytes that a candidate has to read and write: sources, with their ranks for della, and the result."""
     n_inputs = 1 if row == "slerp" else N_EXPERTS
     n_read = n_inputs * (2 if row == "della" else 1) + (row != "linear")
     return 2 * n_elements * (n_read + 1)
 
 
 def bytes_held(row: str, n_elements: int) -> int:
-    """What stays on the GPU: parameters, base, experts and ranks."""
+    """Bytes that stay on the GPU: parameters, base, experts and ranks."""
     return 2 * n_elements * (2 + N_EXPERTS * (2 if row == "della" else 1)) + SPARE_BYTES
 
 
 class Clock:
-    """Times launches: on the GPU by its events, under the interpreter by the wall."""
+    """Times launches: on the GPU with its events, under the interpreter with the wall clock."""
 
     def __init__(self, *, on_gpu: bool) -> None:
         self._on_gpu = on_gpu
@@ -186,7 +186,7 @@ class Clock:
         self.compile_s = 0.0
 
     def wrap(self, kernel, n_programs: int):
-        """Stands in for `evomerge.weights.triton.batch._kernel`."""
+        """Replaces `evomerge.weights.triton.batch._kernel`."""
         launch = kernel[(n_programs,)]
 
         def timed(*arguments: object, **constants: object) -> None:
@@ -210,7 +210,7 @@ class Clock:
         return event
 
     def take(self) -> float:
-        """Seconds of the launches since the last call.
+        """Seconds spent in launches since the last call.
 
         Raises:
             RuntimeError: there were none.
@@ -302,13 +302,13 @@ def main() -> None:
     if not options.interpret and not torch.cuda.is_available():
         refuse("needs a CUDA GPU, and torch sees none; --interpret runs a tiny model without one")
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache  # so that compilation is measured
+        os.environ["TRITON_CACHE_DIR"] = cache  # an empty cache, so that compilation is measured
         complete = run(options, "cpu" if options.interpret else "cuda")
     raise SystemExit(0 if complete else 1)
 
 
 def run(options: argparse.Namespace, device: str) -> bool:
-    """Measures the rows; whether all could be measured and have the CPU's bits."""
+    """Measures the rows; returns whether all could be measured and have the CPU's bits."""
     import torch
 
     from evomerge.weights import Merger
@@ -353,9 +353,9 @@ def run(options: argparse.Namespace, device: str) -> bool:
                 )
             found = {"method": row, **measure(row, shapes, target, merger, clock, options.rounds)}
             found |= shares(found, n_elements, rate, timed=device == "cuda" and not tiny)
-        except Exception as error:  # noqa: BLE001 (the other rows are measured whatever it is)
+        except Exception as error:  # noqa: BLE001 (the other rows are measured whatever the error is)
             found = {"method": row, "error": f"{type(error).__name__}: {error}"}
-            merger = Merger(pool)  # one that has no room, or lost its sources, keeps to the CPU
+            merger = Merger(pool)  # a merger that ran out of room or lost its sources would keep to the CPU
         result["rows"].append(found)
         print(line(found), flush=True)
         if options.json is not None:
@@ -364,7 +364,7 @@ def run(options: argparse.Namespace, device: str) -> bool:
 
 
 def shares(found, n_elements: int, rate: float, *, timed: bool) -> dict[str, object]:
-    """Bytes moved over times, as shares of the copy rate, and whether the target is met; None = there is none, or times mean nothing."""
+    """Bytes moved per time, as shares of the copy rate, and whether the target is met; None if there is no target or times mean nothing."""
     row = found["method"]
     share, of_candidate = (bytes_moved(row, n_elements) / found[key] / rate for key in ("kernels_s", "candidate_s"))
     met = bool(share >= TARGET) if timed and row in TARGETED else None

@@ -1,11 +1,11 @@
-"""What the merge kernels compile to for an H200, counted in the machine code; needs no GPU.
+"""The machine code that the merge kernels compile to for an H200, counted by instruction; needs no GPU.
 
     PYTHONPATH=.triton:. python benchmarks/merge_gpu_instructions.py
 
-For each method, with base and three experts in bfloat16: bytes that move per element, instructions per element of the loop without masks
-(which all but the ends of tensors and a few cut chunks go through; the slow path of a division is not counted, which hardly any element
-takes), registers of a thread, warps that a processor holds with so many, and how busy its busiest unit is while those bytes move at the
-target's rate: that which issues instructions, or one of those that compute them, which have fewer lanes for some kinds. Below 100% a
+For each method, with base and three experts in bfloat16: bytes moved per element, instructions per element of the loop without masks
+(which handles everything but the ends of tensors and a few cut chunks; the slow path of a division is not counted, as hardly any element
+takes it), registers per thread, warps that a processor can hold with that many registers, and how busy its busiest unit is while the bytes move at
+the target's rate: either the unit that issues instructions or one of those that execute them, which have fewer lanes for some kinds. Below 100% a
 kernel is bound by memory.
 """
 
@@ -29,12 +29,12 @@ from evomerge.weights.triton.batch import merge_options
 HOPPER = GPUTarget("cuda", 90, 32)
 
 CYCLES_PER_S = 132 * 1.83e9
-"""of all processors of an H200 together"""
+"""of all processors of an H200 combined"""
 
 TARGET_BYTES_PER_S = 0.85 * 4.8e12
 
 ISSUE_LANES = 128
-"""lanes for which a processor starts an instruction in a cycle"""
+"""lanes for which a processor can start an instruction per cycle"""
 
 UNITS = {
     "compare, logic, integer add": (
@@ -44,8 +44,8 @@ UNITS = {
     "integer multiply": (64, "IMAD"),
     "reciprocal, conversion": (16, "F2F|F2I|FCHK|I2F|I2FP|MUFU"),
 }
-"""Units with fewer lanes than instructions are started for -> lanes of a processor, their instructions. As far as the throughput table of
-CUDA's programming guide tells for compute capability 9.0; selects are counted with comparisons."""
+"""Units with fewer lanes than instructions are started for -> lanes per processor, their instructions. As far as the throughput table in
+CUDA's programming guide shows for compute capability 9.0; selects are counted with comparisons."""
 
 N_INPUTS = 3
 
@@ -53,7 +53,7 @@ MOST_WARPS, REGISTERS = 64, 65536
 """of a processor"""
 
 PER_THREAD = kernels.BLOCK // (32 * kernels.N_WARPS)
-"""elements of a block that a thread computes"""
+"""elements of a block that one thread computes"""
 
 _PLAIN = {"BASE": 0, "MODE": KEEP_ALL, "ELECT": False, "NORMALIZE": False, "DIVIDE": False, "RESCALE": False}
 
@@ -73,7 +73,7 @@ METHODS = {
     "ties, dtype: bfloat16": _PLAIN | {"MODE": MAGNITUDE, "ELECT": True, "NORMALIZE": True, "PRECISION": BF16},
     "dare_ties, dtype: bfloat16": _PLAIN | {"MODE": RANDOM, "ELECT": True, "RESCALE": True, "PRECISION": BF16},
 }
-"""row -> constants of `merge_chunks`; with `rescale`, the default of `dare_*` and `della*`; of columns of a tensor-parallel engine, masks cost more"""
+"""row -> constants of `merge_chunks`; with `rescale`, the default for `dare_*` and `della*`; for columns of a tensor-parallel engine, masks cost more"""
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,18 @@ class Counts:
 
     @property
     def instructions(self) -> float:
-        """Per element."""
+        """Instructions per element."""
         return sum(self.executed.values())
 
     @property
     def warps(self) -> int:
-        """That a processor holds at a time: whole programs, whose threads get registers in eights."""
+        """Warps that a processor holds at a time: whole programs, whose threads get registers in multiples of eight."""
         per_program = -(-self.registers // 8) * 8 * 32 * kernels.N_WARPS
         return min(REGISTERS // per_program * kernels.N_WARPS, MOST_WARPS)
 
     def busiest(self) -> tuple[str, float]:
-        """The unit with most to do, and for what part of the time in which the bytes move at the target's rate."""
-        cycles = CYCLES_PER_S * self.bytes_moved / TARGET_BYTES_PER_S  # of a processor, per element
+        """The unit with most work, and its busy share of the time in which the bytes move at the target's rate."""
+        cycles = CYCLES_PER_S * self.bytes_moved / TARGET_BYTES_PER_S  # per processor and element
         shares = {"issue": self.instructions / (ISSUE_LANES * cycles)}
         for unit, (lanes, names) in UNITS.items():
             shares[unit] = sum(n for name, n in self.executed.items() if re.fullmatch(names, name)) / (lanes * cycles)
@@ -108,7 +108,7 @@ class Counts:
 
 
 def count(row: str) -> Counts:
-    """Compiles the kernel of a row and counts."""
+    """Compiles the kernel of a row and counts its instructions."""
     same = {
         "K": N_INPUTS,
         "KINDS": 0,
@@ -141,7 +141,7 @@ def _cuobjdump(option: str, file: Path) -> str:
 
 
 def _loops(code: str) -> list[list[tuple[int, str]]]:
-    """(address, instruction) of everything between a backward branch and its target, for every loop that stores."""
+    """(address, instruction) of everything between a backward branch and its target, for every loop that contains stores."""
     listed = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", code)]
     found = []
     for at, text in listed:
@@ -153,18 +153,18 @@ def _loops(code: str) -> list[list[tuple[int, str]]]:
 
 
 def _target(text: str) -> int | None:
-    """Where a branch goes."""
+    """The target address of a branch."""
     match = re.search(r"\bBRA\b.* (0x[0-9a-f]+)", text)
     return int(match[1], 16) if match else None
 
 
 def _name(text: str) -> str:
-    """Of an instruction, without its predicate and modifiers."""
+    """The name of an instruction, without its predicate and modifiers."""
     return re.sub(r"^@\S+ ", "", text.strip()).split()[0].split(".")[0]
 
 
 def _executed(loop: list[tuple[int, str]]) -> list[str]:
-    """Instructions of a loop without those that a branch jumps over together with a call (of a division's slow path)."""
+    """Instructions of a loop, except those that a branch skips together with a call (to the slow path of a division)."""
     skipped: set[int] = set()
     for call in [at for at, text in loop if "CALL" in text]:
         around = [(at, target) for at, text in loop if (target := _target(text)) is not None and at < call < target]

@@ -1,16 +1,16 @@
-"""What the CPU does for a candidate that a GPU merges: plan, thresholds, tables. Needs no GPU.
+"""The CPU's work for a candidate that a GPU merges: plan, thresholds, tables. Needs no GPU.
 
     PYTHONPATH=.triton:. python benchmarks/merge_host.py --json benchmarks/results/merge-host-DATE.json
 
-Base and three experts with the 291 tensors of a Llama of 8B, or (`--model experts`) the 18,867 of a Qwen3 of 30B with 128 experts in each layer,
+Base and three experts with the 291 tensors of an 8B Llama, or (`--model experts`) the 18,867 of a 30B Qwen3 with 128 experts in each layer,
 made small; launches are left out. Each row is one method:
 
-    first ms   from recipe to the first launch, during which the GPU waits
-    all ms     from recipe to the last launch; in between the GPU computes
-    GPU ms     what an H200 needs for that many parameters at 85% of its 4.8 TB/s, the target of `benchmarks/merge_gpu.py`
+    first ms   from recipe to the first launch; the GPU waits meanwhile
+    all ms     from recipe to the last launch; the GPU computes in between
+    GPU ms     the time an H200 needs for that many parameters at 85% of its 4.8 TB/s, the target of `benchmarks/merge_gpu.py`
     all / GPU  above 1 the GPU waits for the CPU
 
-Times are the best of the rounds, each of which has other weights and densities, and in brackets the median.
+Times are the best of the rounds, each of which has different weights and densities, with the median in brackets.
 """
 
 import argparse
@@ -45,7 +45,7 @@ except ImportError:
 METHODS = ("linear", "task_arithmetic", "ties", "dare_ties", "breadcrumbs", "slerp")
 N_LAYERS = 32
 MODELS = {"8b": sum(math.prod(shape) for shape in LLAMA_8B.tensors(N_LAYERS).values()), "experts": 30_532_122_624}
-"""those that the small models stand for, with their parameters (the experts are Qwen3-30B-A3B's)"""
+"""models that the small ones stand for, with their numbers of parameters (`experts` is Qwen3-30B-A3B)"""
 
 H200_BYTES_PER_S = 4.8e12
 SIZES["8b"] = {
@@ -55,7 +55,7 @@ SIZES["8b"] = {
 
 
 def write_experts(base: Path) -> None:
-    """A model with as many tensors as Qwen3-30B-A3B: a small Llama whose layers each get 128 small MLPs, a router, and norms of q and k."""
+    """Writes a model with as many tensors as Qwen3-30B-A3B: a small Llama whose layers each get 128 small MLPs, a router, and norms for q and k."""
     n_experts, size = 128, 16
     shape = {"n_layers": 48, "hidden": size, "vocab": 512, "intermediate_size": size}
     write_tiny_llama(base, seed=0, tied=False, num_attention_heads=2, num_key_value_heads=2, **shape)
@@ -77,7 +77,7 @@ def write_experts(base: Path) -> None:
 
 
 def no_launch(times: list[float]):
-    """What stands in for `evomerge.weights.triton.batch._kernel`: notes the time."""
+    """Replaces `evomerge.weights.triton.batch._kernel`: records the time."""
 
     def kernel(_kernel: object, _n_programs: int):
         return lambda *arguments, **constants: times.append(time.perf_counter())
@@ -112,7 +112,7 @@ def main() -> None:
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
     collect_rarely()  # as every worker does
-    known.LARGE_TENSOR = 0  # those of 8B are large: their norms are known
+    known.LARGE_TENSOR = 0  # tensors of an 8B model are large, so their norms are known
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         if options.model == "experts":
@@ -122,9 +122,9 @@ def main() -> None:
         merger, launches = Merger(pool), list[float]()
         plan = make_plan(recipe_for("linear", models, 0.5), pool.headers)
         one = replace(plan, steps=plan.steps[:1])
-        merger.write(one, Buffers(one))  # which finds that kernels run here
+        merger.write(one, Buffers(one))  # this finds out that kernels run here
         batch._kernel = no_launch(launches)
-        batch.OVERFLOW_BITS = [math.inf] * len(batch.OVERFLOW_BITS)  # nothing is computed, so nothing can be too large
+        batch.OVERFLOW_BITS = [math.inf] * len(batch.OVERFLOW_BITS)  # nothing is computed, so nothing can overflow
         print("method            first ms          all ms   GPU ms   all / GPU")
         for method in options.methods.split(","):
             first, last = measure(method, models, pool, merger, launches, options.rounds)

@@ -1,10 +1,10 @@
-"""Is it better to choose a merge method, or to let the search choose it? On the demo models, at equal numbers of candidates.
+"""Is it better to choose a merge method, or to let the search choose it? On the demo models, with equal numbers of candidates.
 
     python benchmarks/methods.py --seeds 4 --budgets 60,110,200 --limit 100
 
-One row for each method searched alone by `cma_es`, and for all of them together (`method: [...]`) by every strategy of --together. Prints, for each
-budget, the mean over the seeds of the best candidate's mean score on `report`, which the search does not see, and that of every seed.
-Three experts; weights, and densities where the method has them, one of each for a whole expert. Baselines count as candidates.
+One row for each method searched alone by `cma_es`, and for all of them together (`method: [...]`) by every strategy of --together. For each
+budget, prints the mean over the seeds of the best candidate's mean score on `report`, which the search does not see, and that of every seed.
+Three experts; one weight for each whole expert, and one density if the method has densities. Baselines count as candidates.
 """
 
 import argparse
@@ -17,7 +17,7 @@ TOGETHER = ("catcma", "optuna", "ga", "cma_es", "random")
 
 
 def measure(methods: list[str], strategies: list[str], seeds: range, budgets: list[int], limit: int) -> None:
-    """The rows of one space."""
+    """Measures the rows of one space."""
     demo = DemoModels(limit, {"method": methods})
     for strategy in strategies:
         cells = []

@@ -1,14 +1,14 @@
-"""Strategies on a smooth score of many weights that is only known up to the noise of a few hundred items.
+"""Strategies on a smooth score of many weights that is known only up to the noise of a few hundred items.
 
     python benchmarks/noise.py [--groups] [--dimensions 36 60] [--budgets 200 400] [--seeds 8] [--noise 0.03]
 
 The loss is 1 - exp(-12 q) with q a weighted mean of squared distances to a random point of [0.3, 0.7]^d; weights span two orders of
-magnitude, along the coordinates or along random directions (`rotated`). Four candidates are pending. Printed is the true loss of what the
-strategy recommends, the mean over seeds with its standard error; a random point has about 0.7.
+magnitude, along the coordinates or along random directions (`rotated`). Four candidates are pending. Prints the true loss of what the
+strategy recommends, as the mean over seeds with its standard error; a random point has about 0.7.
 
-With --groups the coordinates are what three parameters (six from 36 dimensions on) are in several groups, and weights span one order. The optimum
-is a level of each parameter in [0.2, 0.8] and differences of 0.1 from it (`related`), or uniform in [0.1, 0.9] (`unrelated`). `sums`: 0.7 of q is
-what the groups' weighted mean does. `one group`: the same budget on the levels alone.
+With --groups the coordinates are three parameters (six from 36 dimensions on) in several groups each, and weights span one order of magnitude. The optimum
+is a level for each parameter in [0.2, 0.8] with differences of 0.1 from it (`related`), or uniform in [0.1, 0.9] (`unrelated`). `sums`: 0.7 of q comes
+from the weighted mean over the groups. `one group`: the same budget spent on the levels alone.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""How far one driver reaches: the real loop, strategy, journal, item store and front files, with workers that only wait.
+"""How far one driver scales: the real loop, strategy, journal, item store and front files, with workers that only wait.
 
     python benchmarks/scale.py [--out benchmarks/results/scale.json] [--quick]
 
-Measures, on this machine: efficiency at 1 to 256 simulated workers against the ideal (sum of the delays / workers), durable results a
-second against what the same disk can fsync, and the driver's CPU time and memory over 100,000 candidates. Workers are simulated by
-real time in the driver's own thread, so what is measured is the driver alone; Ray's share is in `benchmarks/chaos.py`.
+Measures, on this machine: efficiency at 1 to 256 simulated workers against the ideal (sum of the delays / workers), durable results per
+second against the number of fsyncs that the same disk manages, and the driver's CPU time and memory over 100,000 candidates. Workers are simulated in
+real time in the driver's own thread, so only the driver is measured; Ray's share is in `benchmarks/chaos.py`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ DIMENSION = 36
 
 
 class WaitingPool:
-    """Workers that wait a random time each (lognormal, coefficient of variation 0.3), in real time."""
+    """Workers that each wait for a random time (lognormal, coefficient of variation 0.3), in real time."""
 
     def __init__(self, mean_s: float, n_workers: int) -> None:
         self._mean_s, self.n_workers = mean_s, n_workers
@@ -96,7 +96,7 @@ def search(folder: Path, pool: WaitingPool, n_candidates: int, strategy: str = "
 
 
 def fsync_ceiling(folder: Path, seconds: float) -> dict[str, float]:
-    """Appends of one result's bytes (journal lines and item row) with an fsync after each, and after each 256."""
+    """Appends the bytes of one result at a time (journal lines and item row), with an fsync after each, and after every 256."""
     result = {}
     for group in (1, 256):
         content, count = os.urandom(2600) * group, 0
@@ -115,7 +115,7 @@ def memory_mb() -> float:
 
 
 def memory_run(folder: Path, n_candidates: int, strategy: str) -> dict[str, Any]:
-    """Memory and CPU time while a long run goes on; the strategy's own bookkeeping is measured beside it, without a run."""
+    """Memory and CPU time in the course of a long run; the strategy's own bookkeeping is measured separately, without a run."""
     gc.collect()
     points: list[dict[str, float]] = []
     start_cpu, start_mb = time.process_time(), memory_mb()
@@ -151,7 +151,7 @@ def memory_run(folder: Path, n_candidates: int, strategy: str) -> dict[str, Any]
 
 
 def strategy_memory(n_candidates: int, name: str) -> int:
-    """Bytes a candidate that the strategy itself keeps, after the first fifth, which also pays for imports."""
+    """Bytes per candidate kept by the strategy itself, after the first fifth, which also pays for imports."""
     strategy = make_strategy(name, dimension=DIMENSION, objectives=OBJECTIVES, seed=1)
     before = 0.0
     for number in range(n_candidates):
@@ -185,7 +185,7 @@ def main() -> None:
     options = parser.parse_args()
     small = 10 if options.quick else 1
     result: dict[str, Any] = {"machine": machine(), "evaluation_s": 0.2, "efficiency": []}
-    # first, while no freed memory of other runs could be taken for it
+    # first, while there is no freed memory of other runs that it could reuse
     result["strategy_bytes_per_candidate"] = strategy_memory(100_000 // small, "random")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,12 +1,12 @@
-"""How much an engine computes for multiple-choice items, beside what lm-eval's own vLLM backend asks of the same engine.
+"""How much an engine computes for multiple-choice items, compared with what lm-eval's own vLLM backend asks of the same engine.
 
     python benchmarks/scoring.py [--items 6] [--json FILE.json]
 
-A random Llama of 110M parameters in one vLLM engine (float32, on a CPU in one thread). Each case is a batch of items with four choices; contexts
-share the examples that come before all of them, where a case has such. Both ways answer the same requests in turns, with an empty
-prefix cache each: evomerge's `loglikelihood`, and a request for each choice with `prompt_logprobs=1`, as
-lm_eval/models/vllm_causallms.py makes them. Printed are the tokens that go through the model (prompts less what the prefix cache held) and
-processor seconds, the least of the rounds, and the largest difference between log-probabilities.
+A random Llama of 110M parameters in one vLLM engine (float32, on a CPU with one thread). Each case is a batch of items with four choices; contexts
+share the examples that precede all of them, if the case has examples. Both ways answer the same requests in turn, each with an empty
+prefix cache: evomerge's `loglikelihood`, and one request per choice with `prompt_logprobs=1`, as
+lm_eval/models/vllm_causallms.py does. Prints the tokens that go through the model (prompts minus what the prefix cache held),
+processor seconds, the lowest of the rounds, and the largest difference between log-probabilities.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # processor time then is not spent on waiting for other threads
+os.environ["OMP_NUM_THREADS"] = "1"  # so that no processor time is spent waiting for other threads
 
 from evomerge.engine import engine_environment
 
@@ -41,12 +41,12 @@ N_ROUNDS = 2
 
 @dataclass(frozen=True)
 class Case:
-    """Numbers of tokens of one case's items.
+    """Numbers of tokens in the items of one case.
 
     Attributes:
-        examples: solved ones, the same before every item.
-        question: an item's own.
-        choice: each of an item's choices.
+        examples: of the solved examples, which are the same before every item.
+        question: of an item's own question.
+        choice: of each of an item's choices.
     """
 
     examples: int
@@ -63,7 +63,7 @@ CASES = {
 
 
 def requests_of(case: Case, n_items: int) -> list[LogLikelihoodRequest]:
-    """Random tokens."""
+    """Requests with random tokens."""
     random = np.random.default_rng(0)
 
     def tokens(n: int) -> tuple[int, ...]:
@@ -89,7 +89,7 @@ def as_lm_eval(llm: Any, requests: list[LogLikelihoodRequest]) -> list[float]:
 
 
 def measured(llm: Any, answer: Callable[[], list[float]]) -> tuple[list[float], int, float]:
-    """Answers, tokens through the model, and the least processor seconds."""
+    """Answers, tokens that went through the model, and the lowest processor seconds."""
     computed: list[int] = []
     run_engine = llm._run_engine
 

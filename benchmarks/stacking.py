@@ -1,14 +1,14 @@
-"""Layer stacks: the time of a swap in a running engine, and what searches over stacks find on the demo models.
+"""Layer stacks: the time of a swap in a running engine, and the results of searches over stacks on the demo models.
 
     python benchmarks/stacking.py swaps [--paths 200] [--restarts 3] [--out FILE.json]
     python benchmarks/stacking.py search [CASE...] [--seeds 1 2 3] [--zoo zoo] [--out FILE.json]
     python benchmarks/stacking.py table FILE.json...
 
 `swaps`: random paths over two random Llama models of 8 layers (13M parameters, float32), 1 to 12 layers with repeats and scales of 0.3 to
-2, through one running vLLM engine. A swap is planning, padding, merging into the live parameters and forgetting the cache. What a
-restart costs is measured on a few of the same paths in the same run: write the checkpoint, start an engine, close it. Every tenth
+2, through one running vLLM engine. A swap consists of planning, padding, merging into the live parameters and clearing the cache. The cost of
+a restart is measured for a few of the same paths in the same run: write the checkpoint, start an engine, close it. Every tenth
 stack's log-probabilities are compared with those of the path's own checkpoint in transformers, in float32 and in float64; those of the
-path that differs most also with a vLLM engine started from its checkpoint; and for a model that is not stacked, likewise.
+path that differs most also with a vLLM engine started from its checkpoint; and likewise for a model that is not stacked.
 
 `search` and `table`: see `stacking_search.py`.
 """
@@ -55,7 +55,7 @@ def random_path(models: list[str], draw: random.Random) -> list[StackLayer]:
 
 
 def answers(kind: str, folder: Path) -> list[float]:
-    """Log-probabilities from an engine started for them."""
+    """Log-probabilities from an engine started for this purpose."""
     engine = make_engine(kind, folder, dtype="float32", max_model_len=64, options=SETTINGS if kind == "vllm" else {})
     found = [answer.log_probability for answer in engine.loglikelihood(REQUESTS)]
     engine.close()
@@ -63,7 +63,7 @@ def answers(kind: str, folder: Path) -> list[float]:
 
 
 def exact_answers(folder: Path) -> list[float]:
-    """Log-probabilities in float64 (transformers computes its norms in float32 all the same)."""
+    """Log-probabilities in float64 (transformers nevertheless computes its norms in float32)."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     found = []
     for request in REQUESTS:
@@ -89,7 +89,7 @@ def compared(vllm: Sequence[float], folder: Path) -> dict[str, float]:
 
 
 def restart_s(recipe: Recipe, folder: Path) -> float:
-    """Seconds to write a checkpoint and start an engine from it."""
+    """Seconds needed to write a checkpoint and start an engine from it."""
     started = time.perf_counter()
     merge_to_folder(recipe, folder)
     engine = make_engine("vllm", folder, dtype="float32", max_model_len=64, options=SETTINGS)

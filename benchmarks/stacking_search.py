@@ -1,9 +1,9 @@
-"""What searches over layer stacks find on the demo models: the subcommands `search` and `table` of `stacking.py`.
+"""Results of searches over layer stacks on the demo models: the subcommands `search` and `table` of `stacking.py`.
 
-Every search scores the same number of items, baselines included; the two of a two-stage search share it. A winner is the best on
-`select` of a search's five best candidates (baselines are not among them), and is scored on all `report` items. Intervals of differences are
-paired by item, over the mean of the seeds' winners: they say how well the items tell these winners apart, and nothing of other seeds,
-whose spread the single seeds show.
+Every search scores the same number of items, baselines included; the two searches of a two-stage search share it. A winner is the best on
+`select` among a search's five best candidates (baselines excluded), and is scored on all `report` items. Intervals of differences are
+paired by item, over the mean of the seeds' winners: they show how well the items distinguish these winners, but nothing about other seeds,
+whose spread can be seen from the individual seeds.
 """
 
 import json
@@ -26,9 +26,9 @@ from evomerge.search import utility
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TASKS = ("largest", "reverse", "translate")
 ITEMS = 24_000
-"""of every search: 80 candidates of 300 items"""
+"""items of every search: 80 candidates with 300 items each"""
 LIMIT = 100
-"""`search` items of a task"""
+"""`search` items per task"""
 FINALISTS = 5
 Z_95 = 1.96
 Rows = list[list[float]]
@@ -37,13 +37,13 @@ Rows = list[list[float]]
 
 @dataclass(frozen=True)
 class Case:
-    """A search to be run.
+    """A search to run.
 
     Attributes:
-        space, strategy: what the table calls them.
-        config: its file.
-        settings: what differs from the file, as on the command line.
-        strategy_of: the problem -> options of the strategy that depend on the space.
+        space, strategy: their names in the table.
+        config: its configuration file.
+        settings: differences from the file, as on the command line.
+        strategy_of: maps the problem to strategy options that depend on the space.
         first: the case whose result is the model `first` of this one; each then gets half of the items.
     """
 
@@ -56,7 +56,7 @@ class Case:
 
 
 def published_start(problem: Problem) -> Mapping[str, Json]:
-    """CMA-ES on real indicators as in arXiv 2403.13187: at the threshold, the ends model's own layers two steps above it, scales 1."""
+    """CMA-ES on real indicators as in arXiv 2403.13187: at the threshold, with the layers of the ends model two steps above it, and scales 1."""
     ends = f"take[0,{problem.config.space.stacking.ends}."
     start = [0.5 + 2 * 0.17 * parameter.name.startswith(ends) for parameter in problem.space.parameters]
     return {"name": "cma_es", "surrogate": "none", "sigma0": 0.17, "start": start}
@@ -102,7 +102,7 @@ def overrides(case: Case, seed: int, items: int, zoo: Path, *, limit: int | None
 
 
 def run_case(case: Case, seed: int, zoo: Path, folder: Path) -> dict[str, Json]:
-    """Runs a search and its finals; scores of the winner, and items that were scored to find it."""
+    """Runs a search and its finals; returns scores of the winner, and the number of items scored to find it."""
     started, spent, more, items = time.perf_counter(), 0.0, [], ITEMS
     if case.first is not None:
         items = ITEMS // 2
@@ -137,7 +137,7 @@ def run_case(case: Case, seed: int, zoo: Path, folder: Path) -> dict[str, Json]:
 def finals(
     case: Case, seed: int, zoo: Path, run_folder: Path, more: Sequence[str]
 ) -> tuple[str, float, Rows, dict[str, Json]]:
-    """Of a finished run: the winner, its mean on `select`, its item scores on `report`, and those of the baselines."""
+    """For a finished run: the winner, its mean on `select`, its item scores on `report`, and those of the baselines."""
     run = open_run(run_folder)
     problem = make_problem(run.config)
     full = load_config(CONFIGS / case.config, [*overrides(case, seed, ITEMS, zoo, limit=None), *more])
@@ -175,7 +175,7 @@ def rows(evaluation: Evaluation) -> Rows:
 
 
 def search(names: Sequence[str], seeds: Sequence[int], zoo: Path, out: Path | None) -> None:
-    """Runs the cases and writes what they found, after each search."""
+    """Runs the cases and writes the results after each search."""
     found = []
     for seed in seeds:
         for name in names:
@@ -191,12 +191,12 @@ def search(names: Sequence[str], seeds: Sequence[int], zoo: Path, out: Path | No
 
 
 def table(files: Sequence[Path]) -> None:
-    """Prints what searches in `files` found, together."""
+    """Prints the results of all searches in `files` together."""
     print_table([result for file in files for result in json.loads(file.read_text())])
 
 
 def print_table(found: Sequence[Mapping[str, Json]]) -> None:
-    """One line a case: winners on `report`, and differences to the source that is best there and to the search over merges alone."""
+    """One line per case: winners on `report`, and differences from the best source there and from the search over merges alone."""
     baselines = next(result["baselines"] for result in found if result["baselines"])
     best_source = max((n for n in baselines if n.startswith("source:")), key=lambda n: np.mean(baselines[n]["report"]))
     tuned = max((n for n in baselines if n.startswith("task_arithmetic:")), key=lambda n: baselines[n]["search"])

@@ -4,15 +4,15 @@ Prints one table per family; every row is the mean over the seeds with its stand
 candidates are always pending, as with four workers.
 
 pareto   normalised hypervolume (reference 1.1, 1 is the true front) after 200 evaluations
-many     hypervolume after 100 and 200 evaluations in 20 and 40 dimensions: normalised as above, and of two noisy skills (see noise.py; reference 0.5,
-         standard error 0.03) whose optima lie apart, along the axes or along random directions
-groups   hypervolume (reference 1, not normalised) after 60, 100 and 200 evaluations of two noisy losses whose coordinates are parameters in several
+many     hypervolume after 100 and 200 evaluations in 20 and 40 dimensions: normalised as above, and for two noisy skills (see noise.py; reference 0.5,
+         standard error 0.03) with different optima, along the axes or along random directions
+groups   hypervolume (reference 1, not normalised) after 60, 100 and 200 evaluations for two noisy losses whose coordinates are parameters in several
          groups (see noise.py)
 single   log10 of the best gap to the optimum after 25 d, 50 d and 100 d evaluations
-map      hypervolume on three experts of the digits task (digits_experts.py) after m + 15 evaluations
+map      hypervolume for three experts on the digits task (digits_experts.py) after m + 15 evaluations
 elites   quality diversity on the same digits task after 100 and 315 evaluations: the mean over three archives (15 x 15 cells of the other two error rates,
          between all wrong and none) of the QD score and of the filled cells; hypervolume
-models   hypervolume and best score of every registered strategy on the demo models after `--budget` evaluations of `--limit` items a task
+models   hypervolume and best score of every registered strategy on the demo models after `--budget` evaluations with `--limit` items per task
 """
 
 import argparse
@@ -45,11 +45,11 @@ def run(
     noise: float = 0.0,
     **options,
 ) -> Floats:
-    """Losses (budget, m) in the order of the results, as they are without the noise that the strategy sees."""
+    """Losses (budget, m) in the order of the results, without the noise that the strategy sees."""
     n_objectives = len(function(np.full(dimension, 0.5)))
     objectives = [Objective(f"f{i}", Direction.MINIMIZE) for i in range(n_objectives)]
     if name == "m2n2":
-        options = {"on": "recipes", **options}  # there are no models here
+        options = {"on": "recipes", **options}  # no models are involved here
     strategy = make_strategy(name, dimension=dimension, objectives=objectives, seed=seed, **options)
     generator = np.random.default_rng(seed)
     pending, losses = [], []

@@ -1,10 +1,10 @@
-"""Strategies and the samplers of other libraries at equal budgets, on a merge with real noise: three experts of MNIST digits (see items_mnist.py).
+"""Strategies and samplers of other libraries at equal budgets, on a merge with real noise: three experts for MNIST digits (see items_mnist.py).
 
     python benchmarks/strategies_mnist.py mnist.npz [--candidates 200 400] [--search-items 30] [--seeds 12] [--only cma_es]
 
-24 weights; candidates are scored on 30 items of each of three tasks, the nine baselines among them; two are pending. The best eight and the one that the strategy
-recommends are ranked on 300 further items of each task. Printed is the winner's accuracy on the test images, the mean over seeds with its standard error: items, baselines and seeds are
-the same for all strategies, so differences to the first row are paired. `map`, `nsga2` and `cycleqd` see the three tasks, all others their mean.
+24 weights; candidates, including the nine baselines, are scored on 30 items of each of three tasks; two are pending. The best eight and the one that the strategy
+recommends are ranked on 300 further items of each task. Prints the winner's accuracy on the test images, as the mean over seeds with its standard error: items, baselines and seeds are
+the same for all strategies, so differences from the first row are paired. `map`, `nsga2` and `cycleqd` see the three tasks, all others their mean.
 """
 
 import argparse
@@ -33,7 +33,7 @@ STRATEGIES: dict[str, tuple[str, dict[str, object]]] = {
     "sobol": ("sobol", {}),
     "random": ("random", {}),
 }
-"""row -> strategy and options; the others learn of the baselines too, and start where they start by default"""
+"""row -> strategy and options; the others are told of the baselines too, and start at their default starting points"""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Fixtures for tests of several packages, and how the tests are spread over processes (`pytest -n 2 --no-loadscope-reorder`)."""
+"""Fixtures used by the tests of several packages, and how tests are distributed over processes (`pytest -n 2 --no-loadscope-reorder`)."""
 
 import os
 import subprocess
@@ -16,29 +16,29 @@ from evomerge.engine.segments import mapped_segments
 from evomerge.evaluation.sandbox import check_sandbox
 from evomerge.zoo import build_zoo
 
-# A timing is no test: on a busy machine an example may take any time.
+# No deadline: on a busy machine an example may take any amount of time.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 SHARED_BY_FOLDER = ("engine", "evaluation")
-"""folders of tests whose files share engines that take seconds to start"""
+"""test folders whose files share engines that take seconds to start"""
 
 FIRST = ("cluster", "e2e", "engine", "docs", "cli", "search", "zoo", "evaluation")
-"""Folders in the order of their start: Ray before vLLM imports it with settings that are not ours, then the longest."""
+"""Folders in the order in which they start: Ray's tests before vLLM imports Ray with settings that are not ours, then the longest."""
 
 
 @pytest.fixture(scope="session")
 def zoo() -> Path:
-    """The folder of the demo models: `zoo/` in the repository, built (minutes) where it is missing or outdated."""
+    """The folder of the demo models: `zoo/` in the repository, built (which takes minutes) if missing or outdated."""
     return build_zoo(REPOSITORY / "zoo").folder
 
 
 @pytest.fixture
 def left_in_shared_memory() -> Callable[[], set[str]]:
-    """A function: what has appeared in `/dev/shm` since the test began and nobody alive uses, after a while for it to go."""
-    folder = "/dev/shm"  # noqa: S108  (looked at, not written to)
+    """A function that returns what has appeared in `/dev/shm` since the test began and no live process uses, after allowing it some time to go."""
+    folder = "/dev/shm"  # noqa: S108  (only listed, never written to)
     before = set(os.listdir(folder))
 
     def left() -> set[str]:
@@ -55,7 +55,7 @@ def left_in_shared_memory() -> Callable[[], set[str]]:
 
 @pytest.fixture(scope="session")
 def mergekit() -> Callable[..., None]:
-    """`mergekit(*arguments)` runs the Python of mergekit's own environment; where that is not installed the test is skipped."""
+    """`mergekit(*arguments)` runs Python in mergekit's own environment; if that is not installed, the test is skipped."""
     python = Path(os.environ.get("MERGEKIT_PYTHON", REPOSITORY / ".venv-mergekit" / "bin" / "python"))
     if not python.exists():
         pytest.skip(f"mergekit's environment is not installed ({python}): make .venv-mergekit/.installed")
@@ -72,7 +72,7 @@ def mergekit() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def sandbox() -> None:
-    """Skips the test where this machine cannot isolate a process."""
+    """Skips the test if this machine cannot isolate a process."""
     try:
         check_sandbox()
     except EvaluationError as reason:
@@ -80,14 +80,14 @@ def sandbox() -> None:
 
 
 def _folder(path: str) -> str:
-    """The folder inside `tests` of a file, given as a path or the start of a test's id."""
+    """The folder inside `tests` that contains a file, given as a path or as the start of a test id."""
     return (REPOSITORY / path).relative_to(REPOSITORY / "tests").parts[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keeps a file (or folder) that shares costly fixtures in one process, whatever `--dist` says.
 
-    `--dist loadgroup` would do it by marks, but xdist 3.8 does not see marks under pytest 9.2, and every fixture is made twice.
+    `--dist loadgroup` could do this with marks, but xdist 3.8 does not see marks under pytest 9.2, so every fixture would be created twice.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -100,6 +100,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Orders the folders."""
+    """Sorts tests by folder."""
     order = {name: number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(_folder(str(item.path)), len(FIRST)))

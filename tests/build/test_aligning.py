@@ -1,4 +1,4 @@
-"""`evomerge align`: copies of models over one vocabulary hold every row where the tokenizer says, and a search takes them."""
+"""`evomerge align`: copies of models over one vocabulary hold every row where the tokenizer expects it, and a search accepts them."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def write_model(folder: Path, seed: int, *tokens: str, dtype: str = "bfloat16") -> None:
-    """A model with tokens of its own after those that all have."""
+    """A model with its own tokens after the shared ones."""
     n_tokens = _n_known(write_tiny_llama(folder, seed=seed)) + len(tokens)
     write_tiny_llama(folder, seed=seed, tied=False, vocab=n_tokens, dtype=dtype)
     write_tokens(folder, *tokens)
@@ -90,7 +90,7 @@ def test_copies_hold_the_rows_of_one_vocabulary(folder: Path) -> None:
     assert set(problem.headers) == {str(folder / "out" / name) for name in ("base", "a", "b")}
 
 
-def test_the_recipe_of_a_copy_makes_it_again_from_anywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_of_a_copy_reproduces_it_from_anywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     align_models(["a", "b"], "out", base="base")
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
@@ -99,7 +99,7 @@ def test_the_recipe_of_a_copy_makes_it_again_from_anywhere(folder: Path, monkeyp
     assert (again / "model.safetensors").read_bytes() == (copy / "model.safetensors").read_bytes()
 
 
-def test_models_that_have_the_vocabulary_stay_where_they_are(folder: Path) -> None:
+def test_models_that_already_have_the_vocabulary_are_not_copied(folder: Path) -> None:
     write_model(folder / "c", 3)
     aligned = align_models(["one=a", "c"], "out", base="base", tokenizer="base")
     assert aligned.lines() == [
@@ -113,7 +113,7 @@ def test_models_that_have_the_vocabulary_stay_where_they_are(folder: Path) -> No
     assert torch.equal(weights("out/one")[EMBEDDING], weights("a")[EMBEDDING][: len(ids("base"))])
 
 
-def test_the_same_tokens_under_other_ids_are_arranged(folder: Path) -> None:
+def test_tokens_with_different_ids_are_rearranged(folder: Path) -> None:
     content = json.loads(Path("base/tokenizer.json").read_text())
     vocabulary = content["model"]["vocab"]
     vocabulary["x"], vocabulary["y"] = vocabulary["y"], vocabulary["x"]
@@ -130,7 +130,7 @@ def test_the_same_tokens_under_other_ids_are_arranged(folder: Path) -> None:
     assert not Path("out/base").exists()
 
 
-def test_without_a_base_the_first_model_is_where_the_order_comes_from(folder: Path) -> None:
+def test_without_a_base_the_first_model_determines_the_order(folder: Path) -> None:
     aligned = align_models(["b", "a"], "out", pad_to_multiple_of=64)
     assert ids("out/a") == ids("out/b")
     assert ids("out/a") == ids("b") | {"<ours>": len(ids("b"))}
@@ -141,8 +141,8 @@ def test_without_a_base_the_first_model_is_where_the_order_comes_from(folder: Pa
     assert ids("as-a/b") == ids("a")
 
 
-def test_rows_of_padding_stay(folder: Path) -> None:
-    """So that models which have them already are not copied; but an expert's tokens are no padding of the base's."""
+def test_padding_rows_are_kept(folder: Path) -> None:
+    """So that models which have them already are not copied; but an expert's tokens do not count as padding of the base."""
     for name, seed in (("base", 0), ("a", 1)):
         write_tiny_llama(folder / "padded" / name, seed=seed, tied=False)
     n_tokens = len(ids("padded/base"))
@@ -156,7 +156,7 @@ def test_rows_of_padding_stay(folder: Path) -> None:
     assert torch.equal(weights("union/base")[EMBEDDING][n_tokens], weights("padded/a")[EMBEDDING][n_tokens])
 
 
-def test_weights_of_several_dtypes_keep_their_values(folder: Path) -> None:
+def test_weights_of_mixed_dtypes_keep_their_values(folder: Path) -> None:
     mixed = weights("b") | {"model.norm.weight": weights("a")["model.norm.weight"]}
     save_file(mixed, "b/model.safetensors")
     align_models(["a", "b"], "out", base="base")
@@ -173,20 +173,20 @@ def test_a_path_through_a_link_is_followed(folder: Path) -> None:
     assert torch.equal(weights("out/x")["model.norm.weight"], weights("b")["model.norm.weight"])
 
 
-def test_a_wrong_chat_template_is_told_before_anything_is_written(folder: Path) -> None:
+def test_an_invalid_chat_template_is_reported_before_anything_is_written(folder: Path) -> None:
     Path("b/chat_template.jinja").write_text("{% if x %}")
     with pytest.raises(RecipeError, match=f"{folder}/b: chat_template, line 1: "):
         align_models(["a", "b"], "out", base="base")
     assert not Path("out").exists()
 
 
-def test_a_size_that_is_none_is_told_where_nothing_is_to_be_copied(folder: Path) -> None:
+def test_an_invalid_size_is_reported_even_if_nothing_is_copied(folder: Path) -> None:
     write_model(folder / "c", 3)
     with pytest.raises(ConfigError, match="max memory 'lots': expected a size"):
         align_models(["c"], "out", base="base", max_memory="lots")
 
 
-def test_models_are_no_place_for_copies(folder: Path) -> None:
+def test_copies_must_not_overlap_the_source_models(folder: Path) -> None:
     with pytest.raises(RecipeError, match=r"^a: overlaps the source model .*/a; choose another folder"):
         align_models(["a", "b"], ".", overwrite=True)
 
@@ -198,7 +198,7 @@ def test_a_copy_keeps_its_own_chat_template(folder: Path) -> None:
     assert not Path("out/a/chat_template.jinja").exists()
 
 
-def test_nothing_is_written_where_models_or_folders_are_in_the_way(folder: Path) -> None:
+def test_nothing_is_written_if_models_or_folders_conflict(folder: Path) -> None:
     write_tiny_llama(folder / "deep", seed=4, n_layers=3, tied=False)
     write_model(folder / "out" / "b", 5, "<mine>")
     before = weights("out/b")
@@ -232,7 +232,7 @@ def evomerge(*arguments: str) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def test_what_the_command_says_comes_next_can_be_done(folder: Path) -> None:
+def test_the_next_step_that_the_command_suggests_works(folder: Path) -> None:
     *written, size, last = evomerge("align", "a", "b", "--base", "base", "--out", "out")
     assert written == ["out/base: written", "out/a: written", "out/b: written"]
     assert size == f"{len(ids('out/a'))} tokens, {len(ids('out/a'))} embedding rows"

@@ -1,4 +1,4 @@
-"""A search that puts items as conversations needs a tokenizer that says how."""
+"""A search that presents items as conversations needs a tokenizer with a chat template."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from evomerge.testing.tiny_models import write_tiny_llama
 from evomerge.testing.tiny_tasks import write_toy_task
 
 
-def test_a_missing_chat_template_is_noticed_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_a_missing_chat_template_is_reported_before_anything_is_loaded(tmp_path: Path) -> None:
     for seed, name in enumerate(("base", "a")):
         write_tiny_llama(tmp_path / name, seed=seed)
     write_toy_task(tmp_path / "toy.yaml", n_items=4)

@@ -1,4 +1,4 @@
-"""A space has no coordinate that changes nothing, whatever its groups; samples of a space can be merged where most of it can."""
+"""No coordinate of a space is without effect, whatever its groups; samples of a space can be merged as long as most of the space can."""
 
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def names(made: Problem) -> set[str]:
 
 
 def tensors_moved(made: Problem) -> dict[str, int]:
-    """Coordinate -> how many tensors' parameters it changes."""
+    """Coordinate -> the number of tensors whose parameters it changes."""
 
     def steps(template: Any, values: dict[str, float]) -> list[Any]:
         return list(make_plan(template.recipe(values), made.headers).steps)
@@ -74,7 +74,7 @@ def test_every_coordinate_moves_a_tensor(tmp_path: Path, groups: dict[str, Any],
     assert all(tensors_moved(made).values())
 
 
-def test_embeddings_have_values_only_in_the_layer_groups_at_the_ends(tmp_path: Path) -> None:
+def test_embeddings_have_values_only_in_the_first_and_last_layer_groups(tmp_path: Path) -> None:
     for seed, name in enumerate(("base", "a", "b")):
         write_tiny_llama(tmp_path / name, seed=seed, n_layers=4, tied=False)
     groups = {"layer_groups": 4, "module_groups": ["embeddings", "rest"]}
@@ -84,7 +84,7 @@ def test_embeddings_have_values_only_in_the_layer_groups_at_the_ends(tmp_path: P
     assert found == {"weight[a,@0,embeddings]"}
 
 
-def test_a_parameter_per_nothing_has_one_value(folder: Path) -> None:
+def test_a_parameter_with_an_empty_per_has_one_value(folder: Path) -> None:
     axes = {"layer_groups": 2, "module_groups": ["mlp", "rest"]}
     space = {"method": "ties", "parameters": {"weight": {"per": ["expert"]}, "density": {"per": []}}, **axes}
     made = problem(folder, **space)
@@ -92,7 +92,7 @@ def test_a_parameter_per_nothing_has_one_value(folder: Path) -> None:
     assert all(tensors_moved(made).values())
 
 
-def test_a_run_keeps_the_coordinates_that_it_was_begun_with(folder: Path) -> None:
+def test_a_run_keeps_the_coordinates_it_was_started_with(folder: Path) -> None:
     settings = {
         "models": {"base": "./base", "experts": {"a": "./a", "b": "./b"}},
         "space": {"method": ["linear", "ties"], "layer_groups": 4, "module_groups": ["embeddings", "rest"]},
@@ -106,9 +106,7 @@ def test_a_run_keeps_the_coordinates_that_it_was_begun_with(folder: Path) -> Non
     assert names(make_problem(config, begun=True, coordinates=new | unused)) == new | unused
 
 
-def test_a_run_with_coordinates_that_no_tensor_takes_goes_on_and_can_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_unused_coordinates_can_be_resumed_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed, name in enumerate(("base", "a")):
         write_tiny_llama(tmp_path / name, seed=seed, n_layers=3)
     write_toy_task(tmp_path / "toy.yaml", n_items=2)
@@ -122,7 +120,7 @@ def test_a_run_with_coordinates_that_no_tensor_takes_goes_on_and_can_be_read(
         "budget": {"evaluations": 8},
         "finals": {"finalists": 0},
     }
-    with monkeypatch.context() as before:  # runs begun before 2026-11-29
+    with monkeypatch.context() as before:  # as in runs started before 2026-11-29
         before.setattr("evomerge.build.templates.unused_coordinates", lambda *_: set())
         start_search(settings, tmp_path / "run")
     resume_search(tmp_path / "run", overrides="budget.evaluations=10")
@@ -132,7 +130,7 @@ def test_a_run_with_coordinates_that_no_tensor_takes_goes_on_and_can_be_read(
     assert problem(tmp_path, settings["models"], **settings["space"]).space.dimension == 4
 
 
-def test_attention_that_few_layers_have_has_values_only_there(tmp_path: Path) -> None:
+def test_attention_found_in_few_layers_has_values_only_there(tmp_path: Path) -> None:
     size = {
         "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4, "block_ff_dim": 64,
         "num_key_value_heads": 2, "layer_types": ["conv", "conv", "full_attention", "conv", "conv", "conv"], "max_position_embeddings": 64,
@@ -156,7 +154,7 @@ def test_attention_that_few_layers_have_has_values_only_there(tmp_path: Path) ->
     assert found == pytest.approx(values)
 
 
-def test_bounds_around_0_of_weights_that_are_divided_by_their_sum_are_searched(folder: Path) -> None:
+def test_bounds_around_0_are_searched_for_normalised_weights(folder: Path) -> None:
     experts = {"experts": {"a": "./a", "b": "./b"}}
     groups: dict[str, Any]
     for groups in ({}, {"layer_groups": 2}, {"layer_groups": 2, "smooth": True}):
@@ -179,7 +177,7 @@ def test_parameters_that_cannot_be_searched_are_refused(
 
 
 @pytest.mark.parametrize("groups", [1, [[0, 2], [2, 4]]])
-def test_values_over_depth_are_given_by_their_number(folder: Path, groups: Any) -> None:
+def test_smooth_groups_must_be_given_by_their_number(folder: Path, groups: Any) -> None:
     with pytest.raises(ConfigError, match=r"space\.smooth: set space\.layer_groups to the number"):
         problem(folder, layer_groups=groups, smooth=True)
 

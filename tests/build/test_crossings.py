@@ -1,4 +1,4 @@
-"""Searches that cross models: what is refused, what is planned."""
+"""Searches that cross models: what is refused and what is planned."""
 
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,12 @@ def test_module_groups_are_chromosomes(folder: Path) -> None:
     assert set(recipe.pieces.tensors) == set().union(*names)
     norm = recipe.pieces.tensors["model.norm.weight"][0].row
     head = recipe.pieces.tensors["model.embed_tokens.weight"][0].row
-    assert recipe.pieces.rows[norm][0] < recipe.pieces.rows[norm][1], "right of its split: three quarters of the second"
-    assert recipe.pieces.rows[head][0] > recipe.pieces.rows[head][1], "left of its split: a quarter of the second"
+    assert recipe.pieces.rows[norm][0] < recipe.pieces.rows[norm][1], (
+        "right of its split, expected three quarters of the second parent"
+    )
+    assert recipe.pieces.rows[head][0] > recipe.pieces.rows[head][1], (
+        "left of its split, expected a quarter of the second parent"
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,12 +83,12 @@ def test_module_groups_are_chromosomes(folder: Path) -> None:
         ({"models": None, "tasks": [], "evaluation": {"kind": "synthetic"}}, "on: recipes"),
     ],
 )
-def test_what_makes_no_crossing_is_refused(folder: Path, changes: dict[str, Any], complaint: str) -> None:
+def test_settings_that_do_not_fit_crossovers_are_refused(folder: Path, changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         problem(folder, **changes)
 
 
-def test_on_recipes_the_space_is_the_methods(folder: Path) -> None:
+def test_on_recipes_the_space_is_that_of_the_method(folder: Path) -> None:
     made = problem(
         folder,
         models={"base": "./base", "experts": {"a": "./a", "b": "./b"}},
@@ -96,8 +100,8 @@ def test_on_recipes_the_space_is_the_methods(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["m2n2", "random"])
-def test_module_groups_of_models_with_other_names(tmp_path: Path, strategy: str) -> None:
-    """As in GPT-NeoX; a group that the models do not have is refused with those that they have."""
+def test_module_groups_work_for_models_with_other_tensor_names(tmp_path: Path, strategy: str) -> None:
+    """As in GPT-NeoX; a group that the models lack is refused, and the error lists those they have."""
     for seed, name in enumerate("abc"):
         path = write_tiny_llama(tmp_path / name, seed=seed) / "model.safetensors"
         tensors = {name.replace("self_attn", "attention"): tensor for name, tensor in load_file(path).items()}

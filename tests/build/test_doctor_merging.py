@@ -1,4 +1,4 @@
-"""`evomerge doctor` says where candidates for a GPU's engine are merged, that such an engine needs a GPU, and which vLLM. The GPU is a stand-in."""
+"""`evomerge doctor` reports where candidates for a GPU engine are merged, that such an engine needs a GPU, and an unsupported vLLM version. The GPU is a stand-in."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from evomerge.build.commands.doctor import Grade, _engine, examine
 
 
 @pytest.mark.parametrize("lacking", [None, "triton needs a C compiler"])
-def test_what_keeps_merges_off_the_gpu_is_named(monkeypatch, tmp_path, lacking):
+def test_the_reason_why_merges_avoid_the_gpu_is_reported(monkeypatch, tmp_path, lacking):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name="G", total_memory=8e10))
     monkeypatch.setattr("evomerge.weights.triton.missing", lambda: lacking)
@@ -18,7 +18,7 @@ def test_what_keeps_merges_off_the_gpu_is_named(monkeypatch, tmp_path, lacking):
 
 
 @pytest.mark.parametrize("on_nodes", [False, True])
-def test_an_engine_for_gpus_does_not_run_without(monkeypatch, on_nodes):
+def test_a_gpu_engine_does_not_run_without_a_gpu(monkeypatch, on_nodes):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(
@@ -31,7 +31,7 @@ def test_an_engine_for_gpus_does_not_run_without(monkeypatch, on_nodes):
 
 
 @pytest.mark.parametrize(("version", "grade"), [("0.33.0", Grade.GOOD), ("0.34.0", Grade.BAD), ("0.3.2", Grade.BAD)])
-def test_a_vllm_of_another_version_will_not_run(monkeypatch, version, grade):
+def test_an_unsupported_vllm_version_is_reported(monkeypatch, version, grade):
     monkeypatch.setattr(
         "evomerge.build.commands.doctor.installed_version", lambda package: version if package == "vllm" else None
     )

@@ -1,4 +1,4 @@
-"""Names of engine options are checked before an engine is started, where vLLM says which there are."""
+"""Names of engine options are checked before an engine is started, provided vLLM can list its options."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return make
 
 
-def test_a_misspelt_option_is_named_with_the_nearest(problem: Any) -> None:
+def test_a_misspelt_option_is_reported_with_the_nearest_name(problem: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         problem({"kind": "vllm", "options": {"max_modle_len": 64, "enforce_eager": True, "magic": 1}})
     assert str(caught.value) == (
@@ -39,7 +39,7 @@ def test_a_misspelt_option_is_named_with_the_nearest(problem: Any) -> None:
     )
 
 
-def test_what_cannot_be_known_is_not_refused(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_cannot_be_checked_are_accepted(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {"max_modle_len": 64}
     problem({"kind": "transformers", "options": wrong})
     problem({"kind": "vllm", "options": wrong}, begun=True)
@@ -47,7 +47,7 @@ def test_what_cannot_be_known_is_not_refused(problem: Any, monkeypatch: pytest.M
     problem({"kind": "vllm", "options": wrong})
 
 
-def test_options_with_which_other_weights_would_be_scored_are_refused_before_an_engine_starts(problem: Any) -> None:
+def test_options_that_would_score_other_weights_are_refused_before_an_engine_starts(problem: Any) -> None:
     options = {"enforce_eager": True, "pipeline_parallel_size": 2}
     with pytest.raises(
         ConfigError, match=r"pipeline_parallel_size=2 distributes the model .*; use pipeline_parallel_size=1"
@@ -88,7 +88,7 @@ def test_more_positions_than_the_model_has_are_refused_before_an_engine_starts(
             problem(long)
 
 
-def test_what_vllm_is_told_to_take_is_not_refused(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lengths_that_vllm_is_told_to_allow_are_accepted(problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     long = {"kind": "vllm", "max_model_len": 4096}
     monkeypatch.setattr("evomerge.engine.vllm_option_names", frozenset)
     problem({**long, "options": {"hf_overrides": {"max_position_embeddings": 4096}}})
@@ -99,7 +99,7 @@ def test_what_vllm_is_told_to_take_is_not_refused(problem: Any, monkeypatch: pyt
     problem(long)
 
 
-def test_nor_is_a_model_scored_with_more_positions_than_it_has(problem: Any, tmp_path: Path) -> None:
+def test_evaluating_a_model_beyond_its_positions_is_refused(problem: Any, tmp_path: Path) -> None:
     settings = {
         "models": {"experts": {"a": "a", "b": "b"}},
         "tasks": ["toy.yaml"],

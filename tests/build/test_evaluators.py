@@ -1,4 +1,4 @@
-"""What a worker starts is ended again where its evaluator cannot be made."""
+"""Whatever a worker starts is shut down again if its evaluator cannot be made."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
     return dict(evaluator_settings(parse_config(config, folder=folder)))
 
 
-def test_a_worker_refuses_models_and_tasks_that_are_not_the_searches(
+def test_a_worker_refuses_models_and_tasks_other_than_the_searchs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a cluster each machine reads its own files."""
@@ -68,10 +68,10 @@ def test_a_worker_refuses_models_and_tasks_that_are_not_the_searches(
     make_evaluator(given | {"marks": None}).close()
 
 
-def test_an_engine_that_leaves_torch_one_thread_leaves_the_merger_its_own(
+def test_the_merger_keeps_its_threads_when_the_engine_leaves_torch_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As vLLM does on a GPU, once its model is loaded, where the environment says nothing of threads."""
+    """vLLM does so on a GPU once its model is loaded, unless environment variables set the threads."""
 
     def start(*args: object, **options: object) -> object:
         torch.set_num_threads(1)
@@ -89,13 +89,13 @@ def test_an_engine_that_leaves_torch_one_thread_leaves_the_merger_its_own(
 
 
 class Closed(list[str]):
-    """An engine that notes when it is closed; scores nothing."""
+    """Records when its engine is closed; the engine scores nothing."""
 
     def engine(self, max_length: int) -> SimpleNamespace:
         return SimpleNamespace(max_length=max_length, close=lambda: self.append("closed"))
 
 
-def test_the_engine_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_is_closed_when_an_evaluator_cannot_be_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = Closed()
     monkeypatch.setattr("evomerge.engine.make_engine", lambda *args, **options: closed.engine(3))
     with pytest.raises(EvaluationError, match="the engine has room for 3"):
@@ -119,7 +119,7 @@ def test_tasks_are_refused_before_an_engine_is_started(folder: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("sandbox")
-def test_sandboxes_are_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sandboxes_are_closed_when_an_evaluator_cannot_be_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evomerge.engine.make_engine", lambda *args, **options: Closed().engine(64))
     write_toy_task(folder / "broken.yaml", n_items=4)
     wanted = settings(folder, tasks=["toy.yaml", "broken.yaml"], evaluation={"trust_task_code": True})
@@ -130,8 +130,8 @@ def test_sandboxes_are_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert set(psutil.Process().children()) <= before
 
 
-def test_merges_take_no_more_of_a_gpu_than_vllm_leaves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in the processes of a tensor-parallel engine, which are told."""
+def test_merges_take_only_the_gpu_memory_that_vllm_leaves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This also holds in the processes of a tensor-parallel engine, which are told the amount."""
     written: list[Any] = []
     engine = SimpleNamespace(max_length=64, close=lambda: None, is_sharded=True, update=written.append)
     asked: list[Any] = []
@@ -152,10 +152,8 @@ def test_merges_take_no_more_of_a_gpu_than_vllm_leaves(folder: Path, monkeypatch
     assert written[0].settings["gpu_bytes"] == 5e9
 
 
-def test_a_worker_whose_libraries_fail_again_and_again_is_given_up(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A GPU may be gone for good. What is wrong with a candidate, which evomerge says itself, counts for nothing, and neither do single failures."""
+def test_a_worker_whose_libraries_fail_repeatedly_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU may be gone for good. Errors that evomerge itself reports about a candidate do not count, nor do single failures."""
     failing: list[Exception | None] = []
 
     def update(write: object) -> None:
@@ -202,8 +200,8 @@ def test_a_worker_whose_libraries_fail_again_and_again_is_given_up(
     assert closed == ["tasks", "closed"]
 
 
-def test_weights_are_kept_for_the_same_recipe_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On another split it has them already; not after a failure, and not where another has been in between."""
+def test_weights_are_kept_only_for_the_same_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are reused on another split, but not after a failure, nor if another recipe came in between."""
     updates: list[str] = []
     fails: list[Exception] = []
 

@@ -1,4 +1,4 @@
-"""What an engine and its merges need of a GPU follows from the models and the configuration."""
+"""The GPU memory that an engine and its merges need follows from the models and the configuration."""
 
 import tracemalloc
 from pathlib import Path
@@ -54,8 +54,8 @@ def folder(tmp_path: Path) -> Path:
         ("ties", {"dtype": "float32"}, {}, None, 2, 3, 1),
     ],
 )
-def test_needs(folder, monkeypatch, method, engine, cluster, n_slots, engine_share, n_sources, gpus):
-    monkeypatch.setattr("evomerge.weights.triton.missing", lambda: None)  # as where triton can be used
+def test_gpu_memory_needs(folder, monkeypatch, method, engine, cluster, n_slots, engine_share, n_sources, gpus):
+    monkeypatch.setattr("evomerge.weights.triton.missing", lambda: None)  # as on a machine where triton works
     monkeypatch.setattr("evomerge.engine.computes_on_cpu", lambda kind: False)
     settings = {
         "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
@@ -71,7 +71,7 @@ def test_needs(folder, monkeypatch, method, engine, cluster, n_slots, engine_sha
 
     needs = gpu_memory_needs(config, models, n_slots, (method,))
 
-    # the file also has a header, of a tenth at most
+    # the file also has a header, which takes at most a tenth
     assert needs["engine_bytes"] == pytest.approx(engine_share * size, rel=0.1)
     assert needs["source_bytes"] == pytest.approx(n_sources * size, rel=0.1)
     assert needs["gpus"] == gpus
@@ -102,8 +102,8 @@ def spread(folder: Path, processes: int, gpus: float | None) -> SearchConfig:
 
 
 @pytest.mark.parametrize("method", [*RANKED_METHODS, "sce"])
-def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
-    """Two bytes for every element of the two experts, and a bit of a mask; the base has none. With sce four bytes for each of the base, and no GPU."""
+def test_memory_needs_include_ranks(folder, monkeypatch, capsys, method):
+    """Two bytes for every element of the two experts, plus one bit for a mask; none for the base. With sce, four bytes for each element of the base, and no GPU."""
     monkeypatch.setattr("evomerge.weights.triton.missing", lambda: None)
     write_toy_task(folder / "toy.yaml", n_items=4)
     problem = make_problem(
@@ -129,18 +129,18 @@ def test_ranks_need_room_too(folder, monkeypatch, capsys, method):
     assert (sizes.source_bytes, sizes.rank_bytes) == (n_bytes, rank_bytes)
     mask_bytes = 0 if method == "sce" else n_elements // 4
     assert sizes.worker_bytes == n_bytes + rank_bytes + mask_bytes + sizes.engine_bytes
-    assert sizes.engine_bytes == 2 * sizes.candidate_bytes, "bfloat16, served in float32 on a CPU"
+    assert sizes.engine_bytes == 2 * sizes.candidate_bytes, "bfloat16 weights are served in float32 on a CPU"
     print_plan(sizes, [])
     assert f"{rank_bytes / 1e9:.3g} GB ranks" in " ".join(capsys.readouterr().out.split())
 
 
-def test_of_several_methods_all_find_room(folder, monkeypatch):
+def test_memory_needs_cover_all_of_several_methods(folder, monkeypatch):
     monkeypatch.setattr("evomerge.weights.triton.missing", lambda: None)
     monkeypatch.setattr("evomerge.engine.computes_on_cpu", lambda kind: False)
     write_toy_task(folder / "toy.yaml", n_items=4)
 
     def room(*methods: str) -> tuple[float, int, int]:
-        """Of a GPU for the sources, and in the CPU's memory for ranks and for statistics."""
+        """Room for the sources on a GPU, and for ranks and for statistics in CPU memory."""
         settings = {
             "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
             "method": list(methods),
@@ -157,14 +157,14 @@ def test_of_several_methods_all_find_room(folder, monkeypatch):
     histograms, masks = room("ties")[2], room("della")[2]
     assert histograms > 0 < masks
     assert room("sce") == (0, places, 0)
-    assert room("ties", "sce") == (sources, places, histograms), "sce has no kernels there"
-    # the two kinds of della keep the same ranks
+    assert room("ties", "sce") == (sources, places, histograms), "sce has no GPU kernels"
+    # both variants of della keep the same ranks
     assert room("della", "della_linear") == (sources + ranks, ranks, masks)
     assert room("ties", "sce", "della", "della_linear") == (sources + ranks, places + ranks, histograms + masks)
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_ties", "linear"])
-def test_plan_says_about_what_merges_need(method):
+def test_plan_predicts_roughly_what_merges_need(method):
     generator = torch.Generator().manual_seed(0)
     shape = (1024, 1024)
     base = 0.02 * torch.randn(shape, generator=generator)
@@ -196,7 +196,7 @@ def test_plan_says_about_what_merges_need(method):
         assert expected == pytest.approx(kept, rel=0.5)
 
 
-def test_the_evaluation_of_a_recipe_makes_room_for_what_that_recipe_needs(folder, monkeypatch):
+def test_evaluating_a_recipe_reserves_what_that_recipe_needs(folder, monkeypatch):
     """Whatever the configuration would search."""
     asked = []
 
@@ -224,10 +224,12 @@ def test_the_evaluation_of_a_recipe_makes_room_for_what_that_recipe_needs(folder
     monkeypatch.setattr("evomerge.weights.triton.missing", lambda: None)
     n_bytes = sum(header.n_bytes for header in models.values())
     needs = gpu_memory_needs(config, models, None, tuple(asked[0]["methods"]))
-    assert needs["source_bytes"] > 1.5 * n_bytes  # two bytes an element of both experts beside three models in bfloat16
+    assert (
+        needs["source_bytes"] > 1.5 * n_bytes
+    )  # two bytes per element of both experts, in addition to three bfloat16 models
 
 
-def test_the_methods_that_keep_ranks_are_those_that_prune_by_rank():
+def test_methods_that_keep_ranks_are_those_that_prune_by_rank():
     tensor = torch.arange(8.0).reshape(2, 4)
     pool = WeightPool.holding({("base", "w"): torch.zeros(2, 4), ("m0", "w"): tensor, ("m1", "w"): tensor.flip(1)})
     shared = {"lambda": 1.0, "normalize": False, "rescale": False, "t": 0.5, "shift": False, "scale": 1.0}
@@ -261,7 +263,7 @@ def test_the_methods_that_keep_ranks_are_those_that_prune_by_rank():
 
 
 @pytest.mark.parametrize("without", ["triton", "compiler"])
-def test_without_kernels_sources_stay_in_the_cpus_memory(folder, monkeypatch, without):
+def test_without_kernels_sources_stay_in_cpu_memory(folder, monkeypatch, without):
     monkeypatch.setattr("evomerge.weights.triton.find_spec", lambda name: None if without == "triton" else name)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("CC", "no-such-compiler")

@@ -1,4 +1,4 @@
-"""What a search sets unless told otherwise is written out when its configuration is loaded."""
+"""Defaults that a search sets are written out when its configuration is loaded."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ WEIGHTS = {"weight": {"low": 0.0, "high": 1.0}}
         ({"method": "linear"}, {}),
         ({"method": "task_arithmetic"}, {}),
         ({"method": "tise"}, {}),
-        ({"method": ["ties", "linear"]}, {}),  # each has its own; see test_methods
+        ({"method": ["ties", "linear"]}, {}),  # each method has its own; see test_methods
     ],
 )
 def test_searched_weights_are_not_divided_by_their_sum(tmp_path, space, fixed):
@@ -47,7 +47,7 @@ def test_searched_weights_are_not_divided_by_their_sum(tmp_path, space, fixed):
         ({"strategy": "cma_es"}, {}),
     ],
 )
-def test_nevergrad_plans_for_the_searchs_budget_and_workers(changes, options):
+def test_nevergrad_options_include_the_searchs_budget_and_workers(changes, options):
     settings = {
         "models": {"base": "b", "experts": {"a": "a"}},
         "tasks": ["x"],
@@ -59,10 +59,10 @@ def test_nevergrad_plans_for_the_searchs_budget_and_workers(changes, options):
     config = load_config(settings)
     assert config.strategy.options == options
     again = parse_config(config.model_dump(mode="json"), folder=Path("/"))
-    assert again.strategy == config.strategy, "as a resumed run has it"
+    assert again.strategy == config.strategy, "a resumed run would have another strategy"
 
 
-def test_values_from_python_are_taken_as_they_are(tmp_path):
+def test_values_from_python_are_taken_unchanged(tmp_path):
     settings = {
         "models": {"experts": {"a": tmp_path / "a", "b": "b"}},
         "method": "linear",
@@ -85,17 +85,17 @@ def test_values_from_python_are_taken_as_they_are(tmp_path):
     assert load_config(settings, "budget.evaluations=9").budget.evaluations == 9
 
 
-def test_niches_have_nothing_to_fix(tmp_path):
+def test_m2n2_gets_no_fixed_switches(tmp_path):
     settings = {"models": {"experts": {"a": "a", "b": "b"}}, "tasks": ["x"], "budget": {"hours": 1}, "strategy": "m2n2"}
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
     assert load_config(tmp_path / "search.yaml").space.fixed == {}
 
 
-def test_which_methods():
+def test_which_methods_have_default_switches():
     assert {name for name, spec in METHODS.items() if default_switches(spec)} == {"ties", "della"}
 
 
-def test_a_run_that_was_begun_without_goes_on_without(tmp_path):
+def test_a_run_started_without_default_switches_is_resumed_without_them(tmp_path):
     settings = {
         "models": {"base": "b", "experts": {"a": "a"}},
         "method": "ties",

@@ -1,4 +1,4 @@
-"""Configurations of mergekit-evolve become ours: what mergekit makes of a genome lies in the translated search's space."""
+"""Configurations of mergekit-evolve are translated into ours: what mergekit makes of a genome lies in the translated search's space."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ GENOME = {"models": ["a", "b"], "base_model": "base", "merge_method": "ties"}
 
 
 def translated(folder: Path, genome: dict[str, Any] | None = None, **changes: Any) -> tuple[dict[str, Any], list[str]]:
-    """The settings that are written, and what `evomerge init` says."""
+    """The settings that are written, and the next steps that `evomerge init` prints."""
     evolve = {"genome": GENOME | (genome or {}), "tasks": ["toy.yaml"], "apply_chat_template": False, **changes}
     (folder / "evolve.yml").write_text(yaml.safe_dump(evolve))
     todo = write_translated_config(folder / "search.yaml", folder / "evolve.yml", overwrite=True)
@@ -64,7 +64,7 @@ pathlib.Path(sys.argv[2]).write_text(genome.genotype_merge_config(values).to_yam
 def test_what_mergekit_makes_of_a_genome_is_a_point_of_the_space(
     folder: Path, mergekit: Callable[..., None], genome: dict[str, Any]
 ) -> None:
-    # mergekit-evolve normalises unless it is told not to, and our searches do not unless they are told to
+    # mergekit-evolve normalises unless told not to; our searches do so only if told to
     genome = ({"normalize": True} if genome.get("merge_method", "ties") in ("ties", "dare_ties") else {}) | genome
     translated(folder, genome)
     mergekit("-c", DECODE, json.dumps(GENOME | genome), folder / "theirs.yml")
@@ -78,7 +78,7 @@ def test_what_mergekit_makes_of_a_genome_is_a_point_of_the_space(
     assert len(set(values.values())) == len(values)
 
 
-def test_the_rest_of_the_settings_is_carried_over(folder: Path) -> None:
+def test_the_remaining_settings_are_carried_over(folder: Path) -> None:
     tasks = [{"name": "toy.yaml", "weight": 2, "metric": "acc,none"}, {"name": "other.yaml", "weight": -0.5}]
     write_toy_task(folder / "other.yaml", n_items=4)
     for name in ("base", "a", "b"):
@@ -107,14 +107,14 @@ def test_the_rest_of_the_settings_is_carried_over(folder: Path) -> None:
     assert todo == [f"evomerge search {folder / 'search.yaml'}"]
 
 
-def test_conversations_and_random_items(folder: Path) -> None:
+def test_conversations_and_random_items_are_carried_over(folder: Path) -> None:
     settings, todo = translated(folder, limit=1, shuffle=True, apply_chat_template=True, fewshot_as_multiturn=False)
     assert settings["evaluation"] == {"search_items": 2, "apply_chat_template": True, "fewshot_as_multiturn": False}
     assert "limit:" not in (folder / "search.yaml").read_text()
     assert "chat template" in todo[0]
 
 
-def test_a_task_of_which_two_metrics_count_has_two_names(folder: Path) -> None:
+def test_a_task_with_two_metrics_gets_two_names(folder: Path) -> None:
     tasks = [{"name": "toy.yaml", "weight": 1, "metric": "acc"}, {"name": "toy.yaml", "weight": 3}]
     settings, _ = translated(folder, tasks=tasks)
     assert [task["name"] for task in settings["tasks"]] == ["toy", "toy-2"]
@@ -140,7 +140,7 @@ def test_filters_become_module_groups(
     assert todo == [f"evomerge search {folder / 'search.yaml'}"]
 
 
-def test_models_of_one_name_are_told_apart(folder: Path) -> None:
+def test_models_of_the_same_name_are_told_apart(folder: Path) -> None:
     for place in ("x", "y"):
         (folder / place).mkdir()
         write_tiny_llama(folder / place / "m", seed=7, n_layers=4)
@@ -150,7 +150,7 @@ def test_models_of_one_name_are_told_apart(folder: Path) -> None:
     assert settings["models"]["experts"] == {"m-2": "./x/m-2", "m": "./x/m", "m-3": "./y/m", "hidden": ".hidden"}
 
 
-def test_a_base_among_the_models_is_none_of_the_experts(folder: Path) -> None:
+def test_a_base_among_the_models_is_not_an_expert(folder: Path) -> None:
     (folder / "link").symlink_to(folder / "base")
     settings, todo = translated(folder, {"models": ["link", "a"], "base_model": "base"})
     assert settings["models"] == {"base": "./base", "experts": {"a": "./a"}}
@@ -160,7 +160,7 @@ def test_a_base_among_the_models_is_none_of_the_experts(folder: Path) -> None:
     assert todo == [f"evomerge search {folder / 'search.yaml'}"]
 
 
-def test_models_of_the_hub_keep_their_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_models_keep_their_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
     for name, commit in (("math", "1" * 40), ("code", "2" * 40)):
         place = folder / "hub" / f"models--acme--{name}"
@@ -176,7 +176,7 @@ def test_models_of_the_hub_keep_their_names(folder: Path, monkeypatch: pytest.Mo
         translated(folder, {"models": ["a", "acme/other"]})
 
 
-def test_slerp_has_two_models_and_the_first_is_the_base(folder: Path) -> None:
+def test_slerp_takes_two_models_and_the_first_becomes_the_base(folder: Path) -> None:
     settings, todo = translated(folder, {"merge_method": "slerp", "layer_granularity": 2})
     assert settings["models"] == {"base": "./a", "experts": {"b": "./b"}}
     assert settings["space"] == {"method": "slerp", "layer_groups": 2}
@@ -199,7 +199,7 @@ def test_slerp_has_two_models_and_the_first_is_the_base(folder: Path) -> None:
         ({}, {"limits": 3}, "did you mean 'limit'"),
     ],
 )
-def test_what_cannot_be_translated_is_refused(
+def test_configurations_that_cannot_be_translated_are_refused(
     folder: Path, genome: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -207,7 +207,7 @@ def test_what_cannot_be_translated_is_refused(
     assert not (folder / "search.yaml").exists()
 
 
-def test_other_commands_say_what_to_do_with_such_a_file(folder: Path) -> None:
+def test_other_commands_point_to_init_for_such_a_file(folder: Path) -> None:
     translated(folder)
     with pytest.raises(ConfigError, match=r"init --mergekit-evolve .*evolve\.yml` translates it"):
         load_config(folder / "evolve.yml")

@@ -1,4 +1,4 @@
-"""A configuration with a list of methods: what each of them gets of its settings, and what they cannot be listed with."""
+"""A configuration with a list of methods: which of its settings each method gets, and what cannot be combined with a list."""
 
 import io
 from pathlib import Path
@@ -49,11 +49,11 @@ def recipes(folder: Path, *methods: str, **changes: Any) -> dict[str, Recipe]:
 
 
 def shared(recipe: Recipe) -> dict[str, Any]:
-    """What all sources of a recipe have in common, by parameter."""
+    """The parameters that all sources of a recipe share."""
     return {name: setting[0].value for name, setting in recipe.slices[0].parameters.items()}
 
 
-def test_each_method_has_its_own_switches_unless_they_are_given(folder: Path) -> None:
+def test_each_method_keeps_its_own_default_switches_unless_given(folder: Path) -> None:
     found = recipes(folder, "ties", "dare_ties", "linear")
     assert shared(found["ties"]) == {"normalize": False}
     assert shared(found["dare_ties"]) == shared(found["linear"]) == {}
@@ -63,7 +63,7 @@ def test_each_method_has_its_own_switches_unless_they_are_given(folder: Path) ->
     assert [shared(recipe) for recipe in unsearched.values()] == [{}, {}]
 
 
-def test_settings_go_to_the_methods_that_have_the_parameter(folder: Path) -> None:
+def test_settings_go_only_to_methods_that_have_the_parameter(folder: Path) -> None:
     space = {"parameters": {"weight": {"high": 2.0}, "gamma": {}}, "fixed": {"density": 0.25, "lambda": 0.5}}
     found = recipes(folder, "task_arithmetic", "breadcrumbs", space=space)
     assert shared(found["task_arithmetic"]) == {"lambda": 0.5}
@@ -87,13 +87,13 @@ def test_settings_go_to_the_methods_that_have_the_parameter(folder: Path) -> Non
         (("ties", "linear"), {"strategy": "m2n2"}, "space.method: strategy m2n2 crosses whole models"),
     ],
 )
-def test_what_makes_no_choice_is_refused(folder: Path, methods: Any, changes: Any, message: str) -> None:
+def test_invalid_lists_of_methods_are_refused(folder: Path, methods: Any, changes: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_problem(parse_config(settings(*methods, **changes), folder=folder))
 
 
 @pytest.mark.parametrize("methods", [("della",), ("ties", "della_linear")])
-def test_a_run_that_was_begun_with_bounds_that_are_refused_now_can_be_read(folder: Path, methods: Any) -> None:
+def test_a_run_started_with_bounds_that_are_now_refused_can_be_read(folder: Path, methods: Any) -> None:
     space = {"parameters": {"weight": {}, "density": {"low": 0.1, "high": 1.0}}}
     config = parse_config(settings(*methods, space=space), folder=folder)
     with pytest.raises(ConfigError, match="narrow the bounds of density"):
@@ -101,14 +101,14 @@ def test_a_run_that_was_begun_with_bounds_that_are_refused_now_can_be_read(folde
     make_problem(config, begun=True)
 
 
-def test_a_task_is_not_called_as_a_cost_is(folder: Path) -> None:
+def test_a_task_name_must_not_look_like_a_cost(folder: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"tasks: 'cost.items': names that start with 'cost.' are reserved for costs; rename it"
     ):
         make_problem(parse_config(settings("ties", tasks=[{"task": "toy.yaml", "name": "cost.items"}]), folder=folder))
 
 
-def test_a_tree_of_sources_wants_weights_alone(folder: Path) -> None:
+def test_a_tree_of_sources_accepts_only_weights(folder: Path) -> None:
     nested = {"name": "map", "nested": True}
     with pytest.raises(ConfigError, match=r"must be the weight of one source, but density\[a\] is not"):
         make_problem(parse_config(settings("ties", strategy=nested), folder=folder))
@@ -116,7 +116,7 @@ def test_a_tree_of_sources_wants_weights_alone(folder: Path) -> None:
     make_problem(parse_config(settings("ties", strategy=nested, space=fixed), folder=folder))
 
 
-def test_a_method_without_anything_to_search_is_a_choice_too(folder: Path) -> None:
+def test_methods_with_nothing_to_search_can_be_chosen(folder: Path) -> None:
     made = make_problem(parse_config(settings("karcher", "ties", "model_stock"), folder=folder))
     names = ["method", "weight[a]", "weight[b]", "density[a]", "density[b]"]
     assert [parameter.name for parameter in made.space.parameters] == names
@@ -127,7 +127,7 @@ def test_a_method_without_anything_to_search_is_a_choice_too(folder: Path) -> No
     assert only_choices.space.choices == (2,)
 
 
-def test_a_recipe_of_ones_own_is_a_point_of_its_method(folder: Path) -> None:
+def test_a_users_recipe_is_a_point_of_its_method(folder: Path) -> None:
     plain = make_problem(parse_config(settings("ties", "della", "dare_ties"), folder=folder))
     point = np.random.default_rng(1).uniform(0.3, 0.6, plain.space.dimension)
     recipe = plain.template.recipe(plain.space.decode(point))
@@ -142,7 +142,7 @@ def test_a_recipe_of_ones_own_is_a_point_of_its_method(folder: Path) -> None:
     assert {name: found[name] for name in own} == pytest.approx({name: expected[name] for name in own}, abs=1e-12)
 
 
-def test_a_search_chooses_its_method_and_tables_name_it(
+def test_a_search_chooses_its_method_and_tables_show_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "search.yaml").write_text(yaml.safe_dump(settings("task_arithmetic", "ties", "dare_ties")))

@@ -1,4 +1,4 @@
-"""What is said of configurations that can be searched but are hardly what was meant."""
+"""Notes on configurations that can be searched but are probably not what was meant."""
 
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ def notes(folder: Path, **changes: Any) -> str:
 
 
 @pytest.mark.parametrize("order", ["oa", "ao"])
-def test_stacks_of_two_vocabularies_are_refused_in_whatever_order(folder: Path, order: str) -> None:
-    """A recipe may have a model of another between others; in a search any layer may come last."""
+def test_stacks_of_two_vocabularies_are_refused_in_either_order(folder: Path, order: str) -> None:
+    """A recipe may place another model between layers of one model, but in a search any layer may come last."""
     write_tiny_llama(folder / "deep", seed=8, n_layers=4)
     write_tiny_llama(folder / "o", seed=9, n_layers=6, vocab=144)
     stacking = {"models": {name: {"o": [1, 3], "a": None}[name] for name in order}, "ends": "a"}
@@ -46,14 +46,14 @@ def test_stacks_of_two_vocabularies_are_refused_in_whatever_order(folder: Path, 
 @pytest.mark.parametrize(
     ("method", "noted"), [("ties", True), (["ties", "della"], True), (["ties", "linear"], False), ("linear", False)]
 )
-def test_an_expert_that_is_the_base_is_noted_where_differences_are_weighed(
+def test_an_expert_equal_to_the_base_is_noted_for_methods_that_weight_differences(
     folder: Path, method: Any, noted: bool
 ) -> None:
     models = {"base": "base", "experts": {"a": "a", "same": "base"}}
     assert ("models.experts.same: is the base itself" in notes(folder, models=models, method=method)) == noted
 
 
-def test_costs_that_follow_from_depth_are_noted_where_nothing_is_stacked(folder: Path) -> None:
+def test_depth_costs_are_noted_unless_layers_are_stacked(folder: Path) -> None:
     objectives = ["toy", "cost.layers", "cost.active_parameters", "cost.generated_tokens"]
     text = notes(folder, objectives=objectives)
     assert "cost.layers, cost.active_parameters are the same for every candidate unless layers are stacked" in text

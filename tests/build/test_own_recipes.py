@@ -1,4 +1,4 @@
-"""Recipes of the user's own as baselines: found in the space where they lie in it, refused where the search cannot hold them."""
+"""The user's recipes as baselines: located in the space if they lie in it, refused if the search cannot hold them."""
 
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ STACKINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
 @pytest.mark.parametrize("stacking", STACKINGS)
-def test_a_stack_is_a_start_among_stacks(folder, stacking, method):
+def test_a_stack_is_a_starting_point_among_stacks(folder, stacking, method):
     merge = {"layer_groups": 2, "fixed": {"normalize": False}} if "parameters" in stacking else {}
     space = {"method": method if merge else None, "stacking": stacking, **merge}
     plain = problem(folder, **space)
@@ -149,7 +149,7 @@ slices:
         ),
     ],
 )
-def test_a_passthrough_of_layers_is_a_start_among_stacks(folder, middle, scale, is_found):
+def test_a_passthrough_of_layers_is_a_starting_point_among_stacks(folder, middle, scale, is_found):
     mine = written(folder, FRANKEN.format(middle=middle, scale=scale))
     found = problem(folder, None, recipes=(mine,), stacking={"encoding": "indicator", "repeats": 2})
     (baseline,) = [item for item in found.baselines() if item.id == "recipe:mine"]
@@ -160,7 +160,7 @@ def test_a_passthrough_of_layers_is_a_start_among_stacks(folder, middle, scale, 
         assert path[-1].scale == pytest.approx(1 / 0.8 if scale else 1.0)
 
 
-def test_a_merge_is_a_start_among_stacks_of_it(folder):
+def test_a_merge_is_a_starting_point_among_stacks_with_it(folder):
     weights = "models: [{model: b, parameters: {weight: 0.75}}, {model: a, parameters: {weight: 0.5}}]"
     mine = written(folder, f"merge_method: linear\nparameters: {{normalize: false}}\n{weights}\n")
     space = {"stacking": {"parameters": True, "encoding": "swap"}, "layer_groups": 2, "fixed": {"normalize": False}}
@@ -183,7 +183,7 @@ dtype: bfloat16
 """
 
 
-def test_a_mergekit_file_is_a_start_in_any_order_and_dtype(folder):
+def test_a_mergekit_file_is_a_starting_point_in_any_order_and_dtype(folder):
     mine = written(folder, MERGEKIT.format(folder=folder, normalize="false"))
     made = problem(folder, recipes=(mine,), fixed={"normalize": False})
     (baseline,) = [item for item in made.baselines() if item.id == "recipe:mine"]
@@ -205,14 +205,14 @@ def test_a_mergekit_file_is_a_start_in_any_order_and_dtype(folder):
     ],
     ids=["another switch", "another method", "a gradient inside a group", "outside the bounds"],
 )
-def test_what_is_no_point_is_compared_with_and_said(folder, text, space):
+def test_a_recipe_outside_the_space_is_compared_with_and_noted(folder, text, space):
     made = problem(folder, recipes=(written(folder, text.format(folder=folder)),), **space)
     (baseline,) = [item for item in made.baselines() if item.id == "recipe:mine"]
     assert baseline.values is None
     assert [line for line in describe(made) if "recipe:mine is outside the search space" in line]
 
 
-def test_slices_along_the_layer_groups_are_a_point(folder):
+def test_slices_along_the_layer_groups_are_a_point_of_the_space(folder):
     parts = "".join(
         f"  - sources: [{{model: base, layer_range: {layers}}}, {{model: a, layer_range: {layers}, parameters: {{density: {density}}}}}]\n"
         for layers, density in (("[0, 3]", 0.25), ("[3, 4]", 0.5))
@@ -236,7 +236,7 @@ def test_slices_along_the_layer_groups_are_a_point(folder):
         ("merge_method: sce\nbase_model: base\nmodels: [{model: a}]\nparameters: {select_topk: 0.5}\n", "sce keeps ranks"),
     ],
 )  # fmt: skip
-def test_what_the_search_cannot_hold_is_refused(folder, text, message):
+def test_recipes_the_search_cannot_hold_are_refused(folder, text, message):
     if "model: c" in text:
         write_tiny_llama(folder / "c", seed=9, n_layers=4)
     with pytest.raises(ConfigError, match=rf"baselines\.recipes: .*{message}"):
@@ -253,13 +253,13 @@ def test_a_single_file_needs_no_list(folder):
     assert parse_config(settings, folder=folder).baselines.recipes == (str(folder / "m.yml"),)
 
 
-def test_without_models_there_is_nothing_to_compare(folder):
+def test_recipes_without_models_are_refused(folder):
     settings = {"evaluation": {"kind": "synthetic"}, "budget": {"hours": 1}, "baselines": {"recipes": "m.yml"}}
     with pytest.raises(ConfigError, match="uses neither models, tasks nor"):
         parse_config(settings, folder=folder)
 
 
-def test_files_that_are_missing_or_of_one_name_are_refused(folder):
+def test_missing_files_and_files_of_the_same_name_are_refused(folder):
     with pytest.raises(ConfigError, match=r"baselines\.recipes: .*absent\.yml"):
         problem(folder, recipes=("absent.yml",))
     (folder / "sub").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Plans: what is predicted is what a search then does."""
+"""Plans predict what a search then does."""
 
 import json
 import time
@@ -30,7 +30,7 @@ def same(seconds: float, items: float | None = None) -> planning.Times:
     return planning.Times({Split.SEARCH: [seconds]}, items)
 
 
-def test_equal_times_leave_nobody_idle_but_at_the_ends() -> None:
+def test_with_equal_times_workers_idle_only_at_the_start_and_end() -> None:
     plan = planning.simulate(problem(), same(10.0), 4, price=3.6)
     assert plan.evaluations == 100 + 4 + 1
     assert plan.wall_s == pytest.approx(250 + 10 + 10)
@@ -41,7 +41,7 @@ def test_equal_times_leave_nobody_idle_but_at_the_ends() -> None:
     assert rough.cost == pytest.approx(plan.cost)
 
 
-def test_waiting_for_the_oldest_costs_what_the_simulation_says() -> None:
+def test_waiting_for_the_oldest_candidate_makes_a_deterministic_search_slower() -> None:
     uneven = planning.Times({Split.SEARCH: [1.0] * 9 + [50.0]})
     free = planning.simulate(problem(), uneven, 8)
     ordered = planning.simulate(problem(deterministic=True), uneven, 8)
@@ -49,7 +49,7 @@ def test_waiting_for_the_oldest_costs_what_the_simulation_says() -> None:
     assert free.utilisation > ordered.utilisation
 
 
-def test_long_searches_go_on_at_the_pace_of_what_was_simulated() -> None:
+def test_long_searches_are_extrapolated_at_the_simulated_pace() -> None:
     plan = planning.simulate(problem(budget={"evaluations": 20_000}), same(2.0), 4)
     assert plan.evaluations == 20_005
     assert plan.wall_s == pytest.approx(20_000 * 2 / 4, rel=0.01)
@@ -57,7 +57,7 @@ def test_long_searches_go_on_at_the_pace_of_what_was_simulated() -> None:
     assert hours.evaluations == 2 * 60 * 10 + 5
 
 
-def test_finalists_that_must_be_baselines_count_once(tmp_path: Path) -> None:
+def test_baselines_among_the_finalists_are_counted_once(tmp_path: Path) -> None:
     models = {name: str(write_tiny_llama(tmp_path / name, seed=seed)) for seed, name in enumerate(("base", "a", "b"))}
     write_toy_task(tmp_path / "toy.yaml", n_items=4)
     settings = {
@@ -79,17 +79,17 @@ def test_finalists_that_must_be_baselines_count_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("budget", [{"items": 200}, {"evaluations": 30, "items": 200}])
-def test_a_budget_of_items_is_one_of_candidates_where_it_is_known_what_they_take(budget: dict[str, int]) -> None:
+def test_an_item_budget_is_converted_to_candidates_when_their_items_are_known(budget: dict[str, int]) -> None:
     assert planning.n_candidates(problem(budget=budget), same(1.0, items=20.0), 1) == 10
 
 
-def test_what_items_alone_limit_is_not_guessed() -> None:
+def test_an_item_budget_alone_gives_no_plan_when_items_are_unknown() -> None:
     with pytest.raises(ConfigError, match=r"cannot be computed from budget.items alone; use --from RUN"):
         planning.n_candidates(problem(budget={"items": 200}), same(1.0), 1)
 
 
 @pytest.mark.parametrize("method", [planning.forecast, planning.simulate])
-def test_finals_take_what_their_items_took(method: Any) -> None:
+def test_finals_take_the_times_measured_on_their_splits(method: Any) -> None:
     times = planning.Times({Split.SEARCH: [10.0], Split.SELECT: [70.0]})
     plan = method(problem(), times, 4)
     assert plan.wall_s == pytest.approx(250 + 70 + 10)
@@ -97,12 +97,12 @@ def test_finals_take_what_their_items_took(method: Any) -> None:
 
 
 @pytest.mark.parametrize("method", [planning.forecast, planning.simulate])
-def test_a_budget_below_one_candidate_is_that_of_one(method: Any) -> None:
-    """As in a search: what a candidate takes is known after the first."""
+def test_a_budget_below_one_candidate_allows_one(method: Any) -> None:
+    """As in a search, where the cost of a candidate is known only after the first."""
     assert method(problem(budget={"items": 5}, finals={"finalists": 0}), same(1.0, items=20.0), 4).evaluations == 1
 
 
-def test_times_come_from_a_run(tmp_path: Path) -> None:
+def test_times_are_measured_from_a_run(tmp_path: Path) -> None:
     wanted = problem(evaluation={"kind": "synthetic", "function": "sphere", "dimension": 3, "delay_s": 0.02})
     started = time.monotonic()
     start_search(wanted.config, tmp_path / "run")
@@ -115,10 +115,10 @@ def test_times_come_from_a_run(tmp_path: Path) -> None:
     }
     assert all(min(seconds) >= 0.02 for seconds in times.seconds.values())
     assert times.items == 100
-    assert planning.simulate(wanted, times, 4).wall_s < wall, "the driver and its disk are not in it"
+    assert planning.simulate(wanted, times, 4).wall_s < wall, "the simulation should leave out the driver and its disk"
 
 
-def test_a_run_on_other_items_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_on_other_items_gives_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     wanted = problem(budget={"evaluations": 2}, finals={"finalists": 0})
     start_search(wanted.config, tmp_path / "run")
     planning.measured_times(wanted, tmp_path / "run")
@@ -139,7 +139,7 @@ def test_a_run_without_a_timed_candidate_gives_no_plan(tmp_path: Path) -> None:
         planning.measured_times(wanted, tmp_path / "run")
 
 
-def test_sizes_and_json() -> None:
+def test_sizes_and_their_json() -> None:
     what = planning.sizes(problem())
     assert (what.dimension, what.n_objectives, what.worker_bytes) == (5, 2, 0)
     text = json.dumps(planning.as_json(what, [planning.forecast(problem(), same(1.0), 2)]))

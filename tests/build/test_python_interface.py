@@ -1,4 +1,4 @@
-"""The Python interface as a notebook uses it: settings without a file, a table of all evaluations, recipes as objects."""
+"""The Python interface as used in a notebook: settings without a file, a table of all evaluations, recipes as objects."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_settings_need_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         evomerge.load_config({**settings, "bugdet": 1})
 
 
-def test_a_run_is_a_table(tmp_path: Path) -> None:
+def test_a_run_can_be_read_as_a_table(tmp_path: Path) -> None:
     evomerge.run_search(evomerge.load_config(SETTINGS), tmp_path / "run")
     run = evomerge.open_run(tmp_path / "run")
     assert repr(run) == f"Run({str(tmp_path / 'run')!r}, 12 evaluations)"
@@ -59,7 +59,7 @@ def test_a_run_is_a_table(tmp_path: Path) -> None:
         run.recipe("c000099")
 
 
-def test_a_file_or_settings_stand_for_a_configuration(tmp_path: Path) -> None:
+def test_a_file_or_settings_can_be_given_as_configuration(tmp_path: Path) -> None:
     state = evomerge.run_search(SETTINGS, tmp_path / "run")
     assert repr(state) == "RunState(12 evaluations, finished)"
     (tmp_path / "search.yaml").write_text(json.dumps(SETTINGS))
@@ -83,10 +83,10 @@ def test_a_file_or_settings_stand_for_a_configuration(tmp_path: Path) -> None:
         ((0.5,), r"c000003.*shape \(3,\), got \(1,\)"),
     ],
 )
-def test_a_proposal_that_is_no_point_is_refused_before_it_is_recorded(
+def test_an_invalid_proposal_is_refused_before_it_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: tuple[float, ...], message: str
 ) -> None:
-    """So that the run goes on once the strategy is mended."""
+    """So that the run can be resumed once the strategy is fixed."""
     with monkeypatch.context() as patch:
         original = RandomSearch._propose
 
@@ -100,7 +100,7 @@ def test_a_proposal_that_is_no_point_is_refused_before_it_is_recorded(
     assert state.n_evaluations[Split.SEARCH] == 12
 
 
-def test_recipes_as_objects(tmp_path: Path) -> None:
+def test_recipes_can_be_passed_as_objects(tmp_path: Path) -> None:
     write_tiny_llama(tmp_path / "a", seed=0)
     recipe = identity_recipe(tmp_path / "a")
     out = evomerge.merge_recipe(recipe, tmp_path / "out")
@@ -111,7 +111,7 @@ def test_recipes_as_objects(tmp_path: Path) -> None:
         evaluate_model(SETTINGS, "org/nowhere")
 
 
-def test_the_tasks_of_a_run_score_a_model_of_the_hub_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tasks_of_a_run_score_a_model_from_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny_llama(tmp_path / "a", seed=0)
     write_tiny_llama(tmp_path / "hub" / "models--org--tiny" / "snapshots" / "1", seed=0)
     (tmp_path / "hub" / "models--org--tiny" / "refs").mkdir()

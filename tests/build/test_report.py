@@ -1,4 +1,4 @@
-"""The HTML report: what a run holds is in it, nothing is loaded from elsewhere, and nothing that a run holds is markup."""
+"""The HTML report: it contains what the run holds, loads nothing from elsewhere, and escapes everything from the run."""
 
 import json
 from html.parser import HTMLParser
@@ -18,7 +18,7 @@ from evomerge.space import Parameter
 
 
 class _Page(HTMLParser):
-    """Headings, table cells, and addresses that a browser would load."""
+    """The headings, table cells, and addresses that a browser would load."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def test_the_winner_of_the_finals_is_marked(tmp_path: Path) -> None:
         assert [list(trace.text) for trace in figure.data if trace.name == "winner"] == [[state.best_id]]
 
 
-def test_everything_of_a_run_is_in_one_file(tmp_path: Path) -> None:
+def test_the_whole_run_is_shown_in_one_file(tmp_path: Path) -> None:
     run = _run(tmp_path / "run")
     path = write_report(run)
     assert path == run / "report.html"
@@ -74,12 +74,12 @@ def test_everything_of_a_run_is_in_one_file(tmp_path: Path) -> None:
     assert f"{best} (best)" in page.cells
     members = json.loads((run / "front.json").read_text())["members"]
     assert {member["id"] for member in members} <= set(page.cells)
-    assert page.loaded == [], "a report is read where there is no network"
+    assert page.loaded == [], "a report must work without a network"
     again = write_report(run, tmp_path / "elsewhere" / "again.html")
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_one_objective_and_an_unfinished_run(tmp_path: Path) -> None:
+def test_one_objective_and_an_unfinished_run_can_be_reported(tmp_path: Path) -> None:
     run = _run(tmp_path / "run", evaluation={"function": "sphere"}, finals={"finalists": 0}, strategy="cma_es")
     page = _Page(write_report(run))
     assert "Progress" in page.headings
@@ -91,7 +91,7 @@ def test_one_objective_and_an_unfinished_run(tmp_path: Path) -> None:
     assert _Page(write_report(run)).headings[-2:] == ["Where the time goes", "Versions"], "nothing evaluated yet"
 
 
-def test_a_run_that_has_gone_on_since_its_finals_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_has_continued_since_its_finals_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = _run(tmp_path / "run")
     print_summary(open_run(run))
     assert "summary.json" in "".join(capsys.readouterr().out.split())
@@ -110,7 +110,7 @@ def test_a_run_that_has_gone_on_since_its_finals_says_so(tmp_path: Path, capsys:
     assert "summary.json" not in shown
 
 
-def test_rows_keep_the_id_by_which_the_best_is_marked() -> None:
+def test_rows_keep_the_id_that_marks_the_best() -> None:
     summary = {"task_arithmetic:0.5": {"mean": 0.5}, "uniform": {"mean": 0.4}}
     rows = _rows(summary, ["uniform", "task_arithmetic:0.5"], "task_arithmetic:0.5")
     assert [row[:2] for row in rows] == [("uniform", "uniform"), ("task_arithmetic:0.5", "task_arithmetic:0.5 (tuned)")]
@@ -121,7 +121,7 @@ def test_three_objectives_are_shown_in_pairs(tmp_path: Path) -> None:
     assert '"splom"' in write_report(run).read_text(encoding="utf-8")
 
 
-def test_reasons_of_failures_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_of_failures_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "<script>alert('x')</script> & \"quotes\""
 
     def fail(self: object, request: object) -> None:
@@ -135,7 +135,7 @@ def test_reasons_of_failures_are_text(tmp_path: Path, monkeypatch: pytest.Monkey
     assert page.scripts < plain.scripts
 
 
-def test_many_parameters_are_cut_to_those_that_the_best_agree_in(tmp_path: Path) -> None:
+def test_many_parameters_are_reduced_to_those_the_best_agree_on(tmp_path: Path) -> None:
     evaluation = {"function": "sphere", "dimension": MAX_PARAMETERS + 6, "item_noise": 0.0}
     run = _run(tmp_path / "run", evaluation=evaluation, finals={"finalists": 0})
     space = [Parameter(f"p{index}", 0.0, 2.0) for index in range(MAX_PARAMETERS + 6)]
@@ -147,7 +147,7 @@ def test_many_parameters_are_cut_to_those_that_the_best_agree_in(tmp_path: Path)
     assert labels[:-1] == sorted(labels[:-1], key=lambda label: int(label[1:]))
 
 
-def test_choices_are_shown_by_their_names(tmp_path: Path) -> None:
+def test_choices_are_shown_by_name(tmp_path: Path) -> None:
     evaluation = {"function": "sphere", "dimension": 2}
     state = open_run(_run(tmp_path / "run", evaluation=evaluation, finals={"finalists": 0})).state
     figure = parameters(state, [Parameter.categorical("layer", ("skip", "a", "b")), Parameter("weight", -1.0, 1.0)])
@@ -160,7 +160,7 @@ def test_choices_are_shown_by_their_names(tmp_path: Path) -> None:
     assert list(weight.values) == pytest.approx([2 * point[1] - 1 for point in points if point is not None])
 
 
-def test_no_run_and_no_place_to_write(tmp_path: Path) -> None:
+def test_a_missing_run_and_an_unwritable_target_are_refused(tmp_path: Path) -> None:
     with pytest.raises(JournalError):
         write_report(tmp_path / "nothing")
     run = _run(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A search with `evaluation.search_items`: candidates are scored on the draw, finals on everything."""
+"""A search with `evaluation.search_items`: candidates are scored on the drawn items, finals on all."""
 
 import io
 from pathlib import Path
@@ -40,7 +40,7 @@ def configured(folder: Path, **evaluation: Any) -> Any:
     return parse_config(settings, folder=folder)
 
 
-def test_every_candidate_is_scored_on_the_draw_alone(folder: Path, tmp_path: Path) -> None:
+def test_every_candidate_is_scored_on_the_drawn_items_only(folder: Path, tmp_path: Path) -> None:
     start_search(configured(folder, search_items=10), tmp_path / "run")
     run = open_run(tmp_path / "run")
     items = {(one.candidate_id, one.split): one.cost["items"] for one in run.state.evaluations.values()}
@@ -49,7 +49,7 @@ def test_every_candidate_is_scored_on_the_draw_alone(folder: Path, tmp_path: Pat
     assert {count for (_, split), count in items.items() if split is not Split.SEARCH} == {302}
 
 
-def test_what_shows_scores_says_on_how_many_items(
+def test_tables_show_the_number_of_items_behind_scores(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configured(folder, search_items=10)
@@ -71,7 +71,7 @@ def test_what_shows_scores_says_on_how_many_items(
     assert "Search split, 10 items," in page
 
 
-def test_validate_says_how_many_of_how_many(folder: Path) -> None:
+def test_validate_reports_how_many_of_the_items_are_drawn(folder: Path) -> None:
     lines = describe_items(make_problem(configured(folder, search_items=10)))
     assert lines[0].startswith("items       toy: 10 of 302 search, 302 select, 302 report;")
     assert not any("search_items" in line for line in lines)

@@ -1,4 +1,4 @@
-"""Items that stand in two splits: how many were left out is said by `validate --items`, by a search, and by its journal."""
+"""Items that appear in two splits: `validate --items`, a search and its journal report how many were left out."""
 
 import json
 from pathlib import Path
@@ -35,12 +35,12 @@ def configured(folder: Path, **task: Any) -> Any:
     return parse_config(json.loads(json.dumps(settings)), folder=folder)
 
 
-def test_they_are_refused_with_a_way_out(tmp_path: Path) -> None:
+def test_shared_items_are_refused_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"are also search items .* Set drop_shared: true to leave them out of"):
         describe_items(make_problem(configured(tmp_path)))
 
 
-def test_how_many_are_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_number_of_items_left_out_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = configured(tmp_path, drop_shared=True)
     lines = describe_items(make_problem(config))
     assert lines[0].startswith("items       toy: 3 search, 4 select, 5 report")

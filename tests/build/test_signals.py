@@ -1,4 +1,4 @@
-"""What a signal to leave does to the errors of what has got it too."""
+"""How a signal that asks the program to leave affects errors of processes that received it too."""
 
 import os
 import signal
@@ -16,11 +16,11 @@ def fail_after(number: int) -> None:
         raise EngineError("cannot start Ray on this machine")
 
 
-def test_what_fails_after_a_signal_to_leave_is_an_interrupt() -> None:
+def test_a_failure_after_sigterm_counts_as_an_interrupt() -> None:
     with pytest.raises(Interrupted):
         fail_after(signal.SIGTERM)
 
 
-def test_what_fails_while_a_search_ends_is_an_error() -> None:
+def test_a_failure_while_a_search_winds_down_after_sigint_is_an_error() -> None:
     with pytest.raises(EngineError):
         fail_after(signal.SIGINT)

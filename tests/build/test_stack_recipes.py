@@ -1,4 +1,4 @@
-"""Merging the recipe of a stack warns of nothing: it names only tensors that the models have, and mixes no weights of models that are unrelated."""
+"""Merging the recipe of a stack gives no warnings: it names only tensors that the models have, and mixes no weights of unrelated models."""
 
 import logging
 from pathlib import Path

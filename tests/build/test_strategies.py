@@ -1,4 +1,4 @@
-"""`strategy: auto` becomes what docs/strategies.md advises, says so, and stays it."""
+"""`strategy: auto` becomes what docs/strategies.md advises, reports it, and does not change afterwards."""
 
 import json
 from pathlib import Path
@@ -37,14 +37,14 @@ def test_auto_follows_the_guide(function: str, dimension: int, expected: str) ->
     assert describe(found)[0].startswith(f"strategy    {expected} (auto: ")
 
 
-def test_a_run_keeps_what_auto_became(tmp_path: Path) -> None:
+def test_a_run_keeps_the_strategy_that_auto_chose(tmp_path: Path) -> None:
     start_search(problem("sphere", 3).config, tmp_path / "run")
     resume_search(tmp_path / "run", overrides=["budget.evaluations=15"])
     first = json.loads((tmp_path / "run" / "journal.jsonl").read_text().splitlines()[0][9:])
     assert first["strategy"] == "cma_es"
 
 
-def test_a_run_keeps_what_auto_was_when_another_version_began_it(
+def test_a_run_keeps_what_auto_chose_in_another_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = {"population_size": 6}
@@ -61,15 +61,15 @@ def test_a_run_keeps_what_auto_was_when_another_version_began_it(
     assert len(points) == 18
 
 
-def test_options_are_those_of_the_chosen_strategy() -> None:
+def test_options_are_checked_against_the_chosen_strategy() -> None:
     assert chosen_strategy(problem("sphere", 3, strategy={"name": "auto", "sigma0": 0.3})).name == "cma_es"
     with pytest.raises(Exception, match="map has no option 'sigma0'"):
         problem("zdt1", 3, strategy={"name": "auto", "sigma0": 0.3})
 
 
 @pytest.mark.parametrize("strategy", ["cma_es", {"name": "ga", "population_size": 6}])
-def test_weights_of_objectives_decide_what_is_best(strategy: Any, tmp_path: Path) -> None:
-    """Of two objectives that want opposite corners the heavy one's."""
+def test_weights_of_objectives_decide_which_candidate_is_best(strategy: Any, tmp_path: Path) -> None:
+    """Two objectives pull towards opposite corners, and the heavier one wins."""
     best = {}
     for heavy in ("f1", "f2"):
         goals = [{"name": name, "weight": 9 if name == heavy else 1} for name in ("f1", "f2")]
@@ -86,7 +86,7 @@ def test_weights_of_objectives_decide_what_is_best(strategy: Any, tmp_path: Path
     assert best["f2"]["f2"] > best["f1"]["f2"]
 
 
-def test_weights_of_an_older_configuration_are_those_of_its_objectives() -> None:
+def test_strategy_weights_of_an_older_configuration_become_objective_weights() -> None:
     old = {
         "strategy": {"name": "cma_es", "weights": {"f1": 1, "cost.items": 0.01}},
         "objectives": ["f1", "cost.items"],
@@ -100,7 +100,7 @@ def test_weights_of_an_older_configuration_are_those_of_its_objectives() -> None
             problem("sphere", 3, strategy={"name": "cma_es", "weights": wrong}, objectives=["f1"])
 
 
-def test_a_test_function_has_no_cost_of_a_model() -> None:
+def test_a_test_function_has_no_model_costs() -> None:
     with pytest.raises(
         ConfigError, match=r"no task produces 'cost.layers'; known: f1, cost.items, cost.engine_s, cost.total_s"
     ):
@@ -108,7 +108,7 @@ def test_a_test_function_has_no_cost_of_a_model() -> None:
 
 
 @pytest.mark.parametrize("weights", [[0], [-1], ["x"]])
-def test_wrong_weights_are_named(weights: list[Any]) -> None:
+def test_invalid_weights_are_reported(weights: list[Any]) -> None:
     with pytest.raises(ConfigError, match=r"objectives(\.0\.weight)?: .*(0|number)"):
         problem("sphere", 3, objectives=[{"name": "f1", "weight": weight} for weight in weights])
 
@@ -130,8 +130,8 @@ def test_a_cost_that_does_not_count_is_noted(strategy: Any, objectives: list[Any
     assert any("has weight 0; give it a weight" in line for line in lines) == noted
 
 
-def test_linear_algebra_takes_one_thread_while_a_search_goes_on(tmp_path: Path) -> None:
-    import scipy.linalg  # noqa: F401 - whose BLAS is counted too
+def test_linear_algebra_uses_one_thread_during_a_search(tmp_path: Path) -> None:
+    import scipy.linalg  # noqa: F401 - its BLAS is counted too
 
     def threads() -> set[int]:
         return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}

@@ -1,4 +1,4 @@
-"""A run names the code it was made with."""
+"""A run records the version of the code it was made with."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_revision_of_a_checkout_and_whether_it_was_changed(tmp_path: Path) -> None:
+def test_the_revision_of_a_checkout_and_local_changes_are_found(tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()
     code = package / "code.py"
@@ -36,7 +36,7 @@ def test_the_revision_of_a_checkout_and_whether_it_was_changed(tmp_path: Path) -
     assert checkout(package) == {"revision": revision, "dirty": True}
 
 
-def test_a_package_that_lies_in_somebody_elses_checkout_has_no_revision(tmp_path: Path) -> None:
+def test_a_package_inside_someone_elses_checkout_has_no_revision(tmp_path: Path) -> None:
     package = tmp_path / "venv" / "package"
     package.mkdir(parents=True)
     (package / "code.py").write_text("A = 1\n")
@@ -46,7 +46,7 @@ def test_a_package_that_lies_in_somebody_elses_checkout_has_no_revision(tmp_path
     assert checkout(package) is None
 
 
-def test_a_run_names_what_it_was_made_with(tmp_path: Path) -> None:
+def test_a_run_records_the_versions_it_was_made_with(tmp_path: Path) -> None:
     settings = {
         "evaluation": {"kind": "synthetic"},
         "strategy": "random",

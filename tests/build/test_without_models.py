@@ -1,4 +1,4 @@
-"""A run is read where its models are not: its recipes are exported from what it recorded, to the last byte."""
+"""A run can be read when its models are gone: its recipes are exported from what it recorded, byte for byte."""
 
 import json
 from pathlib import Path
@@ -46,14 +46,14 @@ def search(folder: Path, name: str, **changes: Any) -> Path:
 
 
 def recipes(run: Path) -> dict[str, bytes]:
-    """Id -> the file that `evomerge export` writes."""
+    """Id -> the content of the file that `evomerge export` writes."""
     names = list(open_run(run).state.entries)
     path = run.parent / "recipe.yaml"
     return {name: export_recipe(run, f"id:{name}", path, overwrite=True)[2].read_bytes() for name in names}
 
 
 def without_record(run: Path) -> None:
-    """Makes of a run what an evomerge left that recorded no models and no factors."""
+    """Turns a run into one of an older evomerge that recorded neither models nor factors."""
     (run / "models.json").unlink()
     events = [event for event in read_journal(run / "journal.jsonl") if event["event"] != "crossed"]
     (run / "journal.jsonl").unlink()
@@ -78,10 +78,10 @@ def test_a_run_is_exported_and_reported_without_its_models(tmp_path: Path, name:
     ):
         recipes(run)
     (tmp_path / "moved").rename(tmp_path / "models")
-    assert recipes(run) == known, "what the models themselves give"
+    assert recipes(run) == known, "recipes made from the models differ from the recorded ones"
 
 
-def test_a_resumed_run_records_what_an_older_one_did_not(tmp_path: Path) -> None:
+def test_a_resumed_run_records_what_an_older_version_did_not(tmp_path: Path) -> None:
     run = search(tmp_path, "niches", budget={"evaluations": 8}, finals={"finalists": 0})
     without_record(run)
     resume_search(run, overrides=["budget.evaluations=14"])
@@ -98,7 +98,7 @@ def test_a_resumed_run_records_what_an_older_one_did_not(tmp_path: Path) -> None
     assert len(recipes(run)) == 14
 
 
-def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_invalid_record_of_the_models_is_reported(tmp_path: Path) -> None:
     run = search(tmp_path, "ties")
     record = json.loads((run / "models.json").read_text())
     for key in record:

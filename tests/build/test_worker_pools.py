@@ -1,4 +1,4 @@
-"""What is said of the workers that a cluster has room for."""
+"""What is reported about the number of workers that a cluster has room for."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from evomerge.search import RunDirectory
 
 
 class FourProcessors:
-    """A Ray session of a cluster with four CPUs."""
+    """A Ray session on a cluster with four CPUs."""
 
     folder = None
 
@@ -37,7 +37,7 @@ class FourProcessors:
 
 
 class NoPool:
-    """A pool that is never asked for anything, with as many workers as it is told, or all there is room for."""
+    """A pool that is never asked for anything, with as many workers as requested, or as many as there is room for."""
 
     def __init__(self, factory: str, settings: object, options: Any) -> None:
         self.n_workers = options.n_workers or max(1, int(4 // options.cpus))
@@ -54,7 +54,7 @@ def started(folder: Path, **cluster: Any) -> int:
         return pool.n_workers
 
 
-def test_workers_that_do_not_fit_yet(
+def test_workers_that_do_not_fit_yet_are_reported_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("evomerge.cluster.ray_session.RaySession", FourProcessors)
@@ -84,15 +84,15 @@ def test_workers_that_do_not_fit_yet(
         (1.0, [], 1),
     ],
 )
-def test_cores_that_fall_to_a_gpu(gpus: float, nodes: list[dict[str, float]], cores: int) -> None:
+def test_a_workers_cores_follow_its_share_of_gpus(gpus: float, nodes: list[dict[str, float]], cores: int) -> None:
     assert cores_beside(gpus, nodes) == cores
 
 
-def test_cores_that_this_process_may_not_use_do_not_count() -> None:
+def test_cores_this_process_may_not_use_do_not_count() -> None:
     assert cores_beside(1.0, [{"CPU": 64.0, "GPU": 2.0}], most=8.0) == 4
 
 
-def test_a_worker_knows_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_is_told_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
 
     class Eight(FourProcessors):
@@ -113,7 +113,7 @@ def test_a_worker_knows_its_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert told == [(1.0, 1.0, 0.0), (3.0, 3.0, 0.0), (16.0, 1.0, 2.0)]
 
 
-def test_the_processes_of_an_engine_share_the_cores_of_a_worker(tmp_path: Path) -> None:
+def test_the_processes_of_an_engine_share_a_workers_cores(tmp_path: Path) -> None:
     settings = {
         "models": {"experts": {"a": "a", "b": "b"}},
         "method": "linear",

@@ -1,4 +1,4 @@
-"""What candidates and baselines of a search are rounded to: one dtype, which every recipe names."""
+"""The dtype that candidates and baselines of a search are rounded to: one dtype, named in every recipe."""
 
 import pytest
 from safetensors.torch import load_file, save_file

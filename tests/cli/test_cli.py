@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, exit codes, and one clear message for every wrong thing."""
+"""The command line as a user sees it: help, exit codes, and one clear message for every mistake."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedPro
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_commands_look_for_garbage_rarely() -> None:
+def test_commands_run_garbage_collection_rarely() -> None:
     line = "import gc, sys; from evomerge.cli import main; import atexit; atexit.register(lambda: print(gc.get_threshold())); main()"
     command = [sys.executable, "-c", line, "--version"]
     assert "(50000, " in subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -52,7 +52,7 @@ def test_every_command_has_help(command: list[str]) -> None:
     assert [line for line in result.stdout.splitlines() if "<bool>" in line and "--help" not in line] == []
 
 
-def test_warnings_of_the_hub_are_printed_once() -> None:
+def test_warnings_from_the_hub_are_printed_once() -> None:
     code = (
         "import contextlib, sys\nsys.argv = ['evomerge', '--version']\nfrom evomerge.cli import main\n"
         "with contextlib.suppress(SystemExit):\n    main()\n"
@@ -91,7 +91,7 @@ def test_help_imports_nothing_heavy() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_files_of_another_kind_are_named_in_words(
+def test_unsuitable_files_are_reported_in_plain_words(
     command: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "binary.yml").write_bytes(b"a\xff")
@@ -107,7 +107,7 @@ def test_files_of_another_kind_are_named_in_words(
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models, a task and a configuration that are right."""
+    """Valid models, a task and a valid configuration."""
     folder = tmp_path_factory.mktemp("project")
     for index, name in enumerate(("base", "a", "b")):
         write_tiny_llama(folder / "models" / name, seed=index)
@@ -141,7 +141,7 @@ def test_validate_says_what_would_be_searched(project: Path) -> None:
     assert "toy (maximize acc)" in result.stdout
 
 
-def test_validate_loads_the_items_where_asked(project: Path) -> None:
+def test_validate_loads_the_items_on_request(project: Path) -> None:
     result = run("validate", project / "search.yaml", "--items")
     assert result.returncode == 0, result.stderr
     assert "items       toy: 4 search, 4 select, 4 report; longest 15 tokens" in result.stdout
@@ -158,7 +158,7 @@ def test_a_price_without_times_is_refused(project: Path) -> None:
     assert run("plan", project / "search.yaml", "--price", "2", "--seconds", "3").returncode == 0
 
 
-def test_validate_says_when_items_are_longer_than_the_models_positions(project: Path, tmp_path: Path) -> None:
+def test_validate_notes_items_longer_than_the_models_positions(project: Path, tmp_path: Path) -> None:
     for name in ("base", "a", "b"):
         write_tiny_llama(tmp_path / "models" / name, seed=1, max_position_embeddings=12)
     for name in ("search.yaml", "toy.yaml", *(f"toy.{split}.jsonl" for split in ("search", "select", "report"))):
@@ -167,13 +167,13 @@ def test_validate_says_when_items_are_longer_than_the_models_positions(project: 
     assert "config.json allows 12 positions, fewer than the longest item needs" in result.stdout
 
 
-def test_validate_says_when_nothing_would_be_searched(project: Path) -> None:
+def test_validate_notes_when_nothing_would_be_searched(project: Path) -> None:
     result = run("validate", project / "search.yaml", "--set", "budget.evaluations=9")
     assert result.returncode == 0, result.stderr
     assert "9 is used up by the 9 baselines" in result.stdout
 
 
-def test_validate_says_when_parameters_are_many_and_candidates_few(project: Path) -> None:
+def test_validate_notes_too_few_candidates_for_the_parameters(project: Path) -> None:
     groups = ["--set", "space.layer_groups=2", "--set", "space.module_groups=[attention, rest]"]
     few = run("validate", project / "search.yaml", *groups, "--set", "budget.evaluations=104")
     assert "95 candidates are few for 16 parameters" in few.stdout
@@ -181,7 +181,7 @@ def test_validate_says_when_parameters_are_many_and_candidates_few(project: Path
     assert "few for" not in run("validate", project / "search.yaml", *groups, "--set", "budget.evaluations=105").stdout
 
 
-def test_defaults_stand_in_the_help() -> None:
+def test_help_shows_defaults() -> None:
     assert "(default: runs/<name>-<time>-<pid>)" in " ".join(run("search", "--help").stdout.replace("│", " ").split())
 
 
@@ -213,7 +213,7 @@ def test_defaults_stand_in_the_help() -> None:
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
 @pytest.mark.parametrize("command", ["validate", "search"])
-def test_wrong_configurations_are_one_clear_message(
+def test_invalid_configurations_give_one_clear_message(
     project: Path, tmp_path: Path, command: str, changes: list[str], messages: list[str]
 ) -> None:
     config = project / "search.yaml"
@@ -229,8 +229,8 @@ def test_wrong_configurations_are_one_clear_message(
     assert "Traceback" not in result.stderr
     for message in messages:
         assert message in result.stderr
-    assert len(result.stderr.splitlines()) < 24, "one screen"
-    assert not (tmp_path / "run").exists(), "nothing half-made is left"
+    assert len(result.stderr.splitlines()) < 24, "the message should fit on one screen"
+    assert not (tmp_path / "run").exists(), "an unfinished run directory was left behind"
 
 
 def test_a_nan_in_a_shard_is_found_before_anything_starts(project: Path, tmp_path: Path) -> None:
@@ -272,14 +272,14 @@ def test_a_nan_in_a_shard_is_found_before_anything_starts(project: Path, tmp_pat
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_what_is_not_there_is_said(arguments: list[str], message: str) -> None:
+def test_missing_files_and_wrong_arguments_are_reported(arguments: list[str], message: str) -> None:
     result = run(*arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_merge_takes_the_command_lines_of_mergekit_and_standard_input(project: Path, tmp_path: Path) -> None:
+def test_merge_accepts_mergekit_command_lines_and_standard_input(project: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yml"
     models = [{"model": str(project / "models" / name), "parameters": {"weight": 0.5}} for name in "ab"]
     recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": models, "dtype": "float32"}))
@@ -292,7 +292,7 @@ def test_merge_takes_the_command_lines_of_mergekit_and_standard_input(project: P
     assert second.returncode == 0, second.stderr
     contents = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
     assert contents[0] == contents[1]
-    # where there is no GPU, it is asked for all the same
+    # options that ask for a GPU do so even on a machine without one
     for asked in (("--cuda",), ("--gpu-rich",), ("--cuda", "--device", "cuda:0")):
         asked_for = run("merge", recipe, tmp_path / "third", "--overwrite", *asked)
         assert asked_for.returncode == (0 if is_available() else 2)
@@ -342,4 +342,6 @@ def test_a_search_from_start_to_merged_model(project: Path, tmp_path: Path) -> N
     assert [item["number"] for item in answer["items"]["toy"]] == [0, 1]
     assert all(item["prompt"] and item["answers"] and item["target"] for item in answer["items"]["toy"])
     other = run("eval", tmp_path / "merged", "--config", directory, "--set", "tasks=[nowhere.yaml]")
-    assert f"no such task file: {Path.cwd() / 'nowhere.yaml'}" in other.stderr, "what is added now counts from here"
+    assert f"no such task file: {Path.cwd() / 'nowhere.yaml'}" in other.stderr, (
+        "a relative path given now should start at the current folder"
+    )

@@ -1,4 +1,4 @@
-"""An error that nobody foresaw: traceback, a short message, exit code 1, and a run that goes on where it stopped."""
+"""An unforeseen error: traceback, a short message, exit code 1, and a run that can be resumed where it stopped."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def run(*arguments: object, fault: str = "") -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize("kind", ["local", "ray"])
-def test_a_search_that_breaks_is_resumed(tmp_path: Path, kind: str) -> None:
+def test_a_search_that_crashes_can_be_resumed(tmp_path: Path, kind: str) -> None:
     config = tmp_path / "search.yaml"
     config.write_text(yaml.safe_dump({**SETTINGS, "cluster": {"kind": kind, "workers": 2}}))
     broken = run("search", config, "--run-dir", tmp_path / "run", fault=FAULT)
@@ -46,12 +46,12 @@ def test_a_search_that_breaks_is_resumed(tmp_path: Path, kind: str) -> None:
     assert "Traceback (most recent call last)" in trace
     assert "in fail" in trace
     assert "Every finished evaluation is saved" in message
-    assert "evomerge resume" not in trace, "said once, at the end"
+    assert "evomerge resume" not in trace, "the advice should appear once, at the end"
     assert message.splitlines()[0] == "This is a bug in evomerge or a library; the traceback is above."
     assert f"evomerge resume {tmp_path / 'run'}" in message
     assert str(tmp_path / "run" / "logs") in message
     assert len(message.splitlines()) < 6
-    assert (tmp_path / "run" / "lock").read_text() == "", "free for whoever resumes"
+    assert (tmp_path / "run" / "lock").read_text() == "", "the run is still locked"
     assert 0 < len(open_run(tmp_path / "run").state.evaluations) < 30
 
     resumed = run("resume", tmp_path / "run")
@@ -62,7 +62,7 @@ def test_a_search_that_breaks_is_resumed(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("before", [0, 8])
-def test_workers_that_cannot_start_end_a_search_that_can_go_on(tmp_path: Path, before: int) -> None:
+def test_a_search_whose_workers_cannot_start_can_be_resumed(tmp_path: Path, before: int) -> None:
     config = tmp_path / "search.yaml"
     config.write_text(yaml.safe_dump({**SETTINGS, "cluster": {"kind": "local", "workers": 1}}))
     fault = FAULT.replace('ZeroDivisionError("provoked")', 'EngineError("worker 0 cannot start: provoked")')
@@ -82,7 +82,7 @@ def test_workers_that_cannot_start_end_a_search_that_can_go_on(tmp_path: Path, b
     assert broken.stderr.endswith(f"error: worker 0 cannot start: provoked\n{advice}{logs}")
 
 
-def test_other_commands(tmp_path: Path) -> None:
+def test_other_commands_report_an_internal_error(tmp_path: Path) -> None:
     fault = "import evomerge.build\ndef fail(folder):\n    raise ZeroDivisionError('provoked')\nevomerge.build.open_run = fail"
     broken = run("front", tmp_path, fault=fault)
     assert broken.returncode == 1
@@ -92,7 +92,7 @@ def test_other_commands(tmp_path: Path) -> None:
     )
 
 
-def test_what_this_user_may_not_use_is_no_internal_error(tmp_path: Path) -> None:
+def test_missing_permissions_are_not_an_internal_error(tmp_path: Path) -> None:
     fault = "import evomerge.build\ndef fail(folder):\n    raise PermissionError(13, 'Permission denied', '/home/other/run')\nevomerge.build.open_run = fail"
     refused = run("front", tmp_path, fault=fault)
     assert refused.returncode == 2
@@ -101,14 +101,14 @@ def test_what_this_user_may_not_use_is_no_internal_error(tmp_path: Path) -> None
     )
 
 
-def test_a_name_that_is_too_long_is_no_internal_error(tmp_path: Path) -> None:
+def test_a_name_that_is_too_long_is_not_an_internal_error(tmp_path: Path) -> None:
     refused = run("front", tmp_path / ("x" * 300))
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"error: {tmp_path / 'xxx'}")
     assert refused.stderr.endswith(": the name is longer than the file system allows\n")
 
 
-def test_a_full_disk_is_no_internal_error() -> None:
+def test_a_full_disk_is_not_an_internal_error() -> None:
     command = [sys.executable, "-c", "from evomerge.cli import main; main()", "doctor", "--json"]
     with Path("/dev/full").open("w") as full:
         refused = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
@@ -116,7 +116,7 @@ def test_a_full_disk_is_no_internal_error() -> None:
     assert refused.stderr == "error: cannot be written: no space is left on the disk\n"
 
 
-def test_characters_that_the_terminal_lacks_are_no_internal_error(tmp_path: Path) -> None:
+def test_characters_the_terminal_lacks_are_not_an_internal_error(tmp_path: Path) -> None:
     config = tmp_path / "search.yaml"
     config.write_text(yaml.safe_dump({**SETTINGS, "cluster": {"kind": "local"}}))
     command = [sys.executable, "-m", "evomerge", "search", config, "--run-dir", tmp_path / "r\u00fcn"]
@@ -127,8 +127,8 @@ def test_characters_that_the_terminal_lacks_are_no_internal_error(tmp_path: Path
     assert rb"r\xfcn" in said.stdout
 
 
-def test_a_reader_that_leaves_is_no_internal_error(tmp_path: Path) -> None:
-    """`evomerge ... | head`: nothing is said, and the exit code does not claim that all was done."""
+def test_a_closed_output_pipe_is_not_an_internal_error(tmp_path: Path) -> None:
+    """`evomerge ... | head`: nothing is printed, and the exit code does not claim that everything was done."""
     command = [sys.executable, "-c", "from evomerge.cli import main; main()", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None

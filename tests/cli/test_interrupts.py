@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM at the instants at which an exception would do harm: inside an import, in a finalizer, and when the command is over."""
+"""SIGINT and SIGTERM at moments when an exception would do harm: during an import, in a finalizer, and after the command has ended."""
 
 import signal
 import subprocess
@@ -14,7 +14,7 @@ for _ in range({steps}):
     time.sleep(0.01)
 print("imported", flush=True)
 """
-PLAIN = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background of a shell
+PLAIN = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # SIGINT is ignored in the background of a shell
 DOCTOR = "import evomerge.build.commands.doctor as doctor\ndoctor.examine = lambda *_: {work}\nfrom evomerge.cli import main\nmain()\n"
 FINALIZER = """
 import time, weakref
@@ -66,7 +66,7 @@ main()
 
 
 def told_when_it_says(word: str, code: str, *numbers: int, command: str = "doctor") -> tuple[int, str, str]:
-    """Exit code, what was written afterwards, and errors of a process that is sent signals once it has written `word`."""
+    """Exit code, later output and errors of a process that receives signals once it has written `word`."""
     process = subprocess.Popen(
         [sys.executable, "-c", PLAIN + code, command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -87,8 +87,8 @@ def importing(tmp_path: Path, steps: int) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_import_ends_first(tmp_path: Path, number: int) -> None:
-    """C++ that calls Python while a module is initialised aborts the process where that raises."""
+def test_an_import_finishes_before_an_interrupt(tmp_path: Path, number: int) -> None:
+    """If C++ calls Python while a module is initialised, an exception there aborts the process."""
     code, output, errors = told_when_it_says("importing", importing(tmp_path, 100), number)
     assert (code, output, errors) == (130, "imported\n", "")
 
@@ -125,7 +125,7 @@ def work():
 """
 
 
-def test_an_interrupt_waits_for_the_table_of_sobol_points() -> None:
+def test_an_interrupt_waits_until_the_sobol_table_is_read() -> None:
     code, output, errors = told_when_it_says("reading", SOBOL + DOCTOR.format(work="work()"), signal.SIGINT)
     assert (code, output, errors) == (130, "read\n", "")
 
@@ -146,18 +146,18 @@ def told_while_it_works(what: str) -> tuple[int, str, str]:
     return told_when_it_says("working", WORK.format(what=what) + DOCTOR.format(work="work()"), signal.SIGTERM)
 
 
-def test_an_interrupt_that_was_swallowed_comes_again() -> None:
+def test_a_swallowed_interrupt_is_raised_again() -> None:
     code, output, errors = told_while_it_works("except BaseException: pass\n    time.sleep(10)\n    return []")
     assert (code, output, errors) == (130, "", "")
 
 
-def test_an_error_that_has_taken_the_place_of_an_interrupt_is_none() -> None:
+def test_an_error_that_replaced_an_interrupt_counts_as_the_interrupt() -> None:
     replaced = "except BaseException: raise TypeError('could not determine the shape of object type') from None"
     code, output, errors = told_while_it_works(replaced)
     assert (code, output, errors) == (130, "", "interrupted\n")
 
 
-def test_tidying_up_is_not_interrupted() -> None:
+def test_cleanup_is_not_interrupted() -> None:
     code, output, errors = told_while_it_works(
         "finally:\n        for _ in range(250): time.sleep(0.01)\n        print('tidy', flush=True)"
     )
@@ -165,7 +165,7 @@ def test_tidying_up_is_not_interrupted() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_command_that_is_over_stays_done(number: int) -> None:
+def test_a_signal_after_the_command_has_ended_does_not_change_its_result(number: int) -> None:
     code, output, errors = told_when_it_says("ending", ENDING, number, number, command="--version")
     assert (code, output, errors) == (0, "", "")
 

@@ -1,4 +1,4 @@
-"""`evomerge init`, `watch` and `doctor`: before, beside and apart from a search."""
+"""`evomerge init`, `watch` and `doctor`: before, during and apart from a search."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def models(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_init_writes_a_configuration_that_is_right(models: Path) -> None:
+def test_init_writes_a_valid_configuration(models: Path) -> None:
     out = models / "conf" / "search.yaml"
     arguments = ["init", models / "math", f"code={models / 'my code'}", "--base", models / "base"]
     result = run(*arguments, "-t", models / "toy.yaml", "-t", models / "other.yaml", "-o", out)
@@ -72,7 +72,7 @@ def test_init_without_tasks_says_what_is_missing(models: Path) -> None:
         load_config(models / "s.yaml")
 
 
-def test_init_writes_the_file_where_only_the_tasks_need_mending(models: Path) -> None:
+def test_init_writes_the_file_when_only_the_tasks_need_fixing(models: Path) -> None:
     (models / "rows.jsonl").write_text('{"q": "a"}\n')
     data = {"dataset_path": "json", "dataset_kwargs": {"data_files": "rows.jsonl"}, "doc_to_text": "{{q}}"}
     (models / "toy.yaml").write_text(yaml.safe_dump({"task": "toy", **data}))
@@ -87,13 +87,13 @@ def test_init_writes_the_file_where_only_the_tasks_need_mending(models: Path) ->
     assert not (models / "t.yaml").exists()
 
 
-def test_init_names_models_as_they_were_given(models: Path) -> None:
+def test_init_keeps_model_paths_as_given(models: Path) -> None:
     (models / "zoo").symlink_to(models / "math", target_is_directory=True)
     write_first_config(models / "s.yaml", [f"a={models / 'zoo'}", f"b={models / 'base'}"], base=None, tasks=())
     assert yaml.safe_load((models / "s.yaml").read_text())["models"]["experts"] == {"a": "./zoo", "b": "./base"}
 
 
-def test_init_finds_names_for_folders_of_any_name(models: Path) -> None:
+def test_init_finds_names_for_folders_with_any_name(models: Path) -> None:
     for name in ("7b-math", "0x1f", "lr=1e-5", "\U0001f600", "a\x85b", "latin"):
         write_tiny_llama(models / name, seed=5)
     (models / "latin").rename(models / "caf\udce9")  # a name that is not UTF-8
@@ -179,7 +179,7 @@ def test_watch_follows_a_run_from_outside(tmp_path: Path) -> None:
     assert (last.over, last.status.split(";")[0]) == (True, "finished")
     assert last.n_failed > 0
     assert last.last_error == "synthetic failure"
-    # all that was seen piece by piece is what one look at the whole sees
+    # everything seen step by step matches one look at the finished run
     whole = Watcher(folder).look()
     assert (whole.n_evaluations, whole.best) == (last.n_evaluations, last.best)
 
@@ -191,7 +191,7 @@ def test_watch_follows_a_run_from_outside(tmp_path: Path) -> None:
         (1, "in the finals (1 of 1 evaluated on report)", "finished; the best is c000001"),
     ],
 )
-def test_watch_waits_for_a_sign_of_life_from_another_machine(
+def test_watch_waits_for_a_heartbeat_from_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finalists: int, doing: str, done: str
 ) -> None:
     from evomerge.cli.live import watch_run
@@ -216,7 +216,7 @@ def test_watch_waits_for_a_sign_of_life_from_another_machine(
     assert looks == [f"{doing}, process 1 on far"] * 2 + [done]
 
 
-def test_in_the_finals_no_time_is_left_of_the_budget(tmp_path: Path) -> None:
+def test_watch_shows_no_remaining_time_in_the_finals(tmp_path: Path) -> None:
     settings = SETTINGS | {"budget": {"evaluations": 2}, "finals": {"finalists": 0}}
     start_search(parse_config(settings, folder=tmp_path), tmp_path / "run")
     (tmp_path / "run" / "journal.jsonl").unlink()
@@ -239,8 +239,8 @@ def test_in_the_finals_no_time_is_left_of_the_budget(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_results_that_come_in_bursts_do_not_count_as_fast(tmp_path: Path) -> None:
-    """Four workers and 10 s a candidate are 24 a minute."""
+def test_bursts_of_results_do_not_inflate_the_rate(tmp_path: Path) -> None:
+    """Four workers at 10 s per candidate make 24 a minute."""
     settings = SETTINGS | {"budget": {"evaluations": 2}, "finals": {"finalists": 0}}
     start_search(parse_config(settings, folder=tmp_path), tmp_path / "run")
     (tmp_path / "run" / "journal.jsonl").unlink()
@@ -285,8 +285,8 @@ def test_watch_shows_the_cheaper_of_equal_scores_first(tmp_path: Path) -> None:
     assert list(Watcher(tmp_path / "run").look().best) == rows
 
 
-def test_watch_shows_what_is_the_best_of_equals_first(tmp_path: Path) -> None:
-    """The one that stands first in the run, as everywhere else: a baseline."""
+def test_watch_shows_the_best_of_equal_candidates_first(tmp_path: Path) -> None:
+    """That is the one that comes first in the run, as everywhere else: here a baseline."""
     settings = SETTINGS | {"budget": {"evaluations": 2}, "finals": {"finalists": 0}}
     start_search(parse_config(settings, folder=tmp_path), tmp_path / "run")
     (tmp_path / "run" / "journal.jsonl").unlink()
@@ -314,7 +314,7 @@ def test_watch_needs_a_run(tmp_path: Path) -> None:
         Watcher(tmp_path)
 
 
-def test_doctor_looks_at_this_machine(tmp_path: Path) -> None:
+def test_doctor_examines_this_machine(tmp_path: Path) -> None:
     result = run("doctor", "--run-dir", tmp_path / "runs", "--json")
     findings = {item["subject"]: item for item in json.loads(result.stdout)}
     assert result.returncode == (2 if any(item["grade"] == "bad" for item in findings.values()) else 0)
@@ -341,15 +341,15 @@ def test_a_run_without_results_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     journal = tmp_path / "run" / "journal.jsonl"
     journal.write_bytes(
         journal.read_bytes().splitlines(keepends=True)[0]
-    )  # as if it had been stopped while its workers started
+    )  # as if it had been stopped while its workers were starting
     print_summary(open_run(tmp_path / "run"))
     assert capsys.readouterr().out.startswith("no candidate has been evaluated yet\n")
 
 
-def test_a_winner_without_a_report_score_is_said(
+def test_a_winner_without_a_report_score_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its row is missing in the table, and nothing else would say why."""
+    """Its row is missing from the table, and nothing else would say why."""
     score = SyntheticEvaluator.evaluate
 
     def fail_on_report(self: SyntheticEvaluator, request: EvaluationRequest) -> Evaluation:
@@ -364,11 +364,11 @@ def test_a_winner_without_a_report_score_is_said(
     print_summary(open_run(tmp_path / "bad[v2]"))
     shown = capsys.readouterr().out
     reason = "failed on the report split and has no score there: no room left for [/INST]"
-    assert f"{state.best_id} {reason}\nresume the run to try it again" in shown, "brackets are no markup"
+    assert f"{state.best_id} {reason}\nresume the run to try it again" in shown, "brackets must not be taken for markup"
     assert str(tmp_path / "bad[v2]" / "front.json") in shown
 
 
-def test_the_summary_says_how_far_archives_are_filled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_shows_how_full_the_archives_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = SETTINGS | {"strategy": "cycleqd", "budget": {"evaluations": 40}}
     settings |= {"evaluation": {"kind": "synthetic", "function": "dtlz2"}}
     start_search(parse_config(settings, folder=tmp_path), tmp_path / "run")

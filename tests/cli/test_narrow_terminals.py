@@ -1,4 +1,4 @@
-"""Tables in terminals that they are too wide for: numbers go on in the next line, and names stay whole."""
+"""Tables that are too wide for the terminal: numbers continue on the next line, and names stay whole."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ from evomerge.cli.live import watch_run
 from evomerge.cli.tables import print_front, print_plan, print_summary
 
 
-def test_nothing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = parse_config(
         {
             "strategy": "random",
@@ -34,4 +34,6 @@ def test_nothing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     print_plan(planning.sizes(problem), [planning.forecast(problem, planning.same_time(problem, 3600.0), 4, price=1.5)])
     watch_run(Watcher(tmp_path / "run"), 1.0, once=True)
     assert "…" not in out.getvalue()
-    assert f"{run.state.best_id} (best)\n  f1: " in out.getvalue(), "a table would have no room for scores"
+    assert f"{run.state.best_id} (best)\n  f1: " in out.getvalue(), (
+        "scores should follow the name on a line of their own, as a table has no room for them"
+    )

@@ -1,4 +1,4 @@
-"""What a search prints on the way."""
+"""What a search prints while it runs."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from evomerge.search import RunState, event
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_tasks_on_which_all_baselines_are_the_same_are_named_once(
+def test_tasks_on_which_all_baselines_score_the_same_are_named_once(
     capsys: pytest.CaptureFixture[str], together: bool
 ) -> None:
-    """Also where results come together: the state has all of them before the first is announced."""
+    """Even if results arrive together: the state then has all of them before the first is announced."""
     names = ("f", "g", "h")
     state = RunState.of(
         [event("run", version=1, objectives=[{"name": n, "direction": "maximize", "reference": None} for n in names])]
@@ -40,7 +40,7 @@ def test_tasks_on_which_all_baselines_are_the_same_are_named_once(
     assert notes[0].endswith("evomerge eval MODEL -c runs/mine --split search --show 3")
 
 
-def test_improvements_are_printed_and_now_and_then_how_fast_it_goes(
+def test_improvements_and_occasionally_the_pace_are_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
@@ -71,7 +71,7 @@ def test_improvements_are_printed_and_now_and_then_how_fast_it_goes(
     ]
 
 
-def test_of_several_objectives_the_front_is_counted(
+def test_with_several_objectives_the_size_of_the_front_is_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
@@ -118,9 +118,9 @@ def test_the_finals_are_announced_and_counted(capsys: pytest.CaptureFixture[str]
 
     for name in ("uniform", "c000000", "c000001"):
         evaluated(name, Split.SEARCH)
-    for name in ("c000000", "c000001"):  # they came together
+    for name in ("c000000", "c000001"):  # they arrived together
         progress(state, state.evaluations[name, Split.SEARCH])
-    # the winner of earlier finals, as after a raised budget, is not what these are at
+    # the winner of earlier finals, as after a raised budget, must not be shown as the state of these finals
     for happened in (
         event("told", ids=["c000000", "c000001"]),
         event("best", id="c000001"),
@@ -129,7 +129,7 @@ def test_the_finals_are_announced_and_counted(capsys: pytest.CaptureFixture[str]
         state.apply(happened)
     for name in ("uniform", "c000000"):
         evaluated(name, Split.SELECT)
-    for name in ("uniform", "c000000"):  # these too came together
+    for name in ("uniform", "c000000"):  # these arrived together too
         progress(state, state.evaluations[name, Split.SELECT])
     state.apply(event("best", id="c000000"))
     evaluated("uniform", Split.REPORT)
@@ -144,7 +144,7 @@ def test_the_finals_are_announced_and_counted(capsys: pytest.CaptureFixture[str]
     ]
 
 
-def test_a_failure_is_said_once_by_the_loop(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_reported_only_by_the_loop(capsys: pytest.CaptureFixture[str]) -> None:
     state = RunState.of(
         [
             event("run", version=1, objectives=[{"name": "f", "direction": "maximize", "reference": None}]),
@@ -159,7 +159,7 @@ def test_a_failure_is_said_once_by_the_loop(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == ""
 
 
-def test_a_wait_for_the_first_result_is_explained(
+def test_waiting_for_the_first_result_is_explained(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(progress_module, "WAITING_AFTER_S", 0.01)
@@ -180,4 +180,4 @@ def test_a_wait_for_the_first_result_is_explained(
     with pytest.raises(ZeroDivisionError):
         fail()
     seen[0].waiting.join(10)
-    assert not seen[0].waiting.is_alive(), "nothing is left behind"
+    assert not seen[0].waiting.is_alive(), "the waiting thread was left behind"

@@ -1,4 +1,4 @@
-"""How scores are written on the terminal."""
+"""How scores are written in the terminal."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`workers: auto` on nodes of different sizes that come and go, with engines that share a GPU. The GPUs are only counted."""
+"""`workers: auto` on nodes of different sizes that come and go, with engines that share a GPU. The GPUs exist only as a count."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def _pool(folder: Path) -> Any:
 
 
 class _Asked:
-    """What a pool has been asked, and what came back. Candidates take a second each."""
+    """What a pool was asked, and what came back. Candidates take a second each."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
@@ -56,7 +56,7 @@ class _Asked:
             self._pool.submit(EvaluationRequest(name, Split.SEARCH))
 
     def take(self, wanted: int) -> None:
-        """Waits for so many results in all."""
+        """Waits until there are `wanted` results in total."""
         deadline = time.monotonic() + 90
         while len(self.results) < wanted:
             assert time.monotonic() < deadline, f"{len(self.results)} of {wanted} came back"
@@ -67,7 +67,7 @@ class _Asked:
                 self.results.append(answer)
 
     def workers(self, wanted: int) -> set[tuple[float, float]]:
-        """(process, GPU) of so many workers that answer from now on; they are kept busy, however long the last takes to start."""
+        """(process, GPU) of `wanted` workers that answer from now on; they are kept busy however long the last one takes to start."""
         found: set[tuple[float, float]] = set()
         while len(found) < wanted:
             self.ask(1)
@@ -77,7 +77,7 @@ class _Asked:
 
 
 def _places() -> list[str]:
-    """The states of what the pool has reserved, or wants to."""
+    """The states of the places that the pool has reserved or wants to reserve."""
     from ray.util import placement_group_table
 
     return [group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED"]
@@ -87,28 +87,28 @@ def test_workers_follow_the_nodes(cluster: Any, tmp_path: Path) -> None:
     pool = _pool(tmp_path)
     asked = _Asked(pool)
     asked.ask(6)
-    assert pool.n_workers == 1, "nothing fits on a head without GPUs: one worker waits"
+    assert pool.n_workers == 1, "nothing fits on a head without GPUs, so one worker should wait"
     assert pool.next_done(3) is None
-    assert _places() == ["PENDING"], "an autoscaler sees what it waits for"
+    assert _places() == ["PENDING"], "an autoscaler must see what the worker waits for"
 
     add_node(cluster, num_cpus=4, num_gpus=1)
-    assert {gpu for _, gpu in asked.workers(2)} == {0}, "both see the same GPU"
-    assert pool.n_workers == 2, "four CPUs, but one GPU for two engines"
+    assert {gpu for _, gpu in asked.workers(2)} == {0}, "both should see the same GPU"
+    assert pool.n_workers == 2, "four CPUs, but only one GPU for two engines"
 
     leaving = add_node(cluster, num_cpus=1, num_gpus=2)
     asked.workers(3)
-    assert pool.n_workers == 3, "two GPUs, but one CPU for one engine"
+    assert pool.n_workers == 3, "two GPUs, but only one CPU for one engine"
 
     cluster.remove_node(leaving, allow_graceful=False)
     asked.take(len(asked.names))
     assert Counter(result.candidate_id for result in asked.results) == Counter(asked.names)
     assert {result.status for result in asked.results} == {Status.OK}
-    assert asked.lost == [], "whoever was lost with a node is tried again without blame"
+    assert asked.lost == [], "candidates lost with a node should be retried without blame"
     deadline = time.monotonic() + 90
     while pool.n_workers > 2:
-        assert time.monotonic() < deadline, "the worker of the node that went is given up"
+        assert time.monotonic() < deadline, "the worker of the removed node was not given up"
         pool.next_done(0.5)
-    assert _places() == ["CREATED"] * 2, "nothing is kept for it"
+    assert _places() == ["CREATED"] * 2, "a place is still reserved for it"
 
     add_node(cluster, num_cpus=1, num_gpus=2)
     asked.ask(6)
@@ -127,7 +127,7 @@ cluster.shutdown()
 """
 
 
-def test_a_cluster_to_try_things_out_keeps_to_this_machine() -> None:
+def test_a_trial_cluster_listens_on_this_machine_only() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", ALONE], env=environment, capture_output=True, text=True, timeout=240, check=False

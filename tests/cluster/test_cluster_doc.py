@@ -1,5 +1,5 @@
-"""docs/cluster.md: its files parse and fit their schemas, its commands and options exist. The Slurm script runs with stand-ins for Slurm,
-Ray and evomerge; the clusters themselves are not here to try."""
+"""docs/cluster.md: its files parse and fit their schemas, and its commands and options exist. The Slurm script runs with
+stand-ins for Slurm, Ray and evomerge, as no such clusters are available here."""
 
 import json
 import os
@@ -21,7 +21,7 @@ FILES = [yaml.safe_load(text) for language, text in BLOCKS if language == "yaml"
 
 
 def commands(program: str) -> list[list[str]]:
-    """Every use of a program, as words after its name; also inside YAML and after options of other programs."""
+    """Every use of a program, as the words after its name; also inside YAML and after options of other programs."""
     text = "\n".join([*SCRIPTS, *(text for language, text in BLOCKS if language == "yaml")]).replace("\\\n", " ")
     found = []
     for line in text.splitlines():
@@ -33,7 +33,7 @@ def commands(program: str) -> list[list[str]]:
 
 
 def check(root: Any, words: list[str]) -> None:
-    """Whether these options exist for this command (of click, or of typer's own copy of it)."""
+    """Checks that these options exist for this command (of click, or of typer's own copy of it)."""
     command = root.commands[words[0]]
     if hasattr(command, "commands"):
         command, words = command.commands[words[1]], words[1:]
@@ -101,16 +101,16 @@ def test_the_kuberay_file_has_the_parts_of_a_ray_job() -> None:
         assert set(pod["containers"][0]["resources"]) == {"limits"}
 
 
-def test_rays_authentication_is_on_wherever_it_is_started() -> None:
-    """By hand and in the Slurm script it is exported before."""
+def test_rays_authentication_is_on_wherever_ray_is_started() -> None:
+    """For a start by hand and in the Slurm script it is exported first."""
     assert sum("export RAY_AUTH_MODE=token" in text for text in SCRIPTS) == 2
     file = _of("cluster_name")
     starts = [line for key in ("head", "worker") for line in file[f"{key}_start_ray_commands"] if "ray start" in line]
     assert [line.split()[0] for line in starts] == ["RAY_AUTH_MODE=token"] * 2
 
 
-def test_the_ray_cluster_file_starts_as_many_workers_as_it_names() -> None:
-    """Ray's newer autoscaler takes the head for one of them; and `ray down` ends nothing where `ray` is not on the PATH."""
+def test_the_ray_cluster_file_starts_as_many_workers_as_it_lists() -> None:
+    """Ray's newer autoscaler counts the head as one of them; and `ray down` stops nothing if `ray` is not on the PATH."""
     file = _of("cluster_name")
     assert file["max_workers"] == len(file["provider"]["worker_ips"])
     assert "RAY_enable_autoscaler_v2=0 ray start" in file["head_start_ray_commands"][-1]
@@ -159,14 +159,14 @@ sys.exit(int(os.environ["END"]))
 
 
 def run_slurm_script(folder: Path, end: str, *, begun: bool) -> tuple[int, list[str]]:
-    """Runs the document's script with stand-ins for Slurm, Ray and evomerge: its exit code, and what it called in order."""
+    """Runs the document's script with stand-ins for Slurm, Ray and evomerge; returns its exit code and what it called, in order."""
     (folder / ".venv" / "bin").mkdir(parents=True)
     programs = {
         "srun": FAKE_SRUN,
         "ray": FAKE_RAY,
         "evomerge": FAKE_EVOMERGE,
         "scontrol": "#!/bin/bash\necho h1\necho h2\n",
-        "hostname": "#!/bin/bash\necho 127.0.0.1 0.0.0.0\n",  # the second is this machine too, also without a network
+        "hostname": "#!/bin/bash\necho 127.0.0.1 0.0.0.0\n",  # the second address also means this machine, even without a network
     }
     for name, text in programs.items():
         (folder / ".venv" / "bin" / name).write_text(text)
@@ -187,7 +187,7 @@ def run_slurm_script(folder: Path, end: str, *, begun: bool) -> tuple[int, list[
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_CPUS_PER_TASK": "3",
     }
-    # bash heeds no SIGINT that was ignored when it started, as where these tests run in the background of a shell
+    # bash ignores SIGINT if it was ignored when bash started, as when these tests run in the background of a shell
     command = ["env", "--default-signal=INT", "bash", str(script)]
     with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True) as job_script:
         try:
@@ -208,7 +208,7 @@ def _session(pid: int) -> int | None:
 
 @pytest.mark.parametrize(("end", "code"), [("0", 0), ("2", 2), ("interrupt", 130)])
 @pytest.mark.parametrize("begun", [False, True])
-def test_the_slurm_script_starts_ray_and_hands_on_signals_and_exit_codes(
+def test_the_slurm_script_starts_ray_and_passes_on_signals_and_exit_codes(
     tmp_path: Path, end: str, code: int, begun: bool
 ) -> None:
     ended, calls = run_slurm_script(tmp_path, end, begun=begun)

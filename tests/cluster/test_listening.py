@@ -1,4 +1,4 @@
-"""A local cluster is this machine's, and this user's."""
+"""A local cluster is reachable only from this machine and by this user."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import psutil
 from evomerge.cluster.ray_session import RaySession
 
 
-def test_nothing_listens_beyond_this_machine_and_a_token_is_needed() -> None:
+def test_nothing_listens_beyond_this_machine_and_a_token_is_required() -> None:
     with RaySession(None, n_cpus=1):
         _check()
 
@@ -23,12 +23,12 @@ def _check() -> None:
         try:
             connections = process.net_connections("inet")
         except psutil.NoSuchProcess:
-            continue  # it has ended since it was listed: what has gone does not listen
+            continue  # it has ended since it was listed, so it does not listen
         for connection in connections:
             if connection.status == psutil.CONN_LISTEN:
                 n_listening += 1
                 assert connection.laddr.ip in ("127.0.0.1", "::1", "::ffff:127.0.0.1"), (process.pid, connection)
-    assert n_listening >= 2, "the head and the raylet listen, or nothing was looked at"
+    assert n_listening >= 2, "the head and the raylet should listen; perhaps no process was examined"
     address = ray.get_runtime_context().gcs_address
     code = (
         f"import ray; ray.init(address={address!r}, logging_level=50, log_to_driver=False)\n"
@@ -41,5 +41,5 @@ def _check() -> None:
     )
     friend = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert friend.stdout.startswith("in"), friend.stderr
-    stranger.kill()  # it has had the time that the friend needed; Ray goes on trying for minutes
+    stranger.kill()  # it has had as much time as the friend needed; Ray would keep trying for minutes
     assert b"in" not in stranger.communicate()[0]

@@ -1,4 +1,4 @@
-"""A driver that is killed leaves no process and no shared memory behind, its run goes on, and that leaves no files behind either."""
+"""A killed driver leaves no process and no shared memory behind; its run can be resumed, which leaves no files behind either."""
 
 import os
 import signal
@@ -23,12 +23,12 @@ SETTINGS = {
 
 
 def _shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))  # noqa: S108  (looked at, not written to)
+    return set(os.listdir("/dev/shm"))  # noqa: S108  (only listed, never written to)
 
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A folder for temporary files; its path is short, since those of Ray's sockets may have 107 characters."""
+    """A folder for temporary files, with a short path, since paths of Ray's sockets may have at most 107 characters."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
@@ -47,7 +47,7 @@ def _n_results(run: Path) -> int:
 
 
 def _until_a_result(run: Path, process: subprocess.Popen[bytes]) -> None:
-    """Waits for one more than there are."""
+    """Waits for one more result than there is now."""
     deadline = time.monotonic() + 180
     before = _n_results(run)
     while _n_results(run) == before:
@@ -83,8 +83,8 @@ def test_a_killed_driver_leaves_nothing_behind(tmp_path: Path, temporary: Path) 
         send(process.pid, signal.SIGTERM)
         process.wait(timeout=120)
         assert process.returncode == 130, (
-            "Ray's own handler of SIGTERM has not taken the place of ours, nor is Ray waited for that has ended too"
+            "Ray's own SIGTERM handler must not replace ours, nor may we wait for a Ray that has ended too"
         )
         assert _gone(family) == []
         assert _shared_memory() - before == set()
-    assert [str(path.relative_to(temporary)) for path in temporary.rglob("*")] == ["ray"], "of any session"
+    assert [str(path.relative_to(temporary)) for path in temporary.rglob("*")] == ["ray"], "a session left files behind"

@@ -1,4 +1,4 @@
-"""Both pools keep the same promises; the Ray pool also survives its workers."""
+"""Both pools give the same guarantees; the Ray pool also survives the loss of its workers."""
 
 import socket
 import threading
@@ -26,14 +26,14 @@ SCRIPTED = "tests.cluster.workers:scripted"
 UNLOADABLE = "tests.cluster.workers:unloadable"
 REST_S = 61
 """more than `evomerge.cluster.ray_pool.REST_S`"""
-PATIENCE_S = 300  # a worker takes up to half a minute to start where the machine is busy, and some tests start five
+PATIENCE_S = 300  # a worker takes up to half a minute to start on a busy machine, and some tests start five
 ALONE = "tests.cluster.workers:alone"
 SLOW = "tests.cluster.workers:slow"
 LOST: list[LostWorker] = []
 
 
 def drain(pool: LocalPool, count: int, timeout_s: float = PATIENCE_S) -> dict[str, Evaluation]:
-    """The next `count` results by candidate."""
+    """The next `count` results, by candidate."""
     results: dict[str, Evaluation] = {}
     deadline = time.monotonic() + timeout_s
     while len(results) < count:
@@ -54,7 +54,7 @@ def submit(pool: LocalPool, *names: str) -> None:
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left(tmp_path: Path) -> Iterator[None]:
-    """A command that a later test runs in this process would take a thread that waits for an evaluation that was given up, and end the process."""
+    """A command that a later test runs in this process would wait for a thread left over from an abandoned evaluation, and end the process."""
     yield
     for name in ("wait-1", "starting"):
         (tmp_path / f"{name}-no-more").touch()
@@ -72,11 +72,11 @@ def test_local_pool_evaluates_everything_once(tmp_path: Path) -> None:
     assert {result.status for result in results.values()} == {Status.OK}
     assert pool.next_done(0.01) is None
     pool.close()
-    assert (tmp_path / "closed").read_text() == "xxxx", "those of three threads, and the broken one"
+    assert (tmp_path / "closed").read_text() == "xxxx", "expected those of three threads, and the broken one"
 
 
-def test_a_local_pool_makes_a_broken_evaluator_anew(tmp_path: Path) -> None:
-    """And stops where it cannot, instead of failing every candidate to come."""
+def test_a_local_pool_replaces_a_broken_evaluator(tmp_path: Path) -> None:
+    """And stops if it cannot, instead of failing every later candidate."""
     pool = LocalPool(SCRIPTED, {"folder": str(tmp_path), "most": 2}, 1)
     submit(pool, "raise-1", "ok-2")
     assert drain(pool, 2)["ok-2"].status is Status.OK
@@ -91,7 +91,7 @@ def test_a_local_pool_makes_a_broken_evaluator_anew(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("kind", ["local", "ray"])
-def test_what_no_worker_has_begun_with_can_be_withdrawn(tmp_path: Path, kind: str) -> None:
+def test_work_that_no_worker_has_started_can_be_withdrawn(tmp_path: Path, kind: str) -> None:
     pool = (
         LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
         if kind == "local"
@@ -109,7 +109,9 @@ def test_what_no_worker_has_begun_with_can_be_withdrawn(tmp_path: Path, kind: st
     pool.close()
 
 
-def test_a_closing_local_pool_ends_what_runs_and_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closing_local_pool_finishes_running_evaluations_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
 
     def say(message: str, *values: object) -> None:
@@ -129,7 +131,7 @@ def test_a_closing_local_pool_ends_what_runs_and_nothing_more(tmp_path: Path, mo
 def test_a_closing_local_pool_waits_longer_for_engines_than_for_evaluations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an evaluation gives then is not recorded; an engine that is not freed may leave processes and shared memory."""
+    """Results of evaluations are not recorded by then, whereas an engine that is not freed may leave processes and shared memory."""
     monkeypatch.setattr("evomerge.cluster.local_pool.RUNNING_S", 0.1)
     pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
     submit(pool, "wait-1")
@@ -139,14 +141,14 @@ def test_a_closing_local_pool_waits_longer_for_engines_than_for_evaluations(
     assert not (tmp_path / "closed").exists()
     pool = LocalPool(ALONE, {"folder": str(tmp_path), "closing_s": 1.0}, 2)
     with pytest.raises(FileExistsError):
-        pool.next_done(60)  # one of the two
+        pool.next_done(60)  # one of the two fails
     submit(pool, "ok-1")
     drain(pool, 1)
     pool.close()
     assert (tmp_path / "closed").exists()
 
 
-def test_a_closing_local_pool_waits_no_longer_for_engines_that_start(
+def test_a_closing_local_pool_does_not_wait_longer_for_engines_that_are_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, value in {"RUNNING_S": 0.1, "SILENT_S": 0.0, "CLOSING_S": 1.0}.items():
@@ -190,7 +192,7 @@ def ray_pool(factory: str, folder: Path, settings: Mapping[str, Any] | None = No
 
 
 def until(pool: LocalPool, condition: Callable[[], bool]) -> None:
-    """Lets the pool work, which has nothing to evaluate, until the condition holds."""
+    """Lets the pool run, with nothing to evaluate, until the condition holds."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
@@ -213,7 +215,7 @@ def test_ray_pool_survives_dying_workers(tmp_path: Path, caplog: pytest.LogCaptu
     lost = sorted(item.candidate_id for item in LOST)
     assert lost == ["die-always", "die-always", "die-once-1", "raise-1", "raise-1"]
     assert results["ok-1"].cost["garbage"] == 50_000
-    assert results["ok-1"].cost["told"] == 1, "of the variables it was to be given"
+    assert results["ok-1"].cost["told"] == 1, "the worker was not given its environment variables"
     assert results["raise-1"].status is Status.FAILED
     assert str(results["raise-1"].error).endswith("; the last: RuntimeError: scripted in two lines")
     assert (tmp_path / "die-once-1").read_text() == "xx"
@@ -221,23 +223,23 @@ def test_ray_pool_survives_dying_workers(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_ray_s_head_keeps_nothing_of_what_was_evaluated(tmp_path: Path) -> None:
+def test_rays_head_keeps_no_record_of_evaluations(tmp_path: Path) -> None:
     import ray
 
     pool = ray_pool(SCRIPTED, tmp_path, n_workers=1)
     submit(pool, *(f"ok-{index}" for index in range(10)))
     drain(pool, 10)
-    time.sleep(2)  # workers report every second
+    time.sleep(2)  # workers report once a second
     kept = [event for event in ray.timeline() if "evaluate" in event["name"]]
     pool.close()
-    assert kept == [], "it would grow by 3 kB with every candidate"
+    assert kept == [], "it would grow by 3 kB per candidate"
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_ray_pool_replaces_a_hung_worker_and_stragglers_block_nobody(tmp_path: Path) -> None:
+def test_ray_pool_replaces_a_hung_worker_and_stragglers_block_no_one(tmp_path: Path) -> None:
     pool = ray_pool(
         SCRIPTED, tmp_path, cpus=2, evaluation_timeout_s=5
-    )  # the room that a hung one keeps would be missing
+    )  # a hung worker that kept its CPUs would leave too few for its replacement
     made = tmp_path / "made"
     until(pool, lambda: made.exists() and made.read_text() == "xx")
     submit(pool, "hang-1", *(f"ok-{index}" for index in range(5)))
@@ -258,8 +260,8 @@ def test_ray_pool_says_why_a_worker_cannot_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_all_that_a_worker_says_is_in_its_log(tmp_path: Path) -> None:
-    """Also what C libraries write, and what was said by the worker that it has replaced, or where none can be made."""
+def test_all_output_of_a_worker_is_in_its_log(tmp_path: Path) -> None:
+    """Including what C libraries write, and the output of a worker that was replaced or whose evaluator could not be made."""
     pool = ray_pool(SCRIPTED, tmp_path, n_workers=1)
     submit(pool, "say-1", "die-once-1", "say-2")
     drain(pool, 3)
@@ -267,7 +269,7 @@ def test_all_that_a_worker_says_is_in_its_log(tmp_path: Path) -> None:
     lines = (tmp_path / "worker-0.log").read_text().splitlines()
     said = [line.rpartition("say-")[2] for line in lines if "say-" in line]
     assert said == [f"{n} {what}" for n in (1, 2) for what in ("prints", "logs", "writes", "complains")]
-    assert any(line.endswith("INFO scripted: say-1 logs") for line in lines), "with who says it"
+    assert any(line.endswith("INFO scripted: say-1 logs") for line in lines), "the name of the logger is missing"
     pool = ray_pool(UNLOADABLE, tmp_path, n_workers=1)
     with pytest.raises(CheckpointError):
         drain(pool, 1)
@@ -277,7 +279,7 @@ def test_all_that_a_worker_says_is_in_its_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_of_several_machines_the_one_to_be_mended_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_machines_the_one_to_be_fixed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     pool = ray_pool(UNLOADABLE, tmp_path, n_workers=1)
@@ -299,7 +301,7 @@ def test_a_machine_with_other_versions_is_named_once(tmp_path: Path, caplog: pyt
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_worker_that_hangs_while_it_starts_is_given_up(tmp_path: Path) -> None:
+def test_a_worker_that_hangs_on_startup_is_given_up(tmp_path: Path) -> None:
     pool = ray_pool(SLOW, tmp_path, n_workers=1, startup_timeout_s=1)
     submit(pool, "ok-1")
     with pytest.raises(EngineError, match=r"worker 0 cannot start: the worker's start took more than 1 s"):
@@ -308,7 +310,7 @@ def test_a_worker_that_hangs_while_it_starts_is_given_up(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_candidate_that_has_cost_its_workers_before_is_not_tried_again(tmp_path: Path) -> None:
+def test_a_candidate_that_used_up_its_workers_before_is_not_retried(tmp_path: Path) -> None:
     pool = ray_pool(SCRIPTED, tmp_path, n_workers=1)
     pool.submit(EvaluationRequest("die-always", Split.SEARCH, attempt=2))
     assert "quarantined" in str(drain(pool, 1)["die-always"].error)
@@ -324,18 +326,18 @@ def test_a_candidate_that_has_cost_its_workers_before_is_not_tried_again(tmp_pat
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_worker_that_has_worked_is_started_again_whatever_kept_it(tmp_path: Path) -> None:
-    """What fails then may go away, as memory that the one before has not given back yet; and each start has all its attempts."""
+def test_a_worker_that_has_worked_before_is_restarted_after_any_failure(tmp_path: Path) -> None:
+    """What fails then may go away, such as memory that the previous worker has not released yet; and each start gets all its attempts."""
     pool = ray_pool(SCRIPTED, tmp_path, {"not": [1, 3]}, n_workers=1)
     submit(pool, "die-once-1", "ok-1", "ok-2")
-    assert list(drain(pool, 3)) == ["die-once-1", "ok-1", "ok-2"], "what was lost comes first"
+    assert list(drain(pool, 3)) == ["die-once-1", "ok-1", "ok-2"], "lost work should come first"
     assert (tmp_path / "made").read_text() == "xxxx"
     pool.close()
 
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Puts the pool's clock forward by so many seconds."""
+    """Advances the pool's clock by the given number of seconds."""
     ahead = [0.0]
     now = time.monotonic
     monkeypatch.setattr("evomerge.cluster.ray_pool.time.monotonic", lambda: now() + sum(ahead))
@@ -343,7 +345,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_worker_that_cannot_start_rests_while_another_works(
+def test_a_worker_that_cannot_start_pauses_while_another_works(
     tmp_path: Path, later: Callable[[float], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = ray_pool(ALONE, tmp_path)
@@ -362,7 +364,7 @@ def test_a_worker_that_cannot_start_rests_while_another_works(
     assert drain(pool, 1)["ok-1"].status is Status.OK
     later(REST_S)
     until(pool, lambda: failures() == 3)
-    assert pool.n_workers == 1, "once more, and it rests again"
+    assert pool.n_workers == 1, "it should have tried once more and paused again"
     (tmp_path / "alone").unlink()
     later(REST_S)
     until(pool, (tmp_path / "alone").exists)
@@ -376,59 +378,59 @@ def test_a_worker_that_cannot_start_rests_while_another_works(
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_time_without_a_place_is_no_time_of_starting(tmp_path: Path, later: Callable[[float], None]) -> None:
+def test_time_spent_waiting_for_a_place_is_not_startup_time(tmp_path: Path, later: Callable[[float], None]) -> None:
     other = ray_pool(SCRIPTED, tmp_path, n_workers=1, cpus=4)
     submit(other, "ok-other")
-    drain(other, 1)  # so that it has the place
+    drain(other, 1)  # so that it holds the place
     pool = ray_pool(SCRIPTED, tmp_path, n_workers=1, cpus=4, max_attempts=1)
     for _ in range(3):
         later(1000)
         assert pool.next_done(0.1) is None
     other.close()
-    later(1000)  # it looks at once, and finds the place before the worker is ready
+    later(1000)  # the pool looks at once, and finds the place before the worker is ready
     submit(pool, "ok-1")
     assert drain(pool, 1)["ok-1"].status is Status.OK
     pool.close()
     pool = ray_pool(SCRIPTED, tmp_path, n_workers=1, cpus=400, max_attempts=1, startup_timeout_s=0.5)
-    assert pool.next_done(1) is None, "nor before anybody has looked whether it has one"
+    assert pool.next_done(1) is None, "nor does the time before the first look for a place count"
     pool.close()
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_free_worker_begins_as_soon_as_it_is_asked(tmp_path: Path) -> None:
+def test_a_free_worker_starts_as_soon_as_work_is_submitted(tmp_path: Path) -> None:
     pool = ray_pool(SCRIPTED, tmp_path, n_workers=1)
     submit(pool, "ok-1")
     drain(pool, 1)
     submit(pool, "ok-2")
     deadline = time.monotonic() + PATIENCE_S
     while not (tmp_path / "ok-2").exists():
-        assert time.monotonic() < deadline, "it waits until somebody asks for results"
+        assert time.monotonic() < deadline, "it did not start until results were asked for"
         time.sleep(0.05)
     pool.close()
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_candidate_that_is_lost_with_every_node_fails_in_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_candidate_lost_with_every_node_fails_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evomerge.cluster.ray_pool.MAX_NODE_LOSSES", 3)
     monkeypatch.setattr("evomerge.cluster.ray_pool.RayPool._lost_its_node", lambda *_: True)
-    pool = ray_pool(SCRIPTED, tmp_path, {"not": [1]}, n_workers=1, max_attempts=1)  # nor do starts
+    pool = ray_pool(
+        SCRIPTED, tmp_path, {"not": [1]}, n_workers=1, max_attempts=1
+    )  # lost nodes do not count as failed starts either
     submit(pool, "die-1", "ok-1")
     LOST.clear()
     results = drain(pool, 2)
     assert list(results) == ["die-1", "ok-1"]
     assert str(results["die-1"].error).startswith("lost with 3 nodes; the last: ")
     assert (tmp_path / "die-1").read_text() == "xxx"
-    assert LOST == [], "none of them counts against it"
+    assert LOST == [], "node losses must not count against the candidate"
     pool.close()
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_what_a_worker_was_lost_with_is_its_node_where_that_is_gone_too(
+def test_a_worker_lost_together_with_its_node_counts_as_a_node_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray may tell of the process alone, though the whole machine was lost."""
+    """Ray may report only the process as lost although the whole machine was."""
     import ray
 
     nodes = [{"NodeID": ray.get_runtime_context().get_node_id(), "Alive": False}, {"NodeID": "other", "Alive": True}]
@@ -441,13 +443,13 @@ def test_what_a_worker_was_lost_with_is_its_node_where_that_is_gone_too(
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_workers_wait_for_room_and_more_come_when_there_is_more(tmp_path: Path) -> None:
+def test_workers_wait_for_room_and_start_when_there_is_some(tmp_path: Path) -> None:
     pool = ray_pool(SCRIPTED, tmp_path, n_workers=6)
     submit(pool, *(f"ok-{index}" for index in range(8)))
     pids = {result.cost["pid"] for result in drain(pool, 8).values()}
-    assert len(pids) <= 4, "four CPUs hold four workers; the other two wait and nobody counts that as a failure"
+    assert len(pids) <= 4, "four CPUs hold four workers; the other two wait, which is no failure"
     pool.close()
     pool = ray_pool(SCRIPTED, tmp_path, n_workers=1, cpus=4)
     submit(pool, "ok-last")
-    drain(pool, 1)  # nobody keeps a place
+    drain(pool, 1)  # no place is still taken
     pool.close()

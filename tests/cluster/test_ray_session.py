@@ -1,4 +1,4 @@
-"""What is counted, what is set and what is refused, without a cluster: Ray's answers are given."""
+"""What is counted, set and refused, without a cluster: Ray's answers are faked."""
 
 import re
 import sys
@@ -28,10 +28,10 @@ def test_room_is_counted_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
         _node("4", CPU=3.0),
     ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    assert room_for(4, 1) == 2, "one on each of the first two"
+    assert room_for(4, 1) == 2, "expected one on each of the first two nodes"
     assert room_for(1, 0) == 74
     assert room_for(0, 1) == 3
-    assert room_for(0.28, 0) == 25 + 228 + 10, "7 / 0.28 is 24.999999999999996"
+    assert room_for(0.28, 0) == 25 + 228 + 10, "7 / 0.28 gives 24.999999999999996 in floating point, but 25 fit"
     assert RaySession(None).room(0.1, 0.3) == 6 + 3
     assert RaySession(None).nodes() == {
         "10.0.0.1 (111111)": {"CPU": 7.0, "GPU": 2.0},
@@ -41,7 +41,7 @@ def test_room_is_counted_node_by_node(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class SlowNodes:
-    """A cluster whose nodes do not start the first times."""
+    """A cluster whose nodes fail to start the first few times."""
 
     def __init__(self, n_failures: int) -> None:
         self.n_failures, self.tried = n_failures, list[dict[str, Any]]()
@@ -61,11 +61,11 @@ class SlowNodes:
         self.nodes.remove(node)
 
 
-def test_a_node_that_does_not_start_is_tried_again_with_other_ports(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_node_that_fails_to_start_is_retried_with_other_ports(caplog: pytest.LogCaptureFixture) -> None:
     cluster = SlowNodes(2)
     cluster.nodes.append("the head")
     assert add_node(cluster, num_gpus=3, num_cpus=2) == "node 3"
-    assert cluster.nodes == ["the head", "node 3"], "one that has started too late does not count as well"
+    assert cluster.nodes == ["the head", "node 3"], "a node that started too late must not count as well"
     assert [message.partition(": ")[2] for message in caplog.messages] == ["the node's agent did not answer"] * 2
     assert [(options["num_cpus"], options["num_gpus"]) for options in cluster.tried] == [(2, 3)] * 3
     assert len({options["metrics_agent_port"] for options in cluster.tried}) == 3
@@ -77,7 +77,7 @@ def test_a_node_that_does_not_start_is_tried_again_with_other_ports(caplog: pyte
 
 
 def _settings(monkeypatch: pytest.MonkeyPatch, *, imported: bool = False, **given: str) -> dict[str, str]:
-    """The variables with which a local cluster starts, of a user who has given some, and may have imported Ray already."""
+    """The environment variables a local cluster starts with, for a user who has set `given` and may have imported Ray already."""
     with monkeypatch.context() as patch:
         patch.setattr("os.environ", given)
         patch.delitem(sys.modules, "ray", raising=False)
@@ -87,7 +87,7 @@ def _settings(monkeypatch: pytest.MonkeyPatch, *, imported: bool = False, **give
     return given
 
 
-def test_every_local_cluster_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_local_cluster_gets_its_own_token(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = _settings(monkeypatch), _settings(monkeypatch)
     tokens = {first.pop("RAY_AUTH_TOKEN"), second.pop("RAY_AUTH_TOKEN")}
     assert [len(token) for token in tokens] == [64, 64]
@@ -102,27 +102,27 @@ def test_every_local_cluster_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPa
         {LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "of-mine"},
     ],
 )
-def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+def test_variables_set_by_the_user_are_kept(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
     assert _settings(monkeypatch, **given) == given
 
 
 @pytest.mark.parametrize("given", [{}, {LOOPBACK: "0"}, {"RAY_AUTH_MODE": "token"}])
-def test_a_ray_that_was_imported_before_is_left_as_it_is(
+def test_an_already_imported_ray_is_left_unchanged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, given: dict[str, str]
 ) -> None:
-    """Settings that it has not read would reach the cluster's other processes, to which it could then not connect."""
+    """Settings that Ray has not read would reach the cluster's other processes, and Ray could then not connect to them."""
     assert _settings(monkeypatch, imported=True, **given) == given
     assert "may listen on all interfaces" in caplog.text
 
 
-def test_a_ray_that_was_imported_with_these_settings_is_fine(
+def test_a_ray_imported_with_these_settings_gives_no_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     _settings(monkeypatch, imported=True, **_settings(monkeypatch))
     assert not caplog.text
 
 
-def test_an_address_that_means_a_ray_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_would_start_a_separate_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     keep_to_this_machine()
     for address, variable in (("local", ""), ("auto", "local")):
         monkeypatch.setenv("RAY_ADDRESS", variable)
@@ -130,11 +130,11 @@ def test_an_address_that_means_a_ray_of_its_own_is_refused(monkeypatch: pytest.M
             RaySession(address).__enter__()
 
 
-def test_auto_is_the_address_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_uses_the_address_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     keep_to_this_machine()
     import ray.util
 
-    # 127.0.0.1, or this machine's own address where another test has imported Ray before
+    # 127.0.0.1, or this machine's own address if another test has already imported Ray
     this_machine = re.escape(ray.util.get_node_ip_address())
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
         monkeypatch.setenv("RAY_ADDRESS", address)

@@ -1,4 +1,4 @@
-"""What a local Ray session leaves behind goes with it, or, where its driver was killed, with the start of the next."""
+"""Files of a local Ray session are removed when it ends or, if its driver was killed, when the next one starts."""
 
 import math
 import os
@@ -39,7 +39,7 @@ def _ray_session(temporary: Path, name: str) -> Path:
     return session
 
 
-def test_nothing_is_left_of_a_session_that_has_ended(temporary: Path) -> None:
+def test_nothing_is_left_of_an_ended_session(temporary: Path) -> None:
     folder = SessionFolder()
     folder.adopt(_ray_session(temporary, "session_1"))
     (folder.path / "vllm_dist").touch()
@@ -49,7 +49,7 @@ def test_nothing_is_left_of_a_session_that_has_ended(temporary: Path) -> None:
 
 
 @pytest.mark.parametrize("n_writes", [1, math.inf])
-def test_a_process_that_still_writes_is_waited_for_a_while(
+def test_a_process_that_is_still_writing_is_given_some_time(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, n_writes: float
 ) -> None:
     monkeypatch.setattr("evomerge.cluster.session_folder._PATIENCE_S", 5.0 if n_writes == 1 else 0.1)
@@ -71,7 +71,7 @@ def test_a_process_that_still_writes_is_waited_for_a_while(
     assert not folder.path.exists()
 
 
-def test_a_session_of_another_program_stays(temporary: Path) -> None:
+def test_a_session_of_another_program_is_kept(temporary: Path) -> None:
     folder = SessionFolder()
     folder.adopt(_ray_session(temporary, "session_1"))
     other = _ray_session(temporary, "session_2")
@@ -80,7 +80,7 @@ def test_a_session_of_another_program_stays(temporary: Path) -> None:
     assert (temporary / "ray" / "session_latest").readlink() == other
 
 
-def test_ray_s_logs_stay_where_a_reason_may_be_in_them(temporary: Path) -> None:
+def test_rays_logs_are_kept_if_they_may_contain_the_reason(temporary: Path) -> None:
     folder = SessionFolder()
     session = _ray_session(temporary, "session_1")
     folder.adopt(session)
@@ -90,7 +90,7 @@ def test_ray_s_logs_stay_where_a_reason_may_be_in_them(temporary: Path) -> None:
     assert not folder.path.exists()
 
 
-def test_the_next_session_removes_what_a_killed_driver_has_left(temporary: Path) -> None:
+def test_the_next_session_removes_what_a_killed_driver_left(temporary: Path) -> None:
     alive = SessionFolder()
     stranger = temporary / "evomerge-ray-stranger"
     stranger.mkdir()
@@ -106,8 +106,8 @@ def test_the_next_session_removes_what_a_killed_driver_has_left(temporary: Path)
     following.close()
 
 
-def test_what_somebody_else_has_put_there_stays(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder for temporary files is everybody's: a session may not remove what a link of another user names, or another user's own."""
+def test_files_of_other_users_are_kept(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder for temporary files is shared by everybody: a session must not remove what another user's link points to, nor another user's files."""
     session = _ray_session(temporary, "session_1")
     left = temporary / "left"
     left.mkdir()
@@ -130,7 +130,7 @@ def test_what_somebody_else_has_put_there_stays(temporary: Path, monkeypatch: py
 def test_a_session_that_cannot_be_locked_is_not_removed_by_others(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a file system without `flock`: nobody can tell whether its driver lives."""
+    """As on a file system without `flock`, where nobody can tell whether its driver is alive."""
 
     def no_locks(*_: Any) -> None:
         raise OSError("no locks available")
@@ -145,7 +145,7 @@ def test_a_session_that_cannot_be_locked_is_not_removed_by_others(
 
 
 @pytest.mark.parametrize(("problem", "stays"), [(EngineError, True), (ConfigError, False)])
-def test_only_after_an_engine_s_failure_ray_s_logs_stay(
+def test_rays_logs_are_kept_only_after_an_engine_failure(
     monkeypatch: pytest.MonkeyPatch, problem: type[Exception], stays: bool
 ) -> None:
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
@@ -162,19 +162,19 @@ def test_only_after_an_engine_s_failure_ray_s_logs_stay(
     assert logs.exists() == stays
     shutil.rmtree(logs, ignore_errors=True)
     assert (offered["CPU"], offered["object_store_memory"]) == (3.0, OBJECT_STORE_BYTES)
-    assert told == "0", "nothing is reported to Ray's makers"
+    assert told == "0", "usage statistics would be sent to Ray's makers"
 
 
 def test_nothing_of_ours_is_left_of_a_session_that_cannot_start(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(temporary / ("long" * 30)))  # paths of sockets may have 107 characters
+    monkeypatch.setenv("RAY_TMPDIR", str(temporary / ("long" * 30)))  # paths of sockets may have at most 107 characters
     with pytest.raises(EngineError, match=r"cannot start Ray on this machine: .*AF_UNIX"):
         RaySession(None, 1).__enter__()
     assert list(temporary.glob("evomerge*")) == []
 
 
-def test_a_ray_whose_start_is_not_completed_is_ended(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_whose_startup_is_not_completed_is_shut_down(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logs: list[Path] = []
 
     def full(_: SessionFolder, session: Path) -> None:
@@ -188,5 +188,5 @@ def test_a_ray_whose_start_is_not_completed_is_ended(temporary: Path, monkeypatc
 
     assert not ray.is_initialized()
     assert list(temporary.iterdir()) == []
-    assert logs[0].exists(), "the reason may be there"
+    assert logs[0].exists(), "the logs may contain the reason"
     shutil.rmtree(logs[0])

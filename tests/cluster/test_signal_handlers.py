@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT stay this program's, while Ray starts, runs and after it has ended; and another program's Ray is as it was."""
+"""SIGTERM and SIGINT remain under this program's control while Ray starts and runs, and after it has ended; another program's Ray is left unchanged."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ print("Ray's own:", utils.set_sigterm_handler is set_handler)
 """
 
 
-def test_ray_takes_no_signal_away() -> None:
+def test_ray_does_not_take_over_signals() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=240, check=False)
     assert done.stdout.splitlines() == [
         "others' handlers: []",

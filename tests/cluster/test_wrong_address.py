@@ -1,4 +1,4 @@
-"""An address where no cluster answers is one message, soon; Ray alone tries for a quarter of an hour, prints a line each second, or ends the process."""
+"""An address where no cluster answers gives one message, quickly; Ray by itself retries for a quarter of an hour, prints a line every second, or ends the process."""
 
 import os
 import socket
@@ -68,7 +68,7 @@ else:
 
 
 def said(folder: Path, address: str, manner: str, *more: str, patience_s: float = 60, **environment: str) -> str:
-    """What a process says that connects to `address` with a Ray that behaves in this manner."""
+    """The output of a process that connects to `address` with a Ray that behaves in this manner."""
     (folder / "ray" / "_private").mkdir(parents=True, exist_ok=True)
     (folder / "ray" / "__init__.py").write_text(RAY)
     (folder / "ray" / "_private" / "services.py").write_text(
@@ -88,7 +88,7 @@ def said(folder: Path, address: str, manner: str, *more: str, patience_s: float 
     return done.stdout.strip()
 
 
-def test_the_reason_is_said_once(tmp_path: Path) -> None:
+def test_the_reason_is_reported_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         place = f"127.0.0.1:{listening.getsockname()[1]}"
         assert said(tmp_path, place, "connects") == "connected"
@@ -123,25 +123,25 @@ def test_the_reason_is_said_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "place"), [("127.0.0.1:1", ""), ("ray://127.0.0.1:1", ""), ("auto", "127.0.0.1:1, ")]
 )
-def test_where_nothing_listens_ray_is_not_asked(tmp_path: Path, address: str, place: str) -> None:
+def test_ray_is_not_asked_if_nothing_listens(tmp_path: Path, address: str, place: str) -> None:
     assert said(tmp_path, address, "hangs") == (
         f"cannot connect to a Ray cluster at {address}: {place}nothing answers there ([Errno 111] Connection refused)"
     )
 
 
-def test_a_cluster_is_joined_with_the_token_that_the_user_has_given_or_none(tmp_path: Path) -> None:
+def test_a_cluster_is_joined_with_the_users_token_or_none(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         place = f"127.0.0.1:{listening.getsockname()[1]}"
         assert said(tmp_path, place, "takes no token") == "connected"
 
 
-def test_a_thread_may_join_a_cluster(tmp_path: Path) -> None:
-    """Only the main thread may set handlers of signals."""
+def test_a_thread_can_join_a_cluster(tmp_path: Path) -> None:
+    """Only the main thread may set signal handlers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         assert said(tmp_path, f"127.0.0.1:{listening.getsockname()[1]}", "connects", "in a thread") == "connected"
 
 
-def test_an_address_may_be_of_ipv6(tmp_path: Path) -> None:
+def test_an_ipv6_address_is_accepted(tmp_path: Path) -> None:
     try:
         listening = socket.create_server(("::1", 0), family=socket.AF_INET6)
     except OSError as reason:

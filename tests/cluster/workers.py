@@ -1,4 +1,4 @@
-"""Evaluators for the pool tests, made in worker processes by name."""
+"""Evaluators for the pool tests, created by name in worker processes."""
 
 import gc
 import logging
@@ -17,8 +17,8 @@ class Scripted:
     """Does what the candidate's id says: `ok-*`, `slow-*`, `raise-*`, `die-*`, `die-once-*`, `hang-*`, `wait-*` (for a file),
     `say-*`.
 
-    The cost says where: the process, the GPU that it may see (-1 = none), after how many new objects it looks for garbage, and a variable
-    that its process was given.
+    The cost describes where it ran: the process, the GPU it may see (-1 = none), the number of new objects that triggers a garbage
+    collection, and a variable that its process was given.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -81,13 +81,13 @@ def unloadable(settings: Mapping[str, Any]) -> Scripted:
 
 
 def alone(settings: Mapping[str, Any]) -> Scripted:
-    """Fails where another has been made, as where a device is taken."""
+    """Fails if another one exists already, as when a device is taken."""
     (Path(settings["folder"]) / "alone").touch(exist_ok=False)
     return Scripted(settings)
 
 
 def slow(settings: Mapping[str, Any]) -> Scripted:
-    """Takes longer to make than anybody waits: until there is a file."""
+    """Takes longer to create than anybody waits: until a file appears."""
     folder = Path(settings["folder"])
     (folder / "starting").touch()
     while not (folder / "starting-no-more").exists():

@@ -27,7 +27,7 @@ def test_short_forms_and_relative_paths() -> None:
     assert parse({"tasks": ["../t/x.yaml", "/t/y.yaml"]}).tasks[0].task == "/t/x.yaml"
 
 
-def test_a_list_of_methods_is_a_choice_and_of_one_that_method() -> None:
+def test_a_list_of_methods_is_a_choice_and_a_list_of_one_is_that_method() -> None:
     assert parse({"method": ["ties", "della"]}).space.methods == ("ties", "della")
     assert parse({"method": ["ties"]}).space == parse({"space": {"method": "ties"}}).space
     assert parse({}, "method=[ties,della]").space.methods == ("ties", "della")
@@ -35,14 +35,14 @@ def test_a_list_of_methods_is_a_choice_and_of_one_that_method() -> None:
     assert again.space.methods == ("ties", "della")
 
 
-def test_one_of_a_list_needs_no_list_and_an_engine_is_its_kind() -> None:
+def test_a_single_item_needs_no_list_and_an_engine_can_be_given_by_kind() -> None:
     config = parse({"tasks": "tasks/x.yaml", "objectives": "x", "engine": "transformers"}, "tasks.0.limit=5")
     assert [(task.task, task.limit) for task in config.tasks] == [("/somewhere/tasks/x.yaml", 5)]
     assert config.objectives[0].name == "x"
     assert config.engine.kind == "transformers"
 
 
-def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_may_start_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     changes = {"models": {"base": "~/base", "experts": {"a": "~/a+~/lora", "b": "b"}}, "tasks": ["~/x.yaml"]}
     config = parse(changes)
@@ -51,7 +51,7 @@ def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.tasks[0].task == "/home/me/x.yaml"
 
 
-def test_overrides_reach_nested_keys_and_are_yaml() -> None:
+def test_overrides_reach_nested_keys_and_are_parsed_as_yaml() -> None:
     config = parse({}, "budget.evaluations=7", "space.module_groups=[mlp, rest]", "deterministic=true")
     assert config.budget.evaluations == 7
     assert config.space.module_groups == ("mlp", "rest")
@@ -148,20 +148,20 @@ def test_strategy_options_pass_through() -> None:
         ({"engine": "vlm"}, "engine.kind: must be 'auto', 'vllm' or 'transformers' (got 'vlm')"),
     ],
 )
-def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_reported(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(changes)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["synthetic", "lm_eval", "path", "evaluation"])
-def test_an_expert_may_be_called_as_a_setting(name: str) -> None:
+def test_an_expert_may_have_the_name_of_a_setting(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse({"models": {"base": "b", "experts": {name: {"pathh": "x"}}}})
     assert f"models.experts.{name}.pathh: unknown key; did you mean 'path'?" in str(caught.value)
 
 
-def test_all_errors_come_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse({"seed": -1, "engin": 1, "budget": {"evaluations": 0}})
     assert "3 problems" in str(caught.value)
@@ -173,7 +173,7 @@ def test_bad_overrides_are_refused(override: str) -> None:
         parse({}, override)
 
 
-def test_a_missing_or_unreadable_file(tmp_path: Path) -> None:
+def test_a_missing_or_unreadable_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such configuration file"):
         read_config(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")

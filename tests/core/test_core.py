@@ -26,7 +26,7 @@ from evomerge.core import (
 from evomerge.core.safe_yaml import MAX_YAML_BYTES
 
 
-def test_streams_are_independent_and_repeat() -> None:
+def test_random_streams_are_independent_and_repeatable() -> None:
     first = random_stream(1, "a", 2).random(4)
     assert np.array_equal(first, random_stream(1, "a", 2).random(4))
     for other in (random_stream(1, "a", 3), random_stream(1, "b", 2), random_stream(2, "a", 2), random_stream(1, "a2")):
@@ -63,7 +63,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_whoever_reads_the_old_file_goes_on_with_it(tmp_path: Path) -> None:
+def test_readers_of_the_old_file_keep_reading_it(tmp_path: Path) -> None:
     path = tmp_path / "x"
     atomic_write_text(path, "old")
     with path.open() as stream:
@@ -73,7 +73,7 @@ def test_whoever_reads_the_old_file_goes_on_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
-def test_the_umask_says_who_may_read_a_new_file(tmp_path: Path, mask: int, mode: int) -> None:
+def test_the_umask_determines_who_may_read_a_new_file(tmp_path: Path, mask: int, mode: int) -> None:
     path = tmp_path / "x"
     before = os.umask(mask)
     try:
@@ -86,7 +86,7 @@ def test_the_umask_says_who_may_read_a_new_file(tmp_path: Path, mask: int, mode:
         os.umask(before)
 
 
-def test_links_pipes_and_names_that_are_no_text_are_written_to(tmp_path: Path) -> None:
+def test_links_pipes_and_names_that_are_not_utf_8_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there" / "file")
     for text in ("one", "two"):
@@ -143,7 +143,7 @@ def test_losses_flip_the_sign_of_maximised_scores_only() -> None:
         ("#" * (MAX_YAML_BYTES + 1), "the limit for YAML is"),
     ],
 )  # fmt: skip
-def test_hostile_yaml_is_refused_with_its_place(text: str, message: str) -> None:
+def test_hostile_yaml_is_refused_with_its_position(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         load_yaml(text, "file.yaml")
     assert str(caught.value).startswith("file.yaml")
@@ -153,23 +153,23 @@ def test_names_that_look_like_dates_are_text() -> None:
     assert load_yaml("name: 2024-01-31\nother: =", "f") == {"name": "2024-01-31", "other": "="}
 
 
-def test_characters_that_json_writes_in_two_halves_are_whole() -> None:
+def test_surrogate_pairs_in_json_become_one_character() -> None:
     assert load_yaml(json.dumps({"\U0001f600": ["\u00e9", "a\U0001f600"]}), "f") == {
         "\U0001f600": ["\u00e9", "a\U0001f600"]
     }
 
 
-def test_bytes_of_a_name_that_is_not_utf_8_stay() -> None:
+def test_bytes_of_a_name_that_is_not_utf_8_are_kept() -> None:
     name = os.fsdecode(b"\xff/\xf0\x9f\x98\x80")
     assert load_yaml(json.dumps([name]), "f") == [name]
 
 
 def test_times_are_text() -> None:
-    """YAML 1.1 takes 1:30 for 90, which would be a budget of so many hours."""
+    """YAML 1.1 reads 1:30 as 90, which would be a budget of that many hours."""
     assert load_yaml("{hours: 1:30, more: 1:30.5, none: 90}", "f") == {"hours": "1:30", "more": "1:30.5", "none": 90}
 
 
-def test_a_key_is_text_where_a_value_is_true() -> None:
+def test_on_is_text_as_a_key_and_true_as_a_value() -> None:
     assert load_yaml("{name: m2n2, on: recipes, split_point: on}", "f") == {
         "name": "m2n2",
         "on": "recipes",
@@ -177,5 +177,5 @@ def test_a_key_is_text_where_a_value_is_true() -> None:
     }
 
 
-def test_anchors_used_by_hand_work() -> None:
+def test_ordinary_anchors_work() -> None:
     assert load_yaml("base: &b {x: 1}\nmore: {<<: *b, y: 2}", "f") == {"base": {"x": 1}, "more": {"x": 1, "y": 2}}

@@ -1,4 +1,4 @@
-"""docs/configuration.md, stacking.md, tasks.md, strategies.md and niches.md explain every setting that there is, and links of all pages lead somewhere."""
+"""docs/configuration.md, stacking.md, tasks.md, strategies.md and niches.md explain every setting, and the links of all pages have targets."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_every_setting_is_explained() -> None:
     missing = []
     for key in set(_all_keys(SearchConfig)) - synthetic:
         above = next(above for above in pages if key.startswith(above))
-        if key in {"strategy.name", "models.base.path", "models.base.lora"}:  # written in their short forms
+        if key in {"strategy.name", "models.base.path", "models.base.lora"}:  # documented in their short forms
             continue
         section = any(other.startswith(f"{key}.") for other in _all_keys(SearchConfig))
         if f"`{key.removeprefix(above)}`" not in first_cells(pages[above]) and not section:
@@ -33,7 +33,7 @@ def test_every_setting_is_explained() -> None:
     assert not missing
 
 
-def test_no_setting_is_explained_that_does_not_exist() -> None:
+def test_every_explained_setting_exists() -> None:
     keys = set(_all_keys(SearchConfig)) | {"models.experts"}
     assert set(
         re.findall(
@@ -52,7 +52,7 @@ def test_every_option_of_a_strategy_is_explained(name: str) -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted(DOCS.glob("*.md")))])
-def test_links_lead_somewhere(page: str) -> None:
+def test_every_link_has_a_target(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("http"):

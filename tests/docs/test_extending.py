@@ -1,4 +1,4 @@
-"""The plugin that docs/extending.md shows, installed and used as it says."""
+"""The plugin shown in docs/extending.md, installed and used as described there."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The files that the page shows, and what an installer makes of the entry point."""
+    """The files shown on the page, and what an installer makes of the entry point."""
     for name, content in re.findall(r"^```(?:python|toml)\n# (\S+)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
@@ -48,7 +48,7 @@ def test_the_plugin_passes_its_tests(folder: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def test_the_plugin_searches(folder: Path) -> None:
+def test_the_plugin_can_be_used_in_a_search(folder: Path) -> None:
     command = re.search(r"`evomerge (search \S+ --set strategy=\S+)`", TEXT)
     assert command is not None
     _, config, *options = command[1].split()

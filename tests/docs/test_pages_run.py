@@ -1,4 +1,4 @@
-"""Examples of docs/tasks.md and docs/run-directory.md, run as they stand."""
+"""Examples from docs/tasks.md and docs/run-directory.md, run unchanged."""
 
 import json
 import re
@@ -16,7 +16,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def block(page: str, containing: str) -> str:
-    """The only fenced block of a page that holds `containing`."""
+    """The only fenced block of a page that contains `containing`."""
     text = (DOCS / page).read_text(encoding="utf-8")
     found = [part for part in re.findall(r"^```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if containing in part]
     assert len(found) == 1, f"{len(found)} blocks with {containing!r}"
@@ -24,7 +24,7 @@ def block(page: str, containing: str) -> str:
 
 
 @pytest.mark.parametrize("own_score", [False, True], ids=["exact match", "a score in Python"])
-def test_questions_of_ones_own(tmp_path: Path, own_score: bool) -> None:
+def test_the_example_of_a_users_own_task_runs(tmp_path: Path, own_score: bool) -> None:
     write_tiny_llama(tmp_path / "model", seed=0)
     (tmp_path / "tasks").mkdir()
     lines = [json.dumps({"question": f"{n} + 1 =", "answer": str(n + 1)}) + "\n" for n in range(20)]
@@ -49,7 +49,7 @@ def test_questions_of_ones_own(tmp_path: Path, own_score: bool) -> None:
     assert 0 <= scored.evaluation.scores["mine"] <= 1
 
 
-def test_a_run_in_python(tmp_path: Path) -> None:
+def test_the_example_of_a_run_in_python_runs(tmp_path: Path) -> None:
     for seed, name in enumerate(("mine", "other")):
         settings = {
             "strategy": "random",

@@ -1,4 +1,4 @@
-"""The README's own example, run as it stands: its configuration, its commands in their order, its Python."""
+"""The README's own example, run unchanged: its configuration, its commands in order, its Python."""
 
 import json
 import re
@@ -15,14 +15,14 @@ from evomerge.testing.tiny_tasks import write_toy_task
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 
 SMALLER = {"400": "14", "800": "16"}
-"""budgets of the README -> budgets that a test can wait for"""
+"""budgets in the README -> budgets small enough for a test"""
 
 QUICK = "engine: {kind: transformers}\ncluster: {kind: local, workers: 1}\nfinals: {finalists: 2}\n"
-"""added to the README's configuration, so that no test of the README waits for vLLM"""
+"""added to the README's configuration, so that no test of the README has to wait for vLLM"""
 
 
 def block(language: str, containing: str) -> str:
-    """The only fenced block in `language` that holds `containing`, with small budgets."""
+    """The only fenced block in `language` that contains `containing`, with small budgets."""
     found = [
         text
         for text in re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -36,7 +36,7 @@ def block(language: str, containing: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the README supposes to be there: three models, two task files, and its search.yaml."""
+    """Everything the README assumes to exist: three models, two task files, and its search.yaml."""
     config = block("yaml", "# search.yaml")
     for seed, name in enumerate(("base", "math", "code")):
         write_tiny_llama(tmp_path / name, seed=seed)
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_commands(folder: Path) -> None:
+def test_the_readmes_commands_run(folder: Path) -> None:
     lines = [line.split("#")[0].split() for line in block("sh", "evomerge validate").splitlines() if line.strip()]
     wanted = ["validate", "search", "resume", "front", "report", "export", "merge", "eval"]
     assert [words[1] for words in lines] == wanted
@@ -61,7 +61,7 @@ def test_the_commands(folder: Path) -> None:
     assert (folder / "merged" / "model.safetensors").exists()
 
 
-def test_the_python(folder: Path) -> None:
+def test_the_readmes_python_runs(folder: Path) -> None:
     code = block("python", "import evomerge")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300, check=False

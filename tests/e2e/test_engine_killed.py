@@ -1,4 +1,4 @@
-"""A vLLM engine that is killed in the middle of a candidate: replaced, the candidate tried again, nothing left."""
+"""A vLLM engine that is killed in the middle of a candidate: it is replaced, the candidate is retried, and nothing is left behind."""
 
 import json
 import subprocess
@@ -61,14 +61,14 @@ def config(tmp_path: Path) -> Path:
 
 
 def _wait_for(run: Path, process: "subprocess.Popen[str]", kind: str, count: int) -> list[dict[str, Any]]:
-    """The journal, as soon as it has so many events of a kind."""
+    """The journal, as soon as it contains `count` events of this kind."""
     deadline = time.monotonic() + 360
     while True:
         events = read_journal(run / "journal.jsonl") if (run / "journal.jsonl").exists() else []
         if sum(event["event"] == kind for event in events) >= count:
             return events
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < deadline, f"no {count} events {kind!r}"
+        assert time.monotonic() < deadline, f"fewer than {count} events {kind!r}"
         time.sleep(0.05)
 
 
@@ -105,12 +105,12 @@ def test_a_killed_engine_is_replaced_and_leaves_nothing_behind(
         events = _wait_for(run, process, "lost", 1)
         lost = next(event for event in events if event["event"] == "lost")
         _, alive = psutil.wait_procs([worker, *its_own], timeout=30)
-        assert alive == [], "what the engine had started has gone with it"
+        assert alive == [], "processes that the engine had started are still alive"
         count = sum(event["event"] == "evaluated" for event in events)
         events = _wait_for(run, process, "evaluated", count + 4)
         again = [event for event in events if event["event"] == "evaluated" and event["id"] == lost["id"]]
-        assert [event["status"] for event in again] == ["ok"], "the candidate was tried again, once"
-        assert len(_workers(driver)) == 1, "one worker has taken its place"
+        assert [event["status"] for event in again] == ["ok"], "the candidate should be retried exactly once"
+        assert len(_workers(driver)) == 1, "one worker should have taken its place"
         family = driver.children(recursive=True)
         process.terminate()
         output, _ = process.communicate(timeout=120)

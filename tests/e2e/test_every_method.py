@@ -1,4 +1,4 @@
-"""A search over every merge method that has something to search, in groups of layers and modules: small models, the light engine."""
+"""A search for every merge method that has something to search, in groups of layers and modules, with small models and the light engine."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def configuration(folder: Path, method: str) -> SearchConfig:
 
 
 @pytest.mark.parametrize("spec", METHODS.values(), ids=lambda spec: spec.name)
-def test_search_and_merge(folder: Path, tmp_path: Path, spec) -> None:
+def test_every_method_can_be_searched_and_merged(folder: Path, tmp_path: Path, spec) -> None:
     config = configuration(folder, spec.name)
     if not any(parameter.search_default for parameter in spec.parameters):
         with pytest.raises(ConfigError, match=rf"space: {spec.name} has no parameter that is searched by default"):

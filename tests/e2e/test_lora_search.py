@@ -21,7 +21,7 @@ TARGETS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
 
 
 def write_adapter(folder: Path, model: Path, seed: int) -> None:
-    """An adapter of rank 4 as PEFT writes it."""
+    """Writes an adapter of rank 4 in PEFT's format."""
     weights = load_file(model / "model.safetensors")
     generator = torch.Generator().manual_seed(seed)
     factors = {}
@@ -59,7 +59,7 @@ def configuration(folder: Path, **changes: object) -> Path:
     return folder / "search.yaml"
 
 
-def test_from_start_to_checkpoint(project: Path) -> None:
+def test_a_search_over_adapters_from_start_to_checkpoint(project: Path) -> None:
     path, run = configuration(project), project / "run"
     state = evomerge.run_search(evomerge.load_config(path), run, config_text=path.read_text())
     assert {"source:base", "source:a", "source:b", "uniform"} <= set(state.entries)
@@ -93,7 +93,7 @@ def write_adapter_again(project: Path) -> None:
     write_adapter(project / "lora-a", project / "base", 77)
 
 
-def test_crossovers_of_adapters(project: Path) -> None:
+def test_crossovers_of_adapters_are_searched_exported_and_merged(project: Path) -> None:
     settings = configuration(project, strategy={"name": "m2n2", "population_size": 3})
     text = settings.read_text().replace("method: ties\n", "")
     settings.write_text(text)
@@ -103,7 +103,7 @@ def test_crossovers_of_adapters(project: Path) -> None:
     assert (evomerge.merge_recipe(project / "best.yaml", project / "best") / "model.safetensors").exists()
 
 
-def test_init_writes_it(project: Path) -> None:
+def test_init_writes_a_configuration_with_adapters(project: Path) -> None:
     experts = [f"{project}/base+{project}/lora-a", f"second={project}/base+{project}/lora-b"]
     write_first_config(project / "first.yaml", experts, base=project / "base", tasks=[str(project / "toy.yaml")])
     config = evomerge.load_config(project / "first.yaml")
@@ -113,7 +113,7 @@ def test_init_writes_it(project: Path) -> None:
     }
 
 
-def test_a_folder_with_a_plus_in_its_name_is_no_adapter(project: Path) -> None:
+def test_a_folder_with_a_plus_in_its_name_is_not_an_adapter(project: Path) -> None:
     (project / "base").rename(project / "ba+se")
     models = {"base": "ba+se", "experts": {"a": {"path": "ba+se", "lora": "lora-a"}, "b": "ba+se"}}
     problem = evomerge.make_problem(evomerge.load_config(configuration(project, models=models)))
@@ -124,7 +124,7 @@ def test_a_folder_with_a_plus_in_its_name_is_no_adapter(project: Path) -> None:
         assert recipe_from_mergekit(yaml.safe_load(recipe_to_yaml(recipe)), "x").models() == recipe.models()
 
 
-def test_experts_share_what_their_adapters_leave_alone(project: Path) -> None:
+def test_experts_share_the_tensors_their_adapters_do_not_change(project: Path) -> None:
     problem = evomerge.make_problem(evomerge.load_config(configuration(project)))
     pool = WeightPool(problem.headers)
     for name in problem.headers[str(project / "base")].tensors:
@@ -144,14 +144,14 @@ def test_experts_share_what_their_adapters_leave_alone(project: Path) -> None:
         ({"base": "base", "experts": {"a": "base+gone", "b": "base+lora-b"}}, "no such adapter folder"),
     ],
 )
-def test_what_is_no_adapter_is_refused_at_validation(project: Path, models: object, message: str) -> None:
+def test_invalid_adapters_are_refused_at_validation(project: Path, models: object, message: str) -> None:
     with pytest.raises(EvomergeError) as caught:
         evomerge.make_problem(evomerge.load_config(configuration(project, models=models)))
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("setting", ["tokenizer: {source: union}", "chat_template: chatml"])
-def test_eval_of_a_recipe_with_a_vocabulary_or_template_of_its_own(project: Path, setting: str) -> None:
+def test_eval_refuses_a_recipe_with_its_own_vocabulary_or_template(project: Path, setting: str) -> None:
     recipe = f"merge_method: linear\nmodels: [{{model: {project}/base, parameters: {{weight: 1}}}}]\n{setting}\n"
     (project / "r.yml").write_text(recipe)
     with pytest.raises(EvomergeError, match="write the merged model with `evomerge merge` and score its folder"):

@@ -81,12 +81,12 @@ def test_the_search_reports_what_it_found(undisturbed: tuple[Path, str]) -> None
         assert set(sources) == {"base", *tasks}
         assert all(set(scores) == tasks for scores in sources.values())
         for name in tasks:
-            assert sources[name][name] > sources["base"][name] + 0.3, "an expert is good at its own skill"
+            assert sources[name][name] > sources["base"][name] + 0.3, "an expert should be good at its own skill"
     assert summary["failed"] == 0
     assert summary["comparisons"]
 
 
-def test_every_file_of_the_run_directory_is_there_and_true(undisturbed: tuple[Path, str]) -> None:
+def test_the_files_of_the_run_directory_are_complete_and_consistent(undisturbed: tuple[Path, str]) -> None:
     run, _ = undisturbed
     summary = json.loads((run / "summary.json").read_text())
     front = json.loads((run / "front.json").read_text())
@@ -124,12 +124,12 @@ def test_the_exported_recipe_merges_to_the_reported_scores(
     scored = finish(evomerge("eval", tmp_path / "merged", "--config", run, "--split", "report", "--json"))
     scores = json.loads(scored[scored.index("{") :])["scores"]
     assert scores == summary["splits"]["report"]["best"], (
-        "a fresh process on the merged folder gives the reported scores"
+        "a fresh process on the merged folder should give the reported scores"
     )
 
 
 @pytest.mark.parametrize("choice", ["best", "knee", f"id:{N_EVALUATIONS - 12}"])
-def test_mergekit_makes_the_same_tensors_of_the_exported_recipe(
+def test_mergekit_makes_the_same_tensors_from_the_exported_recipe(
     mergekit: Callable[..., None], undisturbed: tuple[Path, str], tmp_path: Path, choice: str
 ) -> None:
     run, _ = undisturbed
@@ -140,13 +140,13 @@ def test_mergekit_makes_the_same_tensors_of_the_exported_recipe(
     assert set(ours) == set(theirs)
     for name, tensor in ours.items():
         assert tensor.dtype == theirs[name].dtype == torch.bfloat16
-        # where base and deltas cancel, float32 sums in another order differ by more than a unit of the tiny rest
+        # where base and deltas cancel, float32 sums in a different order differ by more than one unit of the tiny remainder
         cancelled = ((tensor.float() - theirs[name].float()).abs() < 1e-6 * tensor.float().abs().max()).numpy()
         assert int(_units_apart(tensor, theirs[name])[~cancelled].max(initial=0)) <= 1, name
 
 
 def _units_apart(first: torch.Tensor, second: torch.Tensor) -> "np.ndarray[tuple[int, ...], np.dtype[np.int32]]":
-    """Distances of two bfloat16 tensors, element by element, in units in the last place."""
+    """Distances between two bfloat16 tensors, element by element, in units in the last place."""
 
     def ordered(tensor: torch.Tensor) -> torch.Tensor:
         bits = tensor.contiguous().view(torch.int16).to(torch.int32)

@@ -1,4 +1,4 @@
-"""Natural niches on the demo models, end to end in this process: search, resume, export, merge, and what the weights must be."""
+"""Natural niches on the demo models, end to end in this process: search, resume, export, merge, and the weights to expect."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def run(config_path: Path) -> Path:
     return folder
 
 
-def test_a_resumed_run_is_an_undisturbed_run(config_path: Path, run: Path) -> None:
+def test_a_resumed_run_equals_an_undisturbed_run(config_path: Path, run: Path) -> None:
     whole = config_path.parent / "whole"
     start_search(load_config(config_path), whole, config_text=config_path.read_text())
     first, second = (open_run(folder).state for folder in (run, whole))
@@ -61,7 +61,7 @@ def test_a_resumed_run_is_an_undisturbed_run(config_path: Path, run: Path) -> No
 
 
 def test_the_exported_file_merges_to_the_explicit_crossover(zoo: Path, run: Path, tmp_path: Path) -> None:
-    """The youngest candidate, rebuilt from its ancestors as weight vectors in float64."""
+    """The youngest candidate, rebuilt from its ancestors as float64 weight vectors."""
     state = open_run(run).state
     youngest = state.proposed[-1].id
     _, recipe, path = export_recipe(run, f"id:{youngest}", tmp_path / "recipe.yaml")

@@ -1,4 +1,4 @@
-"""A search that is compared with, and starts from, a recipe of the user's own: in tables and finals, and as it was on resuming."""
+"""A search that starts from, and is compared with, one of the user's own recipes: in tables and finals, and unchanged on resume."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ dtype: bfloat16
 """
 
 
-def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+def test_a_users_recipe_is_searched_from_compared_and_checked_on_resume(tmp_path: Path) -> None:
     for seed, name in enumerate(("base", "a", "b")):
         write_tiny_llama(tmp_path / name, seed=seed)
     write_toy_task(tmp_path / "toy.yaml", n_items=4)

@@ -1,4 +1,4 @@
-"""A tensor-parallel engine that is killed leaves neither a process nor shared memory nor sockets behind."""
+"""A tensor-parallel engine that is killed leaves no processes, shared memory or sockets behind."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 def _is_alive(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE  # whose end nobody has asked for yet
+        return process.status() != psutil.STATUS_ZOMBIE  # a zombie has ended but has not been waited for yet
     except psutil.NoSuchProcess:
         return False
 
@@ -41,7 +41,7 @@ def test_a_killed_engine_of_two_processes_leaves_nothing_behind(
     write_tiny_llama(tmp_path / "model", seed=0)
     script = tmp_path / "start.py"
     script.write_text(START)
-    short = tempfile.TemporaryDirectory()  # the paths of sockets have 107 characters at most
+    short = tempfile.TemporaryDirectory()  # paths of sockets may have at most 107 characters
     process = subprocess.Popen(
         [sys.executable, str(script), str(tmp_path / "model")],
         stdout=subprocess.PIPE,
@@ -51,9 +51,11 @@ def test_a_killed_engine_of_two_processes_leaves_nothing_behind(
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
-        assert [path for path in Path(short.name).rglob("*") if path.is_socket()] == [], "they are connected"
+        assert [path for path in Path(short.name).rglob("*") if path.is_socket()] == [], (
+            "sockets that are already connected should have no files"
+        )
         family = psutil.Process(process.pid).children(recursive=True)
-        assert mapped_segments(process.pid), "an engine of several processes talks through shared memory"
+        assert mapped_segments(process.pid), "an engine of several processes should communicate through shared memory"
     finally:
         process.kill()
         process.wait()

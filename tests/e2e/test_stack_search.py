@@ -78,7 +78,9 @@ def test_a_search_over_merged_stacks_from_start_to_checkpoint(project: Path, tmp
         for event in journal
         if event["event"] == "evaluated" and (event["id"], event["split"]) == ("c000005", "search")
     )
-    assert scores == [{"toy": told["scores"]["toy"]}] * 2, "live, exported and merged score the same"
+    assert scores == [{"toy": told["scores"]["toy"]}] * 2, (
+        "the exported and the merged stack should score as the candidate did"
+    )
     assert told["cost"]["layers"] == model.config.num_hidden_layers
     assert told["cost"]["active_parameters"] == sum(parameter.numel() for parameter in model.parameters())
 
@@ -111,7 +113,7 @@ def test_a_search_over_merged_stacks_from_start_to_checkpoint(project: Path, tmp
         ({"encodng": "swap"}, {}, "did you mean 'encoding'"),
     ],
 )
-def test_what_has_no_path_is_refused_at_validation(
+def test_invalid_stacking_settings_are_refused_at_validation(
     project: Path, stacking: dict[str, object], space: dict[str, object], message: str
 ) -> None:
     from evomerge import EvomergeError, load_config, make_problem
@@ -130,7 +132,7 @@ def test_an_expert_may_not_have_the_name_of_the_merge(project: Path) -> None:
         make_problem(load_config(config))
 
 
-def test_models_of_other_sizes_cannot_be_stacked(project: Path) -> None:
+def test_models_of_different_sizes_cannot_be_stacked(project: Path) -> None:
     from evomerge import EvomergeError, load_config, make_problem
 
     config = configuration(project, {})
@@ -139,8 +141,8 @@ def test_models_of_other_sizes_cannot_be_stacked(project: Path) -> None:
         make_problem(load_config(config))
 
 
-def test_models_of_different_depth(project: Path, tmp_path: Path) -> None:
-    """Their layers are stacked, each model alone is a baseline; what needs equal depth is refused."""
+def test_models_of_different_depth_can_be_stacked_but_not_merged(project: Path, tmp_path: Path) -> None:
+    """Their layers are stacked, and each model alone is a baseline; whatever needs equal depth is refused."""
     from evomerge import EvomergeError, load_config, make_problem, run_search
 
     def deeper(stacking: dict[str, object], **space: object) -> Path:
@@ -173,7 +175,7 @@ def test_models_of_different_depth(project: Path, tmp_path: Path) -> None:
         assert message in str(caught.value)
 
 
-def test_scales_are_bounded_by_the_depth_unless_told_otherwise(project: Path) -> None:
+def test_bounds_of_scales_depend_on_the_depth_by_default(project: Path) -> None:
     from evomerge import load_config, make_problem
 
     for max_depth, low, high in ((40, 0.5, 2.0), (150, 2 ** (-48 / 149), 2 ** (126 / 149))):

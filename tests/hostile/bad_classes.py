@@ -1,4 +1,4 @@
-"""Every class of bad input has a test: `test_<number>_...` in the files of its kind, or one elsewhere."""
+"""Every class of bad input has a test: `test_<number>_...` in the files for its kind, or one elsewhere."""
 
 import ast
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ TESTS = Path(__file__).parents[1]
 
 
 def check_classes(numbers: Iterable[int], files: Iterable[Path], elsewhere: Mapping[int, str]) -> None:
-    """Checks that the tests in `files`, and those that exist where `elsewhere` says, are of these classes."""
+    """Checks that the tests in `files`, together with those that `elsewhere` names and that must exist, cover exactly these classes."""
     here = [name.split("_")[1] for file in files for name in _tests_in(file)]
     assert {int(number) for number in here if number.isdigit()} | set(elsewhere) == set(numbers)
     for place in elsewhere.values():

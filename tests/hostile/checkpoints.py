@@ -1,4 +1,4 @@
-"""Small models to be damaged, and the merge that meets them."""
+"""Small models to be damaged, and the merge that is run on them."""
 
 import json
 import signal
@@ -37,7 +37,7 @@ def run_merge(models: Path, monkeypatch: pytest.MonkeyPatch, recipe: dict[str, A
     monkeypatch.setattr("sys.argv", command)
     monkeypatch.setattr(
         sys.modules[main.__module__], "_exit", sys.exit
-    )  # where another test's evaluation still ran, it would end this process
+    )  # if another test's evaluation were still running, it would end this process
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     try:
         main()

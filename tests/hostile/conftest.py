@@ -1,4 +1,4 @@
-"""`models` and `refused`: models in a folder, and what a merge of them says where it must not happen."""
+"""Fixtures `models` and `refused`: a folder of models, and a check that merging them is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def refused(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """refused("part of the message", ...) -> the message of a merge of the models; by default no weight may be read for it."""
+    """refused("part of the message", ...) -> the error message of a merge of the models; by default no weight may be read before it."""
 
     def check(*parts: str, recipe: dict[str, Any] | None = None, reads_weights: bool = False) -> str:
         def read(*_: object) -> None:

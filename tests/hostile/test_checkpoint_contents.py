@@ -1,8 +1,8 @@
-"""Checkpoints whose numbers or structure no merge can take, classes 1 to 14; which file has which class is checked in
-test_checkpoint_files.py, where the others are.
+"""Checkpoints whose numbers or structure cannot be merged, classes 1 to 14; test_checkpoint_files.py has the others and checks
+that every class has a test.
 
-Where a class is an error, it is met through `evomerge merge`: exit code 2, one message, no traceback, nothing left behind; and, where metadata
-shows it, before any weight is read.
+If a class is an error, it is tested through `evomerge merge`: exit code 2, one message, no traceback, nothing left behind; and, if
+metadata shows it, before any weight is read.
 """
 
 import json
@@ -41,7 +41,7 @@ def test_2_infinities(models, refused, bad):
 @pytest.mark.parametrize("method", ["task_arithmetic", "linear", "model_stock"])
 def test_3_a_result_that_overflows(models, refused, dtype, weight, method):
     recipe = recipe_of(method, weight, out_dtype=dtype)
-    if method == "model_stock":  # has no weights to be too large: the models are
+    if method == "model_stock":  # it has no weights that could be too large, so the models' values are
         recipe["models"] = [{"model": name} for name in "ab"]
         for name in "ab":
             edit(models / name, lambda tensors: tensors[UP].fill_(3e38))
@@ -52,7 +52,7 @@ def test_3_a_result_that_overflows(models, refused, dtype, weight, method):
     refused("merged tensor", "outside the range of", "out_dtype", recipe=recipe, reads_weights=True)
 
 
-def test_3_a_candidate_that_overflows_fails_and_the_run_goes_on(models):
+def test_3_a_candidate_that_overflows_fails_and_the_run_continues(models):
     write_toy_task(models / "toy.yaml", n_items=3)
     settings = {
         "models": {"base": "base", "experts": {"a": "a", "b": "b"}},
@@ -70,8 +70,8 @@ def test_3_a_candidate_that_overflows_fails_and_the_run_goes_on(models):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fused", [True, False])
-def test_4_denormals_are_numbers_like_others(dtype, fused):
-    """The smallest numbers of the dtype: kept bit for bit, ordered by magnitude, and never flushed to zero."""
+def test_4_denormals_are_handled_like_other_numbers(dtype, fused):
+    """The smallest numbers of the dtype are kept bit for bit, ordered by magnitude, and never flushed to zero."""
     smallest = torch.arange(1, 65, dtype=torch.int32 if dtype is torch.float32 else torch.int16).view(dtype)
     zero = torch.zeros_like(smallest)
     pool = WeightPool.holding({("base", "w"): zero, ("m", "w"): smallest, ("n", "w"): smallest})
@@ -83,7 +83,7 @@ def test_4_denormals_are_numbers_like_others(dtype, fused):
 
 
 def merge_one(pool, method, models, parameters, dtype, fused=True):
-    """One merged tensor `w`."""
+    """The merged tensor `w`."""
     spec = METHODS[method]
     inputs = tuple(TensorInput(name, "w", {"weight": 1.0, **defaults(method), **parameters}) for name in models)
     base = None if spec.base is BaseRole.SOURCE else TensorInput("base", "w", {})
@@ -100,7 +100,7 @@ def defaults(method):
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("fused", [True, False])
 def test_5_a_zero_delta(method, fused):
-    """Experts that equal their base: the merge is the base; one that does not: still finite."""
+    """With experts equal to their base the merge is the base; with one that differs it is still finite."""
     spec = METHODS[method]
     base = torch.randn(6, 10, generator=torch.Generator().manual_seed(1))
     pool = WeightPool.holding({(name, "w"): base.clone() for name in ("base", "m", "n")} | {("x", "w"): base * 1.5})
@@ -112,24 +112,24 @@ def test_5_a_zero_delta(method, fused):
         assert merge_one(pool, method, ("m", "x"), density, torch.float32, fused).isfinite().all()
 
 
-def test_6_shapes(models, refused):
+def test_6_different_shapes(models, refused):
     shutil.rmtree(models / "a")
     write_tiny_llama(models / "a", seed=1, dtype="float32", intermediate_size=96)
     refused("mlp", "shape", "/a", "only tensors of equal shape can be merged")
 
 
-def test_7_layer_counts(models, refused):
+def test_7_different_layer_counts(models, refused):
     write_tiny_llama(models / "a", seed=1, dtype="float32", n_layers=3)
     refused("/a has 3 layers", "/base has 2")
 
 
-def test_8_vocabulary_sizes(models, refused):
+def test_8_different_vocabulary_sizes(models, refused):
     write_tiny_llama(models / "a", seed=1, dtype="float32", vocab=144)
     refused("/a has 144 embedding rows", "/base has 128", "tokenizer: {source: union}")
 
 
-def test_9_padding_of_the_vocabulary_is_kept(models, monkeypatch):
-    """More rows than tokens: the rows behind the last token are merged like the others."""
+def test_9_vocabulary_padding_is_kept(models, monkeypatch):
+    """With more rows than tokens, the rows after the last token are merged like the others."""
     rows = load_file(models / "a" / WEIGHTS)[EMBEDDING].shape[0]
     tokens = json.loads((models / "a" / "tokenizer.json").read_text())["model"]["vocab"]
     assert rows > len(tokens)
@@ -149,11 +149,11 @@ def test_10_added_tokens_in_one_source(models, refused, monkeypatch):
     assert (models / "out" / "tokenizer.json").exists()
 
 
-def test_11_tied_and_untied(models, refused, monkeypatch):
+def test_11_tied_and_untied_output_layers(models, refused, monkeypatch):
     write_tiny_llama(models / "a", seed=1, dtype="float32", tied=False)
     refused("/a has a separate output layer (lm_head.weight)", "/base ties it to the embedding", "untied model")
     write_tiny_llama(models / "base", seed=0, dtype="float32", tied=False)
-    run_merge(models, monkeypatch, recipe_of())  # the tied expert's output layer is its embedding
+    run_merge(models, monkeypatch, recipe_of())  # the tied expert's embedding serves as its output layer
     merged, base, a, b = (load_file(models / name / WEIGHTS) for name in ("out", "base", "a", "b"))
     head = base["lm_head.weight"]
     expected = head + 0.5 * (a["lm_head.weight"] - head) + 0.5 * (b[EMBEDDING] - head)

@@ -1,8 +1,8 @@
 """Bad checkpoint files, classes 15 to 39; 1 to 14 are in test_checkpoint_contents.py. Each class has a test in one of the two, or one
 elsewhere that `ELSEWHERE` names and that must exist.
 
-Where a class is an error, it is met through `evomerge merge`: exit code 2, one message, no traceback, nothing left behind; and, where metadata
-shows it, before any weight is read.
+If a class is an error, it is tested through `evomerge merge`: exit code 2, one message, no traceback, nothing left behind; and, if
+metadata shows it, before any weight is read.
 """
 
 import json
@@ -30,7 +30,7 @@ ELSEWHERE = {
     36: "weights/test_recipe_forms.py::test_36_an_adapter_is_no_model_and_a_model_no_adapter",
     37: "weights/test_recipe_forms.py::test_37_a_permuted_model_is_reported",
 }
-"""class -> the test that meets it, where it needs more than this file has"""
+"""class -> the test that covers it, if it needs more than this file provides"""
 
 
 def test_every_class_has_a_test() -> None:
@@ -39,7 +39,7 @@ def test_every_class_has_a_test() -> None:
 
 
 def raw(path: Path, header: object, data: bytes = b"") -> None:
-    """A safetensors file of any content."""
+    """A safetensors file with arbitrary content."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
@@ -115,19 +115,19 @@ def test_20_an_absolute_path_in_the_index(models, refused, path):
 
 
 @pytest.mark.parametrize("path", ["../base/model.safetensors", "..", "sub/x.safetensors", "", "a\x00b", "..\\x"])
-def test_21_a_path_out_of_the_folder_in_the_index(models, refused, path):
+def test_21_a_path_that_leaves_the_folder_in_the_index(models, refused, path):
     weight_map, _ = sharded(models / "a")
     write_index(models / "a", weight_map | {next(iter(weight_map)): path})
     refused(repr(path), "not a file in the model folder")
 
 
-def test_22_a_link_out_of_the_folder(models, refused):
+def test_22_a_link_that_leaves_the_folder(models, refused):
     shutil.move(models / "a" / WEIGHTS, models / "outside.safetensors")
     (models / "a" / WEIGHTS).symlink_to(models / "outside.safetensors")
     refused(WEIGHTS, "outside the model folder")
 
 
-def test_22_links_into_the_cache_that_a_snapshot_belongs_to_are_its_own(models):
+def test_22_links_into_the_cache_of_a_snapshot_are_allowed(models):
     hub = models / "models--org--name"
     snapshot = hub / "snapshots" / "abc"
     (hub / "blobs").mkdir(parents=True)
@@ -138,7 +138,7 @@ def test_22_links_into_the_cache_that_a_snapshot_belongs_to_are_its_own(models):
 
 
 def test_23_a_header_over_100_mb(models, refused):
-    with (models / "a" / WEIGHTS).open("wb") as stream:  # a hole: takes no disk
+    with (models / "a" / WEIGHTS).open("wb") as stream:  # a sparse file that takes no disk space
         stream.write(struct.pack("<Q", MAX_HEADER_BYTES + 1) + b"{")
         os.truncate(stream.fileno(), 2 * MAX_HEADER_BYTES)
     refused(WEIGHTS, f"claims {MAX_HEADER_BYTES + 1} bytes", f"limit is {MAX_HEADER_BYTES}")
@@ -172,7 +172,7 @@ def test_25_overlapping_offsets(models, refused):
         (3, b"", "expected dtype, shape"),
     ],
 )
-def test_26_offsets_and_shapes_that_cannot_be(models, refused, header, data, part):
+def test_26_impossible_offsets_and_shapes(models, refused, header, data, part):
     raw(models / "a" / WEIGHTS, {"x": header}, data)
     refused(WEIGHTS, part)
 
@@ -198,7 +198,7 @@ def test_27_duplicate_keys(models, refused):
         (b"{}", "contain no tensors"),
     ],
 )
-def test_28_a_header_that_is_not_utf_8_or_no_json(models, refused, header, part):
+def test_28_a_header_that_is_not_utf_8_or_not_json(models, refused, header, part):
     raw(models / "a" / WEIGHTS, header)
     refused("/a", part)
 
@@ -214,7 +214,7 @@ def test_28_a_header_that_is_not_utf_8_or_no_json(models, refused, header, part)
         (struct.pack("<Q", 1 << 63), "claims"),
     ],
 )
-def test_29_something_else_behind_the_name(models, refused, content, part):
+def test_29_other_content_under_the_name_of_a_checkpoint(models, refused, content, part):
     (models / "a" / WEIGHTS).write_bytes(content)
     refused(WEIGHTS, part)
 
@@ -225,7 +225,7 @@ def test_30_an_unknown_dtype(models, refused):
 
 
 def test_31_mixed_dtypes_in_one_source(models, monkeypatch):
-    """Each tensor is read in its own dtype; the result has one, that of most of the first model's bytes."""
+    """Each tensor is read in its own dtype; the result has a single one, that of most bytes of the first model."""
 
     def mix(tensors):
         for name in tensors:
@@ -261,7 +261,7 @@ def test_32_quantised_sources(models, refused, kind, part):
     refused("/a", part, "merge the original weights instead")
 
 
-def test_33_pickles_only(models, refused):
+def test_33_only_pickled_weights(models, refused):
     (models / "a" / WEIGHTS).rename(models / "a" / "pytorch_model.bin")
     refused("/a", "only pickled weights", "weights_only=True")
 
@@ -295,7 +295,7 @@ def test_34_remote_code_of_a_tokenizer(models, monkeypatch, caplog, trusted):
     assert said != trusted
 
 
-def test_34_code_that_is_a_link_out_of_the_folder(models, monkeypatch):
+def test_34_code_that_is_a_link_leaving_the_folder(models, monkeypatch):
     configure(models / "base", auto_map={"AutoModel": "modeling_x.Y"})
     (models / "secret").write_text("")
     (models / "base" / "modeling_x.py").symlink_to(models / "secret")
@@ -315,12 +315,12 @@ def test_34_code_that_is_a_link_out_of_the_folder(models, monkeypatch):
         ({"model_type": "mistral"}, "model_type = 'mistral'"),
     ],
 )
-def test_35_another_base_rope_or_head_layout(models, refused, changes, part):
+def test_35_a_different_rope_base_or_head_layout(models, refused, changes, part):
     configure(models / "a", **changes)
     refused("/a: config.json has", part, "have different meanings")
 
 
-def test_35_spellings_of_one_rope_are_one(models, monkeypatch):
+def test_35_different_spellings_of_the_same_rope_are_equal(models, monkeypatch):
     configure(models / "a", rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 10000})
     run_merge(models, monkeypatch, recipe_of())
 
@@ -354,7 +354,7 @@ def test_38_a_source_that_changes_during_a_run(models):
 
 
 def test_39_a_folder_that_is_still_being_written(models, refused):
-    """The header is there first and the data grows; or some shards have come and others have not."""
+    """The header is there first and the data grows; or some shards have arrived and others have not."""
     whole = (models / "a" / WEIGHTS).read_bytes()
     for share in (0.3, 0.9):
         (models / "a" / WEIGHTS).write_bytes(whole[: int(share * len(whole))])

@@ -1,6 +1,6 @@
 """Bad input of every class from 40 to 63: each has a test here, or one elsewhere that `ELSEWHERE` names and that must exist.
 
-The classes: 40 to 52 configurations and recipes, 53 to 63 what happens to a run. 1 to 39 are checkpoints.
+The classes: 40 to 52 are configurations and recipes, 53 to 63 are events during a run. 1 to 39 are checkpoints.
 """
 
 import json
@@ -36,7 +36,7 @@ ELSEWHERE = {
     62: "search/test_journal.py::test_flipped_bits_are_never_silently_wrong",
     63: "search/test_faults.py::test_an_edited_configuration_is_refused_with_the_difference",
 }
-"""class -> the test that meets it, where it needs more than this file has"""
+"""class -> the test that covers it, if it needs more than this file provides"""
 
 SYNTHETIC: dict[str, Any] = {"evaluation": {"kind": "synthetic"}, "budget": {"evaluations": 10}}
 
@@ -62,7 +62,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(folder: Path, message: str, base: dict[str, Any] | None = None, **changes: Any) -> None:
-    """What `evomerge validate` says to a configuration; nothing is loaded but headers."""
+    """Checks how `evomerge validate` refuses a configuration; only headers are loaded."""
     models = {"base": "base", "experts": {"a": "a", "b": "b"}}
     usual = {"models": models, "method": "ties", "tasks": ["toy.yaml"], "budget": {"evaluations": 10}}
     settings = {**(usual if base is None else base), **changes}
@@ -85,7 +85,7 @@ def test_40_a_yaml_bomb(tmp_path: Path) -> None:
         load_config(tmp_path / "bomb.yaml")
 
 
-def test_41_tags_that_make_objects(tmp_path: Path) -> None:
+def test_41_yaml_tags_that_create_objects(tmp_path: Path) -> None:
     (tmp_path / "tag.yaml").write_text(f"seed: !!python/object/apply:os.mkdir [{tmp_path}/made]\n")
     with pytest.raises(ConfigError, match=r"tag\.yaml, line 1"):
         load_config(tmp_path / "tag.yaml")
@@ -98,18 +98,18 @@ def test_42_unknown_keys(project: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [True, 1.5, -3, 0, "ten", [10], None, float("nan"), float("inf")])
-def test_43_wrong_types_and_numbers_that_are_none(project: Path, value: object) -> None:
+def test_43_wrong_types_and_invalid_numbers(project: Path, value: object) -> None:
     refused(project, "budget", base=SYNTHETIC, budget={"evaluations": value})
 
 
-def test_43_numbers_as_text_are_the_number_they_say() -> None:
-    """YAML 1.1 reads 1e3 as text, so text that is a number has to be one; other text is refused."""
+def test_43_numbers_written_as_text_are_accepted() -> None:
+    """YAML 1.1 reads 1e3 as text, so text that holds a number must count as one; other text is refused."""
     config = parse_config({**SYNTHETIC, "budget": {"hours": "1e-3"}}, folder=Path("/"))
     assert config.budget.hours == 0.001
 
 
 @pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (1.0, 1.0)])
-def test_44_bounds_reversed_or_empty(project: Path, low: float, high: float) -> None:
+def test_44_reversed_or_empty_bounds(project: Path, low: float, high: float) -> None:
     space = {"method": "ties", "parameters": {"weight": {"low": low, "high": high}}, "fixed": {"density": 0.5}}
     refused(project, "must be finite with low < high", space=space)
 
@@ -136,7 +136,7 @@ def test_45_task_files_that_run_code_are_refused_with_the_configuration(project:
     )
 
 
-def test_45_models_that_are_not_there(project: Path) -> None:
+def test_45_missing_models(project: Path) -> None:
     def models(path: str) -> dict[str, Any]:
         return {"base": "base", "experts": {"a": "a", "b": path}}
 
@@ -146,7 +146,7 @@ def test_45_models_that_are_not_there(project: Path) -> None:
     refused(project, "no such model folder: it is a file", models=models("toy.yaml"))
 
 
-def test_45_a_model_that_is_two_experts(project: Path) -> None:
+def test_45_a_model_given_as_two_experts(project: Path) -> None:
     models = {"base": "base", "experts": {"a": "a", "b": "b", "c": "a"}}
     refused(
         project,
@@ -170,8 +170,8 @@ def test_46_an_objective_that_no_task_produces(project: Path) -> None:
     refused(project, "objectives: 'toy' appears twice", objectives=["toy", "cost.layers", "toy"])
 
 
-def test_46_a_score_of_which_lower_is_better(project: Path) -> None:
-    """Nobody means to search for the worst model."""
+def test_46_a_score_for_which_lower_is_better(project: Path) -> None:
+    """Nobody wants to search for the worst model."""
     task = yaml.safe_load((project / "toy.yaml").read_text())
     task["metric_list"][0]["higher_is_better"] = False
     (project / "errors.yaml").write_text(yaml.safe_dump(task | {"task": "errors"}))
@@ -193,14 +193,14 @@ def test_47_a_population_larger_than_the_budget(project: Path, name: str) -> Non
     refused(project, message, base=SYNTHETIC, strategy=strategy, evaluation=function)
 
 
-def test_48_no_dimension_and_100000(project: Path) -> None:
+def test_48_no_parameters_and_100000_parameters(project: Path) -> None:
     refused(project, "no parameters", space={"method": "ties", "fixed": {"weight": 1.0, "density": 0.5}})
     huge = {"kind": "synthetic", "dimension": 100_000}
     refused(project, "has 100000 parameters; the limit is 20000", base=SYNTHETIC, evaluation=huge)
 
 
 class ScriptedEngine:
-    """An engine that does what the test says with its requests."""
+    """An engine that handles requests as the test specifies."""
 
     max_length = 64
 
@@ -217,7 +217,7 @@ class ScriptedEngine:
         return self._generate(requests)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to release."""
 
 
 def evaluate(
@@ -232,12 +232,12 @@ def make_evaluator(
     engine: Any = ScriptedEngine(generate)
     tasks = TaskSet([TaskSpec(str(project / "toy.yaml"))], project / model)
     evaluator = LmEvalEvaluator(engine, None, {}, tasks)  # type: ignore[arg-type]
-    evaluator._load = lambda request, clock: None  # type: ignore[method-assign]  (no weights: this is about answers)
+    evaluator._load = lambda request, clock: None  # type: ignore[method-assign]  (no weights are loaded: only answers matter here)
     return evaluator
 
 
 def test_49_a_chat_template_that_tries_to_escape(project: Path, tmp_path: Path) -> None:
-    """Prompts are made by the task alone, so a model's chat template is never rendered."""
+    """Prompts come from the task alone, so a model's chat template is never rendered."""
     shutil.copytree(project / "base", tmp_path / "model")
     path = tmp_path / "model" / "tokenizer_config.json"
     content = json.loads(path.read_text()) if path.exists() else {}
@@ -260,28 +260,30 @@ def test_49_a_chat_template_that_tries_to_escape(project: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", "a\nb", "a\x00b", "", " ", ".hidden", "a\u202eb"])
-def test_50_names_that_are_no_names(project: Path, name: str) -> None:
+def test_50_invalid_run_names(project: Path, name: str) -> None:
     refused(project, "must be printable, without path separators", base=SYNTHETIC, name=name)
 
 
 def test_51_recipes_of_other_versions() -> None:
     recipe = Recipe("slerp", (Slice((Source("/a"),)),), "/b", {"t": (Setting(0.5),)}).to_json()
     oldest = {key: value for key, value in recipe.items() if key != "version"}
-    assert Recipe.from_json(oldest) == Recipe.from_json(recipe), "what has no version is the oldest"
+    assert Recipe.from_json(oldest) == Recipe.from_json(recipe), (
+        "a recipe without a version should be read as the oldest"
+    )
     for version in (0, 2, "1", None):
         with pytest.raises(RecipeError, match="version"):
             Recipe.from_json({**recipe, "version": version})
 
 
 @pytest.mark.parametrize("option", ["modules", "chat_template", "tokenizer_source", "tokenizer"])
-def test_52_mergekit_options_that_are_not_supported_are_named(option: str) -> None:
+def test_52_unsupported_mergekit_options_are_named(option: str) -> None:
     document = {"models": [{"model": "a", "parameters": {"weight": 1.0}}], "merge_method": "linear", option: {"x": 1}}
     with pytest.raises(RecipeError, match=option):
         check_recipe(recipe_from_mergekit(document, "file.yml"))
 
 
 def test_55_no_space_in_shared_memory(tmp_path: Path) -> None:
-    """Ray's object store does without; nothing of ours needs it."""
+    """Ray's object store does without it, and nothing of ours needs it."""
     isolated = ["unshare", "--user", "--map-root-user", "--mount"]
     if (
         shutil.which("unshare") is None
@@ -310,15 +312,15 @@ def _raise(error: Exception) -> Callable[[Sequence[GenerateRequest]], list[Gener
 @pytest.mark.parametrize(
     "error", [MemoryError("no memory"), RuntimeError("CUDA out of memory"), EngineError("NaN log-probability")]
 )
-def test_59_an_engine_that_fails_is_a_failed_candidate(project: Path, error: Exception) -> None:
-    """Out of memory, NaN: here; an engine that hangs is tests/cluster's, NaN weights in real engines tests/engine's."""
+def test_59_a_failing_engine_fails_the_candidate(project: Path, error: Exception) -> None:
+    """Covers out of memory and NaN; engines that hang are tested in tests/cluster, NaN weights in real engines in tests/engine."""
     evaluation = evaluate(project, _raise(error))
     assert evaluation.status is Status.FAILED
     assert str(error) in evaluation.error
 
 
-def test_59_an_engine_that_stays_broken_is_handed_back_to_the_pool(project: Path) -> None:
-    """A GPU or a process of the engine is gone: each candidate would fail in a millisecond. A candidate's own faults do not count."""
+def test_59_an_engine_that_stays_broken_is_returned_to_the_pool(project: Path) -> None:
+    """If a GPU or a process of the engine is gone, each candidate would fail within a millisecond. Faults of a candidate itself do not count."""
     answers: list[Exception | None] = []
 
     def generate(requests: Sequence[GenerateRequest]) -> list[Generation]:

@@ -1,4 +1,4 @@
-"""Models that are not built like Llama, and checkpoints as odd exporters leave them: merged like others, or refused by name."""
+"""Models not built like Llama, and checkpoints as unusual exporters leave them: merged like others, or refused with the reason."""
 
 import json
 import shutil
@@ -16,13 +16,13 @@ HEAD = "lm_head.weight"
 
 
 def renamed(folder: Path, names: dict[str, str], **more: torch.Tensor) -> None:
-    """Gives tensors of a model other names, and adds some."""
+    """Renames tensors of a model, and adds some."""
     tensors = {names.get(name, name): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     save_file(tensors | more, folder / WEIGHTS)
 
 
 @pytest.mark.parametrize("odd", ["base", "a", "b"])
-def test_a_tensor_of_another_shape_is_refused_in_the_base_too(models, refused, odd):
+def test_a_tensor_of_different_shape_is_refused_in_the_base_too(models, refused, odd):
     write_tiny_llama(models / odd, seed=1, dtype="float32", intermediate_size=96)
     refused("mlp", "shape", "96", f"/{odd}", "only tensors of equal shape can be merged")
 
@@ -36,7 +36,7 @@ def test_integers_are_not_merged_with_weights(models, refused, odd):
 @pytest.mark.parametrize(
     ("key", "value"), [("quantization", {"bits": 4, "group_size": 64}), ("compression_config", {"format": "int"})]
 )
-def test_quantised_by_the_config_of_other_tools(models, refused, key, value):
+def test_models_quantised_according_to_configs_of_other_tools_are_refused(models, refused, key, value):
     configure(models / "b", **{key: value})
     refused("/b", f"quantised ({key})", "merge the original weights instead")
 
@@ -55,20 +55,20 @@ def test_counters_are_copied(models, monkeypatch):
     assert load_file(models / "out" / WEIGHTS)["count"].item() == 1
 
 
-def test_weights_beside_an_index_that_does_not_name_them(models, refused):
+def test_weights_that_an_index_does_not_list_are_refused(models, refused):
     tensors = load_file(models / "a" / WEIGHTS)
     shard = "model-00001-of-00001.safetensors"
     save_file(tensors, models / "a" / shard)
     (models / "a" / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, shard)}))
     refused("/a", WEIGHTS, INDEX, "does not list", "delete")
-    (models / "a" / WEIGHTS).rename(models / "a" / "consolidated.safetensors")  # which no loader takes
+    (models / "a" / WEIGHTS).rename(models / "a" / "consolidated.safetensors")  # a name that no loader reads
     assert set(read_model_header(models / "a").tensors) == set(tensors)
     save_file(tensors, models / "a" / "model-00001-of-00002.safetensors")
     refused("model-00001-of-00002.safetensors", "does not list")
 
 
 @pytest.mark.parametrize("copied", [("base",), ("a",), ("base", "a", "b")])
-def test_a_copy_of_the_tied_output_layer_changes_nothing(models, monkeypatch, copied):
+def test_a_stored_copy_of_the_tied_output_layer_changes_nothing(models, monkeypatch, copied):
     recipe = recipe_of("dare_ties")
     for source in recipe["models"]:
         source["parameters"]["density"] = 0.5
@@ -83,8 +83,8 @@ def test_a_copy_of_the_tied_output_layer_changes_nothing(models, monkeypatch, co
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
 
 
-def test_a_copy_is_one_without_the_setting_too(models, monkeypatch):
-    """transformers 4 leaves out settings at their defaults, of which tied is one."""
+def test_a_stored_copy_is_recognised_without_the_setting_too(models, monkeypatch):
+    """transformers 4 omits settings that have their default, and tied is the default."""
     for name in ("base", "a", "b"):
         configure(models / name, tie_word_embeddings=None)
         edit(models / name, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING].clone()}))
@@ -94,7 +94,7 @@ def test_a_copy_is_one_without_the_setting_too(models, monkeypatch):
 
 
 @pytest.mark.parametrize(("row", "reads_weights"), [(0, False), (127, True)])
-def test_a_tied_output_layer_that_is_another(models, refused, row, reads_weights):
+def test_a_tied_output_layer_that_differs_from_the_embedding_is_refused(models, refused, row, reads_weights):
     for name in ("base", "a", "b"):
         write_tiny_llama(models / name, seed=1, dtype="float32", hidden=256)
 
@@ -126,7 +126,7 @@ def test_masks_of_old_checkpoints_are_ignored(models, monkeypatch, name, stored)
 
 
 def with_tokens_reversed(folder: Path) -> None:
-    """The same model with the ids of its ordinary tokens in the opposite order, and the rows with them."""
+    """Reverses the order of the ids of a model's ordinary tokens, and of the corresponding rows, so that it stays the same model."""
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
     vocabulary = content["model"]["vocab"]
@@ -159,8 +159,8 @@ def with_tokens_reversed(folder: Path) -> None:
     ],
     ids=lambda names: names.get(EMBEDDING, "llama"),
 )
-def test_rows_are_rearranged_whatever_the_embedding_is_called(models, monkeypatch, names):
-    """b is a with its tokens in another order, so over one vocabulary their mean is a."""
+def test_rows_are_rearranged_whatever_the_name_of_the_embedding(models, monkeypatch, names):
+    """b is a with its tokens in a different order, so over one vocabulary their mean is a."""
     n_tokens = 98
     for name in "ab":
         write_tiny_llama(models / name, seed=1, dtype="float32", tied=False, vocab=n_tokens)
@@ -181,22 +181,22 @@ def test_rows_are_rearranged_whatever_the_embedding_is_called(models, monkeypatc
         ({UP: "model.layers.1.shared_head.head.weight"}, "'model.layers.1.shared_head.head.weight'"),
     ],
 )
-def test_rows_for_tokens_under_unknown_names_are_refused(models, refused, names, part):
+def test_token_rows_under_unknown_names_are_refused(models, refused, names, part):
     for name in "ab":
         write_tiny_llama(models / name, seed=1, dtype="float32", intermediate_size=128)
         renamed(models / name, names)
     refused(part, "models with the same vocabulary", recipe=recipe_of("linear", tokenizer={"source": "union"}))
 
 
-def test_names_of_another_version(models, refused):
-    """As GPT-2 is called with and without `transformer.`."""
+def test_tensor_names_of_another_version_are_refused(models, refused):
+    """As with GPT-2, whose names may or may not start with `transformer.`."""
     names = load_file(models / "a" / WEIGHTS)
     renamed(models / "a", {name: name.removeprefix("model.") for name in names})
     refused("'embed_tokens.weight'", f"'{EMBEDDING}'", "the same version of transformers")
 
 
 @pytest.mark.parametrize("query", ["q_proj", "c_attn", "query_key_value"])
-def test_strangers_are_reported_whatever_their_queries_are_called(models, monkeypatch, caplog, query):
+def test_unrelated_models_are_reported_whatever_the_names_of_their_queries(models, monkeypatch, caplog, query):
     for name in ("base", "a", "b"):
         names = load_file(models / name / WEIGHTS)
         renamed(models / name, {each: each.replace("q_proj", query) for each in names})
@@ -204,7 +204,7 @@ def test_strangers_are_reported_whatever_their_queries_are_called(models, monkey
     assert "as far from those of every other model as if they were unrelated" in caplog.text
 
 
-def test_a_stack_of_strangers_mixes_no_weights_and_is_not_reported(models, monkeypatch, caplog):
+def test_a_stack_of_unrelated_models_mixes_no_weights_and_is_not_reported(models, monkeypatch, caplog):
     slices = [{"sources": [{"model": name, "layer_range": [0, 1]}]} for name in "ab"]
     run_merge(models, monkeypatch, {"merge_method": "passthrough", "slices": slices})
     assert "unrelated ones" not in caplog.text

@@ -1,4 +1,4 @@
-"""A run of seconds on a test function, started in this process or as a command."""
+"""A search that takes seconds on a test function, started in this process or as a command."""
 
 import subprocess
 import sys
@@ -33,6 +33,6 @@ def write_config(folder: Path) -> Path:
 
 
 def command(*arguments: object, before: Any = None) -> subprocess.Popen[str]:
-    """The command, with what it prints in one stream; `before` is called in its process first."""
+    """Starts the command with stdout and stderr in one stream; `before` is called in the child process first."""
     line = [sys.executable, "-c", "from evomerge.cli import main; main()", *map(str, arguments)]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=before)

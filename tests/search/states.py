@@ -1,4 +1,4 @@
-"""States of runs that tests make up, and what stands in for writing `best.yaml`."""
+"""Run states built by hand for tests, and a stand-in for writing `best.yaml`."""
 
 from evomerge.core import Split
 from evomerge.search import Entry, RunState, event
@@ -7,7 +7,7 @@ Scores = dict[str, tuple[float, float] | None]
 
 
 def state_of(search: Scores, select: Scores | None = None) -> RunState:
-    """A state with these scores of (f, g); None = failed."""
+    """A state with these (f, g) scores; None means failed."""
     goals = [{"name": name, "direction": "maximize", "reference": None} for name in ("f", "g")]
     events = [event("run", version=1, objectives=goals)]
     events += [event("asked", id=name, values=[0.5], parents=[], ask_s=0.0) for name in search]
@@ -24,7 +24,7 @@ def state_of(search: Scores, select: Scores | None = None) -> RunState:
 
 
 class BestWritten:
-    """Which candidates `best.yaml` was written for."""
+    """Records the candidates that `best.yaml` was written for."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []

@@ -1,4 +1,4 @@
-"""A short version of `benchmarks/chaos.py`: kills at exact points of the journal and at random ones, of every part of Ray, a fuzzed journal."""
+"""A short run of `benchmarks/chaos.py`: kills at exact and at random points of the journal, kills of every part of Ray, and a fuzzed journal."""
 
 import json
 import subprocess

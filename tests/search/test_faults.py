@@ -1,4 +1,4 @@
-"""What happens to a run when its surroundings misbehave: full and read-only disks, clocks, edited files."""
+"""How a run copes with a misbehaving environment: full and read-only disks, clocks, edited files."""
 
 import itertools
 import json
@@ -27,8 +27,8 @@ def config(tmp_path: Path) -> Path:
     return write_config(tmp_path)
 
 
-def test_a_run_that_was_stopped_while_it_started(tmp_path: Path) -> None:
-    """It has no journal, or one without results: `front` says so, `resume` starts it, and so does a new search."""
+def test_a_run_stopped_during_startup_can_be_resumed_or_started_again(tmp_path: Path) -> None:
+    """It has no journal, or one without results: `front` reports that, and both `resume` and a new search start it."""
     start(tmp_path / "whole")
     for number, journal in enumerate(
         (None, b"", (tmp_path / "whole" / "journal.jsonl").read_bytes().split(b"\n")[0] + b"\n")
@@ -49,7 +49,7 @@ def test_a_run_that_was_stopped_while_it_started(tmp_path: Path) -> None:
                 start(run)
 
 
-def test_files_that_are_none_of_a_run_are_not_overwritten(tmp_path: Path) -> None:
+def test_files_that_belong_to_no_run_are_not_overwritten(tmp_path: Path) -> None:
     for name in ("config.yaml", "front.json", "best.yaml"):
         (tmp_path / name).write_text("mine: 1\n")
     with pytest.raises(
@@ -60,7 +60,7 @@ def test_files_that_are_none_of_a_run_are_not_overwritten(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.yaml", "config.yaml", "front.json"]
 
 
-def test_searches_of_one_second_have_directories_of_their_own(config: Path) -> None:
+def test_searches_started_in_the_same_second_get_separate_directories(config: Path) -> None:
     ask = f"from evomerge.build import default_run_directory, load_config as l; print(default_run_directory(l({str(config)!r}), 'search.yaml'))"
     names = [
         subprocess.run(
@@ -72,13 +72,15 @@ def test_searches_of_one_second_have_directories_of_their_own(config: Path) -> N
     assert len({name.rpartition("-")[2] for name in names}) == 2
 
 
-def test_a_folder_with_spaces_is_named_as_a_shell_takes_it(tmp_path: Path) -> None:
+def test_a_folder_with_spaces_is_quoted_for_the_shell(tmp_path: Path) -> None:
     start(tmp_path / "my run", finals={"finalists": 0})
     with pytest.raises(ConfigError, match=r"continue it with `evomerge resume '.*/my run'`"):
         start(tmp_path / "my run")
 
 
-def test_a_search_that_its_strategy_has_ended_needs_no_worker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resuming_after_the_strategy_has_stopped_starts_no_worker(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     changes = {
         "strategy": {"name": "cma_es", "restarts": "none"},
         "evaluation": {"kind": "synthetic", "dimension": 2},
@@ -91,15 +93,15 @@ def test_a_search_that_its_strategy_has_ended_needs_no_worker(tmp_path: Path, ca
     assert "nothing left to do: the strategy has stopped by itself (tol" in caplog.text
 
 
-def test_a_run_may_end_before_its_first_generation(tmp_path: Path) -> None:
-    """As it is told to do where every candidate fails."""
+def test_a_run_can_end_before_its_first_generation(tmp_path: Path) -> None:
+    """As it is told to when every candidate fails."""
     start(tmp_path / "run", strategy={"name": "nsga2", "population_size": 30}, finals={"finalists": 0})
     for evaluations in (20, 31):
         state = resume_search(tmp_path / "run", overrides=[f"budget.evaluations={evaluations}"])
     assert state.n_evaluations[Split.SEARCH] == 31
 
 
-def test_other_packages_than_last_time_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changed_package_versions_are_reported_on_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     start(tmp_path / "run")
     path = tmp_path / "run" / "resolved.json"
     resolved = json.loads(path.read_text())
@@ -111,7 +113,7 @@ def test_other_packages_than_last_time_are_named(tmp_path: Path, caplog: pytest.
     assert "this session has" not in caplog.text
 
 
-def test_a_lost_journal_is_said(tmp_path: Path) -> None:
+def test_a_lost_journal_is_reported(tmp_path: Path) -> None:
     start(tmp_path / "run")
     (tmp_path / "run" / "journal.jsonl").unlink()
     for use in (open_run, resume_search, start):
@@ -120,7 +122,7 @@ def test_a_lost_journal_is_said(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, config: Path) -> None:
-    """The kernel refuses to let any file grow beyond 9,000 bytes, in the middle of the run."""
+    """The kernel refuses to let any file grow beyond 9,000 bytes, which happens in the middle of the run."""
     run = tmp_path / "run"
 
     def small_disk() -> None:
@@ -147,7 +149,7 @@ def test_a_read_only_run_directory_is_one_clear_message(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    if os.geteuid() == 0:  # permissions do not stop root: a folder that the kernel itself keeps does
+    if os.geteuid() == 0:  # permissions do not stop root, but /proc does
         folder = Path("/proc/self/task") / str(os.getpid())
         with pytest.raises(ConfigError, match="cannot be created"):
             start(folder / "run")
@@ -157,7 +159,7 @@ def test_a_read_only_run_directory_is_one_clear_message(tmp_path: Path) -> None:
 
 
 def test_clocks_that_go_backwards_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only monotonic clocks are asked; where one that is not is asked, it goes back by a day at each look."""
+    """Time is measured with monotonic clocks only: here the wall clock goes back a day each time it is read."""
     start(tmp_path / "usual")
     now = time.time()
 
@@ -193,14 +195,14 @@ def test_an_edited_configuration_is_refused_with_the_difference(tmp_path: Path) 
     assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
 
 
-def test_a_wrong_edit_is_named_where_it_is(tmp_path: Path) -> None:
+def test_an_invalid_edit_is_reported_with_its_file(tmp_path: Path) -> None:
     start(tmp_path / "run")
     _edit(tmp_path / "run", cluster={"kind": "local", "workers": "two"})
     with pytest.raises(ConfigError, match=r"/run/config\.yaml: 1 problem\n.*cluster\.workers"):
         resume_search(tmp_path / "run")
 
 
-def test_a_damaged_record_of_the_start_is_said(tmp_path: Path) -> None:
+def test_a_damaged_resolved_json_is_reported(tmp_path: Path) -> None:
     start(tmp_path / "run")
     path = tmp_path / "run" / "resolved.json"
     resolved = json.loads(path.read_text())
@@ -223,7 +225,7 @@ def test_a_damaged_record_of_the_start_is_said(tmp_path: Path) -> None:
         open_run(tmp_path / "run")
 
 
-def test_an_edit_of_what_may_change_counts(tmp_path: Path) -> None:
+def test_edits_of_changeable_settings_take_effect(tmp_path: Path) -> None:
     start(tmp_path / "run")
     _edit(tmp_path / "run", budget={"evaluations": 40}, cluster={"kind": "local", "workers": 5})
     state = resume_search(tmp_path / "run")
@@ -235,7 +237,7 @@ def test_an_edit_of_what_may_change_counts(tmp_path: Path) -> None:
     resume_search(tmp_path / "run", overrides=["cluster.workers=1", "budget.evaluations=45"])
 
 
-def test_a_section_that_an_edit_adds_leaves_what_the_command_line_had_set(tmp_path: Path) -> None:
+def test_a_section_added_by_an_edit_keeps_what_the_command_line_had_set(tmp_path: Path) -> None:
     settings = {key: value for key, value in SETTINGS.items() if key != "cluster"}
     config = parse_config(settings, folder=Path("/"), overrides=["cluster.kind=local", "cluster.workers=3"])
     start_search(config, tmp_path / "run", config_text=yaml.safe_dump(settings))
@@ -244,10 +246,10 @@ def test_a_section_that_an_edit_adds_leaves_what_the_command_line_had_set(tmp_pa
     assert (resumed.kind, resumed.workers, resumed.max_attempts) == ("local", 3, 4)
 
 
-def test_a_search_that_only_fails_stops_before_its_finals_and_goes_on_once_mended(
+def test_a_search_that_only_fails_stops_before_its_finals_and_continues_once_fixed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What breaks every candidate would break the finals too, and those are held once."""
+    """Whatever breaks every candidate would break the finals too, and those are held only once."""
     evaluate = SyntheticEvaluator.evaluate
     calls = itertools.count(1)
 
@@ -272,9 +274,7 @@ def test_a_search_that_only_fails_stops_before_its_finals_and_goes_on_once_mende
 
 
 @pytest.mark.parametrize("split", [Split.SELECT, Split.REPORT])
-def test_finals_that_failed_are_held_again_when_the_run_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: Split
-) -> None:
+def test_failed_finals_are_repeated_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: Split) -> None:
     evaluate = SyntheticEvaluator.evaluate
 
     def breaking(evaluator: SyntheticEvaluator, request: EvaluationRequest) -> Evaluation:
@@ -298,8 +298,10 @@ def test_finals_that_failed_are_held_again_when_the_run_is_resumed(
     assert (tmp_path / "run" / "journal.jsonl").read_bytes() == before
 
 
-def test_finalists_that_failed_are_tried_again_beside_one_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The results of the four that had failed are not what the fifth wins by."""
+def test_failed_finalists_are_retried_together_with_an_added_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fifth finalist must not win just because the other four had failed."""
     evaluate = SyntheticEvaluator.evaluate
 
     def breaking(evaluator: SyntheticEvaluator, request: EvaluationRequest) -> Evaluation:
@@ -314,8 +316,8 @@ def test_finalists_that_failed_are_tried_again_beside_one_more(tmp_path: Path, m
     assert state.best_id == start(tmp_path / "undisturbed", finals={"finalists": 5}).best_id
 
 
-def test_other_finals_of_a_finished_run(tmp_path: Path) -> None:
-    """The setting may change on resume, so it must count; nothing is evaluated twice, and without a change nothing happens."""
+def test_changed_finals_of_a_finished_run_are_held(tmp_path: Path) -> None:
+    """The setting may change on resume, so it must take effect; nothing is evaluated twice, and without a change nothing happens."""
     assert len(start(tmp_path / "run").finalists) == 2
     state = resume_search(tmp_path / "run", overrides=["finals.finalists=5"])
     assert len(state.finalists) == 5

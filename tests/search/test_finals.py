@@ -1,4 +1,4 @@
-"""Choosing on unseen items, and the numbers that are reported."""
+"""Selection on unseen items, and the numbers that are reported."""
 
 import json
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_finalists_are_the_best_by_mean_and_from_the_front() -> None:
     assert choose_finalists(state, 100)[-1] == "x"
 
 
-def test_baselines_take_no_finalists_place() -> None:
+def test_baselines_do_not_take_up_finalist_places() -> None:
     state = state_of({"a": (0.5, 0.5), "b": (0.3, 0.3)})
     for name, scores in (("source:x", (0.9, 0.9)), ("uniform", (0.8, 0.8))):
         state.apply(event("baseline", id=name, recipe={}, values=None))
@@ -75,16 +75,16 @@ def test_ties_on_select_go_to_the_better_on_search_then_the_smaller_id() -> None
     assert best_on_select(state, ["a", "c", "b"]) == "b"
 
 
-def test_a_baseline_that_failed_on_search_may_still_win_on_select() -> None:
-    """A worker that hung over it is no reason for the finals to break down."""
+def test_a_baseline_that_failed_on_search_can_still_win_on_select() -> None:
+    """A worker that hung while scoring it must not make the finals fail."""
     state = state_of({"a": (0.5, 0.5), "flaky": None}, {"a": (0.3, 0.3), "flaky": (0.4, 0.4)})
     assert best_on_select(state, ["a", "flaky"]) == "flaky"
     tied = state_of({"a": None, "b": (0.1, 0.1)}, dict.fromkeys("ab", (0.3, 0.3)))
     assert best_on_select(tied, ["a", "b"]) == "b"
 
 
-def test_of_equal_scores_the_cheaper_is_better(tmp_path: Path) -> None:
-    """Scores of a few items are often equal; what another dominates is never the best."""
+def test_of_equal_scores_the_cheaper_wins(tmp_path: Path) -> None:
+    """Scores of a few items are often equal; a dominated candidate is never the best."""
     goals = [("f", "maximize"), ("cost.layers", "minimize")]
     state = RunState.of(
         [event("run", version=1, objectives=[{"name": n, "direction": d, "reference": None} for n, d in goals])]
@@ -107,7 +107,7 @@ def test_of_equal_scores_the_cheaper_is_better(tmp_path: Path) -> None:
     assert written.ids == ["c000002"]
 
 
-def test_what_must_be_said_beside_the_winner() -> None:
+def test_remarks_on_finals() -> None:
     state = state_of({"a": (0.5, 0.5), "b": (0.3, 0.3)})
     assert remarks_on_finals(state) == []
     state.apply(event("baseline", id="uniform", recipe={}, values=None))
@@ -136,12 +136,12 @@ def test_what_must_be_said_beside_the_winner() -> None:
     assert remarks_on_finals(state) == []
 
 
-def test_picking() -> None:
+def test_pick_by_knee_best_or_id() -> None:
     state = state_of({"c000001": (10.0, 0.0), "c000002": (8.0, 0.7), "c000003": (0.0, 1.0)})
     assert pick(state, "best").id == "c000001"
     assert pick(state, "knee").id == "c000002"
     bulging = state_of({"c000001": (1.0, 0.0), "c000002": (0.3, 0.2), "c000003": (0.0, 0.9)})
-    assert pick(bulging, "knee").id == "c000001", "the better of the ends"
+    assert pick(bulging, "knee").id == "c000001", "without a knee, the better of the two ends"
     assert pick(state, "id:3").id == "c000003"
     assert pick(state, "id:c000001").id == "c000001"
     assert pick(state, "c000001").id == "c000001"
@@ -149,7 +149,7 @@ def test_picking() -> None:
         pick(state, "worst")
 
 
-def test_before_finals_the_best_on_search_leads() -> None:
+def test_before_the_finals_the_best_on_search_leads() -> None:
     state = state_of({"c000001": (1.0, 0.0), "c000002": (0.8, 0.7)})
     assert leader(state) == "c000002"
     assert headline(state, summarize(state, no_items)["details"]["search"])[0] == ["c000002"]
@@ -160,7 +160,7 @@ def no_items(name: str, split: Split) -> Evaluation:
     raise AssertionError(f"nobody asked for the items of {name} on {split}")
 
 
-def test_tasks_on_which_no_baseline_differs() -> None:
+def test_tasks_on_which_all_baselines_score_the_same_are_found() -> None:
     names = ("f", "g", "cost.layers")
     events = [
         event(
@@ -180,7 +180,7 @@ def test_tasks_on_which_no_baseline_differs() -> None:
     assert indifferent(RunState.of(events[:3])) == {}
 
 
-def test_costs_do_not_enter_the_mean_of_scores_and_their_reference_is_the_worst_baseline() -> None:
+def test_costs_are_left_out_of_the_mean_and_take_the_worst_baseline_as_reference() -> None:
     objectives = (Objective("f"), Objective("cost.tokens", Direction.MINIMIZE))
     evaluation = Evaluation("a", Split.SEARCH, Status.OK, scores={"f": 0.5}, cost={"tokens": 1e6})
     assert utility(objectives, evaluation) == 0.5
@@ -200,7 +200,7 @@ def test_costs_do_not_enter_the_mean_of_scores_and_their_reference_is_the_worst_
     assert front_json(state, front_of(state))["hypervolume"] == pytest.approx(0.5 * 20)
 
 
-def test_weights_say_what_counts_in_the_mean() -> None:
+def test_weights_apply_to_the_mean() -> None:
     objectives = (
         Objective("f", weight=3.0),
         Objective("g"),
@@ -220,7 +220,7 @@ def test_weights_say_what_counts_in_the_mean() -> None:
 
 
 @pytest.mark.parametrize(("weight", "of_cost"), [(None, 0.0), (2.0, 0.0), (0.0, 1.0)])
-def test_a_cost_counts_where_nothing_else_does(weight: float | None, of_cost: float) -> None:
+def test_a_cost_counts_in_the_mean_only_if_nothing_else_does(weight: float | None, of_cost: float) -> None:
     objectives = (Objective("f", weight=weight), Objective("cost.tokens", Direction.MINIMIZE))
     assert weights_in_mean(objectives)[1] == of_cost
     assert sum(weights_in_mean(objectives)) > 0
@@ -234,12 +234,12 @@ def test_paired_differences_use_the_same_items() -> None:
     difference, error = paired_difference((Objective("t"),), good, bad)
     assert difference == pytest.approx(items["good"].mean() - items["bad"].mean(), abs=1e-6)
     unpaired = np.sqrt((items["good"].var() + items["bad"].var()) / 4000)
-    assert error < unpaired / 3, "items that both solve or both miss say nothing about the difference"
+    assert error < unpaired / 3, "items that both solve or both miss should not add to the error of the difference"
     assert paired_difference((Objective("t", Direction.MINIMIZE),), good, bad)[0] == -difference
 
 
-def test_the_paired_error_of_a_group_is_that_of_its_tasks() -> None:
-    """Four tasks on which two models differ by very different amounts: that is no uncertainty of the mean over all items."""
+def test_the_paired_error_of_a_group_is_computed_per_task() -> None:
+    """The two models differ by very different amounts on the four tasks: that adds no uncertainty to the mean over all items."""
     rng = np.random.default_rng(2)
     gains, sizes = (0.5, 0.2, -0.1, 0.0), (100, 100, 100, 100)
     differences, errors = [], []
@@ -257,7 +257,7 @@ def test_the_paired_error_of_a_group_is_that_of_its_tasks() -> None:
 
 
 def test_a_hypervolume_that_overflows_is_none() -> None:
-    """Three perplexities of a ruined baseline; the front could not be written, and the run neither go on nor be resumed."""
+    """Three perplexities of a ruined baseline: the front could not be written, so the run could neither continue nor be resumed."""
     names = ("f", "g", "h")
     goals = [{"name": name, "direction": "minimize", "reference": 1e120} for name in names]
     shared = {"split": "search", "status": "ok", "stderr": {}, "cost": {}, "error": None, "row": None, "checksum": None}
@@ -271,8 +271,8 @@ def test_a_hypervolume_that_overflows_is_none() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_ruined_model_is_compared_in_numbers() -> None:
-    """Perplexities of 1e50 do not fit into the item matrix's float32; the difference was NaN, and no summary could be written."""
+def test_comparison_with_a_ruined_model_is_finite() -> None:
+    """Perplexities of 1e50 do not fit into the item matrix's float32: the difference was NaN, and no summary could be written."""
     items = {"good": [5.0, 6.0, 7.0], "ruined": [1e50, 4e60, 6.0]}
     good, ruined = (
         Evaluation(name, Split.REPORT, Status.OK, item_scores={"ppl": _item_row(np.array(values))})
@@ -283,7 +283,7 @@ def test_a_ruined_model_is_compared_in_numbers() -> None:
     assert 1e38 < error < np.inf
 
 
-def test_the_winner_is_compared_with_every_other_baseline_that_was_scored_on_report() -> None:
+def test_the_winner_is_compared_with_every_other_baseline_scored_on_report() -> None:
     goals = [{"name": name, "direction": "maximize", "reference": None} for name in ("f", "g")]
     items = {
         "best": ([1, 1, 1, 0], [1, 1, 0, 0]),
@@ -309,7 +309,7 @@ def test_the_winner_is_compared_with_every_other_baseline_that_was_scored_on_rep
 
     found = summarize(state, read)["comparisons"]
     assert set(found) == {"source:a", "source:b"}
-    # f: 0 1 1 0, g: 0 1 -1 0, each with its sample variance over four items; the mean of two tasks halves the error
+    # f: 0 1 1 0, g: 0 1 -1 0, each with its sample variance over four items; averaging two tasks halves the error
     error = np.sqrt((1 / 3) / 4 + (2 / 3) / 4) / 2
     assert found["source:a"]["difference"] == pytest.approx(0.25)
     assert found["source:a"]["low"] == pytest.approx(0.25 - 1.959964 * error)
@@ -318,8 +318,8 @@ def test_the_winner_is_compared_with_every_other_baseline_that_was_scored_on_rep
     assert verdict({"low": -0.2, "high": -0.1}) == "worse"
 
 
-def test_overhead_is_what_neither_the_engine_nor_scoring_takes() -> None:
-    """Medians over the candidates that were timed, so that one that waited for a compiler does not count; asking is shared by those proposed."""
+def test_overhead_is_the_time_outside_the_engine_and_scoring() -> None:
+    """Medians over the candidates that were timed, so that one that waited for a compiler does not count; asking time is spread over the candidates proposed."""
     goals = [{"name": "f", "direction": "maximize", "reference": None}]
     events = [event("run", version=1, objectives=goals)]
     events += [event("baseline", id=name, recipe=None, values=None) for name in ("source:a", "source:b")]
@@ -349,7 +349,7 @@ def test_overhead_is_what_neither_the_engine_nor_scoring_takes() -> None:
 
 @pytest.mark.parametrize(("names", "n_items"), [(("f",), 1), (("cost.items",), 4)], ids=["one-item", "costs-alone"])
 def test_without_an_interval_there_is_no_comparison(names: tuple[str, ...], n_items: int) -> None:
-    """The end of a search that took hours must not be a division by zero."""
+    """A search that took hours must not end in a division by zero."""
     goals = [{"name": name, "direction": "maximize", "reference": None} for name in names]
     events = [event("run", version=1, objectives=goals)]
     events += [event("baseline", id=name, recipe=None, values=None) for name in ("source:a", "source:b")]
@@ -370,8 +370,8 @@ def test_without_an_interval_there_is_no_comparison(names: tuple[str, ...], n_it
     json.dumps(summary, allow_nan=False)
 
 
-def test_the_volume_of_a_minimised_task_counts_from_the_worst_baseline() -> None:
-    """From a score of 0, which nothing can be below, every volume would be 0."""
+def test_the_hypervolume_of_a_minimised_task_is_measured_from_the_worst_baseline() -> None:
+    """Measured from a score of 0, which nothing can be below, every volume would be 0."""
     goals = [{"name": "f", "direction": "minimize", "reference": None}]
     events = [event("run", version=1, objectives=goals)]
     for name, score in (("source:a", 3.0), ("source:b", 5.0)):
@@ -386,8 +386,8 @@ def test_the_volume_of_a_minimised_task_counts_from_the_worst_baseline() -> None
     assert front_json(state, front_of(state))["hypervolume"] == pytest.approx(2.0)
 
 
-def test_the_interval_of_a_mean_covers_it() -> None:
-    """95% intervals of the mean over two tasks cover the truth in about 95% of draws."""
+def test_the_confidence_interval_of_a_mean_covers_the_truth() -> None:
+    """95% intervals of the mean over two tasks cover the true mean in about 95% of draws."""
     rng = np.random.default_rng(1)
     objectives = (Objective("a"), Objective("b"))
     hits, draws = 0, 600
@@ -402,13 +402,13 @@ def test_the_interval_of_a_mean_covers_it() -> None:
     assert 0.92 < hits / draws < 0.98
 
 
-def test_tuned_task_arithmetic_is_the_best_on_search() -> None:
+def test_tuned_task_arithmetic_is_the_one_best_on_search() -> None:
     details = {"uniform": {"mean": 0.9}, "task_arithmetic:0.3": {"mean": 0.5}, "task_arithmetic:0.8": {"mean": 0.6}}
     assert tuned_task_arithmetic(details) == "task_arithmetic:0.8"
     assert tuned_task_arithmetic({"uniform": {"mean": 0.9}}) is None
 
 
-def test_finals_that_are_held_again_are_not_finished_yet() -> None:
+def test_repeated_finals_are_not_finished_until_they_end() -> None:
     state = state_of({"a": (0.5, 0.5), "b": (0.4, 0.4)})
     for step in (event("finalists", ids=["a"]), event("finished")):
         state.apply(step)

@@ -1,4 +1,4 @@
-"""`front.json`, `front.csv` and `best.yaml` while a run goes on."""
+"""`front.json`, `front.csv` and `best.yaml` while a run is in progress."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from evomerge.search.ranking import front_of, pick
 
 
 def test_best_does_not_depend_on_the_order_of_results(tmp_path: Path) -> None:
-    """Scores of a few items are often equal; in a deterministic run answers still come in any order."""
+    """Scores of a few items are often equal; even in a deterministic run answers come in any order."""
     scores = {"c000001": (0.2, 0.2), "c000002": (0.5, 0.5), "c000003": (0.5, 0.5), "c000004": (0.4, 0.4)}
     state = state_of(scores)
     for order in (list(scores), list(reversed(scores))):
@@ -25,7 +25,7 @@ def test_best_does_not_depend_on_the_order_of_results(tmp_path: Path) -> None:
         assert written.ids[-1] == pick(state, "best").id == "c000002"
 
 
-def test_files_that_a_killed_process_left_behind_are_brought_up_to_date(tmp_path: Path) -> None:
+def test_outdated_files_of_a_killed_process_are_updated(tmp_path: Path) -> None:
     state = state_of({"c000001": (0.2, 0.2), "c000002": (0.5, 0.5)})
     written = BestWritten()
     files = FrontFiles(RunDirectory(tmp_path), state, written)
@@ -33,13 +33,13 @@ def test_files_that_a_killed_process_left_behind_are_brought_up_to_date(tmp_path
     assert written.ids == ["c000002"]
     assert [member["id"] for member in json.loads((tmp_path / "front.json").read_text())["members"]] == ["c000002"]
     files.flush(state)
-    assert written.ids == ["c000002"], "once is enough"
+    assert written.ids == ["c000002"], "the file was written twice"
     state.apply(event("best", id="c000001"))
     files.finish(state)
-    assert written.ids[-1] == "c000001", "the winner of the finals"
+    assert written.ids[-1] == "c000001", "the winner of the finals was not written"
 
 
-def test_files_are_a_second_behind_at_most_and_not_written_for_every_result(
+def test_files_lag_by_at_most_a_second_and_are_not_written_for_every_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
@@ -53,7 +53,7 @@ def test_files_are_a_second_behind_at_most_and_not_written_for_every_result(
     assert written.ids == ["c000001", "c000003"]
 
 
-def test_a_winner_of_finals_stays_the_best_until_there_are_new_ones(tmp_path: Path) -> None:
+def test_the_winner_of_the_finals_stays_the_best_until_new_finals(tmp_path: Path) -> None:
     state = state_of({"c000001": (0.2, 0.2), "c000002": (0.5, 0.5)})
     known = state_of({"c000001": (0.2, 0.2)})
     known.apply(event("best", id="c000001"))
@@ -65,7 +65,7 @@ def test_a_winner_of_finals_stays_the_best_until_there_are_new_ones(tmp_path: Pa
     assert set(written.ids) == {"c000001"} == {pick(state, "best").id}
 
 
-def test_front_files_hold_no_times_and_no_paths(tmp_path: Path) -> None:
+def test_front_files_contain_no_times_or_paths(tmp_path: Path) -> None:
     content = json.dumps(front_json(state := state_of({"a": (0.5, 0.5)}), front_of(state)))
     assert "elapsed" not in content
     assert "/" not in content

@@ -30,21 +30,21 @@ def written(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_is_written_is_read(written: Path) -> None:
+def test_events_are_read_back_as_written(written: Path) -> None:
     events = read_journal(written)
     assert len(events) == 40
-    assert events[2]["values"] == [1 / 7, 0.1], "floats come back exactly"
+    assert events[2]["values"] == [1 / 7, 0.1], "floats do not come back exactly"
     assert [record["seq"] for record in events] == list(range(40))
 
 
-def test_the_first_event_alone(written: Path, tmp_path: Path) -> None:
+def test_first_event(written: Path, tmp_path: Path) -> None:
     assert first_event(written)["id"] == "c0"
     assert first_event(tmp_path / "none.jsonl") == {}
     with pytest.raises(JournalError, match="is a folder"):
         first_event(tmp_path)
 
 
-def test_every_truncation_is_recovered_up_to_the_cut(written: Path) -> None:
+def test_every_truncated_journal_is_recovered_up_to_the_cut(written: Path) -> None:
     content = written.read_bytes()
     for size in range(0, len(content), 17):
         written.write_bytes(content[:size])
@@ -53,7 +53,7 @@ def test_every_truncation_is_recovered_up_to_the_cut(written: Path) -> None:
         assert len(events) == content[:size].count(b"\n")
         journal.append(event("asked", id="new", values=[]))
         journal.close()
-        assert read_journal(written)[-1]["id"] == "new", "the torn record was cut off before writing on"
+        assert read_journal(written)[-1]["id"] == "new", "the torn record was not cut off before the next write"
 
 
 def test_flipped_bits_are_never_silently_wrong(written: Path) -> None:
@@ -70,13 +70,11 @@ def test_flipped_bits_are_never_silently_wrong(written: Path) -> None:
         except JournalError:
             continue
         assert events == original[: len(events)]
-        assert len(events) >= len(original) - 1, "only the last record may be dropped as torn"
+        assert len(events) >= len(original) - 1, "more than the last record was dropped as torn"
 
 
-def test_a_record_that_is_completed_while_it_is_read_is_no_damage(
-    written: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A reader saw half of the last line, and the writer went on before the reader looked whether more follows."""
+def test_a_record_completed_while_being_read_is_not_damage(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader saw half of the last line, and the writer carried on before the reader checked whether more follows."""
     content = written.read_bytes()
     written.write_bytes(content[:-9])
 
@@ -112,7 +110,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         read_journal(tmp_path / "journal.jsonl")
 
 
-def test_what_could_not_be_read_again_is_not_written(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_too_large_to_read_back_is_not_written(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "MAX_RECORD_BYTES", 100)
     journal = Journal(written)
     empty = len(b'{"error":"","event":"evaluated","id":"x","seq":40}')
@@ -123,7 +121,7 @@ def test_what_could_not_be_read_again_is_not_written(written: Path, monkeypatch:
     assert len(read_journal(written)) == 41
 
 
-def test_opening_a_run_reads_its_journal_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_a_run_reads_its_journal_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = RunRecorder(RunDirectory(tmp_path))
     recorder.record(*(event("told", ids=[]) for _ in range(20)))
     recorder.close()
@@ -160,7 +158,7 @@ def _rows(store: ItemStore, count: int) -> list[tuple[int, str]]:
     return places
 
 
-def test_item_rows_come_back_and_damage_is_noticed(tmp_path: Path) -> None:
+def test_item_rows_are_read_back_and_damage_is_detected(tmp_path: Path) -> None:
     store = ItemStore(tmp_path)
     places = _rows(store, 4)
     scores = store.read(Split.SEARCH, *places[3])
@@ -175,7 +173,7 @@ def test_item_rows_come_back_and_damage_is_noticed(tmp_path: Path) -> None:
         store.read(Split.SEARCH, *places[3])
 
 
-def test_a_row_the_journal_does_not_name_is_cut_off(tmp_path: Path) -> None:
+def test_a_row_missing_from_the_journal_is_cut_off(tmp_path: Path) -> None:
     store = ItemStore(tmp_path)
     _rows(store, 4)
     store.close()
@@ -185,7 +183,7 @@ def test_a_row_the_journal_does_not_name_is_cut_off(tmp_path: Path) -> None:
         store.trim(Split.SEARCH, 5)
 
 
-def test_scores_with_other_columns_are_refused(tmp_path: Path) -> None:
+def test_scores_with_different_columns_are_refused(tmp_path: Path) -> None:
     store = ItemStore(tmp_path)
     store.declare(Split.SEARCH, ITEMS)
     with pytest.raises(JournalError, match="have columns"):

@@ -1,4 +1,4 @@
-"""A deterministic run that is killed again and again ends as if nothing had happened."""
+"""A deterministic run that is killed repeatedly ends as if nothing had happened."""
 
 import json
 import os
@@ -57,13 +57,13 @@ def _evaluations(run: Path) -> list[tuple[str, str]]:
     return [(event["id"], event["split"]) for event in events if event["event"] == "evaluated"]
 
 
-def test_sigkill_at_random_instants_changes_nothing(config: Path, undisturbed: Path) -> None:
+def test_sigkill_at_random_moments_changes_nothing(config: Path, undisturbed: Path) -> None:
     run = config.parent / "killed"
     instants = random.Random(3)
     process = _start("search", str(config), "--run-dir", str(run))
     n_kills = 0
     while n_kills < N_KILLS:
-        # long enough after its first record to be at work, at an instant the run does not know
+        # until it is at work again after its first record, then at a random moment
         before = (run / "journal.jsonl").stat().st_size if (run / "journal.jsonl").exists() else 0
         while process.poll() is None and (
             not (run / "journal.jsonl").exists() or (run / "journal.jsonl").stat().st_size <= before
@@ -78,30 +78,30 @@ def test_sigkill_at_random_instants_changes_nothing(config: Path, undisturbed: P
         process = _start("resume", str(run))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output.decode()
-    assert n_kills == N_KILLS, f"the run was over after {n_kills} kills"
+    assert n_kills == N_KILLS, f"the run was over after only {n_kills} kills"
 
     assert (run / "front.json").read_bytes() == (undisturbed / "front.json").read_bytes()
     counts = Counter(_evaluations(run))
-    assert max(counts.values()) == 1, "an evaluation was paid twice"
+    assert max(counts.values()) == 1, "an evaluation was paid for twice"
     assert set(counts) == set(_evaluations(undisturbed)), "an evaluation was lost or invented"
 
 
-def test_two_runs_with_one_seed_are_byte_identical(config: Path, undisturbed: Path) -> None:
+def test_two_runs_with_the_same_seed_are_byte_identical(config: Path, undisturbed: Path) -> None:
     run = config.parent / "again"
     _finish("search", str(config), "--run-dir", str(run))
     assert (run / "front.json").read_bytes() == (undisturbed / "front.json").read_bytes()
 
 
-def test_another_seed_gives_another_front(config: Path, undisturbed: Path) -> None:
+def test_a_different_seed_gives_a_different_front(config: Path, undisturbed: Path) -> None:
     run = config.parent / "other"
     _finish("search", str(config), "--run-dir", str(run), "--set", "seed=6")
     assert (run / "front.json").read_bytes() != (undisturbed / "front.json").read_bytes()
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(config: Path, undisturbed: Path) -> None:
+def test_ctrl_c_saves_and_says_how_to_continue(config: Path, undisturbed: Path) -> None:
     run = config.parent / "interrupted"
     process = _start("search", str(config), "--run-dir", str(run))
-    # so late that what is proposed depends on what was told
+    # late enough that proposals depend on earlier results
     while not (run / "front.json").exists() or (run / "journal.jsonl").read_bytes().count(b'"event":"evaluated"') < 40:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
@@ -127,14 +127,14 @@ def test_a_second_process_is_refused(config: Path) -> None:
     assert f"in use by process {process.pid}" in output.decode()
 
 
-def test_a_raised_budget_goes_on(config: Path) -> None:
+def test_a_raised_budget_continues_the_run(config: Path) -> None:
     run = config.parent / "raised"
     _finish("search", str(config), "--run-dir", str(run), "--set", "budget.evaluations=20")
     _finish("resume", str(run), "--set", "budget.evaluations=30")
     assert json.loads((run / "summary.json").read_text())["evaluations"] == 30
 
 
-def test_a_run_with_nothing_left_to_do_says_so_and_mends_its_files(config: Path) -> None:
+def test_a_run_with_nothing_left_to_do_says_so_and_restores_its_files(config: Path) -> None:
     run = config.parent / "done"
     _finish("search", str(config), "--run-dir", str(run), "--set", "budget.evaluations=20")
     before, journal = (run / "front.json").read_bytes(), (run / "journal.jsonl").read_bytes()
@@ -149,7 +149,7 @@ def test_a_run_with_nothing_left_to_do_says_so_and_mends_its_files(config: Path)
     assert (run / "journal.jsonl").read_bytes() == journal
     lowered = _finish("resume", str(run), "--set", "budget.evaluations=10")
     assert "budget.evaluations: 10 is used up." in lowered
-    assert "--set budget.evaluations=40" in lowered, "twice what there is"
+    assert "--set budget.evaluations=40" in lowered, "the suggestion is not twice the evaluations already done"
     assert "used up" not in _finish("resume", str(run), "--set", "budget.evaluations=20", "--set", "finals.finalists=3")
     assert "used up" not in _finish("resume", str(run), "--set", "budget.evaluations=25")
 
@@ -165,7 +165,9 @@ deterministic: true
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="OpenBLAS's kernels are chosen by their x86 names")
-def test_a_run_goes_on_where_the_processor_rounds_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_continues_on_a_processor_that_rounds_differently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "search.yaml").write_text(CMA_CONFIG)
     run = tmp_path / "run"
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")

@@ -1,4 +1,4 @@
-"""The loop with a pool whose order of answers the test decides."""
+"""The search loop with a pool whose order of answers the test controls."""
 
 import math
 import random
@@ -46,7 +46,7 @@ OBJECTIVES = (Objective("f1"), Objective("f2"))
 
 
 class ShufflingPool:
-    """Answers in an order of its own; remembers what it was asked."""
+    """Answers in a shuffled order; remembers what it was asked."""
 
     def __init__(self, seed: int, failing: Callable[[EvaluationRequest], bool] = lambda request: False) -> None:
         self._order = random.Random(seed)
@@ -125,7 +125,7 @@ def test_deterministic_runs_do_not_depend_on_the_order_of_answers(tmp_path: Path
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_the_loop_itself_keeps_nothing_of_what_is_done(
+def test_the_loop_keeps_no_finished_work_in_memory(
     tmp_path: Path, deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loops: list[SearchLoop] = []
@@ -138,14 +138,14 @@ def test_the_loop_itself_keeps_nothing_of_what_is_done(
 
 
 class CrossingPool(ShufflingPool):
-    """Scores genomes by number alone: what a crossover is made of, only real models know."""
+    """Scores genomes by number alone, since only real models can tell what a crossover contains."""
 
     def submit(self, request: EvaluationRequest) -> None:
         values = request.values or (np.frombuffer(request.candidate_id.encode(), np.uint8) % 11 / 11)[-3:]
         super().submit(replace(request, values=tuple(map(float, values))))
 
 
-def test_crossovers_are_journaled_and_replayed(tmp_path: Path) -> None:
+def test_crossovers_are_recorded_and_replayed(tmp_path: Path) -> None:
     corners = tuple(Baseline(f"source:{i}", None, tuple(float(i == k) for k in range(3))) for i in range(3))
     options = {"strategy": "m2n2", "baselines": corners, "population_size": 6, "chromosomes": 2, "mutation_sigma": 0.1}
     whole = run(tmp_path / "whole", CrossingPool(1), **options)
@@ -157,7 +157,7 @@ def test_crossovers_are_journaled_and_replayed(tmp_path: Path) -> None:
     assert all(genome.mutation is not None and len(genome.splits) == 2 for genome in crossed)
 
 
-def test_a_request_carries_the_recipe_of_its_candidate_and_a_baseline_its_own(tmp_path: Path) -> None:
+def test_a_request_carries_its_candidates_recipe_and_a_baselines_own(tmp_path: Path) -> None:
     own = Baseline("recipe:mine", {"made": "before"}, (0.2, 0.2, 0.2))
     pool = ShufflingPool(1)
     state = run(
@@ -170,37 +170,37 @@ def test_a_request_carries_the_recipe_of_its_candidate_and_a_baseline_its_own(tm
         assert request.recipe == (own.recipe if request.candidate_id == own.id else made)
 
 
-def test_in_flight_is_a_bound_and_is_used(tmp_path: Path) -> None:
+def test_in_flight_limit_is_reached_and_never_exceeded(tmp_path: Path) -> None:
     pool = ShufflingPool(1)
     run(tmp_path / "run", pool, in_flight=5, deterministic=False)
     assert pool.most_waiting == 5
 
 
-def test_the_budget_counts_baselines_and_is_kept_exactly(tmp_path: Path) -> None:
+def test_the_budget_includes_baselines_and_is_met_exactly(tmp_path: Path) -> None:
     state = run(tmp_path / "a", ShufflingPool(1), budget=Budget(evaluations=25), baselines=POINTS, deterministic=False)
     assert state.n_evaluations[Split.SEARCH] == 25
     assert dict(state.stopped) == {"evaluations": 25}
     state = run(tmp_path / "b", ShufflingPool(1), budget=Budget(items=210), baselines=POINTS)
-    assert state.n_evaluations[Split.SEARCH] == 10, "20 items each"
+    assert state.n_evaluations[Split.SEARCH] == 10, "expected 20 items each"
     state = run(tmp_path / "c", ShufflingPool(1), budget=Budget(hours=1e-9))
     assert dict(state.stopped) == {"hours": 1e-9}
     assert not state.entries
 
 
-def test_hours_are_hours_and_thirty_failures_in_a_row_are_too_many() -> None:
+def test_the_hour_budget_is_in_hours_and_thirty_failures_in_a_row_stop_the_search() -> None:
     assert Budget(hours=2.0).reasons_to_stop(RunState(), 7199.0) == {}
     assert Budget(hours=2.0).reasons_to_stop(RunState(), 7200.0) == {"hours": 2.0}
     assert Budget().reasons_to_stop(RunState(failed_in_a_row=29), 0.0) == {}
     assert "failures" in Budget().reasons_to_stop(RunState(failed_in_a_row=30), 0.0)
 
 
-def test_a_budget_of_items_is_kept_from_the_first_candidate_on(tmp_path: Path) -> None:
+def test_an_item_budget_holds_from_the_first_candidate(tmp_path: Path) -> None:
     state = run(tmp_path / "run", ShufflingPool(2), budget=Budget(items=70), in_flight=6)
     assert (state.n_evaluations[Split.SEARCH], state.items_told) == (3, 60.0)
     assert state.stopped == {"items": 70}
 
 
-def test_baselines_come_first_and_reach_the_strategy(tmp_path: Path) -> None:
+def test_baselines_come_first_and_are_told_to_the_strategy(tmp_path: Path) -> None:
     pool = ShufflingPool(1)
     state = run(tmp_path / "run", pool, baselines=POINTS, strategy="cma_es", sigma0=0.01)
     assert {request.candidate_id for request in pool.requests[:3]} == {"source:a", "uniform", "source:b"}
@@ -211,10 +211,10 @@ def test_baselines_come_first_and_reach_the_strategy(tmp_path: Path) -> None:
             - state.evaluations[item.id, Split.SEARCH].scores["f2"]
         ),
     )
-    assert np.allclose(state.proposed[0].values, best.values, atol=0.1), "cma_es starts at the best known point"
+    assert np.allclose(state.proposed[0].values, best.values, atol=0.1), "cma_es does not start at the best known point"
 
 
-def test_a_baseline_outside_the_space_is_evaluated_and_not_told(tmp_path: Path) -> None:
+def test_a_baseline_outside_the_space_is_evaluated_but_not_told(tmp_path: Path) -> None:
     outside = Baseline("recipe:mine", {"made": "before"}, None)
     state = run(tmp_path / "run", CrossingPool(1), baselines=(outside, *POINTS), budget=Budget(evaluations=8))
     assert state.evaluations.status("recipe:mine", Split.SEARCH) is Status.OK
@@ -222,7 +222,7 @@ def test_a_baseline_outside_the_space_is_evaluated_and_not_told(tmp_path: Path) 
     assert seeded["ids"] == [point.id for point in POINTS]
 
 
-def test_failures_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
+def test_failures_are_recorded_and_the_search_continues(tmp_path: Path) -> None:
     def failing(request: EvaluationRequest) -> bool:
         return request.candidate_id.endswith(("3", "7"))
 
@@ -233,8 +233,8 @@ def test_failures_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["scores", "stderr", "cost"])
-def test_a_result_that_is_no_number_is_a_failed_one(tmp_path: Path, part: str) -> None:
-    """The search ended with an internal error, and again when it was resumed."""
+def test_a_non_finite_result_counts_as_a_failure(tmp_path: Path, part: str) -> None:
+    """It used to end the search with an internal error, and again on resume."""
 
     class Overflowing(ShufflingPool):
         def next_done(self, timeout_s: float) -> Evaluation | None:
@@ -251,22 +251,22 @@ def test_a_result_that_is_no_number_is_a_failed_one(tmp_path: Path, part: str) -
     assert math.isfinite(sum(failed.cost.values()))
 
 
-def test_what_a_strategy_does_when_asked_whether_to_stop_is_time_of_a_proposal(
+def test_time_a_strategy_spends_deciding_whether_to_stop_counts_as_proposal_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`cma_es` fits its model there."""
+    """That is where `cma_es` fits its model."""
     original = Budget.reasons_to_stop
     monkeypatch.setattr(Budget, "reasons_to_stop", lambda *args: time.sleep(0.003) or original(*args))
     state = run(tmp_path / "run", ShufflingPool(1), strategy="random")
     assert state.ask_s > 40 * 0.003
 
 
-def test_when_every_baseline_fails_the_reason_is_said(tmp_path: Path) -> None:
+def test_the_reason_is_reported_when_every_baseline_fails(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"every baseline failed.*as the test wants"):
         run(tmp_path / "run", ShufflingPool(1, lambda request: True), baselines=POINTS)
 
 
-def test_baselines_that_all_failed_are_evaluated_again_when_the_run_is_resumed(tmp_path: Path) -> None:
+def test_failed_baselines_are_retried_on_resume(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="resume"):
         run(tmp_path / "run", ShufflingPool(1, lambda request: True), baselines=POINTS)
     resumed = run(tmp_path / "run", ShufflingPool(1), baselines=POINTS)
@@ -274,7 +274,7 @@ def test_baselines_that_all_failed_are_evaluated_again_when_the_run_is_resumed(t
     assert [entry.values for entry in resumed.proposed] == [entry.values for entry in whole.proposed]
     assert resumed.n_evaluations[Split.SEARCH] == 40
     assert resumed.evaluations.count(Status.FAILED) == 0
-    # one that fails beside others that do not keeps its result
+    # a baseline that fails while others succeed keeps its result
     failing = ShufflingPool(1, lambda request: request.candidate_id == "uniform")
     run(tmp_path / "other", failing, baselines=POINTS, budget=Budget(evaluations=10))
     assert run(tmp_path / "other", ShufflingPool(1), baselines=POINTS).evaluations.count(Status.FAILED) == 1
@@ -286,7 +286,7 @@ def test_a_search_that_only_fails_stops(tmp_path: Path) -> None:
     assert state.n_evaluations[Split.SEARCH] < 40
 
 
-def test_what_a_recipe_is_made_from_is_durable_before_it_leaves_the_process(tmp_path: Path) -> None:
+def test_recipe_inputs_are_durable_before_a_request_is_submitted(tmp_path: Path) -> None:
     journal = tmp_path / "run" / "journal.jsonl"
 
     class Checking(ShufflingPool):
@@ -306,8 +306,8 @@ def test_what_a_recipe_is_made_from_is_durable_before_it_leaves_the_process(tmp_
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_interrupting_drains_what_runs_and_leaves_no_trace(tmp_path: Path, at_once: bool) -> None:
-    """A strategy that learns from the first result on proposes something else once it is told earlier than it would have been."""
+def test_interrupting_waits_for_running_evaluations_and_leaves_no_trace(tmp_path: Path, at_once: bool) -> None:
+    """A strategy that learns from the first result on would propose something else if it were told results earlier than in an undisturbed run."""
     options = {"strategy": "cma_es", "baselines": POINTS}
     stop = StopRequest()
     pool = ShufflingPool(1)
@@ -329,7 +329,7 @@ def test_interrupting_drains_what_runs_and_leaves_no_trace(tmp_path: Path, at_on
     assert [entry.values for entry in resumed.proposed] == [entry.values for entry in undisturbed.proposed]
 
 
-def test_what_an_interrupt_waits_for_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_interrupt_says_once_what_it_waits_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class OneAtATime(ShufflingPool):
         def next_done(self, timeout_s: float) -> Evaluation | None:
             stop.drain = stop.drain or len(self.requests) > 8
@@ -341,8 +341,8 @@ def test_what_an_interrupt_waits_for_is_said_once(tmp_path: Path, caplog: pytest
     assert caplog.messages == ["stopping after the running evaluations (3); press Ctrl-C again to stop at once"]
 
 
-def test_an_interrupt_waits_only_for_what_a_worker_has_begun_with(tmp_path: Path) -> None:
-    """While engines start, which takes minutes for large models, nothing has."""
+def test_an_interrupt_waits_only_for_evaluations_that_workers_have_started(tmp_path: Path) -> None:
+    """While engines start, which takes minutes for large models, none has."""
     stop = StopRequest()
 
     class Starting(ShufflingPool):
@@ -361,7 +361,7 @@ def test_an_interrupt_waits_only_for_what_a_worker_has_begun_with(tmp_path: Path
 
 
 def test_every_prefix_of_the_journal_leads_to_the_same_end(tmp_path: Path) -> None:
-    # so few members that most proposals depend on what was told before
+    # so few members that most proposals depend on earlier results
     options = {"baselines": POINTS, "budget": Budget(evaluations=16), "finals": 3, "population_size": 4}
     run(tmp_path / "whole", ShufflingPool(1), **options)
     wanted = (tmp_path / "whole" / "front.json").read_bytes()
@@ -374,18 +374,18 @@ def test_every_prefix_of_the_journal_leads_to_the_same_end(tmp_path: Path) -> No
             (folder / items.name).write_bytes(items.read_bytes())
         pool = ShufflingPool(size)
         state = run(folder, pool, **options)
-        assert (folder / "front.json").read_bytes() == wanted, f"after {size} records"
+        assert (folder / "front.json").read_bytes() == wanted, f"different front after a cut at {size} records"
         assert state.finished
         asked_again = {(request.candidate_id, request.split.value) for request in pool.requests}
         done = {line for line in lines[:size] if b'"event":"evaluated"' in line}
-        assert len(asked_again) + len(done) == len(state.evaluations), "nothing finished was evaluated again"
+        assert len(asked_again) + len(done) == len(state.evaluations), "a finished evaluation was repeated"
 
 
 @pytest.mark.parametrize("strategy", ["nsga2", "cma_es"])
-def test_proposals_that_come_out_otherwise_are_taken_as_recorded(
+def test_proposals_that_cannot_be_reproduced_are_taken_from_the_journal(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, strategy: str
 ) -> None:
-    """Another seed stands for another processor, whose rounding leads elsewhere in the end."""
+    """Another seed stands for another processor, whose different rounding eventually leads to different proposals."""
     before = run(tmp_path / "run", ShufflingPool(1), strategy=strategy, baselines=POINTS)
     recorded = [(entry.id, entry.genome) for entry in before.proposed]
     pool = ShufflingPool(2)
@@ -398,12 +398,12 @@ def test_proposals_that_come_out_otherwise_are_taken_as_recorded(
     assert "cannot be reproduced here" in record.message
     caplog.clear()
     run(tmp_path / "run", ShufflingPool(3), strategy=strategy, seed=5, baselines=POINTS, budget=Budget(evaluations=61))
-    assert f"of the {after.n_proposed} recorded" in caplog.text, "a resume of a resumed run says so again"
+    assert f"of the {after.n_proposed} recorded" in caplog.text, "resuming a resumed run does not report it again"
 
 
 @pytest.mark.parametrize("lost", [True, False])
-def test_what_a_signal_takes_from_the_workers_is_not_held_against_candidates(tmp_path: Path, lost: bool) -> None:
-    """Slurm's SIGTERM reaches workers too: they die, or their engines do, while the driver leaves."""
+def test_work_lost_to_a_signal_is_not_held_against_candidates(tmp_path: Path, lost: bool) -> None:
+    """Slurm's SIGTERM reaches workers too: they die, or their engines do, while the driver exits."""
     stop = StopRequest()
 
     class EndingPool(ShufflingPool):

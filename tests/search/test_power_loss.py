@@ -1,4 +1,4 @@
-"""Power loss: what was not fsynced may be gone, in part or whole, in any file. What anybody outside has seen must still be there."""
+"""Power loss: anything not fsynced may be partly or completely gone, in any file. Whatever has been shown outside the process must still be there."""
 
 import os
 import random
@@ -28,14 +28,14 @@ N_LOSSES = 25
 
 
 class PowerLossError(Exception):
-    """The machine is off."""
+    """The machine has lost its power."""
 
 
 class Disk:
-    """What a disk under a folder is sure to hold: contents as of each file's last fsync, names as of each folder's last.
+    """What a disk is guaranteed to hold under a folder: contents as of each file's last fsync, names as of each folder's last.
 
-    Stands in the way of `os.fsync` and `os.replace`. `fail` rebuilds the folder as it may be found after a power loss: synced
-    contents whole, of what was appended since any prefix, and renames and new names that were not synced either done or not.
+    Replaces `os.fsync` and `os.replace`. `fail` rebuilds the folder as it may be found after a power loss: synced contents
+    complete, any prefix of what was appended since, and renames and new names that were not synced either done or not.
     """
 
     def __init__(self, root: Path, off_at: int, rng: random.Random) -> None:
@@ -69,7 +69,7 @@ class Disk:
         self._replace(source, target)
 
     def fail(self, into: Path) -> None:
-        """Writes what is found after the power has come back."""
+        """Writes what is found once the power is back."""
         now = {path: path.stat().st_ino for path in self._root.rglob("*") if path.is_file()}
         contents = {inode: path.read_bytes() for path, inode in now.items()}
         for path in {*now, *self._names}:
@@ -98,7 +98,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", range(N_LOSSES))
-def test_after_a_power_loss_the_run_goes_on_as_if_nothing_had_happened(
+def test_after_a_power_loss_the_run_continues_as_if_nothing_had_happened(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     rng = random.Random(number)
@@ -113,13 +113,13 @@ def test_after_a_power_loss_the_run_goes_on_as_if_nothing_had_happened(
 
     monkeypatch.setattr(os, "fsync", disk.fsync)
     monkeypatch.setattr(os, "replace", disk.replace)
-    # results are made durable in groups, so how many fsyncs a run takes depends on its pace; one that is over loses its power then
+    # results are fsynced in groups, so the number of fsyncs depends on the pace of the run; if it ends first, the power fails then
     with suppress(PowerLossError):
         start(run, observer)
     monkeypatch.undo()
     disk.fail(found)
     if not (found / "resolved.json").exists():
-        assert told == [], "whoever has heard of a result finds a run that can be resumed"
+        assert told == [], "a result was shown, but the run cannot be resumed"
         shutil.rmtree(found, ignore_errors=True)
         start(found)
     else:
@@ -129,9 +129,9 @@ def test_after_a_power_loss_the_run_goes_on_as_if_nothing_had_happened(
             if journal.exists()
             else []
         )
-        assert set(told) <= set(kept), "a result that was shown is lost"
+        assert set(told) <= set(kept), "a result that had been shown was lost"
         resume_search(found)
         after = [(r["id"], r["split"]) for r in read_journal(journal) if r["event"] == "evaluated"]
         assert after[: len(kept)] == kept
-        assert len(set(after)) == len(after), "a result was paid twice"
+        assert len(set(after)) == len(after), "a result was paid for twice"
     assert (found / "front.json").read_bytes() == (undisturbed / "front.json").read_bytes()

@@ -1,4 +1,4 @@
-"""Who may work on a run: on this machine the kernel says it, beyond it the heartbeat."""
+"""Who may work on a run: on one machine the kernel decides, across machines the heartbeat."""
 
 import errno
 import fcntl
@@ -27,7 +27,7 @@ def test_a_second_holder_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
         lock(tmp_path).__enter__()
     with lock(tmp_path):
         pass
-    assert (tmp_path / "lock").read_bytes() == b"", "a holder that ends leaves nothing to wait for"
+    assert (tmp_path / "lock").read_bytes() == b"", "a holder that has ended left something to wait for"
 
 
 def test_a_killed_holder_on_this_machine_is_no_obstacle(tmp_path: Path) -> None:
@@ -42,24 +42,24 @@ def test_a_killed_holder_on_this_machine_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def _leave(folder: Path, **changes: object) -> dict[str, object]:
-    """A lock file as a holder on another machine, whose flock is not seen here, leaves it."""
+    """Writes a lock file as left by a holder on another machine, whose flock is not visible here."""
     holder = {"pid": 77, "host": "far", "machine": "there", "token": "t", "heartbeat": "000000000001", **changes}
     descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT)
-    try:  # in place, as a holder does: a file that is cut first looks, for a moment, like one that nobody holds
+    try:  # in place, as a holder does: a file truncated first would briefly look as if nobody held it
         os.ftruncate(descriptor, os.pwrite(descriptor, json.dumps(holder).encode(), 0))
     finally:
         os.close(descriptor)
     return holder
 
 
-def test_a_silent_holder_on_another_machine_is_replaced_after_a_while(tmp_path: Path) -> None:
+def test_a_silent_holder_on_another_machine_is_replaced_after_a_timeout(tmp_path: Path) -> None:
     _leave(tmp_path)
     started = time.monotonic()
     with lock(tmp_path):
         assert time.monotonic() - started >= 4 * BEAT_S
 
 
-def test_a_living_holder_on_another_machine_is_respected(tmp_path: Path) -> None:
+def test_a_live_holder_on_another_machine_is_respected(tmp_path: Path) -> None:
     _leave(tmp_path)
     ended = threading.Event()
 
@@ -79,17 +79,17 @@ def test_a_living_holder_on_another_machine_is_respected(tmp_path: Path) -> None
         thread.join()
 
 
-def test_a_holder_that_was_asleep_while_another_took_over_does_not_write(tmp_path: Path) -> None:
+def test_a_holder_that_slept_through_a_takeover_does_not_write(tmp_path: Path) -> None:
     with lock(tmp_path) as held:
         held.check()
         taken = _leave(tmp_path)
         time.sleep(4 * BEAT_S)
         with pytest.raises(JournalError, match="another process has taken over this run"):
             held.check()
-    assert json.loads((tmp_path / "lock").read_text()) == taken, "the other's lock stays"
+    assert json.loads((tmp_path / "lock").read_text()) == taken, "the new holder's lock was changed"
 
 
-def test_a_holder_is_not_taken_for_a_process_that_got_its_number(tmp_path: Path) -> None:
+def test_a_holder_is_not_confused_with_a_process_that_reuses_its_pid(tmp_path: Path) -> None:
     watch = HolderWatch(tmp_path, heartbeat_s=1000)
     assert watch.look() is None
     with RunLock(tmp_path):
@@ -99,12 +99,12 @@ def test_a_holder_is_not_taken_for_a_process_that_got_its_number(tmp_path: Path)
     _leave(tmp_path, **left)
     assert (watch.look() or ("", None))[1] is True
     _leave(tmp_path, **left | {"process": left["process"] + "0"})
-    assert (watch.look() or ("", None))[1] is False, "same number, started at another time"
+    assert (watch.look() or ("", None))[1] is False, "same pid, but started at another time"
     _leave(tmp_path, **left | {"pid": 2**22 + 1})
     assert (watch.look() or ("", None))[1] is False, "no such process"
 
 
-def test_a_killed_holder_whose_parent_does_not_ask_is_dead(tmp_path: Path) -> None:
+def test_a_killed_holder_that_is_still_a_zombie_counts_as_dead(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom evomerge.search import RunLock\n"
         "with RunLock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
@@ -123,8 +123,8 @@ def test_a_killed_holder_whose_parent_does_not_ask_is_dead(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "elsewhere", [{}, {"machine": "here", "process": "4026532000:5"}], ids=["machine", "container"]
 )
-def test_of_a_holder_that_cannot_be_seen_the_heartbeat_tells(tmp_path: Path, elsewhere: dict[str, str]) -> None:
-    """In a container of this machine the same number means another process, or none."""
+def test_the_heartbeat_decides_for_a_holder_that_cannot_be_seen(tmp_path: Path, elsewhere: dict[str, str]) -> None:
+    """In a container on this machine the same pid means another process, or none."""
     if elsewhere:
         elsewhere = {**elsewhere, "machine": machine_id()}
     watch = HolderWatch(tmp_path, heartbeat_s=BEAT_S)
@@ -135,12 +135,12 @@ def test_of_a_holder_that_cannot_be_seen_the_heartbeat_tells(tmp_path: Path, els
     time.sleep(5 * BEAT_S)
     assert watch.look() == (f"process {os.getpid()} on far", False)
     _leave(tmp_path, **elsewhere | {"token": "another"})
-    assert watch.look() == ("process 77 on far", None), "whoever takes over is watched from the beginning"
+    assert watch.look() == ("process 77 on far", None), "a new holder must be watched afresh"
 
 
 @pytest.mark.parametrize("content", [b"\0" * 300, b"[]", b'{"pid": 7'])
-def test_a_lock_file_that_cannot_be_read_is_no_sign_of_life(tmp_path: Path, content: bytes) -> None:
-    """As a power loss may leave it; or it is being written."""
+def test_an_unreadable_lock_file_is_not_a_sign_of_life(tmp_path: Path, content: bytes) -> None:
+    """As left by a power loss, or while it is being written."""
     (tmp_path / "lock").write_bytes(content)
     watch = HolderWatch(tmp_path, heartbeat_s=BEAT_S)
     assert watch.look() == ("an unknown process", None)
@@ -150,7 +150,7 @@ def test_a_lock_file_that_cannot_be_read_is_no_sign_of_life(tmp_path: Path, cont
         pass
 
 
-def test_the_heartbeat_moves(tmp_path: Path) -> None:
+def test_the_heartbeat_advances(tmp_path: Path) -> None:
     with lock(tmp_path):
         first = (tmp_path / "lock").read_bytes()
         deadline = time.monotonic() + 20
@@ -174,7 +174,7 @@ def test_without_flock_the_heartbeat_decides_on_one_machine_too(
         pass
 
 
-def test_a_full_disk_is_one_clear_message(tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_clear_message(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys\nfrom pathlib import Path\nfrom evomerge.core import JournalError\nfrom evomerge.search import RunLock\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"

@@ -1,4 +1,4 @@
-"""What signals, a closed terminal and an output that nobody reads do to a run."""
+"""How a run reacts to signals, a closed terminal and output that nobody reads."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def _heed_signals() -> None:
-    """What the tests were started under may ignore them: nohup a hangup, the background of a shell Ctrl-C."""
+    """Restores the default handlers: the test runner may ignore SIGHUP (under nohup) or SIGINT (in the background of a shell)."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
@@ -41,7 +41,7 @@ def _running(tmp_path: Path, config: Path, *settings: str) -> tuple[subprocess.P
 
 
 def _until_workers_are_busy(run: Path) -> None:
-    """Until they are in the middle of candidates that take `SLOW`: what no worker has begun with, a signal does not wait for."""
+    """Waits until they are in the middle of candidates that take `SLOW`: an interrupt does not wait for work that no worker has started."""
     size = (run / "journal.jsonl").stat().st_size
     deadline = time.monotonic() + 60
     while (run / "journal.jsonl").stat().st_size == size:
@@ -80,7 +80,7 @@ def test_signals_save_and_say_how_to_go_on(
     asked = {record["id"] for record in records if record["event"] == "asked"}
     done = {record["id"] for record in records if record["event"] == "evaluated"}
     if len(numbers) == 1 and len(settings) == 1 and numbers[0] is signal.SIGINT:
-        assert asked == done, "what ran was taken in"
+        assert asked == done, "results of running evaluations were not recorded"
     front = json.loads((run / "front.json").read_text())
     assert {member["id"] for member in front["members"]} <= done
     state = resume_search(run, overrides=[f"budget.evaluations={len(asked) + 4}"])
@@ -88,7 +88,7 @@ def test_signals_save_and_say_how_to_go_on(
 
 
 def _in_a_terminal(*arguments: object, on_hangup: signal.Handlers = signal.SIG_DFL) -> tuple[int, int]:
-    """Starts the command in a terminal of its own; its process, and the terminal's other end."""
+    """Starts the command in its own terminal; returns its pid and the other end of the terminal."""
     pid, terminal = pty.fork()
     if pid == 0:
         signal.signal(signal.SIGHUP, on_hangup)
@@ -103,8 +103,8 @@ def _read_until(word: bytes, terminal: int) -> None:
         seen += os.read(terminal, 65536)
 
 
-def test_a_terminal_that_is_closed_saves_as_sigterm_does(tmp_path: Path, config: Path) -> None:
-    """The kernel sends SIGHUP, and whatever is printed from then on fails."""
+def test_closing_the_terminal_saves_as_sigterm_does(tmp_path: Path, config: Path) -> None:
+    """The kernel sends SIGHUP, and everything printed from then on fails."""
     run = tmp_path / "run"
     pid, terminal = _in_a_terminal(
         "search", config, "--run-dir", run, "--set", SLOW, "--set", "budget.evaluations=1000"
@@ -117,7 +117,7 @@ def test_a_terminal_that_is_closed_saves_as_sigterm_does(tmp_path: Path, config:
     assert resume_search(run, overrides=[f"budget.evaluations={n_done + 4}"]).n_evaluations[Split.SEARCH] == n_done + 4
 
 
-def test_nohup_goes_on_without_its_terminal(tmp_path: Path, config: Path) -> None:
+def test_nohup_continues_without_its_terminal(tmp_path: Path, config: Path) -> None:
     run = tmp_path / "run"
     pid, terminal = _in_a_terminal("search", config, "--run-dir", run, "--set", SLOW, on_hangup=signal.SIG_IGN)
     _read_until(b"best so far", terminal)
@@ -126,8 +126,8 @@ def test_nohup_goes_on_without_its_terminal(tmp_path: Path, config: Path) -> Non
     assert open_run(run).state.finished
 
 
-def test_a_search_whose_output_nobody_reads_goes_on(tmp_path: Path, config: Path) -> None:
-    """As with `| tee log`, which the first Ctrl-C ends too."""
+def test_a_search_whose_output_nobody_reads_continues(tmp_path: Path, config: Path) -> None:
+    """As with `| tee log`, where the first Ctrl-C also ends tee."""
     process, run = _running(tmp_path, config, SLOW)
     assert process.stdout is not None
     process.stdout.close()

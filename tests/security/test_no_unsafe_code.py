@@ -1,4 +1,4 @@
-"""Our own source: nothing in it can run code that came with data."""
+"""Our own source contains nothing that can run code that came with data."""
 
 import ast
 from pathlib import Path
@@ -25,7 +25,7 @@ FORBIDDEN_CALLS = {
     "yaml.full_load", "yaml.full_load_all", "os.system", "os.popen", "pd.read_pickle", "ray.cloudpickle.loads",
 }  # fmt: skip
 STRICT_YAML = PACKAGE / "core" / "safe_yaml.py"
-"""the one place that reads YAML, with a loader that knows no tags"""
+"""the only place that reads YAML, with a loader that supports no tags"""
 
 
 def name_of(node: ast.expr) -> str:
@@ -71,11 +71,11 @@ def test_no_module_can_run_code_from_data(path: Path) -> None:
         "import subprocess\nsubprocess.run('x', shell=True)", "f(trust_remote_code=True)",
     ],
 )  # fmt: skip
-def test_the_search_for_them_finds_them(source: str) -> None:
+def test_unsafe_code_is_detected(source: str) -> None:
     assert complaints(source, PACKAGE / "x.py")
 
 
-def test_the_yaml_loader_is_a_safe_one() -> None:
+def test_the_yaml_loader_is_safe() -> None:
     import yaml
 
     from evomerge.core import safe_yaml

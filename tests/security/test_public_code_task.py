@@ -1,4 +1,4 @@
-"""lm-eval's own MBPP, whose data and metric are in the user's caches, as its first run outside would leave them there."""
+"""lm-eval's own MBPP, with its data and metric in the user's caches, as a first run outside the sandbox would leave them there."""
 
 import json
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ class CodeEval(evaluate.Metric):
 
 
 def write_caches(home: Path) -> None:
-    """A prepared data set and a metric, in the form of the Hugging Face libraries."""
+    """A prepared data set and a metric, in the format of the Hugging Face libraries."""
     metric = home / "modules" / "evaluate_modules" / "metrics" / "evaluate-metric--code_eval" / ("0" * 64)
     metric.mkdir(parents=True)
     (metric / "code_eval.py").write_text(METRIC)
@@ -88,7 +88,7 @@ def task(home: Path, tmp_path: Path) -> Iterator[SandboxedTask]:
     made.close()
 
 
-def test_mbpp_runs_what_the_model_writes(task: SandboxedTask, home: Path) -> None:
+def test_mbpp_runs_the_models_code(task: SandboxedTask, home: Path) -> None:
     before = sorted(home.rglob("*"))
     items = task.items(Split.SELECT)
     answers = [Generation(f"def add(x):\n  return x + {n}", 9) for n in (10, 11, 0, 13)]
@@ -97,13 +97,13 @@ def test_mbpp_runs_what_the_model_writes(task: SandboxedTask, home: Path) -> Non
     assert sorted(home.rglob("*")) == before
 
 
-def test_what_is_not_in_the_caches_is_said(home: Path, tmp_path: Path) -> None:
+def test_missing_cache_entries_are_reported(home: Path, tmp_path: Path) -> None:
     home.mkdir()
     with pytest.raises(EvaluationError, match=r"(?s)code_eval.*run the task once with lm-eval itself"):
         SandboxedTask(TaskSpec("mbpp"), write_tiny_llama(tmp_path / "model", seed=0), timeout_s=60)
 
 
-def test_caches_are_shown_without_what_was_made_of_local_files(
+def test_caches_are_shown_without_data_made_from_local_files(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for place in ("hub/datasets--a--b", "datasets/a___b", "datasets/json", "modules/m"):

@@ -1,4 +1,4 @@
-"""Data that would run code where a careless program reads it; and secrets, which nobody writes down."""
+"""Data that would run code if a careless program read it, and secrets, which must not be written anywhere."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ from evomerge.testing.tiny_models import write_tiny_llama
 
 
 class Bomb:
-    """Creates a file where it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self._mark = mark
@@ -88,7 +88,7 @@ def test_secrets_are_not_written_into_a_run(tmp_path: Path) -> None:
 
 
 def test_a_local_search_opens_no_port(tmp_path: Path) -> None:
-    """Traced by the kernel where strace is installed: no socket is bound or listened on."""
+    """Checked by tracing system calls if strace is installed: no socket is bound or listened on."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")

@@ -1,4 +1,4 @@
-"""Task code may score answers and nothing else: no network, no files, no secrets, no other processes, no end of time or memory."""
+"""Task code may score answers and nothing else: no network, files, secrets or other processes, and no unlimited time or memory."""
 
 import ctypes
 import json
@@ -133,7 +133,9 @@ def test_everything_but_scoring_is_blocked(task: SandboxedTask, folder: Path) ->
     with socket.create_server(("127.0.0.1", 0)) as server, subprocess.Popen(["sleep", "60"]) as other:
         libc, port = ctypes.CDLL(None), server.getsockname()[1]
         segment = libc.shmget(0, 4096, 0o600)
-        assert libc.shmctl(segment, 2, ctypes.create_string_buffer(1024)) == 0, "it is there for this process"
+        assert libc.shmctl(segment, 2, ctypes.create_string_buffer(1024)) == 0, (
+            "the segment should be visible to this process"
+        )
         told = {"connect": port, "see_worker": os.getpid(), "see_command_of_others": 60, "see_shared_memory": segment}
         try:
             scores = items.score([], answers(**{name: str(answer) for name, answer in told.items()}))
@@ -152,7 +154,7 @@ def score(document, results):
 """
 
 
-def test_choices_are_asked_and_scored_as_without_a_sandbox(sandbox: None, folder: Path, tmp_path: Path) -> None:
+def test_choices_are_requested_and_scored_as_without_a_sandbox(sandbox: None, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "choices.py").write_text(CHOICES)
     metric = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
@@ -171,7 +173,7 @@ def test_choices_are_asked_and_scored_as_without_a_sandbox(sandbox: None, folder
     assert scores[:3].tolist() == [0.0, -2.0 + 10.0, -4.0]
 
 
-def test_search_items_are_drawn_inside(sandbox: None, folder: Path) -> None:
+def test_search_items_are_drawn_inside_the_sandbox(sandbox: None, folder: Path) -> None:
     task = SandboxedTask(TaskSpec(str(folder / "t.yaml"), search_items=3), folder / "model", timeout_s=10)
     items = task.items(Split.SEARCH)
     names = [items.target(number) for number in range(3)]
@@ -183,8 +185,8 @@ def test_search_items_are_drawn_inside(sandbox: None, folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("sandbox")
-def test_what_is_isolated_ends_with_the_worker() -> None:
-    """Also where the worker is killed and cannot end it, and its code does not look at its input."""
+def test_isolated_processes_end_with_the_worker() -> None:
+    """Even if the worker is killed and cannot end them, and their code does not check its input."""
     worker = subprocess.Popen([sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *_ISOLATED, "sleep", "600"])  # fmt: skip
     inside: list[psutil.Process] = []
     while not any(process.name() == "sleep" for process in inside):
@@ -197,7 +199,7 @@ def test_what_is_isolated_ends_with_the_worker() -> None:
     assert not alive
 
 
-def test_a_machine_that_takes_too_long_to_isolate_a_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_code_is_refused_if_isolating_a_process_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: list[str], *, timeout: float, **settings: object) -> None:
         raise subprocess.TimeoutExpired(command, timeout)
 
@@ -225,7 +227,7 @@ def score(document, results):
 
 @pytest.mark.usefixtures("sandbox")
 def test_answers_are_scored_by_several_processes(folder: Path, tmp_path: Path) -> None:
-    """The same scores in the same order, and the first failure as one process finds it."""
+    """The scores and their order are the same, and so is the first failure, as with one process."""
     rows = [{"q": f"item {number}"} for number in range(12)]
     (tmp_path / "search.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "counting.py").write_text(COUNTING)
@@ -242,7 +244,7 @@ def test_answers_are_scored_by_several_processes(folder: Path, tmp_path: Path) -
         assert "item 4: the scorer fails: KeyError('item 4')" in str(failure.value)
         with pytest.raises(EvaluationError):
             items.score([], [Generation("die" if number == 7 else "x", 1) for number in range(12)])
-        assert items.score([], [Generation("x", 1)] * 12).tolist() == [0.1] * 12, "a new candidate is scored"
+        assert items.score([], [Generation("x", 1)] * 12).tolist() == [0.1] * 12, "the next candidate should be scored"
         task.close()
         found.append(scores)
     assert found[0] == found[1] == [(number % 5 + 1) / 10 for number in range(12)]
@@ -258,7 +260,7 @@ def ratio(pairs):
 
 
 @pytest.mark.usefixtures("sandbox")
-def test_a_tasks_own_aggregation_runs_there_too(folder: Path, tmp_path: Path) -> None:
+def test_a_tasks_own_aggregation_runs_in_the_sandbox_too(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "ratios.py").write_text(RATIOS)
     metric = '[{"metric": "exact_match", "aggregation": !function ratios.ratio, "higher_is_better": true}]'
@@ -273,7 +275,7 @@ def test_a_tasks_own_aggregation_runs_there_too(folder: Path, tmp_path: Path) ->
     assert scores.argmax() == NAMES.index("connect")
 
 
-def test_a_failing_scorer_is_one_failed_candidate(task: SandboxedTask) -> None:
+def test_a_failing_scorer_fails_one_candidate(task: SandboxedTask) -> None:
     with pytest.raises(EvaluationError, match=r"item 2: the scorer fails: KeyError\('no gold'\)"):
         task.items(Split.SEARCH).score([], answers(overwrite="fail"))
     assert task.items(Split.SEARCH).score([], answers()).sum() >= len(NAMES) - 1
@@ -293,7 +295,7 @@ def test_code_that_hangs_is_killed_and_the_next_candidate_is_scored(task: Sandbo
 
 
 def test_code_that_stops_reading_is_killed_too(folder: Path, task: SandboxedTask) -> None:
-    """An order that does not fit into the pipe is not waited for without end."""
+    """A request that does not fit into the pipe is not waited for indefinitely."""
     deaf = SandboxedTask(TaskSpec(str(folder / "t.yaml")), folder / "model", timeout_s=3)
     items = deaf.items(Split.SEARCH)
     assert items.score([], answers(connect="deaf"))[0] == 1.0
@@ -303,8 +305,8 @@ def test_code_that_stops_reading_is_killed_too(folder: Path, task: SandboxedTask
     deaf.close()
 
 
-def test_what_cannot_be_loaded_leaves_no_process(task: SandboxedTask, folder: Path, tmp_path: Path) -> None:
-    """Neither at first nor after a process has died, and the reason is said each time."""
+def test_a_task_that_cannot_be_loaded_leaves_no_process(task: SandboxedTask, folder: Path, tmp_path: Path) -> None:
+    """Neither at first nor after a process has died, and the reason is given each time."""
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     other = SandboxedTask(TaskSpec(str(tmp_path / "t.yaml")), folder / "model", timeout_s=10)
     items = other.items(Split.SEARCH)
@@ -317,7 +319,7 @@ def test_what_cannot_be_loaded_leaves_no_process(task: SandboxedTask, folder: Pa
             items.score([], answers())
     with pytest.raises(EvaluationError, match=r"data file of split 'search' does not exist") as refused:
         SandboxedTask(TaskSpec(str(tmp_path / "t.yaml")), folder / "model", timeout_s=10)
-    assert "Hugging Face caches" not in str(refused.value), "which a file of one's own does not need"
+    assert "Hugging Face caches" not in str(refused.value), "the user's own file does not need the Hugging Face caches"
     assert set(psutil.Process().children()) <= before
 
 
@@ -334,7 +336,7 @@ def test_without_isolation_the_task_is_refused(folder: Path, tmp_path: Path, mon
     check_sandbox.cache_clear()
 
 
-def test_what_runs_code_is_known_before_it_is_imported(folder: Path) -> None:
+def test_task_code_is_detected_before_it_is_imported(folder: Path) -> None:
     assert runs_code(str(folder / "t.yaml"))
     assert runs_code("humaneval")
     assert not runs_code("gsm8k")
@@ -372,7 +374,7 @@ filter_list:
 
 
 @pytest.mark.usefixtures("sandbox")
-def test_a_task_shaped_like_humaneval_runs_what_the_model_writes(tmp_path: Path) -> None:
+def test_a_task_shaped_like_humaneval_runs_the_models_code(tmp_path: Path) -> None:
     write_tiny_llama(tmp_path / "model", seed=0)
     problem = {"prompt": "def square(x):\n", "test": "assert square(-3) == 9"}
     (tmp_path / "problems.jsonl").write_text(f"{json.dumps(problem)}\n" * 4)

@@ -1,4 +1,4 @@
-"""What comes out of a sandbox is checked, and waited for however long and whatever else is open."""
+"""Answers of a sandbox are checked, and waited for however long they take and whatever other files are open."""
 
 import os
 import resource
@@ -31,7 +31,7 @@ from evomerge.evaluation.sandbox import SandboxedTask
         {"represents": float("inf")},
     ],
 )
-def test_what_a_sandbox_says_of_its_items_is_not_believed(
+def test_what_a_sandbox_reports_about_its_items_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
 ) -> None:
     items = {
@@ -75,9 +75,7 @@ def answering(code: str, monkeypatch: pytest.MonkeyPatch, timeout_s: float = 30)
     ],
     ids=["nested", "list", "endless"],
 )
-def test_an_answer_that_cannot_be_read_is_the_sandboxs_fault(
-    monkeypatch: pytest.MonkeyPatch, code: str, message: str
-) -> None:
+def test_an_unreadable_answer_is_the_sandboxs_fault(monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
     if code.endswith("input()"):
         monkeypatch.setattr("evomerge.evaluation.sandbox._MAX_ANSWER_BYTES", 2000)
     task = answering(code, monkeypatch)
@@ -86,7 +84,7 @@ def test_an_answer_that_cannot_be_read_is_the_sandboxs_fault(
     assert task._process is None
 
 
-def test_a_worker_with_many_open_files_asks_its_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_with_many_open_files_can_use_its_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
     files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
@@ -100,7 +98,7 @@ def test_a_worker_with_many_open_files_asks_its_sandbox(monkeypatch: pytest.Monk
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_the_time_of_a_sandbox_may_be_years(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sandbox_may_have_a_timeout_of_years(monkeypatch: pytest.MonkeyPatch) -> None:
     task = answering("""input(); print('{"scores": [1.0]}')""", monkeypatch, timeout_s=1e9)
     assert task.score({}) == [1.0]
     task.close()

@@ -13,7 +13,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def test_same_arguments_give_the_same_bytes_and_another_seed_other_weights_only(tmp_path: Path) -> None:
+def test_equal_arguments_give_equal_bytes_and_another_seed_changes_only_the_weights(tmp_path: Path) -> None:
     one, again, other = (
         digest(write_tiny_llama(tmp_path / name, seed=seed)) for name, seed in [("a", 0), ("b", 0), ("c", 1)]
     )
@@ -44,7 +44,7 @@ def test_transformers_loads_every_tensor(tmp_path: Path, tied: bool, dtype: str)
     assert model(torch.tensor([ids])).logits.isfinite().all()
 
 
-def test_config_keys_reach_the_shapes_and_bad_ones_are_refused(tmp_path: Path) -> None:
+def test_config_keys_determine_the_shapes_and_invalid_ones_are_refused(tmp_path: Path) -> None:
     write_tiny_llama(tmp_path, seed=0, hidden=48, num_attention_heads=6, num_key_value_heads=3, intermediate_size=40)
     with safe_open(tmp_path / "model.safetensors", "pt") as stored:
         assert stored.get_slice("model.layers.1.self_attn.k_proj.weight").get_shape() == [24, 48]

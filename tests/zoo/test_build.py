@@ -1,4 +1,4 @@
-"""Building with a micro recipe of two steps a model: the folders, the cache, and what an interruption leaves."""
+"""Building a zoo from a micro recipe with two steps per model: the folders, the cache, and the effect of an interruption."""
 
 import json
 import shutil
@@ -31,11 +31,11 @@ def leftovers(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished micro zoo; tests must leave it as it is."""
+    """A finished micro zoo; tests must not change it."""
     return build_zoo(tmp_path_factory.mktemp("micro") / "zoo", seed=5, settings=MICRO).folder
 
 
-def test_a_zoo_is_folders_that_transformers_reads(micro: Path) -> None:
+def test_transformers_can_read_the_folders_of_a_zoo(micro: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert leftovers(micro.parent) == ["zoo"]
@@ -50,7 +50,7 @@ def test_a_zoo_is_folders_that_transformers_reads(micro: Path) -> None:
         assert (micro / name / "tokenizer.json").read_bytes() == (micro / "base" / "tokenizer.json").read_bytes()
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_one_other_weights(micro: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_one_different_weights(micro: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     again = build_zoo(tmp_path / "again", seed=5, settings=MICRO, progress=lines.append)
     assert not again.reused
@@ -63,7 +63,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_other_weights(micro:
     assert differing == {"base/model.safetensors", "reverse/model.safetensors", "zoo.json"}
 
 
-def test_a_finished_zoo_is_reused_and_a_damaged_or_outdated_one_is_not(
+def test_a_finished_zoo_is_reused_unless_damaged_or_outdated(
     micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import evomerge.zoo.build as build
@@ -93,7 +93,7 @@ def test_a_finished_zoo_is_reused_and_a_damaged_or_outdated_one_is_not(
     assert len(trained) == 3
 
 
-def test_an_interrupted_build_leaves_what_was_there(micro: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_leaves_the_old_zoo_unchanged(micro: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(micro, tmp_path / "zoo")
 
     def interrupt(line: str) -> None:
@@ -109,7 +109,7 @@ def test_an_interrupted_build_leaves_what_was_there(micro: Path, tmp_path: Path)
     assert leftovers(tmp_path) == ["zoo"]
 
 
-def test_what_a_killed_build_left_is_not_taken_for_a_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remains_of_a_killed_build_are_not_taken_for_a_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import evomerge.zoo.build as build
 
     (tmp_path / ".zoo.building" / "base").mkdir(parents=True)
@@ -124,7 +124,7 @@ def test_what_a_killed_build_left_is_not_taken_for_a_zoo(tmp_path: Path, monkeyp
     assert leftovers(tmp_path) == ["zoo"]
 
 
-def test_a_folder_that_is_no_zoo_is_never_replaced(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_zoo_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years", encoding="utf-8")
     with pytest.raises(EvomergeError, match="no zoo"):
         build_zoo(tmp_path, settings=MICRO)
@@ -133,14 +133,14 @@ def test_a_folder_that_is_no_zoo_is_never_replaced(tmp_path: Path) -> None:
         build_zoo(tmp_path / "zoo", seed=-1, settings=MICRO)
 
 
-def test_a_failing_worker_is_an_error_with_its_log(tmp_path: Path) -> None:
+def test_a_failing_worker_is_reported_with_its_log(tmp_path: Path) -> None:
     broken = replace(MICRO, model=replace(MICRO.model, n_heads=3))
     with pytest.raises(EvomergeError, match=r"training base failed with exit code 1(.|\n)*Error"):
         build_zoo(tmp_path / "zoo", settings=broken)
     assert leftovers(tmp_path) == []
 
 
-def test_jobs_survive_the_command_line(tmp_path: Path) -> None:
+def test_jobs_can_be_passed_on_the_command_line(tmp_path: Path) -> None:
     job = Job("reverse", tmp_path, 3, MICRO)
     assert Job.from_json(job.to_json()) == job
     assert Job.from_json(job.to_json()).settings.fingerprint(3) == MICRO.fingerprint(3)

@@ -1,4 +1,4 @@
-"""The demo's zoo: every expert good at its own skill and poor at the others', the base poor at all."""
+"""The demo's zoo: every expert is good at its own skill and poor at the others, and the base is poor at all of them."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from evomerge.zoo.skills import Part, fixed_items
 from evomerge.zoo.tokenizer import build_tokenizer
 
 POOR_ACCURACY = 0.4
-"""Above chance, and far below an expert: what a model may reach on a skill that is not its own."""
+"""Above chance and far below an expert: the most a model may reach on a skill that is not its own."""
 
 
 @pytest.mark.parametrize("model", ["base", *SKILLS])
@@ -35,7 +35,7 @@ def test_experts_are_good_at_one_skill_each(zoo: Path, model: str) -> None:
             assert accuracy < POOR_ACCURACY
 
 
-def test_experts_are_relatives(zoo: Path) -> None:
+def test_experts_are_related(zoo: Path) -> None:
     headers = {name: read_model_header(zoo / name) for name in ("base", *SKILLS)}
     assert strangers(headers, WeightPool(headers).tensor) is None
 

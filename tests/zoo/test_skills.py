@@ -1,4 +1,4 @@
-"""The generators: right answers, disjoint parts, the same items for the same seed."""
+"""The generators: right answers, disjoint parts, and the same items for the same seed."""
 
 from itertools import combinations, islice
 
@@ -22,7 +22,7 @@ def test_every_word_of_every_item_is_in_the_vocabulary_once() -> None:
             assert set(item.prompt.split() + item.answer.split()) <= set(VOCABULARY)
 
 
-def test_largest_is_the_largest() -> None:
+def test_largest_gives_the_largest_number() -> None:
     for item in fixed_items("largest", Part.CHECK, 200, seed=0):
         numbers = [ENGLISH[words] for words in body(item.prompt, "largest").split(" or ")]
         assert len(set(numbers)) == 3
@@ -48,7 +48,7 @@ def test_translate_translates_and_its_wrong_choices_differ_in_one_word() -> None
         places.add(item.choices.index(item.answer))
         for choice in set(item.choices) - {item.answer}:
             assert sum(one != other for one, other in zip(choice.split(), right, strict=True)) == 1
-    assert places == set(range(N_CHOICES)), "the right choice must not stand at a fixed place"
+    assert places == set(range(N_CHOICES)), "the right choice must not always be in the same place"
 
 
 @pytest.mark.parametrize("skill", SKILLS)
@@ -64,13 +64,13 @@ def test_parts_are_disjoint_whatever_the_seeds(skill: str) -> None:
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_items_depend_on_the_seed_alone(skill: str) -> None:
+def test_items_depend_only_on_the_seed(skill: str) -> None:
     assert fixed_items(skill, Part.SEARCH, 50, seed=4) == fixed_items(skill, Part.SEARCH, 50, seed=4)
     assert fixed_items(skill, Part.SEARCH, 50, seed=4) != fixed_items(skill, Part.SEARCH, 50, seed=5)
     assert len({item.prompt for item in fixed_items(skill, Part.SEARCH, 300, seed=4)}) == 300
 
 
-def test_number_words() -> None:
+def test_numbers_are_written_in_words() -> None:
     assert [number_in_words(number) for number in (0, 13, 20, 42, 99)] == [
         "zero",
         "thirteen",

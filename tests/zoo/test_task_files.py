@@ -1,4 +1,4 @@
-"""The committed task files are what the generator writes, and follow the conventions that the zoo is trained with."""
+"""The committed task files are exactly what the generator writes, and follow the conventions used to train the zoo."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_the_committed_files_are_regenerated_byte_for_byte(tmp_path: Path) -> No
         assert (tmp_path / file).read_bytes() == (TASKS / file).read_bytes(), f"run write_tasks again: {file} differs"
 
 
-def test_another_seed_gives_other_items_of_the_same_splits(tmp_path: Path) -> None:
+def test_another_seed_gives_different_items_of_the_same_splits(tmp_path: Path) -> None:
     write_tasks(tmp_path, seed=1)
     other = (tmp_path / "data" / "reverse.search.jsonl").read_text(encoding="utf-8")
     assert other != (TASKS / "data" / "reverse.search.jsonl").read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def test_splits_are_disjoint_and_large_enough(skill: str) -> None:
 
 
 @pytest.mark.parametrize("skill", SKILLS)
-def test_yaml_names_its_data_relative_to_itself(skill: str) -> None:
+def test_yaml_refers_to_its_data_by_relative_paths(skill: str) -> None:
     task = yaml.safe_load((TASKS / f"{skill}.yaml").read_text(encoding="utf-8"))
     assert task["task"] == skill
     files = task["dataset_kwargs"]["data_files"]
