@@ -27,7 +27,7 @@ from evomerge.weights import Merger, WeightPool
 from evomerge.weights.checkpoint.stream import StreamedMerge
 
 ELSEWHERE = {
-    36: "weights/test_recipe_forms.py::test_36_an_adapter_is_no_model_and_a_model_no_adapter",
+    36: "weights/test_recipe_forms.py::test_36_adapters_and_models_are_not_mistaken_for_each_other",
     37: "weights/test_recipe_forms.py::test_37_a_permuted_model_is_reported",
 }
 """class -> the test that covers it, if it needs more than this file provides"""

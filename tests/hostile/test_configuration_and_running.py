@@ -28,9 +28,9 @@ from evomerge.testing.tiny_models import write_tiny_llama
 
 ELSEWHERE = {
     53: "search/test_faults.py::test_a_disk_that_fills_up_loses_nothing",
-    54: "search/test_faults.py::test_a_read_only_run_directory_is_one_clear_message",
-    56: "search/test_run_lock.py::test_a_second_holder_is_refused_and_told_who_has_it",
-    57: "search/test_run_signals.py::test_signals_save_and_say_how_to_go_on",
+    54: "search/test_faults.py::test_a_read_only_run_directory_gives_one_clear_message",
+    56: "search/test_run_lock.py::test_a_second_process_is_refused_and_told_who_holds_the_lock",
+    57: "search/test_run_signals.py::test_signals_save_progress_and_say_how_to_continue",
     58: "search/test_chaos.py::test_a_short_chaos",
     61: "search/test_faults.py::test_clocks_that_go_backwards_change_nothing",
     62: "search/test_journal.py::test_flipped_bits_are_never_silently_wrong",

@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, config: Path) -> Non
     assert (run / "front.json").read_bytes() == (tmp_path / "undisturbed" / "front.json").read_bytes()
 
 
-def test_a_read_only_run_directory_is_one_clear_message(tmp_path: Path) -> None:
+def test_a_read_only_run_directory_gives_one_clear_message(tmp_path: Path) -> None:
     start(tmp_path / "run")
     folder = tmp_path / "run"
     for path in [folder, *folder.rglob("*")]:

@@ -22,7 +22,7 @@ def lock(folder: Path, machine: str = "here") -> RunLock:
     return RunLock(folder, heartbeat_s=BEAT_S, machine=machine)
 
 
-def test_a_second_holder_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_told_who_holds_the_lock(tmp_path: Path) -> None:
     with lock(tmp_path), pytest.raises(JournalError, match=f"in use by process {os.getpid()} on "):
         lock(tmp_path).__enter__()
     with lock(tmp_path):

@@ -65,7 +65,7 @@ ENDLESS = "cluster={kind: local, workers: 2, on_interrupt: abandon}"
     ],
     ids=["once", "once-abandon", "twice", "term", "hangup"],
 )
-def test_signals_save_and_say_how_to_go_on(
+def test_signals_save_progress_and_say_how_to_continue(
     tmp_path: Path, config: Path, numbers: list[signal.Signals], settings: list[str]
 ) -> None:
     process, run = _running(tmp_path, config, *settings)

@@ -113,7 +113,7 @@ def test_adapters_that_cannot_be_merged_are_refused(models, config, tensors, mes
     assert not (models / "out").exists()
 
 
-def test_36_an_adapter_is_no_model_and_a_model_no_adapter(models):
+def test_36_adapters_and_models_are_not_mistaken_for_each_other(models):
     adapter(models / "lora")
     with pytest.raises(CheckpointError, match="is a LoRA adapter, not a model"):
         merge(models, "merge_method: passthrough\nmodels: [{model: lora}]\n")
