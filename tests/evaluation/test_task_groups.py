@@ -251,7 +251,7 @@ def test_search_over_groups_runs_and_notices_changed_data(folder: Path, models: 
         ({"task": ["few", "letters"], "aggregate_metric_list": [{"metric": "acc_norm"}]}, {}, "letters.yaml': no metric 'acc_norm'. It has: acc"),
         ({"task": ["few", "many"]}, {"splits": {"search": "train"}}, "task 'few': the data set has no split 'train' for search"),
         ({"task": ["few", "gsm8k"]}, {"splits": {"search": "test"}}, "'gsm8k': splits.search is test, which the public benchmark is scored on"),
-        ({"task": ["few"], "aggregate_metric_list": None}, {"name": "mine"}, "stands for 1 tasks and has no score of its own, so it cannot be called 'mine'"),
+        ({"task": ["few"], "aggregate_metric_list": None}, {"name": "mine"}, "stands for 1 tasks and has no score of its own, so it cannot be named 'mine'"),
         ({"task": ["few", "errors"]}, {}, "errors.yaml', higher for that of"),
         ({"task": ["errors"]}, {}, "this one as {name: g, direction: minimize}"),
     ],
@@ -311,7 +311,7 @@ def test_task_names_match_lm_evals_own_index() -> None:
 def test_lm_eval_tasks_where_lower_is_better_need_a_direction(models: list[Path], tmp_path: Path) -> None:
     splits = {"search": "dev", "select": "validation", "report": "test"}
     task = {"task": "crows_pairs_english", "splits": splits, "name": "bias"}
-    with pytest.raises(ConfigError, match=r"'bias' lower is better .*\{name: bias, direction: minimize\}"):
+    with pytest.raises(ConfigError, match=r"lower is better for task 'bias' .*\{name: bias, direction: minimize\}"):
         make_problem(configured(tmp_path, models, task))
     (goal,) = make_problem(
         configured(tmp_path, models, task, objectives=[{"name": "bias", "direction": "minimize"}])
