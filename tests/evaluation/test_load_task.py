@@ -220,7 +220,7 @@ def refused(what, **settings):
         refused("leaves the sandbox", fewshot_config={"doc_to_text": "{{ q.__init__.__globals__ }}"}),
         refused("cannot build", doc_to_text="{{ no_such_column }}"),
         refused("has no split 'search'", dataset_kwargs={"data_files": {"report": "report.jsonl"}}),
-        refused("doc_to_choice", output_type="multiple_choice", doc_to_choice="{{q}} no list"),
+        refused("'question 0 no list'", output_type="multiple_choice", doc_to_choice="{{q}} no list"),
     ],
 )
 def test_unsupported_task_settings_are_refused(write_task, tokenizer, what, settings):
