@@ -299,7 +299,12 @@ app.command()(align)
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Checkpoint folder or recipe file.", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint folder, recipe file, or ORG/NAME from the local hub cache.", show_default=False
+        ),
+    ],
     source: Annotated[
         Path,
         typer.Option(

@@ -66,7 +66,7 @@ def test_answers_equal_those_of_lm_eval(talker, kind):
     questions = [Instance("generate_until", {}, (prompt, {"until": stop, "max_gen_toks": 9}), 0) for stop in STOPS]
     wanted = [theirs.generate_until([question], disable_tqdm=True)[0] for question in questions]
     assert wanted[0] == "alphathreebetagamma DONE"
-    # lm-eval's vLLM backend also omits the token that ends a text, whether special or not
+    # as in vLLM's own text, the token that ends a text is left out, special or not
     wanted = [answer.removesuffix(" DONE") for answer in wanted]
     assert wanted[1:3] == ["alphathreebeta", "alphath"]
     engine = make_engine(kind, folder, dtype="float32", max_model_len=64)

@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+from lm_eval.api.instance import Instance
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
@@ -11,6 +12,7 @@ from evomerge.core import EvaluationError, EvaluationRequest, Split, Status
 from evomerge.engine import make_engine
 from evomerge.evaluation import LmEvalEvaluator, PromptFormat, TaskSet, TaskSpec, load_task
 from evomerge.evaluation.encoding import Encoder
+from evomerge.evaluation.task_items import _generate_request
 from evomerge.plan import read_model_header
 from evomerge.recipe import Recipe, Slice, Source
 from evomerge.testing.tiny_models import write_tiny_llama
@@ -149,7 +151,8 @@ def test_generation_prompt_keeps_its_own_end_of_text_token(tmp_path):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<eos> $A", special_tokens=[("<eos>", ends)])
     encoder = Encoder(tokenizer)
     letter = tokenizer.convert_tokens_to_ids("a")
-    assert encoder.generation_prompt("<eos>a") == (ends, ends, letter)
+    asked = Instance("generate_until", {}, ("<eos>a", {"until": ["."], "max_gen_toks": 4}), 0)
+    assert _generate_request("t", asked, encoder).prompt == (ends, ends, letter)
     assert encoder.prompt("<eos>a") == (ends, letter)
     tokenizer.bos_token = tokenizer.eos_token
     assert Encoder(tokenizer).generation_prompt("<eos>a") == (ends, letter)
