@@ -7,7 +7,7 @@ import copy
 import errno
 import io
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from itertools import combinations
@@ -170,6 +170,17 @@ def _lm_eval_task(
 
         def download(self, dataset_kwargs: object = None, **kwargs: object) -> None:
             self.dataset = dataset
+
+        def doc_to_choice(self, doc: Any, doc_to_choice: Any = None) -> Any:
+            try:
+                choices = super().doc_to_choice(doc, doc_to_choice)
+            except (SyntaxError, ValueError):  # what `ast.literal_eval` raises
+                choices = self.doc_to_text(doc, doc_to_choice or self.config.doc_to_choice)
+            if isinstance(choices, str) or not isinstance(choices, Collection):
+                raise EvaluationError(
+                    f"{where}: doc_to_choice: expected a list of answers, as in ['yes', 'no'], or the name of a column of lists, got {choices!r}"
+                )
+            return choices
 
     config = copy.deepcopy({key: value for key, value in settings.items() if key != "dataset_kwargs"})
     _evaluate_part(config, part)

@@ -220,7 +220,13 @@ def refused(what, **settings):
         refused("leaves the sandbox", fewshot_config={"doc_to_text": "{{ q.__init__.__globals__ }}"}),
         refused("cannot build", doc_to_text="{{ no_such_column }}"),
         refused("has no split 'search'", dataset_kwargs={"data_files": {"report": "report.jsonl"}}),
-        refused("'question 0 no list'", output_type="multiple_choice", doc_to_choice="{{q}} no list"),
+        refused(
+            "doc_to_choice: expected a list of answers, as in ['yes', 'no'], or the name of a column of lists, got 'question 0 no list'",
+            output_type="multiple_choice",
+            doc_to_choice="{{q}} no list",
+        ),
+        refused("column of lists, got 'question 0'", output_type="multiple_choice", doc_to_choice="q"),
+        refused("column of lists, got 5", output_type="multiple_choice", doc_to_choice="{{5}}"),
     ],
 )
 def test_unsupported_task_settings_are_refused(write_task, tokenizer, what, settings):
