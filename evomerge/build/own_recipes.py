@@ -5,12 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evomerge.config import SearchConfig
-from evomerge.core import ConfigError, RecipeError
+from evomerge.core import ConfigError, RecipeError, own_recipe_baseline
 from evomerge.plan import RANKED_METHODS, ModelHeader, keeps_ranks, make_plan
 from evomerge.recipe import Recipe, read_recipe, with_folders
-
-_PREFIX = "recipe:"
-"""prefix of the names of these baselines"""
 
 
 def own_recipes(
@@ -33,7 +30,7 @@ def own_recipes(
     folders = {os.path.realpath(folder): folder for place in models.values() for folder in place if folder is not None}
     found: dict[str, Recipe] = {}
     for path in config.baselines.recipes:
-        name = _PREFIX + Path(path).stem
+        name = own_recipe_baseline(Path(path).stem)
         if name in found:
             raise ConfigError(f"baselines.recipes: two files are called {Path(path).stem!r}; rename one")
         try:

@@ -23,6 +23,7 @@ from evomerge.build.tasks import checked_tasks
 from evomerge.build.templates import check_bounds, recipe_template
 from evomerge.config import ObjectiveConfig, SearchConfig, SyntheticConfig
 from evomerge.core import (
+    UNIFORM,
     Candidate,
     ConfigError,
     CrossoverGenome,
@@ -31,6 +32,9 @@ from evomerge.core import (
     Json,
     Objective,
     SpaceError,
+    cost_key,
+    cost_objective,
+    model_of_baseline,
 )
 from evomerge.evaluation import TaskSpec
 from evomerge.evaluation.costs import COSTS, HIGHER_IS_BETTER
@@ -115,7 +119,7 @@ class Problem:
                 raise ConfigError(f"objectives: {name!r} appears twice")
         if all(objective.weight == 0.0 for objective in self.config.objectives):
             raise ConfigError("objectives: every weight is 0; at least one must be positive")
-        known = [*self.task_names, *(f"cost.{name}" for name in self._costs)]
+        known = [*self.task_names, *map(cost_objective, self._costs)]
         for name in wanted:
             if name not in known:
                 raise ConfigError(f"objectives: no task produces {name!r}; known: {', '.join(known)}")
@@ -179,7 +183,7 @@ class Problem:
             return []
         points = self.template.baseline_values(self.config.baselines.task_arithmetic)
         if self.crossings is not None:  # the archive starts with the seed models alone
-            points = {name: values for name, values in points.items() if name.startswith("source:")}
+            points = {name: values for name, values in points.items() if model_of_baseline(name)}
         points |= self.own_values
         return [
             Baseline(
@@ -194,7 +198,7 @@ class Problem:
         kept = {
             name: recipe
             for name, recipe in recipes.items()
-            if (wanted.sources or not name.startswith("source:")) and (wanted.uniform or name != "uniform")
+            if (wanted.sources or not model_of_baseline(name)) and (wanted.uniform or name != UNIFORM)
         }
         return {name: with_adapters(recipe, adapted) for name, recipe in {**kept, **self.own}.items()}
 
@@ -236,8 +240,8 @@ def _direction(objective: ObjectiveConfig) -> Direction:
     """The configured direction; by default scores are maximised, and costs minimised except those in `HIGHER_IS_BETTER`."""
     if objective.direction:
         return Direction(objective.direction)
-    cost = objective.name.removeprefix("cost.")
-    return Direction.MINIMIZE if cost != objective.name and cost not in HIGHER_IS_BETTER else Direction.MAXIMIZE
+    cost = cost_key(objective.name)
+    return Direction.MAXIMIZE if cost is None or cost in HIGHER_IS_BETTER else Direction.MINIMIZE
 
 
 def make_problem(config: SearchConfig, *, begun: bool = False, coordinates: Collection[str] = ()) -> Problem:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from evomerge.config import LmEvalConfig, SearchConfig, SyntheticConfig, TaskConfig
-from evomerge.core import EvaluationError, EvomergeError, Split
+from evomerge.core import EvaluationError, EvomergeError, Split, cost_key
 from evomerge.evaluation import PromptFormat, TaskSpec
 from evomerge.evaluation.task_checks import (
     check_not_scored_on,
@@ -45,7 +45,7 @@ def checked_tasks(config: SearchConfig, *, begun: bool) -> tuple[dict[str, TaskS
             for spec in _specs(config, task):
                 _check(spec, config, on_test=task.search_on_test or begun)
                 name = spec.name or task_name(spec.task)
-                if name.startswith("cost."):
+                if cost_key(name) is not None:
                     raise EvaluationError(
                         f"tasks: {name!r}: names that start with 'cost.' are reserved for costs; rename it"
                     )

@@ -10,7 +10,7 @@ from evomerge.build.commands.planning import Forecast, Sizes
 from evomerge.build.commands.reading import outcome
 from evomerge.cli.console import CONSOLE, number
 from evomerge.config import LmEvalConfig, SearchConfig
-from evomerge.core import Evaluation, Objective, Split, Status
+from evomerge.core import Evaluation, Objective, Split, Status, cost_key
 from evomerge.search import (
     Z_95,
     Comparison,
@@ -133,8 +133,8 @@ def print_evaluation(name: str, evaluation: Evaluation, config: SearchConfig) ->
         interval = _with_interval(score, evaluation.stderr[task], 4)
         table.add_row(task, interval, str(len(evaluation.item_scores[task])))
     for objective in config.objectives:
-        cost = evaluation.cost.get(objective.name.removeprefix("cost."))
-        if objective.name.startswith("cost.") and cost is not None:
+        cost = evaluation.cost.get(cost_key(objective.name) or "")
+        if cost is not None:
             table.add_row(objective.name, f"{cost:,.0f}" if float(cost).is_integer() else f"{cost:,.3f}", "")
     CONSOLE.print(table)
     drawn = config.evaluation.search_items if isinstance(config.evaluation, LmEvalConfig) else None

@@ -34,6 +34,16 @@ from evomerge.core.genomes import (
 from evomerge.core.hub_cache import cached_model, model_name
 from evomerge.core.jsonable import Json, canonical_json, fingerprint
 from evomerge.core.machine import machine_id
+from evomerge.core.names import (
+    UNIFORM,
+    cost_key,
+    cost_objective,
+    is_task_arithmetic,
+    model_of_baseline,
+    own_recipe_baseline,
+    source_baseline,
+    weighted_baseline,
+)
 from evomerge.core.packages import installed_version
 from evomerge.core.random_streams import random_stream
 from evomerge.core.records import (
@@ -54,6 +64,7 @@ from evomerge.core.sizes import parse_bytes
 from evomerge.core.spelling import did_you_mean, nearest
 
 __all__ = [
+    "UNIFORM",
     "Candidate",
     "CheckpointError",
     "ConfigError",
@@ -82,22 +93,29 @@ __all__ = [
     "cached_model",
     "canonical_json",
     "collect_rarely",
+    "cost_key",
+    "cost_objective",
     "did_you_mean",
     "fingerprint",
     "fsync_folder",
     "genome_from_json",
     "genome_to_json",
     "installed_version",
+    "is_task_arithmetic",
     "load_yaml",
     "load_yaml_documents",
     "loading_errors",
     "machine_id",
     "model_name",
+    "model_of_baseline",
     "nearest",
+    "own_recipe_baseline",
     "parse_bytes",
     "random_stream",
+    "source_baseline",
     "standard_error",
     "to_losses",
+    "weighted_baseline",
     "weights_in_mean",
     "why_unreadable",
 ]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from evomerge.core.errors import EvaluationError, SpaceError
 from evomerge.core.genomes import Genome, VectorGenome
 from evomerge.core.jsonable import Json
+from evomerge.core.names import cost_key, cost_objective
 
 
 class Split(StrEnum):
@@ -91,7 +92,7 @@ class Objective:
     @property
     def is_cost(self) -> bool:
         """Whether it is a cost of the evaluation rather than a task's score."""
-        return self.name.startswith("cost.")
+        return cost_key(self.name) is not None
 
     def to_json(self) -> dict[str, Json]:
         """The objective as stored in journals."""
@@ -180,15 +181,16 @@ class Evaluation:
     error: str | None = None
 
     def value(self, name: str) -> float:
-        """The score called `name`, or the cost if `name` starts with `cost.`.
+        """The score called `name`, or the cost if it is an objective's name of a cost (`cost.<key>`).
 
         Raises:
             EvaluationError: there is no such score or cost.
         """
+        key = cost_key(name)
         try:
-            return self.cost[name.removeprefix("cost.")] if name.startswith("cost.") else self.scores[name]
+            return self.scores[name] if key is None else self.cost[key]
         except KeyError:
-            known = sorted([*self.scores, *(f"cost.{key}" for key in self.cost)])
+            known = sorted([*self.scores, *map(cost_objective, self.cost)])
             raise EvaluationError(
                 f"candidate {self.candidate_id} has no score {name!r}; it has: {', '.join(known) or 'none'}"
             ) from None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.core import SpaceError
+from evomerge.core import SpaceError, model_of_baseline, source_baseline
 from evomerge.recipe.recipe import Recipe
 from evomerge.recipe.stack_paths import PathEncoding, Step
 from evomerge.recipe.stacking import Folding, StackLayer, stack_recipe
@@ -119,7 +119,7 @@ class StackTemplate:
         recipes = self._plain.baselines(task_arithmetic_weights)
         if self._models.of_one_depth:
             return recipes
-        return {name: recipe for name, recipe in recipes.items() if name.startswith("source:")}
+        return {name: recipe for name, recipe in recipes.items() if model_of_baseline(name)}
 
     def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
         """For each baseline that is a point of this space, its parameter values; a strategy can start from these."""
@@ -128,7 +128,7 @@ class StackTemplate:
         if own is None:
             return {}
         if self._merge is None:
-            return {f"source:{frame.ends}": own}
+            return {source_baseline(frame.ends): own}
         merged = self._merge.baseline_values(task_arithmetic_weights)
         return {name: {**own, **values} for name, values in merged.items()} if frame.ends == MERGED else {}
 

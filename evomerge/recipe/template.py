@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import cast
 
-from evomerge.core import RecipeError, SpaceError
+from evomerge.core import UNIFORM, RecipeError, SpaceError, source_baseline, weighted_baseline
 from evomerge.recipe.coordinates import AXES, Coordinates, SearchedParameter
 from evomerge.recipe.methods import BaseRole, MethodSpec, ParameterSpec, Scope, method_spec
 from evomerge.recipe.parts import Parameters, ParameterValue, Setting, Slice, Source
@@ -161,15 +161,15 @@ class RecipeTemplate:
         arXiv 2403.13187, there for DARE-TIES).
         """
         sources = dict(self._experts) if self._base is None else {"base": self._base, **self._experts}
-        recipes = {f"source:{name}": self._plain("linear", {path: 1.0}) for name, path in sources.items()}
-        recipes["uniform"] = self._plain("linear", dict.fromkeys(self._experts.values(), 1.0))
+        recipes = {source_baseline(name): self._plain("linear", {path: 1.0}) for name, path in sources.items()}
+        recipes[UNIFORM] = self._plain("linear", dict.fromkeys(self._experts.values(), 1.0))
         if self._base is not None:
             for weight in task_arithmetic_weights:
                 weights = dict.fromkeys(self._experts.values(), weight)
-                recipes[f"task_arithmetic:{weight:g}"] = self._plain("task_arithmetic", weights)
+                recipes[weighted_baseline("task_arithmetic", weight)] = self._plain("task_arithmetic", weights)
         halves = self._halves()
         if halves is not None:
-            recipes[f"{self._spec.name}:0.5"] = self.recipe(halves)
+            recipes[weighted_baseline(self._spec.name, 0.5)] = self.recipe(halves)
         return recipes
 
     def baseline_values(self, task_arithmetic_weights: Sequence[float]) -> dict[str, dict[str, float]]:
@@ -177,19 +177,24 @@ class RecipeTemplate:
         if "weight" not in self._open:
             return {}
         normalised = self.normalised
-        wanted = {f"source:{name}": {other: float(other == name) for other in self._experts} for name in self._experts}
+        wanted = {
+            source_baseline(name): {other: float(other == name) for other in self._experts} for name in self._experts
+        }
         if self._spec.base is BaseRole.REQUIRED and not normalised:
-            wanted["source:base"] = dict.fromkeys(self._experts, 0.0)
+            wanted[source_baseline("base")] = dict.fromkeys(self._experts, 0.0)
         if self._spec.name in ("linear", "task_arithmetic"):
             # methods that elect signs cannot reproduce these two at any point of their space
             share = 1.0 if normalised else 1.0 / len(self._experts)
-            wanted["uniform"] = dict.fromkeys(self._experts, share)
+            wanted[UNIFORM] = dict.fromkeys(self._experts, share)
             if self._spec.name == "task_arithmetic" and not normalised:
-                wanted |= {f"task_arithmetic:{w:g}": dict.fromkeys(self._experts, w) for w in task_arithmetic_weights}
+                wanted |= {
+                    weighted_baseline("task_arithmetic", w): dict.fromkeys(self._experts, w)
+                    for w in task_arithmetic_weights
+                }
         points = {name: self._point(weights) for name, weights in wanted.items()}
         halves = self._halves()
         if halves is not None:
-            points[f"{self._spec.name}:0.5"] = halves
+            points[weighted_baseline(self._spec.name, 0.5)] = halves
         return {name: values for name, values in points.items() if values is not None}
 
     def _halves(self) -> dict[str, float] | None:

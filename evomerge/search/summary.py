@@ -6,7 +6,17 @@ from typing import TypedDict
 
 import numpy as np
 
-from evomerge.core import Evaluation, Json, Objective, Split, Status, standard_error, weights_in_mean
+from evomerge.core import (
+    Evaluation,
+    Json,
+    Objective,
+    Split,
+    Status,
+    is_task_arithmetic,
+    model_of_baseline,
+    standard_error,
+    weights_in_mean,
+)
 from evomerge.search.front_files import front_json
 from evomerge.search.ranking import front_of, leader, utility
 from evomerge.search.state import RunState
@@ -118,8 +128,8 @@ def _scores(state: RunState, details: Mapping[str, Row]) -> dict[str, Json]:
 
     names = [entry.id for entry in state.baselines]
     return {
-        "sources": {name.removeprefix("source:"): scores(name) for name in names if name.startswith("source:")},
-        "baselines": {name: scores(name) for name in names if not name.startswith("source:")},
+        "sources": {model: scores(name) for name in names if (model := model_of_baseline(name))},
+        "baselines": {name: scores(name) for name in names if not model_of_baseline(name)},
         "best": scores(state.best_id or ""),
     }
 
@@ -197,7 +207,7 @@ def headline(state: RunState, details: Mapping[str, Row]) -> tuple[list[str], st
         The ids, and the id of task arithmetic (None if there is none).
     """
     tuned = tuned_task_arithmetic(details)
-    names = [entry.id for entry in state.baselines if not entry.id.startswith("task_arithmetic:") or entry.id == tuned]
+    names = [entry.id for entry in state.baselines if not is_task_arithmetic(entry.id) or entry.id == tuned]
     return names + [name for name in [leader(state)] if name and name not in names], tuned
 
 
@@ -239,5 +249,5 @@ def verdict(comparison: Comparison) -> str:
 
 def tuned_task_arithmetic(details: Mapping[str, Row]) -> str | None:
     """The id of the task-arithmetic baseline with the best mean in `details` (of the search split)."""
-    names = [name for name in details if name.startswith("task_arithmetic:")]
+    names = filter(is_task_arithmetic, details)
     return max(names, key=lambda name: details[name]["mean"], default=None)

@@ -2,14 +2,14 @@
 
 from evomerge.build.problem import Problem
 from evomerge.build.strategies import chosen_strategy
-from evomerge.core import weights_in_mean
+from evomerge.core import cost_objective, weights_in_mean
 from evomerge.evaluation.task_metrics import OTHER_SCALES, scored_metric
 from evomerge.plan import make_plan, other_tokens
 from evomerge.recipe import BaseRole, StackTemplate, method_spec
 from evomerge.space import Parameter
 from evomerge.strategy import strategy_class
 
-_OF_DEPTH = ("cost.layers", "cost.active_parameters")
+_OF_DEPTH = tuple(map(cost_objective, ("layers", "active_parameters")))
 """costs that depend only on a model's depth"""
 
 _MANY, _ENOUGH_EACH = 13, 6

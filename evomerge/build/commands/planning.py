@@ -22,7 +22,7 @@ from evomerge.build.sources import written_dtype
 from evomerge.build.strategies import strategy_for
 from evomerge.build.tasks import needed_splits
 from evomerge.config import SyntheticConfig
-from evomerge.core import ConfigError, Evaluation, EvaluationRequest, FilePath, Split, Status, random_stream
+from evomerge.core import ConfigError, Evaluation, EvaluationRequest, FilePath, Split, Status, cost_key, random_stream
 from evomerge.plan import statistics_bytes
 from evomerge.search import FORMAT_VERSION, Budget, RunDirectory, RunRecorder, RunState, SearchLoop, event, run_finals
 
@@ -283,7 +283,7 @@ class _SimulatedPool:
         for index, name in enumerate(self._names):
             best = 0.2 + 0.6 * index / max(1, len(self._names) - 1)
             scores[name] = float(1.0 - np.mean((values - best) ** 2))
-        cost = {name.removeprefix("cost."): 1.0 for name in self._names if name.startswith("cost.")}
+        cost = {key: 1.0 for name in self._names if (key := cost_key(name))}
         return Evaluation(request.candidate_id, request.split, Status.OK, scores, cost={"items": 0.0, **cost})
 
     def withdraw(self) -> list[EvaluationRequest]:

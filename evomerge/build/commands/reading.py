@@ -9,7 +9,17 @@ from types import TracebackType
 from evomerge.build.problem import Problem, problem_of_run
 from evomerge.build.sources import model_table
 from evomerge.config import SearchConfig, parse_config
-from evomerge.core import CheckpointError, CrossoverGenome, Evaluation, FilePath, JournalError, Json, RecipeError, Split
+from evomerge.core import (
+    CheckpointError,
+    CrossoverGenome,
+    Evaluation,
+    FilePath,
+    JournalError,
+    Json,
+    RecipeError,
+    Split,
+    cost_objective,
+)
 from evomerge.plan import ModelHeader, headers_from_json, read_models
 from evomerge.plan.model_folder import read_json_file
 from evomerge.recipe import METHOD, Recipe, write_recipe
@@ -97,7 +107,7 @@ class Run:
                 row |= space.named(entry.values)
             row |= evaluation.scores
             row |= {f"{name}_stderr": error for name, error in evaluation.stderr.items()}
-            row |= {f"cost.{name}": value for name, value in evaluation.cost.items()}
+            row |= {cost_objective(name): value for name, value in evaluation.cost.items()}
             rows.append(row)
         return rows
 

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from evomerge.archive import Front
-from evomerge.core import Evaluation, Objective, Split
+from evomerge.core import Evaluation, Objective, Split, model_of_baseline
 from evomerge.search import Z_95, RunState, front_of, mean_with_error, reference_losses, utility
 from evomerge.space import Parameter, SearchSpace
 
@@ -160,7 +160,7 @@ def _by_kind(state: RunState, evaluations: Sequence[Evaluation]) -> dict[str, li
     for index, evaluation in enumerate(evaluations):
         name = evaluation.candidate_id
         kind = "baseline" if state.entries.is_baseline(name) else "candidate"
-        kind = "source" if name.startswith("source:") else kind
+        kind = "source" if model_of_baseline(name) else kind
         kinds.setdefault("winner" if name == state.best_id else kind, []).append(index)
     return kinds
 
