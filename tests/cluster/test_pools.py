@@ -1,7 +1,6 @@
-"""Both pools give the same guarantees; the Ray pool also survives the loss of its workers."""
+"""The Ray pool: the guarantees of the local one, and that it survives the loss of its workers."""
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
@@ -11,159 +10,17 @@ from typing import Any
 import pytest
 
 from evomerge.cluster import LocalPool
-from evomerge.cluster.local_pool import THREAD_NAME
 from evomerge.core import (
     CheckpointError,
     EngineError,
-    Evaluation,
     EvaluationRequest,
-    LostWorker,
     Split,
     Status,
 )
+from tests.cluster.driving import ALONE, LOST, PATIENCE_S, SCRIPTED, SLOW, UNLOADABLE, drain, submit
 
-SCRIPTED = "tests.cluster.workers:scripted"
-UNLOADABLE = "tests.cluster.workers:unloadable"
 REST_S = 61
 """more than `evomerge.cluster.ray_pool.REST_S`"""
-PATIENCE_S = 300  # a worker takes up to half a minute to start on a busy machine, and some tests start five
-ALONE = "tests.cluster.workers:alone"
-SLOW = "tests.cluster.workers:slow"
-LOST: list[LostWorker] = []
-
-
-def drain(pool: LocalPool, count: int, timeout_s: float = PATIENCE_S) -> dict[str, Evaluation]:
-    """The next `count` results, by candidate."""
-    results: dict[str, Evaluation] = {}
-    deadline = time.monotonic() + timeout_s
-    while len(results) < count:
-        assert time.monotonic() < deadline, f"only {sorted(results)} came back"
-        evaluation = pool.next_done(0.2)
-        if isinstance(evaluation, LostWorker):
-            LOST.append(evaluation)
-        elif evaluation is not None:
-            assert evaluation.candidate_id not in results, "a result came twice"
-            results[evaluation.candidate_id] = evaluation
-    return results
-
-
-def submit(pool: LocalPool, *names: str) -> None:
-    for name in names:
-        pool.submit(EvaluationRequest(name, Split.SEARCH))
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left(tmp_path: Path) -> Iterator[None]:
-    """A command that a later test runs in this process would wait for a thread left over from an abandoned evaluation, and end the process."""
-    yield
-    for name in ("wait-1", "starting"):
-        (tmp_path / f"{name}-no-more").touch()
-    deadline = time.monotonic() + 30
-    while any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_local_pool_evaluates_everything_once(tmp_path: Path) -> None:
-    pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 3)
-    submit(pool, *(f"ok-{index}" for index in range(20)), "raise-1")
-    results = drain(pool, 21)
-    assert results.pop("raise-1").error == "RuntimeError: scripted\n  in two lines"
-    assert {result.status for result in results.values()} == {Status.OK}
-    assert pool.next_done(0.01) is None
-    pool.close()
-    assert (tmp_path / "closed").read_text() == "xxxx", "expected those of three threads, and the broken one"
-
-
-def test_a_local_pool_replaces_a_broken_evaluator(tmp_path: Path) -> None:
-    """And stops if it cannot, instead of failing every later candidate."""
-    pool = LocalPool(SCRIPTED, {"folder": str(tmp_path), "most": 2}, 1)
-    submit(pool, "raise-1", "ok-2")
-    assert drain(pool, 2)["ok-2"].status is Status.OK
-    assert (tmp_path / "closed").exists()
-    assert len((tmp_path / "made").read_text()) == 2
-    submit(pool, "raise-3", "ok-4")
-    drain(pool, 1)
-    with pytest.raises(EngineError, match="the device is gone"):
-        pool.next_done(10)
-    pool.close()
-
-
-@pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("kind", ["local", "ray"])
-def test_work_that_no_worker_has_started_can_be_withdrawn(tmp_path: Path, kind: str) -> None:
-    pool = (
-        LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
-        if kind == "local"
-        else ray_pool(SCRIPTED, tmp_path, n_workers=1)
-    )
-    submit(pool, "wait-1")
-    while not (tmp_path / "wait-1").exists():
-        assert pool.next_done(0.05) is None
-    submit(pool, "ok-2", "ok-3")
-    assert [request.candidate_id for request in pool.withdraw()] == ["ok-2", "ok-3"]
-    (tmp_path / "wait-1-no-more").touch()
-    assert drain(pool, 1).keys() == {"wait-1"}
-    assert pool.next_done(1.0) is None
-    assert pool.withdraw() == []
-    pool.close()
-
-
-def test_a_closing_local_pool_finishes_running_evaluations_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-
-    def say(message: str, *values: object) -> None:
-        said.append(message % values)
-        threading.Timer(0.2, (tmp_path / "wait-1-no-more").touch).start()
-
-    monkeypatch.setattr("evomerge.cluster.local_pool.logger.warning", say)
-    pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
-    submit(pool, "wait-1", "ok-2", "ok-3")
-    while not (tmp_path / "wait-1").exists():
-        time.sleep(0.01)
-    pool.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "made", "wait-1", "wait-1-no-more"]
-    assert said == ["waiting up to 5 s for running evaluations, so that their engines are freed"]
-
-
-def test_a_closing_local_pool_waits_longer_for_engines_than_for_evaluations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Results of evaluations are not recorded by then, whereas an engine that is not freed may leave processes and shared memory."""
-    monkeypatch.setattr("evomerge.cluster.local_pool.RUNNING_S", 0.1)
-    pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
-    submit(pool, "wait-1")
-    while not (tmp_path / "wait-1").exists():
-        time.sleep(0.01)
-    pool.close()
-    assert not (tmp_path / "closed").exists()
-    pool = LocalPool(ALONE, {"folder": str(tmp_path), "closing_s": 1.0}, 2)
-    with pytest.raises(FileExistsError):
-        pool.next_done(60)  # one of the two fails
-    submit(pool, "ok-1")
-    drain(pool, 1)
-    pool.close()
-    assert (tmp_path / "closed").exists()
-
-
-def test_a_closing_local_pool_does_not_wait_longer_for_engines_that_are_starting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name, value in {"RUNNING_S": 0.1, "SILENT_S": 0.0, "CLOSING_S": 1.0}.items():
-        monkeypatch.setattr(f"evomerge.cluster.local_pool.{name}", value)
-    pool = LocalPool(SLOW, {"folder": str(tmp_path)}, 1)
-    while not (tmp_path / "starting").exists():
-        time.sleep(0.01)
-    pool.close()
-    assert [message.partition(" for ")[0] for message in caplog.messages] == ["waiting up to 0.1 s"]
-
-
-def test_local_pool_reports_an_evaluator_that_cannot_be_made() -> None:
-    pool = LocalPool(UNLOADABLE, {}, 1)
-    with pytest.raises(CheckpointError, match="holds NaN"):
-        pool.next_done(10)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +54,26 @@ def until(pool: LocalPool, condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         assert pool.next_done(0.2) is None
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_work_that_no_worker_has_started_can_be_withdrawn(tmp_path: Path, kind: str) -> None:
+    pool = (
+        LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
+        if kind == "local"
+        else ray_pool(SCRIPTED, tmp_path, n_workers=1)
+    )
+    submit(pool, "wait-1")
+    while not (tmp_path / "wait-1").exists():
+        assert pool.next_done(0.05) is None
+    submit(pool, "ok-2", "ok-3")
+    assert [request.candidate_id for request in pool.withdraw()] == ["ok-2", "ok-3"]
+    (tmp_path / "wait-1-no-more").touch()
+    assert drain(pool, 1).keys() == {"wait-1"}
+    assert pool.next_done(1.0) is None
+    assert pool.withdraw() == []
+    pool.close()
 
 
 @pytest.mark.usefixtures("ray_session")
