@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from evomerge.cluster.worker import Evaluator, make_evaluator
-from evomerge.core import Evaluation, EvaluationRequest, Json
+from evomerge.core import EngineError, Evaluation, EvaluationRequest, Json
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +93,14 @@ class LocalPool:
                     try:
                         self._results.put(evaluator.evaluate(request))
                         continue
-                    except Exception as problem:  # noqa: BLE001  (the pool boundary)
+                    except (Exception, SystemExit) as problem:  # noqa: BLE001  (the pool boundary)
                         self._results.put(request.failed(f"{type(problem).__name__}: {problem}"))
                 # the evaluator is broken and would fail for every other candidate too
                 evaluator.close()
                 evaluator = self._evaluator()
             evaluator.close()
+        except SystemExit as problem:
+            self._results.put(EngineError(f"a worker cannot start or end: its code exits the program ({problem})"))
         except Exception as problem:  # noqa: BLE001  (the pool boundary: passed on to the driver)
             self._results.put(problem)
 

@@ -30,7 +30,7 @@ LOOK_EVERY_S = 2.0
 """how often the pool checks for workers that have been placed on a node, and for nodes that have joined or left"""
 
 REST_S = 60.0
-"""After this long, a worker that could not start is started again, while others work."""
+"""After this long, a worker that could not start is started again, while others work or start."""
 
 _MAX_REASON = 500
 """maximum length in characters"""
@@ -88,6 +88,11 @@ class _Slot:
     def is_ready(self) -> bool:
         return self.node is not None
 
+    @property
+    def is_hopeful(self) -> bool:
+        """Whether it is ready, or is starting on a node and has not failed at that yet."""
+        return self.is_ready or (self.is_placed and not self.n_failed_starts)
+
 
 class RayPool:
     """A pool of Ray actors; a `RaySession` must be open.
@@ -130,7 +135,7 @@ class RayPool:
 
         Raises:
             EvomergeError: a worker's evaluator could not be made, and none has been made before; the worker's own error.
-            EngineError: no worker is left, and one has failed to start `max_attempts` times.
+            EngineError: a worker has failed to start `max_attempts` times, and no other is ready or starting for the first time.
         """
         if not self._done:
             self._collect(timeout_s)
@@ -256,7 +261,7 @@ class RayPool:
         failures = slot.n_failed_starts + (not slot.is_ready and not blameless)
         if failures < self._options.max_attempts:
             self._start(slot.index, failures)
-        elif not any(other.is_ready for other in self._slots.values()):
+        elif not any(other.is_hopeful for other in self._slots.values()):
             raise EngineError(f"worker {slot.index} cannot start: {reason}")
         else:
             self._resting[slot.index] = time.monotonic() + REST_S

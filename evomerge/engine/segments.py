@@ -38,11 +38,16 @@ class SegmentKeeper:
         names = sorted(mapped_segments(os.getpid()) - set(earlier))
         command = [sys.executable, "-I", "-S", __file__, ",".join(map(str, processes)), *names]
         nowhere = subprocess.DEVNULL
-        # Returns at once: the helper forks and its parent exits, so that it is not our child.
-        subprocess.run(  # noqa: S603
-            command, stdin=end, stdout=nowhere, stderr=nowhere, cwd="/", check=True, start_new_session=True
-        )
-        os.close(end)
+        try:
+            # Returns at once: the helper forks and its parent exits, so that it is not our child.
+            subprocess.run(  # noqa: S603
+                command, stdin=end, stdout=nowhere, stderr=nowhere, cwd="/", check=True, start_new_session=True
+            )
+        except BaseException:
+            os.close(self._pipe)
+            raise
+        finally:
+            os.close(end)
 
     def close(self) -> None:
         """Allows the segments to be removed."""

@@ -261,9 +261,11 @@ class VllmEngine:
             engine = self._llm.llm_engine
             self._llm = None
             self._weights = None
-            DISTRIBUTED_STATE.release(engine.engine_core.shutdown)
-            if self._segments is not None:
-                self._segments.close()
+            try:
+                DISTRIBUTED_STATE.release(engine.engine_core.shutdown)
+            finally:
+                if self._segments is not None:
+                    self._segments.close()
             del engine
             gc.collect()
 

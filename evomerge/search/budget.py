@@ -11,7 +11,8 @@ MAX_FAILURES_IN_A_ROW = 30
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits on the search split; None = no limit. Baselines count.
+    """Limits of a search; None = no limit. Evaluations and items are those on the search split, baselines included; hours are the
+    wall time of all sessions, finals included.
 
     All limits except `hours` depend only on asks and tells (for failures: since the run was last resumed), so a deterministic run always stops at
     the same candidate.

@@ -53,8 +53,10 @@ def choose_finalists(state: RunState, count: int) -> list[str]:
     Baselines are not counted, since all of them are in the finals anyway.
 
     Raises:
-        EvaluationError: every evaluation failed, including those of baselines.
+        EvaluationError: there are no evaluations, or every one failed, including those of baselines.
     """
+    if not state.n_evaluations[Split.SEARCH]:
+        raise EvaluationError("nothing has been evaluated, so there are no candidates for the finals; raise the budget")
     good = sorted(state.evaluated(), key=lambda evaluation: evaluation.candidate_id)
     if not good:
         raise EvaluationError("every evaluation failed, so there are no candidates for the finals")

@@ -325,10 +325,14 @@ class SearchLoop:
             self._on_pause(self.state)
             return
         group: list[Evaluation] = []
+        lost: list[LostWorker] = []
         while answer is not None:
             if isinstance(answer, LostWorker):
                 if not self._stop.now:
-                    self._note_loss(answer)
+                    self._recorder.note(
+                        event("lost", id=answer.candidate_id, split=answer.split.value, reason=answer.reason)
+                    )
+                    lost.append(answer)
             elif answer.status is not Status.FAILED or not self._stop.now:
                 evaluation = _only_numbers(answer)
                 self._submitted.discard((evaluation.candidate_id, evaluation.split))
@@ -336,12 +340,10 @@ class SearchLoop:
                 group.append(evaluation)
             answer = self._pool.next_done(0.0) if len(group) < MAX_GROUP else None
         self._recorder.commit()
+        for loss in lost:
+            logger.warning("%s on %s lost its worker: %s", loss.candidate_id, loss.split, loss.reason)
         for evaluation in group:
             self._announce(evaluation)
-
-    def _note_loss(self, lost: LostWorker) -> None:
-        logger.warning("%s on %s lost its worker: %s", lost.candidate_id, lost.split, lost.reason)
-        self._recorder.note(event("lost", id=lost.candidate_id, split=lost.split.value, reason=lost.reason))
 
     def _announce(self, evaluation: Evaluation) -> None:
         """Pass a durable evaluation on to the strategy's queue and the observers."""

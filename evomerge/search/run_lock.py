@@ -30,7 +30,7 @@ PATIENCE = 4
 
 
 class RunLock:
-    """Holds a run directory for one process.
+    """Holds a run directory for one process, as a context manager.
 
     Args:
         folder: the run directory.
@@ -38,7 +38,7 @@ class RunLock:
         machine: identifies this machine; default: its kernel's boot id, which containers on it share.
 
     Raises:
-        JournalError: another process holds the run (the message names its host and pid), or the lock file cannot be written.
+        JournalError: on entering, if another process holds the run (the message names its host and pid), or the lock file cannot be written.
     """
 
     def __init__(self, folder: Path, *, heartbeat_s: float = HEARTBEAT_S, machine: str | None = None) -> None:
@@ -50,6 +50,7 @@ class RunLock:
         self._ended = threading.Event()
         self._beating: threading.Thread | None = None
         self._seen_s = 0.0
+        self._is_lost = False
 
     def __enter__(self) -> "RunLock":
         try:
@@ -81,12 +82,12 @@ class RunLock:
             self._stream = None
 
     def check(self) -> None:
-        """If this process has been suspended for long, check that no other has taken over the run meanwhile.
+        """Check that no other process has taken over the run, as far as the heartbeat has seen, or after a suspension by looking again.
 
         Raises:
             JournalError: another process has; this one must not write any more.
         """
-        if _awake_and_asleep_s() - self._seen_s > self._heartbeat_s * PATIENCE / 2:
+        if self._is_lost or _awake_and_asleep_s() - self._seen_s > self._heartbeat_s * PATIENCE / 2:
             self._confirm()
 
     def _take(self, stream: BinaryIO) -> None:
@@ -101,7 +102,12 @@ class RunLock:
         holder = _read(self._path)
         if holder and not (locked and holder.get("machine") == self._machine):
             self._wait_for_heartbeat(holder)
-        self._write(0)
+            self._write(0)
+            time.sleep(self._heartbeat_s / 2)  # another process that waited too may write its name over ours
+            if not self._is_ours():
+                raise self._in_use(_read(self._path))
+        else:
+            self._write(0)
 
     def _wait_for_heartbeat(self, holder: Mapping[str, Any]) -> None:
         """Watch the counter of a holder that flock does not show; return if it does not change.
@@ -136,7 +142,8 @@ class RunLock:
                 self._confirm()
                 self._write(count)
             except JournalError:
-                return  # `check` raises this before the next write
+                self._is_lost = True
+                return
             except OSError as problem:
                 logger.warning("%s: cannot write the heartbeat (%s)", self._path, problem.strerror)
 

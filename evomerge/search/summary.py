@@ -117,7 +117,7 @@ def mean_with_error(objectives: tuple[Objective, ...], evaluation: Evaluation) -
     weights = weights_in_mean(objectives)
     weighted = zip(objectives, weights, strict=True)
     errors = [weight * evaluation.stderr.get(objective.name, 0.0) for objective, weight in weighted]
-    return utility(objectives, evaluation), float(np.sqrt(np.sum(np.square(errors)))) / sum(weights)
+    return utility(objectives, evaluation), math.hypot(*errors) / sum(weights)
 
 
 def _scores(state: RunState, details: Mapping[str, Row]) -> dict[str, Json]:
@@ -182,7 +182,7 @@ def paired_difference(objectives: tuple[Objective, ...], first: Evaluation, seco
     Every task needs at least two items. Differences in costs are included without an error.
     """
     weights = weights_in_mean(objectives)
-    total = variance = 0.0
+    total, errors = 0.0, list[float]()
     for objective, weight in zip(objectives, weights, strict=True):
         if not weight:
             continue
@@ -192,8 +192,8 @@ def paired_difference(objectives: tuple[Objective, ...], first: Evaluation, seco
         ours, theirs = first.item_scores[objective.name], second.item_scores[objective.name]
         difference = objective.sign * (ours.astype(np.float64) - theirs)
         total += weight * float(difference.mean())
-        variance += (weight * standard_error(difference, first.sample_sizes.get(objective.name, ()))) ** 2
-    return total / sum(weights), math.sqrt(variance) / sum(weights)
+        errors.append(weight * standard_error(difference, first.sample_sizes.get(objective.name, ())))
+    return total / sum(weights), math.hypot(*errors) / sum(weights)
 
 
 def headline(state: RunState, details: Mapping[str, Row]) -> tuple[list[str], str | None]:

@@ -131,6 +131,7 @@ def test_the_tasks_of_a_run_score_a_model_from_the_hub_cache(tmp_path: Path, mon
     scored = evaluate_model(tmp_path / "run", "org/tiny", "search", overrides="tasks.0.limit=3")
     assert len(scored.evaluation.item_scores["toy"]) == 3
     assert scored.config.tasks[0].limit == 3
+    assert scored.model == scored.evaluation.candidate_id == str(tmp_path / "hub/models--org--tiny/snapshots/1")
 
 
 def test_names_are_listed_and_loaded() -> None:

@@ -8,6 +8,8 @@ from evomerge.core import Evaluation, EvaluationRequest, LostWorker, Split
 SCRIPTED = "tests.cluster.workers:scripted"
 UNLOADABLE = "tests.cluster.workers:unloadable"
 ALONE = "tests.cluster.workers:alone"
+EXITING = "tests.cluster.workers:exiting"
+CRASHING = "tests.cluster.workers:crashing"
 SLOW = "tests.cluster.workers:slow"
 PATIENCE_S = 300  # a worker takes up to half a minute to start on a busy machine, and some tests start five
 LOST: list[LostWorker] = []

@@ -14,7 +14,7 @@ from evomerge.core import (
     EngineError,
     Status,
 )
-from tests.cluster.driving import ALONE, SCRIPTED, SLOW, UNLOADABLE, drain, submit
+from tests.cluster.driving import ALONE, EXITING, SCRIPTED, SLOW, UNLOADABLE, drain, submit
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +52,16 @@ def test_a_local_pool_replaces_a_broken_evaluator(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="the device is gone"):
         pool.next_done(10)
     pool.close()
+
+
+def test_code_that_exits_the_program_ends_neither_the_pool_nor_the_search(tmp_path: Path) -> None:
+    pool = LocalPool(SCRIPTED, {"folder": str(tmp_path)}, 1)
+    submit(pool, "exit-1", "ok-2")
+    results = drain(pool, 2)
+    assert (results["exit-1"].error, results["ok-2"].status) == ("SystemExit: no such program", Status.OK)
+    pool.close()
+    with pytest.raises(EngineError, match=r"its code exits the program \(no such program\)"):
+        LocalPool(EXITING, {}, 1).next_done(10)
 
 
 def test_a_closing_local_pool_finishes_running_evaluations_only(

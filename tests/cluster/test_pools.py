@@ -17,7 +17,7 @@ from evomerge.core import (
     Split,
     Status,
 )
-from tests.cluster.driving import ALONE, LOST, PATIENCE_S, SCRIPTED, SLOW, UNLOADABLE, drain, submit
+from tests.cluster.driving import ALONE, CRASHING, LOST, PATIENCE_S, SCRIPTED, SLOW, UNLOADABLE, drain, submit
 
 REST_S = 61
 """more than `evomerge.cluster.ray_pool.REST_S`"""
@@ -251,6 +251,16 @@ def test_a_worker_that_cannot_start_pauses_while_another_works(
         submit(pool, f"slow-{len(pids)}", f"slow-{len(pids)}-too")
         pids |= {result.cost["pid"] for result in drain(pool, 2).values()}
     assert {path.name for path in tmp_path.glob("*.log")} == {"worker-0.log", "worker-1.log"}
+    pool.close()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_worker_that_cannot_start_does_not_end_a_search_while_another_is_starting(tmp_path: Path) -> None:
+    pool = ray_pool(CRASHING, tmp_path)
+    until(pool, lambda: pool.n_workers == 1)
+    (tmp_path / "starting-no-more").touch()
+    submit(pool, "ok-1")
+    assert drain(pool, 1)["ok-1"].status is Status.OK
     pool.close()
 
 

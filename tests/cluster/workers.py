@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from evomerge.core import CheckpointError, EngineError, Evaluation, EvaluationRe
 
 
 class Scripted:
-    """Does what the candidate's id says: `ok-*`, `slow-*`, `raise-*`, `die-*`, `die-once-*`, `hang-*`, `wait-*` (for a file),
+    """Does what the candidate's id says: `ok-*`, `slow-*`, `raise-*`, `exit-*`, `die-*`, `die-once-*`, `hang-*`, `wait-*` (for a file),
     `say-*`.
 
     The cost describes where it ran: the process, the GPU it may see (-1 = none), the number of new objects that triggers a garbage
@@ -41,6 +42,8 @@ class Scripted:
                 raise KeyError("its cause")
             except KeyError as cause:
                 raise RuntimeError("scripted\n  in two lines" + 200 * " and more" * ("long" in name)) from cause
+        if name.startswith("exit"):
+            sys.exit("no such program")
         if name.startswith("say"):
             print(f"{name} prints", flush=True)
             logging.getLogger("scripted").info("%s logs", name)
@@ -83,6 +86,27 @@ def unloadable(settings: Mapping[str, Any]) -> Scripted:
 def alone(settings: Mapping[str, Any]) -> Scripted:
     """Fails if another one exists already, as when a device is taken."""
     (Path(settings["folder"]) / "alone").touch(exist_ok=False)
+    return Scripted(settings)
+
+
+def exiting(settings: Mapping[str, Any]) -> Scripted:
+    """Exits the program instead of creating an evaluator."""
+    sys.exit("no such program")
+
+
+def crashing(settings: Mapping[str, Any]) -> Scripted:
+    """The first and third process to get here die; the second waits for a file."""
+    folder, number = Path(settings["folder"]), 1
+    while True:
+        try:
+            (folder / f"start-{number}").touch(exist_ok=False)
+            break
+        except FileExistsError:
+            number += 1
+    if number in (1, 3):
+        os.kill(os.getpid(), signal.SIGKILL)
+    while number == 2 and not (folder / "starting-no-more").exists():
+        time.sleep(0.01)
     return Scripted(settings)
 
 

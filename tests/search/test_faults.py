@@ -93,6 +93,21 @@ def test_resuming_after_the_strategy_has_stopped_starts_no_worker(
     assert "nothing left to do: the strategy has stopped by itself (tol" in caplog.text
 
 
+def test_the_hours_advised_for_searching_further_are_not_used_up_yet(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Finals take time too, perhaps more than the search."""
+    start(tmp_path / "run", budget={"hours": 2e-4})
+    resume_search(tmp_path / "run")
+    assert "budget.hours: 0.0002 is used up" in caplog.text
+    assert "--set budget.hours=2" in caplog.text
+
+
+def test_a_budget_that_is_used_up_before_the_first_candidate_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="nothing has been evaluated"):
+        start(tmp_path / "run", budget={"hours": 1e-9})
+
+
 def test_a_run_can_end_before_its_first_generation(tmp_path: Path) -> None:
     """As it is told to when every candidate fails."""
     start(tmp_path / "run", strategy={"name": "nsga2", "population_size": 30}, finals={"finalists": 0})

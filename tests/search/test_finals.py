@@ -219,6 +219,13 @@ def test_weights_apply_to_the_mean() -> None:
     assert error == pytest.approx(3.0 * 0.5 / 4.1)
 
 
+def test_errors_of_a_ruined_model_stay_finite() -> None:
+    """Word perplexities grow exponentially; the squares of their errors are too large for float64."""
+    objectives = (Objective("f", Direction.MINIMIZE), Objective("g", Direction.MINIMIZE))
+    ruined = Evaluation("a", Split.REPORT, Status.OK, scores={"f": 1e200, "g": 1e200}, stderr={"f": 3e200, "g": 4e200})
+    assert mean_with_error(objectives, ruined) == pytest.approx((-1e200, 2.5e200))
+
+
 @pytest.mark.parametrize(("weight", "of_cost"), [(None, 0.0), (2.0, 0.0), (0.0, 1.0)])
 def test_a_cost_counts_in_the_mean_only_if_nothing_else_does(weight: float | None, of_cost: float) -> None:
     objectives = (Objective("f", weight=weight), Objective("cost.tokens", Direction.MINIMIZE))

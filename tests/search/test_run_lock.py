@@ -89,6 +89,31 @@ def test_a_holder_that_slept_through_a_takeover_does_not_write(tmp_path: Path) -
     assert json.loads((tmp_path / "lock").read_text()) == taken, "the new holder's lock was changed"
 
 
+def test_a_takeover_that_a_heartbeat_has_seen_stops_the_next_write(tmp_path: Path) -> None:
+    """Although the lock was confirmed so recently that `check` alone would not look again."""
+    with RunLock(tmp_path, heartbeat_s=0.5) as held:
+        held.check()
+        _leave(tmp_path)
+        held._beating.join(timeout=60)
+        with pytest.raises(JournalError, match="another process has taken over this run"):
+            held.check()
+
+
+def test_of_two_processes_that_take_over_a_run_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait at the same time, and the second writes its name over that of the first."""
+    _leave(tmp_path)
+    sleep, other = time.sleep, {"token": "u", "pid": 78}
+
+    def sleep_and_be_overwritten(duration_s: float) -> None:
+        sleep(duration_s)
+        if json.loads((tmp_path / "lock").read_text())["host"] != "far":
+            _leave(tmp_path, **other)
+
+    monkeypatch.setattr(time, "sleep", sleep_and_be_overwritten)
+    with pytest.raises(JournalError, match="in use by process 78 on far"):
+        lock(tmp_path).__enter__()
+
+
 def test_a_holder_is_not_confused_with_a_process_that_reuses_its_pid(tmp_path: Path) -> None:
     watch = HolderWatch(tmp_path, heartbeat_s=1000)
     assert watch.look() is None

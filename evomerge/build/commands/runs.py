@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -285,7 +286,7 @@ def _is_complete(config: SearchConfig, state: RunState) -> bool:
 
 def _warn_complete(config: SearchConfig, state: RunState, directory: RunDirectory) -> None:
     """Log a warning that the run is already complete, and how to search further."""
-    reached = {"evaluations": state.n_evaluations[Split.SEARCH]}
+    reached = {"evaluations": state.n_evaluations[Split.SEARCH], "hours": math.ceil(state.elapsed_s / 3600)}
     used_up = _used_up(config, state)
     if not used_up:
         logger.warning("nothing left to do: the strategy has stopped by itself (%s)", ", ".join(state.stopped))

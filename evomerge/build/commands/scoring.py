@@ -101,8 +101,8 @@ def evaluate_model(
     settings = evaluator_settings(
         config, table_of(headers), n_slots=n_layers or None, splits=[split], methods=(recipe.method,)
     )
-    for name, value in worker_environment(config).items():
-        os.environ.setdefault(name, value)  # before torch is imported, as in a worker of a search
+    for variable, value in worker_environment(config).items():
+        os.environ.setdefault(variable, value)  # before torch is imported, as in a worker of a search
     evaluator = make_evaluator(settings)
     try:
         evaluation = evaluator.evaluate(EvaluationRequest(name, split, recipe.to_json()))
