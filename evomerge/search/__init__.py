@@ -3,6 +3,7 @@
 Works with strategies and evaluations; never with tensors, engines or Ray.
 """
 
+from evomerge.search import events
 from evomerge.search.budget import Budget
 from evomerge.search.finals import choose_finalists, in_finals, run_finals
 from evomerge.search.front_files import FrontFiles, front_csv, front_json
@@ -77,6 +78,7 @@ __all__ = [
     "best_of_front",
     "choose_finalists",
     "event",
+    "events",
     "first_event",
     "front_csv",
     "front_json",

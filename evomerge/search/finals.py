@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from evomerge.core import EvaluationError, Split, Status
-from evomerge.search.journal import event
+from evomerge.search import events
 from evomerge.search.loop import SearchLoop
 from evomerge.search.ranking import front_of, standing
 from evomerge.search.recorder import RunRecorder
@@ -27,17 +27,17 @@ def run_finals(loop: SearchLoop, recorder: RunRecorder, n_finalists: int) -> Run
     state = recorder.state
     finalists = choose_finalists(state, n_finalists)
     if tuple(finalists) != state.finalists:
-        recorder.record(event("finalists", ids=finalists))
+        recorder.record(events.finalists(finalists))
     baselines = [entry.id for entry in state.baselines]
     loop.retry_if_all_failed([*baselines, *finalists], Split.SELECT)
     loop.evaluate_all([*baselines, *finalists], Split.SELECT)
     best = best_on_select(state, [*finalists, *baselines])
     if best != state.best_id:
-        recorder.record(event("best", id=best))
+        recorder.record(events.best(best))
     loop.retry_if_all_failed([best], Split.REPORT)
     loop.evaluate_all(list(dict.fromkeys([*baselines, best])), Split.REPORT)
     if not state.finished:
-        recorder.record(event("finished"))
+        recorder.record(events.finished())
     return state
 
 

@@ -17,16 +17,13 @@ from evomerge.core import (
     Evaluation,
     EvaluationError,
     EvaluationRequest,
-    Genome,
     Json,
     LostWorker,
     Split,
     Status,
-    VectorGenome,
-    genome_to_json,
 )
+from evomerge.search import events
 from evomerge.search.budget import Budget
-from evomerge.search.journal import event
 from evomerge.search.recorder import RunRecorder
 from evomerge.search.state import RunState
 from evomerge.search.tables import Entry
@@ -166,9 +163,7 @@ class SearchLoop:
                 if reasons or not asked:
                     reasons = reasons or {"strategy": "proposes nothing, and nothing is pending"}
                     if dict(self.state.stopped) != reasons:
-                        self._recorder.record(
-                            event("stopped", reasons=reasons, diagnostics=self._strategy.diagnostics())
-                        )
+                        self._recorder.record(events.stopped(reasons, self._strategy.diagnostics()))
                     return self.state
             self._wait()
 
@@ -189,7 +184,7 @@ class SearchLoop:
         """Withdraw the existing results of `identifiers` on `split` if all of them failed, since the cause may have been fixed since."""
         evaluated = [name for name in dict.fromkeys(identifiers) if (name, split) in self.state.evaluations]
         if evaluated and all(self.state.evaluations.status(name, split) is Status.FAILED for name in evaluated):
-            self._recorder.record(event("retry", ids=evaluated, split=split.value))
+            self._recorder.record(events.retry(evaluated, split))
 
     def _restore_strategy(self) -> None:
         """Replay the recorded seeds, asks and tells. If an ask has another result now, the recorded one is used."""
@@ -219,9 +214,7 @@ class SearchLoop:
         known = self.state.entries
         new = [baseline for baseline in self._baselines if baseline.id not in known]
         if new:
-            self._recorder.record(
-                *(event("baseline", id=baseline.id, recipe=baseline.recipe, values=baseline.values) for baseline in new)
-            )
+            self._recorder.record(*(events.baseline(baseline.id, baseline.recipe, baseline.values) for baseline in new))
         names = [entry.id for entry in self.state.baselines]
         self.retry_if_all_failed(names, Split.SEARCH)
         self.evaluate_all(names, Split.SEARCH)
@@ -233,7 +226,7 @@ class SearchLoop:
             )
         if not self.state.seeded:
             inside = [name for name in names if known[name].genome is not None]
-            self._recorder.record(event("seeded", ids=inside))
+            self._recorder.record(events.seeded(inside))
             self._seed_strategy(inside)
 
     def _seed_strategy(self, identifiers: Sequence[str]) -> None:
@@ -263,15 +256,7 @@ class SearchLoop:
                 return False
             candidate = proposals[0]
             self._check(candidate)
-            self._recorder.note(
-                event(
-                    "asked",
-                    id=candidate.id,
-                    **_genome_fields(candidate.genome),
-                    parents=candidate.parents,
-                    ask_s=round(time.perf_counter() - started, 6),
-                )
-            )
+            self._recorder.note(events.asked(candidate, time.perf_counter() - started))
             self._held_since = self._held_since if self._held else started
             self._held.append(self.state.pending[candidate.id])
             if time.perf_counter() - self._held_since > HOLD_S:
@@ -329,9 +314,7 @@ class SearchLoop:
         while answer is not None:
             if isinstance(answer, LostWorker):
                 if not self._stop.now:
-                    self._recorder.note(
-                        event("lost", id=answer.candidate_id, split=answer.split.value, reason=answer.reason)
-                    )
+                    self._recorder.note(events.lost(answer))
                     lost.append(answer)
             elif answer.status is not Status.FAILED or not self._stop.now:
                 evaluation = _only_numbers(answer)
@@ -362,7 +345,7 @@ class SearchLoop:
         if name not in self._arrived or (self._deterministic and self._stop.drain):
             return False
         evaluation = self._arrived.pop(name)
-        self._recorder.note(event("told", ids=[name]))
+        self._recorder.note(events.told([name]))
         self._strategy.tell([evaluation])
         return True
 
@@ -381,9 +364,3 @@ def _only_numbers(evaluation: Evaluation) -> Evaluation:
     cost = {name: value for name, value in evaluation.cost.items() if math.isfinite(value)}
     error = "; ".join(filter(None, [evaluation.error, *wrong]))
     return Evaluation(evaluation.candidate_id, evaluation.split, Status.FAILED, cost=cost, error=error)
-
-
-def _genome_fields(genome: Genome) -> dict[str, Json]:
-    """The fields of a genome in the journal's `asked` event: points under `values`, children of two candidates under `crossover`."""
-    data = genome_to_json(genome)
-    return {"values": data} if isinstance(genome, VectorGenome) else {"values": None, "crossover": data}

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from evomerge.core import Evaluation, JournalError, Json, Split, Status
+from evomerge.search import events
 from evomerge.search.item_store import ItemStore
-from evomerge.search.journal import Journal, event
+from evomerge.search.journal import Journal
 from evomerge.search.run_directory import RunDirectory
 from evomerge.search.state import RunState
 
@@ -45,19 +46,19 @@ class RunRecorder:
         """The events that existed when the records were opened, in order; read from the file on each call."""
         return self._journal.replay()
 
-    def record(self, *events: Mapping[str, Json]) -> None:
+    def record(self, *happened: Mapping[str, Json]) -> None:
         """`note` and `commit`."""
-        self.note(*events)
+        self.note(*happened)
         self.commit()
 
-    def note(self, *events: Mapping[str, Json]) -> None:
-        """Apply `events` to the state; they are durable after the next `commit`.
+    def note(self, *happened: Mapping[str, Json]) -> None:
+        """Apply events to the state; they are durable after the next `commit`.
 
         Raises:
             JournalError: an event contradicts those before it, or exceeds the maximum size.
         """
-        self._journal.write(*events)
-        for record in events:
+        self._journal.write(*happened)
+        for record in happened:
             self.state.apply(record)
 
     def commit(self) -> None:
@@ -79,36 +80,14 @@ class RunRecorder:
         split = evaluation.split
         if (evaluation.candidate_id, split) in self.state.evaluations:
             raise JournalError(f"{evaluation.candidate_id} has already been evaluated on {split}")
-        row, checksum = None, None
+        place = None
         if evaluation.status is Status.OK and evaluation.item_scores:
             if split not in self.state.layouts:
                 layout = tuple((task, len(scores)) for task, scores in evaluation.item_scores.items())
                 self._items.declare(split, layout)
-                sizes: dict[str, Json] = {name: list(sizes) for name, sizes in evaluation.sample_sizes.items()}
-                self.note(
-                    event(
-                        "items",
-                        split=split.value,
-                        layout=[list(column) for column in layout],
-                        **({"sample_sizes": sizes} if sizes else {}),
-                    )
-                )
-            row, checksum = self._items.write(split, evaluation.item_scores)
-        self.note(
-            event(
-                "evaluated",
-                id=evaluation.candidate_id,
-                split=split.value,
-                status=evaluation.status.value,
-                scores=dict(evaluation.scores),
-                stderr=dict(evaluation.stderr),
-                cost=dict(evaluation.cost),
-                error=evaluation.error,
-                row=row,
-                checksum=checksum,
-                elapsed_s=round(elapsed_s, 3),
-            )
-        )
+                self.note(events.items(split, layout, evaluation.sample_sizes))
+            place = self._items.write(split, evaluation.item_scores)
+        self.note(events.evaluated(evaluation, place, elapsed_s))
 
     def evaluation(self, identifier: str, split: Split = Split.SEARCH) -> Evaluation:
         """A recorded evaluation with its item scores."""

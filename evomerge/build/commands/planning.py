@@ -16,6 +16,7 @@ import numpy as np
 
 from evomerge.build.commands.changes import differences
 from evomerge.build.commands.reading import open_run
+from evomerge.build.commands.runs import run_event
 from evomerge.build.engines import engine_bytes, merge_methods, ranks_of
 from evomerge.build.problem import Problem
 from evomerge.build.sources import written_dtype
@@ -24,7 +25,7 @@ from evomerge.build.tasks import needed_splits
 from evomerge.config import SyntheticConfig
 from evomerge.core import ConfigError, Evaluation, EvaluationRequest, FilePath, Split, Status, cost_key, random_stream
 from evomerge.plan import statistics_bytes
-from evomerge.search import FORMAT_VERSION, Budget, RunDirectory, RunRecorder, RunState, SearchLoop, event, run_finals
+from evomerge.search import Budget, RunDirectory, RunRecorder, RunState, SearchLoop, run_finals
 
 logger = logging.getLogger(__name__)
 
@@ -230,9 +231,7 @@ def _run_through(problem: Problem, pool: "_SimulatedPool", count: int, workers: 
     """Simulate a search of `count` candidates and its finals; return the state, and the pool's time at the end of the search."""
     with tempfile.TemporaryDirectory(prefix="evomerge-plan-") as name:
         recorder = RunRecorder(RunDirectory(Path(name)))
-        recorder.record(
-            event("run", objectives=[objective.to_json() for objective in problem.objectives], version=FORMAT_VERSION)
-        )
+        recorder.record(run_event(problem, in_flight=workers))
         loop = SearchLoop(
             strategy=strategy_for(problem),
             pool=pool,

@@ -37,7 +37,6 @@ from evomerge.core import (
 )
 from evomerge.plan import headers_to_json
 from evomerge.search import (
-    FORMAT_VERSION,
     Budget,
     FrontFiles,
     Interrupted,
@@ -50,7 +49,7 @@ from evomerge.search import (
     SearchLoop,
     StopRequest,
     choose_finalists,
-    event,
+    events,
     first_event,
     journal_events,
     run_finals,
@@ -199,8 +198,8 @@ def _run(problem: Problem, directory: RunDirectory, observers: Sequence[Observer
         if not complete:
             pool = stack.enter_context(worker_pool(problem, directory))
             if not state.run:
-                recorder.record(event("run", **_run_record(problem, pool.n_workers)))
-            recorder.record(event("session", pid=os.getpid(), host=socket.gethostname(), workers=pool.n_workers))
+                recorder.record(run_event(problem, in_flight=pool.n_workers))
+            recorder.record(events.session(os.getpid(), socket.gethostname(), pool.n_workers))
         files = FrontFiles(directory, state, lambda entry: problem.recipe_of_entry(entry, state.entries))
         if complete:
             _warn_complete(config, state, directory)
@@ -227,7 +226,7 @@ def _search(
         if entries[candidate.id].factors is None:
             factors = problem.factors(candidate, entries)
             if factors is not None:
-                recorder.note(event("crossed", id=candidate.id, factors=factors))
+                recorder.note(events.crossed(candidate.id, factors))
         return problem.recipe_json(candidate, entries)
 
     def check(candidate: Candidate) -> None:
@@ -307,18 +306,18 @@ def _refuse_failures(state: RunState) -> None:
         )
 
 
-def _run_record(problem: Problem, n_workers: int) -> dict[str, Json]:
+def run_event(problem: Problem, *, in_flight: int) -> events.Event:
+    """The first event of a run, in which `in_flight` candidates may be pending."""
     config = problem.config
-    return {
-        "version": FORMAT_VERSION,
-        "name": config.name,
-        "seed": config.seed,
-        "strategy": chosen_strategy(problem).name,
-        "objectives": [objective.to_json() for objective in problem.objectives],
-        "space": problem.space.fingerprint,
-        "in_flight": n_workers,
-        "deterministic": config.deterministic,
-    }
+    return events.run(
+        problem.objectives,
+        name=config.name,
+        seed=config.seed,
+        strategy=chosen_strategy(problem).name,
+        space=problem.space.fingerprint,
+        in_flight=in_flight,
+        deterministic=config.deterministic,
+    )
 
 
 def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> Resolved:
