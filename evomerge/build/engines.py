@@ -13,7 +13,7 @@ from evomerge.plan import DTYPE_BYTES, ModelHeader, config_value, default_dtype,
 from evomerge.recipe import PIECEWISE
 
 if TYPE_CHECKING:
-    from evomerge.engine import Engine
+    from evomerge.engine import Engine, MemoryNeeds
 
 _REPLICATED = 1.05
 """With several processes, each holds its share of the models times this: norms are replicated, and so are keys and values if there are fewer heads
@@ -99,8 +99,8 @@ def engine_bytes(config: SearchConfig, weight_bytes: float, dtype: str) -> float
 
 def gpu_memory_needs(
     config: SearchConfig, models: Mapping[str, ModelHeader], n_slots: int | None, methods: tuple[str, ...]
-) -> dict[str, float]:
-    """What an engine and its merges need on each of its GPUs: the arguments of `vllm_memory_options`.
+) -> "MemoryNeeds":
+    """What an engine and its merges need on each of its GPUs.
 
     Args:
         config: the configuration.
@@ -108,6 +108,7 @@ def gpu_memory_needs(
         n_slots: number of layers that the engine has room for; None = as many as the model has.
         methods: merge methods of the recipes.
     """
+    from evomerge.engine import MemoryNeeds
     from evomerge.weights import gpu_methods
 
     model, processes = next(iter(models.values())), config.engine.tensor_parallel
@@ -116,11 +117,11 @@ def gpu_memory_needs(
     part = _REPLICATED / processes if processes > 1 else 1.0
     given = config.cluster.gpus_per_worker
     sources = sum(header.n_bytes for header in models.values()) + ranks_of(on_gpu, models)
-    return {
-        "engine_bytes": engine_bytes(config, model.n_bytes * depth * part, default_dtype(model)),
-        "source_bytes": sources * part if on_gpu else 0,
-        "gpus": 1.0 if given is None else given / processes,
-    }
+    return MemoryNeeds(
+        engine_bytes=engine_bytes(config, model.n_bytes * depth * part, default_dtype(model)),
+        source_bytes=sources * part if on_gpu else 0,
+        gpus=1.0 if given is None else given / processes,
+    )
 
 
 def check_length(config: SearchConfig, model: ModelHeader) -> None:
@@ -158,13 +159,13 @@ def ranks_of(methods: tuple[str, ...], models: Mapping[str, ModelHeader]) -> int
     return rank_bytes(methods, list(models.values())[1:])
 
 
-def engine_options(config: SearchConfig, needs: Mapping[str, float]) -> dict[str, Json]:
+def engine_options(config: SearchConfig, needs: "MemoryNeeds") -> dict[str, Json]:
     """The configured engine options; for vLLM with its share of the GPU memory, unless they set that."""
     from evomerge.engine import vllm_memory_options
 
     options = dict(config.engine.options)
     if engine_kind(config) == "vllm" and not _MEMORY_OPTIONS & options.keys():
-        options |= vllm_memory_options(**needs)
+        options |= vllm_memory_options(needs)
     return options
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from evomerge.build.engines import (
     cpus_per_worker,
@@ -19,6 +19,7 @@ from evomerge.build.tasks import needed_splits
 from evomerge.cluster import Evaluator
 from evomerge.config import SearchConfig, SyntheticConfig
 from evomerge.core import Json, Split
+from evomerge.core.settings import Settings
 from evomerge.plan import MergePlan, ModelHeader, ModelTable, folding_of, padded, read_models
 
 if TYPE_CHECKING:
@@ -27,33 +28,41 @@ if TYPE_CHECKING:
 FACTORY = "evomerge.build.evaluators:make_evaluator"
 
 
+class WorkerSettings(Settings):
+    """What a worker needs to make its evaluator; travels to it as JSON."""
+
+    config: SearchConfig
+    models: dict[str, tuple[str, str | None]]
+    """name in recipes -> folder, and folder of its adapter; the first provides the tokenizer"""
+    n_slots: int | None
+    """number of layers that the engine has room for; None = as many as the models have"""
+    methods: tuple[str, ...]
+    """merge methods of the recipes"""
+    splits: tuple[Split, ...]
+    """splits that every task must have items of"""
+    marks: dict[str, dict[str, str]] | None
+    """`source_marks` that the models and tasks must have on the machine of the worker; None = not checked"""
+
+
 def make_evaluator(settings: Mapping[str, Json]) -> Evaluator:
     """Make the evaluator that `evaluator_settings` describes.
 
     Raises:
         EvomergeError: a model, a task or the engine cannot be loaded.
     """
-    config = SearchConfig.model_validate(settings["config"])
-    wanted = config.evaluation
+    given = WorkerSettings.model_validate(settings)
+    config, wanted = given.config, given.config.evaluation
     if isinstance(wanted, SyntheticConfig):
         return _synthetic(wanted, config.seed)
-    models = read_models(cast(ModelTable, settings["models"]))
-    marks = cast(Mapping[str, Mapping[str, str]] | None, settings["marks"])
-    if marks is not None:
-        refuse_other_sources(marks, config, models)
-    first, splits = next(iter(models.values())), [Split(name) for name in cast(list[str], settings["splits"])]
+    models = read_models(given.models)
+    if given.marks is not None:
+        refuse_other_sources(given.marks, config, models)
+    first = next(iter(models.values()))
     with ExitStack() as stack:
         # before the engine: this takes seconds and may fail, the engine takes minutes
-        tasks = load_tasks(config, wanted, first, splits, code_processes=cpus_per_worker(config))
+        tasks = load_tasks(config, wanted, first, given.splits, code_processes=cpus_per_worker(config))
         stack.callback(tasks.close)
-        evaluator = _lm_eval(
-            config,
-            tasks,
-            models,
-            cast(int | None, settings["n_slots"]),
-            tuple(cast(list[str], settings["methods"])),
-            stack,
-        )
+        evaluator = _lm_eval(config, tasks, models, given.n_slots, given.methods, stack)
         stack.pop_all()
     return evaluator
 
@@ -64,26 +73,18 @@ def evaluator_settings(
     n_slots: int | None = None,
     splits: Sequence[Split] | None = None,
     methods: tuple[str, ...] | None = None,
-    marks: Mapping[str, Json] | None = None,
+    marks: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Json]:
-    """The settings for `make_evaluator`, as JSON.
-
-    Args:
-        config: the configuration.
-        models: the models that recipes may use; the first provides the tokenizer; default: the config's.
-        n_slots: number of layers that the engine has room for; None = as many as the models have.
-        splits: splits that every task must have items of; None = those that a search uses.
-        methods: merge methods of the recipes; None = the config's.
-        marks: `source_marks` that the models and tasks must have on the machine of the evaluator; None = do not check.
-    """
-    return {
-        "config": config.model_dump(mode="json"),
-        "models": {key: list(place) for key, place in (models or model_table(config)).items()},
-        "n_slots": n_slots,
-        "methods": list(methods or merge_methods(config)),
-        "marks": None if marks is None else dict(marks),
-        "splits": [split.value for split in (needed_splits(config) if splits is None else splits)],
-    }
+    """`WorkerSettings` as JSON; by default with the models and methods of the config, and the splits that a search uses."""
+    settings = WorkerSettings(
+        config=config,
+        models=dict(models or model_table(config)),
+        n_slots=n_slots,
+        methods=methods or merge_methods(config),
+        splits=tuple(needed_splits(config) if splits is None else splits),
+        marks=None if marks is None else {kind: dict(of_kind) for kind, of_kind in marks.items()},
+    )
+    return settings.model_dump(mode="json")
 
 
 def _synthetic(wanted: SyntheticConfig, seed: int) -> Evaluator:
@@ -116,7 +117,7 @@ def _lm_eval(
     first = next(iter(headers.values()))
     needs = gpu_memory_needs(config, headers, n_slots, methods)
     options = engine_options(config, needs)
-    gpu_bytes = source_room(options, gpus=needs["gpus"]) if engine_kind(config) == "vllm" else None
+    gpu_bytes = source_room(options, gpus=needs.gpus) if engine_kind(config) == "vllm" else None
     # before the engine, which on a GPU sets torch to one thread: the merger takes its number of threads from torch
     merger = Merger(pool, gpu_bytes=gpu_bytes)
     engine = start_engine(config, first, n_slots, options)

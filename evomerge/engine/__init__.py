@@ -11,7 +11,7 @@ from types import MappingProxyType
 from evomerge.core import EngineError, FilePath, Json, did_you_mean
 from evomerge.engine.base import Engine, GenerateRequest, Generation, LogLikelihood, LogLikelihoodRequest, RemoteWrite
 from evomerge.engine.environment import engine_environment, vllm_targets_cpu
-from evomerge.engine.gpu_memory import source_room, vllm_memory_options
+from evomerge.engine.gpu_memory import MemoryNeeds, source_room, vllm_memory_options
 from evomerge.engine.vllm_options import vllm_option_names, vllm_options_refused
 
 ENGINES: Mapping[str, str] = MappingProxyType(
@@ -79,6 +79,7 @@ __all__ = [
     "Generation",
     "LogLikelihood",
     "LogLikelihoodRequest",
+    "MemoryNeeds",
     "RemoteWrite",
     "available_engines",
     "computes_on_cpu",

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import cast
 
 from evomerge.core import EngineError, Json
@@ -15,6 +16,21 @@ ENGINE_SPARE_BYTES = 4 << 30
 """What vLLM needs besides the weights: activations, CUDA graphs and the smallest useful key-value cache, for models of up to about 10B parameters."""
 SOURCE_SPARE_BYTES = 1 << 30
 """What merging needs besides the source weights: tables, compiled kernels, allocator fragmentation."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeeds:
+    """What an engine and its merges need on each of its GPUs.
+
+    Attributes:
+        engine_bytes: weights of the served model on one GPU.
+        source_bytes: models merged on the GPU, with the ranks that some methods need; 0 = they stay in CPU memory.
+        gpus: number of GPUs assigned to each process of the engine; below 1, other engines share the GPU.
+    """
+
+    engine_bytes: float
+    source_bytes: float
+    gpus: float
 
 
 def check_gpu() -> None:
@@ -34,13 +50,8 @@ def check_gpu() -> None:
         )
 
 
-def vllm_memory_options(*, engine_bytes: float, source_bytes: float, gpus: float) -> dict[str, Json]:
+def vllm_memory_options(needs: MemoryNeeds) -> dict[str, Json]:
     """Options of `VllmEngine` for this process's first GPU; none with a CPU build.
-
-    Args:
-        engine_bytes: weights of the served model on one GPU.
-        source_bytes: models merged on the GPU, with the ranks that some methods need; 0 = they stay in CPU memory.
-        gpus: number of GPUs assigned to this engine; below 1, other engines share the GPU.
 
     Raises:
         EngineError: there is no GPU.
@@ -51,8 +62,7 @@ def vllm_memory_options(*, engine_bytes: float, source_bytes: float, gpus: float
     from vllm.platforms import current_platform
 
     total = int(current_platform.get_device_total_memory())
-    share = memory_share(total, engine_bytes=engine_bytes, source_bytes=source_bytes, gpus=gpus)
-    return {"gpu_memory_utilization": share}
+    return {"gpu_memory_utilization": memory_share(total, needs)}
 
 
 def source_room(options: Mapping[str, Json], *, gpus: float) -> float | None:
@@ -77,21 +87,21 @@ def room_beside(total_bytes: int, *, share: float, gpus: float) -> float:
     return max(0.0, (min(1.0, gpus or 1.0) - share) * total_bytes)
 
 
-def memory_share(total_bytes: int, *, engine_bytes: float, source_bytes: float, gpus: float) -> float:
+def memory_share(total_bytes: int, needs: MemoryNeeds) -> float:
     """The share of a GPU of `total_bytes` that vLLM may take, in (0, 1].
 
     The usable memory minus the sources if that leaves enough for the engine. Otherwise all usable memory, with a warning:
     candidates can be merged on the CPU instead.
     """
-    usable = USABLE_SHARE * total_bytes * min(1.0, gpus or 1.0)
-    left = usable - (source_bytes + SOURCE_SPARE_BYTES if source_bytes else 0)
-    if left < engine_bytes + ENGINE_SPARE_BYTES:
-        if source_bytes:
+    usable = USABLE_SHARE * total_bytes * min(1.0, needs.gpus or 1.0)
+    left = usable - (needs.source_bytes + SOURCE_SPARE_BYTES if needs.source_bytes else 0)
+    if left < needs.engine_bytes + ENGINE_SPARE_BYTES:
+        if needs.source_bytes:
             logger.warning(
                 "candidates will be merged on the CPU: %.1f GB of models (and ranks, for della methods) do not fit beside an "
                 "engine of %.1f GB in %.1f GB of GPU memory; use fewer models or a larger GPU, or set engine.options.gpu_memory_utilization yourself",
-                source_bytes / 1e9,
-                engine_bytes / 1e9,
+                needs.source_bytes / 1e9,
+                needs.engine_bytes / 1e9,
                 usable / 1e9,
             )
         left = usable

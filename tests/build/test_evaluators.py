@@ -141,7 +141,7 @@ def test_merges_take_only_the_gpu_memory_that_vllm_leaves(folder: Path, monkeypa
         return 5e9
 
     monkeypatch.setattr("evomerge.engine.make_engine", lambda *args, **options: engine)
-    monkeypatch.setattr("evomerge.engine.vllm_memory_options", lambda **needs: {"gpu_memory_utilization": 0.3})
+    monkeypatch.setattr("evomerge.engine.vllm_memory_options", lambda needs: {"gpu_memory_utilization": 0.3})
     monkeypatch.setattr("evomerge.engine.source_room", source_room)
     wanted = settings(folder, engine={"kind": "vllm"}, cluster={"gpus_per_worker": 0.5})
     evaluator = make_evaluator(wanted)

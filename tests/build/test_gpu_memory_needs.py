@@ -72,9 +72,9 @@ def test_gpu_memory_needs(folder, monkeypatch, method, engine, cluster, n_slots,
     needs = gpu_memory_needs(config, models, n_slots, (method,))
 
     # the file also has a header, which takes at most a tenth
-    assert needs["engine_bytes"] == pytest.approx(engine_share * size, rel=0.1)
-    assert needs["source_bytes"] == pytest.approx(n_sources * size, rel=0.1)
-    assert needs["gpus"] == gpus
+    assert needs.engine_bytes == pytest.approx(engine_share * size, rel=0.1)
+    assert needs.source_bytes == pytest.approx(n_sources * size, rel=0.1)
+    assert needs.gpus == gpus
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_memory_needs_include_ranks(folder, monkeypatch, capsys, method):
 
     needs, sizes = gpu_memory_needs(problem.config, problem.headers, None, (method,)), planning.sizes(problem)
 
-    assert needs["source_bytes"] == (0 if method == "sce" else n_bytes + rank_bytes)
+    assert needs.source_bytes == (0 if method == "sce" else n_bytes + rank_bytes)
     assert (sizes.source_bytes, sizes.rank_bytes) == (n_bytes, rank_bytes)
     mask_bytes = 0 if method == "sce" else n_elements // 4
     assert sizes.worker_bytes == n_bytes + rank_bytes + mask_bytes + sizes.engine_bytes
@@ -150,7 +150,7 @@ def test_memory_needs_cover_all_of_several_methods(folder, monkeypatch):
         problem = make_problem(parse_config(settings, folder=folder))
         sizes = planning.sizes(problem)
         needs = gpu_memory_needs(problem.config, problem.headers, None, problem.config.space.methods)
-        return needs["source_bytes"], sizes.rank_bytes, sizes.statistics_bytes
+        return needs.source_bytes, sizes.rank_bytes, sizes.statistics_bytes
 
     n_elements = sum(tensor.numel() for tensor in load_file(folder / "base" / "model.safetensors").values())
     sources, places, ranks = 3 * 2 * n_elements, 4 * n_elements, 2 * 2 * n_elements
@@ -225,7 +225,7 @@ def test_evaluating_a_recipe_reserves_what_that_recipe_needs(folder, monkeypatch
     n_bytes = sum(header.n_bytes for header in models.values())
     needs = gpu_memory_needs(config, models, None, tuple(asked[0]["methods"]))
     assert (
-        needs["source_bytes"] > 1.5 * n_bytes
+        needs.source_bytes > 1.5 * n_bytes
     )  # two bytes per element of both experts, in addition to three bfloat16 models
 
 
@@ -274,4 +274,4 @@ def test_without_kernels_sources_stay_in_cpu_memory(folder, monkeypatch, without
         "budget": {"evaluations": 9},
     }
     models = read_models({"a": (str(folder / "a"), None), "b": (str(folder / "b"), None)})
-    assert gpu_memory_needs(parse_config(settings, folder=folder), models, None, "linear")["source_bytes"] == 0
+    assert gpu_memory_needs(parse_config(settings, folder=folder), models, None, "linear").source_bytes == 0

@@ -124,12 +124,12 @@ def test_moe_backend_requested_for_gpus_keeps_experts_as_loaded(monkeypatch: pyt
 def test_gpu_build_on_a_machine_without_gpu_is_refused_with_an_explanation(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.platforms.interface import UnspecifiedPlatform
 
-    from evomerge.engine import vllm_memory_options
+    from evomerge.engine import MemoryNeeds, vllm_memory_options
 
     monkeypatch.setattr("evomerge.engine.gpu_memory.vllm_targets_cpu", lambda: False)
     monkeypatch.setattr("vllm.platforms._current_platform", UnspecifiedPlatform())
     with pytest.raises(EngineError, match="vLLM sees no GPU"):
-        vllm_memory_options(engine_bytes=1, source_bytes=1, gpus=1.0)
+        vllm_memory_options(MemoryNeeds(engine_bytes=1, source_bytes=1, gpus=1.0))
 
 
 def test_engine_processes_communicate_on_the_loopback_interface() -> None:
