@@ -41,7 +41,7 @@ def make_engine(
     max_model_len: int | None = None,
     options: Mapping[str, Json] | None = None,
 ) -> Engine:
-    """Starts an engine; imports torch, and vLLM where `kind` says so.
+    """Start an engine; imports torch, and vLLM where `kind` says so.
 
     Args:
         kind: a key of `ENGINES`.

@@ -37,7 +37,7 @@ class AnswerDecoder:
         return self._overlaps(tuple(stop))
 
     def after(self, prompt: Sequence[int]) -> Callable[[Sequence[int]], str]:
-        """Returns a function: tokens -> the text they add to `prompt`, without special tokens or an incomplete character at the end."""
+        """Return a function: tokens -> the text they add to `prompt`, without special tokens or an incomplete character at the end."""
         context = list(prompt[-_CONTEXT_TOKENS:])
         before = self._plain(context)
 

@@ -62,7 +62,7 @@ class RemoteWrite:
     settings: Mapping[str, Json]
 
     def __call__(self, target: WeightTarget) -> None:
-        """Applies the update to `target` in this process."""
+        """Apply the update to `target` in this process."""
         resolve_name(self.function)(self.settings, target)
 
 
@@ -80,7 +80,7 @@ class Engine(Protocol):
         ...
 
     def update(self, write: Callable[[WeightTarget], None]) -> None:
-        """Replaces the weights: calls `write` with the live parameters, then drops every cached prefix.
+        """Replace the weights: call `write` with the live parameters, then drop every cached prefix.
 
         A sharded engine accepts only a `RemoteWrite`, which it calls in each worker process.
 
@@ -90,13 +90,13 @@ class Engine(Protocol):
         ...
 
     def loglikelihood(self, requests: Sequence[LogLikelihoodRequest]) -> list[LogLikelihood]:
-        """Raises EngineError on a request longer than `max_length` or a NaN log-probability."""
+        """Raise EngineError on a request longer than `max_length` or a NaN log-probability."""
         ...
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
-        """Raises EngineError on a prompt that leaves no room within `max_length`."""
+        """Raise EngineError on a prompt that leaves no room within `max_length`."""
         ...
 
     def close(self) -> None:
-        """Frees the engine; any later call is an error."""
+        """Free the engine; any later call is an error."""
         ...

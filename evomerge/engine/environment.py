@@ -64,7 +64,7 @@ def engine_environment(kind: str = "vllm", *, threads: int = 1) -> dict[str, str
 
 
 def apply_engine_environment() -> None:
-    """Sets the variables of `engine_environment` in this process, where that still has an effect.
+    """Set the variables of `engine_environment` in this process, where that still has an effect.
 
     Variables that are already set are kept, except the one the engine cannot work without. OpenMP reads its variable when
     torch is imported; if it already has been, the number of threads is left unchanged.

@@ -34,7 +34,7 @@ class MemoryNeeds:
 
 
 def check_gpu() -> None:
-    """Checks that the installed vLLM has the hardware it is built for.
+    """Check that the installed vLLM has the hardware it is built for.
 
     Raises:
         EngineError: it is built for GPUs and finds none.

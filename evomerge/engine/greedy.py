@@ -28,7 +28,7 @@ class _Row:
         self._n_tokens = 0
 
     def add(self, token: int) -> bool:
-        """Takes the next token; True when the text is finished."""
+        """Take the next token; True when the text is finished."""
         self._n_tokens += 1
         if token in self._end_tokens:  # an end token need not be a special token
             return True

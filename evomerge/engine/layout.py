@@ -59,7 +59,7 @@ class EngineLayout:
         return self._regions[tensor]
 
     def fill(self, tensor_of: Callable[[str], torch.Tensor]) -> None:
-        """Writes checkpoint tensors into their places."""
+        """Write checkpoint tensors into their places."""
         for name, regions in self._regions.items():
             tensor = tensor_of(name)
             for region in regions:
@@ -67,7 +67,7 @@ class EngineLayout:
         self.settle()
 
     def settle(self) -> None:
-        """Passes the `reloaded` tensors through the engine's loader. Call it after every write."""
+        """Pass the `reloaded` tensors through the engine's loader. Call it after every write."""
         if self.reloaded and self._load is not None:
             self._load(iter(self.reloaded.items()))
 
@@ -91,7 +91,7 @@ def discover_layout(
     whole: bool = True,
     reload: bool = False,
 ) -> EngineLayout:
-    """Finds the places of all checkpoint tensors. Overwrites the parameters; the caller must restore them.
+    """Find the places of all checkpoint tensors. Overwrites the parameters; the caller must restore them.
 
     Args:
         parameters: live parameters and buffers by name, each storage once.
@@ -175,7 +175,7 @@ class _Probe:
         return untouched
 
     def find_cells(self, untouched: Mapping[str, torch.Tensor]) -> list[_Cell]:
-        """Splits every parameter where the tensor number changes, and reads the number of each piece."""
+        """Split every parameter where the tensor number changes, and read the number of each piece."""
         n_digits = self._n_digits(len(self._shapes))
         touched = [
             name
@@ -222,7 +222,7 @@ class _Probe:
         return _Cell(parameter, tensor, view)
 
     def find_coordinates(self, cells: Sequence[_Cell]) -> None:
-        """Fills `coordinates` of every cell. Marks parameters as odd whose rows (columns, ...) are not rows (columns, ...) of their tensor."""
+        """Fill `coordinates` of every cell. Marks parameters as odd whose rows (columns, ...) are not rows (columns, ...) of their tensor."""
         for dimension in range(max((len(shape) for shape in self._shapes.values()), default=0)):
             longest = max(shape[dimension] for shape in self._shapes.values() if len(shape) > dimension)
             concerned = [cell for cell in cells if cell.view.ndim > dimension]
@@ -248,7 +248,7 @@ class _Probe:
                     cell.coordinates[dimension] += digits * self._base**digit
 
     def find_order(self, cells: Sequence[_Cell]) -> None:
-        """Marks parameters as odd whose rows (columns, ...) are not in their tensor's order."""
+        """Mark parameters as odd whose rows (columns, ...) are not in their tensor's order."""
         for cell in cells:
             for coordinates in cell.coordinates:
                 first = int(coordinates[0])
@@ -308,7 +308,7 @@ class _Probe:
     def _check_alone(
         self, reloaded: Mapping[str, torch.Tensor], concerned: set[str], untouched: Mapping[str, torch.Tensor]
     ) -> None:
-        """Checks that the loader, given these tensors alone, writes what it writes when given all, and nothing else.
+        """Check that the loader, given these tensors alone, writes what it writes when given all, and nothing else.
 
         Args:
             reloaded: a buffer for each tensor.

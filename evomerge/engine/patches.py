@@ -41,7 +41,7 @@ def _replaced(module: ModuleType, name: str, parameters: tuple[str, ...]) -> Cal
 
 @contextmanager
 def writable_cpu_linears() -> Iterator[None]:
-    """Keeps linear weights as plain parameters instead of packing them while an engine loads on a CPU.
+    """Keep linear weights as plain parameters instead of packing them while an engine loads on a CPU.
 
     Why: vLLM packs every linear weight into a oneDNN (or AMX, or zentorch) handler after loading and empties the parameter;
     the output layer keeps a dead copy. Later writes to the parameters are then ignored without an error, so every candidate
@@ -65,7 +65,7 @@ def writable_cpu_linears() -> Iterator[None]:
 
 
 def check_writable_cpu_linears(model: torch.nn.Module) -> None:
-    """Checks that `writable_cpu_linears` reached every layer of a loaded model.
+    """Check that `writable_cpu_linears` reached every layer of a loaded model.
 
     Raises:
         EngineError: a layer does not compute with its live parameter.
@@ -80,7 +80,7 @@ def check_writable_cpu_linears(model: torch.nn.Module) -> None:
 
 
 def leave_processes_unbound() -> None:
-    """Lets the processes of a tensor-parallel CPU engine run on any core, unless the user has set a binding. Call it before the engine starts.
+    """Let the processes of a tensor-parallel CPU engine run on any core, unless the user has set a binding. Call it before the engine starts.
 
     Why: vLLM requires a NUMA node for each ("Not enough allowed NUMA nodes to bind threads of 2 local CPUWorkers"), which few
     machines have.
@@ -91,7 +91,7 @@ def leave_processes_unbound() -> None:
 
 @contextmanager
 def passing_sockets() -> Iterator[None]:
-    """Puts the socket files of a multi-process engine into a folder that is removed once the engine has started.
+    """Put the socket files of a multi-process engine into a folder that is removed once the engine has started.
 
     Why: vLLM leaves them in the temporary folder (eight for an engine of two processes), even after an orderly shutdown. Once its processes
     are connected, the files are no longer needed. vLLM caches its variables from the first engine of the process on, so that cache is disabled.
@@ -114,7 +114,7 @@ def passing_sockets() -> Iterator[None]:
 
 @contextmanager
 def thread_setter_kept() -> Iterator[None]:
-    """Restores `torch.set_num_threads` after an engine has started on a CPU.
+    """Restore `torch.set_num_threads` after an engine has started on a CPU.
 
     Why: vLLM replaces it, for the whole process, with a function that only logs, so other code in the worker (the merger)
     could no longer set its number of threads.
@@ -129,7 +129,7 @@ def thread_setter_kept() -> Iterator[None]:
 
 @contextmanager
 def tolerant_kernel_scan() -> Iterator[None]:
-    """Lets vLLM's search for Triton kernels skip objects it cannot read while an engine starts on a CPU.
+    """Let vLLM's search for Triton kernels skip objects it cannot read while an engine starts on a CPU.
 
     Why: vLLM looks at every attribute of every loaded module and calls `vars(value).get(...)`, which fails on objects whose
     `__dict__` is not a dict. numba has some (llvmlite's foreign functions), so an engine could not start in a process that has
@@ -152,7 +152,7 @@ def tolerant_kernel_scan() -> Iterator[None]:
 
 
 def leave_log_probabilities_without_text(llm: "LLM") -> None:
-    """Skips decoding the tokens whose log-probabilities are requested. Call it after the requests are queued and before they run.
+    """Skip decoding the tokens whose log-probabilities are requested. Call it after the requests are queued and before they run.
 
     Why: vLLM decodes each of these tokens one by one for every generated token. This text is never used, and `detokenize=False` would
     drop the text of the answer as well.
@@ -176,12 +176,12 @@ class DistributedState:
         self._n_engines = 0
 
     def acquire(self) -> None:
-        """Registers one more engine."""
+        """Register one more engine."""
         with self._lock:
             self._n_engines += 1
 
     def release(self, shutdown: Callable[[], object]) -> None:
-        """Calls `shutdown` for one engine; the shared state is destroyed only if this was the last engine.
+        """Call `shutdown` for one engine; the shared state is destroyed only if this was the last engine.
 
         Raises:
             EngineError: vLLM's shutdown is not the one this was written for.

@@ -28,7 +28,7 @@ class PromptGroup:
 
 
 def group_by_prompt(requests: Sequence[LogLikelihoodRequest]) -> list[PromptGroup]:
-    """Groups requests that one forward pass can answer, in order of first appearance."""
+    """Group requests that one forward pass can answer, in order of first appearance."""
     groups: dict[tuple[int, ...], PromptGroup] = {}
     for index, request in enumerate(requests):
         prompt = request.context + request.continuation[:-1]
@@ -44,7 +44,7 @@ def group_by_prompt(requests: Sequence[LogLikelihoodRequest]) -> list[PromptGrou
 
 
 def check_loglikelihood(requests: Sequence[LogLikelihoodRequest], *, max_length: int, vocab_size: int) -> None:
-    """Validates requests to `Engine.loglikelihood`.
+    """Validate requests to `Engine.loglikelihood`.
 
     Raises:
         EngineError: an empty part, a sequence longer than `max_length`, or a token outside the vocabulary.
@@ -67,7 +67,7 @@ def check_loglikelihood(requests: Sequence[LogLikelihoodRequest], *, max_length:
 
 
 def check_generate(requests: Sequence[GenerateRequest], *, max_length: int, vocab_size: int) -> None:
-    """Validates requests to `Engine.generate`.
+    """Validate requests to `Engine.generate`.
 
     Raises:
         EngineError: an empty prompt, no room for a new token within `max_length`, `max_tokens` below 1, an empty stop string, or

@@ -50,7 +50,7 @@ class SegmentKeeper:
             os.close(end)
 
     def close(self) -> None:
-        """Allows the segments to be removed."""
+        """Allow the segments to be removed."""
         os.close(self._pipe)
 
 

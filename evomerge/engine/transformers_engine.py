@@ -87,7 +87,7 @@ class TransformersEngine:
         return False
 
     def update(self, write: Callable[[WeightTarget], None]) -> None:
-        """Replaces the weights in place; see `Engine.update`. Nothing is cached between calls, so there is no cache to clear.
+        """Replace the weights in place; see `Engine.update`. Nothing is cached between calls, so there is no cache to clear.
 
         Exceptions from `write` propagate, and the engine is unusable until an update succeeds.
         """
@@ -170,7 +170,7 @@ class TransformersEngine:
         return [answers[index] for index in range(len(requests))]
 
     def close(self) -> None:
-        """Drops the model and frees its memory."""
+        """Drop the model and free its memory."""
         if self._usable.close():
             self._model = None
             self._layout = EngineLayout({}, ())
@@ -234,7 +234,7 @@ def _is_causal(model: Any) -> bool:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Silences transformers' progress bars and all log messages below errors."""
+    """Silence transformers' progress bars and all log messages below errors."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -18,7 +18,7 @@ LoadAnother = Callable[[Mapping[str, torch.Tensor]], Any]
 
 
 def live_layout(model: torch.nn.Module, checkpoint: CheckpointFolder, load_another: LoadAnother) -> EngineLayout:
-    """Addresses the model's own parameters and persistent buffers by checkpoint names.
+    """Address the model's own parameters and persistent buffers by checkpoint names.
 
     Args:
         model: loaded from `checkpoint`; unchanged afterwards.

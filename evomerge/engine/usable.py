@@ -15,19 +15,19 @@ class Usable:
         self._stale: str | None = None
 
     def check(self) -> None:
-        """Raises EngineError unless the engine is open and its weights are complete."""
+        """Raise EngineError unless the engine is open and its weights are complete."""
         self.check_open()
         if self._stale is not None:
             raise EngineError(f"{self._name}: {self._stale}; update it with complete weights first")
 
     def check_open(self) -> None:
-        """Raises EngineError if the engine was closed."""
+        """Raise EngineError if the engine was closed."""
         if self._closed:
             raise EngineError(f"{self._name}: the engine is closed")
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """Wraps an update: if it raises, the engine is unusable until an update succeeds."""
+        """Wrap an update: if it raises, the engine is unusable until an update succeeds."""
         self.check_open()
         self._stale = "its last weight update failed halfway"
         yield
@@ -35,13 +35,13 @@ class Usable:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Wraps a batch of requests: if it raises, the engine may still hold some of them, so it is unusable until the next update."""
+        """Wrap a batch of requests: if it raises, the engine may still hold some of them, so it is unusable until the next update."""
         self._stale = "its last batch of requests failed"
         yield
         self._stale = None
 
     def close(self) -> bool:
-        """Marks the engine as closed; returns True the first time."""
+        """Mark the engine as closed; return True the first time."""
         was_open = not self._closed
         self._closed = True
         return was_open

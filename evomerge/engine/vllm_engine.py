@@ -126,7 +126,7 @@ class VllmEngine:
         return self._llm
 
     def update(self, write: Callable[[WeightTarget], None]) -> None:
-        """Replaces the weights in place; see `Engine.update`.
+        """Replace the weights in place; see `Engine.update`.
 
         Raises:
             EngineError: the engine is closed. Exceptions from `write` propagate, and the engine is unusable until an update succeeds.
@@ -136,7 +136,7 @@ class VllmEngine:
             weights.write(write)
 
     def _clean_up(self) -> LiveWeights:
-        """Cleans up after a failed batch or NaN weights, and returns the weights.
+        """Clean up after a failed batch or NaN weights, and return the weights.
 
         Unfinished requests hold blocks of the prefix cache. NaN keys and values stay in freed blocks, and attention kernels
         multiply the unused end of a block by zero instead of skipping it, so later sequences become NaN too
@@ -256,7 +256,7 @@ class VllmEngine:
         return outputs
 
     def close(self) -> None:
-        """Stops vLLM and frees its memory; other engines in the process keep running."""
+        """Stop vLLM and free its memory; other engines in the process keep running."""
         if self._usable.close() and self._llm is not None:
             engine = self._llm.llm_engine
             self._llm = None

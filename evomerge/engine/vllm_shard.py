@@ -29,7 +29,7 @@ class Shard:
     _evomerge_weights: ModelWeights
 
     def evomerge_discover(self, folder: str) -> str:
-        """Finds the places of the checkpoint's tensors in this shard; returns the number of elements of each."""
+        """Find the places of the checkpoint's tensors in this shard; return the number of elements of each."""
 
         def discover() -> dict[str, Any]:
             with CheckpointFolder(Path(folder)) as checkpoint:
@@ -39,7 +39,7 @@ class Shard:
         return _answer(discover)
 
     def evomerge_write(self, function: str, settings: str) -> str:
-        """Applies a `RemoteWrite` to this shard."""
+        """Apply a `RemoteWrite` to this shard."""
 
         def write() -> dict[str, Any]:
             self._evomerge_weights.write(RemoteWrite(function, json.loads(settings)))
@@ -48,7 +48,7 @@ class Shard:
         return _answer(write)
 
     def evomerge_clear_caches(self) -> str:
-        """Zeroes this process's keys and values."""
+        """Zero this process's keys and values."""
 
         def clear() -> dict[str, Any]:
             self._evomerge_weights.clear_caches()

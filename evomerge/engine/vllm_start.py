@@ -88,14 +88,14 @@ def _missing_package(error: str) -> str:
 
 
 def check_served_as_meant(llm: "LLM") -> None:
-    """Raises EngineError if the weights cannot be replaced, or if vLLM would compute something different from the model."""
+    """Raise EngineError if the weights cannot be replaced, or if vLLM would compute something different from the model."""
     _check_unquantised(llm)
     _check_key_value_heads(llm)
     _check_latent_attention(llm)
 
 
 def _check_unquantised(llm: "LLM") -> None:
-    """Raises EngineError if the model's weights are quantised."""
+    """Raise EngineError if the model's weights are quantised."""
     if llm.model_config.quantization is not None:
         raise EngineError(
             f"vLLM engine: the model is quantised ({llm.model_config.quantization}); such weights cannot be replaced in place"
@@ -103,7 +103,7 @@ def _check_unquantised(llm: "LLM") -> None:
 
 
 def _check_key_value_heads(llm: "LLM") -> None:
-    """Checks the number of key-value heads. vLLM runs models it has no code for with transformers' code, but takes this number from any of `_KEY_VALUE_HEADS`.
+    """Check the number of key-value heads. vLLM runs models it has no code for with transformers' code, but takes this number from any of `_KEY_VALUE_HEADS`.
 
     Raises:
         EngineError: config.json has such a key that the model itself does not read: vLLM would silently compute a different attention.
@@ -124,7 +124,7 @@ def _check_key_value_heads(llm: "LLM") -> None:
 
 
 def _check_latent_attention(llm: "LLM") -> None:
-    """Refuses latent attention on CPUs: vLLM's rotary kernel (`RotaryEmbedding.forward_cpu` in 0.32 and 0.33) rotates queries of shape (tokens, heads, size) wrongly.
+    """Refuse latent attention on CPUs: vLLM's rotary kernel (`RotaryEmbedding.forward_cpu` in 0.32 and 0.33) rotates queries of shape (tokens, heads, size) wrongly.
 
     Raises:
         EngineError: the model passes it such queries, as models with latent attention do.

@@ -42,11 +42,11 @@ class LiveWeights(Protocol):
     """The operations of an engine on its weights."""
 
     def write(self, write: Callable[[WeightTarget], None]) -> None:
-        """Replaces them. Exceptions from `write` propagate."""
+        """Replace them. Exceptions from `write` propagate."""
         ...
 
     def clear_caches(self) -> None:
-        """Zeroes the key-value cache, which NaN weights have filled with NaN."""
+        """Zero the key-value cache, which NaN weights have filled with NaN."""
         ...
 
 
@@ -149,7 +149,7 @@ class ShardedWeights:
         self._ask("evomerge_clear_caches")
 
     def _ask(self, method: str, *arguments: str) -> list[dict[str, Any]]:
-        """Calls a method in all worker processes and returns their answers; only text is exchanged.
+        """Call a method in all worker processes and return their answers; only text is exchanged.
 
         Raises:
             EngineError: a process reported an error; it has a cause if a library failed there.
@@ -176,7 +176,7 @@ def _in_place(model: torch.nn.Module, live: Mapping[str, torch.Tensor]) -> Load:
 
 
 def without_aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Drops tensors that lie within another one's memory, such as the halves of `kv_b_proj` that vLLM's latent attention multiplies by."""
+    """Drop tensors that lie within another one's memory, such as the halves of `kv_b_proj` that vLLM's latent attention multiplies by."""
     kept: dict[str, torch.Tensor] = {}
     spans: dict[int, list[tuple[int, int]]] = {}
     for name, value in sorted(
@@ -197,7 +197,7 @@ def without_aliases(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def check_plain_experts(model: torch.nn.Module) -> None:
-    """Checks how vLLM stores the experts of a loaded model. Their values cannot tell if the engine was started from zeros, as for a stack of layers.
+    """Check how vLLM stores the experts of a loaded model. Their values cannot tell if the engine was started from zeros, as for a stack of layers.
 
     Raises:
         EngineError: vLLM has reordered them.
@@ -212,7 +212,7 @@ def check_plain_experts(model: torch.nn.Module) -> None:
 
 
 def check_no_copies(model: torch.nn.Module) -> None:
-    """Looks for copies of weights that vLLM computes with instead of the parameters, in modules and the objects they hold (attention backends).
+    """Look for copies of weights that vLLM computes with instead of the parameters, in modules and the objects they hold (attention backends).
 
     For example, FlashInfer's attention keeps attention sinks in float32, which would remain those of the first model. A copy is recognised by
     its values, in any order and precision, unless all of them are equal.

@@ -11,7 +11,7 @@ MOST_TEMPLATES = 1024
 
 
 def keep_compiled_templates() -> None:
-    """Makes lm-eval's template environment cache compiled templates. Rendering is stateless, so nothing else changes."""
+    """Make lm-eval's template environment cache compiled templates. Rendering is stateless, so nothing else changes."""
     from lm_eval.utils import env
 
     if not hasattr(env.from_string, "cache_info"):

@@ -68,7 +68,7 @@ class Encoder:
         return before, whole[len(before) :]
 
     def windows(self, text: str, length: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Splits a whole text into (context, continuation) pieces of at most `length` tokens; each token of the text is in exactly one continuation.
+        """Split a whole text into (context, continuation) pieces of at most `length` tokens; each token of the text is in exactly one continuation.
 
         The context is the beginning-of-text (else end-of-text) token for the first piece, one token of the text for the others, and as many
         tokens as fit for the last. An empty text has no pieces. Same as lm-eval's `loglikelihood_rolling` for a model with `max_length` = `length - 1`.
@@ -79,7 +79,7 @@ class Encoder:
         return [(tuple(before), tuple(after)) for before, after in map(make_disjoint_window, pieces)]
 
     def conversation(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-        """Formats a conversation with the tokenizer's chat template, rendered in transformers' sandbox.
+        """Format a conversation with the tokenizer's chat template, rendered in transformers' sandbox.
 
         If the template rejects system messages, they are left out with a warning, as in lm-eval, unless `keep_system` is set.
 

@@ -70,7 +70,7 @@ class Items(ABC):
         return max(self._sizes())
 
     def check_lengths(self, max_length: int) -> None:
-        """Checks that an engine with room for `max_length` tokens can serve every item without truncation.
+        """Check that an engine with room for `max_length` tokens can serve every item without truncation.
 
         Raises:
             EvaluationError: names the longest item.

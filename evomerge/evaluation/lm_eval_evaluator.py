@@ -68,7 +68,7 @@ class LmEvalEvaluator:
         return self._tasks.names
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
-        """Evaluates `request.recipe` on the items of `request.split`; the status is FAILED, with the reason, if anything goes wrong.
+        """Evaluate `request.recipe` on the items of `request.split`; the status is FAILED, with the reason, if anything goes wrong.
 
         When libraries fail `MAX_BREAKDOWNS` times without a successful evaluation in between, the error is raised: a GPU or a process of the
         engine may be gone for good, and the pool then starts a new worker for the candidate instead of letting every candidate fail here.
@@ -134,7 +134,7 @@ class LmEvalEvaluator:
         )
 
     def _load(self, request: EvaluationRequest, clock: "_Clock") -> None:
-        """Loads the recipe's weights into the engine, unless the previous request (for another split) already did."""
+        """Load the recipe's weights into the engine, unless the previous request (for another split) already did."""
         if request.recipe is None:
             raise EvaluationError(f"candidate {request.candidate_id} has no recipe")
         with clock.part("plan_s"):
@@ -178,7 +178,7 @@ class LmEvalEvaluator:
         return shown
 
     def close(self) -> None:
-        """Closes the engine and the sandboxes."""
+        """Close the engine and the sandboxes."""
         self._tasks.close()
         self._engine.close()
 

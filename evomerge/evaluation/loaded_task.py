@@ -56,7 +56,7 @@ class LoadedTask:
 
 
 def load_task(spec: TaskSpec, tokenizer: Any, *, trust_code: bool = False) -> LoadedTask:
-    """Loads a task with lm-eval's own classes.
+    """Load a task with lm-eval's own classes.
 
     Args:
         spec: which task, metric and splits.
@@ -194,7 +194,7 @@ def _lm_eval_task(
 
 
 def _evaluate_part(config: dict[str, Any], part: str) -> None:
-    """Makes `part` the split that lm-eval evaluates. If it already is, nothing changes, and the few-shot examples are lm-eval's own.
+    """Make `part` the split that lm-eval evaluates. If it already is, nothing changes, and the few-shot examples are lm-eval's own.
 
     Otherwise, makes sure that an item is never one of its own examples: lm-eval excludes it if the examples come from the split with the name
     of the evaluated test split.
@@ -286,7 +286,7 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> str:
 
 
 def _drop_shared(splits: dict[Split, TaskItems]) -> None:
-    """Drops from each split the items that are also in a later one, so that `report` stays unchanged."""
+    """Drop from each split the items that are also in a later one, so that `report` stays unchanged."""
     later: set[Hashable] = set()
     for split in reversed([split for split in Split if split in splits]):
         keys = splits[split].keys()

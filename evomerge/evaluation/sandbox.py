@@ -56,7 +56,7 @@ _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "V
 
 @cache
 def check_sandbox() -> None:
-    """Checks that this machine can isolate a process.
+    """Check that this machine can isolate a process.
 
     Raises:
         EvaluationError: it cannot; gives the reason.
@@ -120,7 +120,7 @@ class SandboxedTask:
         return self._ask({**order, "processes": self._processes}, self._timeout_s).get("scores")
 
     def close(self) -> None:
-        """Kills the process and everything it started."""
+        """Kill the process and everything it started."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
@@ -161,7 +161,7 @@ class SandboxedTask:
             ) from error
 
     def _ask(self, order: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Sends one order and returns the answer; a process that does not give one is killed."""
+        """Send one order and return the answer; a process that does not give one is killed."""
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise EvaluationError(f"task {self._spec.task!r}: its sandbox is closed")
@@ -232,7 +232,7 @@ class SandboxedItems(Items):
 
 
 def _show_caches(home: Path) -> None:
-    """Links the contents of the user's Hugging Face caches (data sets, metrics) into caches under `home`, where they can be read but not written."""
+    """Link the contents of the user's Hugging Face caches (data sets, metrics) into caches under `home`, where they can be read but not written."""
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
     caches = {
@@ -255,7 +255,7 @@ def _tokens(values: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _send(descriptor: int, content: bytes, deadline: float) -> None:
-    """Writes into a pipe whose reader may have stopped reading.
+    """Write into a pipe whose reader may have stopped reading.
 
     Raises:
         TimeoutError: not everything was written by `deadline`.
@@ -286,7 +286,7 @@ def _line(descriptor: int, deadline: float) -> bytes:
 
 
 def _wait(descriptor: int, event: int, deadline: float) -> None:
-    """Waits for `event`, or until the other side is gone. Raises TimeoutError at `deadline`."""
+    """Wait for `event`, or until the other side is gone. Raises TimeoutError at `deadline`."""
     poll = select.poll()  # unlike `select.select`, it accepts descriptors beyond 1023, in workers with many open files
     poll.register(descriptor, event)
     if not poll.poll(min(max(0.0, deadline - time.monotonic()) * 1000, _LONGEST_WAIT_MS)):

@@ -29,7 +29,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def limit(memory_bytes: int, file_bytes: int) -> None:
-    """Limits the resources of this process and each of its children."""
+    """Limit the resources of this process and each of its children."""
     for what, most in (
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_FSIZE, file_bytes),
@@ -108,7 +108,7 @@ def _score(task: Any, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answers until the input ends."""
+    """Answer until the input ends."""
     orders = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -12,7 +12,7 @@ PYTHON_SEED, NUMPY_SEED, FEWSHOT_SEED = 0, 1234, 1234
 
 @contextmanager
 def lm_evals_seeds(number: int = 0) -> Iterator[None]:
-    """Seeds both as `simple_evaluate` does by default and restores them afterwards; for example, `process_docs` of GPQA shuffles choices with them.
+    """Seed both as `simple_evaluate` does by default and restore them afterwards; for example, `process_docs` of GPQA shuffles choices with them.
 
     `number` is added to the seeds, so that scorers that guess when an answer is unusable guess independently for each item.
     """

@@ -109,7 +109,7 @@ class SyntheticEvaluator:
         self._failure_rate, self._seed = failure_rate, seed
 
     def evaluate(self, request: EvaluationRequest) -> Evaluation:
-        """Evaluates `request.values`, shape (d,)."""
+        """Evaluate `request.values`, shape (d,)."""
         started = time.perf_counter()
         if self._delay_s:
             time.sleep(self._delay_s)
@@ -141,4 +141,4 @@ class SyntheticEvaluator:
         )
 
     def close(self) -> None:
-        """Does nothing: there are no resources to free."""
+        """Do nothing: there are no resources to free."""

@@ -29,7 +29,7 @@ _DATA = ("dataset_path", "dataset_name", "dataset_kwargs")
 
 
 def check_supported(spec: TaskSpec) -> None:
-    """Checks, without loading it, that a task can be scored.
+    """Check, without loading it, that a task can be scored.
 
     Raises:
         EvaluationError: it cannot; gives the reason.
@@ -45,7 +45,7 @@ def check_supported(spec: TaskSpec) -> None:
 
 
 def check_packages(spec: TaskSpec) -> None:
-    """Checks that the packages of one of lm-eval's own tasks are installed, by importing its functions unless they run in a sandbox.
+    """Check that the packages of one of lm-eval's own tasks are installed, by importing its functions unless they run in a sandbox.
 
     Raises:
         EvaluationError: a package that they need is not installed.
@@ -61,7 +61,7 @@ def scored_split(task: str) -> str | None:
 
 
 def check_not_scored_on(spec: TaskSpec) -> None:
-    """Checks that the search does not use the split on which the published scores of one of lm-eval's tasks are computed.
+    """Check that the search does not use the split on which the published scores of one of lm-eval's tasks are computed.
 
     Raises:
         EvaluationError: it does.
@@ -76,7 +76,7 @@ def check_not_scored_on(spec: TaskSpec) -> None:
 
 
 def check_one_split_each(where: str, specs: Sequence[TaskSpec]) -> None:
-    """Checks that tasks which share `splits` do not differ only in the split of a common data set that they use.
+    """Check that tasks which share `splits` do not differ only in the split of a common data set that they use.
 
     Raises:
         EvaluationError: two tasks do, and would be scored on the same items.
@@ -96,7 +96,7 @@ def check_one_split_each(where: str, specs: Sequence[TaskSpec]) -> None:
 
 
 def check_splits(spec: TaskSpec, needed: Sequence[Split]) -> None:
-    """Checks that `splits` of one of lm-eval's tasks maps all needed splits, since public data sets do not use our names.
+    """Check that `splits` of one of lm-eval's tasks maps all needed splits, since public data sets do not use our names.
 
     Raises:
         EvaluationError: a split is missing; names those that the task's file knows.
@@ -123,7 +123,7 @@ def check_splits(spec: TaskSpec, needed: Sequence[Split]) -> None:
 
 
 def check_whole_texts(spec: TaskSpec, settings: Mapping[str, Any]) -> None:
-    """Checks that a task which scores whole texts has a window, and no settings that would have no effect.
+    """Check that a task which scores whole texts has a window, and no settings that would have no effect.
 
     Raises:
         EvaluationError: the window is missing, or `num_fewshot` is set.
@@ -141,7 +141,7 @@ def check_whole_texts(spec: TaskSpec, settings: Mapping[str, Any]) -> None:
 
 
 def check_settings(where: str, settings: Mapping[str, Any]) -> None:
-    """Refuses settings that the engines do not support, or with which scores would differ from lm-eval's.
+    """Refuse settings that the engines do not support, or with which scores would differ from lm-eval's.
 
     Raises:
         EvaluationError: names the setting.
@@ -174,7 +174,7 @@ def check_settings(where: str, settings: Mapping[str, Any]) -> None:
 
 
 def _check_generation(where: str, generation: Any) -> None:
-    """Raises EvaluationError for settings of anything but greedy decoding."""
+    """Raise EvaluationError for settings of anything but greedy decoding."""
     if not isinstance(generation, Mapping):
         raise EvaluationError(f"{where}: generation_kwargs: expected settings by name, got {generation!r}")
     temperature = generation.get("temperature") or 0

@@ -75,7 +75,7 @@ def read_settings(path: Path, *, functions_as_text: bool = False) -> dict[str, A
 
 
 def _check_forms(path: Path, settings: Mapping[str, Any]) -> None:
-    """Checks that settings which must be mappings, or lists of mappings, are."""
+    """Check that settings which must be mappings, or lists of mappings, are."""
     for key in ("dataset_kwargs", "fewshot_config"):
         if not isinstance(settings.get(key) or {}, dict):
             raise EvaluationError(f"{path}: {key}: expected settings by name, got {settings[key]!r}")
@@ -131,7 +131,7 @@ def _read(path: Path, functions_as_text: bool, above: tuple[Path, ...] = ()) -> 
 
 @lru_cache(1024)
 def _parsed(text: str, where: str) -> Any:
-    """Parses YAML, with a cache, because each check reads the files of its task again."""
+    """Parse YAML, with a cache, because each check reads the files of its task again."""
     return load_yaml(text, where, EvaluationError)
 
 
@@ -172,7 +172,7 @@ def data_files(path: Path) -> dict[str, list[Path]]:
 
 
 def check_task(spec: TaskSpec, needed: Sequence[Split]) -> None:
-    """Checks what can be checked of a task without loading it.
+    """Check what can be checked of a task without loading it.
 
     Args:
         spec: the task.

@@ -10,7 +10,7 @@ _FORM = "expected filters as in [{name: number, filter: [{function: regex, regex
 
 
 def check_filters(where: str, settings: Mapping[str, Any]) -> None:
-    """Checks `filter_list`. Python functions are left to lm-eval, and so are unknown names if the file has code, which may register them.
+    """Check `filter_list`. Python functions are left to lm-eval, and so are unknown names if the file has code, which may register them.
 
     Raises:
         EvaluationError: it does not have the form that lm-eval reads, or a function is unknown or does not take these arguments.

@@ -97,7 +97,7 @@ def find_group(task: str) -> TaskGroup | None:
 
 
 def find_task(task: str) -> None:
-    """Checks that the task or group that a configuration calls `task` exists.
+    """Check that the task or group that a configuration calls `task` exists.
 
     Raises:
         EvaluationError: it does not, or its file is not a task file.

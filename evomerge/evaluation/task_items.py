@@ -221,7 +221,7 @@ def no_items(task: str, split: Split) -> EvaluationError:
 
 
 def _once_for_each(documents: Sequence[Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """Caches `function` for `documents`: otherwise lm-eval renders targets and choices again for every candidate."""
+    """Cache `function` for `documents`: otherwise lm-eval renders targets and choices again for every candidate."""
     kept = {
         id(document): document for document in documents
     }  # keeps them alive, so that no other object gets their ids
@@ -258,7 +258,7 @@ def _likelihood_request(where: str, instance: Any, encoder: Encoder) -> LogLikel
 
 
 def _generate_request(where: str, instance: Any, encoder: Encoder) -> GenerateRequest:
-    """Interprets generation arguments as lm-eval 0.4.13 does (`normalize_gen_kwargs`, `handle_stop_sequences`)."""
+    """Interpret generation arguments as lm-eval 0.4.13 does (`normalize_gen_kwargs`, `handle_stop_sequences`)."""
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
     context, arguments = instance.args

@@ -14,7 +14,7 @@ _NEEDED = {"dataset_path": ("custom_dataset",), "doc_to_text": ("use_prompt",)}
 
 
 def check_keys(path: str, settings: Mapping[str, Any]) -> None:
-    """Checks the keys of a local task file.
+    """Check the keys of a local task file.
 
     Raises:
         EvaluationError: one is unknown or missing.

@@ -36,7 +36,7 @@ def lower_is_better(spec: TaskSpec) -> bool:
 
 
 def check_metric(spec: TaskSpec) -> None:
-    """Checks that a task, or each task of a group, has the requested metric and filter.
+    """Check that a task, or each task of a group, has the requested metric and filter.
 
     Raises:
         EvaluationError: it does not, according to its file.

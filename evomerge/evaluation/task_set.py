@@ -77,7 +77,7 @@ class TaskSet:
         return {name: task.items(split) for name, task in self._tasks.items()}
 
     def check_lengths(self, max_length: int) -> None:
-        """Checks that an engine with room for `max_length` tokens can serve every item without truncation.
+        """Check that an engine with room for `max_length` tokens can serve every item without truncation.
 
         Raises:
             EvaluationError: an item is too long; names the longest item of its task.
@@ -87,7 +87,7 @@ class TaskSet:
                 items.check_lengths(max_length)
 
     def close(self) -> None:
-        """Closes the sandboxes."""
+        """Close the sandboxes."""
         for sandbox in self._sandboxes:
             sandbox.close()
 

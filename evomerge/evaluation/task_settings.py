@@ -74,7 +74,7 @@ def _named_as_text(task: str) -> Mapping[str, Any]:
 
 
 def check_runs_nothing(spec: TaskSpec) -> None:
-    """Checks, without loading it, that a task does not run code.
+    """Check, without loading it, that a task does not run code.
 
     Raises:
         EvaluationError: it does; says what, and how to allow it.
@@ -127,7 +127,7 @@ def settings_with_functions(task: str) -> dict[str, Any]:
 
 
 def _refuse_unsafe(task: str) -> None:
-    """Refuses one of lm-eval's tasks if it runs code written by the model."""
+    """Refuse one of lm-eval's tasks if it runs code written by the model."""
     if runs_code(task):
         raise EvaluationError(
             f"lm-eval task {task!r} runs code that the model writes; set evaluation.trust_task_code: true to run it in a sandbox"
@@ -138,7 +138,7 @@ _WHY = "runs code; set evaluation.trust_task_code: true if you trust this file"
 
 
 def _refuse_code(path: Path, settings: Mapping[str, Any]) -> None:
-    """Refuses settings that would run code other than lm-eval's own."""
+    """Refuse settings that would run code other than lm-eval's own."""
     _refuse_code_keys(path, settings)
     import lm_eval.api.metrics  # noqa: F401  (fills the registry)
     from lm_eval.api.registry import METRIC_REGISTRY
@@ -167,7 +167,7 @@ def _refuse_code_keys(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def check_templates(path: str, settings: Mapping[str, Any], documents: Iterable[Mapping[str, Any]]) -> None:
-    """Renders every template of an untrusted task file for every document in Jinja's sandbox.
+    """Render every template of an untrusted task file for every document in Jinja's sandbox.
 
     lm-eval renders without a sandbox. Rendering depends only on the template and the document, so whatever passes the sandbox is
     safe there too.

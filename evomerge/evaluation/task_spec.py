@@ -63,7 +63,7 @@ class TaskSpec:
     weight_by_size: bool = True
 
     def __post_init__(self) -> None:
-        """Raises EvaluationError for a limit below one, a negative number of examples, or data splits that are malformed or overlap."""
+        """Raise EvaluationError for a limit below one, a negative number of examples, or data splits that are malformed or overlap."""
         if self.limit is not None and self.limit < 1:
             raise EvaluationError(f"task {self.task!r}: limit must be at least 1, got {self.limit}")
         if self.num_fewshot is not None and self.num_fewshot < 0:

@@ -112,7 +112,7 @@ def _model_name(name: str) -> str:
 
 
 def _check_replacement(folder: Path, name: str, tensor: TensorHeader, model: ModelHeader) -> None:
-    """Checks a tensor that was trained in full (`modules_to_save`, biases)."""
+    """Check a tensor that was trained in full (`modules_to_save`, biases)."""
     if name not in model.tensors:
         _refuse_tied_head(f"{folder}: its tensor {name!r}", name, model)
         raise CheckpointError(
@@ -127,7 +127,7 @@ def _check_replacement(folder: Path, name: str, tensor: TensorHeader, model: Mod
 
 
 def _refuse_tied_head(where: str, name: str, model: ModelHeader) -> None:
-    """Raises CheckpointError if `name` is the output layer of a model that ties it to the embedding."""
+    """Raise CheckpointError if `name` is the output layer of a model that ties it to the embedding."""
     if model.tied and is_head(name):
         raise CheckpointError(
             f"{where}: the output layer of {model.folder} is tied to its embedding, which the adapter does not change with it; "

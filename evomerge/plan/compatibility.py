@@ -31,7 +31,7 @@ def check_compatible(
     any_depth: bool = False,
     layers_only: Collection[str] = (),
 ) -> None:
-    """Refuses models that do not fit `reference`; shapes are checked tensor by tensor later.
+    """Refuse models that do not fit `reference`; shapes are checked tensor by tensor later.
 
     Args:
         reference: the model with which the others are compared.
@@ -69,7 +69,7 @@ def check_compatible(
 
 
 def _check_head(header: ModelHeader, key: str) -> None:
-    """Checks that an untied model has its output layer, if the tensor's name is certain, that is, for models built like Llama."""
+    """Check that an untied model has its output layer, if the tensor's name is certain, that is, for models built like Llama."""
     if header.config.get("tie_word_embeddings") is not False or not header.architecture.endswith("ForCausalLM"):
         return
     if header.tied and header.embedding == "model.embed_tokens.weight":
@@ -80,7 +80,7 @@ def _check_head(header: ModelHeader, key: str) -> None:
 
 
 def _check_names(reference: ModelHeader, header: ModelHeader, key: str, *, outside: bool) -> None:
-    """Checks that both have the same tensors; without `outside`, only in their layers."""
+    """Check that both have the same tensors; without `outside`, only in their layers."""
     missing = [
         name
         for name in reference.tensors

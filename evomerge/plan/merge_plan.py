@@ -32,7 +32,7 @@ class TensorInput(NamedTuple):
 
     @property
     def key(self) -> TensorKey:
-        """Identifies it among the tensors of all models."""
+        """Identify it among the tensors of all models."""
         return self[:2]
 
 

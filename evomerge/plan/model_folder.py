@@ -50,7 +50,7 @@ def read_model_header(folder: Path | str, *, trust_remote_code: bool = False) ->
 
 @contextmanager
 def unreadable_as_error(place: Path) -> Iterator[None]:
-    """Converts an OSError while reading a model's files in (or at) `place` into an error that names the file.
+    """Convert an OSError while reading a model's files in (or at) `place` into an error that names the file.
 
     Raises:
         CheckpointError: instead of OSError.
@@ -91,7 +91,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Checks that a model folder has tokenizer files. Does not read them.
+    """Check that a model folder has tokenizer files. Does not read them.
 
     Raises:
         CheckpointError: there are none.
@@ -123,7 +123,7 @@ def file_stamp(path: Path) -> FileStamp:
 
 
 def check_unchanged(header: ModelHeader) -> None:
-    """Refuses a model whose files have been replaced or modified since its header was read.
+    """Refuse a model whose files have been replaced or modified since its header was read.
 
     Raises:
         CheckpointError: names the file.
@@ -139,7 +139,7 @@ def check_unchanged(header: ModelHeader) -> None:
 
 
 def read_json_file(path: Path) -> Any:
-    """Parses a strict JSON file of at most `MAX_JSON_BYTES`.
+    """Parse a strict JSON file of at most `MAX_JSON_BYTES`.
 
     Raises:
         CheckpointError: the file is missing or too large, or as for `parse_json`.

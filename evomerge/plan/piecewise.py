@@ -11,7 +11,7 @@ _LINEAR = "linear"
 
 
 def check_tensors(table: PieceTable, names: Sequence[str]) -> None:
-    """Checks that the table lists exactly the float tensors `names`.
+    """Check that the table lists exactly the float tensors `names`.
 
     Raises:
         RecipeError: names a tensor that is missing or unknown.

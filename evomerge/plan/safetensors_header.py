@@ -55,7 +55,7 @@ def read_safetensors_header(path: Path, file: str) -> dict[str, TensorHeader]:
 
 
 def parse_json(text: bytes, where: str) -> Any:
-    """Parses strict JSON: UTF-8, no duplicate keys, no NaN.
+    """Parse strict JSON: UTF-8, no duplicate keys, no NaN.
 
     Raises:
         CheckpointError: `text` is anything else.

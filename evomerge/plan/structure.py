@@ -85,7 +85,7 @@ class Structure:
 
 @lru_cache(maxsize=64)
 def build_structure(key: StructureKey) -> Structure:
-    """Lists the output tensors of a merge and checks that the models fit each other.
+    """List the output tensors of a merge and check that the models fit each other.
 
     Raises:
         RecipeError: shapes, layers, vocabularies or tied embeddings do not match.
@@ -151,7 +151,7 @@ class _Builder:
         return Structure(tuple(self._outputs), n_layers)
 
     def _whole(self, tensors: Sequence[str], slice_index: int) -> None:
-        """Adds every layer of every stack once; the depth t runs from 0 to 1 over each stack."""
+        """Add every layer of every stack once; the depth t runs from 0 to 1 over each stack."""
         by_layer: dict[tuple[str, int], list[str]] = {}
         for name in tensors:
             layer = layer_name(name)
@@ -163,7 +163,7 @@ class _Builder:
                 self._add(name, slice_index, depth)
 
     def _sliced(self, tensors: Sequence[str], slice_indices: Sequence[int]) -> int:
-        """Adds the slices of a stack one after the other; returns their total number of layers."""
+        """Add the slices of a stack one after the other; return their total number of layers."""
         sizes = stack_sizes(tensors)
         if self._stack is None or list(sizes) != [self._stack]:
             stacks = ", ".join(sizes) or "none"
@@ -210,7 +210,7 @@ class _Builder:
         return self._within[key][index]
 
     def _check_one_kind(self, places: Sequence[tuple[str, int]], output: int) -> None:
-        """Refuses to merge layers (given as model, index) of different kinds, or layers that would be of a different kind as layer `output`.
+        """Refuse to merge layers (given as model, index) of different kinds, or layers that would be of a different kind as layer `output`.
 
         Raises:
             RecipeError: names both layers and what differs.
@@ -270,7 +270,7 @@ class _Builder:
         )
 
     def _check_alike(self, name: str, inputs: Sequence[tuple[str, str]]) -> None:
-        """Refuses (model, tensor) pairs that cannot be merged into one tensor `name`: all must have the same shape, and all or none must be floats."""
+        """Refuse (model, tensor) pairs that cannot be merged into one tensor `name`: all must have the same shape, and all or none must be floats."""
         (first_key, first_name), *others = inputs
         first = self._headers[first_key].tensors[first_name]
         for key, tensor in others:

@@ -62,7 +62,7 @@ class RecipeFile:
 
 
 def check_name(name: object) -> None:
-    """Refuses invalid document names. A document's model is written to a folder of the same name.
+    """Refuse invalid document names. A document's model is written to a folder of the same name.
 
     Raises:
         RecipeError: shows the name.
@@ -74,7 +74,7 @@ def check_name(name: object) -> None:
 
 @contextmanager
 def naming(where: str | None) -> Iterator[None]:
-    """Prefixes messages of RecipeError with `where`, unless they already begin with it."""
+    """Prefix messages of RecipeError with `where`, unless they already begin with it."""
     try:
         yield
     except RecipeError as problem:

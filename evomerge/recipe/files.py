@@ -95,7 +95,7 @@ def recipe_to_yaml(recipe: Recipe | RecipeFile) -> str:
 
 
 def recipe_file_from_yaml(text: str, where: str = "recipe") -> RecipeFile:
-    """Parses evomerge's own files and any mergekit file. Model paths are left unchanged.
+    """Parse evomerge's own files and any mergekit file. Model paths are left unchanged.
 
     Args:
         text: the file's content.
@@ -115,7 +115,7 @@ def recipe_file_from_yaml(text: str, where: str = "recipe") -> RecipeFile:
 
 
 def write_recipe(recipe: Recipe | RecipeFile, path: FilePath) -> None:
-    """Writes a file that evomerge reads back as the identical recipe, and mergekit as the same merge.
+    """Write a file that evomerge reads back as the identical recipe, and mergekit as the same merge.
 
     Raises:
         RecipeError: `check_recipe` refuses a recipe.
@@ -125,7 +125,7 @@ def write_recipe(recipe: Recipe | RecipeFile, path: FilePath) -> None:
 
 
 def read_recipe_file(path: FilePath) -> RecipeFile:
-    """Reads the file `path`, with relative folders resolved against its folder, then the working directory, then the hub's cache.
+    """Read the file `path`, with relative folders resolved against its folder, then the working directory, then the hub's cache.
 
     Raises:
         RecipeError: the file or a model folder is missing, or as for `recipe_file_from_yaml`.

@@ -227,7 +227,7 @@ class Lineage:
         return cuts
 
     def _factors(self, child: "_Aligned", mix: float) -> Floats:
-        """Computes `Combination.factors` from inner products."""
+        """Compute `Combination.factors` from inner products."""
         products = [self._piece_products(child, index) for index in range(len(child.ends))]
         whole = sum((table.sum(axis=0) for table in products), np.zeros(3))
         factors = np.empty((len(products), 2, 2))
@@ -308,6 +308,6 @@ def _aligned(
 
 
 def _joined(ends: NDArray[np.int64], rows: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Merges adjacent pieces with equal coefficients."""
+    """Merge adjacent pieces with equal coefficients."""
     kept = np.append(np.any(rows[1:] != rows[:-1], axis=1), True)
     return ends[kept], rows[kept]

@@ -15,7 +15,7 @@ PARAMETERS = frozenset(
 
 
 def model_reference(data: Any, where: str) -> Source:
-    """Parses a model reference (text `path@revision+lora` or mergekit's mapping form) into a source without layers and parameters."""
+    """Parse a model reference (text `path@revision+lora` or mergekit's mapping form) into a source without layers and parameters."""
     if isinstance(data, str) and data:
         model, plus, lora = data.partition("+")
         path, _, revision = model.partition("@")

@@ -109,7 +109,7 @@ def recipe_from_mergekit(document: Any, where: str) -> Recipe:
 
 
 def _refuse_other_kinds(document: Mapping[str, Any], where: str) -> None:
-    """Refuses other kinds of files that are easily mistaken for recipes."""
+    """Refuse other kinds of files that are easily mistaken for recipes."""
     if "genome" in document:
         raise RecipeError(
             f"{where}: is a configuration of mergekit-evolve; `evomerge init --mergekit-evolve` converts it to a search configuration"

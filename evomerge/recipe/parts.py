@@ -105,7 +105,7 @@ class Slice:
 
 
 def joined(first: Parameters, then: Parameters) -> dict[str, tuple[Setting, ...]]:
-    """Combines two levels of settings: those of `first` are tried before those of `then`."""
+    """Combine two levels of settings: those of `first` are tried before those of `then`."""
     return {name: (*first.get(name, ()), *then.get(name, ())) for name in dict.fromkeys([*first, *then])}
 
 

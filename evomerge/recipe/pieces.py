@@ -31,7 +31,7 @@ class PieceTable:
     noise: tuple[int, ...] = ()
 
     def check(self, n_sources: int) -> None:
-        """Refuses a table that is malformed or does not match `n_sources` sources.
+        """Refuse a table that is malformed or does not match `n_sources` sources.
 
         Raises:
             RecipeError: names the row or tensor.
@@ -72,7 +72,7 @@ class PieceTable:
 
     @staticmethod
     def from_json(data: Json) -> "PieceTable":
-        """Reads what `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
             RecipeError: names a key that is missing, unknown or of the wrong type.

@@ -132,7 +132,7 @@ class Recipe:
 
     @staticmethod
     def from_json(data: Mapping[str, Json]) -> "Recipe":
-        """Reads what `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
             RecipeError: names a key that is missing, unknown or of the wrong type.

@@ -27,7 +27,7 @@ def slices_to_json(slices: Sequence[Slice]) -> list[Json]:
 
 
 def slices_from_json(data: Json, where: str) -> tuple[Slice, ...]:
-    """Raises RecipeError naming a key that is missing, unknown or of the wrong type."""
+    """Raise RecipeError naming a key that is missing, unknown or of the wrong type."""
     return tuple(_slice_from_json(entry, f"{where}[{index}]") for index, entry in enumerate(list_of(data, where)))
 
 
@@ -79,7 +79,7 @@ def _source_from_json(data: Json, where: str) -> Source:
 
 
 def parameters_from_json(data: Json, where: str) -> dict[str, tuple[Setting, ...]]:
-    """Raises RecipeError naming a key that is missing, unknown or of the wrong type."""
+    """Raise RecipeError naming a key that is missing, unknown or of the wrong type."""
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: expected a mapping of parameters, got {data!r}")
     return {

@@ -31,7 +31,7 @@ def scale_bounds(n_scales: int, dtype: str) -> tuple[float, float]:
 
 
 def check_scales(low: float, high: float, n_scales: int, dtype: str) -> None:
-    """Refuses bounds with which some stack would leave the range.
+    """Refuse bounds with which some stack would leave the range.
 
     Args:
         low, high: bounds of every scale, 0 < low <= 1 <= high.

@@ -252,7 +252,7 @@ class RecipeTemplate:
             raise RecipeError(f"{', '.join(sorted(twice))}: both searched and fixed; remove one")
 
     def check_bounds(self) -> None:
-        """Refuses bounds that include recipes which cannot be merged.
+        """Refuse bounds that include recipes which cannot be merged.
 
         Raises:
             SpaceError: the method keeps entries of a row with probabilities from density - epsilon to density + epsilon, and with

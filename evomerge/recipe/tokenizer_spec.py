@@ -69,7 +69,7 @@ def tokenizer_to_json(spec: TokenizerSpec | None) -> Json:
 
 
 def tokenizer_from_json(data: Json, where: str) -> TokenizerSpec | None:
-    """Raises RecipeError naming a key that is missing, unknown or of the wrong type."""
+    """Raise RecipeError naming a key that is missing, unknown or of the wrong type."""
     if data is None:
         return None
     fields = mapping_of(data, where, ("source", "tokens", "pad_to_multiple_of"), required=("source",))

@@ -9,7 +9,7 @@ from evomerge.recipe.recipe import Recipe
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuses a recipe that is invalid for any models.
+    """Refuse a recipe that is invalid for any models.
 
     Raises:
         RecipeError: a method or parameter is unknown, pieces do not fit, a global parameter is given for one model, a value has
@@ -80,7 +80,7 @@ def _check_parameters(spec: MethodSpec, parameters: Parameters, where: str, *, o
 
 
 def check_setting(parameter: ParameterSpec, setting: Setting, where: str) -> None:
-    """Refuses a value of the wrong type or outside the parameter's range.
+    """Refuse a value of the wrong type or outside the parameter's range.
 
     Raises:
         RecipeError: names `where`, the expected and the actual value.

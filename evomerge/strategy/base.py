@@ -44,7 +44,7 @@ class Strategy(Protocol):
         ...
 
     def repeat(self, recorded: Candidate) -> bool:
-        """Makes the next proposal but replaces it by `recorded`, the candidate that an earlier session proposed at this point.
+        """Make the next proposal but replace it by `recorded`, the candidate that an earlier session proposed at this point.
 
         The two differ if another processor or library version rounds differently, and from then on all proposals would. The recorded
         candidates have already been evaluated, so the strategy continues from them.
@@ -58,7 +58,7 @@ class Strategy(Protocol):
         ...
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        """Takes results in any order, matched by candidate id. If one of them is refused, none is used.
+        """Take results in any order, matched by candidate id. If one of them is refused, none is used.
 
         Raises:
             EvaluationError: an id was never asked or already told, or an objective has no score.
@@ -66,7 +66,7 @@ class Strategy(Protocol):
         ...
 
     def seed(self, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation]) -> None:
-        """Takes points that were evaluated beforehand (baselines inside the space). Must be called before the first ask.
+        """Take points that were evaluated beforehand (baselines inside the space). Must be called before the first ask.
 
         Raises:
             EvaluationError: `ask` was called before, or ids do not match or look like ids of proposals.
@@ -95,7 +95,7 @@ class Strategy(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
-        """Restores a `state_dict` into a fresh strategy that was created with the same arguments.
+        """Restore a `state_dict` into a fresh strategy that was created with the same arguments.
 
         Raises:
             JournalError: the state belongs to another strategy, or cannot be reproduced with the installed libraries.

@@ -279,7 +279,7 @@ class BayesianOptimisation(ReplayStrategy):
         return model
 
     def _load(self, model: SingleTaskGP) -> bool:
-        """Sets the model's hyperparameters to those of the last fit; False if that had another noise model."""
+        """Set the model's hyperparameters to those of the last fit; False if that had another noise model."""
         parameters, saved = list(model.parameters()), [] if self._fitted is None else self._fitted[1]
         if len(parameters) != len(saved):
             return False
@@ -368,7 +368,7 @@ def _inferred_noise(batch: torch.Size) -> GaussianLikelihood:
 
 
 def _fit(model: SingleTaskGP) -> None:
-    """Fits hyperparameters by maximum a posteriori; keeps those of the prior if the optimiser fails."""
+    """Fit hyperparameters by maximum a posteriori; keep those of the prior if the optimiser fails."""
     try:
         fit_gpytorch_mll(
             ExactMarginalLogLikelihood(model.likelihood, model),
@@ -380,7 +380,7 @@ def _fit(model: SingleTaskGP) -> None:
 
 @contextmanager
 def _quiet_torch(seed: int) -> Iterator[None]:
-    """Runs torch with one thread, a seeded generator and no warnings; restores everything afterwards."""
+    """Run torch with one thread, a seeded generator and no warnings; restore everything afterwards."""
     n_threads, state = torch.get_num_threads(), torch.default_generator.get_state()
     torch.set_num_threads(1)
     torch.default_generator.manual_seed(seed)

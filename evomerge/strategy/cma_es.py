@@ -190,7 +190,7 @@ class CmaEs(ReplayStrategy):
         self._unsettled = True
 
     def _settle(self) -> None:
-        """Restarts if the run has converged with the last result. Done lazily, because a replay can often skip the check."""
+        """Restart if the run has converged with the last result. Done lazily, because a replay can often skip the check."""
         if not self._unsettled or self._run is None:
             return
         self._unsettled = False
@@ -250,7 +250,7 @@ class CmaEs(ReplayStrategy):
         return self._doublings >= _MAX_DOUBLINGS and self._regime == "large"
 
     def _restart(self) -> None:
-        """Starts the next run at a uniform point: IPOP (10.1109/CEC.2005.1554902) or BIPOP (10.1145/1570256.1570333)."""
+        """Start the next run at a uniform point: IPOP (10.1109/CEC.2005.1554902) or BIPOP (10.1145/1570256.1570333)."""
         self._n_runs += 1
         generator = random_stream(self.random_seed, "cma_es", "restart", self._n_runs)
         mean = generator.random(self.dimension)

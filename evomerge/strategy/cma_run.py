@@ -86,7 +86,7 @@ def pycma_stop_reasons(es: Any) -> Mapping[str, Json]:
 
 
 def widen_where_noise_decides(es: Any, losses: Sequence[float], noise: Sequence[float]) -> None:
-    """Raises pycma's step size slightly if the order of the latest results is largely random.
+    """Raise pycma's step size slightly if the order of the latest results is largely random.
 
     The rule of UH-CMA-ES (Hansen et al., 10.1109/TEVC.2008.924423): a search among differences smaller than the noise would converge
     prematurely, so it is kept from shrinking. UH-CMA-ES repeats measurements to see how the order changes; here the fraction of
@@ -152,15 +152,15 @@ class CmaRun:
         return self._n_sampled, tuple(np.clip(point[: self._dimension], 0.0, 1.0).tolist())
 
     def adopt(self, number: int, point: tuple[float, ...]) -> None:
-        """Replaces the point sampled as `number` by another point (d,); pycma treats it as an injected one."""
+        """Replace the point sampled as `number` by another point (d,); pycma treats it as an injected one."""
         self._sent[number] = (padded(point), self._sent[number][1])
 
     def withdraw(self, number: int) -> None:
-        """Forgets the point just sampled as `number`, which will not be told. Not possible with `vkd`, which needs the whole generation."""
+        """Forget the point just sampled as `number`, which will not be told. Not possible with `vkd`, which needs the whole generation."""
         del self._sent[number]
 
     def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
-        """Takes the loss of the point sampled as `number` and its standard error; a loss of None ranks last in its batch."""
+        """Take the loss of the point sampled as `number` and its standard error; a loss of None ranks last in its batch."""
         self._batch.append((number, loss))
         if loss is not None:
             self._noise.append(noise)

@@ -111,7 +111,7 @@ class SurrogateRun:
         return None
 
     def adopt(self, number: int, point: tuple[float, ...]) -> None:
-        """Replaces the point sampled as `number` by another point (d,); pycma treats it as an injected one."""
+        """Replace the point sampled as `number` by another point (d,); pycma treats it as an injected one."""
         if number in self._spare:
             self._spare[number] = np.array(point)
             return
@@ -120,7 +120,7 @@ class SurrogateRun:
         self._samples[row] = padded(point)
 
     def withdraw(self, number: int) -> None:
-        """Forgets the point just sampled as `number`, which will not be told; another sample replaces it in its generation."""
+        """Forget the point just sampled as `number`, which will not be told; another sample replaces it in its generation."""
         if number in self._spare:
             del self._spare[number]
             return
@@ -130,7 +130,7 @@ class SurrogateRun:
         self._waiting.append(row)
 
     def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
-        """Takes the loss of the point sampled as `number` and its standard error.
+        """Take the loss of the point sampled as `number` and its standard error.
 
         A loss of None means that it failed: it ranks last in its generation and is not added to the model.
         """
@@ -158,14 +158,14 @@ class SurrogateRun:
         return len(self._model) >= self._model.min_results
 
     def _send(self, row: int) -> int:
-        """Marks a sample of the generation as proposed; returns its number."""
+        """Mark a sample of the generation as proposed; return its number."""
         self._waiting.remove(row)
         self._n_sampled += 1
         self._sent[self._n_sampled] = (self._generation, row)
         return self._n_sampled
 
     def _settle(self, *, goes_on: bool = False) -> None:
-        """Ends the generation if all of it is known or the model is trusted; checked after 1, 2, 3, 5, 8, 12, ... results (populations below fifty).
+        """End the generation if all of it is known or the model is trusted; checked after 1, 2, 3, 5, 8, 12, ... results (populations below fifty).
 
         Deferred until the outcome matters: a replay knows if the generation continued (`goes_on`), and then does not evaluate the model.
         """
@@ -184,7 +184,7 @@ class SurrogateRun:
             self._close()
 
     def _close(self) -> None:
-        """Updates the distribution with the known losses, and the model's values for the rest."""
+        """Update the distribution with the known losses, and the model's values for the rest."""
         self._injected = self._n_good > 0 and self._can_predict
         if self._n_good:
             with warnings.catch_warnings(action="ignore"):
@@ -208,7 +208,7 @@ class SurrogateRun:
         return values
 
     def _inject_minimum(self) -> None:
-        """Makes the model's minimum the first sample of the next generation."""
+        """Make the model's minimum the first sample of the next generation."""
         d = self._dimension
         mean = self._clipped([np.asarray(self._es.result.xfavorite)])[0]
         # sampled covariances are positive definite; the ridge covers rounding

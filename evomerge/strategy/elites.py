@@ -88,7 +88,7 @@ class _Archive:
         self.elites: list[Candidate] = []
 
     def offer(self, candidate: Candidate, fitness: Floats) -> None:
-        """Adds the candidate if it is the best of its cell."""
+        """Add the candidate if it is the best of its cell."""
         slot = self.grid.add(float(self._quality @ fitness), fitness[self._axes])
         if slot is not None:
             self.elites[slot : slot + 1] = [candidate]

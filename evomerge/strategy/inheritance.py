@@ -13,7 +13,7 @@ def inherited_choices(
     mutation_rate: float,
     generator: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """Takes each choice from either parent, or mutates it to another one; returns the middles of the choices' intervals, (k,).
+    """Take each choice from either parent, or mutate it to another one; return the middles of the choices' intervals, (k,).
 
     Args:
         first, second: the parents' categorical coordinates, (k,).

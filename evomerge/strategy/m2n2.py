@@ -137,7 +137,7 @@ class M2n2(ReplayStrategy):
             self._members[slot : slot + 1] = [told.candidate]
 
     def _learn_again(self, told: Told) -> None:
-        """Does not add the known result again: it is or was a member already, and parents must be real candidates."""
+        """Do not add the known result again: it is or was a member already, and parents must be real candidates."""
         self._filling.discard(told.candidate.id)
 
     def _withdraw(self) -> bool:

@@ -110,7 +110,7 @@ class NestedPlan:
         return self._latest
 
     def adopt(self, point: Point) -> None:
-        """Replaces the last proposed point by `point`, also in the planes that contain it."""
+        """Replace the last proposed point by `point`, also in the planes that contain it."""
         self._open.discard(self._latest)
         self._open.add(point)
         for plane in self._planes.values():
@@ -121,7 +121,7 @@ class NestedPlan:
         self._latest = point
 
     def learn(self, point: Point, losses: Point | None) -> None:
-        """Adds a result; `losses` is None if it FAILED or was INFEASIBLE."""
+        """Add a result; `losses` is None if it FAILED or was INFEASIBLE."""
         self._open.discard(point)
         self._known[point] = losses
 
@@ -218,7 +218,7 @@ class NestedPlan:
         return point
 
     def _join(self, first: _Node, second: _Node, plane: _Plane) -> _Node:
-        """Replaces the current pair by the point of its plane that is predicted to be best under the preference."""
+        """Replace the current pair by the point of its plane that is predicted to be best under the preference."""
         places, losses = self._results(plane)
         own = sorted({*first.objectives, *second.objectives})
         s, t = 0.5, 0.5

@@ -167,11 +167,11 @@ class _FlatPlan:
         return point
 
     def adopt(self, point: tuple[float, ...]) -> None:
-        """Replaces the last proposed point by `point`."""
+        """Replace the last proposed point by `point`."""
         self._open[-1] = self._placed(point)
 
     def learn(self, point: tuple[float, ...], losses: tuple[float, ...] | None) -> None:
-        """Adds a result; `losses` is None if it FAILED or was INFEASIBLE."""
+        """Add a result; `losses` is None if it FAILED or was INFEASIBLE."""
         point = self._placed(point)
         if point in self._open:
             self._open.remove(point)

@@ -28,7 +28,7 @@ class MeanLoss:
         return None if told.losses is None else float(np.dot(self.weights, told.losses))
 
     def add(self, told: Told) -> None:
-        """Adds a result; ignored if it has no losses."""
+        """Add a result; ignored if it has no losses."""
         loss = self.of(told)
         if loss is not None and (self._best is None or loss < self._best[0]):
             self._best = (loss, told.candidate)

@@ -134,7 +134,7 @@ class NevergradStrategy(ReplayStrategy):
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """Hides Nevergrad's warnings and gives NumPy's global generator a separate state, which is swapped back afterwards."""
+        """Hide Nevergrad's warnings and gives NumPy's global generator a separate state, which is swapped back afterwards."""
         outside = np.random.get_state()  # noqa: NPY002
         np.random.set_state(self._global_state)  # noqa: NPY002
         try:
@@ -150,7 +150,7 @@ class NevergradStrategy(ReplayStrategy):
                 self._tell_not_asked(seed)
 
     def _tell_not_asked(self, told: Told) -> None:
-        """Tells a result for a point that the optimiser did not propose; optimisers that do not support this never see it."""
+        """Tell a result for a point that the optimiser did not propose; optimisers that do not support this never see it."""
         with self._quiet():
             point = self._optimizer.parametrization.spawn_child(new_value=self._padded(told.candidate.point))
         # differential evolution finds the members to replace by this, and would fail on points that it did not propose

@@ -81,7 +81,7 @@ def choose_link(scores: Floats) -> Link:
 
 
 def fit_quadratic(points: Floats, scores: Floats, link: Link, *, diagonal: bool = False) -> QuadraticModel:
-    """Fits scores (n,) at unit points (n, d), n >= 2."""
+    """Fit scores (n,) at unit points (n, d), n >= 2."""
     features = quadratic_features(points, diagonal=diagonal)
     forward = _LINKS[link]
     targets = _start(scores, link)

@@ -88,7 +88,7 @@ class RankWeightedQuadratic:
         return len(self._losses)
 
     def add(self, point: Floats, loss: float) -> None:
-        """Adds the latest result."""
+        """Add the latest result."""
         self._points = np.vstack([point, self._points])[: self._max_archive]
         self._losses = np.append(loss, self._losses)[: self._max_archive]
         # a model that was good enough to grow does not shrink again
@@ -100,7 +100,7 @@ class RankWeightedQuadratic:
         self._fit = None
 
     def sort_latest(self, count: int) -> None:
-        """Sorts the `count` latest results by loss, so that better ones are kept longer."""
+        """Sort the `count` latest results by loss, so that better ones are kept longer."""
         order = np.argsort(self._losses[:count], kind="stable")
         self._points[:count] = self._points[:count][order]
         self._losses[:count] = self._losses[:count][order]

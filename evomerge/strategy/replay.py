@@ -143,10 +143,10 @@ class ReplayStrategy(ABC):
 
     @abstractmethod
     def _learn(self, told: Told) -> None:
-        """Processes one result of an asked candidate."""
+        """Process one result of an asked candidate."""
 
     def _start(self, seeds: Sequence[Told]) -> None:
-        """Processes points known beforehand; called at most once per call of `seed`, and always before the first `_propose`."""
+        """Process points known beforehand; called at most once per call of `seed`, and always before the first `_propose`."""
         for seed in seeds:
             self._learn(seed)
 
@@ -157,14 +157,14 @@ class ReplayStrategy(ABC):
         """
 
     def _learn_again(self, told: Told) -> None:
-        """Processes the known result of a point that was just proposed again and is not asked, as if it were the result of the next candidate.
+        """Process the known result of a point that was just proposed again and is not asked, as if it were the result of the next candidate.
 
         Override it in algorithms that store candidates by id.
         """
         self._learn(told)
 
     def _withdraw(self) -> bool:
-        """Forgets the proposal just made, which equals a pending candidate. Returns False if it must be asked again, as for algorithms that wait for it."""
+        """Forget the proposal just made, which equals a pending candidate. Returns False if it must be asked again, as for algorithms that wait for it."""
         return False
 
     def _recall(self, was: Callable[[Genome], bool]) -> Proposal | None:

@@ -58,7 +58,7 @@ class ReplayLog:
         return len(self._told)
 
     def ask(self, candidates: Sequence[Candidate], *, adopted: bool = False) -> None:
-        """Appends proposals; the strategy's n-th proposal has the id `candidate_id(n)`. `adopted` ones come from an earlier session."""
+        """Append proposals; the strategy's n-th proposal has the id `candidate_id(n)`. `adopted` ones come from an earlier session."""
         for candidate in candidates:
             if adopted:
                 self._adopted[len(self._digests) // _DIGEST_BYTES] = [
@@ -69,7 +69,7 @@ class ReplayLog:
         self._steps.append(len(candidates))
 
     def tell(self, results: Sequence[Told]) -> None:
-        """Appends results of proposals."""
+        """Append results of proposals."""
         for told in results:
             if told.items is not None:
                 self._items[len(self._told)] = _deflated(told.items)
@@ -80,7 +80,7 @@ class ReplayLog:
         self._steps.append(-len(results))
 
     def seed(self, results: Sequence[Told]) -> None:
-        """Appends results of points that were not proposed."""
+        """Append results of points that were not proposed."""
         entries: list[Json] = []
         for told in results:
             items = None if told.items is None else _deflated(told.items)
@@ -124,7 +124,7 @@ class BestKnown:
         self._n_sorted = 0
 
     def add(self, told: Told) -> None:
-        """Adds a result; ignored if it has no losses."""
+        """Add a result; ignored if it has no losses."""
         if told.losses is None:
             return
         self._losses.append(told.losses)

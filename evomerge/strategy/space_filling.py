@@ -25,7 +25,7 @@ class _SpaceFilling(ReplayStrategy):
         return True
 
     def _learn(self, told: Told) -> None:
-        """Learns nothing; `recommend` uses the recorded results."""
+        """Learn nothing; `recommend` uses the recorded results."""
 
 
 class RandomSearch(_SpaceFilling):

@@ -27,7 +27,7 @@ class TrustRegion:
         self._n_successes = self._n_failures = 0
 
     def learn(self, success: bool) -> None:
-        """Records whether a proposal from the box was better than all earlier ones."""
+        """Record whether a proposal from the box was better than all earlier ones."""
         self._n_successes = self._n_successes + 1 if success else 0
         self._n_failures = 0 if success else self._n_failures + 1
         if self._n_successes >= _SUCCESSES:

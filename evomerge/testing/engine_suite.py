@@ -105,7 +105,7 @@ class EngineSuite:
         return self._start(model, dtype="float32", max_model_len=MAX_LENGTH)
 
     def close(self) -> None:
-        """Closes the live engine."""
+        """Close the live engine."""
         self.engine.close()
 
     def answers(self, engine: Engine) -> Answers:
@@ -115,7 +115,7 @@ class EngineSuite:
         )
 
     def load(self, which: int) -> None:
-        """Updates the live engine to weight set `which`."""
+        """Update the live engine to weight set `which`."""
         self.engine.update(self.writer(self.weights[which]))
 
     def writer(self, tensors: dict[str, torch.Tensor]) -> Callable[[WeightTarget], None]:
@@ -127,7 +127,7 @@ class EngineSuite:
         return RemoteWrite("evomerge.testing.engine_writers:write_file", {"file": str(file)})
 
     def check_serves(self, which: int) -> None:
-        """Asserts that the live engine answers like a fresh one with weight set `which`."""
+        """Assert that the live engine answers like a fresh one with weight set `which`."""
         found = self.fresh[which].differences(self.answers(self.engine))
         assert not found, f"weight set {which}, fresh and live engine: {found[:5]}"
 

@@ -10,7 +10,7 @@ from evomerge.plan import WeightTarget
 
 
 def write_tensors(target: WeightTarget, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes checkpoint tensors into the engine's parameters, as a merger would."""
+    """Write checkpoint tensors into the engine's parameters, as a merger would."""
     for name in target.names():
         for region in target.regions(name):
             region.view.copy_(tensors[name][region.index])
@@ -26,13 +26,13 @@ def write_file(settings: Mapping[str, Json], target: WeightTarget) -> None:
 
 
 def write_half(settings: Mapping[str, Json], target: WeightTarget) -> None:
-    """Fails after the first tensor."""
+    """Fail after the first tensor."""
     target.regions(target.names()[0])[0].view.zero_()
     raise EngineError("halfway")
 
 
 def check_file(settings: Mapping[str, Json], target: WeightTarget) -> None:
-    """Changes nothing; fails if the engine's parameters are not the tensors of a file."""
+    """Change nothing; fail if the engine's parameters are not the tensors of a file."""
     tensors = load_file(str(settings["file"]))
     for name in target.names():
         for region in target.regions(name):

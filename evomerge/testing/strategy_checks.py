@@ -215,7 +215,7 @@ def check_resume(case: StrategyCase) -> None:
 
 
 def _repeated(strategy: Strategy, driver: Driver) -> list[bool]:
-    """Replays the history of another strategy in a fresh one; returns whether each proposal was the same."""
+    """Replay the history of another strategy in a fresh one; return whether each proposal was the same."""
     same = []
     for event in driver.history:
         if isinstance(event, Candidate):

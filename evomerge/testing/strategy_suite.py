@@ -200,7 +200,7 @@ class Driver:
         """asked candidates and told evaluations, in order"""
 
     def run(self, n_tells: int) -> "Driver":
-        """Continues until `n_tells` more results have been told."""
+        """Continue until `n_tells` more results have been told."""
         for _ in range(n_tells):
             asked = list(self.strategy.ask(4 - len(self.pending)))
             self.trace += asked
@@ -231,7 +231,7 @@ def restored(case: StrategyCase, saved: Mapping[str, Any]) -> Driver:
 
 
 def resume_in_new_process(jobs: Sequence[tuple[StrategyCase, Mapping[str, Json]]], n_tells: int) -> list[list[Any]]:
-    """Restores every (case, saved) in one new interpreter and runs `n_tells` more; returns the proposals as [id, genome]."""
+    """Restore every (case, saved) in one new interpreter and run `n_tells` more; return the proposals as [id, genome]."""
     request = {
         "n_tells": n_tells,
         "jobs": [{"case": asdict(case), "saved": saved} for case, saved in jobs],

@@ -32,7 +32,7 @@ def write_tiny_llama(
     init_std: float = 0.2,
     **config: Json,
 ) -> Path:
-    """Writes a Llama checkpoint with random weights and a character-level tokenizer.
+    """Write a Llama checkpoint with random weights and a character-level tokenizer.
 
     The weights are large enough (`init_std`, and norms around 1 with standard deviation 0.1) for greedy continuations to depend on
     every tensor. Models that differ only in `seed` have the same config and tokenizer, so they can be merged.

@@ -9,7 +9,7 @@ SPLITS = ("search", "select", "report")
 
 
 def write_toy_task(path: Path, *, n_items: int) -> None:
-    """Writes an lm-eval task with the metric `acc`, with its data in the same folder.
+    """Write an lm-eval task with the metric `acc`, with its data in the same folder.
 
     Args:
         path: the task file; its stem is the task's name.

@@ -15,7 +15,7 @@ import numba
 
 
 def _set_place() -> None:
-    """Makes numba, in this process and its child processes, cache kernels in a temporary folder if there is no other place."""
+    """Make numba, in this process and its child processes, cache kernels in a temporary folder if there is no other place."""
     try:
         numba.njit(cache=True)(_any_function)
     except RuntimeError:

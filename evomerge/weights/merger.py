@@ -88,7 +88,7 @@ class Merger:
                 yield step.output, self._merged(plan, step, form, self._batch, everything).view(step.shape)
 
     def write(self, plan: MergePlan, target: WeightTarget) -> None:
-        """Computes every tensor of `target` and stores it there; its values are those of `tensors`, whatever the views' dtype.
+        """Compute every tensor of `target` and store it there; its values are those of `tensors`, whatever the views' dtype.
 
         If the target has only a part of a tensor, only that part is computed. On a GPU, this first waits for pending work (an engine
         computes in its own stream, and may still be reading), and all writes are complete when it returns.
@@ -109,7 +109,7 @@ class Merger:
             wait_for(places)
 
     def _write(self, plan: MergePlan, places: Sequence[Place], device: torch.device) -> None:
-        """Stores steps in their places on `device`. One group of them is prepared while others are computed."""
+        """Store steps in their places on `device`. One group of them is prepared while others are computed."""
         batch, written = self._batch_on(device), list[Destination]()
 
         def groups() -> Iterator[list[Destination]]:
@@ -140,7 +140,7 @@ class Merger:
             yield places[first:end]
 
     def _direct(self, plan: MergePlan, group: Sequence[Place], batch: "Batch") -> Iterator[Destination]:
-        """Yields the destinations that `batch` can write directly; the rest is computed and stored here."""
+        """Yield the destinations that `batch` can write directly; the rest is computed and stored here."""
         fused = self._forms(plan, list({place.step.output: place.step for place in group}.values()))
         wanted: list[tuple[Place, Window]] = []
         for place in group:
@@ -227,7 +227,7 @@ class Merger:
 
 
 def wait_for(devices: Iterable[torch.device]) -> None:
-    """Waits until all pending work on those of `devices` that are GPUs is done, in all streams."""
+    """Wait until all pending work on those of `devices` that are GPUs is done, in all streams."""
     for device in devices:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -44,7 +44,7 @@ def normal_noise(seed: int, output: str, start: int, count: int) -> torch.Tensor
 
 @numba.njit(cache=True, nogil=True)
 def _fill(key0, key1, start, noise, table):  # type: ignore[no-untyped-def]
-    """Writes the noise of elements from `start` on; element i takes word i mod 4 of counter i div 4."""
+    """Write the noise of elements from `start` on; element i takes word i mod 4 of counter i div 4."""
     words = np.empty(4 * _AT_ONCE, np.uint32)
     end = start + noise.shape[0]
     for first in range(start // 4, (end + 3) // 4, _AT_ONCE):
@@ -55,7 +55,7 @@ def _fill(key0, key1, start, noise, table):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _philox(key0, key1, first, words):  # type: ignore[no-untyped-def]
-    """Fills `words` with the words of the counters from `first` on, as in `evomerge.weights.philox.philox`."""
+    """Fill `words` with the words of the counters from `first` on, as in `evomerge.weights.philox.philox`."""
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     for c in range(words.shape[0] // 4):
         counter = np.uint64(first + c)

@@ -58,7 +58,7 @@ class WeightPool:
         return cls({folder: read_model_header(folder) for folder in folders})
 
     def check_unchanged(self) -> None:
-        """Refuses weights whose files have changed, because the mapped tensors may have changed with them.
+        """Refuse weights whose files have changed, because the mapped tensors may have changed with them.
 
         Raises:
             CheckpointError: names the file.
@@ -82,7 +82,7 @@ class WeightPool:
 
 
 def check_finite(tensor: torch.Tensor, key: str, name: str, first: int = 0) -> None:
-    """Refuses a tensor `name` of model `key` (or a part of it that starts at flat index `first`) with NaN or infinities.
+    """Refuse a tensor `name` of model `key` (or a part of it that starts at flat index `first`) with NaN or infinities.
 
     Raises:
         CheckpointError: names the element.

@@ -16,7 +16,7 @@ WRITE_MERGE = "evomerge.weights.remote_merge:write_merge"
 
 
 def write_merge(settings: Mapping[str, Json], target: WeightTarget) -> None:
-    """Writes a recipe's weights into `target`.
+    """Write a recipe's weights into `target`.
 
     Args:
         settings: `recipe` (as JSON); `models`, the table of all models that recipes of this run may name (which stay loaded); optionally

@@ -63,7 +63,7 @@ class ZooReport:
 def build_zoo(
     out: FilePath, *, seed: int = 0, progress: Progress | None = None, settings: ZooSettings | None = None
 ) -> ZooReport:
-    """Trains the base and the experts into `out`, or reuses a finished zoo there.
+    """Train the base and the experts into `out`, or reuses a finished zoo there.
 
     A zoo counts as finished only if its manifest has the same seed and recipe and every file has the recorded hash. It is
     built next to `out` and renamed, so an interrupted build leaves `out` unchanged. Concurrent builds of one folder take turns.
@@ -111,7 +111,7 @@ def build_zoo(
 
 @contextmanager
 def _builders_turn(out: Path) -> Iterator[None]:
-    """Creates the parent of `out` and holds the lock of `out`; the operating system releases it if the process dies."""
+    """Create the parent of `out` and holds the lock of `out`; the operating system releases it if the process dies."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = (out.parent / f".{out.name}.lock").open("w")
@@ -135,13 +135,13 @@ def _finished(out: Path, wanted: str) -> dict[str, dict[str, float]] | None:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raises `EvomergeError` unless `out` is missing, empty or a zoo, so that nothing else is ever deleted."""
+    """Raise `EvomergeError` unless `out` is missing, empty or a zoo, so that nothing else is ever deleted."""
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise EvomergeError(f"zoo: {out} already exists and is not a zoo (it has no {MANIFEST}); choose another folder")
 
 
 def _train_all(folder: Path, settings: ZooSettings, seed: int, progress: Progress) -> dict[str, dict[str, float]]:
-    """Trains every model into `folder`: the base, then the experts in parallel. Returns model -> skill -> accuracy."""
+    """Train every model into `folder`: the base, then the experts in parallel. Returns model -> skill -> accuracy."""
     models = [BASE, *(stage.skill for stage in settings.experts)]
     for names in (models[:1], models[1:]):
         progress(f"training {', '.join(names)}")
@@ -156,7 +156,7 @@ def _train_all(folder: Path, settings: ZooSettings, seed: int, progress: Progres
 
 
 def _run_workers(jobs: Sequence[Job], progress: Progress) -> None:
-    """Runs one process per job, all at once; their lines go to `progress`. Never leaves a process running."""
+    """Run one process per job, all at once; their lines go to `progress`. Never leaves a process running."""
     read_end, write_end = os.pipe()
     workers: list[subprocess.Popen[bytes]] = []
     with os.fdopen(read_end, encoding="utf-8") as lines:
@@ -223,7 +223,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _replace(building: Path, out: Path) -> None:
-    """Replaces `out` by `building`; a crash in between leaves no `out` rather than a mixture."""
+    """Replace `out` by `building`; a crash in between leaves no `out` rather than a mixture."""
     if out.exists():
         outdated = out.with_name(f".{out.name}.outdated")
         shutil.rmtree(outdated, ignore_errors=True)

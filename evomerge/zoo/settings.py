@@ -101,5 +101,5 @@ class ZooSettings:
     max_gradient_norm: float = 1.0
 
     def fingerprint(self, seed: int) -> str:
-        """Identifies a zoo by its settings, its seed and the version of the recipe."""
+        """Identify a zoo by its settings, its seed and the version of the recipe."""
         return fingerprint({"settings": asdict(self), "seed": seed, "version": RECIPE_VERSION})

@@ -70,7 +70,7 @@ metadata:
 
 
 def write_tasks(folder: Path, seed: int = 0) -> list[Path]:
-    """Writes `<skill>.yaml` and `data/<skill>.<split>.jsonl` for every skill; the same bytes for the same seed.
+    """Write `<skill>.yaml` and `data/<skill>.<split>.jsonl` for every skill; the same bytes for the same seed.
 
     Args:
         folder: created if missing; files of the same names are replaced. The committed `tasks/` contains seed 0.

@@ -25,7 +25,7 @@ def build_tokenizer() -> Tokenizer:
 
 
 def write_tokenizer(folder: Path, max_length: int) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json` (`PreTrainedTokenizerFast`) into `folder`."""
+    """Write `tokenizer.json` and `tokenizer_config.json` (`PreTrainedTokenizerFast`) into `folder`."""
     build_tokenizer().save(str(folder / "tokenizer.json"))
     settings: dict[str, Json] = {
         "clean_up_tokenization_spaces": False,

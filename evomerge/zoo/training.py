@@ -26,7 +26,7 @@ _CHECK_SEED: Final = 1
 
 
 def use_one_exact_thread() -> None:
-    """Makes this process compute bit-identically: one thread, no nondeterministic kernels."""
+    """Make this process compute bit-identically: one thread, no nondeterministic kernels."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
 
@@ -82,7 +82,7 @@ class Trainer:
         return self.n_steps % self._stage.check_every == 0 and self.n_steps < self._end - self._stage.cooldown_steps
 
     def cool_down(self) -> None:
-        """Ends the training after `cooldown_steps` more steps."""
+        """End the training after `cooldown_steps` more steps."""
         self._end = min(self._end, self.n_steps + self._stage.cooldown_steps)
 
     def step(self, loss: Tensor) -> None:
@@ -101,7 +101,7 @@ class Trainer:
 
 
 def train_base(tokenizer: Tokenizer, settings: ZooSettings, seed: int, progress: Progress) -> Any:
-    """Trains a base that has seen all formats and is still poor at them."""
+    """Train a base that has seen all formats and is still poor at them."""
     stage = settings.base
     model = new_model(settings.model, seed)
     trainer = Trainer(model, stage, settings)

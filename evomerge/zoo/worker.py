@@ -46,7 +46,7 @@ class Job:
 
 
 def run(job: Job) -> None:
-    """Trains the model, and writes its folder and, next to it, `<model>.scores.json`: skill -> accuracy on `report` items."""
+    """Train the model, and write its folder and, next to it, `<model>.scores.json`: skill -> accuracy on `report` items."""
     from evomerge.zoo.batches import SkillProbe
     from evomerge.zoo.skills import SKILLS, Part, fixed_items
     from evomerge.zoo.tokenizer import build_tokenizer

@@ -63,7 +63,7 @@ def chosen_template(wanted: str, headers: Mapping[str, ModelHeader]) -> str | No
 
 
 def _parse(text: str) -> None:
-    """Raises RecipeError if Jinja, with the extensions that transformers uses, cannot parse `text`."""
+    """Raise RecipeError if Jinja, with the extensions that transformers uses, cannot parse `text`."""
     from jinja2.exceptions import TemplateSyntaxError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.nodes import Node

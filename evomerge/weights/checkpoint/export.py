@@ -45,7 +45,7 @@ def merge_to_folder(
     written: RecipeFile | None = None,
     where: str | None = None,
 ) -> Path:
-    """Writes the merged model: weights, config, tokenizer, generation settings, a model card and the recipe.
+    """Write the merged model: weights, config, tokenizer, generation settings, a model card and the recipe.
 
     Weights are read, merged and written one tensor at a time. Everything is written to a hidden folder next to `out`, flushed to disk
     and renamed, so an interrupted merge leaves nothing that looks finished, and the next merge to `out` removes
@@ -102,7 +102,7 @@ def merge_to_folder(
 
 
 def merge_file_to_folder(file: RecipeFile, out: Path | str, *, overwrite: bool = False, **options: Any) -> Path:
-    """Runs `merge_to_folder` for the file's result; models that are merges themselves are built first, next to `out`, and removed afterwards.
+    """Run `merge_to_folder` for the file's result; models that are merges themselves are built first, next to `out`, and removed afterwards.
 
     Args:
         file: the recipes, as from `read_recipe_file`.
@@ -183,7 +183,7 @@ def _place_of(out: Path) -> Path:
 
 
 def check_target(out: Path, headers: Mapping[str, ModelHeader], overwrite: bool) -> None:
-    """Raises RecipeError if no model can be written to `out`, or only by overwriting another one."""
+    """Raise RecipeError if no model can be written to `out`, or only by overwriting another one."""
     if out.exists() and not out.is_dir():
         raise RecipeError(f"{out}: is a file; choose a folder")
     target = out.resolve()
@@ -219,7 +219,7 @@ def _outputs(plan: MergePlan, headers: Mapping[str, ModelHeader]) -> list[Output
 
 
 def _flush(folder: Path) -> None:
-    """Flushes the files of a new model to disk, and gives them the permissions that the umask allows, whatever those of copied files were."""
+    """Flush the files of a new model to disk, and gives them the permissions that the umask allows, whatever those of copied files were."""
     mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for path in folder.iterdir():
         descriptor = os.open(path, os.O_RDONLY)

@@ -43,7 +43,7 @@ _OBJECTS = (*NAMES_CODE, "generation_config.json")
 
 
 def check_model_files(owner: Path, *, with_tokenizer: bool) -> None:
-    """Checks before the merge that `write_model_files` can copy and read the owner's files.
+    """Check before the merge that `write_model_files` can copy and read the owner's files.
 
     Raises:
         CheckpointError: a file is a link out of the folder, or should be a JSON object but is not.
@@ -56,7 +56,7 @@ def check_model_files(owner: Path, *, with_tokenizer: bool) -> None:
 
 
 def write_model_files(folder: Path, name: str, model: MergedModel) -> None:
-    """Writes or copies the files into `folder`; config.json, without which no model can be loaded, comes last.
+    """Write or copy the files into `folder`; config.json, without which no model can be loaded, comes last.
 
     Args:
         folder: the folder with the weights.
@@ -88,7 +88,7 @@ def write_model_files(folder: Path, name: str, model: MergedModel) -> None:
 
 
 def _copy_code(model: MergedModel, folder: Path, config: Mapping[str, Json]) -> None:
-    """Copies the owner's Python files into `folder` if a file there, or `config`, refers to some; never runs them."""
+    """Copy the owner's Python files into `folder` if a file there, or `config`, refers to some; never runs them."""
     written = {name: read_json_file(folder / name) for name in NAMES_CODE if (folder / name).exists()} | {
         "config.json": config
     }

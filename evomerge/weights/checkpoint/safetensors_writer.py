@@ -61,7 +61,7 @@ def split_into_shards(outputs: Sequence[OutputSpec], shard_bytes: int) -> list[l
 def write_shards(
     folder: Path, outputs: Sequence[OutputSpec], tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int
 ) -> None:
-    """Writes `tensors` as `model.safetensors` or as shards with an index. They must come in the order of `outputs`, each whole or in consecutive flat parts.
+    """Write `tensors` as `model.safetensors` or as shards with an index. They must come in the order of `outputs`, each whole or in consecutive flat parts.
 
     Raises:
         OSError: the disk is full or read-only.
@@ -88,7 +88,7 @@ def write_shards(
 
 
 def _write_tensor(handle: UncachedFile, output: OutputSpec, stream: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """Writes the parts from `stream` that make up `output`."""
+    """Write the parts from `stream` that make up `output`."""
     missing = torch.Size(output.shape).numel()
     while True:
         name, tensor = next(stream)

@@ -21,7 +21,7 @@ _ALIGNMENT = 8
 
 
 def write_slots_folder(folder: Path, header: ModelHeader, n_slots: int) -> None:
-    """Makes `folder` (which must exist) a checkpoint of `n_slots` layers like those of `header`, all weights zero.
+    """Make `folder` (which must exist) a checkpoint of `n_slots` layers like those of `header`, all weights zero.
 
     Args:
         folder: the target folder.

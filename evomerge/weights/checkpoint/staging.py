@@ -43,7 +43,7 @@ def staging_folder(out: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Removes the hidden folders of killed merges to `out`, except those that are locked or belong to another machine.
+    """Remove the hidden folders of killed merges to `out`, except those that are locked or belong to another machine.
 
     If one of them moved a model aside without replacing it, that model is restored.
     """
@@ -70,7 +70,7 @@ def remove_leftovers(out: Path) -> None:
 
 
 def put_in_place(staging: Path, out: Path) -> None:
-    """Renames `staging` to `out`; a folder in its place is moved aside first and deleted last."""
+    """Rename `staging` to `out`; a folder in its place is moved aside first and deleted last."""
     aside = staging.with_suffix(".replaced")
     if out.is_dir():
         os.replace(out, aside)
@@ -81,7 +81,7 @@ def put_in_place(staging: Path, out: Path) -> None:
 
 
 def _settle(out: Path) -> None:
-    """Deletes models that merges to `out` moved aside, or restores them if nothing has taken their place."""
+    """Delete models that merges to `out` moved aside, or restore them if nothing has taken their place."""
     for aside, _ in _beside(out, ".replaced"):
         if aside.with_suffix(".merging").exists():  # its merge is about to move its result into place
             continue

@@ -111,7 +111,7 @@ class StreamedMerge:
                 waiting = deque(parts)
 
                 def start(index: int) -> None:
-                    """Starts parts that fit in memory together with part `index`, which counts until the caller has written it."""
+                    """Start parts that fit in memory together with part `index`, which counts until the caller has written it."""
                     while (
                         waiting and len(running) < _AHEAD and self._fit(needed[index : len(needed) - len(waiting) + 1])
                     ):

@@ -43,7 +43,7 @@ class MergedTokenizer:
     tokenizer: Any
 
     def write(self, folder: Path) -> None:
-        """Writes the tokenizer's files into `folder`."""
+        """Write the tokenizer's files into `folder`."""
         self.tokenizer.save_pretrained(folder)
 
     def translated(self, config: Mapping[str, Json]) -> dict[str, Json]:
@@ -76,7 +76,7 @@ class MergedTokenizer:
 
 
 def build_tokenizer(spec: TokenizerSpec, recipe: Recipe, headers: Mapping[str, ModelHeader]) -> MergedTokenizer:
-    """Builds the tokenizer `spec` from those of the recipe's models. A model without one is assumed to have the owner's vocabulary, with a warning.
+    """Build the tokenizer `spec` from those of the recipe's models. A model without one is assumed to have the owner's vocabulary, with a warning.
 
     Raises:
         RecipeError: a tokenizer cannot be read, or the merged one has gaps.
@@ -117,7 +117,7 @@ def _load(folder: Path, n_rows: int | None) -> Any:
 
 @contextmanager
 def _of_folder(folder: Path | str) -> Iterator[None]:
-    """Converts the errors of transformers for the tokenizer of a folder.
+    """Convert the errors of transformers for the tokenizer of a folder.
 
     Raises:
         RecipeError: instead of transformers' errors.
@@ -162,7 +162,7 @@ def _copy(tokenizer: Any) -> Any:
 
 
 def _add_missing(merged: Any, other: Any, vocabulary: Mapping[str, int]) -> None:
-    """Adds the tokens of `other` that `merged` lacks, in the order of their ids; special tokens keep their settings."""
+    """Add the tokens of `other` that `merged` lacks, in the order of their ids; special tokens keep their settings."""
     known = merged.get_vocab()
     added = {token.content: token for token in other.added_tokens_decoder.values()}
     missing = [token for token in sorted(vocabulary, key=lambda token: vocabulary[token]) if token not in known]

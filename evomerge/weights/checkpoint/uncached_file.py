@@ -45,7 +45,7 @@ class UncachedFile:
         self._n_bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
-        """Appends `data`."""
+        """Append `data`."""
         view = memoryview(data).cast("B")
         self._n_bytes += len(view)
         if len(view) >= _LEAST_DIRECT_BYTES and self._filled % BLOCK_BYTES == 0 and _starts_at_a_block(view):
@@ -76,13 +76,13 @@ class UncachedFile:
             self._buffer.close()
 
     def _empty(self, n_bytes: int) -> None:
-        """Writes the first `n_bytes` of the buffer."""
+        """Write the first `n_bytes` of the buffer."""
         with memoryview(self._buffer) as buffer, buffer[:n_bytes] as filled:
             self._put(filled)
         self._filled = 0
 
     def _put(self, view: memoryview) -> None:
-        """Writes whole blocks."""
+        """Write whole blocks."""
         done = 0
         while done < len(view):
             with view[done:] as rest:

@@ -169,7 +169,7 @@ def _warn_of_zeros(place: str, tokens: Sequence[str]) -> None:
 
 
 def _check_embeddings(key: str, header: ModelHeader, n_tokens: int) -> None:
-    """Refuses a model with rows for tokens in unknown tensors, which would keep the order of its own vocabulary."""
+    """Refuse a model with rows for tokens in unknown tensors, which would keep the order of its own vocabulary."""
     advice = "leave the tokenizer out of the recipe and merge models with the same vocabulary"
     if header.embedding is None:
         raise RecipeError(f"tokenizer: the token embedding of {key} is not known; {advice}")
@@ -202,7 +202,7 @@ def _row_map(
     part: Slice,
     headers: Mapping[str, ModelHeader],
 ) -> RowMap:
-    """Raises RecipeError if a rule cannot be applied."""
+    """Raise RecipeError if a rule cannot be applied."""
     base = recipe.base_of(part)
     keys = [source.key for source in part.sources]
     needed = [base] if base is not None and method_spec(recipe.method).base is not BaseRole.SOURCE else []

@@ -178,7 +178,7 @@ class FusedBatch:
         return form._replace(norms={**form.norms, **known})
 
     def run(self, groups: Iterable[Sequence[Destination]]) -> TensorStep | None:
-        """Computes all destinations; while one group is computed, `groups` may prepare the next.
+        """Compute all destinations; while one group is computed, `groups` may prepare the next.
 
         Returns:
             A step with a result outside the range of its dtype, if any.
@@ -193,7 +193,7 @@ class FusedBatch:
         return None
 
     def _start(self, work: Work, destinations: Sequence[Destination]) -> "_Started":
-        """Generates the random masks that `destinations` need, then starts to compute these in threads."""
+        """Generate the random masks that `destinations` need, then start to compute these in threads."""
         parts = [part for destination in destinations for part in parts_of(destination)]
         parts.sort(key=lambda part: part.form.formula != SUM)
         distinct = {part.key: part for part in parts}
@@ -249,7 +249,7 @@ class FusedBatch:
     def _make_masks(
         self, forms: list[FusedStep], by_form: np.ndarray, inputs: np.ndarray, ranges: np.ndarray, rows: np.ndarray
     ) -> list[np.ndarray]:
-        """Generates random masks, and sets the scale of every input whose pruned delta must have the L1 norm of the whole delta.
+        """Generate random masks, and set the scale of every input whose pruned delta must have the L1 norm of the whole delta.
 
         Args:
             forms: the forms to compute.

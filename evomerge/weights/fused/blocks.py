@@ -93,7 +93,7 @@ def _to_float16(bits):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def round_block(block, count, precision):  # type: ignore[no-untyped-def]
-    """Rounds the first `count` values of `block` to `precision` (BF16, F16, or F32 for no rounding)."""
+    """Round the first `count` values of `block` to `precision` (BF16, F16, or F32 for no rounding)."""
     if precision == BF16:
         for i in range(count):
             block[i] = as_float(_to_bfloat16(as_bits(block[i])) & np.uint32(0xFFFF0000))
@@ -104,7 +104,7 @@ def round_block(block, count, precision):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def load_delta(delta, start, count, base, block):  # type: ignore[no-untyped-def]
-    """Loads elements [start, start + count) of a `evomerge.weights.fused.tables.Delta` into `block`; `base` is a float32 scratch array."""
+    """Load elements [start, start + count) of a `evomerge.weights.fused.tables.Delta` into `block`; `base` is a float32 scratch array."""
     base_address, base_kind, address, kind, precision = delta
     load_block(base_address, base_kind, start, count, base)
     load_block(address, kind, start, count, block)
@@ -119,7 +119,7 @@ def load_delta(delta, start, count, base, block):  # type: ignore[no-untyped-def
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def store_block(address, kind, start, count, block):  # type: ignore[no-untyped-def]
-    """Stores `block`, rounded to nearest even, and returns its largest magnitude as float32 bits (NaN above all)."""
+    """Store `block`, rounded to nearest even, and return its largest magnitude as float32 bits (NaN above all)."""
     largest = np.uint32(0)
     for i in range(count):
         magnitude = as_bits(block[i]) & np.uint32(0x7FFFFFFF)

@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 
 def emits(result: types.Type, *arguments: types.Type) -> Callable[[Callable[..., Any]], Any]:
-    """Turns a function of a builder and values, which emits instructions and returns their result, into a function of `arguments` for compiled code.
+    """Turn a function of a builder and values, which emits instructions and returns their result, into a function of `arguments` for compiled code.
 
     Args:
         result: type of the result; `types.void` for none.

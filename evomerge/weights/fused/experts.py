@@ -37,7 +37,7 @@ def _load_deltas(addresses, kinds, precision, start, count, rows):  # type: igno
 
 @numba.njit(cache=True, nogil=True)
 def _add_products(a, b, sums):  # type: ignore[no-untyped-def]
-    """Adds a*a, b*b and a*b of two blocks to `sums`, (3, 8), in eight lanes each, so that the compiler can use vector registers."""
+    """Add a*a, b*b and a*b of two blocks to `sums`, (3, 8), in eight lanes each, so that the compiler can use vector registers."""
     for i in range(0, BLOCK, 8):
         for lane in range(8):
             x, y = np.float64(a[i + lane]), np.float64(b[i + lane])
@@ -108,7 +108,7 @@ def square_sums(addresses, kinds, precision, n_elements, order, limit):  # type:
 
 @numba.njit(cache=True, nogil=True)
 def variances(addresses, kinds, precision, n_elements, variance):  # type: ignore[no-untyped-def]
-    """Writes the variance of every entry over the experts into `variance`, computed as in torch (Welford, in float64)."""
+    """Write the variance of every entry over the experts into `variance`, computed as in torch (Welford, in float64)."""
     n_experts = addresses.shape[0] - 1
     rows = np.empty((n_experts + 1, BLOCK), np.float32)
     means, squares = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64)
@@ -133,7 +133,7 @@ def variances(addresses, kinds, precision, n_elements, variance):  # type: ignor
 
 @numba.njit(cache=True, nogil=True)
 def sort_keys(variance, keys):  # type: ignore[no-untyped-def]
-    """Fills `keys` so that ascending keys mean descending variances, and ascending indices for equal ones; returns the number of nonzero variances."""
+    """Fill `keys` so that ascending keys mean descending variances, and ascending indices for equal ones; return the number of nonzero variances."""
     bits, found = variance.view(np.uint32), np.int64(0)
     for i in range(bits.shape[0]):
         magnitude = bits[i] & np.uint32(0x7FFFFFFF)
@@ -144,14 +144,14 @@ def sort_keys(variance, keys):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def places_of(keys, order):  # type: ignore[no-untyped-def]
-    """Writes the place of every element among sorted `keys` into `order`."""
+    """Write the place of every element among sorted `keys` into `order`."""
     for place in range(keys.shape[0]):
         order[np.int64(keys[place] & np.uint64(0xFFFFFFFF))] = np.uint32(place)
 
 
 @numba.njit(cache=True, nogil=True)
 def mark_cut(variance, threshold, cutoff):  # type: ignore[no-untyped-def]
-    """Overwrites every variance with the integer 0 if the cut keeps it, else 1."""
+    """Overwrite every variance with the integer 0 if the cut keeps it, else 1."""
     bits, edge = variance.view(np.uint32), as_bits(threshold)
     for i in range(bits.shape[0]):
         magnitude = bits[i] & np.uint32(0x7FFFFFFF)

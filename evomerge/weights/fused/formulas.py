@@ -22,7 +22,7 @@ _SIGN = np.uint32(0x80000000)
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _nearswap(rows, merged, at, t, precision):  # type: ignore[no-untyped-def]
-    """Computes the window at offset `at` of every row, see `evomerge.weights.methods.nearswap`."""
+    """Compute the window at offset `at` of every row, see `evomerge.weights.methods.nearswap`."""
     zero, one = floats(np.float32(0.0)), floats(np.float32(1.0))
     other, base = load_lanes(rows + at), load_lanes(rows + 4 * BLOCK + at)
     least = round_lanes(floats(_TINY), precision)
@@ -126,7 +126,7 @@ def _arc(rows, merged, at, numbers, has_base):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _spread(address, n_rows, n_columns, start, count, few, numbers):  # type: ignore[no-untyped-def]
-    """Expands per-row numbers (consecutive arrays at `address`) to `count` elements from `start` on.
+    """Expand per-row numbers (consecutive arrays at `address`) to `count` elements from `start` on.
 
     Args:
         few: scratch memory for the numbers of a block's rows, (BLOCK,).
@@ -145,7 +145,7 @@ def _spread(address, n_rows, n_columns, start, count, few, numbers):  # type: ig
 
 @numba.njit(cache=True, nogil=True)
 def load_rows(addresses, kinds, precision, start, count, rows):  # type: ignore[no-untyped-def]
-    """Loads elements [start, start + count) of each tensor into a row of `rows`, rounded to `precision` and padded with zeros to a whole window."""
+    """Load elements [start, start + count) of each tensor into a row of `rows`, rounded to `precision` and padded with zeros to a whole window."""
     edge = -(-count // LANES) * LANES
     for k in range(addresses.shape[0]):
         row = rows[k]
@@ -157,7 +157,7 @@ def load_rows(addresses, kinds, precision, start, count, rows):  # type: ignore[
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _windows(rows, merged, count, output, inputs, order, numbers, precision):  # type: ignore[no-untyped-def]
-    """Applies the formula of `output` to `count` elements of the blocks at these addresses."""
+    """Apply the formula of `output` to `count` elements of the blocks at these addresses."""
     formula, parameter, mean, has_base = output["formula"], output["parameter"], output["normalize"], output["has_base"]
     limit = np.uint32(inputs[0]["cutoff"])
     for at in range(0, 4 * count, 4 * LANES):
@@ -177,7 +177,7 @@ def _windows(rows, merged, count, output, inputs, order, numbers, precision):  #
 
 @numba.njit(cache=True, nogil=True)
 def formula_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
-    """Computes chunks like `evomerge.weights.fused.kernels.merge_chunks`."""
+    """Compute chunks like `evomerge.weights.fused.kernels.merge_chunks`."""
     for c in range(chunks.shape[0]):
         output = outputs[chunks[c]["output"]]
         n_inputs = output["n_inputs"]

@@ -107,7 +107,7 @@ def _load_rounded(address, kind, window, precision):  # type: ignore[no-untyped-
 
 @numba.njit(cache=True, nogil=True, forceinline=True)
 def _store(address, kind, window, value):  # type: ignore[no-untyped-def]
-    """Stores a window of a tensor."""
+    """Store a window of a tensor."""
     if kind == BF16:
         store_upper_halves(address + 2 * window, _round_to_bf16(value))
     elif kind == F32_AS_BF16:
@@ -118,7 +118,7 @@ def _store(address, kind, window, value):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _fill(thresholds, threshold, cutoff, window):  # type: ignore[no-untyped-def]
-    """Fills in the smallest magnitude that counts as large for each lane of a window. Returns the next window with different thresholds.
+    """Fill in the smallest magnitude that counts as large for each lane of a window. Returns the next window with different thresholds.
 
     Magnitudes equal to the threshold count as large before flat index `cutoff`, and as small from there on.
     """
@@ -133,7 +133,7 @@ def _fill(thresholds, threshold, cutoff, window):  # type: ignore[no-untyped-def
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _set_thresholds(inputs, window, thresholds):  # type: ignore[no-untyped-def]
-    """Fills `thresholds`, (inputs, 2, LANES) in the order of lanes, for `window`. Returns the next window with different thresholds."""
+    """Fill `thresholds`, (inputs, 2, LANES) in the order of lanes, for `window`. Returns the next window with different thresholds."""
     change = _NEVER
     for k in range(inputs.shape[0]):
         row = inputs[k]
@@ -182,7 +182,7 @@ def _agreeing(total, inputs, normalize, weighted, precision):  # type: ignore[no
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _merge_windows(first, last, out_address, output, inputs, thresholds, weighted, precision):  # type: ignore[no-untyped-def]
-    """Computes whole windows; `thresholds` and `weighted` are scratch memory for each input."""
+    """Compute whole windows; `thresholds` and `weighted` are scratch memory for each input."""
     has_base, elect_sign, normalize = output["has_base"], output["elect_sign"], output["normalize"]
     base_address, base_kind = output["base_address"], output["base_kind"]
     out_kind, divisor, scale = output["out_kind"], output["divisor"], output["scale"]
@@ -237,7 +237,7 @@ def _merge_windows(first, last, out_address, output, inputs, thresholds, weighte
 
 @numba.njit(cache=True, nogil=True)
 def _merge_part(window, start, end, out_address, output, inputs, thresholds, weighted, copies, outputs, precision):  # type: ignore[no-untyped-def]
-    """Computes elements [start, end) of a window on copies padded with zeros.
+    """Compute elements [start, end) of a window on copies padded with zeros.
 
     Args:
         copies: space for base, inputs and result, (n_inputs + 2, LANES); zeroed here.
@@ -265,7 +265,7 @@ def _merge_part(window, start, end, out_address, output, inputs, thresholds, wei
 
 @numba.njit(cache=True, nogil=True)
 def _merge_range(first, last, out_address, output, inputs, precision):  # type: ignore[no-untyped-def]
-    """Computes elements [first, last) of an output; returns the bits of their largest magnitude."""
+    """Compute elements [first, last) of an output; return the bits of their largest magnitude."""
     n_inputs = inputs.shape[0]
     thresholds, weighted = np.zeros((n_inputs, 2, LANES), np.float32), np.empty((n_inputs, LANES), np.float32)
     copies, row = np.empty((n_inputs + 2, LANES), np.float32), np.empty(1, OUTPUT)
@@ -290,7 +290,7 @@ def _merge_range(first, last, out_address, output, inputs, precision):  # type: 
 
 @numba.njit(cache=True, nogil=True)
 def merge_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
-    """Computes chunks and writes the largest magnitude of each, as float32 bits (NaN above all), into `chunks`.
+    """Compute chunks and write the largest magnitude of each, as float32 bits (NaN above all), into `chunks`.
 
     The tables are those of `evomerge.weights.fused.tables`; row o of `outputs` owns the rows
     [first_input, first_input + n_inputs) of `inputs`. Random masks must have been made by `mask_chunks`.
@@ -308,7 +308,7 @@ def merge_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _draw_windows(first, last, row):  # type: ignore[no-untyped-def]
-    """Generates the random mask of whole windows."""
+    """Generate the random mask of whole windows."""
     key0, key1, keep = np.uint64(row["key0"]), np.uint64(row["key1"]), halves(np.uint16(row["keep"]))
     ranks, step, mask_address = row["rank_address"], row["step"], row["mask_address"]
     for window in range(first, last, LANES):
@@ -317,7 +317,7 @@ def _draw_windows(first, last, row):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, inline="never")
 def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-untyped-def]
-    """Masks whole windows of the single row `inputs`; returns the L1 norm of the kept elements."""
+    """Mask whole windows of the single row `inputs`; return the L1 norm of the kept elements."""
     row = inputs[0]
     base_address, base_kind, precision = output["base_address"], output["base_kind"], output["precision"]
     address, kind, mode, grid = row["address"], row["kind"], row["mode"], row["grid"]
@@ -343,7 +343,7 @@ def _mask_windows(first, last, output, inputs, thresholds):  # type: ignore[no-u
 
 @numba.njit(cache=True, nogil=True)
 def _mask_part(window, end, output, inputs, thresholds, copies, outputs):  # type: ignore[no-untyped-def]
-    """Masks the elements of a window before `end` on copies padded with zeros; `copies` as in `_merge_part`."""
+    """Mask the elements of a window before `end` on copies padded with zeros; `copies` as in `_merge_part`."""
     copies[:] = np.float32(0.0)
     rows = inputs.copy()
     outputs[0] = output
@@ -357,7 +357,7 @@ def _mask_part(window, end, output, inputs, thresholds, copies, outputs):  # typ
 
 @numba.njit(cache=True, nogil=True)
 def mask_chunks(chunks, outputs, inputs):  # type: ignore[no-untyped-def]
-    """Generates the random mask of the input row that each chunk names, and writes the L1 norm (float64) of the kept elements.
+    """Generate the random mask of the input row that each chunk names, and write the L1 norm (float64) of the kept elements.
 
     The norm is that of the pruned delta, for every mode except KEEP_ALL, with addends rounded by the row's `grid`; if the row's
     `measure` is false, it is 0 and no tensor is read. Chunks start at multiples of `LANES`.

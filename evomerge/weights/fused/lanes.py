@@ -124,7 +124,7 @@ def load_lanes(builder: Any, address: Any) -> Any:
 
 @emits(types.void, types.int64, FLOATS)
 def store_lanes(builder: Any, address: Any, value: Any) -> Any:
-    """Stores float32 values in the order of lanes."""
+    """Store float32 values in the order of lanes."""
     builder.store(value, _pointer(builder, address, _FLOAT), align=4)
 
 
@@ -137,7 +137,7 @@ def load_float32(builder: Any, address: Any) -> Any:
 
 @emits(types.void, types.int64, FLOATS)
 def store_float32(builder: Any, address: Any, value: Any) -> Any:
-    """Stores float32 values."""
+    """Store float32 values."""
     ordered = _shuffled(builder, value, value, _IN_MEMORY)
     builder.store(ordered, _pointer(builder, address, _FLOAT), align=4)
 
@@ -153,7 +153,7 @@ def load_bfloat16(builder: Any, address: Any) -> Any:
 
 @emits(types.void, types.int64)
 def prefetch(builder: Any, address: Any) -> Any:
-    """Prefetches the 128 bytes at `address`, which need not be valid."""
+    """Prefetch the 128 bytes at `address`, which need not be valid."""
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -186,7 +186,7 @@ def load_uint16(builder: Any, address: Any) -> Any:
 
 @emits(types.void, types.int64, WORDS)
 def store_upper_halves(builder: Any, address: Any, value: Any) -> Any:
-    """Stores the upper 16 bits of every lane."""
+    """Store the upper 16 bits of every lane."""
     even = _shuffled(builder, value, value, list(range(_HALF)))
     odd = _shuffled(builder, value, value, list(range(_HALF, LANES)))
     pairs = builder.or_(
@@ -197,13 +197,13 @@ def store_upper_halves(builder: Any, address: Any, value: Any) -> Any:
 
 @emits(TRUTHS, types.int64)
 def load_truths(builder: Any, address: Any) -> Any:
-    """Loads booleans written by `store_truths`."""
+    """Load booleans written by `store_truths`."""
     return builder.bitcast(builder.load(builder.inttoptr(address, _BITS.as_pointer()), align=4), _vector(_I1))
 
 
 @emits(types.void, types.int64, TRUTHS)
 def store_truths(builder: Any, address: Any, value: Any) -> Any:
-    """Stores booleans as `LANES` bits, lane 0 in the lowest bit."""
+    """Store booleans as `LANES` bits, lane 0 in the lowest bit."""
     builder.store(builder.bitcast(value, _BITS), builder.inttoptr(address, _BITS.as_pointer()), align=4)
 
 
@@ -240,7 +240,7 @@ def lessened(builder: Any, value: Any, by: Any) -> Any:
 
 @emits(types.void, types.int64, HALVES)
 def store_halves(builder: Any, address: Any, value: Any) -> Any:
-    """Stores uint16 values in the order of lanes."""
+    """Store uint16 values in the order of lanes."""
     builder.store(value, _pointer(builder, address, _I16), align=2)
 
 
@@ -314,7 +314,7 @@ def largest_word(builder: Any, value: Any) -> Any:
 
 
 def _register(operation: Any, methods: Mapping[Vector, str], *, compares: str = "") -> None:
-    """Defines `operation` for pairs of vectors: type of lane -> the builder's method; for comparisons, `compares` is the operator."""
+    """Define `operation` for pairs of vectors: type of lane -> the builder's method; for comparisons, `compares` is the operator."""
 
     def code_for(vector: Vector, method: str) -> Any:
         def operate(builder: Any, a: Any, b: Any) -> Any:

@@ -182,7 +182,7 @@ def value_of(bits: int) -> float:
 
 @numba.njit(cache=True, nogil=True)
 def delta_bits(delta, start, count, base, bits):  # type: ignore[no-untyped-def]
-    """Writes the magnitude bits of elements [start, start + count) of a `Delta` into `bits`; `base` is a float32 scratch array."""
+    """Write the magnitude bits of elements [start, start + count) of a `Delta` into `bits`; `base` is a float32 scratch array."""
     load_delta(delta, start, count, base, bits.view(np.float32))
     for i in range(count):
         bits[i] &= np.uint32(0x7FFFFFFF)
@@ -207,7 +207,7 @@ def _bin_range(delta, n_elements):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _count(delta, n_elements, low, counts, mixed):  # type: ignore[no-untyped-def]
-    """Counts plain nonzero deltas per stretch and bin, and mixed ones per bin."""
+    """Count plain nonzero deltas per stretch and bin, and mixed ones per bin."""
     base, bits = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint32)
     for start in range(0, n_elements, BLOCK):
         count = min(BLOCK, n_elements - start)
@@ -263,7 +263,7 @@ def collect(delta, n_elements, low, high, least_lower, n_members):  # type: igno
 
 @numba.njit(cache=True, nogil=True)
 def _answer(questions):  # type: ignore[no-untyped-def]
-    """Finds threshold and cutoff for every `_QUESTION`."""
+    """Find threshold and cutoff for every `_QUESTION`."""
     for i in range(questions.shape[0]):
         question = questions[i]
         n_elements, n_bins, rank = question["n_elements"], question["n_bins"], question["k"]

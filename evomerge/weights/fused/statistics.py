@@ -82,7 +82,7 @@ class Statistics:
         self._changed: dict[tuple[Experts, float], tuple[list[int], list[int]]] = {}
 
     def use_seed(self, seed: int) -> None:
-        """Sets the seed of the masks and drops norms for other seeds. Must not be called while other threads use the statistics."""
+        """Set the seed of the masks and drop norms for other seeds. Must not be called while other threads use the statistics."""
         if seed != self.seed:
             self.seed = seed
             self._kept_norms.clear()
@@ -100,7 +100,7 @@ class Statistics:
         return cut
 
     def find_cuts(self, threads: Threads) -> None:
-        """Computes all requested cuts. Must not be called while other threads request cuts."""
+        """Compute all requested cuts. Must not be called while other threads request cuts."""
         if self._asked_cuts:
             find_cuts(self._asked_cuts, threads)
         self._asked_cuts.clear()
@@ -280,7 +280,7 @@ def _l1(delta, n_elements):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _rank_keys(delta, start, keys):  # type: ignore[no-untyped-def]
-    """Fills `keys` (rows, columns), from flat element `start` on, with the magnitude bits in the upper and the column in the lower bits."""
+    """Fill `keys` (rows, columns), from flat element `start` on, with the magnitude bits in the upper and the column in the lower bits."""
     n_columns = keys.shape[1]
     base, row = np.empty(n_columns, np.float32), np.empty(n_columns, np.float32)
     for r in range(keys.shape[0]):
@@ -292,7 +292,7 @@ def _rank_keys(delta, start, keys):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _ranks_of(keys, ranks):  # type: ignore[no-untyped-def]
-    """Writes the place of every column of sorted `keys` into `ranks`, flat."""
+    """Write the place of every column of sorted `keys` into `ranks`, flat."""
     n_columns = keys.shape[1]
     for r in range(keys.shape[0]):
         for place in range(n_columns):

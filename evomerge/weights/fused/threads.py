@@ -57,7 +57,7 @@ class Work:
         self._started: list[Future[Any]] = []
 
     def start(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
-        """Starts `function`."""
+        """Start `function`."""
 
         def one() -> Result:
             with self._gate:
@@ -72,7 +72,7 @@ class Work:
         return future
 
     def start_chunks(self, kernel: Callable[..., Any], chunks: np.ndarray, *arguments: Any) -> None:
-        """Starts `kernel(part, *arguments)` for consecutive parts of `chunks` with nearly equal numbers of elements. A single chunk is computed at once."""
+        """Start `kernel(part, *arguments)` for consecutive parts of `chunks` with nearly equal numbers of elements. A single chunk is computed at once."""
         if self._executor is None or len(chunks) < 2:
             kernel(chunks, *arguments)
             return
@@ -119,7 +119,7 @@ class _Gate:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Prevents new work from beginning, and waits for all work in progress."""
+        """Prevent new work from beginning, and wait for all work in progress."""
         with self._changed:
             self._is_closed = True
             try:

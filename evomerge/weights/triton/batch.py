@@ -115,7 +115,7 @@ class TritonBatch:
         return False
 
     def run(self, groups: Iterable[Sequence[Destination]]) -> TensorStep | None:
-        """Computes all destinations and waits for them; while one group is computed, `groups` may prepare the next.
+        """Compute all destinations and wait for them; while one group is computed, `groups` may prepare the next.
 
         Returns:
             A step with a result outside the range of its dtype, if any.
@@ -131,7 +131,7 @@ class TritonBatch:
         return None
 
     def _start(self, destinations: Sequence[Destination]) -> list[_Launched]:
-        """Starts to compute `destinations`, one launch per variant."""
+        """Start to compute `destinations`, one launch per variant."""
         variants: dict[Variant, list[Row]] = {}
         for destination in destinations:
             for part in parts_of(destination):
@@ -157,7 +157,7 @@ class TritonBatch:
         return _Launched(parts, variant, chunks, largest)
 
     def _rescale(self, parts: list[Part], variant: Variant, tables: Tables) -> None:
-        """Sets the scale of every input whose pruned delta must have the L1 norm of the whole delta."""
+        """Set the scale of every input whose pruned delta must have the L1 norm of the whole delta."""
         norms = [[part.form.norms.get(k, _UNSCALED) for k in range(variant.K)] for part in parts]
         whole = np.array([[pair.whole for pair in row] for row in norms])
         known = np.array([[np.nan if pair.kept is None else pair.kept for pair in row] for row in norms])
@@ -190,7 +190,7 @@ class TritonBatch:
         return np.stack([np.bincount(rows, column, len(parts)) for column in sums.T], axis=1)
 
     def _on_device(self, tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of the tables, made without waiting for earlier launches."""
+        """Copy of the tables, made without waiting for earlier launches."""
         integers, floats = torch.from_numpy(tables.integers), torch.from_numpy(tables.floats)
         return integers.to(self.device, non_blocking=True), floats.to(self.device, non_blocking=True)
 

@@ -130,7 +130,7 @@ def _load_rounded(address, start, lanes, KIND: tl.constexpr, PRECISION: tl.const
 
 @triton.jit
 def _store(address, start, lanes, inside, value, KIND: tl.constexpr, ALIGNED: tl.constexpr):
-    """Stores a block, rounded to nearest even, where `inside` (None = everywhere)."""
+    """Store a block, rounded to nearest even, where `inside` (None = everywhere)."""
     if KIND == BF16:
         pointer = address.to(tl.pointer_type(tl.uint16))
         stored = _bf16(value)
@@ -256,7 +256,7 @@ def _merge_blocks(
     EDGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Computes blocks [first_block, end_block) and returns the bits of the largest magnitude of each lane.
+    """Compute blocks [first_block, end_block) and return the bits of the largest magnitude of each lane.
 
     EDGE: whether an end of the output or a cutoff may be inside; if not, no masks are needed. The other arguments are as in `merge_chunks`.
     """
@@ -316,7 +316,7 @@ def merge_chunks(
     STRIDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Computes chunk `program_id` and writes the bits of its largest magnitude (NaN above all) into `largest`.
+    """Compute chunk `program_id` and write the bits of its largest magnitude (NaN above all) into `largest`.
 
     Args:
         chunks: (n, 3) int64: row of the tables, first block, block after the last.
@@ -373,7 +373,7 @@ def pruned_l1_chunks(
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Writes the L1 norm (float64) of each input's pruned delta within chunk `program_id` into `norms` (n, K).
+    """Write the L1 norm (float64) of each input's pruned delta within chunk `program_id` into `norms` (n, K).
 
     The other arguments are those of `merge_chunks`; outputs, weights and scales do not matter.
     """
@@ -404,5 +404,5 @@ def pruned_l1_chunks(
 
 @triton.jit
 def answer_one(answer):
-    """Writes 1 into `answer`, (1,) int32, to test whether kernels run at all."""
+    """Write 1 into `answer`, (1,) int32, to test whether kernels run at all."""
     tl.store(answer, 1)

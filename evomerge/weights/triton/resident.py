@@ -89,7 +89,7 @@ class ResidentSources:
         return min(allowed, float(torch.cuda.mem_get_info(self._device)[0] + unused - SPARE_BYTES))
 
     def hold(self, items: Iterable[Item]) -> bool:
-        """Copies missing items; returns False if memory that seemed free was not (fragmented, or taken in the meantime)."""
+        """Copy missing items; return False if memory that seemed free was not (fragmented, or taken in the meantime)."""
         for place, part in self._missing(items).items():
             try:
                 copy = torch.zeros(_padded(part.numel()), dtype=part.dtype, device=self._device)
@@ -100,7 +100,7 @@ class ResidentSources:
         return True
 
     def drop(self) -> None:
-        """Frees all copies and returns their memory to the GPU for other uses."""
+        """Free all copies and return their memory to the GPU for other uses."""
         self._copies.clear()
         self._found.clear()
         self._held.clear()
@@ -155,13 +155,13 @@ class ResidentSources:
 
 
 def _key_of(form: FusedStep, window: Window) -> tuple[object, ...]:
-    """Identifies what a form reads."""
+    """Identify what a form reads."""
     base = None if form.base is None else form.base.key
     return (window, base, *[(entry.key, id(prune.ranks)) for entry, _, prune in form.inputs])
 
 
 def _key(source: Source) -> TensorKey | int:
-    """Identifies a source; ranks are identified by their array, which is kept alive."""
+    """Identify a source; ranks are identified by their array, which is kept alive."""
     return id(source) if isinstance(source, np.ndarray) else source.key
 
 

@@ -106,7 +106,7 @@ class Tables:
     ranges: tuple[tuple[int, int], ...]
 
     def rescale(self, scales: NDArray[np.float32]) -> None:
-        """Sets the scales of all inputs, (rows, inputs)."""
+        """Set the scales of all inputs, (rows, inputs)."""
         self.floats[:, OUTPUT_FLOATS + INPUT_SCALE :: INPUT_FLOATS] = scales
 
 
