@@ -24,7 +24,7 @@ _DEFER_IN = {"<frozen importlib._bootstrap>", weakref.__file__}
 raises; exceptions in finalizers are lost, as in `__del__`."""
 
 _SOBOL = os.path.join("scipy", "stats", "_qmc.py")
-"""End of the path of another such file: its Cython code prints and drops an exception raised while it reads its table."""
+"""End of the path of a file in which the exception must not be raised either: its Cython code prints and drops one raised while it reads its table."""
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

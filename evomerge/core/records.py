@@ -22,7 +22,7 @@ class Split(StrEnum):
     SELECT = "select"
     """ranks the finalists"""
     REPORT = "report"
-    """used only once, at the end"""
+    """only for the winner and the baselines, at the end of a search"""
 
     @classmethod
     def named(cls, name: str) -> "Split":

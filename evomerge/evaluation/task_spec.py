@@ -42,7 +42,7 @@ class TaskSpec:
         group_fewshot: the group's override of the task's own number; None = none.
         drop_shared: leave items out of `search` that are also in `select` or `report`, and items out of `select` that are in `report`.
         prompt: how items are presented to the model.
-        window: tokens per piece when whole texts are scored (`output_type: loglikelihood_rolling`); None if no task does that.
+        window: tokens per piece when whole texts are scored (`output_type: loglikelihood_rolling`), which needs it.
         members: for a group, its tasks, each with its complete settings; empty for a task.
         weight_by_size: weight the members by their numbers of items instead of equally.
     """

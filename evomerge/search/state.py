@@ -44,7 +44,7 @@ class RunState:
         diagnostics: the strategy's diagnostics at the last stop.
         finalists: ids ranked on `select`.
         best_id: the winner of the finals.
-        gone_on: whether candidates have been asked since those finals.
+        search_continued: whether candidates have been asked since those finals.
         finished: whether the finals are done.
         elapsed_s: wall time over all sessions up to the last evaluation.
         ask_s: total time that the strategy took to propose candidates.
@@ -68,7 +68,7 @@ class RunState:
     diagnostics: Mapping[str, Json] = field(default_factory=dict)
     finalists: tuple[str, ...] = ()
     best_id: str | None = None
-    gone_on: bool = False
+    search_continued: bool = False
     finished: bool = False
     elapsed_s: float = 0.0
     ask_s: float = 0.0
@@ -139,7 +139,7 @@ class RunState:
         self.pending[entry.id] = entry
         self.ask_s += event["ask_s"]
         self.stopped, self.finished = {}, False
-        self.gone_on = self.best_id is not None
+        self.search_continued = self.best_id is not None
 
     def _on_crossed(self, event: Mapping[str, Any]) -> None:
         self.entries.add_factors(event["id"], event["factors"])
@@ -202,10 +202,10 @@ class RunState:
         self.finalists, self.finished = tuple(event["ids"]), False
 
     def _on_best(self, event: Mapping[str, Any]) -> None:
-        self.best_id, self.gone_on = event["id"], False
+        self.best_id, self.search_continued = event["id"], False
 
     def _on_finished(self, event: Mapping[str, Any]) -> None:
-        self.finished, self.gone_on = True, False
+        self.finished, self.search_continued = True, False
 
     def _count_items(self, evaluation: Evaluation) -> None:
         items = evaluation.cost.get("items", 0.0)

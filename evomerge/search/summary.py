@@ -220,7 +220,7 @@ def remarks_on_finals(state: RunState) -> list[str]:
         n_found = sum(not state.entries.is_baseline(name) for name in state.finalists)
         in_finals = f" (of {n_found} in the finals)" if n_found else " (none was in the finals)"
         remarks.append(f"no merge found by the search{in_finals} beats {state.best_id} on the select split")
-    if state.gone_on:
+    if state.search_continued:
         remarks.append(
             "the winner and scores are those of the last finals; the search has continued since, and new finals will follow"
         )

@@ -68,7 +68,7 @@ class EntryTable(Mapping[str, Entry]):
             JournalError: there is already an entry with this id.
         """
         if entry.id in self._index:
-            raise JournalError(f"candidate {entry.id} appears twice in the journal")
+            raise JournalError(f"candidate id {entry.id} is already taken")
         self._index[entry.id] = len(self._names)
         self._names.append(entry.id)
         values = entry.values

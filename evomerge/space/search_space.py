@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evomerge.core import SpaceError, fingerprint
+from evomerge.core import Json, SpaceError, fingerprint
 from evomerge.space.choices import choices_at, middles_of
 
 Conditions = tuple[tuple[int, tuple[int, ...]] | None, ...]
@@ -43,6 +43,11 @@ class Parameter:
     def categorical(cls, name: str, choices: Sequence[str]) -> "Parameter":
         """A parameter whose values are the indices of `choices`."""
         return cls(name, 0.0, float(len(choices) - 1), tuple(choices))
+
+    def to_json(self) -> list[Json]:
+        """Name, bounds and choices (if any) of the parameter, in the order of the constructor's arguments, as stored with a run."""
+        choices: list[Json] = [list(self.choices)] if self.choices else []
+        return [self.name, self.low, self.high, *choices]
 
 
 class SearchSpace:
@@ -110,17 +115,7 @@ class SearchSpace:
     @property
     def fingerprint(self) -> str:
         """Equal for spaces with the same names, bounds and choices in the same order."""
-        return fingerprint(
-            [
-                [
-                    parameter.name,
-                    parameter.low,
-                    parameter.high,
-                    *([list(parameter.choices)] if parameter.choices else []),
-                ]
-                for parameter in self.parameters
-            ]
-        )
+        return fingerprint([parameter.to_json() for parameter in self.parameters])
 
     def encode(self, values: Mapping[str, float]) -> NDArray[np.float64]:
         """The point (d,) in [0, 1]^d of `values`.

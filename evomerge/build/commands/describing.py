@@ -85,7 +85,7 @@ def _on_models(problem: Problem) -> list[str]:
 
 
 def _on_objectives(problem: Problem) -> list[str]:
-    """Notes on costs that are the same for all candidates, and on costs that the strategy would ignore."""
+    """Notes on costs that are the same for all candidates, and on costs with no weight in the mean that the strategy optimises."""
     constant = [objective.name for objective in problem.objectives if objective.name in _OF_DEPTH]
     found = []
     if constant and problem.template is not None and not isinstance(problem.template, StackTemplate):

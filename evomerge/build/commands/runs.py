@@ -331,15 +331,7 @@ def _resolved(problem: Problem, given_settings: Mapping[str, Json]) -> Resolved:
         "baselines": {name: recipe.fingerprint() for name, recipe in problem.own.items()},
         "space": {
             "fingerprint": problem.space.fingerprint,
-            "parameters": [
-                [
-                    parameter.name,
-                    parameter.low,
-                    parameter.high,
-                    *([list(parameter.choices)] if parameter.choices else []),
-                ]
-                for parameter in problem.space.parameters
-            ],
+            "parameters": [parameter.to_json() for parameter in problem.space.parameters],
         },
     }
     return Resolved.model_validate(content)

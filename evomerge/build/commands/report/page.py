@@ -90,7 +90,7 @@ def _status(run: Run) -> str:
     if ended is not None:
         return ended
     if run.state.best_id is not None:
-        return "not finished" if run.state.gone_on else "not finished: the finals are not complete"
+        return "not finished" if run.state.search_continued else "not finished: the finals are not complete"
     return "not finished: only search scores so far, which are biased upwards for the best"
 
 
