@@ -3,6 +3,9 @@
 Real coordinates have CMA-ES's normal distribution, categorical ones a probability for every choice; each update changes both. A
 margin keeps every choice possible. Like `cma_es`, it samples the current distribution whenever it is asked and updates whenever
 `population_size` results are in, whatever generation they come from.
+
+When the normal distribution has converged or diverged, as it does if every candidate scores the same, a new one with twice the population starts
+at a random point (as IPOP does for `cma_es`, 10.1109/CEC.2005.1554902).
 """
 
 import warnings
@@ -19,6 +22,9 @@ from evomerge.space import choices_at, middles_of
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, nearly_equal
 from evomerge.strategy.mean_loss import behind_all
 from evomerge.strategy.replay import ReplayStrategy
+
+_MAX_DOUBLINGS = 9
+"""Restarts stop doubling the population here, as in `cma_es`."""
 
 
 class CatCmaOptions(StrategyOptions):
@@ -46,7 +52,7 @@ class CatCma(ReplayStrategy):
     """CatCMAwM on one objective or the mean of several losses.
 
     FAILED and INFEASIBLE candidates rank last in their update (the worst loss plus the range); an update in which all failed is
-    skipped. Seeds set the first distribution (`start`) and are considered by `recommend`.
+    skipped. Results from before a restart only affect `recommend`. Seeds set the first distribution (`start`) and are considered by `recommend`.
     """
 
     name: ClassVar[str] = "catcma"
@@ -59,7 +65,9 @@ class CatCma(ReplayStrategy):
         super().__init__(*args, **kwargs)
         self._real = np.flatnonzero(np.array(self.choices) == 0)
         self._optimizer: CatCMAwM | None = None
-        self._solutions: dict[str, CatCMAwM.Solution] = {}
+        self._n_runs = 0
+        self._base_population = 0
+        self._solutions: dict[str, tuple[int, CatCMAwM.Solution]] = {}
         self._finished: list[tuple[CatCMAwM.Solution, float | None]] = []
 
     def _start(self, seeds: Sequence[Told]) -> None:
@@ -67,14 +75,14 @@ class CatCma(ReplayStrategy):
 
     def _propose(self) -> Proposal:
         if self._optimizer is None:
-            self._optimizer = self._first()
+            self._optimizer = self._next_run()
         solution = self._optimizer.ask()
         point = np.empty(self.dimension)
         if len(self._real):
             point[self._real] = np.clip(solution.x, 0.0, 1.0)
         if len(self._discrete):
             point[self._discrete] = middles_of(np.argmax(solution.c, axis=1), self._counts)
-        self._solutions[self._next_id] = solution
+        self._solutions[self._next_id] = self._n_runs, solution
         return Proposal(VectorGenome(tuple(point.tolist())))
 
     def _withdraw(self) -> bool:
@@ -89,11 +97,14 @@ class CatCma(ReplayStrategy):
         if len(self._discrete):
             choice = choices_at(point[self._discrete], self._counts)
             chosen = (np.arange(self._counts.max()) == choice[:, None]).astype(bool)
-        self._solutions[recorded.id] = CatCMAwM.Solution(real, None, chosen, real)
+        self._solutions[recorded.id] = self._n_runs, CatCMAwM.Solution(real, None, chosen, real)
 
     def _learn(self, told: Told) -> None:
-        self._finished.append((self._solutions.pop(told.candidate.id), self._mean_loss.of(told)))
-        if self._optimizer is None or len(self._finished) < self._optimizer.population_size:
+        run, solution = self._solutions.pop(told.candidate.id)
+        if run != self._n_runs or self._optimizer is None:
+            return
+        self._finished.append((solution, self._mean_loss.of(told)))
+        if len(self._finished) < self._optimizer.population_size:
             return
         known = [loss for _, loss in self._finished if loss is not None]
         if known:
@@ -101,28 +112,47 @@ class CatCma(ReplayStrategy):
             # if the first results are all equal, its penalty is the median of an empty list and has no effect
             with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
                 self._optimizer.tell([(solution, last if loss is None else loss) for solution, loss in self._finished])
+            if len(self._real) and self._optimizer.should_stop():
+                self._optimizer = None
         self._finished = []
 
-    def _first(self) -> CatCMAwM:
-        """The optimiser, centred on the best seed or not on any point, as `start` says."""
+    def _next_run(self) -> CatCMAwM:
+        """The first optimiser, centred on the best seed or not on any point, as `start` says; later ones on random points, with no preferred choices."""
+        self._n_runs += 1
+        if self._n_runs > 1:
+            generator = random_stream(self.random_seed, self.name, "restart", self._n_runs)
+            size = self._base_population * 2 ** min(self._n_runs - 1, _MAX_DOUBLINGS)
+            return self._new_run(generator, generator.random(len(self._real)), None, size)
         best = self._mean_loss.best() if self.options.start == "best" else None
         point = None if best is None else np.array(best.point)
+        mean = np.full(len(self._real), 0.5) if point is None else point[self._real].copy()
+        first = self._new_run(random_stream(self.random_seed, self.name), mean, point, self.options.population_size)
+        self._base_population = first.population_size
+        return first
+
+    def _new_run(
+        self,
+        generator: np.random.Generator,
+        mean: NDArray[np.float64],
+        point: NDArray[np.float64] | None,
+        population_size: int | None,
+    ) -> CatCMAwM:
+        """An optimiser with this mean of the real coordinates, and a preference for the choices at `point` (None: for none)."""
         n_real = len(self._real)
         real: dict[str, Any] = {}
         if n_real:
             real = {
                 "x_space": [[0.0, 1.0]] * n_real,
-                "mean": np.full(n_real, 0.5) if point is None else point[self._real].copy(),
+                "mean": mean,
                 "sigma": self.options.sigma0,
                 "cov": np.eye(n_real),
             }
-        seed = int(random_stream(self.random_seed, self.name).integers(2**32))
         return CatCMAwM(
             **real,
             c_space=self._counts.tolist() or None,
             cat_param=self._probabilities(point) if len(self._discrete) else None,
-            population_size=self.options.population_size,
-            seed=seed,
+            population_size=population_size,
+            seed=int(generator.integers(2**32)),
         )
 
     def _probabilities(self, point: NDArray[np.float64] | None) -> NDArray[np.float64]:

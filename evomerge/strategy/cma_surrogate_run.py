@@ -76,7 +76,7 @@ class SurrogateRun:
     def sample(self) -> tuple[int, tuple[float, ...]]:
         """A number that identifies the sample in `tell`, and the most promising sample (d,) of the generation not yet proposed."""
         self._settle()
-        if not self._waiting and self._n_good and self._can_predict:
+        if not self._waiting and self._is_trusted:
             # all samples are proposed, but more workers are free: use the model for those still running
             self._close()
         if self._waiting:
@@ -132,7 +132,7 @@ class SurrogateRun:
     def tell(self, number: int, loss: float | None, noise: float = 0.0) -> None:
         """Take the loss of the point sampled as `number` and its standard error.
 
-        A loss of None means that it failed: it ranks last in its generation and is not added to the model.
+        A loss of None means that it failed: it ranks last in its generation, and the model gets the worst loss it knows, so that it does not lead there again.
         """
         self._settle()
         if number in self._spare:
@@ -140,12 +140,14 @@ class SurrogateRun:
         else:
             generation, row = self._sent.pop(number)
             point = self._past[generation][row]
-        if loss is not None:
-            self._model.add(point, loss)
+        modelled = self._model.worst() if loss is None else loss
+        if modelled is not None:
+            self._model.add(point, modelled)
         if generation == self._generation:
             self._losses[row] = loss
             self._noise[row] = noise
             self._n_good += loss is not None
+            self._n_modelled += modelled is not None
             self._unjudged = True
 
     def stop_reasons(self) -> Mapping[str, Json]:
@@ -156,6 +158,11 @@ class SurrogateRun:
     @property
     def _can_predict(self) -> bool:
         return len(self._model) >= self._model.min_results
+
+    @property
+    def _is_trusted(self) -> bool:
+        """Whether the model ranks this generation's results like the true losses."""
+        return self._n_good > 0 and self._can_predict and self._model.agreement(self._n_modelled) >= _TAU
 
     def _send(self, row: int) -> int:
         """Mark a sample of the generation as proposed; return its number."""
@@ -176,11 +183,10 @@ class SurrogateRun:
         if n_told < min(self._next_check, self._population_size):
             return
         self._next_check += ceil(self._next_check / 2)
-        self._model.sort_latest(self._n_good)
+        self._model.sort_latest(self._n_modelled)
         if goes_on:
             return
-        trusted = self._n_good > 0 and self._can_predict and self._model.agreement(self._n_good) >= _TAU
-        if n_told == self._population_size or trusted:
+        if n_told == self._population_size or self._is_trusted:
             self._close()
 
     def _close(self) -> None:
@@ -229,7 +235,7 @@ class SurrogateRun:
         self._waiting = list(range(self._population_size))
         self._losses: dict[int, float | None] = {}
         self._noise: dict[int, float] = {}
-        self._n_good = 0
+        self._n_good = self._n_modelled = 0
         self._next_check = max(
             1 + int(_LEAST_SHARE * self._population_size), self._model.min_results + 1 - len(self._model)
         )

@@ -77,18 +77,32 @@ class Surrogates:
 
 
 def predicted_front(
-    surrogates: Surrogates, points: Floats, taken: Floats, counts: NDArray[np.int_], generator: np.random.Generator
+    surrogates: Surrogates,
+    points: Floats,
+    failed: Floats,
+    caution: float,
+    taken: Floats,
+    counts: NDArray[np.int_],
+    generator: np.random.Generator,
 ) -> Floats:
     """At most `_FRONT` points of the unit cube that are predicted to be non-dominated.
 
-    The known `points` and a random pool are perturbed in decreasing steps, in which categorical coordinates are redrawn. If there are
-    categorical coordinates, the points `taken` (t, d) are left out of the front, which may then be empty.
+    The known `points` and a random pool are perturbed in decreasing steps, in which categorical coordinates are redrawn. Points whose distance from a
+    known one, times `caution`, exceeds that from one that has `failed` (f, d) are left out: the surrogates know nothing of failures, and their front may
+    lie among these. If there are categorical coordinates, the points `taken` (t, d) are left out too, and the front may be empty.
 
     Args:
         counts: (d,), the number of choices of each categorical coordinate, 0 for real ones.
     """
+
+    def promising(rows: Floats) -> Floats:
+        if len(failed) == 0:
+            return rows
+        kept: NDArray[np.bool_] = caution * cdist(rows, points).min(axis=1) <= cdist(rows, failed).min(axis=1)
+        return rows[kept]
+
     dimension, discrete = points.shape[1], counts > 0
-    pool = placed(np.vstack([points, generator.random((_POOL, dimension))]), counts)
+    pool = promising(placed(np.vstack([points, generator.random((_POOL, dimension))]), counts))
     looked_at = [pool]
     for step in _STEPS:
         keep = _thinned(surrogates, pool)
@@ -97,7 +111,8 @@ def predicted_front(
         moved = np.clip(moved + step * mask * generator.standard_normal(moved.shape), 0.0, 1.0)
         if discrete.any():
             moved = placed(np.where(mask & discrete, generator.random(moved.shape), moved), counts)
-            looked_at.append(moved)
+        moved = promising(moved)
+        looked_at.append(moved)
         pool = np.vstack([keep, moved])
     if discrete.any():
         pool = np.vstack(looked_at)

@@ -29,6 +29,8 @@ _MOST_COEFFICIENTS = 861
 """Those of a full quadratic in 40 dimensions; more cannot be learned within this strategy's intended budgets."""
 _MAX_FULL_DIMENSION = 12
 """A diagonal model was better from 13 dimensions on after 200 evaluations, and from 12 on after 100."""
+_MAX_CAUTION = 1024.0
+"""see `predicted_front`; doubles with every failure until a success"""
 
 
 class MapOptions(StrategyOptions):
@@ -67,8 +69,8 @@ class MapOptions(StrategyOptions):
 class MapSurrogate(ReplayStrategy):
     """Quadratic surrogates and their Pareto front.
 
-    FAILED and INFEASIBLE candidates are left out of the fits and not proposed again; pending ones are used with their
-    predicted losses. Seeds are part of the design. `diagnostics` gives the leave-one-out R2 of every surrogate: if it is
+    FAILED and INFEASIBLE candidates are left out of the fits; points closer to one of these than to a successful one are not proposed, except by the
+    design, of which every second failure counts as a point. Pending ones are used with their predicted losses. Seeds are part of the design. `diagnostics` gives the leave-one-out R2 of every surrogate: if it is
     far below 1, a quadratic does not describe the scores, and another strategy will do better.
     """
 
@@ -150,11 +152,13 @@ class _FlatPlan:
         self._losses: list[tuple[float, ...]] = []
         self._open: list[tuple[float, ...]] = []
         self._failed: list[tuple[float, ...]] = []
+        self._caution = 1.0
         self._n_drawn = 0
 
     def propose(self) -> tuple[float, ...]:
         """The next point."""
-        n_placed = len(self._losses) + len(self._open)
+        # a failure tells something too: otherwise a design would not end where most points fail
+        n_placed = len(self._losses) + len(self._open) + len(self._failed) // 2
         if len(self._losses) < 2 or n_placed < self._n_initial // (2 if self._options.bayesian else 1):
             point = self._design.next().values
         elif n_placed < self._n_initial:
@@ -177,7 +181,9 @@ class _FlatPlan:
             self._open.remove(point)
         if losses is None:
             self._failed.append(point)
+            self._caution = min(2.0 * self._caution, _MAX_CAUTION)
         else:
+            self._caution = 1.0
             self._coordinates.extend(point)
             self._losses.append(losses)
 
@@ -200,8 +206,9 @@ class _FlatPlan:
         The design's next point if the front has no other points, for example if one point is best at everything.
         """
         surrogates, points = self._fit(), self._points
-        taken = np.vstack([points, as_array([*self._open, *self._failed], self._dimension)])
-        pool = predicted_front(surrogates, points, taken, self._choices, self._stream("refine"))
+        failed = as_array(self._failed, self._dimension)
+        taken = np.vstack([points, as_array(self._open, self._dimension), failed])
+        pool = predicted_front(surrogates, points, failed, self._caution, taken, self._choices, self._stream("refine"))
         known = surrogates.predict(np.vstack([points, as_array(self._open, self._dimension)]))
         return most_promising(pool, surrogates.predict(pool), known, taken) or self._design.next().values
 

@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from inspect import isabstract
 from typing import Any, ClassVar, TypeGuard
 
+import numpy as np
 import optuna
+from numpy.typing import NDArray
 from pydantic import Field
 
 from evomerge.core import Candidate, ConfigError, Genome, VectorGenome
 from evomerge.strategy.base import Proposal, StrategyOptions, Told, nearly_equal
+from evomerge.strategy.mean_loss import behind_all
 from evomerge.strategy.replay import FEW_KNOWN, ReplayStrategy
 
 _SINGLE_OBJECTIVE = frozenset({"CmaEsSampler"})
@@ -44,7 +47,8 @@ class OptunaOptions(StrategyOptions):
 class OptunaStrategy(ReplayStrategy):
     """Wraps an in-memory Optuna study.
 
-    FAILED and INFEASIBLE candidates become failed trials, which Optuna's samplers ignore. Seeds become finished trials.
+    FAILED and INFEASIBLE candidates are told with losses behind all known ones (per objective the worst plus the range), because Optuna's samplers ignore
+    failed trials and would propose their neighbours again; before any result is known they become failed trials. Seeds become finished trials.
     """
 
     name: ClassVar[str] = "optuna"
@@ -63,6 +67,7 @@ class OptunaStrategy(ReplayStrategy):
             f"x{index}": optuna.distributions.FloatDistribution(0.0, 1.0) for index in range(self.dimension)
         }
         self._trial_of: dict[str, int] = {}
+        self._extremes: NDArray[np.float64] | None = None
         self._study = _silent_study(self._sampler(), len(self.objectives))
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
@@ -101,6 +106,7 @@ class OptunaStrategy(ReplayStrategy):
     def _start(self, seeds: Sequence[Told]) -> None:
         for seed in seeds:
             if seed.losses is not None:
+                self._note_extremes(seed.losses)
                 trial = optuna.trial.create_trial(
                     params=dict(zip(self._space, seed.candidate.point, strict=True)),
                     distributions=self._space,
@@ -125,10 +131,18 @@ class OptunaStrategy(ReplayStrategy):
         number = self._trial_of.pop(told.candidate.id, None)
         if number is None:
             self._start([told])
-        elif told.losses is None:
-            self._study.tell(number, state=optuna.trial.TrialState.FAIL)
-        else:
+        elif told.losses is not None:
+            self._note_extremes(told.losses)
             self._study.tell(number, list(told.losses))
+        elif self._extremes is not None:
+            self._study.tell(number, [behind_all(column) for column in self._extremes.T])
+        else:
+            self._study.tell(number, state=optuna.trial.TrialState.FAIL)
+
+    def _note_extremes(self, losses: Sequence[float]) -> None:
+        """Update the smallest and largest known loss of every objective, (2, m)."""
+        rows = np.array([losses]) if self._extremes is None else np.vstack([self._extremes, losses])
+        self._extremes = np.array([rows.min(axis=0), rows.max(axis=0)])
 
 
 def _silent_study(sampler: optuna.samplers.BaseSampler, n_objectives: int) -> optuna.Study:

@@ -87,6 +87,10 @@ class RankWeightedQuadratic:
         """Number of results in the archive."""
         return len(self._losses)
 
+    def worst(self) -> float | None:
+        """The largest loss in the archive; None if it is empty."""
+        return float(self._losses.max()) if len(self) else None
+
     def add(self, point: Floats, loss: float) -> None:
         """Add the latest result."""
         self._points = np.vstack([point, self._points])[: self._max_archive]

@@ -2,10 +2,12 @@ import json
 import os
 import re
 import resource
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.version import Version
 
 from evomerge.core import (
     ConfigError,
@@ -151,10 +153,12 @@ def test_hostile_yaml_is_refused_with_its_position(text: str, message: str) -> N
 def test_merge_keys_are_no_alias_bomb() -> None:
     """PyYAML from 6.0.4 on merges every key once; earlier versions would make a mapping of 9^11 pairs, which is refused."""
     merged = "\n".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12))
-    try:
-        assert load_yaml("a0: &a0 {x: 1}\n" + merged, "file.yaml")["a11"] == {"x": 1}
-    except ConfigError as refused:
-        assert "aliases expand to more than" in str(refused)
+    text = "a0: &a0 {x: 1}\n" + merged
+    if Version(version("pyyaml")) >= Version("6.0.4"):
+        assert load_yaml(text, "file.yaml")["a11"] == {"x": 1}
+    else:
+        with pytest.raises(ConfigError, match="aliases expand to more than"):
+            load_yaml(text, "file.yaml")
 
 
 def test_names_that_look_like_dates_are_text() -> None:
