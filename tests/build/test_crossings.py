@@ -118,5 +118,5 @@ def test_module_groups_work_for_models_with_other_tensor_names(tmp_path: Path, s
             .parameters["weight"]
         )
         assert [setting.filter for setting in weight] == ["attention.", None]
-    with pytest.raises(ConfigError, match=r"is left for 'mlp'.*the models have attention, embeddings, norms"):
+    with pytest.raises(ConfigError, match=r"are left for 'mlp'.*the models have attention, embeddings, norms"):
         problem(tmp_path, space={"module_groups": ["mlp", "rest"], **method}, strategy=strategy)
