@@ -1,4 +1,4 @@
-"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|many|groups|single|map|elites`; and on the demo models: `models`.
+"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|many|groups|objectives|single|map|elites`; and on the demo models: `models`.
 
 Prints one table per family; every row is the mean over the seeds with its standard deviation. Single-threaded; four
 candidates are always pending, as with four workers.
@@ -8,6 +8,8 @@ many     hypervolume after 100 and 200 evaluations in 20 and 40 dimensions: norm
          standard error 0.03) with different optima, along the axes or along random directions
 groups   hypervolume (reference 1, not normalised) after 60, 100 and 200 evaluations for two noisy losses whose coordinates are parameters in several
          groups (see noise.py)
+objectives  hypervolume after 100 and 200 evaluations for three noisy losses of groups (reference 1), and for four and six noisy skills in 8 dimensions (reference
+         0.8) and DTLZ2 with four and six objectives, halved (reference 0.6); not normalised
 single   log10 of the best gap to the optimum after 25 d, 50 d and 100 d evaluations
 map      hypervolume for three experts on the digits task (digits_experts.py) after m + 15 evaluations
 elites   quality diversity on the same digits task after 100 and 315 evaluations: the mean over three archives (15 x 15 cells of the other two error rates,
@@ -178,6 +180,49 @@ def groups(seeds: range, only: list[str] | None) -> None:
             print(f"| {dimension} | {name} | " + " | ".join(cells) + " |", flush=True)
 
 
+def objectives(seeds: range, only: list[str] | None) -> None:
+    def grouped(kind: str, dimension: int, seed: int) -> tuple[Callable[[Floats], Floats], list[int]]:
+        families = make_families(dimension)
+        parts = [make_grouped_loss(kind, families, 3 * seed + i) for i in range(3)]
+        return lambda x: np.array([part(x) for part in parts]), families.tolist()
+
+    def skills(n_objectives: int, seed: int) -> Callable[[Floats], Floats]:
+        parts = [make_loss(8, n_objectives * seed + i, rotated=False, sharpness=6.0) for i in range(n_objectives)]
+        return lambda x: np.array([part(x) for part in parts])
+
+    def volumes(name: str, problem: str, seed: int) -> list[float]:
+        kind, size = problem.split()
+        n = int(size)
+        if kind in GROUPED:
+            function, families = grouped(kind, n, seed)
+            losses, reference = run(name, function, n, 200, seed, 0.03, families=families), 1.0
+        elif kind == "skills":
+            losses, reference = run(name, skills(n, seed), 8, 200, seed, 0.03), 0.8
+        else:
+            losses, reference = run(name, lambda x: dtlz2(n)(x) / 2.0, n + 4, 200, seed), 0.6
+        return [hypervolume(losses[:count], [reference] * losses.shape[1]) for count in (100, 200)]
+
+    problems = [
+        "related 24",
+        "unrelated 24",
+        "related 60",
+        "unrelated 60",
+        "skills 4",
+        "skills 6",
+        "DTLZ2 4",
+        "DTLZ2 6",
+    ]
+    print(f"hypervolume after 100 / 200 evaluations, {len(seeds)} seeds, {date.today()}\n")
+    print("| strategy | " + " | ".join(problems) + " |\n|---|" + "---|" * len(problems))
+    for name in only or ["random", "nsga2", "nsga3", "sms_emoa", "cycleqd", "map"]:
+        cells = []
+        for problem in problems:
+            found = [volumes(name, problem, seed) for seed in seeds]
+            mean, error = np.mean(found, axis=0), np.std(found, axis=0) / np.sqrt(len(seeds))
+            cells.append(" / ".join(f"{m:.3f} +- {e:.3f}" for m, e in zip(mean, error, strict=True)))
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
 def single(seeds: range, only: list[str] | None) -> None:
     def rotated_ellipsoid(x: Floats) -> Floats:
         rotation = np.linalg.qr(np.random.default_rng(len(x)).normal(size=(len(x), len(x))))[0]
@@ -274,6 +319,7 @@ if __name__ == "__main__":
         "pareto": pareto,
         "many": many,
         "groups": groups,
+        "objectives": objectives,
         "single": single,
         "map": amortised,
         "elites": elites,

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MAP_DIMENSIONS = 20
 """up to this many dimensions a few hundred evaluations are enough for the surrogates of `map`"""
 
+MAP_OBJECTIVES = 6
+"""With more, the hypervolumes that `map` compares take seconds a proposal."""
+
 
 class Choice(NamedTuple):
     """A strategy and why it was chosen."""
@@ -34,11 +37,8 @@ def chosen_strategy(problem: "Problem") -> Choice:
         return Choice("nsga2" if n_objectives > 1 else "catcma", "the space has choices")
     if n_objectives == 1:
         return Choice("cma_es", "one objective")
-    if n_objectives <= 3 and space.dimension <= MAP_DIMENSIONS:
-        return Choice("map", f"{n_objectives} objectives, {space.dimension} dimensions")
-    return Choice(
-        "cycleqd" if n_objectives == 2 else "nsga3", f"{n_objectives} objectives, {space.dimension} dimensions"
-    )
+    suits_map = n_objectives <= MAP_OBJECTIVES and space.dimension <= MAP_DIMENSIONS
+    return Choice("map" if suits_map else "cycleqd", f"{n_objectives} objectives, {space.dimension} dimensions")
 
 
 def check_options(config: SearchConfig) -> None:

@@ -29,7 +29,7 @@ def problem(function: str, dimension: int, **changes: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("function", "dimension", "expected"),
-    [("sphere", 5, "cma_es"), ("zdt1", 8, "map"), ("zdt1", 20, "map"), ("zdt1", 21, "cycleqd")],
+    [("sphere", 5, "cma_es"), ("zdt1", 8, "map"), ("zdt1", 20, "map"), ("zdt1", 21, "cycleqd"), ("dtlz2", 7, "map")],
 )
 def test_auto_follows_the_guide(function: str, dimension: int, expected: str) -> None:
     found = problem(function, dimension)

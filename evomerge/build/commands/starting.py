@@ -35,7 +35,7 @@ method: {method}{method_note}
 #   - {{task: mine.yaml, splits: {{search: train, select: validation, report: test}}}}      # or parts of one: 'train[:60%]', ...
 {tasks}
 
-# auto: cma_es for one objective; map, cycleqd or nsga3 for the trade-offs between several (`evomerge validate` says which).
+# auto: cma_es for one objective; map or cycleqd for the trade-offs between several (`evomerge validate` says which).
 # To search for the best mean of several, set cma_es. All: {strategies}
 strategy: auto
 
