@@ -8,6 +8,7 @@ from threadpoolctl import threadpool_limits
 from evomerge.config import SearchConfig
 from evomerge.core import ConfigError
 from evomerge.strategy import AUTO, Strategy, make_strategy, strategy_options
+from evomerge.strategy.map_surrogate import default_design
 
 if TYPE_CHECKING:
     from evomerge.build.problem import Problem
@@ -18,6 +19,9 @@ MAP_DIMENSIONS = 20
 
 MAP_OBJECTIVES = 6
 """With more, the hypervolumes that `map` compares take seconds a proposal."""
+
+MAP_DESIGNS = 3
+"""With less than this many times the results that `map` waits for, `cycleqd` was as good or better (benchmarks/results/objectives-2026-11-30.md)."""
 
 
 class Choice(NamedTuple):
@@ -37,8 +41,12 @@ def chosen_strategy(problem: "Problem") -> Choice:
         return Choice("nsga2" if n_objectives > 1 else "catcma", "the space has choices")
     if n_objectives == 1:
         return Choice("cma_es", "one objective")
-    suits_map = n_objectives <= MAP_OBJECTIVES and space.dimension <= MAP_DIMENSIONS
-    return Choice("map" if suits_map else "cycleqd", f"{n_objectives} objectives, {space.dimension} dimensions")
+    what, budget = f"{n_objectives} objectives, {space.dimension} dimensions", problem.config.budget.evaluations
+    if n_objectives > MAP_OBJECTIVES or space.dimension > MAP_DIMENSIONS:
+        return Choice("cycleqd", what)
+    if budget is not None and budget < MAP_DESIGNS * default_design(space.dimension):
+        return Choice("cycleqd", f"{what}, {budget} evaluations")
+    return Choice("map", what)
 
 
 def check_options(config: SearchConfig) -> None:

@@ -33,6 +33,15 @@ _MAX_CAUTION = 1024.0
 """see `predicted_front`; doubles with every failure until a success"""
 
 
+def default_design(dimension: int) -> int:
+    """How many results the default options wait for before they use the surrogates."""
+    return _design(dimension, diagonal=dimension > _MAX_FULL_DIMENSION)
+
+
+def _design(dimension: int, *, diagonal: bool) -> int:
+    return max(n_coefficients(dimension, diagonal=diagonal) // 2, 2 * dimension + 2)
+
+
 class MapOptions(StrategyOptions):
     """Options of `map`."""
 
@@ -145,8 +154,7 @@ class _FlatPlan:
         self._seed = seed
         self._options = options
         self._diagonal = diagonal
-        half = n_coefficients(dimension, diagonal=diagonal) // 2
-        self._n_initial = options.n_initial or max(half, 2 * dimension + 2)
+        self._n_initial = options.n_initial or _design(dimension, diagonal=diagonal)
         self._design = SobolStream(dimension, random_stream(seed, "map", "design"))
         self._coordinates = array("d")
         self._losses: list[tuple[float, ...]] = []

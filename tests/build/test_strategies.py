@@ -32,9 +32,17 @@ def problem(function: str, dimension: int, **changes: Any) -> Any:
     [("sphere", 5, "cma_es"), ("zdt1", 8, "map"), ("zdt1", 20, "map"), ("zdt1", 21, "cycleqd"), ("dtlz2", 7, "map")],
 )
 def test_auto_follows_the_guide(function: str, dimension: int, expected: str) -> None:
-    found = problem(function, dimension)
+    found = problem(function, dimension, budget={"evaluations": 200})
     assert chosen_strategy(found).name == expected
     assert describe(found)[0].startswith(f"strategy    {expected} (auto: ")
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [({"evaluations": 65}, "cycleqd"), ({"evaluations": 66}, "map"), ({"items": 100}, "map"), ({"hours": 1}, "map")],
+)
+def test_auto_does_not_spend_a_small_budget_on_the_design_of_map(budget: dict[str, int], expected: str) -> None:
+    assert chosen_strategy(problem("zdt1", 8, budget=budget)).name == expected
 
 
 def test_a_run_keeps_the_strategy_that_auto_chose(tmp_path: Path) -> None:
@@ -64,7 +72,7 @@ def test_a_run_keeps_what_auto_chose_in_another_version(
 def test_options_are_checked_against_the_chosen_strategy() -> None:
     assert chosen_strategy(problem("sphere", 3, strategy={"name": "auto", "sigma0": 0.3})).name == "cma_es"
     with pytest.raises(Exception, match="map has no option 'sigma0'"):
-        problem("zdt1", 3, strategy={"name": "auto", "sigma0": 0.3})
+        problem("zdt1", 3, strategy={"name": "auto", "sigma0": 0.3}, budget={"evaluations": 24})
 
 
 @pytest.mark.parametrize("strategy", ["cma_es", {"name": "ga", "population_size": 6}])
