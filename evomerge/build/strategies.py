@@ -8,7 +8,6 @@ from threadpoolctl import threadpool_limits
 from evomerge.config import SearchConfig
 from evomerge.core import ConfigError
 from evomerge.strategy import AUTO, Strategy, make_strategy, strategy_options
-from evomerge.strategy.map_surrogate import default_design
 
 if TYPE_CHECKING:
     from evomerge.build.problem import Problem
@@ -44,6 +43,8 @@ def chosen_strategy(problem: "Problem") -> Choice:
     what, budget = f"{n_objectives} objectives, {space.dimension} dimensions", problem.config.budget.evaluations
     if n_objectives > MAP_OBJECTIVES or space.dimension > MAP_DIMENSIONS:
         return Choice("cycleqd", what)
+    from evomerge.strategy.map_surrogate import default_design
+
     if budget is not None and budget < MAP_DESIGNS * default_design(space.dimension):
         return Choice("cycleqd", f"{what}, {budget} evaluations")
     return Choice("map", what)

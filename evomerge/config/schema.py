@@ -223,7 +223,7 @@ class StrategyConfig(_Strict):
     model_config = ConfigDict(extra="allow")
 
     name: str = "cma_es"
-    """a strategy (docs/strategies.md), or auto: the one recommended there for the objectives and the space"""
+    """a strategy (docs/strategies.md), or auto: the one recommended there for the objectives, the space and the budget"""
 
     @property
     def options(self) -> dict[str, Any]:
