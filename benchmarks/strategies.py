@@ -1,4 +1,4 @@
-"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|many|groups|objectives|single|map|elites`; and on the demo models: `models`.
+"""Strategies at equal budget on functions with a known optimum: `python benchmarks/strategies.py pareto|many|groups|objectives|small|single|map|elites`; and on the demo models: `models`.
 
 Prints one table per family; every row is the mean over the seeds with its standard deviation. Single-threaded; four
 candidates are always pending, as with four workers.
@@ -10,6 +10,7 @@ groups   hypervolume (reference 1, not normalised) after 60, 100 and 200 evaluat
          groups (see noise.py)
 objectives  hypervolume after 100 and 200 evaluations for three noisy losses of groups (reference 1), and for four and six noisy skills in 8 dimensions (reference
          0.8) and DTLZ2 with four and six objectives, halved (reference 0.6); not normalised
+small    hypervolume (reference 0.8, not normalised) after 30 to 120 evaluations for two or three noisy skills, along the axes and along random directions
 single   log10 of the best gap to the optimum after 25 d, 50 d and 100 d evaluations
 map      hypervolume for three experts on the digits task (digits_experts.py) after m + 15 evaluations
 elites   quality diversity on the same digits task after 100 and 315 evaluations: the mean over three archives (15 x 15 cells of the other two error rates,
@@ -33,6 +34,7 @@ from noise import GROUPED, make_families, make_grouped_loss, make_loss
 from evomerge.archive import EliteGrid, hypervolume
 from evomerge.core import Direction, Evaluation, Objective, Split, Status
 from evomerge.strategy import make_strategy, strategy_names
+from evomerge.strategy.map_surrogate import default_design
 
 N_WORKERS = 4
 Floats = np.ndarray
@@ -89,6 +91,13 @@ def dtlz2(n_objectives: int) -> Callable[[Floats], Floats]:
     return function
 
 
+def skills(dimension: int, n_objectives: int, seed: int, *, rotated: bool) -> Callable[[Floats], Floats]:
+    losses = [
+        make_loss(dimension, n_objectives * seed + i, rotated=rotated, sharpness=6.0) for i in range(n_objectives)
+    ]
+    return lambda x: np.array([loss(x) for loss in losses])
+
+
 def best_volume(function: Callable[[Floats], Floats], dimension: int, n_objectives: int) -> float:
     """Hypervolume of a dense sample of the true front (all distance variables at their optimum)."""
     centre = 0.5 if function not in (zdt1, zdt3) else 0.0
@@ -121,10 +130,6 @@ def pareto(seeds: range, only: list[str] | None) -> None:
 
 
 def many(seeds: range, only: list[str] | None) -> None:
-    def skills(dimension: int, seed: int, *, rotated: bool) -> Callable[[Floats], Floats]:
-        losses = [make_loss(dimension, 2 * seed + i, rotated=rotated, sharpness=6.0) for i in range(2)]
-        return lambda x: np.array([loss(x) for loss in losses])
-
     def volumes(name: str, problem: str, dimension: int, seed: int) -> list[float]:
         strategy, options = variants.get(name, (name, {}))
         noise, reference, best = 0.0, 1.1, 1.0
@@ -132,7 +137,7 @@ def many(seeds: range, only: list[str] | None) -> None:
             function = functions[problem]
             best = best_volume(function, dimension, len(function(np.full(dimension, 0.5))))
         else:
-            function, noise, reference = skills(dimension, seed, rotated=problem == "skills, rotated"), 0.03, 0.5
+            function, noise, reference = skills(dimension, 2, seed, rotated=problem == "skills, rotated"), 0.03, 0.5
         losses = run(strategy, function, dimension, 200, seed, noise, **options)
         return [hypervolume(losses[:n], [reference] * losses.shape[1]) / best for n in (100, 200)]
 
@@ -186,10 +191,6 @@ def objectives(seeds: range, only: list[str] | None) -> None:
         parts = [make_grouped_loss(kind, families, 3 * seed + i) for i in range(3)]
         return lambda x: np.array([part(x) for part in parts]), families.tolist()
 
-    def skills(n_objectives: int, seed: int) -> Callable[[Floats], Floats]:
-        parts = [make_loss(8, n_objectives * seed + i, rotated=False, sharpness=6.0) for i in range(n_objectives)]
-        return lambda x: np.array([part(x) for part in parts])
-
     def volumes(name: str, problem: str, seed: int) -> list[float]:
         kind, size = problem.split()
         n = int(size)
@@ -197,7 +198,7 @@ def objectives(seeds: range, only: list[str] | None) -> None:
             function, families = grouped(kind, n, seed)
             losses, reference = run(name, function, n, 200, seed, 0.03, families=families), 1.0
         elif kind == "skills":
-            losses, reference = run(name, skills(n, seed), 8, 200, seed, 0.03), 0.8
+            losses, reference = run(name, skills(8, n, seed, rotated=False), 8, 200, seed, 0.03), 0.8
         else:
             losses, reference = run(name, lambda x: dtlz2(n)(x) / 2.0, n + 4, 200, seed), 0.6
         return [hypervolume(losses[:count], [reference] * losses.shape[1]) for count in (100, 200)]
@@ -221,6 +222,27 @@ def objectives(seeds: range, only: list[str] | None) -> None:
             mean, error = np.mean(found, axis=0), np.std(found, axis=0) / np.sqrt(len(seeds))
             cells.append(" / ".join(f"{m:.3f} +- {e:.3f}" for m, e in zip(mean, error, strict=True)))
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def small(seeds: range, only: list[str] | None) -> None:
+    budgets = (30, 40, 60, 80, 120)
+
+    def volumes(name: str, dimension: int, n_objectives: int, *, rotated: bool) -> Floats:
+        rows = []
+        for seed in seeds:
+            function = skills(dimension, n_objectives, seed, rotated=rotated)
+            losses = run(name, function, dimension, budgets[-1], seed, 0.03)
+            rows.append([hypervolume(losses[:count], [0.8] * n_objectives) for count in budgets])
+        return np.mean(rows, axis=0)
+
+    print(f"hypervolume, {len(seeds)} seeds, {date.today()}\n")
+    print(f"| objectives | dimensions | `map` waits for | strategy | {' | '.join(map(str, budgets))} |")
+    print("|---|---|---|---|" + "---|" * len(budgets))
+    for n_objectives, dimension in ((2, 4), (2, 8), (3, 8), (2, 16), (3, 20)):
+        for name in only or ["map", "cycleqd"]:
+            along, turned = (volumes(name, dimension, n_objectives, rotated=rotated) for rotated in (False, True))
+            cells = " | ".join(f"{one:.3f}, {other:.3f}" for one, other in zip(along, turned, strict=True))
+            print(f"| {n_objectives} | {dimension} | {default_design(dimension)} | {name} | {cells} |", flush=True)
 
 
 def single(seeds: range, only: list[str] | None) -> None:
@@ -320,6 +342,7 @@ if __name__ == "__main__":
         "many": many,
         "groups": groups,
         "objectives": objectives,
+        "small": small,
         "single": single,
         "map": amortised,
         "elites": elites,

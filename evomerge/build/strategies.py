@@ -20,7 +20,7 @@ MAP_OBJECTIVES = 6
 """With more, the hypervolumes that `map` compares take seconds a proposal."""
 
 MAP_DESIGNS = 3
-"""With less than this many times the results that `map` waits for, `cycleqd` was as good or better (benchmarks/results/objectives-2026-11-30.md)."""
+"""With less than this many times the results that `map` waits for, `cycleqd` was mostly better (benchmarks/results/objectives-2026-11-30.md)."""
 
 
 class Choice(NamedTuple):

@@ -143,7 +143,7 @@ class BayesianOptimisation(ReplayStrategy):
         super().__init__(*args, **kwargs)
         if len(self.objectives) > MAX_OBJECTIVES:
             raise ConfigError(
-                f"strategy bo takes at most {MAX_OBJECTIVES} objectives, got {len(self.objectives)}; use nsga3, or bo on fewer"
+                f"strategy bo takes at most {MAX_OBJECTIVES} objectives, got {len(self.objectives)}; use map, or bo on fewer"
             )
         self._choice_counts = np.array(self.choices)
         self._cube = np.stack([np.zeros(self.dimension), np.ones(self.dimension)])

@@ -401,6 +401,25 @@ def test_proposals_that_cannot_be_reproduced_are_taken_from_the_journal(
     assert f"of the {after.n_proposed} recorded" in caplog.text, "resuming a resumed run does not report it again"
 
 
+def test_a_lost_worker_is_on_disk_before_it_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LosingPool(ShufflingPool):
+        def next_done(self, timeout_s: float) -> Evaluation | LostWorker | None:
+            answer = super().next_done(timeout_s)
+            if answer is not None and answer.candidate_id == "c000010" and not recorded:
+                self.submit(EvaluationRequest(answer.candidate_id, answer.split, None, (0.5,) * 3))
+                return LostWorker(answer.candidate_id, answer.split, "killed")
+            return answer
+
+    recorded: list[bool] = []
+
+    def warn(message: str, *values: object) -> None:
+        recorded.append(b'"lost"' in (tmp_path / "run" / "journal.jsonl").read_bytes())
+
+    monkeypatch.setattr("evomerge.search.loop.logger.warning", warn)
+    run(tmp_path / "run", LosingPool(1))
+    assert recorded == [True]
+
+
 @pytest.mark.parametrize("lost", [True, False])
 def test_work_lost_to_a_signal_is_not_held_against_candidates(tmp_path: Path, lost: bool) -> None:
     """Slurm's SIGTERM reaches workers too: they die, or their engines do, while the driver exits."""

@@ -1,5 +1,7 @@
 """With the same budget, the learning strategies beat random search in the median over fixed seeds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,16 +13,18 @@ SEEDS = range(5)
 
 
 def search(name, function, dimension, n_objectives, budget, seed, workers=4, **options):
-    """Losses (budget, m) of an asynchronous search with `workers` pending candidates."""
+    """Losses (budget, m) of an asynchronous search with `workers` pending candidates; NaN for those for which `function` gives None, which fail."""
     objectives = [Objective(f"f{i}", Direction.MINIMIZE) for i in range(n_objectives)]
     strategy = make_strategy(name, dimension=dimension, objectives=objectives, seed=seed, **options)
     pending, losses = [], []
     while len(losses) < budget:
         pending += strategy.ask(workers - len(pending))
         candidate = pending.pop(0)
-        losses.append(function(np.array(candidate.genome.values)))
+        found = function(np.array(candidate.genome.values))
+        losses.append([np.nan] * n_objectives if found is None else found)
         scores = {f"f{i}": float(value) for i, value in enumerate(losses[-1])}
-        strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores)])
+        evaluation = Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores)
+        strategy.tell([replace(evaluation, status=Status.FAILED, scores={}) if found is None else evaluation])
     return np.array(losses)
 
 

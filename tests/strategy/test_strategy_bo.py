@@ -167,7 +167,7 @@ def test_best_results_may_lie_outside_the_trust_region():
 
 def test_constant_losses_work_and_too_many_objectives_are_refused():
     run(make_strategy("bo", dimension=2, objectives=["a"], seed=1, **FAST), 12, lambda point: 0.5)
-    with pytest.raises(ConfigError, match="at most 4 objectives, got 5; use nsga3"):
+    with pytest.raises(ConfigError, match="at most 4 objectives, got 5; use map"):
         make_strategy("bo", dimension=2, objectives=list("abcde"), seed=1)
 
 

@@ -2,40 +2,21 @@
 
 import numpy as np
 import pytest
+from test_strategy_against_random import search
 
 from evomerge.archive import hypervolume
-from evomerge.core import Direction, Evaluation, Objective, Split, Status
 from evomerge.search.budget import MAX_FAILURES_IN_A_ROW
-from evomerge.strategy import make_strategy
 from evomerge.strategy.cma_surrogate_run import _TAU, SurrogateRun
-
-
-def search(name, function, dimension, n_objectives, budget, seed, workers=4, **options):
-    """The losses (m,) of an asynchronous search in the order of the results; None for a failure."""
-    objectives = [Objective(f"f{i}", Direction.MINIMIZE) for i in range(n_objectives)]
-    strategy = make_strategy(name, dimension=dimension, objectives=objectives, seed=seed, **options)
-    pending, results = [], []
-    while len(results) < budget:
-        pending += strategy.ask(workers - len(pending))
-        candidate = pending.pop(0)
-        losses = function(np.array(candidate.genome.values))
-        results.append(losses)
-        if losses is None:
-            strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.FAILED, error="out of memory")])
-        else:
-            scores = {f"f{i}": float(value) for i, value in enumerate(losses)}
-            strategy.tell([Evaluation(candidate.id, Split.SEARCH, Status.OK, scores=scores)])
-    return results
 
 
 def best_where_it_fails(x):
     return None if x.sum() > 0.65 * len(x) else [np.sum((x - 0.8) ** 2), (x[0] - 0.9) ** 2 + np.sum((x[1:] - 0.6) ** 2)]
 
 
-def longest_run(results):
+def longest_run(failed):
     longest = run = 0
-    for losses in results:
-        run = run + 1 if losses is None else 0
+    for one in failed:
+        run = run + 1 if one else 0
         longest = max(longest, run)
     return longest
 
@@ -45,9 +26,10 @@ def test_the_search_goes_on_beside_a_region_of_failures(name):
     """A run ends after `MAX_FAILURES_IN_A_ROW`."""
 
     def volume(name, seed):
-        results = search(name, best_where_it_fails, 4, 2, 100, seed)
-        assert longest_run(results) < MAX_FAILURES_IN_A_ROW / 2
-        return hypervolume(np.array([losses for losses in results if losses is not None]), [0.5, 0.5])
+        losses = search(name, best_where_it_fails, 4, 2, 100, seed)
+        failed = np.isnan(losses[:, 0])
+        assert longest_run(failed) < MAX_FAILURES_IN_A_ROW / 2
+        return hypervolume(losses[~failed], [0.5, 0.5])
 
     seeds = range(3)
     assert np.median([volume(name, seed) for seed in seeds]) > np.median([volume("sobol", seed) for seed in seeds])
@@ -55,9 +37,9 @@ def test_the_search_goes_on_beside_a_region_of_failures(name):
 
 def test_a_design_among_failures_ends():
     """Although few of its points succeed; otherwise `map` would never use what it knows."""
-    results = search("map", lambda x: None if x.max() > 0.6 else [x.sum(), -x[0]], 6, 2, 120, 0)
-    n_late = sum(losses is not None for losses in results[-40:])
-    assert sum(losses is not None for losses in results[:40]) < 5 < 12 < n_late
+    losses = search("map", lambda x: None if x.max() > 0.6 else [x.sum(), -x[0]], 6, 2, 120, 0)
+    good = ~np.isnan(losses[:, 0])
+    assert good[:40].sum() < 5 < 12 < good[-40:].sum()
 
 
 @pytest.mark.parametrize("choices", [[0], [3, 0], [3, 0, 0]])
